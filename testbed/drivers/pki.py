@@ -1,0 +1,174 @@
+"""A lab's certificate authorities, and what they sign (D6).
+
+One Ed25519 key signs ssh certificates of users and hosts; one ECDSA key signs the X.509 certificates of
+OVN's databases and chassis, because OpenSSL reads those everywhere. Both stay in the lab's own folder,
+mode 0600, and end with the lab.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    SSHCertificateBuilder,
+    SSHCertificateType,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+_SKEW = timedelta(minutes=10)
+USER_LIFETIME = timedelta(hours=12)
+HOST_LIFETIME = timedelta(days=90)
+
+
+@dataclass(frozen=True, slots=True)
+class SshIdentity:
+    """An ssh key with its certificate, in OpenSSH's text formats."""
+
+    private_key: bytes
+    certificate: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TlsIdentity:
+    """A TLS key with its certificate, in PEM."""
+
+    private_key: bytes
+    certificate: bytes
+
+
+class Authority:
+    """The lab's two certificate authorities, made on first use."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
+        ssh_key = _stored_key(folder / "ssh-ca.pem", ed25519.Ed25519PrivateKey.generate)
+        tls_key = _stored_key(folder / "tls-ca.pem", lambda: ec.generate_private_key(ec.SECP256R1()))
+        if not isinstance(ssh_key, ed25519.Ed25519PrivateKey) or not isinstance(tls_key, ec.EllipticCurvePrivateKey):
+            msg = f"{folder} holds keys of an unexpected kind"
+            raise TypeError(msg)
+        self._ssh_key = ssh_key
+        self._tls_key = tls_key
+        self.tls_certificate = self._own_certificate()
+
+    @property
+    def ssh_public_key(self) -> str:
+        """The ssh authority's public key, in OpenSSH's one-line format."""
+        return self._ssh_key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+    def user(
+        self, principals: Sequence[str], *, now: datetime, lifetime: timedelta = USER_LIFETIME, start: timedelta = -_SKEW
+    ) -> SshIdentity:
+        """Sign a fresh user key for some roles.
+
+        Args:
+            principals: roles the certificate stands for.
+            now: time from which validity is counted.
+            lifetime: how long after ``now`` it ends; negative for an expired one.
+            start: when it begins, relative to ``now``.
+        """
+        return self._ssh(SSHCertificateType.USER, principals, "testbed", now + start, now + lifetime)
+
+    def host(self, name: str, addresses: Sequence[IPv4Address], *, now: datetime) -> SshIdentity:
+        """Sign a fresh host key for a machine's name and addresses."""
+        principals = [name, *(str(address) for address in addresses)]
+        return self._ssh(SSHCertificateType.HOST, principals, name, now - _SKEW, now + HOST_LIFETIME)
+
+    def _ssh(
+        self, kind: SSHCertificateType, principals: Sequence[str], key_id: str, start: datetime, end: datetime
+    ) -> SshIdentity:
+        key = ed25519.Ed25519PrivateKey.generate()
+        builder = (
+            SSHCertificateBuilder()
+            .public_key(key.public_key())
+            .serial(int.from_bytes(os.urandom(7)))
+            .type(kind)
+            .key_id(key_id.encode())
+            .valid_principals([principal.encode() for principal in principals])
+            .valid_after(int(start.timestamp()))
+            .valid_before(int(end.timestamp()))
+        )
+        if kind is SSHCertificateType.USER:
+            builder = builder.add_extension(b"permit-pty", b"")
+        certificate = builder.sign(self._ssh_key)
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        return SshIdentity(private, certificate.public_bytes() + b"\n")
+
+    def tls(self, name: str, *, now: datetime) -> TlsIdentity:
+        """Sign a fresh TLS key; the common name is what OVN's role-based access compares with the chassis."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(_name(name))
+            .issuer_name(self.tls_certificate.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - _SKEW)
+            .not_valid_after(now + HOST_LIFETIME)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
+            )
+            .sign(self._tls_key, hashes.SHA256())
+        )
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return TlsIdentity(private, certificate.public_bytes(Encoding.PEM))
+
+    def _own_certificate(self) -> x509.Certificate:
+        path = self._folder / "tls-ca.crt"
+        if path.exists():
+            return x509.load_pem_x509_certificate(path.read_bytes())
+        now = datetime.now(UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(_name("testbed lab authority"))
+            .issuer_name(_name("testbed lab authority"))
+            .public_key(self._tls_key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - _SKEW)
+            .not_valid_after(now + timedelta(days=3650))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(self._tls_key, hashes.SHA256())
+        )
+        path.write_bytes(certificate.public_bytes(Encoding.PEM))
+        return certificate
+
+    @property
+    def tls_ca(self) -> bytes:
+        """The TLS authority's certificate, in PEM."""
+        return self.tls_certificate.public_bytes(Encoding.PEM)
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _stored_key(
+    path: Path, generate: Callable[[], ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey]
+) -> PrivateKeyTypes:
+    if not path.exists():
+        pem = generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        write_secret(path, pem)
+    return serialization.load_pem_private_key(path.read_bytes(), password=None)
+
+
+def write_secret(path: Path, content: bytes) -> None:
+    """Write a file that only its owner reads, complete or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+    partial.rename(path)

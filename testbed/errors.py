@@ -1,0 +1,120 @@
+"""The errors a user can meet, each in three parts: what happened, the fact observed, what to do.
+
+Two families, never mixed. A `TestbedError` says that the tool, the machine or the input is at fault;
+its exit code is part of the command-line contract (DESIGN.md, section 7). That a wall is open is not an
+error of the tool: it is a verdict, raised only by an ``assert`` written in a check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    OK = 0
+    FAIL = 1
+    USAGE = 2
+    INCONCLUSIVE = 3
+    NOT_CAPABLE = 4
+    PROVISIONING = 5
+    INTERRUPTED = 130
+
+
+class TestbedError(Exception):
+    """Root of all errors shown to a user.
+
+    Args:
+        what: one sentence that says what could not be done.
+        fact: what was observed.
+        remedy: what the reader can do about it.
+    """
+
+    __test__ = False
+    exit_code = Exit.PROVISIONING
+
+    def __init__(self, what: str, *, fact: str, remedy: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.fact = fact
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  observed: {self.fact}\n  to do:    {self.remedy}"
+
+
+class UsageError(TestbedError):
+    """The command line is wrong."""
+
+    exit_code = Exit.USAGE
+
+
+class MachineError(TestbedError):
+    """The outer machine cannot do what was asked."""
+
+    exit_code = Exit.NOT_CAPABLE
+
+
+class ImageError(TestbedError):
+    """An image could not be baked, or is not what it was."""
+
+
+class ProvisioningError(TestbedError):
+    """A part of the lab did not reach its desired state; running the command again resumes."""
+
+
+class LockedError(TestbedError):
+    """Another process works on the same lab."""
+
+
+class BrokenLabError(TestbedError):
+    """A breach could not be reverted: nothing that is observed on this lab counts until it is repaired."""
+
+
+class InstrumentError(TestbedError):
+    """An observation could not be completed; the verdict that needed it is inconclusive."""
+
+    exit_code = Exit.INCONCLUSIVE
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Mistake:
+    """One thing wrong in a topology file.
+
+    Args:
+        line: line of the file, from 1; 0 if the mistake concerns the whole file.
+        path: place in the document, as in ``tenants.red.guests.web.node``.
+        fact: what is written there, and why it cannot be.
+        remedy: what is allowed, with the nearest valid spelling where there is one.
+    """
+
+    line: int
+    path: str
+    fact: str
+    remedy: str
+
+
+class TopologyError(TestbedError):
+    """A topology file that cannot be used, with every mistake found in one pass."""
+
+    exit_code = Exit.USAGE
+
+    def __init__(self, file: str, mistakes: Iterable[Mistake]) -> None:
+        self.file = file
+        self.mistakes = tuple(sorted(set(mistakes)))
+        count = len(self.mistakes)
+        super().__init__(
+            f"{file} is not a usable topology",
+            fact=f"{count} mistake{'s' if count != 1 else ''}",
+            remedy="correct the file, then run `testbed validate` again",
+        )
+
+    def __str__(self) -> str:
+        lines = [f"{self.what}: {self.fact}"]
+        for mistake in self.mistakes:
+            lines.append(f"{self.file}:{mistake.line}: {mistake.path or 'topology'}: {mistake.fact}")
+            lines.append(f"    {mistake.remedy}")
+        return "\n".join(lines)

@@ -1,0 +1,213 @@
+"""From what is written to what it means: `Spec` to `Testbed`. Pure and deterministic.
+
+Numbers (addresses, tunnel keys, worker accounts) follow from a hash of the name they belong to, with
+probing on collision, so that adding a guest leaves the others where they are, and tenants that use the
+same names and ranges get the same addresses: the wall has to tell them apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from ipaddress import IPv4Address, IPv4Network
+from uuid import UUID, uuid5
+
+from testbed.model.testbed import (
+    FIRST_WORKER_UID,
+    AllowedFlow,
+    Guest,
+    GuestNic,
+    LabNetwork,
+    Machine,
+    MachineNic,
+    Plane,
+    Role,
+    Tenant,
+    TenantNetwork,
+    Testbed,
+    Volume,
+)
+from testbed.spec.rules import CONTROLLER, WORKERS_PER_NODE
+from testbed.spec.schema import ControllerSpec, GuestSpec, NodeSpec, Spec, TenantSpec
+
+_NAMESPACE = UUID("5f0c6a0e-93cc-5f2e-8f0b-0d8f5d6f7a41")
+_MAX_TUNNEL_KEY = 2**23
+_PREFIX = {Plane.MANAGEMENT: "mgmt", Plane.FABRIC: "fabr", Plane.STORAGE: "stor"}
+
+
+def resolve(spec: Spec) -> Testbed:
+    """Return what a valid topology means.
+
+    Args:
+        spec: a topology without mistakes; `testbed.spec.load` guarantees that.
+    """
+    networks = tuple(_lab_network(plane, getattr(spec.infrastructure, plane)) for plane in Plane)
+    hosts = {
+        plane: _spread(list(spec.nodes), range(11, network.network.num_addresses - 1), str(plane))
+        for plane, network in zip(Plane, networks, strict=True)
+    }
+    controller = _machine(spec, CONTROLLER, spec.controller, networks, dict.fromkeys(Plane, 10))
+    nodes = tuple(
+        _machine(spec, name, node, networks, {plane: hosts[plane][name] for plane in Plane})
+        for name, node in spec.nodes.items()
+    )
+    keys = _spread(
+        [f"{tenant}/{network}" for tenant, item in spec.tenants.items() for network in item.networks],
+        range(1, _MAX_TUNNEL_KEY),
+        "key",
+    )
+    slots = _worker_slots(spec)
+    tenants = tuple(_tenant(spec, name, tenant, keys, slots) for name, tenant in spec.tenants.items())
+    return Testbed(spec.name, _digest(spec.name, networks, controller, nodes, tenants), networks, controller, nodes, tenants)
+
+
+def _hash(*parts: str) -> int:
+    return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8])
+
+
+def _spread(names: Iterable[str], slots: range, salt: str) -> dict[str, int]:
+    """Give each name a slot of its own: the hashed one, or the next free one after it."""
+    taken: set[int] = set()
+    result: dict[str, int] = {}
+    for name in names:
+        slot = slots[_hash(salt, name) % len(slots)]
+        while slot in taken:
+            slot = slots[(slots.index(slot) + 1) % len(slots)]
+        taken.add(slot)
+        result[name] = slot
+    return result
+
+
+def _mac(*parts: str) -> str:
+    """Return a locally administered unicast MAC address; 40 hashed bits make a collision a curiosity."""
+    octets = hashlib.sha256("\0".join(("mac", *parts)).encode()).digest()[:5]
+    return ":".join(f"{octet:02x}" for octet in (0x0A, *octets))
+
+
+def _uuid(*parts: str) -> str:
+    return str(uuid5(_NAMESPACE, "/".join(parts)))
+
+
+def _interface(prefix: str, *parts: str) -> str:
+    """Return an interface name of at most 15 characters, unique in a lab."""
+    return f"{prefix}{_hash(*parts) % 16**8:08x}"
+
+
+def _lab_network(plane: Plane, network: IPv4Network) -> LabNetwork:
+    gateway = network[1] if plane is Plane.MANAGEMENT else None
+    return LabNetwork(plane, network, f"br-{plane}", gateway)
+
+
+def _machine(
+    spec: Spec,
+    name: str,
+    item: NodeSpec | ControllerSpec,
+    networks: tuple[LabNetwork, ...],
+    hosts: dict[Plane, int],
+) -> Machine:
+    role = Role.NODE if isinstance(item, NodeSpec) else Role.CONTROLLER
+    planes = tuple(Plane) if role is Role.NODE else (Plane.MANAGEMENT,)
+    nics = tuple(
+        MachineNic(
+            network.plane,
+            _mac(spec.name, name, network.plane),
+            network.network[hosts[network.plane]],
+            _interface(_PREFIX[network.plane], spec.name, name),
+        )
+        for network in networks
+        if network.plane in planes
+    )
+    return Machine(name, role, _uuid(spec.name, name), item.memory, item.vcpus, nics)
+
+
+def _node_of(spec: Spec, guest: GuestSpec) -> str:
+    return guest.node or next(iter(spec.nodes))
+
+
+def _worker_slots(spec: Spec) -> dict[str, int]:
+    slots: dict[str, int] = {}
+    for node in spec.nodes:
+        labels = [
+            f"{tenant}/{name}"
+            for tenant, item in spec.tenants.items()
+            for name, guest in item.guests.items()
+            if _node_of(spec, guest) == node
+        ]
+        slots.update(_spread(labels, range(WORKERS_PER_NODE), f"worker/{node}"))
+    return slots
+
+
+def _tenant(spec: Spec, name: str, item: TenantSpec, keys: dict[str, int], slots: dict[str, int]) -> Tenant:
+    networks = tuple(
+        TenantNetwork(
+            name, label, network, keys[f"{name}/{label}"], network[1], _mac(spec.name, "dhcp", name, label)
+        )
+        for label, network in item.networks.items()
+    )
+    memberships = {guest: _networks_of(item, guest_spec) for guest, guest_spec in item.guests.items()}
+    addresses = {
+        network.name: _addresses(network, [guest for guest, joined in memberships.items() if network.name in joined])
+        for network in networks
+    }
+    guests = tuple(
+        _guest(spec, name, guest, guest_spec, slots, {label: addresses[label][guest] for label in memberships[guest]})
+        for guest, guest_spec in item.guests.items()
+    )
+    flows = tuple(AllowedFlow(name, flow.source, flow.target, flow.protocol, flow.port) for flow in item.allow)
+    return Tenant(name, networks, guests, flows)
+
+
+def _networks_of(item: TenantSpec, guest: GuestSpec) -> tuple[str, ...]:
+    return guest.networks or tuple(item.networks)
+
+
+def _addresses(network: TenantNetwork, guests: list[str]) -> dict[str, IPv4Address]:
+    slots = _spread(guests, range(2, network.network.num_addresses - 1), "address")
+    return {guest: network.network[slot] for guest, slot in slots.items()}
+
+
+def _guest(
+    spec: Spec,
+    tenant: str,
+    name: str,
+    item: GuestSpec,
+    slots: dict[str, int],
+    addresses: dict[str, IPv4Address],
+) -> Guest:
+    slot = slots[f"{tenant}/{name}"]
+    nics = tuple(
+        GuestNic(
+            label,
+            _mac(spec.name, tenant, name, label),
+            address,
+            _uuid(spec.name, tenant, name, label),
+            _interface("tap", spec.name, tenant, name, label),
+        )
+        for label, address in addresses.items()
+    )
+    volumes = tuple(Volume(label, size, f"{name}.{label}.raw") for label, size in item.volumes.items())
+    return Guest(
+        tenant=tenant,
+        name=name,
+        node=_node_of(spec, item),
+        uuid=_uuid(spec.name, tenant, name),
+        memory=item.memory,
+        vcpus=item.vcpus,
+        worker=f"worker{slot:02d}",
+        uid=FIRST_WORKER_UID + slot,
+        nics=nics,
+        volumes=volumes,
+    )
+
+
+def _digest(
+    name: str,
+    networks: tuple[LabNetwork, ...],
+    controller: Machine,
+    nodes: tuple[Machine, ...],
+    tenants: tuple[Tenant, ...],
+) -> str:
+    content = [name, *(asdict(item) for item in (*networks, controller, *nodes, *tenants))]
+    return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()

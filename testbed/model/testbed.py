@@ -1,0 +1,238 @@
+"""What a topology means: every name, MAC, address, tunnel key, account and path decided.
+
+Frozen values without behaviour beyond look-ups. Sizes are bytes. Two loads of the same file give equal
+values; nothing in here depends on the machine that runs the lab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from ipaddress import IPv4Address, IPv4Network
+
+IMAGES = "/var/lib/testbed/images"
+POOLS = "/var/lib/testbed/pools"
+FIRST_WORKER_UID = 64100
+
+
+class Role(StrEnum):
+    """What a machine is for; also the name of its image."""
+
+    NODE = "node"
+    CONTROLLER = "controller"
+
+
+class Plane(StrEnum):
+    """The infrastructure networks of a lab."""
+
+    MANAGEMENT = "management"
+    FABRIC = "fabric"
+    STORAGE = "storage"
+
+
+@dataclass(frozen=True, slots=True)
+class LabNetwork:
+    """An infrastructure network: one bridge in the lab's namespace.
+
+    Args:
+        gateway: the outer machine's address, on the management network only.
+    """
+
+    plane: Plane
+    network: IPv4Network
+    bridge: str
+    gateway: IPv4Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class MachineNic:
+    """A machine's interface on an infrastructure network."""
+
+    plane: Plane
+    mac: str
+    address: IPv4Address
+    tap: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A node or the controller."""
+
+    name: str
+    role: Role
+    uuid: str
+    memory: int
+    vcpus: int
+    nics: tuple[MachineNic, ...]
+
+    def address(self, plane: Plane) -> IPv4Address:
+        """Return the machine's address on a plane."""
+        return next(nic.address for nic in self.nics if nic.plane is plane)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantNetwork:
+    """A tenant's network: one OVN logical switch.
+
+    Args:
+        key: tunnel key on the fabric (24 bits), unique in the lab.
+        server: address from which OVN answers DHCP.
+    """
+
+    tenant: str
+    name: str
+    network: IPv4Network
+    key: int
+    server: IPv4Address
+    server_mac: str
+
+    @property
+    def label(self) -> str:
+        """Name of the logical switch, unique in the lab."""
+        return f"{self.tenant}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestNic:
+    """A guest's interface: one OVN logical port.
+
+    Args:
+        port: name of the logical port, equal to the ``iface-id`` that OVN binds.
+        tap: name of the interface on the node.
+    """
+
+    network: str
+    mac: str
+    address: IPv4Address
+    port: str
+    tap: str
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A guest's extra disk, in bytes."""
+
+    name: str
+    size: int
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A tenant's nested virtual machine."""
+
+    tenant: str
+    name: str
+    node: str
+    uuid: str
+    memory: int
+    vcpus: int
+    worker: str
+    uid: int
+    nics: tuple[GuestNic, ...]
+    volumes: tuple[Volume, ...]
+
+    @property
+    def label(self) -> str:
+        """Name of the guest in the lab: ``tenant/guest``."""
+        return f"{self.tenant}/{self.name}"
+
+    @property
+    def domain(self) -> str:
+        """Name of the libvirt domain on the node."""
+        return f"{self.tenant}.{self.name}"
+
+    @property
+    def root_disk(self) -> str:
+        """Path of the root overlay on the node."""
+        return f"{self.pool}/{self.name}.qcow2"
+
+    @property
+    def pool(self) -> str:
+        """Folder of the tenant's storage pool on the node."""
+        return f"{POOLS}/{self.tenant}"
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedFlow:
+    """A flow that the topology allows, inside one tenant. ``port`` is None for ICMP."""
+
+    tenant: str
+    source: str
+    target: str
+    protocol: str
+    port: int | None
+
+    @property
+    def service(self) -> str:
+        """The service as a topology file writes it."""
+        return self.protocol if self.port is None else f"{self.protocol}/{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """An owner of networks and guests."""
+
+    name: str
+    networks: tuple[TenantNetwork, ...]
+    guests: tuple[Guest, ...]
+    flows: tuple[AllowedFlow, ...]
+
+    def network(self, name: str) -> TenantNetwork:
+        """Return one of the tenant's networks."""
+        return next(network for network in self.networks if network.name == name)
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """A whole lab, resolved.
+
+    Args:
+        digest: SHA-256 of the resolved content (hexadecimal); equal for files that mean the same.
+    """
+
+    __test__ = False
+
+    name: str
+    digest: str
+    networks: tuple[LabNetwork, ...]
+    controller: Machine
+    nodes: tuple[Machine, ...]
+    tenants: tuple[Tenant, ...]
+
+    @property
+    def machines(self) -> tuple[Machine, ...]:
+        """The controller and every node."""
+        return (self.controller, *self.nodes)
+
+    @cached_property
+    def guests(self) -> tuple[Guest, ...]:
+        """Every guest of every tenant."""
+        return tuple(guest for tenant in self.tenants for guest in tenant.guests)
+
+    def tenant(self, name: str) -> Tenant:
+        """Return a tenant by name."""
+        return next(tenant for tenant in self.tenants if tenant.name == name)
+
+    def machine(self, name: str) -> Machine:
+        """Return a machine by name."""
+        return next(machine for machine in self.machines if machine.name == name)
+
+    def guests_on(self, node: str) -> tuple[Guest, ...]:
+        """Return the guests that are placed on a node."""
+        return tuple(guest for guest in self.guests if guest.node == node)
+
+    def lab_network(self, plane: Plane) -> LabNetwork:
+        """Return an infrastructure network."""
+        return next(network for network in self.networks if network.plane is plane)
+
+    def switches(self) -> Iterator[TenantNetwork]:
+        """Yield every tenant network."""
+        for tenant in self.tenants:
+            yield from tenant.networks
+
+    def switch_of(self, guest: Guest, nic: GuestNic) -> TenantNetwork:
+        """Return the tenant network that a guest's interface is attached to."""
+        return self.tenant(guest.tenant).network(nic.network)

@@ -1,0 +1,188 @@
+"""libvirt domain XML of machines and guests: pure functions of the resolved lab.
+
+Every domain says who made it, and from what: lab, name and the properties it was made from stand in its
+metadata, so that a later run can tell what changed (D9).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from xml.etree import ElementTree as ET
+
+from testbed.model.facts import Accelerator, Environment
+from testbed.model.testbed import IMAGES, Guest, Machine, Role, Testbed
+
+NAMESPACE = "https://testbed.invalid/lab/1"
+CREDENTIAL = "opt/io.systemd.credentials/testbed.identity"
+_TRANSLATION_CACHE_MIB = 512
+_QUIET = "quiet loglevel=3 systemd.show_status=no"
+ET.register_namespace("testbed", NAMESPACE)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFiles:
+    """Paths on the outer machine that a machine's domain refers to.
+
+    Args:
+        disks: qcow2 overlays in the order vda, vdb, vdc.
+        console: file that receives the serial console from the first byte.
+    """
+
+    kernel: str
+    initrd: str
+    disks: tuple[str, ...]
+    identity: str
+    console: str
+
+
+def _sub(parent: ET.Element, tag: str, text: str | None = None, **attributes: str) -> ET.Element:
+    element = ET.SubElement(parent, tag, attributes)
+    element.text = text
+    return element
+
+
+def _domain(kind: str, name: str, uuid: str, memory: int, vcpus: int) -> ET.Element:
+    root = ET.Element("domain", type=kind)
+    _sub(root, "name", name)
+    _sub(root, "uuid", uuid)
+    _sub(root, "memory", str(memory), unit="b")
+    _sub(root, "vcpu", str(vcpus))
+    return root
+
+
+def _metadata(root: ET.Element, lab: str, name: str, properties: Mapping[str, object]) -> None:
+    mark = _sub(_sub(root, "metadata"), f"{{{NAMESPACE}}}lab", name=lab, resource=name)
+    mark.text = json.dumps(properties, sort_keys=True)
+
+
+def read_mark(xml: str) -> tuple[str, str, dict[str, object]] | None:
+    """Return lab, resource and properties from a domain's metadata, or None if it is not ours."""
+    mark = ET.fromstring(xml).find(f"metadata/{{{NAMESPACE}}}lab")
+    if mark is None:
+        return None
+    return mark.get("name", ""), mark.get("resource", ""), json.loads(mark.text or "{}")
+
+
+def _boot(root: ET.Element, kernel: str, initrd: str, words: Iterable[str]) -> None:
+    boot = _sub(root, "os")
+    _sub(boot, "type", "hvm", arch="x86_64", machine="q35")
+    _sub(boot, "kernel", kernel)
+    _sub(boot, "initrd", initrd)
+    _sub(boot, "cmdline", " ".join(("console=ttyS0 root=/dev/vda rw", _QUIET, *words)))
+
+
+def _disk(devices: ET.Element, path: str, target: str, form: str, **driver: str) -> None:
+    disk = _sub(devices, "disk", type="file", device="disk")
+    _sub(disk, "driver", name="qemu", type=form, **driver)
+    _sub(disk, "source", file=path)
+    _sub(disk, "target", dev=target, bus="virtio")
+
+
+def _common_devices(devices: ET.Element) -> None:
+    _sub(devices, "controller", type="usb", model="none")
+    _sub(devices, "memballoon", model="none")
+    _sub(_sub(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
+
+
+def machine_id(uuid: str) -> str:
+    """Return the systemd machine id of a machine or guest (32 hexadecimal digits)."""
+    return uuid.replace("-", "")
+
+
+def machine_xml(
+    lab: Testbed, machine: Machine, environment: Environment, files: MachineFiles, properties: Mapping[str, object]
+) -> str:
+    """Return the domain of a node or the controller on the outer machine.
+
+    Args:
+        lab: the lab it belongs to.
+        machine: what it is.
+        environment: accelerator and emulator of the outer machine.
+        files: what it is made from.
+        properties: desired properties, recorded in the metadata.
+    """
+    kvm = environment.outer is Accelerator.KVM
+    vcpus = environment.vcpus(machine.vcpus)
+    root = _domain("kvm" if kvm else "qemu", machine.name, machine.uuid, machine.memory, vcpus)
+    _metadata(root, lab.name, machine.name, properties)
+    words = [f"systemd.hostname={machine.name}", f"systemd.machine_id={machine_id(machine.uuid)}"]
+    if machine.role is Role.NODE:
+        words += [
+            "apparmor=1 security=apparmor audit=1",
+            f"testbed.mount=/dev/vdb:{IMAGES}:ro,nodev,nosuid,noexec",
+            "testbed.mount=/dev/vdc:/var/lib/testbed/pools:noatime,nodev,nosuid,noexec",
+        ]
+    _boot(root, files.kernel, files.initrd, words)
+    features = _sub(root, "features")
+    _sub(features, "acpi")
+    if kvm:
+        _sub(root, "cpu", mode="host-passthrough")
+    else:
+        _sub(_sub(features, "tcg"), "tb-cache", str(_TRANSLATION_CACHE_MIB), unit="MiB")
+        cpu = _sub(root, "cpu", mode="custom", match="exact")
+        _sub(cpu, "model", "EPYC", fallback="forbid")
+        for feature in ("svm", "npt") if machine.role is Role.NODE else ():
+            _sub(cpu, "feature", policy="require", name=feature)
+    _sub(root, "clock", offset="utc")
+    _sub(root, "on_crash", "destroy")
+    devices = _sub(root, "devices")
+    _sub(devices, "emulator", environment.emulator)
+    for path, target in zip(files.disks, ("vda", "vdb", "vdc"), strict=False):
+        _disk(devices, path, target, "qcow2", cache="unsafe", discard="unmap")
+    for nic in machine.nics:
+        interface = _sub(devices, "interface", type="ethernet")
+        _sub(interface, "mac", address=nic.mac)
+        _sub(interface, "target", dev=nic.tap, managed="no")
+        _sub(interface, "model", type="virtio")
+    serial = _sub(devices, "serial", type="pty")
+    _sub(serial, "log", file=files.console, append="on")
+    _common_devices(devices)
+    identity = _sub(root, "sysinfo", type="fwcfg")
+    _sub(identity, "entry", name=CREDENTIAL, file=files.identity)
+    return _text(root)
+
+
+def guest_xml(lab: Testbed, guest: Guest, properties: Mapping[str, object]) -> str:
+    """Return the domain of a guest on its node: KVM, confined, under an account of its own (PRC-01, PRC-02)."""
+    root = _domain("kvm", guest.domain, guest.uuid, guest.memory, guest.vcpus)
+    _metadata(root, lab.name, guest.label, properties)
+    _sub(_sub(root, "memoryBacking"), "nosharepages")
+    words = [f"systemd.hostname={guest.name}", f"systemd.machine_id={machine_id(guest.uuid)}"]
+    _boot(root, f"{IMAGES}/guest/vmlinuz", f"{IMAGES}/guest/initrd", words)
+    _sub(_sub(root, "features"), "acpi")
+    cpu = _sub(root, "cpu", mode="host-passthrough", check="none")
+    _sub(cpu, "feature", policy="disable", name="svm")
+    _sub(root, "clock", offset="utc")
+    _sub(root, "on_crash", "destroy")
+    devices = _sub(root, "devices")
+    disk = _sub(devices, "disk", type="file", device="disk")
+    _sub(disk, "driver", name="qemu", type="qcow2", cache="none")
+    _sub(disk, "source", file=guest.root_disk)
+    backing = _sub(disk, "backingStore", type="file")
+    _sub(backing, "format", type="raw")
+    _sub(backing, "source", file=f"{IMAGES}/guest/root.raw")
+    _sub(disk, "target", dev="vda", bus="virtio")
+    for letter, volume in zip("bcdefghijklmnop", guest.volumes, strict=False):
+        _disk(devices, f"{guest.pool}/{volume.file}", f"vd{letter}", "raw", cache="none")
+    for nic in guest.nics:
+        interface = _sub(devices, "interface", type="bridge")
+        _sub(interface, "mac", address=nic.mac)
+        _sub(interface, "source", bridge="br-int")
+        _sub(_sub(interface, "virtualport", type="openvswitch"), "parameters", interfaceid=nic.port)
+        _sub(interface, "target", dev=nic.tap)
+        _sub(interface, "model", type="virtio")
+    channel = _sub(devices, "channel", type="unix")
+    _sub(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
+    _sub(devices, "serial", type="pty")
+    _common_devices(devices)
+    label = _sub(root, "seclabel", type="static", model="dac", relabel="yes")
+    _sub(label, "label", f"{guest.worker}:{guest.worker}")
+    _sub(root, "seclabel", type="dynamic", model="apparmor", relabel="yes")
+    return _text(root)
+
+
+def _text(root: ET.Element) -> str:
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode") + "\n"

@@ -1,0 +1,182 @@
+"""What a user writes: the topology file as pydantic models.
+
+Unknown keys are refused. Names are the keys of mappings, sizes carry units, a flow is one line.
+Nothing here knows what the words mean to one another; `rules` does.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Network
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+_UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB}
+_SIZE = re.compile(r"^(\d+)\s*(KiB|MiB|GiB)$")
+_NAME = r"^[a-z]([a-z0-9-]{0,18}[a-z0-9])?$"
+_FLOW = re.compile(r"^\s*(?P<source>\S+)\s*->\s*(?P<target>\S+)\s+(?P<service>\S+)\s*$")
+
+
+def parse_size(value: object) -> int:
+    """Return a size in bytes from text such as ``64 MiB``.
+
+    Raises:
+        ValueError: the text has no unit, or is no size.
+    """
+    match = _SIZE.match(value) if isinstance(value, str) else None
+    if not match:
+        msg = f"{value!r} is not a size; write a whole number and KiB, MiB or GiB, as in '64 MiB'"
+        raise ValueError(msg)
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def format_size(size: int) -> str:
+    """Return a size in bytes the way a topology file writes it."""
+    for unit, factor in reversed(_UNITS.items()):
+        if size >= factor and size % factor == 0:
+            return f"{size // factor} {unit}"
+    return f"{size} B"
+
+
+def _private_network(network: IPv4Network) -> IPv4Network:
+    if network.prefixlen > 29:
+        msg = f"{network} is too small; use a prefix length of 29 or less"
+        raise ValueError(msg)
+    if network.is_multicast or network.is_loopback or network.is_link_local or network.is_unspecified:
+        msg = f"{network} is reserved for other purposes; use a private network such as 10.0.0.0/24"
+        raise ValueError(msg)
+    return network
+
+
+def _network_text(value: object) -> object:
+    if isinstance(value, str):
+        return IPv4Network(value)
+    return value
+
+
+Name = Annotated[str, Field(pattern=_NAME)]
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    WithJsonSchema({"type": "string", "pattern": _SIZE.pattern, "examples": ["64 MiB", "2 GiB"]}),
+]
+Network = Annotated[
+    IPv4Network,
+    BeforeValidator(_network_text),
+    AfterValidator(_private_network),
+    WithJsonSchema({"type": "string", "examples": ["10.0.0.0/24"]}),
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Flow(_Strict):
+    """One allowed flow between two guests of a tenant: ``web -> db tcp/5432``."""
+
+    source: str
+    target: str
+    protocol: Literal["tcp", "udp", "icmp"]
+    port: int | None = None
+
+    @classmethod
+    def parse(cls, text: object) -> Flow:
+        """Return the flow that a line of the file describes.
+
+        Raises:
+            ValueError: the line does not have the form ``source -> target protocol/port``.
+        """
+        match = _FLOW.match(text) if isinstance(text, str) else None
+        if not match:
+            msg = f"{text!r} is not a flow; write 'source -> target protocol/port', as in 'web -> db tcp/5432'"
+            raise ValueError(msg)
+        protocol, _, port = match["service"].partition("/")
+        if protocol == "icmp" and not port:
+            return cls(source=match["source"], target=match["target"], protocol="icmp")
+        if protocol not in ("tcp", "udp") or not port.isdigit() or not 1 <= int(port) <= 65535:
+            msg = f"{match['service']!r} is not a service; write tcp/PORT or udp/PORT with a port from 1 to 65535, or icmp"
+            raise ValueError(msg)
+        return cls(
+            source=match["source"], target=match["target"], protocol="tcp" if protocol == "tcp" else "udp", port=int(port)
+        )
+
+    def __str__(self) -> str:
+        service = self.protocol if self.port is None else f"{self.protocol}/{self.port}"
+        return f"{self.source} -> {self.target} {service}"
+
+
+FlowLine = Annotated[
+    Flow,
+    BeforeValidator(lambda value: value if isinstance(value, Flow) else Flow.parse(value)),
+    WithJsonSchema({"type": "string", "examples": ["web -> db tcp/5432", "web -> db icmp"]}),
+]
+
+
+class NodeSpec(_Strict):
+    """A virtual machine that is a KVM host and runs guests."""
+
+    memory: Size = Field(default=2 * GIB, description="RAM of the node, with unit")
+    vcpus: int = Field(default=2, ge=1, le=64, description="virtual CPUs; under emulation a node gets one")
+
+
+class ControllerSpec(_Strict):
+    """The virtual machine that holds the fleet's services."""
+
+    memory: Size = Field(default=GIB, description="RAM of the controller, with unit")
+    vcpus: int = Field(default=2, ge=1, le=64, description="virtual CPUs; under emulation a machine gets one")
+
+
+class InfrastructureSpec(_Strict):
+    """The networks that join the machines of a lab. They live in the lab's own network namespace."""
+
+    management: Network = IPv4Network("198.18.0.0/24")
+    fabric: Network = IPv4Network("198.18.1.0/24")
+    storage: Network = IPv4Network("198.18.2.0/24")
+
+
+class GuestSpec(_Strict):
+    """A tenant's virtual machine, nested in a node."""
+
+    node: str | None = Field(default=None, description="node it runs on; optional where there is one node")
+    network: str | list[str] | None = Field(
+        default=None, description="network, or list of networks; optional where the tenant has one"
+    )
+    memory: Size = Field(default=224 * MIB, description="RAM of the guest, with unit")
+    vcpus: int = Field(default=1, ge=1, le=16)
+    volumes: dict[Name, Size] = Field(default_factory=dict, description="extra volumes: name and size with unit")
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the networks, in the order of the guest's interfaces."""
+        if self.network is None:
+            return ()
+        return (self.network,) if isinstance(self.network, str) else tuple(self.network)
+
+
+class TenantSpec(_Strict):
+    """Who owns guests, networks and volumes. Tenants may use the same names and addresses as one another."""
+
+    networks: dict[Name, Network] = Field(min_length=1)
+    guests: dict[Name, GuestSpec] = Field(min_length=1)
+    allow: list[FlowLine] = Field(default_factory=list, description="flows allowed inside the tenant; all else is denied")
+
+
+class Spec(_Strict):
+    """A whole topology file."""
+
+    version: Literal[1] = Field(description="version of this format")
+    name: Name = Field(description="name of the lab")
+    controller: ControllerSpec = ControllerSpec()
+    infrastructure: InfrastructureSpec = InfrastructureSpec()
+    nodes: dict[Name, NodeSpec] = Field(min_length=1)
+    tenants: dict[Name, TenantSpec] = Field(min_length=1)
+
+
+def json_schema() -> dict[str, object]:
+    """Return the JSON Schema of a topology file, for editors."""
+    schema = Spec.model_json_schema()
+    schema["title"] = "testbed topology"
+    return schema
