@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from testbed.model.testbed import Machine, Plane, Role, Testbed
 
 
+_PUBLIC = ("systemd/", "testbed/hosts")
+
+
 @dataclass(frozen=True, slots=True)
 class MachineKeys:
     """Secrets and certificates of one machine, as text."""
@@ -49,6 +52,7 @@ def administrators(lab: Testbed) -> tuple[str, ...]:
 def identity_files(lab: Testbed, machine: Machine, keys: MachineKeys) -> dict[str, bytes]:
     """Return path (relative to /run) and content of every file of a machine's identity."""
     files: dict[str, bytes] = {
+        "testbed/hosts": f"127.0.0.1 localhost\n127.0.1.1 {machine.name}\n".encode(),
         "testbed/ssh/host_key": keys.host_key,
         "testbed/ssh/host_key-cert.pub": keys.host_certificate,
         "testbed/ssh/user_ca.pub": keys.user_authority.encode() + b"\n",
@@ -97,7 +101,7 @@ def _chassis(lab: Testbed, machine: Machine) -> str:
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """Return the archive of some files: deterministic, every file 0600, every folder 0755."""
+    """Return the archive of some files: deterministic, public files 0644, the others 0600, every folder 0755."""
     stream = io.BytesIO()
     folders: set[str] = set()
     with tarfile.open(fileobj=stream, mode="w") as archive:
@@ -111,6 +115,6 @@ def pack(files: Mapping[str, bytes]) -> bytes:
                     entry.type, entry.mode = tarfile.DIRTYPE, 0o755
                     archive.addfile(entry)
             entry = tarfile.TarInfo(path)
-            entry.size, entry.mode = len(content), 0o644 if path.startswith("systemd/") else 0o600
+            entry.size, entry.mode = len(content), 0o644 if path.startswith(_PUBLIC) else 0o600
             archive.addfile(entry, io.BytesIO(content))
     return stream.getvalue()

@@ -1,0 +1,178 @@
+"""What must exist, as resources with flat properties: the desired side of a plan. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from testbed.model.facts import Environment
+from testbed.model.testbed import Guest, Machine, Plane, Role, Testbed
+from testbed.plan.acls import acls
+from testbed.plan.settings import settings
+
+OUTER = "outer"
+
+Value = str | int | list[str]
+Properties = Mapping[str, Value]
+
+
+class Kind(StrEnum):
+    """Kinds of resources."""
+
+    NETWORK = "lab-network"
+    TAP = "tap"
+    MACHINE = "machine"
+    SWITCH = "logical-switch"
+    PORT = "logical-port"
+    POOL = "pool"
+    VOLUME = "volume"
+    GUEST = "guest"
+    SETTING = "setting"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """Names a resource.
+
+    Args:
+        place: where it lives: ``outer``, the controller or a node.
+    """
+
+    place: str
+    kind: Kind
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One thing that must exist.
+
+    Args:
+        properties: what it must be like; sizes in bytes.
+        after: resources of the same place that must exist first.
+    """
+
+    key: Key
+    properties: Properties
+    after: tuple[Key, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the desired state depends on besides the topology.
+
+    Args:
+        environment: what the outer machine can do.
+        images: digest of each image by name.
+    """
+
+    environment: Environment
+    images: Mapping[str, str]
+
+
+def places(lab: Testbed) -> tuple[str, ...]:
+    """Return every place of a lab, the outer machine first."""
+    return (OUTER, *(machine.name for machine in lab.machines))
+
+
+def desired(lab: Testbed, inputs: Inputs) -> dict[Key, Resource]:
+    """Return every resource of a lab by key."""
+    found = [*_outer(lab, inputs), *_central(lab)]
+    for machine in lab.machines:
+        found += [
+            Resource(Key(machine.name, Kind.SETTING, item.name), {"value": item.value})
+            for item in settings(lab, machine)
+        ]
+    for node in lab.nodes:
+        found += _node(lab, node, inputs)
+    return {resource.key: resource for resource in found}
+
+
+def _outer(lab: Testbed, inputs: Inputs) -> Iterator[Resource]:
+    for network in lab.networks:
+        address = f"{network.gateway}/{network.network.prefixlen}" if network.gateway else ""
+        yield Resource(Key(OUTER, Kind.NETWORK, network.plane), {"bridge": network.bridge, "address": address})
+    for machine in lab.machines:
+        taps = []
+        for nic in machine.nics:
+            key = Key(OUTER, Kind.TAP, f"{machine.name}/{nic.plane}")
+            taps.append(key)
+            properties: Properties = {"interface": nic.tap, "bridge": lab.lab_network(nic.plane).bridge}
+            yield Resource(key, properties, (Key(OUTER, Kind.NETWORK, nic.plane),))
+        yield Resource(Key(OUTER, Kind.MACHINE, machine.name), machine_properties(lab, machine, inputs), tuple(taps))
+
+
+def machine_properties(lab: Testbed, machine: Machine, inputs: Inputs) -> Properties:
+    """Return what a machine must be like; a difference in anything but its state replaces it."""
+    images = [inputs.images[machine.role]]
+    if machine.role is Role.NODE:
+        images.append(inputs.images["guest"])
+    return {
+        "accelerator": inputs.environment.outer,
+        "memory": machine.memory,
+        "vcpus": inputs.environment.vcpus(machine.vcpus),
+        "images": images,
+        "interfaces": [f"{nic.plane} {nic.mac} {nic.address} {nic.tap}" for nic in machine.nics],
+        "controller": str(lab.controller.address(Plane.MANAGEMENT)),
+        "state": "running",
+    }
+
+
+def _central(lab: Testbed) -> Iterator[Resource]:
+    place = lab.controller.name
+    for tenant in lab.tenants:
+        for network in tenant.networks:
+            switch = Key(place, Kind.SWITCH, network.label)
+            yield Resource(
+                switch,
+                {
+                    "network": str(network.network),
+                    "tunnel_key": network.key,
+                    "dhcp": f"{network.server} {network.server_mac}",
+                    "acls": [str(rule) for rule in acls(tenant, network)],
+                },
+            )
+            for guest in tenant.guests:
+                for nic in guest.nics:
+                    if nic.network == network.name:
+                        addresses = f"{nic.mac} {nic.address}"
+                        yield Resource(
+                            Key(place, Kind.PORT, f"{guest.label}/{nic.network}"),
+                            {"port": nic.port, "switch": network.label, "addresses": addresses, "security": [addresses]},
+                            (switch,),
+                        )
+
+
+def _node(lab: Testbed, node: Machine, inputs: Inputs) -> Iterator[Resource]:
+    guests = lab.guests_on(node.name)
+    for tenant in dict.fromkeys(guest.tenant for guest in guests):
+        uids = sorted(guest.uid for guest in guests if guest.tenant == tenant)
+        access = ["user::rwx", "group::---", "mask::--x", "other::---", *(f"user:{uid}:--x" for uid in uids)]
+        yield Resource(Key(node.name, Kind.POOL, tenant), {"owner": "root", "access": sorted(access)})
+    for guest in guests:
+        pool = Key(node.name, Kind.POOL, guest.tenant)
+        volumes = []
+        for file, size in ((f"{guest.name}.qcow2", 0), *((volume.file, volume.size) for volume in guest.volumes)):
+            key = Key(node.name, Kind.VOLUME, f"{guest.tenant}/{file}")
+            volumes.append(key)
+            shape: dict[str, Value] = {"owner": guest.uid, "mode": "600", "links": 1}
+            yield Resource(key, {**shape, "size": size} if size else shape, (pool,))
+        yield Resource(Key(node.name, Kind.GUEST, guest.label), guest_properties(guest, inputs), tuple(volumes))
+
+
+def guest_properties(guest: Guest, inputs: Inputs) -> Properties:
+    """Return what a guest must be like; a difference in anything but its state replaces it."""
+    return {
+        "memory": guest.memory,
+        "vcpus": guest.vcpus,
+        "image": inputs.images["guest"],
+        "interfaces": [f"{nic.mac} {nic.port} {nic.tap}" for nic in guest.nics],
+        "volumes": [volume.file for volume in guest.volumes],
+        "worker": guest.worker,
+        "confinement": "apparmor",
+        "state": "running",
+    }

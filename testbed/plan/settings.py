@@ -1,0 +1,155 @@
+"""Settings of a machine that hold a wall: how to observe each, the value it must have, how to restore it.
+
+They are resources like any other, so that a breach in force shows as drift and ``up`` repairs it
+(docs/decisions/0002). Commands run as root on the machine, in one batch; a value is what a command prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from testbed.model.testbed import IMAGES, Machine, Role, Testbed
+from testbed.plan.identity import administrators, database_clients, tunnel_peers
+
+HAND_MADE_FLOWS = "cookie=0x7e57bed0/0xfffffff0"
+SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/libvirt-sock-ro", "/run/libvirt/libvirt-admin-sock")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting.
+
+    Args:
+        name: what it is.
+        controls: ids of the controls it serves.
+        observe: shell commands that print the value.
+        value: what they must print, without surrounding white space.
+        repair: shell commands that restore it.
+    """
+
+    name: str
+    controls: str
+    observe: str
+    value: str
+    repair: str
+
+
+def settings(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
+    """Return every setting of a machine."""
+    common = (*_firewall(lab, machine), *_ACCESS)
+    return (*common, *_ROOT_PARTITION) if machine.role is Role.NODE else common
+
+
+def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
+    sets = {
+        "administrators": administrators(lab),
+        "tunnel_peers": tunnel_peers(lab, machine),
+        "database_clients": database_clients(lab, machine),
+    }
+    elements = tuple(_address_set(name, addresses) for name, addresses in sets.items())
+    # The file is the wall; what the kernel runs must be that file, rule for rule.
+    rules = (
+        "sed -n '/^table/,/^}/p' /etc/nftables.conf | sed -n '/chain/,/^  }/p' | grep -cE '(accept|reject|drop|counter)'; "
+        "nft -s list table inet testbed | sed -n '/chain/,/^\\t}/p' | grep -cE '(accept|reject|drop|counter)'"
+    )
+    chain = Setting("firewall", "NET-09", rules, "9\n9", "nft -f /etc/nftables.conf")
+    return (chain, *elements)
+
+
+def _address_set(name: str, addresses: tuple[str, ...]) -> Setting:
+    fill = f"; nft add element inet testbed {name} '{{ {', '.join(addresses)} }}'" if addresses else ""
+    return Setting(
+        name.replace("_", "-"),
+        "NET-08",
+        f"nft list set inet testbed {name} | grep -oE '[0-9]+\\.[0-9.]+' | sort",
+        "\n".join(sorted(addresses)),
+        f"nft flush set inet testbed {name}{fill}",
+    )
+
+
+_ACCESS = (
+    Setting(
+        "ssh-drop-ins",
+        "ACC-02",
+        "ls -A /etc/ssh/sshd_config.d",
+        "",
+        "rm -rf /etc/ssh/sshd_config.d/*; systemctl reload ssh",
+    ),
+    Setting(
+        "authorized-keys",
+        "ACC-02",
+        "find /root/.ssh /home/*/.ssh /etc/ssh -maxdepth 1 -name 'authorized_keys*' 2>/dev/null | sort",
+        "",
+        "rm -f /root/.ssh/authorized_keys* /home/*/.ssh/authorized_keys* /etc/ssh/authorized_keys*",
+    ),
+    Setting(
+        "ssh-principals",
+        "ACC-02",
+        "head -c 4096 /etc/ssh/principals/*",
+        "node-admin",
+        "rm -f /etc/ssh/principals/*; echo node-admin > /etc/ssh/principals/admin; chmod 0644 /etc/ssh/principals/admin",
+    ),
+)
+
+_WORKERS = "for pid in $(pgrep -f ^/usr/bin/qemu-system); do %s; done"
+
+_ROOT_PARTITION = (
+    Setting(
+        "memory-deduplication",
+        "CMP-02",
+        "cat /sys/kernel/mm/ksm/run",
+        "0",
+        "echo 2 > /sys/kernel/mm/ksm/run; echo 0 > /sys/kernel/mm/ksm/run",
+    ),
+    Setting(
+        "integration-bridge",
+        "NET-09",
+        "ip -o addr show dev br-int | wc -l; echo $(( $(cat /sys/class/net/br-int/flags) & 1 ))",
+        "0\n0",
+        "ip addr flush dev br-int; ip link set br-int down",
+    ),
+    Setting(
+        "hand-made-flows",
+        "NET-01",
+        "ovs-ofctl -O OpenFlow15 dump-flows br-int table=0 | grep -c 'cookie=0x0,.*priority=[1-9]'",
+        "0",
+        "ovs-ofctl -O OpenFlow15 del-flows br-int cookie=0x0/-1,table=0",
+    ),
+    Setting(
+        "libvirt-sockets",
+        "ACC-05",
+        f"stat -c '%a %U:%G' {' '.join(SOCKETS)}",
+        "\n".join("600 root:root" for _ in SOCKETS),
+        f"chown root:root {' '.join(SOCKETS)}; chmod 0600 {' '.join(SOCKETS)}",
+    ),
+    Setting(
+        "libvirt-group",
+        "ACC-05",
+        "getent group libvirt | cut -d: -f4",
+        "",
+        "gpasswd -M '' libvirt",
+    ),
+    Setting(
+        "confinement",
+        "PRC-02",
+        _WORKERS % "grep -vE '^libvirt-[0-9a-f-]+ [(]enforce[)]$' /proc/$pid/attr/current",
+        "",
+        "for profile in /etc/apparmor.d/libvirt/libvirt-*-*-*-*-????????????; do "
+        "sed -i -E 's/ flags=\\([^)]*complain[^)]*\\)//' $profile; apparmor_parser -r $profile; done",
+    ),
+    Setting(
+        "profile-additions",
+        "STO-01",
+        "cat /etc/apparmor.d/local/abstractions/libvirt-qemu /etc/apparmor.d/abstractions/libvirt-qemu.d/* 2>/dev/null | grep -v '^#'",
+        "",
+        ": > /etc/apparmor.d/local/abstractions/libvirt-qemu",
+    ),
+    Setting(
+        "base-images",
+        "STO-07",
+        f"findmnt -no OPTIONS {IMAGES} | cut -d, -f1; stat -c '%a %U' {IMAGES}/guest/* | sort -u",
+        "ro\n444 root",
+        f"mount -o remount,rw {IMAGES}; chmod 0444 {IMAGES}/guest/*; chown root:root {IMAGES}/guest/*; "
+        f"mount -o remount,ro {IMAGES}",
+    ),
+)
