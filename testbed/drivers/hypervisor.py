@@ -1,0 +1,222 @@
+"""libvirt, of the outer machine or of a node: the only file that imports it (D1)."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import libvirt
+import libvirt_qemu
+
+from testbed.errors import InstrumentError, ProvisioningError, TestbedError
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "running",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "shutting down",
+    libvirt.VIR_DOMAIN_SHUTOFF: "shut off",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
+}
+_QEMU_CONF = """\
+stdio_handler = "file"
+security_driver = "none"
+namespaces = []
+cgroup_controllers = []
+dump_guest_core = 0
+remember_owner = 0
+"""
+_loop: threading.Thread | None = None
+_loop_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain as libvirt has it."""
+
+    name: str
+    uuid: str
+    state: str
+    xml: str
+
+
+def _start_loop() -> None:
+    """Run libvirt's event loop in a thread; the embedded driver wants it before it is opened."""
+    global _loop  # noqa: PLW0603 - libvirt has one loop per process
+    with _loop_lock:
+        if _loop is None:
+            libvirt.virEventRegisterDefaultImpl()
+            libvirt.registerErrorHandler(lambda *_: None, None)
+            _loop = threading.Thread(target=_run_loop, daemon=True)
+            _loop.start()
+
+
+def _run_loop() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+@contextmanager
+def _said(what: str, error: type[TestbedError] = ProvisioningError) -> Iterator[None]:
+    try:
+        yield
+    except libvirt.libvirtError as failure:
+        fact = f"libvirt says: {failure.get_error_message() or failure}"
+        raise error(what, fact=fact, remedy="run `testbed status`; `testbed up` repairs what it can") from failure
+
+
+class Hypervisor:
+    """One libvirt connection."""
+
+    def __init__(self, uri: str, embedded: Path | None = None) -> None:
+        """Open the connection.
+
+        Args:
+            uri: any libvirt URI.
+            embedded: root folder of an embedded libvirt, whose domains must have been found again first.
+
+        Raises:
+            ProvisioningError: it cannot be opened.
+        """
+        _start_loop()
+        with _said(f"cannot open the hypervisor {uri}"):
+            self._connection = libvirt.open(uri)
+        if embedded is not None:
+            self._settle(embedded)
+
+    @classmethod
+    def embed(cls, root: Path) -> Hypervisor:
+        """Open libvirt's QEMU driver inside this process, with its files below a folder."""
+        (root / "etc").mkdir(parents=True, exist_ok=True)
+        (root / "etc/qemu.conf").write_text(_QEMU_CONF)
+        return cls(f"qemu:///embed?root={root}", root)
+
+    def _settle(self, root: Path, timeout: float = 30) -> None:
+        """Wait until every domain that left a status file is found running again, or is given up."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            left = {path.stem for path in (root / "run/qemu").glob("*.xml")}
+            active = {domain.name for domain in self.domains() if domain.state in ("running", "paused")}
+            if left <= active:
+                return
+            time.sleep(0.1)
+
+    def domains(self) -> list[Domain]:
+        """Return every domain."""
+        with _said("cannot list domains"):
+            found = self._connection.listAllDomains()
+        result = []
+        for domain in found:
+            try:
+                state = _STATES.get(domain.state()[0], "unknown")
+                result.append(Domain(domain.name(), domain.UUIDString(), state, domain.XMLDesc()))
+            except libvirt.libvirtError:
+                continue
+        return result
+
+    def _find(self, name: str) -> Any:  # noqa: ANN401 - libvirt has no types
+        try:
+            return self._connection.lookupByName(name)
+        except libvirt.libvirtError as error:
+            fact = error.get_error_message() or "no such domain"
+            raise InstrumentError(f"{name} does not run", fact=fact, remedy="run `testbed up`") from error
+
+    def create(self, xml: str) -> None:
+        """Start a transient domain."""
+        with _said("cannot start a virtual machine"):
+            self._connection.createXML(xml)
+
+    def destroy(self, name: str) -> None:
+        """Stop a domain at once; nothing happens if there is none."""
+        try:
+            domain = self._find(name)
+        except InstrumentError:
+            return
+        with _said(f"cannot stop {name}"):
+            domain.destroy()
+
+    def resume(self, name: str) -> None:
+        """Let a paused domain run on."""
+        with _said(f"cannot resume {name}"):
+            self._find(name).resume()
+
+    def suspend(self, name: str) -> None:
+        """Pause a domain."""
+        with _said(f"cannot pause {name}"):
+            self._find(name).suspend()
+
+    def agent(self, name: str, command: str, arguments: dict[str, object], timeout: int) -> dict[str, Any]:
+        """Give the guest agent a command and return its answer, which is hostile input (D5).
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            InstrumentError: no answer in time, or no answer that can be read.
+        """
+        request = json.dumps({"execute": command, "arguments": arguments})
+        domain = self._find(name)
+        with _said(f"the guest agent of {name} does not answer", InstrumentError):
+            text = libvirt_qemu.qemuAgentCommand(domain, request, timeout, 0)
+        try:
+            answer = json.loads(text)["return"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            fact = f"{len(text)} characters that are no answer"
+            raise InstrumentError(f"the guest agent of {name} answers garbage", fact=fact, remedy="rebuild the guest") from error
+        return answer if isinstance(answer, dict) else {"value": answer}
+
+    def ensure_pool(self, name: str, folder: str) -> None:
+        """Make a storage pool of a folder, and the folder if it is missing."""
+        with _said(f"cannot make the pool {name}"):
+            if name in {pool.name() for pool in self._connection.listAllStoragePools()}:
+                return
+            pool = ET.Element("pool", type="dir")
+            ET.SubElement(pool, "name").text = name
+            target = ET.SubElement(pool, "target")
+            ET.SubElement(target, "path").text = folder
+            permissions = ET.SubElement(target, "permissions")
+            for tag, value in (("mode", "0700"), ("owner", "0"), ("group", "0")):
+                ET.SubElement(permissions, tag).text = value
+            self._connection.storagePoolCreateXML(ET.tostring(pool, encoding="unicode"), libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
+
+    def create_volume(self, pool: str, file: str, *, size: int, owner: int, backing: str | None) -> None:
+        """Make a volume, mode 0600, with an explicit format (STO-02): qcow2 on a raw base, or raw.
+
+        Args:
+            size: bytes.
+            owner: uid and gid of the worker that will open it.
+            backing: path of the read-only base image, or None.
+        """
+        volume = ET.Element("volume")
+        ET.SubElement(volume, "name").text = file
+        ET.SubElement(volume, "capacity", unit="bytes").text = str(size)
+        target = ET.SubElement(volume, "target")
+        ET.SubElement(target, "format", type="qcow2" if backing else "raw")
+        permissions = ET.SubElement(target, "permissions")
+        for tag, value in (("mode", "0600"), ("owner", str(owner)), ("group", str(owner))):
+            ET.SubElement(permissions, tag).text = value
+        if backing:
+            store = ET.SubElement(volume, "backingStore")
+            ET.SubElement(store, "path").text = backing
+            ET.SubElement(store, "format", type="raw")
+        with _said(f"cannot make the volume {pool}/{file}"):
+            self._connection.storagePoolLookupByName(pool).createXML(ET.tostring(volume, encoding="unicode"))
+
+    def version(self) -> str:
+        """Return libvirt's version."""
+        with _said("cannot ask libvirt for its version"):
+            number = self._connection.getLibVersion()
+        return f"{number // 10**6}.{number // 1000 % 1000}.{number % 1000}"
+
+    def close(self) -> None:
+        """Close the connection; domains run on."""
+        with _said("cannot close the hypervisor"):
+            self._connection.close()

@@ -1,0 +1,278 @@
+"""One ssh connection per machine, and everything that runs over it: the only file that imports paramiko.
+
+A machine's host key is the one the lab issued, compared byte for byte; nothing is ever learned on first use
+(D6). What a command prints is bounded, and every command has a deadline.
+"""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import paramiko
+
+from testbed.errors import InstrumentError, ProvisioningError
+
+USER = "admin"
+_LIMIT = 4 * 2**20
+_RETRY = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What a command gave back; output is cut at the limit."""
+
+    command: str
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """Standard output as text, with undecodable bytes replaced."""
+        return self.stdout.decode(errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach a machine.
+
+    Args:
+        key: file of the administrator's private key; the certificate stands next to it as ``-cert.pub``.
+        host_key: file with the machine's public key in OpenSSH's one-line format.
+    """
+
+    name: str
+    address: str
+    key: Path
+    host_key: Path
+
+
+class Host:
+    """A machine over ssh, as the lab's administrator. Safe to use from several threads."""
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self._lock = threading.Lock()
+        self._client: paramiko.SSHClient | None = None
+        self._bridges: list[socket.socket] = []
+
+    @property
+    def name(self) -> str:
+        """Name of the machine."""
+        return self.access.name
+
+    def wait(self, deadline: float) -> None:
+        """Return when the machine accepts our login.
+
+        Args:
+            deadline: seconds from now.
+
+        Raises:
+            ProvisioningError: it does not in time.
+        """
+        end = time.monotonic() + deadline
+        while True:
+            try:
+                self._connected()
+            except InstrumentError as error:
+                if time.monotonic() > end:
+                    fact = f"no login at {self.access.address} within {deadline:.0f} s; last: {error.fact}"
+                    remedy = f"look at its console with `testbed logs LAB {self.name}`, then run `testbed up` again"
+                    raise ProvisioningError(f"{self.name} does not answer", fact=fact, remedy=remedy) from error
+                time.sleep(_RETRY)
+            else:
+                return
+
+    def _connected(self) -> paramiko.SSHClient:
+        with self._lock:
+            transport = self._client.get_transport() if self._client else None
+            if self._client and transport and transport.is_active():
+                return self._client
+            client = paramiko.SSHClient()
+            kind, encoded = self.access.host_key.read_text().split()[:2]
+            entry = paramiko.hostkeys.HostKeyEntry.from_line(f"{self.access.address} {kind} {encoded}")
+            if entry is None or entry.key is None:
+                raise InstrumentError("a host key is unreadable", fact=str(self.access.host_key), remedy="run `testbed up`")
+            client.get_host_keys().add(self.access.address, kind, entry.key)
+            client.set_missing_host_key_policy(paramiko.RejectPolicy())
+            try:
+                client.connect(
+                    self.access.address, username=USER, key_filename=str(self.access.key), allow_agent=False,
+                    look_for_keys=False, timeout=5, banner_timeout=20, auth_timeout=60,
+                )  # fmt: skip
+            except (paramiko.SSHException, OSError, EOFError) as error:
+                client.close()
+                fact = f"{type(error).__name__}: {error}"
+                raise InstrumentError(f"cannot log in to {self.name}", fact=fact, remedy="run `testbed status`") from error
+            opened = client.get_transport()
+            if opened is not None:
+                opened.set_keepalive(30)
+            self._client = client
+            return client
+
+    def run(self, command: str, *, stdin: bytes = b"", timeout: float = 60, limit: int = _LIMIT) -> Completed:
+        """Run a shell command as the administrator.
+
+        Args:
+            stdin: what the command reads.
+            timeout: seconds until it must have ended.
+            limit: bytes kept of each output stream.
+
+        Raises:
+            InstrumentError: no connection, or no end in time.
+        """
+        try:
+            return self._run(command, stdin, timeout, limit)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            fact = f"{type(error).__name__}: {error or f'no end within {timeout:.0f} s'}"
+            raise InstrumentError(
+                f"a command did not complete on {self.name}", fact=f"{command[:200]}: {fact}", remedy="run `testbed status`"
+            ) from error
+
+    def _run(self, command: str, stdin: bytes, timeout: float, limit: int) -> Completed:
+        transport = self._connected().get_transport()
+        if transport is None:
+            raise paramiko.SSHException("connection lost")
+        channel = transport.open_session(timeout=timeout)
+        with channel:
+            channel.settimeout(timeout)
+            channel.exec_command(command)
+            if stdin:
+                channel.sendall(stdin)
+            channel.shutdown_write()
+            stdout, stderr = _drain(channel, time.monotonic() + timeout, limit)
+            return Completed(command, channel.recv_exit_status(), stdout, stderr)
+
+    def sudo(self, command: str, *, stdin: bytes = b"", timeout: float = 60, limit: int = _LIMIT) -> Completed:
+        """Run a shell command as root; see `run`."""
+        return self.run(f"sudo -n -- sh -c {shlex.quote(command)}", stdin=stdin, timeout=timeout, limit=limit)
+
+    def must(self, command: str, *, stdin: bytes = b"", timeout: float = 120) -> str:
+        """Run a shell command as root and return its output.
+
+        Raises:
+            ProvisioningError: it fails.
+        """
+        try:
+            done = self.sudo(command, stdin=stdin, timeout=timeout)
+        except InstrumentError as error:
+            raise ProvisioningError(error.what, fact=error.fact, remedy=error.remedy) from error
+        if done.status != 0:
+            fact = f"status {done.status}: {(done.stderr or done.stdout)[-800:].decode(errors='replace').strip()}"
+            remedy = f"repeat it there: {command[:300]}"
+            raise ProvisioningError(f"a command failed on {self.name}", fact=fact, remedy=remedy)
+        return done.text
+
+    def bridge(self, path: Path, command: str) -> None:
+        """Listen on a UNIX socket, and give every connection to its own run of a command on the machine."""
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(4)
+        self._bridges.append(listener)
+        threading.Thread(target=self._serve, args=(listener, command), daemon=True).start()
+
+    def _serve(self, listener: socket.socket, command: str) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+                transport = self._connected().get_transport()
+                if transport is None:
+                    raise OSError("connection lost")
+                channel = transport.open_session(timeout=60)
+                channel.exec_command(command)
+            except (OSError, paramiko.SSHException, InstrumentError):
+                if listener.fileno() < 0:
+                    return
+                with suppress(OSError, UnboundLocalError):
+                    client.close()
+                continue
+            threading.Thread(target=_pump, args=(client, channel), daemon=True).start()
+            threading.Thread(target=_pump, args=(channel, client), daemon=True).start()
+
+    def close(self) -> None:
+        """End the connection and every bridge."""
+        for listener in self._bridges:
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        if self._client:
+            self._client.close()
+
+
+def _pump(source: socket.socket | paramiko.Channel, target: socket.socket | paramiko.Channel) -> None:
+    with suppress(OSError, EOFError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    for end in (source, target):
+        with suppress(OSError):
+            end.close()
+
+
+def _drain(channel: paramiko.Channel, end: float, limit: int) -> tuple[bytes, bytes]:
+    streams = (bytearray(), bytearray())
+    while True:
+        idle = True
+        for stream, ready, receive in (
+            (streams[0], channel.recv_ready, channel.recv),
+            (streams[1], channel.recv_stderr_ready, channel.recv_stderr),
+        ):
+            while ready():
+                data = receive(65536)
+                stream += data[: max(0, limit - len(stream))]
+                idle = False
+        if idle:
+            if channel.exit_status_ready() and (channel.eof_received or channel.closed):
+                return bytes(streams[0]), bytes(streams[1])
+            if time.monotonic() > end:
+                raise TimeoutError
+            channel.status_event.wait(0.02)
+            if channel.status_event.is_set():
+                time.sleep(0.005)
+
+
+def attempt(address: str, user: str, *, key: Path | None, password: str | None = None, timeout: float = 30) -> str:
+    """Try to log in, as an attacker would, and return how the machine answered.
+
+    Args:
+        key: private key file, with its certificate next to it if there is one; None for no key.
+        password: password to offer.
+        timeout: seconds for the whole attempt.
+
+    Returns:
+        ``accepted`` or ``refused``.
+
+    Raises:
+        InstrumentError: the machine gave neither answer.
+    """
+    transport = None
+    try:
+        transport = paramiko.Transport(socket.create_connection((address, 22), timeout))
+        transport.banner_timeout = transport.auth_timeout = timeout
+        transport.start_client(timeout=timeout)
+        if password is not None:
+            transport.auth_password(user, password, fallback=True)
+        elif key is None:
+            transport.auth_none(user)
+        else:
+            private = paramiko.Ed25519Key.from_private_key_file(str(key))
+            certificate = key.with_name(key.name + "-cert.pub")
+            if certificate.exists():
+                private.load_certificate(str(certificate))
+            transport.auth_publickey(user, private)
+        return "accepted" if transport.is_authenticated() else "refused"
+    except paramiko.AuthenticationException:
+        return "refused"
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        fact = f"{type(error).__name__}: {error}"
+        raise InstrumentError(f"no answer to a login attempt at {address}", fact=fact, remedy="run `testbed status`") from error
+    finally:
+        if transport is not None:
+            transport.close()
