@@ -34,6 +34,11 @@ cgroup_controllers = []
 dump_guest_core = 0
 remember_owner = 0
 """
+_AS_OURSELVES = """\
+user = "root"
+group = "root"
+dynamic_ownership = 0
+"""
 _loop: threading.Thread | None = None
 _loop_lock = threading.Lock()
 
@@ -93,10 +98,14 @@ class Hypervisor:
             self._settle(embedded)
 
     @classmethod
-    def embed(cls, root: Path) -> Hypervisor:
-        """Open libvirt's QEMU driver inside this process, with its files below a folder."""
+    def embed(cls, root: Path, *, privileged: bool) -> Hypervisor:
+        """Open libvirt's QEMU driver inside this process, with its files below a folder.
+
+        Args:
+            privileged: False in a user namespace: emulators then run as the user who owns it.
+        """
         (root / "etc").mkdir(parents=True, exist_ok=True)
-        (root / "etc/qemu.conf").write_text(_QEMU_CONF)
+        (root / "etc/qemu.conf").write_text(_QEMU_CONF if privileged else _QEMU_CONF + _AS_OURSELVES)
         return cls(f"qemu:///embed?root={root}", root)
 
     def _settle(self, root: Path, timeout: float = 30) -> None:

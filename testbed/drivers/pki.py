@@ -39,6 +39,7 @@ class SshIdentity:
 
     private_key: bytes
     certificate: bytes
+    public_key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ class Authority:
             builder = builder.add_extension(b"permit-pty", b"")
         certificate = builder.sign(self._ssh_key)
         private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-        return SshIdentity(private, certificate.public_bytes() + b"\n")
+        public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+        return SshIdentity(private, certificate.public_bytes() + b"\n", public + "\n")
 
     def tls(self, name: str, *, now: datetime) -> TlsIdentity:
         """Sign a fresh TLS key; the common name is what OVN's role-based access compares with the chassis."""

@@ -1,0 +1,217 @@
+"""A node as a place: tenants' pools, volumes and guests, and the root partition's settings."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from testbed.drivers import batch
+from testbed.drivers.hypervisor import Domain, Hypervisor
+from testbed.drivers.ssh import Host
+from testbed.errors import InstrumentError, ProvisioningError
+from testbed.model.testbed import IMAGES, POOLS, Guest, Machine, Testbed
+from testbed.plan.diff import Action, Verb
+from testbed.plan.domains import guest_xml, read_mark
+from testbed.plan.resources import Key, Kind, Properties
+from testbed.plan.settings import settings
+from testbed.spec.schema import GIB
+
+_BOOT = 75.0
+_GUEST = 45.0
+_ROOT_SIZE = 2 * GIB
+_HELPER = "sudo -n virt-ssh-helper qemu:///system"
+_FILES = f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%P %m %U %n %s\\n'"
+_FOLDERS = f"cd {POOLS} && for pool in */; do [ $pool = lost+found/ ] || {{ echo pool $pool; getfacl -pnc $pool; }}; done"
+
+
+class Node:
+    """One node."""
+
+    def __init__(self, lab: Testbed, machine: Machine, host: Host, socket: Path, slowness: float) -> None:
+        self.lab = lab
+        self.machine = machine
+        self.name = machine.name
+        self.host = host
+        self.retried: list[str] = []
+        self._socket = socket
+        self._slowness = slowness
+        self._hypervisor: Hypervisor | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """The node's libvirt, over the ssh connection; opened on first use."""
+        with self._lock:
+            if self._hypervisor is None:
+                self.host.bridge(self._socket, _HELPER)
+                self._hypervisor = Hypervisor(f"qemu+unix:///system?socket={self._socket}")
+            return self._hypervisor
+
+    def wait(self) -> None:
+        """Return when the node accepts our login."""
+        self.host.wait(_BOOT * self._slowness)
+
+    def observe(self) -> dict[Key, Properties]:
+        """Return what this lab has on the node, and the root partition's settings."""
+        wanted = settings(self.lab, self.machine)
+        commands = [(item.name, item.observe) for item in wanted]
+        values = batch.read_all(self.host, [*commands, ("/files", _FILES), ("/folders", _FOLDERS)])
+        found: dict[Key, Properties] = dict(self._pools(values.pop("/folders", "")))
+        found.update(self._volumes(values.pop("/files", "")))
+        found.update({Key(self.name, Kind.SETTING, name): {"value": value} for name, value in values.items()})
+        for domain in self.hypervisor.domains():
+            mark = read_mark(domain.xml)
+            if mark is not None and mark[0] == self.lab.name:
+                found[Key(self.name, Kind.GUEST, mark[1])] = {**mark[2], **_live(domain)}  # type: ignore[dict-item]
+        return found
+
+    def _pools(self, text: str) -> dict[Key, Properties]:
+        access: dict[str, list[str]] = {}
+        name = ""
+        for line in text.splitlines():
+            if line.startswith("pool "):
+                name = line[5:].rstrip("/")
+                access[name] = []
+            elif line:
+                access[name].append(line)
+        return {Key(self.name, Kind.POOL, pool): {"owner": "root", "access": sorted(item)} for pool, item in access.items()}
+
+    def _volumes(self, text: str) -> dict[Key, Properties]:
+        found: dict[Key, Properties] = {}
+        for line in text.splitlines():
+            path, mode, owner, links, size = line.rsplit(" ", 4)
+            if not path.startswith("lost+found"):
+                shape: Properties = {"mode": mode, "owner": int(owner), "links": int(links), "size": int(size)}
+                found[Key(self.name, Kind.VOLUME, path)] = shape
+        return found
+
+    def perform(self, action: Action) -> None:
+        """Carry out one action."""
+        key = action.key
+        if key.kind is Kind.SETTING:
+            batch.repair_setting(self.host, settings(self.lab, self.machine), key.name)
+        elif key.kind is Kind.POOL:
+            self._pool(action)
+        elif key.kind is Kind.VOLUME:
+            self._volume(action)
+        elif action.resource is None:
+            tenant, _, name = key.name.partition("/")
+            self.hypervisor.destroy(f"{tenant}.{name}")
+        elif action.verb is Verb.RESUME:
+            self.hypervisor.resume(self._guest(key.name).domain)
+        else:
+            self._start(self._guest(key.name), action)
+
+    def _guest(self, label: str) -> Guest:
+        return next(guest for guest in self.lab.guests if guest.label == label)
+
+    def _pool(self, action: Action) -> None:
+        folder = f"{POOLS}/{action.key.name}"
+        if action.resource is None:
+            self.host.must(f"virsh -q pool-destroy {shlex.quote(action.key.name)}; rm -rf --one-file-system {shlex.quote(folder)}")
+            return
+        self.hypervisor.ensure_pool(action.key.name, folder)
+        access = action.resource.properties["access"]
+        entries = ",".join(access) if isinstance(access, list) else ""
+        self.host.must(f"install -d -o root -g root {folder} && setfacl --set {entries} {folder}")
+
+    def _volume(self, action: Action) -> None:
+        pool, _, file = action.key.name.partition("/")
+        path = shlex.quote(f"{POOLS}/{pool}/{file}")
+        if action.resource is None:
+            self.host.must(f"rm -f -- {path}")
+            return
+        wanted = action.resource.properties
+        owner, size = int(str(wanted["owner"])), int(str(wanted.get("size", 0)))
+        if action.verb is Verb.CREATE:
+            self.hypervisor.ensure_pool(pool, f"{POOLS}/{pool}")
+            backing = None if size else f"{IMAGES}/guest/root.raw"
+            self.hypervisor.create_volume(pool, file, size=size or _ROOT_SIZE, owner=owner, backing=backing)
+            return
+        grow = f"; [ $(stat -c %s {path}) -gt {size} ] || truncate -s {size} {path}" if size else ""
+        self.host.must(f"chown {owner}:{owner} {path} && chmod {wanted['mode']} {path}{grow}")
+
+    def _start(self, guest: Guest, action: Action) -> None:
+        assert action.resource is not None  # noqa: S101 - the caller has looked
+        self.hypervisor.destroy(guest.domain)
+        if action.verb is Verb.REPLACE:
+            path = shlex.quote(guest.root_disk)
+            self.host.must(f"rm -f -- {path}")
+            backing = f"{IMAGES}/guest/root.raw"
+            self.hypervisor.ensure_pool(guest.tenant, guest.pool)
+            file = guest.root_disk.rpartition("/")[2]
+            self.hypervisor.create_volume(guest.tenant, file, size=_ROOT_SIZE, owner=guest.uid, backing=backing)
+        xml = guest_xml(self.lab, guest, action.resource.properties)
+        self.start_watched(guest, xml)
+
+    def start_watched(self, guest: Guest, xml: str) -> None:
+        """Start a guest and wait for its agent and addresses; a dead start is repeated once, and counted.
+
+        Raises:
+            ProvisioningError: the second start is dead as well.
+        """
+        for attempt in (1, 2):
+            self.hypervisor.create(xml)
+            try:
+                self.wait_for_guest(guest)
+            except InstrumentError as error:
+                if attempt == 2:
+                    raise ProvisioningError(
+                        f"the guest {guest.label} does not start", fact=error.fact,
+                        remedy=f"look at `testbed logs LAB {self.name}`, then run `testbed up` again",
+                    ) from error  # fmt: skip
+                self.retried.append(guest.label)
+                self.hypervisor.destroy(guest.domain)
+            else:
+                return
+
+    def wait_for_guest(self, guest: Guest) -> None:
+        """Return when the guest's agent answers and every interface has its address.
+
+        Raises:
+            InstrumentError: it does not in time.
+        """
+        end = time.monotonic() + _GUEST * self._slowness
+        missing = {nic.mac for nic in guest.nics}
+        while missing:
+            try:
+                answer = self.hypervisor.agent(guest.domain, "guest-network-get-interfaces", {}, 15)
+                missing -= _addressed(answer.get("value"))
+                fact = f"no address on {', '.join(sorted(missing))}"
+            except InstrumentError as error:
+                fact = error.fact
+            if missing and time.monotonic() > end:
+                what = f"the guest {guest.label} is not ready"
+                raise InstrumentError(what, fact=f"after {_GUEST * self._slowness:.0f} s: {fact}", remedy="run `testbed up`")
+            if missing:
+                time.sleep(1)
+
+    def close(self) -> None:
+        """End the connections."""
+        if self._hypervisor is not None:
+            self._hypervisor.close()
+        self.host.close()
+        self._socket.unlink(missing_ok=True)
+
+
+def _addressed(interfaces: Any) -> set[str]:  # noqa: ANN401 - a guest's answer may be anything
+    """Return the MAC addresses of interfaces with an IPv4 address, from an untrusted answer."""
+    found = set()
+    for item in interfaces if isinstance(interfaces, list) else []:
+        addresses = item.get("ip-addresses") if isinstance(item, dict) else None
+        if isinstance(addresses, list) and any(isinstance(a, dict) and a.get("ip-address-type") == "ipv4" for a in addresses):
+            found.add(str(item.get("hardware-address", "")))
+    return found
+
+
+def _live(domain: Domain) -> Properties:
+    """Return the properties that the running domain shows, whatever its metadata claims."""
+    root = ET.fromstring(domain.xml)
+    labels = {label.get("model"): label for label in root.findall("seclabel")}
+    worker = labels["dac"].findtext("label", "") if "dac" in labels else ""
+    confinement = "apparmor" if labels.get("apparmor") is not None and labels["apparmor"].get("type") == "dynamic" else "none"
+    return {"worker": worker.partition(":")[0].lstrip("+"), "confinement": confinement, "state": domain.state}

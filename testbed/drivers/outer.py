@@ -1,0 +1,145 @@
+"""The outer machine as a place: bridges, taps, and the virtual machines that stand in for hosts."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+from testbed.drivers import process
+from testbed.drivers.fabric import Fabric
+from testbed.drivers.hypervisor import Hypervisor
+from testbed.drivers.images import Image
+from testbed.drivers.pki import Authority, write_secret
+from testbed.drivers.workspace import Workspace
+from testbed.errors import ProvisioningError
+from testbed.model.facts import Environment
+from testbed.model.testbed import Machine, Role, Testbed
+from testbed.plan.diff import Action, Verb
+from testbed.plan.domains import MachineFiles, machine_xml, read_mark
+from testbed.plan.identity import MachineKeys, identity_files, pack
+from testbed.plan.resources import OUTER, Key, Kind, Properties
+
+_WORKER = "libvirt-qemu"
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The outer machine, inside the lab's namespaces."""
+
+    lab: Testbed
+    workspace: Workspace
+    environment: Environment
+    images: Mapping[str, Image]
+    hypervisor: Hypervisor
+    fabric: Fabric
+    name: str = OUTER
+
+    def wait(self) -> None:
+        """The outer machine is always there."""
+
+    def observe(self) -> dict[Key, Properties]:
+        """Return the interfaces and machines that carry this lab's mark."""
+        found: dict[Key, Properties] = {}
+        for link in self.fabric.links():
+            kind, _, name = link.resource.partition("=")
+            properties: dict[str, str | int | list[str]] = {"interface": link.name, "bridge": link.master}
+            if kind == Kind.NETWORK:
+                properties = {"bridge": link.name, "address": " ".join(link.addresses)}
+            found[Key(OUTER, Kind(kind), name)] = properties if link.up else {**properties, "link": "down"}
+        for domain in self.hypervisor.domains():
+            mark = read_mark(domain.xml)
+            if mark is not None and mark[0] == self.lab.name:
+                found[Key(OUTER, Kind.MACHINE, mark[1])] = {**mark[2], "state": domain.state}  # type: ignore[dict-item]
+        return found
+
+    def perform(self, action: Action) -> None:
+        """Carry out one action."""
+        kind, name = action.key.kind, action.key.name
+        if action.resource is None:
+            self._remove(action.key)
+        elif kind is Kind.NETWORK:
+            self._bridge(action)
+        elif kind is Kind.TAP:
+            if action.verb is not Verb.CREATE:
+                self.fabric.delete(str(action.resource.properties["interface"]))
+            properties = action.resource.properties
+            self.fabric.create_tap(str(properties["interface"]), f"{kind}={name}", str(properties["bridge"]))
+        elif action.verb is Verb.RESUME:
+            self.hypervisor.resume(name)
+        else:
+            self.hypervisor.destroy(name)
+            self._start(self.lab.machine(name), action.resource.properties)
+
+    def _bridge(self, action: Action) -> None:
+        assert action.resource is not None  # noqa: S101 - the caller has looked
+        name, address = str(action.resource.properties["bridge"]), str(action.resource.properties["address"])
+        if action.verb is not Verb.CREATE:
+            fact, remedy = action.reason, "run `testbed down`, then `testbed up`"
+            raise ProvisioningError(f"the bridge {name} cannot be changed under running machines", fact=fact, remedy=remedy)
+        self.fabric.create_bridge(name, f"{action.key.kind}={action.key.name}", IPv4Interface(address) if address else None)
+
+    def _remove(self, key: Key) -> None:
+        if key.kind is Kind.MACHINE:
+            self.hypervisor.destroy(key.name)
+            return
+        for link in self.fabric.links():
+            if link.resource == f"{key.kind}={key.name}":
+                self.fabric.delete(link.name)
+
+    def _start(self, machine: Machine, properties: Properties) -> None:
+        folder = self.workspace.machine(machine.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o711)
+        self._issue_identity(machine, folder)
+        image = self.images[machine.role]
+        disks = [image.file("disk.qcow2")]
+        if machine.role is Role.NODE:
+            disks += [self.images["guest"].file("volume.qcow2"), image.file("pool.qcow2")]
+        overlays = [self._overlay(base, folder / f"vd{letter}.qcow2") for base, letter in zip(disks, "abc", strict=False)]
+        console = folder / "console.log"
+        console.write_bytes(b"")
+        for path in (*overlays, console, folder / "identity.tar"):
+            _give_to_worker(path)
+        files = MachineFiles(
+            kernel=str(image.file("vmlinuz")),
+            initrd=str(image.file("initrd")),
+            disks=tuple(map(str, overlays)),
+            identity=str(folder / "identity.tar"),
+            console=str(console),
+        )
+        self.hypervisor.create(machine_xml(self.lab, machine, self.environment, files, properties))
+
+    def _overlay(self, base: Path, overlay: Path) -> Path:
+        overlay.unlink(missing_ok=True)
+        tool = process.require("qemu-img", package="qemu-utils")
+        argv = [tool, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(overlay)]
+        process.run(argv, what=f"cannot make the disk {overlay}", timeout=60)
+        return overlay
+
+    def _issue_identity(self, machine: Machine, folder: Path) -> None:
+        authority = Authority(self.workspace.pki)
+        now = datetime.now(UTC)
+        host = authority.host(machine.name, [nic.address for nic in machine.nics], now=now)
+        tls = authority.tls(machine.name, now=now)
+        keys = MachineKeys(
+            host.private_key, host.certificate, authority.ssh_public_key, tls.private_key, tls.certificate, authority.tls_ca
+        )
+        write_secret(folder / "identity.tar", pack(identity_files(self.lab, machine, keys)))
+        (folder / "host_key.pub").write_text(host.public_key)
+
+
+def _give_to_worker(path: Path) -> None:
+    """Let the emulator's account open a file; in a user namespace that account is our own."""
+    if privileged():
+        account = pwd.getpwnam(_WORKER)
+        os.chown(path, account.pw_uid, account.pw_gid)
+
+
+def privileged() -> bool:
+    """Tell whether uid 0 here is the machine's root."""
+    return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
