@@ -102,9 +102,11 @@ class Northbound:
                     ("other_config", {"subnet": str(network.network), "requested-tnl-key": str(network.key)}),
                 )
             )
-            change.add(self._api.acl_del(label))
+        present = self._rules(label)
         with _said(f"cannot configure the rules of {label}"), self._api.transaction(check_error=True) as change:
-            for rule in rules:
+            for rule in present - set(rules):
+                change.add(self._api.acl_del(label, rule.direction, rule.priority, rule.match))
+            for rule in set(rules) - present:
                 change.add(self._api.acl_add(label, rule.direction, rule.priority, rule.match, rule.action))
             if self._dhcp(label) is None:
                 change.add(self._api.dhcp_options_add(str(network.network), switch=label))
@@ -116,6 +118,10 @@ class Northbound:
                 "mtu": "1442",
             }
             self._api.dhcp_options_set_options(self._dhcp(label), **options).execute(check_error=True)
+
+    def _rules(self, switch: str) -> set[Acl]:
+        rows = self._api.acl_list(switch).execute(check_error=True)
+        return {Acl(row.direction, row.priority, row.match, row.action) for row in rows}
 
     def _dhcp(self, switch: str) -> Any:  # noqa: ANN401 - a row's identity
         rows = self._api.db_list("DHCP_Options").execute(check_error=True)

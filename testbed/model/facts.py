@@ -23,6 +23,7 @@ class Environment:
         slowness: factor by which deadlines are stretched; 1.0 where KVM works.
         emulator: path of the QEMU binary.
         versions: name and version of what matters for a verdict.
+        note: why it is this accelerator.
     """
 
     outer: Accelerator
@@ -30,6 +31,7 @@ class Environment:
     slowness: float
     emulator: str
     versions: tuple[tuple[str, str], ...] = ()
+    note: str = ""
 
     def vcpus(self, declared: int) -> int:
         """Return the virtual CPUs that a machine really gets.

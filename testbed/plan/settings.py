@@ -52,7 +52,7 @@ def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
         "sed -n '/^table/,/^}/p' /etc/nftables.conf | sed -n '/chain/,/^  }/p' | grep -cE '(accept|reject|drop|counter)'; "
         "nft -s list table inet testbed | sed -n '/chain/,/^\\t}/p' | grep -cE '(accept|reject|drop|counter)'"
     )
-    chain = Setting("firewall", "NET-09", rules, "9\n9", "nft -f /etc/nftables.conf")
+    chain = Setting("firewall", "NET-09", rules, "10\n10", "nft -f /etc/nftables.conf")
     return (chain, *elements)
 
 

@@ -1,0 +1,383 @@
+"""The command line (DESIGN.md, section 7): verbs, exit codes, and nothing that another module could do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from testbed import apply, lab, observe
+from testbed import resources as packaged
+from testbed.drivers import doctor as doctors
+from testbed.drivers import enclosure, memory
+from testbed.drivers.images import ImageCache
+from testbed.drivers.workspace import Workspace, cache_root, labs, state_root
+from testbed.errors import Exit, TestbedError, UsageError
+from testbed.model.facts import Accelerator
+from testbed.model.resolve import resolve
+from testbed.model.testbed import Testbed
+from testbed.plan import render
+from testbed.plan.resources import OUTER, Kind
+from testbed.report import graph as graphs
+from testbed.spec.load import read
+from testbed.spec.schema import json_schema
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Emulated hypervisor fleets whose walls are proven.")
+image_app = typer.Typer(no_args_is_help=True, help="Images: list, bake, verify, rm, prune.")
+app.add_typer(image_app, name="image")
+
+_ERR = Console(stderr=True, highlight=False)
+_START = time.monotonic()
+
+File = Annotated[Path, typer.Argument(help="topology file, or the name of a lab", envvar="TESTBED_TOPOLOGY")]
+Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON", envvar="TESTBED_JSON")]
+Accel = Annotated[Accelerator | None, typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR")]
+
+
+def say(message: str) -> None:
+    """Tell people who wait what is going on, on standard error."""
+    _ERR.print(f"[dim]{time.monotonic() - _START:6.1f} s[/dim]  {_escape(message)}")
+
+
+def _escape(text: str) -> str:
+    clean = "".join(character if character.isprintable() or character == "\n" else "�" for character in text)
+    return clean.replace("[", "\\[")
+
+
+def out(text: str) -> None:
+    """Print a result on standard output."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def _topology(name: str | Path) -> tuple[Testbed, Path]:
+    """Return the topology that a file, or the copy of a lab of that name, describes."""
+    file = Path(name)
+    copy = Workspace(state_root(), str(name)).topology if "/" not in str(name) else None
+    if not file.is_file() and copy is not None and copy.is_file():
+        file = copy
+    return resolve(read(file, machine_memory=memory.total()).spec), file
+
+
+def _workspace(name: str | Path) -> Workspace:
+    """Return the workspace of a lab, by its name or its topology file."""
+    if Path(name).is_file():
+        return Workspace(state_root(), read(Path(name)).spec.name)
+    return Workspace(state_root(), str(name))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can do, what it cannot, and how to change that."""
+    findings = doctors.examine(cache_root(), state_root())
+    if as_json:
+        out(json.dumps([{"name": f.name, "ok": f.ok, "fact": f.fact, "remedy": f.remedy} for f in findings], indent=1))
+    else:
+        for finding in findings:
+            out(f"{'ok ' if finding.ok else 'NO '} {finding.name}: {finding.fact}")
+            if not finding.ok:
+                out(f"      to do: {finding.remedy}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(Exit.NOT_CAPABLE)
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="topology files")] = [],  # noqa: B006 - typer wants a literal
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of topology files")] = False,
+) -> None:
+    """Check topology files; every mistake is reported in one pass."""
+    if schema:
+        out(json.dumps(json_schema(), indent=1))
+    elif not files:
+        raise UsageError("nothing to validate", fact="no file was named", remedy="name a topology file, or use --schema")
+    wrong = []
+    for file in files:
+        try:
+            found = resolve(read(file, machine_memory=memory.total()).spec)
+            out(f"{file}: fine: {len(found.nodes)} nodes, {len(found.tenants)} tenants, {len(found.guests)} guests")
+        except TestbedError as error:
+            wrong.append(error)
+            _ERR.print(_escape(str(error)))
+    if wrong:
+        raise typer.Exit(Exit.USAGE)
+
+
+@app.command()
+def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> None:
+    """Show what `up` would do, and why; change nothing."""
+    testbed, _ = _topology(topology)
+    ground = lab.prepare(say, verify=False, want=accelerator)
+    workspace = Workspace(state_root(), testbed.name)
+    found = enclosure.find(testbed.name, workspace.root)
+    if found is None:
+        from testbed.plan.diff import diff  # noqa: PLC0415
+        from testbed.plan.resources import desired, places  # noqa: PLC0415
+
+        result = diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER})
+    else:
+        with workspace.locked():
+            lab.enter(testbed, workspace, ground.environment)
+            with lab.opened(testbed, workspace, ground) as opened:
+                result = observe.plan(opened.desired, opened.places)
+    out(json.dumps(render.data(result), indent=1) if as_json else render.text(result))
+
+
+@app.command()
+def up(topology: File, as_json: Json = False, accelerator: Accel = None) -> None:
+    """Build the lab, or make it again what its topology says."""
+    _up(topology, as_json=as_json, want=accelerator)
+
+
+def _up(topology: Path, *, as_json: bool, want: Accelerator | None) -> None:
+    testbed, file = _topology(topology)
+    doctors.require(cache_root(), state_root())
+    ground = lab.prepare(say, verify=True, want=want)
+    say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
+    workspace = Workspace(state_root(), testbed.name)
+    with workspace.locked():
+        lab.apply_copy(file, workspace)
+        lab.enter(testbed, workspace, ground.environment)
+        with lab.opened(testbed, workspace, ground) as opened:
+            done = apply.converge(opened.desired, opened.places, say)
+            retried = [label for node in opened.nodes.values() for label in node.retried]
+    seconds = time.monotonic() - _START
+    if as_json:
+        out(json.dumps({"lab": testbed.name, "actions": len(done), "seconds": round(seconds, 1), "retried": retried}))
+    elif done:
+        out(f"{testbed.name} is up: {len(done)} actions in {seconds:.0f} s" + (f"; started twice: {retried}" if retried else ""))
+    else:
+        out(f"{testbed.name}: nothing to do: the lab is what the topology says.")
+
+
+@app.command()
+def status(
+    name: Annotated[str, typer.Argument(help="name of a lab; all labs if left out", envvar="TESTBED_LAB")] = "",
+    as_json: Json = False,
+) -> None:
+    """List labs, or what exists of one."""
+    if not name:
+        running = {found.lab for found in enclosure.enclosures(state_root())}
+        rows = [{"lab": item, "running": item in running} for item in sorted({*labs(state_root()), *running})]
+        out(json.dumps(rows) if as_json else "\n".join(f"{r['lab']}  {'running' if r['running'] else 'down'}" for r in rows) or "no labs")
+        return
+    workspace = _workspace(name)
+    testbed = lab.load_applied(workspace)
+    if enclosure.find(testbed.name, workspace.root) is None:
+        out(json.dumps({"lab": testbed.name, "running": False}) if as_json else f"{testbed.name} is down")
+        return
+    ground = lab.prepare(say, verify=False)
+    with workspace.locked():
+        lab.enter(testbed, workspace, ground.environment)
+        with lab.opened(testbed, workspace, ground) as opened:
+            found, unseen = observe.observe(opened.desired, opened.places)
+            drift = observe.diff(opened.desired, found, unseen)
+    rows = [{"place": k.place, "kind": k.kind, "name": k.name, "state": p["state"]} for k, p in sorted(found.items()) if "state" in p]
+    if as_json:
+        out(json.dumps({"lab": testbed.name, "running": True, "objects": rows, "drift": render.data(drift)["actions"]}, indent=1))
+        return
+    for row in rows:
+        out(f"{row['place']:12} {row['kind']:8} {row['name']:16} {row['state']}")
+    counts = {kind: sum(1 for key in found if key.kind is kind) for kind in Kind}
+    out(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
+    out(render.text(drift) if drift else "no drift")
+
+
+@app.command()
+def graph(
+    topology: File, form: Annotated[str, typer.Option("--format", help="dot or mermaid", envvar="TESTBED_GRAPH")] = "dot"
+) -> None:
+    """Draw a topology as DOT or Mermaid text."""
+    testbed, _ = _topology(topology)
+    drawers = {"dot": graphs.dot, "mermaid": graphs.mermaid}
+    if form not in drawers:
+        raise UsageError(f"cannot draw as {form}", fact="known formats: dot, mermaid", remedy="use --format dot or --format mermaid")
+    out(drawers[form](testbed))
+
+
+def _inside(name: str) -> tuple[Testbed, Workspace]:
+    """Enter a running lab; afterwards this process sees the lab's networks."""
+    workspace = _workspace(name)
+    testbed = lab.load_applied(workspace)
+    found = enclosure.find(testbed.name, workspace.root)
+    if found is None:
+        fact = "it has no running namespaces"
+        raise UsageError(f"the lab {testbed.name} is down", fact=fact, remedy=f"run `testbed up {name}`")
+    enclosure.enter(found)
+    return testbed, workspace
+
+
+@app.command()
+def ssh(
+    name: Name,
+    machine: Annotated[str, typer.Argument(help="a node, or controller")],
+    command: Annotated[list[str] | None, typer.Argument(help="command; a shell if left out")] = None,
+) -> None:
+    """Log in to a machine as its administrator."""
+    testbed, workspace = _inside(name)
+    if machine not in {item.name for item in testbed.machines}:
+        names = ", ".join(item.name for item in testbed.machines)
+        raise UsageError(f"there is no machine {machine}", fact=f"the lab has: {names}", remedy="name one of these")
+    program = shutil.which("ssh")
+    if program is None:
+        raise UsageError("ssh is missing", fact="it is nowhere in PATH", remedy="install the Debian package openssh-client")
+    os.execv(program, ["ssh", "-F", str(workspace.ssh_config), machine, "--", *(command or [])])  # noqa: S606
+
+
+@app.command("exec")
+def execute(
+    name: Name,
+    guest: Annotated[str, typer.Argument(help="a guest, as tenant/guest")],
+    command: Annotated[list[str], typer.Argument(help="program with its arguments")],
+    timeout: Annotated[float, typer.Option(help="seconds", envvar="TESTBED_TIMEOUT")] = 60,
+) -> None:
+    """Run a program in a guest through its agent."""
+    from testbed.verify.agent import run_in_guest  # noqa: PLC0415
+
+    workspace = _workspace(name)
+    testbed = lab.load_applied(workspace)
+    ground = lab.prepare(say, verify=False)
+    with workspace.locked():
+        _inside(name)
+        with lab.opened(testbed, workspace, ground) as opened:
+            found = next((item for item in testbed.guests if item.label == guest), None)
+            if found is None:
+                names = ", ".join(item.label for item in testbed.guests)
+                raise UsageError(f"there is no guest {guest}", fact=f"the lab has: {names}", remedy="name one of these")
+            done = run_in_guest(opened.nodes[found.node].hypervisor, found, command, b"", timeout)
+    sys.stdout.write(_printable(done.stdout))
+    sys.stderr.write(_printable(done.stderr))
+    raise typer.Exit(done.status)
+
+
+def _printable(data: bytes) -> str:
+    """Return a guest's output without anything that a terminal would obey."""
+    text = data.decode(errors="replace")
+    return "".join(character if character.isprintable() or character in "\n\t" else "�" for character in text)
+
+
+@app.command()
+def console(
+    name: Name, machine: Annotated[str, typer.Argument(help="a node, or controller")],
+    lines: Annotated[int, typer.Option(help="lines to show", envvar="TESTBED_LINES")] = 100,
+) -> None:  # fmt: skip
+    """Show what a machine wrote to its serial console."""
+    file = _workspace(name).machine(machine) / "console.log"
+    if not file.exists():
+        raise UsageError(f"{machine} has no console", fact=f"{file} does not exist", remedy="run `testbed status`")
+    out("\n".join(_printable(file.read_bytes()[-200_000:]).splitlines()[-lines:]))
+
+
+@app.command()
+def logs(
+    name: Name, machine: Annotated[str, typer.Argument(help="a node, or controller")],
+    unit: Annotated[str, typer.Option(help="only this systemd unit", envvar="TESTBED_UNIT")] = "",
+    lines: Annotated[int, typer.Option(help="lines to show", envvar="TESTBED_LINES")] = 100,
+) -> None:  # fmt: skip
+    """Show a machine's journal."""
+    words = ["sudo", "journalctl", "--no-pager", f"--lines={lines}", *([f"--unit={unit}"] if unit else [])]
+    ssh(name, machine, words)
+
+
+@app.command()
+def down(name: Name) -> None:
+    """Take a lab down; leaves nothing but the reports of its runs."""
+    workspace = _workspace(name)
+    if not workspace.folder.exists() and enclosure.find(workspace.lab, workspace.root) is None:
+        raise UsageError(f"there is no lab {workspace.lab}", fact=f"{workspace.folder} does not exist", remedy="run `testbed status`")
+    with workspace.locked():
+        found = enclosure.find(workspace.lab, workspace.root)
+        if found is not None:
+            enclosure.destroy(found)
+        workspace.remove()
+    out(f"{workspace.lab} is down")
+
+
+@app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list", envvar="TESTBED_DRY_RUN")] = False,
+) -> None:
+    """Find what is left of labs that nobody can name any more, and remove it."""
+    count = 0
+    known = set(labs(state_root()))
+    for found in list(enclosure.enclosures(state_root())):
+        if found.lab not in known:
+            count += 1
+            out(f"namespaces of {found.lab}, held by process {found.pid}")
+            if not dry_run:
+                enclosure.destroy(found)
+    running = {found.lab for found in enclosure.enclosures(state_root())}
+    for folder in sorted(state_root().glob("*/v")):
+        workspace = Workspace(state_root(), folder.parent.name)
+        if workspace.lab not in running:
+            count += 1
+            out(f"files of {workspace.lab}, which does not run")
+            if not dry_run:
+                with workspace.locked():
+                    workspace.remove()
+    out("nothing to prune" if not count else f"{count} {'found' if dry_run else 'removed'}")
+
+
+def _cache() -> ImageCache:
+    return ImageCache(cache_root(), packaged.playbooks())
+
+
+@image_app.command("list")
+def image_list(as_json: Json = False) -> None:
+    """List the images in the cache."""
+    images = _cache().stored()
+    if as_json:
+        out(json.dumps([{"name": i.name, "key": i.key, "baked": i.baked, "folder": str(i.folder)} for i in images]))
+    else:
+        out("\n".join(f"{i.name:12} {i.key}  baked {i.baked}" for i in images) or "no images")
+
+
+@image_app.command("bake")
+def image_bake() -> None:
+    """Bake what is missing."""
+    for image in _cache().ensure(say).values():
+        out(f"{image.name:12} {image.key}  {image.digest}")
+
+
+@image_app.command("verify")
+def image_verify() -> None:
+    """Compare every file of every image with its recorded digest."""
+    for image in _cache().stored():
+        _cache().verify(image)
+        out(f"{image.name:12} {image.key}  as baked")
+
+
+@image_app.command("rm")
+def image_rm(name: Annotated[str, typer.Argument(help="name of an image")]) -> None:
+    """Remove an image from the cache."""
+    found = [image for image in _cache().stored() if image.name == name]
+    if not found:
+        raise UsageError(f"there is no image {name}", fact="the cache has none of that name", remedy="run `testbed image list`")
+    for image in found:
+        _cache().remove(image)
+
+
+@image_app.command("prune")
+def image_prune() -> None:
+    """Remove what no present recipe needs."""
+    for path in _cache().prune():
+        out(f"removed {path}")
+
+
+def main() -> None:
+    """Run the command line; every error of ours becomes three lines and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except TestbedError as error:
+        _ERR.print(_escape(f"error: {error}"))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _ERR.print("interrupted; what was done stays, and the same command resumes")
+        sys.exit(Exit.INTERRUPTED)

@@ -1,0 +1,191 @@
+"""Puts a lab together: drivers built from a topology, inside the lab's namespaces."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from testbed import resources as packaged
+from testbed.drivers import canary, enclosure
+from testbed.drivers.central import Central, write_client
+from testbed.drivers.fabric import Fabric
+from testbed.drivers.hypervisor import Hypervisor
+from testbed.drivers.images import Image, ImageCache
+from testbed.drivers.node import Node
+from testbed.drivers.outer import Outer, privileged
+from testbed.drivers.pki import Authority, write_secret
+from testbed.drivers.ssh import USER, Access, Host
+from testbed.drivers.workspace import Workspace, cache_root
+from testbed.errors import UsageError
+from testbed.model.facts import Accelerator, Environment
+from testbed.model.resolve import resolve
+from testbed.model.testbed import Machine, Plane, Testbed
+from testbed.plan.resources import Inputs, Key, Resource, desired
+from testbed.ports import Place, Progress
+from testbed.spec.load import read
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a lab stands on: images and what the outer machine can do."""
+
+    images: dict[str, Image]
+    environment: Environment
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the desired state depends on besides the topology."""
+        return Inputs(self.environment, {name: image.digest for name, image in self.images.items()})
+
+
+def prepare(progress: Progress, *, verify: bool, want: Accelerator | None = None) -> Ground:
+    """Bake what is missing, verify what is used, and find out how virtual machines run here.
+
+    Raises:
+        ImageError: an image could not be baked, or is not what was baked.
+        MachineError: this machine cannot run the lab.
+    """
+    cache = ImageCache(cache_root(), packaged.playbooks())
+    images = cache.ensure(progress)
+    if verify:
+        progress("verifying the images")
+        for image in images.values():
+            cache.verify(image)
+    return Ground(images, canary.environment(images["node"], cache_root(), want=want))
+
+
+@dataclass
+class Lab:
+    """A lab with everything that acts on it. Only usable inside its enclosure."""
+
+    testbed: Testbed
+    workspace: Workspace
+    ground: Ground
+    outer: Outer
+    central: Central
+    nodes: dict[str, Node]
+
+    @property
+    def places(self) -> list[Place]:
+        """Every place, the outer machine first."""
+        return [self.outer, self.central, *self.nodes.values()]
+
+    @property
+    def desired(self) -> dict[Key, Resource]:
+        """Every resource that must exist."""
+        return desired(self.testbed, self.ground.inputs)
+
+    def host(self, name: str) -> Host:
+        """Return the connection of a machine.
+
+        Raises:
+            UsageError: there is no such machine.
+        """
+        if name == self.central.name:
+            return self.central.host
+        if name in self.nodes:
+            return self.nodes[name].host
+        names = ", ".join(machine.name for machine in self.testbed.machines)
+        raise UsageError(f"there is no machine {name}", fact=f"the lab has: {names}", remedy="name one of these")
+
+    def close(self) -> None:
+        """End every connection; the lab runs on."""
+        self.central.close()
+        for node in self.nodes.values():
+            node.close()
+        self.outer.hypervisor.close()
+
+
+def load_applied(workspace: Workspace) -> Testbed:
+    """Return the topology that was applied last.
+
+    Raises:
+        UsageError: there is no such lab.
+    """
+    if not workspace.topology.exists():
+        fact = f"{workspace.folder} has no topology"
+        raise UsageError(f"there is no lab {workspace.lab}", fact=fact, remedy="run `testbed up TOPOLOGY`, or `testbed status`")
+    return resolve(read(workspace.topology).spec)
+
+
+def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> None:
+    """Continue inside the lab's enclosure, which is made if it is missing; see `testbed.drivers.enclosure`.
+
+    Raises:
+        MachineError: this machine does not permit it.
+    """
+    workspace.create()
+    found = enclosure.find(testbed.name, workspace.root)
+    if found is None:
+        devices = ("kvm",) if environment.outer is Accelerator.KVM else ()
+        found = enclosure.create(
+            testbed.name, workspace.root, devices=devices, python=sys.executable, log=workspace.log
+        )
+    enclosure.enter(found)
+
+
+@contextmanager
+def opened(testbed: Testbed, workspace: Workspace, ground: Ground) -> Iterator[Lab]:
+    """Build the drivers of a lab; call inside its enclosure.
+
+    Raises:
+        ProvisioningError: the outer hypervisor cannot be opened.
+    """
+    root = privileged()
+    authority = Authority(workspace.pki)
+    _renew_client(workspace, authority)
+    hypervisor = Hypervisor.embed(workspace.libvirt, privileged=root)
+    outer = Outer(testbed, workspace, ground.environment, ground.images, hypervisor, Fabric(testbed.name))
+    slowness = ground.environment.slowness
+    central = Central(testbed, workspace, Host(_access(workspace, testbed.controller)), slowness)
+    nodes = {
+        node.name: Node(testbed, node, Host(_access(workspace, node)), workspace.machine(node.name) / "libvirt.sock", slowness)
+        for node in testbed.nodes
+    }
+    for machine in testbed.machines:
+        workspace.machine(machine.name).mkdir(parents=True, exist_ok=True)
+    _write_ssh_config(testbed, workspace, authority)
+    lab = Lab(testbed, workspace, ground, outer, central, nodes)
+    try:
+        yield lab
+    finally:
+        lab.close()
+
+
+def _access(workspace: Workspace, machine: Machine) -> Access:
+    address = str(machine.address(Plane.MANAGEMENT))
+    return Access(machine.name, address, workspace.folder / "ssh/admin", workspace.machine(machine.name) / "host_key.pub")
+
+
+def _renew_client(workspace: Workspace, authority: Authority) -> None:
+    """Sign our own short-lived certificates for this run."""
+    now = datetime.now(UTC)
+    user = authority.user(["node-admin"], now=now)
+    write_secret(workspace.folder / "ssh/admin", user.private_key)
+    write_secret(workspace.folder / "ssh/admin-cert.pub", user.certificate)
+    client = authority.tls("testbed", now=now)
+    write_client(workspace, client.private_key, client.certificate)
+
+
+def _write_ssh_config(testbed: Testbed, workspace: Workspace, authority: Authority) -> None:
+    addresses = {machine.name: machine.address(Plane.MANAGEMENT) for machine in testbed.machines}
+    known = workspace.folder / "ssh/known_hosts"
+    names = ",".join(str(item) for pair in addresses.items() for item in pair)
+    known.write_text(f"@cert-authority {names} {authority.ssh_public_key}\n")
+    blocks = [f"Host {name}\n  HostName {address}\n  HostKeyAlias {name}\n" for name, address in addresses.items()]
+    common = (
+        f"Host *\n  User {USER}\n  IdentityFile {workspace.folder}/ssh/admin\n  IdentitiesOnly yes\n"
+        f"  UserKnownHostsFile {known}\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n"
+    )
+    workspace.ssh_config.write_text("".join((*blocks, common)))
+
+
+def apply_copy(file: Path, workspace: Workspace) -> None:
+    """Remember the topology that is being applied, so that every other command knows it by the lab's name."""
+    if file.resolve() != workspace.topology:
+        shutil.copyfile(file, workspace.topology)
