@@ -44,7 +44,7 @@ Accel = Annotated[Accelerator | None, typer.Option("--accelerator", help="insist
 
 def say(message: str) -> None:
     """Tell people who wait what is going on, on standard error."""
-    _ERR.print(f"[dim]{time.monotonic() - _START:6.1f} s[/dim]  {_escape(message)}")
+    _ERR.print(f"[dim]{time.monotonic() - _START:6.1f} s[/dim]  {_escape(message)}", soft_wrap=True)
 
 
 def _escape(text: str) -> str:
@@ -376,7 +376,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except TestbedError as error:
-        _ERR.print(_escape(f"error: {error}"))
+        _ERR.print(_escape(f"error: {error}"), soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _ERR.print("interrupted; what was done stays, and the same command resumes")

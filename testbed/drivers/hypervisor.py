@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -106,6 +107,7 @@ class Hypervisor:
         """
         (root / "etc").mkdir(parents=True, exist_ok=True)
         (root / "etc/qemu.conf").write_text(_QEMU_CONF if privileged else _QEMU_CONF + _AS_OURSELVES)
+        os.environ["LIBVIRT_LOG_OUTPUTS"] = f"3:file:{root}/libvirt.log"
         return cls(f"qemu:///embed?root={root}", root)
 
     def _settle(self, root: Path, timeout: float = 30) -> None:

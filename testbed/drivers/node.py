@@ -23,11 +23,6 @@ from testbed.spec.schema import GIB
 _BOOT = 75.0
 _GUEST = 45.0
 _ROOT_SIZE = 2 * GIB
-_READY = (
-    "for round in $(seq {rounds}); do [ -e /sys/class/net/br-int ] && [ -S /run/libvirt/libvirt-sock ] "
-    "&& [ -e /dev/kvm ] && exit 0; sleep 0.5; done; "
-    "echo the switch br-int, libvirt or /dev/kvm is missing after {seconds} s >&2; exit 1"
-)
 _HELPER = "sudo -n virt-ssh-helper qemu:///system"
 _FILES = f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%P %m %U %n %s\\n'"
 _FOLDERS = f"cd {POOLS} && for pool in */; do [ $pool = lost+found/ ] || {{ echo pool $pool; getfacl -pnc $pool; }}; done"
@@ -57,14 +52,14 @@ class Node:
             return self._hypervisor
 
     def wait(self) -> None:
-        """Return when the node accepts our login, and its root partition can serve guests.
+        """Return when the node accepts our login, and has started what it starts at boot.
 
         Raises:
             ProvisioningError: it does not in time.
         """
         self.host.wait(_BOOT * self._slowness)
         seconds = int(_BOOT * self._slowness)
-        self.host.must(_READY.format(rounds=seconds * 2, seconds=seconds), timeout=seconds + 60)
+        self.host.sudo(f"timeout {seconds} systemctl is-system-running --wait", timeout=seconds + 60)
 
     def observe(self) -> dict[Key, Properties]:
         """Return what this lab has on the node, and the root partition's settings."""

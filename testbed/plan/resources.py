@@ -161,7 +161,8 @@ def _node(lab: Testbed, node: Machine, inputs: Inputs) -> Iterator[Resource]:
             volumes.append(key)
             shape: dict[str, Value] = {"owner": guest.uid, "mode": "600", "links": 1}
             yield Resource(key, {**shape, "size": size} if size else shape, (pool,))
-        yield Resource(Key(node.name, Kind.GUEST, guest.label), guest_properties(guest, inputs), tuple(volumes))
+        services = Key(node.name, Kind.SETTING, "services")
+        yield Resource(Key(node.name, Kind.GUEST, guest.label), guest_properties(guest, inputs), (*volumes, services))
 
 
 def guest_properties(guest: Guest, inputs: Inputs) -> Properties:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from testbed.model.testbed import IMAGES, Machine, Role, Testbed
 from testbed.plan.identity import administrators, database_clients, tunnel_peers
 
-HAND_MADE_FLOWS = "cookie=0x7e57bed0/0xfffffff0"
+HAND_MADE_FLOWS = "cookie=0x7e57bed0/-1"
 SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/libvirt-sock-ro", "/run/libvirt/libvirt-admin-sock")
 
 
@@ -93,7 +93,17 @@ _ACCESS = (
 
 _WORKERS = "for pid in $(pgrep -f ^/usr/bin/qemu-system); do %s; done"
 
+_SERVICES = "ovs-vswitchd ovn-controller libvirtd virtlogd auditd nftables"
+
 _ROOT_PARTITION = (
+    Setting(
+        "services",
+        "all",
+        f"systemctl is-active {_SERVICES}; ls -d /sys/class/net/br-int",
+        "\n".join(["active"] * len(_SERVICES.split()) + ["/sys/class/net/br-int"]),
+        f"systemctl start {_SERVICES}; for round in $(seq 240); do [ -e /sys/class/net/br-int ] && exit 0; "
+        "sleep 0.5; done; echo br-int does not appear >&2; exit 1",
+    ),
     Setting(
         "memory-deduplication",
         "CMP-02",
@@ -111,9 +121,9 @@ _ROOT_PARTITION = (
     Setting(
         "hand-made-flows",
         "NET-01",
-        "ovs-ofctl -O OpenFlow15 dump-flows br-int table=0 | grep -c 'cookie=0x0,.*priority=[1-9]'",
+        f"ovs-ofctl -O OpenFlow15 dump-flows br-int {HAND_MADE_FLOWS} | grep -c actions",
         "0",
-        "ovs-ofctl -O OpenFlow15 del-flows br-int cookie=0x0/-1,table=0",
+        f"ovs-ofctl -O OpenFlow15 del-flows br-int {HAND_MADE_FLOWS}",
     ),
     Setting(
         "libvirt-sockets",

@@ -1,0 +1,125 @@
+"""Storage walls, attacked from a worker: the QEMU process of one tenant, taken over."""
+
+from __future__ import annotations
+
+from testbed.model.testbed import IMAGES, POOLS, Guest
+from testbed.verify.declare import check
+from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.stage import Stage
+from testbed.verify.worker import Attempt, succeeded
+
+from checks.breaches import command, profile
+
+BASE = f"{IMAGES}/guest/root.raw"
+
+
+def _needs_strangers(stage: Stage) -> str | None:
+    tenants = {guest.tenant for guest in stage.guests}
+    return None if len(tenants) > 1 else f"fewer than two tenants have guests on {stage.case}"
+
+
+def _files(guest: Guest) -> list[str]:
+    return [guest.root_disk, *(f"{guest.pool}/{volume.file}" for volume in guest.volumes)]
+
+
+def _victim_file(stage: Stage) -> str:
+    return _files(stage.strangers()[1])[-1]
+
+
+def _open_all_layers(stage: Stage) -> str:
+    attacker, _ = stage.strangers()
+    file = _victim_file(stage)
+    rules = f"{profile(attacker.uuid)}.files"
+    return (
+        f"chmod 0666 {file}; chmod o+x {file.rpartition('/')[0]}; "
+        f"echo '  \"{file}\" rw,' >> {rules}; apparmor_parser -r {profile(attacker.uuid)}"
+    )
+
+
+def _close_all_layers(stage: Stage) -> str:
+    attacker, victim = stage.strangers()
+    file = _victim_file(stage)
+    rules = f"{profile(attacker.uuid)}.files"
+    return (
+        f"chmod 0600 {file}; chmod o-x {victim.pool}; "
+        f"sed -i '\\#{file}#d' {rules}; apparmor_parser -r {profile(attacker.uuid)}"
+    )
+
+
+@check(
+    id="STO-01",
+    objective="No worker reads, writes or lists another tenant's volumes",
+    severity="critical",
+    applies=_needs_strangers,
+    breaches=(
+        command(
+            "a volume's mode is 0666",
+            opens=lambda stage: f"chmod 0666 {_victim_file(stage)}",
+            closes=lambda stage: f"chmod 0600 {_victim_file(stage)}",
+            shows=lambda stage: f"[ $(stat -c %a {_victim_file(stage)}) = 666 ]",
+        ),
+        command(
+            "mode, pool and profile all let a worker at another tenant's volume",
+            opens=_open_all_layers,
+            closes=_close_all_layers,
+            shows=lambda stage: f"grep -qF {_victim_file(stage)} {profile(stage.strangers()[0].uuid)}.files",
+        ),
+    ),
+)
+def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: Machine) -> None:
+    guests = fleet.testbed.guests_on(node.name)
+    for attacker in guests:
+        others = [guest for guest in guests if guest.tenant != attacker.tenant]
+        targets = [file for guest in others for file in _files(guest)]
+        pools = sorted({guest.pool for guest in others})
+        attempts = [Attempt(verb, file) for file in targets for verb in ("read", "write")]
+        attempts += [Attempt("list", pool) for pool in (*pools, POOLS)]
+        reached = succeeded(node, attacker, attempts)
+        assert not reached, f"the worker of {attacker.label} reached {sorted(map(str, reached))}"
+    for guest in guests:
+        for file in _files(guest):
+            volume = node.infra.file(file)
+            assert volume.mode == 0o600, f"{file} has mode {volume.mode:o}"
+            assert volume.uid == guest.uid, f"{file} belongs to uid {volume.uid}, not to {guest.worker}"
+
+
+@check(
+    id="STO-07",
+    objective="No worker changes a base image",
+    severity="high",
+    breaches=(
+        command(
+            "the images are mounted read-write, the base image is world-writable, and a worker's profile allows it",
+            opens=lambda stage: (
+                f"mount -o remount,rw {IMAGES}; chmod 0666 {BASE}; "
+                f"echo '  \"{BASE}\" rw,' >> {profile(stage.guests[0].uuid)}.files; "
+                f"apparmor_parser -r {profile(stage.guests[0].uuid)}"
+            ),
+            closes=lambda stage: (
+                f"mount -o remount,rw {IMAGES}; chmod 0444 {BASE}; mount -o remount,ro {IMAGES}; "
+                f"sed -i '\\#\"{BASE}\" rw,#d' {profile(stage.guests[0].uuid)}.files; "
+                f"apparmor_parser -r {profile(stage.guests[0].uuid)}"
+            ),
+            shows=lambda _: f"[ $(stat -c %a {BASE}) = 666 ] && findmnt -no OPTIONS {IMAGES} | grep -q ^rw",
+        ),
+        command(
+            "the images are mounted read-write",
+            opens=lambda _: f"mount -o remount,rw {IMAGES}",
+            closes=lambda _: f"mount -o remount,ro {IMAGES}",
+            shows=lambda _: f"findmnt -no OPTIONS {IMAGES} | grep -q ^rw",
+        ),
+    ),
+    applies=lambda stage: None if stage.guests else f"{stage.case} has no guest",
+)
+def test_base_images_are_immutable(fleet: Fleet, node: Machine) -> None:
+    readable = Attempt("read", BASE)
+    attacks = [Attempt("write", BASE), Attempt("write", f"{IMAGES}/guest/vmlinuz"), Attempt("write", f"{IMAGES}/guest/initrd")]
+    for attacker in fleet.testbed.guests_on(node.name):
+        reached = succeeded(node, attacker, [readable, *attacks])
+        assert reached <= {readable}, f"the worker of {attacker.label} could {sorted(map(str, reached - {readable}))}"
+    options = node.read(f"findmnt -no OPTIONS {IMAGES}")
+    assert "ro" in options.split(","), f"{IMAGES} is mounted {options}"
+    for line in node.read(f"stat -c '%a %U %n' {IMAGES}/guest/*").splitlines():
+        assert line.startswith("444 root "), f"a base image can be changed: {line}"
+
+

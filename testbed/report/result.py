@@ -1,0 +1,140 @@
+"""The one canonical result of a run (schema 1), its JSON, and the exit code that follows from it. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from testbed.errors import Exit
+
+SCHEMA = 1
+
+
+class Verdict(StrEnum):
+    """What a check found."""
+
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    NOT_APPLICABLE = "not-applicable"
+
+
+class ProofVerdict(StrEnum):
+    """What running a check against its breach showed, from worst to best."""
+
+    DIRTY_REVERT = "dirty-revert"
+    CANNOT_FAIL = "cannot-fail"
+    BROKEN_INSTRUMENT = "broken-instrument"
+    BREACH_NOT_IN_FORCE = "breach-not-in-force"
+    UNPROVEN = "unproven"
+    PROVEN = "proven"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """One breach tried on one case of a check.
+
+    Args:
+        reason: what the check said while the breach was in force, or why there is no proof.
+        steps: what happened, in order.
+    """
+
+    verdict: ProofVerdict
+    breach: str
+    reason: str
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """One case of one check.
+
+    Args:
+        evidence: paths below the run's folder.
+        proofs: one for each breach, if the run was to prove.
+    """
+
+    id: str
+    case: str
+    objective: str
+    severity: str
+    verdict: Verdict
+    reason: str
+    simulated: bool
+    duration_s: float
+    evidence: tuple[str, ...]
+    proofs: tuple[Proof, ...] = ()
+
+    @property
+    def proof(self) -> Proof | None:
+        """The worst proof, or None."""
+        order = list(ProofVerdict)
+        return min(self.proofs, key=lambda proof: order.index(proof.verdict), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A whole run.
+
+    Args:
+        started: ISO 8601, UTC.
+        retried_starts: guests whose first start was dead.
+        trouble: what kept the run from being complete; it is then never a pass.
+    """
+
+    lab: str
+    topology_digest: str
+    environment: Mapping[str, str]
+    started: str
+    duration_s: float
+    checks: tuple[CheckResult, ...]
+    retried_starts: tuple[str, ...] = ()
+    trouble: tuple[str, ...] = ()
+
+
+def to_json(run: Run) -> dict[str, Any]:
+    """Return the content of ``result.json``, schema 1."""
+    counts = Counter(check.verdict for check in run.checks)
+    proofs = Counter(proof.verdict for check in run.checks for proof in check.proofs)
+    return {
+        "schema": SCHEMA,
+        "lab": {"name": run.lab, "topology_digest": run.topology_digest},
+        "environment": dict(run.environment),
+        "started": run.started,
+        "duration_s": run.duration_s,
+        "retried_starts": list(run.retried_starts),
+        "trouble": list(run.trouble),
+        "summary": {verdict.replace("-", "_"): counts[verdict] for verdict in Verdict},
+        "proofs": {verdict: proofs[verdict] for verdict in ProofVerdict if proofs[verdict]},
+        "checks": [_check(check) for check in run.checks],
+    }
+
+
+def _check(check: CheckResult) -> dict[str, Any]:
+    worst = check.proof
+    return {
+        **asdict(check),
+        "evidence": list(check.evidence),
+        "proofs": [asdict(proof) for proof in check.proofs],
+        "proof": None if worst is None else {"verdict": worst.verdict, "breach": worst.breach},
+    }
+
+
+def exit_code(data: Mapping[str, Any]) -> Exit:
+    """Return the exit code of a run: the worst that its verdicts and proofs stand for.
+
+    Args:
+        data: content of ``result.json``.
+    """
+    summary, proofs = data["summary"], data.get("proofs", {})
+    if proofs.get(ProofVerdict.DIRTY_REVERT):
+        return Exit.PROVISIONING
+    if summary["fail"] or proofs.get(ProofVerdict.CANNOT_FAIL):
+        return Exit.FAIL
+    open_proofs = sum(count for verdict, count in proofs.items() if verdict != ProofVerdict.PROVEN)
+    if summary["inconclusive"] or not summary["pass"] or open_proofs or data.get("trouble"):
+        return Exit.INCONCLUSIVE
+    return Exit.OK

@@ -1,0 +1,81 @@
+"""How a check says what it is: id, objective, severity, and the breaches that must turn it red (D10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from testbed.verify.stage import Stage
+
+ATTRIBUTE = "testbed_declaration"
+_SEVERITIES = ("critical", "high", "medium", "low")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """The smallest change that opens the wall a check watches.
+
+    Args:
+        name: what it does, in words.
+        open: makes the change.
+        close: takes it back; must also work when `open` was only half done.
+        in_force: tells whether the wall is really open now, without using the check.
+    """
+
+    name: str
+    open: Callable[[Stage], None]
+    close: Callable[[Stage], None]
+    in_force: Callable[[Stage], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What a check declares.
+
+    Args:
+        id: control id of CONTROLS.md, such as NET-01.
+        objective: the statement that a pass confirms.
+        unproven: reason why there is no breach; only then may `breaches` be empty.
+        simulated: True for a statement about real hardware that is made under emulation.
+        applies: returns why the check has nothing to look at in a topology, or None.
+    """
+
+    id: str
+    objective: str
+    severity: str
+    breaches: tuple[Breach, ...]
+    unproven: str
+    simulated: bool
+    applies: Callable[[Stage], str | None]
+
+
+def check(
+    *,
+    id: str,  # noqa: A002 - the field's own word
+    objective: str,
+    severity: str,
+    breaches: tuple[Breach, ...] = (),
+    unproven: str = "",
+    simulated: bool = False,
+    applies: Callable[[Stage], str | None] = lambda _: None,
+) -> Callable[[_Function], _Function]:
+    """Declare a test function as a check.
+
+    Raises:
+        ValueError: the declaration is incomplete: a check without a breach says why.
+    """
+    if not breaches and not unproven:
+        msg = f"{id} declares no breach; a check that nobody can turn red proves nothing"
+        raise ValueError(msg)
+    if severity not in _SEVERITIES:
+        msg = f"{id}: severity {severity!r} is none of {', '.join(_SEVERITIES)}"
+        raise ValueError(msg)
+
+    def attach(function: _Function) -> _Function:
+        declared = Declaration(id, objective, severity, breaches, unproven, simulated, applies)
+        setattr(function, ATTRIBUTE, declared)
+        return function
+
+    return attach

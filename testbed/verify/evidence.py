@@ -1,0 +1,73 @@
+"""Everything observed on the way to a verdict, written down where it is observed (D11)."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_KEPT = 20_000
+
+
+class Evidence:
+    """Collects observations; each check run gets those made during it, and those it shares with others."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._entries: list[dict[str, object]] = []
+        self._lock = threading.Lock()
+
+    def record(self, host: str, kind: str, request: str, answer: object, started: float) -> dict[str, object]:
+        """Note one observation; texts are cut at 20,000 characters.
+
+        Args:
+            started: wall-clock time at which it began, in seconds since the epoch.
+        """
+        entry: dict[str, object] = {
+            "time": round(started, 3),
+            "duration_s": round(time.time() - started, 3),
+            "host": host,
+            "kind": kind,
+            "request": request[:_KEPT],
+            "answer": answer[:_KEPT] if isinstance(answer, str) else answer,
+        }
+        with self._lock:
+            self._entries.append(entry)
+        return entry
+
+    def share(self, entries: list[dict[str, object]]) -> None:
+        """Count observations that were made earlier as part of the present check."""
+        with self._lock:
+            self._entries += [entry for entry in entries if entry not in self._entries]
+
+    @property
+    def entries(self) -> list[dict[str, object]]:
+        """Observations of the present check."""
+        with self._lock:
+            return list(self._entries)
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[list[str]]:
+        """Collect for one run of one check; the list receives the file that was written, if there was anything."""
+        with self._lock:
+            self._entries = []
+        written: list[str] = []
+        try:
+            yield written
+        finally:
+            entries = self.entries
+            if entries:
+                path = self._free(name)
+                path.write_text("".join(json.dumps(entry, default=str) + "\n" for entry in entries))
+                written.append(f"{self._folder.name}/{path.name}")
+
+    def _free(self, name: str) -> Path:
+        for number in range(1, 1000):
+            path = self._folder / f"{name}.{number}.jsonl"
+            if not path.exists():
+                return path
+        raise FileExistsError(name)

@@ -1,0 +1,150 @@
+"""What checks see: read-only views of machines, workers and guests, every look recorded as evidence."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from testinfra.backend.base import BaseBackend, CommandResult
+from testinfra.host import Host as InfraHost
+
+from testbed.drivers.ssh import Completed, Host
+from testbed.errors import InstrumentError
+from testbed.lab import Lab
+from testbed.model.policy import ReachMatrix
+from testbed.model.testbed import Guest, Testbed
+from testbed.verify.agent import run_in_guest
+from testbed.verify.evidence import Evidence
+
+_Value = TypeVar("_Value")
+
+
+class RecordedBackend(BaseBackend):
+    """A testinfra backend over our ssh connection, as root; every command becomes evidence."""
+
+    NAME = "testbed"
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(hostname=machine.name)
+        self._machine = machine
+
+    def run(self, command: str, *args: str, **_: Any) -> CommandResult:  # noqa: ANN401 - testinfra's signature
+        """Run a command as testinfra asks for it."""
+        done = self._machine.run(self.get_command(command, *args))
+        return self.result(done.status, done.command, done.stdout, done.stderr)
+
+
+class Machine:
+    """A node or the controller, observed as root over ssh."""
+
+    def __init__(self, host: Host, evidence: Evidence) -> None:
+        self._host = host
+        self._evidence = evidence
+        self.name = host.name
+        self.address = host.access.address
+        self.infra = InfraHost(RecordedBackend(self))
+
+    def run(self, command: str, *, stdin: bytes = b"", timeout: float = 90) -> Completed:
+        """Run a command as root and record it.
+
+        Raises:
+            InstrumentError: it did not complete.
+        """
+        started = time.time()
+        try:
+            done = self._host.sudo(command, stdin=stdin, timeout=timeout)
+        except InstrumentError as error:
+            self._evidence.record(self.name, "command", command, f"did not complete: {error.fact}", started)
+            raise
+        answer = {"status": done.status, "stdout": done.text[:20_000], "stderr": done.stderr[:4000].decode(errors="replace")}
+        self._evidence.record(self.name, "command", command, answer, started)
+        return done
+
+    def read(self, command: str, *, stdin: bytes = b"", timeout: float = 90) -> str:
+        """Run a command that must succeed, and return what it printed, stripped.
+
+        Raises:
+            InstrumentError: it failed or did not complete: nothing was observed.
+        """
+        done = self.run(command, stdin=stdin, timeout=timeout)
+        if done.status != 0:
+            fact = f"status {done.status}: {done.stderr[-500:].decode(errors='replace').strip()}"
+            raise InstrumentError(f"a look at {self.name} failed", fact=f"{command[:200]}: {fact}", remedy="run `testbed status`")
+        return done.text.strip()
+
+    def python(self, program: str, request: object, timeout: float = 120) -> Any:  # noqa: ANN401 - JSON
+        """Run a Python program there, with a request on its first line of input, and return the JSON it prints.
+
+        Raises:
+            InstrumentError: it failed, or printed something else.
+        """
+        text = self.read("python3 -", stdin=f"REQUEST = {request!r}\n{program}".encode(), timeout=timeout)
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            fact = f"{text[:200]!r} is no JSON"
+            raise InstrumentError(f"a probe on {self.name} answered garbage", fact=fact, remedy="repeat the check") from error
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A lab as checks see it.
+
+    Args:
+        shared: observations made once per phase (green, breach, reverted) and used by several checks.
+    """
+
+    lab: Lab
+    evidence: Evidence
+    machines: dict[str, Machine]
+    matrix: ReachMatrix
+    shared: dict[str, tuple[Any, list[dict[str, object]]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, lab: Lab, evidence: Evidence) -> Fleet:
+        """Return the view of a lab."""
+        machines = {machine.name: Machine(lab.host(machine.name), evidence) for machine in lab.testbed.machines}
+        return cls(lab, evidence, machines, ReachMatrix.of(lab.testbed))
+
+    @property
+    def testbed(self) -> Testbed:
+        """The topology."""
+        return self.lab.testbed
+
+    def once(self, name: str, observe: Callable[[], _Value]) -> _Value:
+        """Return an observation of this phase, made now or by an earlier check."""
+        if name not in self.shared:
+            before = self.evidence.entries
+            value = observe()
+            self.shared[name] = (value, [entry for entry in self.evidence.entries if entry not in before])
+        value, entries = self.shared[name]
+        self.evidence.share(entries)
+        found: _Value = value
+        return found
+
+    def new_phase(self) -> None:
+        """Forget shared observations: the world has changed."""
+        self.shared.clear()
+
+    def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90) -> bytes:
+        """Run a program in a guest and return its standard output, which is untrusted.
+
+        Raises:
+            InstrumentError: the guest does not answer, or the program fails.
+        """
+        started = time.time()
+        request = f"{' '.join(argv)} ({len(stdin)} bytes of input)"
+        try:
+            done = run_in_guest(self.lab.nodes[guest.node].hypervisor, guest, argv, stdin, timeout)
+        except InstrumentError as error:
+            self.evidence.record(guest.label, "guest", request, f"did not complete: {error.fact}", started)
+            raise
+        text = done.stdout.decode(errors="replace")
+        self.evidence.record(guest.label, "guest", request, {"status": done.status, "stdout": text[:20_000]}, started)
+        if done.status != 0:
+            fact = f"status {done.status}: {done.stderr[-400:].decode(errors='replace')!r}"
+            raise InstrumentError(f"a probe in {guest.label} failed", fact=fact, remedy="run `testbed status`")
+        return done.stdout

@@ -1,0 +1,85 @@
+"""A worker's identity, worn by a probe: what could somebody do who has taken over one QEMU process?
+
+The probe joins the worker's mount namespace, takes its uid, groups and AppArmor profile, drops every
+capability, and then uses shell built-ins only (the profile lets it start nothing). Its positive control is
+the worker's own volume: it must open before and after everything else, or nothing was observed.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from testbed.errors import InstrumentError
+from testbed.model.testbed import Guest
+from testbed.verify.fleet import Machine
+
+_BUILTINS = """\
+r() { if { :; } 2>/dev/null <"$1"; then echo "read yes $1"; else echo "read no $1"; fi; }
+w() { if { :; } 2>/dev/null >>"$1"; then echo "write yes $1"; else echo "write no $1"; fi; }
+l() { found=no; for entry in "$1"/*; do if [ "$entry" != "$1/*" ]; then found=yes; fi; done; echo "list $found $1"; }
+k() { if kill -0 "$1" 2>/dev/null; then echo "signal yes $1"; else echo "signal no $1"; fi; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One thing that a probe tries: ``read``, ``write``, ``list`` a path, or ``signal`` a process."""
+
+    verb: str
+    target: str
+
+    @property
+    def shell(self) -> str:
+        """The attempt as a call of a shell function."""
+        return f"{self.verb[0] if self.verb != 'signal' else 'k'} {shlex.quote(self.target)}"
+
+
+def pid(machine: Machine, guest: Guest) -> int:
+    """Return the process id of a guest's worker.
+
+    Raises:
+        InstrumentError: it does not run.
+    """
+    text = machine.read(f"cat /run/libvirt/qemu/{guest.domain}.pid")
+    if not text.isdigit():
+        raise InstrumentError(f"{guest.label} has no worker", fact=repr(text[:80]), remedy="run `testbed up`")
+    return int(text)
+
+
+def succeeded(machine: Machine, guest: Guest, attempts: Sequence[Attempt], *, as_root: bool = False) -> set[Attempt]:
+    """Try things as a guest's worker and return those that worked.
+
+    Args:
+        as_root: keep uid 0, so that only the AppArmor profile stands in the way (PRC-02).
+
+    Raises:
+        InstrumentError: the probe did not run to its end, or its own volume did not open before and after.
+    """
+    own = Attempt("read", guest.root_disk)
+    script = _BUILTINS + "\n".join(item.shell for item in (own, *attempts, own))
+    lines = machine.read(_wear(pid(machine, guest), as_root, script), timeout=60).splitlines()
+    found = [tuple(line.split(" ", 2)) for line in lines]
+    expected = [(item.verb, item.target) for item in (own, *attempts, own)]
+    if [(entry[0], entry[-1]) for entry in found] != expected:
+        fact = f"{len(lines)} answers to {len(expected)} attempts"
+        raise InstrumentError(f"the probe in {guest.label}'s worker broke off", fact=fact, remedy="repeat the check")
+    if found[0][1] != "yes" or found[-1][1] != "yes":
+        fact = f"{guest.root_disk} opened before: {found[0][1]}, after: {found[-1][1]}"
+        raise InstrumentError(f"the probe in {guest.label}'s worker is blind", fact=fact, remedy="run `testbed up`")
+    return {item for item, entry in zip(attempts, found[1:-1], strict=True) if entry[1] == "yes"}
+
+
+def _wear(worker: int, as_root: bool, script: str) -> str:  # noqa: FBT001 - private
+    drop = (
+        "setpriv --reuid $(awk '/^Uid:/{print $2}' /proc/$p/status) --regid $(awk '/^Gid:/{print $2}' /proc/$p/status) "
+        "--groups $(awk '/^Groups:/{$1=\"\"; print $0}' /proc/$p/status | tr ' ' '\\n' | grep . | paste -sd,) "
+        "--bounding-set=-all --inh-caps=-all --no-new-privs"
+    )
+    drop = "setpriv --inh-caps=-all" if as_root else drop.replace(" --no-new-privs", "")
+    return (
+        f"p={worker}; profile=$(cut -d' ' -f1 /proc/$p/attr/current); "
+        "echo $$ > /sys/fs/cgroup$(cut -d: -f3 /proc/$p/cgroup)/cgroup.procs 2>/dev/null; "
+        f"exec nsenter -t $p -m -- {drop} aa-exec -p $profile -- /bin/bash -c {shlex.quote(script)}"
+    )
