@@ -92,12 +92,12 @@ def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: Machine) 
             "the images are mounted read-write, the base image is world-writable, and a worker's profile allows it",
             opens=lambda stage: (
                 f"mount -o remount,rw {IMAGES}; chmod 0666 {BASE}; "
-                f"echo '  \"{BASE}\" rw,' >> {profile(stage.guests[0].uuid)}.files; "
+                f"sed -i 's#deny \"{BASE}\" w,#\"{BASE}\" w,#' {profile(stage.guests[0].uuid)}.files; "
                 f"apparmor_parser -r {profile(stage.guests[0].uuid)}"
             ),
             closes=lambda stage: (
                 f"mount -o remount,rw {IMAGES}; chmod 0444 {BASE}; mount -o remount,ro {IMAGES}; "
-                f"sed -i '\\#\"{BASE}\" rw,#d' {profile(stage.guests[0].uuid)}.files; "
+                f"sed -i 's#^  \"{BASE}\" w,#  deny \"{BASE}\" w,#' {profile(stage.guests[0].uuid)}.files; "
                 f"apparmor_parser -r {profile(stage.guests[0].uuid)}"
             ),
             shows=lambda _: f"[ $(stat -c %a {BASE}) = 666 ] && findmnt -no OPTIONS {IMAGES} | grep -q ^rw",

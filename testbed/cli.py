@@ -25,9 +25,13 @@ from testbed.model.resolve import resolve
 from testbed.model.testbed import Testbed
 from testbed.plan import render
 from testbed.plan.resources import OUTER, Kind
+from testbed.report import formats
 from testbed.report import graph as graphs
+from testbed.report.result import exit_code
 from testbed.spec.load import read
 from testbed.spec.schema import json_schema
+from testbed.verify import run as runs
+from testbed.verify.agent import run_in_guest
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Emulated hypervisor fleets whose walls are proven.")
 image_app = typer.Typer(no_args_is_help=True, help="Images: list, bake, verify, rm, prune.")
@@ -136,7 +140,9 @@ def up(topology: File, as_json: Json = False, accelerator: Accel = None) -> None
     _up(topology, as_json=as_json, want=accelerator)
 
 
-def _up(topology: Path, *, as_json: bool, want: Accelerator | None) -> None:
+def _up(
+    topology: Path, *, as_json: bool, want: Accelerator | None, examine: bool = False, prove: bool = False
+) -> None:
     testbed, file = _topology(topology)
     doctors.require(cache_root(), state_root())
     ground = lab.prepare(say, verify=True, want=want)
@@ -147,7 +153,13 @@ def _up(topology: Path, *, as_json: bool, want: Accelerator | None) -> None:
         lab.enter(testbed, workspace, ground.environment)
         with lab.opened(testbed, workspace, ground) as opened:
             done = apply.converge(opened.desired, opened.places, say)
-            retried = [label for node in opened.nodes.values() for label in node.retried]
+            retried = tuple(label for node in opened.nodes.values() for label in node.retried)
+            if examine:
+                say(f"{testbed.name} is up: {len(done)} actions")
+                _check(opened, prove=prove, only=[], as_json=as_json, retried=retried)
+                say(f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh {testbed.name} "
+                    f"{testbed.nodes[0].name}`. Take it down: `testbed down {testbed.name}`")  # fmt: skip
+                return
     seconds = time.monotonic() - _START
     if as_json:
         out(json.dumps({"lab": testbed.name, "actions": len(done), "seconds": round(seconds, 1), "retried": retried}))
@@ -202,6 +214,69 @@ def graph(
     out(drawers[form](testbed))
 
 
+_FORMATS = {"text": formats.text, "markdown": formats.markdown, "junit": formats.junit}
+
+
+@app.command()
+def check(
+    name: Name,
+    prove: Annotated[bool, typer.Option("--prove", help="open each wall and see the check turn red", envvar="TESTBED_PROVE")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="control id or its beginning, repeatable", envvar="TESTBED_ONLY")] = None,
+    as_json: Json = False,
+) -> None:
+    """Attack the lab's walls and give a verdict."""
+    workspace = _workspace(name)
+    testbed = lab.load_applied(workspace)
+    if enclosure.find(testbed.name, workspace.root) is None:
+        fact = "it has no running namespaces"
+        raise UsageError(f"the lab {testbed.name} is down", fact=fact, remedy=f"run `testbed up {name}`")
+    ground = lab.prepare(say, verify=False)
+    with workspace.locked():
+        lab.enter(testbed, workspace, ground.environment)
+        with lab.opened(testbed, workspace, ground) as opened:
+            observe.wait_for_all(opened.places)
+            _check(opened, prove=prove, only=only or [], as_json=as_json, retried=())
+
+
+def _check(opened: lab.Lab, *, prove: bool, only: list[str], as_json: bool, retried: tuple[str, ...]) -> None:
+    folder = runs.examine(opened, prove=prove, only=tuple(only), retried=retried, progress=say)
+    data = runs.load(folder)
+    (folder / "report.md").write_text(formats.markdown(data))
+    (folder / "junit.xml").write_text(formats.junit(data))
+    out(json.dumps(data, indent=1) if as_json else formats.text(data))
+    say(f"report: {folder}/report.md (also junit.xml, result.json and the evidence)")
+    code = exit_code(data)
+    if code is not Exit.OK:
+        raise typer.Exit(code)
+
+
+@app.command()
+def report(
+    name: Name,
+    form: Annotated[str, typer.Option("--format", help="text, markdown, junit or json", envvar="TESTBED_REPORT")] = "text",
+) -> None:
+    """Show the latest run's report in another form."""
+    data = runs.load(_workspace(name).latest_run())
+    if form == "json":
+        out(json.dumps(data, indent=1))
+    elif form in _FORMATS:
+        out(_FORMATS[form](data))
+    else:
+        known = ", ".join((*_FORMATS, "json"))
+        raise UsageError(f"cannot report as {form}", fact=f"known formats: {known}", remedy="use --format with one of these")
+
+
+@app.command()
+def run(
+    topology: File,
+    prove: Annotated[bool, typer.Option("--prove", help="open each wall and see the check turn red", envvar="TESTBED_PROVE")] = False,
+    as_json: Json = False,
+    accelerator: Accel = None,
+) -> None:
+    """Build a lab, check it and report, in one go; the lab stays up."""
+    _up(topology, as_json=as_json, want=accelerator, prove=prove, examine=True)
+
+
 def _inside(name: str) -> tuple[Testbed, Workspace]:
     """Enter a running lab; afterwards this process sees the lab's networks."""
     workspace = _workspace(name)
@@ -239,8 +314,6 @@ def execute(
     timeout: Annotated[float, typer.Option(help="seconds", envvar="TESTBED_TIMEOUT")] = 60,
 ) -> None:
     """Run a program in a guest through its agent."""
-    from testbed.verify.agent import run_in_guest  # noqa: PLC0415
-
     workspace = _workspace(name)
     testbed = lab.load_applied(workspace)
     ground = lab.prepare(say, verify=False)

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-import libvirt
-import libvirt_qemu
+# libvirt reads this once, when it is loaded; what it would tell a terminal, its exceptions tell us.
+os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
+
+import libvirt  # noqa: E402 - see above
+import libvirt_qemu  # noqa: E402
 
 from testbed.errors import InstrumentError, ProvisioningError, TestbedError
 
@@ -107,7 +110,6 @@ class Hypervisor:
         """
         (root / "etc").mkdir(parents=True, exist_ok=True)
         (root / "etc/qemu.conf").write_text(_QEMU_CONF if privileged else _QEMU_CONF + _AS_OURSELVES)
-        os.environ["LIBVIRT_LOG_OUTPUTS"] = f"3:file:{root}/libvirt.log"
         return cls(f"qemu:///embed?root={root}", root)
 
     def _settle(self, root: Path, timeout: float = 30) -> None:

@@ -10,6 +10,7 @@ import shlex
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,41 +239,63 @@ def _drain(channel: paramiko.Channel, end: float, limit: int) -> tuple[bytes, by
                 time.sleep(0.005)
 
 
-def attempt(address: str, user: str, *, key: Path | None, password: str | None = None, timeout: float = 30) -> str:
-    """Try to log in, as an attacker would, and return how the machine answered.
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """Something to log in with: a key file (its certificate next to it, if there is one), a password, or nothing."""
+
+    name: str
+    user: str
+    key: Path | None = None
+    password: str | None = None
+
+
+def attempts(address: str, credentials: Sequence[Credential], timeout: float = 40) -> dict[str, str]:
+    """Try several credentials of one user over one connection, as an attacker would.
+
+    sshd counts failed connections, not failed keys, towards the penalty that shuts a source out for a while
+    (PerSourcePenalties); so few connections keep the penalty, which stays in force for us too, out of the way.
 
     Args:
-        key: private key file, with its certificate next to it if there is one; None for no key.
-        password: password to offer.
-        timeout: seconds for the whole attempt.
+        timeout: seconds for each step.
 
     Returns:
-        ``accepted`` or ``refused``.
+        ``accepted`` or ``refused`` for each credential's name; nothing follows an ``accepted``.
 
     Raises:
-        InstrumentError: the machine gave neither answer.
+        InstrumentError: the machine did not answer the first of them.
     """
+    answers: dict[str, str] = {}
     transport = None
     try:
         transport = paramiko.Transport(socket.create_connection((address, 22), timeout))
         transport.banner_timeout = transport.auth_timeout = timeout
         transport.start_client(timeout=timeout)
-        if password is not None:
-            transport.auth_password(user, password, fallback=True)
-        elif key is None:
-            transport.auth_none(user)
-        else:
-            private = paramiko.Ed25519Key.from_private_key_file(str(key))
-            certificate = key.with_name(key.name + "-cert.pub")
-            if certificate.exists():
-                private.load_certificate(str(certificate))
-            transport.auth_publickey(user, private)
-        return "accepted" if transport.is_authenticated() else "refused"
-    except paramiko.AuthenticationException:
-        return "refused"
+        for credential in credentials:
+            answers[credential.name] = _offer(transport, credential)
+            if answers[credential.name] == "accepted":
+                break
     except (paramiko.SSHException, OSError, EOFError) as error:
-        fact = f"{type(error).__name__}: {error}"
-        raise InstrumentError(f"no answer to a login attempt at {address}", fact=fact, remedy="run `testbed status`") from error
+        if not answers:
+            fact = f"{type(error).__name__}: {error}"
+            raise InstrumentError(f"no answer to a login at {address}", fact=fact, remedy="run `testbed status`") from error
     finally:
         if transport is not None:
             transport.close()
+    return answers
+
+
+def _offer(transport: paramiko.Transport, credential: Credential) -> str:
+    try:
+        if credential.password is not None:
+            transport.auth_password(credential.user, credential.password, fallback=False)
+        elif credential.key is None:
+            transport.auth_none(credential.user)
+        else:
+            private = paramiko.Ed25519Key.from_private_key_file(str(credential.key))
+            certificate = credential.key.with_name(credential.key.name + "-cert.pub")
+            if certificate.exists():
+                private.load_certificate(str(certificate))
+            transport.auth_publickey(credential.user, private)
+    except paramiko.AuthenticationException:
+        return "refused"
+    return "accepted" if transport.is_authenticated() else "refused"

@@ -272,3 +272,245 @@ class Recorder:
             self.seen.setdefault((seen, label, direction), time.monotonic())
         elif (seen, label, direction) not in self.seen:
             self.overflowed = True
+
+    def _accept(self, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = server.accept()
+            if len(self.open) >= 64:
+                connection.close()
+                return
+            connection.setblocking(False)
+            self.open[connection] = time.monotonic() + 10
+            self.selector.register(connection, selectors.EVENT_READ, self._answer)
+
+    def _answer(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            token = find_token(connection.recv(SNAP), self.prefix)
+            if token:
+                self._heard("tcp-accepted", token, connection.getpeername()[0], connection.getsockname()[0])
+                connection.send(f"ok-{token}".encode())
+        self._close(connection)
+
+    def _close(self, connection: socket.socket) -> None:
+        self.selector.unregister(connection)
+        del self.open[connection]
+        connection.close()
+
+    def _echo(self, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            data, sender = server.recvfrom(SNAP)
+            token = find_token(data, self.prefix)
+            if token and not data.startswith(b"ok-"):
+                self._heard("udp-received", token, sender[0], "")
+                server.sendto(f"ok-{token}".encode(), sender)
+
+    def _heard(self, kind: str, token: str, sender: str, own: str) -> None:
+        label = next((nic["label"] for nic in self.nics if nic["address"] == own), "")
+        self._record(Seen(kind, token, "", sender, own), label, "in")
+
+    def run(self) -> None:
+        """Work until the window ends; the last thing written says whether it did."""
+        while time.monotonic() < self.started + self.window:
+            for key, _ in self.selector.select(0.2):
+                key.data(key.fileobj)
+            now = time.monotonic()
+            self.gap, self.beat = max(self.gap, now - self.beat), now
+            for connection in [opened for opened, end in self.open.items() if end < now]:
+                self._close(connection)
+            asked = _read(self.folder / "ask")
+            if asked != self.ack or now - self.saved > 2:
+                self.save(asked, ended=False)
+        self.save(self.ack, ended=True)
+
+    def save(self, ack: str, *, ended: bool) -> None:
+        """Write down what is known so far, with everything the kernel still holds."""
+        for sniffer, label in self.sniffers:
+            self._drain(sniffer, label)
+            counts = sniffer.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+            self.dropped += struct.unpack("II", counts)[1]
+        self.ack, self.saved = ack, time.monotonic()
+        records = [{**seen._asdict(), "label": label, "direction": way, "at": round(at - self.started, 3)}
+                   for (seen, label, way), at in self.seen.items()]  # fmt: skip
+        state = {"ack": ack, "ended": ended, "lived": round(self.beat - self.started, 3), "gap": round(self.gap, 3),
+                 "dropped": self.dropped, "overflowed": self.overflowed, "records": records}  # fmt: skip
+        (self.folder / "state.new").write_text(json.dumps(state))
+        (self.folder / "state.new").rename(self.folder / "state")
+
+
+def _folder(request: Request) -> Path:
+    return Path(request.get("folder", FOLDER))
+
+
+def _prefix(request: Request) -> str:
+    prefix = str(request["token"])
+    if not _PREFIX.fullmatch(prefix):
+        msg = f"{prefix!r} is no token of a run"
+        raise ValueError(msg)
+    return prefix
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _self_test(request: Request, stage: str) -> None:
+    """Send a frame from each interface to itself; a recorder that hears at all records it as outgoing."""
+    for nic in request["interfaces"]:
+        with contextlib.suppress(OSError):
+            payload = f"{_prefix(request)}self-{stage}.".encode()
+            _transmit(nic["mac"], ethernet(nic["mac"], nic["mac"], _TEST, payload))
+
+
+def listen(request: Request) -> Request:
+    """Start a recorder that outlives this program; return what it listens on."""
+    stop(request)
+    folder = _folder(request)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    inside, outside = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            if os.fork() == 0:
+                _record(request, outside)
+        finally:
+            os._exit(0)
+    os.close(outside)
+    os.waitpid(child, 0)
+    with os.fdopen(inside, "rb") as pipe:
+        ready = select.select([pipe], [], [], float(request.get("patience", 10)) + 20)[0]
+        text = pipe.read() if ready else b""
+    return dict(json.loads(text)) if text else {"ready": False, "error": "the recorder ended before it was ready"}
+
+
+def _record(request: Request, pipe: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    lock = (_folder(request) / "pid").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    try:
+        recorder = Recorder(request)
+        answer = recorder.prepare(request)
+        _self_test(request, "start")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        os.write(pipe, json.dumps({"ready": False, "error": repr(error)[:MAX_TEXT]}).encode())
+        return
+    os.write(pipe, json.dumps(answer).encode())
+    os.close(pipe)
+    recorder.run()
+
+
+def collect(request: Request) -> Request:
+    """Return what the recorder has seen; it counts as alive only if it answers now."""
+    folder, stage = _folder(request), secrets.token_hex(4)
+    _self_test(request, stage)
+    (folder / "ask").write_text(stage)
+    deadline = time.monotonic() + min(float(request.get("patience", 10)), 120.0)
+    while True:
+        state: Request = json.loads(_read(folder / "state") or "{}")
+        alive = state.get("ack") == stage and not state["ended"]
+        if alive or state.get("ended") or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    own = f"{_prefix(request)}self-"
+    mine = {(record["label"], record["token"]) for record in state.get("records", ()) if record["token"].startswith(own)}
+    state["records"] = [record for record in state.get("records", ()) if not record["token"].startswith(own)]
+    state["self_test"] = all((nic["label"], f"{own}{at}.") in mine for nic in request["interfaces"] for at in ("start", stage))
+    return {**state, "alive": alive}
+
+
+def stop(request: Request) -> Request:
+    """End the recorder, if its lock says that it runs, and forget what it has seen."""
+    folder, stopped = _folder(request), False
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), (folder / "pid").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            process = os.pidfd_open(int(lock.read()))
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            stopped = bool(select.select([process], [], [], 10)[0])
+    shutil.rmtree(folder, ignore_errors=True)
+    return {"stopped": stopped}
+
+
+# The sender.
+
+
+def frame_of(probe: Request) -> bytes:
+    """Return the frame of a raw probe; its addresses are forged where the probe says so."""
+    own, target, kind = probe.get("source_mac", probe["mac"]), probe.get("target_mac", _BROADCAST), probe["kind"]
+    source, address = probe.get("source_ip", probe["address"]), probe.get("ip", "255.255.255.255")
+    payload, ports = str(probe["token"]).encode(), (40000 + secrets.randbelow(20000), int(probe.get("port") or 0))
+    if kind == "arp":
+        return ethernet(target, own, _ARP, arp_request(own, source, address))
+    if kind == "dhcp":
+        discover = dhcp_discover(own, int(probe["transaction"], 16))
+        packet = ipv4("0.0.0.0", address, 17, udp("0.0.0.0", address, (68, 67), discover))  # noqa: S104 - RFC 2131, 4.1
+    elif kind == "icmp":
+        packet = ipv4(source, address, 1, icmp_echo(payload, secrets.randbits(16)))
+    elif kind == "tcp-syn":
+        packet = ipv4(source, address, 6, tcp_syn(source, address, ports, payload))
+    elif kind == "udp":
+        packet = ipv4(source, address, 17, udp(source, address, ports, payload))
+    else:
+        msg = f"there is no probe {kind!r}"
+        raise ValueError(msg)
+    return ethernet(target, own, _IPV4, packet)
+
+
+def ask(probe: Request) -> str:
+    """Use a service as anyone does, from the probe's own interface; return its answer.
+
+    Raises:
+        OSError: refused, unreachable, or no answer in time.
+    """
+    token, kind = str(probe["token"]).encode(), probe["kind"]
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp-connect" else socket.SOCK_DGRAM) as opened:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface_of(probe["mac"]).encode())
+        opened.bind((probe["address"], 0))
+        opened.settimeout(min(float(probe.get("timeout", 5)), 60))
+        opened.connect((probe["ip"], int(probe["port"])))
+        opened.sendall(token)
+        return opened.recv(MAX_TEXT).decode(errors="replace")
+
+
+def send(request: Request) -> Request:
+    """Send every probe, within ``budget`` seconds; return what became of each."""
+    deadline = time.monotonic() + min(float(request.get("budget", 120)), 1800)
+    results = []
+    for probe in request["probes"][:MAX_PROBES]:
+        result = {"id": probe["id"], "sent": False, "error": "no time left", "answer": ""}
+        for attempt in range(min(int(probe.get("repeat", 1)), 20)):
+            if time.monotonic() > deadline or (attempt and result["answer"]):
+                break
+            time.sleep(min(float(probe.get("spacing", 0.02)), 2) if attempt else 0)
+            result.update(_attempt(probe))
+        results.append(result)
+    return {"results": results}
+
+
+def _attempt(probe: Request) -> Request:
+    try:
+        if probe["kind"] in ("tcp-connect", "udp-ask"):
+            return {"answer": ask(probe), "sent": True, "error": ""}
+        _transmit(probe["mac"], frame_of(probe))
+    except (OSError, ValueError, KeyError) as error:
+        return {"error": (str(error) or repr(error))[:MAX_TEXT]}
+    return {"sent": True, "error": ""}
+
+
+def main(request: Request) -> int:
+    """Run one phase and print its answer."""
+    phases = {"listen": listen, "send": send, "collect": collect, "stop": stop}
+    try:
+        answer, status = phases[request["phase"]](request), 0
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        answer, status = {"error": repr(error)[:MAX_TEXT]}, 1
+    print(json.dumps(answer))  # noqa: T201 - the answer is the output
+    return status

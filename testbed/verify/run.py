@@ -1,0 +1,58 @@
+"""One run of the checks, from a lab to ``result.json``."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from testbed import observe, resources
+from testbed.lab import Lab
+from testbed.report.result import Run, to_json
+from testbed.verify.evidence import Evidence
+from testbed.verify.fleet import Fleet
+from testbed.verify.plugin import run_checks
+
+
+def examine(
+    lab: Lab, *, prove: bool, only: tuple[str, ...], retried: tuple[str, ...], progress: Callable[[str], None]
+) -> Path:
+    """Run the checks against a lab and return the run's folder, which holds ``result.json`` and the evidence.
+
+    Raises:
+        BrokenLabError: a breach could not be reverted.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    name = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+    folder = lab.workspace.runs / name
+    evidence = Evidence(folder / "evidence")
+    fleet = Fleet.of(lab, evidence)
+    (folder / "matrix.json").write_text(json.dumps(fleet.matrix.as_table(), default=str))
+    plugin = run_checks(fleet, resources.checks(), prove=prove, only=only, progress=progress)
+    trouble = list(plugin.errors)
+    if prove:
+        drift = observe.plan(lab.desired, lab.places)
+        trouble += [f"after the proofs the lab differs from its topology: {action}" for action in drift.actions]
+    ground = lab.ground.environment
+    environment = {
+        "outer": str(ground.outer), "inner": str(ground.inner), "note": ground.note, **dict(ground.versions),
+        **{f"image {image.name}": image.key for image in lab.ground.images.values()},
+    }  # fmt: skip
+    run = Run(
+        lab.testbed.name, lab.testbed.digest, environment, started.isoformat(timespec="seconds"),
+        round(time.monotonic() - clock, 1), tuple(plugin.results), retried, tuple(trouble),
+    )  # fmt: skip
+    partial = folder / "result.json.partial"
+    partial.write_text(json.dumps(to_json(run), indent=1, default=str))
+    partial.rename(folder / "result.json")
+    return folder
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Return the content of a run's ``result.json``."""
+    data: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return data
