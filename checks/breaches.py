@@ -16,6 +16,7 @@ def command(
 
     Args:
         shows: commands that succeed exactly while the wall is open.
+
     """
     return Breach(
         name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from checks.breaches import command, profile
 from testbed.errors import InstrumentError
 from testbed.model.testbed import POOLS, Guest
 from testbed.plan.domains import guest_xml
@@ -10,8 +11,6 @@ from testbed.verify.declare import Breach, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage
 from testbed.verify.worker import Attempt, pid, succeeded
-
-from checks.breaches import command, profile
 
 _KSM = "/sys/kernel/mm/ksm"
 

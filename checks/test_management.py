@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from checks.breaches import command
+from testbed.errors import InstrumentError
 from testbed.model.testbed import FIRST_WORKER_UID, Role
 from testbed.plan.settings import SOCKETS
 from testbed.verify.credentials import impostors, logins, public_key
 from testbed.verify.declare import Breach, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage
-from testbed.errors import InstrumentError
-
-from checks.breaches import command
 
 _DROP_IN = "/etc/ssh/sshd_config.d/breach.conf"
 _KEYS = "/etc/ssh/authorized_keys.breach"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from checks.breaches import command, profile
 from testbed.model.testbed import IMAGES, POOLS, Guest
 from testbed.verify.declare import check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage
 from testbed.verify.worker import Attempt, succeeded
-
-from checks.breaches import command, profile
 
 BASE = f"{IMAGES}/guest/root.raw"
 

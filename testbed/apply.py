@@ -22,6 +22,7 @@ def converge(desired: Mapping[Key, Resource], places: Sequence[Place], progress:
 
     Raises:
         ProvisioningError: something could not be done; what was done stays, and another run resumes.
+
     """
     outer = next(place for place in places if place.name == OUTER)
     done = _converge_place(desired, outer, progress)
@@ -57,6 +58,7 @@ def perform(plan: Plan, place: Place, progress: Progress) -> list[Action]:
 
     Raises:
         ProvisioningError: an action failed; those that it does not hinder were carried out.
+
     """
     actions = {action.key: action for action in plan.actions}
     order = TopologicalSorter(

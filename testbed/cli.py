@@ -24,7 +24,8 @@ from testbed.model.facts import Accelerator
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Testbed
 from testbed.plan import render
-from testbed.plan.resources import OUTER, Kind
+from testbed.plan.diff import diff
+from testbed.plan.resources import OUTER, Kind, desired, places
 from testbed.report import formats
 from testbed.report import graph as graphs
 from testbed.report.result import exit_code
@@ -122,9 +123,6 @@ def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> No
     workspace = Workspace(state_root(), testbed.name)
     found = enclosure.find(testbed.name, workspace.root)
     if found is None:
-        from testbed.plan.diff import diff  # noqa: PLC0415
-        from testbed.plan.resources import desired, places  # noqa: PLC0415
-
         result = diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER})
     else:
         with workspace.locked():
@@ -190,7 +188,7 @@ def status(
         lab.enter(testbed, workspace, ground.environment)
         with lab.opened(testbed, workspace, ground) as opened:
             found, unseen = observe.observe(opened.desired, opened.places)
-            drift = observe.diff(opened.desired, found, unseen)
+            drift = diff(opened.desired, found, unseen)
     rows = [{"place": k.place, "kind": k.kind, "name": k.name, "state": p["state"]} for k, p in sorted(found.items()) if "state" in p]
     if as_json:
         out(json.dumps({"lab": testbed.name, "running": True, "objects": rows, "drift": render.data(drift)["actions"]}, indent=1))

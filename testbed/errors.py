@@ -31,6 +31,7 @@ class TestbedError(Exception):
         what: one sentence that says what could not be done.
         fact: what was observed.
         remedy: what the reader can do about it.
+
     """
 
     __test__ = False
@@ -89,6 +90,7 @@ class Mistake:
         path: place in the document, as in ``tenants.red.guests.web.node``.
         fact: what is written there, and why it cannot be.
         remedy: what is allowed, with the nearest valid spelling where there is one.
+
     """
 
     line: int

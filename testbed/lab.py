@@ -49,6 +49,7 @@ def prepare(progress: Progress, *, verify: bool, want: Accelerator | None = None
     Raises:
         ImageError: an image could not be baked, or is not what was baked.
         MachineError: this machine cannot run the lab.
+
     """
     cache = ImageCache(cache_root(), packaged.playbooks())
     images = cache.ensure(progress)
@@ -85,6 +86,7 @@ class Lab:
 
         Raises:
             UsageError: there is no such machine.
+
         """
         if name == self.central.name:
             return self.central.host
@@ -106,6 +108,7 @@ def load_applied(workspace: Workspace) -> Testbed:
 
     Raises:
         UsageError: there is no such lab.
+
     """
     if not workspace.topology.exists():
         fact = f"{workspace.folder} has no topology"
@@ -118,6 +121,7 @@ def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> N
 
     Raises:
         MachineError: this machine does not permit it.
+
     """
     workspace.create()
     found = enclosure.find(testbed.name, workspace.root)
@@ -135,6 +139,7 @@ def opened(testbed: Testbed, workspace: Workspace, ground: Ground) -> Iterator[L
 
     Raises:
         ProvisioningError: the outer hypervisor cannot be opened.
+
     """
     root = privileged()
     authority = Authority(workspace.pki)

@@ -15,6 +15,7 @@ def observe(desired: Mapping[Key, Resource], places: Sequence[Place]) -> tuple[O
 
     Raises:
         ProvisioningError: a machine runs and cannot be observed.
+
     """
     outer = next(place for place in places if place.name == OUTER)
     observed: dict[Key, Properties] = dict(outer.observe())
@@ -43,6 +44,7 @@ def wait_for_all(places: Sequence[Place]) -> None:
 
     Raises:
         ProvisioningError: one cannot in time.
+
     """
     with ThreadPoolExecutor(max_workers=len(places)) as pool:
         list(pool.map(lambda place: place.wait(), places))

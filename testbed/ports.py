@@ -22,6 +22,7 @@ class Place(Protocol):
 
         Raises:
             ProvisioningError: it is not ready before its deadline.
+
         """
 
     def observe(self) -> Observed:
@@ -32,4 +33,5 @@ class Place(Protocol):
 
         Raises:
             ProvisioningError: it could not be done.
+
         """

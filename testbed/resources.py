@@ -21,6 +21,7 @@ def playbooks() -> Path:
 
     Raises:
         MachineError: the installation is incomplete.
+
     """
     return _folder("playbooks")
 

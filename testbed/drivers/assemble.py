@@ -62,6 +62,7 @@ class Job:
         size: size of the disk, as mke2fs reads it.
         modules: kernel modules that the initramfs loads.
         busybox: a static busybox.
+
     """
 
     name: str
@@ -89,6 +90,7 @@ def assemble(job: Job) -> None:
 
     Raises:
         ImageError: a step failed; the message holds the end of its output.
+
     """
     target = Path(job.target)
     root = target / "root"
@@ -223,8 +225,8 @@ def _module_files(modules: Path, names: tuple[str, ...]) -> Iterator[Path]:
         dependencies[re.sub(r"\.ko(\.\w+)?$", "", Path(file).name)] = (file, needed.split())
     seen: set[str] = set()
     for name in names:
-        file, needed = dependencies[name]
-        for item in (*reversed(needed), file):
+        module, needed_first = dependencies[name]
+        for item in (*reversed(needed_first), module):
             if item not in seen:
                 seen.add(item)
                 yield modules / item

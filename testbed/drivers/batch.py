@@ -19,6 +19,7 @@ def read_all(host: Host, commands: Iterable[tuple[str, str]], timeout: float = 1
 
     Raises:
         ProvisioningError: the machine does not answer.
+
     """
     token = secrets.token_hex(8)
     lines = [f"printf '\\n{token} %s\\n' {shlex.quote(name)}\n( {command}\n ) 2>&1" for name, command in commands]
@@ -41,6 +42,7 @@ def repair_setting(host: Host, wanted: Sequence[Setting], name: str) -> None:
 
     Raises:
         ProvisioningError: its commands fail.
+
     """
     item = next((item for item in wanted if item.name == name), None)
     if item is None:

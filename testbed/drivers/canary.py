@@ -34,6 +34,7 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
 
     Raises:
         MachineError: QEMU is missing, no canary comes up, or not under the accelerator wanted.
+
     """
     emulator = process.require("qemu-system-x86_64", package="qemu-system-x86")
     version = process.run([emulator, "--version"], what="cannot run QEMU", timeout=30, error=MachineError).splitlines()[0]

@@ -52,6 +52,7 @@ def require(cache: Path, state: Path) -> None:
 
     Raises:
         MachineError: it lacks something; the error names everything at once.
+
     """
     missing = [finding for finding in examine(cache, state) if not finding.ok]
     if missing:

@@ -73,6 +73,7 @@ def create(lab: str, state: Path, *, devices: tuple[str, ...], python: str, log:
 
     Raises:
         MachineError: namespaces or device nodes are not permitted here.
+
     """
     unshare = process.require("unshare", package="util-linux")
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user", "--map-auto"]
@@ -94,6 +95,7 @@ def destroy(enclosure: Enclosure) -> None:
 
     Raises:
         MachineError: the holder does not end within 30 s.
+
     """
     descriptor = os.pidfd_open(enclosure.pid)
     try:
@@ -117,6 +119,7 @@ def enter(enclosure: Enclosure) -> None:
 
     Raises:
         MachineError: the kernel refuses.
+
     """
     descriptors = []
     names = ("net", "mnt", "pid") if os.geteuid() == 0 else ("user", "net", "mnt", "pid")

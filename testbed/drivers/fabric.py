@@ -24,6 +24,7 @@ class Link:
     Args:
         master: name of the bridge it is attached to, or "".
         addresses: IPv4 addresses with prefix length.
+
     """
 
     name: str
@@ -67,6 +68,7 @@ class Fabric:
 
         Raises:
             ProvisioningError: the kernel refuses.
+
         """
         with _netlink(f"cannot make the bridge {name}") as route:
             route.link("add", ifname=name, kind="bridge", br_stp_state=0, br_mcast_snooping=0, br_forward_delay=0)
@@ -80,6 +82,7 @@ class Fabric:
 
         Raises:
             ProvisioningError: the kernel refuses.
+
         """
         with _netlink(f"cannot make the tap {name}") as route:
             route.link("add", ifname=name, kind="tuntap", mode="tap")
@@ -95,6 +98,7 @@ class Fabric:
 
         Raises:
             ProvisioningError: the kernel refuses.
+
         """
         with _netlink(f"cannot remove the interface {name}") as route:
             for index in route.link_lookup(ifname=name):

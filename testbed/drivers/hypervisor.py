@@ -16,8 +16,8 @@ from xml.etree import ElementTree as ET
 # libvirt reads this once, when it is loaded; what it would tell a terminal, its exceptions tell us.
 os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 
-import libvirt  # noqa: E402 - see above
-import libvirt_qemu  # noqa: E402
+import libvirt
+import libvirt_qemu
 
 from testbed.errors import InstrumentError, ProvisioningError, TestbedError
 
@@ -94,6 +94,7 @@ class Hypervisor:
 
         Raises:
             ProvisioningError: it cannot be opened.
+
         """
         _start_loop()
         with _said(f"cannot open the hypervisor {uri}"):
@@ -107,6 +108,7 @@ class Hypervisor:
 
         Args:
             privileged: False in a user namespace: emulators then run as the user who owns it.
+
         """
         (root / "etc").mkdir(parents=True, exist_ok=True)
         (root / "etc/qemu.conf").write_text(_QEMU_CONF if privileged else _QEMU_CONF + _AS_OURSELVES)
@@ -174,6 +176,7 @@ class Hypervisor:
 
         Raises:
             InstrumentError: no answer in time, or no answer that can be read.
+
         """
         request = json.dumps({"execute": command, "arguments": arguments})
         domain = self._find(name)
@@ -207,6 +210,7 @@ class Hypervisor:
             size: bytes.
             owner: uid and gid of the worker that will open it.
             backing: path of the read-only base image, or None.
+
         """
         volume = ET.Element("volume")
         ET.SubElement(volume, "name").text = file

@@ -36,6 +36,7 @@ class Recipe:
 
     Args:
         key: digest (hexadecimal) of this recipe and of every file of its playbook.
+
     """
 
     name: str
@@ -59,6 +60,7 @@ class Image:
     Args:
         folder: where its files are.
         digests: SHA-256 (hexadecimal) of each file.
+
     """
 
     name: str
@@ -126,6 +128,7 @@ class ImageCache:
 
         Raises:
             ImageError: an image could not be baked; nothing half-done stays behind.
+
         """
         recipes = self.recipes()
         missing = [recipe for recipe in recipes.values() if self.find(recipe) is None]
@@ -239,6 +242,7 @@ class ImageCache:
 
         Raises:
             ImageError: a file is missing or has changed.
+
         """
         for name, recorded in image.digests.items():
             path = image.file(name)

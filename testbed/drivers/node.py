@@ -56,6 +56,7 @@ class Node:
 
         Raises:
             ProvisioningError: it does not in time.
+
         """
         self.host.wait(_BOOT * self._slowness)
         seconds = int(_BOOT * self._slowness)
@@ -142,7 +143,7 @@ class Node:
         self.host.must(f"chown {owner}:{owner} {path} && chmod {wanted['mode']} {path}{grow}")
 
     def _start(self, guest: Guest, action: Action) -> None:
-        assert action.resource is not None  # noqa: S101 - the caller has looked
+        assert action.resource is not None
         self.hypervisor.destroy(guest.domain)
         if action.verb is Verb.REPLACE:
             path = shlex.quote(guest.root_disk)
@@ -159,6 +160,7 @@ class Node:
 
         Raises:
             ProvisioningError: the second start is dead as well.
+
         """
         for attempt in (1, 2):
             self.hypervisor.create(xml)
@@ -180,6 +182,7 @@ class Node:
 
         Raises:
             InstrumentError: it does not in time.
+
         """
         end = time.monotonic() + _GUEST * self._slowness
         missing = {nic.mac for nic in guest.nics}

@@ -76,7 +76,7 @@ class Outer:
             self._start(self.lab.machine(name), action.resource.properties)
 
     def _bridge(self, action: Action) -> None:
-        assert action.resource is not None  # noqa: S101 - the caller has looked
+        assert action.resource is not None
         name, address = str(action.resource.properties["bridge"]), str(action.resource.properties["address"])
         if action.verb is not Verb.CREATE:
             fact, remedy = action.reason, "run `testbed down`, then `testbed up`"

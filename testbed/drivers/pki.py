@@ -80,6 +80,7 @@ class Authority:
             now: time from which validity is counted.
             lifetime: how long after ``now`` it ends; negative for an expired one.
             start: when it begins, relative to ``now``.
+
         """
         return self._ssh(SSHCertificateType.USER, principals, "testbed", now + start, now + lifetime)
 

@@ -24,6 +24,7 @@ def require(program: str, *, package: str) -> str:
 
     Raises:
         MachineError: it is not installed; the remedy names the Debian package.
+
     """
     found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
     if found is None:
@@ -55,6 +56,7 @@ def run(
 
     Raises:
         TestbedError: of the class given, when the program is missing, fails or takes too long.
+
     """
     env = {**os.environ, **(environment or {})}
     try:
@@ -99,12 +101,13 @@ def spawn(argv: Sequence[str], *, log: Path, timeout: float) -> str:
         argv: program and arguments.
         log: file that receives its standard error.
         timeout: seconds to wait for that line; an empty line stands for none.
+
     """
     with log.open("wb") as stream:
         child = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stream, start_new_session=True, cwd="/"
         )
-    assert child.stdout is not None  # noqa: S101 - for the type checker: we asked for a pipe
+    assert child.stdout is not None
     with child.stdout as output:
         line = output.readline() if wait_readable(output.fileno(), timeout=timeout) else b""
     return line.decode(errors="replace").strip()

@@ -46,6 +46,7 @@ class Access:
     Args:
         key: file of the administrator's private key; the certificate stands next to it as ``-cert.pub``.
         host_key: file with the machine's public key in OpenSSH's one-line format.
+
     """
 
     name: str
@@ -76,6 +77,7 @@ class Host:
 
         Raises:
             ProvisioningError: it does not in time.
+
         """
         end = time.monotonic() + deadline
         while True:
@@ -127,6 +129,7 @@ class Host:
 
         Raises:
             InstrumentError: no connection, or no end in time.
+
         """
         try:
             return self._run(command, stdin, timeout, limit)
@@ -159,6 +162,7 @@ class Host:
 
         Raises:
             ProvisioningError: it fails.
+
         """
         try:
             done = self.sudo(command, stdin=stdin, timeout=timeout)
@@ -227,7 +231,7 @@ def _drain(channel: paramiko.Channel, end: float, limit: int) -> tuple[bytes, by
         ):
             while ready():
                 data = receive(65536)
-                stream += data[: max(0, limit - len(stream))]
+                stream.extend(data[: max(0, limit - len(stream))])
                 idle = False
         if idle:
             if channel.exit_status_ready() and (channel.eof_received or channel.closed):
@@ -263,6 +267,7 @@ def attempts(address: str, credentials: Sequence[Credential], timeout: float = 4
 
     Raises:
         InstrumentError: the machine did not answer the first of them.
+
     """
     answers: dict[str, str] = {}
     transport = None

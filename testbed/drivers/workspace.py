@@ -91,6 +91,7 @@ class Workspace:
 
         Raises:
             UsageError: there is none.
+
         """
         found = sorted(self.runs.glob("*/result.json")) if self.runs.exists() else []
         if not found:
@@ -104,6 +105,7 @@ class Workspace:
 
         Raises:
             LockedError: another process works on it; the error names it.
+
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a+") as stream:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import ipaddress
 import json
 import os
 import re
@@ -469,6 +468,7 @@ def ask(probe: Request) -> str:
 
     Raises:
         OSError: refused, unreachable, or no answer in time.
+
     """
     token, kind = str(probe["token"]).encode(), probe["kind"]
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp-connect" else socket.SOCK_DGRAM) as opened:

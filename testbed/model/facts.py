@@ -24,6 +24,7 @@ class Environment:
         emulator: path of the QEMU binary.
         versions: name and version of what matters for a verdict.
         note: why it is this accelerator.
+
     """
 
     outer: Accelerator

@@ -24,6 +24,7 @@ class Endpoint:
     Args:
         guest: label of the guest, ``tenant/guest``.
         network: label of the network, ``tenant/network``.
+
     """
 
     guest: str
@@ -54,6 +55,7 @@ class Cell:
     Args:
         port: destination port; None for ARP and ICMP.
         reason: why it is allowed or denied, for a reader.
+
     """
 
     source: Endpoint

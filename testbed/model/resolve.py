@@ -42,6 +42,7 @@ def resolve(spec: Spec) -> Testbed:
 
     Args:
         spec: a topology without mistakes; `testbed.spec.load` guarantees that.
+
     """
     networks = tuple(_lab_network(plane, getattr(spec.infrastructure, plane)) for plane in Plane)
     hosts = {
@@ -209,5 +210,6 @@ def _digest(
     nodes: tuple[Machine, ...],
     tenants: tuple[Tenant, ...],
 ) -> str:
-    content = [name, *(asdict(item) for item in (*networks, controller, *nodes, *tenants))]
+    machines = [asdict(machine) for machine in (controller, *nodes)]
+    content = [name, *map(asdict, networks), *machines, *map(asdict, tenants)]
     return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()

@@ -38,6 +38,7 @@ class LabNetwork:
 
     Args:
         gateway: the outer machine's address, on the management network only.
+
     """
 
     plane: Plane
@@ -79,6 +80,7 @@ class TenantNetwork:
     Args:
         key: tunnel key on the fabric (24 bits), unique in the lab.
         server: address from which OVN answers DHCP.
+
     """
 
     tenant: str
@@ -101,6 +103,7 @@ class GuestNic:
     Args:
         port: name of the logical port, equal to the ``iface-id`` that OVN binds.
         tap: name of the interface on the node.
+
     """
 
     network: str
@@ -191,6 +194,7 @@ class Testbed:
 
     Args:
         digest: SHA-256 of the resolved content (hexadecimal); equal for files that mean the same.
+
     """
 
     __test__ = False

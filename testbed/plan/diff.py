@@ -33,6 +33,7 @@ class Action:
         reason: why, in words, with both values where something differs.
         resource: desired content; None for a removal.
         after: keys whose actions, if there are any, must have been done before.
+
     """
 
     verb: Verb
@@ -63,11 +64,12 @@ def diff(desired: Mapping[Key, Resource], observed: Observed, unseen: frozenset[
         observed: every resource of ours that exists, with live properties.
         unseen: places that could not be observed because their machine does not run; what must exist there
             is planned as to be created.
+
     """
     actions = [action for key in desired if (action := _wanted(desired[key], observed.get(key), unseen))]
     doomed = [key for key in observed if key not in desired]
     doomed.sort(key=lambda key: (_REMOVAL_ORDER.index(key.kind) if key.kind in _REMOVAL_ORDER else 0, key))
-    removals = []
+    removals: list[Action] = []
     for key in doomed:
         earlier = tuple(action.key for action in removals if action.key.place == key.place)
         removals.append(Action(Verb.DELETE, key, "it is not in the topology", None, earlier))

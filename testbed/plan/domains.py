@@ -28,6 +28,7 @@ class MachineFiles:
     Args:
         disks: qcow2 overlays in the order vda, vdb, vdc.
         console: file that receives the serial console from the first byte.
+
     """
 
     kernel: str
@@ -102,6 +103,7 @@ def machine_xml(
         environment: accelerator and emulator of the outer machine.
         files: what it is made from.
         properties: desired properties, recorded in the metadata.
+
     """
     kvm = environment.outer is Accelerator.KVM
     vcpus = environment.vcpus(machine.vcpus)

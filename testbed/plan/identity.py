@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from testbed.model.testbed import Machine, Plane, Role, Testbed
 
-
 _PUBLIC = ("systemd/", "testbed/hosts")
 
 

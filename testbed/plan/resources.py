@@ -37,6 +37,7 @@ class Key:
 
     Args:
         place: where it lives: ``outer``, the controller or a node.
+
     """
 
     place: str
@@ -54,6 +55,7 @@ class Resource:
     Args:
         properties: what it must be like; sizes in bytes.
         after: resources of the same place that must exist first.
+
     """
 
     key: Key
@@ -68,6 +70,7 @@ class Inputs:
     Args:
         environment: what the outer machine can do.
         images: digest of each image by name.
+
     """
 
     environment: Environment

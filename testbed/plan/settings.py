@@ -24,6 +24,7 @@ class Setting:
         observe: shell commands that print the value.
         value: what they must print, without surrounding white space.
         repair: shell commands that restore it.
+
     """
 
     name: str

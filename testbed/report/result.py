@@ -40,6 +40,7 @@ class Proof:
     Args:
         reason: what the check said while the breach was in force, or why there is no proof.
         steps: what happened, in order.
+
     """
 
     verdict: ProofVerdict
@@ -55,6 +56,7 @@ class CheckResult:
     Args:
         evidence: paths below the run's folder.
         proofs: one for each breach, if the run was to prove.
+
     """
 
     id: str
@@ -83,6 +85,7 @@ class Run:
         started: ISO 8601, UTC.
         retried_starts: guests whose first start was dead.
         trouble: what kept the run from being complete; it is then never a pass.
+
     """
 
     lab: str
@@ -128,6 +131,7 @@ def exit_code(data: Mapping[str, Any]) -> Exit:
 
     Args:
         data: content of ``result.json``.
+
     """
     summary, proofs = data["summary"], data.get("proofs", {})
     if proofs.get(ProofVerdict.DIRTY_REVERT):

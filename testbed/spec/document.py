@@ -87,7 +87,7 @@ class _TooLargeError(Exception):
     pass
 
 
-def _scalar(tag: str, text: str) -> None | bool | int | float | str:
+def _scalar(tag: str, text: str) -> bool | int | float | str | None:
     """Return the value of a scalar by YAML 1.2's core schema; what it cannot read stays text."""
     try:
         match tag.rpartition(":")[2]:

@@ -47,6 +47,7 @@ class Topology:
         file: path as the user gave it.
         spec: the content.
         document: the lines of the content.
+
     """
 
     file: str
@@ -64,6 +65,7 @@ def read(file: File, *, machine_memory: int | None = None) -> Topology:
     Raises:
         UsageError: the file cannot be read.
         TopologyError: the file is not a usable topology; it holds every mistake.
+
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -109,7 +111,7 @@ def _validate(document: Document) -> tuple[Spec | None, list[Mistake]]:
             details = error.errors(include_url=False)
             for detail in details:
                 mistakes.setdefault(_place(detail), _mistake(detail, document))
-            if not all([_cut(data, _place(detail)) for detail in details]):
+            if not all([_cut(data, _place(detail)) for detail in details]):  # noqa: C419 - every one must be cut
                 break
     return None, list(mistakes.values())
 

@@ -64,6 +64,7 @@ def check(spec: Spec, declared: Declared, *, machine_memory: int | None) -> Iter
         spec: what is left of the file after refused values were cut out.
         declared: names as the file declares them.
         machine_memory: RAM of the outer machine in bytes, or None to skip the rule that needs it.
+
     """
     yield from _reserved_names(spec)
     yield from _infrastructure(spec)
@@ -218,8 +219,8 @@ def _node_load(spec: Spec) -> Iterator[Finding]:
 
 
 def _machine_memory(spec: Spec, machine_memory: int) -> Iterator[Finding]:
-    machines = [*spec.nodes.values(), spec.controller]
-    wanted = sum(machine.memory for machine in machines)
+    machines = [spec.controller.memory, *(node.memory for node in spec.nodes.values())]
+    wanted = sum(machines)
     available = machine_memory - MACHINE_RESERVE
     if wanted > available:
         yield (

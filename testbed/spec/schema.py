@@ -24,6 +24,7 @@ def parse_size(value: object) -> int:
 
     Raises:
         ValueError: the text has no unit, or is no size.
+
     """
     match = _SIZE.match(value) if isinstance(value, str) else None
     if not match:
@@ -88,6 +89,7 @@ class Flow(_Strict):
 
         Raises:
             ValueError: the line does not have the form ``source -> target protocol/port``.
+
         """
         match = _FLOW.match(text) if isinstance(text, str) else None
         if not match:

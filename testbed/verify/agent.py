@@ -40,6 +40,7 @@ def run_in_guest(agent: Agent, guest: Guest, argv: Sequence[str], stdin: bytes, 
 
     Raises:
         InstrumentError: the agent does not answer, answers nonsense, or the program does not end in time.
+
     """
     arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
     if stdin:

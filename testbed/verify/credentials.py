@@ -15,7 +15,6 @@ from testbed.drivers.workspace import Workspace
 from testbed.errors import InstrumentError
 from testbed.verify.fleet import Fleet, Machine
 
-
 _PENALTY = 120.0  # seconds; sshd's default penalties for failed logins end well before
 
 
@@ -67,6 +66,7 @@ def logins(fleet: Fleet, machine: Machine, strangers: Sequence[Credential]) -> d
 
     Raises:
         InstrumentError: the machine did not answer, or refuses the right credential, so that refusals mean nothing.
+
     """
     answers: dict[str, str] = {}
     right = Credential("the right credential", USER, fleet.lab.workspace.folder / "ssh/admin")

@@ -22,6 +22,7 @@ class Breach:
         open: makes the change.
         close: takes it back; must also work when `open` was only half done.
         in_force: tells whether the wall is really open now, without using the check.
+
     """
 
     name: str
@@ -40,6 +41,7 @@ class Declaration:
         unproven: reason why there is no breach; only then may `breaches` be empty.
         simulated: True for a statement about real hardware that is made under emulation.
         applies: returns why the check has nothing to look at in a topology, or None.
+
     """
 
     id: str
@@ -65,6 +67,7 @@ def check(
 
     Raises:
         ValueError: the declaration is incomplete: a check without a breach says why.
+
     """
     if not breaches and not unproven:
         msg = f"{id} declares no breach; a check that nobody can turn red proves nothing"

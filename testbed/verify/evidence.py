@@ -26,6 +26,7 @@ class Evidence:
 
         Args:
             started: wall-clock time at which it began, in seconds since the epoch.
+
         """
         entry: dict[str, object] = {
             "time": round(started, 3),

@@ -22,7 +22,7 @@ from testbed.verify.evidence import Evidence
 _Value = TypeVar("_Value")
 
 
-class RecordedBackend(BaseBackend):
+class RecordedBackend(BaseBackend):  # type: ignore[misc] # testinfra has no types
     """A testinfra backend over our ssh connection, as root; every command becomes evidence."""
 
     NAME = "testbed"
@@ -52,6 +52,7 @@ class Machine:
 
         Raises:
             InstrumentError: it did not complete.
+
         """
         started = time.time()
         try:
@@ -68,6 +69,7 @@ class Machine:
 
         Raises:
             InstrumentError: it failed or did not complete: nothing was observed.
+
         """
         done = self.run(command, stdin=stdin, timeout=timeout)
         if done.status != 0:
@@ -80,6 +82,7 @@ class Machine:
 
         Raises:
             InstrumentError: it failed, or printed something else.
+
         """
         text = self.read("python3 -", stdin=f"REQUEST = {request!r}\n{program}".encode(), timeout=timeout)
         try:
@@ -95,6 +98,7 @@ class Fleet:
 
     Args:
         shared: observations made once per phase (green, breach, reverted) and used by several checks.
+
     """
 
     lab: Lab
@@ -134,6 +138,7 @@ class Fleet:
 
         Raises:
             InstrumentError: the guest does not answer, or the program fails.
+
         """
         started = time.time()
         request = f"{' '.join(argv)} ({len(stdin)} bytes of input)"

@@ -185,6 +185,7 @@ class Checks:
 
         Raises:
             BrokenLabError: it cannot be taken back, or is still in force.
+
         """
         try:
             breach.close(stage)
@@ -210,6 +211,7 @@ def run_checks(
 
     Raises:
         BrokenLabError: a breach could not be reverted.
+
     """
     plugin = Checks(fleet, prove=prove, only=only, progress=progress)
     arguments = [

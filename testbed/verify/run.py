@@ -25,6 +25,7 @@ def examine(
 
     Raises:
         BrokenLabError: a breach could not be reverted.
+
     """
     started, clock = datetime.now(UTC), time.monotonic()
     name = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"

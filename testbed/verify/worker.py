@@ -41,6 +41,7 @@ def pid(machine: Machine, guest: Guest) -> int:
 
     Raises:
         InstrumentError: it does not run.
+
     """
     text = machine.read(f"cat /run/libvirt/qemu/{guest.domain}.pid")
     if not text.isdigit():
@@ -56,6 +57,7 @@ def succeeded(machine: Machine, guest: Guest, attempts: Sequence[Attempt], *, as
 
     Raises:
         InstrumentError: the probe did not run to its end, or its own volume did not open before and after.
+
     """
     own = Attempt("read", guest.root_disk)
     script = _BUILTINS + "\n".join(item.shell for item in (own, *attempts, own))
@@ -71,7 +73,7 @@ def succeeded(machine: Machine, guest: Guest, attempts: Sequence[Attempt], *, as
     return {item for item, entry in zip(attempts, found[1:-1], strict=True) if entry[1] == "yes"}
 
 
-def _wear(worker: int, as_root: bool, script: str) -> str:  # noqa: FBT001 - private
+def _wear(worker: int, as_root: bool, script: str) -> str:
     drop = (
         "setpriv --reuid $(awk '/^Uid:/{print $2}' /proc/$p/status) --regid $(awk '/^Gid:/{print $2}' /proc/$p/status) "
         "--groups $(awk '/^Groups:/{$1=\"\"; print $0}' /proc/$p/status | tr ' ' '\\n' | grep . | paste -sd,) "

@@ -1,0 +1,133 @@
+"""The engine against a simulated world: it converges, resumes, repairs, and says why."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from testbed.apply import converge
+from testbed.errors import ProvisioningError
+from testbed.model.facts import Accelerator, Environment
+from testbed.model.resolve import resolve
+from testbed.model.testbed import Testbed
+from testbed.observe import plan
+from testbed.plan.diff import Verb
+from testbed.plan.resources import OUTER, Inputs, Key, Kind, Resource, desired, places
+from testbed.spec.load import load, read
+from tests.sim.simulator import Killed, World
+
+TOPOLOGIES = Path(__file__).parents[2] / "topologies"
+INPUTS = Inputs(
+    Environment(Accelerator.TCG, Accelerator.KVM, 4.0, "/usr/bin/qemu-system-x86_64"),
+    {"node": "digest-n", "controller": "digest-c", "guest": "digest-g"},
+)
+
+
+def _lab(name: str = "two-tenants.yaml") -> Testbed:
+    return resolve(read(TOPOLOGIES / name).spec)
+
+
+def _wanted(lab: Testbed) -> dict[Key, Resource]:
+    return desired(lab, INPUTS)
+
+
+def _up(world: World, lab: Testbed) -> list[Key]:
+    done = converge(_wanted(lab), [world.place(name) for name in places(lab)], lambda _: None)
+    return [action.key for action in done]
+
+
+def _plan(world: World, lab: Testbed) -> list[str]:
+    return [str(action) for action in plan(_wanted(lab), [world.place(name) for name in places(lab)]).actions]
+
+
+@pytest.mark.parametrize("name", ["one-node.yaml", "two-tenants.yaml"])
+def test_up_makes_everything_and_a_second_one_nothing(name: str) -> None:
+    lab, world = _lab(name), World()
+    assert set(_up(world, lab)) == set(_wanted(lab))
+    assert _up(world, lab) == []
+    assert _plan(world, lab) == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(min_value=0, max_value=75))
+def test_a_killed_up_resumes_where_it_was(fuse: int) -> None:
+    lab, world = _lab(), World(fuse=fuse)
+    with suppress(Killed):
+        _up(world, lab)
+    made = len(world.performed)
+    world.fuse = None
+    assert len(_up(world, lab)) == len(_wanted(lab)) - made
+    assert _plan(world, lab) == []
+
+
+def test_a_failure_is_told_and_the_rest_is_done_first() -> None:
+    lab, world = _lab(), World()
+    guest = Key("node-a", Kind.GUEST, "red/web")
+    world.failing.add(guest)
+    with pytest.raises(ProvisioningError, match="cannot create"):
+        _up(world, lab)
+    assert Key("node-b", Kind.GUEST, "red/db") in world.resources
+    assert Key("node-a", Kind.GUEST, "blue/db") in world.resources
+    world.failing.clear()
+    assert _up(world, lab) == [guest]
+
+
+def test_a_breach_shows_as_drift_and_up_repairs_it() -> None:
+    lab, world = _lab(), World()
+    _up(world, lab)
+    ksm = Key("node-a", Kind.SETTING, "memory-deduplication")
+    world.resources[ksm]["value"] = "1"
+    assert _plan(world, lab) == ["update node-a: setting memory-deduplication (value: found '1', wanted '0')"]
+    assert _up(world, lab) == [ksm]
+    assert _plan(world, lab) == []
+
+
+def test_a_foreign_rule_in_a_switch_is_named() -> None:
+    lab, world = _lab(), World()
+    _up(world, lab)
+    rules = world.resources[Key("controller", Kind.SWITCH, "red/app")]["acls"]
+    assert isinstance(rules, list)
+    rules.append("from-lport 2000 allow: 1")
+    (line,) = _plan(world, lab)
+    assert line.startswith("update controller: logical-switch red/app (acls: 1 extra, such as 'from-lport 2000 allow: 1'")
+
+
+def test_a_changed_file_changes_only_what_differs() -> None:
+    lab, world = _lab(), World()
+    _up(world, lab)
+    text = (TOPOLOGIES / "two-tenants.yaml").read_text()
+    changed = resolve(load(text.replace("tcp/5432", "tcp/5433", 1), "changed").spec)
+    assert _up(world, changed) == [Key("controller", Kind.SWITCH, "red/app")]
+    grown = resolve(load(text.replace("db: {node: node-b, volumes: {data: 64 MiB}}", "db: {node: node-b}", 1), "x").spec)
+    _up(world, lab)
+    done = {(str(action.verb), action.key.name) for action in _done(world, grown)}
+    assert ("delete", "red/db.data.raw") in done
+    assert ("replace", "red/db") in done
+    assert {name for _, name in done} == {"red/db.data.raw", "red/db"}
+
+
+def _done(world: World, lab: Testbed) -> list:  # type: ignore[type-arg]
+    return converge(_wanted(lab), [world.place(name) for name in places(lab)], lambda _: None)
+
+
+def test_a_paused_machine_is_resumed_not_replaced() -> None:
+    lab, world = _lab(), World()
+    _up(world, lab)
+    world.resources[Key(OUTER, Kind.MACHINE, "node-a")]["state"] = "paused"
+    found = plan(_wanted(lab), [world.place(name) for name in places(lab)])
+    assert (found.actions[0].verb, found.actions[0].key.name) == (Verb.RESUME, "node-a")
+
+
+def test_a_lost_node_is_rebuilt_with_everything_in_it_and_nothing_else() -> None:
+    lab, world = _lab(), World()
+    _up(world, lab)
+    for key in [key for key in world.resources if key.place == "node-b" or key.name == "node-b"]:
+        del world.resources[key]
+    assert any("its machine is not up yet" in line for line in _plan(world, lab))
+    done = _up(world, lab)
+    assert {key.place for key in done} == {OUTER, "node-b"}
+    assert _plan(world, lab) == []

@@ -1,0 +1,185 @@
+"""When a verdict counts: real pytest, real check files, a fleet without machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from testbed.errors import BrokenLabError, Exit
+from testbed.model.resolve import resolve
+from testbed.report.result import Run, Verdict, exit_code, to_json
+from testbed.spec.load import read
+from testbed.verify.evidence import Evidence
+from testbed.verify.plugin import Checks, run_checks
+
+_NUMBERS = count()
+TOPOLOGY = Path(__file__).parents[2] / "topologies/one-node.yaml"
+HEAD = """
+import time
+from testbed.errors import InstrumentError, ProvisioningError
+from testbed.verify.declare import Breach, check
+
+WALL = {"open": False, "stuck": False}
+
+def look(fleet):
+    fleet.evidence.record("node", "command", "look", "saw the wall", time.time())
+    return WALL["open"]
+
+def opens(stage): WALL["open"] = True
+def closes(stage):
+    if not WALL["stuck"]: WALL["open"] = False
+BREACH = Breach("opens it", opens, closes, lambda stage: WALL["open"])
+"""
+
+
+@dataclass
+class FakeFleet:
+    """As much of a fleet as the plug-in needs."""
+
+    testbed: Any
+    evidence: Evidence
+    machines: dict[str, Any]
+    lab: Any
+    phases: int = 0
+
+    def new_phase(self) -> None:
+        self.phases += 1
+
+
+@pytest.fixture
+def judge(tmp_path: Path):
+    def run(body: str, *, prove: bool = False) -> Checks:
+        folder = tmp_path / "checks"
+        folder.mkdir()
+        (folder / f"test_wall_{next(_NUMBERS)}.py").write_text(HEAD + body)  # pytest keeps modules by name
+        lab = resolve(read(TOPOLOGY).spec)
+        machines = {machine.name: SimpleNamespace(name=machine.name) for machine in lab.machines}
+        fleet = FakeFleet(lab, Evidence(tmp_path / "evidence"), machines, SimpleNamespace(testbed=lab))
+        return run_checks(fleet, folder, prove=prove, only=(), progress=lambda _: None)  # type: ignore[arg-type]
+
+    return run
+
+
+def _declare(extra: str = "breaches=(BREACH,)") -> str:
+    return f'\n@check(id="NET-01", objective="it holds", severity="high", {extra})\n'
+
+
+def _verdicts(plugin: Checks) -> list[tuple[str, str]]:
+    return [(str(result.verdict), result.reason) for result in plugin.results]
+
+
+def _code(plugin: Checks) -> Exit:
+    return exit_code(to_json(Run("lab", "d", {}, "now", 1.0, tuple(plugin.results), (), tuple(plugin.errors))))
+
+
+def test_a_completed_observation_passes(judge) -> None:
+    plugin = judge(_declare() + "def test_it(fleet):\n    assert not look(fleet)\n")
+    assert _verdicts(plugin) == [("pass", "")]
+    assert _code(plugin) is Exit.OK
+    assert len(plugin.results[0].evidence) == 1
+
+
+def test_a_pass_without_evidence_is_inconclusive(judge) -> None:
+    plugin = judge(_declare() + "def test_it(fleet):\n    assert True\n")
+    assert _verdicts(plugin) == [("inconclusive", "the check observed nothing")]
+    assert _code(plugin) is Exit.INCONCLUSIVE
+
+
+def test_only_an_assertion_of_the_check_fails(judge) -> None:
+    plugin = judge(_declare() + "def test_it(fleet):\n    assert look(fleet), 'the wall is open'\n")
+    assert plugin.results[0].verdict is Verdict.FAIL
+    assert plugin.results[0].reason.startswith("the wall is open")
+    assert _code(plugin) is Exit.FAIL
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import json; json.loads('{')",
+        "raise InstrumentError('the guest is dead', fact='no answer', remedy='')",
+        "raise ValueError('a bug')",
+        "import pytest; pytest.skip('no tool')",
+        "from unittest.mock import Mock; Mock().assert_called()",
+        "raise SystemExit(0)",
+    ],
+)
+def test_anything_else_that_stops_it_is_inconclusive(judge, line: str) -> None:
+    plugin = judge(_declare() + f"def test_it(fleet):\n    look(fleet)\n    {line}\n")
+    assert [verdict for verdict, _ in _verdicts(plugin)] == ["inconclusive"]
+    assert _code(plugin) is Exit.INCONCLUSIVE
+
+
+def test_cases_come_from_the_topology(judge) -> None:
+    plugin = judge(_declare() + "def test_it(fleet, machine):\n    assert not look(fleet)\n")
+    assert [result.case for result in plugin.results] == ["controller", "node"]
+
+
+def test_not_applicable_comes_with_a_reason_and_is_no_pass(judge) -> None:
+    body = _declare("breaches=(BREACH,), applies=lambda stage: 'one tenant only'") + "def test_it(fleet):\n    assert False\n"
+    plugin = judge(body)
+    assert _verdicts(plugin) == [("not-applicable", "one tenant only")]
+    assert _code(plugin) is Exit.INCONCLUSIVE
+
+
+def test_a_check_file_that_does_not_load_is_no_pass(judge) -> None:
+    plugin = judge(_declare() + "def test_it(fleet):\n    assert not look(fleet)\nimport no_such_module\n")
+    assert plugin.results == []
+    assert "no_such_module" in plugin.errors[0]
+    assert _code(plugin) is Exit.INCONCLUSIVE
+
+
+def _proof(plugin: Checks) -> str:
+    (proof,) = plugin.results[0].proofs
+    return str(proof.verdict)
+
+
+def test_proven(judge) -> None:
+    plugin = judge(_declare() + "def test_it(fleet):\n    assert not look(fleet), 'open'\n", prove=True)
+    assert _proof(plugin) == "proven"
+    assert plugin.fleet.phases == 2
+    assert _code(plugin) is Exit.OK
+
+
+def test_a_check_that_cannot_fail_is_found_out(judge) -> None:
+    plugin = judge(_declare() + "def test_it(fleet):\n    look(fleet)\n    assert True\n", prove=True)
+    assert _proof(plugin) == "cannot-fail"
+    assert _code(plugin) is Exit.FAIL
+
+
+def test_a_breach_that_opens_nothing_is_found_out(judge) -> None:
+    body = 'IDLE = Breach("idle", lambda s: None, closes, lambda s: WALL["open"])\n' + _declare("breaches=(IDLE,)")
+    plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet)\n", prove=True)
+    assert _proof(plugin) == "breach-not-in-force"
+    assert _code(plugin) is Exit.INCONCLUSIVE
+
+
+def test_an_instrument_that_breaks_under_the_breach_is_no_proof(judge) -> None:
+    plugin = judge(_declare() + "def test_it(fleet):\n    if look(fleet): raise ValueError('x')\n", prove=True)
+    assert _proof(plugin) == "broken-instrument"
+
+
+def test_a_breach_that_stays_stops_everything(judge) -> None:
+    body = "WALL['stuck'] = True\n" + _declare() + "def test_it(fleet):\n    assert not look(fleet)\n"
+    with pytest.raises(BrokenLabError, match="could not be reverted"):
+        judge(body, prove=True)
+
+
+def test_a_breach_that_fails_half_way_is_taken_back(judge) -> None:
+    body = (
+        "def half(stage):\n    WALL['open'] = True\n    raise ProvisioningError('no', fact='broke', remedy='')\n"
+        'HALF = Breach("half", half, closes, lambda s: WALL["open"])\n' + _declare("breaches=(HALF,)")
+    )
+    plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet)\n", prove=True)
+    assert _proof(plugin) == "breach-not-in-force"
+    assert "broke" in plugin.results[0].proofs[0].reason
+
+
+def test_a_check_without_a_breach_must_say_why(judge) -> None:
+    plugin = judge(_declare("") + "def test_it(fleet):\n    assert not look(fleet)\n")
+    assert "declares no breach" in plugin.errors[0]
+    assert plugin.results == []

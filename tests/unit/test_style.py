@@ -1,0 +1,88 @@
+"""Lint, types and import direction, as tests."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "testbed"
+pytestmark = pytest.mark.lint
+
+# What each layer may import of the package, besides itself (DESIGN.md, section 4).
+PURE = {"errors", "spec", "model", "plan"}
+ALLOWED = {
+    "errors": set(),
+    "spec": {"errors"},
+    "model": {"errors", "spec"},
+    "plan": PURE,
+    "resources": {"errors"},
+    "ports": PURE,
+    "apply": PURE | {"ports"},
+    "observe": PURE | {"ports"},
+    "report": PURE,
+    "guest": set(),
+    "drivers": PURE | {"ports"},
+    "lab": PURE | {"ports", "drivers", "resources"},
+    "verify": PURE | {"ports", "drivers", "resources", "lab", "report", "observe", "guest"},
+}
+ONE_FILE = {
+    "subprocess": "process.py",
+    "pyroute2": "fabric.py",
+    "libvirt": "hypervisor.py",
+    "libvirt_qemu": "hypervisor.py",
+    "ovsdbapp": "ovn.py",
+    "paramiko": "ssh.py",
+    "ansible_runner": "assemble.py",
+}
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path: Path) -> None:
+    layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if layer in ("cli", "__init__"):
+        return
+    used = {name.split(".")[1] for name in _imports(path) if name.startswith("testbed.")}
+    assert used - ALLOWED[layer] - {layer} == set()
+
+
+@pytest.mark.parametrize("library", ONE_FILE)
+def test_a_library_is_imported_by_one_file(library: str) -> None:
+    users = {path.name for path in _modules() if any(name.split(".")[0] == library for name in _imports(path))}
+    assert users == {ONE_FILE[library]}
+
+
+def test_packages_do_nothing_when_imported() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        assert path.read_text() == "", path
+
+
+def _run(*argv: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *argv], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+
+
+def test_lint() -> None:
+    _run("ruff", "check", "testbed", "checks", "tests")
+
+
+def test_types() -> None:
+    _run("mypy")
