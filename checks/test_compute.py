@@ -28,12 +28,14 @@ def _share_account(stage: Stage) -> None:
     """Start one guest again under another tenant's worker account; it need not boot for its worker to run."""
     host, guest = stage.strangers()
     xml = _xml(stage, guest).replace(f"{guest.worker}:{guest.worker}", f"{host.worker}:{host.worker}")
+    stage.host.must(f"setfacl -m u:{host.uid}:x {guest.pool}")
     stage.node.hypervisor.destroy(guest.domain)
     stage.node.hypervisor.create(xml)
 
 
 def _own_account(stage: Stage) -> None:
-    guest = stage.strangers()[1]
+    host, guest = stage.strangers()
+    stage.host.must(f"setfacl -x u:{host.uid} {guest.pool}")
     stage.node.hypervisor.destroy(guest.domain)
     stage.node.start_watched(guest, _xml(stage, guest))
     for file in (guest.root_disk, *(f"{guest.pool}/{volume.file}" for volume in guest.volumes)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ class Northbound:
         stream.Stream.ssl_set_certificate_file(str(certificate))
         stream.Stream.ssl_set_ca_cert_file(str(authority))
         self._lab = lab
+        self._timeout = timeout
         with _said("cannot reach OVN's northbound database"):
             idl = connection.OvsdbIdl.from_server(f"ssl:{address}:6641", "OVN_Northbound")
             self._api: Any = OvnNbApiIdlImpl(connection.Connection(idl, timeout=timeout))
@@ -153,19 +155,40 @@ class Northbound:
                 self._api.dhcp_options_del(dhcp).execute(check_error=True)
             self._api.ls_del(label, if_exists=True).execute(check_error=True)
 
+    def sync(self) -> None:
+        """Return when every chassis runs what the database says (``nb_cfg``, as ``ovn-nbctl --wait=hv``).
+
+        Raises:
+            ProvisioningError: one does not in time.
+
+        """
+        with _said("cannot ask OVN whether its chassis are up to date"):
+            row = self._api.db_list("NB_Global").execute(check_error=True)[0]
+            wanted = int(row["nb_cfg"]) + 1
+            self._api.db_set("NB_Global", row["_uuid"], ("nb_cfg", wanted)).execute(check_error=True)
+            end = time.monotonic() + self._timeout
+            while int(self._api.db_list("NB_Global").execute(check_error=True)[0]["hv_cfg"]) < wanted:
+                if time.monotonic() > end:
+                    msg = f"a chassis does not follow within {self._timeout} s"
+                    raise TimeoutError(msg)
+                time.sleep(0.2)
+
     # What follows opens walls on purpose; only breaches use it.
 
     def set_security(self, port: str, addresses: list[str]) -> None:
         """Set a port's allowed source addresses; an empty list allows all."""
         with _said("cannot change port security"):
             self._api.lsp_set_port_security(port, addresses).execute(check_error=True)
+        self.sync()
 
     def add_rule(self, switch: str, rule: Acl) -> None:
         """Add one rule to a switch."""
         with _said("cannot add a rule"):
             self._api.acl_add(switch, rule.direction, rule.priority, rule.match, rule.action).execute(check_error=True)
+        self.sync()
 
     def delete_rule(self, switch: str, rule: Acl) -> None:
         """Remove one rule from a switch."""
         with _said("cannot remove a rule"):
             self._api.acl_del(switch, rule.direction, rule.priority, rule.match).execute(check_error=True)
+        self.sync()

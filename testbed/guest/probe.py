@@ -7,6 +7,7 @@ request. Whatever arrives from the network is hostile: parsed by bounds, kept in
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -203,6 +204,7 @@ class Recorder:
         self.sniffers: list[tuple[socket.socket, str]] = []
         self.open: dict[socket.socket, float] = {}
         self.seen: dict[tuple[Seen, str, str], float] = {}
+        self.down: set[str] = set()
         self.overflowed, self.dropped, self.gap, self.ack = False, 0, 0.0, ""
         self.started = self.beat = self.saved = time.monotonic()
 
@@ -259,9 +261,16 @@ class Recorder:
         self.selector.register(sniffer, selectors.EVENT_READ, lambda opened: self._drain(opened, label))
 
     def _drain(self, sniffer: socket.socket, label: str) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            for _ in range(5000):
+        for _ in range(5000):
+            try:
                 frame, source = sniffer.recvfrom(SNAP)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENETDOWN:
+                    raise
+                self.down.add(label)
+            else:
                 seen = parse(frame, self.prefix)
                 if seen:
                     self._record(seen, label, "out" if source[2] == _OUTGOING else "in")
@@ -331,7 +340,8 @@ class Recorder:
         records = [{**seen._asdict(), "label": label, "direction": way, "at": round(at - self.started, 3)}
                    for (seen, label, way), at in self.seen.items()]  # fmt: skip
         state = {"ack": ack, "ended": ended, "lived": round(self.beat - self.started, 3), "gap": round(self.gap, 3),
-                 "dropped": self.dropped, "overflowed": self.overflowed, "records": records}  # fmt: skip
+                 "dropped": self.dropped, "overflowed": self.overflowed, "down": sorted(self.down),
+                 "records": records}  # fmt: skip
         (self.folder / "state.new").write_text(json.dumps(state))
         (self.folder / "state.new").rename(self.folder / "state")
 

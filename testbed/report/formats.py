@@ -26,6 +26,8 @@ def headline(data: Mapping[str, Any]) -> str:
         word = "OPEN WALLS"
     elif summary["inconclusive"] or not summary["pass"] or data.get("trouble"):
         word = "INCONCLUSIVE"
+    elif any(name != "proven" for name in data.get("proofs", {})):
+        word = "NOT ALL PROVEN"
     else:
         word = "ALL WALLS HOLD"
     return f"{word}: {counts}" + (f"; breaches: {proofs}" if proofs else "")

@@ -1,0 +1,294 @@
+"""Network walls, attacked from inside guests with raw frames and watched at the receivers."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+
+from checks.breaches import command
+from testbed.errors import InstrumentError
+from testbed.model.policy import Endpoint, endpoints, joined
+from testbed.model.testbed import GuestNic, Plane
+from testbed.plan.acls import Acl
+from testbed.verify.declare import Breach, check
+from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.network import Observation, Probe, collect_from, listen_on, observe, reach, send_from
+from testbed.verify.stage import Stage
+
+_ALLOW_ALL = (Acl("from-lport", 2000, "ip", "allow"), Acl("to-lport", 2000, "ip", "allow"))
+_TABLE = "ovs-ofctl -O OpenFlow15"
+
+
+def _needs_flow(stage: Stage) -> str | None:
+    found = any(flow.protocol == "tcp" for tenant in stage.testbed.tenants for flow in tenant.flows)
+    return None if found else "no TCP flow is declared, so there is nothing to tell a wall from a dead network by"
+
+
+def _shortcut(stage: Stage) -> str:
+    """Return an OpenFlow match: one tenant's frames to another tenant's guest on the same node."""
+    attacker, victim = stage.strangers()
+    return f"table=0,in_port={attacker.nics[0].tap},dl_dst={victim.nics[0].mac}"
+
+
+def _switch(stage: Stage) -> str:
+    source, _, nic, _ = stage.flow()
+    return f"{source.tenant}/{nic.network}"
+
+
+def _allow_all(stage: Stage) -> None:
+    for rule in _ALLOW_ALL:
+        stage.northbound.add_rule(_switch(stage), rule)
+
+
+def _allow_no_more(stage: Stage) -> None:
+    for rule in _ALLOW_ALL:
+        stage.northbound.delete_rule(_switch(stage), rule)
+
+
+def _all_allowed(stage: Stage) -> bool:
+    return any(str(rule) in stage.northbound.switches()[_switch(stage)]["acls"] for rule in _ALLOW_ALL)
+
+
+@check(
+    id="NET-01",
+    objective="Every guest reaches exactly what the topology allows: ARP, ICMP, TCP and UDP, both directions",
+    severity="critical",
+    applies=_needs_flow,
+    breaches=(
+        command(
+            "an OpenFlow rule leads from one tenant's port to another's",
+            opens=lambda s: f"{_TABLE} add-flow br-int '{_shortcut(s)},priority=200,actions=output:{s.strangers()[1].nics[0].tap}'",
+            closes=lambda s: f"{_TABLE} --strict del-flows br-int '{_shortcut(s)},priority=200'",
+            shows=lambda s: f"{_TABLE} dump-flows br-int '{_shortcut(s)}' | grep -q actions=output",
+        ),
+        Breach("a rule allows all IP inside a tenant's network", _allow_all, _allow_no_more, _all_allowed),
+    ),
+)
+def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
+    found = fleet.once("reach", lambda: reach(fleet))
+    rows = [f"{cell.source.label} -> {cell.target.label} {cell.service}: {arrived}" for cell, arrived in found]
+    fleet.evidence.record("fleet", "matrix", f"{len(found)} cells", "\n".join(rows), time.time())
+    leaks = [str(cell) for cell, arrived in found if arrived and not cell.allowed]
+    assert not leaks, f"{len(leaks)} of {len(found)} cells leak: {'; '.join(leaks[:6])}"
+    dead = [str(cell) for cell, arrived in found if cell.allowed and not arrived]
+    assert not dead, f"{len(dead)} allowed cells do not work: {'; '.join(dead[:6])}"
+
+
+def _tcp_flows(fleet: Fleet) -> list[tuple[str, Endpoint, Endpoint, int]]:
+    found = [(flow.port or 0, source, target) for flow, source, target in joined(fleet.testbed) if flow.protocol == "tcp"]
+    return [(f"f{number}", source, target, port) for number, (port, source, target) in enumerate(found)]
+
+
+def _syn(mark: str, source: Endpoint, target: Endpoint, port: int, **forged: str) -> Probe:
+    fields: dict[str, object] = {"kind": "tcp-syn", "ip": str(target.address), "target_mac": target.mac, "port": port, "repeat": 2}
+    return Probe(mark, source, fields | forged)
+
+
+def _raw_controls(fleet: Fleet, observation: Observation) -> None:
+    """The same frame, not forged, must arrive before and after the forged ones."""
+    for (name, _, target, port), stage in product(_tcp_flows(fleet), ("before", "after")):
+        if not observation.arrived(f"{name}raw{stage}", target.guest):
+            what = f"an honest frame to {target.guest} tcp/{port} did not arrive {stage} the forged ones"
+            raise InstrumentError(what, fact="so nothing can be said about forged ones", remedy="repeat the check")
+
+
+def _forge(fleet: Fleet, forgeries: dict[str, list[tuple[str, dict[str, str]]]]) -> tuple[Observation, list[tuple[str, str, str]]]:
+    """Send forged frames on every declared flow; return what was seen, and mark, target and meaning of each frame."""
+    probes, tried = [], []
+    for name, source, target, port in _tcp_flows(fleet):
+        probes.append(_syn(f"{name}rawbefore", source, target, port))
+        for number, (meaning, forged) in enumerate(forgeries[source.label]):
+            mark = f"{name}forged{number}"
+            probes.append(_syn(mark, source, target, port, **forged))
+            tried.append((mark, target.guest, f"{source.guest} -> {target.guest} tcp/{port} with {meaning}"))
+        probes.append(_syn(f"{name}rawafter", source, target, port))
+    observation = observe(fleet, probes)
+    _raw_controls(fleet, observation)
+    return observation, tried
+
+
+def _set_security(stage: Stage, addresses: list[str]) -> None:
+    stage.northbound.set_security(stage.flow()[2].port, addresses)
+
+
+def _pinned(nic: GuestNic) -> list[str]:
+    return [f"{nic.mac} {nic.address}"]
+
+
+def _security(stage: Stage) -> list[str]:
+    port = stage.flow()[2].port
+    return next(list(found["security"]) for found in stage.northbound.ports().values() if found["port"] == port)
+
+
+@check(
+    id="NET-02",
+    objective="A guest sends with its own MAC address only",
+    severity="high",
+    applies=_needs_flow,
+    breaches=(
+        Breach(
+            "a port's address pinning is gone",
+            open=lambda stage: _set_security(stage, []),
+            close=lambda stage: _set_security(stage, _pinned(stage.flow()[2])),
+            in_force=lambda stage: _security(stage) == [],
+        ),
+    ),
+)
+def test_source_mac_is_pinned(fleet: Fleet) -> None:
+    everyone = endpoints(fleet.testbed)
+    forgeries = {}
+    for _, source, target, _ in _tcp_flows(fleet):
+        stranger = next((item for item in everyone if item.tenant != source.tenant), target)
+        forgeries[source.label] = [
+            ("an invented MAC address", {"source_mac": "0e:" + ":".join(f"{octet:02x}" for octet in secrets.token_bytes(5))}),
+            ("the receiver's MAC address", {"source_mac": target.mac}),
+            ("another tenant's MAC address", {"source_mac": stranger.mac}),
+        ]
+    observation, tried = _forge(fleet, forgeries)
+    through = [meaning for mark, guest, meaning in tried if observation.arrived(mark, guest)]
+    assert not through, f"forged frames arrived: {'; '.join(through)}"
+
+
+def _loose_rule(stage: Stage) -> Acl:
+    """The receiver's own rule asks for the sender's address once more; this one does not."""
+    _, target, nic, port = stage.flow()
+    receiver = next(item for item in target.nics if item.network == nic.network)
+    return Acl("to-lport", 2000, f'outport == "{receiver.port}" && tcp.dst == {port}', "allow-related")
+
+
+def _unpin_address(stage: Stage) -> None:
+    stage.northbound.add_rule(_switch(stage), _loose_rule(stage))
+    _set_security(stage, [stage.flow()[2].mac])
+
+
+def _pin_address(stage: Stage) -> None:
+    stage.northbound.delete_rule(_switch(stage), _loose_rule(stage))
+    _set_security(stage, _pinned(stage.flow()[2]))
+
+
+@check(
+    id="NET-04",
+    objective="A guest sends with its own IPv4 address only",
+    severity="high",
+    applies=_needs_flow,
+    breaches=(
+        Breach(
+            "a port is pinned by MAC address only, and the receiver's rule takes any sender",
+            _unpin_address,
+            _pin_address,
+            lambda stage: _security(stage) == [stage.flow()[2].mac] or str(_loose_rule(stage)) in _rules(stage),
+        ),
+    ),
+)
+def test_source_address_is_pinned(fleet: Fleet) -> None:
+    management = str(fleet.testbed.controller.address(Plane.MANAGEMENT))
+    forgeries = {}
+    for _, source, _, _ in _tcp_flows(fleet):
+        tenant, _, name = source.network.partition("/")
+        network = fleet.testbed.tenant(tenant).network(name)
+        taken = {item.address for item in endpoints(fleet.testbed) if item.network == source.network}
+        free = next(address for address in network.network.hosts() if address not in {*taken, network.server})
+        forgeries[source.label] = [
+            ("a free address of its network", {"source_ip": str(free)}),
+            ("the network's own address", {"source_ip": str(network.server)}),
+            ("a management address", {"source_ip": management}),
+            ("an address of nowhere", {"source_ip": "203.0.113.7"}),
+        ]
+    observation, tried = _forge(fleet, forgeries)
+    through = [meaning for mark, guest, meaning in tried if observation.arrived(mark, guest)]
+    assert not through, f"forged frames arrived: {'; '.join(through)}"
+
+
+def _rules(stage: Stage) -> list[str]:
+    return [str(rule) for rule in stage.northbound.switches()[_switch(stage)]["acls"]]
+
+
+_OWN = ("br-int", *(f"{plane}0" for plane in Plane))
+
+
+def _interfaces(machine: Machine) -> dict[str, str]:
+    text = machine.read("cd /sys/class/net && for i in *; do echo $i $(cat $i/address); done")
+    return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
+
+
+def _watch(machine: Machine, prefix: str, taps: set[str]) -> tuple[str, dict[str, str]]:
+    """Record on a machine's own interfaces and on these taps; return its name and its own interfaces' MAC addresses."""
+    present = _interfaces(machine)
+    listen_on(machine, prefix, {interface: mac for interface, mac in present.items() if interface in {*_OWN, *taps}})
+    return machine.name, {interface: mac for interface, mac in present.items() if interface in _OWN}
+
+
+def _sockets(fleet: Fleet) -> list[tuple[str, str, int]]:
+    """Return kind, address and port of every listening socket of every machine, as the machines tell it."""
+    found = []
+    for machine in fleet.testbed.machines:
+        text = fleet.machines[machine.name].read("ss -Hlntu | awk '{print $1, $5}'")
+        for line in text.splitlines():
+            protocol, _, place = line.partition(" ")
+            host, _, port = place.rpartition(":")
+            kind = "tcp-syn" if protocol == "tcp" else "udp"
+            if not host.startswith("127.") and host != "[::1]":
+                found += [(kind, str(nic.address), int(port)) for nic in machine.nics]
+    gateway = fleet.testbed.lab_network(Plane.MANAGEMENT).gateway
+    return sorted({*found, ("tcp-syn", str(gateway), 22)})
+
+
+@check(
+    id="NET-09",
+    objective="No guest's frame reaches the root partition, the underlay, or the machines behind them",
+    severity="critical",
+    applies=lambda stage: None if stage.guests else f"{stage.case} has no guest",
+    breaches=(
+        command(
+            "the integration bridge is up and takes a guest's frames",
+            opens=lambda s: (
+                f"ip link set br-int up; {_TABLE} add-flow br-int "
+                f"'table=0,priority=200,in_port={s.guests[0].nics[0].tap},dl_dst='$(cat /sys/class/net/br-int/address)',actions=LOCAL'"
+            ),
+            closes=lambda s: (
+                f"{_TABLE} --strict del-flows br-int 'table=0,priority=200,in_port={s.guests[0].nics[0].tap},"
+                "dl_dst='$(cat /sys/class/net/br-int/address); ip link set br-int down"
+            ),
+            shows=lambda _: f"{_TABLE} dump-flows br-int table=0 | grep -q actions=LOCAL && ip link show up dev br-int | grep -q br-int",
+        ),
+    ),
+)
+def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> None:
+    guests = fleet.testbed.guests_on(node.name)
+    senders = [item for item in endpoints(fleet.testbed) if item.guest in {guest.label for guest in guests}]
+    taps = {nic.tap for guest in guests for nic in guest.nics}
+    sockets = fleet.once("sockets", lambda: _sockets(fleet))
+    prefix = f"tb-{secrets.token_hex(4)}-"
+    with ThreadPoolExecutor(max_workers=len(fleet.machines)) as pool:
+        own = dict(pool.map(lambda machine: _watch(machine, prefix, taps), fleet.machines.values()))[node.name]
+        probes = _assault(senders, sockets, own)
+        send_from(fleet, guests, prefix, probes)
+        collected = pool.map(lambda machine: (machine.name, collect_from(machine, prefix, _OWN[0])), fleet.machines.values())
+        seen = dict(collected)
+    sent = {record.get("token") for record in seen[node.name] if record.get("label") in taps and record.get("direction") == "in"}
+    unseen = [probe.mark for probe in probes if probe.fields["kind"] != "arp" and f"{prefix}{probe.mark}." not in sent]
+    if unseen:
+        what = f"{len(unseen)} of {len(probes)} frames were not seen leaving their guests"
+        raise InstrumentError(what, fact="so their absence elsewhere means nothing", remedy="repeat the check")
+    macs = {sender.mac for sender in senders}
+    reached = sorted(
+        f"{name} {record.get('label')} {record.get('kind')} {str(record.get('target'))[:40]}"
+        for name, records in seen.items()
+        for record in records
+        if record.get("label") not in taps and record.get("direction") == "in" and record.get("mac") in macs
+    )
+    assert not reached, f"{len(reached)} frames of guests reached: {'; '.join(reached[:6])}"
+
+
+def _assault(senders: list[Endpoint], sockets: list[tuple[str, str, int]], macs: dict[str, str]) -> list[Probe]:
+    """Return one frame for each sender, listening socket and MAC address of the root partition, and ARP for each address."""
+    probes = []
+    for place, sender in enumerate(senders):
+        for number, ((kind, address, port), mac) in enumerate(product(sockets, sorted(set(macs.values())))):
+            fields: dict[str, object] = {"kind": kind, "ip": address, "port": port, "target_mac": mac}
+            probes.append(Probe(f"s{place}n{number}", sender, fields))
+        for number, address in enumerate(sorted({address for _, address, _ in sockets})):
+            probes.append(Probe(f"s{place}a{number}", sender, {"kind": "arp", "ip": address}))
+    return probes

@@ -1,0 +1,301 @@
+"""Network probes: every guest listens, sends and is watched, in four agent calls per guest whatever their number.
+
+A frame that did not arrive counts only if the receiver's recorder lived through the whole window, lost
+nothing, and heard something with the same tool in the same run, before and after (DESIGN.md, section 6).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed.errors import InstrumentError
+from testbed.model.policy import Cell, Endpoint, joined, probed_ports
+from testbed.model.testbed import Guest
+from testbed.verify.fleet import Fleet, Machine
+
+_WINDOW = 3.0  # seconds waited after the last frame was sent
+_LIFE = 600.0  # seconds after which a forgotten recorder ends by itself
+_CALL = 300.0
+_PROGRAM = Path(__file__).parents[1] / "guest/probe.py"
+_KINDS = {"arp": "arp", "icmp": "icmp", "tcp": "tcp-syn", "udp": "udp"}
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One frame, or one use of a service.
+
+    Args:
+        mark: what distinguishes it from every other probe of the run; lower-case letters and digits.
+        fields: what `testbed.guest.probe` is told, besides the sender.
+    """
+
+    mark: str
+    sender: Endpoint
+    fields: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the receivers saw of a set of probes.
+
+    Args:
+        records: by guest, every frame of this run that its recorder saw, incoming or outgoing.
+        answers: by mark, what the sender got back.
+    """
+
+    prefix: str
+    records: Mapping[str, Sequence[Record]]
+    answers: Mapping[str, str]
+
+    def token(self, mark: str) -> str:
+        """Return the token that a probe's frames carry."""
+        return f"{self.prefix}{mark}."
+
+    def arrived(self, mark: str, guest: str) -> bool:
+        """Tell whether a probe's frame was seen coming in at a guest."""
+        token = self.token(mark)
+        return any(record.get("token") == token and record.get("direction") == "in" for record in self.records[guest])
+
+    def resolved(self, source: Endpoint, target: Endpoint, mac: str | None = None) -> bool:
+        """Tell whether an ARP request reached its target, or an answer in the target's name came back.
+
+        Args:
+            mac: sender's address that the request claimed, if not its own.
+        """
+        claimed = mac or source.mac
+        for record in self.records[target.guest]:
+            if (record.get("kind"), record.get("mac"), record.get("direction")) == ("arp-request", claimed, "in"):
+                return True
+        return any(
+            (record.get("kind"), record.get("mac"), record.get("direction")) == ("arp-reply", target.mac, "in")
+            for record in self.records[source.guest]
+        )
+
+
+def compose(request: Mapping[str, object]) -> bytes:
+    """Return the program to feed to ``python3 -``: the probe, with one request."""
+    return f"{_PROGRAM.read_text()}\nraise SystemExit(main(json.loads({json.dumps(request)!r})))\n".encode()
+
+
+def _call(fleet: Fleet, guest: Guest, request: Mapping[str, object]) -> dict[str, Any]:
+    text = fleet.in_guest(guest, ["/usr/bin/python3", "-"], compose(request), timeout=_CALL)
+    return _answer(guest.label, text)
+
+
+def _answer(name: str, text: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InstrumentError(f"the probe in {name} answers garbage", fact=repr(text[:120]), remedy="repeat the check") from error
+    if not isinstance(answer, dict):
+        raise InstrumentError(f"the probe in {name} answers garbage", fact=type(answer).__name__, remedy="repeat the check")
+    return answer
+
+
+def _everywhere(fleet: Fleet, guests: Sequence[Guest], requests: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Any]]:
+    """Make one call in each guest, side by side; nodes run one call at a time best, so the number is bounded."""
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        answers = pool.map(lambda guest: _call(fleet, guest, requests[guest.label]), guests)
+        return {guest.label: answer for guest, answer in zip(guests, answers, strict=True)}
+
+
+def observe(fleet: Fleet, probes: Iterable[Probe]) -> Observation:
+    """Send probes from their senders, with controls around them, while every guest is watched.
+
+    Raises:
+        InstrumentError: an instrument was not there, died, or a control failed: then nothing was observed.
+    """
+    lab = fleet.testbed
+    prefix = f"tb-{secrets.token_hex(4)}-"
+    interfaces = {
+        guest.label: [{"label": nic.network, "mac": nic.mac, "address": str(nic.address)} for nic in guest.nics]
+        for guest in lab.guests
+    }
+    common: dict[str, dict[str, object]] = {label: {"token": prefix, "interfaces": nics} for label, nics in interfaces.items()}
+    ports = probed_ports(lab)
+    listening = _everywhere(
+        fleet, lab.guests, {label: {**base, "phase": "listen", "window": _LIFE, "patience": 60, **ports} for label, base in common.items()}
+    )
+    _require_listeners(listening, ports)
+    sent = _everywhere(
+        fleet, lab.guests,
+        {label: {**base, "phase": "send", "budget": _CALL - 60, "probes": _script(fleet, label, prefix, probes)}
+         for label, base in common.items()},
+    )  # fmt: skip
+    time.sleep(_WINDOW)
+    seen = _everywhere(fleet, lab.guests, {label: {**base, "phase": "collect", "patience": 30} for label, base in common.items()})
+    _everywhere(fleet, lab.guests, {label: {**base, "phase": "stop"} for label, base in common.items()})
+    results = {label: {str(item.get("id")): item for item in _list(answer, "results")} for label, answer in sent.items()}
+    records = {label: _list(answer, "records") for label, answer in seen.items()}
+    _require_receivers(seen)
+    answers = {mark: str(item.get("answer", "")) for found in results.values() for mark, item in found.items()}
+    observation = Observation(prefix, records, answers)
+    _require_sent(probes, results)
+    _require_controls(fleet, observation)
+    return observation
+
+
+def _list(answer: Mapping[str, Any], key: str) -> list[Record]:
+    found = answer.get(key)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def _script(fleet: Fleet, label: str, prefix: str, probes: Iterable[Probe]) -> list[dict[str, object]]:
+    """Return what one guest sends: controls, probes, controls."""
+    own = [probe for probe in probes if probe.sender.guest == label]
+    lines = [*_controls(fleet, label, "before"), *own, *_controls(fleet, label, "after")]
+    return [
+        {"id": line.mark, "token": f"{prefix}{line.mark}.", "mac": line.sender.mac, "address": str(line.sender.address), **line.fields}
+        for line in lines
+    ]
+
+
+def _flows(fleet: Fleet) -> list[tuple[str, Endpoint, Endpoint, int]]:
+    """Return mark, source, target and port of every declared TCP flow."""
+    found = [item for item in joined(fleet.testbed) if item[0].protocol == "tcp"]
+    return [(f"flow{number}", source, target, flow.port or 0) for number, (flow, source, target) in enumerate(found)]
+
+
+def _controls(fleet: Fleet, label: str, stage: str) -> list[Probe]:
+    """Return what must arrive: the declared flows, and an answer of the network to every interface."""
+    lines = []
+    for mark, source, target, port in _flows(fleet):
+        if source.guest == label:
+            fields = {"kind": "tcp-connect", "ip": str(target.address), "port": port, "timeout": 10, "repeat": 3, "spacing": 1}
+            lines.append(Probe(f"{mark}{stage}", source, fields))
+    endpoints = {cell.source for cell in fleet.matrix.cells if cell.source.guest == label}
+    for number, endpoint in enumerate(sorted(endpoints, key=lambda item: item.network)):
+        transaction = f"{(1 if stage == 'before' else 2) << 24 | number:08x}"
+        lines.append(Probe(f"dhcp{stage}{number}", endpoint, {"kind": "dhcp", "transaction": transaction, "repeat": 3, "spacing": 0.5}))
+    return lines
+
+
+def _broken(what: str, fact: str) -> InstrumentError:
+    return InstrumentError(what, fact=fact, remedy="run `testbed status`, then repeat the check")
+
+
+def _require_listeners(answers: Mapping[str, Mapping[str, Any]], ports: Mapping[str, Sequence[int]]) -> None:
+    wanted = {f"{protocol}/{port}" for protocol, found in ports.items() for port in found}
+    for label, answer in answers.items():
+        missing = wanted - {str(item) for item in answer.get("listening", []) if isinstance(answer.get("listening"), list)}
+        unready = [nic for nic in _list(answer, "interfaces") if not nic.get("interface") or not nic.get("address")]
+        if answer.get("ready") is not True or missing or unready or not _list(answer, "interfaces"):
+            raise _broken(f"{label} cannot listen", f"missing: {sorted(missing)}, not ready: {unready}, {answer.get('error', '')}")
+
+
+def _require_receivers(answers: Mapping[str, Mapping[str, Any]]) -> None:
+    for label, answer in answers.items():
+        facts = {name: answer.get(name) for name in ("alive", "self_test", "overflowed", "dropped", "down")}
+        if facts != {"alive": True, "self_test": True, "overflowed": False, "dropped": 0, "down": []}:
+            raise _broken(f"the recorder in {label} cannot vouch for the whole window", str(facts))
+
+
+def _require_sent(probes: Iterable[Probe], results: Mapping[str, Mapping[str, Record]]) -> None:
+    for probe in probes:
+        result = results[probe.sender.guest].get(probe.mark, {})
+        if result.get("sent") is not True:
+            raise _broken(f"{probe.sender.guest} could not send {probe.mark}", str(result.get("error", "no answer")))
+
+
+def _require_controls(fleet: Fleet, observation: Observation) -> None:
+    for stage, transactions in (("before", 1), ("after", 2)):
+        for mark, source, target, port in _flows(fleet):
+            expected = f"ok-{observation.token(mark + stage)}"
+            if observation.answers.get(mark + stage) != expected or not observation.arrived(mark + stage, target.guest):
+                what = f"the declared flow {source.guest} -> {target.guest} tcp/{port} does not work {stage} the probes"
+                raise _broken(what, f"answer: {observation.answers.get(mark + stage)!r}")
+        for label, records in observation.records.items():
+            heard = {record.get("token") for record in records if (record.get("kind"), record.get("direction")) == ("dhcp", "in")}
+            nics = len({cell.source.network for cell in fleet.matrix.cells if cell.source.guest == label})
+            missing = {f"{transactions << 24 | number:08x}" for number in range(nics)} - heard
+            if missing:
+                raise _broken(f"{label} heard no answer of the network {stage} the probes", f"{len(missing)} of {nics} missing")
+
+
+def matrix_probes(cells: Sequence[Cell]) -> list[Probe]:
+    """Return one raw probe for each cell, addressed so that only the wall can stop it."""
+    probes = []
+    for number, cell in enumerate(cells):
+        fields: dict[str, object] = {"kind": _KINDS[cell.protocol], "ip": str(cell.target.address), "repeat": 2}
+        if cell.protocol != "arp":
+            fields |= {"target_mac": cell.target.mac, "port": cell.port or 0}
+        probes.append(Probe(f"cell{number}", cell.source, fields))
+    return probes
+
+
+def reach(fleet: Fleet) -> list[tuple[Cell, bool]]:
+    """Return every cell of the matrix with what was observed: whether it arrived (NET-01)."""
+    cells = fleet.matrix.cells
+    observation = observe(fleet, matrix_probes(cells))
+    found = []
+    for number, cell in enumerate(cells):
+        if cell.protocol == "arp":
+            found.append((cell, observation.resolved(cell.source, cell.target)))
+        else:
+            found.append((cell, observation.arrived(f"cell{number}", cell.target.guest)))
+    return found
+
+
+def listen_on(machine: Machine, prefix: str, macs: Mapping[str, str]) -> None:
+    """Start a recorder on some interfaces of a machine.
+
+    Args:
+        macs: MAC address by interface name.
+
+    Raises:
+        InstrumentError: it does not start.
+    """
+    nics = [{"label": name, "mac": mac, "address": "0.0.0.0"} for name, mac in macs.items()]  # noqa: S104 - not asked for
+    request: dict[str, object] = {"phase": "listen", "token": prefix, "interfaces": nics, "window": _LIFE, "patience": 0}
+    answer = _answer(machine.name, machine.read("python3 -", stdin=compose(request), timeout=_CALL).encode())
+    missing = [nic.get("label") for nic in _list(answer, "interfaces") if not nic.get("interface")]
+    if answer.get("ready") is not True or missing:
+        raise _broken(f"{machine.name} cannot listen", f"{answer.get('error', '')} {missing}")
+
+
+def collect_from(machine: Machine, prefix: str, may_be_down: str) -> list[Record]:
+    """End a machine's recorder and return what it saw.
+
+    Args:
+        may_be_down: the one interface that need not be up; a wall keeps it down.
+
+    Raises:
+        InstrumentError: it did not live through the window, or lost something.
+    """
+    answers = []
+    for phase in ("collect", "stop"):
+        request: dict[str, object] = {"phase": phase, "token": prefix, "interfaces": [], "patience": 30}
+        answers.append(_answer(machine.name, machine.read("python3 -", stdin=compose(request), timeout=_CALL).encode()))
+    facts = {name: answers[0].get(name) for name in ("alive", "overflowed", "dropped")}
+    down = answers[0].get("down")
+    if facts != {"alive": True, "overflowed": False, "dropped": 0} or down not in ([], [may_be_down]):
+        raise _broken(f"the recorder on {machine.name} cannot vouch for the whole window", str(facts))
+    return _list(answers[0], "records")
+
+
+def send_from(fleet: Fleet, guests: Sequence[Guest], prefix: str, probes: Sequence[Probe]) -> None:
+    """Send probes from guests, then wait the window out.
+
+    Raises:
+        InstrumentError: something could not be sent.
+    """
+    requests: dict[str, dict[str, object]] = {}
+    for guest in guests:
+        lines = [
+            {"id": p.mark, "token": f"{prefix}{p.mark}.", "mac": p.sender.mac, "address": str(p.sender.address), **p.fields}
+            for p in probes
+            if p.sender.guest == guest.label
+        ]
+        requests[guest.label] = {"phase": "send", "token": prefix, "interfaces": [], "budget": _CALL - 60, "probes": lines}
+    sent = _everywhere(fleet, guests, requests)
+    _require_sent(probes, {label: {str(item.get("id")): item for item in _list(answer, "results")} for label, answer in sent.items()})
+    time.sleep(_WINDOW)

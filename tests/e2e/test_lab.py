@@ -1,0 +1,116 @@
+"""The main job on a real lab: up, check --prove, up again, drift, faults, down. Takes minutes under emulation."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
+ROOT = Path(__file__).parents[2]
+TOPOLOGY = "topologies/two-tenants.yaml"
+LAB = "two-tenants"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A state folder of its own, so that the user's labs are left alone; images are shared."""
+    state = Path("/var/tmp" if os.geteuid() == 0 else Path.home()) / f"tb-{os.getpid()}"
+    variables = {**os.environ, "TESTBED_STATE_DIR": str(state)}
+    yield variables
+    subprocess.run([*_command("down", LAB)], env=variables, cwd=ROOT, check=False, capture_output=True)
+    subprocess.run(["rm", "-rf", str(state)], check=False)
+
+
+def _command(*words: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("testbed")), *words]
+
+
+def _testbed(environment: dict[str, str], *words: str, expect: int = 0, timeout: float = 2400) -> str:
+    done = subprocess.run(_command(*words), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == expect, f"{words} ended with {done.returncode}:\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def _leftovers(environment: dict[str, str]) -> list[str]:
+    """Return processes and mounts that mention this state folder."""
+    state = environment["TESTBED_STATE_DIR"]
+    found = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if state in line]
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = process.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if state in words and str(os.getpid()) != process.parent.name:
+            found.append(words.replace("\0", " ")[:200])
+    return found
+
+
+def test_1_up_survives_being_killed(environment: dict[str, str]) -> None:
+    first = subprocess.Popen(_command("up", TOPOLOGY), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert first.stderr is not None
+    for line in first.stderr:
+        if "machine node-b" in line:
+            break
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    time.sleep(1)
+    _testbed(environment, "up", TOPOLOGY)
+
+
+def test_2_a_second_up_finds_nothing_to_do(environment: dict[str, str]) -> None:
+    assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
+    assert json.loads(_testbed(environment, "plan", TOPOLOGY, "--json"))["empty"] is True
+
+
+def test_3_every_check_is_proven(environment: dict[str, str]) -> None:
+    data = json.loads(_testbed(environment, "check", LAB, "--prove", "--json"))
+    wrong = [(c["id"], c["case"], c["verdict"], c["reason"], c["proofs"]) for c in data["checks"] if c["verdict"] != "pass"]
+    assert wrong == []
+    unproven = [(c["id"], c["case"], p) for c in data["checks"] for p in c["proofs"] if p["verdict"] != "proven"]
+    assert unproven == []
+    found = {check["id"] for check in data["checks"]}
+    wanted = "NET-01 NET-02 NET-04 NET-09 STO-01 STO-07 PRC-01 PRC-02 CMP-02 DEV-02 ACC-02 ACC-05"
+    assert found >= set(wanted.split())
+    assert data["trouble"] == []
+
+
+def test_4_drift_is_shown_and_repaired(environment: dict[str, str]) -> None:
+    _testbed(environment, "ssh", LAB, "node-a", "sudo sh -c 'echo 1 > /sys/kernel/mm/ksm/run'")
+    actions = json.loads(_testbed(environment, "plan", TOPOLOGY, "--json"))["actions"]
+    assert [(action["place"], action["name"]) for action in actions] == [("node-a", "memory-deduplication")]
+    _testbed(environment, "check", LAB, "--only", "CMP-02", expect=1)
+    _testbed(environment, "up", TOPOLOGY)
+    _testbed(environment, "check", LAB, "--only", "CMP-02")
+
+
+def test_5_a_stopped_guest_makes_checks_inconclusive_and_none_of_them_pass(environment: dict[str, str]) -> None:
+    _testbed(environment, "ssh", LAB, "node-a", "sudo virsh -q destroy red.web")
+    out = _testbed(environment, "check", LAB, "--only", "NET", "--only", "PRC-01", "--json", expect=3)
+    data = json.loads(out)
+    touched = [check for check in data["checks"] if check["id"].startswith("NET") or check["case"] == "node-a"]
+    assert {check["verdict"] for check in touched} == {"inconclusive"}
+    _testbed(environment, "up", TOPOLOGY)
+
+
+def test_6_a_second_process_is_told_who_holds_the_lab(environment: dict[str, str]) -> None:
+    first = subprocess.Popen(_command("check", LAB, "--only", "STO"), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(5)
+    done = subprocess.run(_command("up", TOPOLOGY), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert first.wait(timeout=600) == 0
+    assert done.returncode == 5, done.stderr
+    assert f"process {first.pid}" in done.stderr
+
+
+def test_7_down_leaves_nothing(environment: dict[str, str]) -> None:
+    _testbed(environment, "down", LAB)
+    assert _leftovers(environment) == []
+    assert LAB not in _testbed(environment, "status")
+    assert "nothing to prune" in _testbed(environment, "prune")
