@@ -1,0 +1,66 @@
+"""Exact texts: what good topologies become, and what is said about bad ones.
+
+With TESTBED_UPDATE_GOLDEN=1 the files are written anew; read the difference before you keep it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from testbed.errors import TopologyError
+from testbed.model.facts import Accelerator, Environment
+from testbed.model.resolve import resolve
+from testbed.plan.diff import diff
+from testbed.plan.domains import MachineFiles, guest_xml, machine_xml, read_mark
+from testbed.plan.identity import MachineKeys, identity_files
+from testbed.plan.render import text
+from testbed.plan.resources import OUTER, Inputs, desired, guest_properties, machine_properties, places
+from testbed.plan.settings import settings
+from testbed.report.graph import dot, mermaid
+from testbed.spec.load import load, read
+from testbed.spec.schema import GIB
+
+HERE = Path(__file__).parent
+TOPOLOGIES = HERE.parents[1] / "topologies"
+BAD = sorted(path.stem for path in (HERE / "bad").glob("*.yaml"))
+INPUTS = Inputs(
+    Environment(Accelerator.TCG, Accelerator.KVM, 4.0, "/usr/bin/qemu-system-x86_64"),
+    {"node": "digest-n", "controller": "digest-c", "guest": "digest-g"},
+)
+
+
+def _same(file: Path, found: str) -> None:
+    if os.environ.get("TESTBED_UPDATE_GOLDEN"):
+        file.write_text(found)
+    assert file.read_text() == found
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_topology_is_told_everything_at_once(name: str) -> None:
+    with pytest.raises(TopologyError) as caught:
+        load((HERE / f"bad/{name}.yaml").read_text(), f"{name}.yaml", machine_memory=24 * GIB)
+    _same(HERE / f"bad/{name}.txt", f"{caught.value}\n")
+
+
+@pytest.mark.parametrize("name", ["one-node", "two-tenants"])
+def test_a_good_topology_becomes_this(name: str) -> None:
+    lab = resolve(read(TOPOLOGIES / f"{name}.yaml").spec)
+    plan = diff(desired(lab, INPUTS), {}, frozenset(places(lab)) - {OUTER})
+    _same(HERE / f"good/{name}.plan.txt", text(plan) + "\n")
+    _same(HERE / f"good/{name}.dot", dot(lab))
+    _same(HERE / f"good/{name}.mmd", mermaid(lab))
+    node, guest = lab.nodes[0], lab.guests[0]
+    files = MachineFiles("/i/vmlinuz", "/i/initrd", ("/m/vda", "/m/vdb", "/m/vdc"), "/m/identity.tar", "/m/console.log")
+    properties = machine_properties(lab, node, INPUTS)
+    xml = machine_xml(lab, node, INPUTS.environment, files, properties)
+    assert read_mark(xml) == (lab.name, node.name, dict(properties))
+    _same(HERE / f"good/{name}.node.xml", xml)
+    _same(HERE / f"good/{name}.guest.xml", guest_xml(lab, guest, guest_properties(guest, INPUTS)))
+    lines = [f"{item.name}: {item.value!r}\n  {item.observe}\n  {item.repair}" for item in settings(lab, node)]
+    _same(HERE / f"good/{name}.settings.txt", "\n".join(lines) + "\n")
+    keys = MachineKeys(b"key", b"certificate", "authority", b"tls key", b"tls certificate", b"tls authority")
+    parts = [f"== {path}\n{content.decode()}" for path, content in sorted(identity_files(lab, node, keys).items())]
+    _same(HERE / f"good/{name}.identity.txt", "\n".join(parts) + "\n")
