@@ -54,7 +54,8 @@ def _leftovers(environment: dict[str, str]) -> list[str]:
 
 
 def test_1_up_survives_being_killed(environment: dict[str, str]) -> None:
-    first = subprocess.Popen(_command("up", TOPOLOGY), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    argv = _command("up", TOPOLOGY)
+    first = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert first.stderr is not None
     for line in first.stderr:
         if "machine node-b" in line:
@@ -101,7 +102,8 @@ def test_5_a_stopped_guest_makes_checks_inconclusive_and_none_of_them_pass(envir
 
 
 def test_6_a_second_process_is_told_who_holds_the_lab(environment: dict[str, str]) -> None:
-    first = subprocess.Popen(_command("check", LAB, "--only", "STO"), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    argv = _command("check", LAB, "--only", "STO")
+    first = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(5)
     done = subprocess.run(_command("up", TOPOLOGY), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert first.wait(timeout=600) == 0

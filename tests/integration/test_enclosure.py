@@ -1,0 +1,60 @@
+"""Namespaces of a lab: made, found, entered, and gone without a trace."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from testbed.drivers import enclosure
+
+pytestmark = pytest.mark.integration
+
+PROGRAM = """
+import json, os, subprocess, sys
+from pathlib import Path
+from testbed.drivers import enclosure
+found = enclosure.find(sys.argv[1], Path(sys.argv[2]))
+enclosure.enter(found)
+subprocess.Popen(["sleep", "1000"], stdin=-3, stdout=-3, stderr=-3)
+devices = sorted(path.name for path in Path("/dev").iterdir())
+print(json.dumps({"devices": devices, "first": Path("/proc/1/cmdline").read_text()}))
+"""
+
+
+def test_a_lab_s_namespaces_come_and_go(tmp_path: Path) -> None:
+    made = enclosure.create("lab-x", tmp_path, devices=(), python=sys.executable, log=tmp_path / "log")
+    try:
+        assert enclosure.find("lab-x", tmp_path) == made
+        assert enclosure.find("lab-x", tmp_path / "other") is None
+        argv = [sys.executable, "-c", PROGRAM, "lab-x", str(tmp_path)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[2])
+        assert done.returncode == 0, done.stderr
+        inside = json.loads(done.stdout)
+        assert "testbed.drivers.holder" in inside["first"]
+        assert "kvm" not in inside["devices"]
+        assert {"null", "net", "urandom"} <= set(inside["devices"])
+        namespace = str(Path(f"/proc/{made.pid}/ns/net").readlink())
+        assert _members(namespace) >= 2
+    finally:
+        enclosure.destroy(made)
+    assert enclosure.find("lab-x", tmp_path) is None
+    end = time.monotonic() + 10
+    while _members(namespace) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert _members(namespace) == 0
+
+
+def _members(namespace: str) -> int:
+    count = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            alive = "\nState:\tZ" not in (process / "status").read_text()
+            count += alive and str((process / "ns/net").readlink()) == namespace
+        except OSError:
+            continue
+    return count
