@@ -1,6 +1,6 @@
 """Observer and sender inside a guest: one JSON request in, one JSON document out (NET-01, NET-02, NET-04).
 
-Runs as root and stands alone: one file, standard library only; `testbed.verify.reach.compose` appends the
+Runs as root and stands alone: one file, standard library only; `testbed.verify.network.compose` appends the
 request. Whatever arrives from the network is hostile: parsed by bounds, kept in bounded amounts, never run.
 """
 
@@ -49,7 +49,7 @@ class Seen(NamedTuple):
 def checksum(data: bytes) -> int:
     """Return the Internet checksum (RFC 1071)."""
     data += b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = int(sum(struct.unpack(f"!{len(data) // 2}H", data)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -453,8 +453,8 @@ def stop(request: Request) -> Request:
 
 def frame_of(probe: Request) -> bytes:
     """Return the frame of a raw probe; its addresses are forged where the probe says so."""
-    own, target, kind = probe.get("source_mac", probe["mac"]), probe.get("target_mac", _BROADCAST), probe["kind"]
-    source, address = probe.get("source_ip", probe["address"]), probe.get("ip", "255.255.255.255")
+    own, target, kind = str(probe.get("source_mac", probe["mac"])), str(probe.get("target_mac", _BROADCAST)), probe["kind"]
+    source, address = str(probe.get("source_ip", probe["address"])), str(probe.get("ip", "255.255.255.255"))
     payload, ports = str(probe["token"]).encode(), (40000 + secrets.randbelow(20000), int(probe.get("port") or 0))
     if kind == "arp":
         return ethernet(target, own, _ARP, arp_request(own, source, address))

@@ -7,7 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from rich.table import Table
+from rich.text import Text
+
 _SIGN = {"pass": "PASS", "fail": "FAIL", "inconclusive": "????", "not-applicable": "n/a "}
+_STYLE = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "not-applicable": "dim"}
+_NOTHING = "no check passed, failed or was inconclusive: nothing is known about the walls"
 _FORBIDDEN = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -15,6 +20,11 @@ def _clean(text: object) -> str:
     """Return text without what a terminal or an XML parser would trip over."""
     kept = _FORBIDDEN.sub("�", str(text))
     return "".join(character if character.isprintable() or character in "\n\t" else "�" for character in kept)
+
+
+def _line(text: object) -> str:
+    """Return cleaned text on one line, so that it cannot pass for another line of the report."""
+    return " ".join(_clean(text).split())
 
 
 def headline(data: Mapping[str, Any]) -> str:
@@ -30,35 +40,50 @@ def headline(data: Mapping[str, Any]) -> str:
         word = "NOT ALL PROVEN"
     else:
         word = "ALL WALLS HOLD"
-    return f"{word}: {counts}" + (f"; breaches: {proofs}" if proofs else "")
+    return _line(f"{word}: {counts}" + (f"; breaches: {proofs}" if proofs else ""))
 
 
 def text(data: Mapping[str, Any]) -> str:
-    """Return plain lines for terminals and CI logs."""
+    """Return plain lines for terminals and CI logs.
+
+    What a guest may have said stands behind a bar, because some CI systems obey lines that start with ``::``.
+    """
     environment = data["environment"]
-    lines = [f"lab {data['lab']['name']}: nodes under {environment['outer']}, guests under {environment['inner']}"]
+    levels = f"nodes under {environment.get('outer', '?')}, guests under {environment.get('inner', '?')}"
+    lines = [_line(f"lab {data['lab']['name']}: {levels}")]
     for check in data["checks"]:
-        lines.append(f"{_SIGN[check['verdict']]} {check['id']:7} {check['case']:12} {check['objective']} ({check['duration_s']} s)")
+        told = f"{_line(check['id']):7} {_line(check['case']):12} {_line(check['objective'])} ({_line(check['duration_s'])} s)"
+        lines.append(f"{_SIGN[check['verdict']]} {told}")
         if check["verdict"] != "pass":
-            lines += [f"        {line}" for line in _clean(check["reason"]).splitlines()[:6]]
-        lines += [f"        {p['verdict']}: {p['breach']}" + _unless_proven(p) for p in check["proofs"]]
-    lines += [f"trouble: {_clean(item)}" for item in data.get("trouble", [])]
+            lines += [f"      | {line}" for line in _clean(check["reason"]).splitlines()[:6]]
+        lines += [f"        {_line(proof['verdict'])}: {_line(proof['breach'])}" + _unless_proven(proof) for proof in check["proofs"]]
+    lines += [f"trouble: {_line(item)}" for item in data.get("trouble", [])]
     return "\n".join((*lines, headline(data)))
 
 
 def _unless_proven(proof: Mapping[str, Any]) -> str:
-    return "" if proof["verdict"] == "proven" else f" ({_clean(proof['reason'])[:300]})"
+    return "" if proof["verdict"] == "proven" else f" ({_line(proof['reason'])[:300]})"
+
+
+def table(data: Mapping[str, Any]) -> Table:
+    """Return the checks as a table for a terminal; no cell is read as rich's markup."""
+    result = Table("verdict", "check", "case", "severity", "objective", "breaches", caption=Text(headline(data)))
+    for check in data["checks"]:
+        proofs = "\n".join(f"{_line(proof['verdict'])}: {_line(proof['breach'])}" for proof in check["proofs"])
+        cells = [Text(_line(check[key])) for key in ("id", "case", "severity", "objective")]
+        result.add_row(Text(check["verdict"], style=_STYLE[check["verdict"]]), *cells, Text(proofs))
+    return result
 
 
 def _cell(text: object) -> str:
-    cleaned = _clean(text).replace("\n", " ").replace("\\", "\\\\")
-    return re.sub(r"([|`*_<>\[\]])", r"\\\1", cleaned)
+    return re.sub(r"([\\|`*_~<>&\[\]])", r"\\\1", _line(text))
 
 
 def markdown(data: Mapping[str, Any]) -> str:
     """Return a report in Markdown."""
-    lines = [f"# {_cell(data['lab']['name'])}: {headline(data)}", ""]
-    lines += [f"Started {data['started']}, took {data['duration_s']} s. Topology `{data['lab']['topology_digest'][:16]}`.", ""]
+    lines = [f"# {_cell(data['lab']['name'])}: {_cell(headline(data))}", ""]
+    digest = re.sub("[^0-9a-z]", "", str(data["lab"]["topology_digest"]))[:16]
+    lines += [f"Started {_cell(data['started'])}, took {_cell(data['duration_s'])} s. Topology `{digest}`.", ""]
     lines += ["| environment | |", "|---|---|"]
     lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in data["environment"].items()]
     lines += ["", "| verdict | check | case | severity | objective | breach proven |", "|---|---|---|---|---|---|"]
@@ -75,32 +100,55 @@ def _reasons(data: Mapping[str, Any]) -> Iterator[str]:
     if told or data.get("trouble"):
         yield from ("", "## What is not a pass", "")
     for check in told:
-        yield f"- **{check['id']} {_cell(check['case'])}**: {check['verdict']}: {_cell(check['reason'])}"
+        yield f"- **{_cell(check['id'])} {_cell(check['case'])}**: {check['verdict']}: {_cell(check['reason'])}"
     for item in data.get("trouble", []):
         yield f"- {_cell(item)}"
+    doubts = [(check, proof) for check in data["checks"] for proof in check["proofs"] if proof["verdict"] != "proven"]
+    if doubts:
+        yield from ("", "## What is not proven", "")
+    for check, proof in doubts:
+        place = f"**{_cell(check['id'])} {_cell(check['case'])}**, {_cell(proof['breach'])}"
+        yield f"- {place}: {_cell(proof['verdict'])}: {_cell(proof['reason'])}"
 
 
 def junit(data: Mapping[str, Any]) -> str:
-    """Return JUnit XML: fail is a failure, inconclusive an error, not-applicable skipped."""
-    summary = data["summary"]
+    """Return JUnit XML: fail is a failure, inconclusive an error, not-applicable skipped.
+
+    A case has at most one outcome. What makes the exit code of a run differ from 0 shows here too: a check that
+    cannot fail is a failure, any other proof that did not succeed an error, and so is trouble of the run itself.
+    """
     suite = ET.Element(
-        "testsuite", name=f"testbed {data['lab']['name']}", tests=str(len(data["checks"])), failures=str(summary["fail"]),
-        errors=str(summary["inconclusive"]), skipped=str(summary["not_applicable"]), time=str(data["duration_s"]),
-        timestamp=str(data["started"]),
-    )  # fmt: skip
-    kinds = {"fail": "failure", "inconclusive": "error", "not-applicable": "skipped"}
+        "testsuite", name=_line(f"testbed {data['lab']['name']}"), time=_line(data["duration_s"]), timestamp=_line(data["started"])
+    )
     for check in data["checks"]:
-        case = ET.SubElement(
-            suite, "testcase", classname=check["id"], name=f"{check['case']}: {check['objective']}", time=str(check["duration_s"])
-        )
-        if check["verdict"] in kinds:
-            entry = ET.SubElement(case, kinds[check["verdict"]], message=_clean(check["reason"])[:500])
-            entry.text = _clean(check["reason"])
-        for proof in check["proofs"]:
-            if proof["verdict"] != "proven":
-                entry = ET.SubElement(case, "error", message=f"{proof['verdict']}: {_clean(proof['breach'])}")
-                entry.text = _clean(proof["reason"])
+        name = _line(f"{check['case']}: {check['objective']}")
+        case = ET.SubElement(suite, "testcase", classname=_line(check["id"]), name=name, time=_line(check["duration_s"]))
+        _outcome(case, check)
+    summary = data["summary"]
+    observed = summary["pass"] or summary["fail"] or summary["inconclusive"]
+    for item in data.get("trouble", []) or ([] if observed else [_NOTHING]):
+        case = ET.SubElement(suite, "testcase", classname="run", name=_line(item)[:200], time="0")
+        ET.SubElement(case, "error", message=_line(item)[:500]).text = _clean(item)
+    suite.set("tests", str(len(suite)))
+    for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
     root = ET.Element("testsuites")
     root.append(suite)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _outcome(case: ET.Element, check: Mapping[str, Any]) -> None:
+    """Add what JUnit calls the outcome of a case; a pass has none."""
+    kinds = {"fail": "failure", "inconclusive": "error", "not-applicable": "skipped"}
+    proofs = [proof for proof in check["proofs"] if proof["verdict"] != "proven"]
+    told = [f"{proof['verdict']}: {proof['breach']}: {proof['reason']}" for proof in proofs]
+    if check["verdict"] in kinds:
+        kind, told = kinds[check["verdict"]], [check["reason"], *told]
+    elif any(proof["verdict"] == "cannot-fail" for proof in proofs):
+        kind = "failure"
+    elif proofs:
+        kind = "error"
+    else:
+        return
+    ET.SubElement(case, kind, message=_line(told[0])[:500]).text = _clean("\n".join(told))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from testbed.errors import Exit
+from pydantic import TypeAdapter, ValidationError
+
+from testbed.errors import Exit, TestbedError, UsageError
 
 SCHEMA = 1
 
@@ -124,6 +127,39 @@ def _check(check: CheckResult) -> dict[str, Any]:
         "proofs": [asdict(proof) for proof in check.proofs],
         "proof": None if worst is None else {"verdict": worst.verdict, "breach": worst.breach},
     }
+
+
+def from_json(data: object) -> Run:
+    """Return the run that the content of a ``result.json`` describes.
+
+    Raises:
+        UsageError: the content is not of this schema, or its counts do not follow from its checks.
+
+    """
+    if not isinstance(data, dict):
+        raise _unusable(f"it holds {type(data).__name__} where a mapping belongs")
+    if data.get("schema") != SCHEMA or isinstance(data["schema"], bool):
+        raise _unusable(f"its schema is {data.get('schema')!r}, and this version reads schema {SCHEMA}")
+    lab = data.get("lab")
+    names = lab if isinstance(lab, dict) else {}
+    flat = {**data, "lab": names.get("name"), "topology_digest": names.get("topology_digest")}
+    try:
+        run = TypeAdapter(Run).validate_json(json.dumps(flat, allow_nan=False), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise _unusable(f"{place}: {first['msg']}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _unusable(str(error)) from error
+    again = to_json(run)
+    for key in ("summary", "proofs"):
+        if data.get(key) != again[key]:
+            raise _unusable(f"its {key} is {data.get(key)!r}, and its checks amount to {again[key]!r}")
+    return run
+
+
+def _unusable(fact: str) -> TestbedError:
+    return UsageError("this is not a usable result", fact=fact[:500], remedy="run `testbed check` again; it writes a new one")
 
 
 def exit_code(data: Mapping[str, Any]) -> Exit:
