@@ -232,7 +232,6 @@ def check(
     with workspace.locked():
         lab.enter(testbed, workspace, ground.environment)
         with lab.opened(testbed, workspace, ground) as opened:
-            observe.wait_for_all(opened.places)
             _check(opened, prove=prove, only=only or [], as_json=as_json, retried=())
 
 

@@ -81,6 +81,11 @@ class Lab:
         """Every resource that must exist."""
         return desired(self.testbed, self.ground.inputs)
 
+    @property
+    def hosts(self) -> list[Host]:
+        """The connection of every machine."""
+        return [self.central.host, *(node.host for node in self.nodes.values())]
+
     def host(self, name: str) -> Host:
         """Return the connection of a machine.
 

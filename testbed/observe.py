@@ -37,14 +37,3 @@ def plan(desired: Mapping[Key, Resource], places: Sequence[Place]) -> Plan:
     """Return what `testbed.apply.converge` would do now."""
     observed, unseen = observe(desired, places)
     return diff(desired, observed, unseen)
-
-
-def wait_for_all(places: Sequence[Place]) -> None:
-    """Return when every place can be observed.
-
-    Raises:
-        ProvisioningError: one cannot in time.
-
-    """
-    with ThreadPoolExecutor(max_workers=len(places)) as pool:
-        list(pool.map(lambda place: place.wait(), places))

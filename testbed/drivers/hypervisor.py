@@ -30,6 +30,7 @@ _STATES = {
     libvirt.VIR_DOMAIN_CRASHED: "crashed",
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
 }
+_KEEPALIVE_S, _KEEPALIVE_COUNT = 10, 6
 _QEMU_CONF = """\
 stdio_handler = "file"
 security_driver = "none"
@@ -99,6 +100,8 @@ class Hypervisor:
         _start_loop()
         with _said(f"cannot open the hypervisor {uri}"):
             self._connection = libvirt.open(uri)
+            if "unix" in uri:  # without it, a call to a node that stands still would never return
+                self._connection.setKeepAlive(_KEEPALIVE_S, _KEEPALIVE_COUNT)
         if embedded is not None:
             self._settle(embedded)
 

@@ -95,12 +95,12 @@ class Outer:
         folder = self.workspace.machine(machine.name)
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o711)
-        self._issue_identity(machine, folder)
+        self.issue_identity(machine, folder)
         image = self.images[machine.role]
         disks = [image.file("disk.qcow2")]
         if machine.role is Role.NODE:
             disks += [self.images["guest"].file("volume.qcow2"), image.file("pool.qcow2")]
-        overlays = [self._overlay(base, folder / f"vd{letter}.qcow2") for base, letter in zip(disks, "abc", strict=False)]
+        overlays = [self.overlay(base, folder / f"vd{letter}.qcow2") for base, letter in zip(disks, "abc", strict=False)]
         console = folder / "console.log"
         console.write_bytes(b"")
         for path in (*overlays, console, folder / "identity.tar"):
@@ -114,14 +114,16 @@ class Outer:
         )
         self.hypervisor.create(machine_xml(self.lab, machine, self.environment, files, properties))
 
-    def _overlay(self, base: Path, overlay: Path) -> Path:
+    def overlay(self, base: Path, overlay: Path) -> Path:
+        """Make an empty qcow2 overlay on an image, in place of any that is there."""
         overlay.unlink(missing_ok=True)
         tool = process.require("qemu-img", package="qemu-utils")
         argv = [tool, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(overlay)]
         process.run(argv, what=f"cannot make the disk {overlay}", timeout=60)
         return overlay
 
-    def _issue_identity(self, machine: Machine, folder: Path) -> None:
+    def issue_identity(self, machine: Machine, folder: Path) -> None:
+        """Write a machine's identity archive, with fresh keys, and the host key we shall expect of it."""
         authority = Authority(self.workspace.pki)
         now = datetime.now(UTC)
         host = authority.host(machine.name, [nic.address for nic in machine.nics], now=now)

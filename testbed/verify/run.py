@@ -6,16 +6,21 @@ import json
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from testbed import observe, resources
+from testbed.drivers.ssh import Host
+from testbed.errors import ProvisioningError
 from testbed.lab import Lab
-from testbed.report.result import Run, to_json
+from testbed.report.result import Run, from_json, to_json
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
 from testbed.verify.plugin import run_checks
+
+_PATIENCE = 60.0  # seconds
 
 
 def examine(
@@ -32,6 +37,9 @@ def examine(
     folder = lab.workspace.runs / name
     evidence = Evidence(folder / "evidence")
     fleet = Fleet.of(lab, evidence)
+    with ThreadPoolExecutor(max_workers=len(lab.hosts)) as pool:
+        for told in pool.map(_await, lab.hosts):
+            progress(told)
     (folder / "matrix.json").write_text(json.dumps(fleet.matrix.as_table(), default=str))
     plugin = run_checks(fleet, resources.checks(), prove=prove, only=only, progress=progress)
     trouble = list(plugin.errors)
@@ -53,7 +61,20 @@ def examine(
     return folder
 
 
+def _await(host: Host) -> str:
+    """Wait a while for a machine; one that does not answer makes the checks that need it inconclusive."""
+    try:
+        host.wait(_PATIENCE)
+    except ProvisioningError as error:
+        return f"{host.name} does not answer: {error.fact}"
+    return f"{host.name} answers"
+
+
 def load(folder: Path) -> dict[str, Any]:
-    """Return the content of a run's ``result.json``."""
-    data: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return data
+    """Return the content of a run's ``result.json``.
+
+    Raises:
+        UsageError: the file is not a usable result.
+
+    """
+    return to_json(from_json(json.loads((folder / "result.json").read_text())))

@@ -1,0 +1,128 @@
+"""``testbed up`` against the floor, in one run: python benchmarks/up.py [TOPOLOGY]
+
+The floor: the same images started with plain QEMU and ``virsh create``, all in parallel and by hand, until every
+guest agent answers. No plan, no policy, no addresses awaited. Prints seconds, their ratio, and the peak memory of
+the `testbed` process in MiB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from testbed import lab as labs
+from testbed.drivers import enclosure
+from testbed.drivers.node import Node
+from testbed.drivers.workspace import Workspace
+from testbed.model.facts import Accelerator
+from testbed.model.resolve import resolve
+from testbed.model.testbed import IMAGES, Guest, Machine, Role
+from testbed.plan.diff import Action, Verb
+from testbed.plan.domains import CREDENTIAL, guest_xml, machine_id
+from testbed.plan.resources import Kind, guest_properties
+from testbed.spec.load import read
+
+
+def _boot(lab: labs.Lab, machine: Machine) -> None:
+    """Start a machine with plain QEMU, on the disks and identity that `up` would give it."""
+    folder = lab.workspace.machine(machine.name)
+    lab.outer.issue_identity(machine, folder)
+    image, environment = lab.ground.images[machine.role], lab.ground.environment
+    bases = [image.file("disk.qcow2")]
+    words = f"console=ttyS0 root=/dev/vda rw quiet loglevel=3 systemd.show_status=no systemd.hostname={machine.name} "
+    words += f"systemd.machine_id={machine_id(machine.uuid)}"
+    if machine.role is Role.NODE:
+        bases += [lab.ground.images["guest"].file("volume.qcow2"), image.file("pool.qcow2")]
+        words += f" apparmor=1 security=apparmor audit=1 testbed.mount=/dev/vdb:{IMAGES}:ro,nodev,nosuid,noexec"
+        words += " testbed.mount=/dev/vdc:/var/lib/testbed/pools:noatime,nodev,nosuid,noexec"
+    kvm = environment.outer is Accelerator.KVM
+    argv = [
+        environment.emulator, "-M", "q35", "-accel", "kvm" if kvm else "tcg,tb-size=512", "-cpu", "host" if kvm else "EPYC,+svm,+npt",
+        "-smp", str(environment.vcpus(machine.vcpus)), "-m", str(machine.memory // 2**20), "-nodefaults", "-display", "none",
+        "-serial", f"file:{folder}/console.log", "-kernel", str(image.file("vmlinuz")), "-initrd", str(image.file("initrd")),
+        "-append", words, "-device", "virtio-rng-pci", "-daemonize", "-fw_cfg", f"name={CREDENTIAL},file={folder}/identity.tar",
+    ]  # fmt: skip
+    for letter, base in zip("abc", bases, strict=False):
+        overlay = lab.outer.overlay(base, folder / f"vd{letter}.qcow2")
+        argv += ["-drive", f"file={overlay},if=virtio,format=qcow2,cache=unsafe"]
+    for number, nic in enumerate(machine.nics):
+        argv += ["-netdev", f"tap,id=n{number},ifname={nic.tap},script=no,downscript=no"]
+        argv += ["-device", f"virtio-net-pci,netdev=n{number},mac={nic.mac}"]
+    subprocess.run(argv, check=True)
+
+
+def _guest(lab: labs.Lab, node: Node, guest: Guest) -> None:
+    xml = guest_xml(lab.testbed, guest, guest_properties(guest, lab.ground.inputs))
+    disks = [f"qemu-img create -q -f qcow2 -F raw -b {IMAGES}/guest/root.raw {guest.root_disk}"]
+    disks += [f"qemu-img create -q -f raw {guest.pool}/{volume.file} {volume.size}" for volume in guest.volumes]
+    ping = f"virsh qemu-agent-command {guest.domain} '{json.dumps({'execute': 'guest-ping'})}'"
+    node.host.must(
+        f"mkdir -p {guest.pool}; {'; '.join(disks)}; echo {shlex.quote(xml)} > /run/{guest.domain}.xml; "
+        f"until [ -e /sys/class/net/br-int ]; do sleep 0.2; done; virsh -q create /run/{guest.domain}.xml; "
+        f"until {ping} >/dev/null 2>&1; do sleep 0.5; done",
+        timeout=900,
+    )
+
+
+def _node(lab: labs.Lab, node: Node) -> None:
+    node.host.wait(600)
+    guests = lab.testbed.guests_on(node.name)
+    with ThreadPoolExecutor(max_workers=len(guests) or 1) as pool:
+        list(pool.map(lambda guest: _guest(lab, node, guest), guests))
+
+
+def floor(topology: Path, state: Path) -> float:
+    """Return the seconds that the floor takes; runs in a process of its own."""
+    testbed = resolve(read(topology).spec)
+    ground = labs.prepare(lambda _: None, verify=False)
+    workspace = Workspace(state, testbed.name)
+    labs.enter(testbed, workspace, ground.environment)
+    with labs.opened(testbed, workspace, ground) as lab:
+        start = time.monotonic()
+        for kind in (Kind.NETWORK, Kind.TAP):
+            for key, item in lab.desired.items():
+                if key.kind is kind:
+                    lab.outer.perform(Action(Verb.CREATE, key, "", item, ()))
+        for machine in testbed.machines:
+            _boot(lab, machine)
+        with ThreadPoolExecutor(max_workers=len(lab.nodes)) as pool:
+            list(pool.map(lambda node: _node(lab, node), lab.nodes.values()))
+        return time.monotonic() - start
+
+
+def main() -> int:
+    """Measure both and print one JSON document."""
+    if len(sys.argv) == 4 and sys.argv[1] == "--floor":
+        print(floor(Path(sys.argv[2]), Path(sys.argv[3])))
+        return 0
+    topology = Path(sys.argv[1] if len(sys.argv) > 1 else "topologies/two-tenants.yaml")
+    name = read(topology).spec.name
+    with tempfile.TemporaryDirectory(prefix="tb", dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)
+        argv = [sys.executable, __file__, "--floor", str(topology), folder]
+        seconds = float(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()[-1])
+        found = enclosure.find(name, Path(folder))
+        if found is not None:
+            enclosure.destroy(found)
+        program = str(Path(sys.executable).with_name("testbed"))
+        variables = {**os.environ, "TESTBED_STATE_DIR": f"{folder}/up"}
+        start = time.monotonic()
+        subprocess.run([program, "up", str(topology)], check=True, env=variables, capture_output=True)
+        took = time.monotonic() - start
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        subprocess.run([program, "down", name], check=True, env=variables, capture_output=True)
+    result = {"floor_s": round(seconds, 1), "up_s": round(took, 1), "ratio": round(took / seconds, 2), "peak_mib": round(peak)}
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
