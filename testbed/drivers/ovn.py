@@ -31,6 +31,17 @@ def _said(what: str) -> Iterator[None]:
         raise ProvisioningError(what, fact=fact, remedy=remedy) from error
 
 
+def _idl(remote: str, deadline: float) -> Any:  # noqa: ANN401 - the library has no types
+    """Return the database's replica, once its server listens."""
+    while True:
+        try:
+            return connection.OvsdbIdl.from_server(remote, "OVN_Northbound")
+        except Exception as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(str(error)) from error
+            time.sleep(0.5)
+
+
 class Northbound:
     """One connection to the northbound database, over TLS."""
 
@@ -42,7 +53,7 @@ class Northbound:
         self._lab = lab
         self._timeout = timeout
         with _said("cannot reach OVN's northbound database"):
-            idl = connection.OvsdbIdl.from_server(f"ssl:{address}:6641", "OVN_Northbound")
+            idl = _idl(f"ssl:{address}:6641", time.monotonic() + timeout)
             self._api: Any = OvnNbApiIdlImpl(connection.Connection(idl, timeout=timeout))
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 FOLDER = "/run/testbed-probe"
 MAX_RECORDS, MAX_PROBES, MAX_TEXT, SNAP = 2000, 5000, 160, 2048
-_ARP, _IPV4, _TEST, _VLANS = 0x0806, 0x0800, 0x88B5, (0x8100, 0x88A8)
+_ARP, _IPV4, _TEST = 0x0806, 0x0800, 0x88B5
 _PACKET_ADD_MEMBERSHIP, _PACKET_STATISTICS, _SOL_PACKET, _PROMISCUOUS = 1, 6, 263, 1
 _ETH_P_ALL, _OUTGOING = 3, 4
 _BROADCAST = "ff:ff:ff:ff:ff:ff"
@@ -460,7 +460,7 @@ def frame_of(probe: Request) -> bytes:
         return ethernet(target, own, _ARP, arp_request(own, source, address))
     if kind == "dhcp":
         discover = dhcp_discover(own, int(probe["transaction"], 16))
-        packet = ipv4("0.0.0.0", address, 17, udp("0.0.0.0", address, (68, 67), discover))  # noqa: S104 - RFC 2131, 4.1
+        packet = ipv4("0.0.0.0", address, 17, udp("0.0.0.0", address, (68, 67), discover))
     elif kind == "icmp":
         packet = ipv4(source, address, 1, icmp_echo(payload, secrets.randbits(16)))
     elif kind == "tcp-syn":
@@ -522,5 +522,5 @@ def main(request: Request) -> int:
         answer, status = phases[request["phase"]](request), 0
     except (OSError, ValueError, KeyError, TypeError) as error:
         answer, status = {"error": repr(error)[:MAX_TEXT]}, 1
-    print(json.dumps(answer))  # noqa: T201 - the answer is the output
+    print(json.dumps(answer))
     return status
