@@ -272,8 +272,120 @@ def observe_reach(
         run.finish(window)
     finally:
         run.phase("stop")
-    sights = {cell: run.sight(f"c{number}", cell.source, cell.target, cell.protocol) for number, cell in enumerate(matrix.cells)}
+    cells = enumerate(matrix.cells)
+    sights = {cell: run.sight(f"c{number}", cell.source, cell.target, cell.protocol) for number, cell in cells}
     return ReachObservation(sights, run.controls(BEFORE), run.controls(AFTER), run.receivers)
+
+
+@dataclass(frozen=True, slots=True)
+class Spoof:
+    """A false sender, at the Ethernet layer, the IP layer or both.
+
+    Args:
+        decisive: the access rules alone would let it pass, so that only the pinning of the port stops it.
+    """
+
+    name: str
+    mac: str | None
+    address: str | None
+    decisive: bool
+
+
+@dataclass(frozen=True)
+class SpoofObservation:
+    """What became of frames with false senders on an allowed flow; ``before`` and ``after`` are true ones."""
+
+    source: Endpoint
+    target: Endpoint
+    service: str
+    sights: Mapping[Spoof, Sight]
+    before: bool
+    after: bool
+    receivers: Mapping[str, Receiver]
+
+
+def mac_variants(source: Endpoint, target: Endpoint, peers: Iterable[Endpoint] = ()) -> tuple[Spoof, ...]:
+    """Return false MAC addresses (NET-02): a random one, the target's, and those of peers."""
+    octets = bytes((0x0A, *secrets.token_bytes(5)))
+    random = Spoof("a random MAC", octets.hex(":"), None, decisive=True)
+    others = [peer for peer in (target, *peers) if peer.mac != source.mac]
+    return (random, *(Spoof(f"the MAC of {peer.label}", peer.mac, None, decisive=True) for peer in others))
+
+
+def address_variants(lab: Testbed, flow: AllowedFlow, source: Endpoint) -> tuple[Spoof, ...]:
+    """Return false IPv4 sources (NET-04): members of the network, DHCP server, management gateway, none at all.
+
+    Only a member with the same flow to the same target is decisive; rules at the target stop the others too.
+    """
+    same = {item.source for item in lab.tenant(flow.tenant).flows if replace(item, source=flow.source) == flow}
+    members = [item for item in endpoints(lab) if item.network == source.network and item != source]
+    network = lab.tenant(flow.tenant).network(source.network.partition("/")[2])
+    gateway = lab.networks[0].gateway or lab.controller.nics[0].address
+    others = {"the DHCP server": network.server, "the management gateway": gateway, "no address": "0.0.0.0"}
+    return (
+        *(Spoof(f"the address of {item.label}", None, str(item.address), item.name in same) for item in members),
+        *(Spoof(name, None, str(address), decisive=False) for name, address in others.items()),
+    )
+
+
+def observe_spoof(
+    lab: Testbed,
+    executor: Executor,
+    token: str,
+    source_guest: str,
+    victim_guest: str,
+    variants: Iterable[Spoof],
+    window: float,
+) -> SpoofObservation:
+    """Send on an allowed flow with false senders, between two true frames of the same kind (NET-02, NET-04).
+
+    Args:
+        window: seconds that recorders still listen after the last probe.
+
+    Raises:
+        InstrumentError: the topology declares no flow from source to victim on a common network.
+    """
+    run = Run(lab, executor, token, (source_guest, victim_guest))
+    ends = (source_guest, victim_guest)
+    found = next((item for item in run.flows if (item[1].guest, item[2].guest) == ends), None)
+    if found is None:
+        fact = "the topology declares no flow between them on a common network"
+        raise InstrumentError(
+            f"cannot try false senders from {source_guest} to {victim_guest}", fact=fact, remedy="choose a declared flow"
+        )
+    flow, source, target = found
+    probe = {"kind": _RAW[flow.protocol], "port": flow.port, "repeat": _REPEAT, **_aim(target)}
+    named = {f"s{number}": spoof for number, spoof in enumerate(variants)}
+    try:
+        run.listen()
+        run.send_controls(BEFORE)
+        run.send([(source, {**probe, "id": "true-before"})])
+        run.send((source, {**probe, "id": name, **_forged(spoof)}) for name, spoof in named.items())
+        run.send([(source, {**probe, "id": "true-after"})])
+        run.send_controls(AFTER)
+        run.finish(window)
+    finally:
+        run.phase("stop")
+    true = [run.sight(f"true-{stage}", source, target, flow.protocol).arrived for stage in ("before", "after")]
+    sights = {spoof: run.sight(name, source, target, flow.protocol) for name, spoof in named.items()}
+    return SpoofObservation(source, target, flow.service, sights, true[0], true[1], run.receivers)
+
+
+def _forged(spoof: Spoof) -> Request:
+    fields = {"source_mac": spoof.mac, "source_ip": spoof.address}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def why_spoof_inconclusive(observation: SpoofObservation, spoof: Spoof) -> str | None:
+    """Return why a false sender has no verdict, or None if it has one."""
+    sight = observation.sights[spoof]
+    if sight.arrived:
+        return None
+    if not sight.sent:
+        return f"the probe was not sent: {sight.error}"
+    if not (observation.before and observation.after):
+        return "a true frame of the same kind did not arrive before and after"
+    return why_deaf(observation.receivers, observation.source, observation.target, observation.service)
 
 
 def _aim(target: Endpoint) -> Request:
@@ -303,7 +415,8 @@ def why_inconclusive(observation: ReachObservation, cell: Cell) -> str | None:
         for flow, worked in controls.items():
             ends = {f"{flow.tenant}/{flow.source}", f"{flow.tenant}/{flow.target}"}
             if not worked and ends & {cell.source.guest, cell.target.guest}:
-                return f"the declared flow {flow.tenant}: {flow.source} -> {flow.target} {flow.service} failed {stage} the probes"
+                name = f"{flow.tenant}: {flow.source} -> {flow.target} {flow.service}"
+                return f"the declared flow {name} failed {stage} the probes"
     return None
 
 
@@ -330,8 +443,9 @@ def _objects(value: object) -> list[dict[str, Any]]:
 
 
 def _records(answer: Request) -> frozenset[Record]:
-    found = (tuple(item.get(field) for field in _FIELDS) for item in _objects(answer.get("records")))
-    return frozenset(Record(*fields) for fields in found if all(isinstance(field, str) for field in fields))
+    found = ([item.get(field) for field in _FIELDS] for item in _objects(answer.get("records")))
+    texts = ([field for field in fields if isinstance(field, str)] for fields in found)
+    return frozenset(Record(*fields) for fields in texts if len(fields) == len(_FIELDS))
 
 
 def _why_dead(ready: Request, answer: Request) -> str:
