@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,9 +97,41 @@ def test_5_a_stopped_guest_makes_checks_inconclusive_and_none_of_them_pass(envir
     _testbed(environment, "ssh", LAB, "node-a", "sudo virsh -q destroy red.web")
     out = _testbed(environment, "check", LAB, "--only", "NET", "--only", "PRC-01", "--json", expect=3)
     data = json.loads(out)
-    touched = [check for check in data["checks"] if check["id"].startswith("NET") or check["case"] == "node-a"]
-    assert {check["verdict"] for check in touched} == {"inconclusive"}
+    assert _verdicts(data, "fleet", "node-a") == {"inconclusive"}
     _testbed(environment, "up", TOPOLOGY)
+
+
+def _verdicts(data: dict[str, Any], *cases: str) -> set[str]:
+    return {check["verdict"] for check in data["checks"] if check["case"] in cases}
+
+
+def test_5_a_guest_without_python_too(environment: dict[str, str]) -> None:
+    _testbed(environment, "exec", LAB, "red/web", "--", "/usr/bin/mv", "/usr/bin/python3", "/usr/bin/python3.away")
+    data = json.loads(_testbed(environment, "check", LAB, "--only", "NET", "--json", expect=3))
+    assert _verdicts(data, "fleet", "node-a") == {"inconclusive"}
+    _testbed(environment, "exec", LAB, "red/web", "--", "/usr/bin/mv", "/usr/bin/python3.away", "/usr/bin/python3")
+
+
+PAUSE = """
+import sys
+from pathlib import Path
+from typing import Any
+from testbed.drivers import enclosure
+from testbed.drivers.hypervisor import Hypervisor
+from testbed.drivers.outer import privileged
+state = Path(sys.argv[1])
+enclosure.enter(enclosure.find("two-tenants", state))
+Hypervisor.embed(state / "two-tenants/v", privileged=privileged()).suspend("node-b")
+"""
+
+
+def test_5_a_paused_node_too_and_up_resumes_it(environment: dict[str, str]) -> None:
+    subprocess.run([sys.executable, "-c", PAUSE, environment["TESTBED_STATE_DIR"]], check=True, timeout=120)
+    data = json.loads(_testbed(environment, "check", LAB, "--only", "CMP", "--only", "NET-01", "--json", expect=3))
+    assert _verdicts(data, "fleet", "node-b") == {"inconclusive"}
+    assert _verdicts(data, "node-a") == {"pass"}
+    _testbed(environment, "up", TOPOLOGY)
+    _testbed(environment, "check", LAB, "--only", "CMP")
 
 
 def test_6_a_second_process_is_told_who_holds_the_lab(environment: dict[str, str]) -> None:
