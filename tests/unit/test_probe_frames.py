@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from testbed.guest import probe
-from testbed.verify.reach import compose
+from testbed.verify.network import compose
 
 MAC, PEER = "0a:00:00:00:00:01", "0a:00:00:00:00:02"
 PREFIX, TOKEN = "tb-0123abcd-", "tb-0123abcd-c1."
