@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -150,7 +153,8 @@ def _up(
         lab.apply_copy(file, workspace)
         lab.enter(testbed, workspace, ground.environment)
         with lab.opened(testbed, workspace, ground) as opened:
-            done = apply.converge(opened.desired, opened.places, say)
+            with _at_once_on_interrupt():
+                done = apply.converge(opened.desired, opened.places, say)
             retried = tuple(label for node in opened.nodes.values() for label in node.retried)
             if examine:
                 say(f"{testbed.name} is up: {len(done)} actions")
@@ -165,6 +169,21 @@ def _up(
         out(f"{testbed.name} is up: {len(done)} actions in {seconds:.0f} s" + (f"; started twice: {retried}" if retried else ""))
     else:
         out(f"{testbed.name}: nothing to do: the lab is what the topology says.")
+
+
+@contextmanager
+def _at_once_on_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process at once, without waiting for threads that wait for machines; `up` resumes."""
+
+    def end(*_: object) -> None:
+        _ERR.print("interrupted; what was done stays, and the same command resumes")
+        os._exit(Exit.INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @app.command()

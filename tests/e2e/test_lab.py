@@ -64,6 +64,14 @@ def test_1_up_survives_being_killed(environment: dict[str, str]) -> None:
     first.send_signal(signal.SIGKILL)
     first.wait()
     time.sleep(1)
+    second = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert second.stderr is not None
+    for line in second.stderr:
+        if "nodes run under" in line:
+            break
+    time.sleep(5)
+    second.send_signal(signal.SIGINT)
+    assert second.wait(timeout=20) == 130
     _testbed(environment, "up", TOPOLOGY)
 
 
