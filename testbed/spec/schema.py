@@ -148,7 +148,7 @@ class GuestSpec(_Strict):
     )
     memory: Size = Field(default=224 * MIB, description="RAM of the guest, with unit")
     vcpus: int = Field(default=1, ge=1, le=16)
-    volumes: dict[Name, Size] = Field(default_factory=dict, description="extra volumes: name and size with unit")
+    volumes: dict[Name, Size] = Field(default_factory=dict, max_length=15, description="extra volumes: name and size with unit")
 
     @property
     def networks(self) -> tuple[str, ...]:
