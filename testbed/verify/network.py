@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +108,7 @@ def _everywhere(fleet: Fleet, guests: Sequence[Guest], requests: Mapping[str, Ma
         return {guest.label: answer for guest, answer in zip(guests, answers, strict=True)}
 
 
-def observe(fleet: Fleet, probes: Iterable[Probe]) -> Observation:
+def observe(fleet: Fleet, probes: Sequence[Probe]) -> Observation:
     """Send probes from their senders, with controls around them, while every guest is watched.
 
     Raises:
@@ -149,7 +149,7 @@ def _list(answer: Mapping[str, Any], key: str) -> list[Record]:
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
-def _script(fleet: Fleet, label: str, prefix: str, probes: Iterable[Probe]) -> list[dict[str, object]]:
+def _script(fleet: Fleet, label: str, prefix: str, probes: Sequence[Probe]) -> list[dict[str, object]]:
     """Return what one guest sends: controls, probes, controls."""
     own = [probe for probe in probes if probe.sender.guest == label]
     lines = [*_controls(fleet, label, "before"), *own, *_controls(fleet, label, "after")]
@@ -199,7 +199,7 @@ def _require_receivers(answers: Mapping[str, Mapping[str, Any]]) -> None:
             raise _broken(f"the recorder in {label} cannot vouch for the whole window", str(facts))
 
 
-def _require_sent(probes: Iterable[Probe], results: Mapping[str, Mapping[str, Record]]) -> None:
+def _require_sent(probes: Sequence[Probe], results: Mapping[str, Mapping[str, Record]]) -> None:
     for probe in probes:
         result = results[probe.sender.guest].get(probe.mark, {})
         if result.get("sent") is not True:
