@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checks.breaches import command, profile
+from checks.breaches import command, load, needs_guest, needs_strangers, profile, rules
 from testbed.errors import InstrumentError
 from testbed.model.testbed import POOLS, Guest
 from testbed.plan.domains import guest_xml
@@ -13,15 +13,6 @@ from testbed.verify.stage import Stage
 from testbed.verify.worker import Attempt, pid, succeeded
 
 _KSM = "/sys/kernel/mm/ksm"
-
-
-def _needs_guest(stage: Stage) -> str | None:
-    return None if stage.guests else f"{stage.case} has no guest"
-
-
-def _needs_strangers(stage: Stage) -> str | None:
-    tenants = {guest.tenant for guest in stage.guests}
-    return None if len(tenants) > 1 else f"fewer than two tenants have guests on {stage.case}"
 
 
 def _share_account(stage: Stage) -> None:
@@ -38,7 +29,7 @@ def _own_account(stage: Stage) -> None:
     stage.host.must(f"setfacl -x u:{host.uid} {guest.pool}")
     stage.node.hypervisor.destroy(guest.domain)
     stage.node.start_watched(guest, _xml(stage, guest))
-    for file in (guest.root_disk, *(f"{guest.pool}/{volume.file}" for volume in guest.volumes)):
+    for file in guest.disks:
         stage.host.must(f"chown {guest.uid}:{guest.uid} {file}")
 
 
@@ -56,7 +47,7 @@ def _accounts_shared(stage: Stage) -> bool:
     id="PRC-01",
     objective="Every worker has an account of its own and cannot touch another worker",
     severity="critical",
-    applies=_needs_strangers,
+    applies=needs_strangers,
     breaches=(Breach("two tenants' workers share one account", _share_account, _own_account, _accounts_shared),),
 )
 def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None:
@@ -83,24 +74,24 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
     id="PRC-02",
     objective="Every worker is confined by an enforced AppArmor profile of its own",
     severity="critical",
-    applies=_needs_guest,
+    applies=needs_guest,
     breaches=(
         command(
             "a worker's profile only complains",
-            opens=lambda stage: f"apparmor_parser -r -C {profile(stage.guests[0].uuid)}",
-            closes=lambda stage: f"apparmor_parser -r {profile(stage.guests[0].uuid)}",
+            opens=lambda stage: f"apparmor_parser -r -C {profile(stage.guests[0])}",
+            closes=lambda stage: load(stage.guests[0]),
             shows=lambda stage: f"grep -q '^libvirt-{stage.guests[0].uuid} (complain)' /sys/kernel/security/apparmor/profiles",
         ),
         command(
             "a worker's profile allows everything below /etc",
             opens=lambda stage: (
-                f"echo '  /etc/** rw,' >> {profile(stage.guests[0].uuid)}.files; apparmor_parser -r {profile(stage.guests[0].uuid)}"
+                f"echo '  /etc/** rw,' >> {rules(stage.guests[0])}; {load(stage.guests[0])}"
             ),
             closes=lambda stage: (
-                f"sed -i '\\#^  /etc/\\*\\* rw,#d' {profile(stage.guests[0].uuid)}.files; "
-                f"apparmor_parser -r {profile(stage.guests[0].uuid)}"
+                f"sed -i '\\#^  /etc/\\*\\* rw,#d' {rules(stage.guests[0])}; "
+                f"{load(stage.guests[0])}"
             ),
-            shows=lambda stage: f"grep -qF '/etc/** rw,' {profile(stage.guests[0].uuid)}.files",
+            shows=lambda stage: f"grep -qF '/etc/** rw,' {rules(stage.guests[0])}",
         ),
     ),
 )
@@ -120,7 +111,7 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
     id="CMP-02",
     objective="No memory page is shared between guests",
     severity="high",
-    applies=_needs_guest,
+    applies=needs_guest,
     breaches=(
         command(
             "the kernel merges equal pages",
@@ -146,7 +137,7 @@ def test_no_page_is_shared(fleet: Fleet, node: Machine) -> None:
     id="DEV-02",
     objective="Every file behind a guest belongs to exactly one tenant",
     severity="critical",
-    applies=_needs_strangers,
+    applies=needs_strangers,
     breaches=(
         command(
             "one tenant's volume is linked into another tenant's pool",

@@ -7,14 +7,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
-from checks.breaches import command
+from checks.breaches import command, needs_guest
 from testbed.errors import InstrumentError
-from testbed.model.policy import Endpoint, endpoints, joined
+from testbed.model.policy import Endpoint, endpoints
 from testbed.model.testbed import GuestNic, Plane
 from testbed.plan.acls import Acl
 from testbed.verify.declare import Breach, check
 from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.network import Observation, Probe, collect_from, listen_on, observe, reach, send_from
+from testbed.verify.network import Observation, Probe, collect_from, listen_on, observe, reach, send_from, tcp_flows
 from testbed.verify.stage import Stage
 
 _ALLOW_ALL = (Acl("from-lport", 2000, "ip", "allow"), Acl("to-lport", 2000, "ip", "allow"))
@@ -76,11 +76,6 @@ def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
     assert not dead, f"{len(dead)} allowed cells do not work: {'; '.join(dead[:6])}"
 
 
-def _tcp_flows(fleet: Fleet) -> list[tuple[str, Endpoint, Endpoint, int]]:
-    found = [(flow.port or 0, source, target) for flow, source, target in joined(fleet.testbed) if flow.protocol == "tcp"]
-    return [(f"f{number}", source, target, port) for number, (port, source, target) in enumerate(found)]
-
-
 def _syn(mark: str, source: Endpoint, target: Endpoint, port: int, **forged: str) -> Probe:
     fields: dict[str, object] = {"kind": "tcp-syn", "ip": str(target.address), "target_mac": target.mac, "port": port, "repeat": 2}
     return Probe(mark, source, fields | forged)
@@ -88,7 +83,7 @@ def _syn(mark: str, source: Endpoint, target: Endpoint, port: int, **forged: str
 
 def _raw_controls(fleet: Fleet, observation: Observation) -> None:
     """The same frame, not forged, must arrive before and after the forged ones."""
-    for (name, _, target, port), stage in product(_tcp_flows(fleet), ("before", "after")):
+    for (name, _, target, port), stage in product(tcp_flows(fleet), ("before", "after")):
         if not observation.arrived(f"{name}raw{stage}", target.guest):
             what = f"an honest frame to {target.guest} tcp/{port} did not arrive {stage} the forged ones"
             raise InstrumentError(what, fact="so nothing can be said about forged ones", remedy="repeat the check")
@@ -97,7 +92,7 @@ def _raw_controls(fleet: Fleet, observation: Observation) -> None:
 def _forge(fleet: Fleet, forgeries: dict[str, list[tuple[str, dict[str, str]]]]) -> tuple[Observation, list[tuple[str, str, str]]]:
     """Send forged frames on every declared flow; return what was seen, and mark, target and meaning of each frame."""
     probes, tried = [], []
-    for name, source, target, port in _tcp_flows(fleet):
+    for name, source, target, port in tcp_flows(fleet):
         probes.append(_syn(f"{name}rawbefore", source, target, port))
         for number, (meaning, forged) in enumerate(forgeries[source.label]):
             mark = f"{name}forged{number}"
@@ -139,7 +134,7 @@ def _security(stage: Stage) -> list[str]:
 def test_source_mac_is_pinned(fleet: Fleet) -> None:
     everyone = endpoints(fleet.testbed)
     forgeries = {}
-    for _, source, target, _ in _tcp_flows(fleet):
+    for _, source, target, _ in tcp_flows(fleet):
         stranger = next((item for item in everyone if item.tenant != source.tenant), target)
         forgeries[source.label] = [
             ("an invented MAC address", {"source_mac": "0e:" + ":".join(f"{octet:02x}" for octet in secrets.token_bytes(5))}),
@@ -185,7 +180,7 @@ def _pin_address(stage: Stage) -> None:
 def test_source_address_is_pinned(fleet: Fleet) -> None:
     management = str(fleet.testbed.controller.address(Plane.MANAGEMENT))
     forgeries = {}
-    for _, source, _, _ in _tcp_flows(fleet):
+    for _, source, _, _ in tcp_flows(fleet):
         tenant, _, name = source.network.partition("/")
         network = fleet.testbed.tenant(tenant).network(name)
         taken = {item.address for item in endpoints(fleet.testbed) if item.network == source.network}
@@ -239,7 +234,7 @@ def _sockets(fleet: Fleet) -> list[tuple[str, str, int]]:
     id="NET-09",
     objective="No guest's frame reaches the root partition, the underlay, or the machines behind them",
     severity="critical",
-    applies=lambda stage: None if stage.guests else f"{stage.case} has no guest",
+    applies=needs_guest,
     breaches=(
         command(
             "the integration bridge is up and takes a guest's frames",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from checks.breaches import command, profile
-from testbed.model.testbed import IMAGES, POOLS, Guest
+from checks.breaches import command, load, needs_guest, needs_strangers, rules
+from testbed.model.testbed import IMAGES, POOLS
 from testbed.verify.declare import check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage
@@ -12,44 +12,27 @@ from testbed.verify.worker import Attempt, succeeded
 BASE = f"{IMAGES}/guest/root.raw"
 
 
-def _needs_strangers(stage: Stage) -> str | None:
-    tenants = {guest.tenant for guest in stage.guests}
-    return None if len(tenants) > 1 else f"fewer than two tenants have guests on {stage.case}"
-
-
-def _files(guest: Guest) -> list[str]:
-    return [guest.root_disk, *(f"{guest.pool}/{volume.file}" for volume in guest.volumes)]
-
-
 def _victim_file(stage: Stage) -> str:
-    return _files(stage.strangers()[1])[-1]
+    return stage.strangers()[1].disks[-1]
 
 
 def _open_all_layers(stage: Stage) -> str:
-    attacker, _ = stage.strangers()
+    attacker, victim = stage.strangers()
     file = _victim_file(stage)
-    rules = f"{profile(attacker.uuid)}.files"
-    return (
-        f"chmod 0666 {file}; chmod o+x {file.rpartition('/')[0]}; "
-        f"echo '  \"{file}\" rw,' >> {rules}; apparmor_parser -r {profile(attacker.uuid)}"
-    )
+    return f"chmod 0666 {file}; chmod o+x {victim.pool}; echo '  \"{file}\" rw,' >> {rules(attacker)}; {load(attacker)}"
 
 
 def _close_all_layers(stage: Stage) -> str:
     attacker, victim = stage.strangers()
     file = _victim_file(stage)
-    rules = f"{profile(attacker.uuid)}.files"
-    return (
-        f"chmod 0600 {file}; chmod o-x {victim.pool}; "
-        f"sed -i '\\#{file}#d' {rules}; apparmor_parser -r {profile(attacker.uuid)}"
-    )
+    return f"chmod 0600 {file}; chmod o-x {victim.pool}; sed -i '\\#{file}#d' {rules(attacker)}; {load(attacker)}"
 
 
 @check(
     id="STO-01",
     objective="No worker reads, writes or lists another tenant's volumes",
     severity="critical",
-    applies=_needs_strangers,
+    applies=needs_strangers,
     breaches=(
         command(
             "a volume's mode is 0666",
@@ -61,7 +44,7 @@ def _close_all_layers(stage: Stage) -> str:
             "mode, pool and profile all let a worker at another tenant's volume",
             opens=_open_all_layers,
             closes=_close_all_layers,
-            shows=lambda stage: f"grep -qF {_victim_file(stage)} {profile(stage.strangers()[0].uuid)}.files",
+            shows=lambda stage: f"grep -qF {_victim_file(stage)} {rules(stage.strangers()[0])}",
         ),
     ),
 )
@@ -69,14 +52,14 @@ def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: Machine) 
     guests = fleet.testbed.guests_on(node.name)
     for attacker in guests:
         others = [guest for guest in guests if guest.tenant != attacker.tenant]
-        targets = [file for guest in others for file in _files(guest)]
+        targets = [file for guest in others for file in guest.disks]
         pools = sorted({guest.pool for guest in others})
         attempts = [Attempt(verb, file) for file in targets for verb in ("read", "write")]
         attempts += [Attempt("list", pool) for pool in (*pools, POOLS)]
         reached = succeeded(node, attacker, attempts)
         assert not reached, f"the worker of {attacker.label} reached {sorted(map(str, reached))}"
     for guest in guests:
-        for file in _files(guest):
+        for file in guest.disks:
             volume = node.infra.file(file)
             assert volume.mode == 0o600, f"{file} has mode {volume.mode:o}"
             assert volume.uid == guest.uid, f"{file} belongs to uid {volume.uid}, not to {guest.worker}"
@@ -91,13 +74,13 @@ def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: Machine) 
             "the images are mounted read-write, the base image is world-writable, and a worker's profile allows it",
             opens=lambda stage: (
                 f"mount -o remount,rw {IMAGES}; chmod 0666 {BASE}; "
-                f"sed -i 's#deny \"{BASE}\" w,#\"{BASE}\" w,#' {profile(stage.guests[0].uuid)}.files; "
-                f"apparmor_parser -r {profile(stage.guests[0].uuid)}"
+                f"sed -i 's#deny \"{BASE}\" w,#\"{BASE}\" w,#' {rules(stage.guests[0])}; "
+                f"{load(stage.guests[0])}"
             ),
             closes=lambda stage: (
                 f"mount -o remount,rw {IMAGES}; chmod 0444 {BASE}; mount -o remount,ro {IMAGES}; "
-                f"sed -i 's#^  \"{BASE}\" w,#  deny \"{BASE}\" w,#' {profile(stage.guests[0].uuid)}.files; "
-                f"apparmor_parser -r {profile(stage.guests[0].uuid)}"
+                f"sed -i 's#^  \"{BASE}\" w,#  deny \"{BASE}\" w,#' {rules(stage.guests[0])}; "
+                f"{load(stage.guests[0])}"
             ),
             shows=lambda _: f"[ $(stat -c %a {BASE}) = 666 ] && findmnt -no OPTIONS {IMAGES} | grep -q ^rw",
         ),
@@ -108,7 +91,7 @@ def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: Machine) 
             shows=lambda _: f"findmnt -no OPTIONS {IMAGES} | grep -q ^rw",
         ),
     ),
-    applies=lambda stage: None if stage.guests else f"{stage.case} has no guest",
+    applies=needs_guest,
 )
 def test_base_images_are_immutable(fleet: Fleet, node: Machine) -> None:
     readable = Attempt("read", BASE)

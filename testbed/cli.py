@@ -7,20 +7,16 @@ import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from testbed import apply, lab, observe
-from testbed import resources as packaged
+from testbed import apply, cli_image, lab, observe
 from testbed.drivers import doctor as doctors
 from testbed.drivers import enclosure, memory
-from testbed.drivers.images import ImageCache
 from testbed.drivers.workspace import Workspace, cache_root, labs, state_root
 from testbed.errors import Exit, TestbedError, UsageError
 from testbed.model.facts import Accelerator
@@ -34,35 +30,16 @@ from testbed.report import graph as graphs
 from testbed.report.result import exit_code
 from testbed.spec.load import read
 from testbed.spec.schema import json_schema
+from testbed.terminal import ERR, Json, elapsed, escape, out, printable, say
 from testbed.verify import run as runs
 from testbed.verify.agent import run_in_guest
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Emulated hypervisor fleets whose walls are proven.")
-image_app = typer.Typer(no_args_is_help=True, help="Images: list, bake, verify, rm, prune.")
-app.add_typer(image_app, name="image")
-
-_ERR = Console(stderr=True, highlight=False)
-_START = time.monotonic()
+app.add_typer(cli_image.app, name="image")
 
 File = Annotated[Path, typer.Argument(help="topology file, or the name of a lab", envvar="TESTBED_TOPOLOGY")]
 Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON", envvar="TESTBED_JSON")]
 Accel = Annotated[Accelerator | None, typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR")]
-
-
-def say(message: str) -> None:
-    """Tell people who wait what is going on, on standard error."""
-    _ERR.print(f"[dim]{time.monotonic() - _START:6.1f} s[/dim]  {_escape(message)}", soft_wrap=True)
-
-
-def _escape(text: str) -> str:
-    clean = "".join(character if character.isprintable() or character == "\n" else "�" for character in text)
-    return clean.replace("[", "\\[")
-
-
-def out(text: str) -> None:
-    """Print a result on standard output."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
 
 def _topology(name: str | Path) -> tuple[Testbed, Path]:
@@ -79,6 +56,31 @@ def _workspace(name: str | Path) -> Workspace:
     if Path(name).is_file():
         return Workspace(state_root(), read(Path(name)).spec.name)
     return Workspace(state_root(), str(name))
+
+
+def _running(name: str) -> tuple[Testbed, Workspace, enclosure.Enclosure]:
+    """Return a lab that runs.
+
+    Raises:
+        UsageError: there is no such lab, or it is down.
+
+    """
+    workspace = _workspace(name)
+    testbed = lab.load_applied(workspace)
+    found = enclosure.find(testbed.name, workspace.root)
+    if found is None:
+        fact = "it has no running namespaces"
+        raise UsageError(f"the lab {testbed.name} is down", fact=fact, remedy=f"run `testbed up {name}`")
+    return testbed, workspace, found
+
+
+@contextmanager
+def _opened(testbed: Testbed, workspace: Workspace, ground: lab.Ground) -> Iterator[lab.Lab]:
+    """Lock a lab, enter its namespaces and build its drivers; afterwards this process stays inside."""
+    with workspace.locked():
+        lab.enter(testbed, workspace, ground.environment)
+        with lab.opened(testbed, workspace, ground) as opened:
+            yield opened
 
 
 @app.command()
@@ -113,7 +115,7 @@ def validate(
             out(f"{file}: fine: {len(found.nodes)} nodes, {len(found.tenants)} tenants, {len(found.guests)} guests")
         except TestbedError as error:
             wrong.append(error)
-            _ERR.print(_escape(str(error)))
+            ERR.print(escape(str(error)))
     if wrong:
         raise typer.Exit(Exit.USAGE)
 
@@ -128,10 +130,8 @@ def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> No
     if found is None:
         result = diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER})
     else:
-        with workspace.locked():
-            lab.enter(testbed, workspace, ground.environment)
-            with lab.opened(testbed, workspace, ground) as opened:
-                result = observe.plan(opened.desired, opened.places)
+        with _opened(testbed, workspace, ground) as opened:
+            result = observe.plan(opened.desired, opened.places)
     out(json.dumps(render.data(result), indent=1) if as_json else render.text(result))
 
 
@@ -155,14 +155,14 @@ def _up(
         with lab.opened(testbed, workspace, ground) as opened:
             with _at_once_on_interrupt():
                 done = apply.converge(opened.desired, opened.places, say)
-            retried = tuple(label for node in opened.nodes.values() for label in node.retried)
+            retried = opened.retried
             if examine:
                 say(f"{testbed.name} is up: {len(done)} actions")
-                _check(opened, prove=prove, only=[], as_json=as_json, retried=retried)
+                _check(opened, prove=prove, only=[], as_json=as_json)
                 say(f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh {testbed.name} "
                     f"{testbed.nodes[0].name}`. Take it down: `testbed down {testbed.name}`")  # fmt: skip
                 return
-    seconds = time.monotonic() - _START
+    seconds = elapsed()
     if as_json:
         out(json.dumps({"lab": testbed.name, "actions": len(done), "seconds": round(seconds, 1), "retried": retried}))
     elif done:
@@ -176,7 +176,7 @@ def _at_once_on_interrupt() -> Iterator[None]:
     """Let Ctrl-C end the process at once, without waiting for threads that wait for machines; `up` resumes."""
 
     def end(*_: object) -> None:
-        _ERR.print("interrupted; what was done stays, and the same command resumes")
+        ERR.print("interrupted; what was done stays, and the same command resumes")
         os._exit(Exit.INTERRUPTED)
 
     before = signal.signal(signal.SIGINT, end)
@@ -203,11 +203,9 @@ def status(
         out(json.dumps({"lab": testbed.name, "running": False}) if as_json else f"{testbed.name} is down")
         return
     ground = lab.prepare(say, verify=False)
-    with workspace.locked():
-        lab.enter(testbed, workspace, ground.environment)
-        with lab.opened(testbed, workspace, ground) as opened:
-            found, unseen = observe.observe(opened.desired, opened.places)
-            drift = diff(opened.desired, found, unseen)
+    with _opened(testbed, workspace, ground) as opened:
+        found, unseen = observe.observe(opened.desired, opened.places)
+        drift = diff(opened.desired, found, unseen)
     rows = [{"place": k.place, "kind": k.kind, "name": k.name, "state": p["state"]} for k, p in sorted(found.items()) if "state" in p]
     if as_json:
         out(json.dumps({"lab": testbed.name, "running": True, "objects": rows, "drift": render.data(drift)["actions"]}, indent=1))
@@ -242,20 +240,13 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Attack the lab's walls and give a verdict."""
-    workspace = _workspace(name)
-    testbed = lab.load_applied(workspace)
-    if enclosure.find(testbed.name, workspace.root) is None:
-        fact = "it has no running namespaces"
-        raise UsageError(f"the lab {testbed.name} is down", fact=fact, remedy=f"run `testbed up {name}`")
-    ground = lab.prepare(say, verify=False)
-    with workspace.locked():
-        lab.enter(testbed, workspace, ground.environment)
-        with lab.opened(testbed, workspace, ground) as opened:
-            _check(opened, prove=prove, only=only or [], as_json=as_json, retried=())
+    testbed, workspace, _ = _running(name)
+    with _opened(testbed, workspace, lab.prepare(say, verify=False)) as opened:
+        _check(opened, prove=prove, only=only or [], as_json=as_json)
 
 
-def _check(opened: lab.Lab, *, prove: bool, only: list[str], as_json: bool, retried: tuple[str, ...]) -> None:
-    folder = runs.examine(opened, prove=prove, only=tuple(only), retried=retried, progress=say)
+def _check(opened: lab.Lab, *, prove: bool, only: list[str], as_json: bool) -> None:
+    folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say)
     data = runs.load(folder)
     (folder / "report.md").write_text(formats.markdown(data))
     (folder / "junit.xml").write_text(formats.junit(data))
@@ -293,18 +284,6 @@ def run(
     _up(topology, as_json=as_json, want=accelerator, prove=prove, examine=True)
 
 
-def _inside(name: str) -> tuple[Testbed, Workspace]:
-    """Enter a running lab; afterwards this process sees the lab's networks."""
-    workspace = _workspace(name)
-    testbed = lab.load_applied(workspace)
-    found = enclosure.find(testbed.name, workspace.root)
-    if found is None:
-        fact = "it has no running namespaces"
-        raise UsageError(f"the lab {testbed.name} is down", fact=fact, remedy=f"run `testbed up {name}`")
-    enclosure.enter(found)
-    return testbed, workspace
-
-
 @app.command()
 def ssh(
     name: Name,
@@ -312,10 +291,9 @@ def ssh(
     command: Annotated[list[str] | None, typer.Argument(help="command; a shell if left out")] = None,
 ) -> None:
     """Log in to a machine as its administrator."""
-    testbed, workspace = _inside(name)
-    if machine not in {item.name for item in testbed.machines}:
-        names = ", ".join(item.name for item in testbed.machines)
-        raise UsageError(f"there is no machine {machine}", fact=f"the lab has: {names}", remedy="name one of these")
+    testbed, workspace, found = _running(name)
+    enclosure.enter(found)
+    lab.require_member("machine", machine, [item.name for item in testbed.machines])
     program = shutil.which("ssh")
     if program is None:
         raise UsageError("ssh is missing", fact="it is nowhere in PATH", remedy="install the Debian package openssh-client")
@@ -330,26 +308,15 @@ def execute(
     timeout: Annotated[float, typer.Option(help="seconds", envvar="TESTBED_TIMEOUT")] = 60,
 ) -> None:
     """Run a program in a guest through its agent."""
-    workspace = _workspace(name)
-    testbed = lab.load_applied(workspace)
-    ground = lab.prepare(say, verify=False)
-    with workspace.locked():
-        _inside(name)
-        with lab.opened(testbed, workspace, ground) as opened:
-            found = next((item for item in testbed.guests if item.label == guest), None)
-            if found is None:
-                names = ", ".join(item.label for item in testbed.guests)
-                raise UsageError(f"there is no guest {guest}", fact=f"the lab has: {names}", remedy="name one of these")
-            done = run_in_guest(opened.nodes[found.node].hypervisor, found, command, b"", timeout)
-    sys.stdout.write(_printable(done.stdout))
-    sys.stderr.write(_printable(done.stderr))
+    testbed, workspace, _ = _running(name)
+    guests = {item.label: item for item in testbed.guests}
+    lab.require_member("guest", guest, list(guests))
+    with _opened(testbed, workspace, lab.prepare(say, verify=False)) as opened:
+        found = guests[guest]
+        done = run_in_guest(opened.nodes[found.node].hypervisor, found, command, b"", timeout)
+    sys.stdout.write(printable(done.stdout))
+    sys.stderr.write(printable(done.stderr))
     raise typer.Exit(done.status)
-
-
-def _printable(data: bytes) -> str:
-    """Return a guest's output without anything that a terminal would obey."""
-    text = data.decode(errors="replace")
-    return "".join(character if character.isprintable() or character in "\n\t" else "�" for character in text)
 
 
 @app.command()
@@ -361,7 +328,7 @@ def console(
     file = _workspace(name).machine(machine) / "console.log"
     if not file.exists():
         raise UsageError(f"{machine} has no console", fact=f"{file} does not exist", remedy="run `testbed status`")
-    out("\n".join(_printable(file.read_bytes()[-200_000:]).splitlines()[-lines:]))
+    out("\n".join(printable(file.read_bytes()[-200_000:]).splitlines()[-lines:]))
 
 
 @app.command()
@@ -414,59 +381,10 @@ def prune(
     out("nothing to prune" if not count else f"{count} {'found' if dry_run else 'removed'}")
 
 
-def _cache() -> ImageCache:
-    return ImageCache(cache_root(), packaged.playbooks())
-
-
-@image_app.command("list")
-def image_list(as_json: Json = False) -> None:
-    """List the images in the cache."""
-    images = _cache().stored()
-    if as_json:
-        out(json.dumps([{"name": i.name, "key": i.key, "baked": i.baked, "folder": str(i.folder)} for i in images]))
-    else:
-        out("\n".join(f"{i.name:12} {i.key}  baked {i.baked}" for i in images) or "no images")
-
-
-@image_app.command("bake")
-def image_bake() -> None:
-    """Bake what is missing."""
-    for image in _cache().ensure(say).values():
-        out(f"{image.name:12} {image.key}  {image.digest}")
-
-
-@image_app.command("verify")
-def image_verify() -> None:
-    """Compare every file of every image with its recorded digest."""
-    for image in _cache().stored():
-        _cache().verify(image)
-        out(f"{image.name:12} {image.key}  as baked")
-
-
-@image_app.command("rm")
-def image_rm(name: Annotated[str, typer.Argument(help="name of an image")]) -> None:
-    """Remove an image from the cache."""
-    found = [image for image in _cache().stored() if image.name == name]
-    if not found:
-        raise UsageError(f"there is no image {name}", fact="the cache has none of that name", remedy="run `testbed image list`")
-    for image in found:
-        _cache().remove(image)
-
-
-@image_app.command("prune")
-def image_prune() -> None:
-    """Remove what no present recipe needs."""
-    for path in _cache().prune():
-        out(f"removed {path}")
-
-
 def main() -> None:
     """Run the command line; every error of ours becomes three lines and an exit code."""
     try:
         app(standalone_mode=True)
     except TestbedError as error:
-        _ERR.print(_escape(f"error: {error}"), soft_wrap=True)
+        ERR.print(escape(f"error: {error}"), soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _ERR.print("interrupted; what was done stays, and the same command resumes")
-        sys.exit(Exit.INTERRUPTED)

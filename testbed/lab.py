@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -82,6 +82,11 @@ class Lab:
         return desired(self.testbed, self.ground.inputs)
 
     @property
+    def retried(self) -> tuple[str, ...]:
+        """Guests whose first start was dead, in this process."""
+        return tuple(label for node in self.nodes.values() for label in node.retried)
+
+    @property
     def hosts(self) -> list[Host]:
         """The connection of every machine."""
         return [self.central.host, *(node.host for node in self.nodes.values())]
@@ -93,12 +98,8 @@ class Lab:
             UsageError: there is no such machine.
 
         """
-        if name == self.central.name:
-            return self.central.host
-        if name in self.nodes:
-            return self.nodes[name].host
-        names = ", ".join(machine.name for machine in self.testbed.machines)
-        raise UsageError(f"there is no machine {name}", fact=f"the lab has: {names}", remedy="name one of these")
+        require_member("machine", name, [machine.name for machine in self.testbed.machines])
+        return self.central.host if name == self.central.name else self.nodes[name].host
 
     def close(self) -> None:
         """End every connection; the lab runs on."""
@@ -106,6 +107,18 @@ class Lab:
         for node in self.nodes.values():
             node.close()
         self.outer.hypervisor.close()
+
+
+def require_member(kind: str, name: str, known: Sequence[str]) -> None:
+    """Refuse a name that a lab does not have.
+
+    Raises:
+        UsageError: the name is not among the known ones; the error lists them.
+
+    """
+    if name not in known:
+        fact = f"the lab has: {', '.join(known)}"
+        raise UsageError(f"there is no {kind} {name}", fact=fact, remedy="name one of these")
 
 
 def load_applied(workspace: Workspace) -> Testbed:
@@ -158,7 +171,7 @@ def opened(testbed: Testbed, workspace: Workspace, ground: Ground) -> Iterator[L
         for node in testbed.nodes
     }
     for machine in testbed.machines:
-        workspace.machine(machine.name).mkdir(parents=True, exist_ok=True)
+        workspace.make(workspace.machine(machine.name))
     _write_ssh_config(testbed, workspace, authority)
     lab = Lab(testbed, workspace, ground, outer, central, nodes)
     try:

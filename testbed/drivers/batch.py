@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from testbed.drivers.ssh import Host
 from testbed.errors import ProvisioningError
@@ -33,7 +33,11 @@ def read_all(host: Host, commands: Iterable[tuple[str, str]], timeout: float = 1
 
 def observe_settings(host: Host, place: str, wanted: Sequence[Setting]) -> dict[Key, Properties]:
     """Return the live value of every setting."""
-    values = read_all(host, [(item.name, item.observe) for item in wanted])
+    return as_settings(place, read_all(host, [(item.name, item.observe) for item in wanted]))
+
+
+def as_settings(place: str, values: Mapping[str, str]) -> dict[Key, Properties]:
+    """Return values by name as what `observe` of a place tells."""
     return {Key(place, Kind.SETTING, name): {"value": value} for name, value in values.items()}
 
 

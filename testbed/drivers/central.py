@@ -5,7 +5,7 @@ from __future__ import annotations
 from testbed.drivers import batch
 from testbed.drivers.ovn import Northbound
 from testbed.drivers.pki import write_secret
-from testbed.drivers.ssh import Host
+from testbed.drivers.ssh import BOOT, Host
 from testbed.drivers.workspace import Workspace
 from testbed.errors import ProvisioningError
 from testbed.model.testbed import Plane, Testbed
@@ -13,8 +13,6 @@ from testbed.plan.acls import acls
 from testbed.plan.diff import Action
 from testbed.plan.resources import Key, Kind, Properties
 from testbed.plan.settings import settings
-
-_BOOT = 75.0
 
 
 class Central:
@@ -48,7 +46,7 @@ class Central:
 
     def wait(self) -> None:
         """Return when the controller accepts our login."""
-        self.host.wait(_BOOT * self._slowness)
+        self.host.wait(BOOT * self._slowness)
 
     def observe(self) -> dict[Key, Properties]:
         """Return the switches and ports of this lab, and the controller's settings."""

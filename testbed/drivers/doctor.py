@@ -65,7 +65,7 @@ def require(cache: Path, state: Path) -> None:
 
 def _programs() -> Iterator[Finding]:
     for program, package in _PROGRAMS:
-        found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+        found = process.find(program)
         yield Finding(f"program {program}", bool(found), found or "missing", f"apt install {package}")
     if os.geteuid() != 0:
         found = shutil.which("newuidmap")

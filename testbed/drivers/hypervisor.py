@@ -230,12 +230,6 @@ class Hypervisor:
         with _said(f"cannot make the volume {pool}/{file}"):
             self._connection.storagePoolLookupByName(pool).createXML(ET.tostring(volume, encoding="unicode"))
 
-    def version(self) -> str:
-        """Return libvirt's version."""
-        with _said("cannot ask libvirt for its version"):
-            number = self._connection.getLibVersion()
-        return f"{number // 10**6}.{number // 1000 % 1000}.{number % 1000}"
-
     def close(self) -> None:
         """Close the connection; domains run on."""
         with _said("cannot close the hypervisor"):

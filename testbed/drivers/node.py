@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 from testbed.drivers import batch
 from testbed.drivers.hypervisor import Domain, Hypervisor
-from testbed.drivers.ssh import Host
+from testbed.drivers.ssh import BOOT, Host
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.testbed import IMAGES, POOLS, Guest, Machine, Testbed
 from testbed.plan.diff import Action, Verb
@@ -20,7 +20,6 @@ from testbed.plan.resources import Key, Kind, Properties
 from testbed.plan.settings import settings
 from testbed.spec.schema import GIB
 
-_BOOT = 75.0
 _GUEST = 45.0
 _ROOT_SIZE = 2 * GIB
 _HELPER = "sudo -n virt-ssh-helper qemu:///system"
@@ -58,8 +57,8 @@ class Node:
             ProvisioningError: it does not in time.
 
         """
-        self.host.wait(_BOOT * self._slowness)
-        seconds = int(_BOOT * self._slowness)
+        self.host.wait(BOOT * self._slowness)
+        seconds = int(BOOT * self._slowness)
         self.host.sudo(f"timeout {seconds} systemctl is-system-running --wait", timeout=seconds + 60)
 
     def observe(self) -> dict[Key, Properties]:
@@ -69,7 +68,7 @@ class Node:
         values = batch.read_all(self.host, [*commands, ("/files", _FILES), ("/folders", _FOLDERS)])
         found: dict[Key, Properties] = dict(self._pools(values.pop("/folders", "")))
         found.update(self._volumes(values.pop("/files", "")))
-        found.update({Key(self.name, Kind.SETTING, name): {"value": value} for name, value in values.items()})
+        found.update(batch.as_settings(self.name, values))
         for domain in self.hypervisor.domains():
             mark = read_mark(domain.xml)
             if mark is not None and mark[0] == self.lab.name:
@@ -135,23 +134,23 @@ class Node:
         wanted = action.resource.properties
         owner, size = int(str(wanted["owner"])), int(str(wanted.get("size", 0)))
         if action.verb is Verb.CREATE:
-            self.hypervisor.ensure_pool(pool, f"{POOLS}/{pool}")
-            backing = None if size else f"{IMAGES}/guest/root.raw"
-            self.hypervisor.create_volume(pool, file, size=size or _ROOT_SIZE, owner=owner, backing=backing)
+            self._make_volume(pool, file, size, owner)
             return
         grow = f"; [ $(stat -c %s {path}) -gt {size} ] || truncate -s {size} {path}" if size else ""
         self.host.must(f"chown {owner}:{owner} {path} && chmod {wanted['mode']} {path}{grow}")
+
+    def _make_volume(self, pool: str, file: str, size: int, owner: int) -> None:
+        """Make a raw volume of so many bytes or, for none, a root overlay on the base image."""
+        self.hypervisor.ensure_pool(pool, f"{POOLS}/{pool}")
+        backing = None if size else f"{IMAGES}/guest/root.raw"
+        self.hypervisor.create_volume(pool, file, size=size or _ROOT_SIZE, owner=owner, backing=backing)
 
     def _start(self, guest: Guest, action: Action) -> None:
         assert action.resource is not None
         self.hypervisor.destroy(guest.domain)
         if action.verb is Verb.REPLACE:
-            path = shlex.quote(guest.root_disk)
-            self.host.must(f"rm -f -- {path}")
-            backing = f"{IMAGES}/guest/root.raw"
-            self.hypervisor.ensure_pool(guest.tenant, guest.pool)
-            file = guest.root_disk.rpartition("/")[2]
-            self.hypervisor.create_volume(guest.tenant, file, size=_ROOT_SIZE, owner=guest.uid, backing=backing)
+            self.host.must(f"rm -f -- {shlex.quote(guest.root_disk)}")
+            self._make_volume(guest.tenant, guest.root_file, 0, guest.uid)
         xml = guest_xml(self.lab, guest, action.resource.properties)
         self.start_watched(guest, xml)
 

@@ -93,8 +93,6 @@ class Outer:
 
     def _start(self, machine: Machine, properties: Properties) -> None:
         folder = self.workspace.machine(machine.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o711)
         self.issue_identity(machine, folder)
         image = self.images[machine.role]
         disks = [image.file("disk.qcow2")]

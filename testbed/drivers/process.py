@@ -19,6 +19,11 @@ from testbed.errors import MachineError, ProvisioningError, TestbedError
 _TAIL = 1500
 
 
+def find(program: str) -> str | None:
+    """Return the path of a program, also where only root looks for it; None if it is not installed."""
+    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+
+
 def require(program: str, *, package: str) -> str:
     """Return the path of a program.
 
@@ -26,7 +31,7 @@ def require(program: str, *, package: str) -> str:
         MachineError: it is not installed; the remedy names the Debian package.
 
     """
-    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+    found = find(program)
     if found is None:
         msg = f"the program {program} is missing"
         raise MachineError(msg, fact="it is nowhere in PATH", remedy=f"install the Debian package {package}")

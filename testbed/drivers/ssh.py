@@ -20,6 +20,7 @@ import paramiko
 from testbed.errors import InstrumentError, ProvisioningError
 
 USER = "admin"
+BOOT = 75.0  # seconds that a machine may take until it accepts our login; stretched by slowness
 _LIMIT = 4 * 2**20
 _RETRY = 0.5
 

@@ -75,8 +75,12 @@ class Workspace:
     def create(self) -> None:
         """Make the folders that every lab has; harmless when they are there."""
         for folder in (self.folder, self.folder / "m", self.libvirt, self.folder / "ssh", self.runs):
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o711)
+            self.make(folder)
+
+    def make(self, folder: Path) -> None:
+        """Make a folder that the emulators' account may pass through, but not list."""
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o711)
 
     def remove(self) -> None:
         """Delete everything but the reports of check runs."""

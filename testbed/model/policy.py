@@ -13,7 +13,6 @@ from itertools import count, permutations
 
 from testbed.model.testbed import AllowedFlow, Testbed
 
-PROTOCOLS = ("arp", "icmp", "tcp", "udp")
 FIRST_PROBE_PORT = 7
 
 

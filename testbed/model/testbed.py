@@ -150,7 +150,17 @@ class Guest:
     @property
     def root_disk(self) -> str:
         """Path of the root overlay on the node."""
-        return f"{self.pool}/{self.name}.qcow2"
+        return f"{self.pool}/{self.root_file}"
+
+    @property
+    def root_file(self) -> str:
+        """File name of the root overlay in the tenant's pool."""
+        return f"{self.name}.qcow2"
+
+    @property
+    def disks(self) -> tuple[str, ...]:
+        """Paths of everything the guest writes to, on the node: the root overlay, then the volumes."""
+        return (self.root_disk, *(f"{self.pool}/{volume.file}" for volume in self.volumes))
 
     @property
     def pool(self) -> str:
@@ -236,7 +246,3 @@ class Testbed:
         """Yield every tenant network."""
         for tenant in self.tenants:
             yield from tenant.networks
-
-    def switch_of(self, guest: Guest, nic: GuestNic) -> TenantNetwork:
-        """Return the tenant network that a guest's interface is attached to."""
-        return self.tenant(guest.tenant).network(nic.network)

@@ -159,7 +159,7 @@ def _node(lab: Testbed, node: Machine, inputs: Inputs) -> Iterator[Resource]:
     for guest in guests:
         pool = Key(node.name, Kind.POOL, guest.tenant)
         volumes = []
-        for file, size in ((f"{guest.name}.qcow2", 0), *((volume.file, volume.size) for volume in guest.volumes)):
+        for file, size in ((guest.root_file, 0), *((volume.file, volume.size) for volume in guest.volumes)):
             key = Key(node.name, Kind.VOLUME, f"{guest.tenant}/{file}")
             volumes.append(key)
             shape: dict[str, Value] = {"owner": guest.uid, "mode": "600", "links": 1}

@@ -7,24 +7,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from rich.table import Table
-from rich.text import Text
-
 _SIGN = {"pass": "PASS", "fail": "FAIL", "inconclusive": "????", "not-applicable": "n/a "}
-_STYLE = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "not-applicable": "dim"}
 _NOTHING = "no check passed, failed or was inconclusive: nothing is known about the walls"
-_FORBIDDEN = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def _clean(text: object) -> str:
-    """Return text without what a terminal or an XML parser would trip over."""
-    kept = _FORBIDDEN.sub("�", str(text))
-    return "".join(character if character.isprintable() or character in "\n\t" else "�" for character in kept)
+def clean(text: object) -> str:
+    """Return text without what a terminal would obey or an XML parser would trip over; lines and tabs stay."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in str(text))
 
 
 def _line(text: object) -> str:
     """Return cleaned text on one line, so that it cannot pass for another line of the report."""
-    return " ".join(_clean(text).split())
+    return " ".join(clean(text).split())
 
 
 def headline(data: Mapping[str, Any]) -> str:
@@ -55,7 +49,7 @@ def text(data: Mapping[str, Any]) -> str:
         told = f"{_line(check['id']):7} {_line(check['case']):12} {_line(check['objective'])} ({_line(check['duration_s'])} s)"
         lines.append(f"{_SIGN[check['verdict']]} {told}")
         if check["verdict"] != "pass":
-            lines += [f"      | {line}" for line in _clean(check["reason"]).splitlines()[:6]]
+            lines += [f"      | {line}" for line in clean(check["reason"]).splitlines()[:6]]
         lines += [f"        {_line(proof['verdict'])}: {_line(proof['breach'])}" + _unless_proven(proof) for proof in check["proofs"]]
     lines += [f"trouble: {_line(item)}" for item in data.get("trouble", [])]
     return "\n".join((*lines, headline(data)))
@@ -63,16 +57,6 @@ def text(data: Mapping[str, Any]) -> str:
 
 def _unless_proven(proof: Mapping[str, Any]) -> str:
     return "" if proof["verdict"] == "proven" else f" ({_line(proof['reason'])[:300]})"
-
-
-def table(data: Mapping[str, Any]) -> Table:
-    """Return the checks as a table for a terminal; no cell is read as rich's markup."""
-    result = Table("verdict", "check", "case", "severity", "objective", "breaches", caption=Text(headline(data)))
-    for check in data["checks"]:
-        proofs = "\n".join(f"{_line(proof['verdict'])}: {_line(proof['breach'])}" for proof in check["proofs"])
-        cells = [Text(_line(check[key])) for key in ("id", "case", "severity", "objective")]
-        result.add_row(Text(check["verdict"], style=_STYLE[check["verdict"]]), *cells, Text(proofs))
-    return result
 
 
 def _cell(text: object) -> str:
@@ -128,7 +112,7 @@ def junit(data: Mapping[str, Any]) -> str:
     observed = summary["pass"] or summary["fail"] or summary["inconclusive"]
     for item in data.get("trouble", []) or ([] if observed else [_NOTHING]):
         case = ET.SubElement(suite, "testcase", classname="run", name=_line(item)[:200], time="0")
-        ET.SubElement(case, "error", message=_line(item)[:500]).text = _clean(item)
+        ET.SubElement(case, "error", message=_line(item)[:500]).text = clean(item)
     suite.set("tests", str(len(suite)))
     for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
@@ -151,4 +135,4 @@ def _outcome(case: ET.Element, check: Mapping[str, Any]) -> None:
         kind = "error"
     else:
         return
-    ET.SubElement(case, kind, message=_line(told[0])[:500]).text = _clean("\n".join(told))
+    ET.SubElement(case, kind, message=_line(told[0])[:500]).text = clean("\n".join(told))

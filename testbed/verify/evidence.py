@@ -21,7 +21,7 @@ class Evidence:
         self._entries: list[dict[str, object]] = []
         self._lock = threading.Lock()
 
-    def record(self, host: str, kind: str, request: str, answer: object, started: float) -> dict[str, object]:
+    def record(self, host: str, kind: str, request: str, answer: object, started: float) -> None:
         """Note one observation; texts are cut at 20,000 characters.
 
         Args:
@@ -38,7 +38,6 @@ class Evidence:
         }
         with self._lock:
             self._entries.append(entry)
-        return entry
 
     def share(self, entries: list[dict[str, object]]) -> None:
         """Count observations that were made earlier as part of the present check."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import InstrumentError
-from testbed.model.policy import Cell, Endpoint, joined, probed_ports
+from testbed.model.policy import Cell, Endpoint, endpoints, joined, probed_ports
 from testbed.model.testbed import Guest
 from testbed.verify.fleet import Fleet, Machine
 
@@ -25,6 +25,8 @@ _LIFE = 600.0  # seconds after which a forgotten recorder ends by itself
 _CALL = 300.0
 _PROGRAM = Path(__file__).parents[1] / "guest/probe.py"
 _KINDS = {"arp": "arp", "icmp": "icmp", "tcp": "tcp-syn", "udp": "udp"}
+
+_SOUND = {"alive": True, "overflowed": False, "dropped": 0}
 
 Record = Mapping[str, Any]
 
@@ -65,20 +67,13 @@ class Observation:
         token = self.token(mark)
         return any(record.get("token") == token and record.get("direction") == "in" for record in self.records[guest])
 
-    def resolved(self, source: Endpoint, target: Endpoint, mac: str | None = None) -> bool:
-        """Tell whether an ARP request reached its target, or an answer in the target's name came back.
+    def resolved(self, source: Endpoint, target: Endpoint) -> bool:
+        """Tell whether an ARP request reached its target, or an answer in the target's name came back."""
+        return self._heard(target, "arp-request", source.mac) or self._heard(source, "arp-reply", target.mac)
 
-        Args:
-            mac: sender's address that the request claimed, if not its own.
-        """
-        claimed = mac or source.mac
-        for record in self.records[target.guest]:
-            if (record.get("kind"), record.get("mac"), record.get("direction")) == ("arp-request", claimed, "in"):
-                return True
-        return any(
-            (record.get("kind"), record.get("mac"), record.get("direction")) == ("arp-reply", target.mac, "in")
-            for record in self.records[source.guest]
-        )
+    def _heard(self, receiver: Endpoint, kind: str, mac: str) -> bool:
+        wanted = (kind, mac, "in")
+        return any((item.get("kind"), item.get("mac"), item.get("direction")) == wanted for item in self.records[receiver.guest])
 
 
 def compose(request: Mapping[str, object]) -> bytes:
@@ -89,6 +84,10 @@ def compose(request: Mapping[str, object]) -> bytes:
 def _call(fleet: Fleet, guest: Guest, request: Mapping[str, object]) -> dict[str, Any]:
     text = fleet.in_guest(guest, ["/usr/bin/python3", "-"], compose(request), timeout=_CALL)
     return _answer(guest.label, text)
+
+
+def _call_machine(machine: Machine, request: Mapping[str, object]) -> dict[str, Any]:
+    return _answer(machine.name, machine.read("python3 -", stdin=compose(request), timeout=_CALL).encode())
 
 
 def _answer(name: str, text: bytes) -> dict[str, Any]:
@@ -134,9 +133,10 @@ def observe(fleet: Fleet, probes: Sequence[Probe]) -> Observation:
     time.sleep(_WINDOW)
     seen = _everywhere(fleet, lab.guests, {label: {**base, "phase": "collect", "patience": 30} for label, base in common.items()})
     _everywhere(fleet, lab.guests, {label: {**base, "phase": "stop"} for label, base in common.items()})
-    results = {label: {str(item.get("id")): item for item in _list(answer, "results")} for label, answer in sent.items()}
+    results = _results(sent)
     records = {label: _list(answer, "records") for label, answer in seen.items()}
-    _require_receivers(seen)
+    for label, answer in seen.items():
+        _require_receiver(label, answer, {**_SOUND, "self_test": True, "down": []})
     answers = {mark: str(item.get("answer", "")) for found in results.values() for mark, item in found.items()}
     observation = Observation(prefix, records, answers)
     _require_sent(probes, results)
@@ -149,17 +149,26 @@ def _list(answer: Mapping[str, Any], key: str) -> list[Record]:
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
+def _results(sent: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Record]]:
+    """Return what became of each probe, by guest and mark."""
+    return {label: {str(item.get("id")): item for item in _list(answer, "results")} for label, answer in sent.items()}
+
+
 def _script(fleet: Fleet, label: str, prefix: str, probes: Sequence[Probe]) -> list[dict[str, object]]:
     """Return what one guest sends: controls, probes, controls."""
     own = [probe for probe in probes if probe.sender.guest == label]
-    lines = [*_controls(fleet, label, "before"), *own, *_controls(fleet, label, "after")]
+    return _lines([*_controls(fleet, label, "before"), *own, *_controls(fleet, label, "after")], prefix)
+
+
+def _lines(probes: Sequence[Probe], prefix: str) -> list[dict[str, object]]:
+    """Return probes as the guest's program reads them."""
     return [
-        {"id": line.mark, "token": f"{prefix}{line.mark}.", "mac": line.sender.mac, "address": str(line.sender.address), **line.fields}
-        for line in lines
+        {"id": item.mark, "token": f"{prefix}{item.mark}.", "mac": item.sender.mac, "address": str(item.sender.address), **item.fields}
+        for item in probes
     ]
 
 
-def _flows(fleet: Fleet) -> list[tuple[str, Endpoint, Endpoint, int]]:
+def tcp_flows(fleet: Fleet) -> list[tuple[str, Endpoint, Endpoint, int]]:
     """Return mark, source, target and port of every declared TCP flow."""
     found = [item for item in joined(fleet.testbed) if item[0].protocol == "tcp"]
     return [(f"flow{number}", source, target, flow.port or 0) for number, (flow, source, target) in enumerate(found)]
@@ -168,12 +177,12 @@ def _flows(fleet: Fleet) -> list[tuple[str, Endpoint, Endpoint, int]]:
 def _controls(fleet: Fleet, label: str, stage: str) -> list[Probe]:
     """Return what must arrive: the declared flows, and an answer of the network to every interface."""
     lines = []
-    for mark, source, target, port in _flows(fleet):
+    for mark, source, target, port in tcp_flows(fleet):
         if source.guest == label:
             fields = {"kind": "tcp-connect", "ip": str(target.address), "port": port, "timeout": 10, "repeat": 3, "spacing": 1}
             lines.append(Probe(f"{mark}{stage}", source, fields))
-    endpoints = {cell.source for cell in fleet.matrix.cells if cell.source.guest == label}
-    for number, endpoint in enumerate(sorted(endpoints, key=lambda item: item.network)):
+    own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
+    for number, endpoint in enumerate(own):
         transaction = f"{(1 if stage == 'before' else 2) << 24 | number:08x}"
         lines.append(Probe(f"dhcp{stage}{number}", endpoint, {"kind": "dhcp", "transaction": transaction, "repeat": 3, "spacing": 0.5}))
     return lines
@@ -192,11 +201,10 @@ def _require_listeners(answers: Mapping[str, Mapping[str, Any]], ports: Mapping[
             raise _broken(f"{label} cannot listen", f"missing: {sorted(missing)}, not ready: {unready}, {answer.get('error', '')}")
 
 
-def _require_receivers(answers: Mapping[str, Mapping[str, Any]]) -> None:
-    for label, answer in answers.items():
-        facts = {name: answer.get(name) for name in ("alive", "self_test", "overflowed", "dropped", "down")}
-        if facts != {"alive": True, "self_test": True, "overflowed": False, "dropped": 0, "down": []}:
-            raise _broken(f"the recorder in {label} cannot vouch for the whole window", str(facts))
+def _require_receiver(name: str, answer: Mapping[str, Any], wanted: Mapping[str, object]) -> None:
+    facts = {fact: answer.get(fact) for fact in wanted}
+    if facts != wanted:
+        raise _broken(f"the recorder in {name} cannot vouch for the whole window", str(facts))
 
 
 def _require_sent(probes: Sequence[Probe], results: Mapping[str, Mapping[str, Record]]) -> None:
@@ -208,13 +216,13 @@ def _require_sent(probes: Sequence[Probe], results: Mapping[str, Mapping[str, Re
 
 def _require_controls(fleet: Fleet, observation: Observation) -> None:
     for stage, transactions in (("before", 1), ("after", 2)):
-        for mark, source, target, port in _flows(fleet):
+        for mark, source, target, port in tcp_flows(fleet):
             expected = f"ok-{observation.token(mark + stage)}"
             if observation.answers.get(mark + stage) != expected or not observation.arrived(mark + stage, target.guest):
                 what = f"the declared flow {source.guest} -> {target.guest} tcp/{port} does not work {stage} the probes"
                 raise _broken(what, f"answer: {observation.answers.get(mark + stage)!r}")
-        tokens = {observation.token(mark + stage) for mark, *_ in _flows(fleet)}
-        for endpoint in {cell.source for cell in fleet.matrix.cells}:
+        tokens = {observation.token(mark + stage) for mark, *_ in tcp_flows(fleet)}
+        for endpoint in endpoints(fleet.testbed):
             if not _heard(endpoint, observation.records[endpoint.guest], tokens, transactions):
                 what = f"{endpoint.label} heard nothing {stage} the probes"
                 raise _broken(what, "neither an answer of the network's DHCP nor a declared flow")
@@ -265,7 +273,7 @@ def listen_on(machine: Machine, prefix: str, macs: Mapping[str, str]) -> None:
     """
     nics = [{"label": name, "mac": mac, "address": "0.0.0.0"} for name, mac in macs.items()]  # noqa: S104 - not asked for
     request: dict[str, object] = {"phase": "listen", "token": prefix, "interfaces": nics, "window": _LIFE, "patience": 0}
-    answer = _answer(machine.name, machine.read("python3 -", stdin=compose(request), timeout=_CALL).encode())
+    answer = _call_machine(machine, request)
     missing = [nic.get("label") for nic in _list(answer, "interfaces") if not nic.get("interface")]
     if answer.get("ready") is not True or missing:
         raise _broken(f"{machine.name} cannot listen", f"{answer.get('error', '')} {missing}")
@@ -283,11 +291,9 @@ def collect_from(machine: Machine, prefix: str, may_be_down: str) -> list[Record
     answers = []
     for phase in ("collect", "stop"):
         request: dict[str, object] = {"phase": phase, "token": prefix, "interfaces": [], "patience": 30}
-        answers.append(_answer(machine.name, machine.read("python3 -", stdin=compose(request), timeout=_CALL).encode()))
-    facts = {name: answers[0].get(name) for name in ("alive", "overflowed", "dropped")}
-    down = answers[0].get("down")
-    if facts != {"alive": True, "overflowed": False, "dropped": 0} or down not in ([], [may_be_down]):
-        raise _broken(f"the recorder on {machine.name} cannot vouch for the whole window", str(facts))
+        answers.append(_call_machine(machine, request))
+    down = [may_be_down] if answers[0].get("down") else []
+    _require_receiver(machine.name, answers[0], {**_SOUND, "down": down})
     return _list(answers[0], "records")
 
 
@@ -299,12 +305,8 @@ def send_from(fleet: Fleet, guests: Sequence[Guest], prefix: str, probes: Sequen
     """
     requests: dict[str, dict[str, object]] = {}
     for guest in guests:
-        lines = [
-            {"id": p.mark, "token": f"{prefix}{p.mark}.", "mac": p.sender.mac, "address": str(p.sender.address), **p.fields}
-            for p in probes
-            if p.sender.guest == guest.label
-        ]
+        lines = _lines([probe for probe in probes if probe.sender.guest == guest.label], prefix)
         requests[guest.label] = {"phase": "send", "token": prefix, "interfaces": [], "budget": _CALL - 60, "probes": lines}
     sent = _everywhere(fleet, guests, requests)
-    _require_sent(probes, {label: {str(item.get("id")): item for item in _list(answer, "results")} for label, answer in sent.items()})
+    _require_sent(probes, _results(sent))
     time.sleep(_WINDOW)

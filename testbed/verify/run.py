@@ -23,9 +23,7 @@ from testbed.verify.plugin import run_checks
 _PATIENCE = 60.0  # seconds
 
 
-def examine(
-    lab: Lab, *, prove: bool, only: tuple[str, ...], retried: tuple[str, ...], progress: Callable[[str], None]
-) -> Path:
+def examine(lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[[str], None]) -> Path:
     """Run the checks against a lab and return the run's folder, which holds ``result.json`` and the evidence.
 
     Raises:
@@ -53,7 +51,7 @@ def examine(
     }  # fmt: skip
     run = Run(
         lab.testbed.name, lab.testbed.digest, environment, started.isoformat(timespec="seconds"),
-        round(time.monotonic() - clock, 1), tuple(plugin.results), retried, tuple(trouble),
+        round(time.monotonic() - clock, 1), tuple(plugin.results), lab.retried, tuple(trouble),
     )  # fmt: skip
     partial = folder / "result.json.partial"
     partial.write_text(json.dumps(to_json(run), indent=1, default=str))

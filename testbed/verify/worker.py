@@ -74,12 +74,13 @@ def succeeded(machine: Machine, guest: Guest, attempts: Sequence[Attempt], *, as
 
 
 def _wear(worker: int, as_root: bool, script: str) -> str:
-    drop = (
-        "setpriv --reuid $(awk '/^Uid:/{print $2}' /proc/$p/status) --regid $(awk '/^Gid:/{print $2}' /proc/$p/status) "
-        "--groups $(awk '/^Groups:/{$1=\"\"; print $0}' /proc/$p/status | tr ' ' '\\n' | grep . | paste -sd,) "
-        "--bounding-set=-all --inh-caps=-all --no-new-privs"
-    )
-    drop = "setpriv --inh-caps=-all" if as_root else drop.replace(" --no-new-privs", "")
+    drop = "setpriv --inh-caps=-all"
+    if not as_root:
+        drop = (
+            "setpriv --reuid $(awk '/^Uid:/{print $2}' /proc/$p/status) --regid $(awk '/^Gid:/{print $2}' /proc/$p/status) "
+            "--groups $(awk '/^Groups:/{$1=\"\"; print $0}' /proc/$p/status | tr ' ' '\\n' | grep . | paste -sd,) "
+            "--bounding-set=-all --inh-caps=-all"
+        )
     return (
         f"p={worker}; profile=$(cut -d' ' -f1 /proc/$p/attr/current); "
         "echo $$ > /sys/fs/cgroup$(cut -d: -f3 /proc/$p/cgroup)/cgroup.procs 2>/dev/null; "

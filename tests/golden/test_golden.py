@@ -11,25 +11,21 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import TopologyError
-from testbed.model.facts import Accelerator, Environment
 from testbed.model.resolve import resolve
 from testbed.plan.diff import diff
 from testbed.plan.domains import MachineFiles, guest_xml, machine_xml, read_mark
 from testbed.plan.identity import MachineKeys, identity_files
 from testbed.plan.render import text
-from testbed.plan.resources import OUTER, Inputs, desired, guest_properties, machine_properties, places
+from testbed.plan.resources import OUTER, desired, guest_properties, machine_properties, places
 from testbed.plan.settings import settings
 from testbed.report.graph import dot, mermaid
 from testbed.spec.load import load, read
 from testbed.spec.schema import GIB
+from tests.sim.simulator import INPUTS
 
 HERE = Path(__file__).parent
 TOPOLOGIES = HERE.parents[1] / "topologies"
 BAD = sorted(path.stem for path in (HERE / "bad").glob("*.yaml"))
-INPUTS = Inputs(
-    Environment(Accelerator.TCG, Accelerator.KVM, 4.0, "/usr/bin/qemu-system-x86_64"),
-    {"node": "digest-n", "controller": "digest-c", "guest": "digest-g"},
-)
 
 
 def _same(file: Path, found: str) -> None:

@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from testbed.errors import ProvisioningError
+from testbed.model.facts import Accelerator, Environment
 from testbed.plan.diff import Action, Observed
-from testbed.plan.resources import OUTER, Key, Kind, Properties
+from testbed.plan.resources import OUTER, Inputs, Key, Kind, Properties
+
+INPUTS = Inputs(
+    Environment(Accelerator.TCG, Accelerator.KVM, 4.0, "/usr/bin/qemu-system-x86_64"),
+    {"node": "digest-n", "controller": "digest-c", "guest": "digest-g"},
+)
 
 
 class Killed(BaseException):

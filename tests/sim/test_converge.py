@@ -11,20 +11,15 @@ from hypothesis import strategies as st
 
 from testbed.apply import converge
 from testbed.errors import ProvisioningError
-from testbed.model.facts import Accelerator, Environment
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Testbed
 from testbed.observe import plan
 from testbed.plan.diff import Verb
-from testbed.plan.resources import OUTER, Inputs, Key, Kind, Resource, desired, places
+from testbed.plan.resources import OUTER, Key, Kind, Resource, desired, places
 from testbed.spec.load import load, read
-from tests.sim.simulator import Killed, World
+from tests.sim.simulator import INPUTS, Killed, World
 
 TOPOLOGIES = Path(__file__).parents[2] / "topologies"
-INPUTS = Inputs(
-    Environment(Accelerator.TCG, Accelerator.KVM, 4.0, "/usr/bin/qemu-system-x86_64"),
-    {"node": "digest-n", "controller": "digest-c", "guest": "digest-g"},
-)
 
 
 def _lab(name: str = "two-tenants.yaml") -> Testbed:

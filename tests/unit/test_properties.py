@@ -8,18 +8,16 @@ from typing import Any
 from hypothesis import given, settings
 
 from testbed.apply import converge
-from testbed.model.facts import Accelerator, Environment
 from testbed.model.policy import ReachMatrix
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Testbed
 from testbed.observe import plan
 from testbed.plan.acls import acls
-from testbed.plan.resources import Inputs, desired, places
+from testbed.plan.resources import desired, places
 from testbed.spec.load import load
-from tests.sim.simulator import World
+from tests.sim.simulator import INPUTS, World
 from tests.strategies import topologies
 
-INPUTS = Inputs(Environment(Accelerator.TCG, Accelerator.KVM, 4.0, "qemu"), {"node": "n", "controller": "c", "guest": "g"})
 MANY = settings(max_examples=60, deadline=None)
 
 

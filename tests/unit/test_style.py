@@ -28,6 +28,8 @@ ALLOWED = {
     "guest": set(),
     "drivers": PURE | {"ports"},
     "lab": PURE | {"ports", "drivers", "resources"},
+    "terminal": PURE | {"report"},
+    "cli_image": PURE | {"drivers", "resources", "terminal"},
     "verify": PURE | {"ports", "drivers", "resources", "lab", "report", "observe", "guest"},
 }
 ONE_FILE = {
