@@ -6,6 +6,7 @@ counts. The answer is kept, and asked for again when the kernel, QEMU, the image
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -20,7 +21,8 @@ from testbed.model.facts import Accelerator, Environment
 _MARK = "testbed canary is alive"
 _KVM_DEADLINE = 15.0
 _TCG_DEADLINE = 120.0
-_KVM_REFERENCE = 1.0  # seconds that a canary takes under working KVM on a present-day core
+_KVM_REFERENCE = 1.0  # seconds from QEMU's start to the canary's power-off under working KVM on a present-day core
+_SHOWN = 200  # characters of QEMU's own message that a note quotes
 _KVM = Path("/dev/kvm")
 
 
@@ -38,12 +40,14 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
     """
     emulator = process.require("qemu-system-x86_64", package="qemu-system-x86")
     version = process.run([emulator, "--version"], what="cannot run QEMU", timeout=30, error=MachineError).splitlines()[0]
-    key = [platform.release(), version, image.key, _device(), str(want)]
+    asked = "tcg" if want is Accelerator.TCG else "any"
+    key = [platform.release(), version, image.key, _device(), asked]
     stored = cache / "canary.json"
     answer = _stored(stored, key)
     if answer is None:
         answer = {"key": key, **_measure(emulator, image, want)}
-        stored.write_text(json.dumps(answer))
+        with contextlib.suppress(PermissionError):  # somebody else's cache: ask again next time
+            stored.write_text(json.dumps(answer))
     if want is Accelerator.KVM and answer["outer"] != Accelerator.KVM:
         raise MachineError("KVM does not work here", fact=str(answer["note"]), remedy="leave out --accelerator, or fix KVM")
     versions = (("kernel", platform.release()), ("qemu", version), ("python", platform.python_version()))
@@ -56,7 +60,7 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
 def _stored(file: Path, key: list[str]) -> dict[str, object] | None:
     try:
         answer: dict[str, object] = json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     return answer if isinstance(answer, dict) and answer.get("key") == key else None
 
@@ -72,35 +76,58 @@ def _device() -> str:
 def _measure(emulator: str, image: Image, want: Accelerator | None) -> dict[str, object]:
     note = f"{_KVM} is missing"
     if want is not Accelerator.TCG and os.access(_KVM, os.R_OK | os.W_OK):
-        if boot(emulator, image, Accelerator.KVM, _KVM_DEADLINE) is None:
-            note = f"{_KVM} opens, but a canary kernel did not start under it within {_KVM_DEADLINE:.0f} s"
-        elif not _nested():
-            note = "KVM works, but without nested virtualisation; nodes could not run guests"
-        else:
+        note = _kvm_fault(emulator, image)
+        if not note:
             return {"outer": Accelerator.KVM, "slowness": 1.0, "note": "a canary kernel started under KVM"}
     elif _KVM.exists():
         note = f"{_KVM} is there and not used" if want is Accelerator.TCG else f"{_KVM} cannot be opened by this user"
-    seconds = boot(emulator, image, Accelerator.TCG, _TCG_DEADLINE)
-    if seconds is None:
-        fact = f"no sign of life within {_TCG_DEADLINE:.0f} s"
-        raise MachineError("a canary kernel does not start under emulation", fact=fact, remedy="run `testbed doctor`")
+    try:
+        seconds = boot(emulator, image, Accelerator.TCG, _TCG_DEADLINE)
+    except InstrumentError as error:
+        what = "a canary kernel does not start under emulation"
+        raise MachineError(what, fact=_brief(error.fact), remedy=error.remedy) from error
     return {"outer": Accelerator.TCG, "slowness": round(max(4.0, seconds / _KVM_REFERENCE), 1), "note": note}
 
 
-def boot(emulator: str, image: Image, accelerator: Accelerator, deadline: float) -> float | None:
-    """Boot the canary and return the seconds until it spoke, or None if it did not before the deadline."""
+def _kvm_fault(emulator: str, image: Image) -> str:
+    """Return why nodes cannot run under KVM, or nothing if they can."""
+    try:
+        boot(emulator, image, Accelerator.KVM, _KVM_DEADLINE)
+    except InstrumentError as error:
+        return f"{_KVM} opens, but a canary kernel did not start under it: {_brief(error.fact)}"
+    return "" if _nested() else "KVM works, but without nested virtualisation; nodes could not run guests"
+
+
+def _brief(fact: str) -> str:
+    """Return what QEMU said in one line, without its warnings."""
+    lines = [" ".join(line.split()) for line in fact.splitlines() if "warning:" not in line]
+    return "; ".join(line for line in lines if line)[:_SHOWN]
+
+
+def boot(emulator: str, image: Image, accelerator: Accelerator, deadline: float) -> float:
+    """Boot the canary and return the seconds until it had spoken and powered off.
+
+    The processor is the one that nodes get. At the deadline (seconds) the emulator is killed.
+
+    Raises:
+        InstrumentError: QEMU failed, or the canary did not speak and power off in time.
+
+    """
     cpu = "host" if accelerator is Accelerator.KVM else "EPYC"
     argv = [
         emulator, "-M", "q35", "-accel", str(accelerator), "-cpu", cpu, "-m", "256", "-display", "none",
         "-nodefaults", "-no-user-config", "-no-reboot", "-serial", "stdio", "-kernel", str(image.file("vmlinuz")),
         "-initrd", str(image.file("canary")), "-append", "console=ttyS0 quiet panic=-1",
     ]  # fmt: skip
+    what = "the canary does not start"
     start = time.monotonic()
-    try:
-        output = process.run(argv, what="the canary does not start", timeout=deadline, error=InstrumentError)
-    except InstrumentError:
-        return None
-    return time.monotonic() - start if _MARK in output else None
+    output = process.run(argv, what=what, timeout=deadline, error=InstrumentError)
+    seconds = time.monotonic() - start
+    if _MARK not in output:
+        last = " ".join(output.split())[-_SHOWN:] or "nothing"
+        fact = f"QEMU ended after {seconds:.1f} s; the kernel said: {last}"
+        raise InstrumentError(what, fact=fact, remedy="bake the images anew, or see QEMU's own requirements")
+    return seconds
 
 
 def _nested() -> bool:
