@@ -82,7 +82,7 @@ def _node(lab: labs.Lab, node: Node) -> None:
 def floor(topology: Path, state: Path) -> float:
     """Return the seconds that the floor takes; runs in a process of its own."""
     testbed = resolve(read(topology).spec)
-    ground = labs.prepare(lambda _: None, verify=False)
+    ground = labs.prepare(lambda _: None)
     workspace = Workspace(state, testbed.name)
     labs.enter(testbed, workspace, ground.environment)
     with labs.opened(testbed, workspace, ground) as lab:

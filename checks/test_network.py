@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import product
 
 from checks.breaches import command, needs_guest
@@ -14,7 +15,18 @@ from testbed.model.testbed import GuestNic, Plane
 from testbed.plan.acls import Acl
 from testbed.verify.declare import Breach, check
 from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.network import Observation, Probe, collect_from, listen_on, observe, reach, send_from, tcp_flows
+from testbed.verify.network import (
+    Observation,
+    Probe,
+    collect_from,
+    forget,
+    listen_on,
+    matrix_probes,
+    observe,
+    reach,
+    send_from,
+    tcp_flows,
+)
 from testbed.verify.stage import Stage
 
 _ALLOW_ALL = (Acl("from-lport", 2000, "ip", "allow"), Acl("to-lport", 2000, "ip", "allow"))
@@ -67,7 +79,7 @@ def _all_allowed(stage: Stage) -> bool:
     ),
 )
 def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
-    found = fleet.once("reach", lambda: reach(fleet))
+    found = reach(fleet.matrix.cells, _survey(fleet))
     rows = [f"{cell.source.label} -> {cell.target.label} {cell.service}: {arrived}" for cell, arrived in found]
     fleet.evidence.record("fleet", "matrix", f"{len(found)} cells", "\n".join(rows), time.time())
     leaks = [str(cell) for cell, arrived in found if arrived and not cell.allowed]
@@ -76,32 +88,57 @@ def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
     assert not dead, f"{len(dead)} allowed cells do not work: {'; '.join(dead[:6])}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Forgery:
+    """A frame on a declared flow that lies about its sender."""
+
+    mark: str
+    source: Endpoint
+    target: Endpoint
+    port: int
+    meaning: str
+    lie: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.source.guest} -> {self.target.guest} tcp/{self.port} with {self.meaning}"
+
+
 def _syn(mark: str, source: Endpoint, target: Endpoint, port: int, **forged: str) -> Probe:
     fields: dict[str, object] = {"kind": "tcp-syn", "ip": str(target.address), "target_mac": target.mac, "port": port, "repeat": 2}
     return Probe(mark, source, fields | forged)
 
 
-def _raw_controls(fleet: Fleet, observation: Observation) -> None:
-    """The same frame, not forged, must arrive before and after the forged ones."""
+def _survey(fleet: Fleet) -> Observation:
+    """Return one observation that NET-01, NET-02 and NET-04 read: the cells of the matrix, and the forged frames.
+
+    A guest of the lab needs seconds to start a program, so what can be sent in one go is.
+    """
+    return fleet.once("survey", lambda: _send_survey(fleet))
+
+
+def _send_survey(fleet: Fleet) -> Observation:
+    probes = matrix_probes(fleet.matrix.cells)
+    forgeries = [*_false_macs(fleet), *_false_addresses(fleet)]
+    for name, source, target, port in tcp_flows(fleet):
+        probes.append(_syn(f"{name}rawbefore", source, target, port))
+        own = [item for item in forgeries if item.source == source and item.mark.startswith(f"{name}x")]
+        probes += [_syn(item.mark, source, target, port, **item.lie) for item in own]
+        probes.append(_syn(f"{name}rawafter", source, target, port))
+    return observe(fleet, probes)
+
+
+def _through(fleet: Fleet, forgeries: list[_Forgery]) -> list[str]:
+    """Return the forged frames that arrived.
+
+    Raises:
+        InstrumentError: the same frame, not forged, did not arrive before and after them.
+    """
+    observation = _survey(fleet)
     for (name, _, target, port), stage in product(tcp_flows(fleet), ("before", "after")):
         if not observation.arrived(f"{name}raw{stage}", target.guest):
             what = f"an honest frame to {target.guest} tcp/{port} did not arrive {stage} the forged ones"
             raise InstrumentError(what, fact="so nothing can be said about forged ones", remedy="repeat the check")
-
-
-def _forge(fleet: Fleet, forgeries: dict[str, list[tuple[str, dict[str, str]]]]) -> tuple[Observation, list[tuple[str, str, str]]]:
-    """Send forged frames on every declared flow; return what was seen, and mark, target and meaning of each frame."""
-    probes, tried = [], []
-    for name, source, target, port in tcp_flows(fleet):
-        probes.append(_syn(f"{name}rawbefore", source, target, port))
-        for number, (meaning, forged) in enumerate(forgeries[source.label]):
-            mark = f"{name}forged{number}"
-            probes.append(_syn(mark, source, target, port, **forged))
-            tried.append((mark, target.guest, f"{source.guest} -> {target.guest} tcp/{port} with {meaning}"))
-        probes.append(_syn(f"{name}rawafter", source, target, port))
-    observation = observe(fleet, probes)
-    _raw_controls(fleet, observation)
-    return observation, tried
+    return [str(item) for item in forgeries if observation.arrived(item.mark, item.target.guest)]
 
 
 def _set_security(stage: Stage, addresses: list[str]) -> None:
@@ -132,18 +169,25 @@ def _security(stage: Stage) -> list[str]:
     ),
 )
 def test_source_mac_is_pinned(fleet: Fleet) -> None:
-    everyone = endpoints(fleet.testbed)
-    forgeries = {}
-    for _, source, target, _ in tcp_flows(fleet):
-        stranger = next((item for item in everyone if item.tenant != source.tenant), target)
-        forgeries[source.label] = [
-            ("an invented MAC address", {"source_mac": "0e:" + ":".join(f"{octet:02x}" for octet in secrets.token_bytes(5))}),
-            ("the receiver's MAC address", {"source_mac": target.mac}),
-            ("another tenant's MAC address", {"source_mac": stranger.mac}),
-        ]
-    observation, tried = _forge(fleet, forgeries)
-    through = [meaning for mark, guest, meaning in tried if observation.arrived(mark, guest)]
+    through = _through(fleet, _false_macs(fleet))
     assert not through, f"forged frames arrived: {'; '.join(through)}"
+
+
+def _false_macs(fleet: Fleet) -> list[_Forgery]:
+    everyone = endpoints(fleet.testbed)
+    forgeries = []
+    for name, source, target, port in tcp_flows(fleet):
+        stranger = next((item for item in everyone if item.tenant != source.tenant), target)
+        lies = {
+            "an invented MAC address": "0e:" + ":".join(f"{octet:02x}" for octet in secrets.token_bytes(5)),
+            "the receiver's MAC address": target.mac,
+            "another tenant's MAC address": stranger.mac,
+        }
+        forgeries += [
+            _Forgery(f"{name}xmac{number}", source, target, port, meaning, {"source_mac": mac})
+            for number, (meaning, mac) in enumerate(lies.items())
+        ]
+    return forgeries
 
 
 def _loose_rule(stage: Stage) -> Acl:
@@ -178,22 +222,28 @@ def _pin_address(stage: Stage) -> None:
     ),
 )
 def test_source_address_is_pinned(fleet: Fleet) -> None:
-    management = str(fleet.testbed.controller.address(Plane.MANAGEMENT))
-    forgeries = {}
-    for _, source, _, _ in tcp_flows(fleet):
-        tenant, _, name = source.network.partition("/")
-        network = fleet.testbed.tenant(tenant).network(name)
+    through = _through(fleet, _false_addresses(fleet))
+    assert not through, f"forged frames arrived: {'; '.join(through)}"
+
+
+def _false_addresses(fleet: Fleet) -> list[_Forgery]:
+    forgeries = []
+    for name, source, target, port in tcp_flows(fleet):
+        tenant, _, network_name = source.network.partition("/")
+        network = fleet.testbed.tenant(tenant).network(network_name)
         taken = {item.address for item in endpoints(fleet.testbed) if item.network == source.network}
         free = next(address for address in network.network.hosts() if address not in {*taken, network.server})
-        forgeries[source.label] = [
-            ("a free address of its network", {"source_ip": str(free)}),
-            ("the network's own address", {"source_ip": str(network.server)}),
-            ("a management address", {"source_ip": management}),
-            ("an address of nowhere", {"source_ip": "203.0.113.7"}),
+        lies = {
+            "a free address of its network": str(free),
+            "the network's own address": str(network.server),
+            "a management address": str(fleet.testbed.controller.address(Plane.MANAGEMENT)),
+            "an address of nowhere": "203.0.113.7",
+        }
+        forgeries += [
+            _Forgery(f"{name}xip{number}", source, target, port, meaning, {"source_ip": address})
+            for number, (meaning, address) in enumerate(lies.items())
         ]
-    observation, tried = _forge(fleet, forgeries)
-    through = [meaning for mark, guest, meaning in tried if observation.arrived(mark, guest)]
-    assert not through, f"forged frames arrived: {'; '.join(through)}"
+    return forgeries
 
 
 def _rules(stage: Stage) -> list[str]:
@@ -257,11 +307,15 @@ def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> 
     sockets = fleet.once("sockets", lambda: _sockets(fleet))
     prefix = f"tb-{secrets.token_hex(4)}-"
     with ThreadPoolExecutor(max_workers=len(fleet.machines)) as pool:
-        own = dict(pool.map(lambda machine: _watch(machine, prefix, taps), fleet.machines.values()))[node.name]
-        probes = _assault(senders, sockets, own)
-        send_from(fleet, guests, prefix, probes)
-        collected = pool.map(lambda machine: (machine.name, collect_from(machine, prefix, _OWN[0])), fleet.machines.values())
-        seen = dict(collected)
+        try:
+            own = dict(pool.map(lambda machine: _watch(machine, prefix, taps), fleet.machines.values()))[node.name]
+            probes = _assault(senders, sockets, own)
+            send_from(fleet, guests, prefix, probes)
+            collected = pool.map(lambda machine: (machine.name, collect_from(machine, prefix, _OWN[0])), fleet.machines.values())
+            seen = dict(collected)
+        except BaseException:
+            list(pool.map(lambda machine: forget(machine, prefix), fleet.machines.values()))
+            raise
     sent = {record.get("token") for record in seen[node.name] if record.get("label") in taps and record.get("direction") == "in"}
     unseen = [probe.mark for probe in probes if probe.fields["kind"] != "arp" and f"{prefix}{probe.mark}." not in sent]
     if unseen:

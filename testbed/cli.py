@@ -124,7 +124,7 @@ def validate(
 def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> None:
     """Show what `up` would do, and why; change nothing."""
     testbed, _ = _topology(topology)
-    ground = lab.prepare(say, verify=False, want=accelerator)
+    ground = lab.ground(want=accelerator)
     workspace = Workspace(state_root(), testbed.name)
     found = enclosure.find(testbed.name, workspace.root)
     if found is None:
@@ -146,7 +146,7 @@ def _up(
 ) -> None:
     testbed, file = _topology(topology)
     doctors.require(cache_root(), state_root())
-    ground = lab.prepare(say, verify=True, want=want)
+    ground = lab.prepare(say, want=want)
     say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
     workspace = Workspace(state_root(), testbed.name)
     with workspace.locked():
@@ -202,8 +202,7 @@ def status(
     if enclosure.find(testbed.name, workspace.root) is None:
         out(json.dumps({"lab": testbed.name, "running": False}) if as_json else f"{testbed.name} is down")
         return
-    ground = lab.prepare(say, verify=False)
-    with _opened(testbed, workspace, ground) as opened:
+    with _opened(testbed, workspace, lab.ground()) as opened:
         found, unseen = observe.observe(opened.desired, opened.places)
         drift = diff(opened.desired, found, unseen)
     rows = [{"place": k.place, "kind": k.kind, "name": k.name, "state": p["state"]} for k, p in sorted(found.items()) if "state" in p]
@@ -241,12 +240,16 @@ def check(
 ) -> None:
     """Attack the lab's walls and give a verdict."""
     testbed, workspace, _ = _running(name)
-    with _opened(testbed, workspace, lab.prepare(say, verify=False)) as opened:
+    with _opened(testbed, workspace, lab.ground()) as opened:
         _check(opened, prove=prove, only=only or [], as_json=as_json)
 
 
 def _check(opened: lab.Lab, *, prove: bool, only: list[str], as_json: bool) -> None:
-    folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say)
+    try:
+        folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say)
+    except KeyboardInterrupt:
+        say(f"interrupted; what had been observed: `testbed report {opened.testbed.name}`")
+        raise typer.Exit(Exit.INTERRUPTED) from None
     data = runs.load(folder)
     (folder / "report.md").write_text(formats.markdown(data))
     (folder / "junit.xml").write_text(formats.junit(data))
@@ -311,7 +314,7 @@ def execute(
     testbed, workspace, _ = _running(name)
     guests = {item.label: item for item in testbed.guests}
     lab.require_member("guest", guest, list(guests))
-    with _opened(testbed, workspace, lab.prepare(say, verify=False)) as opened:
+    with _opened(testbed, workspace, lab.ground()) as opened:
         found = guests[guest]
         done = run_in_guest(opened.nodes[found.node].hypervisor, found, command, b"", timeout)
     sys.stdout.write(printable(done.stdout))

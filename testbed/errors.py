@@ -71,10 +71,6 @@ class LockedError(TestbedError):
     """Another process works on the same lab."""
 
 
-class BrokenLabError(TestbedError):
-    """A breach could not be reverted: nothing that is observed on this lab counts until it is repaired."""
-
-
 class InstrumentError(TestbedError):
     """An observation could not be completed; the verdict that needed it is inconclusive."""
 

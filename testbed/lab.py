@@ -43,8 +43,8 @@ class Ground:
         return Inputs(self.environment, {name: image.digest for name, image in self.images.items()})
 
 
-def prepare(progress: Progress, *, verify: bool, want: Accelerator | None = None) -> Ground:
-    """Bake what is missing, verify what is used, and find out how virtual machines run here.
+def prepare(progress: Progress, *, want: Accelerator | None = None) -> Ground:
+    """Bake what is missing, verify every image, and find out how virtual machines run here.
 
     Raises:
         ImageError: an image could not be baked, or is not what was baked.
@@ -53,10 +53,24 @@ def prepare(progress: Progress, *, verify: bool, want: Accelerator | None = None
     """
     cache = ImageCache(cache_root(), packaged.playbooks())
     images = cache.ensure(progress)
-    if verify:
-        progress("verifying the images")
-        for image in images.values():
-            cache.verify(image)
+    progress("verifying the images")
+    for image in images.values():
+        cache.verify(image)
+    return _ground(images, want)
+
+
+def ground(*, want: Accelerator | None = None) -> Ground:
+    """Return what is there already, for commands that look at a lab and build nothing.
+
+    Raises:
+        ImageError: an image is missing.
+        MachineError: this machine cannot run the lab.
+
+    """
+    return _ground(ImageCache(cache_root(), packaged.playbooks()).baked(), want)
+
+
+def _ground(images: dict[str, Image], want: Accelerator | None) -> Ground:
     return Ground(images, canary.environment(images["node"], cache_root(), want=want))
 
 

@@ -139,7 +139,16 @@ class ImageCache:
             with ThreadPoolExecutor(max_workers=2) as pool:
                 for done in [pool.submit(self._bake, recipe, progress) for recipe in missing]:
                     done.result()
-        return {name: self._found(recipe) for name, recipe in recipes.items()}
+        return self.baked()
+
+    def baked(self) -> dict[str, Image]:
+        """Return every image by name.
+
+        Raises:
+            ImageError: one is missing.
+
+        """
+        return {name: self._found(recipe) for name, recipe in self.recipes().items()}
 
     def _found(self, recipe: Recipe) -> Image:
         image = self.find(recipe)

@@ -515,9 +515,16 @@ def _attempt(probe: Request) -> Request:
     return {"sent": True, "error": ""}
 
 
+def finish(request: Request) -> Request:
+    """Return what the recorder has seen, and end it."""
+    seen = collect(request)
+    stop(request)
+    return seen
+
+
 def main(request: Request) -> int:
     """Run one phase and print its answer."""
-    phases = {"listen": listen, "send": send, "collect": collect, "stop": stop}
+    phases = {"listen": listen, "send": send, "collect": collect, "finish": finish, "stop": stop}
     try:
         answer, status = phases[request["phase"]](request), 0
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -110,14 +110,16 @@ def _validate(document: Document) -> tuple[Spec | None, list[Mistake]]:
         except ValidationError as error:
             details = error.errors(include_url=False)
             for detail in details:
-                mistakes.setdefault(_place(detail), _mistake(detail, document))
+                if not (mistakes and detail["type"] in ("too_short", "missing") and document.get(_place(detail))):
+                    mistakes.setdefault(_place(detail), _mistake(detail, document))
             if not all([_cut(data, _place(detail)) for detail in details]):  # noqa: C419 - every one must be cut
                 break
     return None, list(mistakes.values())
 
 
 def _place(detail: ErrorDetails) -> Path:
-    return tuple(part for part in detail["loc"] if part not in ("[key]", "str", "list[str]"))
+    place = detail["loc"]
+    return place[:-1] if place[-1:] == ("[key]",) else place
 
 
 def _cut(data: Value, place: Path) -> bool:

@@ -135,26 +135,27 @@ def _guests(spec: Spec, declared: Declared, tenant_name: str, tenant: TenantSpec
                 f"add 'network:'; {among('', known)}",
             )
         for network in guest.networks:
-            if network not in known:
+            if network not in known and network != CUT_FLOW:
                 yield (*place, "network"), f"the tenant has no network '{network}'", among(network, known)
         for network in sorted({item for item in guest.networks if guest.networks.count(item) > 1}):
             yield (*place, "network"), f"the network '{network}' is named twice", "name each network once"
 
 
 def _placement(spec: Spec, declared: Declared, place: Path, guest: GuestSpec) -> Iterator[Finding]:
+    usable = declared.nodes - {*RESERVED_NAMES}
     if guest.node is None:
         if len(declared.nodes) > 1:
             yield place, f"the lab has {len(declared.nodes)} nodes and the guest names none", (
-                f"add 'node:'; {among('', declared.nodes)}"
+                f"add 'node:'; {among('', usable)}"
             )
     elif guest.node == CONTROLLER:
         yield (
             (*place, "node"),
             "a controller runs the fleet's services and no guests",
-            among("", declared.nodes),
+            among("", usable),
         )
     elif guest.node not in declared.nodes:
-        yield (*place, "node"), f"there is no node '{guest.node}'", among(guest.node, declared.nodes)
+        yield (*place, "node"), f"there is no node '{guest.node}'", among(guest.node, usable)
     if guest.node in spec.nodes and guest.vcpus > spec.nodes[guest.node].vcpus:
         yield (
             (*place, "vcpus"),

@@ -14,8 +14,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 _UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB}
-_SIZE = re.compile(r"^(\d+)\s*(KiB|MiB|GiB)$")
+_SIZE = re.compile(r"^([1-9][0-9]*)\s*(KiB|MiB|GiB)$")
 _NAME = r"^[a-z]([a-z0-9-]{0,18}[a-z0-9])?$"
+_SPECIAL = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))  # RFC 6890; multicast
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
 _FLOW = re.compile(r"^\s*(?P<source>\S+)\s*->\s*(?P<target>\S+)\s+(?P<service>\S+)\s*$")
 
 
@@ -28,7 +30,7 @@ def parse_size(value: object) -> int:
     """
     match = _SIZE.match(value) if isinstance(value, str) else None
     if not match:
-        msg = f"{value!r} is not a size; write a whole number and KiB, MiB or GiB, as in '64 MiB'"
+        msg = f"{value!r} is not a size; write a whole number above zero and KiB, MiB or GiB, as in '64 MiB'"
         raise ValueError(msg)
     return int(match[1]) * _UNITS[match[2]]
 
@@ -45,7 +47,7 @@ def _private_network(network: IPv4Network) -> IPv4Network:
     if network.prefixlen > 29:
         msg = f"{network} is too small; use a prefix length of 29 or less"
         raise ValueError(msg)
-    if network.is_multicast or network.is_loopback or network.is_link_local or network.is_unspecified:
+    if any(network.overlaps(special) for special in _SPECIAL):
         msg = f"{network} is reserved for other purposes; use a private network such as 10.0.0.0/24"
         raise ValueError(msg)
     return network
@@ -68,6 +70,12 @@ Network = Annotated[
     BeforeValidator(_network_text),
     AfterValidator(_private_network),
     WithJsonSchema({"type": "string", "examples": ["10.0.0.0/24"]}),
+]
+
+NetworkNames = Annotated[
+    list[str],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
 
 
@@ -98,7 +106,7 @@ class Flow(_Strict):
         protocol, _, port = match["service"].partition("/")
         if protocol == "icmp" and not port:
             return cls(source=match["source"], target=match["target"], protocol="icmp")
-        if protocol not in ("tcp", "udp") or not port.isdigit() or not 1 <= int(port) <= 65535:
+        if protocol not in ("tcp", "udp") or not _PORT.fullmatch(port) or int(port) > 65535:
             msg = f"{match['service']!r} is not a service; write tcp/PORT or udp/PORT with a port from 1 to 65535, or icmp"
             raise ValueError(msg)
         return cls(
@@ -143,9 +151,7 @@ class GuestSpec(_Strict):
     """A tenant's virtual machine, nested in a node."""
 
     node: str | None = Field(default=None, description="node it runs on; optional where there is one node")
-    network: str | list[str] | None = Field(
-        default=None, description="network, or list of networks; optional where the tenant has one"
-    )
+    network: NetworkNames = Field(default=[], description="network, or list of networks; optional where the tenant has one")
     memory: Size = Field(default=224 * MIB, description="RAM of the guest, with unit")
     vcpus: int = Field(default=1, ge=1, le=16)
     volumes: dict[Name, Size] = Field(default_factory=dict, max_length=15, description="extra volumes: name and size with unit")
@@ -153,9 +159,7 @@ class GuestSpec(_Strict):
     @property
     def networks(self) -> tuple[str, ...]:
         """Names of the networks, in the order of the guest's interfaces."""
-        if self.network is None:
-            return ()
-        return (self.network,) if isinstance(self.network, str) else tuple(self.network)
+        return tuple(self.network)
 
 
 class TenantSpec(_Strict):

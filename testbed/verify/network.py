@@ -1,4 +1,4 @@
-"""Network probes: every guest listens, sends and is watched, in four agent calls per guest whatever their number.
+"""Network probes: every guest listens, sends and is watched, in three agent calls per guest whatever their number.
 
 A frame that did not arrive counts only if the receiver's recorder lived through the whole window, lost
 nothing, and heard something with the same tool in the same run, before and after (DESIGN.md, section 6).
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from testbed.verify.fleet import Fleet, Machine
 _WINDOW = 3.0  # seconds waited after the last frame was sent
 _LIFE = 600.0  # seconds after which a forgotten recorder ends by itself
 _CALL = 300.0
+_GIVE_UP = 30.0  # seconds that ending a recorder may take after an observation broke off
 _PROGRAM = Path(__file__).parents[1] / "guest/probe.py"
 _KINDS = {"arp": "arp", "icmp": "icmp", "tcp": "tcp-syn", "udp": "udp"}
 
@@ -68,12 +70,17 @@ class Observation:
         return any(record.get("token") == token and record.get("direction") == "in" for record in self.records[guest])
 
     def resolved(self, source: Endpoint, target: Endpoint) -> bool:
-        """Tell whether an ARP request reached its target, or an answer in the target's name came back."""
-        return self._heard(target, "arp-request", source.mac) or self._heard(source, "arp-reply", target.mac)
+        """Tell whether an ARP request for a target's address reached it, or an answer in its name came back.
 
-    def _heard(self, receiver: Endpoint, kind: str, mac: str) -> bool:
-        wanted = (kind, mac, "in")
-        return any((item.get("kind"), item.get("mac"), item.get("direction")) == wanted for item in self.records[receiver.guest])
+        A request that the source made for somebody else's address says nothing about this target.
+        """
+        address = str(target.address)
+        asked = {"kind": "arp-request", "mac": source.mac, "target": address, "direction": "in"}
+        answered = {"kind": "arp-reply", "mac": target.mac, "ip": address, "direction": "in"}
+        return self._heard(target, asked) or self._heard(source, answered)
+
+    def _heard(self, receiver: Endpoint, wanted: Mapping[str, str]) -> bool:
+        return any(wanted.items() <= item.items() for item in self.records[receiver.guest])
 
 
 def compose(request: Mapping[str, object]) -> bytes:
@@ -81,8 +88,8 @@ def compose(request: Mapping[str, object]) -> bytes:
     return f"{_PROGRAM.read_text()}\nraise SystemExit(main(json.loads({json.dumps(request)!r})))\n".encode()
 
 
-def _call(fleet: Fleet, guest: Guest, request: Mapping[str, object]) -> dict[str, Any]:
-    text = fleet.in_guest(guest, ["/usr/bin/python3", "-"], compose(request), timeout=_CALL)
+def _call(fleet: Fleet, guest: Guest, request: Mapping[str, object], timeout: float = _CALL) -> dict[str, Any]:
+    text = fleet.in_guest(guest, ["/usr/bin/python3", "-"], compose(request), timeout=timeout)
     return _answer(guest.label, text)
 
 
@@ -121,18 +128,17 @@ def observe(fleet: Fleet, probes: Sequence[Probe]) -> Observation:
     }
     common: dict[str, dict[str, object]] = {label: {"token": prefix, "interfaces": nics} for label, nics in interfaces.items()}
     ports = probed_ports(lab)
-    listening = _everywhere(
-        fleet, lab.guests, {label: {**base, "phase": "listen", "window": _LIFE, "patience": 60, **ports} for label, base in common.items()}
-    )
-    _require_listeners(listening, ports)
-    sent = _everywhere(
-        fleet, lab.guests,
-        {label: {**base, "phase": "send", "budget": _CALL - 60, "probes": _script(fleet, label, prefix, probes)}
-         for label, base in common.items()},
-    )  # fmt: skip
-    time.sleep(_WINDOW)
-    seen = _everywhere(fleet, lab.guests, {label: {**base, "phase": "collect", "patience": 30} for label, base in common.items()})
-    _everywhere(fleet, lab.guests, {label: {**base, "phase": "stop"} for label, base in common.items()})
+    with _recorders(fleet, common):
+        listen = {"phase": "listen", "window": _LIFE, "patience": 60, **ports}
+        listening = _everywhere(fleet, lab.guests, {label: {**base, **listen} for label, base in common.items()})
+        _require_listeners(listening, ports)
+        sent = _everywhere(
+            fleet, lab.guests,
+            {label: {**base, "phase": "send", "budget": _CALL - 60, "probes": _script(fleet, label, prefix, probes)}
+             for label, base in common.items()},
+        )  # fmt: skip
+        time.sleep(_WINDOW)
+        seen = _everywhere(fleet, lab.guests, {label: {**base, "phase": "finish", "patience": 30} for label, base in common.items()})
     results = _results(sent)
     records = {label: _list(answer, "records") for label, answer in seen.items()}
     for label, answer in seen.items():
@@ -142,6 +148,18 @@ def observe(fleet: Fleet, probes: Sequence[Probe]) -> Observation:
     _require_sent(probes, results)
     _require_controls(fleet, observation)
     return observation
+
+
+@contextmanager
+def _recorders(fleet: Fleet, requests: Mapping[str, Mapping[str, object]]) -> Iterator[None]:
+    """End every guest's recorder if an observation breaks off; one that cannot be reached ends after its window."""
+    try:
+        yield
+    except BaseException:
+        for guest in fleet.testbed.guests:
+            with suppress(InstrumentError):
+                _call(fleet, guest, {**requests[guest.label], "phase": "stop"}, timeout=_GIVE_UP)
+        raise
 
 
 def _list(answer: Mapping[str, Any], key: str) -> list[Record]:
@@ -249,10 +267,8 @@ def matrix_probes(cells: Sequence[Cell]) -> list[Probe]:
     return probes
 
 
-def reach(fleet: Fleet) -> list[tuple[Cell, bool]]:
-    """Return every cell of the matrix with what was observed: whether it arrived (NET-01)."""
-    cells = fleet.matrix.cells
-    observation = observe(fleet, matrix_probes(cells))
+def reach(cells: Sequence[Cell], observation: Observation) -> list[tuple[Cell, bool]]:
+    """Return cells whose probes were sent, each with what was observed: whether it arrived (NET-01)."""
     found = []
     for number, cell in enumerate(cells):
         if cell.protocol == "arp":
@@ -288,13 +304,16 @@ def collect_from(machine: Machine, prefix: str, may_be_down: str) -> list[Record
     Raises:
         InstrumentError: it did not live through the window, or lost something.
     """
-    answers = []
-    for phase in ("collect", "stop"):
-        request: dict[str, object] = {"phase": phase, "token": prefix, "interfaces": [], "patience": 30}
-        answers.append(_call_machine(machine, request))
-    down = [may_be_down] if answers[0].get("down") else []
-    _require_receiver(machine.name, answers[0], {**_SOUND, "down": down})
-    return _list(answers[0], "records")
+    answer = _call_machine(machine, {"phase": "finish", "token": prefix, "interfaces": [], "patience": 30})
+    down = [may_be_down] if answer.get("down") else []
+    _require_receiver(machine.name, answer, {**_SOUND, "down": down})
+    return _list(answer, "records")
+
+
+def forget(machine: Machine, prefix: str) -> None:
+    """End a machine's recorder after an observation broke off; one that cannot be reached ends after its window."""
+    with suppress(InstrumentError):
+        _call_machine(machine, {"phase": "stop", "token": prefix, "interfaces": []})
 
 
 def send_from(fleet: Fleet, guests: Sequence[Guest], prefix: str, probes: Sequence[Probe]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from _pytest.runner import runtestprotocol
 
-from testbed.errors import BrokenLabError, TestbedError
+from testbed.errors import TestbedError
 from testbed.report.result import CheckResult, Proof, ProofVerdict, Verdict
 from testbed.verify.declare import ATTRIBUTE, Breach, Declaration
 from testbed.verify.fleet import Fleet, Machine
@@ -36,7 +36,8 @@ class Checks:
         self.fleet = fleet
         self.results: list[CheckResult] = []
         self.errors: list[str] = []
-        self.broken: BaseException | None = None
+        self.interrupted = False
+        self._left_open = ""
         self._prove = prove
         self._only = tuple(word.upper() for word in only)
         self._progress = progress
@@ -74,12 +75,17 @@ class Checks:
         """Run every check; with `prove`, each of its breaches as well."""
         try:
             self._loop(session)
-        except (BrokenLabError, KeyboardInterrupt) as error:
-            self.broken = error
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.errors.append("interrupted: the checks that are not listed did not run to their end")
+        if self._left_open:
+            self.errors.append(f"{self._left_open}; no further check was run: `testbed up` repairs the lab")
         return True
 
     def _loop(self, session: pytest.Session) -> None:
         for item in session.items:
+            if self._left_open:
+                return
             declared = getattr(getattr(item, "function", None), ATTRIBUTE, None)
             if declared is None:
                 self.errors.append(f"{item.nodeid} is no check: it has no @check declaration")
@@ -146,7 +152,12 @@ class Checks:
         if green.verdict is not Verdict.PASS:
             why = f"the check is not green to begin with: {green.verdict}"
             return tuple(Proof(ProofVerdict.BROKEN_INSTRUMENT, breach.name, why, ()) for breach in declared.breaches)
-        return tuple(self._proof(item, name, breach, stage) for breach in declared.breaches)
+        proofs = []
+        for breach in declared.breaches:
+            proofs.append(self._proof(item, name, breach, stage))
+            if self._left_open:
+                break
+        return tuple(proofs)
 
     def _proof(self, item: pytest.Item, name: str, breach: Breach, stage: Stage) -> Proof:
         """Run green, breach, red, revert, green; the green before has been seen already."""
@@ -164,8 +175,10 @@ class Checks:
         except TestbedError as error:
             trouble = f"{error.what}: {error.fact}"
         finally:
-            self._close(breach, stage)
+            self._left_open = _close(breach, stage)
             self.fleet.new_phase()
+        if self._left_open:
+            return Proof(ProofVerdict.DIRTY_REVERT, breach.name, self._left_open, tuple(steps))
         steps.append("reverted")
         if trouble or red is None:
             return Proof(ProofVerdict.BREACH_NOT_IN_FORCE, breach.name, trouble or "the breach opened nothing", tuple(steps))
@@ -180,25 +193,15 @@ class Checks:
         kind = ProofVerdict.DIRTY_REVERT if again.verdict is Verdict.FAIL else ProofVerdict.BROKEN_INSTRUMENT
         return Proof(kind, breach.name, f"after the revert: {again.reason}", tuple(steps))
 
-    def _close(self, breach: Breach, stage: Stage) -> None:
-        """Take a breach back.
 
-        Raises:
-            BrokenLabError: it cannot be taken back, or is still in force.
-
-        """
-        try:
-            breach.close(stage)
-            left = breach.in_force(stage)
-        except TestbedError as error:
-            raise _broken(breach, f"{error.what}: {error.fact}") from error
-        if left:
-            raise _broken(breach, "it is still in force")
-
-
-def _broken(breach: Breach, fact: str) -> BrokenLabError:
-    what = f"the breach '{breach.name}' could not be reverted; nothing observed on this lab counts"
-    return BrokenLabError(what, fact=fact, remedy="run `testbed up` to repair the lab, then check again")
+def _close(breach: Breach, stage: Stage) -> str:
+    """Take a breach back; return the empty string, or why nothing observed on this lab counts any more."""
+    try:
+        breach.close(stage)
+        fact = "it is still in force" if breach.in_force(stage) else ""
+    except TestbedError as error:
+        fact = f"{error.what}: {error.fact}"
+    return fact and f"the breach '{breach.name}' could not be reverted: {fact}"
 
 
 def run_checks(
@@ -209,9 +212,6 @@ def run_checks(
     Args:
         only: control ids, or beginnings of them; all if empty.
 
-    Raises:
-        BrokenLabError: a breach could not be reverted.
-
     """
     plugin = Checks(fleet, prove=prove, only=only, progress=progress)
     arguments = [
@@ -219,8 +219,4 @@ def run_checks(
         "-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:testinfra", "-p", "no:timeout", "-p", "no:hypothesispytest",
     ]  # fmt: skip
     pytest.main(arguments, plugins=[plugin])
-    if plugin.broken is not None:
-        raise plugin.broken
     return plugin
-
-

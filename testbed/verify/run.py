@@ -13,7 +13,7 @@ from typing import Any
 
 from testbed import observe, resources
 from testbed.drivers.ssh import Host
-from testbed.errors import ProvisioningError
+from testbed.errors import ProvisioningError, TestbedError
 from testbed.lab import Lab
 from testbed.report.result import Run, from_json, to_json
 from testbed.verify.evidence import Evidence
@@ -27,7 +27,7 @@ def examine(lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[
     """Run the checks against a lab and return the run's folder, which holds ``result.json`` and the evidence.
 
     Raises:
-        BrokenLabError: a breach could not be reverted.
+        KeyboardInterrupt: the run was interrupted; what had been observed is written down all the same.
 
     """
     started, clock = datetime.now(UTC), time.monotonic()
@@ -42,8 +42,7 @@ def examine(lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[
     plugin = run_checks(fleet, resources.checks(), prove=prove, only=only, progress=progress)
     trouble = list(plugin.errors)
     if prove:
-        drift = observe.plan(lab.desired, lab.places)
-        trouble += [f"after the proofs the lab differs from its topology: {action}" for action in drift.actions]
+        trouble += _drift(lab)
     ground = lab.ground.environment
     environment = {
         "outer": str(ground.outer), "inner": str(ground.inner), "note": ground.note, **dict(ground.versions),
@@ -56,7 +55,18 @@ def examine(lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[
     partial = folder / "result.json.partial"
     partial.write_text(json.dumps(to_json(run), indent=1, default=str))
     partial.rename(folder / "result.json")
+    if plugin.interrupted:
+        raise KeyboardInterrupt
     return folder
+
+
+def _drift(lab: Lab) -> list[str]:
+    """Return what the proofs left behind."""
+    try:
+        drift = observe.plan(lab.desired, lab.places)
+    except TestbedError as error:
+        return [f"after the proofs the lab could not be observed: {error.what}: {error.fact}"]
+    return [f"after the proofs the lab differs from its topology: {action}" for action in drift.actions]
 
 
 def _await(host: Host) -> str:

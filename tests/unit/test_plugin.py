@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from testbed.errors import BrokenLabError, Exit
+from testbed.errors import Exit
 from testbed.model.resolve import resolve
 from testbed.report.result import Run, Verdict, exit_code, to_json
 from testbed.spec.load import read
@@ -165,8 +165,22 @@ def test_an_instrument_that_breaks_under_the_breach_is_no_proof(judge) -> None:
 
 def test_a_breach_that_stays_stops_everything(judge) -> None:
     body = "WALL['stuck'] = True\n" + _declare() + "def test_it(fleet):\n    assert not look(fleet)\n"
-    with pytest.raises(BrokenLabError, match="could not be reverted"):
-        judge(body, prove=True)
+    later = '@check(id="NET-02", objective="later", severity="high", breaches=(BREACH,))\ndef test_later(fleet): look(fleet)\n'
+    plugin = judge(body + later, prove=True)
+    assert _proof(plugin) == "dirty-revert"
+    assert [result.id for result in plugin.results] == ["NET-01"]
+    assert "could not be reverted: it is still in force" in plugin.errors[0]
+    assert _code(plugin) is Exit.PROVISIONING
+
+
+def test_an_interrupted_run_keeps_what_was_observed(judge) -> None:
+    first = _declare() + "def test_it(fleet):\n    assert not look(fleet)\n"
+    second = '@check(id="NET-02", objective="later", severity="high", breaches=(BREACH,))\ndef test_later(fleet): raise KeyboardInterrupt\n'
+    plugin = judge(first + second)
+    assert plugin.interrupted
+    assert [(result.id, str(result.verdict)) for result in plugin.results] == [("NET-01", "pass")]
+    assert "did not run to their end" in plugin.errors[0]
+    assert _code(plugin) is Exit.INCONCLUSIVE
 
 
 def test_a_breach_that_fails_half_way_is_taken_back(judge) -> None:
