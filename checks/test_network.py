@@ -18,6 +18,7 @@ from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.network import (
     Observation,
     Probe,
+    Record,
     collect_from,
     forget,
     listen_on,
@@ -258,19 +259,62 @@ def _interfaces(machine: Machine) -> dict[str, str]:
     return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
 
 
-def _watch(machine: Machine, prefix: str, taps: set[str]) -> tuple[str, dict[str, str]]:
-    """Record on a machine's own interfaces and on these taps; return its name and its own interfaces' MAC addresses."""
+@dataclass(frozen=True, slots=True)
+class _Assault:
+    """Frames of all guests to everything that is not a guest, and what every machine saw meanwhile.
+
+    Args:
+        probes: by node, what its guests sent.
+        seen: by machine, the records of its recorder.
+    """
+
+    prefix: str
+    probes: dict[str, list[Probe]]
+    seen: dict[str, list[Record]]
+
+
+def _taps(fleet: Fleet, name: str) -> set[str]:
+    return {nic.tap for guest in fleet.testbed.guests_on(name) for nic in guest.nics}
+
+
+def _watch(fleet: Fleet, machine: Machine, prefix: str) -> dict[str, str]:
+    """Record on a machine's own interfaces and on its guests' taps; return the MAC addresses of the former by name."""
     present = _interfaces(machine)
-    listen_on(machine, prefix, {interface: mac for interface, mac in present.items() if interface in {*_OWN, *taps}})
-    return machine.name, {interface: mac for interface, mac in present.items() if interface in _OWN}
+    watched = {*_OWN, *_taps(fleet, machine.name)}
+    listen_on(machine, prefix, {interface: mac for interface, mac in present.items() if interface in watched})
+    return {interface: mac for interface, mac in present.items() if interface in _OWN}
 
 
-def _sockets(fleet: Fleet) -> list[tuple[str, str, int]]:
+def _attack(fleet: Fleet) -> _Assault:
+    """Let all guests of all nodes attack at once, since starting a program in a guest costs seconds."""
+    prefix = f"tb-{secrets.token_hex(4)}-"
+    machines = list(fleet.machines.values())
+    with ThreadPoolExecutor(max_workers=len(machines)) as pool:
+        try:
+            sockets = _sockets(fleet, dict(zip(fleet.machines, pool.map(_listeners, machines), strict=True)))
+            own = dict(zip(fleet.machines, pool.map(lambda machine: _watch(fleet, machine, prefix), machines), strict=True))
+            probes = {node.name: _assault(_senders(fleet, node.name), sockets, own[node.name]) for node in fleet.testbed.nodes}
+            send_from(fleet, fleet.testbed.guests, prefix, [probe for found in probes.values() for probe in found])
+            collected = pool.map(lambda machine: collect_from(machine, prefix, _OWN[0]), machines)
+            return _Assault(prefix, probes, dict(zip(fleet.machines, collected, strict=True)))
+        except BaseException:
+            list(pool.map(lambda machine: forget(machine, prefix), machines))
+            raise
+
+
+def _senders(fleet: Fleet, name: str) -> list[Endpoint]:
+    return [item for item in endpoints(fleet.testbed) if item.guest in {guest.label for guest in fleet.testbed.guests_on(name)}]
+
+
+def _listeners(machine: Machine) -> str:
+    return machine.read("ss -Hlntu | awk '{print $1, $5}'")
+
+
+def _sockets(fleet: Fleet, listeners: dict[str, str]) -> list[tuple[str, str, int]]:
     """Return kind, address and port of every listening socket of every machine, as the machines tell it."""
     found = []
     for machine in fleet.testbed.machines:
-        text = fleet.machines[machine.name].read("ss -Hlntu | awk '{print $1, $5}'")
-        for line in text.splitlines():
+        for line in listeners[machine.name].splitlines():
             protocol, _, place = line.partition(" ")
             host, _, port = place.rpartition(":")
             kind = "tcp-syn" if protocol == "tcp" else "udp"
@@ -301,32 +345,19 @@ def _sockets(fleet: Fleet) -> list[tuple[str, str, int]]:
     ),
 )
 def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> None:
-    guests = fleet.testbed.guests_on(node.name)
-    senders = [item for item in endpoints(fleet.testbed) if item.guest in {guest.label for guest in guests}]
-    taps = {nic.tap for guest in guests for nic in guest.nics}
-    sockets = fleet.once("sockets", lambda: _sockets(fleet))
-    prefix = f"tb-{secrets.token_hex(4)}-"
-    with ThreadPoolExecutor(max_workers=len(fleet.machines)) as pool:
-        try:
-            own = dict(pool.map(lambda machine: _watch(machine, prefix, taps), fleet.machines.values()))[node.name]
-            probes = _assault(senders, sockets, own)
-            send_from(fleet, guests, prefix, probes)
-            collected = pool.map(lambda machine: (machine.name, collect_from(machine, prefix, _OWN[0])), fleet.machines.values())
-            seen = dict(collected)
-        except BaseException:
-            list(pool.map(lambda machine: forget(machine, prefix), fleet.machines.values()))
-            raise
-    sent = {record.get("token") for record in seen[node.name] if record.get("label") in taps and record.get("direction") == "in"}
-    unseen = [probe.mark for probe in probes if probe.fields["kind"] != "arp" and f"{prefix}{probe.mark}." not in sent]
+    assault = fleet.once("assault", lambda: _attack(fleet))
+    probes, taps = assault.probes[node.name], _taps(fleet, node.name)
+    left = {item.get("token") for item in assault.seen[node.name] if item.get("label") in taps and item.get("direction") == "in"}
+    unseen = [probe.mark for probe in probes if probe.fields["kind"] != "arp" and f"{assault.prefix}{probe.mark}." not in left]
     if unseen:
         what = f"{len(unseen)} of {len(probes)} frames were not seen leaving their guests"
         raise InstrumentError(what, fact="so their absence elsewhere means nothing", remedy="repeat the check")
-    macs = {sender.mac for sender in senders}
+    macs = {sender.mac for sender in _senders(fleet, node.name)}
     reached = sorted(
         f"{name} {record.get('label')} {record.get('kind')} {str(record.get('target'))[:40]}"
-        for name, records in seen.items()
+        for name, records in assault.seen.items()
         for record in records
-        if record.get("label") not in taps and record.get("direction") == "in" and record.get("mac") in macs
+        if record.get("label") not in _taps(fleet, name) and record.get("direction") == "in" and record.get("mac") in macs
     )
     assert not reached, f"{len(reached)} frames of guests reached: {'; '.join(reached[:6])}"
 
@@ -334,10 +365,11 @@ def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> 
 def _assault(senders: list[Endpoint], sockets: list[tuple[str, str, int]], macs: dict[str, str]) -> list[Probe]:
     """Return one frame for each sender, listening socket and MAC address of the root partition, and ARP for each address."""
     probes = []
-    for place, sender in enumerate(senders):
+    for sender in senders:
+        name = sender.mac.replace(":", "")
         for number, ((kind, address, port), mac) in enumerate(product(sockets, sorted(set(macs.values())))):
             fields: dict[str, object] = {"kind": kind, "ip": address, "port": port, "target_mac": mac}
-            probes.append(Probe(f"s{place}n{number}", sender, fields))
+            probes.append(Probe(f"s{name}n{number}", sender, fields))
         for number, address in enumerate(sorted({address for _, address, _ in sockets})):
-            probes.append(Probe(f"s{place}a{number}", sender, {"kind": "arp", "ip": address}))
+            probes.append(Probe(f"s{name}a{number}", sender, {"kind": "arp", "ip": address}))
     return probes

@@ -17,27 +17,12 @@ from pathlib import Path
 
 import paramiko
 
+from testbed.drivers.session import PROGRAM, Completed, Session
 from testbed.errors import InstrumentError, ProvisioningError
 
 USER = "admin"
 BOOT = 75.0  # seconds that a machine may take until it accepts our login; stretched by slowness
-_LIMIT = 4 * 2**20
 _RETRY = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """What a command gave back; output is cut at the limit."""
-
-    command: str
-    status: int
-    stdout: bytes
-    stderr: bytes
-
-    @property
-    def text(self) -> str:
-        """Standard output as text, with undecodable bytes replaced."""
-        return self.stdout.decode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +48,7 @@ class Host:
         self.access = access
         self._lock = threading.Lock()
         self._client: paramiko.SSHClient | None = None
+        self._session: Session | None = None
         self._bridges: list[socket.socket] = []
 
     @property
@@ -120,43 +106,36 @@ class Host:
             self._client = client
             return client
 
-    def run(self, command: str, *, stdin: bytes = b"", timeout: float = 60, limit: int = _LIMIT) -> Completed:
-        """Run a shell command as the administrator.
+    def sudo(self, command: str, *, stdin: bytes = b"", timeout: float = 60) -> Completed:
+        """Run a shell command as root; output is cut at `testbed.drivers.session.LIMIT` bytes.
 
         Args:
             stdin: what the command reads.
             timeout: seconds until it must have ended.
-            limit: bytes kept of each output stream.
 
         Raises:
             InstrumentError: no connection, or no end in time.
 
         """
         try:
-            return self._run(command, stdin, timeout, limit)
+            return self._opened_session().run(command, stdin=stdin, timeout=timeout)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            fact = f"{type(error).__name__}: {error or f'no end within {timeout:.0f} s'}"
             raise InstrumentError(
-                f"a command did not complete on {self.name}", fact=f"{command[:200]}: {fact}", remedy="run `testbed status`"
-            ) from error
+                f"a command did not complete on {self.name}", fact=f"{command[:200]}: {type(error).__name__}: {error}",
+                remedy="run `testbed status`",
+            ) from error  # fmt: skip
 
-    def _run(self, command: str, stdin: bytes, timeout: float, limit: int) -> Completed:
-        transport = self._connected().get_transport()
-        if transport is None:
-            raise paramiko.SSHException("connection lost")
-        channel = transport.open_session(timeout=timeout)
-        with channel:
-            channel.settimeout(timeout)
-            channel.exec_command(command)
-            if stdin:
-                channel.sendall(stdin)
-            channel.shutdown_write()
-            stdout, stderr = _drain(channel, time.monotonic() + timeout, limit)
-            return Completed(command, channel.recv_exit_status(), stdout, stderr)
-
-    def sudo(self, command: str, *, stdin: bytes = b"", timeout: float = 60, limit: int = _LIMIT) -> Completed:
-        """Run a shell command as root; see `run`."""
-        return self.run(f"sudo -n -- sh -c {shlex.quote(command)}", stdin=stdin, timeout=timeout, limit=limit)
+    def _opened_session(self) -> Session:
+        client = self._connected()
+        with self._lock:
+            if self._session is None or not self._session.alive:
+                transport = client.get_transport()
+                if transport is None:
+                    raise paramiko.SSHException("connection lost")
+                channel = transport.open_session(timeout=60)
+                channel.exec_command(f"exec sudo -n -- python3 -ISuc {shlex.quote(PROGRAM)}")
+                self._session = Session(channel.sendall, channel.makefile("rb"))
+            return self._session
 
     def must(self, command: str, *, stdin: bytes = b"", timeout: float = 120) -> str:
         """Run a shell command as root and return its output.
@@ -220,28 +199,6 @@ def _pump(source: socket.socket | paramiko.Channel, target: socket.socket | para
     for end in (source, target):
         with suppress(OSError):
             end.close()
-
-
-def _drain(channel: paramiko.Channel, end: float, limit: int) -> tuple[bytes, bytes]:
-    streams = (bytearray(), bytearray())
-    while True:
-        idle = True
-        for stream, ready, receive in (
-            (streams[0], channel.recv_ready, channel.recv),
-            (streams[1], channel.recv_stderr_ready, channel.recv_stderr),
-        ):
-            while ready():
-                data = receive(65536)
-                stream.extend(data[: max(0, limit - len(stream))])
-                idle = False
-        if idle:
-            if channel.exit_status_ready() and (channel.eof_received or channel.closed):
-                return bytes(streams[0]), bytes(streams[1])
-            if time.monotonic() > end:
-                raise TimeoutError
-            channel.status_event.wait(0.02)
-            if channel.status_event.is_set():
-                time.sleep(0.005)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host as InfraHost
 
-from testbed.drivers.ssh import Completed, Host
+from testbed.drivers.session import Completed
+from testbed.drivers.ssh import Host
 from testbed.errors import InstrumentError
 from testbed.lab import Lab
 from testbed.model.policy import ReachMatrix

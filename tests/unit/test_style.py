@@ -33,13 +33,13 @@ ALLOWED = {
     "verify": PURE | {"ports", "drivers", "resources", "lab", "report", "observe", "guest"},
 }
 ONE_FILE = {
-    "subprocess": "process.py",
-    "pyroute2": "fabric.py",
-    "libvirt": "hypervisor.py",
-    "libvirt_qemu": "hypervisor.py",
-    "ovsdbapp": "ovn.py",
-    "paramiko": "ssh.py",
-    "ansible_runner": "assemble.py",
+    "subprocess": {"process.py", "commands.py"},  # the second one runs on machines of the lab
+    "pyroute2": {"fabric.py"},
+    "libvirt": {"hypervisor.py"},
+    "libvirt_qemu": {"hypervisor.py"},
+    "ovsdbapp": {"ovn.py"},
+    "paramiko": {"ssh.py"},
+    "ansible_runner": {"assemble.py"},
 }
 
 
@@ -69,7 +69,7 @@ def test_imports_go_down_only(path: Path) -> None:
 @pytest.mark.parametrize("library", ONE_FILE)
 def test_a_library_is_imported_by_one_file(library: str) -> None:
     users = {path.name for path in _modules() if any(name.split(".")[0] == library for name in _imports(path))}
-    assert users == {ONE_FILE[library]}
+    assert users == ONE_FILE[library]
 
 
 def test_packages_do_nothing_when_imported() -> None:
