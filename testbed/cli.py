@@ -16,7 +16,7 @@ import typer
 
 from testbed import apply, cli_image, lab, observe
 from testbed.drivers import doctor as doctors
-from testbed.drivers import enclosure, memory
+from testbed.drivers import enclosure, memory, outside
 from testbed.drivers.workspace import Workspace, cache_root, labs, state_root
 from testbed.errors import Exit, TestbedError, UsageError
 from testbed.model.facts import Accelerator
@@ -39,6 +39,9 @@ app.add_typer(cli_image.app, name="image")
 
 File = Annotated[Path, typer.Argument(help="topology file, or the name of a lab", envvar="TESTBED_TOPOLOGY")]
 Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB")]
+Connect = Annotated[
+    str, typer.Option("--connect", metavar="URI", help="libvirt that runs the machines; built in if left out", envvar="TESTBED_CONNECT")
+]
 Accel = Annotated[Accelerator | None, typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR")]
 
 
@@ -78,8 +81,8 @@ def _running(name: str) -> tuple[Testbed, Workspace, enclosure.Enclosure]:
 def _opened(testbed: Testbed, workspace: Workspace, ground: lab.Ground) -> Iterator[lab.Lab]:
     """Lock a lab, enter its namespaces and build its drivers; afterwards this process stays inside."""
     with workspace.locked():
-        lab.enter(testbed, workspace, ground.environment)
-        with lab.opened(testbed, workspace, ground) as opened:
+        taken = lab.enter(testbed, workspace, ground.environment)
+        with lab.opened(testbed, workspace, ground, taken) as opened:
             yield opened
 
 
@@ -136,13 +139,30 @@ def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> No
 
 
 @app.command()
-def up(topology: File, as_json: Json = False, accelerator: Accel = None) -> None:
+def up(topology: File, as_json: Json = False, accelerator: Accel = None, connect: Connect = "") -> None:
     """Build the lab, or make it again what its topology says."""
-    _up(topology, as_json=as_json, want=accelerator)
+    _up(topology, as_json=as_json, want=accelerator, connect=connect)
+
+
+def _connect(workspace: Workspace, uri: str) -> None:
+    """Remember which libvirt runs a lab.
+
+    Raises:
+        UsageError: another one does already, or the URI is of no daemon on this machine.
+        MachineError: we cannot use it.
+    """
+    if uri in ("", workspace.connection):
+        return
+    outside.require(uri)
+    if enclosure.find(workspace.lab, workspace.root) is not None:
+        fact = f"its machines are run by {workspace.connection or 'the built-in libvirt'}"
+        remedy = f"run `testbed down {workspace.lab}` first"
+        raise UsageError(f"the lab {workspace.lab} cannot move to {uri}", fact=fact, remedy=remedy)
+    workspace.connect(uri)
 
 
 def _up(
-    topology: Path, *, as_json: bool, want: Accelerator | None, examine: bool = False, prove: bool = False
+    topology: Path, *, as_json: bool, want: Accelerator | None, connect: str, examine: bool = False, prove: bool = False
 ) -> None:
     testbed, file = _topology(topology)
     doctors.require(cache_root(), state_root())
@@ -151,8 +171,9 @@ def _up(
     workspace = Workspace(state_root(), testbed.name)
     with workspace.locked():
         lab.apply_copy(file, workspace)
-        lab.enter(testbed, workspace, ground.environment)
-        with lab.opened(testbed, workspace, ground) as opened:
+        _connect(workspace, connect)
+        taken = lab.enter(testbed, workspace, ground.environment)
+        with lab.opened(testbed, workspace, ground, taken) as opened:
             with _at_once_on_interrupt():
                 done = apply.converge(opened.desired, opened.places, say)
             retried = opened.retried
@@ -282,9 +303,10 @@ def run(
     prove: Annotated[bool, typer.Option("--prove", help="open each wall and see the check turn red", envvar="TESTBED_PROVE")] = False,
     as_json: Json = False,
     accelerator: Accel = None,
+    connect: Connect = "",
 ) -> None:
     """Build a lab, check it and report, in one go; the lab stays up."""
-    _up(topology, as_json=as_json, want=accelerator, prove=prove, examine=True)
+    _up(topology, as_json=as_json, want=accelerator, connect=connect, prove=prove, examine=True)
 
 
 @app.command()
@@ -352,10 +374,7 @@ def down(name: Name) -> None:
     if not workspace.folder.exists() and enclosure.find(workspace.lab, workspace.root) is None:
         raise UsageError(f"there is no lab {workspace.lab}", fact=f"{workspace.folder} does not exist", remedy="run `testbed status`")
     with workspace.locked():
-        found = enclosure.find(workspace.lab, workspace.root)
-        if found is not None:
-            enclosure.destroy(found)
-        workspace.remove()
+        lab.destroy(workspace)
     out(f"{workspace.lab} is down")
 
 
@@ -380,7 +399,7 @@ def prune(
             out(f"files of {workspace.lab}, which does not run")
             if not dry_run:
                 with workspace.locked():
-                    workspace.remove()
+                    lab.destroy(workspace)
     out("nothing to prune" if not count else f"{count} {'found' if dry_run else 'removed'}")
 
 

@@ -17,7 +17,8 @@ from testbed.drivers.fabric import Fabric
 from testbed.drivers.hypervisor import Hypervisor
 from testbed.drivers.images import Image, ImageCache
 from testbed.drivers.node import Node
-from testbed.drivers.outer import Outer, privileged
+from testbed.drivers.outer import Outer, destroy_machines, privileged
+from testbed.drivers.outside import Outside, require
 from testbed.drivers.pki import Authority, write_secret
 from testbed.drivers.ssh import USER, Access, Host
 from testbed.drivers.workspace import Workspace, cache_root
@@ -123,6 +124,24 @@ class Lab:
         self.outer.hypervisor.close()
 
 
+def destroy(workspace: Workspace) -> None:
+    """Take a lab down: its machines, its namespaces and its files; the reports of its runs stay.
+
+    Raises:
+        ProvisioningError: libvirt refuses.
+        MachineError: the lab's holder does not end.
+
+    """
+    if workspace.connection:
+        hypervisor = Hypervisor(f"qemu+unix:///system?socket={require(workspace.connection)}")
+        destroy_machines(hypervisor, workspace.lab)
+        hypervisor.close()
+    found = enclosure.find(workspace.lab, workspace.root)
+    if found is not None:
+        enclosure.destroy(found)
+    workspace.remove()
+
+
 def require_member(kind: str, name: str, known: Sequence[str]) -> None:
     """Refuse a name that a lab does not have.
 
@@ -148,8 +167,11 @@ def load_applied(workspace: Workspace) -> Testbed:
     return resolve(read(workspace.topology).spec)
 
 
-def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> None:
+def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> Outside | None:
     """Continue inside the lab's enclosure, which is made if it is missing; see `testbed.drivers.enclosure`.
+
+    Returns:
+        What was taken along, if a libvirt daemon of the outer machine runs the lab's machines.
 
     Raises:
         MachineError: this machine does not permit it.
@@ -157,17 +179,22 @@ def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> N
     """
     workspace.create()
     found = enclosure.find(testbed.name, workspace.root)
+    outside = Outside.take(workspace.connection, fresh=found is None) if workspace.connection else None
     if found is None:
         devices = ("kvm",) if environment.outer is Accelerator.KVM else ()
         found = enclosure.create(
             testbed.name, workspace.root, devices=devices, python=sys.executable, log=workspace.log
         )
     enclosure.enter(found)
+    return outside
 
 
 @contextmanager
-def opened(testbed: Testbed, workspace: Workspace, ground: Ground) -> Iterator[Lab]:
+def opened(testbed: Testbed, workspace: Workspace, ground: Ground, outside: Outside | None = None) -> Iterator[Lab]:
     """Build the drivers of a lab; call inside its enclosure.
+
+    Args:
+        outside: what `enter` returned.
 
     Raises:
         ProvisioningError: the outer hypervisor cannot be opened.
@@ -176,8 +203,10 @@ def opened(testbed: Testbed, workspace: Workspace, ground: Ground) -> Iterator[L
     root = privileged()
     authority = Authority(workspace.pki)
     _renew_client(workspace, authority)
-    hypervisor = Hypervisor.embed(workspace.libvirt, privileged=root)
-    outer = Outer(testbed, workspace, ground.environment, ground.images, hypervisor, Fabric(testbed.name))
+    hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, privileged=root)
+    if outside and outside.fresh:
+        destroy_machines(hypervisor, testbed.name)
+    outer = Outer(testbed, workspace, ground.environment, ground.images, hypervisor, Fabric(testbed.name), outside)
     slowness = ground.environment.slowness
     central = Central(testbed, workspace, Host(_access(workspace, testbed.controller)), slowness)
     nodes = {

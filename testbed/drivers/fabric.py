@@ -77,15 +77,22 @@ class Fabric:
                 route.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
             self._finish(route, index, resource)
 
-    def create_tap(self, name: str, resource: str, bridge: str) -> None:
+    def create_tap(self, name: str, resource: str, bridge: str, outer_network: int | None = None) -> None:
         """Make a tap and attach it to a bridge.
+
+        Args:
+            outer_network: descriptor of a network namespace. If given, make a veth pair instead of a tap; its
+                other end goes there under the same name, and disappears with ours.
 
         Raises:
             ProvisioningError: the kernel refuses.
 
         """
         with _netlink(f"cannot make the tap {name}") as route:
-            route.link("add", ifname=name, kind="tuntap", mode="tap")
+            if outer_network is None:
+                route.link("add", ifname=name, kind="tuntap", mode="tap")
+            else:
+                route.link("add", ifname=name, kind="veth", peer={"ifname": name, "net_ns_fd": outer_network})
             index = route.link_lookup(ifname=name)[0]
             route.link("set", index=index, master=route.link_lookup(ifname=bridge)[0])
             self._finish(route, index, resource)

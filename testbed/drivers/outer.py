@@ -14,6 +14,7 @@ from testbed.drivers import process
 from testbed.drivers.fabric import Fabric
 from testbed.drivers.hypervisor import Hypervisor
 from testbed.drivers.images import Image
+from testbed.drivers.outside import Outside
 from testbed.drivers.pki import Authority, write_secret
 from testbed.drivers.workspace import Workspace
 from testbed.errors import ProvisioningError
@@ -37,6 +38,7 @@ class Outer:
     images: Mapping[str, Image]
     hypervisor: Hypervisor
     fabric: Fabric
+    outside: Outside | None = None
     name: str = OUTER
 
     def wait(self) -> None:
@@ -68,11 +70,12 @@ class Outer:
             if action.verb is not Verb.CREATE:
                 self.fabric.delete(str(action.resource.properties["interface"]))
             properties = action.resource.properties
-            self.fabric.create_tap(str(properties["interface"]), f"{kind}={name}", str(properties["bridge"]))
+            network = self.outside.network if self.outside else None
+            self.fabric.create_tap(str(properties["interface"]), f"{kind}={name}", str(properties["bridge"]), network)
         elif action.verb is Verb.RESUME:
-            self.hypervisor.resume(name)
+            self.hypervisor.resume(self.lab.machine(name).domain(self.lab.name))
         else:
-            self.hypervisor.destroy(name)
+            self.hypervisor.destroy(self.lab.machine(name).domain(self.lab.name))
             self._start(self.lab.machine(name), action.resource.properties)
 
     def _bridge(self, action: Action) -> None:
@@ -85,7 +88,7 @@ class Outer:
 
     def _remove(self, key: Key) -> None:
         if key.kind is Kind.MACHINE:
-            self.hypervisor.destroy(key.name)
+            destroy_machines(self.hypervisor, self.lab.name, key.name)
             return
         for link in self.fabric.links():
             if link.resource == f"{key.kind}={key.name}":
@@ -109,6 +112,7 @@ class Outer:
             disks=tuple(map(str, overlays)),
             identity=str(folder / "identity.tar"),
             console=str(console),
+            direct=self.outside is not None,
         )
         self.hypervisor.create(machine_xml(self.lab, machine, self.environment, files, properties))
 
@@ -131,6 +135,19 @@ class Outer:
         )
         write_secret(folder / "identity.tar", pack(identity_files(self.lab, machine, keys)))
         (folder / "host_key.pub").write_text(host.public_key)
+
+
+def destroy_machines(hypervisor: Hypervisor, lab: str, name: str = "") -> None:
+    """Stop a lab's machine, or all of them; they are known by their mark.
+
+    Raises:
+        ProvisioningError: libvirt refuses.
+
+    """
+    for domain in hypervisor.domains():
+        mark = read_mark(domain.xml)
+        if mark is not None and mark[0] == lab and name in ("", mark[1]):
+            hypervisor.destroy(domain.name)
 
 
 def _give_to_worker(path: Path) -> None:

@@ -64,6 +64,16 @@ class Workspace:
         return self.folder / "runs"
 
     @property
+    def connection(self) -> str:
+        """The libvirt URI that runs the lab's machines; the empty string stands for the built-in libvirt."""
+        file = self.folder / "connect"
+        return file.read_text() if file.exists() else ""
+
+    def connect(self, uri: str) -> None:
+        """Remember the libvirt URI that runs the lab's machines."""
+        (self.folder / "connect").write_text(uri)
+
+    @property
     def log(self) -> Path:
         """Messages of the lab's holder."""
         return self.folder / "holder.log"

@@ -72,6 +72,10 @@ class Machine:
         """Return the machine's address on a plane."""
         return next(nic.address for nic in self.nics if nic.plane is plane)
 
+    def domain(self, lab: str) -> str:
+        """Return the name of its libvirt domain, unique among labs that one libvirt runs."""
+        return f"{lab}.{self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class TenantNetwork:

@@ -28,6 +28,7 @@ class MachineFiles:
     Args:
         disks: qcow2 overlays in the order vda, vdb, vdc.
         console: file that receives the serial console from the first byte.
+        direct: the machine's interfaces are macvtaps on devices of the daemon's network namespace, not taps of ours.
 
     """
 
@@ -36,6 +37,7 @@ class MachineFiles:
     disks: tuple[str, ...]
     identity: str
     console: str
+    direct: bool = False
 
 
 def _sub(parent: ET.Element, tag: str, text: str | None = None, **attributes: str) -> ET.Element:
@@ -107,7 +109,7 @@ def machine_xml(
     """
     kvm = environment.outer is Accelerator.KVM
     vcpus = environment.vcpus(machine.vcpus)
-    root = _domain("kvm" if kvm else "qemu", machine.name, machine.uuid, machine.memory, vcpus)
+    root = _domain("kvm" if kvm else "qemu", machine.domain(lab.name), machine.uuid, machine.memory, vcpus)
     _metadata(root, lab.name, machine.name, properties)
     words = [f"systemd.hostname={machine.name}", f"systemd.machine_id={machine_id(machine.uuid)}"]
     if machine.role is Role.NODE:
@@ -134,9 +136,12 @@ def machine_xml(
     for path, target in zip(files.disks, ("vda", "vdb", "vdc"), strict=False):
         _disk(devices, path, target, "qcow2", cache="unsafe", discard="unmap")
     for nic in machine.nics:
-        interface = _sub(devices, "interface", type="ethernet")
+        interface = _sub(devices, "interface", type="direct" if files.direct else "ethernet")
         _sub(interface, "mac", address=nic.mac)
-        _sub(interface, "target", dev=nic.tap, managed="no")
+        if files.direct:
+            _sub(interface, "source", dev=nic.tap, mode="passthrough")
+        else:
+            _sub(interface, "target", dev=nic.tap, managed="no")
         _sub(interface, "model", type="virtio")
     serial = _sub(devices, "serial", type="pty")
     _sub(serial, "log", file=files.console, append="on")

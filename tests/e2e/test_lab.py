@@ -129,7 +129,7 @@ from testbed.drivers.hypervisor import Hypervisor
 from testbed.drivers.outer import privileged
 state = Path(sys.argv[1])
 enclosure.enter(enclosure.find("two-tenants", state))
-Hypervisor.embed(state / "two-tenants/v", privileged=privileged()).suspend("node-b")
+Hypervisor.embed(state / "two-tenants/v", privileged=privileged()).suspend("two-tenants.node-b")
 """
 
 
