@@ -16,12 +16,14 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from testbed import lab as labs
 from testbed.drivers import enclosure
 from testbed.drivers.node import Node
 from testbed.drivers.workspace import Workspace
+from testbed.errors import InstrumentError
 from testbed.model.facts import Accelerator
 from testbed.model.resolve import resolve
 from testbed.model.testbed import IMAGES, Guest, Machine, Role
@@ -63,13 +65,16 @@ def _guest(lab: labs.Lab, node: Node, guest: Guest) -> None:
     xml = guest_xml(lab.testbed, guest, guest_properties(guest, lab.ground.inputs))
     disks = [f"qemu-img create -q -f qcow2 -F raw -b {IMAGES}/guest/root.raw {guest.root_disk}"]
     disks += [f"qemu-img create -q -f raw {guest.pool}/{volume.file} {volume.size}" for volume in guest.volumes]
-    ping = f"virsh qemu-agent-command {guest.domain} '{json.dumps({'execute': 'guest-ping'})}'"
     node.host.must(
         f"mkdir -p {guest.pool}; {'; '.join(disks)}; echo {shlex.quote(xml)} > /run/{guest.domain}.xml; "
-        f"until [ -e /sys/class/net/br-int ]; do sleep 0.2; done; virsh -q create /run/{guest.domain}.xml; "
-        f"until {ping} >/dev/null 2>&1; do sleep 0.5; done",
+        f"until [ -e /sys/class/net/br-int ]; do sleep 0.2; done; virsh -q create /run/{guest.domain}.xml",
         timeout=900,
     )
+    while True:  # over the open connection: a virsh for every question would slow down what it waits for
+        with suppress(InstrumentError):
+            node.hypervisor.agent(guest.domain, "guest-ping", {}, 5)
+            return
+        time.sleep(1)
 
 
 def _node(lab: labs.Lab, node: Node) -> None:

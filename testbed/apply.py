@@ -49,6 +49,8 @@ def _joined(failures: list[TestbedError]) -> TestbedError:
 def _converge_place(desired: Mapping[Key, Resource], place: Place, progress: Progress) -> list[Action]:
     here = {key: resource for key, resource in desired.items() if key.place == place.name}
     place.wait()
+    for started in place.recover():
+        progress(f"restart {place.name}: {started} (it did not run)")
     observed: Observed = place.observe()
     return perform(diff(here, observed), place, progress)
 

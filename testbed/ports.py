@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from testbed.plan.diff import Action, Observed
@@ -22,6 +22,14 @@ class Place(Protocol):
 
         Raises:
             ProvisioningError: it is not ready before its deadline.
+
+        """
+
+    def recover(self) -> Sequence[str]:
+        """Start again what must run before the place can be observed, and return what was started.
+
+        Raises:
+            ProvisioningError: it does not start.
 
         """
 

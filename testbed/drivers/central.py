@@ -14,6 +14,8 @@ from testbed.plan.diff import Action
 from testbed.plan.resources import Key, Kind, Properties
 from testbed.plan.settings import settings
 
+_SERVICES = ("ovn-ovsdb-server-nb", "ovn-ovsdb-server-sb", "ovn-northd")
+
 
 class Central:
     """The controller."""
@@ -47,6 +49,19 @@ class Central:
     def wait(self) -> None:
         """Return when the controller accepts our login."""
         self.host.wait(BOOT * self._slowness)
+
+    def recover(self) -> list[str]:
+        """Start the parts of OVN's central services that do not run, and return their names.
+
+        Raises:
+            ProvisioningError: one does not start.
+
+        """
+        answers = self.host.sudo(f"systemctl is-active {' '.join(_SERVICES)}").text.split()
+        stopped = [name for name, answer in zip(_SERVICES, answers, strict=False) if answer in ("inactive", "failed")]
+        if stopped:
+            self.host.must(f"systemctl reset-failed {' '.join(stopped)}; systemctl start {' '.join(stopped)}")
+        return stopped
 
     def observe(self) -> dict[Key, Properties]:
         """Return the switches and ports of this lab, and the controller's settings."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.drivers import memory, process
+from testbed.drivers.hypervisor import library_version
 from testbed.errors import MachineError
 from testbed.spec.schema import GIB, format_size
 
@@ -26,6 +27,7 @@ _PROGRAMS = (
     ("ssh", "openssh-client"),
 )
 _QEMU = (7, 2)
+_LIBVIRT = 9_000_000  # as libvirt counts: 9.0.0
 _DISK = 12 * GIB
 _MEMORY = 6 * GIB
 _TUN = Path("/dev/net/tun")
@@ -43,7 +45,7 @@ class Finding:
 
 def examine(cache: Path, state: Path) -> list[Finding]:
     """Look at everything that the tool needs of this machine."""
-    looks: list[Callable[[], Finding]] = [_qemu, _driver, _account, _tun, _namespaces, _memory]
+    looks: list[Callable[[], Finding]] = [_qemu, _libvirt, _driver, _account, _tun, _namespaces, _memory]
     return [*_programs(), *(look() for look in looks), *(_space(folder) for folder in (cache, state)), _kvm()]
 
 
@@ -76,10 +78,19 @@ def _qemu() -> Finding:
     path = shutil.which("qemu-system-x86_64")
     if path is None:
         return Finding("QEMU version", False, "QEMU is missing", "apt install qemu-system-x86")
-    text = process.run([path, "--version"], what="cannot run QEMU", timeout=30, error=MachineError)
+    try:
+        text = process.run([path, "--version"], what="cannot run QEMU", timeout=30, error=MachineError)
+    except MachineError as error:
+        return Finding("QEMU version", False, error.fact[:300], "install QEMU 7.2 or later anew")
     match = re.search(r"version (\d+)\.(\d+)", text)
     version = (int(match[1]), int(match[2])) if match else (0, 0)
-    return Finding("QEMU version", version >= _QEMU, text.splitlines()[0], "install QEMU 7.2 or later")
+    return Finding("QEMU version", version >= _QEMU, (text.splitlines() or ["no answer"])[0], "install QEMU 7.2 or later")
+
+
+def _libvirt() -> Finding:
+    number = library_version()
+    told = f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+    return Finding("libvirt version", number >= _LIBVIRT, told, "install libvirt 9.0 or later")
 
 
 def _driver() -> Finding:
@@ -129,7 +140,7 @@ def _namespaces() -> Finding:
 def _memory() -> Finding:
     total = memory.total()
     fact = f"{total // 2**20} MiB"
-    return Finding("memory", total >= _MEMORY, fact, f"a lab of two nodes wants {format_size(_MEMORY)}")
+    return Finding("memory", total >= _MEMORY, fact, f"give the machine, or the control group this runs in, {format_size(_MEMORY)}")
 
 
 def _space(folder: Path) -> Finding:

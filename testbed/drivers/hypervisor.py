@@ -58,6 +58,11 @@ class Domain:
     xml: str
 
 
+def library_version() -> int:
+    """Return the version of the libvirt library: 1,000,000 × major + 1,000 × minor + release."""
+    return int(libvirt.getVersion())
+
+
 def _start_loop() -> None:
     """Run libvirt's event loop in a thread; the embedded driver wants it before it is opened."""
     global _loop  # noqa: PLW0603 - libvirt has one loop per process

@@ -25,6 +25,7 @@ from testbed.errors import ImageError
 
 _VERSION = "1"
 _NEEDED = 5 * 2**30
+_FULL = 64 * 2**20  # with less than that, a failure is put down to the disk
 _FILES = ("disk.qcow2", "vmlinuz", "initrd", "canary", "volume.qcow2", "pool.qcow2")
 
 Progress = Callable[[str], None]
@@ -199,9 +200,25 @@ class ImageCache:
             )
             self._finish(recipe, partial, target)
             progress(f"image {recipe.name}: ready")
+        except (ImageError, OSError) as error:
+            told = self._full(recipe, error)
+            if told is None:
+                raise
+            raise told from error
         finally:
             if partial.exists():
                 _remove_tree(partial)
+
+    def _full(self, recipe: Recipe, error: Exception) -> ImageError | None:
+        """Return what to tell instead of an error that a full disk has caused, or None."""
+        free = shutil.disk_usage(self._folder).free
+        if free > _FULL:
+            return None
+        return ImageError(
+            f"the disk filled up while the image {recipe.name} was baked",
+            fact=f"{self._folder} has {free // 2**20} MiB left, and {str(error).splitlines()[0]}",
+            remedy="free some space (`testbed image prune` helps), or point TESTBED_CACHE_DIR elsewhere; nothing half-done is left",
+        )
 
     def _base(self, recipe: Recipe, progress: Progress, log: Path) -> Path:
         archive = self._folder / f"base-{recipe.name}-{recipe.base_key}.tar"

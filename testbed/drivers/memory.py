@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+
+ROOT = Path("/")
 
 
 def total() -> int:
-    """Return the bytes of RAM that this machine, or the control group we are in, has."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    """Return the bytes of RAM that this machine, or the tightest control group around us, has."""
+    lines = (ROOT / "proc/meminfo").read_text().splitlines()
     installed = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:"))
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return min(installed, int(text)) if text.isdigit() else installed
+    return min((installed, *_limits()))
+
+
+def _limits() -> Iterator[int]:
+    """Yield the limits of our control group and of all groups around it, of version 2 and of version 1."""
+    control = ROOT / "proc/self/cgroup"
+    for line in control.read_text().splitlines() if control.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mount, name = ROOT / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            mount, name = ROOT / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        here = mount / path.lstrip("/")
+        for folder in (here, *here.parents):
+            file = folder / name
+            text = file.read_text().strip() if file.is_file() else ""
+            if text.isdigit():
+                yield int(text)
+            if folder == mount:
+                break

@@ -61,6 +61,10 @@ class Node:
         seconds = int(BOOT * self._slowness)
         self.host.sudo(f"timeout {seconds} systemctl is-system-running --wait", timeout=seconds + 60)
 
+    def recover(self) -> tuple[str, ...]:
+        """Nothing: a node's services are among its settings."""
+        return ()
+
     def observe(self) -> dict[Key, Properties]:
         """Return what this lab has on the node, and the root partition's settings."""
         wanted = settings(self.lab, self.machine)

@@ -44,6 +44,10 @@ class Outer:
     def wait(self) -> None:
         """The outer machine is always there."""
 
+    def recover(self) -> tuple[str, ...]:
+        """Nothing: what the outer machine runs for the lab are resources."""
+        return ()
+
     def observe(self) -> dict[Key, Properties]:
         """Return the interfaces and machines that carry this lab's mark."""
         found: dict[Key, Properties] = {}

@@ -27,7 +27,7 @@ def _said(what: str) -> Iterator[None]:
         yield
     except (TimeoutException, RuntimeError, ValueError, OSError) as error:
         fact = f"{type(error).__name__}: {error}"
-        remedy = "look at `testbed logs LAB controller`: ovn-ovsdb-server-nb must run; then run `testbed up`"
+        remedy = "run `testbed up`, which starts OVN's services again; if that fails, look at `testbed logs LAB controller`"
         raise ProvisioningError(what, fact=fact, remedy=remedy) from error
 
 

@@ -14,14 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from testbed.lab import prepare
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800), pytest.mark.skipif(os.geteuid() != 0, reason="a system daemon needs root")]
 ROOT = Path(__file__).parents[2]
 TOPOLOGY = "topologies/one-node.yaml"
-# Nothing of this daemon is seen by another one: its folders are hidden in a mount namespace.
+# Nothing of this daemon is seen by another one: its folders are hidden in a mount namespace. It asks QEMU again
+# and again where /dev/kvm opens and does not work, so it must not see one that the canary has refused.
 DAEMON = """
 for folder in /etc/libvirt /run /var/lib/libvirt /var/log/libvirt /var/cache/libvirt; do
   mkdir -p $folder && mount -t tmpfs tmpfs $folder
 done
+[ "$2" = kvm ] || [ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm
 cat > /etc/libvirt/qemu.conf <<END
 stdio_handler = "file"
 security_driver = "none"
@@ -42,7 +46,8 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def uri(folder: Path) -> Iterator[str]:
-    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", DAEMON, "sh", str(folder)]
+    accelerator = prepare(lambda _: None).environment.outer
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", DAEMON, "sh", str(folder), str(accelerator)]
     daemon = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     socket = folder / "libvirt-sock"
     for _ in range(300):

@@ -101,6 +101,16 @@ def test_4_drift_is_shown_and_repaired(environment: dict[str, str]) -> None:
     _testbed(environment, "check", LAB, "--only", "CMP-02")
 
 
+def test_4_stopped_central_services_are_told_and_started_again(environment: dict[str, str]) -> None:
+    _testbed(environment, "ssh", LAB, "controller", "sudo systemctl stop ovn-ovsdb-server-nb ovn-northd")
+    done = subprocess.run(_command("plan", TOPOLOGY), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 5
+    assert "cannot reach OVN's northbound database" in done.stderr
+    done = subprocess.run(_command("up", TOPOLOGY), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
+    assert "restart controller: ovn-ovsdb-server-nb" in done.stderr
+    assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
+
+
 def test_5_a_stopped_guest_makes_checks_inconclusive_and_none_of_them_pass(environment: dict[str, str]) -> None:
     _testbed(environment, "ssh", LAB, "node-a", "sudo virsh -q destroy red.web")
     out = _testbed(environment, "check", LAB, "--only", "NET", "--only", "PRC-01", "--json", expect=3)

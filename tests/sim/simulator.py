@@ -50,6 +50,10 @@ class SimulatedPlace:
         if self.name != OUTER and Key(OUTER, Kind.MACHINE, self.name) not in self.world.resources:
             raise ProvisioningError(f"{self.name} does not answer", fact="it does not run", remedy="run `testbed up`")
 
+    def recover(self) -> tuple[str, ...]:
+        """Nothing: this world has no services."""
+        return ()
+
     def observe(self) -> Observed:
         """Return what exists here."""
         found: dict[Key, Properties] = {}

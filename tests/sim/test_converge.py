@@ -105,6 +105,21 @@ def test_a_changed_file_changes_only_what_differs() -> None:
     assert {name for _, name in done} == {"red/db.data.raw", "red/db"}
 
 
+def test_a_new_guest_leaves_the_others_in_place() -> None:
+    lab, world = _lab(), World()
+    _up(world, lab)
+    text = (TOPOLOGIES / "two-tenants.yaml").read_text()
+    web = "web: {node: node-a"
+    grown = resolve(load(text.replace(web, f"aaa: {{node: node-a}}\n      {web}", 1), "grown").spec)
+    done = {(str(action.verb), str(action.key.kind), action.key.name) for action in _done(world, grown)}
+    assert {item for item in done if item[1] != "logical-switch"} == {
+        ("create", "logical-port", "red/aaa/app"),
+        ("create", "volume", "red/aaa.qcow2"),
+        ("create", "guest", "red/aaa"),
+        ("update", "pool", "red"),
+    }
+
+
 def _done(world: World, lab: Testbed) -> list:  # type: ignore[type-arg]
     return converge(_wanted(lab), [world.place(name) for name in places(lab)], lambda _: None)
 

@@ -156,23 +156,52 @@ def test_the_answer_is_kept_until_something_changes(
     assert json.loads((machine.cache / "canary.json").read_text())["outer"] == second.outer
 
 
-def _memory(monkeypatch: pytest.MonkeyPatch, folder: Path, limit: str | None) -> int:
-    info, control = folder / "meminfo", folder / "memory.max"
-    info.write_text("MemFree: 1 kB\nMemTotal:       8192 kB\n")
-    if limit is not None:
-        control.write_text(f"{limit}\n")
-    files = {"/proc/meminfo": info, "/sys/fs/cgroup/memory.max": control}
-    monkeypatch.setattr(memory, "Path", lambda name: files.get(name, folder / "nowhere"))
-    return memory.total()
+V2 = "0::/user.slice/job\n"
+V1 = "3:cpu,cpuacct:/x\n2:memory:/docker/a:b\n"
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"), [(None, 8 * MIB), ("max", 8 * MIB), (str(4 * MIB), 4 * MIB), (str(64 * MIB), 8 * MIB)]
+    ("groups", "limits", "expected"),
+    [
+        (None, {}, 8),
+        (V2, {"user.slice/job/memory.max": "max"}, 8),
+        (V2, {"user.slice/job/memory.max": str(4 * MIB)}, 4),
+        (V2, {"user.slice/job/memory.max": "max", "user.slice/memory.max": str(3 * MIB)}, 3),
+        (V2, {"user.slice/job/memory.max": str(64 * MIB)}, 8),
+        ("0::/\n", {"memory.max": str(5 * MIB)}, 5),
+        (V1, {"memory/docker/a:b/memory.limit_in_bytes": str(2 * MIB)}, 2),
+        (V1, {"memory/docker/a:b/memory.limit_in_bytes": "9223372036854771712"}, 8),
+    ],
 )
-def test_memory_is_what_the_control_group_leaves(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str | None, expected: int
+def test_memory_is_what_the_control_groups_leave(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, groups: str | None, limits: dict[str, str], expected: int
 ) -> None:
-    assert _memory(monkeypatch, tmp_path, limit) == expected
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemFree: 1 kB\nMemTotal:       8192 kB\n")
+    if groups is not None:
+        (tmp_path / "proc/self/cgroup").write_text(groups)
+    for name, text in limits.items():
+        file = tmp_path / "sys/fs/cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{text}\n")
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    assert memory.total() == expected * MIB
+
+
+def test_doctor_goes_on_when_qemu_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> str:
+        raise MachineError("cannot run QEMU", fact="libslirp.so.0: cannot open shared object file", remedy="")
+
+    monkeypatch.setattr(doctor.shutil, "which", lambda *_, **__: QEMU)
+    monkeypatch.setattr(process, "run", broken)
+    found = doctor._qemu()
+    assert (found.ok, "libslirp" in found.fact) == (False, True)
+
+
+@pytest.mark.parametrize(("number", "ok"), [(8_010_000, False), (9_000_000, True), (11_003_000, True)])
+def test_doctor_wants_libvirt_9(monkeypatch: pytest.MonkeyPatch, number: int, ok: bool) -> None:
+    monkeypatch.setattr(doctor, "library_version", lambda: number)
+    assert doctor._libvirt().ok is ok
 
 
 def test_doctor_names_everything_that_is_missing_in_one_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,12 @@ def test_imports_go_down_only(path: Path) -> None:
 def test_a_library_is_imported_by_one_file(library: str) -> None:
     users = {path.name for path in _modules() if any(name.split(".")[0] == library for name in _imports(path))}
     assert users == ONE_FILE[library]
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    names = {".".join(("testbed", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in _modules()}
+    graph = {name: {found for found in _imports(path) if found in names} for name, path in names.items()}
+    assert list(TopologicalSorter(graph).static_order())
 
 
 def test_packages_do_nothing_when_imported() -> None:

@@ -1,0 +1,101 @@
+"""Results: what is written can be read, what is not ours is refused, and every form tells the same."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from testbed.errors import UsageError
+from testbed.report import formats
+from testbed.report.result import CheckResult, Proof, ProofVerdict, Run, Verdict, from_json, to_json
+
+HOSTILE = "\x1b[2J::error::\n| a | b |\n<script>\x00"
+
+
+def _check(verdict: Verdict, *proofs: ProofVerdict, reason: str = "") -> CheckResult:
+    made = tuple(Proof(kind, "a breach", "why", ("green",)) for kind in proofs)
+    return CheckResult("NET-01", "fleet", "it | holds", "high", verdict, reason, False, 1.5, ("evidence/x.jsonl",), made)
+
+
+def _data(*checks: CheckResult, trouble: tuple[str, ...] = ()) -> dict[str, Any]:
+    return to_json(Run("lab", "ab12", {"outer": "tcg", "inner": "kvm"}, "2026-01-01T00:00:00+00:00", 9.5, checks, (), trouble))
+
+
+def test_what_is_written_can_be_read_again() -> None:
+    data = _data(_check(Verdict.PASS, ProofVerdict.PROVEN), _check(Verdict.FAIL, reason=HOSTILE), trouble=("odd",))
+    assert to_json(from_json(json.loads(json.dumps(data)))) == data
+
+
+def _without(key: str) -> Any:
+    return lambda data: data.pop(key)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda data: data.update(schema=2), "schema is 2"),
+        (lambda data: data.update(schema=True), "schema is True"),
+        (_without("lab"), "lab"),
+        (_without("checks"), "checks"),
+        (lambda data: data["checks"][0].update(verdict="fine"), "verdict"),
+        (lambda data: data["checks"][0].update(duration_s="1"), "duration_s"),
+        (lambda data: data["summary"].update({"pass": 7}), "its checks amount to"),
+        (lambda data: data.update(proofs={"proven": 3}), "its checks amount to"),
+        (lambda data: data.update(duration_s=float("nan")), "JSON"),
+    ],
+)
+def test_what_is_not_ours_is_refused_with_the_reason(change: Any, told: str) -> None:
+    data = _data(_check(Verdict.PASS))
+    change(data)
+    with pytest.raises(UsageError, match="not a usable result") as caught:
+        from_json(data)
+    assert told in caught.value.fact
+
+
+@pytest.mark.parametrize("data", [None, [], "x", 3, {}])
+def test_other_json_is_refused(data: object) -> None:
+    with pytest.raises(UsageError, match="not a usable result"):
+        from_json(data)
+
+
+CASES = [
+    ((_check(Verdict.PASS, ProofVerdict.PROVEN),), (), "ALL WALLS HOLD", set()),
+    ((_check(Verdict.FAIL, reason=HOSTILE),), (), "OPEN WALLS", {"failure"}),
+    ((_check(Verdict.INCONCLUSIVE, reason=HOSTILE),), (), "INCONCLUSIVE", {"error"}),
+    ((_check(Verdict.PASS), _check(Verdict.NOT_APPLICABLE, reason="no guest")), (), "ALL WALLS HOLD", {"skipped"}),
+    ((_check(Verdict.PASS, ProofVerdict.CANNOT_FAIL),), (), "NOT ALL PROVEN", {"failure"}),
+    ((_check(Verdict.PASS, ProofVerdict.DIRTY_REVERT),), (), "NOT ALL PROVEN", {"error"}),
+    ((_check(Verdict.PASS),), (HOSTILE,), "INCONCLUSIVE", {"error"}),
+    ((), (), "INCONCLUSIVE", {"error"}),
+]
+
+
+@pytest.mark.parametrize(("checks", "trouble", "word", "outcomes"), CASES)
+def test_every_form_tells_the_same(checks: tuple[CheckResult, ...], trouble: tuple[str, ...], word: str, outcomes: set[str]) -> None:
+    data = _data(*checks, trouble=trouble)
+    assert formats.text(data).splitlines()[-1].startswith(word)
+    markdown = formats.markdown(data)
+    assert markdown.startswith(f"# lab: {word}")
+    assert ("What is not a pass" in markdown) is bool({check.verdict for check in checks} - {Verdict.PASS} or trouble)
+    root = ET.fromstring(formats.junit(data))
+    assert {child.tag for child in root.findall("testsuite/testcase/*")} == outcomes
+    suite = root[0]
+    counted = {"failures": "failure", "errors": "error", "skipped": "skipped"}
+    assert all(int(suite.get(name, "")) == len(suite.findall(f"testcase/{tag}")) for name, tag in counted.items())
+    assert int(suite.get("tests", "")) == len(suite.findall("testcase"))
+
+
+@pytest.mark.parametrize("form", [formats.text, formats.markdown, formats.junit])
+def test_what_a_guest_said_is_shown_and_obeyed_by_nobody(form: Any) -> None:
+    shown = form(_data(_check(Verdict.FAIL, reason=HOSTILE), trouble=(HOSTILE,)))
+    assert "\x1b" not in shown
+    assert "\x00" not in shown
+    assert "script" in shown
+    assert not any(line.startswith("::") for line in shown.splitlines())
+    if form is formats.markdown:
+        assert "<script>" not in shown
+        table = [line for line in shown.splitlines() if line.startswith("|")]
+        assert len(table) == 2 + 2 + 2 + 1
