@@ -207,10 +207,9 @@ def opened(testbed: Testbed, workspace: Workspace, ground: Ground, outside: Outs
     if outside and outside.fresh:
         destroy_machines(hypervisor, testbed.name)
     outer = Outer(testbed, workspace, ground.environment, ground.images, hypervisor, Fabric(testbed.name), outside)
-    slowness = ground.environment.slowness
-    central = Central(testbed, workspace, Host(_access(workspace, testbed.controller)), slowness)
+    central = Central(testbed, workspace, Host(_access(workspace, testbed.controller)), ground.environment.slowness)
     nodes = {
-        node.name: Node(testbed, node, Host(_access(workspace, node)), workspace.machine(node.name) / "libvirt.sock", slowness)
+        node.name: Node(testbed, node, Host(_access(workspace, node)), workspace.machine(node.name) / "libvirt.sock", ground.environment)
         for node in testbed.nodes
     }
     for machine in testbed.machines:

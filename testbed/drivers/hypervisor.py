@@ -31,6 +31,7 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
 }
 _KEEPALIVE_S, _KEEPALIVE_COUNT = 10, 6
+_LOOK_S = 5.0  # seconds between looks at whether a domain still runs, while an event is awaited
 _QEMU_CONF = """\
 stdio_handler = "file"
 security_driver = "none"
@@ -175,6 +176,38 @@ class Hypervisor:
         """Pause a domain."""
         with _said(f"cannot pause {name}"):
             self._find(name).suspend()
+
+    def wait_for_agent(self, name: str, timeout: float) -> None:
+        """Return when a guest's agent has connected, as libvirt tells by an event.
+
+        A question asked too early costs a line in the log of a host that is busy booting guests.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            InstrumentError: it does not connect in time, or the domain ends.
+
+        """
+        domain, connected = self._find(name), threading.Event()
+        end = time.monotonic() + timeout
+
+        def changed(_connection: object, _domain: object, state: int, *_: object) -> None:
+            if state == libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED:
+                connected.set()
+
+        event = libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE
+        with _said(f"the guest agent of {name} does not connect", InstrumentError):
+            number = self._connection.domainEventRegisterAny(domain, event, changed, None)
+            try:
+                connected_before = ET.fromstring(domain.XMLDesc()).find("devices/channel/target[@state='connected']")
+                while connected_before is None and not connected.wait(_LOOK_S):
+                    if not domain.isActive() or time.monotonic() > end:
+                        fact = "no word of it yet" if domain.isActive() else "the domain has ended"
+                        what = f"the guest agent of {name} does not connect"
+                        raise InstrumentError(what, fact=fact, remedy="run `testbed up`")
+            finally:
+                self._connection.domainEventDeregisterAny(number)
 
     def agent(self, name: str, command: str, arguments: dict[str, object], timeout: int) -> dict[str, Any]:
         """Give the guest agent a command and return its answer, which is hostile input (D5).

@@ -13,6 +13,7 @@ from testbed.drivers import batch
 from testbed.drivers.hypervisor import Domain, Hypervisor
 from testbed.drivers.ssh import BOOT, Host
 from testbed.errors import InstrumentError, ProvisioningError
+from testbed.model.facts import Environment
 from testbed.model.testbed import IMAGES, POOLS, Guest, Machine, Testbed
 from testbed.plan.diff import Action, Verb
 from testbed.plan.domains import guest_xml, read_mark
@@ -30,14 +31,15 @@ _FOLDERS = f"cd {POOLS} && for pool in */; do [ $pool = lost+found/ ] || {{ echo
 class Node:
     """One node."""
 
-    def __init__(self, lab: Testbed, machine: Machine, host: Host, socket: Path, slowness: float) -> None:
+    def __init__(self, lab: Testbed, machine: Machine, host: Host, socket: Path, environment: Environment) -> None:
         self.lab = lab
         self.machine = machine
         self.name = machine.name
         self.host = host
         self.retried: list[str] = []
         self._socket = socket
-        self._slowness = slowness
+        self._slowness = environment.slowness
+        self._vcpus = environment.vcpus(machine.vcpus)
         self._hypervisor: Hypervisor | None = None
         self._lock = threading.Lock()
 
@@ -187,7 +189,9 @@ class Node:
             InstrumentError: it does not in time.
 
         """
-        end = time.monotonic() + _GUEST * self._slowness
+        patience = self._patience()
+        end = time.monotonic() + patience
+        self.hypervisor.wait_for_agent(guest.domain, patience)
         missing = {nic.mac for nic in guest.nics}
         while missing:
             try:
@@ -198,9 +202,14 @@ class Node:
                 fact = error.fact
             if missing and time.monotonic() > end:
                 what = f"the guest {guest.label} is not ready"
-                raise InstrumentError(what, fact=f"after {_GUEST * self._slowness:.0f} s: {fact}", remedy="run `testbed up`")
+                raise InstrumentError(what, fact=f"after {patience:.0f} s: {fact}", remedy="run `testbed up`")
             if missing:
                 time.sleep(1)
+
+    def _patience(self) -> float:
+        """Return the seconds that a guest may take to be ready: guests that start side by side share the node's CPUs."""
+        sharing = max(1.0, len(self.lab.guests_on(self.name)) / self._vcpus)
+        return _GUEST * self._slowness * (1 + (sharing - 1) / 2)
 
     def close(self) -> None:
         """End the connections."""
