@@ -218,13 +218,23 @@ def _cpio(tree: Path, init: str, archive: Path) -> None:
 
 
 def _module_files(modules: Path, names: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files of modules and of all that they depend on, in loading order."""
+    """Yield the files of modules and of all that they depend on, in loading order; what is built in needs no file.
+
+    Raises:
+        ImageError: the kernel has no such module.
+
+    """
+    builtin = {Path(line).name.removesuffix(".ko") for line in (modules / "modules.builtin").read_text().splitlines()}
     dependencies: dict[str, tuple[str, list[str]]] = {}
     for line in (modules / "modules.dep").read_text().splitlines():
         file, _, needed = line.partition(":")
         dependencies[re.sub(r"\.ko(\.\w+)?$", "", Path(file).name)] = (file, needed.split())
     seen: set[str] = set()
     for name in names:
+        if name in builtin:
+            continue
+        if name not in dependencies:
+            raise ImageError(f"the kernel has no module {name}", fact=f"{modules} does not list it", remedy="correct images.yaml")
         module, needed_first = dependencies[name]
         for item in (*reversed(needed_first), module):
             if item not in seen:

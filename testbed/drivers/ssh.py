@@ -197,7 +197,7 @@ def _pump(source: socket.socket | paramiko.Channel, target: socket.socket | para
         while data := source.recv(65536):
             target.sendall(data)
     for end in (source, target):
-        with suppress(OSError):
+        with suppress(OSError, EOFError):  # the connection under a channel may be gone already
             end.close()
 
 
