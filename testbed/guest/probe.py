@@ -415,6 +415,16 @@ def _record(request: Request, pipe: int) -> None:
     recorder.run()
 
 
+def _recording(folder: Path) -> bool:
+    """Tell whether a recorder runs: it holds the lock on its file for as long as it lives."""
+    with contextlib.suppress(FileNotFoundError), (folder / "pid").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def collect(request: Request) -> Request:
     """Return what the recorder has seen; it counts as alive only if it answers now."""
     folder, stage = _folder(request), secrets.token_hex(4)
@@ -424,7 +434,7 @@ def collect(request: Request) -> Request:
     while True:
         state: Request = json.loads(_read(folder / "state") or "{}")
         alive = state.get("ack") == stage and not state["ended"]
-        if alive or state.get("ended") or time.monotonic() > deadline:
+        if alive or state.get("ended") or not _recording(folder) or time.monotonic() > deadline:
             break
         time.sleep(0.1)
     own = f"{_prefix(request)}self-"
@@ -437,11 +447,9 @@ def collect(request: Request) -> Request:
 def stop(request: Request) -> Request:
     """End the recorder, if its lock says that it runs, and forget what it has seen."""
     folder, stopped = _folder(request), False
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError), (folder / "pid").open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            process = os.pidfd_open(int(lock.read()))
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        if _recording(folder):
+            process = os.pidfd_open(int((folder / "pid").read_text()))
             signal.pidfd_send_signal(process, signal.SIGKILL)
             stopped = bool(select.select([process], [], [], 10)[0])
     shutil.rmtree(folder, ignore_errors=True)

@@ -47,12 +47,16 @@ def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
         "database_clients": database_clients(lab, machine),
     }
     elements = tuple(_address_set(name, addresses) for name, addresses in sets.items())
-    # The file is the wall; what the kernel runs must be that file, rule for rule.
+    # The file is the wall; what the kernel runs must be that file, rule for rule, and nothing beside it. The kernel
+    # itself tells how it writes the file's rules down, in a network namespace that is gone afterwards.
+    chains = "nft -s list table inet testbed | sed -n '/chain/,/^\t}/p'"
     rules = (
-        "sed -n '/^table/,/^}/p' /etc/nftables.conf | sed -n '/chain/,/^  }/p' | grep -cE '(accept|reject|drop|counter)'; "
-        "nft -s list table inet testbed | sed -n '/chain/,/^\\t}/p' | grep -cE '(accept|reject|drop|counter)'"
+        f"file=$(unshare --net sh -c \"nft -f /etc/nftables.conf; {chains}\"); live=$({chains}); "
+        "[ \"$file\" = \"$live\" ] && echo as in the file || echo not as in the file; "
+        "echo \"$live\" | grep -cE '(accept|reject|drop|counter)'; nft list tables"
     )
-    chain = Setting("firewall", "NET-09", rules, "10\n10", "nft -f /etc/nftables.conf")
+    wanted = "as in the file\n10\ntable inet testbed"
+    chain = Setting("firewall", "NET-09", rules, wanted, "nft -f /etc/nftables.conf")
     return (chain, *elements)
 
 

@@ -24,6 +24,7 @@ from testbed.verify.fleet import Fleet, Machine
 _WINDOW = 3.0  # seconds waited after the last frame was sent
 _LIFE = 600.0  # seconds after which a forgotten recorder ends by itself
 _CALL = 300.0
+_CONTROL = {"timeout": 10, "repeat": 3, "spacing": 1}  # seconds, tries, seconds: how a declared flow is used
 _GIVE_UP = 30.0  # seconds that ending a recorder may take after an observation broke off
 _PROGRAM = Path(__file__).parents[1] / "guest/probe.py"
 _KINDS = {"arp": "arp", "icmp": "icmp", "tcp": "tcp-syn", "udp": "udp"}
@@ -197,7 +198,7 @@ def _controls(fleet: Fleet, label: str, stage: str) -> list[Probe]:
     lines = []
     for mark, source, target, port in tcp_flows(fleet):
         if source.guest == label:
-            fields = {"kind": "tcp-connect", "ip": str(target.address), "port": port, "timeout": 10, "repeat": 3, "spacing": 1}
+            fields = {"kind": "tcp-connect", "ip": str(target.address), "port": port, **_CONTROL}
             lines.append(Probe(f"{mark}{stage}", source, fields))
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
     for number, endpoint in enumerate(own):

@@ -1,30 +1,63 @@
-"""The probe with real packets: two network namespaces joined by a pair of virtual interfaces."""
+"""The probe with real packets: two network namespaces, and between them a wire that can drop what it is told to."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import select
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from testbed.errors import InstrumentError
-from testbed.model.policy import ReachMatrix, endpoints
+from testbed.model.policy import Cell, ReachMatrix, endpoints
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Guest, Testbed
 from testbed.spec.schema import Spec
 from testbed.verify import network
-from testbed.verify.network import compose, observe, reach
+from testbed.verify.network import compose, matrix_probes, observe, reach
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]
+
+
+_NUMBERS = count()
+_SOL_PACKET, _IGNORE_OUTGOING, _VNET_HEADER = 263, 23, 15
+_HEADER = 10  # octets of virtio_net_hdr, which carries checksums that the sender has left to its hardware
+
+
+class Switch(threading.Thread):
+    """Carries frames between two interfaces of this namespace, except those that a wall stops."""
+
+    def __init__(self, names: tuple[str, str]) -> None:
+        super().__init__(daemon=True)
+        self.wall: Callable[[bytes], bool] = lambda _: False
+        self.stopped = 0
+        self.ending = False
+        self.ends = [socket.socket(socket.AF_PACKET, socket.SOCK_RAW) for _ in names]
+        for end, name in zip(self.ends, names, strict=True):
+            end.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
+            end.setsockopt(_SOL_PACKET, _VNET_HEADER, 1)
+            end.bind((name, 3))
+
+    def run(self) -> None:
+        while not self.ending:
+            for end in select.select(self.ends, [], [], 0.1)[0]:
+                frame = end.recv(70000)
+                if self.wall(frame[_HEADER:]):
+                    self.stopped += 1
+                else:
+                    self.ends[1 - self.ends.index(end)].send(frame)
 
 
 class Wire:
@@ -34,6 +67,7 @@ class Wire:
         self.testbed, self.matrix, self.folder, self.pids = lab, ReachMatrix.of(lab), folder, dict[str, int]()
         self.recorders: dict[str, int] = {}
         self.kill_before = ""
+        self.switch: Switch
 
     def run(self, guest: str, *argv: str, stdin: bytes = b"") -> bytes:
         command = ["nsenter", "-t", str(self.pids[guest]), "-n", "-m", *argv]
@@ -72,9 +106,13 @@ def wire(tmp_path: Path) -> Iterator[Wire]:
             assert holder.stdout is not None
             holder.stdout.readline()
             made.pids[end.guest] = holder.pid
-        first, second = ends
-        peer = ["peer", "name", "nic0", "netns", str(made.pids[second.guest])]
-        made.run(first.guest, "ip", "link", "add", "nic0", "type", "veth", *peer)
+        names = (f"tbw{os.getpid()}n{next(_NUMBERS)}", f"tbw{os.getpid()}n{next(_NUMBERS)}")
+        for name, end in zip(names, ends, strict=True):
+            peer = ["peer", "name", "nic0", "netns", str(made.pids[end.guest])]
+            subprocess.run(["ip", "link", "add", name, "type", "veth", *peer], check=True)
+            subprocess.run(["ip", "link", "set", name, "promisc", "on", "up"], check=True)
+        made.switch = Switch(names)
+        made.switch.start()
         for end in ends:
             made.run(end.guest, "ip", "link", "set", "nic0", "address", end.mac, "up")
             made.run(end.guest, "ip", "addr", "add", f"{end.address}/24", "dev", "nic0")
@@ -83,6 +121,8 @@ def wire(tmp_path: Path) -> Iterator[Wire]:
             folder = str(tmp_path / end.guest.replace("/", "."))
             request: dict[str, object] = {"phase": "stop", "token": "tb-clean-", "folder": folder}
             made.run(end.guest, sys.executable, "-", stdin=compose(request))
+        made.switch.ending = True
+        made.switch.join()
     finally:
         for holder in holders:
             holder.kill()
@@ -90,12 +130,18 @@ def wire(tmp_path: Path) -> Iterator[Wire]:
 
 
 def _missing(wire: Wire) -> set[str]:
-    return {f"{cell.source.name} {cell.service}" for cell, arrived in reach(wire) if not arrived}  # type: ignore[arg-type]
+    return {f"{cell.source.name} {cell.service}" for cell, arrived in _reach(wire) if not arrived}
+
+
+def _reach(wire: Wire) -> list[tuple[Cell, bool]]:
+    cells = wire.matrix.cells
+    return reach(cells, observe(wire, matrix_probes(cells)))  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "_WINDOW", 0.5)
+    monkeypatch.setattr(network, "_CONTROL", {"timeout": 1, "repeat": 2, "spacing": 0.1})
 
 
 def test_everything_arrives_on_an_open_wire(wire: Wire) -> None:
@@ -105,9 +151,30 @@ def test_everything_arrives_on_an_open_wire(wire: Wire) -> None:
 
 def test_a_dead_recorder_is_noticed(wire: Wire) -> None:
     """Silence of a recorder that was killed proves nothing."""
-    wire.kill_before = "collect"
+    wire.kill_before = "finish"
     with pytest.raises(InstrumentError, match="recorder in red/db cannot vouch"):
-        reach(wire)  # type: ignore[arg-type]
+        _reach(wire)
+
+
+def _is_icmp_of(mac: str) -> Callable[[bytes], bool]:
+    return lambda frame: frame[12:14] == b"\x08\0" and frame[23] == 1 and frame[6:12].hex(":") == mac
+
+
+def test_a_dropped_frame_is_missed_at_the_receiver_and_nothing_else_is(wire: Wire) -> None:
+    """A wall on the wire stops what one guest pings; it leaves its sender, so only the receiver can tell."""
+    web, _ = endpoints(wire.testbed)
+    wire.switch.wall = _is_icmp_of(web.mac)
+    assert _missing(wire) == {"web icmp"}
+    assert wire.switch.stopped > 0
+    wire.switch.wall = lambda _: False
+    assert _missing(wire) == set()
+
+
+def test_a_wire_that_carries_nothing_is_no_wall(wire: Wire) -> None:
+    """If the declared flow does not work either, silence proves nothing."""
+    wire.switch.wall = lambda _: True
+    with pytest.raises(InstrumentError, match="the declared flow red/web -> red/db tcp/5432 does not work before the probes"):
+        _reach(wire)
 
 
 def test_a_false_sender_is_seen_where_nothing_stops_it(wire: Wire) -> None:
