@@ -153,13 +153,72 @@ def test_5_a_paused_node_too_and_up_resumes_it(environment: dict[str, str]) -> N
 
 
 def test_6_a_second_process_is_told_who_holds_the_lab(environment: dict[str, str]) -> None:
-    argv = _command("check", LAB, "--only", "STO")
-    first = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(5)
+    argv = _command("check", LAB, "--only", "NET-01")
+    first = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    _read_until(first, "NET-01.fleet")
     done = subprocess.run(_command("up", TOPOLOGY), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert first.wait(timeout=600) == 0
+    first.communicate(timeout=600)
+    assert first.returncode == 0
     assert done.returncode == 5, done.stderr
     assert f"process {first.pid}" in done.stderr
+
+
+def _read_until(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if word in line:
+            return
+    raise AssertionError(word)
+
+
+def test_6_an_interrupted_check_keeps_what_it_saw(environment: dict[str, str]) -> None:
+    argv = _command("check", LAB, "--only", "CMP", "--only", "NET-01")
+    process = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    _read_until(process, "NET-01.fleet")
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=300)
+    assert process.returncode == 130
+    data = json.loads(_testbed(environment, "report", LAB, "--format", "json"))
+    assert {check["id"] for check in data["checks"]} == {"CMP-02"}
+    assert "interrupted" in data["trouble"][0]
+
+
+SMALL = """
+version: 1
+name: small
+nodes: {only: {memory: 1 GiB}}
+tenants:
+  green:
+    networks: {app: 10.0.0.0/24}
+    guests: {web: {}}
+"""
+
+
+def test_6_a_second_lab_runs_beside_the_first(environment: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    _testbed(environment, "up", str(file))
+    try:
+        assert {row["lab"]: row["running"] for row in json.loads(_testbed(environment, "status", "--json"))} == {LAB: True, "small": True}
+        assert "green" in _testbed(environment, "exec", "small", "green/web", "--", "/usr/bin/printf", "green")
+        _testbed(environment, "check", "small", "--only", "PRC-02")
+        assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
+    finally:
+        _testbed(environment, "down", "small")
+    _testbed(environment, "check", LAB, "--only", "PRC-02")
+
+
+def test_6_people_can_look_around(environment: dict[str, str]) -> None:
+    assert "no drift" in _testbed(environment, "status", LAB)
+    assert _testbed(environment, "ssh", LAB, "node-b", "hostname").strip() == "node-b"
+    assert "ovn-controller" in _testbed(environment, "logs", LAB, "node-a", "--unit", "ovn-controller")
+    assert "graph" in _testbed(environment, "graph", LAB, "--format", "mermaid")
+    for form, start in (("text", f"lab {LAB}"), ("markdown", f"# {LAB}"), ("junit", "<?xml")):
+        assert _testbed(environment, "report", LAB, "--format", form).startswith(start)
+    assert _testbed(environment, "console", LAB, "controller") is not None
+    for words in (("ssh", LAB, "nobody"), ("exec", LAB, "red/nobody", "true"), ("console", LAB, "nobody"), ("check", "nolab")):
+        _testbed(environment, *words, expect=2)
 
 
 def test_7_down_leaves_nothing(environment: dict[str, str]) -> None:
