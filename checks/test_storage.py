@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from checks.breaches import command, load, needs_guest, needs_strangers, rules
-from testbed.model.testbed import IMAGES, POOLS
+from testbed.model.testbed import IMAGES, POOLS, Guest
 from testbed.verify.declare import check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage
@@ -28,6 +28,11 @@ def _close_all_layers(stage: Stage) -> str:
     return f"chmod 0600 {file}; chmod o-x {victim.pool}; sed -i '\\#{file}#d' {rules(attacker)}; {load(attacker)}"
 
 
+def _named(stage: Stage) -> str:
+    """Return a command that succeeds while one worker's profile names the other tenant's volume."""
+    return f"grep -qF {_victim_file(stage)} {rules(stage.strangers()[0])}"
+
+
 @check(
     id="STO-01",
     objective="No worker reads, writes or lists another tenant's volumes",
@@ -41,10 +46,22 @@ def _close_all_layers(stage: Stage) -> str:
             shows=lambda stage: f"[ $(stat -c %a {_victim_file(stage)}) = 666 ]",
         ),
         command(
+            "a pool's access list lets another tenant's worker in",
+            opens=lambda stage: f"setfacl -m u:{stage.strangers()[0].uid}:x {stage.strangers()[1].pool}",
+            closes=lambda stage: f"setfacl -x u:{stage.strangers()[0].uid} {stage.strangers()[1].pool}",
+            shows=lambda stage: f"getfacl -pcn {stage.strangers()[1].pool} | grep -q ^user:{stage.strangers()[0].uid}:",
+        ),
+        command(
+            "a worker's profile names another tenant's volume",
+            opens=lambda stage: f"echo '  \"{_victim_file(stage)}\" rw,' >> {rules(stage.strangers()[0])}; {load(stage.strangers()[0])}",
+            closes=lambda stage: f"sed -i '\\#{_victim_file(stage)}#d' {rules(stage.strangers()[0])}; {load(stage.strangers()[0])}",
+            shows=_named,
+        ),
+        command(
             "mode, pool and profile all let a worker at another tenant's volume",
             opens=_open_all_layers,
             closes=_close_all_layers,
-            shows=lambda stage: f"grep -qF {_victim_file(stage)} {rules(stage.strangers()[0])}",
+            shows=lambda stage: f"[ $(stat -c %a {_victim_file(stage)}) = 666 ] && {_named(stage)}",
         ),
     ),
 )
@@ -58,11 +75,25 @@ def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: Machine) 
         attempts += [Attempt("list", pool) for pool in (*pools, POOLS)]
         reached = succeeded(node, attacker, attempts)
         assert not reached, f"the worker of {attacker.label} reached {sorted(map(str, reached))}"
+        allowed = succeeded(node, attacker, attempts, as_root=True)
+        assert not allowed, f"the profile of {attacker.label} alone would allow {sorted(map(str, allowed))}"
+    for tenant in sorted({guest.tenant for guest in guests}):
+        _require_own_pool(node, [guest for guest in guests if guest.tenant == tenant])
     for guest in guests:
         for file in guest.disks:
             volume = node.infra.file(file)
             assert volume.mode == 0o600, f"{file} has mode {volume.mode:o}"
             assert volume.uid == guest.uid, f"{file} belongs to uid {volume.uid}, not to {guest.worker}"
+
+
+def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
+    """A pool's access list lets its own tenant's workers pass, and nobody else do anything."""
+    pool = owners[0].pool
+    entries = node.read(f"getfacl -pcn {pool}").split()
+    strangers = [entry for entry in entries if entry.startswith(("user:", "group:")) and "::" not in entry]
+    strangers = [entry for entry in strangers if entry not in {f"user:{guest.uid}:--x" for guest in owners}]
+    assert not strangers, f"the pool {pool} lets in {strangers}"
+    assert "other::---" in entries, f"the pool {pool} is open to everybody: {entries}"
 
 
 @check(

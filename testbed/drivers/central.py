@@ -57,14 +57,26 @@ class Central:
             ProvisioningError: one does not start.
 
         """
-        answers = self.host.sudo(f"systemctl is-active {' '.join(_SERVICES)}").text.split()
-        stopped = [name for name, answer in zip(_SERVICES, answers, strict=False) if answer in ("inactive", "failed")]
+        stopped = self._stopped()
         if stopped:
             self.host.must(f"systemctl reset-failed {' '.join(stopped)}; systemctl start {' '.join(stopped)}")
         return stopped
 
+    def _stopped(self) -> list[str]:
+        answers = self.host.sudo(f"systemctl is-active {' '.join(_SERVICES)}").text.split()
+        return [name for name, answer in zip(_SERVICES, answers, strict=False) if answer in ("inactive", "failed")]
+
     def observe(self) -> dict[Key, Properties]:
-        """Return the switches and ports of this lab, and the controller's settings."""
+        """Return the switches and ports of this lab, and the controller's settings.
+
+        Raises:
+            ProvisioningError: OVN's central services do not run, or cannot be read.
+
+        """
+        stopped = self._stopped()
+        if stopped:
+            fact, remedy = f"stopped on {self.name}: {', '.join(stopped)}", "run `testbed up`, which starts them again"
+            raise ProvisioningError("OVN's switches cannot be observed", fact=fact, remedy=remedy)
         found = batch.observe_settings(self.host, self.name, settings(self.lab, self.lab.controller))
         for label, properties in self.northbound.switches().items():
             found[Key(self.name, Kind.SWITCH, label)] = properties

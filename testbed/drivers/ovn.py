@@ -27,7 +27,7 @@ def _said(what: str) -> Iterator[None]:
         yield
     except (TimeoutException, RuntimeError, ValueError, OSError) as error:
         fact = f"{type(error).__name__}: {error}"
-        remedy = "run `testbed up`, which starts OVN's services again; if that fails, look at `testbed logs LAB controller`"
+        remedy = "look at `testbed logs LAB controller`, then run `testbed up`"
         raise ProvisioningError(what, fact=fact, remedy=remedy) from error
 
 
