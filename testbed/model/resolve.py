@@ -128,14 +128,12 @@ def _node_of(spec: Spec, guest: GuestSpec) -> str:
 
 
 def _worker_slots(spec: Spec) -> dict[str, int]:
+    placed: dict[str, list[str]] = {}
+    for tenant, item in spec.tenants.items():
+        for name, guest in item.guests.items():
+            placed.setdefault(_node_of(spec, guest), []).append(f"{tenant}/{name}")
     slots: dict[str, int] = {}
-    for node in spec.nodes:
-        labels = [
-            f"{tenant}/{name}"
-            for tenant, item in spec.tenants.items()
-            for name, guest in item.guests.items()
-            if _node_of(spec, guest) == node
-        ]
+    for node, labels in placed.items():
         slots.update(_spread(labels, range(WORKERS_PER_NODE), f"worker/{node}"))
     return slots
 

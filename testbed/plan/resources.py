@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -90,8 +90,11 @@ def desired(lab: Testbed, inputs: Inputs) -> dict[Key, Resource]:
             Resource(Key(machine.name, Kind.SETTING, item.name), {"value": item.value})
             for item in settings(lab, machine)
         ]
+    placed: dict[str, list[Guest]] = {}
+    for guest in lab.guests:
+        placed.setdefault(guest.node, []).append(guest)
     for node in lab.nodes:
-        found += _node(lab, node, inputs)
+        found += _node(node, placed.get(node.name, []), inputs)
     return {resource.key: resource for resource in found}
 
 
@@ -150,8 +153,7 @@ def _central(lab: Testbed) -> Iterator[Resource]:
                         )
 
 
-def _node(lab: Testbed, node: Machine, inputs: Inputs) -> Iterator[Resource]:
-    guests = lab.guests_on(node.name)
+def _node(node: Machine, guests: Sequence[Guest], inputs: Inputs) -> Iterator[Resource]:
     for tenant in dict.fromkeys(guest.tenant for guest in guests):
         uids = sorted(guest.uid for guest in guests if guest.tenant == tenant)
         access = ["user::rwx", "group::---", "mask::--x", "other::---", *(f"user:{uid}:--x" for uid in uids)]

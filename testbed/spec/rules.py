@@ -195,13 +195,13 @@ def _addresses(tenant_name: str, tenant: TenantSpec) -> Iterator[Finding]:
 
 
 def _node_load(spec: Spec) -> Iterator[Finding]:
+    placed: dict[str, list[GuestSpec]] = {}
+    for tenant in spec.tenants.values():
+        for guest in tenant.guests.values():
+            only = next(iter(spec.nodes)) if guest.node is None and len(spec.nodes) == 1 else ""
+            placed.setdefault(guest.node or only, []).append(guest)
     for name, node in spec.nodes.items():
-        guests = [
-            guest
-            for tenant in spec.tenants.values()
-            for guest in tenant.guests.values()
-            if guest.node == name or (guest.node is None and len(spec.nodes) == 1)
-        ]
+        guests = placed.get(name, [])
         wanted = sum(guest.memory for guest in guests)
         available = node.memory - NODE_RESERVE
         if wanted > available:

@@ -1,0 +1,73 @@
+"""Validating and planning large topologies, in one run: python benchmarks/scale.py [NODES GUESTS]
+
+Each size is measured in a process of its own. Prints seconds, peak memory in MiB, and how much twice the size costs.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+from testbed.model.facts import Accelerator, Environment
+from testbed.model.resolve import resolve
+from testbed.plan.diff import diff
+from testbed.plan.resources import OUTER, Inputs, desired, places
+from testbed.spec.load import load
+
+PER_TENANT = 10
+INPUTS = Inputs(
+    Environment(Accelerator.TCG, Accelerator.KVM, 4.0, "/usr/bin/qemu-system-x86_64"),
+    {"node": "digest-n", "controller": "digest-c", "guest": "digest-g"},
+)
+
+
+def topology(nodes: int, guests: int) -> str:
+    """Return a topology file: tenants of ten guests in a chain, spread over the nodes, all with the same addresses."""
+    lines = ["version: 1", "name: scale"]
+    lines += ["infrastructure: {management: 10.64.0.0/16, fabric: 10.65.0.0/16, storage: 10.66.0.0/16}", "nodes:"]
+    lines += [f"  n{number}: {{memory: 16 GiB}}" for number in range(nodes)]
+    lines.append("tenants:")
+    for tenant in range(guests // PER_TENANT):
+        lines += [f"  t{tenant}:", "    networks: {app: 10.0.0.0/24}", "    guests:"]
+        members = range(PER_TENANT)
+        lines += [f"      g{g}: {{node: n{(tenant * PER_TENANT + g) % nodes}, volumes: {{data: 64 MiB}}}}" for g in members]
+        lines += ["    allow:", *(f"      - g{g} -> g{g + 1} tcp/5432" for g in members[:-1])]
+    return "\n".join(lines) + "\n"
+
+
+def measure(nodes: int, guests: int) -> dict[str, float]:
+    """Return what reading, resolving and planning one topology costs in this process."""
+    text = topology(nodes, guests)
+    marks = [time.perf_counter()]
+    spec = load(text, "scale.yaml").spec
+    marks.append(time.perf_counter())
+    lab = resolve(spec)
+    marks.append(time.perf_counter())
+    plan = diff(desired(lab, INPUTS), {}, frozenset(places(lab)) - {OUTER})
+    marks.append(time.perf_counter())
+    steps = {name: round(end - start, 2) for name, start, end in zip(("read", "resolve", "plan"), marks, marks[1:], strict=False)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {**steps, "total_s": round(marks[-1] - marks[0], 2), "peak_mib": round(peak), "actions": len(plan.actions)}
+
+
+def main() -> int:
+    """Measure a size and twice that size."""
+    if sys.argv[1:2] == ["--one"]:
+        print(json.dumps(measure(int(sys.argv[2]), int(sys.argv[3]))))
+        return 0
+    nodes, guests = (int(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else (1000, 10_000)
+    results = []
+    for factor in (1, 2):
+        argv = [sys.executable, __file__, "--one", str(nodes * factor), str(guests * factor)]
+        done = subprocess.run(argv, check=True, capture_output=True, text=True)
+        results.append({"nodes": nodes * factor, "guests": guests * factor, **json.loads(done.stdout)})
+    ratio = results[1]["total_s"] / results[0]["total_s"]
+    print(json.dumps({"sizes": results, "twice_the_size_costs": round(ratio, 2)}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
