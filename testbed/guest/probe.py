@@ -502,22 +502,38 @@ def send(request: Request) -> Request:
     """Send every probe, within ``budget`` seconds; return what became of each."""
     deadline = time.monotonic() + min(float(request.get("budget", 120)), 1800)
     results = []
-    for probe in request["probes"][:MAX_PROBES]:
-        result = {"id": probe["id"], "sent": False, "error": "no time left", "answer": ""}
-        for attempt in range(min(int(probe.get("repeat", 1)), 20)):
-            if time.monotonic() > deadline or (attempt and result["answer"]):
-                break
-            time.sleep(min(float(probe.get("spacing", 0.02)), 2) if attempt else 0)
-            result.update(_attempt(probe))
-        results.append(result)
+    with contextlib.ExitStack() as opened:
+        outlets = Outlets(opened)
+        for probe in request["probes"][:MAX_PROBES]:
+            result = {"id": probe["id"], "sent": False, "error": "no time left", "answer": ""}
+            for attempt in range(min(int(probe.get("repeat", 1)), 20)):
+                if time.monotonic() > deadline or (attempt and result["answer"]):
+                    break
+                time.sleep(min(float(probe.get("spacing", 0.02)), 2) if attempt else 0)
+                result.update(_attempt(probe, outlets))
+            results.append(result)
     return {"results": results}
 
 
-def _attempt(probe: Request) -> Request:
+class Outlets:
+    """One packet socket for each interface: the kernel lets every opening and closing wait for a grace period."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.stack = stack
+        self.open: dict[str, socket.socket] = {}
+
+    def send(self, mac: str, frame: bytes) -> None:
+        """Send a frame from the interface with a MAC address."""
+        if mac not in self.open:
+            self.open[mac] = self.stack.enter_context(_packet_socket(interface_of(mac) or "none", 0))
+        self.open[mac].send(frame)
+
+
+def _attempt(probe: Request, outlets: Outlets) -> Request:
     try:
         if probe["kind"] in ("tcp-connect", "udp-ask"):
             return {"answer": ask(probe), "sent": True, "error": ""}
-        _transmit(probe["mac"], frame_of(probe))
+        outlets.send(probe["mac"], frame_of(probe))
     except (OSError, ValueError, KeyError) as error:
         return {"error": (str(error) or repr(error))[:MAX_TEXT]}
     return {"sent": True, "error": ""}

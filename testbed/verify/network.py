@@ -203,7 +203,7 @@ def _controls(fleet: Fleet, label: str, stage: str) -> list[Probe]:
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
     for number, endpoint in enumerate(own):
         transaction = f"{(1 if stage == 'before' else 2) << 24 | number:08x}"
-        lines.append(Probe(f"dhcp{stage}{number}", endpoint, {"kind": "dhcp", "transaction": transaction, "repeat": 3, "spacing": 0.5}))
+        lines.append(Probe(f"dhcp{stage}{number}", endpoint, {"kind": "dhcp", "transaction": transaction, "repeat": 3, "spacing": 0.2}))
     return lines
 
 

@@ -19,13 +19,14 @@ from testbed.lab import prepare
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800), pytest.mark.skipif(os.geteuid() != 0, reason="a system daemon needs root")]
 ROOT = Path(__file__).parents[2]
 TOPOLOGY = "topologies/one-node.yaml"
-# Nothing of this daemon is seen by another one: its folders are hidden in a mount namespace. It asks QEMU again
-# and again where /dev/kvm opens and does not work, so it must not see one that the canary has refused.
+# Nothing of this daemon is seen by another one: its folders are hidden in a mount namespace. So is a /dev/kvm that
+# the canary has refused: where root can open it and QEMU's account can't, libvirt asks QEMU anew at every step.
 DAEMON = """
 for folder in /etc/libvirt /run /var/lib/libvirt /var/log/libvirt /var/cache/libvirt; do
   mkdir -p $folder && mount -t tmpfs tmpfs $folder
 done
-[ "$2" = kvm ] || [ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm
+: > "$1/nobody" && chmod 0 "$1/nobody"
+[ "$2" = kvm ] || [ ! -e /dev/kvm ] || mount --bind "$1/nobody" /dev/kvm
 cat > /etc/libvirt/qemu.conf <<END
 stdio_handler = "file"
 security_driver = "none"
