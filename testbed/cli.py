@@ -266,6 +266,8 @@ def check(
 
 
 def _check(opened: lab.Lab, *, prove: bool, only: list[str], as_json: bool) -> None:
+    # A job that a script starts in the background ignores Ctrl-C unless it says otherwise.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say)
     except KeyboardInterrupt:
