@@ -20,6 +20,7 @@ import libvirt
 import libvirt_qemu
 
 from testbed.errors import InstrumentError, ProvisioningError, TestbedError
+from testbed.plan.domains import read_mark
 
 _STATES = {
     libvirt.VIR_DOMAIN_RUNNING: "running",
@@ -145,6 +146,13 @@ class Hypervisor:
             except libvirt.libvirtError:
                 continue
         return result
+
+    def owned(self, lab: str) -> Iterator[tuple[Domain, str, dict[str, object]]]:
+        """Yield the domains that carry a lab's mark, each with the resource's name and the properties it was made from."""
+        for domain in self.domains():
+            mark = read_mark(domain.xml)
+            if mark is not None and mark[0] == lab:
+                yield domain, mark[1], mark[2]
 
     def _find(self, name: str) -> Any:  # noqa: ANN401 - libvirt has no types
         try:

@@ -140,7 +140,7 @@ class ImageCache:
             with ThreadPoolExecutor(max_workers=2) as pool:
                 for done in [pool.submit(self._bake, recipe, progress) for recipe in missing]:
                     done.result()
-        return self.baked()
+        return self._all(recipes)
 
     def baked(self) -> dict[str, Image]:
         """Return every image by name.
@@ -149,7 +149,10 @@ class ImageCache:
             ImageError: one is missing.
 
         """
-        return {name: self._found(recipe) for name, recipe in self.recipes().items()}
+        return self._all(self.recipes())
+
+    def _all(self, recipes: dict[str, Recipe]) -> dict[str, Image]:
+        return {name: self._found(recipe) for name, recipe in recipes.items()}
 
     def _found(self, recipe: Recipe) -> Image:
         image = self.find(recipe)

@@ -16,7 +16,7 @@ from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.facts import Environment
 from testbed.model.testbed import IMAGES, POOLS, Guest, Machine, Testbed
 from testbed.plan.diff import Action, Verb
-from testbed.plan.domains import guest_xml, read_mark
+from testbed.plan.domains import guest_xml
 from testbed.plan.resources import Key, Kind, Properties
 from testbed.plan.settings import settings
 from testbed.spec.schema import GIB
@@ -75,10 +75,8 @@ class Node:
         found: dict[Key, Properties] = dict(self._pools(values.pop("/folders", "")))
         found.update(self._volumes(values.pop("/files", "")))
         found.update(batch.as_settings(self.name, values))
-        for domain in self.hypervisor.domains():
-            mark = read_mark(domain.xml)
-            if mark is not None and mark[0] == self.lab.name:
-                found[Key(self.name, Kind.GUEST, mark[1])] = {**mark[2], **_live(domain)}  # type: ignore[dict-item]
+        for domain, label, properties in self.hypervisor.owned(self.lab.name):
+            found[Key(self.name, Kind.GUEST, label)] = {**properties, **_live(domain)}  # type: ignore[dict-item]
         return found
 
     def _pools(self, text: str) -> dict[Key, Properties]:

@@ -21,7 +21,7 @@ from testbed.errors import ProvisioningError
 from testbed.model.facts import Environment
 from testbed.model.testbed import Machine, Role, Testbed
 from testbed.plan.diff import Action, Verb
-from testbed.plan.domains import MachineFiles, machine_xml, read_mark
+from testbed.plan.domains import MachineFiles, machine_xml
 from testbed.plan.identity import MachineKeys, identity_files, pack
 from testbed.plan.resources import OUTER, Key, Kind, Properties
 
@@ -57,10 +57,8 @@ class Outer:
             if kind == Kind.NETWORK:
                 properties = {"bridge": link.name, "address": " ".join(link.addresses)}
             found[Key(OUTER, Kind(kind), name)] = properties if link.up else {**properties, "link": "down"}
-        for domain in self.hypervisor.domains():
-            mark = read_mark(domain.xml)
-            if mark is not None and mark[0] == self.lab.name:
-                found[Key(OUTER, Kind.MACHINE, mark[1])] = {**mark[2], "state": domain.state}  # type: ignore[dict-item]
+        for domain, machine, made in self.hypervisor.owned(self.lab.name):
+            found[Key(OUTER, Kind.MACHINE, machine)] = {**made, "state": domain.state}  # type: ignore[dict-item]
         return found
 
     def perform(self, action: Action) -> None:
@@ -148,9 +146,8 @@ def destroy_machines(hypervisor: Hypervisor, lab: str, name: str = "") -> None:
         ProvisioningError: libvirt refuses.
 
     """
-    for domain in hypervisor.domains():
-        mark = read_mark(domain.xml)
-        if mark is not None and mark[0] == lab and name in ("", mark[1]):
+    for domain, found, _ in hypervisor.owned(lab):
+        if name in ("", found):
             hypervisor.destroy(domain.name)
 
 

@@ -52,13 +52,11 @@ def execute(command: str, stdin: bytes, timeout: float, limit: int) -> dict[str,
     ]
     for helper in helpers:
         helper.start()
-    for helper in helpers[1:]:
-        helper.join(max(0.0, end - time.monotonic()))
-    if any(helper.is_alive() for helper in helpers[1:]):
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return {"late": True}
     try:
+        for helper in helpers[1:]:
+            helper.join(max(0.0, end - time.monotonic()))
+            if helper.is_alive():
+                raise subprocess.TimeoutExpired(command, timeout)
         status = process.wait(max(0.0, end - time.monotonic()))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)

@@ -185,9 +185,9 @@ def _packet_socket(name: str, protocol: int) -> socket.socket:
     return opened
 
 
-def _transmit(mac: str, frame: bytes) -> None:
-    with _packet_socket(interface_of(mac) or "none", 0) as out:
-        out.send(frame)
+def _outlet(mac: str) -> socket.socket:
+    """Return a socket that sends frames from the interface with a MAC address."""
+    return _packet_socket(interface_of(mac) or "none", 0)
 
 
 # The recorder.
@@ -370,7 +370,8 @@ def _self_test(request: Request, stage: str) -> None:
     for nic in request["interfaces"]:
         with contextlib.suppress(OSError):
             payload = f"{_prefix(request)}self-{stage}.".encode()
-            _transmit(nic["mac"], ethernet(nic["mac"], nic["mac"], _TEST, payload))
+            with _outlet(nic["mac"]) as out:
+                out.send(ethernet(nic["mac"], nic["mac"], _TEST, payload))
 
 
 def listen(request: Request) -> Request:
@@ -525,7 +526,7 @@ class Outlets:
     def send(self, mac: str, frame: bytes) -> None:
         """Send a frame from the interface with a MAC address."""
         if mac not in self.open:
-            self.open[mac] = self.stack.enter_context(_packet_socket(interface_of(mac) or "none", 0))
+            self.open[mac] = self.stack.enter_context(_outlet(mac))
         self.open[mac].send(frame)
 
 

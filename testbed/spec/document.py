@@ -44,17 +44,17 @@ class Document:
             path = path[:-1]
         return self.lines.get(path, 1)
 
-    def get(self, path: Path) -> Value:
-        """Return the value at a path, or None."""
-        value = self.data
-        for part in path:
-            if isinstance(value, dict) and part in value:
-                value = value[str(part)]
-            elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-                value = value[part]
-            else:
-                return None
-        return value
+
+def at(value: Value, path: Path) -> Value:
+    """Return what stands at a path below a value, or None."""
+    for part in path:
+        if isinstance(value, dict) and part in value:
+            value = value[str(part)]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            return None
+    return value
 
 
 class _Reader:

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from testbed.errors import Mistake, TestbedError, TopologyError, UsageError
 from testbed.spec import rules
-from testbed.spec.document import Document, Path, Value, dotted, parse
+from testbed.spec.document import Document, Path, Value, at, dotted, parse
 from testbed.spec.schema import (
     ControllerSpec,
     GuestSpec,
@@ -110,7 +110,7 @@ def _validate(document: Document) -> tuple[Spec | None, list[Mistake]]:
         except ValidationError as error:
             details = error.errors(include_url=False)
             for detail in details:
-                if not (mistakes and detail["type"] in ("too_short", "missing") and document.get(_place(detail))):
+                if not (mistakes and detail["type"] in ("too_short", "missing") and at(document.data, _place(detail))):
                     mistakes.setdefault(_place(detail), _mistake(detail, document))
             if not all([_cut(data, _place(detail)) for detail in details]):  # noqa: C419 - every one must be cut
                 break
@@ -127,14 +127,7 @@ def _cut(data: Value, place: Path) -> bool:
     if place in _PLACEHOLDERS and isinstance(data, dict):
         data[str(place[0])] = _PLACEHOLDERS[place]
         return True
-    parent: Value = data
-    for part in place[:-1]:
-        if isinstance(parent, dict) and part in parent:
-            parent = parent[str(part)]
-        elif isinstance(parent, list) and isinstance(part, int) and part < len(parent):
-            parent = parent[part]
-        else:
-            return False
+    parent = at(data, place[:-1])
     last = place[-1] if place else None
     if isinstance(parent, dict) and last in parent:
         del parent[str(last)]
