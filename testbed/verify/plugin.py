@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol
 
 from testbed.errors import TestbedError
-from testbed.report.result import CheckResult, Proof, ProofVerdict, Verdict
+from testbed.report.result import CheckResult, Verdict
 from testbed.verify.declare import ATTRIBUTE, Breach, Declaration
 from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.proof import Outcome, Trial, take_back, untried
 from testbed.verify.stage import Stage
 
 _REASON = 1200
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one run of one check came to."""
+@dataclass
+class _Case:
+    """One case of a check that was run, and what became of its breaches.
 
-    verdict: Verdict
-    reason: str
-    duration: float
-    evidence: tuple[str, ...]
+    Args:
+        place: its position among the results.
+
+    """
+
+    item: pytest.Item
+    declared: Declaration
+    name: str
+    stage: Stage
+    place: int
+    trials: list[Trial] = field(default_factory=list)
 
 
 class Checks:
@@ -72,7 +80,10 @@ class Checks:
             self.errors.append(f"{report.nodeid}: {report.longreprtext[-_REASON:]}")
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """Run every check; with `prove`, each of its breaches as well."""
+        """Run every check; with `prove`, then each breach of each, and then every check once more.
+
+        So a breach that left something behind shows at the end, and what checks observe together is observed once.
+        """
         try:
             self._loop(session)
         except KeyboardInterrupt:
@@ -83,14 +94,20 @@ class Checks:
         return True
 
     def _loop(self, session: pytest.Session) -> None:
+        cases = []
         for item in session.items:
-            if self._left_open:
-                return
             declared = getattr(getattr(item, "function", None), ATTRIBUTE, None)
             if declared is None:
                 self.errors.append(f"{item.nodeid} is no check: it has no @check declaration")
             elif not self._only or any(declared.id.startswith(word) for word in self._only):
-                self.results.append(self._examine(item, declared))
+                cases += self._examine(item, declared)
+        for case in cases:
+            for breach in case.declared.breaches:
+                self._try(case, breach)
+                if self._left_open:
+                    return
+        for case in cases:
+            self._look_again(case)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
@@ -116,9 +133,10 @@ class Checks:
             verdict, reason = Verdict.INCONCLUSIVE, "the check observed nothing"
         return Outcome(verdict, reason, time.monotonic() - started, tuple(written))
 
-    def _examine(self, item: pytest.Item, declared: Declaration) -> CheckResult:
-        case = getattr(item, "callspec", None)
-        label = case.id if case is not None else "fleet"
+    def _examine(self, item: pytest.Item, declared: Declaration) -> list[_Case]:
+        """Run one case of a check; return it if its breaches are to be tried."""
+        parameters = getattr(item, "callspec", None)
+        label = parameters.id if parameters is not None else "fleet"
         name = f"{declared.id}.{label}"
         stage = Stage(self.fleet.lab, "" if label == "fleet" else label)
         reason = declared.applies(stage)
@@ -127,81 +145,61 @@ class Checks:
         else:
             self._progress(f"{name}: {declared.objective}")
             outcome = self._run(item, name)
-        proofs: tuple[Proof, ...] = ()
-        if self._prove and reason is None:
-            proofs = self._proofs(item, name, declared, stage, outcome)
-        self._progress(f"{name}: {outcome.verdict}" + "".join(f", {proof.verdict}" for proof in proofs))
-        return CheckResult(
-            id=declared.id,
-            case=label,
-            objective=declared.objective,
-            severity=declared.severity,
-            verdict=outcome.verdict,
-            reason=outcome.reason,
-            simulated=declared.simulated,
-            duration_s=round(outcome.duration, 2),
-            evidence=outcome.evidence,
-            proofs=proofs,
+        self._progress(f"{name}: {outcome.verdict}")
+        proving = self._prove and reason is None
+        proofs = untried(declared, outcome) if proving else ()
+        self.results.append(
+            CheckResult(
+                id=declared.id,
+                case=label,
+                objective=declared.objective,
+                severity=declared.severity,
+                verdict=outcome.verdict,
+                reason=outcome.reason,
+                simulated=declared.simulated,
+                duration_s=round(outcome.duration, 2),
+                evidence=outcome.evidence,
+                proofs=proofs,
+            )
         )
+        return [_Case(item, declared, name, stage, len(self.results) - 1)] if proving and not proofs else []
 
-    def _proofs(
-        self, item: pytest.Item, name: str, declared: Declaration, stage: Stage, green: Outcome
-    ) -> tuple[Proof, ...]:
-        if not declared.breaches:
-            return (Proof(ProofVerdict.UNPROVEN, "", declared.unproven, ()),)
-        if green.verdict is not Verdict.PASS:
-            why = f"the check is not green to begin with: {green.verdict}"
-            return tuple(Proof(ProofVerdict.BROKEN_INSTRUMENT, breach.name, why, ()) for breach in declared.breaches)
-        proofs = []
-        for breach in declared.breaches:
-            proofs.append(self._proof(item, name, breach, stage))
-            if self._left_open:
-                break
-        return tuple(proofs)
-
-    def _proof(self, item: pytest.Item, name: str, breach: Breach, stage: Stage) -> Proof:
-        """Run green, breach, red, revert, green; the green before has been seen already."""
-        self._progress(f"{name}: breach: {breach.name}")
-        steps = ["green"]
-        red: Outcome | None = None
-        trouble = ""
+    def _try(self, case: _Case, breach: Breach) -> None:
+        """Open a wall, run the check, close the wall; whether it is whole again shows when all breaches are through."""
+        self._progress(f"{case.name}: breach: {breach.name}")
+        trial, red, trouble = Trial(breach.name), None, ""
+        case.trials.append(trial)
         try:
-            breach.open(stage)
-            if breach.in_force(stage):
-                steps.append("breach in force")
+            breach.open(case.stage)
+            if breach.in_force(case.stage):
+                trial.steps.append("breach in force")
                 self.fleet.new_phase()
-                red = self._run(item, f"{name}.breached")
-                steps.append(f"check: {red.verdict}: {red.reason}"[:400])
+                red = self._run(case.item, f"{case.name}.breach{len(case.trials)}")
+                trial.steps.append(f"check: {red.verdict}: {red.reason}"[:400])
         except TestbedError as error:
             trouble = f"{error.what}: {error.fact}"
         finally:
-            self._left_open = _close(breach, stage)
+            self._left_open = take_back(breach, case.stage)
             self.fleet.new_phase()
         if self._left_open:
-            return Proof(ProofVerdict.DIRTY_REVERT, breach.name, self._left_open, tuple(steps))
-        steps.append("reverted")
-        if trouble or red is None:
-            return Proof(ProofVerdict.BREACH_NOT_IN_FORCE, breach.name, trouble or "the breach opened nothing", tuple(steps))
-        if red.verdict is Verdict.PASS:
-            return Proof(ProofVerdict.CANNOT_FAIL, breach.name, "the check passes while the wall is open", tuple(steps))
-        if red.verdict is not Verdict.FAIL:
-            return Proof(ProofVerdict.BROKEN_INSTRUMENT, breach.name, red.reason, tuple(steps))
-        again = self._run(item, f"{name}.reverted")
-        steps.append(f"check: {again.verdict}")
-        if again.verdict is Verdict.PASS:
-            return Proof(ProofVerdict.PROVEN, breach.name, red.reason, tuple(steps))
-        kind = ProofVerdict.DIRTY_REVERT if again.verdict is Verdict.FAIL else ProofVerdict.BROKEN_INSTRUMENT
-        return Proof(kind, breach.name, f"after the revert: {again.reason}", tuple(steps))
+            trial.left_open(self._left_open)
+        else:
+            trial.steps.append("reverted")
+            trial.judge(red, trouble)
+        self._publish(case)
 
+    def _look_again(self, case: _Case) -> None:
+        waiting = [trial for trial in case.trials if trial.verdict is None]
+        if waiting:
+            again = self._run(case.item, f"{case.name}.reverted")
+            for trial in waiting:
+                trial.settle(again)
+            self._publish(case)
+        self._progress(f"{case.name}: " + ", ".join(str(trial.proof().verdict) for trial in case.trials))
 
-def _close(breach: Breach, stage: Stage) -> str:
-    """Take a breach back; return the empty string, or why nothing observed on this lab counts any more."""
-    try:
-        breach.close(stage)
-        fact = "it is still in force" if breach.in_force(stage) else ""
-    except TestbedError as error:
-        fact = f"{error.what}: {error.fact}"
-    return fact and f"the breach '{breach.name}' could not be reverted: {fact}"
+    def _publish(self, case: _Case) -> None:
+        proofs = tuple(trial.proof() for trial in case.trials)
+        self.results[case.place] = replace(self.results[case.place], proofs=proofs)
 
 
 def run_checks(

@@ -145,6 +145,25 @@ def test_proven(judge) -> None:
     assert _code(plugin) is Exit.OK
 
 
+def test_what_a_breach_leaves_behind_shows_at_the_end(judge) -> None:
+    """A breach that says it is gone, and is not, turns every check red that it was tried on or that watches the same wall."""
+    body = 'LIES = Breach("lies", opens, lambda s: None, lambda s: WALL["open"] and not WALL.setdefault("seen", False))\n'
+    body = body.replace("lambda s: None", "lambda s: WALL.update(seen=True)") + _declare("breaches=(LIES,)")
+    plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet), 'open'\n", prove=True)
+    assert _proof(plugin) == "dirty-revert"
+    assert "after the revert: open" in plugin.results[0].proofs[0].reason
+
+
+def test_an_interrupted_proof_is_none(judge) -> None:
+    first = _declare() + "def test_it(fleet):\n    assert not look(fleet), 'open'\n"
+    stop = 'STOP = Breach("stops", lambda s: (_ for _ in ()).throw(KeyboardInterrupt), closes, lambda s: WALL["open"])\n'
+    second = '@check(id="NET-02", objective="later", severity="high", breaches=(STOP,))\ndef test_later(fleet): look(fleet)\n'
+    plugin = judge(first + stop + second, prove=True)
+    assert plugin.interrupted
+    assert _proof(plugin) == "broken-instrument"
+    assert "was not run again" in plugin.results[0].proofs[0].reason
+
+
 def test_a_check_that_cannot_fail_is_found_out(judge) -> None:
     plugin = judge(_declare() + "def test_it(fleet):\n    look(fleet)\n    assert True\n", prove=True)
     assert _proof(plugin) == "cannot-fail"
@@ -168,7 +187,7 @@ def test_a_breach_that_stays_stops_everything(judge) -> None:
     later = '@check(id="NET-02", objective="later", severity="high", breaches=(BREACH,))\ndef test_later(fleet): look(fleet)\n'
     plugin = judge(body + later, prove=True)
     assert _proof(plugin) == "dirty-revert"
-    assert [result.id for result in plugin.results] == ["NET-01"]
+    assert [(result.id, len(result.proofs)) for result in plugin.results] == [("NET-01", 1), ("NET-02", 0)]
     assert "could not be reverted: it is still in force" in plugin.errors[0]
     assert _code(plugin) is Exit.PROVISIONING
 
