@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from testbed.model.testbed import Guest
+from testbed.model.testbed import Guest, GuestNic
+from testbed.plan.acls import Acl
 from testbed.verify.declare import Breach
 from testbed.verify.stage import Stage
+
+TABLE = "ovs-ofctl -O OpenFlow15"
+_ADMIT = "table=0"
 
 
 def command(
@@ -54,3 +59,88 @@ def rules(guest: Guest) -> str:
 def load(guest: Guest) -> str:
     """Return the command that puts a guest's profile into force as it stands on disk."""
     return f"apparmor_parser -r {profile(guest)}"
+
+
+def needs_flow(stage: Stage) -> str | None:
+    """Return why a check has nothing to hide forged frames behind."""
+    found = any(flow.protocol == "tcp" for tenant in stage.testbed.tenants for flow in tenant.flows)
+    return None if found else "no TCP flow is declared, so there is nothing to tell a wall from a dead network by"
+
+
+def shortcut(name: str, match: str, actions: str = "") -> Breach:
+    """Return a breach by one OpenFlow rule: some frames of a guest go straight to another tenant's guest on the same node.
+
+    Args:
+        match: OpenFlow match of the frames, besides their port.
+        actions: what is done to them first.
+
+    """
+    return command(
+        name,
+        opens=lambda s: f"{TABLE} add-flow br-int '{_from(s, match)},priority=200,actions={actions}output:{s.strangers()[1].nics[0].tap}'",
+        closes=lambda s: f"{TABLE} --strict del-flows br-int '{_from(s, match)},priority=200'",
+        shows=lambda s: f"{TABLE} dump-flows br-int '{_from(s, match)}' | grep -q priority=200",
+    )
+
+
+def _from(stage: Stage, match: str) -> str:
+    return f"{_ADMIT},in_port={stage.strangers()[0].nics[0].tap},{match}"
+
+
+def switch(stage: Stage) -> str:
+    """Return the logical switch of the first declared flow."""
+    source, _, nic, _ = stage.flow()
+    return f"{source.tenant}/{nic.network}"
+
+
+def pinned(nic: GuestNic) -> str:
+    """Return what a port may send from, as OVN writes it."""
+    return f"{nic.mac} {nic.address}"
+
+
+def ruled(name: str, rules: Callable[[Stage], tuple[Acl, ...]]) -> Breach:
+    """Return a breach by rules that are added to the switch of the first declared flow."""
+
+    def add(stage: Stage) -> None:
+        for rule in rules(stage):
+            stage.northbound.add_rule(switch(stage), rule)
+
+    def delete(stage: Stage) -> None:
+        for rule in rules(stage):
+            stage.northbound.delete_rule(switch(stage), rule)
+
+    def in_force(stage: Stage) -> bool:
+        present = stage.northbound.switches()[switch(stage)]["acls"]
+        return any(str(rule) in present for rule in rules(stage))
+
+    return Breach(name, add, delete, in_force)
+
+
+def loosened(name: str, security: Callable[[Stage], list[str]]) -> Breach:
+    """Return a breach by other addresses that the sender of the first declared flow may use."""
+    return Breach(
+        name,
+        open=lambda stage: stage.northbound.set_security(stage.flow()[2].port, security(stage)),
+        close=lambda stage: stage.northbound.set_security(stage.flow()[2].port, [pinned(stage.flow()[2])]),
+        in_force=lambda stage: _port(stage, stage.flow()[2])["security"] != [pinned(stage.flow()[2])],
+    )
+
+
+def readdressed(name: str, nic: Callable[[Stage], GuestNic], addresses: Callable[[Stage], list[str]]) -> Breach:
+    """Return a breach by other addresses at which a port is reached, and which DHCP hands out."""
+    return Breach(
+        name,
+        open=lambda stage: stage.northbound.set_addresses(nic(stage).port, addresses(stage)),
+        close=lambda stage: stage.northbound.set_addresses(nic(stage).port, [pinned(nic(stage))]),
+        in_force=lambda stage: _port(stage, nic(stage))["addresses"] != pinned(nic(stage)),
+    )
+
+
+def _port(stage: Stage, nic: GuestNic) -> Mapping[str, Any]:
+    return next(found for found in stage.northbound.ports().values() if found["port"] == nic.port)
+
+
+def receiver(stage: Stage) -> GuestNic:
+    """Return the interface at which the first declared flow arrives."""
+    _, target, nic, _ = stage.flow()
+    return next(item for item in target.nics if item.network == nic.network)

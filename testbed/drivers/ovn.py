@@ -19,6 +19,7 @@ from testbed.model.testbed import TenantNetwork
 from testbed.plan.acls import Acl
 
 _MARK = "testbed"
+_OWN_OPTIONS = ("subnet", "requested-tnl-key")
 
 
 @contextmanager
@@ -81,6 +82,7 @@ class Northbound:
                         str(rule)
                         for rule in sorted(Acl(r["direction"], r["priority"], r["match"], r["action"]) for r in rules)
                     ],
+                    "options": sorted(f"{key}={value}" for key, value in row["other_config"].items() if key not in _OWN_OPTIONS),
                 }
         return result
 
@@ -107,6 +109,7 @@ class Northbound:
         label = network.label
         with _said(f"cannot configure the switch {label}"), self._api.transaction(check_error=True) as change:
             change.add(self._api.ls_add(label, may_exist=True))
+            change.add(self._api.db_clear("Logical_Switch", label, "other_config"))
             change.add(
                 self._api.db_set(
                     "Logical_Switch",
@@ -190,6 +193,22 @@ class Northbound:
         """Set a port's allowed source addresses; an empty list allows all."""
         with _said("cannot change port security"):
             self._api.lsp_set_port_security(port, addresses).execute(check_error=True)
+        self.sync()
+
+    def set_addresses(self, port: str, addresses: list[str]) -> None:
+        """Set the addresses at which a port is reached; ``unknown`` takes what nobody else is known for."""
+        with _said("cannot change a port's addresses"):
+            self._api.lsp_set_addresses(port, addresses).execute(check_error=True)
+        self.sync()
+
+    def set_option(self, switch: str, name: str, value: str) -> None:
+        """Set an option of a switch; an empty value removes it."""
+        with _said("cannot change an option of a switch"):
+            present = self._api.db_get("Logical_Switch", switch, "other_config").execute(check_error=True)
+            options = {key: text for key, text in present.items() if key != name} | ({name: value} if value else {})
+            with self._api.transaction(check_error=True) as change:
+                change.add(self._api.db_clear("Logical_Switch", switch, "other_config"))
+                change.add(self._api.db_set("Logical_Switch", switch, ("other_config", options)))
         self.sync()
 
     def add_rule(self, switch: str, rule: Acl) -> None:

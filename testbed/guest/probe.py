@@ -25,82 +25,34 @@ from typing import Any, NamedTuple
 
 FOLDER = "/run/testbed-probe"
 MAX_RECORDS, MAX_PROBES, MAX_TEXT, SNAP = 2000, 5000, 160, 2048
-_ARP, _IPV4, _TEST = 0x0806, 0x0800, 0x88B5
+_ARP, _IPV4, _IPV6, _TEST = 0x0806, 0x0800, 0x86DD, 0x88B5
 _PACKET_ADD_MEMBERSHIP, _PACKET_STATISTICS, _SOL_PACKET, _PROMISCUOUS = 1, 6, 263, 1
 _ETH_P_ALL, _OUTGOING = 3, 4
-_BROADCAST = "ff:ff:ff:ff:ff:ff"
 _PREFIX = re.compile(r"tb-[a-z0-9]{4,32}-")
 Request = dict[str, Any]
 
 
 class Seen(NamedTuple):
-    """What a frame says about itself; ``token`` is empty for ARP, and the transaction id for DHCP."""
+    """What a frame says about itself.
+
+    ``token`` may be empty for ARP, and is the transaction id for an answer of DHCP, whose ``target`` is the address
+    that it hands out; ``to`` is the MAC address that the frame is for.
+    """
 
     kind: str
     token: str
     mac: str
     ip: str
     target: str
+    to: str = ""
 
 
-# Frames: builders and parsers are pure.
+# Frames: what builds and reads them is pure.
 
 
-def checksum(data: bytes) -> int:
-    """Return the Internet checksum (RFC 1071)."""
-    data += b"\0" * (len(data) % 2)
-    total = int(sum(struct.unpack(f"!{len(data) // 2}H", data)))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
-def ethernet(target: str, source: str, ethertype: int, payload: bytes) -> bytes:
-    """Return an Ethernet frame, padded to the minimum length."""
-    return (_mac(target) + _mac(source) + struct.pack("!H", ethertype) + payload).ljust(60, b"\0")
-
-
-def arp_request(source_mac: str, source_ip: str, target_ip: str) -> bytes:
-    """Return the body of an ARP request (RFC 826)."""
-    head = struct.pack("!HHBBH", 1, _IPV4, 6, 4, 1)
-    return head + _mac(source_mac) + socket.inet_aton(source_ip) + bytes(6) + socket.inet_aton(target_ip)
-
-
-def ipv4(source: str, target: str, protocol: int, payload: bytes) -> bytes:
-    """Return an IPv4 packet (RFC 791) with a random identification."""
-    fields = (0x45, 0, 20 + len(payload), secrets.randbits(16), 0, 64, protocol, 0)
-    head = struct.pack("!BBHHHBBH", *fields) + socket.inet_aton(source) + socket.inet_aton(target)
-    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
-
-
-def icmp_echo(payload: bytes, identifier: int) -> bytes:
-    """Return an ICMP echo request (RFC 792)."""
-    rest = struct.pack("!HH", identifier, 1) + payload
-    return struct.pack("!BBH", 8, 0, checksum(b"\x08\0\0\0" + rest)) + rest
-
-
-def tcp_syn(source: str, target: str, ports: tuple[int, int], payload: bytes) -> bytes:
-    """Return a TCP SYN that carries data, as RFC 9293 (3.4) permits."""
-    segment = struct.pack("!HHIIBBHHH", *ports, secrets.randbits(32), 0, 5 << 4, 2, 64240, 0, 0) + payload
-    total = checksum(_pseudo(source, target, 6, len(segment)) + segment)
-    return segment[:16] + struct.pack("!H", total) + segment[18:]
-
-
-def udp(source: str, target: str, ports: tuple[int, int], payload: bytes) -> bytes:
-    """Return a UDP datagram (RFC 768)."""
-    datagram = struct.pack("!HHHH", *ports, 8 + len(payload), 0) + payload
-    total = checksum(_pseudo(source, target, 17, len(datagram)) + datagram) or 0xFFFF
-    return datagram[:6] + struct.pack("!H", total) + datagram[8:]
-
-
-def dhcp_discover(mac: str, transaction: int) -> bytes:
-    """Return a DHCP discover message (RFC 2131): a question that a tenant network answers to every guest."""
-    head = struct.pack("!BBBBIHH", 1, 1, 6, 0, transaction, 0, 0x8000) + bytes(16) + _mac(mac).ljust(16, b"\0")
-    return head + bytes(192) + b"\x63\x82\x53\x63" + b"\x35\x01\x01" + b"\x37\x03\x01\x03\x33" + b"\xff"
-
-
-def _pseudo(source: str, target: str, protocol: int, length: int) -> bytes:
-    return socket.inet_aton(source) + socket.inet_aton(target) + struct.pack("!BBH", 0, protocol, length)
+def test_frame(mac: str, payload: bytes) -> bytes:
+    """Return a frame of an ethertype for experiments, from an interface to itself."""
+    return (_mac(mac) * 2 + struct.pack("!H", _TEST) + payload).ljust(60, b"\0")
 
 
 def _mac(text: str) -> bytes:
@@ -125,33 +77,41 @@ def parse(frame: bytes, prefix: str) -> Seen | None:
     """Return what a frame says if it is ARP, DHCP's answer, or carries a token of this run."""
     if len(frame) < 14:
         return None
+    seen = _parse(frame, prefix)
+    return seen and seen._replace(to=_mac_text(frame[:6]))
+
+
+def _parse(frame: bytes, prefix: str) -> Seen | None:
     source, at = _mac_text(frame[6:12]), 12
     while frame[at : at + 2] in (b"\x81\x00", b"\x88\xa8") and at < 20:
         at += 4
     body = frame[at + 2 : SNAP]
     ethertype = int.from_bytes(frame[at : at + 2], "big")
-    if ethertype == _ARP:
-        return _parse_arp(body)
     token = find_token(frame, prefix)
+    if ethertype == _ARP:
+        return _parse_arp(body, token)
     if ethertype == _IPV4 and len(body) >= 20 and body[0] >> 4 == 4:
         return _parse_ipv4(body, source, token)
+    if ethertype == _IPV6 and len(body) >= 40 and token:
+        sender, target = (socket.inet_ntop(socket.AF_INET6, body[at : at + 16]) for at in (8, 24))
+        return Seen("ip6", token, source, sender, target)
     return Seen("raw", token, source, "", "") if token else None
 
 
-def _parse_arp(body: bytes) -> Seen | None:
+def _parse_arp(body: bytes, token: str) -> Seen | None:
     if len(body) < 28 or body[:6] != b"\0\x01\x08\0\x06\x04":
         return None
     kind = {1: "arp-request", 2: "arp-reply"}.get(int.from_bytes(body[6:8], "big"))
     sender, target = socket.inet_ntoa(body[14:18]), socket.inet_ntoa(body[24:28])
-    return Seen(kind, "", _mac_text(body[8:14]), sender, target) if kind else None
+    return Seen(kind, token, _mac_text(body[8:14]), sender, target) if kind else None
 
 
 def _parse_ipv4(body: bytes, mac: str, token: str) -> Seen | None:
     sender, target = socket.inet_ntoa(body[12:16]), socket.inet_ntoa(body[16:20])
     rest = body[(body[0] & 15) * 4 :]
-    if body[9] == 17 and rest[:4] == b"\0\x43\0\x44" and len(rest) >= 16 and rest[8] == 2:
-        return Seen("dhcp", f"{int.from_bytes(rest[12:16], 'big'):08x}", mac, sender, target)
     if not token:
+        if body[9] == 17 and rest[:4] == b"\0\x43\0\x44" and len(rest) >= 28 and rest[8] == 2:
+            return Seen("dhcp", f"{int.from_bytes(rest[12:16], 'big'):08x}", mac, sender, socket.inet_ntoa(rest[24:28]))
         return None
     kind = {1: "icmp", 6: "tcp", 17: "udp"}.get(body[9], "ip")
     if kind == "icmp":
@@ -203,7 +163,7 @@ class Recorder:
         self.selector = selectors.DefaultSelector()
         self.sniffers: list[tuple[socket.socket, str]] = []
         self.open: dict[socket.socket, float] = {}
-        self.seen: dict[tuple[Seen, str, str], float] = {}
+        self.seen: dict[tuple[Seen, str, str], list[float]] = {}
         self.down: set[str] = set()
         self.overflowed, self.dropped, self.gap, self.ack = False, 0, 0.0, ""
         self.started = self.beat = self.saved = time.monotonic()
@@ -276,9 +236,13 @@ class Recorder:
                     self._record(seen, label, "out" if source[2] == _OUTGOING else "in")
 
     def _record(self, seen: Seen, label: str, direction: str) -> None:
-        if len(self.seen) < MAX_RECORDS:
-            self.seen.setdefault((seen, label, direction), time.monotonic())
-        elif (seen, label, direction) not in self.seen:
+        """Remember when something was seen first and last, and how often."""
+        now, times = time.monotonic(), self.seen.get((seen, label, direction))
+        if times is not None:
+            times[1:] = now, times[2] + 1
+        elif len(self.seen) < MAX_RECORDS:
+            self.seen[seen, label, direction] = [now, now, 1]
+        else:
             self.overflowed = True
 
     def _accept(self, server: socket.socket) -> None:
@@ -337,8 +301,9 @@ class Recorder:
             counts = sniffer.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
             self.dropped += struct.unpack("II", counts)[1]
         self.ack, self.saved = ack, time.monotonic()
-        records = [{**seen._asdict(), "label": label, "direction": way, "at": round(at - self.started, 3)}
-                   for (seen, label, way), at in self.seen.items()]  # fmt: skip
+        records = [{**seen._asdict(), "label": label, "direction": way, "at": round(first - self.started, 3),
+                    "until": round(last - self.started, 3), "times": times}
+                   for (seen, label, way), (first, last, times) in self.seen.items()]  # fmt: skip
         state = {"ack": ack, "ended": ended, "lived": round(self.beat - self.started, 3), "gap": round(self.gap, 3),
                  "dropped": self.dropped, "overflowed": self.overflowed, "down": sorted(self.down),
                  "records": records}  # fmt: skip
@@ -371,7 +336,7 @@ def _self_test(request: Request, stage: str) -> None:
         with contextlib.suppress(OSError):
             payload = f"{_prefix(request)}self-{stage}.".encode()
             with _outlet(nic["mac"]) as out:
-                out.send(ethernet(nic["mac"], nic["mac"], _TEST, payload))
+                out.send(test_frame(nic["mac"], payload))
 
 
 def listen(request: Request) -> Request:
@@ -460,28 +425,6 @@ def stop(request: Request) -> Request:
 # The sender.
 
 
-def frame_of(probe: Request) -> bytes:
-    """Return the frame of a raw probe; its addresses are forged where the probe says so."""
-    own, target, kind = str(probe.get("source_mac", probe["mac"])), str(probe.get("target_mac", _BROADCAST)), probe["kind"]
-    source, address = str(probe.get("source_ip", probe["address"])), str(probe.get("ip", "255.255.255.255"))
-    payload, ports = str(probe["token"]).encode(), (40000 + secrets.randbelow(20000), int(probe.get("port") or 0))
-    if kind == "arp":
-        return ethernet(target, own, _ARP, arp_request(own, source, address))
-    if kind == "dhcp":
-        discover = dhcp_discover(own, int(probe["transaction"], 16))
-        packet = ipv4("0.0.0.0", address, 17, udp("0.0.0.0", address, (68, 67), discover))
-    elif kind == "icmp":
-        packet = ipv4(source, address, 1, icmp_echo(payload, secrets.randbits(16)))
-    elif kind == "tcp-syn":
-        packet = ipv4(source, address, 6, tcp_syn(source, address, ports, payload))
-    elif kind == "udp":
-        packet = ipv4(source, address, 17, udp(source, address, ports, payload))
-    else:
-        msg = f"there is no probe {kind!r}"
-        raise ValueError(msg)
-    return ethernet(target, own, _IPV4, packet)
-
-
 def ask(probe: Request) -> str:
     """Use a service as anyone does, from the probe's own interface; return its answer.
 
@@ -516,6 +459,21 @@ def send(request: Request) -> Request:
     return {"results": results}
 
 
+def stream(request: Request) -> Request:
+    """Send the frames of every probe in turns for ``duration`` seconds, one each ``spacing`` seconds."""
+    started, spacing = time.monotonic(), float(request.get("spacing", 0.005))
+    end, rounds = started + min(float(request["duration"]), 300.0), 0
+    frames = [(probe["mac"], bytes.fromhex(probe["frame"])) for probe in request["probes"][:MAX_PROBES]]
+    with contextlib.ExitStack() as opened:
+        outlets = Outlets(opened)
+        while frames and time.monotonic() < end:
+            for mac, frame in frames:
+                outlets.send(mac, frame)
+                time.sleep(spacing)
+            rounds += 1
+    return {"rounds": rounds, "lasted": round(time.monotonic() - started, 3)}
+
+
 class Outlets:
     """One packet socket for each interface: the kernel lets every opening and closing wait for a grace period."""
 
@@ -530,11 +488,18 @@ class Outlets:
         self.open[mac].send(frame)
 
 
+def _as_stranger(frame: bytes) -> bytes:
+    """Return a frame with another, random source MAC address."""
+    return frame[:6] + b"\x0e" + secrets.token_bytes(5) + frame[12:]
+
+
 def _attempt(probe: Request, outlets: Outlets) -> Request:
     try:
         if probe["kind"] in ("tcp-connect", "udp-ask"):
             return {"answer": ask(probe), "sent": True, "error": ""}
-        outlets.send(probe["mac"], frame_of(probe))
+        frame = bytes.fromhex(probe["frame"])
+        for number in range(min(int(probe.get("copies", 1)), MAX_PROBES)):
+            outlets.send(probe["mac"], _as_stranger(frame) if number else frame)
     except (OSError, ValueError, KeyError) as error:
         return {"error": (str(error) or repr(error))[:MAX_TEXT]}
     return {"sent": True, "error": ""}
@@ -549,7 +514,7 @@ def finish(request: Request) -> Request:
 
 def main(request: Request) -> int:
     """Run one phase and print its answer."""
-    phases = {"listen": listen, "send": send, "collect": collect, "finish": finish, "stop": stop}
+    phases = {"listen": listen, "send": send, "stream": stream, "collect": collect, "finish": finish, "stop": stop}
     try:
         answer, status = phases[request["phase"]](request), 0
     except (OSError, ValueError, KeyError, TypeError) as error:

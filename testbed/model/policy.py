@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from itertools import count, permutations
 
 from testbed.model.testbed import AllowedFlow, Testbed
 
 FIRST_PROBE_PORT = 7
-
+PORTLESS = ("arp", "icmp", "nd", "icmp6", "raw", "broadcast", "multicast")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Endpoint:
@@ -30,6 +30,12 @@ class Endpoint:
     network: str
     mac: str
     address: IPv4Address
+
+    @property
+    def link_local(self) -> IPv6Address:
+        """The address that IPv6 gives every interface, made from its MAC address (RFC 4291, appendix A)."""
+        octets = bytes.fromhex(self.mac.replace(":", ""))
+        return IPv6Address(bytes((0xFE, 0x80, *bytes(6), octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:])))
 
     @property
     def tenant(self) -> str:
@@ -52,7 +58,9 @@ class Cell:
     """One question of the matrix: may this source send this to that target?
 
     Args:
-        port: destination port; None for ARP and ICMP.
+        protocol: ``tcp`` and ``udp`` with a port, over IPv6 with a 6; else one of `PORTLESS`, where ``raw`` is an
+            Ethernet frame of no known protocol.
+        port: destination port; None for those that have none.
         reason: why it is allowed or denied, for a reader.
 
     """
@@ -83,7 +91,8 @@ class ReachMatrix:
     def of(cls, lab: Testbed) -> ReachMatrix:
         """Return the matrix of a lab: every ordered pair of distinct endpoints, every protocol and probed port."""
         ports = probed_ports(lab)
-        services = [("arp", None), ("icmp", None), *((protocol, port) for protocol in ports for port in ports[protocol])]
+        families = [(f"{protocol}{six}", port) for six in ("", "6") for protocol in ports for port in ports[protocol]]
+        services = [*((protocol, None) for protocol in PORTLESS), *families]
         flows = {tenant.name: tenant.flows for tenant in lab.tenants}
         return cls(
             tuple(

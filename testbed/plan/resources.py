@@ -84,7 +84,7 @@ def places(lab: Testbed) -> tuple[str, ...]:
 
 def desired(lab: Testbed, inputs: Inputs) -> dict[Key, Resource]:
     """Return every resource of a lab by key."""
-    found = [*_outer(lab, inputs), *_central(lab)]
+    found = [*_outer(lab, inputs), *central(lab)]
     for machine in lab.machines:
         found += [
             Resource(Key(machine.name, Kind.SETTING, item.name), {"value": item.value})
@@ -128,7 +128,8 @@ def machine_properties(lab: Testbed, machine: Machine, inputs: Inputs) -> Proper
     }
 
 
-def _central(lab: Testbed) -> Iterator[Resource]:
+def central(lab: Testbed) -> Iterator[Resource]:
+    """Yield what OVN's northbound database must hold: a switch for each tenant network, a port for each guest's interface."""
     place = lab.controller.name
     for tenant in lab.tenants:
         for network in tenant.networks:
@@ -140,6 +141,7 @@ def _central(lab: Testbed) -> Iterator[Resource]:
                     "tunnel_key": network.key,
                     "dhcp": f"{network.server} {network.server_mac}",
                     "acls": [str(rule) for rule in acls(tenant, network)],
+                    "options": [],
                 },
             )
             for guest in tenant.guests:

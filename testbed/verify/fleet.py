@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -129,6 +130,12 @@ class Fleet:
         self.evidence.share(entries)
         found: _Value = value
         return found
+
+    def everywhere(self, do: Callable[[Machine], _Value]) -> dict[str, _Value]:
+        """Do something on every node, side by side; return what came of it, by node."""
+        nodes = [node.name for node in self.testbed.nodes]
+        with ThreadPoolExecutor(max_workers=min(len(nodes), 8)) as pool:
+            return dict(zip(nodes, pool.map(lambda name: do(self.machines[name]), nodes), strict=True))
 
     def new_phase(self) -> None:
         """Forget shared observations: the world has changed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,15 +20,16 @@ from testbed.errors import InstrumentError
 from testbed.model.policy import Cell, Endpoint, endpoints, joined, probed_ports
 from testbed.model.testbed import Guest
 from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.frames import Frame, dhcp_discover, of_cell
 
 _WINDOW = 3.0  # seconds waited after the last frame was sent
+_FLOWING = 5  # frames that tell an attack from a guest that says something of its own
+_PATIENCE = 30.0  # seconds that guests may take to be seen sending
 _LIFE = 600.0  # seconds after which a forgotten recorder ends by itself
 _CALL = 300.0
 _CONTROL = {"timeout": 10, "repeat": 3, "spacing": 1}  # seconds, tries, seconds: how a declared flow is used
 _GIVE_UP = 30.0  # seconds that ending a recorder may take after an observation broke off
 _PROGRAM = Path(__file__).parents[1] / "guest/probe.py"
-_KINDS = {"arp": "arp", "icmp": "icmp", "tcp": "tcp-syn", "udp": "udp"}
-
 _SOUND = {"alive": True, "overflowed": False, "dropped": 0}
 
 Record = Mapping[str, Any]
@@ -41,11 +42,13 @@ class Probe:
     Args:
         mark: what distinguishes it from every other probe of the run; lower-case letters and digits.
         fields: what `testbed.guest.probe` is told, besides the sender.
+        frame: the frame; None for the use of a service.
     """
 
     mark: str
     sender: Endpoint
     fields: Mapping[str, object]
+    frame: Frame | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,20 @@ class Observation:
         """Tell whether a probe's frame was seen coming in at a guest."""
         token = self.token(mark)
         return any(record.get("token") == token and record.get("direction") == "in" for record in self.records[guest])
+
+    def sightings(self, mark: str) -> list[str]:
+        """Return the guests at which a probe's frame was seen coming in."""
+        return [guest for guest in self.records if self.arrived(mark, guest)]
+
+    def windows(self, mark: str) -> list[tuple[str, float, int]]:
+        """Return guest, seconds between the first and the last sighting, and number of sightings of a probe's frames."""
+        token = self.token(mark)
+        return [
+            (guest, float(record.get("until", 0)) - float(record.get("at", 0)), int(record.get("times", 1)))
+            for guest, records in self.records.items()
+            for record in records
+            if record.get("token") == token and record.get("direction") == "in"
+        ]
 
     def resolved(self, source: Endpoint, target: Endpoint) -> bool:
         """Tell whether an ARP request for a target's address reached it, or an answer in its name came back.
@@ -115,8 +132,25 @@ def _everywhere(fleet: Fleet, guests: Sequence[Guest], requests: Mapping[str, Ma
         return {guest.label: answer for guest, answer in zip(guests, answers, strict=True)}
 
 
-def observe(fleet: Fleet, probes: Sequence[Probe]) -> Observation:
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """Frames that guests send in turns, without a pause, while something happens.
+
+    Args:
+        seconds: how long they send.
+        meanwhile: what happens.
+    """
+
+    probes: Sequence[Probe]
+    seconds: float
+    meanwhile: Callable[[], None]
+
+
+def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None) -> Observation:
     """Send probes from their senders, with controls around them, while every guest is watched.
+
+    Args:
+        attack: what goes on between the controls instead of single probes.
 
     Raises:
         InstrumentError: an instrument was not there, died, or a control failed: then nothing was observed.
@@ -129,18 +163,18 @@ def observe(fleet: Fleet, probes: Sequence[Probe]) -> Observation:
     }
     common: dict[str, dict[str, object]] = {label: {"token": prefix, "interfaces": nics} for label, nics in interfaces.items()}
     ports = probed_ports(lab)
+
+    def send(script: Callable[[str], list[Probe]], **phase: object) -> dict[str, dict[str, Any]]:
+        requests = {label: {**base, **phase, "probes": _lines(script(label), prefix)} for label, base in common.items()}
+        return _everywhere(fleet, lab.guests, requests)
+
     with _recorders(fleet, common):
         listen = {"phase": "listen", "window": _LIFE, "patience": 60, **ports}
         listening = _everywhere(fleet, lab.guests, {label: {**base, **listen} for label, base in common.items()})
         _require_listeners(listening, ports)
-        sent = _everywhere(
-            fleet, lab.guests,
-            {label: {**base, "phase": "send", "budget": _CALL - 60, "probes": _script(fleet, label, prefix, probes)}
-             for label, base in common.items()},
-        )  # fmt: skip
+        results = _sent(fleet, send, probes, attack)
         time.sleep(_WINDOW)
         seen = _everywhere(fleet, lab.guests, {label: {**base, "phase": "finish", "patience": 30} for label, base in common.items()})
-    results = _results(sent)
     records = {label: _list(answer, "records") for label, answer in seen.items()}
     for label, answer in seen.items():
         _require_receiver(label, answer, {**_SOUND, "self_test": True, "down": []})
@@ -149,6 +183,57 @@ def observe(fleet: Fleet, probes: Sequence[Probe]) -> Observation:
     _require_sent(probes, results)
     _require_controls(fleet, observation)
     return observation
+
+
+def _sent(
+    fleet: Fleet, send: Callable[..., dict[str, dict[str, Any]]], probes: Sequence[Probe], attack: Attack | None
+) -> dict[str, dict[str, Record]]:
+    """Send controls, then probes or an attack, then controls; return what became of each, by guest and mark."""
+    phase = {"phase": "send", "budget": _CALL - 60}
+
+    def script(label: str) -> list[Probe]:
+        own = [probe for probe in probes if probe.sender.guest == label]
+        return [*_controls(fleet, label, "before"), *own, *_controls(fleet, label, "after")]
+
+    if attack is None:
+        return _results(send(script, **phase))
+    before = _results(send(lambda label: _controls(fleet, label, "before"), **phase))
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        going = {"phase": "stream", "duration": attack.seconds}
+        streams = pool.submit(lambda: send(lambda label: [item for item in attack.probes if item.sender.guest == label], **going))
+        try:
+            _require_flowing(fleet)
+            attack.meanwhile()
+            _require_flowing(fleet)
+        finally:
+            lasted = streams.result()
+    short = [label for label, answer in lasted.items() if not isinstance(answer.get("rounds"), int) or answer["rounds"] < 1]
+    if short:
+        raise _broken(f"{', '.join(short)} did not attack all the time", str([lasted[label] for label in short])[:300])
+    after = _results(send(lambda label: _controls(fleet, label, "after"), **phase))
+    return {label: {**before[label], **after[label]} for label in before}
+
+
+def _require_flowing(fleet: Fleet) -> None:
+    """Return when every guest of every node is seen sending, by the counters of its node.
+
+    Raises:
+        InstrumentError: one is not within half a minute.
+    """
+    taps = {node.name: [nic.tap for guest in fleet.testbed.guests_on(node.name) for nic in guest.nics] for node in fleet.testbed.nodes}
+    fleet.everywhere(lambda node: _flows(node, taps[node.name]))
+
+
+def _flows(machine: Machine, taps: Sequence[str]) -> None:
+    counters = " ".join(f"/sys/class/net/{tap}/statistics/rx_packets" for tap in taps)
+    end, idle = time.monotonic() + _PATIENCE, list(taps)
+    before = machine.read(f"cat {counters}").split() if taps else []
+    while idle:
+        time.sleep(0.5)
+        after = machine.read(f"cat {counters}").split()
+        idle = [tap for tap, one, two in zip(taps, before, after, strict=True) if int(two) - int(one) < _FLOWING]
+        if time.monotonic() > end:
+            raise _broken(f"guests on {machine.name} do not send", f"nothing passes {', '.join(idle)}")
 
 
 @contextmanager
@@ -173,18 +258,16 @@ def _results(sent: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Recor
     return {label: {str(item.get("id")): item for item in _list(answer, "results")} for label, answer in sent.items()}
 
 
-def _script(fleet: Fleet, label: str, prefix: str, probes: Sequence[Probe]) -> list[dict[str, object]]:
-    """Return what one guest sends: controls, probes, controls."""
-    own = [probe for probe in probes if probe.sender.guest == label]
-    return _lines([*_controls(fleet, label, "before"), *own, *_controls(fleet, label, "after")], prefix)
-
-
 def _lines(probes: Sequence[Probe], prefix: str) -> list[dict[str, object]]:
     """Return probes as the guest's program reads them."""
-    return [
-        {"id": item.mark, "token": f"{prefix}{item.mark}.", "mac": item.sender.mac, "address": str(item.sender.address), **item.fields}
-        for item in probes
-    ]
+    return [_line(item, f"{prefix}{item.mark}.") for item in probes]
+
+
+def _line(probe: Probe, token: str) -> dict[str, object]:
+    line: dict[str, object] = {"id": probe.mark, "mac": probe.sender.mac, **probe.fields}
+    if probe.frame is not None:
+        return {**line, "kind": "frame", "frame": probe.frame(token.encode()).hex()}
+    return {**line, "token": token, "address": str(probe.sender.address)}
 
 
 def tcp_flows(fleet: Fleet) -> list[tuple[str, Endpoint, Endpoint, int]]:
@@ -202,8 +285,8 @@ def _controls(fleet: Fleet, label: str, stage: str) -> list[Probe]:
             lines.append(Probe(f"{mark}{stage}", source, fields))
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
     for number, endpoint in enumerate(own):
-        transaction = f"{(1 if stage == 'before' else 2) << 24 | number:08x}"
-        lines.append(Probe(f"dhcp{stage}{number}", endpoint, {"kind": "dhcp", "transaction": transaction, "repeat": 3, "spacing": 0.2}))
+        question = dhcp_discover(endpoint.mac, (1 if stage == "before" else 2) << 24 | number)
+        lines.append(Probe(f"dhcp{stage}{number}", endpoint, {"repeat": 3, "spacing": 0.2}, question))
     return lines
 
 
@@ -259,13 +342,7 @@ def _heard(endpoint: Endpoint, records: Sequence[Record], tokens: set[str], tran
 
 def matrix_probes(cells: Sequence[Cell]) -> list[Probe]:
     """Return one raw probe for each cell, addressed so that only the wall can stop it."""
-    probes = []
-    for number, cell in enumerate(cells):
-        fields: dict[str, object] = {"kind": _KINDS[cell.protocol], "ip": str(cell.target.address), "repeat": 2}
-        if cell.protocol != "arp":
-            fields |= {"target_mac": cell.target.mac, "port": cell.port or 0}
-        probes.append(Probe(f"cell{number}", cell.source, fields))
-    return probes
+    return [Probe(f"cell{number}", cell.source, {"repeat": 2}, of_cell(cell)) for number, cell in enumerate(cells)]
 
 
 def reach(cells: Sequence[Cell], observation: Observation) -> list[tuple[Cell, bool]]:

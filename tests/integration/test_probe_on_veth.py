@@ -11,18 +11,24 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
+from scapy.layers.inet import IP
+from scapy.layers.l2 import Ether
 
+from checks.forgeries import flood, forgeries, scenes
 from testbed.errors import InstrumentError
 from testbed.model.policy import Cell, ReachMatrix, endpoints
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Guest, Testbed
 from testbed.spec.schema import Spec
 from testbed.verify import network
+from testbed.verify.frames import Frame, framed, of_cell, syn
 from testbed.verify.network import compose, matrix_probes, observe, reach
 
 pytestmark = [
@@ -60,6 +66,19 @@ class Switch(threading.Thread):
                     self.ends[1 - self.ends.index(end)].send(frame)
 
 
+class Counters:
+    """Reads what has come in from a guest, as a node's taps count it."""
+
+    name = "node-a"
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self.names = names
+
+    def read(self, command: str) -> str:
+        files = [Path("/sys/class/net") / self.names[path.split("/")[4]] / "statistics/rx_packets" for path in command.split()[1:]]
+        return " ".join(file.read_text().strip() for file in files)
+
+
 class Wire:
     """As much of a fleet as the network probes need: two guests, played by network namespaces."""
 
@@ -68,6 +87,10 @@ class Wire:
         self.recorders: dict[str, int] = {}
         self.kill_before = ""
         self.switch: Switch
+        self.counters: Counters
+
+    def everywhere(self, do: Callable[[Any], object]) -> object:
+        return do(self.counters)
 
     def run(self, guest: str, *argv: str, stdin: bytes = b"") -> bytes:
         command = ["nsenter", "-t", str(self.pids[guest]), "-n", "-m", *argv]
@@ -112,6 +135,7 @@ def wire(tmp_path: Path) -> Iterator[Wire]:
             subprocess.run(["ip", "link", "add", name, "type", "veth", *peer], check=True)
             subprocess.run(["ip", "link", "set", name, "promisc", "on", "up"], check=True)
         made.switch = Switch(names)
+        made.counters = Counters(dict(zip((guest.nics[0].tap for guest in made.testbed.guests), names, strict=True)))
         made.switch.start()
         for end in ends:
             made.run(end.guest, "ip", "link", "set", "nic0", "address", end.mac, "up")
@@ -141,6 +165,7 @@ def _reach(wire: Wire) -> list[tuple[Cell, bool]]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "_WINDOW", 0.5)
+    monkeypatch.setattr(network, "_PATIENCE", 3)
     monkeypatch.setattr(network, "_CONTROL", {"timeout": 1, "repeat": 2, "spacing": 0.1})
 
 
@@ -177,11 +202,58 @@ def test_a_wire_that_carries_nothing_is_no_wall(wire: Wire) -> None:
         _reach(wire)
 
 
+def _is_raw(frame: bytes) -> bool:
+    return frame[12:14] == b"\x88\xb5"
+
+
+def _strays(wire: Wire) -> list[network.Probe]:
+    """Return a frame that only goes from one guest to the other, one for each."""
+    ends = endpoints(wire.testbed)
+    return [
+        network.Probe(f"raw{source.name}", source, {}, of_cell(Cell(source, target, "raw", None, allowed=False, reason="-")))
+        for source, target in permutations(ends)
+    ]
+
+
+def test_a_wall_that_opens_for_a_moment_leaks_for_that_moment(wire: Wire) -> None:
+    """Frames that are sent without a pause show when a wall was open, and for how long."""
+
+    def a_moment() -> None:
+        wire.switch.wall = lambda _: False
+        time.sleep(1)
+        wire.switch.wall = _is_raw
+
+    wire.switch.wall = _is_raw
+    seen = observe(wire, (), network.Attack(_strays(wire), 6, a_moment))  # type: ignore[arg-type]
+    for mark in ("rawweb", "rawdb"):
+        ((_, seconds, times),) = seen.windows(mark)
+        assert 0.5 < seconds < 2
+        assert times > 10
+
+
+def test_an_attack_that_ends_too_early_is_noticed(wire: Wire) -> None:
+    """What happens after the last frame was sent has not been watched."""
+    attack = network.Attack(_strays(wire), 2, lambda: time.sleep(3))
+    with pytest.raises(InstrumentError, match="do not send"):
+        observe(wire, (), attack)  # type: ignore[arg-type]
+
+
 def test_a_false_sender_is_seen_where_nothing_stops_it(wire: Wire) -> None:
     """A frame with another sender's MAC address counts as arrived."""
     web, db = endpoints(wire.testbed)
-    fields = {"kind": "tcp-syn", "ip": str(db.address), "target_mac": db.mac, "port": 5432}
-    probes = [network.Probe("honest", web, fields), network.Probe("forged", web, {**fields, "source_mac": "0e:00:00:00:00:01"})]
-    seen = observe(wire, probes)  # type: ignore[arg-type]
-    assert seen.arrived("honest", db.guest)
-    assert seen.arrived("forged", db.guest)
+
+    def segment(mac: str) -> Frame:
+        return framed(Ether(src=mac, dst=db.mac), IP(src=str(web.address), dst=str(db.address)), syn(5432))
+
+    frames = {"honest": segment(web.mac), "forged": segment("0e:00:00:00:00:01")}
+    seen = observe(wire, [network.Probe(mark, web, {}, frame) for mark, frame in frames.items()])  # type: ignore[arg-type]
+    assert seen.sightings("honest") == seen.sightings("forged") == [db.guest]
+
+
+def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire) -> None:
+    """No frame of an attack is lost by its sender or unreadable at its receiver: what a check does not see was stopped."""
+    lies = forgeries(wire)  # type: ignore[arg-type]
+    assert {lie.control for lie in lies} == {"NET-02", "NET-03", "NET-04", "NET-05", "NET-06", "NET-07", "NET-08", "NET-11"}
+    floods = [flood(scene) for scene in scenes(wire)]  # type: ignore[arg-type]
+    seen = observe(wire, [*floods, *(lie.probe for lie in lies)])  # type: ignore[arg-type]
+    assert [str(lie) for lie in lies if not seen.sightings(lie.mark)] == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations
 
-from testbed.model.policy import Cell, ReachMatrix, endpoints, probed_ports
+from testbed.model.policy import PORTLESS, Cell, ReachMatrix, endpoints, probed_ports
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Testbed
 from testbed.spec.schema import Spec
@@ -30,7 +30,7 @@ def test_every_ordered_pair_has_every_service_once() -> None:
     """No cell is missing, none is twice."""
     lab = _lab()
     cells = ReachMatrix.of(lab).cells
-    services = 2 + sum(len(ports) for ports in probed_ports(lab).values())
+    services = len(PORTLESS) + 2 * sum(len(ports) for ports in probed_ports(lab).values())
     assert len(cells) == len(set(cells)) == len(list(permutations(endpoints(lab), 2))) * services
 
 

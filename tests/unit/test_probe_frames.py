@@ -1,91 +1,133 @@
-"""Frames of the probe: built as the RFCs say, parsed without trust."""
+"""Frames: put together as the RFCs say, and read by the probe without trust."""
 
 from __future__ import annotations
 
 import json
 import os
-import struct
+from ipaddress import IPv4Address
 
 import pytest
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptUnknown, IPv6, IPv6ExtHdrHopByHop
+from scapy.layers.l2 import Dot3, Ether
 
 from testbed.guest import probe
+from testbed.model.policy import PORTLESS, Cell, Endpoint
+from testbed.verify import frames
 from testbed.verify.network import compose
 
-MAC, PEER = "0a:00:00:00:00:01", "0a:00:00:00:00:02"
+WEB = Endpoint("red/web", "red/app", "0a:00:00:00:00:01", IPv4Address("10.0.0.2"))
+DB = Endpoint("red/db", "red/app", "0a:00:00:00:00:02", IPv4Address("10.0.0.3"))
 PREFIX, TOKEN = "tb-0123abcd-", "tb-0123abcd-c1."
-BASE = {"mac": MAC, "address": "10.0.0.2", "target_mac": PEER, "ip": "10.0.0.3", "port": 5432, "token": TOKEN}
+PROTOCOLS = (*PORTLESS, "tcp", "udp", "tcp6", "udp6")
 
 
-def test_checksum_matches_the_example_of_rfc_1071() -> None:
-    """Section 3 of the RFC adds up to ddf2."""
-    assert probe.checksum(bytes.fromhex("0001f203f4f5f6f7")) == 0xFFFF - 0xDDF2
-    assert probe.checksum(b"\x01") == 0xFEFF
+def _of(protocol: str, token: str = TOKEN) -> bytes:
+    port = None if protocol in PORTLESS else 5432
+    return frames.of_cell(Cell(WEB, DB, protocol, port, allowed=False, reason="-"))(token.encode())
 
 
-@pytest.mark.parametrize(("kind", "number"), [("icmp", 1), ("tcp-syn", 6), ("udp", 17)])
-def test_checksums_verify_at_the_receiver(kind: str, number: int) -> None:
-    """Header and body each add up to zero, the body with its pseudo header."""
-    packet = probe.frame_of({**BASE, "kind": kind})[14:]
-    body = packet[20 : struct.unpack("!H", packet[2:4])[0]]
-    pseudo = b"" if number == 1 else packet[12:20] + struct.pack("!BBH", 0, number, len(body))
-    assert packet[9] == number
-    assert probe.checksum(packet[:20]) == 0
-    assert probe.checksum(pseudo + body) == 0
-
-
-@pytest.mark.parametrize(("kind", "seen"), [("icmp", "icmp"), ("tcp-syn", "tcp"), ("udp", "udp")])
-def test_a_frame_says_who_sent_it(kind: str, seen: str) -> None:
-    """The parser finds token, sender and target of what the builder made."""
-    assert probe.parse(probe.frame_of({**BASE, "kind": kind}), PREFIX) == (seen, TOKEN, MAC, "10.0.0.2", "10.0.0.3")
-
-
-def test_arp_is_told_by_its_sender_and_target() -> None:
-    """ARP carries no token."""
-    frame = probe.frame_of({**BASE, "kind": "arp"})
-    assert probe.parse(frame, PREFIX) == ("arp-request", "", MAC, "10.0.0.2", "10.0.0.3")
-
-
-def test_senders_can_be_forged() -> None:
-    """Ethernet source and IP source are set independently."""
-    frame = probe.frame_of({**BASE, "kind": "udp", "source_mac": PEER, "source_ip": "10.0.0.9"})
-    seen = probe.parse(frame, PREFIX)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_probe_finds_who_sent_a_frame(protocol: str) -> None:
+    """Every frame of the matrix carries its token and its sender past the parser, and is long enough for Ethernet."""
+    seen = probe.parse(_of(protocol), PREFIX)
     assert seen is not None
-    assert (seen.mac, seen.ip) == (PEER, "10.0.0.9")
+    assert (seen.token, seen.mac) == (TOKEN, WEB.mac)
+    assert len(_of(protocol)) >= 60
 
 
-def test_a_tagged_frame_is_seen_through() -> None:
-    """A VLAN tag does not hide a token."""
-    frame = probe.frame_of({**BASE, "kind": "udp"})
-    seen = probe.parse(frame[:12] + b"\x81\x00\x00\x00" + frame[12:], PREFIX)
+@pytest.mark.parametrize(("protocol", "kind", "ends"), [
+    ("arp", "arp-request", ("10.0.0.2", "10.0.0.3")),
+    ("icmp", "icmp", ("10.0.0.2", "10.0.0.3")),
+    ("tcp", "tcp", ("10.0.0.2", "10.0.0.3")),
+    ("udp6", "ip6", ("fe80::800:ff:fe00:1", "fe80::800:ff:fe00:2")),
+    ("nd", "ip6", ("fe80::800:ff:fe00:1", "ff02::1:ff00:2")),
+    ("raw", "raw", ("", "")),
+])  # fmt: skip
+def test_the_probe_reads_what_a_frame_says(protocol: str, kind: str, ends: tuple[str, str]) -> None:
+    """Kind, source and target of what scapy put together."""
+    seen = probe.parse(_of(protocol), PREFIX)
     assert seen is not None
-    assert (seen.kind, seen.token) == ("udp", TOKEN)
+    assert (seen.kind, (seen.ip, seen.target)) == (kind, ends)
 
 
-def test_a_dhcp_answer_is_told_by_its_transaction() -> None:
-    """Only answers (operation 2 from port 67) count."""
-    offer = b"\x02" + probe.dhcp_discover(MAC, 0xDEADBEEF)[1:]
-    packet = probe.ipv4("10.0.0.1", "10.0.0.2", 17, probe.udp("10.0.0.1", "10.0.0.2", (67, 68), offer))
-    seen = probe.parse(probe.ethernet(MAC, PEER, 0x0800, packet), PREFIX)
+def test_a_frame_says_whom_it_is_for() -> None:
+    """Unicast is told from what is for a group."""
+    to = {name: probe.parse(_of(name), PREFIX).to for name in ("tcp", "broadcast", "multicast", "nd")}  # type: ignore[union-attr]
+    assert to == {"tcp": DB.mac, "broadcast": "ff:ff:ff:ff:ff:ff", "multicast": "01:00:5e:00:00:fb", "nd": "33:33:ff:00:00:02"}
+
+
+def test_a_token_in_neighbor_discovery_leaves_the_message_well_formed() -> None:
+    """The token is an option of whole octets, so that no switch drops the message for its form."""
+    head = IPv6(src=str(WEB.link_local), dst=frames.ALL_NODES, hlim=255)
+    made = frames.framed(Ether(src=WEB.mac), head, IPv6ExtHdrHopByHop(), frames.router_advertisement(WEB.mac), tail=frames.nd_option)
+    read = Ether(made(TOKEN.encode()))
+    assert read[ICMPv6ND_RA].routerlifetime == 1800
+    assert TOKEN.encode() in read[ICMPv6NDOptUnknown].data
+    assert len(bytes(read[ICMPv6NDOptUnknown])) == read[ICMPv6NDOptUnknown].len * 8
+
+
+@pytest.mark.parametrize("tags", [(0,), (0, 0), (1, 4094)])
+@pytest.mark.parametrize("service", [True, False])
+def test_tags_do_not_hide_a_token(tags: tuple[int, ...], service: bool) -> None:
+    """A packet in one or two VLAN tags, plain or service, is read as the packet that it is."""
+    layers = (Ether(src=WEB.mac, dst=DB.mac), frames.tagged(*tags, service=service), IP(src="10.0.0.2", dst="10.0.0.3"), frames.syn(1))
+    seen = probe.parse(frames.framed(*layers)(TOKEN.encode()), PREFIX)
     assert seen is not None
-    assert (seen.kind, seen.token) == ("dhcp", "deadbeef")
-    assert probe.parse(probe.frame_of({**BASE, "kind": "dhcp", "transaction": "deadbeef"}), PREFIX) is None
+    assert (seen.kind, seen.token) == ("tcp", TOKEN)
+
+
+def test_a_packet_behind_llc_and_snap_has_a_length_and_a_token() -> None:
+    """The field that holds an ethertype elsewhere holds the true length, or what was asked for."""
+    reply = frames.arp_reply(WEB.mac, "10.0.0.9", DB)
+    true, false = (frames.snap(WEB.mac, DB.mac, reply, 0x0806, length=length)(TOKEN.encode()) for length in (None, 3))
+    assert Dot3(true).len == 8 + 28 + len(TOKEN)
+    assert Dot3(false).len == 3
+    assert {probe.parse(frame, PREFIX).token for frame in (true, false)} == {TOKEN}  # type: ignore[union-attr]
+
+
+def test_a_dhcp_answer_is_told_by_its_transaction_and_says_what_it_hands_out() -> None:
+    """Only answers without a token (operation 2 from port 67) are the network's own."""
+    offer = frames.dhcp_offer("10.0.0.1", "10.0.0.9", WEB)
+    offer.xid = 0xDEADBEEF
+    packet = bytes(Ether(src=DB.mac, dst=WEB.mac) / IP(src="10.0.0.1", dst="10.0.0.2") / offer)
+    assert probe.parse(packet, PREFIX) == ("dhcp", "deadbeef", DB.mac, "10.0.0.1", "10.0.0.9", WEB.mac)
+    assert probe.parse(frames.dhcp_discover(WEB.mac, 0xDEADBEEF)(b""), PREFIX) is None
+    forged = probe.parse(packet + TOKEN.encode(), PREFIX)
+    assert forged is not None
+    assert (forged.kind, forged.token) == ("udp", TOKEN)
 
 
 def test_foreign_tokens_are_not_ours() -> None:
     """Another run's token, a token that never ends, and no token are not recorded."""
     for token in ("tb-ffffffff-c1.", f"{PREFIX}{'a' * 99}.", "hello"):
-        assert probe.parse(probe.frame_of({**BASE, "kind": "udp", "token": token}), PREFIX) is None
+        assert probe.parse(_of("udp", token), PREFIX) is None
 
 
 def test_no_frame_breaks_the_parser() -> None:
     """Every truncation of every frame, random bytes, and frames with one wrong byte parse or are ignored."""
-    frames = [probe.frame_of({**BASE, "kind": kind}) for kind in ("arp", "icmp", "tcp-syn", "udp")]
-    for frame in frames:
+    for frame in map(_of, PROTOCOLS):
         for length in range(len(frame)):
             probe.parse(frame[:length], PREFIX)
             probe.parse(frame[:length] + b"\xff" + frame[length + 1 :], PREFIX)
+            probe.parse(frame[:length] + TOKEN.encode(), PREFIX)
     for _ in range(500):
-        probe.parse(frames[3][:14] + os.urandom(40), PREFIX)
+        probe.parse(_of("udp")[:14] + os.urandom(40), PREFIX)
+
+
+def test_copies_come_from_many_strangers() -> None:
+    """The first frame of a flood is as given, the others differ in their source MAC address alone."""
+    sent: list[bytes] = []
+
+    class Outlets:
+        def send(self, _: str, frame: bytes) -> None:
+            sent.append(frame)
+
+    frame = _of("raw")
+    probe._attempt({"kind": "frame", "mac": WEB.mac, "frame": frame.hex(), "copies": 20}, Outlets())  # type: ignore[arg-type]
+    assert sent[0] == frame
+    assert len({item[6:12] for item in sent}) == len(sent) == 20
+    assert {item[:6] + item[12:] for item in sent} == {frame[:6] + frame[12:]}
 
 
 def test_a_request_is_carried_as_data(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -1,0 +1,277 @@
+"""Frames that a tenant's guest must not get through: who sends them, and what is false about them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+
+from scapy.contrib.geneve import GENEVE
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import (
+    ICMPv6ND_NA,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+)
+from scapy.layers.l2 import ARP, LLC, STP, Dot3, Ether
+from scapy.layers.vxlan import VXLAN
+from scapy.packet import Packet, Raw
+
+from testbed.model.policy import Endpoint, endpoints
+from testbed.model.testbed import Plane
+from testbed.verify import frames
+from testbed.verify.fleet import Fleet
+from testbed.verify.frames import BROADCAST, Frame, framed
+from testbed.verify.network import Probe, tcp_flows
+
+NOWHERE = "203.0.113.7"  # RFC 5737
+_STRANGERS, _STARVING = 300, 40
+THEFT, STARVATION = 3, 4  # first octet of a DHCP transaction; controls use 1 and 2
+
+
+@dataclass(frozen=True, slots=True)
+class Forgery:
+    """One frame that lies, or that no guest may send.
+
+    Args:
+        control: id of the check that it belongs to.
+        meaning: what is false about it, in words.
+        fields: how often it is sent; what `Probe.fields` says.
+
+    """
+
+    control: str
+    mark: str
+    sender: Endpoint
+    meaning: str
+    frame: Frame
+    fields: Mapping[str, object] = field(default_factory=lambda: {"repeat": 2})
+
+    @property
+    def probe(self) -> Probe:
+        """What is sent."""
+        return Probe(self.mark, self.sender, self.fields, self.frame)
+
+    def __str__(self) -> str:
+        return f"{self.sender.label}: {self.meaning}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A sender and whom it can pretend to be.
+
+    Args:
+        peer: the other end of a flow that the sender may open, else a neighbour, else the network's own server.
+        port: the flow's port; 0 where there is none, and then only what needs no flow is worth sending.
+        free: an address of the network that nobody has.
+        management: an address of the fleet's own.
+        tunnels: addresses at which nodes take tunnelled frames.
+        key: tunnel key of the stranger's network.
+
+    """
+
+    number: int
+    sender: Endpoint
+    peer: Endpoint
+    stranger: Endpoint
+    port: int
+    server: Endpoint
+    free: str
+    management: str
+    tunnels: tuple[str, ...]
+    key: int
+
+    @property
+    def link(self) -> Ether:
+        """Honest Ethernet to the peer."""
+        return Ether(src=self.sender.mac, dst=self.peer.mac)
+
+    @property
+    def shout(self) -> Ether:
+        """Honest Ethernet to everybody."""
+        return Ether(src=self.sender.mac, dst=BROADCAST)
+
+    def ip(self, source: str = "", flags: str = "") -> Packet:
+        """Return IPv4 to the peer, from the sender unless told otherwise."""
+        return IP(src=source or str(self.sender.address), dst=str(self.peer.address), id=secrets.randbits(16), flags=flags)
+
+
+def scenes(fleet: Fleet) -> list[Scene]:
+    """Return a scene for every interface of every guest."""
+    lab, everyone, flows = fleet.testbed, endpoints(fleet.testbed), tcp_flows(fleet)
+    keys = {network.label: network.key for network in lab.switches()}
+    found = []
+    for number, sender in enumerate(everyone):
+        network = lab.tenant(sender.tenant).network(sender.network.partition("/")[2])
+        server = Endpoint("", sender.network, network.server_mac, network.server)
+        taken = {item.address for item in everyone if item.network == sender.network}
+        free = next(address for address in network.network.hosts() if address not in {*taken, network.server})
+        opens = [(target, port) for _, source, target, port in flows if source == sender]
+        neighbours = [(item, 0) for item in everyone if item.network == sender.network and item != sender]
+        peer, port = next(chain(opens, neighbours), (server, 0))
+        stranger = next((item for item in everyone if item.tenant != sender.tenant), peer)
+        management = str(lab.controller.address(Plane.MANAGEMENT))
+        tunnels = tuple(str(node.address(Plane.FABRIC)) for node in lab.nodes)
+        found.append(Scene(number, sender, peer, stranger, port, server, str(free), management, tunnels, keys[stranger.network]))
+    return found
+
+
+def forgeries(fleet: Fleet) -> list[Forgery]:
+    """Return every frame that every guest tries to get through."""
+    makers = {
+        "NET-02": false_macs, "NET-03": false_resolutions, "NET-04": false_addresses, "NET-05": false_routers,
+        "NET-06": false_servers, "NET-07": tagged_frames, "NET-08": tunnelled_frames, "NET-11": strays,
+    }  # fmt: skip
+    found = []
+    for scene in scenes(fleet):
+        for control, make in makers.items():
+            lies = [(control, scene.sender, meaning, frame) for meaning, frame in make(scene)]
+            found += [Forgery(lie[0], f"x{control[4:]}s{scene.number}n{number}", *lie[1:]) for number, lie in enumerate(lies)]
+    return found
+
+
+def invented_mac() -> str:
+    """Return a locally administered MAC address that no lab gives to anybody."""
+    return "0e:" + secrets.token_bytes(5).hex(":")
+
+
+def false_macs(scene: Scene) -> Iterator[tuple[str, Frame]]:
+    """Yield segments of an allowed flow from a MAC address that is not the sender's (NET-02)."""
+    lies = {
+        "an invented MAC address": invented_mac(),
+        "the receiver's MAC address": scene.peer.mac,
+        "another tenant's MAC address": scene.stranger.mac,
+        "a group's MAC address": "0f" + scene.sender.mac[2:],
+    }
+    for meaning, mac in lies.items() if scene.port else ():
+        yield f"a segment from {meaning}", framed(Ether(src=mac, dst=scene.peer.mac), scene.ip(), frames.syn(scene.port))
+
+
+def false_resolutions(scene: Scene) -> Iterator[tuple[str, Frame]]:
+    """Yield ARP that lies about its sender, plain and in every encapsulation (NET-03, CERT/CC VU#855201)."""
+    own, server, peer = scene.sender, str(scene.server.address), scene.peer
+    yield "an ARP reply with an invented MAC address", framed(scene.shout, frames.arp_reply(invented_mac(), str(own.address), peer))
+    yield "an ARP reply in its peer's name", framed(scene.shout, frames.arp_reply(own.mac, str(peer.address), peer))
+    ask = ARP(op=1, hwsrc=own.mac, psrc=server, hwdst="00:00:00:00:00:00", pdst=str(peer.address))
+    yield "an ARP request in its network's name", framed(scene.shout, ask)
+    lie = frames.arp_reply(own.mac, server, peer)
+    meaning = "an ARP reply in its network's name"
+    yield meaning, framed(scene.shout, lie)
+    yield f"{meaning} in a priority tag", framed(scene.shout, frames.tagged(0), lie)
+    yield f"{meaning} in two priority tags", framed(scene.shout, frames.tagged(0, 0, service=True), lie)
+    yield f"{meaning} behind LLC and SNAP", frames.snap(own.mac, BROADCAST, lie, 0x0806)
+    yield f"{meaning} behind LLC, SNAP and a false length", frames.snap(own.mac, BROADCAST, lie, 0x0806, length=3)
+
+
+def false_addresses(scene: Scene) -> Iterator[tuple[str, Frame]]:
+    """Yield segments of an allowed flow from an IPv4 address that is not the sender's (NET-04, RFC 2827)."""
+    lies = {
+        "a free address of its network": scene.free,
+        "the network's own address": str(scene.server.address),
+        "the receiver's address": str(scene.peer.address),
+        "a management address": scene.management,
+        "an address of nowhere": NOWHERE,
+        "no address": "0.0.0.0",  # noqa: S104 - sent, not bound to
+    }
+    if scene.port:
+        for meaning, address in lies.items():
+            yield f"a segment from {meaning}", framed(scene.link, scene.ip(address), frames.syn(scene.port))
+        yield "a fragment from a free address", framed(scene.link, scene.ip(scene.free, flags="MF"), frames.syn(scene.port))
+
+
+def false_routers(scene: Scene) -> Iterator[tuple[str, Frame]]:
+    """Yield Neighbor Discovery that only a router or an address's owner may send, plain and wrapped (NET-05, RFC 6105, RFC 7113)."""
+    own, peer = scene.sender, scene.peer
+    link, head = Ether(src=own.mac, dst=frames.ALL_NODES_MAC), _to_all_nodes(str(own.link_local))
+    router = frames.router_advertisement(own.mac)
+    wraps = {
+        "": (),
+        " behind hop-by-hop options": (IPv6ExtHdrHopByHop(),),
+        " behind destination options": (IPv6ExtHdrDestOpt(),),
+        " in a fragment": (IPv6ExtHdrFragment(id=secrets.randbits(32)),),
+    }
+    override = frames.neighbor_advertisement(str(peer.link_local), own.mac)
+    for wrap, headers in wraps.items():
+        yield f"a router advertisement{wrap}", framed(link, head, *headers, router, tail=frames.nd_option)
+        yield f"an advertisement of its peer's address{wrap}", framed(link, head, *headers, override, tail=frames.nd_option)
+    defend = ICMPv6ND_NA(tgt=str(peer.link_local), R=0, S=0, O=1)
+    yield "a denial of its peer's address", framed(link, _to_all_nodes(str(peer.link_local)), defend, tail=frames.nd_option)
+    aim = Ether(src=own.mac, dst=peer.mac) / IPv6(src=str(own.link_local), dst=str(peer.link_local), hlim=255)
+    yield "a redirect to itself", framed(aim, frames.redirect(str(own.link_local), "2001:db8::1"), tail=frames.nd_option)
+
+
+def _to_all_nodes(source: str) -> IPv6:
+    return IPv6(src=source, dst=frames.ALL_NODES, hlim=255)
+
+
+def false_servers(scene: Scene) -> Iterator[tuple[str, Frame]]:
+    """Yield what only the network's DHCP may send (NET-06)."""
+    own, peer = scene.sender, scene.peer
+    for meaning, server in (("its own name", str(own.address)), ("its network's name", str(scene.server.address))):
+        offer = frames.dhcp_offer(server, scene.free, peer)
+        yield f"a DHCP offer to everybody in {meaning}", framed(scene.shout, IP(src=server, dst="255.255.255.255"), offer)
+        yield f"a DHCP offer to its peer in {meaning}", framed(scene.link, scene.ip(server), offer)
+    six = IPv6(src=str(own.link_local), dst=str(peer.link_local))
+    yield "a DHCPv6 advertisement to its peer", framed(scene.link, six, frames.dhcp6_advertise())
+
+
+def tagged_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
+    """Yield honest segments of an allowed flow in VLAN tags, which no tenant's network uses (NET-07)."""
+    tags = {
+        "a priority tag": frames.tagged(0),
+        "a VLAN tag": frames.tagged(1),
+        "the highest VLAN tag": frames.tagged(4094),
+        "two VLAN tags": frames.tagged(1, 2),
+        "a service tag and a VLAN tag": frames.tagged(1, 2, service=True),
+        "a service tag": frames.tagged(1, service=True),
+    }
+    for meaning, tag in tags.items() if scene.port else ():
+        yield f"a segment in {meaning}", framed(scene.link, tag, scene.ip(), frames.syn(scene.port))
+
+
+def tunnelled_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
+    """Yield frames for another tenant's guest in tunnels of the fabric, sent to where nodes take such frames (NET-08)."""
+    inner = Ether(src=scene.sender.mac, dst=scene.stranger.mac) / IP(src=str(scene.sender.address), dst=str(scene.stranger.address))
+    tunnels = {"Geneve": UDP(sport=50000, dport=6081) / GENEVE(vni=scene.key), "VXLAN": UDP(sport=50000, dport=4789) / VXLAN(vni=scene.key)}
+    own, other = str(scene.sender.address), scene.tunnels[0]
+    for name, tunnel in tunnels.items():
+        for node, address in enumerate(scene.tunnels[:2]):
+            for meaning, source, flags in (("", own, ""), (" from a node's address", other, ""), (" in a fragment", own, "MF")):
+                outer = IP(src=source, dst=address, flags=flags)
+                yield f"{name} to node {node + 1}{meaning}", framed(scene.shout, outer, tunnel, inner, frames.syn(scene.port or 7))
+
+
+def strays(scene: Scene) -> Iterator[tuple[str, Frame]]:
+    """Yield frames for nobody's MAC address, and those of the protocols that bridges speak among themselves (NET-11)."""
+    unknown = Ether(src=scene.sender.mac, dst=invented_mac())
+    yield "a segment for an unknown MAC address", framed(unknown, scene.ip(), frames.syn(scene.port or 7))
+    bridges = Dot3(src=scene.sender.mac, dst="01:80:c2:00:00:00")
+    yield "a bridge's spanning tree message", framed(bridges, LLC(dsap=0x42, ssap=0x42, ctrl=3), STP(rootid=0, bridgeid=0))
+    for meaning, ethertype, last in (("LLDP", 0x88CC, 0x0E), ("LACP", 0x8809, 0x02), ("EAPOL", 0x888E, 0x03), ("PAUSE", 0x8808, 0x01)):
+        yield f"a message of {meaning}", framed(Ether(src=scene.sender.mac, dst=f"01:80:c2:00:00:{last:02x}", type=ethertype), Raw(b"\1\1"))
+
+
+def flood(scene: Scene) -> Probe:
+    """Return frames from many MAC addresses, to fill whatever learns them (NET-11)."""
+    frame = framed(Ether(src=scene.sender.mac, dst=BROADCAST, type=frames.TEST), tail=lambda _: Raw(b"flood"))
+    return Probe(f"flood{scene.number}", scene.sender, {"copies": _STRANGERS}, frame)
+
+
+def thefts(scene: Scene) -> list[Probe]:
+    """Return questions to DHCP for what is another's, and for more than there is (NET-06)."""
+    victims = {item.mac: item for item in (scene.peer, scene.stranger)}.values()
+    claims = [(victim, mac) for victim in victims for mac in (victim.mac, scene.sender.mac)]
+    found = []
+    for number, (victim, mac) in enumerate(claims):
+        transaction = THEFT << 24 | scene.number << 8 | number
+        client = bytes.fromhex(mac.replace(":", ""))
+        question = frames.dhcp_discover(scene.sender.mac, transaction, wanted=str(victim.address), client=client)
+        found.append(Probe(f"theft{scene.number}n{number}", scene.sender, {"repeat": 2}, question))
+    for number in range(_STARVING):
+        transaction = STARVATION << 24 | scene.number << 8 | number
+        question = frames.dhcp_discover(scene.sender.mac, transaction, client=b"\x0e" + secrets.token_bytes(5))
+        found.append(Probe(f"starve{scene.number}n{number}", scene.sender, {}, question))
+    return found

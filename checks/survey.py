@@ -1,0 +1,137 @@
+"""One observation that the checks of the virtual switch read together: what guests may send, and what they must not.
+
+A guest of the lab needs seconds to start a program, so what can be sent in one go is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+from checks.forgeries import Forgery, Scene, flood, forgeries, scenes, thefts
+from testbed.errors import InstrumentError
+from testbed.model.policy import endpoints
+from testbed.verify import frames, witness
+from testbed.verify.fleet import Fleet
+from testbed.verify.frames import framed
+from testbed.verify.network import Observation, Probe, matrix_probes, observe
+
+_STAGES = ("before", "after")
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What became of everything that guests sent.
+
+    Args:
+        probes: by mark, everything that was sent besides the controls of `observe`.
+
+    """
+
+    observation: Observation
+    probes: dict[str, Probe]
+    forgeries: list[Forgery]
+
+
+def survey(fleet: Fleet) -> Survey:
+    """Return this phase's observation.
+
+    Raises:
+        InstrumentError: it was not complete, or honest frames did not arrive before and after the false ones.
+
+    """
+    return fleet.once("survey", lambda: _survey(fleet))
+
+
+def _survey(fleet: Fleet) -> Survey:
+    lies, stages = forgeries(fleet), scenes(fleet)
+    honest = {(scene.number, stage): _honest(scene, stage) for scene in stages if scene.port for stage in _STAGES}
+    probes = matrix_probes(fleet.matrix.cells)
+    for scene in stages:
+        own = (lie.probe for lie in lies if lie.sender == scene.sender)
+        before, after = (honest.get((scene.number, stage), []) for stage in _STAGES)
+        probes += [*before, *own, *thefts(scene), flood(scene), *after]
+    observation = observe(fleet, probes)
+    peers = {scene.number: scene.peer for scene in stages}
+    for (number, stage), sent in honest.items():
+        for probe in sent:
+            if not observation.arrived(probe.mark, peers[number].guest):
+                what = f"an honest frame from {probe.sender.guest} to {peers[number].guest} did not arrive {stage} the forged ones"
+                raise InstrumentError(what, fact=f"the frame {probe.mark}", remedy="repeat the check")
+    return Survey(observation, {probe.mark: probe for probe in probes}, lies)
+
+
+def _honest(scene: Scene, stage: str) -> list[Probe]:
+    """Return the frames that the forged ones differ from in one thing each."""
+    segment = framed(scene.link, scene.ip(), frames.syn(scene.port))
+    reply = framed(scene.link, frames.arp_reply(scene.sender.mac, str(scene.sender.address), scene.peer))
+    kinds = {"syn": segment, "arp": reply}
+    return [Probe(f"{kind}{scene.number}{stage}", scene.sender, {"repeat": 2}, frame) for kind, frame in kinds.items()]
+
+
+def judge(fleet: Fleet, control: str) -> list[str]:
+    """Return what speaks against a wall that forged frames must not pass, by packets, pipeline and databases.
+
+    Raises:
+        InstrumentError: one of the witnesses did not see.
+
+    """
+    found = survey(fleet)
+    pipeline = fleet.once("pipeline", lambda: witness.pipeline(fleet, [lie.probe for lie in found.forgeries]))
+    labels = fleet.once("labels", lambda: witness.logical(fleet))
+    lies = [lie for lie in found.forgeries if lie.control == control]
+    if not lies:
+        raise InstrumentError(f"nothing was sent for {control}", fact="no guest is able to", remedy="declare a TCP flow")
+    return [*chain.from_iterable(_testimony(lie, found.observation, pipeline[lie.mark], labels) for lie in lies), *labels]
+
+
+def _testimony(lie: Forgery, observation: Observation, actions: str, labels: list[str]) -> list[str]:
+    """Return what a forged frame came to, and where witnesses disagree about it."""
+    seen, passes = observation.sightings(lie.mark), actions != witness.DROP
+    if seen:
+        name = "" if passes or labels else "label without wall: "
+        return [f"{name}{lie} arrived at {', '.join(seen)}"]
+    return [f"wall without label: {lie} passes its own node ({actions[:80]}), and something behind stops it"] if passes else []
+
+
+def stolen(fleet: Fleet, transactions: tuple[int, ...]) -> list[str]:
+    """Return what DHCP handed out to guests that asked with a false identity, besides their own address (NET-06).
+
+    Raises:
+        InstrumentError: DHCP answered none of them.
+
+    """
+    found, everyone = survey(fleet), endpoints(fleet.testbed)
+    starts = tuple(f"{number:02x}" for number in transactions)
+    answers = [
+        (guest, record)
+        for guest, records in found.observation.records.items()
+        for record in records
+        if record.get("kind") == "dhcp" and str(record.get("token")).startswith(starts)
+    ]
+    if not answers:
+        raise InstrumentError("DHCP answers no question with a false identity", fact="nothing was handed out", remedy="repeat the check")
+    own = {guest: {str(item.address) for item in everyone if item.guest == guest} for guest in found.observation.records}
+    return sorted({f"{guest} was offered {record.get('target')}" for guest, record in answers if record.get("target") not in own[guest]})
+
+
+def overheard(fleet: Fleet) -> list[str]:
+    """Return frames that guests saw and that were not for them: other tenants', or with another's MAC address (NET-11)."""
+    found, macs = survey(fleet), {guest.label: {nic.mac for nic in guest.nics} for guest in fleet.testbed.guests}
+    findings = set()
+    for guest, records in found.observation.records.items():
+        for record in records:
+            mark = str(record.get("token", "")).removeprefix(found.observation.prefix).rstrip(".")
+            probe, to = found.probes.get(mark), str(record.get("to", ""))
+            if record.get("direction") != "in":
+                continue
+            if probe is not None and probe.sender.tenant != guest.partition("/")[0]:
+                findings.add(f"{guest} saw {mark} of {probe.sender.label}")
+            elif to not in macs[guest] and not _is_group(to):
+                findings.add(f"{guest} saw a frame for {to}")
+    return sorted(findings)
+
+
+def _is_group(mac: str) -> bool:
+    """Tell whether a MAC address is that of a group, broadcast included (IEEE 802); a guest's answer may be anything."""
+    return mac[1:2] in tuple("13579bdf")

@@ -1,0 +1,165 @@
+"""What lies under the tenants' networks: root partitions, controller and fabric, attacked from inside guests."""
+
+from __future__ import annotations
+
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+
+from scapy.layers.inet import IP
+from scapy.layers.l2 import Ether
+
+from checks.breaches import TABLE, command, needs_guest, ruled, shortcut
+from checks.survey import judge
+from testbed.errors import InstrumentError
+from testbed.model.policy import Endpoint, endpoints
+from testbed.model.testbed import Plane
+from testbed.plan.acls import Acl
+from testbed.verify import frames
+from testbed.verify.declare import check
+from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.network import Probe, Record, collect_from, forget, listen_on, send_from
+
+_OWN = ("br-int", *(f"{plane}0" for plane in Plane))
+
+
+def _interfaces(machine: Machine) -> dict[str, str]:
+    text = machine.read("cd /sys/class/net && for i in *; do echo $i $(cat $i/address); done")
+    return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
+
+
+@dataclass(frozen=True, slots=True)
+class _Assault:
+    """Frames of all guests to everything that is not a guest, and what every machine saw meanwhile.
+
+    Args:
+        probes: by node, what its guests sent.
+        seen: by machine, the records of its recorder.
+    """
+
+    prefix: str
+    probes: dict[str, list[Probe]]
+    seen: dict[str, list[Record]]
+
+
+def _taps(fleet: Fleet, name: str) -> set[str]:
+    return {nic.tap for guest in fleet.testbed.guests_on(name) for nic in guest.nics}
+
+
+def _watch(fleet: Fleet, machine: Machine, prefix: str) -> dict[str, str]:
+    """Record on a machine's own interfaces and on its guests' taps; return the MAC addresses of the former by name."""
+    present = _interfaces(machine)
+    watched = {*_OWN, *_taps(fleet, machine.name)}
+    listen_on(machine, prefix, {interface: mac for interface, mac in present.items() if interface in watched})
+    return {interface: mac for interface, mac in present.items() if interface in _OWN}
+
+
+def _attack(fleet: Fleet) -> _Assault:
+    """Let all guests of all nodes attack at once, since starting a program in a guest costs seconds."""
+    prefix = f"tb-{secrets.token_hex(4)}-"
+    machines = list(fleet.machines.values())
+    with ThreadPoolExecutor(max_workers=len(machines)) as pool:
+        try:
+            sockets = _sockets(fleet, dict(zip(fleet.machines, pool.map(_listeners, machines), strict=True)))
+            own = dict(zip(fleet.machines, pool.map(lambda machine: _watch(fleet, machine, prefix), machines), strict=True))
+            probes = {node.name: _assault(_senders(fleet, node.name), sockets, own[node.name]) for node in fleet.testbed.nodes}
+            send_from(fleet, fleet.testbed.guests, prefix, [probe for found in probes.values() for probe in found])
+            collected = pool.map(lambda machine: collect_from(machine, prefix, _OWN[0]), machines)
+            return _Assault(prefix, probes, dict(zip(fleet.machines, collected, strict=True)))
+        except BaseException:
+            list(pool.map(lambda machine: forget(machine, prefix), machines))
+            raise
+
+
+def _senders(fleet: Fleet, name: str) -> list[Endpoint]:
+    return [item for item in endpoints(fleet.testbed) if item.guest in {guest.label for guest in fleet.testbed.guests_on(name)}]
+
+
+def _listeners(machine: Machine) -> str:
+    return machine.read("ss -Hlntu | awk '{print $1, $5}'")
+
+
+def _sockets(fleet: Fleet, listeners: dict[str, str]) -> list[tuple[str, str, int]]:
+    """Return protocol, address and port of every listening socket of every machine, as the machines tell it."""
+    found = []
+    for machine in fleet.testbed.machines:
+        for line in listeners[machine.name].splitlines():
+            protocol, _, place = line.partition(" ")
+            host, _, port = place.rpartition(":")
+            if not host.startswith("127.") and host != "[::1]":
+                found += [(protocol, str(nic.address), int(port)) for nic in machine.nics]
+    gateway = fleet.testbed.lab_network(Plane.MANAGEMENT).gateway
+    return sorted({*found, ("tcp", str(gateway), 22)})
+
+
+@check(
+    id="NET-09",
+    objective="No guest's frame reaches the root partition, the underlay, or the machines behind them",
+    severity="critical",
+    applies=needs_guest,
+    breaches=(
+        command(
+            "the integration bridge is up and takes a guest's frames",
+            opens=lambda s: (
+                f"ip link set br-int up; {TABLE} add-flow br-int "
+                f"'table=0,priority=200,in_port={s.guests[0].nics[0].tap},dl_dst='$(cat /sys/class/net/br-int/address)',actions=LOCAL'"
+            ),
+            closes=lambda s: (
+                f"{TABLE} --strict del-flows br-int 'table=0,priority=200,in_port={s.guests[0].nics[0].tap},"
+                "dl_dst='$(cat /sys/class/net/br-int/address); ip link set br-int down"
+            ),
+            shows=lambda _: f"{TABLE} dump-flows br-int table=0 | grep -q actions=LOCAL && ip link show up dev br-int | grep -q br-int",
+        ),
+    ),
+)
+def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> None:
+    assault = fleet.once("assault", lambda: _attack(fleet))
+    probes, taps = assault.probes[node.name], {name: _taps(fleet, name) for name in assault.seen}
+    own = taps[node.name]
+    left = {item.get("token") for item in assault.seen[node.name] if item.get("label") in own and item.get("direction") == "in"}
+    unseen = [probe.mark for probe in probes if f"{assault.prefix}{probe.mark}." not in left]
+    if unseen:
+        what = f"{len(unseen)} of {len(probes)} frames were not seen leaving their guests"
+        raise InstrumentError(what, fact="so their absence elsewhere means nothing", remedy="repeat the check")
+    macs = {sender.mac for sender in _senders(fleet, node.name)}
+    reached = sorted(
+        f"{name} {record.get('label')} {record.get('kind')} {str(record.get('target'))[:40]}"
+        for name, records in assault.seen.items()
+        for record in records
+        if record.get("label") not in taps[name] and record.get("direction") == "in" and record.get("mac") in macs
+    )
+    assert not reached, f"{len(reached)} frames of guests reached: {'; '.join(reached[:6])}"
+
+
+def _assault(senders: list[Endpoint], sockets: list[tuple[str, str, int]], macs: dict[str, str]) -> list[Probe]:
+    """Return one frame for each sender, listening socket and MAC address of the root partition, and ARP for each address."""
+    probes = []
+    for sender in senders:
+        name = sender.mac.replace(":", "")
+        for number, ((protocol, address, port), mac) in enumerate(product(sockets, sorted(set(macs.values())))):
+            service = frames.syn(port) if protocol == "tcp" else frames.datagram(port)
+            packet = frames.framed(Ether(src=sender.mac, dst=mac), IP(src=str(sender.address), dst=address), service)
+            probes.append(Probe(f"s{name}n{number}", sender, {}, packet))
+        for number, address in enumerate(sorted({address for _, address, _ in sockets})):
+            question = frames.framed(Ether(src=sender.mac, dst=frames.BROADCAST), frames.arp_request(sender, address))
+            probes.append(Probe(f"s{name}a{number}", sender, {}, question))
+    return probes
+
+
+_TUNNELS = Acl("from-lport", 2000, "udp.dst == {4789, 6081}", "allow")
+
+
+@check(
+    id="NET-08",
+    objective="No guest enters another tenant's network by speaking the language of the tunnels between nodes",
+    severity="critical",
+    applies=needs_guest,
+    breaches=(
+        shortcut("tunnelled frames of a guest are let through to another tenant", "dl_type=0x0800,nw_proto=17,tp_dst=6081"),
+        ruled("a rule lets guests send to the ends of tunnels", lambda _: (_TUNNELS,)),
+    ),
+)
+def test_tunnels_are_closed_to_guests(fleet: Fleet) -> None:
+    through = judge(fleet, "NET-08")
+    assert not through, f"tunnelled frames: {'; '.join(through[:6])}"

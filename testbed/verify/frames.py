@@ -1,0 +1,188 @@
+"""Frames that probes and attackers send, put together with scapy (docs/decisions/0006).
+
+A frame is a function of its probe's token, which it carries somewhere that its protocol allows, so that every
+sighting can be told from all other traffic. Addresses are text; nothing here looks at the outer machine.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from functools import reduce
+from operator import truediv
+
+from scapy.layers.dhcp import BOOTP, DHCP
+from scapy.layers.dhcp6 import DHCP6_Advertise
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6ND_NA,
+    ICMPv6ND_NS,
+    ICMPv6ND_RA,
+    ICMPv6ND_Redirect,
+    ICMPv6NDOptDstLLAddr,
+    ICMPv6NDOptPrefixInfo,
+    ICMPv6NDOptSrcLLAddr,
+    IPv6,
+)
+from scapy.layers.l2 import ARP, LLC, SNAP, Dot1AD, Dot1Q, Dot3, Ether
+from scapy.packet import Packet, Raw
+
+from testbed.model.policy import Cell, Endpoint
+
+Frame = Callable[[bytes], bytes]
+
+BROADCAST = "ff:ff:ff:ff:ff:ff"
+TEST = 0x88B5  # IEEE 802 local experimental ethertype 1
+ALL_NODES, ALL_NODES_MAC = "ff02::1", "33:33:00:00:00:01"
+_MINIMUM = 60
+_EXPERIMENT = 253  # ND option type for experiments, RFC 4727
+
+
+def framed(*layers: Packet, tail: Callable[[bytes], Packet] = Raw) -> Frame:
+    """Return a frame of some layers that ends with its token, padded to the minimum length of Ethernet."""
+    stack = reduce(truediv, layers)
+    return lambda token: bytes(stack / tail(token)).ljust(_MINIMUM, b"\0")
+
+
+def _any_port() -> int:
+    return 40000 + secrets.randbelow(20000)
+
+
+def syn(port: int) -> Packet:
+    """Return a TCP SYN; it may carry data (RFC 9293, 3.4)."""
+    return TCP(sport=_any_port(), dport=port, flags="S", seq=secrets.randbits(32))
+
+
+def datagram(port: int) -> Packet:
+    """Return a UDP header to a port."""
+    return UDP(sport=_any_port(), dport=port)
+
+
+def nd_option(token: bytes) -> Packet:
+    """Return a token as an option of Neighbor Discovery, so that the message stays well-formed (RFC 4861, 4.6)."""
+    octets = (2 + len(token) + 7) // 8
+    return Raw(bytes((_EXPERIMENT, octets)) + token.ljust(octets * 8 - 2, b"\0"))
+
+
+def solicited(address: str) -> tuple[str, str]:
+    """Return the multicast address, and its MAC address, at which the owner of an IPv6 address is asked (RFC 4291, 2.7.1)."""
+    last = int.from_bytes(bytes(IPv6(dst=address))[-3:])
+    text = f"{last:06x}"
+    return f"ff02::1:ff{text[:2]}:{text[2:]}", f"33:33:ff:{text[:2]}:{text[2:4]}:{text[4:]}"
+
+
+def of_cell(cell: Cell) -> Frame:
+    """Return what asks a cell of the matrix, addressed so that only the wall can stop it."""
+    return _PROBES[cell.protocol](cell.source, cell.target, cell.port or 0)
+
+
+def _to_group(source: Endpoint, mac: str, address: str, port: int) -> Frame:
+    return framed(Ether(src=source.mac, dst=mac), IP(src=str(source.address), dst=address), UDP(sport=port, dport=port))
+
+
+def _four(source: Endpoint, target: Endpoint, layer: Packet) -> Frame:
+    packet = IP(src=str(source.address), dst=str(target.address), id=secrets.randbits(16))
+    return framed(Ether(src=source.mac, dst=target.mac), packet, layer)
+
+
+def _six(source: Endpoint, target: Endpoint, layer: Packet) -> Frame:
+    packet = IPv6(src=str(source.link_local), dst=str(target.link_local))
+    return framed(Ether(src=source.mac, dst=target.mac), packet, layer)
+
+
+def _solicitation(source: Endpoint, target: Endpoint) -> Frame:
+    group, mac = solicited(str(target.link_local))
+    ask = IPv6(src=str(source.link_local), dst=group, hlim=255) / ICMPv6ND_NS(tgt=str(target.link_local))
+    return framed(Ether(src=source.mac, dst=mac), ask, ICMPv6NDOptSrcLLAddr(lladdr=source.mac), tail=nd_option)
+
+
+_PROBES: dict[str, Callable[[Endpoint, Endpoint, int], Frame]] = {
+    "arp": lambda source, target, _: framed(Ether(src=source.mac, dst=BROADCAST), arp_request(source, str(target.address))),
+    "icmp": lambda source, target, _: _four(source, target, ICMP(id=secrets.randbits(16))),
+    "tcp": lambda source, target, port: _four(source, target, syn(port)),
+    "udp": lambda source, target, port: _four(source, target, datagram(port)),
+    "nd": lambda source, target, _: _solicitation(source, target),
+    "icmp6": lambda source, target, _: _six(source, target, ICMPv6EchoRequest(id=secrets.randbits(16))),
+    "tcp6": lambda source, target, port: _six(source, target, syn(port)),
+    "udp6": lambda source, target, port: _six(source, target, datagram(port)),
+    "raw": lambda source, target, _: framed(Ether(src=source.mac, dst=target.mac, type=TEST)),
+    "broadcast": lambda source, _, __: _to_group(source, BROADCAST, "255.255.255.255", 7),
+    "multicast": lambda source, _, __: _to_group(source, "01:00:5e:00:00:fb", "224.0.0.251", 5353),
+}
+
+
+def arp_request(source: Endpoint, address: str) -> Packet:
+    """Return an honest ARP request (RFC 826)."""
+    return ARP(op=1, hwsrc=source.mac, psrc=str(source.address), hwdst="00:00:00:00:00:00", pdst=address)
+
+
+def arp_reply(mac: str, address: str, target: Endpoint) -> Packet:
+    """Return an ARP reply that nobody asked for: an address is at a MAC address (RFC 826)."""
+    return ARP(op=2, hwsrc=mac, psrc=address, hwdst=target.mac, pdst=str(target.address))
+
+
+def dhcp_discover(mac: str, transaction: int, *, wanted: str = "", client: bytes = b"") -> Frame:
+    """Return a DHCP discover message; it needs no token, since its answer repeats the transaction (RFC 2131).
+
+    Args:
+        mac: source MAC address of the frame.
+        wanted: address to ask for.
+        client: hardware address in the message, if not that of the frame (6 octets).
+
+    """
+    options: list[object] = [("message-type", "discover"), ("param_req_list", [1, 3, 51])]
+    if wanted:
+        options.append(("requested_addr", wanted))
+    boot = BOOTP(chaddr=client or bytes.fromhex(mac.replace(":", "")), xid=transaction, flags=0x8000)
+    packet = Ether(src=mac, dst=BROADCAST) / IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67)  # noqa: S104
+    return lambda _: bytes(packet / boot / DHCP(options=[*options, "end"]))
+
+
+def dhcp_offer(server: str, offered: str, client: Endpoint) -> Packet:
+    """Return the body of a DHCP offer that makes its sender the client's server, router and name server (RFC 2131)."""
+    boot = BOOTP(op=2, chaddr=bytes.fromhex(client.mac.replace(":", "")), yiaddr=offered, siaddr=server, xid=secrets.randbits(32))
+    told = [("message-type", "offer"), ("server_id", server), ("router", server), ("name_server", server), "end"]
+    return UDP(sport=67, dport=68) / boot / DHCP(options=told)
+
+
+def dhcp6_advertise() -> Packet:
+    """Return the head of a DHCPv6 advertisement (RFC 8415)."""
+    return UDP(sport=547, dport=546) / DHCP6_Advertise(trid=secrets.randbits(24))
+
+
+def router_advertisement(mac: str) -> Packet:
+    """Return a router advertisement with a lifetime and a prefix (RFC 4861, 4.2)."""
+    prefix = ICMPv6NDOptPrefixInfo(prefix="2001:db8:bad::", prefixlen=64)
+    return ICMPv6ND_RA(routerlifetime=1800) / ICMPv6NDOptSrcLLAddr(lladdr=mac) / prefix
+
+
+def neighbor_advertisement(address: str, mac: str, *, solicited_: int = 0) -> Packet:
+    """Return an advertisement that overrides what neighbours know of an address (RFC 4861, 4.4)."""
+    return ICMPv6ND_NA(tgt=address, R=0, S=solicited_, O=1) / ICMPv6NDOptDstLLAddr(lladdr=mac)
+
+
+def redirect(router: str, destination: str) -> Packet:
+    """Return an ICMPv6 redirect of a destination to a router (RFC 4861, 4.5)."""
+    return ICMPv6ND_Redirect(tgt=router, dst=destination)
+
+
+def tagged(*tags: int, service: bool = False) -> Packet:
+    """Return VLAN tags, outermost first (IEEE 802.1Q).
+
+    Args:
+        service: the outermost is a service tag (802.1ad).
+
+    """
+    layers = [(Dot1AD if service and number == 0 else Dot1Q)(vlan=tag) for number, tag in enumerate(tags)]
+    return reduce(truediv, layers)
+
+
+def snap(source: str, target: str, payload: Packet, ethertype: int, *, length: int | None = None) -> Frame:
+    """Return an IEEE 802.3 frame whose payload stands behind LLC and SNAP headers (RFC 1042).
+
+    Args:
+        length: what the length field claims; the truth if None.
+
+    """
+    return framed(Dot3(src=source, dst=target, len=length), LLC(dsap=0xAA, ssap=0xAA, ctrl=3), SNAP(OUI=0, code=ethertype), payload)

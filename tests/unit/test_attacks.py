@@ -1,0 +1,72 @@
+"""The attacks and the page that lists them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from scapy.layers.l2 import Ether
+
+from checks import test_endurance, test_network, test_spoofing, test_underlay
+from checks.forgeries import forgeries, scenes, thefts
+from testbed.model.policy import ReachMatrix, endpoints
+from testbed.model.resolve import resolve
+from testbed.spec.load import read
+from testbed.verify.declare import ATTRIBUTE
+
+ROOT = Path(__file__).parents[2]
+TOPOLOGIES = sorted((ROOT / "topologies").glob("*.yaml"))
+
+
+def _fleet(topology: Path) -> Any:
+    lab = resolve(read(topology).spec)
+    return SimpleNamespace(testbed=lab, matrix=ReachMatrix.of(lab))
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
+def test_every_guest_attacks_in_every_way_that_it_can(topology: Path) -> None:
+    """A forgery has a mark of its own; who has no flow to hide behind sends what needs none."""
+    fleet = _fleet(topology)
+    lies = forgeries(fleet)
+    assert len({lie.mark for lie in lies}) == len(lies)
+    assert all(re.fullmatch("[a-z0-9]+", lie.mark) for lie in lies)
+    for scene in scenes(fleet):
+        own = {lie.control for lie in lies if lie.sender == scene.sender}
+        assert {"NET-03", "NET-05", "NET-06", "NET-08", "NET-11"} <= own
+        assert ({"NET-02", "NET-04", "NET-07"} <= own) == bool(scene.port)
+
+
+def test_only_false_senders_have_another_mac_address() -> None:
+    """Every other forgery leaves with its own, so that it is not stopped for the wrong reason."""
+    for lie in forgeries(_fleet(TOPOLOGIES[-1])):
+        own = Ether(lie.frame(b"tb-0123abcd-x.")).src == lie.sender.mac
+        assert own == (lie.control != "NET-02"), str(lie)
+
+
+def test_the_page_lists_every_attack_and_every_breach() -> None:
+    """docs/attacks.md says of each frame which check watches it, and of each check which breaches prove it."""
+    page = (ROOT / "docs/attacks.md").read_text()
+    rows: dict[str, str] = {}
+    for line in page.splitlines():
+        if line.startswith("| NET-"):
+            rows[line[2:8]] = rows.get(line[2:8], "") + line
+    short = re.compile("^(a segment|an ARP reply in its network's name|a DHCP offer to (its peer|everybody)|a message|Geneve|VXLAN) |"
+                       "^(a router advertisement|an advertisement of its peer's address) (?=behind|in)")  # fmt: skip
+    for lie in forgeries(_fleet(TOPOLOGIES[-1])):
+        assert re.sub(short, "", lie.meaning) in rows[lie.control] or "node" in lie.meaning, lie.meaning
+    for module in (test_endurance, test_network, test_spoofing, test_underlay):
+        for found in vars(module).values():
+            declared = getattr(found, ATTRIBUTE, None)
+            if declared is not None and declared.id != "NET-01":
+                assert [breach.name for breach in declared.breaches if breach.name not in rows[declared.id]] == []
+
+
+def test_questions_to_dhcp_tell_their_answers_apart() -> None:
+    """No two questions share a transaction."""
+    fleet = _fleet(TOPOLOGIES[-1])
+    sent = [probe.frame(b"") for scene in scenes(fleet) for probe in thefts(scene) if probe.frame]
+    assert len({frame[46:50] for frame in sent}) == len(sent)
+    assert len(sent) > 40 * len(endpoints(fleet.testbed))
