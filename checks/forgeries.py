@@ -25,7 +25,8 @@ from testbed.model.testbed import Plane
 from testbed.verify import frames
 from testbed.verify.fleet import Fleet
 from testbed.verify.frames import BROADCAST, Frame, framed
-from testbed.verify.network import Probe, tcp_flows
+from testbed.verify.network import tcp_flows
+from testbed.verify.probing import Probe
 
 NOWHERE = "203.0.113.7"  # RFC 5737
 _STRANGERS, _STARVING = 300, 40

@@ -14,7 +14,9 @@ from testbed.model.policy import endpoints
 from testbed.verify import frames, witness
 from testbed.verify.fleet import Fleet
 from testbed.verify.frames import framed
-from testbed.verify.network import Observation, Probe, matrix_probes, observe
+from testbed.verify.network import observe
+from testbed.verify.observation import Observation, matrix_probes
+from testbed.verify.probing import Probe
 
 _STAGES = ("before", "after")
 

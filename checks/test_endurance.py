@@ -8,7 +8,9 @@ from checks.breaches import command, needs_flow, shortcut
 from checks.forgeries import Forgery, forgeries
 from testbed.verify.declare import check
 from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.network import Attack, Observation, Probe, matrix_probes, observe
+from testbed.verify.network import Attack, observe
+from testbed.verify.observation import Observation, matrix_probes
+from testbed.verify.probing import Probe
 
 _SERVICES = ("ovn-controller", "openvswitch-switch")
 _SECONDS = 60.0  # how long guests attack; must outlast the restarts

@@ -9,7 +9,7 @@ from checks.survey import judge, overheard, survey
 from testbed.plan.acls import Acl
 from testbed.verify.declare import check
 from testbed.verify.fleet import Fleet
-from testbed.verify.network import reach
+from testbed.verify.observation import reach
 from testbed.verify.stage import Stage
 
 _ALLOW_ALL = (Acl("from-lport", 2000, "ip", "allow"), Acl("to-lport", 2000, "ip", "allow"))

@@ -19,7 +19,8 @@ from testbed.plan.acls import Acl
 from testbed.verify import frames
 from testbed.verify.declare import check
 from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.network import Probe, Record, collect_from, forget, listen_on, send_from
+from testbed.verify.probing import Probe, Record
+from testbed.verify.recorders import collect_from, forget, listen_on, send_from
 
 _OWN = ("br-int", *(f"{plane}0" for plane in Plane))
 

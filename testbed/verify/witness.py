@@ -15,7 +15,7 @@ from typing import Any
 from testbed.errors import InstrumentError
 from testbed.plan.resources import Kind, central
 from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.network import Probe
+from testbed.verify.probing import Probe
 
 DROP = "drop"
 _TRACE = """

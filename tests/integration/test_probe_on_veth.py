@@ -27,9 +27,11 @@ from testbed.model.policy import Cell, ReachMatrix, endpoints
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Guest, Testbed
 from testbed.spec.schema import Spec
-from testbed.verify import network
+from testbed.verify import network, probing
 from testbed.verify.frames import Frame, framed, of_cell, syn
-from testbed.verify.network import compose, matrix_probes, observe, reach
+from testbed.verify.network import observe
+from testbed.verify.observation import matrix_probes, reach
+from testbed.verify.probing import Probe, compose
 
 pytestmark = [
     pytest.mark.integration,
@@ -164,7 +166,7 @@ def _reach(wire: Wire) -> list[tuple[Cell, bool]]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "_WINDOW", 0.5)
+    monkeypatch.setattr(probing, "WINDOW", 0.5)
     monkeypatch.setattr(network, "_PATIENCE", 3)
     monkeypatch.setattr(network, "_CONTROL", {"timeout": 1, "repeat": 2, "spacing": 0.1})
 
@@ -206,11 +208,11 @@ def _is_raw(frame: bytes) -> bool:
     return frame[12:14] == b"\x88\xb5"
 
 
-def _strays(wire: Wire) -> list[network.Probe]:
+def _strays(wire: Wire) -> list[Probe]:
     """Return a frame that only goes from one guest to the other, one for each."""
     ends = endpoints(wire.testbed)
     return [
-        network.Probe(f"raw{source.name}", source, {}, of_cell(Cell(source, target, "raw", None, allowed=False, reason="-")))
+        Probe(f"raw{source.name}", source, {}, of_cell(Cell(source, target, "raw", None, allowed=False, reason="-")))
         for source, target in permutations(ends)
     ]
 
@@ -246,7 +248,7 @@ def test_a_false_sender_is_seen_where_nothing_stops_it(wire: Wire) -> None:
         return framed(Ether(src=mac, dst=db.mac), IP(src=str(web.address), dst=str(db.address)), syn(5432))
 
     frames = {"honest": segment(web.mac), "forged": segment("0e:00:00:00:00:01")}
-    seen = observe(wire, [network.Probe(mark, web, {}, frame) for mark, frame in frames.items()])  # type: ignore[arg-type]
+    seen = observe(wire, [Probe(mark, web, {}, frame) for mark, frame in frames.items()])  # type: ignore[arg-type]
     assert seen.sightings("honest") == seen.sightings("forged") == [db.guest]
 
 

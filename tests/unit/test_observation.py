@@ -14,15 +14,16 @@ from testbed.model.policy import endpoints
 from testbed.model.resolve import resolve
 from testbed.spec.load import read
 from testbed.verify import network
+from testbed.verify.observation import Observation
 
 LAB = resolve(read(Path(__file__).parents[2] / "topologies/one-node.yaml").spec)
 SOURCE, TARGET = [item for item in endpoints(LAB) if item.tenant == endpoints(LAB)[0].tenant][:2]
 
 
-def _observation(guest: str, **record: str) -> network.Observation:
+def _observation(guest: str, **record: str) -> Observation:
     records: dict[str, list[dict[str, str]]] = {item.guest: [] for item in endpoints(LAB)}
     records[guest].append(record)
-    return network.Observation("tb-0-", records, {})
+    return Observation("tb-0-", records, {})
 
 
 @pytest.mark.parametrize(("address", "expected"), [(str(TARGET.address), True), ("10.9.9.9", False)])

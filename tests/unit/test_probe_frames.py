@@ -14,7 +14,7 @@ from scapy.layers.l2 import Dot3, Ether
 from testbed.guest import probe
 from testbed.model.policy import PORTLESS, Cell, Endpoint
 from testbed.verify import frames
-from testbed.verify.network import compose
+from testbed.verify.probing import compose
 
 WEB = Endpoint("red/web", "red/app", "0a:00:00:00:00:01", IPv4Address("10.0.0.2"))
 DB = Endpoint("red/db", "red/app", "0a:00:00:00:00:02", IPv4Address("10.0.0.3"))

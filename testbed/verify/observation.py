@@ -1,0 +1,76 @@
+"""What receivers saw, and what that says about the cells of the matrix. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from testbed.model.policy import Cell, Endpoint
+from testbed.verify.frames import of_cell
+from testbed.verify.probing import Probe, Record
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the receivers saw of a set of probes.
+
+    Args:
+        records: by guest, every frame of this run that its recorder saw, incoming or outgoing.
+        answers: by mark, what the sender got back.
+    """
+
+    prefix: str
+    records: Mapping[str, Sequence[Record]]
+    answers: Mapping[str, str]
+
+    def token(self, mark: str) -> str:
+        """Return the token that a probe's frames carry."""
+        return f"{self.prefix}{mark}."
+
+    def arrived(self, mark: str, guest: str) -> bool:
+        """Tell whether a probe's frame was seen coming in at a guest."""
+        token = self.token(mark)
+        return any(record.get("token") == token and record.get("direction") == "in" for record in self.records[guest])
+
+    def sightings(self, mark: str) -> list[str]:
+        """Return the guests at which a probe's frame was seen coming in."""
+        return [guest for guest in self.records if self.arrived(mark, guest)]
+
+    def windows(self, mark: str) -> list[tuple[str, float, int]]:
+        """Return guest, seconds between the first and the last sighting, and number of sightings of a probe's frames."""
+        token = self.token(mark)
+        return [
+            (guest, float(record.get("until", 0)) - float(record.get("at", 0)), int(record.get("times", 1)))
+            for guest, records in self.records.items()
+            for record in records
+            if record.get("token") == token and record.get("direction") == "in"
+        ]
+
+    def resolved(self, source: Endpoint, target: Endpoint) -> bool:
+        """Tell whether an ARP request for a target's address reached it, or an answer in its name came back.
+
+        A request that the source made for somebody else's address says nothing about this target.
+        """
+        address = str(target.address)
+        asked = {"kind": "arp-request", "mac": source.mac, "target": address, "direction": "in"}
+        answered = {"kind": "arp-reply", "mac": target.mac, "ip": address, "direction": "in"}
+        return self._heard(target, asked) or self._heard(source, answered)
+
+    def _heard(self, receiver: Endpoint, wanted: Mapping[str, str]) -> bool:
+        return any(wanted.items() <= item.items() for item in self.records[receiver.guest])
+
+
+def matrix_probes(cells: Sequence[Cell]) -> list[Probe]:
+    """Return one raw probe for each cell, addressed so that only the wall can stop it."""
+    return [Probe(f"cell{number}", cell.source, {"repeat": 2}, of_cell(cell)) for number, cell in enumerate(cells)]
+
+
+def reach(cells: Sequence[Cell], observation: Observation) -> list[tuple[Cell, bool]]:
+    """Return cells whose probes were sent, each with what was observed: whether it arrived (NET-01)."""
+    found = []
+    for number, cell in enumerate(cells):
+        if cell.protocol == "arp":
+            found.append((cell, observation.resolved(cell.source, cell.target)))
+        else:
+            found.append((cell, observation.arrived(f"cell{number}", cell.target.guest)))
+    return found

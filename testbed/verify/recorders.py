@@ -1,0 +1,78 @@
+"""Recorders on nodes and the controller, and what guests send while those listen (NET-09)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from testbed.errors import InstrumentError
+from testbed.model.testbed import Guest
+from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.probing import (
+    BUDGET,
+    LIFE,
+    Probe,
+    Record,
+    broken,
+    call_machine,
+    everywhere,
+    lines,
+    listed,
+    require_receiver,
+    require_sent,
+    results_of,
+    wait_out,
+)
+
+
+def listen_on(machine: Machine, prefix: str, macs: Mapping[str, str]) -> None:
+    """Start a recorder on some interfaces of a machine.
+
+    Args:
+        macs: MAC address by interface name.
+
+    Raises:
+        InstrumentError: it does not start.
+    """
+    nics = [{"label": name, "mac": mac, "address": "0.0.0.0"} for name, mac in macs.items()]  # noqa: S104 - not asked for
+    request: dict[str, object] = {"phase": "listen", "token": prefix, "interfaces": nics, "window": LIFE, "patience": 0}
+    answer = call_machine(machine, request)
+    missing = [nic.get("label") for nic in listed(answer, "interfaces") if not nic.get("interface")]
+    if answer.get("ready") is not True or missing:
+        raise broken(f"{machine.name} cannot listen", f"{answer.get('error', '')} {missing}")
+
+
+def collect_from(machine: Machine, prefix: str, may_be_down: str) -> list[Record]:
+    """End a machine's recorder and return what it saw.
+
+    Args:
+        may_be_down: the one interface that need not be up; a wall keeps it down.
+
+    Raises:
+        InstrumentError: it did not live through the window, or lost something.
+    """
+    answer = call_machine(machine, {"phase": "finish", "token": prefix, "interfaces": [], "patience": 30})
+    down = [may_be_down] if answer.get("down") else []
+    require_receiver(machine.name, answer, down=down)
+    return listed(answer, "records")
+
+
+def forget(machine: Machine, prefix: str) -> None:
+    """End a machine's recorder after an observation broke off; one that cannot be reached ends after its window."""
+    with suppress(InstrumentError):
+        call_machine(machine, {"phase": "stop", "token": prefix, "interfaces": []})
+
+
+def send_from(fleet: Fleet, guests: Sequence[Guest], prefix: str, probes: Sequence[Probe]) -> None:
+    """Send probes from guests, then wait the window out.
+
+    Raises:
+        InstrumentError: something could not be sent.
+    """
+    requests: dict[str, dict[str, object]] = {}
+    for guest in guests:
+        script = lines([probe for probe in probes if probe.sender.guest == guest.label], prefix)
+        requests[guest.label] = {"phase": "send", "token": prefix, "interfaces": [], "budget": BUDGET, "probes": script}
+    sent = everywhere(fleet, guests, requests)
+    require_sent(probes, results_of(sent))
+    wait_out()
