@@ -19,8 +19,8 @@ from testbed.plan.acls import Acl
 from testbed.verify import frames
 from testbed.verify.declare import check
 from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.probing import Probe, Record
-from testbed.verify.recorders import collect_from, forget, listen_on, send_from
+from testbed.verify.probing import Probe, Record, one_observation
+from testbed.verify.recorders import collect_from, listen_on, send_from
 
 _OWN = ("br-int", *(f"{plane}0" for plane in Plane))
 
@@ -52,7 +52,7 @@ def _watch(fleet: Fleet, machine: Machine, prefix: str) -> dict[str, str]:
     """Record on a machine's own interfaces and on its guests' taps; return the MAC addresses of the former by name."""
     present = _interfaces(machine)
     watched = {*_OWN, *_taps(fleet, machine.name)}
-    listen_on(machine, prefix, {interface: mac for interface, mac in present.items() if interface in watched})
+    listen_on(fleet, machine, prefix, {interface: mac for interface, mac in present.items() if interface in watched})
     return {interface: mac for interface, mac in present.items() if interface in _OWN}
 
 
@@ -60,17 +60,13 @@ def _attack(fleet: Fleet) -> _Assault:
     """Let all guests of all nodes attack at once, since starting a program in a guest costs seconds."""
     prefix = f"tb-{secrets.token_hex(4)}-"
     machines = list(fleet.machines.values())
-    with ThreadPoolExecutor(max_workers=len(machines)) as pool:
-        try:
-            sockets = _sockets(fleet, dict(zip(fleet.machines, pool.map(_listeners, machines), strict=True)))
-            own = dict(zip(fleet.machines, pool.map(lambda machine: _watch(fleet, machine, prefix), machines), strict=True))
-            probes = {node.name: _assault(_senders(fleet, node.name), sockets, own[node.name]) for node in fleet.testbed.nodes}
-            send_from(fleet, fleet.testbed.guests, prefix, [probe for found in probes.values() for probe in found])
-            collected = pool.map(lambda machine: collect_from(machine, prefix, _OWN[0]), machines)
-            return _Assault(prefix, probes, dict(zip(fleet.machines, collected, strict=True)))
-        except BaseException:
-            list(pool.map(lambda machine: forget(machine, prefix), machines))
-            raise
+    with one_observation(fleet), ThreadPoolExecutor(max_workers=len(machines)) as pool:
+        sockets = _sockets(fleet, dict(zip(fleet.machines, pool.map(_listeners, machines), strict=True)))
+        own = dict(zip(fleet.machines, pool.map(lambda machine: _watch(fleet, machine, prefix), machines), strict=True))
+        probes = {node.name: _assault(_senders(fleet, node.name), sockets, own[node.name]) for node in fleet.testbed.nodes}
+        send_from(fleet, fleet.testbed.guests, prefix, [probe for found in probes.values() for probe in found])
+        collected = pool.map(lambda machine: collect_from(fleet, machine, prefix, _OWN[0]), machines)
+        return _Assault(prefix, probes, dict(zip(fleet.machines, collected, strict=True)))
 
 
 def _senders(fleet: Fleet, name: str) -> list[Endpoint]:

@@ -99,6 +99,7 @@ class Fleet:
     """A lab as checks see it.
 
     Args:
+        instruments: the probe's programs in guests and on machines; `testbed.verify.probing` keeps them.
         shared: observations made once per phase (green, breach, reverted) and used by several checks.
 
     """
@@ -108,6 +109,7 @@ class Fleet:
     machines: dict[str, Machine]
     matrix: ReachMatrix
     shared: dict[str, tuple[Any, list[dict[str, object]]]] = field(default_factory=dict)
+    instruments: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lab: Lab, evidence: Evidence) -> Fleet:

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from testbed.errors import InstrumentError
 from testbed.model.policy import Endpoint, endpoints, joined, probed_ports
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.frames import dhcp_discover
 from testbed.verify.observation import Observation
 from testbed.verify.probing import (
     BUDGET,
-    LIFE,
+    Instrument,
     Probe,
     Record,
     broken,
-    call_guest,
     everywhere,
     lines,
     listed,
+    one_observation,
     require_receiver,
     require_sent,
     results_of,
@@ -38,7 +36,6 @@ from testbed.verify.probing import (
 _FLOWING = 5  # frames that tell an attack from a guest that says something of its own
 _PATIENCE = 30.0  # seconds that guests may take to be seen sending
 _CONTROL = {"timeout": 10, "repeat": 3, "spacing": 1}  # seconds, tries, seconds: how a declared flow is used
-_GIVE_UP = 30.0  # seconds that ending a recorder may take after an observation broke off
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +72,15 @@ def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None)
 
     def send(script: Callable[[str], list[Probe]], **phase: object) -> dict[str, dict[str, Any]]:
         requests = {label: {**base, **phase, "probes": lines(script(label), prefix)} for label, base in common.items()}
-        return everywhere(fleet, lab.guests, requests)
+        return everywhere(fleet, lab.guests, Instrument.ask, requests)
 
-    with _recorders(fleet, common):
-        listen = {"phase": "listen", "window": LIFE, "patience": 60, **ports}
-        listening = everywhere(fleet, lab.guests, {label: {**base, **listen} for label, base in common.items()})
+    with one_observation(fleet):
+        listen = {"phase": "listen", "patience": 60, **ports}
+        listening = everywhere(fleet, lab.guests, Instrument.listen, {label: {**base, **listen} for label, base in common.items()})
         _require_listeners(listening, ports)
         results = _sent(fleet, send, probes, attack)
         wait_out()
-        seen = everywhere(fleet, lab.guests, {label: {**base, "phase": "finish", "patience": 30} for label, base in common.items()})
+        seen = send(lambda _: [], phase="finish")
     records = {label: listed(answer, "records") for label, answer in seen.items()}
     for label, answer in seen.items():
         require_receiver(label, answer, self_test=True, down=[])
@@ -143,18 +140,6 @@ def _flows(machine: Machine, taps: Sequence[str]) -> None:
         idle = [tap for tap, one, two in zip(taps, before, after, strict=True) if int(two) - int(one) < _FLOWING]
         if time.monotonic() > end:
             raise broken(f"guests on {machine.name} do not send", f"nothing passes {', '.join(idle)}")
-
-
-@contextmanager
-def _recorders(fleet: Fleet, requests: Mapping[str, Mapping[str, object]]) -> Iterator[None]:
-    """End every guest's recorder if an observation breaks off; one that cannot be reached ends after its window."""
-    try:
-        yield
-    except BaseException:
-        for guest in fleet.testbed.guests:
-            with suppress(InstrumentError):
-                call_guest(fleet, guest, {**requests[guest.label], "phase": "stop"}, timeout=_GIVE_UP)
-        raise
 
 
 def tcp_flows(fleet: Fleet) -> list[tuple[str, Endpoint, Endpoint, int]]:

@@ -6,9 +6,12 @@ What comes back from a guest is hostile: it is JSON of bounded size, or nothing 
 from __future__ import annotations
 
 import json
+import secrets
+import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +23,28 @@ from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.frames import Frame
 
 WINDOW = 3.0  # seconds waited after the last frame was sent
-LIFE = 600.0  # seconds after which a forgotten recorder ends by itself
+LIFE = 900.0  # seconds after which a program that nobody asks ends by itself
 CALL = 300.0  # seconds that one phase may take
 BUDGET = CALL - 60  # seconds of them for sending
-_PROGRAM = Path(__file__).parents[1] / "guest/probe.py"
+FOLDER = "/run/testbed-probe"
+_GIVE_UP = 30.0  # seconds that ending a program may take
+_PROGRAM = Path(__file__).parents[1] / "guest"
+_FILES = ("parsing", "recorder", "sender", "probe")
+_LOADER = """import json, sys, types
+for name, text in [("testbed", ""), ("testbed.guest", ""), *json.loads(%r)]:
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(text, name, "exec"), module.__dict__)
+from testbed.guest.probe import main"""
+_EXCHANGE = """cd "$1" 2>/dev/null && ! flock -n pid true || { echo "the probe does not run" >&2; exit 75; }
+mkfifo -m 600 "answer.$2" || exit 76
+timeout 20 sh -c "cat > in" && timeout "$3" cat "answer.$2"
+status=$?
+rm -f "answer.$2"
+exit $status"""
 _SOUND = {"alive": True, "overflowed": False, "dropped": 0}
 
 Record = Mapping[str, Any]
+_Run = Callable[[list[str], bytes, float], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,45 +63,112 @@ class Probe:
     frame: Frame | None = None
 
 
+class Instrument:
+    """The probe's program at one place: started when something is first asked of it, then asked through its pipe.
+
+    Args:
+        run: runs a program there, with input, for at most so many seconds, and returns its output; raises InstrumentError.
+    """
+
+    def __init__(self, name: str, run: _Run) -> None:
+        self.name = name
+        self._run = run
+        self._started = False
+
+    def listen(self, request: Mapping[str, object]) -> dict[str, Any]:
+        """Start the recorder, and the program anew if it has ended since it was last asked.
+
+        Raises:
+            InstrumentError: it does not start.
+        """
+        if self._started:
+            with suppress(InstrumentError):
+                return self.ask(request)
+            self._started = False
+        return self.ask(request)
+
+    def ask(self, request: Mapping[str, object], timeout: float = CALL) -> dict[str, Any]:
+        """Return the answer to one request; it is untrusted.
+
+        Raises:
+            InstrumentError: there is none within so many seconds, or it is garbage.
+        """
+        if not self._started:
+            self._start()
+        name = secrets.token_hex(8)
+        line = json.dumps({**request, "answer": name}).encode() + b"\n"
+        return self._read(self._run(["sh", "-c", _EXCHANGE, "probe", FOLDER, name, f"{timeout:.0f}"], line, timeout + 30))
+
+    def _start(self) -> None:
+        start = {"phase": "start", "folder": FOLDER, "patience": LIFE}
+        answer = self._read(self._run(["python3", "-"], compose(start), CALL))
+        if answer.get("started") is not True:
+            raise broken(f"the probe in {self.name} does not start", str(answer)[:200])
+        self._started = True
+
+    def end(self) -> None:
+        """End the program; one that cannot be reached ends by itself."""
+        if self._started:
+            self._started = False
+            with suppress(InstrumentError):
+                self.ask({"phase": "stop"}, _GIVE_UP)
+
+    def _read(self, text: bytes) -> dict[str, Any]:
+        try:
+            answer = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise broken(f"the probe in {self.name} answers garbage", repr(text[:120])) from error
+        if not isinstance(answer, dict):
+            raise broken(f"the probe in {self.name} answers garbage", type(answer).__name__)
+        return answer
+
+
 def compose(request: Mapping[str, object]) -> bytes:
-    """Return the program to feed to ``python3 -``: the probe, with one request."""
-    return f"{_PROGRAM.read_text()}\nraise SystemExit(main(json.loads({json.dumps(request)!r})))\n".encode()
+    """Return the program to feed to ``python3 -``: the probe's files as modules, and one request."""
+    sources = [[f"testbed.guest.{name}", (_PROGRAM / f"{name}.py").read_text()] for name in _FILES]
+    return f"{_LOADER % json.dumps(sources)}\nraise SystemExit(main(json.loads({json.dumps(request)!r})))\n".encode()
 
 
-def call_guest(fleet: Fleet, guest: Guest, request: Mapping[str, object], timeout: float = CALL) -> dict[str, Any]:
-    """Run one phase of the probe in a guest and return its answer, which is untrusted.
-
-    Raises:
-        InstrumentError: there is none within so many seconds, or it is garbage.
-    """
-    text = fleet.in_guest(guest, ["/usr/bin/python3", "-"], compose(request), timeout=timeout)
-    return _answer(guest.label, text)
+def in_guest(fleet: Fleet, guest: Guest) -> Instrument:
+    """Return the instrument in a guest."""
+    return _kept(fleet, guest.label, lambda argv, stdin, timeout: fleet.in_guest(guest, argv, stdin, timeout=timeout))
 
 
-def call_machine(machine: Machine, request: Mapping[str, object]) -> dict[str, Any]:
-    """Run one phase of the probe on a machine and return its answer.
-
-    Raises:
-        InstrumentError: there is none, or it is garbage.
-    """
-    return _answer(machine.name, machine.read("python3 -", stdin=compose(request), timeout=CALL).encode())
+def on_machine(fleet: Fleet, machine: Machine) -> Instrument:
+    """Return the instrument on a machine."""
+    return _kept(fleet, machine.name, lambda argv, stdin, timeout: machine.read(shlex.join(argv), stdin=stdin, timeout=timeout).encode())
 
 
-def _answer(name: str, text: bytes) -> dict[str, Any]:
-    try:
-        answer = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InstrumentError(f"the probe in {name} answers garbage", fact=repr(text[:120]), remedy="repeat the check") from error
-    if not isinstance(answer, dict):
-        raise InstrumentError(f"the probe in {name} answers garbage", fact=type(answer).__name__, remedy="repeat the check")
-    return answer
+def _kept(fleet: Fleet, name: str, run: _Run) -> Instrument:
+    found: Instrument = fleet.instruments.setdefault(name, Instrument(name, run))
+    return found
 
 
-def everywhere(fleet: Fleet, guests: Sequence[Guest], requests: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Any]]:
-    """Make one call in each guest, side by side; nodes run one call at a time best, so the number is bounded."""
+def everywhere(
+    fleet: Fleet, guests: Sequence[Guest], ask: Callable[[Instrument, Mapping[str, object]], dict[str, Any]],
+    requests: Mapping[str, Mapping[str, object]],
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Ask the instrument in each guest, side by side; nodes run one call at a time best, so the number is bounded."""
     with ThreadPoolExecutor(max_workers=8) as pool:
-        answers = pool.map(lambda guest: call_guest(fleet, guest, requests[guest.label]), guests)
+        answers = pool.map(lambda guest: ask(in_guest(fleet, guest), requests[guest.label]), guests)
         return {guest.label: answer for guest, answer in zip(guests, answers, strict=True)}
+
+
+@contextmanager
+def one_observation(fleet: Fleet) -> Iterator[None]:
+    """End every program if an observation breaks off, so that none goes on recording."""
+    try:
+        yield
+    except BaseException:
+        end_all(fleet)
+        raise
+
+
+def end_all(fleet: Fleet) -> None:
+    """End every instrument of a fleet."""
+    if fleet.instruments:
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            list(pool.map(Instrument.end, fleet.instruments.values()))
 
 
 def listed(answer: Mapping[str, Any], key: str) -> list[Record]:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
-from testbed.errors import InstrumentError
 from testbed.model.testbed import Guest
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.probing import (
     BUDGET,
-    LIFE,
+    Instrument,
     Probe,
     Record,
     broken,
-    call_machine,
     everywhere,
     lines,
     listed,
+    on_machine,
     require_receiver,
     require_sent,
     results_of,
@@ -25,7 +23,7 @@ from testbed.verify.probing import (
 )
 
 
-def listen_on(machine: Machine, prefix: str, macs: Mapping[str, str]) -> None:
+def listen_on(fleet: Fleet, machine: Machine, prefix: str, macs: Mapping[str, str]) -> None:
     """Start a recorder on some interfaces of a machine.
 
     Args:
@@ -35,14 +33,13 @@ def listen_on(machine: Machine, prefix: str, macs: Mapping[str, str]) -> None:
         InstrumentError: it does not start.
     """
     nics = [{"label": name, "mac": mac, "address": "0.0.0.0"} for name, mac in macs.items()]  # noqa: S104 - not asked for
-    request: dict[str, object] = {"phase": "listen", "token": prefix, "interfaces": nics, "window": LIFE, "patience": 0}
-    answer = call_machine(machine, request)
+    answer = on_machine(fleet, machine).listen({"phase": "listen", "token": prefix, "interfaces": nics, "patience": 0})
     missing = [nic.get("label") for nic in listed(answer, "interfaces") if not nic.get("interface")]
     if answer.get("ready") is not True or missing:
         raise broken(f"{machine.name} cannot listen", f"{answer.get('error', '')} {missing}")
 
 
-def collect_from(machine: Machine, prefix: str, may_be_down: str) -> list[Record]:
+def collect_from(fleet: Fleet, machine: Machine, prefix: str, may_be_down: str) -> list[Record]:
     """End a machine's recorder and return what it saw.
 
     Args:
@@ -51,16 +48,9 @@ def collect_from(machine: Machine, prefix: str, may_be_down: str) -> list[Record
     Raises:
         InstrumentError: it did not live through the window, or lost something.
     """
-    answer = call_machine(machine, {"phase": "finish", "token": prefix, "interfaces": [], "patience": 30})
-    down = [may_be_down] if answer.get("down") else []
-    require_receiver(machine.name, answer, down=down)
+    answer = on_machine(fleet, machine).ask({"phase": "finish", "token": prefix})
+    require_receiver(machine.name, answer, down=[may_be_down] if answer.get("down") else [])
     return listed(answer, "records")
-
-
-def forget(machine: Machine, prefix: str) -> None:
-    """End a machine's recorder after an observation broke off; one that cannot be reached ends after its window."""
-    with suppress(InstrumentError):
-        call_machine(machine, {"phase": "stop", "token": prefix, "interfaces": []})
 
 
 def send_from(fleet: Fleet, guests: Sequence[Guest], prefix: str, probes: Sequence[Probe]) -> None:
@@ -72,7 +62,7 @@ def send_from(fleet: Fleet, guests: Sequence[Guest], prefix: str, probes: Sequen
     requests: dict[str, dict[str, object]] = {}
     for guest in guests:
         script = lines([probe for probe in probes if probe.sender.guest == guest.label], prefix)
-        requests[guest.label] = {"phase": "send", "token": prefix, "interfaces": [], "budget": BUDGET, "probes": script}
-    sent = everywhere(fleet, guests, requests)
+        requests[guest.label] = {"phase": "send", "budget": BUDGET, "probes": script}
+    sent = everywhere(fleet, guests, Instrument.ask, requests)
     require_sent(probes, results_of(sent))
     wait_out()

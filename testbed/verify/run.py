@@ -19,6 +19,7 @@ from testbed.report.result import Run, from_json, to_json
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
 from testbed.verify.plugin import run_checks
+from testbed.verify.probing import end_all
 
 _PATIENCE = 60.0  # seconds
 
@@ -39,7 +40,10 @@ def examine(lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[
         for told in pool.map(_await, lab.hosts):
             progress(told)
     (folder / "matrix.json").write_text(json.dumps(fleet.matrix.as_table(), default=str))
-    plugin = run_checks(fleet, resources.checks(), prove=prove, only=only, progress=progress)
+    try:
+        plugin = run_checks(fleet, resources.checks(), prove=prove, only=only, progress=progress)
+    finally:
+        end_all(fleet)
     trouble = list(plugin.errors)
     if prove:
         trouble += _drift(lab)

@@ -15,6 +15,7 @@ from testbed.model.resolve import resolve
 from testbed.spec.load import read
 from testbed.verify import network
 from testbed.verify.observation import Observation
+from testbed.verify.probing import Instrument
 
 LAB = resolve(read(Path(__file__).parents[2] / "topologies/one-node.yaml").spec)
 SOURCE, TARGET = [item for item in endpoints(LAB) if item.tenant == endpoints(LAB)[0].tenant][:2]
@@ -43,16 +44,55 @@ def test_a_frame_that_a_recorder_saw_leaving_has_not_arrived() -> None:
     assert _observation(TARGET.guest, token="tb-0-c1.", direction="in").arrived("c1", TARGET.guest)
 
 
-def test_an_observation_that_breaks_off_ends_its_recorders() -> None:
+def test_an_observation_that_breaks_off_ends_what_it_has_started() -> None:
     phases: list[tuple[str, str]] = []
 
     def in_guest(guest: Any, _argv: list[str], stdin: bytes, **_: Any) -> bytes:
-        phase = next(word for word in ("listen", "send", "finish", "stop") if f'"phase": "{word}"'.encode() in stdin)
+        phase = next(word for word in ("start", "listen", "finish", "stop") if f'"phase": "{word}"'.encode() in stdin)
         phases.append((guest.label, phase))
-        if guest is LAB.guests[0]:
+        if phase == "listen" and guest is LAB.guests[0]:
             raise InstrumentError("the agent does not answer", fact="silence", remedy="")
-        return json.dumps({}).encode()
+        return json.dumps({"started": True}).encode()
 
     with pytest.raises(InstrumentError, match="does not answer"):
-        network.observe(SimpleNamespace(testbed=LAB, in_guest=in_guest), [])  # type: ignore[arg-type]
-    assert {label for label, phase in phases if phase == "stop"} == {guest.label for guest in LAB.guests}
+        network.observe(SimpleNamespace(testbed=LAB, in_guest=in_guest, instruments={}), [])  # type: ignore[arg-type]
+    assert {label for label, phase in phases if phase == "stop"} == {label for label, phase in phases if phase == "start"}
+    assert LAB.guests[0].label in {label for label, phase in phases if phase == "stop"}
+
+
+def _instrument(answers: list[object]) -> tuple[Instrument, list[str]]:
+    """Return an instrument whose program answers as told, and what it was asked."""
+    asked: list[str] = []
+
+    def run(argv: list[str], stdin: bytes, _: float) -> bytes:
+        asked.append("start" if argv[0] == "python3" else json.loads(stdin)["phase"])
+        answer = answers.pop(0)
+        if isinstance(answer, InstrumentError):
+            raise answer
+        return answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+
+    return Instrument("red/web", run), asked
+
+
+GONE = InstrumentError("the probe does not run", fact="status 75", remedy="")
+
+
+def test_a_program_is_started_once_and_again_when_it_has_ended() -> None:
+    instrument, asked = _instrument([{"started": True}, {"ready": 1}, GONE, {"started": True}, {"ready": 2}])
+    assert instrument.listen({"phase": "listen"}) == {"ready": 1}
+    assert instrument.listen({"phase": "listen"}) == {"ready": 2}
+    assert asked == ["start", "listen", "listen", "start", "listen"]
+
+
+def test_a_program_that_ends_while_it_records_is_not_replaced() -> None:
+    instrument, _ = _instrument([{"started": True}, {"ready": 1}, GONE])
+    instrument.listen({"phase": "listen"})
+    with pytest.raises(InstrumentError, match="does not run"):
+        instrument.ask({"phase": "finish"})
+
+
+@pytest.mark.parametrize("answer", [b"", b"[1", b"[" * 100_000, b'"text"', {"started": False}, {"started": "yes"}])
+def test_garbage_is_no_start(answer: object) -> None:
+    instrument, _ = _instrument([answer])
+    with pytest.raises(InstrumentError, match=r"garbage|does not start"):
+        instrument.listen({"phase": "listen"})

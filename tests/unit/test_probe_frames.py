@@ -11,7 +11,8 @@ from scapy.layers.inet import IP
 from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptUnknown, IPv6, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import Dot3, Ether
 
-from testbed.guest import probe
+from testbed.guest import sender
+from testbed.guest.parsing import parse
 from testbed.model.policy import PORTLESS, Cell, Endpoint
 from testbed.verify import frames
 from testbed.verify.probing import compose
@@ -30,7 +31,7 @@ def _of(protocol: str, token: str = TOKEN) -> bytes:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_probe_finds_who_sent_a_frame(protocol: str) -> None:
     """Every frame of the matrix carries its token and its sender past the parser, and is long enough for Ethernet."""
-    seen = probe.parse(_of(protocol), PREFIX)
+    seen = parse(_of(protocol), PREFIX)
     assert seen is not None
     assert (seen.token, seen.mac) == (TOKEN, WEB.mac)
     assert len(_of(protocol)) >= 60
@@ -46,14 +47,14 @@ def test_the_probe_finds_who_sent_a_frame(protocol: str) -> None:
 ])  # fmt: skip
 def test_the_probe_reads_what_a_frame_says(protocol: str, kind: str, ends: tuple[str, str]) -> None:
     """Kind, source and target of what scapy put together."""
-    seen = probe.parse(_of(protocol), PREFIX)
+    seen = parse(_of(protocol), PREFIX)
     assert seen is not None
     assert (seen.kind, (seen.ip, seen.target)) == (kind, ends)
 
 
 def test_a_frame_says_whom_it_is_for() -> None:
     """Unicast is told from what is for a group."""
-    to = {name: probe.parse(_of(name), PREFIX).to for name in ("tcp", "broadcast", "multicast", "nd")}  # type: ignore[union-attr]
+    to = {name: parse(_of(name), PREFIX).to for name in ("tcp", "broadcast", "multicast", "nd")}  # type: ignore[union-attr]
     assert to == {"tcp": DB.mac, "broadcast": "ff:ff:ff:ff:ff:ff", "multicast": "01:00:5e:00:00:fb", "nd": "33:33:ff:00:00:02"}
 
 
@@ -72,7 +73,7 @@ def test_a_token_in_neighbor_discovery_leaves_the_message_well_formed() -> None:
 def test_tags_do_not_hide_a_token(tags: tuple[int, ...], service: bool) -> None:
     """A packet in one or two VLAN tags, plain or service, is read as the packet that it is."""
     layers = (Ether(src=WEB.mac, dst=DB.mac), frames.tagged(*tags, service=service), IP(src="10.0.0.2", dst="10.0.0.3"), frames.syn(1))
-    seen = probe.parse(frames.framed(*layers)(TOKEN.encode()), PREFIX)
+    seen = parse(frames.framed(*layers)(TOKEN.encode()), PREFIX)
     assert seen is not None
     assert (seen.kind, seen.token) == ("tcp", TOKEN)
 
@@ -83,7 +84,7 @@ def test_a_packet_behind_llc_and_snap_has_a_length_and_a_token() -> None:
     true, false = (frames.snap(WEB.mac, DB.mac, reply, 0x0806, length=length)(TOKEN.encode()) for length in (None, 3))
     assert Dot3(true).len == 8 + 28 + len(TOKEN)
     assert Dot3(false).len == 3
-    assert {probe.parse(frame, PREFIX).token for frame in (true, false)} == {TOKEN}  # type: ignore[union-attr]
+    assert {parse(frame, PREFIX).token for frame in (true, false)} == {TOKEN}  # type: ignore[union-attr]
 
 
 def test_a_dhcp_answer_is_told_by_its_transaction_and_says_what_it_hands_out() -> None:
@@ -91,9 +92,9 @@ def test_a_dhcp_answer_is_told_by_its_transaction_and_says_what_it_hands_out() -
     offer = frames.dhcp_offer("10.0.0.1", "10.0.0.9", WEB)
     offer.xid = 0xDEADBEEF
     packet = bytes(Ether(src=DB.mac, dst=WEB.mac) / IP(src="10.0.0.1", dst="10.0.0.2") / offer)
-    assert probe.parse(packet, PREFIX) == ("dhcp", "deadbeef", DB.mac, "10.0.0.1", "10.0.0.9", WEB.mac)
-    assert probe.parse(frames.dhcp_discover(WEB.mac, 0xDEADBEEF)(b""), PREFIX) is None
-    forged = probe.parse(packet + TOKEN.encode(), PREFIX)
+    assert parse(packet, PREFIX) == ("dhcp", "deadbeef", DB.mac, "10.0.0.1", "10.0.0.9", WEB.mac)
+    assert parse(frames.dhcp_discover(WEB.mac, 0xDEADBEEF)(b""), PREFIX) is None
+    forged = parse(packet + TOKEN.encode(), PREFIX)
     assert forged is not None
     assert (forged.kind, forged.token) == ("udp", TOKEN)
 
@@ -101,18 +102,18 @@ def test_a_dhcp_answer_is_told_by_its_transaction_and_says_what_it_hands_out() -
 def test_foreign_tokens_are_not_ours() -> None:
     """Another run's token, a token that never ends, and no token are not recorded."""
     for token in ("tb-ffffffff-c1.", f"{PREFIX}{'a' * 99}.", "hello"):
-        assert probe.parse(_of("udp", token), PREFIX) is None
+        assert parse(_of("udp", token), PREFIX) is None
 
 
 def test_no_frame_breaks_the_parser() -> None:
     """Every truncation of every frame, random bytes, and frames with one wrong byte parse or are ignored."""
     for frame in map(_of, PROTOCOLS):
         for length in range(len(frame)):
-            probe.parse(frame[:length], PREFIX)
-            probe.parse(frame[:length] + b"\xff" + frame[length + 1 :], PREFIX)
-            probe.parse(frame[:length] + TOKEN.encode(), PREFIX)
+            parse(frame[:length], PREFIX)
+            parse(frame[:length] + b"\xff" + frame[length + 1 :], PREFIX)
+            parse(frame[:length] + TOKEN.encode(), PREFIX)
     for _ in range(500):
-        probe.parse(_of("udp")[:14] + os.urandom(40), PREFIX)
+        parse(_of("udp")[:14] + os.urandom(40), PREFIX)
 
 
 def test_copies_come_from_many_strangers() -> None:
@@ -124,7 +125,7 @@ def test_copies_come_from_many_strangers() -> None:
             sent.append(frame)
 
     frame = _of("raw")
-    probe._attempt({"kind": "frame", "mac": WEB.mac, "frame": frame.hex(), "copies": 20}, Outlets())  # type: ignore[arg-type]
+    sender._attempt({"kind": "frame", "mac": WEB.mac, "frame": frame.hex(), "copies": 20}, Outlets())  # type: ignore[arg-type]
     assert sent[0] == frame
     assert len({item[6:12] for item in sent}) == len(sent) == 20
     assert {item[:6] + item[12:] for item in sent} == {frame[:6] + frame[12:]}

@@ -1,0 +1,218 @@
+"""Sniffs on interfaces and listens on ports; remembers what carries a token of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import selectors
+import socket
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+from testbed.guest.parsing import SNAP, Seen, find_token, parse
+
+MAX_RECORDS, MAX_TEXT = 2000, 160
+_TEST = 0x88B5
+_PACKET_ADD_MEMBERSHIP, _PACKET_STATISTICS, _SOL_PACKET, _PROMISCUOUS = 1, 6, 263, 1
+_ETH_P_ALL, _OUTGOING = 3, 4
+Request = dict[str, Any]
+
+
+def interface_of(mac: str) -> str:
+    """Return the name of the interface with a MAC address, or the empty string."""
+    for entry in sorted(Path("/sys/class/net").iterdir()):
+        with contextlib.suppress(OSError):
+            if (entry / "address").read_text().strip() == mac:
+                return entry.name
+    return ""
+
+
+def has_address(name: str, address: str) -> bool:
+    """Tell whether an interface has an IPv4 address as its first one (SIOCGIFADDR)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control, contextlib.suppress(OSError):
+        answer = fcntl.ioctl(control, 0x8915, struct.pack("256s", name.encode()[:15]))
+        return socket.inet_ntoa(answer[20:24]) == address
+    return False
+
+
+def _packet_socket(name: str, protocol: int) -> socket.socket:
+    opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
+    opened.bind((name, protocol))
+    return opened
+
+
+def outlet(mac: str) -> socket.socket:
+    """Return a socket that sends frames from the interface with a MAC address."""
+    return _packet_socket(interface_of(mac) or "none", 0)
+
+
+class Recorder:
+    """Sniffs and listens as long as its owner turns the selector and calls what is ready."""
+
+    def __init__(self, prefix: str, nics: list[dict[str, str]], selector: selectors.BaseSelector) -> None:
+        self.prefix, self.nics, self.selector = prefix, nics, selector
+        self.sniffers: list[tuple[socket.socket, str]] = []
+        self.servers: list[socket.socket] = []
+        self.open: dict[socket.socket, float] = {}
+        self.seen: dict[tuple[Seen, str, str], list[float]] = {}
+        self.down: set[str] = set()
+        self.overflowed, self.dropped = False, 0
+        self.started = time.monotonic()
+
+    def prepare(self, request: Request) -> Request:
+        """Open everything, with retries until ``patience`` seconds have passed; return the ready state."""
+        deadline = time.monotonic() + min(float(request.get("patience", 10)), 120.0)
+        wanted = [(kind, int(port)) for kind in ("tcp", "udp") for port in request.get(kind, [])][:128]
+        missing, nics = {f"{kind}/{port}": "" for kind, port in wanted}, self._interfaces()
+        while True:
+            for kind, port in wanted:
+                if f"{kind}/{port}" in missing and self._listen(kind, port, missing):
+                    del missing[f"{kind}/{port}"]
+            nics = self._interfaces()
+            if time.monotonic() > deadline or (not missing and all(nic["interface"] and nic["address"] for nic in nics)):
+                break
+            time.sleep(0.2)
+        for nic in nics:
+            if nic["interface"]:
+                self._sniff(nic["interface"], nic["label"])
+        self.self_test("start")
+        listening = [f"{kind}/{port}" for kind, port in wanted if f"{kind}/{port}" not in missing]
+        return {"ready": True, "interfaces": nics, "listening": listening, "not_listening": missing, "pid": os.getpid()}
+
+    def _interfaces(self) -> list[dict[str, Any]]:
+        names = {nic["mac"]: interface_of(nic["mac"]) for nic in self.nics}
+        return [
+            {"label": nic["label"], "mac": nic["mac"], "interface": names[nic["mac"]],
+             "address": bool(names[nic["mac"]]) and has_address(names[nic["mac"]], nic["address"])}
+            for nic in self.nics
+        ]  # fmt: skip
+
+    def _listen(self, kind: str, port: int, errors: dict[str, str]) -> bool:
+        server = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+        server.setblocking(False)
+        try:
+            if kind == "tcp":
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("", port))
+            if kind == "tcp":
+                server.listen(32)
+        except OSError as error:
+            errors[f"{kind}/{port}"] = str(error)[:MAX_TEXT]
+            server.close()
+            return False
+        self.servers.append(server)
+        self.selector.register(server, selectors.EVENT_READ, self._accept if kind == "tcp" else self._echo)
+        return True
+
+    def _sniff(self, name: str, label: str) -> None:
+        sniffer = _packet_socket(name, _ETH_P_ALL)
+        sniffer.setblocking(False)
+        sniffer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        member = struct.pack("iHH8s", socket.if_nametoindex(name), _PROMISCUOUS, 0, b"")
+        sniffer.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, member)
+        self.sniffers.append((sniffer, label))
+        self.selector.register(sniffer, selectors.EVENT_READ, lambda opened: self._drain(opened, label))
+
+    def _drain(self, sniffer: socket.socket, label: str) -> None:
+        for _ in range(5000):
+            try:
+                frame, source = sniffer.recvfrom(SNAP)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENETDOWN:
+                    raise
+                self.down.add(label)
+            else:
+                seen = parse(frame, self.prefix)
+                if seen:
+                    self._record(seen, label, "out" if source[2] == _OUTGOING else "in")
+
+    def _record(self, seen: Seen, label: str, direction: str) -> None:
+        """Remember when something was seen first and last, and how often."""
+        now, times = time.monotonic(), self.seen.get((seen, label, direction))
+        if times is not None:
+            times[1:] = now, times[2] + 1
+        elif len(self.seen) < MAX_RECORDS:
+            self.seen[seen, label, direction] = [now, now, 1]
+        else:
+            self.overflowed = True
+
+    def _accept(self, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = server.accept()
+            if len(self.open) >= 64:
+                connection.close()
+                return
+            connection.setblocking(False)
+            self.open[connection] = time.monotonic() + 10
+            self.selector.register(connection, selectors.EVENT_READ, self._answer)
+
+    def _answer(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            token = find_token(connection.recv(SNAP), self.prefix)
+            if token:
+                self._heard("tcp-accepted", token, connection.getpeername()[0], connection.getsockname()[0])
+                connection.send(f"ok-{token}".encode())
+        self._close(connection)
+
+    def _close(self, connection: socket.socket) -> None:
+        self.selector.unregister(connection)
+        del self.open[connection]
+        connection.close()
+
+    def _echo(self, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            data, sender = server.recvfrom(SNAP)
+            token = find_token(data, self.prefix)
+            if token and not data.startswith(b"ok-"):
+                self._heard("udp-received", token, sender[0], "")
+                server.sendto(f"ok-{token}".encode(), sender)
+
+    def _heard(self, kind: str, token: str, sender: str, own: str) -> None:
+        label = next((nic["label"] for nic in self.nics if nic["address"] == own), "")
+        self._record(Seen(kind, token, "", sender, own), label, "in")
+
+    def expire(self) -> None:
+        """Close connections that say nothing."""
+        now = time.monotonic()
+        for connection in [opened for opened, end in self.open.items() if end < now]:
+            self._close(connection)
+
+    def state(self) -> Request:
+        """Return what was seen, with everything that the kernel still holds, after a last frame that must be seen."""
+        self.self_test("end")
+        for sniffer, label in self.sniffers:
+            self._drain(sniffer, label)
+            counts = sniffer.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+            self.dropped += struct.unpack("II", counts)[1]
+        own = f"{self.prefix}self-"
+        mine = {(label, seen.token) for seen, label, _ in self.seen if seen.token.startswith(own)}
+        tested = all((nic["label"], f"{own}{stage}.") in mine for nic in self.nics for stage in ("start", "end"))
+        records = [{**seen._asdict(), "label": label, "direction": way, "at": round(first - self.started, 3),
+                    "until": round(last - self.started, 3), "times": times}
+                   for (seen, label, way), (first, last, times) in self.seen.items() if not seen.token.startswith(own)]  # fmt: skip
+        return {"alive": True, "self_test": tested, "dropped": self.dropped, "overflowed": self.overflowed,
+                "down": sorted(self.down), "records": records}  # fmt: skip
+
+    def self_test(self, stage: str) -> None:
+        """Send a frame from each interface to itself; a recorder that hears at all records it as outgoing."""
+        for nic in self.nics:
+            with contextlib.suppress(OSError), outlet(nic["mac"]) as out:
+                out.send(_test_frame(nic["mac"], f"{self.prefix}self-{stage}.".encode()))
+
+    def close(self) -> None:
+        """Stop sniffing and listening."""
+        for opened in [*(sniffer for sniffer, _ in self.sniffers), *self.servers, *self.open]:
+            with contextlib.suppress(KeyError):
+                self.selector.unregister(opened)
+            opened.close()
+
+
+def _test_frame(mac: str, payload: bytes) -> bytes:
+    """Return a frame of an ethertype for experiments, from an interface to itself."""
+    return (bytes.fromhex(mac.replace(":", "")) * 2 + struct.pack("!H", _TEST) + payload).ljust(60, b"\0")
