@@ -123,15 +123,25 @@ class Fleet:
         return self.lab.testbed
 
     def once(self, name: str, observe: Callable[[], _Value]) -> _Value:
-        """Return an observation of this phase, made now or by an earlier check."""
+        """Return an observation of this phase, made now or by an earlier check.
+
+        Raises:
+            InstrumentError: it broke off, now or then; a second try would take as long and mean as little.
+
+        """
         if name not in self.shared:
             before = self.evidence.entries
-            value = observe()
+            try:
+                value: _Value | InstrumentError = observe()
+            except InstrumentError as error:
+                value = error
             self.shared[name] = (value, [entry for entry in self.evidence.entries if entry not in before])
-        value, entries = self.shared[name]
+        found, entries = self.shared[name]
         self.evidence.share(entries)
-        found: _Value = value
-        return found
+        if isinstance(found, InstrumentError):
+            raise found
+        result: _Value = found
+        return result
 
     def everywhere(self, do: Callable[[Machine], _Value]) -> dict[str, _Value]:
         """Do something on every node, side by side; return what came of it, by node."""

@@ -97,11 +97,11 @@ class Instrument:
             self._start()
         name = secrets.token_hex(8)
         line = json.dumps({**request, "answer": name}).encode() + b"\n"
-        return self._read(self._run(["sh", "-c", _EXCHANGE, "probe", FOLDER, name, f"{timeout:.0f}"], line, timeout + 30))
+        return self._read(self._run(["/bin/sh", "-c", _EXCHANGE, "probe", FOLDER, name, f"{timeout:.0f}"], line, timeout + 30))
 
     def _start(self) -> None:
         start = {"phase": "start", "folder": FOLDER, "patience": LIFE}
-        answer = self._read(self._run(["python3", "-"], compose(start), CALL))
+        answer = self._read(self._run(["/usr/bin/python3", "-"], compose(start), CALL))
         if answer.get("started") is not True:
             raise broken(f"the probe in {self.name} does not start", str(answer)[:200])
         self._started = True

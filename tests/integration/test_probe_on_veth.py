@@ -104,7 +104,7 @@ class Wire:
             signal.pidfd_send_signal(program, signal.SIGKILL)
             select.select([program], [], [], 10)
         own = str(self.folder / guest.domain)
-        argv = [sys.executable if word == "python3" else word.replace(FOLDER, own) for word in argv]
+        argv = [sys.executable if word == "/usr/bin/python3" else word.replace(FOLDER, own) for word in argv]
         try:
             answer = self.run(guest.label, *argv, stdin=stdin.replace(FOLDER.encode(), own.encode()))
         except subprocess.CalledProcessError as error:

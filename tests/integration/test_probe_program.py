@@ -25,7 +25,7 @@ def probe(tmp_path: Path) -> Iterator[tuple[Instrument, Path]]:
     own = str(tmp_path / "probe")
 
     def run(argv: list[str], stdin: bytes, timeout: float) -> bytes:
-        argv = [sys.executable if word == "python3" else word.replace(FOLDER, own) for word in argv]
+        argv = [sys.executable if word == "/usr/bin/python3" else word.replace(FOLDER, own) for word in argv]
         done = subprocess.run(argv, input=stdin.replace(FOLDER.encode(), own.encode()), capture_output=True, timeout=timeout, check=False)
         if done.returncode != 0:
             raise InstrumentError("it failed", fact=done.stderr.decode(), remedy="-")

@@ -65,7 +65,7 @@ def _instrument(answers: list[object]) -> tuple[Instrument, list[str]]:
     asked: list[str] = []
 
     def run(argv: list[str], stdin: bytes, _: float) -> bytes:
-        asked.append("start" if argv[0] == "python3" else json.loads(stdin)["phase"])
+        asked.append("start" if argv[0] == "/usr/bin/python3" else json.loads(stdin)["phase"])
         answer = answers.pop(0)
         if isinstance(answer, InstrumentError):
             raise answer
