@@ -12,7 +12,7 @@ from testbed.verify.network import Attack, observe
 from testbed.verify.observation import Observation, matrix_probes
 from testbed.verify.probing import Probe
 
-_SERVICES = ("ovn-controller", "openvswitch-switch")
+_SERVICES = ("ovn-controller", "ovs-vswitchd")
 _SECONDS = 60.0  # how long guests attack; must outlast the restarts
 _PER_CONTROL = 2  # kinds of false frames of each control that a guest sends in turns
 

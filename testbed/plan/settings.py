@@ -37,7 +37,7 @@ class Setting:
 def settings(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     """Return every setting of a machine."""
     common = (*_firewall(lab, machine), *_ACCESS)
-    return (*common, *_ROOT_PARTITION) if machine.role is Role.NODE else common
+    return (*common, *(_ROOT_PARTITION if machine.role is Role.NODE else _CENTRAL))
 
 
 def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
@@ -95,6 +95,18 @@ _ACCESS = (
     ),
 )
 
+SOUTHBOUND = 'read-write role="ovn-controller" pssl:6642'
+
+_CENTRAL = (
+    Setting(
+        "southbound-roles",
+        "NET-08",
+        "ovn-sbctl get-connection",
+        SOUTHBOUND,
+        "ovn-sbctl set-connection role=ovn-controller pssl:6642",
+    ),
+)
+
 _WORKERS = "for pid in $(pgrep -f ^/usr/bin/qemu-system); do %s; done"
 
 _SERVICES = "ovs-vswitchd ovn-controller libvirtd virtlogd auditd nftables"
@@ -129,6 +141,21 @@ _ROOT_PARTITION = (
         "ovs-ofctl -O OpenFlow15 dump-flows br-int table=0 | grep actions= | grep -cvE 'resubmit[(]|actions=drop'",
         "0",
         "ovs-ofctl -O OpenFlow15 del-flows br-int; systemctl restart ovn-controller",
+    ),
+    Setting(
+        "bridge-without-controller",
+        "NET-13",
+        "ovs-vsctl get-fail-mode br-int",
+        "secure",
+        "ovs-vsctl set-fail-mode br-int secure",
+    ),
+    Setting(
+        "mirrors",
+        "NET-11",
+        "tc qdisc show | awk '/clsact|ingress/ {print $5}'; ovs-vsctl --bare --columns=name list mirror",
+        "",
+        "for device in $(tc qdisc show | awk '/clsact|ingress/ {print $5}'); do tc qdisc del dev $device clsact; done; "
+        "ovs-vsctl clear bridge br-int mirrors",
     ),
     Setting(
         "libvirt-sockets",

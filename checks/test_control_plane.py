@@ -1,0 +1,126 @@
+"""The controller's channel to the nodes, attacked from a node that has fallen: with its own key, and with others (NET-08)."""
+
+from __future__ import annotations
+
+import json
+
+from checks.breaches import needs_guest
+from testbed.errors import InstrumentError
+from testbed.model.testbed import Plane
+from testbed.plan.settings import SOUTHBOUND
+from testbed.verify.declare import Breach, check
+from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.stage import Stage
+
+_ROLE, _PORT = "role=ovn-controller", 6642
+_TABLES = ("Chassis", "Datapath_Binding", "Logical_Flow", "Port_Binding", "SB_Global")
+
+# Speaks OVSDB's protocol (RFC 7047): as a stranger it asks for the databases' names; as the node it marks rows that are
+# not its own, one transaction for each table, and takes the mark off again where that was allowed.
+_ATTACK = """
+import json, os, socket, ssl, subprocess, tempfile
+address, port, own, tables = json.loads(REQUEST)
+decoder = json.JSONDecoder()
+
+def call(channel, method, params):
+    channel.sendall(json.dumps({"method": method, "params": params, "id": method}).encode())
+    text = ""
+    while True:
+        more = channel.recv(65536)
+        if not more:
+            raise OSError("the channel ended")
+        text += more.decode()
+        while text:
+            try:
+                answer, end = decoder.raw_decode(text)
+            except ValueError:
+                break
+            text = text[end:].lstrip()
+            if answer.get("id") == method:
+                return answer
+
+def dial(wrap):
+    return wrap(socket.create_connection((address, port), timeout=20))
+
+def stranger(wrap):
+    try:
+        with dial(wrap) as channel:
+            return "answered" if "OVN_Southbound" in str(call(channel, "list_dbs", [])) else "silent"
+    except OSError as error:
+        return "refused: %s" % error
+
+def secured(*pair):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if pair:
+        context.load_cert_chain(*pair)
+    return context.wrap_socket
+
+def marking(table, verb, value):
+    where = [["name", "!=", own]] if table == "Chassis" else []
+    mutation = ["external_ids", verb, value]
+    return ["OVN_Southbound", {"op": "mutate", "table": table, "where": where, "mutations": [mutation]}]
+
+def node():
+    answers = {}
+    with dial(secured("/run/testbed/ovn/certificate.pem", "/run/testbed/ovn/key.pem")) as channel:
+        for table in tables:
+            answer = call(channel, "transact", marking(table, "insert", ["map", [["breach", "tried"]]]))
+            answers[table] = json.dumps(answer)[:300]
+            if not answer["error"] and all("error" not in item for item in answer["result"]):
+                answers[table] = "written"
+                call(channel, "transact", marking(table, "delete", ["set", ["breach"]]))
+    return answers
+
+with tempfile.TemporaryDirectory() as folder:
+    pair = [os.path.join(folder, name) for name in ("certificate", "key")]
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+                    "-subj", "/CN=" + own, "-out", pair[0], "-keyout", pair[1]], check=True, capture_output=True)
+    ways = {"in the clear": lambda channel: channel, "without a certificate": secured(),
+            "with a certificate of its own making": secured(*pair)}
+    answers = {"strangers": {name: stranger(way) for name, way in ways.items()}}
+try:
+    answers["node"] = node()
+except OSError as error:
+    answers["node"], answers["error"] = {}, str(error)
+print(json.dumps(answers))
+"""
+
+
+def _connect(stage: Stage, *words: str) -> None:
+    stage.lab.central.host.must(f"ovn-sbctl set-connection {' '.join(words)}")
+
+
+def _speaks(name: str, *words: str) -> Breach:
+    """Return a breach by another way in which the southbound database listens."""
+    return Breach(
+        name,
+        open=lambda stage: _connect(stage, *words),
+        close=lambda stage: _connect(stage, _ROLE, f"pssl:{_PORT}"),
+        in_force=lambda stage: stage.lab.central.host.must("ovn-sbctl get-connection") != SOUTHBOUND,
+    )
+
+
+@check(
+    id="NET-08",
+    objective="A fallen node writes no rows but its own into the southbound database, and a stranger reads none",
+    severity="critical",
+    applies=needs_guest,
+    breaches=(
+        _speaks("the southbound database knows no roles", f"pssl:{_PORT}"),
+        _speaks("the southbound database speaks in the clear", _ROLE, f"ptcp:{_PORT}"),
+    ),
+)
+def test_a_fallen_node_speaks_for_itself_only(fleet: Fleet, node: Machine) -> None:
+    controller = str(fleet.testbed.controller.address(Plane.MANAGEMENT))
+    answers = node.python(_ATTACK, json.dumps([controller, _PORT, node.name, _TABLES]))
+    told = sorted(name for name, answer in answers["strangers"].items() if answer == "answered")
+    assert not told, f"the southbound database answers strangers: {', '.join(told)}"
+    if set(answers["node"]) != set(_TABLES):
+        fact = answers.get("error", "not every table was tried")
+        raise InstrumentError(f"{node.name} cannot speak to the southbound database", fact=fact, remedy="run `testbed up`")
+    written = sorted(table for table, answer in answers["node"].items() if answer == "written")
+    assert not written, f"{node.name} writes others' rows in {', '.join(written)}"
+    odd = {table: answer for table, answer in answers["node"].items() if "permission error" not in answer}
+    if odd:
+        raise InstrumentError("the southbound database refuses for another reason than its roles", fact=str(odd)[:300], remedy="-")
