@@ -46,13 +46,15 @@ def survey(fleet: Fleet) -> Survey:
 
 
 def _survey(fleet: Fleet) -> Survey:
-    lies, stages = forgeries(fleet), scenes(fleet)
+    lies, stages = [lie for lie in forgeries(fleet) if fleet.about(lie.control)], scenes(fleet)
     honest = {(scene.number, stage): _honest(scene, stage) for scene in stages if scene.port for stage in _STAGES}
-    probes = matrix_probes(fleet.matrix.cells)
+    probes = matrix_probes(fleet.matrix.cells) if fleet.about("NET-01") else []
     for scene in stages:
         own = (lie.probe for lie in lies if lie.sender == scene.sender)
         before, after = (honest.get((scene.number, stage), []) for stage in _STAGES)
-        probes += [*before, *own, *thefts(scene), flood(scene), *after]
+        greed = thefts(scene) if fleet.about("NET-06") else []
+        crowd = [flood(scene)] if fleet.about("NET-11") else []
+        probes += [*before, *own, *greed, *crowd, *after]
     observation = observe(fleet, probes)
     peers = {scene.number: scene.peer for scene in stages}
     for (number, stage), sent in honest.items():
@@ -89,7 +91,7 @@ def judge(fleet: Fleet, control: str) -> list[str]:
 
 def _testimony(lie: Forgery, observation: Observation, actions: str, labels: list[str]) -> list[str]:
     """Return what a forged frame came to, and where witnesses disagree about it."""
-    seen, passes = observation.sightings(lie.mark), actions != witness.DROP
+    seen, passes = observation.sightings(lie.mark), witness.passes(actions)
     if seen:
         name = "" if passes or labels else "label without wall: "
         return [f"{name}{lie} arrived at {', '.join(seen)}"]
@@ -129,7 +131,7 @@ def overheard(fleet: Fleet) -> list[str]:
                 continue
             if probe is not None and probe.sender.tenant != guest.partition("/")[0]:
                 findings.add(f"{guest} saw {mark} of {probe.sender.label}")
-            elif to not in macs[guest] and not _is_group(to):
+            elif to and to not in macs[guest] and not _is_group(to):
                 findings.add(f"{guest} saw a frame for {to}")
     return sorted(findings)
 

@@ -83,6 +83,7 @@ def perform(plan: Plan, place: Place, progress: Progress) -> list[Action]:
                 try:
                     future.result()
                 except TestbedError as error:
+                    progress(f"failed: {action.key}: {error.what}: {error.fact}")
                     failures.append(error)
                     continue
                 done.append(action)

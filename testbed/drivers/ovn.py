@@ -109,15 +109,9 @@ class Northbound:
         label = network.label
         with _said(f"cannot configure the switch {label}"), self._api.transaction(check_error=True) as change:
             change.add(self._api.ls_add(label, may_exist=True))
-            change.add(self._api.db_clear("Logical_Switch", label, "other_config"))
-            change.add(
-                self._api.db_set(
-                    "Logical_Switch",
-                    label,
-                    ("external_ids", {_MARK: self._lab}),
-                    ("other_config", {"subnet": str(network.network), "requested-tnl-key": str(network.key)}),
-                )
-            )
+            change.add(self._api.db_set("Logical_Switch", label, ("external_ids", {_MARK: self._lab})))
+        with _said(f"cannot configure the options of {label}"):
+            self._set_options(label, {"subnet": str(network.network), "requested-tnl-key": str(network.key)})
         present = self._rules(label)
         with _said(f"cannot configure the rules of {label}"), self._api.transaction(check_error=True) as change:
             for rule in present - set(rules):
@@ -134,6 +128,17 @@ class Northbound:
                 "mtu": "1442",
             }
             self._api.dhcp_options_set_options(self._dhcp(label), **options).execute(check_error=True)
+
+    def _options(self, switch: str) -> dict[str, str]:
+        found: dict[str, str] = self._api.db_get("Logical_Switch", switch, "other_config").execute(check_error=True)
+        return found
+
+    def _set_options(self, switch: str, options: dict[str, str]) -> None:
+        """Give a switch exactly these options."""
+        others = set(self._options(switch)) - set(options)
+        if others:
+            self._api.db_remove("Logical_Switch", switch, "other_config", *others).execute(check_error=True)
+        self._api.db_set("Logical_Switch", switch, ("other_config", options)).execute(check_error=True)
 
     def _rules(self, switch: str) -> set[Acl]:
         rows = self._api.acl_list(switch).execute(check_error=True)
@@ -204,11 +209,8 @@ class Northbound:
     def set_option(self, switch: str, name: str, value: str) -> None:
         """Set an option of a switch; an empty value removes it."""
         with _said("cannot change an option of a switch"):
-            present = self._api.db_get("Logical_Switch", switch, "other_config").execute(check_error=True)
-            options = {key: text for key, text in present.items() if key != name} | ({name: value} if value else {})
-            with self._api.transaction(check_error=True) as change:
-                change.add(self._api.db_clear("Logical_Switch", switch, "other_config"))
-                change.add(self._api.db_set("Logical_Switch", switch, ("other_config", options)))
+            present = {key: text for key, text in self._options(switch).items() if key != name}
+            self._set_options(switch, present | ({name: value} if value else {}))
         self.sync()
 
     def add_rule(self, switch: str, rule: Acl) -> None:

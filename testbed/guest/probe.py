@@ -44,7 +44,7 @@ class Server:
         self.text, self.ending = b"", False
         self.recorder: Recorder | None = None
         self.asked = time.monotonic()
-        self.phases = {"listen": self._listen, "collect": self._collect, "finish": self._finish, "stop": self._stop}
+        self.phases = {"listen": self._listen, "collect": self._collect, "finish": self._finish, "halt": self._halt, "stop": self._stop}
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
     def run(self) -> None:
@@ -71,6 +71,8 @@ class Server:
         """Do what must be done in this process; return what the answering process does."""
         phase = str(request["phase"])
         if phase in _SENDERS:
+            (self.folder / "halt").unlink(missing_ok=True)
+            request["halt"] = str(self.folder / "halt")
             return lambda: _SENDERS[phase](request)
         try:
             reply = self.phases[phase](request)
@@ -94,6 +96,10 @@ class Server:
             self.recorder.close()
             self.recorder = None
         return state
+
+    def _halt(self, _: Request) -> Request:
+        (self.folder / "halt").touch()
+        return {"halted": True}
 
     def _stop(self, _: Request) -> Request:
         self.ending = True

@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 from testbed.guest.recorder import MAX_TEXT, interface_of, outlet
@@ -49,18 +50,21 @@ def send(request: Request) -> Request:
 
 
 def stream(request: Request) -> Request:
-    """Send the frames of every probe in turns for ``duration`` seconds, one each ``spacing`` seconds."""
+    """Send the frames of every probe in turns, one each ``spacing`` seconds, until the file ``halt`` appears or ``duration`` seconds."""
     started, spacing = time.monotonic(), float(request.get("spacing", 0.005))
+    halt = Path(request["halt"])
     end, rounds = started + min(float(request["duration"]), 300.0), 0
     frames = [(probe["mac"], bytes.fromhex(probe["frame"])) for probe in request["probes"][:MAX_PROBES]]
     with contextlib.ExitStack() as opened:
         outlets = Outlets(opened)
-        while frames and time.monotonic() < end:
+        while frames and time.monotonic() < end and not halt.exists():
             for mac, frame in frames:
                 outlets.send(mac, frame)
                 time.sleep(spacing)
             rounds += 1
-    return {"rounds": rounds, "lasted": round(time.monotonic() - started, 3)}
+        while not halt.exists() and time.monotonic() < end:
+            time.sleep(0.2)
+    return {"rounds": rounds, "halted": halt.exists(), "lasted": round(time.monotonic() - started, 3)}
 
 
 class Outlets:

@@ -94,13 +94,14 @@ class Machine:
             raise InstrumentError(f"a probe on {self.name} answered garbage", fact=fact, remedy="repeat the check") from error
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fleet:
     """A lab as checks see it.
 
     Args:
         instruments: the probe's programs in guests and on machines; `testbed.verify.probing` keeps them.
         shared: observations made once per phase (green, breach, reverted) and used by several checks.
+        focus: id of the one check that this phase is about; empty if it is about all.
 
     """
 
@@ -110,6 +111,7 @@ class Fleet:
     matrix: ReachMatrix
     shared: dict[str, tuple[Any, list[dict[str, object]]]] = field(default_factory=dict)
     instruments: dict[str, Any] = field(default_factory=dict)
+    focus: str = ""
 
     @classmethod
     def of(cls, lab: Lab, evidence: Evidence) -> Fleet:
@@ -149,9 +151,14 @@ class Fleet:
         with ThreadPoolExecutor(max_workers=min(len(nodes), 8)) as pool:
             return dict(zip(nodes, pool.map(lambda name: do(self.machines[name]), nodes), strict=True))
 
-    def new_phase(self) -> None:
+    def new_phase(self, focus: str = "") -> None:
         """Forget shared observations: the world has changed."""
         self.shared.clear()
+        self.focus = focus
+
+    def about(self, control: str) -> bool:
+        """Tell whether this phase needs what a check looks at."""
+        return self.focus in ("", control)
 
     def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90) -> bytes:
         """Run a program in a guest and return its standard output, which is untrusted.

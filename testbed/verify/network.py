@@ -43,7 +43,7 @@ class Attack:
     """Frames that guests send in turns, without a pause, while something happens.
 
     Args:
-        seconds: how long they send.
+        seconds: after how long they give up, if what happens has not ended by then.
         meanwhile: what happens.
     """
 
@@ -110,10 +110,10 @@ def _sent(
         try:
             _require_flowing(fleet)
             attack.meanwhile()
-            _require_flowing(fleet)
         finally:
+            send(lambda _: [], phase="halt")
             lasted = streams.result()
-    short = [label for label, answer in lasted.items() if not isinstance(answer.get("rounds"), int) or answer["rounds"] < 1]
+    short = [label for label, answer in lasted.items() if answer.get("halted") is not True]
     if short:
         raise broken(f"{', '.join(short)} did not attack all the time", str([lasted[label] for label in short])[:300])
     after = results_of(send(lambda label: _controls(fleet, label, "after"), **phase))

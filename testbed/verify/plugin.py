@@ -173,7 +173,7 @@ class Checks:
             breach.open(case.stage)
             if breach.in_force(case.stage):
                 trial.steps.append("breach in force")
-                self.fleet.new_phase()
+                self.fleet.new_phase(case.declared.id)
                 red = self._run(case.item, f"{case.name}.breach{len(case.trials)}")
                 trial.steps.append(f"check: {red.verdict}: {red.reason}"[:400])
         except TestbedError as error:

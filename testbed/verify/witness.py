@@ -7,6 +7,7 @@ databases say with what the topology declares (NET-01 to NET-07).
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from testbed.plan.resources import Kind, central
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.probing import Probe
 
-DROP = "drop"
+_WITHIN = frozenset({"", "drop", "ct", "ct_clear", "recirc", "hash", "set", "set_masked", "push_vlan", "pop_vlan"})
 _TRACE = """
 import glob, json, socket
 answers, decoder = {}, json.JSONDecoder()
@@ -36,13 +37,13 @@ with socket.socket(socket.AF_UNIX) as control:
             except ValueError:
                 pass
         actions = [line for line in str(answer["result"]).splitlines() if line.startswith("Datapath actions: ")]
-        answers[mark] = actions[-1][18:] if actions else "no answer: %.200s" % answer["error"]
+        answers[mark] = "; ".join(line[18:] for line in actions) if actions else "no answer: %.200s" % answer["error"]
 print(json.dumps(answers))
 """
 
 
 def pipeline(fleet: Fleet, probes: Sequence[Probe]) -> dict[str, str]:
-    """Return by mark what the sender's node would do with each frame now: `DROP`, or the datapath's actions.
+    """Return by mark what the sender's node would do with each frame now, as actions of its datapath; see `passes`.
 
     Raises:
         InstrumentError: a node's switch cannot be asked, or cannot tell.
@@ -57,6 +58,14 @@ def pipeline(fleet: Fleet, probes: Sequence[Probe]) -> dict[str, str]:
     with ThreadPoolExecutor(max_workers=8) as pool:
         answers = pool.map(lambda node: _trace(fleet.machines[node], asked[node]), asked)
         return {mark: actions for found in answers for mark, actions in found.items()}
+
+
+def passes(actions: str) -> bool:
+    """Tell whether some of a datapath's actions send a frame on: to a port, a tunnel or a program (ovs-actions(7))."""
+    text = actions
+    while (inner := re.sub(r"[({][^(){}]*[)}]", "", text)) != text:
+        text = inner
+    return any(word.strip() not in _WITHIN for word in re.split("[,;]", text))
 
 
 def _trace(machine: Machine, frames: Sequence[tuple[str, str, str]]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from scapy.layers.l2 import Ether
 
-from checks import test_endurance, test_network, test_spoofing, test_underlay
+from checks import test_control_plane, test_endurance, test_network, test_spoofing, test_underlay
 from checks.forgeries import forgeries, scenes, thefts
 from testbed.model.policy import ReachMatrix, endpoints
 from testbed.model.resolve import resolve
@@ -57,7 +57,7 @@ def test_the_page_lists_every_attack_and_every_breach() -> None:
                        "^(a router advertisement|an advertisement of its peer's address) (?=behind|in)")  # fmt: skip
     for lie in forgeries(_fleet(TOPOLOGIES[-1])):
         assert re.sub(short, "", lie.meaning) in rows[lie.control] or "node" in lie.meaning, lie.meaning
-    for module in (test_endurance, test_network, test_spoofing, test_underlay):
+    for module in (test_control_plane, test_endurance, test_network, test_spoofing, test_underlay):
         for found in vars(module).values():
             declared = getattr(found, ATTRIBUTE, None)
             if declared is not None and declared.id != "NET-01":

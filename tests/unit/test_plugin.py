@@ -46,9 +46,11 @@ class FakeFleet:
     machines: dict[str, Any]
     lab: Any
     phases: int = 0
+    focus: str = ""
 
-    def new_phase(self) -> None:
+    def new_phase(self, focus: str = "") -> None:
         self.phases += 1
+        self.focus = focus
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def _proof(plugin: Checks) -> str:
 def test_proven(judge) -> None:
     plugin = judge(_declare() + "def test_it(fleet):\n    assert not look(fleet), 'open'\n", prove=True)
     assert _proof(plugin) == "proven"
-    assert plugin.fleet.phases == 2
+    assert (plugin.fleet.phases, plugin.fleet.focus) == (2, "")
     assert _code(plugin) is Exit.OK
 
 
