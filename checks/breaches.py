@@ -11,7 +11,6 @@ from testbed.verify.declare import Breach
 from testbed.verify.stage import Stage
 
 TABLE = "ovs-ofctl -O OpenFlow15"
-_ADMIT = "table=0"
 
 
 def command(
@@ -71,7 +70,7 @@ def shortcut(name: str, match: str, actions: str = "") -> Breach:
     """Return a breach by one OpenFlow rule: some frames of a guest go straight to another tenant's guest on the same node.
 
     Args:
-        match: OpenFlow match of the frames, besides their port.
+        match: OpenFlow match of the frames, besides their port; ``{victim}`` is the MAC address of the other guest.
         actions: what is done to them first.
 
     """
@@ -84,7 +83,8 @@ def shortcut(name: str, match: str, actions: str = "") -> Breach:
 
 
 def _from(stage: Stage, match: str) -> str:
-    return f"{_ADMIT},in_port={stage.strangers()[0].nics[0].tap},{match}"
+    attacker, victim = (guest.nics[0] for guest in stage.strangers())
+    return f"table=0,in_port={attacker.tap},{match.format(victim=victim.mac)}"
 
 
 def switch(stage: Stage) -> str:

@@ -97,7 +97,7 @@ def _speaks(name: str, *words: str) -> Breach:
         name,
         open=lambda stage: _connect(stage, *words),
         close=lambda stage: _connect(stage, _ROLE, f"pssl:{_PORT}"),
-        in_force=lambda stage: stage.lab.central.host.must("ovn-sbctl get-connection") != SOUTHBOUND,
+        in_force=lambda stage: stage.lab.central.host.must("ovn-sbctl get-connection").strip() != SOUTHBOUND,
     )
 
 

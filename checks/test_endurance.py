@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from checks.breaches import command, needs_flow, shortcut
+from checks.breaches import TABLE, command, needs_flow, shortcut
 from checks.forgeries import Forgery, forgeries
 from testbed.verify.declare import check
 from testbed.verify.fleet import Fleet, Machine
@@ -13,6 +13,7 @@ from testbed.verify.observation import Observation, matrix_probes
 from testbed.verify.probing import Probe
 
 _CENTRAL = "ovn-ovsdb-server-nb ovn-ovsdb-server-sb ovn-northd"
+_DROP_IN = "/etc/systemd/system/ovs-vswitchd.service.d"
 _SERVICES = ("ovn-controller", "ovs-vswitchd")
 _SECONDS = 240.0  # after which guests give up; must outlast the restarts
 _PER_CONTROL = 2  # kinds of false frames of each control that a guest sends in turns
@@ -25,12 +26,13 @@ _PER_CONTROL = 2  # kinds of false frames of each control that a guest sends in 
     applies=needs_flow,
     breaches=(
         command(
-            "a switch without its controller passes everything",
-            opens=lambda _: "ovs-vsctl set-fail-mode br-int standalone",
-            closes=lambda _: "ovs-vsctl set-fail-mode br-int secure",
-            shows=lambda _: "ovs-vsctl get-fail-mode br-int | grep -q standalone",
+            "a switch that has just started passes everything",
+            opens=lambda _: f"mkdir -p {_DROP_IN} && printf '[Service]\nExecStartPost=/usr/bin/{TABLE} add-flow br-int actions=NORMAL\n' "
+            f"> {_DROP_IN}/breach.conf && systemctl daemon-reload",
+            closes=lambda _: f"rm -rf {_DROP_IN}; systemctl daemon-reload; {TABLE} --strict del-flows br-int priority=32768",
+            shows=lambda _: "systemctl cat ovs-vswitchd | grep -q NORMAL",
         ),
-        shortcut("a forgotten rule lasts until the switch starts anew", "dl_type=0x0800"),
+        shortcut("a forgotten rule lasts until the switch starts anew", "dl_dst={victim}"),
     ),
 )
 def test_walls_hold_while_the_switch_starts_anew(fleet: Fleet) -> None:

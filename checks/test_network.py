@@ -21,7 +21,7 @@ _ALLOW_ALL = (Acl("from-lport", 2000, "ip", "allow"), Acl("to-lport", 2000, "ip"
     severity="critical",
     applies=needs_flow,
     breaches=(
-        shortcut("an OpenFlow rule leads from one tenant's port to another's", "dl_type=0x0800"),
+        shortcut("an OpenFlow rule leads from one tenant's port to another's", "dl_dst={victim}"),
         ruled("a rule allows all IP inside a tenant's network", lambda _: _ALLOW_ALL),
     ),
 )

@@ -143,11 +143,11 @@ _ROOT_PARTITION = (
         "ovs-ofctl -O OpenFlow15 del-flows br-int; systemctl restart ovn-controller",
     ),
     Setting(
-        "bridge-without-controller",
+        "switch-drop-ins",
         "NET-13",
-        "ovs-vsctl get-fail-mode br-int",
-        "secure",
-        "ovs-vsctl set-fail-mode br-int secure",
+        "cat /etc/systemd/system/ovs-vswitchd.service.d/* /etc/systemd/system/ovn-controller.service.d/* 2>/dev/null",
+        "",
+        "rm -rf /etc/systemd/system/ovs-vswitchd.service.d /etc/systemd/system/ovn-controller.service.d; systemctl daemon-reload",
     ),
     Setting(
         "mirrors",
