@@ -120,7 +120,9 @@ def test_5_a_stopped_guest_makes_checks_inconclusive_and_none_of_them_pass(envir
 
 
 def _verdicts(data: dict[str, Any], *cases: str) -> set[str]:
-    return {check["verdict"] for check in data["checks"] if check["case"] in cases}
+    """Return the verdicts of cases, without the one that asks a node and the controller only."""
+    found = [check for check in data["checks"] if (check["id"], check["case"]) != ("NET-08", "node-a")]
+    return {check["verdict"] for check in found if check["case"] in cases}
 
 
 def test_5_a_guest_without_python_too(environment: dict[str, str]) -> None:
