@@ -145,8 +145,9 @@ def _bind(root: Path) -> None:
 
 
 def _unbind(root: Path) -> None:
+    """Detach what `_bind` has attached, each tree as a whole: in a user namespace its parts cannot be detached by themselves."""
     for source in ("sys", "dev", "proc"):
-        _run("umount", "--recursive", "--lazy", str(root / source))
+        _run("umount", "--lazy", str(root / source))
 
 
 def _play(job: Job, root: Path) -> None:
