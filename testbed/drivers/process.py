@@ -17,11 +17,12 @@ from pathlib import Path
 from testbed.errors import MachineError, ProvisioningError, TestbedError
 
 _TAIL = 1500
+_SBIN = "/usr/sbin:/sbin"
 
 
 def find(program: str) -> str | None:
     """Return the path of a program, also where only root looks for it; None if it is not installed."""
-    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+    return shutil.which(program) or shutil.which(program, path=_SBIN)
 
 
 def require(program: str, *, package: str) -> str:
@@ -64,6 +65,7 @@ def run(
 
     """
     env = {**os.environ, **(environment or {})}
+    env["PATH"] = f"{env.get('PATH', os.defpath)}:{_SBIN}"  # an ordinary user's login leaves it out
     try:
         if log is not None:
             with log.open("ab") as stream:

@@ -251,3 +251,10 @@ def test_doctor_wants_space_for_what_is_still_to_be_baked(
     usage = type(doctor.shutil.disk_usage(tmp_path))(2**40, 0, free * 2**30)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
     assert doctor._space(tmp_path).ok is ok
+
+
+def test_programs_are_found_where_an_ordinary_users_login_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian keeps mke2fs and its like out of the PATH of whoever is not root."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    told = process.run(["sh", "-c", "echo $PATH"], what="nothing", timeout=10)
+    assert {"/usr/sbin", "/sbin"} <= set(told.strip().split(":"))
