@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -22,6 +24,8 @@ from testbed.plan.settings import settings
 from testbed.spec.schema import GIB
 
 _GUEST = 45.0
+_PINGS, _PING = 3, 10  # tries, and seconds for each
+_SIDE_BY_SIDE = 4
 _ROOT_SIZE = 2 * GIB
 _HELPER = "sudo -n virt-ssh-helper qemu:///system"
 _FILES = f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%P %m %U %n %s\\n'"
@@ -75,9 +79,20 @@ class Node:
         found: dict[Key, Properties] = dict(self._pools(values.pop("/folders", "")))
         found.update(self._volumes(values.pop("/files", "")))
         found.update(batch.as_settings(self.name, values))
-        for domain, label, properties in self.hypervisor.owned(self.lab.name):
-            found[Key(self.name, Kind.GUEST, label)] = {**properties, **_live(domain)}  # type: ignore[dict-item]
+        guests = list(self.hypervisor.owned(self.lab.name))
+        with ThreadPoolExecutor(max_workers=_SIDE_BY_SIDE) as pool:
+            states = list(pool.map(lambda guest: self._state(guest[0]), guests))
+        for (domain, label, properties), state in zip(guests, states, strict=True):
+            found[Key(self.name, Kind.GUEST, label)] = {**properties, **_live(domain), "state": state}  # type: ignore[dict-item]
         return found
+
+    def _state(self, domain: Domain) -> str:
+        """Return a guest's state; one that runs and whose agent does not answer is silent: nobody can look into it."""
+        for _ in range(_PINGS) if domain.state == "running" else ():
+            with suppress(InstrumentError):
+                self.hypervisor.agent(domain.name, "guest-ping", {}, _PING)
+                return domain.state
+        return "silent" if domain.state == "running" else domain.state
 
     def _pools(self, text: str) -> dict[Key, Properties]:
         access: dict[str, list[str]] = {}
@@ -233,4 +248,4 @@ def _live(domain: Domain) -> Properties:
     labels = {label.get("model"): label for label in root.findall("seclabel")}
     worker = labels["dac"].findtext("label", "") if "dac" in labels else ""
     confinement = "apparmor" if labels.get("apparmor") is not None and labels["apparmor"].get("type") == "dynamic" else "none"
-    return {"worker": worker.partition(":")[0].lstrip("+"), "confinement": confinement, "state": domain.state}
+    return {"worker": worker.partition(":")[0].lstrip("+"), "confinement": confinement}

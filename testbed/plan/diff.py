@@ -12,6 +12,8 @@ from testbed.spec.schema import format_size
 Observed = Mapping[Key, Properties]
 
 _IN_PLACE = {Kind.SETTING, Kind.SWITCH, Kind.PORT, Kind.POOL, Kind.VOLUME, Kind.TAP, Kind.NETWORK}
+# What brings an object back whose only difference is its state, and nothing of it is lost.
+_REVIVAL = {"paused": "resume", "silent": "restart"}
 _REMOVAL_ORDER = (Kind.GUEST, Kind.VOLUME, Kind.POOL, Kind.PORT, Kind.SWITCH, Kind.MACHINE, Kind.TAP, Kind.NETWORK)
 
 
@@ -22,6 +24,7 @@ class Verb(StrEnum):
     UPDATE = "update"
     REPLACE = "replace"
     RESUME = "resume"
+    RESTART = "restart"
     DELETE = "delete"
 
 
@@ -88,7 +91,8 @@ def _wanted(resource: Resource, found: Properties | None, unseen: frozenset[str]
     if key.kind in _IN_PLACE:
         verb = Verb.UPDATE
     else:
-        verb = Verb.RESUME if different == ["state"] and found.get("state") == "paused" else Verb.REPLACE
+        revival = _REVIVAL.get(str(found.get("state"))) if different == ["state"] else None
+        verb = Verb(revival) if revival else Verb.REPLACE
     return Action(verb, key, reason, resource, resource.after)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 from testbed.plan.diff import Plan
 
-_SIGNS = {"create": "+", "update": "~", "replace": "±", "resume": ">", "delete": "-"}
+_SIGNS = {"create": "+", "update": "~", "replace": "±", "resume": ">", "restart": ">", "delete": "-"}
 
 
 def text(plan: Plan) -> str:

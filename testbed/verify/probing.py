@@ -95,6 +95,9 @@ class Instrument:
         """
         if not self._started:
             self._start()
+        return self._exchange(request, timeout)
+
+    def _exchange(self, request: Mapping[str, object], timeout: float) -> dict[str, Any]:
         name = secrets.token_hex(8)
         line = json.dumps({**request, "answer": name}).encode() + b"\n"
         return self._read(self._run(["/bin/sh", "-c", _EXCHANGE, "probe", FOLDER, name, f"{timeout:.0f}"], line, timeout + 30))
@@ -111,7 +114,7 @@ class Instrument:
         if self._started:
             self._started = False
             with suppress(InstrumentError):
-                self.ask({"phase": "stop"}, _GIVE_UP)
+                self._exchange({"phase": "stop"}, _GIVE_UP)
 
     def _read(self, text: bytes) -> dict[str, Any]:
         try:

@@ -14,7 +14,8 @@ from testbed.errors import ProvisioningError
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Testbed
 from testbed.observe import plan
-from testbed.plan.diff import Verb
+from testbed.plan import render
+from testbed.plan.diff import Action, Plan, Verb
 from testbed.plan.resources import OUTER, Key, Kind, Resource, desired, places
 from testbed.spec.load import load, read
 from tests.sim.simulator import INPUTS, Killed, World
@@ -124,12 +125,21 @@ def _done(world: World, lab: Testbed) -> list:  # type: ignore[type-arg]
     return converge(_wanted(lab), [world.place(name) for name in places(lab)], lambda _: None)
 
 
-def test_a_paused_machine_is_resumed_not_replaced() -> None:
+@pytest.mark.parametrize(
+    ("place", "kind", "state", "verb"),
+    [
+        (OUTER, Kind.MACHINE, "paused", Verb.RESUME),
+        ("node-a", Kind.GUEST, "silent", Verb.RESTART),
+        ("node-a", Kind.GUEST, "crashed", Verb.REPLACE),
+    ],
+)
+def test_what_is_only_in_another_state_is_brought_back_with_what_it_has(place: str, kind: Kind, state: str, verb: Verb) -> None:
     lab, world = _lab(), World()
     _up(world, lab)
-    world.resources[Key(OUTER, Kind.MACHINE, "node-a")]["state"] = "paused"
+    key = next(key for key in world.resources if (key.place, key.kind) == (place, kind))
+    world.resources[key]["state"] = state
     found = plan(_wanted(lab), [world.place(name) for name in places(lab)])
-    assert (found.actions[0].verb, found.actions[0].key.name) == (Verb.RESUME, "node-a")
+    assert (found.actions[0].verb, found.actions[0].key) == (verb, key)
 
 
 def test_a_lost_node_is_rebuilt_with_everything_in_it_and_nothing_else() -> None:
@@ -141,3 +151,9 @@ def test_a_lost_node_is_rebuilt_with_everything_in_it_and_nothing_else() -> None
     done = _up(world, lab)
     assert {key.place for key in done} == {OUTER, "node-b"}
     assert _plan(world, lab) == []
+
+
+def test_every_action_can_be_put_into_words() -> None:
+    key = Key("node-a", Kind.GUEST, "red/web")
+    lines = render.text(Plan(tuple(Action(verb, key, "a reason", None, ()) for verb in Verb))).splitlines()
+    assert all(any(f" {verb} " in line for line in lines) for verb in Verb)

@@ -96,3 +96,11 @@ def test_garbage_is_no_start(answer: object) -> None:
     instrument, _ = _instrument([answer])
     with pytest.raises(InstrumentError, match=r"garbage|does not start"):
         instrument.listen({"phase": "listen"})
+
+
+def test_a_program_that_runs_is_ended_and_one_that_does_not_is_not_started_for_it() -> None:
+    instrument, asked = _instrument([{"started": True}, {"ready": 1}, {"stopped": True}])
+    instrument.listen({"phase": "listen"})
+    instrument.end()
+    instrument.end()
+    assert asked == ["start", "listen", "stop"]
