@@ -19,6 +19,7 @@ CREDENTIAL = "opt/io.systemd.credentials/testbed.identity"
 _TRANSLATION_CACHE_MIB = 512
 # A busy emulator reads clocks late; the kernel's watchdog then gives the TSC up for one that traps on every look.
 _CLOCK = ("tsc=nowatchdog",)
+_SLOTS = range(1, 31)  # of a q35's root bus; the last one holds the chipset
 _QUIET = "quiet loglevel=3 systemd.show_status=no"
 ET.register_namespace("testbed", NAMESPACE)
 
@@ -89,6 +90,13 @@ def _common_devices(devices: ET.Element) -> None:
     _sub(devices, "controller", type="usb", model="none")
     _sub(devices, "memballoon", model="none")
     _sub(_sub(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
+
+
+def _on_the_root_bus(devices: ET.Element) -> None:
+    """Put a guest's devices on the PCI root bus, without a bridge for each: every look at one costs a nested exit or more."""
+    kinds = ("interface", "disk", "controller[@type='virtio-serial']", "rng")
+    for slot, device in zip(_SLOTS, (device for kind in kinds for device in devices.findall(kind)), strict=False):
+        _sub(device, "address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{slot:02x}", function="0x0")
 
 
 def machine_id(uuid: str) -> str:
@@ -183,10 +191,12 @@ def guest_xml(lab: Testbed, guest: Guest, properties: Mapping[str, object]) -> s
         _sub(_sub(interface, "virtualport", type="openvswitch"), "parameters", interfaceid=nic.port)
         _sub(interface, "target", dev=nic.tap)
         _sub(interface, "model", type="virtio")
+    _sub(devices, "controller", type="virtio-serial", index="0")
     channel = _sub(devices, "channel", type="unix")
     _sub(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
     _sub(devices, "serial", type="pty")
     _common_devices(devices)
+    _on_the_root_bus(devices)
     label = _sub(root, "seclabel", type="static", model="dac", relabel="yes")
     _sub(label, "label", f"{guest.worker}:{guest.worker}")
     _sub(root, "seclabel", type="dynamic", model="apparmor", relabel="yes")

@@ -1,0 +1,100 @@
+"""The reach matrix of 4, 8 and 16 guests, in one run: python benchmarks/matrix.py [GUESTS …]
+
+Each size gets a lab of its own on one node. Prints cells, seconds for one whole observation of the matrix, milliseconds
+for each cell, programs started in each guest through its agent, and how much twice as many guests cost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from testbed import lab as labs
+from testbed.drivers.hypervisor import Hypervisor
+from testbed.drivers.workspace import Workspace
+from testbed.verify.evidence import Evidence
+from testbed.verify.fleet import Fleet
+from testbed.verify.network import observe
+from testbed.verify.observation import matrix_probes, reach
+from testbed.verify.probing import end_all
+
+LAB = "matrix"
+RESERVE, EACH = 800, 224  # MiB
+
+
+def topology(guests: int) -> str:
+    """Return a topology file: two tenants with the same addresses, their guests on one node, one flow each."""
+    lines = ["version: 1", f"name: {LAB}", f"nodes: {{only: {{memory: {RESERVE + EACH * guests} MiB}}}}", "tenants:"]
+    for tenant in ("red", "blue"):
+        lines += [f"  {tenant}:", "    networks: {app: 10.0.0.0/24}", "    allow: [g0 -> g1 tcp/5432]", "    guests:"]
+        lines += [f"      g{number}: {{}}" for number in range(guests // 2)]
+    return "\n".join(lines) + "\n"
+
+
+def measure(state: Path) -> dict[str, float]:
+    """Return what one observation of a running lab's matrix costs, the probes' programs running; runs in a process of its own."""
+    workspace = Workspace(state, LAB)
+    testbed, ground = labs.load_applied(workspace), labs.ground()
+    calls: Counter[str] = Counter()
+    plain = Hypervisor.agent
+
+    def counted(self: Hypervisor, name: str, command: str, arguments: dict[str, object], timeout: int) -> dict[str, Any]:
+        calls[command] += 1
+        return plain(self, name, command, arguments, timeout)
+
+    Hypervisor.agent = counted  # type: ignore[method-assign]
+    labs.enter(testbed, workspace, ground.environment)
+    with labs.opened(testbed, workspace, ground) as lab:
+        fleet = Fleet.of(lab, Evidence(workspace.runs / "benchmark"))
+        cells = fleet.matrix.cells
+        try:
+            observe(fleet, [])
+            calls.clear()
+            start = time.monotonic()
+            found = reach(cells, observe(fleet, matrix_probes(cells)))
+            took = time.monotonic() - start
+        finally:
+            end_all(fleet)
+    wrong = sum(arrived != cell.allowed for cell, arrived in found)
+    count = len(testbed.guests)
+    return {
+        "guests": count, "cells": len(cells), "wrong": wrong, "seconds": round(took, 1), "ms_per_cell": round(1000 * took / len(cells), 1),
+        "programs_per_guest": calls["guest-exec"] / count, "agent_calls_per_guest": round(calls.total() / count, 1),
+    }  # fmt: skip
+
+
+def main() -> int:
+    """Measure each size and print one JSON document."""
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(Path(sys.argv[2]))))
+        return 0
+    sizes = [int(word) for word in sys.argv[1:]] or [4, 8, 16]
+    program, results = str(Path(sys.executable).with_name("testbed")), []
+    with tempfile.TemporaryDirectory(prefix="tb", dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)
+        variables = {**os.environ, "TESTBED_STATE_DIR": f"{folder}/s"}
+        file = Path(folder) / "matrix.yaml"
+        for size in sizes:
+            file.write_text(topology(size))
+            try:
+                subprocess.run([program, "up", str(file)], check=True, env=variables, capture_output=True)
+                argv = [sys.executable, __file__, "--measure", f"{folder}/s"]
+                done = subprocess.run(argv, check=True, capture_output=True, text=True, env=variables)
+                results.append(json.loads(done.stdout.splitlines()[-1]))
+            finally:
+                subprocess.run([program, "down", LAB], check=False, env=variables, capture_output=True)
+    ratios = {f"{two['guests']}/{one['guests']}": round(two["seconds"] / one["seconds"], 2) for one, two in pairwise(results)}
+    print(json.dumps({"sizes": results, "ratios": ratios}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
