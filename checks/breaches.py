@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
+from testbed.model.policy import endpoints
 from testbed.model.testbed import Guest, GuestNic
+from testbed.plan import neighbours
 from testbed.plan.acls import Acl
 from testbed.verify.declare import Breach
 from testbed.verify.stage import Stage
@@ -87,15 +91,30 @@ def _from(stage: Stage, match: str) -> str:
     return f"table=0,in_port={attacker.tap},{match.format(victim=victim.mac)}"
 
 
+def where(applies: Callable[[Stage], bool], *breaches: Breach) -> tuple[Breach, ...]:
+    """Return breaches that are tried only where a topology has the wall that they open."""
+    return tuple(replace(breach, applies=applies) for breach in breaches)
+
+
+def dual(stage: Stage) -> bool:
+    """Tell whether the attacker of a case, the first guest of its node, has IPv6."""
+    return stage.guests[0].nics[0].address6 is not None
+
+
+def unjoined(stage: Stage) -> tuple[str, str] | None:
+    """Return interface and IPv6 address of two neighbours on a network that no declared flow joins, or None."""
+    found = neighbours.allowed(stage.testbed, stage.node.machine)
+    for one, other in permutations(endpoints(stage.testbed), 2):
+        taps = [nic.tap for guest in stage.guests for nic in guest.nics if nic.mac == one.mac]
+        if taps and one.network == other.network and one.address6 and (taps[0], str(other.address6)) not in found:
+            return taps[0], str(other.address6)
+    return None
+
+
 def switch(stage: Stage) -> str:
     """Return the logical switch of the first declared flow."""
     source, _, nic, _ = stage.flow()
     return f"{source.tenant}/{nic.network}"
-
-
-def pinned(nic: GuestNic) -> str:
-    """Return what a port may send from, as OVN writes it."""
-    return f"{nic.mac} {nic.address}"
 
 
 def ruled(name: str, rules: Callable[[Stage], tuple[Acl, ...]]) -> Breach:
@@ -121,8 +140,8 @@ def loosened(name: str, security: Callable[[Stage], list[str]]) -> Breach:
     return Breach(
         name,
         open=lambda stage: stage.northbound.set_security(stage.flow()[2].port, security(stage)),
-        close=lambda stage: stage.northbound.set_security(stage.flow()[2].port, [pinned(stage.flow()[2])]),
-        in_force=lambda stage: _port(stage, stage.flow()[2])["security"] != [pinned(stage.flow()[2])],
+        close=lambda stage: stage.northbound.set_security(stage.flow()[2].port, [stage.flow()[2].pinned]),
+        in_force=lambda stage: _port(stage, stage.flow()[2])["security"] != [stage.flow()[2].pinned],
     )
 
 
@@ -131,8 +150,8 @@ def readdressed(name: str, nic: Callable[[Stage], GuestNic], addresses: Callable
     return Breach(
         name,
         open=lambda stage: stage.northbound.set_addresses(nic(stage).port, addresses(stage)),
-        close=lambda stage: stage.northbound.set_addresses(nic(stage).port, [pinned(nic(stage))]),
-        in_force=lambda stage: _port(stage, nic(stage))["addresses"] != pinned(nic(stage)),
+        close=lambda stage: stage.northbound.set_addresses(nic(stage).port, [nic(stage).pinned]),
+        in_force=lambda stage: _port(stage, nic(stage))["addresses"] != nic(stage).pinned,
     )
 
 

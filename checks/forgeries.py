@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 
 from scapy.contrib.geneve import GENEVE
 from scapy.layers.inet import IP, UDP
@@ -20,17 +19,15 @@ from scapy.layers.l2 import ARP, LLC, STP, Dot3, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
-from testbed.model.policy import Endpoint, endpoints
-from testbed.model.testbed import Plane
+from checks.scenes import NOWHERE, NOWHERE6, Scene, scenes, six_of
+from testbed.model.policy import Endpoint
 from testbed.verify import frames
 from testbed.verify.fleet import Fleet
 from testbed.verify.frames import BROADCAST, Frame, framed
-from testbed.verify.network import tcp_flows
 from testbed.verify.probing import Probe
 
-NOWHERE = "203.0.113.7"  # RFC 5737
 _STRANGERS, _STARVING = 300, 40
-THEFT, STARVATION = 3, 4  # first octet of a DHCP transaction; controls use 1 and 2
+THEFT, STARVATION = 3, 4  # first octet of a DHCP or DHCPv6 transaction; controls use 1 and 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +38,7 @@ class Forgery:
         control: id of the check that it belongs to.
         meaning: what is false about it, in words.
         fields: how often it is sent; what `Probe.fields` says.
+        through: the guest at which it may arrive, since a flow leads there; it may go no further.
 
     """
 
@@ -50,6 +48,7 @@ class Forgery:
     meaning: str
     frame: Frame
     fields: Mapping[str, object] = field(default_factory=lambda: {"repeat": 2})
+    through: str = ""
 
     @property
     def probe(self) -> Probe:
@@ -58,66 +57,6 @@ class Forgery:
 
     def __str__(self) -> str:
         return f"{self.sender.label}: {self.meaning}"
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """A sender and whom it can pretend to be.
-
-    Args:
-        peer: the other end of a flow that the sender may open, else a neighbour, else the network's own server.
-        port: the flow's port; 0 where there is none, and then only what needs no flow is worth sending.
-        free: an address of the network that nobody has.
-        management: an address of the fleet's own.
-        tunnels: addresses at which nodes take tunnelled frames.
-        key: tunnel key of the stranger's network.
-
-    """
-
-    number: int
-    sender: Endpoint
-    peer: Endpoint
-    stranger: Endpoint
-    port: int
-    server: Endpoint
-    free: str
-    management: str
-    tunnels: tuple[str, ...]
-    key: int
-
-    @property
-    def link(self) -> Ether:
-        """Honest Ethernet to the peer."""
-        return Ether(src=self.sender.mac, dst=self.peer.mac)
-
-    @property
-    def shout(self) -> Ether:
-        """Honest Ethernet to everybody."""
-        return Ether(src=self.sender.mac, dst=BROADCAST)
-
-    def ip(self, source: str = "", flags: str = "") -> Packet:
-        """Return IPv4 to the peer, from the sender unless told otherwise."""
-        return IP(src=source or str(self.sender.address), dst=str(self.peer.address), id=secrets.randbits(16), flags=flags)
-
-
-def scenes(fleet: Fleet) -> list[Scene]:
-    """Return a scene for every interface of every guest."""
-    lab, everyone, flows = fleet.testbed, endpoints(fleet.testbed), tcp_flows(fleet)
-    keys = {network.label: network.key for network in lab.switches()}
-    found = []
-    for number, sender in enumerate(everyone):
-        network = lab.tenant(sender.tenant).network(sender.network.partition("/")[2])
-        server = Endpoint("", sender.network, network.server_mac, network.server)
-        taken = {item.address for item in everyone if item.network == sender.network}
-        free = next(address for address in network.network.hosts() if address not in {*taken, network.server})
-        opens = [(target, port) for _, source, target, port in flows if source == sender]
-        neighbours = [(item, 0) for item in everyone if item.network == sender.network and item != sender]
-        peer, port = next(chain(opens, neighbours), (server, 0))
-        stranger = next((item for item in everyone if item.tenant != sender.tenant), peer)
-        management = str(lab.controller.address(Plane.MANAGEMENT))
-        tunnels = tuple(str(node.address(Plane.FABRIC)) for node in lab.nodes)
-        found.append(Scene(number, sender, peer, stranger, port, server, str(free), management, tunnels, keys[stranger.network]))
-    return found
 
 
 def forgeries(fleet: Fleet) -> list[Forgery]:
@@ -129,8 +68,11 @@ def forgeries(fleet: Fleet) -> list[Forgery]:
     found = []
     for scene in scenes(fleet):
         for control, make in makers.items():
-            lies = [(control, scene.sender, meaning, frame) for meaning, frame in make(scene)]
-            found += [Forgery(lie[0], f"x{control[4:]}s{scene.number}n{number}", *lie[1:]) for number, lie in enumerate(lies)]
+            for number, (meaning, frame) in enumerate(make(scene)):
+                found.append(Forgery(control, f"x{control[4:]}s{scene.number}n{number}", scene.sender, meaning, frame))
+        for number, (meaning, frame) in enumerate(source_routes(scene)):
+            mark = f"x04s{scene.number}r{number}"
+            found.append(Forgery("NET-04", mark, scene.sender, meaning, frame, through=scene.peer.guest))
     return found
 
 
@@ -149,6 +91,7 @@ def false_macs(scene: Scene) -> Iterator[tuple[str, Frame]]:
     }
     for meaning, mac in lies.items() if scene.port else ():
         yield f"a segment from {meaning}", framed(Ether(src=mac, dst=scene.peer.mac), scene.ip(), frames.syn(scene.port))
+        yield f"an IPv6 segment from {meaning}", framed(Ether(src=mac, dst=scene.peer.mac), scene.six(), frames.syn(scene.port))
 
 
 def false_resolutions(scene: Scene) -> Iterator[tuple[str, Frame]]:
@@ -168,7 +111,7 @@ def false_resolutions(scene: Scene) -> Iterator[tuple[str, Frame]]:
 
 
 def false_addresses(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield segments of an allowed flow from an IPv4 address that is not the sender's (NET-04, RFC 2827)."""
+    """Yield segments of an allowed flow from an address that is not the sender's (NET-04, RFC 2827)."""
     lies = {
         "a free address of its network": scene.free,
         "the network's own address": str(scene.server.address),
@@ -181,27 +124,84 @@ def false_addresses(scene: Scene) -> Iterator[tuple[str, Frame]]:
         for meaning, address in lies.items():
             yield f"a segment from {meaning}", framed(scene.link, scene.ip(address), frames.syn(scene.port))
         yield "a fragment from a free address", framed(scene.link, scene.ip(scene.free, flags="MF"), frames.syn(scene.port))
+        yield from _false_addresses6(scene)
 
 
-def false_routers(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield Neighbor Discovery that only a router or an address's owner may send, plain and wrapped (NET-05, RFC 6105, RFC 7113)."""
-    own, peer = scene.sender, scene.peer
-    link, head = Ether(src=own.mac, dst=frames.ALL_NODES_MAC), _to_all_nodes(str(own.link_local))
-    router = frames.router_advertisement(own.mac)
-    wraps = {
+def _false_addresses6(scene: Scene) -> Iterator[tuple[str, Frame]]:
+    lies = {
+        "a free address": scene.free6,
+        "the network's own address": six_of(scene.server),
+        "the receiver's address": six_of(scene.peer),
+        "another tenant's address": six_of(scene.stranger),
+        "an address of nowhere": NOWHERE6,
+        "no address": "::",
+    }
+    if scene.sender.address6:
+        lies["its own link-local address"] = str(scene.sender.link_local)
+    for meaning, address in lies.items():
+        if address != six_of(scene.sender):
+            yield f"an IPv6 segment from {meaning}", framed(scene.link, scene.six(address), frames.syn(scene.port))
+    for wrap, headers in _wraps().items():
+        if wrap:
+            layers = (scene.link, scene.six(scene.free6), *headers, frames.syn(scene.port))
+            yield f"an IPv6 segment from a free address{wrap}", framed(*layers)
+
+
+def _wraps() -> dict[str, tuple[Packet, ...]]:
+    """Return what can stand between an IPv6 header and what it carries, by words that say so."""
+    return {
         "": (),
         " behind hop-by-hop options": (IPv6ExtHdrHopByHop(),),
         " behind destination options": (IPv6ExtHdrDestOpt(),),
         " in a fragment": (IPv6ExtHdrFragment(id=secrets.randbits(32)),),
     }
-    override = frames.neighbor_advertisement(str(peer.link_local), own.mac)
-    for wrap, headers in wraps.items():
+
+
+def source_routes(scene: Scene) -> Iterator[tuple[str, Frame]]:
+    """Yield segments of an allowed flow that ask their receiver to pass them on to another tenant's guest (NET-04, RFC 5095, RFC 7126)."""
+    if scene.port:
+        for kind in ("loose", "strict"):
+            packet = scene.ip()
+            packet.options = [frames.source_route(kind, str(scene.stranger.address))]
+            yield f"a segment with a {kind} source route", framed(scene.link, packet, frames.syn(scene.port))
+        header = frames.routing_header(six_of(scene.stranger))
+        yield "an IPv6 segment with a routing header", framed(scene.link, scene.six(), header, frames.syn(scene.port))
+
+
+def false_routers(scene: Scene) -> Iterator[tuple[str, Frame]]:
+    """Yield Neighbor Discovery that only a router or an address's owner may send, plain and wrapped (NET-05, RFC 6105, RFC 7113)."""
+    own, peer = scene.sender, six_of(scene.peer)
+    link, head = Ether(src=own.mac, dst=frames.ALL_NODES_MAC), _to_all_nodes(str(own.link_local))
+    router = frames.router_advertisement(own.mac)
+    override = frames.neighbor_advertisement(peer, own.mac)
+    for wrap, headers in _wraps().items():
         yield f"a router advertisement{wrap}", framed(link, head, *headers, router, tail=frames.nd_option)
-        yield f"an advertisement of its peer's address{wrap}", framed(link, head, *headers, override, tail=frames.nd_option)
-    defend = ICMPv6ND_NA(tgt=str(peer.link_local), R=0, S=0, O=1)
-    yield "a denial of its peer's address", framed(link, _to_all_nodes(str(peer.link_local)), defend, tail=frames.nd_option)
-    aim = Ether(src=own.mac, dst=peer.mac) / IPv6(src=str(own.link_local), dst=str(peer.link_local), hlim=255)
+        told = _to_all_nodes(six_of(own))
+        yield f"an advertisement of its peer's address{wrap}", framed(link, told, *headers, override, tail=frames.nd_option)
+    defend = ICMPv6ND_NA(tgt=peer, R=0, S=0, O=1)
+    yield "a denial of its peer's address", framed(link, _to_all_nodes(peer), defend, tail=frames.nd_option)
+    aim = scene.link / scene.six(str(own.link_local), hops=255)
     yield "a redirect to itself", framed(aim, frames.redirect(str(own.link_local), "2001:db8::1"), tail=frames.nd_option)
+    yield from _false_neighbors(scene)
+
+
+def _false_neighbors(scene: Scene) -> Iterator[tuple[str, Frame]]:
+    """Yield Neighbor Discovery between the ends of a flow that lies in its options alone, or about third parties."""
+    own, peer, server = scene.sender, six_of(scene.peer), six_of(scene.server)
+    mac = invented_mac()
+    meaning = "a solicitation with an invented MAC address"
+    ask = frames.neighbor_solicitation(six_of(own), peer, mac)
+    ask.src = own.mac
+    yield meaning, framed(ask, tail=frames.nd_option)
+    to_peer = scene.link / scene.six(hops=255)
+    yield f"{meaning} to its peer alone", framed(to_peer, frames.neighbor_question(peer, mac), tail=frames.nd_option)
+    ask = frames.neighbor_solicitation(peer, server, own.mac)
+    yield "a solicitation in its peer's name", framed(ask, tail=frames.nd_option)
+    told = frames.neighbor_advertisement(six_of(own), mac)
+    yield "an advertisement with an invented MAC address", framed(to_peer, told, tail=frames.nd_option)
+    told = frames.neighbor_advertisement(server, own.mac)
+    yield "an advertisement of its network's address", framed(to_peer, told, tail=frames.nd_option)
+    yield "a report that it listens to a group", framed(*frames.listener_report(own.mac, str(own.link_local)))
 
 
 def _to_all_nodes(source: str) -> IPv6:
@@ -215,8 +215,9 @@ def false_servers(scene: Scene) -> Iterator[tuple[str, Frame]]:
         offer = frames.dhcp_offer(server, scene.free, peer)
         yield f"a DHCP offer to everybody in {meaning}", framed(scene.shout, IP(src=server, dst="255.255.255.255"), offer)
         yield f"a DHCP offer to its peer in {meaning}", framed(scene.link, scene.ip(server), offer)
-    six = IPv6(src=str(own.link_local), dst=str(peer.link_local))
-    yield "a DHCPv6 advertisement to its peer", framed(scene.link, six, frames.dhcp6_advertise())
+    names = {"": str(own.link_local), " from its own address": six_of(own), " in its network's name": six_of(scene.server)}
+    for meaning, server in names.items():
+        yield f"a DHCPv6 advertisement to its peer{meaning}", framed(scene.link, scene.six(server), frames.dhcp6_advertise())
 
 
 def tagged_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
@@ -231,6 +232,7 @@ def tagged_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
     }
     for meaning, tag in tags.items() if scene.port else ():
         yield f"a segment in {meaning}", framed(scene.link, tag, scene.ip(), frames.syn(scene.port))
+        yield f"an IPv6 segment in {meaning}", framed(scene.link, tag, scene.six(), frames.syn(scene.port))
 
 
 def tunnelled_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
@@ -275,4 +277,15 @@ def thefts(scene: Scene) -> list[Probe]:
         transaction = STARVATION << 24 | scene.number << 8 | number
         question = frames.dhcp_discover(scene.sender.mac, transaction, client=b"\x0e" + secrets.token_bytes(5))
         found.append(Probe(f"starve{scene.number}n{number}", scene.sender, {}, question))
+    return found + (_thefts6(scene, list(victims)) if scene.sender.address6 else [])
+
+
+def _thefts6(scene: Scene, victims: list[Endpoint]) -> list[Probe]:
+    """Return the same questions to DHCPv6, whose transactions have 24 bits: kind, sender, number."""
+    wanted = [(THEFT, bytes.fromhex(mac.replace(":", "")), six_of(victim)) for victim in victims for mac in (victim.mac, scene.sender.mac)]
+    wanted += [(STARVATION, b"\x0e" + secrets.token_bytes(5), "") for _ in range(_STARVING)]
+    found = []
+    for number, (kind, client, address) in enumerate(wanted):
+        question = frames.dhcp6_solicit(scene.sender, kind << 16 | scene.number % 256 << 8 | number, client, address)
+        found.append(Probe(f"six{kind}s{scene.number}n{number}", scene.sender, {"repeat": 2 if kind == THEFT else 1}, question))
     return found

@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 
-from checks.forgeries import Forgery, Scene, flood, forgeries, scenes, thefts
+from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
+
+from checks.forgeries import Forgery, flood, forgeries, thefts
+from checks.scenes import Scene, scenes
 from testbed.errors import InstrumentError
 from testbed.model.policy import endpoints
 from testbed.verify import frames, witness
@@ -47,17 +50,17 @@ def survey(fleet: Fleet) -> Survey:
 
 def _survey(fleet: Fleet) -> Survey:
     lies, stages = [lie for lie in forgeries(fleet) if fleet.about(lie.control)], scenes(fleet)
-    honest = {(scene.number, stage): _honest(scene, stage) for scene in stages if scene.port for stage in _STAGES}
+    trusted = {(scene.number, stage): honest(scene, stage) for scene in stages if scene.port for stage in _STAGES}
     probes = matrix_probes(fleet.matrix.cells) if fleet.about("NET-01") else []
     for scene in stages:
         own = (lie.probe for lie in lies if lie.sender == scene.sender)
-        before, after = (honest.get((scene.number, stage), []) for stage in _STAGES)
+        before, after = (trusted.get((scene.number, stage), []) for stage in _STAGES)
         greed = thefts(scene) if fleet.about("NET-06") else []
         crowd = [flood(scene)] if fleet.about("NET-11") else []
         probes += [*before, *own, *greed, *crowd, *after]
     observation = observe(fleet, probes)
     peers = {scene.number: scene.peer for scene in stages}
-    for (number, stage), sent in honest.items():
+    for (number, stage), sent in trusted.items():
         for probe in sent:
             if not observation.arrived(probe.mark, peers[number].guest):
                 what = f"an honest frame from {probe.sender.guest} to {peers[number].guest} did not arrive {stage} the forged ones"
@@ -65,11 +68,16 @@ def _survey(fleet: Fleet) -> Survey:
     return Survey(observation, {probe.mark: probe for probe in probes}, lies)
 
 
-def _honest(scene: Scene, stage: str) -> list[Probe]:
+def honest(scene: Scene, stage: str) -> list[Probe]:
     """Return the frames that the forged ones differ from in one thing each."""
     segment = framed(scene.link, scene.ip(), frames.syn(scene.port))
     reply = framed(scene.link, frames.arp_reply(scene.sender.mac, str(scene.sender.address), scene.peer))
     kinds = {"syn": segment, "arp": reply}
+    if scene.sender.address6 and scene.peer.address6:
+        told = frames.neighbor_advertisement(str(scene.sender.address6), scene.sender.mac, solicited_=1)
+        kinds["na"] = framed(scene.link, scene.six(hops=255), told, tail=frames.nd_option)
+        for name, headers in {"": (), "hop": (IPv6ExtHdrHopByHop(),), "dst": (IPv6ExtHdrDestOpt(),)}.items():
+            kinds[f"six{name}"] = framed(scene.link, scene.six(), *headers, frames.syn(scene.port))
     return [Probe(f"{kind}{scene.number}{stage}", scene.sender, {"repeat": 2}, frame) for kind, frame in kinds.items()]
 
 
@@ -91,7 +99,8 @@ def judge(fleet: Fleet, control: str) -> list[str]:
 
 def _testimony(lie: Forgery, observation: Observation, actions: str, labels: list[str]) -> list[str]:
     """Return what a forged frame came to, and where witnesses disagree about it."""
-    seen, passes = observation.sightings(lie.mark), witness.passes(actions)
+    seen = [guest for guest in observation.sightings(lie.mark) if guest != lie.through]
+    passes = witness.passes(actions) and not lie.through
     if seen:
         name = "" if passes or labels else "label without wall: "
         return [f"{name}{lie} arrived at {', '.join(seen)}"]
@@ -102,20 +111,25 @@ def stolen(fleet: Fleet, transactions: tuple[int, ...]) -> list[str]:
     """Return what DHCP handed out to guests that asked with a false identity, besides their own address (NET-06).
 
     Raises:
-        InstrumentError: DHCP answered none of them.
+        InstrumentError: DHCP or DHCPv6 answered none of them.
 
     """
     found, everyone = survey(fleet), endpoints(fleet.testbed)
     starts = tuple(f"{number:02x}" for number in transactions)
+    kinds = ["dhcp", "dhcp6"] if any(item.address6 for item in everyone) else ["dhcp"]
     answers = [
         (guest, record)
         for guest, records in found.observation.records.items()
         for record in records
-        if record.get("kind") == "dhcp" and str(record.get("token")).startswith(starts)
+        if record.get("kind") in kinds and str(record.get("token")).startswith(starts)
     ]
-    if not answers:
-        raise InstrumentError("DHCP answers no question with a false identity", fact="nothing was handed out", remedy="repeat the check")
-    own = {guest: {str(item.address) for item in everyone if item.guest == guest} for guest in found.observation.records}
+    silent = [kind for kind in kinds if kind not in {record.get("kind") for _, record in answers}]
+    if silent:
+        what = f"{' and '.join(silent)} answers no question with a false identity"
+        raise InstrumentError(what, fact="nothing was handed out", remedy="repeat the check")
+    own: dict[str, set[str]] = {}
+    for item in everyone:
+        own.setdefault(item.guest, set()).update((str(item.address), str(item.address6)))
     return sorted({f"{guest} was offered {record.get('target')}" for guest, record in answers if record.get("target") not in own[guest]})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from checks.breaches import command, needs_flow, needs_guest, pinned, readdressed, receiver, ruled, shortcut
+from checks.breaches import command, needs_flow, needs_guest, readdressed, receiver, ruled, shortcut, unjoined, where
 from checks.survey import judge, overheard, survey
 from testbed.plan.acls import Acl
 from testbed.verify.declare import check
@@ -15,6 +15,11 @@ from testbed.verify.stage import Stage
 _ALLOW_ALL = (Acl("from-lport", 2000, "ip", "allow"), Acl("to-lport", 2000, "ip", "allow"))
 
 
+def _pair(stage: Stage) -> str:
+    device, address = unjoined(stage) or ("", "")
+    return f"'{{ {device} . {address} }}'"
+
+
 @check(
     id="NET-01",
     objective="Every guest reaches exactly what the topology allows: ARP, ND, ICMP, TCP, UDP, raw, broadcast, multicast",
@@ -23,6 +28,15 @@ _ALLOW_ALL = (Acl("from-lport", 2000, "ip", "allow"), Acl("to-lport", 2000, "ip"
     breaches=(
         shortcut("an OpenFlow rule leads from one tenant's port to another's", "dl_dst={victim}"),
         ruled("a rule allows all IP inside a tenant's network", lambda _: _ALLOW_ALL),
+        *where(
+            lambda stage: unjoined(stage) is not None,
+            command(
+                "a guest may ask for the IPv6 address of a neighbour that no flow joins it with",
+                opens=lambda s: f"nft add element netdev neighbours allowed {_pair(s)}",
+                closes=lambda s: f"nft delete element netdev neighbours allowed {_pair(s)}",
+                shows=lambda s: f"nft get element netdev neighbours allowed {_pair(s)}",
+            ),
+        ),
     ),
 )
 def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
@@ -47,7 +61,7 @@ def _taps(stage: Stage) -> tuple[str, str]:
     applies=needs_guest,
     breaches=(
         readdressed(
-            "a port takes frames for unknown MAC addresses", receiver, lambda stage: [pinned(receiver(stage)), "unknown"]
+            "a port takes frames for unknown MAC addresses", receiver, lambda stage: [receiver(stage).pinned, "unknown"]
         ),
         command(
             "one guest's frames are mirrored to another tenant's guest",

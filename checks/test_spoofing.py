@@ -6,10 +6,24 @@ witnesses speak: packets at the receivers, the sender's node's pipeline, and OVN
 
 from __future__ import annotations
 
-from checks.breaches import loosened, needs_flow, needs_guest, pinned, readdressed, receiver, ruled, shortcut, switch
+from checks.breaches import (
+    command,
+    dual,
+    loosened,
+    needs_flow,
+    needs_guest,
+    readdressed,
+    receiver,
+    ruled,
+    shortcut,
+    switch,
+    where,
+)
 from checks.forgeries import STARVATION, THEFT
+from checks.scenes import NOWHERE6
 from checks.survey import judge, stolen
 from testbed.plan.acls import Acl
+from testbed.plan.neighbours import ATTACH, RULES
 from testbed.verify.declare import Breach, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.stage import Stage
@@ -27,7 +41,7 @@ _BY_MAC_ONLY = loosened("a port is pinned by MAC address only", lambda stage: [s
         _UNPINNED,
         loosened(
             "a port may use another tenant's MAC address as well",
-            lambda stage: [pinned(stage.flow()[2]), _stranger_of(stage)],
+            lambda stage: [stage.flow()[2].pinned, _stranger_of(stage)],
         ),
     ),
 )
@@ -59,15 +73,26 @@ def _any_sender(stage: Stage) -> Acl:
     return Acl("to-lport", 2000, f'outport == "{receiver(stage).port}" && tcp.dst == {stage.flow()[3]}', "allow-related")
 
 
+def _flow_is_dual(stage: Stage) -> bool:
+    return stage.flow()[2].address6 is not None
+
+
+def _any_six(stage: Stage) -> list[str]:
+    source, _, nic, _ = stage.flow()
+    return [f"{nic.mac} {nic.address} {stage.testbed.tenant(source.tenant).network(nic.network).network6}"]
+
+
 @check(
     id="NET-04",
-    objective="A guest sends with its own IPv4 address only",
+    objective="A guest sends with its own addresses only, IPv4 and IPv6, and by no route of its own choice",
     severity="high",
     applies=needs_flow,
     breaches=(
         _BY_MAC_ONLY,
         ruled("the receiver's rule takes any sender", lambda stage: (_any_sender(stage),)),
         shortcut("packets of another address go past the pinning", "dl_type=0x0800,nw_src=203.0.113.7"),
+        shortcut("IPv6 packets of another address go past the pinning", f"dl_type=0x86dd,ipv6_src={NOWHERE6}"),
+        *where(_flow_is_dual, loosened("a port may use every IPv6 address of its network", _any_six)),
     ),
 )
 def test_source_address_is_pinned(fleet: Fleet) -> None:
@@ -75,19 +100,49 @@ def test_source_address_is_pinned(fleet: Fleet) -> None:
     assert not through, f"forged packets: {'; '.join(through[:6])}"
 
 
+def _tap(stage: Stage) -> str:
+    return stage.guests[0].nics[0].tap
+
+
 @check(
     id="NET-05",
     objective="No guest acts as an IPv6 router or as another's IPv6 address, by extension headers and fragments neither",
     severity="high",
     applies=needs_guest,
-    breaches=(_BY_MAC_ONLY, shortcut("router advertisements go past the pinning", "icmp6,icmp_type=134")),
+    breaches=(
+        _BY_MAC_ONLY,
+        *where(lambda stage: not dual(stage), shortcut("router advertisements go past the pinning", "icmp6,icmp_type=134")),
+        *where(
+            dual,
+            command(
+                "the guard lets router advertisements through",
+                opens=lambda _: "nft insert rule netdev neighbours judge icmpv6 type nd-router-advert return",
+                closes=lambda _: f"nft -f {RULES}",
+                shows=lambda _: "nft list chain netdev neighbours judge | grep -q nd-router-advert",
+            ),
+            command(
+                "the guard lets guests tell any MAC address",
+                opens=lambda _: "nft insert rule netdev neighbours judge icmpv6 type nd-neighbor-solicit return",
+                closes=lambda _: f"nft -f {RULES}",
+                shows=lambda _: "nft list chain netdev neighbours judge | grep -q 'nd-neighbor-solicit return'",
+            ),
+            command(
+                "a guest's interface is not guarded",
+                opens=lambda stage: f"nft flush chain netdev neighbours {_tap(stage)}",
+                closes=lambda stage: f"{ATTACH} {_tap(stage)}",
+                shows=lambda stage: f"nft list chain netdev neighbours {_tap(stage)} | grep -q hook && "
+                f"! nft list chain netdev neighbours {_tap(stage)} | grep -q jump",
+            ),
+        ),
+    ),
 )
 def test_no_guest_routes_or_resolves_for_others(fleet: Fleet) -> None:
     through = judge(fleet, "NET-05")
     assert not through, f"forged Neighbor Discovery: {'; '.join(through[:6])}"
 
 
-_ANSWERS = (Acl("from-lport", 2000, "udp.src == 67", "allow"), Acl("to-lport", 2000, "udp.src == 67", "allow"))
+def _answers(port: int) -> tuple[Acl, ...]:
+    return tuple(Acl(direction, 2000, f"udp.src == {port}", "allow") for direction in ("from-lport", "to-lport"))
 
 
 @check(
@@ -96,11 +151,12 @@ _ANSWERS = (Acl("from-lport", 2000, "udp.src == 67", "allow"), Acl("to-lport", 2
     severity="high",
     applies=needs_guest,
     breaches=(
-        ruled("guests of a network may answer DHCP", lambda _: _ANSWERS),
+        ruled("guests of a network may answer DHCP", lambda _: _answers(67)),
+        ruled("guests of a network may answer DHCPv6", lambda _: _answers(547)),
         readdressed(
             "DHCP hands a guest another's address",
             lambda stage: stage.flow()[2],
-            lambda stage: [f"{stage.flow()[2].mac} {receiver(stage).address}"],
+            lambda stage: [f"{stage.flow()[2].mac} {receiver(stage).addresses}"],
         ),
     ),
 )

@@ -15,7 +15,10 @@ def topologies(draw: st.DrawFn) -> dict[str, Any]:
     nodes = draw(st.lists(NAMES, min_size=1, max_size=4, unique=True))
     tenants = {}
     for name in draw(st.lists(NAMES, min_size=1, max_size=3, unique=True)):
-        networks = {f"n{number}": f"10.{number}.0.0/24" for number in range(draw(st.integers(1, 3)))}
+        networks: dict[str, Any] = {f"n{number}": f"10.{number}.0.0/24" for number in range(draw(st.integers(1, 3)))}
+        for number, label in enumerate(networks):
+            if draw(st.booleans()):
+                networks[label] = draw(st.permutations([networks[label], f"fd00:{number}::/64"]))
         guests = {}
         for guest in draw(st.lists(NAMES, min_size=1, max_size=4, unique=True)):
             volumes = {f"v{number}": "64 MiB" for number in range(draw(st.integers(0, 2)))}

@@ -205,7 +205,7 @@ class Node:
         patience = self._patience()
         end = time.monotonic() + patience
         self.hypervisor.wait_for_agent(guest.domain, patience)
-        missing = {nic.mac for nic in guest.nics}
+        missing = {f"{nic.mac} ipv4" for nic in guest.nics} | {f"{nic.mac} ipv6" for nic in guest.nics if nic.address6}
         while missing:
             try:
                 answer = self.hypervisor.agent(guest.domain, "guest-network-get-interfaces", {}, 15)
@@ -233,12 +233,13 @@ class Node:
 
 
 def _addressed(interfaces: Any) -> set[str]:  # noqa: ANN401 - a guest's answer may be anything
-    """Return the MAC addresses of interfaces with an IPv4 address, from an untrusted answer."""
+    """Return MAC address and family of interfaces with an address that is not link-local, from an untrusted answer."""
     found = set()
     for item in interfaces if isinstance(interfaces, list) else []:
         addresses = item.get("ip-addresses") if isinstance(item, dict) else None
-        if isinstance(addresses, list) and any(isinstance(a, dict) and a.get("ip-address-type") == "ipv4" for a in addresses):
-            found.add(str(item.get("hardware-address", "")))
+        for address in addresses if isinstance(addresses, list) else []:
+            if isinstance(address, dict) and not str(address.get("ip-address", "")).startswith("fe80:"):
+                found.add(f"{item.get('hardware-address', '')} {address.get('ip-address-type', '')}")
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from testbed.model.testbed import TenantNetwork
 from testbed.plan.acls import Acl
 
 _MARK = "testbed"
-_OWN_OPTIONS = ("subnet", "requested-tnl-key")
+_OWN_OPTIONS = ("subnet", "ipv6_prefix", "requested-tnl-key")
+_FOUR, _SIX = "switch", "switch6"  # external ids of a switch's DHCP settings
 
 
 @contextmanager
@@ -68,16 +69,16 @@ class Northbound:
             rows = self._api.db_list("Logical_Switch").execute(check_error=True)
             acl_rows = {row["_uuid"]: row for row in self._api.db_list("ACL").execute(check_error=True)}
             dhcp_rows = self._api.db_list("DHCP_Options").execute(check_error=True)
-        dhcp = {row["external_ids"].get("switch"): row["options"] for row in dhcp_rows}
+        dhcp = {(mark, label): row["options"] for row in dhcp_rows for mark, label in row["external_ids"].items()}
         result = {}
         for row in rows:
             if row["external_ids"].get(_MARK) == self._lab:
-                found = dhcp.get(row["name"], {})
+                found, found6 = (dhcp.get((mark, row["name"]), {}) for mark in (_FOUR, _SIX))
                 rules = [acl_rows[key] for key in row["acls"] if key in acl_rows]
                 result[row["name"]] = {
-                    "network": row["other_config"].get("subnet", ""),
+                    "network": " ".join(row["other_config"][key] for key in ("subnet", "ipv6_prefix") if key in row["other_config"]),
                     "tunnel_key": int(row["other_config"].get("requested-tnl-key", 0)),
-                    "dhcp": f"{found.get('server_id', '')} {found.get('server_mac', '')}",
+                    "dhcp": f"{found.get('server_id', '')} {found.get('server_mac', '')} {found6.get('server_id', '')}".rstrip(),
                     "acls": [
                         str(rule)
                         for rule in sorted(Acl(r["direction"], r["priority"], r["match"], r["action"]) for r in rules)
@@ -111,15 +112,17 @@ class Northbound:
             change.add(self._api.ls_add(label, may_exist=True))
             change.add(self._api.db_set("Logical_Switch", label, ("external_ids", {_MARK: self._lab})))
         with _said(f"cannot configure the options of {label}"):
-            self._set_options(label, {"subnet": str(network.network), "requested-tnl-key": str(network.key)})
+            six = {"ipv6_prefix": str(network.network6)} if network.network6 else {}
+            self._set_options(label, {"subnet": str(network.network), "requested-tnl-key": str(network.key), **six})
         present = self._rules(label)
         with _said(f"cannot configure the rules of {label}"), self._api.transaction(check_error=True) as change:
             for rule in present - set(rules):
                 change.add(self._api.acl_del(label, rule.direction, rule.priority, rule.match))
             for rule in set(rules) - present:
                 change.add(self._api.acl_add(label, rule.direction, rule.priority, rule.match, rule.action))
-            if self._dhcp(label) is None:
-                change.add(self._api.dhcp_options_add(str(network.network), switch=label))
+            for mark, cidr in ((_FOUR, network.network), (_SIX, network.network6)):
+                if cidr is not None and self._dhcp(label, mark) is None:
+                    change.add(self._api.dhcp_options_add(str(cidr), **{mark: label}))
         with _said(f"cannot configure DHCP of {label}"):
             options = {
                 "server_id": str(network.server),
@@ -127,7 +130,10 @@ class Northbound:
                 "lease_time": "86400",
                 "mtu": "1442",
             }
-            self._api.dhcp_options_set_options(self._dhcp(label), **options).execute(check_error=True)
+            self._api.dhcp_options_set_options(self._dhcp(label, _FOUR), **options).execute(check_error=True)
+            if network.network6 is not None:
+                self._api.dhcp_options_set_options(self._dhcp(label, _SIX), server_id=network.server_mac).execute(check_error=True)
+            self._drop_dhcp(label, () if network.network6 else (_SIX,))
 
     def _options(self, switch: str) -> dict[str, str]:
         found: dict[str, str] = self._api.db_get("Logical_Switch", switch, "other_config").execute(check_error=True)
@@ -144,9 +150,14 @@ class Northbound:
         rows = self._api.acl_list(switch).execute(check_error=True)
         return {Acl(row.direction, row.priority, row.match, row.action) for row in rows}
 
-    def _dhcp(self, switch: str) -> Any:  # noqa: ANN401 - a row's identity
+    def _dhcp(self, switch: str, mark: str) -> Any:  # noqa: ANN401 - a row's identity
         rows = self._api.db_list("DHCP_Options").execute(check_error=True)
-        return next((row["_uuid"] for row in rows if row["external_ids"].get("switch") == switch), None)
+        return next((row["_uuid"] for row in rows if row["external_ids"].get(mark) == switch), None)
+
+    def _drop_dhcp(self, switch: str, marks: Sequence[str]) -> None:
+        for found in (self._dhcp(switch, mark) for mark in marks):
+            if found is not None:
+                self._api.dhcp_options_del(found).execute(check_error=True)
 
     def set_port(self, label: str, switch: str, port: str, addresses: str) -> None:
         """Make a port, or make it what it must be, on the switch it must be on."""
@@ -159,7 +170,9 @@ class Northbound:
                 change.add(self._api.lsp_set_addresses(port, [addresses]))
                 change.add(self._api.lsp_set_port_security(port, [addresses]))
                 change.add(self._api.db_set("Logical_Switch_Port", port, ("external_ids", {_MARK: self._lab, "resource": label})))
-                change.add(self._api.lsp_set_dhcpv4_options(port, self._dhcp(switch)))
+                change.add(self._api.lsp_set_dhcpv4_options(port, self._dhcp(switch, _FOUR)))
+                six = self._dhcp(switch, _SIX)
+                change.add(self._api.db_set("Logical_Switch_Port", port, ("dhcpv6_options", six or [])))
 
     def delete_port(self, port: str) -> None:
         """Remove a port."""
@@ -169,9 +182,7 @@ class Northbound:
     def delete_switch(self, label: str) -> None:
         """Remove a switch with its DHCP settings."""
         with _said(f"cannot remove the switch {label}"):
-            dhcp = self._dhcp(label)
-            if dhcp is not None:
-                self._api.dhcp_options_del(dhcp).execute(check_error=True)
+            self._drop_dhcp(label, (_FOUR, _SIX))
             self._api.ls_del(label, if_exists=True).execute(check_error=True)
 
     def sync(self) -> None:

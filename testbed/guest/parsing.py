@@ -13,8 +13,8 @@ _ARP, _IPV4, _IPV6 = 0x0806, 0x0800, 0x86DD
 class Seen(NamedTuple):
     """What a frame says about itself.
 
-    ``token`` may be empty for ARP, and is the transaction id for an answer of DHCP, whose ``target`` is the address
-    that it hands out; ``to`` is the MAC address that the frame is for.
+    ``token`` may be empty for ARP and for Neighbor Discovery, and is the transaction id for an answer of DHCP, whose
+    ``target`` is the address that it hands out; ``to`` is the MAC address that the frame is for.
     """
 
     kind: str
@@ -36,7 +36,7 @@ def find_token(data: bytes, prefix: str) -> str:
 
 
 def parse(frame: bytes, prefix: str) -> Seen | None:
-    """Return what a frame says if it is ARP, DHCP's answer, or carries a token of this run."""
+    """Return what a frame says if it is ARP, Neighbor Discovery, an answer of DHCP, or carries a token of this run."""
     if len(frame) < 14:
         return None
     seen = _parse(frame, prefix)
@@ -54,9 +54,8 @@ def _parse(frame: bytes, prefix: str) -> Seen | None:
         return _parse_arp(body, token)
     if ethertype == _IPV4 and len(body) >= 20 and body[0] >> 4 == 4:
         return _parse_ipv4(body, source, token)
-    if ethertype == _IPV6 and len(body) >= 40 and token:
-        sender, target = (socket.inet_ntop(socket.AF_INET6, body[at : at + 16]) for at in (8, 24))
-        return Seen("ip6", token, source, sender, target)
+    if ethertype == _IPV6 and len(body) >= 40 and body[0] >> 4 == 6:
+        return _parse_ipv6(body, source, token)
     return Seen("raw", token, source, "", "") if token else None
 
 
@@ -66,6 +65,29 @@ def _parse_arp(body: bytes, token: str) -> Seen | None:
     kind = {1: "arp-request", 2: "arp-reply"}.get(int.from_bytes(body[6:8], "big"))
     sender, target = socket.inet_ntoa(body[14:18]), socket.inet_ntoa(body[24:28])
     return Seen(kind, token, _mac_text(body[8:14]), sender, target) if kind else None
+
+
+def _parse_ipv6(body: bytes, mac: str, token: str) -> Seen | None:
+    sender, target, asked = (socket.inet_ntop(socket.AF_INET6, body[at : at + 16].ljust(16, b"\0")) for at in (8, 24, 48))
+    if body[6] == 58 and len(body) >= 64 and body[40] in (135, 136):  # no extension headers in between (RFC 4861)
+        told = (sender, asked) if body[40] == 135 else (asked, target)
+        return Seen("nd-request" if body[40] == 135 else "nd-reply", token, mac, *told)
+    if not token and body[6] == 17 and body[40:44] == b"\x02\x23\x02\x22" and body[48:49] in (b"\x02", b"\x07"):
+        return Seen("dhcp6", body[49:52].hex(), mac, sender, _handed_out(body[52:]))
+    return Seen("ip6", token, mac, sender, target) if token else None
+
+
+def _handed_out(options: bytes) -> str:
+    """Return the address that an answer of DHCPv6 hands out, or the empty string (RFC 8415, 21.4 and 21.6)."""
+    while len(options) >= 4:
+        code, size = (int.from_bytes(options[at : at + 2], "big") for at in (0, 2))
+        if code == 3:
+            options = options[16:]  # what is inside of an IA_NA, after its three fields
+        elif code == 5 and len(options) >= 20:
+            return socket.inet_ntop(socket.AF_INET6, options[4:20])
+        else:
+            options = options[4 + size :]
+    return ""
 
 
 def _parse_ipv4(body: bytes, mac: str, token: str) -> Seen | None:

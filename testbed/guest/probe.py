@@ -50,10 +50,15 @@ class Server:
     def run(self) -> None:
         """Work until told to stop, or until nobody has asked for long."""
         while not self.ending and time.monotonic() < self.asked + self.patience:
-            for key, _ in self.selector.select(0.5):
-                key.data(key.fileobj)
+            self.turn()
             if self.recorder is not None:
                 self.recorder.expire()
+
+    def turn(self) -> None:
+        """Do what is ready; what is done for one may have closed another that was ready as well."""
+        for key, _ in self.selector.select(0.5):
+            if self.selector.get_map().get(key.fd) == key:
+                key.data(key.fileobj)
 
     def read(self, pipe: int) -> None:
         """Take what has come in, and answer every line that is complete."""

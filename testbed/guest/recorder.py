@@ -39,15 +39,42 @@ def has_address(name: str, address: str) -> bool:
     return False
 
 
+def has_address6(name: str, address: str) -> bool:
+    """Tell whether an interface has an IPv6 address that it may use: not tentative, no duplicate (if_inet6, IFA_F_*)."""
+    with contextlib.suppress(OSError, ValueError):
+        wanted = socket.inet_pton(socket.AF_INET6, address).hex()
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            found, _, _, _, flags, device = line.split()
+            if (found, device) == (wanted, name):
+                return not int(flags, 16) & 0x48
+    return False
+
+
 def _packet_socket(name: str, protocol: int) -> socket.socket:
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
     opened.bind((name, protocol))
     return opened
 
 
+def _addressed(name: str, nic: dict[str, str]) -> bool:
+    """Tell whether an interface has every address that it is told to have."""
+    six = nic.get("address6", "")
+    return bool(name) and has_address(name, nic["address"]) and (not six or has_address6(name, six))
+
+
 def outlet(mac: str) -> socket.socket:
     """Return a socket that sends frames from the interface with a MAC address."""
     return _packet_socket(interface_of(mac) or "none", 0)
+
+
+def _server(kind: str, family: socket.AddressFamily) -> socket.socket:
+    server = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    server.setblocking(False)
+    if kind == "tcp":
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return server
 
 
 class Recorder:
@@ -86,26 +113,28 @@ class Recorder:
     def _interfaces(self) -> list[dict[str, Any]]:
         names = {nic["mac"]: interface_of(nic["mac"]) for nic in self.nics}
         return [
-            {"label": nic["label"], "mac": nic["mac"], "interface": names[nic["mac"]],
-             "address": bool(names[nic["mac"]]) and has_address(names[nic["mac"]], nic["address"])}
+            {"label": nic["label"], "mac": nic["mac"], "interface": names[nic["mac"]], "address": _addressed(names[nic["mac"]], nic)}
             for nic in self.nics
-        ]  # fmt: skip
+        ]
 
     def _listen(self, kind: str, port: int, errors: dict[str, str]) -> bool:
-        server = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
-        server.setblocking(False)
+        """Listen on a port in every family that some interface has an address of; both or none."""
+        families = (socket.AF_INET, socket.AF_INET6) if any(nic.get("address6") for nic in self.nics) else (socket.AF_INET,)
+        opened = []
         try:
-            if kind == "tcp":
-                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.bind(("", port))
-            if kind == "tcp":
-                server.listen(32)
+            for family in families:
+                opened.append(_server(kind, family))
+                opened[-1].bind(("", port))
+                if kind == "tcp":
+                    opened[-1].listen(32)
         except OSError as error:
             errors[f"{kind}/{port}"] = str(error)[:MAX_TEXT]
-            server.close()
+            for server in opened:
+                server.close()
             return False
-        self.servers.append(server)
-        self.selector.register(server, selectors.EVENT_READ, self._accept if kind == "tcp" else self._echo)
+        for server in opened:
+            self.servers.append(server)
+            self.selector.register(server, selectors.EVENT_READ, self._accept if kind == "tcp" else self._echo)
         return True
 
     def _sniff(self, name: str, label: str) -> None:
@@ -174,7 +203,7 @@ class Recorder:
                 server.sendto(f"ok-{token}".encode(), sender)
 
     def _heard(self, kind: str, token: str, sender: str, own: str) -> None:
-        label = next((nic["label"] for nic in self.nics if nic["address"] == own), "")
+        label = next((nic["label"] for nic in self.nics if own in (nic["address"], nic.get("address6"))), "")
         self._record(Seen(kind, token, "", sender, own), label, "in")
 
     def expire(self) -> None:

@@ -23,7 +23,8 @@ def ask(probe: Request) -> str:
 
     """
     token, kind = str(probe["token"]).encode(), probe["kind"]
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp-connect" else socket.SOCK_DGRAM) as opened:
+    family = socket.AF_INET6 if ":" in probe["ip"] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM if kind == "tcp-connect" else socket.SOCK_DGRAM) as opened:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface_of(probe["mac"]).encode())
         opened.bind((probe["address"], 0))
         opened.settimeout(min(float(probe.get("timeout", 5)), 60))

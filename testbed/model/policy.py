@@ -6,7 +6,7 @@ mistake there is not repeated here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from itertools import count, permutations
@@ -14,7 +14,11 @@ from itertools import count, permutations
 from testbed.model.testbed import AllowedFlow, Testbed
 
 FIRST_PROBE_PORT = 7
-PORTLESS = ("arp", "icmp", "nd", "icmp6", "raw", "broadcast", "multicast")
+PORTLESS = ("arp", "icmp", "raw", "broadcast", "multicast")
+PORTLESS6 = ("nd", "icmp6")
+LINK = "-link"  # what stands behind a protocol between link-local addresses, which no topology declares
+RESOLUTION = ("arp", "nd")
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Endpoint:
@@ -30,6 +34,7 @@ class Endpoint:
     network: str
     mac: str
     address: IPv4Address
+    address6: IPv6Address | None = None
 
     @property
     def link_local(self) -> IPv6Address:
@@ -59,7 +64,8 @@ class Cell:
 
     Args:
         protocol: ``tcp`` and ``udp`` with a port, over IPv6 with a 6; else one of `PORTLESS`, where ``raw`` is an
-            Ethernet frame of no known protocol.
+            Ethernet frame of no known protocol, or of `PORTLESS6`. Over IPv6 with `LINK` between link-local addresses,
+            else between declared ones.
         port: destination port; None for those that have none.
         reason: why it is allowed or denied, for a reader.
 
@@ -91,14 +97,12 @@ class ReachMatrix:
     def of(cls, lab: Testbed) -> ReachMatrix:
         """Return the matrix of a lab: every ordered pair of distinct endpoints, every protocol and probed port."""
         ports = probed_ports(lab)
-        families = [(f"{protocol}{six}", port) for six in ("", "6") for protocol in ports for port in ports[protocol]]
-        services = [*((protocol, None) for protocol in PORTLESS), *families]
         flows = {tenant.name: tenant.flows for tenant in lab.tenants}
         return cls(
             tuple(
                 Cell(source, target, protocol, port, *_verdict(flows[source.tenant], source, target, protocol, port))
                 for source, target in permutations(endpoints(lab), 2)
-                for protocol, port in services
+                for protocol, port in services(source, target, ports)
             )
         )
 
@@ -132,7 +136,7 @@ class ReachMatrix:
 def endpoints(lab: Testbed) -> tuple[Endpoint, ...]:
     """Return every interface of every guest."""
     return tuple(
-        Endpoint(guest.label, f"{guest.tenant}/{nic.network}", nic.mac, nic.address)
+        Endpoint(guest.label, f"{guest.tenant}/{nic.network}", nic.mac, nic.address, nic.address6)
         for guest in lab.guests
         for nic in guest.nics
     )
@@ -149,6 +153,19 @@ def probed_ports(lab: Testbed) -> dict[str, tuple[int, ...]]:
         protocol: (*sorted(ports), next(port for port in count(FIRST_PROBE_PORT) if port not in ports))
         for protocol, ports in declared.items()
     }
+
+
+def services(source: Endpoint, target: Endpoint, ports: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, int | None]]:
+    """Yield every protocol and port that one endpoint can try on another, given the addresses that they have."""
+    yield from ((protocol, None) for protocol in PORTLESS)
+    families = ["", f"6{LINK}"]
+    yield from ((f"{protocol}{LINK}", None) for protocol in PORTLESS6)
+    if source.address6 and target.address6:
+        families.append("6")
+        yield from ((protocol, None) for protocol in PORTLESS6)
+    if source.address6:
+        yield "multicast6", None
+    yield from ((f"{protocol}{family}", port) for family in families for protocol in ports for port in ports[protocol])
 
 
 def joined(lab: Testbed) -> Iterator[tuple[AllowedFlow, Endpoint, Endpoint]]:
@@ -175,11 +192,11 @@ def _verdict(
         forward = (flow.source, flow.target) == (source.name, target.name)
         backward = (flow.source, flow.target) == (target.name, source.name)
         text = f"{flow.source} -> {flow.target} {flow.service}"
-        if protocol == "arp" and (forward or backward):
+        if protocol in RESOLUTION and (forward or backward):
             return True, f"both ends of '{text}' resolve one another"
-        if forward and (flow.protocol, flow.port) == (protocol, port):
+        if forward and protocol in (flow.protocol, f"{flow.protocol}6") and flow.port == port:
             return True, f"declared: '{text}'"
-    if protocol == "arp":
+    if protocol in RESOLUTION:
         return False, "no declared flow joins the two"
     service = protocol if port is None else f"{protocol}/{port}"
     return False, f"'{source.name} -> {target.name} {service}' is not declared"

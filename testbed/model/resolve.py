@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from uuid import UUID, uuid5
 
 from testbed.model.testbed import (
@@ -141,17 +141,22 @@ def _worker_slots(spec: Spec) -> dict[str, int]:
 def _tenant(spec: Spec, name: str, item: TenantSpec, keys: dict[str, int], slots: dict[str, int]) -> Tenant:
     networks = tuple(
         TenantNetwork(
-            name, label, network, keys[f"{name}/{label}"], network[1], _mac(spec.name, "dhcp", name, label)
+            name, label, ranges.four, keys[f"{name}/{label}"], ranges.four[1], _mac(spec.name, "dhcp", name, label),
+            ranges.six, ranges.six[1] if ranges.six else None,
         )
-        for label, network in item.networks.items()
+        for label, ranges in item.networks.items()
     )
     memberships = {guest: _networks_of(item, guest_spec) for guest, guest_spec in item.guests.items()}
-    addresses = {
-        network.name: _addresses(network, [guest for guest, joined in memberships.items() if network.name in joined])
+    hosts = {
+        network.name: _hosts(network, [guest for guest, joined in memberships.items() if network.name in joined])
         for network in networks
     }
+    joins = {
+        guest: [(network, hosts[network.name][guest]) for label in joined for network in networks if network.name == label]
+        for guest, joined in memberships.items()
+    }
     guests = tuple(
-        _guest(spec, name, guest, guest_spec, slots, {label: addresses[label][guest] for label in memberships[guest]})
+        _guest(spec, name, guest, guest_spec, slots, joins[guest])
         for guest, guest_spec in item.guests.items()
     )
     flows = tuple(AllowedFlow(name, flow.source, flow.target, flow.protocol, flow.port) for flow in item.allow)
@@ -162,9 +167,9 @@ def _networks_of(item: TenantSpec, guest: GuestSpec) -> tuple[str, ...]:
     return guest.networks or tuple(item.networks)
 
 
-def _addresses(network: TenantNetwork, guests: list[str]) -> dict[str, IPv4Address]:
-    slots = _spread(guests, range(2, network.network.num_addresses - 1), "address")
-    return {guest: network.network[slot] for guest, slot in slots.items()}
+def _hosts(network: TenantNetwork, guests: list[str]) -> dict[str, int]:
+    """Return each guest's host number, the same in both address families."""
+    return _spread(guests, range(2, network.network.num_addresses - 1), "address")
 
 
 def _guest(
@@ -173,18 +178,19 @@ def _guest(
     name: str,
     item: GuestSpec,
     slots: dict[str, int],
-    addresses: dict[str, IPv4Address],
+    hosts: list[tuple[TenantNetwork, int]],
 ) -> Guest:
     slot = slots[f"{tenant}/{name}"]
     nics = tuple(
         GuestNic(
-            label,
-            _mac(spec.name, tenant, name, label),
-            address,
-            _uuid(spec.name, tenant, name, label),
-            _interface("tap", spec.name, tenant, name, label),
+            network.name,
+            _mac(spec.name, tenant, name, network.name),
+            network.network[host],
+            _uuid(spec.name, tenant, name, network.name),
+            _interface("tap", spec.name, tenant, name, network.name),
+            network.network6[host] if network.network6 else None,
         )
-        for label, address in addresses.items()
+        for network, host in hosts
     )
     volumes = tuple(Volume(label, size, f"{name}.{label}.raw") for label, size in item.volumes.items())
     return Guest(
@@ -209,5 +215,10 @@ def _digest(
     tenants: tuple[Tenant, ...],
 ) -> str:
     machines = [asdict(machine) for machine in (controller, *nodes)]
-    content = [name, *map(asdict, networks), *machines, *map(asdict, tenants)]
+    content = [name, *map(asdict, networks), *machines, *(asdict(tenant, dict_factory=_present) for tenant in tenants)]
     return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
+
+
+def _present(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Leave out what a network without IPv6 has not, so that such a lab keeps the digest that it always had."""
+    return {name: value for name, value in pairs if value is not None or not name.endswith("6")}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 IMAGES = "/var/lib/testbed/images"
 POOLS = "/var/lib/testbed/pools"
@@ -84,6 +84,8 @@ class TenantNetwork:
     Args:
         key: tunnel key on the fabric (24 bits), unique in the lab.
         server: address from which OVN answers DHCP.
+        network6: its IPv6 range, if it has one.
+        server6: the network's own IPv6 address, if it has a range; no guest may use it.
 
     """
 
@@ -93,11 +95,18 @@ class TenantNetwork:
     key: int
     server: IPv4Address
     server_mac: str
+    network6: IPv6Network | None = None
+    server6: IPv6Address | None = None
 
     @property
     def label(self) -> str:
         """Name of the logical switch, unique in the lab."""
         return f"{self.tenant}/{self.name}"
+
+    @property
+    def ranges(self) -> str:
+        """Its address ranges, IPv4 first, with a space between them."""
+        return " ".join(str(item) for item in (self.network, self.network6) if item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +124,17 @@ class GuestNic:
     address: IPv4Address
     port: str
     tap: str
+    address6: IPv6Address | None = None
+
+    @property
+    def addresses(self) -> str:
+        """Its addresses, IPv4 first, with a space between them."""
+        return " ".join(str(item) for item in (self.address, self.address6) if item)
+
+    @property
+    def pinned(self) -> str:
+        """What it may send from, as OVN writes it: its MAC address and its addresses."""
+        return f"{self.mac} {self.addresses}"
 
 
 @dataclass(frozen=True, slots=True)

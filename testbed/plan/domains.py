@@ -167,6 +167,7 @@ def guest_xml(lab: Testbed, guest: Guest, properties: Mapping[str, object]) -> s
     _metadata(root, lab.name, guest.label, properties)
     _sub(_sub(root, "memoryBacking"), "nosharepages")
     words = [f"systemd.hostname={guest.name}", f"systemd.machine_id={machine_id(guest.uuid)}"]
+    words += [f"testbed.dhcp6={nic.mac}" for nic in guest.nics if nic.address6]
     _boot(root, f"{IMAGES}/guest/vmlinuz", f"{IMAGES}/guest/initrd", words)
     _sub(_sub(root, "features"), "acpi")
     cpu = _sub(root, "cpu", mode="host-passthrough", check="none")

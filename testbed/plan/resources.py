@@ -9,6 +9,7 @@ from enum import StrEnum
 from testbed.model.facts import Environment
 from testbed.model.testbed import Guest, Machine, Plane, Role, Testbed
 from testbed.plan.acls import acls
+from testbed.plan.neighbours import GUARDS
 from testbed.plan.settings import settings
 
 OUTER = "outer"
@@ -137,9 +138,9 @@ def central(lab: Testbed) -> Iterator[Resource]:
             yield Resource(
                 switch,
                 {
-                    "network": str(network.network),
+                    "network": network.ranges,
                     "tunnel_key": network.key,
-                    "dhcp": f"{network.server} {network.server_mac}",
+                    "dhcp": f"{network.server} {network.server_mac}{f' {network.server_mac}' if network.network6 else ''}",
                     "acls": [str(rule) for rule in acls(tenant, network)],
                     "options": [],
                 },
@@ -147,10 +148,9 @@ def central(lab: Testbed) -> Iterator[Resource]:
             for guest in tenant.guests:
                 for nic in guest.nics:
                     if nic.network == network.name:
-                        addresses = f"{nic.mac} {nic.address}"
                         yield Resource(
                             Key(place, Kind.PORT, f"{guest.label}/{nic.network}"),
-                            {"port": nic.port, "switch": network.label, "addresses": addresses, "security": [addresses]},
+                            {"port": nic.port, "switch": network.label, "addresses": nic.pinned, "security": [nic.pinned]},
                             (switch,),
                         )
 
@@ -168,8 +168,9 @@ def _node(node: Machine, guests: Sequence[Guest], inputs: Inputs) -> Iterator[Re
             volumes.append(key)
             shape: dict[str, Value] = {"owner": guest.uid, "mode": "600", "links": 1}
             yield Resource(key, {**shape, "size": size} if size else shape, (pool,))
-        services = Key(node.name, Kind.SETTING, "services")
-        yield Resource(Key(node.name, Kind.GUEST, guest.label), guest_properties(guest, inputs), (*volumes, services))
+        guards = GUARDS if any(nic.address6 for nic in guest.nics) else ()
+        walls = [Key(node.name, Kind.SETTING, name) for name in ("services", *guards)]
+        yield Resource(Key(node.name, Kind.GUEST, guest.label), guest_properties(guest, inputs), (*volumes, *walls))
 
 
 def guest_properties(guest: Guest, inputs: Inputs) -> Properties:
@@ -178,7 +179,7 @@ def guest_properties(guest: Guest, inputs: Inputs) -> Properties:
         "memory": guest.memory,
         "vcpus": guest.vcpus,
         "image": inputs.images["guest"],
-        "interfaces": [f"{nic.mac} {nic.port} {nic.tap}" for nic in guest.nics],
+        "interfaces": [f"{nic.mac} {nic.port} {nic.tap}{' dhcp6' if nic.address6 else ''}" for nic in guest.nics],
         "volumes": [volume.file for volume in guest.volumes],
         "worker": guest.worker,
         "confinement": "apparmor",

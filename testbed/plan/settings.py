@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from testbed.model.testbed import IMAGES, Machine, Role, Testbed
 from testbed.plan.identity import administrators, database_clients, tunnel_peers
+from testbed.plan.neighbours import ATTACH, GUARDS, RULES, allowed, guarded, links
 
 SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/libvirt-sock-ro", "/run/libvirt/libvirt-admin-sock")
 
@@ -37,7 +38,7 @@ class Setting:
 def settings(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     """Return every setting of a machine."""
     common = (*_firewall(lab, machine), *_ACCESS)
-    return (*common, *(_ROOT_PARTITION if machine.role is Role.NODE else _CENTRAL))
+    return (*common, *((*_ROOT_PARTITION, *_neighbours(lab, machine)) if machine.role is Role.NODE else _CENTRAL))
 
 
 def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
@@ -53,7 +54,7 @@ def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     rules = (
         f"file=$(unshare --net sh -c \"nft -f /etc/nftables.conf; {chains}\"); live=$({chains}); "
         "[ \"$file\" = \"$live\" ] && echo as in the file || echo not as in the file; "
-        "echo \"$live\" | grep -cE '(accept|reject|drop|counter)'; nft list tables"
+        "echo \"$live\" | grep -cE '(accept|reject|drop|counter)'; nft list tables | grep -v '^table netdev neighbours$'"
     )
     wanted = "as in the file\n10\ntable inet testbed"
     chain = Setting("firewall", "NET-09", rules, wanted, "nft -f /etc/nftables.conf")
@@ -69,6 +70,35 @@ def _address_set(name: str, addresses: tuple[str, ...]) -> Setting:
         "\n".join(sorted(addresses)),
         f"nft flush set inet testbed {name}{fill}",
     )
+
+
+def _neighbours(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
+    """Return the settings of the guard in front of guests that have IPv6; none where there is no such guest."""
+    devices = " ".join(guarded(lab, machine))
+    if not devices:
+        return ()
+    chain = "nft -s list chain netdev neighbours"
+    rules = (
+        f"file=$(unshare --net sh -c \"nft -f {RULES}; {chain} judge\"); "
+        f"[ -n \"$file\" ] && [ \"$file\" = \"$({chain} judge)\" ] && echo as in the file || echo not as in the file; "
+        f"for device in {devices}; do [ ! -e /sys/class/net/$device ] || "
+        f"[ \"$({chain} $device | sed 1,3d | tr -d '\\t\\n')\" = 'jump judge}}}}' ] || echo $device is not guarded; done"
+    )
+    attach = f"for device in {devices}; do [ ! -e /sys/class/net/$device ] || {ATTACH} $device; done"
+    guard, neighbours, own = GUARDS
+    return (
+        Setting(guard, "NET-05", rules, "as in the file", f"nft -f {RULES}; {attach}"),
+        _pairs(neighbours, "NET-01", "allowed", allowed(lab, machine)),
+        _pairs(own, "NET-05", "links", links(lab, machine)),
+    )
+
+
+def _pairs(name: str, control: str, held: str, pairs: tuple[tuple[str, str], ...]) -> Setting:
+    """Return the setting that is a set of the guard: interfaces, and what each of them may name."""
+    lines = sorted(f"{device} . {value}" for device, value in pairs)
+    fill = f"; nft add element netdev neighbours {held} '{{ {', '.join(lines)} }}'" if lines else ""
+    listing = f"nft list set netdev neighbours {held} | grep -oE '\"?tap[0-9a-f]+\"? [.] [0-9a-fx:]+' | tr -d '\"' | LC_ALL=C sort"
+    return Setting(name, control, listing, "\n".join(lines), f"nft flush set netdev neighbours {held}{fill}")
 
 
 _ACCESS = (

@@ -20,7 +20,7 @@ def dot(lab: Testbed) -> str:
         lines += [f'  "machine {machine.name}" -> "plane {nic.plane}" [arrowhead=none, label="{nic.address}"];' for nic in machine.nics]
     for tenant in lab.tenants:
         lines += [f'  subgraph "cluster tenant {tenant.name}" {{', f'    label="{tenant.name}";']
-        lines += [f'    "network {net.label}" [shape=ellipse, label="{net.name}{_BREAK}{net.network}"];' for net in tenant.networks]
+        lines += [f'    "network {net.label}" [shape=ellipse, label="{net.name}{_BREAK}{net.ranges}"];' for net in tenant.networks]
         lines += [f'    "guest {guest.label}" [label="{_captions(guest, _BREAK)}"];' for guest in tenant.guests]
         lines += [f'    "guest {guest}" -> "network {net}" [arrowhead=none, label="{at}"];' for guest, net, at in _attachments(tenant)]
         lines.append("  }")
@@ -40,7 +40,7 @@ def mermaid(lab: Testbed) -> str:
         lines += [f'  {own} ---|"{nic.address}"| {ids[f"plane {nic.plane}"]}' for nic in machine.nics]
     for index, tenant in enumerate(lab.tenants):
         lines.append(f'  subgraph t{index}["{tenant.name}"]')
-        lines += [f'    {ids[f"network {net.label}"]}(["{net.name}<br/>{net.network}"])' for net in tenant.networks]
+        lines += [f'    {ids[f"network {net.label}"]}(["{net.name}<br/>{net.ranges}"])' for net in tenant.networks]
         lines += [f'    {ids[f"guest {guest.label}"]}["{_captions(guest, "<br/>")}"]' for guest in tenant.guests]
         lines += [f'    {ids[f"guest {guest}"]} ---|"{at}"| {ids[f"network {net}"]}' for guest, net, at in _attachments(tenant)]
         lines.append("  end")
@@ -73,7 +73,7 @@ def _identifiers(lab: Testbed) -> dict[str, str]:
 def _attachments(tenant: Tenant) -> Iterator[tuple[str, str, str]]:
     for guest in tenant.guests:
         for nic in guest.nics:
-            yield guest.label, f"{tenant.name}/{nic.network}", str(nic.address)
+            yield guest.label, f"{tenant.name}/{nic.network}", nic.addresses
 
 
 def _flows(lab: Testbed) -> Iterator[tuple[str, str, str]]:

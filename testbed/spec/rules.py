@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import combinations
+from itertools import combinations, product
 
 from testbed.spec.document import Path, Value
 from testbed.spec.schema import MIB, GuestSpec, Spec, TenantSpec, format_size
@@ -106,19 +106,20 @@ def _infrastructure(spec: Spec) -> Iterator[Finding]:
 def _networks(spec: Spec, tenant_name: str, tenant: TenantSpec) -> Iterator[Finding]:
     place: Path = ("tenants", tenant_name, "networks")
     for (one, first), (other, second) in combinations(tenant.networks.items(), 2):
-        if first.overlaps(second):
-            yield (
-                (*place, other),
-                f"{second} overlaps the tenant's own network '{one}' ({first})",
-                "networks of one tenant must not overlap; those of different tenants may",
-            )
+        for mine, theirs in product(first.all, second.all):
+            if mine.overlaps(theirs):
+                yield (
+                    (*place, other),
+                    f"{theirs} overlaps the tenant's own network '{one}' ({mine})",
+                    "networks of one tenant must not overlap; those of different tenants may",
+                )
     for name, network in tenant.networks.items():
         for role in ("management", "fabric", "storage"):
             infrastructure = getattr(spec.infrastructure, role)
-            if network.overlaps(infrastructure):
+            if network.four.overlaps(infrastructure):
                 yield (
                     (*place, name),
-                    f"{network} overlaps the lab's {role} network {infrastructure}",
+                    f"{network.four} overlaps the lab's {role} network {infrastructure}",
                     "choose another range, or move the lab's with 'infrastructure:'",
                 )
 
@@ -185,11 +186,11 @@ def _addresses(tenant_name: str, tenant: TenantSpec) -> Iterator[Finding]:
         members = [
             guest for guest in tenant.guests.values() if name in guest.networks or (not guest.networks and name == only)
         ]
-        usable = network.num_addresses - 3
+        usable = network.four.num_addresses - 3
         if len(members) > usable:
             yield (
                 ("tenants", tenant_name, "networks", name),
-                f"{network} has {usable} addresses for guests, but {len(members)} guests are attached",
+                f"{network.four} has {usable} addresses for guests, but {len(members)} guests are attached",
                 "use a shorter prefix",
             )
 

@@ -22,6 +22,7 @@ class Breach:
         open: makes the change.
         close: takes it back; must also work when `open` was only half done.
         in_force: tells whether the wall is really open now, without using the check.
+        applies: tells whether a topology has the wall at all; a breach of what is not there is not tried.
 
     """
 
@@ -29,6 +30,7 @@ class Breach:
     open: Callable[[Stage], None]
     close: Callable[[Stage], None]
     in_force: Callable[[Stage], bool]
+    applies: Callable[[Stage], bool] = lambda _: True
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import reduce
 from operator import truediv
 
 from scapy.layers.dhcp import BOOTP, DHCP
-from scapy.layers.dhcp6 import DHCP6_Advertise
-from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.dhcp6 import (
+    DUID_LL,
+    DHCP6_Advertise,
+    DHCP6_Solicit,
+    DHCP6OptClientId,
+    DHCP6OptElapsedTime,
+    DHCP6OptIA_NA,
+    DHCP6OptIAAddress,
+)
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption, IPOption_LSRR, IPOption_SSRR
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
+    ICMPv6MLDMultAddrRec,
+    ICMPv6MLReport2,
     ICMPv6ND_NA,
     ICMPv6ND_NS,
     ICMPv6ND_RA,
@@ -24,11 +35,14 @@ from scapy.layers.inet6 import (
     ICMPv6NDOptPrefixInfo,
     ICMPv6NDOptSrcLLAddr,
     IPv6,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    RouterAlert,
 )
 from scapy.layers.l2 import ARP, LLC, SNAP, Dot1AD, Dot1Q, Dot3, Ether
 from scapy.packet import Packet, Raw
 
-from testbed.model.policy import Cell, Endpoint
+from testbed.model.policy import LINK, Cell, Endpoint
 
 Frame = Callable[[bytes], bytes]
 
@@ -86,15 +100,67 @@ def _four(source: Endpoint, target: Endpoint, layer: Packet) -> Frame:
     return framed(Ether(src=source.mac, dst=target.mac), packet, layer)
 
 
-def _six(source: Endpoint, target: Endpoint, layer: Packet) -> Frame:
-    packet = IPv6(src=str(source.link_local), dst=str(target.link_local))
-    return framed(Ether(src=source.mac, dst=target.mac), packet, layer)
+def _six(ends: Ends, layer: Packet) -> Frame:
+    return framed(ends.link, IPv6(src=ends.own, dst=ends.other), layer)
 
 
-def _solicitation(source: Endpoint, target: Endpoint) -> Frame:
-    group, mac = solicited(str(target.link_local))
-    ask = IPv6(src=str(source.link_local), dst=group, hlim=255) / ICMPv6ND_NS(tgt=str(target.link_local))
-    return framed(Ether(src=source.mac, dst=mac), ask, ICMPv6NDOptSrcLLAddr(lladdr=source.mac), tail=nd_option)
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Two endpoints, and the IPv6 addresses by which they are meant."""
+
+    source: Endpoint
+    target: Endpoint
+    own: str
+    other: str
+
+    @classmethod
+    def linked(cls, source: Endpoint, target: Endpoint) -> Ends:
+        """Return two endpoints by their link-local addresses."""
+        return cls(source, target, str(source.link_local), str(target.link_local))
+
+    @classmethod
+    def declared(cls, source: Endpoint, target: Endpoint) -> Ends:
+        """Return two endpoints by the addresses that the topology gives them."""
+        return cls(source, target, str(source.address6), str(target.address6))
+
+    @property
+    def link(self) -> Ether:
+        """Honest Ethernet from one to the other."""
+        return Ether(src=self.source.mac, dst=self.target.mac)
+
+
+def neighbor_solicitation(source: str, target: str, mac: str) -> Packet:
+    """Return a question for the MAC address of an IPv6 address, and its frame's MAC address (RFC 4861, 4.3).
+
+    Args:
+        mac: MAC address that the question tells of its source.
+
+    """
+    group, group_mac = solicited(target)
+    return Ether(src=mac, dst=group_mac) / IPv6(src=source, dst=group, hlim=255) / neighbor_question(target, mac)
+
+
+def neighbor_question(target: str, mac: str) -> Packet:
+    """Return the body of a question for the MAC address of an IPv6 address, which tells that of its source."""
+    return ICMPv6ND_NS(tgt=target) / ICMPv6NDOptSrcLLAddr(lladdr=mac)
+
+
+def _families(kind: Callable[[Endpoint, Endpoint], Ends], suffix: str) -> dict[str, Callable[[Endpoint, Endpoint, int], Frame]]:
+    def solicitation(source: Endpoint, target: Endpoint, _: int) -> Frame:
+        ends = kind(source, target)
+        return framed(neighbor_solicitation(ends.own, ends.other, source.mac), tail=nd_option)
+
+    return {
+        f"nd{suffix}": solicitation,
+        f"icmp6{suffix}": lambda source, target, _: _six(kind(source, target), ICMPv6EchoRequest(id=secrets.randbits(16))),
+        f"tcp6{suffix}": lambda source, target, port: _six(kind(source, target), syn(port)),
+        f"udp6{suffix}": lambda source, target, port: _six(kind(source, target), datagram(port)),
+    }
+
+
+def _to_group6(source: Endpoint) -> Frame:
+    packet = IPv6(src=str(source.address6), dst="ff02::fb")
+    return framed(Ether(src=source.mac, dst="33:33:00:00:00:fb"), packet, UDP(sport=5353, dport=5353))
 
 
 _PROBES: dict[str, Callable[[Endpoint, Endpoint, int], Frame]] = {
@@ -102,13 +168,12 @@ _PROBES: dict[str, Callable[[Endpoint, Endpoint, int], Frame]] = {
     "icmp": lambda source, target, _: _four(source, target, ICMP(id=secrets.randbits(16))),
     "tcp": lambda source, target, port: _four(source, target, syn(port)),
     "udp": lambda source, target, port: _four(source, target, datagram(port)),
-    "nd": lambda source, target, _: _solicitation(source, target),
-    "icmp6": lambda source, target, _: _six(source, target, ICMPv6EchoRequest(id=secrets.randbits(16))),
-    "tcp6": lambda source, target, port: _six(source, target, syn(port)),
-    "udp6": lambda source, target, port: _six(source, target, datagram(port)),
     "raw": lambda source, target, _: framed(Ether(src=source.mac, dst=target.mac, type=TEST)),
     "broadcast": lambda source, _, __: _to_group(source, BROADCAST, "255.255.255.255", 7),
     "multicast": lambda source, _, __: _to_group(source, "01:00:5e:00:00:fb", "224.0.0.251", 5353),
+    "multicast6": lambda source, _, __: _to_group6(source),
+    **_families(Ends.declared, ""),
+    **_families(Ends.linked, LINK),
 }
 
 
@@ -146,9 +211,34 @@ def dhcp_offer(server: str, offered: str, client: Endpoint) -> Packet:
     return UDP(sport=67, dport=68) / boot / DHCP(options=told)
 
 
+def dhcp6_solicit(sender: Endpoint, transaction: int, client: bytes, wanted: str = "") -> Frame:
+    """Return a DHCPv6 solicit message; it needs no token, since its answer repeats the transaction (RFC 8415).
+
+    Args:
+        transaction: 24 bits.
+        client: hardware address that the client is known by (6 octets).
+        wanted: address to ask for.
+
+    """
+    head = Ether(src=sender.mac, dst="33:33:00:01:00:02") / IPv6(src=str(sender.link_local), dst="ff02::1:2") / UDP(sport=546, dport=547)
+    told = DHCP6OptClientId(duid=DUID_LL(lladdr=client.hex(":"))) / DHCP6OptElapsedTime()
+    asked = DHCP6OptIA_NA(iaid=1, ianaopts=[DHCP6OptIAAddress(addr=wanted)] if wanted else [])
+    return lambda _: bytes(head / DHCP6_Solicit(trid=transaction) / told / asked)
+
+
 def dhcp6_advertise() -> Packet:
     """Return the head of a DHCPv6 advertisement (RFC 8415)."""
     return UDP(sport=547, dport=546) / DHCP6_Advertise(trid=secrets.randbits(24))
+
+
+def source_route(kind: str, via: str) -> IPOption:
+    """Return an IPv4 option that names an address to pass by: ``loose`` or ``strict`` (RFC 791, 3.1; RFC 7126, 4.3)."""
+    return {"loose": IPOption_LSRR, "strict": IPOption_SSRR}[kind](routers=[via])
+
+
+def routing_header(via: str) -> Packet:
+    """Return an IPv6 routing header of type 0 that names an address to go to next (RFC 5095)."""
+    return IPv6ExtHdrRouting(type=0, segleft=1, addresses=[via])
 
 
 def router_advertisement(mac: str) -> Packet:
@@ -165,6 +255,12 @@ def neighbor_advertisement(address: str, mac: str, *, solicited_: int = 0) -> Pa
 def redirect(router: str, destination: str) -> Packet:
     """Return an ICMPv6 redirect of a destination to a router (RFC 4861, 4.5)."""
     return ICMPv6ND_Redirect(tgt=router, dst=destination)
+
+
+def listener_report(mac: str, source: str) -> tuple[Packet, ...]:
+    """Return a report that its sender listens to a group, as its layers (RFC 9777)."""
+    head = IPv6(src=source, dst="ff02::16", hlim=1) / IPv6ExtHdrHopByHop(options=[RouterAlert()])
+    return Ether(src=mac, dst="33:33:00:00:00:16"), head, ICMPv6MLReport2(records=[ICMPv6MLDMultAddrRec(rtype=4, dst="ff02::fb")])
 
 
 def tagged(*tags: int, service: bool = False) -> Packet:

@@ -64,7 +64,9 @@ def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None)
     lab = fleet.testbed
     prefix = f"tb-{secrets.token_hex(4)}-"
     interfaces = {
-        guest.label: [{"label": nic.network, "mac": nic.mac, "address": str(nic.address)} for nic in guest.nics]
+        guest.label: [
+            {"label": nic.network, "mac": nic.mac, "address": str(nic.address), "address6": str(nic.address6 or "")} for nic in guest.nics
+        ]
         for guest in lab.guests
     }
     common: dict[str, dict[str, object]] = {label: {"token": prefix, "interfaces": nics} for label, nics in interfaces.items()}
@@ -148,13 +150,37 @@ def tcp_flows(fleet: Fleet) -> list[tuple[str, Endpoint, Endpoint, int]]:
     return [(f"flow{number}", source, target, flow.port or 0) for number, (flow, source, target) in enumerate(found)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """A declared TCP flow as it is used over one of the address families that both its ends have."""
+
+    mark: str
+    source: Endpoint
+    target: Endpoint
+    own: str
+    address: str
+    port: int
+
+    def probe(self, stage: str) -> Probe:
+        fields = {"kind": "tcp-connect", "address": self.own, "ip": self.address, "port": self.port, **_CONTROL}
+        return Probe(f"{self.mark}{stage}", self.source, fields)
+
+    def __str__(self) -> str:
+        return f"{self.source.guest} -> {self.target.guest} tcp/{self.port}{' over IPv6' if ':' in self.address else ''}"
+
+
+def _uses(fleet: Fleet) -> list[_Use]:
+    found = []
+    for mark, source, target, port in tcp_flows(fleet):
+        found.append(_Use(mark, source, target, str(source.address), str(target.address), port))
+        if source.address6 and target.address6:
+            found.append(_Use(f"{mark}six", source, target, str(source.address6), str(target.address6), port))
+    return found
+
+
 def _controls(fleet: Fleet, label: str, stage: str) -> list[Probe]:
     """Return what must arrive: the declared flows, and an answer of the network to every interface."""
-    lines = []
-    for mark, source, target, port in tcp_flows(fleet):
-        if source.guest == label:
-            fields = {"kind": "tcp-connect", "ip": str(target.address), "port": port, **_CONTROL}
-            lines.append(Probe(f"{mark}{stage}", source, fields))
+    lines = [use.probe(stage) for use in _uses(fleet) if use.source.guest == label]
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
     for number, endpoint in enumerate(own):
         question = dhcp_discover(endpoint.mac, (1 if stage == "before" else 2) << 24 | number)
@@ -173,12 +199,11 @@ def _require_listeners(answers: Mapping[str, Mapping[str, Any]], ports: Mapping[
 
 def _require_controls(fleet: Fleet, observation: Observation) -> None:
     for stage, transactions in (("before", 1), ("after", 2)):
-        for mark, source, target, port in tcp_flows(fleet):
-            expected = f"ok-{observation.token(mark + stage)}"
-            if observation.answers.get(mark + stage) != expected or not observation.arrived(mark + stage, target.guest):
-                what = f"the declared flow {source.guest} -> {target.guest} tcp/{port} does not work {stage} the probes"
-                raise broken(what, f"answer: {observation.answers.get(mark + stage)!r}")
-        tokens = {observation.token(mark + stage) for mark, *_ in tcp_flows(fleet)}
+        for use in _uses(fleet):
+            mark = f"{use.mark}{stage}"
+            if observation.answers.get(mark) != f"ok-{observation.token(mark)}" or not observation.arrived(mark, use.target.guest):
+                raise broken(f"the declared flow {use} does not work {stage} the probes", f"answer: {observation.answers.get(mark)!r}")
+        tokens = {observation.token(f"{use.mark}{stage}") for use in _uses(fleet)}
         for endpoint in endpoints(fleet.testbed):
             if not _heard(endpoint, observation.records[endpoint.guest], tokens, transactions):
                 what = f"{endpoint.label} heard nothing {stage} the probes"

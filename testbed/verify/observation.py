@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from testbed.model.policy import Cell, Endpoint
+from testbed.model.policy import LINK, RESOLUTION, Cell, Endpoint
 from testbed.verify.frames import of_cell
 from testbed.verify.probing import Probe, Record
 
@@ -46,14 +46,19 @@ class Observation:
             if record.get("token") == token and record.get("direction") == "in"
         ]
 
-    def resolved(self, source: Endpoint, target: Endpoint) -> bool:
-        """Tell whether an ARP request for a target's address reached it, or an answer in its name came back.
+    def resolved(self, source: Endpoint, target: Endpoint, protocol: str = "arp") -> bool:
+        """Tell whether a question for a target's address reached it, or an answer in its name came back.
 
         A request that the source made for somebody else's address says nothing about this target.
+
+        Args:
+            protocol: ``arp``, or ``nd`` for the declared IPv6 address, or that with `LINK` for the link-local one.
+
         """
-        address = str(target.address)
-        asked = {"kind": "arp-request", "mac": source.mac, "target": address, "direction": "in"}
-        answered = {"kind": "arp-reply", "mac": target.mac, "ip": address, "direction": "in"}
+        own = {"arp": target.address, "nd": target.address6, f"nd{LINK}": target.link_local}
+        address, word = str(own[protocol]), protocol.removesuffix(LINK)
+        asked = {"kind": f"{word}-request", "mac": source.mac, "target": address, "direction": "in"}
+        answered = {"kind": f"{word}-reply", "mac": target.mac, "ip": address, "direction": "in"}
         return self._heard(target, asked) or self._heard(source, answered)
 
     def _heard(self, receiver: Endpoint, wanted: Mapping[str, str]) -> bool:
@@ -69,8 +74,8 @@ def reach(cells: Sequence[Cell], observation: Observation) -> list[tuple[Cell, b
     """Return cells whose probes were sent, each with what was observed: whether it arrived (NET-01)."""
     found = []
     for number, cell in enumerate(cells):
-        if cell.protocol == "arp":
-            found.append((cell, observation.resolved(cell.source, cell.target)))
+        if cell.protocol.removesuffix(LINK) in RESOLUTION:
+            found.append((cell, observation.resolved(cell.source, cell.target, cell.protocol)))
         else:
             found.append((cell, observation.arrived(f"cell{number}", cell.target.guest)))
     return found

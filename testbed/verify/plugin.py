@@ -102,7 +102,7 @@ class Checks:
             elif not self._only or any(declared.id.startswith(word) for word in self._only):
                 cases += self._examine(item, declared)
         for case in cases:
-            for breach in case.declared.breaches:
+            for breach in (item for item in case.declared.breaches if item.applies(case.stage)):
                 self._try(case, breach)
                 if self._left_open:
                     return

@@ -194,7 +194,7 @@ def _line(probe: Probe, token: str) -> dict[str, object]:
     line: dict[str, object] = {"id": probe.mark, "mac": probe.sender.mac, **probe.fields}
     if probe.frame is not None:
         return {**line, "kind": "frame", "frame": probe.frame(token.encode()).hex()}
-    return {**line, "token": token, "address": str(probe.sender.address)}
+    return {"address": str(probe.sender.address), **line, "token": token}
 
 
 def broken(what: str, fact: str) -> InstrumentError:

@@ -16,6 +16,7 @@ from typing import Any
 from testbed.errors import InstrumentError
 from testbed.plan.resources import Kind, central
 from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.guard import guards
 from testbed.verify.probing import Probe
 
 _WITHIN = frozenset({"", "drop", "ct", "ct_clear", "recirc", "hash", "set", "set_masked", "push_vlan", "pop_vlan"})
@@ -45,10 +46,13 @@ print(json.dumps(answers))
 def pipeline(fleet: Fleet, probes: Sequence[Probe]) -> dict[str, str]:
     """Return by mark what the sender's node would do with each frame now, as actions of its datapath; see `passes`.
 
+    What the node's guard stops does not come to its datapath.
+
     Raises:
-        InstrumentError: a node's switch cannot be asked, or cannot tell.
+        InstrumentError: a node's switch or guard cannot be asked, or cannot tell.
 
     """
+    walls = guards(fleet)
     taps = {nic.mac: (guest.node, nic.tap) for guest in fleet.testbed.guests for nic in guest.nics}
     asked: dict[str, list[tuple[str, str, str]]] = {}
     for probe in probes:
@@ -57,7 +61,9 @@ def pipeline(fleet: Fleet, probes: Sequence[Probe]) -> dict[str, str]:
             asked.setdefault(node, []).append((probe.mark, tap, probe.frame(b"trace").hex()))
     with ThreadPoolExecutor(max_workers=8) as pool:
         answers = pool.map(lambda node: _trace(fleet.machines[node], asked[node]), asked)
-        return {mark: actions for found in answers for mark, actions in found.items()}
+        told = {mark: actions for found in answers for mark, actions in found.items()}
+    stopped = {mark for node in walls for mark, tap, frame in asked.get(node, ()) if walls[node].stops(tap, bytes.fromhex(frame))}
+    return {mark: "drop" if mark in stopped else actions for mark, actions in told.items()}
 
 
 def passes(actions: str) -> bool:
@@ -96,7 +102,8 @@ def logical(fleet: Fleet) -> list[str]:
             for name, value in resource.properties.items()
             if live.get(name) != value
         ]
-    return findings + _southbound(fleet)
+    behind = [finding for guard in guards(fleet).values() for finding in guard.findings]
+    return findings + _southbound(fleet) + behind
 
 
 def _short(value: object) -> str:
@@ -119,7 +126,7 @@ def _southbound(fleet: Fleet) -> list[str]:
         for nic in guest.nics:
             row = ports.get(nic.port, {})
             facts = {"port_security": row.get("port_security"), "chassis": names.get(row.get("chassis")), "up": row.get("up")}
-            wanted = {"port_security": f"{nic.mac} {nic.address}", "chassis": guest.node, "up": True}
+            wanted = {"port_security": nic.pinned, "chassis": guest.node, "up": True}
             findings += [f"southbound: {name} of {guest.label} is {facts[name]} and not {wanted[name]}" for name in wanted
                          if facts[name] != wanted[name]]  # fmt: skip
     return findings

@@ -20,7 +20,8 @@ import pytest
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 
-from checks.forgeries import flood, forgeries, scenes
+from checks.forgeries import flood, forgeries
+from checks.scenes import scenes
 from testbed.errors import InstrumentError
 from testbed.model.policy import Cell, ReachMatrix, endpoints
 from testbed.model.resolve import resolve
@@ -116,7 +117,7 @@ class Wire:
 @pytest.fixture
 def wire(tmp_path: Path) -> Iterator[Wire]:
     tenant = {
-        "networks": {"app": "10.99.0.0/24"},
+        "networks": {"app": ["10.99.0.0/24", "fd00:99::/64"]},
         "guests": {"web": {}, "db": {}},
         "allow": ["web -> db tcp/5432", "web -> db udp/53", "web -> db icmp"],
     }
@@ -143,6 +144,7 @@ def wire(tmp_path: Path) -> Iterator[Wire]:
         for end in ends:
             made.run(end.guest, "ip", "link", "set", "nic0", "address", end.mac, "up")
             made.run(end.guest, "ip", "addr", "add", f"{end.address}/24", "dev", "nic0")
+            made.run(end.guest, "ip", "addr", "add", f"{end.address6}/64", "dev", "nic0", "nodad")
         yield made
         end_all(made)  # type: ignore[arg-type]
         made.switch.ending = True
@@ -193,6 +195,30 @@ def test_a_dropped_frame_is_missed_at_the_receiver_and_nothing_else_is(wire: Wir
     assert wire.switch.stopped > 0
     wire.switch.wall = lambda _: False
     assert _missing(wire) == set()
+
+
+def _is_segment6(frame: bytes) -> bool:
+    return frame[12:14] == b"\x86\xdd" and frame[20] == 6
+
+
+def test_a_family_that_is_dead_is_no_wall(wire: Wire) -> None:
+    """A declared flow must work over IPv6 as well, or what IPv6 does not carry proves nothing."""
+    wire.switch.wall = _is_segment6
+    with pytest.raises(InstrumentError, match="tcp/5432 over IPv6 does not work before the probes"):
+        _reach(wire)
+
+
+def _is_solicitation_for(address: bytes) -> Callable[[bytes], bool]:
+    return lambda frame: frame[12:14] == b"\x86\xdd" and frame[20] == 58 and frame[54] == 135 and frame[62:78] == address
+
+
+def test_an_unanswered_question_for_a_neighbour_is_missed(wire: Wire) -> None:
+    """Who is asked for and does not hear it, and whose answer is not heard, is not resolved; the other way still works."""
+    web, db = endpoints(wire.testbed)
+    assert web.address6 is not None
+    wire.run(db.guest, "ip", "neigh", "replace", str(web.address6), "lladdr", web.mac, "dev", "nic0")
+    wire.switch.wall = _is_solicitation_for(web.address6.packed)
+    assert _missing(wire) == {"db nd"}
 
 
 def test_a_wire_that_carries_nothing_is_no_wall(wire: Wire) -> None:
@@ -250,8 +276,12 @@ def test_a_false_sender_is_seen_where_nothing_stops_it(wire: Wire) -> None:
     assert seen.sightings("honest") == seen.sightings("forged") == [db.guest]
 
 
-def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire) -> None:
-    """No frame of an attack is lost by its sender or unreadable at its receiver: what a check does not see was stopped."""
+def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No frame of an attack is lost by its sender or unreadable at its receiver: what a check does not see was stopped.
+
+    A receiver that believed a lie finds its neighbour again when it has failed to reach it (RFC 4861, 7.3), and so do the controls.
+    """
+    monkeypatch.setattr(network, "_CONTROL", {"timeout": 5, "repeat": 5, "spacing": 0.1})
     lies = forgeries(wire)  # type: ignore[arg-type]
     assert {lie.control for lie in lies} == {"NET-02", "NET-03", "NET-04", "NET-05", "NET-06", "NET-07", "NET-08", "NET-11"}
     floods = [flood(scene) for scene in scenes(wire)]  # type: ignore[arg-type]

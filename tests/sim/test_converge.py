@@ -40,7 +40,7 @@ def _plan(world: World, lab: Testbed) -> list[str]:
     return [str(action) for action in plan(_wanted(lab), [world.place(name) for name in places(lab)]).actions]
 
 
-@pytest.mark.parametrize("name", ["one-node.yaml", "two-tenants.yaml"])
+@pytest.mark.parametrize("name", ["one-node.yaml", "two-tenants.yaml", "three-tenants-dual-stack.yaml"])
 def test_up_makes_everything_and_a_second_one_nothing(name: str) -> None:
     lab, world = _lab(name), World()
     assert set(_up(world, lab)) == set(_wanted(lab))

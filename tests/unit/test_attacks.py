@@ -11,7 +11,8 @@ import pytest
 from scapy.layers.l2 import Ether
 
 from checks import test_control_plane, test_endurance, test_network, test_spoofing, test_underlay
-from checks.forgeries import forgeries, scenes, thefts
+from checks.forgeries import forgeries, thefts
+from checks.scenes import scenes
 from testbed.model.policy import ReachMatrix, endpoints
 from testbed.model.resolve import resolve
 from testbed.spec.load import read
@@ -26,7 +27,10 @@ def _fleet(topology: Path) -> Any:
     return SimpleNamespace(testbed=lab, matrix=ReachMatrix.of(lab))
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
+TOPOLOGY = pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
+
+
+@TOPOLOGY
 def test_every_guest_attacks_in_every_way_that_it_can(topology: Path) -> None:
     """A forgery has a mark of its own; who has no flow to hide behind sends what needs none."""
     fleet = _fleet(topology)
@@ -39,23 +43,27 @@ def test_every_guest_attacks_in_every_way_that_it_can(topology: Path) -> None:
         assert ({"NET-02", "NET-04", "NET-07"} <= own) == bool(scene.port)
 
 
-def test_only_false_senders_have_another_mac_address() -> None:
+@TOPOLOGY
+def test_only_false_senders_have_another_mac_address(topology: Path) -> None:
     """Every other forgery leaves with its own, so that it is not stopped for the wrong reason."""
-    for lie in forgeries(_fleet(TOPOLOGIES[-1])):
+    for lie in forgeries(_fleet(topology)):
         own = Ether(lie.frame(b"tb-0123abcd-x.")).src == lie.sender.mac
         assert own == (lie.control != "NET-02"), str(lie)
 
 
-def test_the_page_lists_every_attack_and_every_breach() -> None:
+@TOPOLOGY
+def test_the_page_lists_every_attack_and_every_breach(topology: Path) -> None:
     """docs/attacks.md says of each frame which check watches it, and of each check which breaches prove it."""
     page = (ROOT / "docs/attacks.md").read_text()
     rows: dict[str, str] = {}
     for line in page.splitlines():
         if line.startswith("| NET-"):
             rows[line[2:8]] = rows.get(line[2:8], "") + line
-    short = re.compile("^(a segment|an ARP reply in its network's name|a DHCP offer to (its peer|everybody)|a message|Geneve|VXLAN) |"
-                       "^(a router advertisement|an advertisement of its peer's address) (?=behind|in)")  # fmt: skip
-    for lie in forgeries(_fleet(TOPOLOGIES[-1])):
+    heads = ("a segment", "an IPv6 segment", "an ARP reply in its network's name", "a DHCP offer to (its peer|everybody)", "a message",
+             "a DHCPv6 advertisement to its peer", "Geneve", "VXLAN")  # fmt: skip
+    wrapped = "(a router advertisement|an advertisement of its peer's address) (?=behind|in)"
+    short = re.compile(f"^({'|'.join(heads)}) |^{wrapped}")
+    for lie in forgeries(_fleet(topology)):
         assert re.sub(short, "", lie.meaning) in rows[lie.control] or "node" in lie.meaning, lie.meaning
     for module in (test_control_plane, test_endurance, test_network, test_spoofing, test_underlay):
         for found in vars(module).values():
@@ -64,9 +72,14 @@ def test_the_page_lists_every_attack_and_every_breach() -> None:
                 assert [breach.name for breach in declared.breaches if breach.name not in rows[declared.id]] == []
 
 
-def test_questions_to_dhcp_tell_their_answers_apart() -> None:
-    """No two questions share a transaction."""
-    fleet = _fleet(TOPOLOGIES[-1])
+@TOPOLOGY
+def test_questions_to_dhcp_tell_their_answers_apart(topology: Path) -> None:
+    """No two questions of one protocol share a transaction."""
+    fleet = _fleet(topology)
     sent = [probe.frame(b"") for scene in scenes(fleet) for probe in thefts(scene) if probe.frame]
-    assert len({frame[46:50] for frame in sent}) == len(sent)
-    assert len(sent) > 40 * len(endpoints(fleet.testbed))
+    four = [frame[46:50] for frame in sent if frame[12:14] == b"\x08\0"]
+    six = [frame[63:66] for frame in sent if frame[12:14] == b"\x86\xdd"]
+    everyone = endpoints(fleet.testbed)
+    assert len(set(four)) == len(four) > 40 * len(everyone)
+    assert len(set(six)) == len(six) >= 40 * len([item for item in everyone if item.address6])
+    assert len(four) + len(six) == len(sent)

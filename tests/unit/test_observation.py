@@ -39,6 +39,17 @@ def test_an_arp_answer_counts_for_the_address_it_tells_of(address: str, expected
     assert _observation(SOURCE.guest, kind="arp-reply", mac=TARGET.mac, ip=address, direction="in").resolved(SOURCE, TARGET) is expected
 
 
+def test_neighbor_discovery_counts_as_arp_does() -> None:
+    lab = resolve(read(Path(__file__).parents[2] / "topologies/three-tenants-dual-stack.yaml").spec)
+    web, db = endpoints(lab)[:2]
+    records: dict[str, list[dict[str, str]]] = {item.guest: [] for item in endpoints(lab)}
+    seen = Observation("tb-0-", records, {})
+    records[web.guest] = [{"kind": "nd-reply", "mac": db.mac, "ip": str(db.address6), "direction": "in"}]
+    assert (seen.resolved(web, db, "nd"), seen.resolved(web, db, "nd-link"), seen.resolved(web, db)) == (True, False, False)
+    records[web.guest] = [{"kind": "nd-request", "mac": db.mac, "target": str(web.link_local), "direction": "in"}]
+    assert (seen.resolved(db, web, "nd-link"), seen.resolved(db, web, "nd")) == (True, False)
+
+
 def test_a_frame_that_a_recorder_saw_leaving_has_not_arrived() -> None:
     assert not _observation(TARGET.guest, token="tb-0-c1.", direction="out").arrived("c1", TARGET.guest)
     assert _observation(TARGET.guest, token="tb-0-c1.", direction="in").arrived("c1", TARGET.guest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations
 
-from testbed.model.policy import PORTLESS, Cell, ReachMatrix, endpoints, probed_ports
+from testbed.model.policy import Cell, ReachMatrix, endpoints, probed_ports, services
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Testbed
 from testbed.spec.schema import Spec
@@ -12,7 +12,7 @@ from testbed.spec.schema import Spec
 
 def _lab() -> Testbed:
     tenant = {
-        "networks": {"app": "10.0.0.0/24", "back": "10.0.1.0/24"},
+        "networks": {"app": "10.0.0.0/24", "back": ["fd00:b::/64", "10.0.1.0/24"]},
         "guests": {"web": {"network": ["app", "back"]}, "db": {"network": "app"}, "log": {"network": "back"}},
         "allow": ["web -> db tcp/5432", "web -> db icmp", "web -> log udp/7", "db -> log tcp/22"],
     }
@@ -30,8 +30,9 @@ def test_every_ordered_pair_has_every_service_once() -> None:
     """No cell is missing, none is twice."""
     lab = _lab()
     cells = ReachMatrix.of(lab).cells
-    services = len(PORTLESS) + 2 * sum(len(ports) for ports in probed_ports(lab).values())
-    assert len(cells) == len(set(cells)) == len(list(permutations(endpoints(lab), 2))) * services
+    ports = probed_ports(lab)
+    wanted = sum(len(list(services(source, target, ports))) for source, target in permutations(endpoints(lab), 2))
+    assert len(cells) == len(set(cells)) == wanted
 
 
 def test_a_flow_allows_its_port_one_way_only() -> None:
@@ -39,6 +40,21 @@ def test_a_flow_allows_its_port_one_way_only() -> None:
     forward, backward = _cells("red/web@app", "red/db@app"), _cells("red/db@app", "red/web@app")
     assert {name for name, cell in forward.items() if cell.allowed} == {"arp", "icmp", "tcp/5432"}
     assert {name for name, cell in backward.items() if cell.allowed} == {"arp"}
+
+
+def test_a_flow_is_allowed_over_both_families_where_both_ends_have_both() -> None:
+    """IPv6 follows the same line of the file; what is between link-local addresses never does."""
+    forward, backward = _cells("red/web@back", "red/log@back"), _cells("red/log@back", "red/web@back")
+    assert {name for name, cell in forward.items() if cell.allowed} == {"arp", "nd", "udp/7", "udp6/7"}
+    assert {name for name, cell in backward.items() if cell.allowed} == {"arp", "nd"}
+    assert {"nd-link", "icmp6-link", "udp6-link/7", "icmp6", "tcp6/22", "multicast6"} <= set(forward)
+
+
+def test_without_ipv6_there_are_only_link_local_cells_of_it() -> None:
+    """A network that has no IPv6 range is asked between link-local addresses alone, as ever."""
+    names = set(_cells("red/web@app", "red/db@app"))
+    assert {"nd-link", "icmp6-link", "tcp6-link/22"} <= names
+    assert not {"nd", "icmp6", "tcp6/22", "multicast6"} & names
 
 
 def test_an_undeclared_port_is_probed() -> None:

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from scapy.layers.inet import IP
+from scapy.layers.dhcp6 import DHCP6_Advertise, DHCP6OptIA_NA, DHCP6OptIAAddress, DHCP6OptServerId
+from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptUnknown, IPv6, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import Dot3, Ether
 
 from testbed.guest import sender
 from testbed.guest.parsing import parse
-from testbed.model.policy import PORTLESS, Cell, Endpoint
+from testbed.model.policy import Cell, Endpoint, services
 from testbed.verify import frames
 from testbed.verify.probing import compose
 
-WEB = Endpoint("red/web", "red/app", "0a:00:00:00:00:01", IPv4Address("10.0.0.2"))
-DB = Endpoint("red/db", "red/app", "0a:00:00:00:00:02", IPv4Address("10.0.0.3"))
+WEB = Endpoint("red/web", "red/app", "0a:00:00:00:00:01", IPv4Address("10.0.0.2"), IPv6Address("fd00::2"))
+DB = Endpoint("red/db", "red/app", "0a:00:00:00:00:02", IPv4Address("10.0.0.3"), IPv6Address("fd00::3"))
 PREFIX, TOKEN = "tb-0123abcd-", "tb-0123abcd-c1."
-PROTOCOLS = (*PORTLESS, "tcp", "udp", "tcp6", "udp6")
+PROTOCOLS = tuple(dict.fromkeys(protocol for protocol, _ in services(WEB, DB, {"tcp": (1,), "udp": (1,)})))
 
 
 def _of(protocol: str, token: str = TOKEN) -> bytes:
-    port = None if protocol in PORTLESS else 5432
+    port = 5432 if protocol.startswith(("tcp", "udp")) else None
     return frames.of_cell(Cell(WEB, DB, protocol, port, allowed=False, reason="-"))(token.encode())
 
 
@@ -41,8 +42,11 @@ def test_the_probe_finds_who_sent_a_frame(protocol: str) -> None:
     ("arp", "arp-request", ("10.0.0.2", "10.0.0.3")),
     ("icmp", "icmp", ("10.0.0.2", "10.0.0.3")),
     ("tcp", "tcp", ("10.0.0.2", "10.0.0.3")),
-    ("udp6", "ip6", ("fe80::800:ff:fe00:1", "fe80::800:ff:fe00:2")),
-    ("nd", "ip6", ("fe80::800:ff:fe00:1", "ff02::1:ff00:2")),
+    ("udp6-link", "ip6", ("fe80::800:ff:fe00:1", "fe80::800:ff:fe00:2")),
+    ("udp6", "ip6", ("fd00::2", "fd00::3")),
+    ("multicast6", "ip6", ("fd00::2", "ff02::fb")),
+    ("nd-link", "nd-request", ("fe80::800:ff:fe00:1", "fe80::800:ff:fe00:2")),
+    ("nd", "nd-request", ("fd00::2", "fd00::3")),
     ("raw", "raw", ("", "")),
 ])  # fmt: skip
 def test_the_probe_reads_what_a_frame_says(protocol: str, kind: str, ends: tuple[str, str]) -> None:
@@ -54,8 +58,8 @@ def test_the_probe_reads_what_a_frame_says(protocol: str, kind: str, ends: tuple
 
 def test_a_frame_says_whom_it_is_for() -> None:
     """Unicast is told from what is for a group."""
-    to = {name: parse(_of(name), PREFIX).to for name in ("tcp", "broadcast", "multicast", "nd")}  # type: ignore[union-attr]
-    assert to == {"tcp": DB.mac, "broadcast": "ff:ff:ff:ff:ff:ff", "multicast": "01:00:5e:00:00:fb", "nd": "33:33:ff:00:00:02"}
+    to = {name: parse(_of(name), PREFIX).to for name in ("tcp", "broadcast", "multicast", "nd-link")}  # type: ignore[union-attr]
+    assert to == {"tcp": DB.mac, "broadcast": "ff:ff:ff:ff:ff:ff", "multicast": "01:00:5e:00:00:fb", "nd-link": "33:33:ff:00:00:02"}
 
 
 def test_a_token_in_neighbor_discovery_leaves_the_message_well_formed() -> None:
@@ -97,6 +101,25 @@ def test_a_dhcp_answer_is_told_by_its_transaction_and_says_what_it_hands_out() -
     forged = parse(packet + TOKEN.encode(), PREFIX)
     assert forged is not None
     assert (forged.kind, forged.token) == ("udp", TOKEN)
+
+
+def test_an_advertisement_says_whose_address_it_tells_of() -> None:
+    """The network's own answers carry no token, and are read for the address that they tell of and whom they tell."""
+    head = IPv6(src="fd00::3", dst="fd00::2", hlim=255)
+    told = bytes(Ether(src=DB.mac, dst=WEB.mac) / head / frames.neighbor_advertisement("fd00::3", DB.mac))
+    assert parse(told, PREFIX) == ("nd-reply", "", DB.mac, "fd00::3", "fd00::2", WEB.mac)
+    assert parse(told[:70], PREFIX) is None
+
+
+def test_an_answer_of_dhcpv6_says_what_it_hands_out() -> None:
+    """The address stands two options deep; a question is no answer, and no truncation breaks the reader."""
+    lease = DHCP6OptIA_NA(iaid=1, ianaopts=[DHCP6OptIAAddress(addr="fd00::9")])
+    answer = DHCP6_Advertise(trid=0x030102) / DHCP6OptServerId() / lease
+    packet = bytes(Ether(src=DB.mac, dst=WEB.mac) / IPv6(src="fe80::1", dst="fe80::2") / UDP(sport=547, dport=546) / answer)
+    assert parse(packet, PREFIX) == ("dhcp6", "030102", DB.mac, "fe80::1", "fd00::9", WEB.mac)
+    assert parse(frames.dhcp6_solicit(WEB, 0x030102, bytes(6), "fd00::9")(b""), PREFIX) is None
+    for length in range(len(packet)):
+        parse(packet[:length], PREFIX)
 
 
 def test_foreign_tokens_are_not_ours() -> None:

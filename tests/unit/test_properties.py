@@ -8,11 +8,12 @@ from typing import Any
 from hypothesis import given, settings
 
 from testbed.apply import converge
-from testbed.model.policy import ReachMatrix
+from testbed.model.policy import LINK, RESOLUTION, ReachMatrix
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Testbed
 from testbed.observe import plan
 from testbed.plan.acls import acls
+from testbed.plan.neighbours import allowed
 from testbed.plan.resources import desired, places
 from testbed.spec.load import load
 from tests.sim.simulator import INPUTS, World
@@ -43,6 +44,12 @@ def test_resolution_is_deterministic_and_collides_nowhere(data: dict[str, Any]) 
             found = [nic.address for guest in tenant.guests for nic in guest.nics if nic.network == network.name]
             assert len(set(found)) == len(found)
             assert all(address in network.network and address != network.server for address in found)
+            six = [nic.address6 for guest in tenant.guests for nic in guest.nics if nic.network == network.name]
+            if network.network6 is None:
+                assert set(six) <= {None}
+            else:
+                assert len(set(six)) == len(six)
+                assert all(address in network.network6 and address != network.server6 for address in six if address)
     names = [nic.tap for guest in lab.guests for nic in guest.nics]
     assert len(set(names)) == len(names)
     assert all(len(name) <= 15 for name in names)
@@ -66,8 +73,8 @@ def test_the_matrix_is_symmetric_where_the_policy_is_and_denies_between_tenants(
             line for line in (_reverse(item) for item in tenant["allow"]) if line not in tenant["allow"]
         ]
     matrix = ReachMatrix.of(_lab(data))
-    allowed = {(c.source.label, c.target.label, c.protocol, c.port) for c in matrix.allowed()}
-    assert {(target, source, protocol, port) for source, target, protocol, port in allowed} == allowed
+    reached = {(c.source.label, c.target.label, c.protocol, c.port) for c in matrix.allowed()}
+    assert {(target, source, protocol, port) for source, target, protocol, port in reached} == reached
     assert all(cell.source.tenant == cell.target.tenant for cell in matrix.allowed())
     pairs = {(cell.source.label, cell.target.label) for cell in matrix.cells}
     assert {(target, source) for source, target in pairs} == pairs
@@ -94,8 +101,30 @@ def test_rules_and_matrix_tell_the_same(data: dict[str, Any]) -> None:
     expected = set()
     ports = {(guest.label, f"{guest.tenant}/{nic.network}"): nic.port for guest in lab.guests for nic in guest.nics}
     for cell in matrix.allowed():
-        if cell.protocol != "arp":
-            service = "icmp4" if cell.protocol == "icmp" else f"{cell.protocol}.dst == {cell.port}"
+        if cell.protocol not in RESOLUTION:
+            six = cell.protocol.endswith("6")
+            name = cell.protocol.removesuffix("6")
+            service = {"icmp": f"icmp{6 if six else 4}.type == {128 if six else 8}"}.get(name, f"{name}.dst == {cell.port}")
             port = ports[cell.target.guest, cell.target.network]
-            expected.add((cell.target.network, f'outport == "{port}" && ip4.src == {cell.source.address} && {service}'))
+            ends = f"ip6.src == {cell.source.address6} && ip6.dst == {cell.target.address6}" if six else f"ip4.src == {cell.source.address}"
+            expected.add((cell.target.network, f'outport == "{port}" && {ends} && {service}'))
     assert accepted == expected
+
+
+@MANY
+@given(topologies())
+def test_the_guard_and_the_matrix_tell_the_same(data: dict[str, Any]) -> None:
+    lab = _lab(data)
+    taps = {nic.mac: nic.tap for guest in lab.guests for nic in guest.nics}
+    expected = {(taps[cell.source.mac], str(cell.target.address6)) for cell in ReachMatrix.of(lab).allowed() if cell.protocol == "nd"}
+    assert {pair for node in lab.nodes for pair in allowed(lab, node)} == expected
+
+
+@MANY
+@given(topologies())
+def test_only_declared_addresses_are_ever_allowed(data: dict[str, Any]) -> None:
+    cells = ReachMatrix.of(_lab(data)).cells
+    never = [cell for cell in cells if LINK in cell.protocol or cell.protocol in ("raw", "broadcast", "multicast6")]
+    assert not [str(cell) for cell in never if cell.allowed]
+    six = {"nd", "icmp6", "tcp6", "udp6"}
+    assert all(cell.source.address6 and cell.target.address6 for cell in cells if cell.protocol in six)

@@ -1,0 +1,93 @@
+"""Where an attacker stands: who sends, and whom it can pretend to be."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from itertools import chain
+
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from testbed.model.policy import Endpoint, endpoints
+from testbed.model.testbed import Plane
+from testbed.verify.fleet import Fleet
+from testbed.verify.frames import BROADCAST
+from testbed.verify.network import tcp_flows
+
+NOWHERE, NOWHERE6 = "203.0.113.7", "2001:db8::7"  # RFC 5737, RFC 3849
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A sender and whom it can pretend to be.
+
+    Args:
+        peer: the other end of a flow that the sender may open, else a neighbour, else the network's own server.
+        port: the flow's port; 0 where there is none, and then only what needs no flow is worth sending.
+        free: an address of the network that nobody has.
+        free6: an IPv6 address that nobody has, of the network if it has any.
+        management: an address of the fleet's own.
+        tunnels: addresses at which nodes take tunnelled frames.
+        key: tunnel key of the stranger's network.
+
+    """
+
+    number: int
+    sender: Endpoint
+    peer: Endpoint
+    stranger: Endpoint
+    port: int
+    server: Endpoint
+    free: str
+    free6: str
+    management: str
+    tunnels: tuple[str, ...]
+    key: int
+
+    @property
+    def link(self) -> Ether:
+        """Honest Ethernet to the peer."""
+        return Ether(src=self.sender.mac, dst=self.peer.mac)
+
+    @property
+    def shout(self) -> Ether:
+        """Honest Ethernet to everybody."""
+        return Ether(src=self.sender.mac, dst=BROADCAST)
+
+    def ip(self, source: str = "", flags: str = "") -> Packet:
+        """Return IPv4 to the peer, from the sender unless told otherwise."""
+        return IP(src=source or str(self.sender.address), dst=str(self.peer.address), id=secrets.randbits(16), flags=flags)
+
+    def six(self, source: str = "", hops: int = 64) -> Packet:
+        """Return IPv6 to the peer, from the sender unless told otherwise."""
+        return IPv6(src=source or six_of(self.sender), dst=six_of(self.peer), hlim=hops)
+
+
+def six_of(end: Endpoint) -> str:
+    """Return an endpoint's IPv6 address: the declared one, or the link-local one where none is."""
+    return str(end.address6 or end.link_local)
+
+
+def scenes(fleet: Fleet) -> list[Scene]:
+    """Return a scene for every interface of every guest."""
+    lab, everyone, flows = fleet.testbed, endpoints(fleet.testbed), tcp_flows(fleet)
+    keys = {network.label: network.key for network in lab.switches()}
+    found = []
+    for number, sender in enumerate(everyone):
+        network = lab.tenant(sender.tenant).network(sender.network.partition("/")[2])
+        server = Endpoint("", sender.network, network.server_mac, network.server, network.server6)
+        taken = {item.address for item in everyone if item.network == sender.network}
+        free = next(address for address in network.network.hosts() if address not in {*taken, network.server})
+        free6 = network.network6[int(free) - int(network.network[0])] if network.network6 else NOWHERE6
+        opens = [(target, port) for _, source, target, port in flows if source == sender]
+        neighbours = [(item, 0) for item in everyone if item.network == sender.network and item != sender]
+        peer, port = next(chain(opens, neighbours), (server, 0))
+        stranger = next((item for item in everyone if item.tenant != sender.tenant), peer)
+        management = str(lab.controller.address(Plane.MANAGEMENT))
+        tunnels = tuple(str(node.address(Plane.FABRIC)) for node in lab.nodes)
+        names = (str(free), str(free6), management)
+        found.append(Scene(number, sender, peer, stranger, port, server, *names, tunnels, keys[stranger.network]))
+    return found

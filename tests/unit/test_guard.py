@@ -1,0 +1,89 @@
+"""What the witness says of the guard of IPv6 neighbours; `tests/integration/test_guard.py` asks the kernel the same."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6ND_NA,
+    ICMPv6ND_NS,
+    ICMPv6ND_RA,
+    ICMPv6NDOptDstLLAddr,
+    ICMPv6NDOptSrcLLAddr,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+)
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from testbed.model.resolve import resolve
+from testbed.plan.settings import settings
+from testbed.spec.schema import Spec
+from testbed.verify.guard import Guard, guards
+
+TAP, OWN, PEER, OTHER = "tap0", "fd00::2", "fd00::3", "fd00::4"
+GUARD = Guard(whole=True, allowed=frozenset({(TAP, PEER)}), links=frozenset({(TAP, "0xa0000000002")}), findings=())
+
+
+def _frame(*layers: Packet, source: str = OWN, target: str = PEER) -> bytes:
+    packet: Packet = Ether(src="0a:00:00:00:00:02", dst="0a:00:00:00:00:03") / IPv6(src=source, dst=target, hlim=255)
+    for layer in layers:
+        packet /= layer
+    return bytes(packet)
+
+
+@pytest.mark.parametrize(("frame", "stopped"), [
+    (_frame(ICMPv6ND_NS(tgt=PEER)), False),
+    (_frame(ICMPv6ND_NS(tgt=PEER), ICMPv6NDOptSrcLLAddr(lladdr="0a:00:00:00:00:02")), False),
+    (_frame(ICMPv6ND_NS(tgt=PEER), ICMPv6NDOptSrcLLAddr(lladdr="0a:00:00:00:00:03")), True),
+    (_frame(ICMPv6ND_NS(tgt=PEER), ICMPv6NDOptDstLLAddr(lladdr="0a:00:00:00:00:02")), True),
+    (_frame(ICMPv6ND_NS(tgt=OTHER)), True),
+    (_frame(ICMPv6ND_NS(tgt=PEER), source="fe80::2"), True),
+    (_frame(ICMPv6ND_NS(tgt=PEER), source="::"), True),
+    (_frame(ICMPv6ND_NA(tgt=OWN)), False),
+    (_frame(ICMPv6ND_NA(tgt=OWN), target="ff02::1"), True),
+    (_frame(ICMPv6ND_RA()), True),
+    (_frame(IPv6ExtHdrDestOpt(), ICMPv6ND_RA()), True),
+    (_frame(IPv6ExtHdrFragment(), ICMPv6ND_NS(tgt=PEER)), True),
+    (_frame(IPv6ExtHdrFragment(m=1), ICMPv6EchoRequest(data=bytes(40))), False),
+    (_frame(ICMPv6EchoRequest(data=bytes(40)), target=OTHER), False),
+    (bytes(Ether() / IP() / ICMP()), False),
+])  # fmt: skip
+def test_only_the_ends_of_a_flow_speak_of_neighbours(frame: bytes, stopped: bool) -> None:
+    assert GUARD.stops(TAP, frame) is stopped
+    assert not Guard(whole=False, allowed=GUARD.allowed, links=GUARD.links, findings=()).stops(TAP, frame)
+
+
+def test_no_frame_breaks_the_witness() -> None:
+    frame = _frame(IPv6ExtHdrDestOpt(), IPv6ExtHdrFragment(), ICMPv6ND_NS(tgt=PEER))
+    for length in range(len(frame)):
+        GUARD.stops(TAP, frame[:length])
+    for _ in range(300):
+        GUARD.stops(TAP, frame[:20] + os.urandom(60))
+
+
+def _lab(*ranges: str) -> Any:
+    tenant = {"networks": {"app": list(ranges)}, "guests": {"web": {}, "db": {}}, "allow": ["web -> db tcp/22"]}
+    return resolve(Spec.model_validate({"version": 1, "name": "lab", "nodes": {"node": {}}, "tenants": {"red": tenant}}))
+
+
+BROKEN = [("", True, 0), ("neighbour-guard", False, 1), ("neighbours", True, 1), ("neighbour-links", True, 1)]
+
+
+@pytest.mark.parametrize(("break_it", "whole", "findings"), BROKEN)
+def test_a_guard_that_is_not_as_declared_is_a_finding(break_it: str, whole: bool, findings: int) -> None:
+    lab = _lab("10.0.0.0/24", "fd00::/64")
+    values = {item.observe: "something else" if item.name == break_it else item.value for item in settings(lab, lab.nodes[0])}
+    machine = SimpleNamespace(run=lambda command: SimpleNamespace(text=f"{values[command]}\n"))
+    found = guards(SimpleNamespace(testbed=lab, machines={"node": machine}))["node"]  # type: ignore[arg-type]
+    assert (found.whole, len(found.findings)) == (whole, findings)
+
+
+def test_a_node_without_ipv6_has_no_guard() -> None:
+    assert guards(SimpleNamespace(testbed=_lab("10.0.0.0/24"), machines={})) == {}  # type: ignore[arg-type]
