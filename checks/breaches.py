@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
+from testbed.drivers.ssh import Host
 from testbed.model.policy import endpoints
 from testbed.model.testbed import Guest, GuestNic
 from testbed.plan import neighbours
@@ -17,25 +18,37 @@ from testbed.verify.stage import Stage
 TABLE = "ovs-ofctl -O OpenFlow15"
 
 
+def here(stage: Stage) -> Host:
+    """Return the machine of the case."""
+    return stage.host
+
+
+def controller(stage: Stage) -> Host:
+    """Return the controller."""
+    return stage.lab.central.host
+
+
 def command(
-    name: str, *, opens: Callable[[Stage], str], closes: Callable[[Stage], str], shows: Callable[[Stage], str]
-) -> Breach:
-    """Return a breach made of shell commands that run as root on the machine of the case.
+    name: str, *, opens: Callable[[Stage], str], closes: Callable[[Stage], str], shows: Callable[[Stage], str],
+    where: Callable[[Stage], Host] = here,
+) -> Breach:  # fmt: skip
+    """Return a breach made of shell commands that run as root on a machine.
 
     Args:
         shows: commands that succeed exactly while the wall is open.
+        where: the machine.
 
     """
+
+    def do(stage: Stage, commands: str) -> None:
+        where(stage).must(commands)
+
     return Breach(
         name,
-        open=lambda stage: _do(stage, opens(stage)),
-        close=lambda stage: _do(stage, closes(stage)),
-        in_force=lambda stage: stage.host.sudo(shows(stage)).status == 0,
+        open=lambda stage: do(stage, opens(stage)),
+        close=lambda stage: do(stage, closes(stage)),
+        in_force=lambda stage: where(stage).sudo(shows(stage)).status == 0,
     )
-
-
-def _do(stage: Stage, commands: str) -> None:
-    stage.host.must(commands)
 
 
 def needs_guest(stage: Stage) -> str | None:

@@ -21,6 +21,8 @@ from testbed.verify.declare import check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.probing import Probe, Record, one_observation
 from testbed.verify.recorders import collect_from, listen_on, send_from
+from testbed.verify.stage import Stage
+from testbed.verify.surroundings import listening
 
 _OWN = ("br-int", *(f"{plane}0" for plane in Plane))
 
@@ -61,7 +63,7 @@ def _attack(fleet: Fleet) -> _Assault:
     prefix = f"tb-{secrets.token_hex(4)}-"
     machines = list(fleet.machines.values())
     with one_observation(fleet), ThreadPoolExecutor(max_workers=len(machines)) as pool:
-        sockets = _sockets(fleet, dict(zip(fleet.machines, pool.map(_listeners, machines), strict=True)))
+        sockets = _sockets(fleet)
         own = dict(zip(fleet.machines, pool.map(lambda machine: _watch(fleet, machine, prefix), machines), strict=True))
         probes = {node.name: _assault(_senders(fleet, node.name), sockets, own[node.name]) for node in fleet.testbed.nodes}
         send_from(fleet, fleet.testbed.guests, prefix, [probe for found in probes.values() for probe in found])
@@ -73,21 +75,21 @@ def _senders(fleet: Fleet, name: str) -> list[Endpoint]:
     return [item for item in endpoints(fleet.testbed) if item.guest in {guest.label for guest in fleet.testbed.guests_on(name)}]
 
 
-def _listeners(machine: Machine) -> str:
-    return machine.read("ss -Hlntu | awk '{print $1, $5}'")
-
-
-def _sockets(fleet: Fleet, listeners: dict[str, str]) -> list[tuple[str, str, int]]:
+def _sockets(fleet: Fleet) -> list[tuple[str, str, int]]:
     """Return protocol, address and port of every listening socket of every machine, as the machines tell it."""
-    found = []
-    for machine in fleet.testbed.machines:
-        for line in listeners[machine.name].splitlines():
-            protocol, _, place = line.partition(" ")
-            host, _, port = place.rpartition(":")
-            if not host.startswith("127.") and host != "[::1]":
-                found += [(protocol, str(nic.address), int(port)) for nic in machine.nics]
+    told = listening(fleet)
+    found = {
+        (protocol, str(nic.address), port)
+        for machine in fleet.testbed.machines
+        for protocol, port in told[machine.name]
+        for nic in machine.nics
+    }
     gateway = fleet.testbed.lab_network(Plane.MANAGEMENT).gateway
     return sorted({*found, ("tcp", str(gateway), 22)})
+
+
+def _tap(stage: Stage) -> str:
+    return stage.guests[0].nics[0].tap
 
 
 @check(
@@ -107,6 +109,13 @@ def _sockets(fleet: Fleet, listeners: dict[str, str]) -> list[tuple[str, str, in
                 "dl_dst='$(cat /sys/class/net/br-int/address); ip link set br-int down"
             ),
             shows=lambda _: f"{TABLE} dump-flows br-int table=0 | grep -q actions=LOCAL && ip link show up dev br-int | grep -q br-int",
+        ),
+        command(
+            "a guest's frames come in at the management interface as well",
+            opens=lambda s: f"tc qdisc add dev {_tap(s)} clsact; tc filter add dev {_tap(s)} ingress matchall "
+            "action mirred ingress mirror dev management0",
+            closes=lambda s: f"tc qdisc del dev {_tap(s)} clsact",
+            shows=lambda s: f"tc filter show dev {_tap(s)} ingress | grep -q mirred",
         ),
     ),
 )

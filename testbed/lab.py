@@ -233,7 +233,7 @@ def _renew_client(workspace: Workspace, authority: Authority) -> None:
     user = authority.user(["node-admin"], now=now)
     write_secret(workspace.folder / "ssh/admin", user.private_key)
     write_secret(workspace.folder / "ssh/admin-cert.pub", user.certificate)
-    client = authority.tls("testbed", now=now)
+    client = authority.administrator("testbed", now=now)
     write_client(workspace, client.private_key, client.certificate)
 
 

@@ -32,6 +32,7 @@ class Link:
     master: str
     up: bool
     addresses: tuple[str, ...]
+    mac: str
 
 
 class Fabric:
@@ -61,6 +62,7 @@ class Fabric:
                     names.get(link.get_attr("IFLA_MASTER") or 0, ""),
                     bool(link["flags"] & 1),
                     tuple(sorted(addresses.get(link["index"], []))),
+                    link.get_attr("IFLA_ADDRESS") or "",
                 )
 
     def create_bridge(self, name: str, resource: str, address: IPv4Interface | None) -> None:
@@ -93,6 +95,25 @@ class Fabric:
                 route.link("add", ifname=name, kind="tuntap", mode="tap")
             else:
                 route.link("add", ifname=name, kind="veth", peer={"ifname": name, "net_ns_fd": outer_network})
+            index = route.link_lookup(ifname=name)[0]
+            route.link("set", index=index, master=route.link_lookup(ifname=bridge)[0])
+            self._finish(route, index, resource)
+
+    def create_rogue(self, name: str, resource: str, bridge: str, peer: str, mac: str, process: int) -> None:
+        """Attach a network namespace to a bridge by a veth pair, which disappears with the namespace.
+
+        Args:
+            peer: name of the end in the namespace.
+            mac: its MAC address; ours gets one so high that the bridge keeps its own, which is the lowest of its ports'.
+            process: a process in it.
+
+        Raises:
+            ProvisioningError: the kernel refuses.
+
+        """
+        with _netlink(f"cannot make the rogue host's interface {name}") as route:
+            far = {"ifname": peer, "address": mac, "net_ns_pid": process}
+            route.link("add", ifname=name, kind="veth", address=f"fe{mac[2:]}", peer=far)
             index = route.link_lookup(ifname=name)[0]
             route.link("set", index=index, master=route.link_lookup(ifname=bridge)[0])
             self._finish(route, index, resource)

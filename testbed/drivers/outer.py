@@ -16,6 +16,7 @@ from testbed.drivers.hypervisor import Hypervisor
 from testbed.drivers.images import Image
 from testbed.drivers.outside import Outside
 from testbed.drivers.pki import Authority, write_secret
+from testbed.drivers.rogue import ROGUE
 from testbed.drivers.workspace import Workspace
 from testbed.errors import ProvisioningError
 from testbed.model.facts import Environment
@@ -53,6 +54,8 @@ class Outer:
         found: dict[Key, Properties] = {}
         for link in self.fabric.links():
             kind, _, name = link.resource.partition("=")
+            if kind == ROGUE:
+                continue
             properties: dict[str, str | int | list[str]] = {"interface": link.name, "bridge": link.master}
             if kind == Kind.NETWORK:
                 properties = {"bridge": link.name, "address": " ".join(link.addresses)}
@@ -133,8 +136,9 @@ class Outer:
         host = authority.host(machine.name, [nic.address for nic in machine.nics], now=now)
         tls = authority.tls(machine.name, now=now)
         keys = MachineKeys(
-            host.private_key, host.certificate, authority.ssh_public_key, tls.private_key, tls.certificate, authority.tls_ca
-        )
+            host.private_key, host.certificate, authority.ssh_public_key, tls.private_key, tls.certificate, authority.tls_ca,
+            authority.administrators_ca,
+        )  # fmt: skip
         write_secret(folder / "identity.tar", pack(identity_files(self.lab, machine, keys)))
         (folder / "host_key.pub").write_text(host.public_key)
 

@@ -17,6 +17,7 @@ from ovsdbapp.schema.ovn_northbound.impl_idl import OvnNbApiIdlImpl
 from testbed.errors import ProvisioningError
 from testbed.model.testbed import TenantNetwork
 from testbed.plan.acls import Acl
+from testbed.plan.resources import dhcp6_options, dhcp_options
 
 _MARK = "testbed"
 _OWN_OPTIONS = ("subnet", "ipv6_prefix", "requested-tnl-key")
@@ -78,7 +79,9 @@ class Northbound:
                 result[row["name"]] = {
                     "network": " ".join(row["other_config"][key] for key in ("subnet", "ipv6_prefix") if key in row["other_config"]),
                     "tunnel_key": int(row["other_config"].get("requested-tnl-key", 0)),
-                    "dhcp": f"{found.get('server_id', '')} {found.get('server_mac', '')} {found6.get('server_id', '')}".rstrip(),
+                    "dhcp": sorted(f"{name}={value}" for name, value in found.items()),
+                    "dhcp6": sorted(f"{name}={value}" for name, value in found6.items()),
+                    "names": len(row["dns_records"]),
                     "acls": [
                         str(rule)
                         for rule in sorted(Acl(r["direction"], r["priority"], r["match"], r["action"]) for r in rules)
@@ -123,17 +126,12 @@ class Northbound:
             for mark, cidr in ((_FOUR, network.network), (_SIX, network.network6)):
                 if cidr is not None and self._dhcp(label, mark) is None:
                     change.add(self._api.dhcp_options_add(str(cidr), **{mark: label}))
-        with _said(f"cannot configure DHCP of {label}"):
-            options = {
-                "server_id": str(network.server),
-                "server_mac": network.server_mac,
-                "lease_time": "86400",
-                "mtu": "1442",
-            }
-            self._api.dhcp_options_set_options(self._dhcp(label, _FOUR), **options).execute(check_error=True)
+        with _said(f"cannot configure DHCP and names of {label}"):
+            self._api.dhcp_options_set_options(self._dhcp(label, _FOUR), **dhcp_options(network)).execute(check_error=True)
             if network.network6 is not None:
-                self._api.dhcp_options_set_options(self._dhcp(label, _SIX), server_id=network.server_mac).execute(check_error=True)
+                self._api.dhcp_options_set_options(self._dhcp(label, _SIX), **dhcp6_options(network)).execute(check_error=True)
             self._drop_dhcp(label, () if network.network6 else (_SIX,))
+            self._api.db_clear("Logical_Switch", label, "dns_records").execute(check_error=True)
 
     def _options(self, switch: str) -> dict[str, str]:
         found: dict[str, str] = self._api.db_get("Logical_Switch", switch, "other_config").execute(check_error=True)

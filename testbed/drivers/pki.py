@@ -1,8 +1,8 @@
 """A lab's certificate authorities, and what they sign (D6).
 
 One Ed25519 key signs ssh certificates of users and hosts; one ECDSA key signs the X.509 certificates of
-OVN's databases and chassis, because OpenSSL reads those everywhere. Both stay in the lab's own folder,
-mode 0600, and end with the lab.
+machines, because OpenSSL reads those everywhere, and another those of administrators, so that a fallen machine is
+none of them (NET-08). All stay in the lab's own folder, mode 0600, and end with the lab.
 """
 
 from __future__ import annotations
@@ -51,19 +51,18 @@ class TlsIdentity:
 
 
 class Authority:
-    """The lab's two certificate authorities, made on first use."""
+    """The lab's certificate authorities, made on first use."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
         ssh_key = _stored_key(folder / "ssh-ca.pem", ed25519.Ed25519PrivateKey.generate)
-        tls_key = _stored_key(folder / "tls-ca.pem", lambda: ec.generate_private_key(ec.SECP256R1()))
-        if not isinstance(ssh_key, ed25519.Ed25519PrivateKey) or not isinstance(tls_key, ec.EllipticCurvePrivateKey):
+        if not isinstance(ssh_key, ed25519.Ed25519PrivateKey):
             msg = f"{folder} holds keys of an unexpected kind"
             raise TypeError(msg)
         self._ssh_key = ssh_key
-        self._tls_key = tls_key
-        self.tls_certificate = self._own_certificate()
+        self._machines = _Issuer.stored(folder, "tls-ca", "testbed lab authority")
+        self._administrators = _Issuer.stored(folder, "tls-administrators", "testbed lab administrators")
 
     @property
     def ssh_public_key(self) -> str:
@@ -111,48 +110,77 @@ class Authority:
         return SshIdentity(private, certificate.public_bytes() + b"\n", public + "\n")
 
     def tls(self, name: str, *, now: datetime) -> TlsIdentity:
-        """Sign a fresh TLS key; the common name is what OVN's role-based access compares with the chassis."""
+        """Sign a machine's TLS key: OVN's roles compare its common name with the chassis, IPsec its other name with the peer."""
+        return self._machines.sign(name, now)
+
+    def administrator(self, name: str, *, now: datetime) -> TlsIdentity:
+        """Sign the TLS key of somebody who may change OVN's northbound database."""
+        return self._administrators.sign(name, now)
+
+    @property
+    def tls_ca(self) -> bytes:
+        """The certificate of the authority of machines, in PEM."""
+        return self._machines.certificate.public_bytes(Encoding.PEM)
+
+    @property
+    def administrators_ca(self) -> bytes:
+        """The certificate of the authority of administrators, in PEM."""
+        return self._administrators.certificate.public_bytes(Encoding.PEM)
+
+
+@dataclass(frozen=True, slots=True)
+class _Issuer:
+    """An authority for X.509 certificates."""
+
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    @classmethod
+    def stored(cls, folder: Path, file: str, name: str) -> _Issuer:
+        """Return the authority of a file, made if it is not there."""
+        key = _stored_key(folder / f"{file}.pem", lambda: ec.generate_private_key(ec.SECP256R1()))
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            msg = f"{folder}/{file}.pem holds a key of an unexpected kind"
+            raise TypeError(msg)
+        path = folder / f"{file}.crt"
+        if not path.exists():
+            path.write_bytes(_self_signed(key, name).public_bytes(Encoding.PEM))
+        return cls(key, x509.load_pem_x509_certificate(path.read_bytes()))
+
+    def sign(self, name: str, now: datetime) -> TlsIdentity:
+        """Sign a fresh key for a name."""
         key = ec.generate_private_key(ec.SECP256R1())
+        usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH])
         certificate = (
             x509.CertificateBuilder()
             .subject_name(_name(name))
-            .issuer_name(self.tls_certificate.subject)
+            .issuer_name(self.certificate.subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - _SKEW)
             .not_valid_after(now + HOST_LIFETIME)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
-            )
-            .sign(self._tls_key, hashes.SHA256())
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .add_extension(usage, critical=False)
+            .sign(self.key, hashes.SHA256())
         )
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         return TlsIdentity(private, certificate.public_bytes(Encoding.PEM))
 
-    def _own_certificate(self) -> x509.Certificate:
-        path = self._folder / "tls-ca.crt"
-        if path.exists():
-            return x509.load_pem_x509_certificate(path.read_bytes())
-        now = datetime.now(UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(_name("testbed lab authority"))
-            .issuer_name(_name("testbed lab authority"))
-            .public_key(self._tls_key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _SKEW)
-            .not_valid_after(now + timedelta(days=3650))
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .sign(self._tls_key, hashes.SHA256())
-        )
-        path.write_bytes(certificate.public_bytes(Encoding.PEM))
-        return certificate
 
-    @property
-    def tls_ca(self) -> bytes:
-        """The TLS authority's certificate, in PEM."""
-        return self.tls_certificate.public_bytes(Encoding.PEM)
+def _self_signed(key: ec.EllipticCurvePrivateKey, name: str) -> x509.Certificate:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_name(name))
+        .issuer_name(_name(name))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SKEW)
+        .not_valid_after(now + timedelta(days=3650))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
 
 
 def _name(text: str) -> x509.Name:

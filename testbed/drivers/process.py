@@ -11,7 +11,8 @@ import select
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from testbed.errors import MachineError, ProvisioningError, TestbedError
@@ -48,6 +49,7 @@ def run(
     environment: Mapping[str, str] | None = None,
     log: Path | None = None,
     cwd: Path | None = None,
+    stdin: bytes = b"",
 ) -> str:
     """Run a program to its end and return its standard output.
 
@@ -59,6 +61,7 @@ def run(
         environment: variables to add to our own.
         log: file that receives both output streams instead; the result is then empty.
         cwd: folder to run in.
+        stdin: what it reads, unless there is a log.
 
     Raises:
         TestbedError: of the class given, when the program is missing, fails or takes too long.
@@ -74,9 +77,7 @@ def run(
                     stdin=subprocess.DEVNULL,
                 )  # fmt: skip
         else:
-            done = subprocess.run(
-                argv, capture_output=True, timeout=timeout, env=env, check=False, cwd=cwd, stdin=subprocess.DEVNULL
-            )
+            done = subprocess.run(argv, capture_output=True, timeout=timeout, env=env, check=False, cwd=cwd, input=stdin)
     except OSError as failure:
         raise error(what, fact=f"{argv[0]}: {failure.strerror}", remedy=_repeat(argv)) from failure
     except subprocess.TimeoutExpired as failure:
@@ -118,6 +119,35 @@ def spawn(argv: Sequence[str], *, log: Path, timeout: float) -> str:
     with child.stdout as output:
         line = output.readline() if wait_readable(output.fileno(), timeout=timeout) else b""
     return line.decode(errors="replace").strip()
+
+
+@contextmanager
+def held(argv: Sequence[str], *, what: str, timeout: float) -> Iterator[int]:
+    """Run a program for as long as a block lasts, or its own process lives: it ends when its input does; give its process id.
+
+    Args:
+        timeout: seconds until it must have said ``ready`` on its standard output, and again until it must have ended.
+
+    Raises:
+        ProvisioningError: it says something else, or nothing.
+
+    """
+    child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        with child.stdin, child.stdout:
+            line = child.stdout.readline() if wait_readable(child.stdout.fileno(), timeout=timeout) else b""
+            if line.strip() != b"ready":
+                fact = line.decode(errors="replace").strip() or f"{argv[0]} says nothing within {timeout:.0f} s"
+                raise ProvisioningError(what, fact=fact, remedy=_repeat(argv))
+            yield child.pid
+    finally:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(timeout)
+        if child.poll() is None:
+            child.kill()
+            child.wait()
 
 
 def wait_readable(descriptor: int, *, timeout: float) -> bool:

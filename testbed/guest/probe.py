@@ -22,14 +22,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from testbed.guest import sender
+from testbed.guest import knocker, sender
 from testbed.guest.recorder import MAX_TEXT, Recorder
 
 MAX_REQUEST = 8 * 2**20
 _PREFIX = re.compile(r"tb-[a-z0-9]{4,32}-")
 _ANSWER = re.compile(r"[a-z0-9]{4,32}")
 _UNREAD = 60  # seconds that an answer waits for its reader
-_SENDERS = {"send": sender.send, "stream": sender.stream}
+_SENDERS = {"send": sender.send, "stream": sender.stream, "knock": knocker.knock}
 Request = dict[str, Any]
 
 
@@ -45,10 +45,10 @@ class Server:
         self.recorder: Recorder | None = None
         self.asked = time.monotonic()
         self.phases = {"listen": self._listen, "collect": self._collect, "finish": self._finish, "halt": self._halt, "stop": self._stop}
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
     def run(self) -> None:
         """Work until told to stop, or until nobody has asked for long."""
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while not self.ending and time.monotonic() < self.asked + self.patience:
             self.turn()
             if self.recorder is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from testbed.guest.parsing import SNAP, Seen, find_token, parse
 
-MAX_RECORDS, MAX_TEXT = 2000, 160
+MAX_RECORDS, MAX_STRAYS, MAX_TEXT = 2000, 64, 160
 _TEST = 0x88B5
 _PACKET_ADD_MEMBERSHIP, _PACKET_STATISTICS, _SOL_PACKET, _PROMISCUOUS = 1, 6, 263, 1
 _ETH_P_ALL, _OUTGOING = 3, 4
@@ -50,7 +50,8 @@ def has_address6(name: str, address: str) -> bool:
     return False
 
 
-def _packet_socket(name: str, protocol: int) -> socket.socket:
+def packet_socket(name: str, protocol: int) -> socket.socket:
+    """Return a socket for the frames of one interface; protocol 0 receives none, 3 all."""
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
     opened.bind((name, protocol))
     return opened
@@ -64,7 +65,7 @@ def _addressed(name: str, nic: dict[str, str]) -> bool:
 
 def outlet(mac: str) -> socket.socket:
     """Return a socket that sends frames from the interface with a MAC address."""
-    return _packet_socket(interface_of(mac) or "none", 0)
+    return packet_socket(interface_of(mac) or "none", 0)
 
 
 def _server(kind: str, family: socket.AddressFamily) -> socket.socket:
@@ -86,12 +87,18 @@ class Recorder:
         self.servers: list[socket.socket] = []
         self.open: dict[socket.socket, float] = {}
         self.seen: dict[tuple[Seen, str, str], list[float]] = {}
+        self.known: set[bytes] = set()
+        self.strays: set[tuple[bytes, str]] = set()
         self.down: set[str] = set()
         self.overflowed, self.dropped = False, 0
         self.started = time.monotonic()
 
     def prepare(self, request: Request) -> Request:
-        """Open everything, with retries until ``patience`` seconds have passed; return the ready state."""
+        """Open everything, with retries until ``patience`` seconds have passed; return the ready state.
+
+        If ``known`` is given, frames without a token from other MAC addresses than these are kept as they are: strays.
+        """
+        self.known = {bytes.fromhex(mac.replace(":", "")) for mac in request.get("known", [])}
         deadline = time.monotonic() + min(float(request.get("patience", 10)), 120.0)
         wanted = [(kind, int(port)) for kind in ("tcp", "udp") for port in request.get(kind, [])][:128]
         missing, nics = {f"{kind}/{port}": "" for kind, port in wanted}, self._interfaces()
@@ -138,7 +145,7 @@ class Recorder:
         return True
 
     def _sniff(self, name: str, label: str) -> None:
-        sniffer = _packet_socket(name, _ETH_P_ALL)
+        sniffer = packet_socket(name, _ETH_P_ALL)
         sniffer.setblocking(False)
         sniffer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         member = struct.pack("iHH8s", socket.if_nametoindex(name), _PROMISCUOUS, 0, b"")
@@ -157,9 +164,19 @@ class Recorder:
                     raise
                 self.down.add(label)
             else:
-                seen = parse(frame, self.prefix)
+                seen, outgoing = parse(frame, self.prefix), source[2] == _OUTGOING
                 if seen:
-                    self._record(seen, label, "out" if source[2] == _OUTGOING else "in")
+                    self._record(seen, label, "out" if outgoing else "in")
+                if self.known and not outgoing and not (seen and seen.token.startswith(self.prefix)):
+                    self._keep(frame, label)
+
+    def _keep(self, frame: bytes, label: str) -> None:
+        """Keep a frame of a sender that is not known."""
+        if frame[6:12] not in self.known and (frame, label) not in self.strays:
+            if len(self.strays) < MAX_STRAYS:
+                self.strays.add((frame, label))
+            else:
+                self.overflowed = True
 
     def _record(self, seen: Seen, label: str, direction: str) -> None:
         """Remember when something was seen first and last, and how often."""
@@ -226,7 +243,8 @@ class Recorder:
                     "until": round(last - self.started, 3), "times": times}
                    for (seen, label, way), (first, last, times) in self.seen.items() if not seen.token.startswith(own)]  # fmt: skip
         return {"alive": True, "self_test": tested, "dropped": self.dropped, "overflowed": self.overflowed,
-                "down": sorted(self.down), "records": records}  # fmt: skip
+                "down": sorted(self.down), "records": records,
+                "strays": [{"frame": frame.hex(), "label": label} for frame, label in sorted(self.strays)]}  # fmt: skip
 
     def self_test(self, stage: str) -> None:
         """Send a frame from each interface to itself; a recorder that hears at all records it as outgoing."""

@@ -26,6 +26,7 @@ class MachineKeys:
     tls_key: bytes
     tls_certificate: bytes
     tls_authority: bytes
+    administrators_authority: bytes
 
 
 def tunnel_peers(lab: Testbed, machine: Machine) -> tuple[str, ...]:
@@ -35,12 +36,16 @@ def tunnel_peers(lab: Testbed, machine: Machine) -> tuple[str, ...]:
     return tuple(sorted(str(node.address(Plane.FABRIC)) for node in lab.nodes if node.name != machine.name))
 
 
-def database_clients(lab: Testbed, machine: Machine) -> tuple[str, ...]:
-    """Return the management addresses that may talk to OVN's databases on a machine."""
+def northbound_clients(lab: Testbed, machine: Machine) -> tuple[str, ...]:
+    """Return the management addresses that may talk to OVN's northbound database on a machine."""
+    return administrators(lab) if machine.role is Role.CONTROLLER else ()
+
+
+def southbound_clients(lab: Testbed, machine: Machine) -> tuple[str, ...]:
+    """Return the management addresses that may talk to OVN's southbound database on a machine."""
     if machine.role is not Role.CONTROLLER:
         return ()
-    clients = [str(node.address(Plane.MANAGEMENT)) for node in lab.nodes]
-    return tuple(sorted([*clients, str(lab.lab_network(Plane.MANAGEMENT).gateway)]))
+    return tuple(sorted(str(node.address(Plane.MANAGEMENT)) for node in lab.nodes))
 
 
 def administrators(lab: Testbed) -> tuple[str, ...]:
@@ -69,20 +74,72 @@ def identity_files(lab: Testbed, machine: Machine, keys: MachineKeys) -> dict[st
             f"[Match]\nMACAddress={nic.mac}\n\n[Network]\nAddress={nic.address}/{network.prefixlen}\n"
             "LinkLocalAddressing=no\nIPv6AcceptRA=no\nLLDP=no\n"
         ).encode()
+    if machine.role is Role.CONTROLLER:
+        files["testbed/ovn/administrators.pem"] = keys.administrators_authority
     if machine.role is Role.NODE:
         files["testbed/ovn/chassis.sh"] = _chassis(lab, machine).encode()
+    if tunnel_peers(lab, machine):
+        files["testbed/swanctl/swanctl.conf"] = tunnel_protection(lab, machine).encode()
+        files["testbed/swanctl/private/node.pem"] = keys.tls_key
+        files["testbed/swanctl/x509/node.pem"] = keys.tls_certificate
+        files["testbed/swanctl/x509ca/ca.pem"] = keys.tls_authority
     return files
 
 
-def _nftables(lab: Testbed, machine: Machine) -> str:
-    sets = {
+def address_sets(lab: Testbed, machine: Machine) -> dict[str, tuple[str, ...]]:
+    """Return the addresses of each set that the firewall's rules refer to."""
+    return {
         "administrators": administrators(lab),
         "tunnel_peers": tunnel_peers(lab, machine),
-        "database_clients": database_clients(lab, machine),
+        "northbound_clients": northbound_clients(lab, machine),
+        "southbound_clients": southbound_clients(lab, machine),
     }
+
+
+def _nftables(lab: Testbed, machine: Machine) -> str:
+    sets = address_sets(lab, machine)
     return "".join(
         f"add element inet testbed {name} {{ {', '.join(addresses)} }}\n" for name, addresses in sets.items() if addresses
     )
+
+
+_PEER = """  {peer} {{
+    version = 2
+    mobike = no
+    proposals = aes128gcm16-prfsha256-ecp256
+    local_addrs = {own_address}
+    remote_addrs = {address}
+    dpd_delay = 60s
+    unique = replace
+    local {{
+      certs = node.pem
+      id = {own}
+    }}
+    remote {{
+      cacerts = ca.pem
+      id = {peer}
+    }}
+    children {{
+      tunnels {{
+        mode = transport
+        local_ts = dynamic[udp]
+        remote_ts = dynamic[udp]
+        esp_proposals = aes128gcm16-ecp256
+        start_action = trap|start
+        close_action = trap
+        dpd_action = trap
+      }}
+    }}
+  }}
+"""
+
+
+def tunnel_protection(lab: Testbed, machine: Machine) -> str:
+    """Return strongSwan's connections of a node: UDP to another node's fabric address is encrypted or not sent (NET-08, RFC 4301)."""
+    own = str(machine.address(Plane.FABRIC))
+    peers = [node for node in lab.nodes if node.name != machine.name]
+    blocks = [_PEER.format(own=machine.name, own_address=own, peer=peer.name, address=peer.address(Plane.FABRIC)) for peer in peers]
+    return f"connections {{\n{''.join(blocks)}}}\n"
 
 
 def _chassis(lab: Testbed, machine: Machine) -> str:

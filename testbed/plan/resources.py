@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from testbed.model.facts import Environment
-from testbed.model.testbed import Guest, Machine, Plane, Role, Testbed
+from testbed.model.testbed import Guest, Machine, Plane, Role, TenantNetwork, Testbed
 from testbed.plan.acls import acls
 from testbed.plan.neighbours import GUARDS
 from testbed.plan.settings import settings
@@ -129,6 +129,19 @@ def machine_properties(lab: Testbed, machine: Machine, inputs: Inputs) -> Proper
     }
 
 
+def dhcp_options(network: TenantNetwork) -> dict[str, str]:
+    """Return all that DHCP tells guests of a network, by OVN's names (NET-10).
+
+    The MTU is 1500 without Geneve (58 octets) and ESP (at most 37: RFC 4303, RFC 4106).
+    """
+    return {"server_id": str(network.server), "server_mac": network.server_mac, "lease_time": "86400", "mtu": "1400"}
+
+
+def dhcp6_options(network: TenantNetwork) -> dict[str, str]:
+    """Return all that DHCPv6 tells guests of a network, by OVN's names; nothing where the network has no IPv6 (NET-10)."""
+    return {"server_id": network.server_mac} if network.network6 else {}
+
+
 def central(lab: Testbed) -> Iterator[Resource]:
     """Yield what OVN's northbound database must hold: a switch for each tenant network, a port for each guest's interface."""
     place = lab.controller.name
@@ -140,7 +153,9 @@ def central(lab: Testbed) -> Iterator[Resource]:
                 {
                     "network": network.ranges,
                     "tunnel_key": network.key,
-                    "dhcp": f"{network.server} {network.server_mac}{f' {network.server_mac}' if network.network6 else ''}",
+                    "dhcp": [f"{name}={value}" for name, value in sorted(dhcp_options(network).items())],
+                    "dhcp6": [f"{name}={value}" for name, value in sorted(dhcp6_options(network).items())],
+                    "names": 0,
                     "acls": [str(rule) for rule in acls(tenant, network)],
                     "options": [],
                 },

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from testbed.model.testbed import IMAGES, Machine, Role, Testbed
-from testbed.plan.identity import administrators, database_clients, tunnel_peers
+from testbed.model.testbed import IMAGES, Machine, Plane, Role, Testbed
+from testbed.plan.identity import address_sets
 from testbed.plan.neighbours import ATTACH, GUARDS, RULES, allowed, guarded, links
 
 SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/libvirt-sock-ro", "/run/libvirt/libvirt-admin-sock")
@@ -37,17 +37,12 @@ class Setting:
 
 def settings(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     """Return every setting of a machine."""
-    common = (*_firewall(lab, machine), *_ACCESS)
+    common = (*_firewall(lab, machine), *_protection(lab, machine), *_NETWORK, *_ACCESS)
     return (*common, *((*_ROOT_PARTITION, *_neighbours(lab, machine)) if machine.role is Role.NODE else _CENTRAL))
 
 
 def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
-    sets = {
-        "administrators": administrators(lab),
-        "tunnel_peers": tunnel_peers(lab, machine),
-        "database_clients": database_clients(lab, machine),
-    }
-    elements = tuple(_address_set(name, addresses) for name, addresses in sets.items())
+    elements = tuple(_address_set(name, addresses) for name, addresses in address_sets(lab, machine).items())
     # The file is the wall; what the kernel runs must be that file, rule for rule, and nothing beside it. The kernel
     # itself tells how it writes the file's rules down, in a network namespace that is gone afterwards.
     chains = "nft -s list table inet testbed | sed -n '/chain/,/^\t}/p'"
@@ -56,7 +51,7 @@ def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
         "[ \"$file\" = \"$live\" ] && echo as in the file || echo not as in the file; "
         "echo \"$live\" | grep -cE '(accept|reject|drop|counter)'; nft list tables | grep -v '^table netdev neighbours$'"
     )
-    wanted = "as in the file\n10\ntable inet testbed"
+    wanted = "as in the file\n13\ntable inet testbed"
     chain = Setting("firewall", "NET-09", rules, wanted, "nft -f /etc/nftables.conf")
     return (chain, *elements)
 
@@ -100,6 +95,35 @@ def _pairs(name: str, control: str, held: str, pairs: tuple[tuple[str, str], ...
     listing = f"nft list set netdev neighbours {held} | grep -oE '\"?tap[0-9a-f]+\"? [.] [0-9a-fx:]+' | tr -d '\"' | LC_ALL=C sort"
     return Setting(name, control, listing, "\n".join(lines), f"nft flush set netdev neighbours {held}{fill}")
 
+def _protection(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
+    """Return what the kernel must ask of UDP between a node and its peers: ESP, both ways, and no way around it."""
+    peers = address_sets(lab, machine)["tunnel_peers"]
+    if not peers:
+        return ()
+    own = machine.address(Plane.FABRIC)
+    ends = sorted(line for peer in peers for line in (f"in {peer}/32 {own}/32 esp", f"out {own}/32 {peer}/32 esp"))
+    # One line a policy: src A dst B proto udp \ dir D priority N ptype main \ tmpl src S dst T \ proto esp …
+    look = (
+        "ip -o xfrm policy | grep -v socket | sed -E 's/^src ([^ ]+) dst ([^ ]+) .*dir ([a-z]+) .*proto esp .*mode transport.*/"
+        "\\3 \\1 \\2 esp/' | sort"
+    )
+    return (Setting("tunnel-protection", "NET-08", look, "\n".join(ends), "ip xfrm policy flush; systemctl restart strongswan"),)
+
+
+# A machine answers for an address on that address's network only, forwards nothing and speaks no IPv6 (NET-09).
+_KERNEL = {
+    "net.ipv4.ip_forward": 0, "net.ipv4.conf.all.rp_filter": 1, "net.ipv4.conf.all.arp_ignore": 2,
+    "net.ipv4.conf.all.accept_redirects": 0, "net.ipv6.conf.all.disable_ipv6": 1,
+}  # fmt: skip
+_NETWORK = (
+    Setting(
+        "network-stack",
+        "NET-09",
+        f"sysctl {' '.join(_KERNEL)}",
+        "\n".join(f"{name} = {value}" for name, value in _KERNEL.items()),
+        f"sysctl -q -w {' '.join(f'{name}={value}' for name, value in _KERNEL.items())}",
+    ),
+)
 
 _ACCESS = (
     Setting(

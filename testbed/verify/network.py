@@ -52,17 +52,18 @@ class Attack:
     meanwhile: Callable[[], None]
 
 
-def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None) -> Observation:
+def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None, prefix: str = "", *, strays: bool = False) -> Observation:
     """Send probes from their senders, with controls around them, while every guest is watched.
 
     Args:
         attack: what goes on between the controls instead of single probes.
+        prefix: beginning of every token, if others than guests send some; see `new_prefix`.
+        strays: whether to keep what comes in from MAC addresses that are no guest's.
 
     Raises:
         InstrumentError: an instrument was not there, died, or a control failed: then nothing was observed.
     """
-    lab = fleet.testbed
-    prefix = f"tb-{secrets.token_hex(4)}-"
+    lab, prefix = fleet.testbed, prefix or new_prefix()
     interfaces = {
         guest.label: [
             {"label": nic.network, "mac": nic.mac, "address": str(nic.address), "address6": str(nic.address6 or "")} for nic in guest.nics
@@ -77,7 +78,8 @@ def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None)
         return everywhere(fleet, lab.guests, Instrument.ask, requests)
 
     with one_observation(fleet):
-        listen = {"phase": "listen", "patience": 60, **ports}
+        known = sorted({endpoint.mac for endpoint in endpoints(lab)}) if strays else []
+        listen = {"phase": "listen", "patience": 60, "known": known, **ports}
         listening = everywhere(fleet, lab.guests, Instrument.listen, {label: {**base, **listen} for label, base in common.items()})
         _require_listeners(listening, ports)
         results = _sent(fleet, send, probes, attack)
@@ -87,10 +89,15 @@ def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None)
     for label, answer in seen.items():
         require_receiver(label, answer, self_test=True, down=[])
     answers = {mark: str(item.get("answer", "")) for found in results.values() for mark, item in found.items()}
-    observation = Observation(prefix, records, answers)
+    observation = Observation(prefix, records, answers, {label: listed(answer, "strays") for label, answer in seen.items()})
     require_sent(probes, results)
     _require_controls(fleet, observation)
     return observation
+
+
+def new_prefix() -> str:
+    """Return what the tokens of one observation begin with."""
+    return f"tb-{secrets.token_hex(4)}-"
 
 
 def _sent(
@@ -110,7 +117,8 @@ def _sent(
         going = {"phase": "stream", "duration": attack.seconds}
         streams = pool.submit(lambda: send(lambda label: [item for item in attack.probes if item.sender.guest == label], **going))
         try:
-            _require_flowing(fleet)
+            if attack.probes:
+                _require_flowing(fleet)
             attack.meanwhile()
         finally:
             send(lambda _: [], phase="halt")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from testbed.model.policy import LINK, RESOLUTION, Cell, Endpoint
 from testbed.verify.frames import of_cell
@@ -17,11 +17,13 @@ class Observation:
     Args:
         records: by guest, every frame of this run that its recorder saw, incoming or outgoing.
         answers: by mark, what the sender got back.
+        strays: by guest, frames without a token that came in from MAC addresses that are no guest's.
     """
 
     prefix: str
     records: Mapping[str, Sequence[Record]]
     answers: Mapping[str, str]
+    strays: Mapping[str, Sequence[Record]] = field(default_factory=dict)
 
     def token(self, mark: str) -> str:
         """Return the token that a probe's frames carry."""

@@ -29,7 +29,7 @@ BUDGET = CALL - 60  # seconds of them for sending
 FOLDER = "/run/testbed-probe"
 _GIVE_UP = 30.0  # seconds that ending a program may take
 _PROGRAM = Path(__file__).parents[1] / "guest"
-_FILES = ("parsing", "recorder", "sender", "probe")
+_FILES = ("parsing", "recorder", "sender", "knocker", "probe")
 _LOADER = """import json, sys, types
 for name, text in [("testbed", ""), ("testbed.guest", ""), *json.loads(%r)]:
     module = sys.modules[name] = types.ModuleType(name)
@@ -44,7 +44,7 @@ exit $status"""
 _SOUND = {"alive": True, "overflowed": False, "dropped": 0}
 
 Record = Mapping[str, Any]
-_Run = Callable[[list[str], bytes, float], bytes]
+Run = Callable[[list[str], bytes, float], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +68,17 @@ class Instrument:
 
     Args:
         run: runs a program there, with input, for at most so many seconds, and returns its output; raises InstrumentError.
+        python: interpreter there.
     """
 
-    def __init__(self, name: str, run: _Run) -> None:
+    def __init__(self, name: str, run: Run, python: str = "/usr/bin/python3") -> None:
         self.name = name
         self._run = run
+        self._python = python
         self._started = False
 
     def listen(self, request: Mapping[str, object]) -> dict[str, Any]:
-        """Start the recorder, and the program anew if it has ended since it was last asked.
+        """Ask what an observation begins with; the program is started anew if it has ended since it was last asked.
 
         Raises:
             InstrumentError: it does not start.
@@ -104,7 +106,7 @@ class Instrument:
 
     def _start(self) -> None:
         start = {"phase": "start", "folder": FOLDER, "patience": LIFE}
-        answer = self._read(self._run(["/usr/bin/python3", "-"], compose(start), CALL))
+        answer = self._read(self._run([self._python, "-"], compose(start), CALL))
         if answer.get("started") is not True:
             raise broken(f"the probe in {self.name} does not start", str(answer)[:200])
         self._started = True
@@ -142,7 +144,7 @@ def on_machine(fleet: Fleet, machine: Machine) -> Instrument:
     return _kept(fleet, machine.name, lambda argv, stdin, timeout: machine.read(shlex.join(argv), stdin=stdin, timeout=timeout).encode())
 
 
-def _kept(fleet: Fleet, name: str, run: _Run) -> Instrument:
+def _kept(fleet: Fleet, name: str, run: Run) -> Instrument:
     found: Instrument = fleet.instruments.setdefault(name, Instrument(name, run))
     return found
 

@@ -15,6 +15,7 @@ from testbed import observe, resources
 from testbed.drivers.ssh import Host
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.lab import Lab
+from testbed.model.surroundings import as_table, contacts
 from testbed.report.result import Run, from_json, to_json
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
@@ -39,7 +40,8 @@ def examine(lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[
     with ThreadPoolExecutor(max_workers=len(lab.hosts)) as pool:
         for told in pool.map(_await, lab.hosts):
             progress(told)
-    (folder / "matrix.json").write_text(json.dumps(fleet.matrix.as_table(), default=str))
+    rows = [*fleet.matrix.as_table(), *as_table(contacts(lab.testbed))]
+    (folder / "matrix.json").write_text(json.dumps(rows, default=str))
     try:
         plugin = run_checks(fleet, resources.checks(), prove=prove, only=only, progress=progress)
     finally:

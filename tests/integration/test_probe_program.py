@@ -50,6 +50,18 @@ def test_one_program_answers_many_questions(probe: tuple[Instrument, Path]) -> N
     assert len(pids) == 1
 
 
+def test_a_program_that_was_ended_is_started_anew_when_asked(probe: tuple[Instrument, Path]) -> None:
+    """Ending it leaves none behind, and the next observation has one of its own."""
+    instrument, folder = probe
+    first = instrument.listen(LISTEN)["pid"]
+    instrument.end()
+    end = time.monotonic() + 10
+    while folder.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not folder.exists()
+    assert instrument.listen(LISTEN)["pid"] != first
+
+
 def test_what_was_not_recorded_is_not_vouched_for(probe: tuple[Instrument, Path]) -> None:
     """A recorder that has ended, or that belongs to another run, is not alive."""
     instrument, _ = probe

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 from scapy.layers.l2 import Ether
 
-from checks import test_control_plane, test_endurance, test_network, test_spoofing, test_underlay
+from checks import (
+    test_control_plane,
+    test_endurance,
+    test_fleet,
+    test_network,
+    test_services,
+    test_spoofing,
+    test_tunnels,
+    test_underlay,
+)
 from checks.forgeries import forgeries, thefts
 from checks.scenes import scenes
 from testbed.model.policy import ReachMatrix, endpoints
@@ -65,7 +74,8 @@ def test_the_page_lists_every_attack_and_every_breach(topology: Path) -> None:
     short = re.compile(f"^({'|'.join(heads)}) |^{wrapped}")
     for lie in forgeries(_fleet(topology)):
         assert re.sub(short, "", lie.meaning) in rows[lie.control] or "node" in lie.meaning, lie.meaning
-    for module in (test_control_plane, test_endurance, test_network, test_spoofing, test_underlay):
+    modules = (test_control_plane, test_endurance, test_fleet, test_network, test_services, test_spoofing, test_tunnels, test_underlay)
+    for module in modules:
         for found in vars(module).values():
             declared = getattr(found, ATTRIBUTE, None)
             if declared is not None and declared.id != "NET-01":

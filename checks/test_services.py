@@ -1,0 +1,193 @@
+"""What the fleet offers to guests: an exact list, asked for from inside every guest (NET-10)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from scapy.layers.dhcp import BOOTP, DHCP
+from scapy.layers.dns import DNS, DNSQR
+from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+
+from checks.breaches import command, controller, needs_flow, ruled, switch
+from checks.scenes import Scene, scenes
+from testbed.errors import InstrumentError
+from testbed.model.surroundings import contacts
+from testbed.plan.acls import Acl
+from testbed.verify import frames
+from testbed.verify.declare import check
+from testbed.verify.fleet import Fleet
+from testbed.verify.frames import Frame, framed
+from testbed.verify.network import observe
+from testbed.verify.observation import Observation
+from testbed.verify.offers import Offer, read_offer
+from testbed.verify.probing import Probe
+from testbed.verify.stage import Stage
+from testbed.verify.surroundings import listening
+
+METADATA = "169.254.169.254"
+_ASKED = {"tcp": (53, 80, 443), "udp": (53, 67, 69, 123, 161, 547, 5353)}
+_BEFORE, _AFTER, _MALFORMED = 5, 6, 7  # first octet of a DHCP transaction; others are in checks/forgeries.py
+_SUBNET, _MTU, _LEASE, _KIND, _SERVER = 1, 26, 51, 53, 54  # options of DHCP, RFC 2132
+_OFFER = 2
+
+
+def _names(stage: Stage) -> str:
+    """Return the record by which the switch of the first flow would tell another tenant's guest."""
+    source = stage.flow()[0]
+    other = next((guest for guest in stage.testbed.guests if guest.tenant != source.tenant), source)
+    return f"{other.name}.{other.tenant}={other.nics[0].address}"
+
+
+def _of(stage: Stage) -> str:
+    return f"$(ovn-nbctl --bare --columns=_uuid find dhcp_options external_ids:switch={switch(stage)})"
+
+
+_RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=names)"
+
+
+@check(
+    id="NET-10",
+    objective="Guests are offered an address by their network's DHCP and nothing else, whatever they ask and whomever they ask",
+    severity="high",
+    applies=needs_flow,
+    breaches=(
+        ruled(
+            "a rule answers what it refuses",
+            lambda stage: (Acl("from-lport", 2000, f"ip4.dst == {_server(stage)} && tcp", "reject"),),
+        ),
+        command(
+            "a network tells the names of another tenant",
+            opens=lambda s: f"ovn-nbctl --wait=hv --id=@names create dns records:{_names(s)} external_ids:breach=names "
+            f"-- add logical_switch {switch(s)} dns_records @names -- acl-add {switch(s)} from-lport 2000 'udp.dst == 53' allow",
+            closes=lambda s: f"ovn-nbctl --if-exists acl-del {switch(s)} from-lport 2000 'udp.dst == 53'; "
+            f"ovn-nbctl clear logical_switch {switch(s)} dns_records; for row in {_RECORDS}; do ovn-nbctl destroy dns $row; done; "
+            "ovn-nbctl --wait=hv sync",
+            shows=lambda s: f"ovn-nbctl get logical_switch {switch(s)} dns_records | grep -q -- -",
+            where=controller,
+        ),
+        command(
+            "DHCP names a router, through which guests ask for metadata",
+            opens=lambda s: f"ovn-nbctl --wait=hv set dhcp_options {_of(s)} options:router={METADATA}",
+            closes=lambda s: f"ovn-nbctl --wait=hv remove dhcp_options {_of(s)} options router",
+            shows=lambda s: f"ovn-nbctl get dhcp_options {_of(s)} options:router",
+            where=controller,
+        ),
+    ),
+)
+def test_guests_are_offered_an_exact_list(fleet: Fleet) -> None:
+    asked = fleet.once("offers", lambda: _ask(fleet))
+    extra = sorted({text for scene in asked.scenes for text in _beyond(scene, asked.offers[scene.sender.guest])})
+    assert not extra, f"{len(extra)} things are offered beyond DHCP: {'; '.join(extra[:6])}"
+    mute = [scene.sender.label for scene in asked.scenes if not asked.answered(scene, _AFTER)]
+    assert not mute, f"after malformed questions DHCP answers no more: {', '.join(mute)}"
+
+
+def _server(stage: Stage) -> str:
+    source, _, nic, _ = stage.flow()
+    return str(stage.testbed.tenant(source.tenant).network(nic.network).server)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What guests were offered, by guest, when they had asked for everything."""
+
+    scenes: list[Scene]
+    offers: dict[str, list[Offer]]
+
+    def answered(self, scene: Scene, stage: int) -> bool:
+        """Tell whether DHCP answered a guest's honest question of a stage."""
+        wanted = f"{_transaction(stage, scene):08x}"
+        return any(offer.transaction == wanted for offer in self.offers[scene.sender.guest])
+
+
+def _ask(fleet: Fleet) -> _Asked:
+    found = scenes(fleet)
+    sockets = {socket for sockets in listening(fleet).values() for socket in sockets}
+    sockets |= {(cell.protocol, cell.port) for cell in contacts(fleet.testbed) if cell.protocol in ("tcp", "udp") and cell.port}
+    sockets |= {(protocol, port) for protocol, ports in _ASKED.items() for port in ports}
+    names = {name for guest in fleet.testbed.guests for name in (guest.name, f"{guest.name}.{guest.tenant}")}
+    probes = [probe for scene in found for probe in _questions(scene, sorted(sockets), sorted(names))]
+    observation = observe(fleet, probes, strays=True)
+    asked = _Asked(found, _offers(observation))
+    deaf = [scene.sender.label for scene in found if not asked.answered(scene, _BEFORE)]
+    if deaf:
+        raise InstrumentError("DHCP does not answer to begin with", fact=", ".join(deaf), remedy="run `testbed status`")
+    return asked
+
+
+def _offers(observation: Observation) -> dict[str, list[Offer]]:
+    return {
+        guest: [read_offer(bytes.fromhex(str(item.get("frame", "")))) for item in strays] for guest, strays in observation.strays.items()
+    }
+
+
+def _transaction(stage: int, scene: Scene) -> int:
+    return stage << 24 | scene.number
+
+
+def _questions(scene: Scene, sockets: list[tuple[str, int]], names: list[str]) -> Iterator[Probe]:
+    """Yield honest questions to DHCP around everything else that a guest can ask for."""
+    own, number = scene.sender, scene.number
+    yield Probe(f"q{number}before", own, {"repeat": 3}, frames.dhcp_discover(own.mac, _transaction(_BEFORE, scene)))
+    asked = [*_scan(scene, sockets), *_resolve(scene, names), *_malformed(scene)]
+    for place, frame in enumerate(asked):
+        yield Probe(f"q{number}n{place}", own, {}, frame)
+    yield Probe(f"q{number}after", own, {"repeat": 3}, frames.dhcp_discover(own.mac, _transaction(_AFTER, scene)))
+
+
+def _scan(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
+    """Yield frames for each service at the network's server, and where clouds have their metadata."""
+    link = Ether(src=scene.sender.mac, dst=scene.server.mac)
+    for address in (str(scene.server.address), METADATA):
+        packet = IP(src=str(scene.sender.address), dst=address)
+        for protocol, port in sockets:
+            yield framed(link, packet, frames.syn(port) if protocol == "tcp" else frames.datagram(port))
+        yield framed(link, packet, ICMP(id=secrets.randbits(16)))
+        yield framed(scene.shout, frames.arp_request(scene.sender, address))
+
+
+def _resolve(scene: Scene, names: list[str]) -> Iterator[Frame]:
+    """Yield questions for the names of all guests, to the server, to where metadata is, and to the neighbours."""
+    server, source = scene.server, str(scene.sender.address)
+    places = ((server.mac, str(server.address), 53), (server.mac, METADATA, 53), ("01:00:5e:00:00:fb", "224.0.0.251", 5353))
+    for (mac, address, port), name in product(places, names):
+        packet = Ether(src=scene.sender.mac, dst=mac) / IP(src=source, dst=address) / frames.datagram(port)
+        yield _alone(packet / DNS(id=secrets.randbits(16), rd=1, qd=DNSQR(qname=name)))
+
+
+def _malformed(scene: Scene) -> Iterator[Frame]:
+    """Yield questions to DHCP that break its rules one by one (RFC 2131, RFC 2132)."""
+    head = Ether(src=scene.sender.mac, dst=frames.BROADCAST) / IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67)  # noqa: S104
+    client = bytes.fromhex(scene.sender.mac.replace(":", ""))
+    boot = BOOTP(chaddr=client, xid=_transaction(_MALFORMED, scene), flags=0x8000)
+    cookie, kind = bytes((99, 130, 83, 99)), bytes((53, 1, 1))
+    yield _alone(head / Raw(bytes(boot)[:40]))
+    yield _alone(head / Raw(bytes(boot)))
+    yield _alone(head / BOOTP(chaddr=client, hlen=255, xid=boot.xid) / DHCP(options=[("message-type", "discover"), "end"]))
+    yield _alone(head / BOOTP(op=2, chaddr=client, xid=boot.xid) / DHCP(options=[("message-type", "discover"), "end"]))
+    for options in (kind, kind + bytes((55, 255, 1)), bytes((53, 0, 255)), bytes((53, 200, 1)), kind + bytes((50, 0)) * 300, b"\xff" * 600):
+        yield _alone(head / Raw(bytes(boot)[:236] + cookie + options))
+    yield _alone(head / Raw(bytes(boot)[:236] + b"\0\0\0\0" + kind))
+
+
+def _alone(packet: Packet) -> Frame:
+    """Return a frame that carries no token, since its answer would not repeat it."""
+    text = bytes(packet)
+    return lambda _: text
+
+
+def _beyond(scene: Scene, offers: list[Offer]) -> Iterator[str]:
+    """Yield what a guest was offered beyond an address by its network's server."""
+    server = scene.server.address
+    told = {_SUBNET: 4, _MTU: 2, _LEASE: 4, _KIND: 1, _SERVER: 4}
+    for offer in offers:
+        if offer.service != "DHCP" or offer.source != str(server):
+            yield f"{scene.sender.label}: {offer.service} from {offer.source or 'nobody'}"
+        for code, value in offer.options:
+            if len(value) != told.get(code) or (code == _SERVER and value != server.packed) or (code == _KIND and value[0] != _OFFER):
+                yield f"{scene.sender.label}: DHCP option {code} ({value[:40].hex()})"

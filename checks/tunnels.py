@@ -1,0 +1,135 @@
+"""Frames of tenants' networks as nodes carry them to one another, and as a stranger on the fabric would (NET-08)."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from scapy.contrib.geneve import GENEVE, GeneveOptions
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.layers.vxlan import VXLAN
+from scapy.packet import Packet, Raw
+
+from testbed.model.policy import Endpoint, endpoints
+from testbed.model.surroundings import GENEVE as GENEVE_PORT
+from testbed.model.surroundings import UNUSED, Site, machines
+from testbed.model.surroundings import VXLAN as VXLAN_PORT
+from testbed.model.testbed import Plane
+from testbed.verify import frames
+from testbed.verify.fleet import Fleet
+from testbed.verify.network import tcp_flows
+from testbed.verify.probing import broken
+
+_CLASS, _TYPE = 0x0102, 0x80  # OVN's Geneve option: keys of the logical ports that a frame comes from and goes to
+_PIECE = 48  # octets of a fragment
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """A frame of a tenant's network as tunnels carry it.
+
+    Args:
+        mark: part of its marks; tells it from the others.
+        flows: whether the topology allows it, so that nothing but the tunnel's wall can stop it.
+        key: tunnel key of the network.
+        ports: keys of the logical ports that it comes from and goes to.
+
+    """
+
+    mark: str
+    source: Endpoint
+    target: Endpoint
+    port: int
+    flows: bool
+    key: int
+    ports: tuple[int, int]
+
+    def frame(self, token: bytes) -> Packet:
+        """Return it: a segment of a flow."""
+        packet = IP(src=str(self.source.address), dst=str(self.target.address)) / frames.syn(self.port)
+        return Ether(src=self.source.mac, dst=self.target.mac) / packet / Raw(token)
+
+    def geneve(self, token: bytes) -> Packet:
+        """Return it as OVN carries it (RFC 8926, ovn-architecture(7))."""
+        ports = GeneveOptions(classid=_CLASS, type=_TYPE, length=1, data=b"".join(key.to_bytes(2) for key in self.ports))
+        return GENEVE(vni=self.key, critical=1, options=[ports]) / self.frame(token)
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """Frames that a host on the fabric sends to a node.
+
+    Args:
+        source: the address that they claim to come from.
+        port: where they go.
+
+    """
+
+    mark: str
+    meaning: str
+    node: str
+    source: str
+    target: str
+    port: int
+    packets: tuple[bytes, ...]
+
+    def __str__(self) -> str:
+        return f"{self.meaning} to {self.node}"
+
+
+def inners(fleet: Fleet) -> Iterator[Inner]:
+    """Yield a frame for each tenant's network on each node: of an allowed flow from elsewhere, if there is one."""
+    lab, keys = fleet.testbed, _port_keys(fleet)
+    nodes = {guest.label: guest.node for guest in lab.guests}
+    ports = {nic.mac: nic.port for guest in lab.guests for nic in guest.nics}
+    networks = {network.label: network.key for network in lab.switches()}
+    everyone, flows = endpoints(lab), [(source, target, port) for _, source, target, port in tcp_flows(fleet)]
+    number = 0
+    for label, key in networks.items():
+        for node in lab.nodes:
+            targets = [item for item in everyone if item.network == label and nodes[item.guest] == node.name]
+            open_ = [flow for flow in flows if flow[1] in targets and nodes[flow[0].guest] != node.name]
+            for source, target, port in open_ or [(_other(everyone, one), one, UNUSED) for one in targets[:1]]:
+                yield Inner(f"g{number}", source, target, port, bool(open_), key, (keys[ports[source.mac]], keys[ports[target.mac]]))
+                number += 1
+
+
+def _other(everyone: Sequence[Endpoint], one: Endpoint) -> Endpoint:
+    return next((item for item in everyone if item.network == one.network and item != one), one)
+
+
+def _port_keys(fleet: Fleet) -> dict[str, int]:
+    """Return the tunnel key of each logical port, as the southbound database has it."""
+    text = fleet.machines[fleet.testbed.controller.name].read("ovn-sbctl --format=json --columns=logical_port,tunnel_key list Port_Binding")
+    try:
+        return {str(name): int(key) for name, key in json.loads(text)["data"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise broken("the keys of logical ports cannot be read", f"{type(error).__name__}: {error}") from error
+
+
+def injections(fleet: Fleet, stranger: Site, inner: list[Inner], prefix: str) -> Iterator[Injection]:
+    """Yield every frame in every disguise, for the node where its receiver is."""
+    places = {guest.label: guest.node for guest in fleet.testbed.guests}
+    sites = {site.name: site for site in machines(fleet.testbed) if site.plane is Plane.FABRIC}
+    for item in inner:
+        node = sites[places[item.target.guest]]
+        peer = next(site for site in sites.values() if site.name != node.name)
+        ways = {"a": ("from its own address", stranger.address, False), "b": ("from a peer's address", peer.address, False),
+                "c": ("from a peer's address, in fragments", peer.address, True)}  # fmt: skip
+        for letter, (meaning, source, pieces) in ways.items():
+            for name, port in (("Geneve", GENEVE_PORT), ("VXLAN", VXLAN_PORT)):
+                mark = f"{item.mark}{letter}{name[0].lower()}"
+                token = f"{prefix}{mark}.".encode()
+                packet = _carried(item, token, str(source), str(node.address), port)
+                parts: list[Packet] = packet.fragment(_PIECE) if pieces else [packet]
+                octets = tuple(bytes(Ether(src=stranger.mac, dst=node.mac) / part) for part in parts)
+                yield Injection(mark, f"{name} for {item.target.label} {meaning}", node.name, str(source), str(node.address), port, octets)
+
+
+def _carried(item: Inner, token: bytes, source: str, target: str, port: int) -> Packet:
+    """Return a frame in a tunnel, from an address to a node."""
+    tunnel = item.geneve(token) if port == GENEVE_PORT else VXLAN(vni=item.key, flags=8) / item.frame(token)
+    return IP(src=source, dst=target, id=secrets.randbits(16)) / UDP(sport=40000 + secrets.randbelow(20000), dport=port) / tunnel

@@ -1,0 +1,94 @@
+"""What a stranger on the fabric sends, and what guests ask the fleet for."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+
+from checks.forgeries import scenes
+from checks.test_services import _beyond, _questions
+from checks.tunnels import injections, inners
+from testbed.guest.parsing import find_token
+from testbed.guest.sender import MAX_PROBES
+from testbed.model.resolve import resolve
+from testbed.model.surroundings import machines, rogue
+from testbed.model.testbed import Plane
+from testbed.spec.load import read
+from testbed.verify.offers import Offer
+
+TOPOLOGIES = sorted((Path(__file__).parents[2] / "topologies").glob("*.yaml"))
+PREFIX = "tb-0123abcd-"
+
+
+def _fleet(name: str) -> Any:
+    lab = resolve(read(next(path for path in TOPOLOGIES if path.stem == name)).spec)
+    numbers = count(1)
+    rows = [[nic.port, next(numbers)] for guest in lab.guests for nic in guest.nics]
+    controller = SimpleNamespace(read=lambda _: json.dumps({"headings": ["logical_port", "tunnel_key"], "data": rows}))
+    return SimpleNamespace(testbed=lab, machines={lab.controller.name: controller})
+
+
+def test_every_network_is_attacked_on_every_node_with_its_key_and_ports() -> None:
+    """Where a flow leads to a node, it is what is injected; the option names OVN's ports (ovn-architecture(7))."""
+    fleet = _fleet("two-tenants")
+    found = list(inners(fleet))
+    keys = {network.label: network.key for network in fleet.testbed.switches()}
+    assert {item.key for item in found} == set(keys.values())
+    assert sum(item.flows for item in found) == 2
+    for item in found:
+        carried = bytes(item.geneve(b"x"))
+        option = bytes.fromhex("0102") + b"\x80\x01" + b"".join(port.to_bytes(2) for port in item.ports)
+        assert option in carried
+        assert carried[4:7] == item.key.to_bytes(3)
+
+
+def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
+    """Every disguise of both kinds of tunnels, to the node where the receiver is; fragments carry the token together."""
+    fleet = _fleet("two-tenants")
+    stranger = rogue(fleet.testbed.lab_network(Plane.FABRIC))
+    found = list(injections(fleet, stranger, list(inners(fleet)), PREFIX))
+    assert len({item.mark for item in found}) == len(found)
+    addresses = {site.name: str(site.address) for site in machines(fleet.testbed) if site.plane is Plane.FABRIC}
+    for item in found:
+        first = Ether(item.packets[0])
+        assert (first.src, first[IP].src, first[IP].dst) == (stranger.mac, item.source, addresses[item.node])
+        assert item.source in {str(stranger.address), *addresses.values()} - {addresses[item.node]}
+        assert first[UDP].dport == item.port
+        payload = b"".join(octets[34:] for octets in item.packets)
+        assert find_token(payload, PREFIX) == f"{PREFIX}{item.mark}."
+        assert (len(item.packets) > 1) == ("fragments" in item.meaning)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
+def test_questions_of_guests_are_bounded_and_told_apart(topology: Path) -> None:
+    """Each has a mark of its own, and a guest's script stays within what its sender takes."""
+    fleet = _fleet(topology.stem)
+    for scene in scenes(fleet):
+        asked = list(_questions(scene, [("tcp", 22), ("udp", 53)], ["web", "db.blue"]))
+        assert len({probe.mark for probe in asked}) == len(asked) < MAX_PROBES
+        assert all(re.fullmatch("[a-z0-9]+", probe.mark) for probe in asked)
+        assert all(probe.frame is not None and Ether(probe.frame(b"tb-0123abcd-x.")).src == scene.sender.mac for probe in asked)
+
+
+def test_only_an_address_by_dhcp_is_offered() -> None:
+    """Another sender, another service, an option too many and a server that is another's are beyond it."""
+    scene = scenes(_fleet("one-node"))[0]
+    server = scene.server.address
+    fine = ((1, bytes(4)), (26, bytes(2)), (51, bytes(4)), (53, b"\2"), (54, server.packed))
+    assert list(_beyond(scene, [Offer(str(server), "DHCP", "05000000", fine)])) == []
+    for odd in (
+        Offer("10.9.9.9", "DHCP", "", fine),
+        Offer(str(server), "TCP port 80", "", ()),
+        Offer(str(server), "DHCP", "", (*fine, (3, server.packed))),
+        Offer(str(server), "DHCP", "", ((54, bytes(4)),)),
+        Offer(str(server), "DHCP", "", ((53, b"\6"),)),
+    ):
+        assert len(list(_beyond(scene, [odd]))) == 1
