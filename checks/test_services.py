@@ -64,10 +64,11 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
             "a network tells the names of another tenant",
             opens=lambda s: f"ovn-nbctl --wait=hv --id=@names create dns records:{_names(s)} external_ids:breach=names "
             f"-- add logical_switch {switch(s)} dns_records @names -- acl-add {switch(s)} from-lport 2000 'udp.dst == 53' allow",
-            closes=lambda s: f"ovn-nbctl --if-exists acl-del {switch(s)} from-lport 2000 'udp.dst == 53'; "
+            closes=lambda s: f"ovn-nbctl acl-del {switch(s)} from-lport 2000 'udp.dst == 53'; "
             f"ovn-nbctl clear logical_switch {switch(s)} dns_records; for row in {_RECORDS}; do ovn-nbctl destroy dns $row; done; "
             "ovn-nbctl --wait=hv sync",
-            shows=lambda s: f"ovn-nbctl get logical_switch {switch(s)} dns_records | grep -q -- -",
+            shows=lambda s: f"{{ ovn-nbctl get logical_switch {switch(s)} dns_records; ovn-nbctl acl-list {switch(s)}; }} "
+            "| grep -qE '^.[0-9a-f]{8}-|udp.dst == 53'",
             where=controller,
         ),
         command(
