@@ -61,19 +61,20 @@ class Forgery:
 
 def forgeries(fleet: Fleet) -> list[Forgery]:
     """Return every frame that every guest tries to get through."""
+    return [lie for scene in scenes(fleet) for lie in of_scene(scene)]
+
+
+def of_scene(scene: Scene) -> Iterator[Forgery]:
+    """Yield every frame that the sender of a scene tries to get through."""
     makers = {
         "NET-02": false_macs, "NET-03": false_resolutions, "NET-04": false_addresses, "NET-05": false_routers,
         "NET-06": false_servers, "NET-07": tagged_frames, "NET-08": tunnelled_frames, "NET-11": strays,
     }  # fmt: skip
-    found = []
-    for scene in scenes(fleet):
-        for control, make in makers.items():
-            for number, (meaning, frame) in enumerate(make(scene)):
-                found.append(Forgery(control, f"x{control[4:]}s{scene.number}n{number}", scene.sender, meaning, frame))
-        for number, (meaning, frame) in enumerate(source_routes(scene)):
-            mark = f"x04s{scene.number}r{number}"
-            found.append(Forgery("NET-04", mark, scene.sender, meaning, frame, through=scene.peer.guest))
-    return found
+    for control, make in makers.items():
+        for number, (meaning, frame) in enumerate(make(scene)):
+            yield Forgery(control, f"x{control[4:]}s{scene.number}n{number}", scene.sender, meaning, frame)
+    for number, (meaning, frame) in enumerate(source_routes(scene)):
+        yield Forgery("NET-04", f"x04s{scene.number}r{number}", scene.sender, meaning, frame, through=scene.peer.guest)
 
 
 def invented_mac() -> str:

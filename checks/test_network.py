@@ -65,10 +65,10 @@ def _taps(stage: Stage) -> tuple[str, str]:
         ),
         command(
             "one guest's frames are mirrored to another tenant's guest",
-            opens=lambda s: "tc qdisc add dev {0} clsact; tc filter add dev {0} ingress matchall "
+            opens=lambda s: "tc qdisc add dev {0} ingress 2>/dev/null; tc filter add dev {0} parent ffff: pref 2 matchall "
             "action mirred egress mirror dev {1}".format(*_taps(s)),
-            closes=lambda s: f"tc qdisc del dev {_taps(s)[0]} clsact",
-            shows=lambda s: f"tc filter show dev {_taps(s)[0]} ingress | grep -q mirred",
+            closes=lambda s: f"tc filter del dev {_taps(s)[0]} parent ffff: pref 2",
+            shows=lambda s: f"tc filter show dev {_taps(s)[0]} parent ffff: | grep -q mirred",
         ),
     ),
 )

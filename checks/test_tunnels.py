@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from checks.breaches import command
@@ -14,7 +14,7 @@ from testbed.model.testbed import Plane
 from testbed.verify.declare import Breach, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.ledger import ledgers
-from testbed.verify.network import Attack, new_prefix, observe
+from testbed.verify.network import Attack, observe
 from testbed.verify.observation import Observation
 from testbed.verify.probing import Instrument, broken, listed, on_machine
 from testbed.verify.stage import Stage
@@ -126,25 +126,26 @@ def _unencrypted(fleet: Fleet, machine: Machine) -> list[str]:
 
 
 def _inject(fleet: Fleet) -> _Injected:
-    prefix, inner = new_prefix(), list(inners(fleet))
+    inner = list(inners(fleet))
     network = fleet.testbed.lab_network(Plane.FABRIC)
+    found: list[Injection] = []
     refused: set[str] = set()
     with standing_on(fleet, network) as (host, probe):
-        found = tuple(injections(fleet, host.site, inner, prefix))
 
-        def meanwhile() -> None:
+        def meanwhile(prefix: str) -> None:
+            found.extend(injections(fleet, host.site, inner, prefix))
             _from_peers(fleet, inner, prefix, "before")
             refused.update(_from_rogue(fleet, host.site, probe, found))
             _from_peers(fleet, inner, prefix, "after")
 
-        observation = observe(fleet, (), Attack((), _SECONDS, meanwhile), prefix)
+        observation = observe(fleet, (), Attack((), _SECONDS, meanwhile))
     for item in inner:
         for stage in ("before", "after"):
             arrived = observation.arrived(f"{item.mark}{stage}", item.target.guest)
             if item.flows and not arrived:
                 what = f"what a node itself sends through its tunnel does not arrive at {item.target.label} {stage} the injection"
                 raise InstrumentError(what, fact=f"so the silence of a stranger's {item.mark} means nothing", remedy="run `testbed status`")
-    return _Injected(found, observation, frozenset(refused))
+    return _Injected(tuple(found), observation, frozenset(refused))
 
 
 def _from_peers(fleet: Fleet, inner: list[Inner], prefix: str, stage: str) -> None:
@@ -163,7 +164,7 @@ def _from_peers(fleet: Fleet, inner: list[Inner], prefix: str, stage: str) -> No
         on_machine(fleet, fleet.machines[name]).listen({"phase": "knock", "window": 2, "probes": script})
 
 
-def _from_rogue(fleet: Fleet, stranger: Site, probe: Instrument, injections: tuple[Injection, ...]) -> set[str]:
+def _from_rogue(fleet: Fleet, stranger: Site, probe: Instrument, injections: Sequence[Injection]) -> set[str]:
     """Send everything from the fabric, between two proofs that nodes hear the sender; return the marks of what was refused."""
     nodes = [site for site in machines(fleet.testbed) if site.plane is Plane.FABRIC]
     hello = [question(Contact(stranger, site, site.address, "arp", None, True, "-"), site.name) for site in nodes]

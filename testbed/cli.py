@@ -257,19 +257,20 @@ def check(
     name: Name,
     prove: Annotated[bool, typer.Option("--prove", help="open each wall and see the check turn red", envvar="TESTBED_PROVE")] = False,
     only: Annotated[list[str] | None, typer.Option(help="control id or its beginning, repeatable", envvar="TESTBED_ONLY")] = None,
+    slow: Annotated[bool, typer.Option("--slow", help="run what takes minutes as well", envvar="TESTBED_SLOW")] = False,
     as_json: Json = False,
 ) -> None:
     """Attack the lab's walls and give a verdict."""
     testbed, workspace, _ = _running(name)
     with _opened(testbed, workspace, lab.ground()) as opened:
-        _check(opened, prove=prove, only=only or [], as_json=as_json)
+        _check(opened, prove=prove, only=only or [], as_json=as_json, slow=slow)
 
 
-def _check(opened: lab.Lab, *, prove: bool, only: list[str], as_json: bool) -> None:
+def _check(opened: lab.Lab, *, prove: bool, only: list[str], as_json: bool, slow: bool = False) -> None:
     # A job that a script starts in the background ignores Ctrl-C unless it says otherwise.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say)
+        folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say, slow=slow)
     except KeyboardInterrupt:
         say(f"interrupted; what had been observed: `testbed report {opened.testbed.name}`")
         raise typer.Exit(Exit.INTERRUPTED) from None

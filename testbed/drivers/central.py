@@ -101,7 +101,8 @@ class Central:
                 self.northbound.delete_port(found["port"])
         elif key.kind is Kind.PORT and action.resource is not None:
             wanted = action.resource.properties
-            self.northbound.set_port(key.name, str(wanted["switch"]), str(wanted["port"]), str(wanted["addresses"]))
+            limits = next(guest.limits for guest in self.lab.guests for nic in guest.nics if nic.port == wanted["port"])
+            self.northbound.set_port(key.name, str(wanted["switch"]), str(wanted["port"]), str(wanted["addresses"]), limits)
         else:
             raise ProvisioningError(f"cannot {action}", fact="no such kind of resource here", remedy="report this as a bug")
 

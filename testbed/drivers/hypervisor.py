@@ -161,10 +161,15 @@ class Hypervisor:
             fact = error.get_error_message() or "no such domain"
             raise InstrumentError(f"{name} does not run", fact=fact, remedy="run `testbed up`") from error
 
-    def create(self, xml: str) -> None:
-        """Start a transient domain."""
+    def create(self, xml: str, *, paused: bool = False) -> None:
+        """Start a transient domain.
+
+        Args:
+            paused: its processors stand still until `resume`.
+
+        """
         with _said("cannot start a virtual machine"):
-            self._connection.createXML(xml)
+            self._connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
 
     def destroy(self, name: str) -> None:
         """Stop a domain at once; nothing happens if there is none."""
@@ -179,6 +184,16 @@ class Hypervisor:
         """Let a paused domain run on."""
         with _said(f"cannot resume {name}"):
             self._find(name).resume()
+
+    def reset(self, name: str) -> None:
+        """Press a domain's reset button."""
+        with _said(f"cannot reset {name}"):
+            self._find(name).reset()
+
+    def attach(self, name: str, device: str) -> None:
+        """Plug a device, described in XML, into a running domain."""
+        with _said(f"cannot plug a device into {name}"):
+            self._find(name).attachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def suspend(self, name: str) -> None:
         """Pause a domain."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from testbed.drivers import batch
+from testbed.drivers import batch, limits
 from testbed.drivers.hypervisor import Domain, Hypervisor
 from testbed.drivers.ssh import BOOT, Host
 from testbed.errors import InstrumentError, ProvisioningError
@@ -75,9 +75,10 @@ class Node:
         """Return what this lab has on the node, and the root partition's settings."""
         wanted = settings(self.lab, self.machine)
         commands = [(item.name, item.observe) for item in wanted]
-        values = batch.read_all(self.host, [*commands, ("/files", _FILES), ("/folders", _FOLDERS)])
+        values = batch.read_all(self.host, [*commands, ("/files", _FILES), ("/folders", _FOLDERS), ("/limits", limits.OBSERVE)])
         found: dict[Key, Properties] = dict(self._pools(values.pop("/folders", "")))
         found.update(self._volumes(values.pop("/files", "")))
+        found.update(limits.observed(self.name, self.lab.guests_on(self.name), values.pop("/limits", "")))
         found.update(batch.as_settings(self.name, values))
         guests = list(self.hypervisor.owned(self.lab.name))
         with ThreadPoolExecutor(max_workers=_SIDE_BY_SIDE) as pool:
@@ -123,6 +124,8 @@ class Node:
             self._pool(action)
         elif key.kind is Kind.VOLUME:
             self._volume(action)
+        elif key.kind is Kind.LIMIT:
+            self._limit(key.name)
         elif action.resource is None:
             tenant, _, name = key.name.partition("/")
             self.hypervisor.destroy(f"{tenant}.{name}")
@@ -130,6 +133,13 @@ class Node:
             self.hypervisor.resume(self._guest(key.name).domain)
         else:
             self._start(self._guest(key.name), action)
+
+    def _limit(self, name: str) -> None:
+        label, _, network = name.rpartition("/")
+        guest = self._guest(label)
+        taps = [nic.tap for nic in guest.nics if nic.network == network]
+        # What the switch believes to be in force already, it does not put into force again.
+        self.host.must(f"{limits.limit(taps, 0)} && {limits.limit(taps, guest.limits.packets)}")
 
     def _guest(self, label: str) -> Guest:
         return next(guest for guest in self.lab.guests if guest.label == label)
@@ -174,14 +184,16 @@ class Node:
         self.start_watched(guest, xml)
 
     def start_watched(self, guest: Guest, xml: str) -> None:
-        """Start a guest and wait for its agent and addresses; a dead start is repeated once, and counted.
+        """Start a guest, limited from its first frame on, and wait for its agent and addresses; a dead start is repeated once, and counted.
 
         Raises:
             ProvisioningError: the second start is dead as well.
 
         """
         for attempt in (1, 2):
-            self.hypervisor.create(xml)
+            self.hypervisor.create(xml, paused=True)
+            self.host.must(limits.limit([nic.tap for nic in guest.nics], guest.limits.packets))
+            self.hypervisor.resume(guest.domain)
             try:
                 self.wait_for_guest(guest)
             except InstrumentError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,21 @@ from ovsdbapp.exceptions import TimeoutException
 from ovsdbapp.schema.ovn_northbound.impl_idl import OvnNbApiIdlImpl
 
 from testbed.errors import ProvisioningError
-from testbed.model.testbed import TenantNetwork
+from testbed.model.testbed import Limits, TenantNetwork
 from testbed.plan.acls import Acl
 from testbed.plan.resources import dhcp6_options, dhcp_options
 
 _MARK = "testbed"
 _OWN_OPTIONS = ("subnet", "ipv6_prefix", "requested-tnl-key")
 _FOUR, _SIX = "switch", "switch6"  # external ids of a switch's DHCP settings
+_TRACKED = "ct-zone-limit"  # ovn-nb(5)
+_QOS_PRIORITY = 1000
+_KBIT = 1000
+
+
+def _sent_by(port: str) -> str:
+    """Return the match of what a port sends."""
+    return f'inport == "{port}"'
 
 
 @contextmanager
@@ -95,6 +103,7 @@ class Northbound:
         with _said("cannot read OVN's ports"):
             switches = self._api.db_list("Logical_Switch").execute(check_error=True)
             ports = self._api.db_list("Logical_Switch_Port").execute(check_error=True)
+            rates = {row["match"]: row["bandwidth"] for row in self._api.db_list("QoS").execute(check_error=True)}
         owner = {port: row["name"] for row in switches for port in row["ports"]}
         result = {}
         for row in ports:
@@ -104,6 +113,8 @@ class Northbound:
                     "switch": owner.get(row["_uuid"], ""),
                     "addresses": " ".join(row["addresses"]),
                     "security": sorted(row["port_security"]),
+                    "connections": int(row["options"].get(_TRACKED, 0)),
+                    "bandwidth": rates.get(_sent_by(row["name"]), {}).get("rate", 0) * _KBIT,
                     "up": bool(row["up"]) if not isinstance(row["up"], list) else row["up"] == [True],
                 }
         return result
@@ -157,7 +168,7 @@ class Northbound:
             if found is not None:
                 self._api.dhcp_options_del(found).execute(check_error=True)
 
-    def set_port(self, label: str, switch: str, port: str, addresses: str) -> None:
+    def set_port(self, label: str, switch: str, port: str, addresses: str, limits: Limits) -> None:
         """Make a port, or make it what it must be, on the switch it must be on."""
         with _said(f"cannot configure the port {label}"):
             found = self.ports().get(label)
@@ -171,11 +182,27 @@ class Northbound:
                 change.add(self._api.lsp_set_dhcpv4_options(port, self._dhcp(switch, _FOUR)))
                 six = self._dhcp(switch, _SIX)
                 change.add(self._api.db_set("Logical_Switch_Port", port, ("dhcpv6_options", six or [])))
+            self._limit_port(switch, port, limits)
+
+    def _limit_port(self, switch: str, port: str, limits: Limits) -> None:
+        """Limit what a port sends and has tracked; 0 takes a limit away."""
+        rule = (switch, "from-lport", _QOS_PRIORITY, _sent_by(port))
+        rates = {"rate": limits.bandwidth // _KBIT, "burst": limits.burst // _KBIT}
+        with self._api.transaction(check_error=True) as change:
+            change.add(self._api.db_set("Logical_Switch_Port", port, ("options", {_TRACKED: str(limits.connections)})))
+            change.add(self._api.qos_add(*rule, **rates, may_exist=True) if limits.bandwidth else self._api.qos_del(*rule))
 
     def delete_port(self, port: str) -> None:
         """Remove a port."""
         with _said("cannot remove a port"):
+            owner = self._owner(port)
+            if owner:
+                self._api.qos_del(owner, "from-lport", _QOS_PRIORITY, _sent_by(port)).execute(check_error=True)
             self._api.lsp_del(port, if_exists=True).execute(check_error=True)
+
+    def _owner(self, port: str) -> str:
+        """Return the switch that a port is on, or the empty string."""
+        return next((str(item["switch"]) for item in self.ports().values() if item["port"] == port), "")
 
     def delete_switch(self, label: str) -> None:
         """Remove a switch with its DHCP settings."""
@@ -215,11 +242,26 @@ class Northbound:
             self._api.lsp_set_addresses(port, addresses).execute(check_error=True)
         self.sync()
 
+    def set_limits(self, port: str, limits: Limits) -> None:
+        """Set what a port may use, such as more than the topology allows it."""
+        with _said("cannot change a port's limits"):
+            self._limit_port(self._owner(port), port, limits)
+        self.sync()
+
     def set_option(self, switch: str, name: str, value: str) -> None:
         """Set an option of a switch; an empty value removes it."""
         with _said("cannot change an option of a switch"):
             present = {key: text for key, text in self._options(switch).items() if key != name}
             self._set_options(switch, present | ({name: value} if value else {}))
+        self.sync()
+
+    def change_rules(self, switch: str, gone: Iterable[Acl], new: Iterable[Acl]) -> None:
+        """Remove some rules of a switch and add others, all at once."""
+        with _said("cannot change rules"), self._api.transaction(check_error=True) as change:
+            for rule in gone:
+                change.add(self._api.acl_del(switch, rule.direction, rule.priority, rule.match))
+            for rule in new:
+                change.add(self._api.acl_add(switch, rule.direction, rule.priority, rule.match, rule.action, may_exist=True))
         self.sync()
 
     def add_rule(self, switch: str, rule: Acl) -> None:

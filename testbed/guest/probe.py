@@ -29,7 +29,9 @@ MAX_REQUEST = 8 * 2**20
 _PREFIX = re.compile(r"tb-[a-z0-9]{4,32}-")
 _ANSWER = re.compile(r"[a-z0-9]{4,32}")
 _UNREAD = 60  # seconds that an answer waits for its reader
-_SENDERS = {"send": sender.send, "stream": sender.stream, "knock": knocker.knock}
+_SENDERS = {"send": sender.send, "stream": sender.stream, "hold": sender.hold, "knock": knocker.knock}
+# Files that tell a sender to go on in another way.
+_SIGNALS = {"send": (), "stream": ("halt",), "hold": ("turn", "release"), "knock": ()}
 Request = dict[str, Any]
 
 
@@ -44,7 +46,8 @@ class Server:
         self.text, self.ending = b"", False
         self.recorder: Recorder | None = None
         self.asked = time.monotonic()
-        self.phases = {"listen": self._listen, "collect": self._collect, "finish": self._finish, "halt": self._halt, "stop": self._stop}
+        self.phases = {"listen": self._listen, "collect": self._collect, "finish": self._finish, "stop": self._stop}
+        self.phases |= {name: self._signal for names in _SIGNALS.values() for name in names}
 
     def run(self) -> None:
         """Work until told to stop, or until nobody has asked for long."""
@@ -76,8 +79,9 @@ class Server:
         """Do what must be done in this process; return what the answering process does."""
         phase = str(request["phase"])
         if phase in _SENDERS:
-            (self.folder / "halt").unlink(missing_ok=True)
-            request["halt"] = str(self.folder / "halt")
+            for name in _SIGNALS[phase]:
+                (self.folder / name).unlink(missing_ok=True)
+                request[name] = str(self.folder / name)
             return lambda: _SENDERS[phase](request)
         try:
             reply = self.phases[phase](request)
@@ -102,9 +106,9 @@ class Server:
             self.recorder = None
         return state
 
-    def _halt(self, _: Request) -> Request:
-        (self.folder / "halt").touch()
-        return {"halted": True}
+    def _signal(self, request: Request) -> Request:
+        (self.folder / str(request["phase"])).touch()
+        return {"signalled": True}
 
     def _stop(self, _: Request) -> Request:
         self.ending = True

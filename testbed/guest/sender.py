@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
 import socket
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from testbed.guest.recorder import MAX_TEXT, interface_of, outlet
 
 MAX_PROBES = 5000
+_SOL_PACKET, _QDISC_BYPASS = 263, 20
 Request = dict[str, Any]
 
 
@@ -50,36 +53,98 @@ def send(request: Request) -> Request:
     return {"results": results}
 
 
+def hold(request: Request) -> Request:
+    """Keep one connection open and use it each ``spacing`` seconds, until the file ``release`` appears or for ``duration`` seconds.
+
+    Once the file ``turn`` exists, the last of the two ``tokens`` is sent instead of the first.
+
+    Returns:
+        how many ``answers`` came before and after the turn; ``error`` is how the connection ended, if it did.
+
+    """
+    release, turn, end = Path(request["release"]), Path(request["turn"]), time.monotonic() + min(float(request["duration"]), 300.0)
+    counts, error = [0, 0], ""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as opened:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface_of(request["mac"]).encode())
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # nothing is sent on after the end
+        opened.bind((request["address"], 0))
+        opened.settimeout(10)
+        opened.connect((request["ip"], int(request["port"])))
+        opened.settimeout(float(request.get("spacing", 0.2)))
+        while not release.exists() and time.monotonic() < end and not error:
+            turned = turn.exists()
+            try:
+                opened.sendall(str(request["tokens"][turned]).encode())
+                counts[turned] += bool(opened.recv(MAX_TEXT))
+                time.sleep(float(request.get("spacing", 0.2)))
+            except TimeoutError:
+                continue
+            except OSError as failure:
+                error = str(failure)[:MAX_TEXT]
+    return {"answers": counts, "error": error, "turned": turn.exists()}
+
+
 def stream(request: Request) -> Request:
-    """Send the frames of every probe in turns, one each ``spacing`` seconds, until the file ``halt`` appears or ``duration`` seconds."""
-    started, spacing = time.monotonic(), float(request.get("spacing", 0.005))
+    """Send the frames of every probe in turns until the file ``halt`` appears, or for ``duration`` seconds, or so many ``rounds``.
+
+    Args:
+        request: ``spacing`` is the number of seconds between two frames; 0 stands for as fast as it goes, past the queues
+            and past the recorder of this guest.
+
+    Returns:
+        ``sent`` frames, and how many were ``refused`` because the interface's queue was full.
+
+    """
+    started, spacing, rounds = time.monotonic(), float(request.get("spacing", 0.005)), int(request.get("rounds", 2**31))
     halt = Path(request["halt"])
-    end, rounds = started + min(float(request["duration"]), 300.0), 0
+    end, counts = started + min(float(request["duration"]), 300.0), {True: 0, False: 0}
     frames = [(probe["mac"], bytes.fromhex(probe["frame"])) for probe in request["probes"][:MAX_PROBES]]
     with contextlib.ExitStack() as opened:
-        outlets = Outlets(opened)
-        while frames and time.monotonic() < end and not halt.exists():
+        outlets = Outlets(opened, unheard=not spacing)
+        while frames and rounds > 0 and time.monotonic() < end and not halt.exists():
+            rounds -= 1
             for mac, frame in frames:
-                outlets.send(mac, frame)
-                time.sleep(spacing)
-            rounds += 1
-        while not halt.exists() and time.monotonic() < end:
+                counts[outlets.offer(mac, frame)] += 1
+                if spacing:
+                    time.sleep(spacing)
+                    if time.monotonic() > end:
+                        break
+        while rounds > 0 and not halt.exists() and time.monotonic() < end:
             time.sleep(0.2)
-    return {"rounds": rounds, "halted": halt.exists(), "lasted": round(time.monotonic() - started, 3)}
+    lasted = round(time.monotonic() - started, 3)
+    return {"sent": counts[True], "refused": counts[False], "halted": halt.exists(), "lasted": lasted}
 
 
 class Outlets:
-    """One packet socket for each interface: the kernel lets every opening and closing wait for a grace period."""
+    """One packet socket for each interface: the kernel lets every opening and closing wait for a grace period.
 
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        self.stack = stack
+    Args:
+        unheard: frames go to the driver at once, so that nobody who sniffs in this guest has to read them (packet(7)).
+
+    """
+
+    def __init__(self, stack: contextlib.ExitStack, *, unheard: bool = False) -> None:
+        self.stack, self.unheard = stack, unheard
         self.open: dict[str, socket.socket] = {}
 
     def send(self, mac: str, frame: bytes) -> None:
         """Send a frame from the interface with a MAC address."""
         if mac not in self.open:
             self.open[mac] = self.stack.enter_context(outlet(mac))
+            self.open[mac].setsockopt(_SOL_PACKET, _QDISC_BYPASS, int(self.unheard))
         self.open[mac].send(frame)
+
+    def offer(self, mac: str, frame: bytes) -> bool:
+        """Send a frame, or tell that the interface's queue is full."""
+        try:
+            self.open[mac].send(frame)
+        except KeyError:
+            self.send(mac, frame)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            return False
+        return True
 
 
 def _as_stranger(frame: bytes) -> bytes:

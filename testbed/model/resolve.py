@@ -20,6 +20,7 @@ from testbed.model.testbed import (
     Guest,
     GuestNic,
     LabNetwork,
+    Limits,
     Machine,
     MachineNic,
     Plane,
@@ -29,7 +30,7 @@ from testbed.model.testbed import (
     Testbed,
     Volume,
 )
-from testbed.spec.rules import CONTROLLER, WORKERS_PER_NODE
+from testbed.spec.rules import CONTROLLER, WORKERS_PER_NODE, limits
 from testbed.spec.schema import ControllerSpec, GuestSpec, NodeSpec, Spec, TenantSpec
 
 _NAMESPACE = UUID("5f0c6a0e-93cc-5f2e-8f0b-0d8f5d6f7a41")
@@ -204,6 +205,7 @@ def _guest(
         uid=FIRST_WORKER_UID + slot,
         nics=nics,
         volumes=volumes,
+        limits=Limits(**limits(spec.tenants[tenant], item)),
     )
 
 

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 IMAGES = "/var/lib/testbed/images"
 POOLS = "/var/lib/testbed/pools"
 FIRST_WORKER_UID = 64100
+_LARGEST = 640_000  # bits
 
 
 class Role(StrEnum):
@@ -147,6 +148,27 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What each interface of a guest may use of what it shares with other guests (NET-12).
+
+    Args:
+        bandwidth: bits per second that it may send.
+        packets: packets per second that it may send; whole thousands.
+        connections: connections that its node tracks for it.
+
+    """
+
+    bandwidth: int
+    packets: int
+    connections: int
+
+    @property
+    def burst(self) -> int:
+        """Bits that may come at once: a guest may hand over 64 KiB in one piece, and a smaller burst would never let it pass."""
+        return max(self.bandwidth // 10, _LARGEST)
+
+
+@dataclass(frozen=True, slots=True)
 class Guest:
     """A tenant's nested virtual machine."""
 
@@ -160,6 +182,7 @@ class Guest:
     uid: int
     nics: tuple[GuestNic, ...]
     volumes: tuple[Volume, ...]
+    limits: Limits
 
     @property
     def label(self) -> str:

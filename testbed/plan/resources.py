@@ -30,6 +30,7 @@ class Kind(StrEnum):
     VOLUME = "volume"
     GUEST = "guest"
     SETTING = "setting"
+    LIMIT = "limit"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -165,7 +166,8 @@ def central(lab: Testbed) -> Iterator[Resource]:
                     if nic.network == network.name:
                         yield Resource(
                             Key(place, Kind.PORT, f"{guest.label}/{nic.network}"),
-                            {"port": nic.port, "switch": network.label, "addresses": nic.pinned, "security": [nic.pinned]},
+                            {"port": nic.port, "switch": network.label, "addresses": nic.pinned, "security": [nic.pinned],
+                             "bandwidth": guest.limits.bandwidth, "connections": guest.limits.connections},
                             (switch,),
                         )
 
@@ -185,7 +187,10 @@ def _node(node: Machine, guests: Sequence[Guest], inputs: Inputs) -> Iterator[Re
             yield Resource(key, {**shape, "size": size} if size else shape, (pool,))
         guards = GUARDS if any(nic.address6 for nic in guest.nics) else ()
         walls = [Key(node.name, Kind.SETTING, name) for name in ("services", *guards)]
-        yield Resource(Key(node.name, Kind.GUEST, guest.label), guest_properties(guest, inputs), (*volumes, *walls))
+        key = Key(node.name, Kind.GUEST, guest.label)
+        yield Resource(key, guest_properties(guest, inputs), (*volumes, *walls))
+        for nic in guest.nics:
+            yield Resource(Key(node.name, Kind.LIMIT, f"{guest.label}/{nic.network}"), {"packets": guest.limits.packets}, (key,))
 
 
 def guest_properties(guest: Guest, inputs: Inputs) -> Properties:

@@ -38,7 +38,21 @@ class Setting:
 def settings(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     """Return every setting of a machine."""
     common = (*_firewall(lab, machine), *_protection(lab, machine), *_NETWORK, *_ACCESS)
-    return (*common, *((*_ROOT_PARTITION, *_neighbours(lab, machine)) if machine.role is Role.NODE else _CENTRAL))
+    node = (*_ROOT_PARTITION, *_neighbours(lab, machine), _claims(lab, machine))
+    return (*common, *(node if machine.role is Role.NODE else _CENTRAL))
+
+
+def _claims(lab: Testbed, machine: Machine) -> Setting:
+    """Return that no interface of a node claims a logical port that is not its own (docs/decisions/0013)."""
+    own = [nic for guest in lab.guests_on(machine.name) for nic in guest.nics]
+    known = " ".join(f"-e '{nic.tap} {nic.port}'" for nic in own) or "-e none"
+    foreign = (
+        "ovs-vsctl -voff --format=csv --no-headings --columns=name,external_ids list interface "
+        f"| sed -nE 's/^\"?([^\",]+)\"?,.*iface-id=\"*([0-9a-f-]+).*/\\1 \\2/p' | grep -vxF {known}"
+    )
+    back = " ".join(f"{nic.tap}) ovs-vsctl set interface $name external_ids:iface-id={nic.port} ;;" for nic in own)
+    repair = f"{foreign} | while read -r name port; do case $name in {back} *) ovs-vsctl --if-exists del-port br-int $name ;; esac; done"
+    return Setting("port-claims", "NET-13", foreign, "", repair)
 
 
 def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
@@ -165,6 +179,8 @@ _WORKERS = "for pid in $(pgrep -f ^/usr/bin/qemu-system); do %s; done"
 
 _SERVICES = "ovs-vswitchd ovn-controller libvirtd virtlogd auditd nftables"
 
+_ACTED_ON = "for device in $(tc qdisc show | awk '/clsact|ingress/ {print $5}'); do"
+
 _ROOT_PARTITION = (
     Setting(
         "services",
@@ -192,7 +208,7 @@ _ROOT_PARTITION = (
         "hand-made-flows",
         "NET-01",
         # OVN's own rules of table 0 go on to its pipeline or drop; one that delivers at once is not OVN's.
-        "ovs-ofctl -O OpenFlow15 dump-flows br-int table=0 | grep actions= | grep -cvE 'resubmit[(]|actions=drop'",
+        "ovs-ofctl -voff -O OpenFlow15 dump-flows br-int table=0 | grep actions= | grep -cvE 'resubmit[(]|actions=drop'",
         "0",
         "ovs-ofctl -O OpenFlow15 del-flows br-int; systemctl restart ovn-controller",
     ),
@@ -206,9 +222,13 @@ _ROOT_PARTITION = (
     Setting(
         "mirrors",
         "NET-11",
-        "tc qdisc show | awk '/clsact|ingress/ {print $5}'; ovs-vsctl --bare --columns=name list mirror",
+        # Policers of the switch are all that may act on frames before the switch does.
+        f"{_ACTED_ON} tc filter show dev $device ingress; tc filter show dev $device egress; done | grep 'action order' "
+        "| grep -v police; ovs-vsctl --bare --columns=name list mirror",
         "",
-        "for device in $(tc qdisc show | awk '/clsact|ingress/ {print $5}'); do tc qdisc del dev $device clsact; done; "
+        f"{_ACTED_ON} tc qdisc del dev $device clsact; tc qdisc del dev $device ingress; "
+        "rate=$(ovs-vsctl get interface $device ingress_policing_kpkts_rate) || continue; "
+        "for value in 0 $rate; do ovs-vsctl set interface $device ingress_policing_kpkts_rate=$value; done; done; "
         "ovs-vsctl clear bridge br-int mirrors",
     ),
     Setting(

@@ -22,6 +22,7 @@ from testbed.spec.schema import (
     ControllerSpec,
     GuestSpec,
     InfrastructureSpec,
+    LimitsSpec,
     NodeSpec,
     Spec,
     TenantSpec,
@@ -36,6 +37,8 @@ _PLACES: tuple[tuple[tuple[str | None, ...], type[BaseModel]], ...] = (
     (("nodes", None), NodeSpec),
     (("tenants", None), TenantSpec),
     (("tenants", None, "guests", None), GuestSpec),
+    (("tenants", None, "limits"), LimitsSpec),
+    (("tenants", None, "guests", None, "limits"), LimitsSpec),
 )
 
 

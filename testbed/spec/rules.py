@@ -18,6 +18,8 @@ CONTROLLER = "controller"
 NODE_RESERVE = 640 * MIB
 MACHINE_RESERVE = 1024 * MIB
 WORKERS_PER_NODE = 64
+TRACKED_CONNECTIONS = 65536
+DEFAULT_LIMITS = {"bandwidth": 5_000_000, "packets": 1000, "connections": 256}
 CUT_FLOW = "- -> - icmp"
 RESERVED_NAMES = (CONTROLLER, "outer")
 
@@ -55,6 +57,12 @@ def among(name: str, allowed: Iterable[str]) -> str:
     near = get_close_matches(name, names, n=1)
     listing = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
     return f"did you mean '{near[0]}'? Allowed: {listing}" if near else f"allowed: {listing}"
+
+
+def limits(tenant: TenantSpec, guest: GuestSpec) -> dict[str, int]:
+    """Return the limits of a guest's interfaces: its own, else its tenant's, else the defaults (NET-12)."""
+    given = (item.model_dump(exclude_none=True) for item in (tenant.limits, guest.limits))
+    return {**DEFAULT_LIMITS, **next(given), **next(given)}
 
 
 def check(spec: Spec, declared: Declared, *, machine_memory: int | None) -> Iterator[Finding]:
@@ -197,12 +205,22 @@ def _addresses(tenant_name: str, tenant: TenantSpec) -> Iterator[Finding]:
 
 def _node_load(spec: Spec) -> Iterator[Finding]:
     placed: dict[str, list[GuestSpec]] = {}
+    tracked: dict[str, int] = {}
     for tenant in spec.tenants.values():
         for guest in tenant.guests.values():
             only = next(iter(spec.nodes)) if guest.node is None and len(spec.nodes) == 1 else ""
-            placed.setdefault(guest.node or only, []).append(guest)
+            node_name = guest.node or only
+            placed.setdefault(node_name, []).append(guest)
+            interfaces = len(guest.networks or tenant.networks)
+            tracked[node_name] = tracked.get(node_name, 0) + interfaces * limits(tenant, guest)["connections"]
     for name, node in spec.nodes.items():
         guests = placed.get(name, [])
+        if tracked.get(name, 0) > TRACKED_CONNECTIONS:
+            yield (
+                ("nodes", name),
+                f"its guests may have {tracked[name]} connections tracked, and a node tracks {TRACKED_CONNECTIONS}",
+                "lower their limits, or move a guest to another node",
+            )
         wanted = sum(guest.memory for guest in guests)
         available = node.memory - NODE_RESERVE
         if wanted > available:

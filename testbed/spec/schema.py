@@ -23,6 +23,9 @@ _UNICAST = tuple(map(IPv6Network, ("fd00::/8", "2000::/3")))  # RFC 4193, RFC 42
 _SPECIAL6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))  # RFC 6890, RFC 9637
 _PREFIX6 = 64  # RFC 4291, 2.5.4; the one length that hosts and OVN's address management agree on
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
+_BITS = {"kbit": 10**3, "Mbit": 10**6, "Gbit": 10**9}
+_BANDWIDTH = re.compile(r"^([1-9][0-9]{0,5})\s*(kbit|Mbit|Gbit)/s$")
+_PACKETS = re.compile(r"^([1-9][0-9]{0,6})000/s$")
 _FLOW = re.compile(r"^\s*(?P<source>\S+)\s*->\s*(?P<target>\S+)\s+(?P<service>\S+)\s*$")
 
 
@@ -46,6 +49,34 @@ def format_size(size: int) -> str:
         if size >= factor and size % factor == 0:
             return f"{size // factor} {unit}"
     return f"{size} B"
+
+
+def parse_bandwidth(value: object) -> int:
+    """Return bits per second from text such as ``50 Mbit/s``.
+
+    Raises:
+        ValueError: the text has no unit, or is no bandwidth.
+
+    """
+    match = _BANDWIDTH.match(value) if isinstance(value, str) else None
+    if not match:
+        msg = f"{value!r} is not a bandwidth; write a whole number above zero and kbit/s, Mbit/s or Gbit/s, as in '50 Mbit/s'"
+        raise ValueError(msg)
+    return int(match[1]) * _BITS[match[2]]
+
+
+def parse_packets(value: object) -> int:
+    """Return packets per second from text such as ``2000/s``; Open vSwitch counts them in thousands.
+
+    Raises:
+        ValueError: the text is no packet rate, or not in thousands.
+
+    """
+    match = _PACKETS.match(value) if isinstance(value, str) else None
+    if not match:
+        msg = f"{value!r} is not a packet rate; write whole thousands per second, as in '2000/s'"
+        raise ValueError(msg)
+    return int(match[1]) * 1000
 
 
 def _private_network(network: IPv4Network) -> IPv4Network:
@@ -155,6 +186,16 @@ TenantRanges = Annotated[
         }
     ),
 ]
+Bandwidth = Annotated[
+    int,
+    BeforeValidator(parse_bandwidth),
+    WithJsonSchema({"type": "string", "pattern": _BANDWIDTH.pattern, "examples": ["50 Mbit/s"]}),
+]
+PacketRate = Annotated[
+    int,
+    BeforeValidator(parse_packets),
+    WithJsonSchema({"type": "string", "pattern": _PACKETS.pattern, "examples": ["2000/s"]}),
+]
 
 NetworkNames = Annotated[
     list[str],
@@ -231,6 +272,14 @@ class InfrastructureSpec(_Strict):
     storage: Network = IPv4Network("198.18.2.0/24")
 
 
+class LimitsSpec(_Strict):
+    """What each interface of a guest may use of what it shares with other guests (NET-12)."""
+
+    bandwidth: Bandwidth | None = Field(default=None, description="what the guest may send, with unit")
+    packets: PacketRate | None = Field(default=None, description="packets that the guest may send, in thousands per second")
+    connections: int | None = Field(default=None, ge=16, le=65536, description="connections that the node tracks for it")
+
+
 class GuestSpec(_Strict):
     """A tenant's virtual machine, nested in a node."""
 
@@ -239,6 +288,7 @@ class GuestSpec(_Strict):
     memory: Size = Field(default=224 * MIB, description="RAM of the guest, with unit")
     vcpus: int = Field(default=1, ge=1, le=16)
     volumes: dict[Name, Size] = Field(default_factory=dict, max_length=15, description="extra volumes: name and size with unit")
+    limits: LimitsSpec = Field(default=LimitsSpec(), description="of each interface; what is missing comes from the tenant")
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -252,6 +302,7 @@ class TenantSpec(_Strict):
     networks: dict[Name, TenantRanges] = Field(min_length=1, description="one IPv4 range, or a list of it and one IPv6 /64")
     guests: dict[Name, GuestSpec] = Field(min_length=1)
     allow: list[FlowLine] = Field(default_factory=list, description="flows allowed inside the tenant; all else is denied")
+    limits: LimitsSpec = Field(default=LimitsSpec(), description="of each guest's interfaces, where the guest has none of its own")
 
 
 class Spec(_Strict):

@@ -43,6 +43,7 @@ class Declaration:
         unproven: reason why there is no breach; only then may `breaches` be empty.
         simulated: True for a statement about real hardware that is made under emulation.
         applies: returns why the check has nothing to look at in a topology, or None.
+        slow: why it runs only when it is asked for; empty if it always does.
 
     """
 
@@ -53,6 +54,7 @@ class Declaration:
     unproven: str
     simulated: bool
     applies: Callable[[Stage], str | None]
+    slow: str = ""
 
 
 def check(
@@ -64,6 +66,7 @@ def check(
     unproven: str = "",
     simulated: bool = False,
     applies: Callable[[Stage], str | None] = lambda _: None,
+    slow: str = "",
 ) -> Callable[[_Function], _Function]:
     """Declare a test function as a check.
 
@@ -79,7 +82,7 @@ def check(
         raise ValueError(msg)
 
     def attach(function: _Function) -> _Function:
-        declared = Declaration(id, objective, severity, breaches, unproven, simulated, applies)
+        declared = Declaration(id, objective, severity, breaches, unproven, simulated, applies, slow)
         setattr(function, ATTRIBUTE, declared)
         return function
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -44,26 +44,25 @@ class Attack:
 
     Args:
         seconds: after how long they give up, if what happens has not ended by then.
-        meanwhile: what happens.
+        meanwhile: what happens; it is told how the tokens of this observation begin.
     """
 
     probes: Sequence[Probe]
     seconds: float
-    meanwhile: Callable[[], None]
+    meanwhile: Callable[[str], None]
 
 
-def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None, prefix: str = "", *, strays: bool = False) -> Observation:
+def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None, *, strays: bool = False) -> Observation:
     """Send probes from their senders, with controls around them, while every guest is watched.
 
     Args:
         attack: what goes on between the controls instead of single probes.
-        prefix: beginning of every token, if others than guests send some; see `new_prefix`.
         strays: whether to keep what comes in from MAC addresses that are no guest's.
 
     Raises:
         InstrumentError: an instrument was not there, died, or a control failed: then nothing was observed.
     """
-    lab, prefix = fleet.testbed, prefix or new_prefix()
+    lab, prefix = fleet.testbed, f"tb-{secrets.token_hex(4)}-"
     interfaces = {
         guest.label: [
             {"label": nic.network, "mac": nic.mac, "address": str(nic.address), "address6": str(nic.address6 or "")} for nic in guest.nics
@@ -73,16 +72,16 @@ def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None,
     common: dict[str, dict[str, object]] = {label: {"token": prefix, "interfaces": nics} for label, nics in interfaces.items()}
     ports = probed_ports(lab)
 
-    def send(script: Callable[[str], list[Probe]], **phase: object) -> dict[str, dict[str, Any]]:
-        requests = {label: {**base, **phase, "probes": lines(script(label), prefix)} for label, base in common.items()}
-        return everywhere(fleet, lab.guests, Instrument.ask, requests)
+    def send(script: Callable[[str], list[Probe]], only: Collection[str] = common, **phase: object) -> dict[str, dict[str, Any]]:
+        requests = {label: {**common[label], **phase, "probes": lines(script(label), prefix)} for label in only}
+        return everywhere(fleet, [guest for guest in lab.guests if guest.label in only], Instrument.ask, requests)
 
     with one_observation(fleet):
         known = sorted({endpoint.mac for endpoint in endpoints(lab)}) if strays else []
         listen = {"phase": "listen", "patience": 60, "known": known, **ports}
         listening = everywhere(fleet, lab.guests, Instrument.listen, {label: {**base, **listen} for label, base in common.items()})
         _require_listeners(listening, ports)
-        results = _sent(fleet, send, probes, attack)
+        results = _sent(fleet, send, probes, (attack, prefix) if attack else None)
         wait_out()
         seen = send(lambda _: [], phase="finish")
     records = {label: listed(answer, "records") for label, answer in seen.items()}
@@ -95,13 +94,8 @@ def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None,
     return observation
 
 
-def new_prefix() -> str:
-    """Return what the tokens of one observation begin with."""
-    return f"tb-{secrets.token_hex(4)}-"
-
-
 def _sent(
-    fleet: Fleet, send: Callable[..., dict[str, dict[str, Any]]], probes: Sequence[Probe], attack: Attack | None
+    fleet: Fleet, send: Callable[..., dict[str, dict[str, Any]]], probes: Sequence[Probe], attacked: tuple[Attack, str] | None
 ) -> dict[str, dict[str, Record]]:
     """Send controls, then probes or an attack, then controls; return what became of each, by guest and mark."""
     phase = {"phase": "send", "budget": BUDGET}
@@ -110,18 +104,21 @@ def _sent(
         own = [probe for probe in probes if probe.sender.guest == label]
         return [*_controls(fleet, label, "before"), *own, *_controls(fleet, label, "after")]
 
-    if attack is None:
+    if attacked is None:
         return results_of(send(script, **phase))
+    attack, prefix = attacked
     before = results_of(send(lambda label: _controls(fleet, label, "before"), **phase))
+    attackers = {probe.sender.guest for probe in attack.probes}
     with ThreadPoolExecutor(max_workers=1) as pool:
         going = {"phase": "stream", "duration": attack.seconds}
-        streams = pool.submit(lambda: send(lambda label: [item for item in attack.probes if item.sender.guest == label], **going))
+        own = {label: [probe for probe in attack.probes if probe.sender.guest == label] for label in attackers}
+        streams = pool.submit(lambda: send(own.__getitem__, attackers, **going))
         try:
-            if attack.probes:
-                _require_flowing(fleet)
-            attack.meanwhile()
+            if attackers:
+                _require_flowing(fleet, {probe.sender.mac for probe in attack.probes})
+            attack.meanwhile(prefix)
         finally:
-            send(lambda _: [], phase="halt")
+            send(lambda _: [], attackers, phase="halt")
             lasted = streams.result()
     short = [label for label, answer in lasted.items() if answer.get("halted") is not True]
     if short:
@@ -130,13 +127,14 @@ def _sent(
     return {label: {**before[label], **after[label]} for label in before}
 
 
-def _require_flowing(fleet: Fleet) -> None:
-    """Return when every guest of every node is seen sending, by the counters of its node.
+def _require_flowing(fleet: Fleet, macs: set[str]) -> None:
+    """Return when every interface that attacks is seen sending, by the counters of its node.
 
     Raises:
         InstrumentError: one is not within half a minute.
     """
-    taps = {node.name: [nic.tap for guest in fleet.testbed.guests_on(node.name) for nic in guest.nics] for node in fleet.testbed.nodes}
+    lab = fleet.testbed
+    taps = {node.name: [nic.tap for guest in lab.guests_on(node.name) for nic in guest.nics if nic.mac in macs] for node in lab.nodes}
     fleet.everywhere(lambda node: _flows(node, taps[node.name]))
 
 

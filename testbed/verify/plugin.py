@@ -40,13 +40,13 @@ class _Case:
 class Checks:
     """A pytest plug-in: gives checks their fixtures, runs them, reads verdicts, proves them."""
 
-    def __init__(self, fleet: Fleet, *, prove: bool, only: tuple[str, ...], progress: Callable[[str], None]) -> None:
+    def __init__(self, fleet: Fleet, *, prove: bool, only: tuple[str, ...], progress: Callable[[str], None], slow: bool) -> None:
         self.fleet = fleet
         self.results: list[CheckResult] = []
         self.errors: list[str] = []
         self.interrupted = False
         self._left_open = ""
-        self._prove = prove
+        self._prove, self._slow = prove, slow
         self._only = tuple(word.upper() for word in only)
         self._progress = progress
         self._failure: tuple[Verdict, str] | None = None
@@ -139,7 +139,7 @@ class Checks:
         label = parameters.id if parameters is not None else "fleet"
         name = f"{declared.id}.{label}"
         stage = Stage(self.fleet.lab, "" if label == "fleet" else label)
-        reason = declared.applies(stage)
+        reason = f"{declared.slow}: ask for it with --slow" if declared.slow and not self._slow else declared.applies(stage)
         if reason is not None:
             outcome = Outcome(Verdict.NOT_APPLICABLE, reason, 0.0, ())
         else:
@@ -203,15 +203,16 @@ class Checks:
 
 
 def run_checks(
-    fleet: Fleet, folder: Path, *, prove: bool, only: tuple[str, ...], progress: Callable[[str], None]
+    fleet: Fleet, folder: Path, *, prove: bool, only: tuple[str, ...], progress: Callable[[str], None], slow: bool = False
 ) -> Checks:
     """Run the checks of a folder against a lab.
 
     Args:
         only: control ids, or beginnings of them; all if empty.
+        slow: run the checks as well that take minutes.
 
     """
-    plugin = Checks(fleet, prove=prove, only=only, progress=progress)
+    plugin = Checks(fleet, prove=prove, only=only, progress=progress, slow=slow)
     arguments = [
         str(folder), "-c", "/dev/null", f"--rootdir={folder}", "--import-mode=importlib",
         "-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:testinfra", "-p", "no:timeout", "-p", "no:hypothesispytest",

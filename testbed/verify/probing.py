@@ -37,7 +37,7 @@ for name, text in [("testbed", ""), ("testbed.guest", ""), *json.loads(%r)]:
 from testbed.guest.probe import main"""
 _EXCHANGE = """cd "$1" 2>/dev/null && ! flock -n pid true || { echo "the probe does not run" >&2; exit 75; }
 mkfifo -m 600 "answer.$2" || exit 76
-timeout 20 sh -c "cat > in" && timeout "$3" cat "answer.$2"
+timeout 60 sh -c "cat > in" && timeout "$3" cat "answer.$2"
 status=$?
 rm -f "answer.$2"
 exit $status"""

@@ -25,7 +25,7 @@ from testbed.verify.probing import end_all
 _PATIENCE = 60.0  # seconds
 
 
-def examine(lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[[str], None]) -> Path:
+def examine(lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[[str], None], slow: bool = False) -> Path:
     """Run the checks against a lab and return the run's folder, which holds ``result.json`` and the evidence.
 
     Raises:
@@ -43,7 +43,7 @@ def examine(lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[
     rows = [*fleet.matrix.as_table(), *as_table(contacts(lab.testbed))]
     (folder / "matrix.json").write_text(json.dumps(rows, default=str))
     try:
-        plugin = run_checks(fleet, resources.checks(), prove=prove, only=only, progress=progress)
+        plugin = run_checks(fleet, resources.checks(), prove=prove, only=only, progress=progress, slow=slow)
     finally:
         end_all(fleet)
     trouble = list(plugin.errors)

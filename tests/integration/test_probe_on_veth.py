@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import count, permutations
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,13 @@ from scapy.layers.l2 import Ether
 from checks.forgeries import flood, forgeries
 from checks.scenes import scenes
 from testbed.errors import InstrumentError
+from testbed.guest.recorder import NOISE
 from testbed.model.policy import Cell, ReachMatrix, endpoints
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Guest, Testbed
 from testbed.spec.schema import Spec
 from testbed.verify import network, probing
-from testbed.verify.frames import Frame, framed, of_cell, syn
+from testbed.verify.frames import Frame, arp_reply, framed, of_cell, syn
 from testbed.verify.network import observe
 from testbed.verify.observation import matrix_probes, reach
 from testbed.verify.probing import FOLDER, Probe, end_all
@@ -39,6 +42,7 @@ pytestmark = [
 ]
 
 
+ROOT = Path(__file__).parents[2]
 _NUMBERS = count()
 _SOL_PACKET, _IGNORE_OUTGOING, _VNET_HEADER = 263, 23, 15
 _HEADER = 10  # octets of virtio_net_hdr, which carries checksums that the sender has left to its hardware
@@ -65,7 +69,8 @@ class Switch(threading.Thread):
                 if self.wall(frame[_HEADER:]):
                     self.stopped += 1
                 else:
-                    self.ends[1 - self.ends.index(end)].send(frame)
+                    with suppress(OSError):  # a full queue loses frames, as a wire does
+                        self.ends[1 - self.ends.index(end)].send(frame)
 
 
 class Counters:
@@ -244,7 +249,7 @@ def _strays(wire: Wire) -> list[Probe]:
 def test_a_wall_that_opens_for_a_moment_leaks_for_that_moment(wire: Wire) -> None:
     """Frames that are sent without a pause show when a wall was open, and for how long."""
 
-    def a_moment() -> None:
+    def a_moment(_: str) -> None:
         wire.switch.wall = lambda _: False
         time.sleep(1)
         wire.switch.wall = _is_raw
@@ -259,7 +264,7 @@ def test_a_wall_that_opens_for_a_moment_leaks_for_that_moment(wire: Wire) -> Non
 
 def test_an_attack_that_ends_too_early_is_noticed(wire: Wire) -> None:
     """What happens after the last frame was sent has not been watched."""
-    attack = network.Attack(_strays(wire), 2, lambda: time.sleep(3))
+    attack = network.Attack(_strays(wire), 2, lambda _: time.sleep(3))
     with pytest.raises(InstrumentError, match="did not attack all the time"):
         observe(wire, (), attack)  # type: ignore[arg-type]
 
@@ -287,3 +292,74 @@ def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire, monkeypatch: p
     floods = [flood(scene) for scene in scenes(wire)]  # type: ignore[arg-type]
     seen = observe(wire, [*floods, *(lie.probe for lie in lies)])  # type: ignore[arg-type]
     assert [str(lie) for lie in lies if not seen.sightings(lie.mark)] == []
+
+
+def test_a_flood_is_as_fast_as_it_goes(wire: Wire) -> None:
+    """Without a pause, many more frames leave than with one, and the sender counts what the wire counts."""
+    web, _ = endpoints(wire.testbed)
+    guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
+    line = {"mac": web.mac, "frame": (b"\xff" * 6 + bytes.fromhex(web.mac.replace(":", "")) + b"\x88\xb5").ljust(60, b"\0").hex()}
+    wire.switch.wall = lambda _: True
+    sent = []
+    for spacing in (0.01, 0):
+        request = {"phase": "stream", "probes": [line], "duration": 1, "spacing": spacing}
+        sent.append(probing.in_guest(wire, guest).ask(request)["sent"])  # type: ignore[arg-type]
+    assert 20 < sent[0] <= 101
+    assert sent[1] > 5 * sent[0]
+
+
+def test_noise_is_not_read_and_everything_else_is(wire: Wire) -> None:
+    """ARP as long as no honest ARP is stays in the kernel of who receives it; ARP of the usual length does not."""
+    web, db = endpoints(wire.testbed)
+    reply = framed(Ether(src=web.mac, dst=db.mac), arp_reply(web.mac, str(web.address), db))
+    long = Probe("long", web, {}, lambda token: reply(token).ljust(NOISE + 1, b"\0") + token)
+    seen = observe(wire, [long, Probe("short", web, {}, reply)])  # type: ignore[arg-type]
+    assert (seen.sightings("long"), seen.sightings("short")) == ([], [db.guest])
+
+
+def test_a_held_connection_is_used_until_a_wall_closes(wire: Wire) -> None:
+    """What is sent after the turn has a name of its own, and shows whether the connection has outlived its rule."""
+    web, db = endpoints(wire.testbed)
+    guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
+    instrument = probing.in_guest(wire, guest)  # type: ignore[arg-type]
+    closes = False
+
+    def held(prefix: str) -> None:
+        tokens = [f"{prefix}{mark}." for mark in ("holdearly", "holdlate")]
+        request = {"phase": "hold", "mac": web.mac, "address": str(web.address), "ip": str(db.address), "port": 5432,
+                   "tokens": tokens, "duration": 30, "spacing": 0.05}  # fmt: skip
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            holding = pool.submit(instrument.ask, request)
+            time.sleep(1)
+            wire.switch.wall = lambda frame: closes and frame[12:14] == b"\x08\0" and frame[23] == 6
+            instrument.ask({"phase": "turn"})
+            time.sleep(1)
+            instrument.ask({"phase": "release"})
+            answers.append(holding.result()["answers"])
+            wire.switch.wall = lambda _: False
+
+    answers: list[list[int]] = []
+    for closed in (False, True):
+        closes = closed
+        seen = observe(wire, (), network.Attack((), 60, held))  # type: ignore[arg-type]
+        accepted = [str(record["token"]) for record in seen.records[db.guest] if record["kind"] == "tcp-accepted"]
+        assert seen.token("holdearly") in accepted
+        assert (seen.token("holdlate") in accepted) != closed
+        assert answers[-1][0] > 3
+        assert bool(answers[-1][1]) != closed
+
+
+def test_a_throwaway_guest_sends_from_every_interface(wire: Wire) -> None:
+    """Its program takes interfaces up by itself, and sends from each that there is."""
+    web, db = endpoints(wire.testbed)
+    wire.run(web.guest, "ip", "link", "set", "nic0", "down")
+    raw = Cell(web, db, "raw", None, allowed=False, reason="-")
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom testbed.guest.first import attack\n"
+
+    def attacks(prefix: str) -> None:
+        octets = of_cell(raw)(f"{prefix}first.".encode())
+        wire.run(web.guest, sys.executable, "-c", f"{program}print(attack([bytes.fromhex({octets.hex()!r})], 1))")
+
+    wire.run(web.guest, "ip", "link", "set", "nic0", "up")
+    seen = observe(wire, (), network.Attack((), 60, attacks))  # type: ignore[arg-type]
+    assert seen.sightings("first") == [db.guest]

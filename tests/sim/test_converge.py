@@ -69,7 +69,7 @@ def test_a_failure_is_told_and_the_rest_is_done_first() -> None:
     assert Key("node-b", Kind.GUEST, "red/db") in world.resources
     assert Key("node-a", Kind.GUEST, "blue/db") in world.resources
     world.failing.clear()
-    assert _up(world, lab) == [guest]
+    assert _up(world, lab) == [guest, Key("node-a", Kind.LIMIT, "red/web/app")]
 
 
 def test_a_breach_shows_as_drift_and_up_repairs_it() -> None:
@@ -117,6 +117,7 @@ def test_a_new_guest_leaves_the_others_in_place() -> None:
         ("create", "logical-port", "red/aaa/app"),
         ("create", "volume", "red/aaa.qcow2"),
         ("create", "guest", "red/aaa"),
+        ("create", "limit", "red/aaa/app"),
         ("update", "pool", "red"),
     }
 

@@ -14,6 +14,7 @@ from checks import (
     test_control_plane,
     test_endurance,
     test_fleet,
+    test_limits,
     test_network,
     test_services,
     test_spoofing,
@@ -74,7 +75,8 @@ def test_the_page_lists_every_attack_and_every_breach(topology: Path) -> None:
     short = re.compile(f"^({'|'.join(heads)}) |^{wrapped}")
     for lie in forgeries(_fleet(topology)):
         assert re.sub(short, "", lie.meaning) in rows[lie.control] or "node" in lie.meaning, lie.meaning
-    modules = (test_control_plane, test_endurance, test_fleet, test_network, test_services, test_spoofing, test_tunnels, test_underlay)
+    modules = (test_control_plane, test_endurance, test_fleet, test_limits, test_network, test_services, test_spoofing, test_tunnels,
+               test_underlay)  # fmt: skip
     for module in modules:
         for found in vars(module).values():
             declared = getattr(found, ATTRIBUTE, None)

@@ -13,7 +13,7 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
-from checks.forgeries import scenes
+from checks.scenes import scenes
 from checks.test_services import _beyond, _questions
 from checks.tunnels import injections, inners
 from testbed.guest.parsing import find_token

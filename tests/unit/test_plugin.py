@@ -55,14 +55,14 @@ class FakeFleet:
 
 @pytest.fixture
 def judge(tmp_path: Path):
-    def run(body: str, *, prove: bool = False) -> Checks:
+    def run(body: str, *, prove: bool = False, slow: bool = False) -> Checks:
         folder = tmp_path / "checks"
         folder.mkdir()
         (folder / f"test_wall_{next(_NUMBERS)}.py").write_text(HEAD + body)  # pytest keeps modules by name
         lab = resolve(read(TOPOLOGY).spec)
         machines = {machine.name: SimpleNamespace(name=machine.name) for machine in lab.machines}
         fleet = FakeFleet(lab, Evidence(tmp_path / "evidence"), machines, SimpleNamespace(testbed=lab))
-        return run_checks(fleet, folder, prove=prove, only=(), progress=lambda _: None)  # type: ignore[arg-type]
+        return run_checks(fleet, folder, prove=prove, only=(), progress=lambda _: None, slow=slow)  # type: ignore[arg-type]
 
     return run
 
@@ -218,3 +218,12 @@ def test_a_check_without_a_breach_must_say_why(judge) -> None:
     plugin = judge(_declare("") + "def test_it(fleet):\n    assert not look(fleet)\n")
     assert "declares no breach" in plugin.errors[0]
     assert plugin.results == []
+
+
+@pytest.mark.parametrize(("slow", "verdict"), [(False, "not-applicable"), (True, "pass")])
+def test_what_takes_minutes_runs_when_asked_for(judge, slow: bool, verdict: str) -> None:
+    """A slow check that nobody asked for says so, and is not a pass."""
+    body = _declare("breaches=(BREACH,), slow='it boots a machine'")
+    plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet), 'open'\n", slow=slow)
+    assert plugin.results[0].verdict == verdict
+    assert (plugin.results[0].reason == "it boots a machine: ask for it with --slow") != slow

@@ -1,0 +1,210 @@
+"""Noise that a guest makes, and the heartbeat of a victim beside it (NET-12)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+
+from testbed.errors import InstrumentError
+from testbed.model.policy import Endpoint, endpoints
+from testbed.model.testbed import Guest, GuestNic
+from testbed.verify import flooding
+from testbed.verify.fleet import Fleet
+from testbed.verify.frames import BROADCAST, arp_reply, dhcp_discover
+from testbed.verify.network import Attack, observe, tcp_flows
+from testbed.verify.observation import Observation
+from testbed.verify.probing import in_guest
+
+_CALM, _BEAT = 8.0, 0.25  # seconds of calm; seconds between two beats of the victim's heart
+_FLOOD, _OPENING = 8.0, 60.0  # seconds of each flood; seconds that opening connections may take
+_SPACED = 0.002  # seconds between two new connections
+_AROUND = 6.0  # seconds that asking for a flood and counting it takes
+_SMALL, LARGE = 60, 1400  # octets
+CALM_BEATS, FLOOD_BEATS = 5, 6  # first octet of a DHCP transaction; other checks use 1 to 4
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Who makes noise, at whom, and who suffers.
+
+    Args:
+        peer: who receives the noise that is allowed, on a port of a declared flow.
+        victim: a guest of another tenant on the same node.
+
+    """
+
+    guest: Guest
+    nic: GuestNic
+    sender: Endpoint
+    peer: Endpoint
+    port: int
+    victim: Endpoint
+
+
+@dataclass
+class Outcome:
+    """What became of the noise, and of the victim's heartbeat.
+
+    Args:
+        opening: many new connections that a rule allows.
+        tracked: how many of them the node tracks.
+        large: large frames that a rule allows.
+        delivered: octets of those that the node of the peer has handed over.
+        small: many small frames that no rule allows.
+        sent: how many frames the guest says that it has sent, for each kind of noise.
+        asked: how many questions the victim has asked in calm and during the floods, by the first octet of their numbers.
+
+    """
+
+    opening: flooding.Flood = flooding.NOTHING
+    tracked: int = 0
+    large: flooding.Flood = flooding.NOTHING
+    delivered: int = 0
+    small: flooding.Flood = flooding.NOTHING
+    asked: dict[int, int] = field(default_factory=dict)
+    sent: list[int] = field(default_factory=list)
+
+
+def noise_of(fleet: Fleet) -> Noise:
+    """Return the source of the first declared flow as the one who makes noise."""
+    _, sender, peer, port = tcp_flows(fleet)[0]
+    guest, nic = _interface(fleet, sender)
+    near = {item.label for item in fleet.testbed.guests_on(guest.node) if item.tenant != guest.tenant}
+    victim = next(item for item in endpoints(fleet.testbed) if item.guest in near)
+    return Noise(guest, nic, sender, peer, port, victim)
+
+
+def _interface(fleet: Fleet, endpoint: Endpoint) -> tuple[Guest, GuestNic]:
+    return next((guest, nic) for guest in fleet.testbed.guests for nic in guest.nics if nic.mac == endpoint.mac)
+
+
+def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
+    """Watch the victim's heart in calm, and then while a guest makes each kind of noise.
+
+    Raises:
+        InstrumentError: something was not observed.
+
+    """
+    found = Outcome()
+
+    def beat(beats: int, seconds: float) -> None:
+        questions = [dhcp_discover(noise.victim.mac, beats << 24 | number)(b"") for number in range(int(seconds / _BEAT))]
+        found.asked[beats] = min(_send(fleet, noise.victim, questions, seconds, _BEAT), len(questions))
+
+    def meanwhile(_: str) -> None:
+        beat(CALM_BEATS, _CALM)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            heart = pool.submit(beat, FLOOD_BEATS, 3 * (_FLOOD + _AROUND))
+            _make_noise(fleet, noise, found)
+            heart.result()
+
+    observation = observe(fleet, (), Attack((), 280, meanwhile))
+    return found, observation
+
+
+def _make_noise(fleet: Fleet, noise: Noise, found: Outcome) -> None:
+    node, (peer, nic) = fleet.machines[noise.guest.node], _interface(fleet, noise.peer)
+
+    def make(frames: Sequence[bytes], seconds: float, spacing: float) -> flooding.Flood:
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            watching = pool.submit(flooding.watch, node, noise.nic, seconds)
+            found.sent.append(_send(fleet, noise.sender, frames, seconds, spacing))
+            return watching.result()
+
+    opened = _connections(noise)
+    found.opening = make(opened, _OPENING, _SPACED)
+    found.tracked = flooding.tracked(node, noise.nic)
+    before = flooding.received(fleet.machines[peer.node], nic)
+    found.large = make([_allowed(noise)], _FLOOD, 0)
+    found.delivered = flooding.received(fleet.machines[peer.node], nic) - before
+    found.small = make(_denied(noise), _FLOOD, 0)
+
+
+def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: float, spacing: float) -> int:
+    guest, _ = _interface(fleet, sender)
+    once = {"rounds": 1} if spacing else {}
+    lines = [{"mac": sender.mac, "frame": frame.hex()} for frame in frames]
+    answer = in_guest(fleet, guest).ask({"phase": "stream", "probes": lines, "duration": seconds, "spacing": spacing, **once})
+    sent = answer.get("sent")
+    if not isinstance(sent, int) or not sent:
+        raise InstrumentError(f"{sender.guest} cannot send", fact=str(answer)[:200], remedy="run `testbed status`, then repeat the check")
+    return sent
+
+
+def _connections(noise: Noise) -> list[bytes]:
+    """Return the first segments of twice as many connections as the sender may have."""
+    start = 20000 + secrets.randbelow(20000)
+    return [
+        bytes(_link(noise) / _ip(noise) / TCP(sport=start + number, dport=noise.port, flags="S", seq=secrets.randbits(32)))
+        for number in range(2 * noise.guest.limits.connections)
+    ]
+
+
+def _allowed(noise: Noise) -> bytes:
+    """Return a large frame that the rules allow, and that nobody answers or tracks."""
+    reply = arp_reply(noise.sender.mac, str(noise.sender.address), noise.peer)
+    return bytes(_link(noise) / reply).ljust(LARGE, b"\0")
+
+
+def _denied(noise: Noise) -> list[bytes]:
+    """Return small datagrams, segments to ports that no rule allows, fragments, and frames for everybody."""
+    shout = Ether(src=noise.sender.mac, dst=BROADCAST)
+    closed = noise.port ^ 1
+    kinds: list[Packet] = [
+        *(_link(noise) / _ip(noise) / UDP(sport=9, dport=1024 + secrets.randbelow(60000)) for _ in range(8)),
+        *(_link(noise) / _ip(noise) / TCP(sport=1024 + secrets.randbelow(60000), dport=closed, flags="S") for _ in range(8)),
+        *(_link(noise) / _ip(noise, flags="MF") / Raw(bytes(16)) for _ in range(8)),
+        *(shout / IP(src=str(noise.sender.address), dst="255.255.255.255") / UDP(sport=9, dport=9) for _ in range(8)),
+    ]
+    return [bytes(kind).ljust(_SMALL, b"\0") for kind in kinds]
+
+
+def _link(noise: Noise) -> Ether:
+    return Ether(src=noise.sender.mac, dst=noise.peer.mac)
+
+
+def _ip(noise: Noise, flags: str = "") -> Packet:
+    return IP(src=str(noise.sender.address), dst=str(noise.peer.address), id=secrets.randbits(16), flags=flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What a victim heard of the answers to its questions.
+
+    Args:
+        arrived: share of them.
+        silence: longest time between two of them, in seconds.
+
+    """
+
+    arrived: float
+    silence: float
+
+    def __str__(self) -> str:
+        return f"{self.arrived:.0%} answered, silent for {self.silence:.1f} s at most"
+
+
+def heartbeat(observation: Observation, victim: Endpoint, first: int, asked: int) -> Heartbeat:
+    """Return what a victim heard of the answers to its questions.
+
+    Args:
+        first: `CALM_BEATS` or `FLOOD_BEATS`.
+        sent: how many frames the guest says that it has sent, for each kind of noise.
+        asked: how many it has asked.
+
+    """
+    start = f"{first:02x}"
+    times = {
+        str(record.get("token")): float(record.get("at", 0))
+        for record in observation.records[victim.guest]
+        if record.get("kind") == "dhcp" and str(record.get("token")).startswith(start)
+    }
+    at = sorted(times.values())
+    return Heartbeat(len(at) / asked, max((two - one for one, two in pairwise(at)), default=0.0))

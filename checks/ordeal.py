@@ -1,0 +1,249 @@
+"""One observation of the walls over time, which checks read together: parts of the switch start anew, guests come, rules go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from ipaddress import IPv4Address
+from typing import Any
+
+from scapy.layers.inet import IP
+from scapy.layers.l2 import Ether
+
+from checks.forgeries import Forgery, forgeries, of_scene
+from checks.scenes import Scene, scenes
+from testbed.errors import InstrumentError
+from testbed.model.policy import Endpoint, endpoints
+from testbed.model.testbed import TenantNetwork
+from testbed.plan.acls import Acl, acls
+from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.frames import framed, syn
+from testbed.verify.network import Attack, observe, tcp_flows
+from testbed.verify.observation import Observation, matrix_probes
+from testbed.verify.probing import Probe, broken, in_guest
+from testbed.verify.throwaway import SECOND_TAP, TAP, Throwaway
+
+_CENTRAL = "ovn-ovsdb-server-nb ovn-ovsdb-server-sb ovn-northd"
+_SERVICES = ("ovn-controller", "ovs-vswitchd")
+_SECONDS = 280.0  # after which guests give up; must outlast what happens
+_PER_CONTROL = 2  # kinds of false frames of each control that a guest sends in turns
+_BOOT = 90.0  # seconds that a throw-away guest may take until it attacks
+_WHILE = 2.0  # seconds of attack after something has happened
+_REBOOT = 200.0  # seconds that a machine may take to boot anew
+_BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+_USED = 5  # frames of a held connection after which it counts as in use
+EARLY, LATE = "holdearly", "holdlate"
+
+
+@dataclass
+class Ordeal:
+    """What guests sent while much happened, and what became of it.
+
+    Args:
+        frames: what nobody may get through, each with its meaning.
+        held: what the holder of a connection said of it.
+
+    """
+
+    frames: list[tuple[Probe, str]]
+    observation: Observation = field(init=False)
+    held: dict[str, Any] = field(default_factory=dict)
+
+    def leaks(self, mark: str, meaning: str) -> list[str]:
+        """Return at which guests a probe's frames were seen, how many, and for how long."""
+        seen = self.observation.windows(mark)
+        return [f"{meaning} at {guest}: {times} frames in {seconds * 1000:.0f} ms" for guest, seconds, times in seen]
+
+
+def ordeal(fleet: Fleet) -> Ordeal:
+    """Return this phase's observation.
+
+    Raises:
+        InstrumentError: it was not complete, or something did not happen.
+
+    """
+    return fleet.once("ordeal", lambda: _ordeal(fleet))
+
+
+def _ordeal(fleet: Fleet) -> Ordeal:
+    stages = scenes(fleet)
+    scene = next(scene for scene in stages if scene.port)
+    guest = next(item for item in fleet.testbed.guests if item.label == scene.sender.guest)
+    stranger = Throwaway.beside(fleet, guest, _free(fleet, scene))
+    own = _first_frames(fleet, replace(scene, number=len(stages), sender=stranger.endpoint))
+    frames = [*((lie.probe, str(lie)) for lie in _selected(forgeries(fleet))), *_crossings(fleet)]
+    found = Ordeal([*frames, *own])
+
+    def meanwhile(prefix: str) -> None:
+        octets = [probe.frame(f"{prefix}{probe.mark}.".encode()) for probe, _ in own if probe.frame]
+        with _loose(fleet, stranger, octets) as started:
+            restart_central(fleet)
+            _change_policy(fleet, prefix, found)
+            started.result()
+            _bind(fleet, stranger)
+            with ThreadPoolExecutor(max_workers=1) as pool:
+                again = pool.submit(_reset_and_plug, stranger)
+                _restart_nodes(fleet)
+                again.result()
+            time.sleep(_WHILE)
+
+    found.observation = observe(fleet, (), Attack([probe for probe, _ in frames], _SECONDS, meanwhile))
+    return found
+
+
+def _free(fleet: Fleet, scene: Scene) -> IPv4Address:
+    tenant, _, name = scene.sender.network.partition("/")
+    taken = {item.address for item in endpoints(fleet.testbed) if item.network == scene.sender.network}
+    hosts = list(fleet.testbed.tenant(tenant).network(name).network.hosts())
+    return next(address for address in reversed(hosts) if address not in {*taken, scene.server.address})
+
+
+def _first_frames(fleet: Fleet, scene: Scene) -> list[tuple[Probe, str]]:
+    """Return what a guest without a flow of its own sends: lies, and honest segments for everybody."""
+    found = [(lie.probe, str(lie)) for lie in _selected(list(of_scene(scene)))]
+    for number, target in enumerate(endpoints(fleet.testbed)):
+        head = IP(src=str(scene.sender.address), dst=str(target.address))
+        frame = framed(Ether(src=scene.sender.mac, dst=target.mac), head, syn(scene.port))
+        found.append((Probe(f"first{number}", scene.sender, {}, frame), f"{scene.sender.label} -> {target.label}"))
+    return found
+
+
+def _selected(lies: list[Forgery]) -> list[Forgery]:
+    """Return the first few lies of each sender and control, so that each comes round often."""
+    counts: dict[tuple[str, str], int] = {}
+    chosen = []
+    for lie in lies:
+        key = (lie.sender.label, lie.control)
+        counts[key] = counts.get(key, 0) + 1
+        if counts[key] <= _PER_CONTROL:
+            chosen.append(lie)
+    return chosen
+
+
+def _crossings(fleet: Fleet) -> list[tuple[Probe, str]]:
+    """Return honest segments from every guest to every other tenant's guests."""
+    cells = [cell for cell in fleet.matrix.denied() if cell.protocol == "tcp" and cell.source.tenant != cell.target.tenant]
+    return list(zip(matrix_probes(cells), map(str, cells), strict=True))
+
+
+@contextmanager
+def _loose(fleet: Fleet, stranger: Throwaway, octets: Sequence[bytes]) -> Iterator[Future[None]]:
+    """Let a throw-away guest attack, and take it and its port away at the end; the result is there when it attacks."""
+
+    def start() -> None:
+        stranger.start(octets)
+        stranger.require_flowing(TAP, _BOOT)
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        started = pool.submit(start)
+        try:
+            yield started
+        finally:
+            started.exception()
+            stranger.stop()
+            fleet.lab.central.northbound.delete_port(stranger.guest.nics[0].port)
+
+
+def _bind(fleet: Fleet, stranger: Throwaway) -> None:
+    """Make the port by which the throw-away guest is already connected, so that OVN binds it under attack."""
+    nic, northbound = stranger.guest.nics[0], fleet.lab.central.northbound
+    switch = f"{stranger.guest.tenant}/{nic.network}"
+    northbound.set_port(f"{stranger.guest.label}/{nic.network}", switch, nic.port, f"{nic.mac} {nic.address}", stranger.guest.limits)
+    northbound.sync()
+    stranger.require_flowing(TAP, _BOOT)
+
+
+def _reset_and_plug(stranger: Throwaway) -> None:
+    stranger.reset()
+    stranger.require_flowing(TAP, _BOOT)
+    stranger.plug()
+    stranger.require_flowing(SECOND_TAP, _BOOT)
+
+
+def restart_central(fleet: Fleet) -> None:
+    """Start the controller's part of the switch anew."""
+    controller = fleet.machines[fleet.testbed.controller.name]
+    controller.read(f"systemctl stop {_CENTRAL}; systemctl start {_CENTRAL} && systemctl is-active {_CENTRAL}")
+    fleet.lab.central.northbound.sync()
+
+
+def _restart_nodes(fleet: Fleet) -> None:
+    """Start the nodes' parts of the switch anew, one after another, as an upgrade does."""
+    for service in _SERVICES:
+        restart = f"systemctl restart {service} && systemctl is-active {service}"
+        fleet.everywhere(partial(Machine.read, command=restart))
+        fleet.lab.central.northbound.sync()
+
+
+def absence(fleet: Fleet) -> Ordeal:
+    """Observe what guests get through while the whole controller boots anew.
+
+    Raises:
+        InstrumentError: the observation was not complete, or the controller does not come back.
+
+    """
+    found = Ordeal([*((lie.probe, str(lie)) for lie in _selected(forgeries(fleet))), *_crossings(fleet)])
+    found.observation = observe(fleet, (), Attack([probe for probe, _ in found.frames], _SECONDS, lambda _: _reboot_controller(fleet)))
+    return found
+
+
+def _reboot_controller(fleet: Fleet) -> None:
+    controller = fleet.machines[fleet.testbed.controller.name]
+    before, end = controller.read(_BOOT_ID), time.monotonic() + _REBOOT
+    controller.read("systemd-run --quiet --on-active=1 systemctl reboot")
+    while True:
+        with suppress(InstrumentError):
+            if controller.read(_BOOT_ID, timeout=10) != before:
+                break
+        if time.monotonic() > end:
+            raise broken("the controller does not come back", f"it has not booted anew within {_REBOOT:.0f} s")
+        time.sleep(1)
+    controller.read(f"systemctl start {_CENTRAL} && systemctl is-active {_CENTRAL}", timeout=120)
+    fleet.lab.central.northbound.sync()
+
+
+def _change_policy(fleet: Fleet, prefix: str, found: Ordeal) -> None:
+    """Take the rules of a flow away while a connection of it is in use, and give them back."""
+    _, source, target, port = tcp_flows(fleet)[0]
+    switch, rules = _rules(fleet, source, target, port)
+    tokens = [f"{prefix}{mark}." for mark in (EARLY, LATE)]
+    request = {"phase": "hold", "mac": source.mac, "address": str(source.address), "ip": str(target.address), "port": port,
+               "tokens": tokens, "duration": _SECONDS}  # fmt: skip
+    ask: Callable[..., dict[str, Any]] = in_guest(fleet, next(item for item in fleet.testbed.guests if item.label == source.guest)).ask
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        holding = pool.submit(ask, request)
+        try:
+            _require_used(fleet, target)
+            fleet.lab.central.northbound.change_rules(switch.label, rules, ())
+            ask({"phase": "turn"})
+            time.sleep(_WHILE)
+        finally:
+            ask({"phase": "release"})
+            found.held = holding.result()  # before the rules are back, so that nothing which waited is let through then
+            fleet.lab.central.northbound.change_rules(switch.label, (), rules)
+    if not any(map(int, found.held.get("answers", [0]))) or not found.held.get("turned"):
+        raise broken(f"{source.guest} holds no connection to {target.guest}", str(found.held)[:200])
+
+
+def _rules(fleet: Fleet, source: Endpoint, target: Endpoint, port: int) -> tuple[TenantNetwork, set[Acl]]:
+    """Return the rules that are there for a flow alone."""
+    tenant = fleet.testbed.tenant(source.tenant)
+    network = tenant.network(source.network.partition("/")[2])
+    others = tuple(flow for flow in tenant.flows if (flow.source, flow.target, flow.port) != (source.name, target.name, port))
+    return network, set(acls(tenant, network)) - set(acls(replace(tenant, flows=others), network))
+
+
+def _require_used(fleet: Fleet, target: Endpoint) -> None:
+    """Return when frames are seen on their way to a guest, by the counters of its node."""
+    guest, nic = next((guest, nic) for guest in fleet.testbed.guests for nic in guest.nics if nic.mac == target.mac)
+    look = f"cat /sys/class/net/{nic.tap}/statistics/tx_packets"
+    machine, end = fleet.machines[guest.node], time.monotonic() + 30
+    first = int(machine.read(look))
+    while int(machine.read(look)) < first + _USED:
+        if time.monotonic() > end:
+            raise broken(f"nothing is on its way to {target.guest}", "the connection that is to be held is not in use")
+        time.sleep(0.3)

@@ -1,0 +1,146 @@
+"""A noisy neighbour: what one guest may use up of what all guests of a node share (NET-12)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from checks.breaches import command, needs_flow, needs_guest
+from checks.noise import CALM_BEATS, FLOOD_BEATS, LARGE, Noise, Outcome, flooded, heartbeat, noise_of
+from testbed.drivers import limits
+from testbed.errors import InstrumentError
+from testbed.model.testbed import Guest, Limits
+from testbed.verify import flooding
+from testbed.verify.declare import Breach, check
+from testbed.verify.fleet import Fleet
+from testbed.verify.stage import Stage
+
+_SLACK = 1.05  # how far a measured rate may be above its limit
+_EXCESS = 1.1  # how far beyond what a limit lets through a flood must go, to show that the limit holds it back
+_MET = 0.8  # share of its connections that a guest must come to have, to show that the limit is what holds it back
+_LOST = 0.3  # share of its heartbeat that a victim may lose more than when it is calm
+
+
+def needs_neighbours(stage: Stage) -> str | None:
+    """Return why there is nobody whom a flood could harm."""
+    reason = needs_flow(stage)
+    if reason is not None:
+        return reason
+    source = stage.flow()[0]
+    strangers = [guest for guest in stage.testbed.guests_on(source.node) if guest.tenant != source.tenant]
+    return None if strangers else f"no guest of another tenant is on {source.node}, where the first declared flow starts"
+
+
+def _packets(stage: Stage, packets: int) -> None:
+    guest, _, nic, _ = stage.flow()
+    host = stage.lab.host(guest.node)
+    host.must(f"{limits.limit([nic.tap], 0)} && {limits.limit([nic.tap], packets)}")
+
+
+def _kernel_limits(stage: Stage) -> bool:
+    guest, _, nic, _ = stage.flow()
+    return stage.lab.host(guest.node).sudo(f"tc filter show dev {nic.tap} parent ffff: | grep -q pkts_rate").status == 0
+
+
+def _lifted(name: str, guest: Callable[[Stage], Guest], limit: str) -> Breach:
+    """Return a breach that takes one limit of OVN off a guest's first interface."""
+
+    def set_limits(stage: Stage, own: Limits) -> None:
+        stage.northbound.set_limits(guest(stage).nics[0].port, own)
+
+    def live(stage: Stage) -> bool:
+        port = next(port for port in stage.northbound.ports().values() if port["port"] == guest(stage).nics[0].port)
+        return bool(port[limit] != getattr(guest(stage).limits, limit))
+
+    return Breach(
+        name,
+        open=lambda stage: set_limits(stage, replace(guest(stage).limits, **{limit: 0})),
+        close=lambda stage: set_limits(stage, guest(stage).limits),
+        in_force=live,
+    )
+
+
+def _first(stage: Stage) -> Guest:
+    return stage.guests[0]
+
+
+@check(
+    id="NET-12",
+    objective="A guest that floods stays within its limits of packets, bandwidth and connections, and its neighbours do not feel it",
+    severity="medium",
+    applies=needs_neighbours,
+    breaches=(
+        Breach(
+            "the limit of packets is gone",
+            open=lambda stage: _packets(stage, 0),
+            close=lambda stage: _packets(stage, stage.flow()[0].limits.packets),
+            in_force=lambda stage: not _kernel_limits(stage),
+        ),
+        _lifted("the limit of bandwidth is gone", lambda stage: stage.flow()[0], "bandwidth"),
+        _lifted("the limit of connections is gone", lambda stage: stage.flow()[0], "connections"),
+    ),
+)
+def test_a_flood_stays_within_its_limits(fleet: Fleet) -> None:
+    noise = noise_of(fleet)
+    found, observation = flooded(fleet, noise)
+    fleet.evidence.record("fleet", "flood", f"noise of {noise.sender.label}", str(found), time.time())
+    over = _over(noise, found)
+    calm, loud = (heartbeat(observation, noise.victim, beats, found.asked[beats]) for beats in (CALM_BEATS, FLOOD_BEATS))
+    fleet.evidence.record("fleet", "heartbeat", noise.victim.label, f"calm: {calm}, during floods: {loud}", time.time())
+    assert not over, f"{noise.sender.label}: {'; '.join(over)}"
+    assert loud.arrived > calm.arrived - _LOST, f"{noise.victim.label} loses its heartbeat: calm {calm}, during floods {loud}"
+
+
+@check(
+    id="NET-12",
+    objective="Every node limits each interface of its guests as the topology says",
+    severity="medium",
+    applies=needs_guest,
+    breaches=(
+        command(
+            "a policer is taken off behind the switch's back",
+            opens=lambda s: f"tc qdisc del dev {s.guests[0].nics[0].tap} ingress",
+            closes=lambda s: f"{limits.limit([s.guests[0].nics[0].tap], 0)} && "
+            f"{limits.limit([s.guests[0].nics[0].tap], s.guests[0].limits.packets)}",
+            shows=lambda s: f"! tc filter show dev {s.guests[0].nics[0].tap} parent ffff: | grep -q pkts_rate",
+        ),
+        _lifted("a port may have any number of connections", _first, "connections"),
+    ),
+)
+def test_limits_are_in_force(fleet: Fleet) -> None:
+    differences = [text for node in fleet.testbed.nodes for text in flooding.unlimited(fleet, node.name)]
+    assert not differences, f"{len(differences)} limits are not in force: {'; '.join(differences[:6])}"
+
+
+def _over(noise: Noise, found: Outcome) -> list[str]:
+    """Return which limits the noise has got past.
+
+    Raises:
+        InstrumentError: a flood was too weak to meet its limit.
+
+    """
+    own = noise.guest.limits
+    packets = own.packets * (found.small.seconds + limits.BURST)
+    entered = min(found.large.offered, own.packets * (found.large.seconds + limits.BURST)) * LARGE
+    octets = (own.bandwidth * found.large.seconds + own.burst) / 8
+    weak = [
+        f"{name}: {offered:.0f} where {bound:.0f} pass"
+        for name, offered, bound in (
+            ("small frames", found.small.offered, packets),
+            ("octets of large frames", entered, octets),
+            ("connections", min(found.sent[0], found.opening.offered), own.connections),
+        )
+        if offered < bound * _EXCESS
+    ]
+    if weak or found.tracked < own.connections * _MET or not found.delivered or not found.small.switched:
+        raise InstrumentError("the noise meets no limit", fact=f"{'; '.join(weak)} {found}"[:600], remedy="lower the limits of the guest")
+    return [
+        f"{value} {name} where {bound:.0f} may"
+        for name, value, bound in (
+            (f"small frames passed in {found.small.seconds} s", found.small.switched, packets * _SLACK),
+            (f"octets of large frames passed in {found.large.seconds} s", found.delivered, octets * _SLACK),
+            ("connections are tracked", found.tracked, own.connections),
+        )
+        if value > bound
+    ]

@@ -1,0 +1,165 @@
+"""A throw-away guest that attacks from its first frame on, on a port that OVN does not know yet (NET-13).
+
+It is confined like every other guest, has no disk of its own, and is gone afterwards; if it is left behind, the plan
+says so, since it carries the lab's mark.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from testbed.drivers.node import Node
+from testbed.model.policy import Endpoint
+from testbed.model.testbed import FIRST_WORKER_UID, IMAGES, Guest, GuestNic
+from testbed.plan.domains import guest_xml
+from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.probing import broken
+
+NAME = "first.frame"  # no guest of a topology can have a dot in its name
+TAP, SECOND_TAP = "tapfirst0", "tapfirst1"
+_FOLDER = "/run/testbed-first"
+_LIFE = 280.0  # seconds after which it ends by itself
+_MEMORY = 160 * 2**20
+_FLOWING = 20  # frames
+_PROGRAM = Path(__file__).parents[1] / "guest/first.py"
+_INIT = """#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox mount -t proc proc /proc
+for module in $(/bin/busybox cat /modules/order); do /bin/busybox insmod /modules/$module; done
+while [ ! -b /dev/vda ]; do /bin/busybox usleep 20000; done
+/bin/busybox mount -t ext4 -o ro,noload /dev/vda /root
+/bin/busybox mount -t sysfs sysfs /root/sys
+/bin/busybox chroot /root /usr/bin/python3 - < /attack.py
+/bin/busybox poweroff -f
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Throwaway:
+    """The guest, and the endpoint that it pretends to be."""
+
+    node: Node
+    machine: Machine
+    guest: Guest
+
+    @classmethod
+    def beside(cls, fleet: Fleet, guest: Guest, address: IPv4Address) -> Throwaway:
+        """Return one that belongs to a guest's tenant and network, on the guest's node.
+
+        Args:
+            address: an address of the network that nobody has.
+
+        """
+        node = fleet.lab.nodes[guest.node]
+        used = {item.uid for item in node.lab.guests_on(node.name)}
+        slot = next(number for number in range(64) if FIRST_WORKER_UID + number not in used)
+        octets = uuid.uuid4().bytes
+        nic = GuestNic(guest.nics[0].network, f"0e:{octets[:5].hex(':')}", address, str(uuid.uuid4()), TAP)
+        return cls(
+            node,
+            fleet.machines[guest.node],
+            replace(
+                guest, name=NAME, uuid=str(uuid.uuid4()), memory=_MEMORY, vcpus=1, worker=f"worker{slot:02d}",
+                uid=FIRST_WORKER_UID + slot, nics=(nic,), volumes=(),
+            ),
+        )  # fmt: skip
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Its interface, as frames are addressed from it."""
+        nic = self.guest.nics[0]
+        return Endpoint(self.guest.label, f"{self.guest.tenant}/{nic.network}", nic.mac, nic.address)
+
+    def start(self, frames: Sequence[bytes]) -> None:
+        """Start it; nothing of it is known to OVN.
+
+        Raises:
+            ProvisioningError: it does not start.
+
+        """
+        self.stop()
+        archive = cpio({"init": _INIT.encode(), "attack.py": _program(frames)})
+        self.node.host.must(f"mkdir -p {_FOLDER} && cat {IMAGES}/guest/initrd - > {_FOLDER}/initrd", stdin=archive)
+        self.node.hypervisor.create(_xml(self.node, self.guest))
+
+    def reset(self) -> None:
+        """Press its reset button: it boots and attacks anew."""
+        self.node.hypervisor.reset(self.guest.domain)
+
+    def plug(self) -> None:
+        """Plug a second interface in, with the name of a port that OVN does not know."""
+        interface = ET.fromstring(_xml(self.node, self.guest)).find("devices/interface")
+        assert interface is not None
+        for path, name, value in (
+            ("mac", "address", f"0e:{uuid.uuid4().bytes[:5].hex(':')}"),
+            ("target", "dev", SECOND_TAP),
+            ("virtualport/parameters", "interfaceid", str(uuid.uuid4())),
+        ):
+            element = interface.find(path)
+            assert element is not None
+            element.set(name, value)
+        self.node.hypervisor.attach(self.guest.domain, ET.tostring(interface, encoding="unicode"))
+
+    def require_flowing(self, tap: str, patience: float) -> None:
+        """Return when its node counts frames from one of its interfaces.
+
+        Raises:
+            InstrumentError: it does not in time.
+
+        """
+        end, first = time.monotonic() + patience, self._count(tap)
+        while self._count(tap) < first + _FLOWING:
+            if time.monotonic() > end:
+                raise broken("the throw-away guest does not attack", f"nothing passes {tap} after {patience:.0f} s")
+            time.sleep(0.5)
+
+    def _count(self, tap: str) -> int:
+        return int(self.machine.read(f"cat /sys/class/net/{tap}/statistics/rx_packets"))
+
+    def stop(self) -> None:
+        """Take it away, with all that it had."""
+        self.node.hypervisor.destroy(self.guest.domain)
+        self.node.host.must(f"rm -rf {_FOLDER}")
+
+
+def _program(frames: Sequence[bytes]) -> bytes:
+    listed = json.dumps([frame.hex() for frame in frames])
+    return f"{_PROGRAM.read_text()}\nimport json\nattack([bytes.fromhex(item) for item in json.loads({listed!r})], {_LIFE})\n".encode()
+
+
+def _xml(node: Node, guest: Guest) -> str:
+    root = ET.fromstring(guest_xml(node.lab, guest, {}))
+    for path, text in (("os/initrd", f"{_FOLDER}/initrd"), ("os/cmdline", "console=ttyS0 quiet panic=1 ipv6.disable=1")):
+        element = root.find(path)
+        assert element is not None
+        element.text = text
+    devices, disk = root.find("devices"), root.find("devices/disk")
+    assert devices is not None
+    assert disk is not None
+    devices.remove(disk)
+    base = ET.fromstring(
+        f"<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{IMAGES}/guest/root.raw'/>"
+        "<target dev='vda' bus='virtio'/><readonly/></disk>"
+    )
+    devices.insert(0, base)
+    for _ in range(8):
+        ET.SubElement(devices, "controller", type="pci", model="pcie-root-port")
+    return ET.tostring(root, encoding="unicode")
+
+
+def cpio(files: dict[str, bytes]) -> bytes:
+    """Return an archive of executable files that a kernel unpacks over the one before it (initramfs buffer format, newc)."""
+    parts = []
+    for number, (name, content) in enumerate([*files.items(), ("TRAILER!!!", b"")], start=1):
+        mode = 0o100755 if content else 0
+        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
+        head = b"070701" + b"".join(b"%08x" % field for field in fields) + name.encode() + b"\0"
+        parts.append(head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4))
+    return b"".join(parts)

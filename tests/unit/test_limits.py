@@ -1,0 +1,114 @@
+"""Limits of guests' interfaces: what a file says, whose they are, what the node is told, and what counts as past them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+from pydantic import ValidationError
+
+from checks.noise import Noise, Outcome
+from checks.test_limits import _over
+from testbed.drivers import limits
+from testbed.errors import InstrumentError
+from testbed.model.policy import Endpoint
+from testbed.model.resolve import resolve
+from testbed.model.testbed import Testbed
+from testbed.plan.resources import Kind
+from testbed.spec.schema import Spec, parse_bandwidth, parse_packets
+from testbed.verify.flooding import Flood
+
+
+def _lab(tenant: dict[str, object], guest: dict[str, object]) -> Testbed:
+    red = {"networks": {"app": "10.0.0.0/24"}, "guests": {"web": {"limits": guest}, "db": {}}, "limits": tenant}
+    return resolve(Spec.model_validate({"version": 1, "name": "x", "nodes": {"node": {}}, "tenants": {"red": red}}))
+
+
+def test_a_guest_comes_before_its_tenant_and_the_tenant_before_the_defaults() -> None:
+    web, db = _lab({"bandwidth": "1 Gbit/s", "packets": "2000/s"}, {"packets": "7000/s"}).guests
+    assert (web.limits.bandwidth, web.limits.packets) == (10**9, 7000)
+    assert (db.limits.bandwidth, db.limits.packets) == (10**9, 2000)
+    assert web.limits.connections == db.limits.connections > 0
+
+
+@pytest.mark.parametrize("text", ["50", "0 Mbit/s", "50 MB/s", "1.5 Mbit/s", 50])
+def test_a_bandwidth_has_a_unit(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a bandwidth; write"):
+        parse_bandwidth(text)
+
+
+@pytest.mark.parametrize("text", ["2000", "1500/s", "0/s", "000/s", 2000])
+def test_a_packet_rate_is_in_thousands(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a packet rate; write"):
+        parse_packets(text)
+
+
+def test_no_limit_is_no_limit() -> None:
+    """There is no way to ask for less than a few connections, or for more than a node tracks."""
+    for connections in (0, 15, 65537):
+        with pytest.raises(ValidationError):
+            _lab({}, {"connections": connections})
+
+
+def test_a_piece_of_64_kib_always_fits_into_a_burst() -> None:
+    assert _lab({}, {"bandwidth": "1 kbit/s"}).guests[0].limits.burst >= 64 * 1024 * 8
+
+
+def test_what_the_kernel_limits_is_read_for_our_interfaces_only() -> None:
+    lab = _lab({}, {})
+    web, db = (guest.nics[0].tap for guest in lab.guests)
+    text = f"{web} pkts_rate 1000\n{db}\ntap00000000 pkts_rate 9000\ntap*\nan error: of tc\n"
+    found = limits.observed("node", lab.guests, text)
+    assert {key.name: item["packets"] for key, item in found.items()} == {"red/web/app": 1000, "red/db/app": 0}
+    assert {key.kind for key in found} == {Kind.LIMIT}
+
+
+def test_a_switch_is_told_thousands() -> None:
+    assert limits.limit(["tap1"], 2000) == "ovs-vsctl set interface tap1 ingress_policing_kpkts_rate=2 ingress_policing_kpkts_burst=2"
+    assert "rate=0" in limits.limit(["tap1"], 0)
+
+
+def _noise() -> Noise:
+    guest = _lab({}, {"bandwidth": "4 Mbit/s", "packets": "1000/s", "connections": 100}).guests[0]
+    end = Endpoint(guest.label, "red/app", "0a:00:00:00:00:01", IPv4Address("10.0.0.2"))
+    return Noise(guest, guest.nics[0], end, end, 5432, end)
+
+
+_HELD = Outcome(
+    opening=Flood(200, 200, 1.0), tracked=100, large=Flood(12_000, 5000, 4.0), delivered=2_000_000, small=Flood(12_000, 5000, 4.0),
+    sent=[200, 12_000, 12_000],
+)  # fmt: skip
+
+
+def test_noise_within_its_limits_is_none() -> None:
+    assert _over(_noise(), _HELD) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (replace(_HELD, tracked=101), "connections are tracked"),
+        (replace(_HELD, delivered=4_000_000), "octets of large frames"),
+        (replace(_HELD, small=Flood(12_000, 9000, 4.0)), "small frames"),
+    ],
+)
+def test_each_limit_that_is_passed_is_told(found: Outcome, words: str) -> None:
+    (told,) = _over(_noise(), found)
+    assert words in told
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        replace(_HELD, opening=Flood(100, 100, 1.0)),
+        replace(_HELD, sent=[100, 12_000, 12_000]),
+        replace(_HELD, small=Flood(4000, 4000, 4.0)),
+        replace(_HELD, large=Flood(1000, 1000, 4.0)),
+        replace(_HELD, tracked=79),
+        replace(_HELD, delivered=0),
+    ],
+)
+def test_noise_that_meets_no_limit_says_nothing(found: Outcome) -> None:
+    with pytest.raises(InstrumentError, match="the noise meets no limit"):
+        _over(_noise(), found)
