@@ -58,6 +58,8 @@ _ARP = "sysctl -q -w net.ipv4.conf.all.arp_ignore"
 def test_machines_offer_what_they_must(fleet: Fleet) -> None:
     found = fleet.once("surroundings", lambda: survey(fleet))
     fleet.evidence.record("fleet", "surroundings", f"{len(found)} cells", "\n".join(map(str, found)), time.time())
+    for item in found:
+        fleet.saw(item.cell, arrived=item.reached)
     open_ = [str(item) for item in found if item.reached and not item.cell.allowed]
     assert not open_, f"{len(open_)} of {len(found)} questions should not have been answered: {'; '.join(open_[:6])}"
     dead = [str(item) for item in found if item.cell.allowed and not item.reached]

@@ -43,6 +43,8 @@ def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
     found = reach(fleet.matrix.cells, survey(fleet).observation)
     rows = [f"{cell.source.label} -> {cell.target.label} {cell.service}: {arrived}" for cell, arrived in found]
     fleet.evidence.record("fleet", "matrix", f"{len(found)} cells", "\n".join(rows), time.time())
+    for cell, arrived in found:
+        fleet.saw(cell, arrived=arrived)
     leaks = [str(cell) for cell, arrived in found if arrived and not cell.allowed]
     assert not leaks, f"{len(leaks)} of {len(found)} cells leak: {'; '.join(leaks[:6])}"
     dead = [str(cell) for cell, arrived in found if cell.allowed and not arrived]

@@ -277,8 +277,12 @@ def _check(opened: lab.Lab, *, prove: bool, only: list[str], as_json: bool, slow
     data = runs.load(folder)
     (folder / "report.md").write_text(formats.markdown(data))
     (folder / "junit.xml").write_text(formats.junit(data))
-    out(json.dumps(data, indent=1) if as_json else formats.text(data))
-    say(f"report: {folder}/report.md (also junit.xml, result.json and the evidence)")
+    if as_json:
+        out(json.dumps(data, indent=1))
+    else:
+        reach = formats.matrix(json.loads((folder / "matrix.json").read_text()))
+        out(f"{reach}\n{formats.text(data)}" if reach else formats.text(data))
+    say(f"report: {folder}/report.md (also junit.xml, result.json, matrix.json and the evidence)")
     code = exit_code(data)
     if code is not Exit.OK:
         raise typer.Exit(code)

@@ -83,6 +83,11 @@ class Cell:
         """The service as a topology file writes it."""
         return self.protocol if self.port is None else f"{self.protocol}/{self.port}"
 
+    def as_row(self, observed: bool | None = None) -> dict[str, object]:
+        """Return plain values, for JSON; None stands for a cell that was not observed."""
+        row = {name: getattr(self, name) for name in ("protocol", "port", "allowed", "reason")}
+        return {"source": self.source.label, "target": self.target.label, **row, "observed": observed}
+
     def __str__(self) -> str:
         return f"{self.source.label} -> {self.target.label} {self.service}"
 
@@ -120,17 +125,7 @@ class ReachMatrix:
 
     def as_table(self) -> list[dict[str, object]]:
         """Return the matrix as rows of plain values, for JSON."""
-        return [
-            {
-                "source": cell.source.label,
-                "target": cell.target.label,
-                "protocol": cell.protocol,
-                "port": cell.port,
-                "allowed": cell.allowed,
-                "reason": cell.reason,
-            }
-            for cell in self.cells
-        ]
+        return [cell.as_row() for cell in self.cells]
 
 
 def endpoints(lab: Testbed) -> tuple[Endpoint, ...]:

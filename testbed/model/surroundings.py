@@ -81,9 +81,18 @@ class Contact:
         """The service as a topology file writes it."""
         return self.protocol if self.port is None else f"{self.protocol}/{self.port}"
 
+    @property
+    def aim(self) -> str:
+        """What is asked: a site, and the address if it is not the site's own on that network."""
+        return self.target.label if self.address == self.target.address else f"{self.target.label} at {self.address}"
+
+    def as_row(self, observed: bool | None = None) -> dict[str, object]:
+        """Return plain values, for JSON, with the columns of `testbed.model.policy.Cell.as_row`."""
+        row = {name: getattr(self, name) for name in ("protocol", "port", "allowed", "reason")}
+        return {"source": self.source.label, "target": self.aim, **row, "observed": observed}
+
     def __str__(self) -> str:
-        aim = "" if self.address == self.target.address else f" at {self.address}"
-        return f"{self.source.label} -> {self.target.label}{aim} {self.service}"
+        return f"{self.source.label} -> {self.aim} {self.service}"
 
 
 def rogue(network: LabNetwork) -> Site:
@@ -154,18 +163,3 @@ def _verdict(source: Site, target: Site, protocol: str, port: int | None) -> tup
     }
     reason = offered.get((source.stand, source.plane, target.stand, protocol, port or 0))
     return reason is not None, reason or f"nothing that {target.name} offers to {source.name}"
-
-
-def as_table(cells: tuple[Contact, ...]) -> list[dict[str, object]]:
-    """Return contacts as rows of plain values, for JSON, with the columns of `testbed.model.policy.ReachMatrix.as_table`."""
-    return [
-        {
-            "source": cell.source.label,
-            "target": cell.target.label if cell.address == cell.target.address else f"{cell.target.label} at {cell.address}",
-            "protocol": cell.protocol,
-            "port": cell.port,
-            "allowed": cell.allowed,
-            "reason": cell.reason,
-        }
-        for cell in cells
-    ]

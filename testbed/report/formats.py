@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -53,6 +53,25 @@ def text(data: Mapping[str, Any]) -> str:
         lines += [f"        {_line(proof['verdict'])}: {_line(proof['breach'])}" + _unless_proven(proof) for proof in check["proofs"]]
     lines += [f"trouble: {_line(item)}" for item in data.get("trouble", [])]
     return "\n".join((*lines, headline(data)))
+
+
+def matrix(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the reach matrices in words: what reached what, and how much did not; what was against the rules stands out.
+
+    Nothing where nothing was observed.
+    """
+    seen = [row for row in rows if row["observed"] is not None]
+    if not seen:
+        return ""
+    pairs: dict[str, list[str]] = {}
+    for row in seen:
+        if row["observed"] or row["allowed"]:
+            sign = "" if row["observed"] == row["allowed"] else " (LEAK)" if row["observed"] else " (DEAD)"
+            service = row["protocol"] if row["port"] is None else f"{row['protocol']}/{row['port']}"
+            pairs.setdefault(_line(f"{row['source']} -> {row['target']}"), []).append(f"{service}{sign}")
+    denied = sum(not row["observed"] for row in seen)
+    lines = [f"  {pair}: {', '.join(services)}" for pair, services in pairs.items()]
+    return "\n".join((f"reach: {len(seen)} of {len(rows)} cells observed, {denied} of them denied; what got through:", *lines))
 
 
 def _unless_proven(proof: Mapping[str, Any]) -> str:

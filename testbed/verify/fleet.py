@@ -16,7 +16,8 @@ from testbed.drivers.session import Completed
 from testbed.drivers.ssh import Host
 from testbed.errors import InstrumentError
 from testbed.lab import Lab
-from testbed.model.policy import ReachMatrix
+from testbed.model.policy import Cell, ReachMatrix
+from testbed.model.surroundings import Contact
 from testbed.model.testbed import Guest, Testbed
 from testbed.verify.agent import run_in_guest
 from testbed.verify.evidence import Evidence
@@ -101,6 +102,7 @@ class Fleet:
     Args:
         instruments: the probe's programs in guests and on machines; `testbed.verify.probing` keeps them.
         shared: observations made once per phase (green, breach, reverted) and used by several checks.
+        reach: by its words, each cell of the matrices that was observed while every wall was closed, as a row of plain values.
         focus: id of the one check that this phase is about; empty if it is about all.
 
     """
@@ -111,6 +113,7 @@ class Fleet:
     matrix: ReachMatrix
     shared: dict[str, tuple[Any, list[dict[str, object]]]] = field(default_factory=dict)
     instruments: dict[str, Any] = field(default_factory=dict)
+    reach: dict[str, dict[str, object]] = field(default_factory=dict)
     focus: str = ""
 
     @classmethod
@@ -155,6 +158,11 @@ class Fleet:
         """Forget shared observations: the world has changed."""
         self.shared.clear()
         self.focus = focus
+
+    def saw(self, cell: Cell | Contact, *, arrived: bool) -> None:
+        """Remember what was observed of a cell, unless a breach is in force."""
+        if not self.focus:
+            self.reach[str(cell)] = cell.as_row(arrived)
 
     def about(self, control: str) -> bool:
         """Tell whether this phase needs what a check looks at."""

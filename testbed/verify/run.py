@@ -15,7 +15,7 @@ from testbed import observe, resources
 from testbed.drivers.ssh import Host
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.lab import Lab
-from testbed.model.surroundings import as_table, contacts
+from testbed.model.surroundings import contacts
 from testbed.report.result import Run, from_json, to_json
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
@@ -40,12 +40,12 @@ def examine(lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[
     with ThreadPoolExecutor(max_workers=len(lab.hosts)) as pool:
         for told in pool.map(_await, lab.hosts):
             progress(told)
-    rows = [*fleet.matrix.as_table(), *as_table(contacts(lab.testbed))]
-    (folder / "matrix.json").write_text(json.dumps(rows, default=str))
     try:
         plugin = run_checks(fleet, resources.checks(), prove=prove, only=only, progress=progress, slow=slow)
     finally:
         end_all(fleet)
+    rows = {str(cell): cell.as_row() for cell in fleet.matrix.cells} | {str(cell): cell.as_row() for cell in contacts(lab.testbed)}
+    (folder / "matrix.json").write_text(json.dumps([*(rows | fleet.reach).values()], default=str))
     trouble = list(plugin.errors)
     if prove:
         trouble += _drift(lab)

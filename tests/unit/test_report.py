@@ -99,3 +99,16 @@ def test_what_a_guest_said_is_shown_and_obeyed_by_nobody(form: Any) -> None:
         assert "<script>" not in shown
         table = [line for line in shown.splitlines() if line.startswith("|")]
         assert len(table) == 2 + 2 + 2 + 1
+
+
+def test_the_matrix_tells_what_got_through_and_what_is_wrong() -> None:
+    def row(target: str, service: str, allowed: bool, observed: bool | None) -> dict[str, object]:
+        protocol, _, port = service.partition("/")
+        return {"source": "a", "target": target, "protocol": protocol, "port": port or None, "allowed": allowed, "observed": observed}
+
+    rows = [row("b", "tcp/5432", True, True), row("b", "arp", True, False), row("c", "icmp", False, True), row("c", "nd", False, False),
+            row("d", "nd", False, None)]  # fmt: skip
+    lines = formats.matrix(rows).splitlines()
+    assert lines[0].startswith("reach: 4 of 5 cells observed, 2 of them denied")
+    assert lines[1:] == ["  a -> b: tcp/5432, arp (DEAD)", "  a -> c: icmp (LEAK)"]
+    assert formats.matrix(rows[-1:]) == ""

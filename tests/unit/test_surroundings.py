@@ -11,8 +11,9 @@ from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import ARP, Ether
 
+from testbed.model.policy import ReachMatrix
 from testbed.model.resolve import resolve
-from testbed.model.surroundings import Contact, Plane, Site, Stand, as_table, contacts, machines, outer, rogue
+from testbed.model.surroundings import Contact, Plane, Site, Stand, contacts, machines, outer, rogue
 from testbed.model.testbed import Testbed
 from testbed.plan.identity import address_sets
 from testbed.spec.load import read
@@ -87,8 +88,8 @@ def test_strangers_have_addresses_that_nobody_else_has() -> None:
 
 def test_rows_are_those_of_the_matrix() -> None:
     """matrix.json has one kind of row."""
-    rows = as_table(contacts(_lab()))
-    assert {frozenset(row) for row in rows} == {frozenset({"source", "target", "protocol", "port", "allowed", "reason"})}
+    rows = [cell.as_row() for cell in contacts(_lab())]
+    assert {frozenset(row) for row in rows} == {frozenset(ReachMatrix.of(_lab()).cells[0].as_row())}
     assert len({(row["source"], row["target"], row["protocol"], row["port"]) for row in rows}) == len(rows)
 
 
