@@ -118,9 +118,10 @@ def _make_noise(fleet: Fleet, noise: Noise, found: Outcome) -> None:
             found.sent.append(_send(fleet, noise.sender, frames, seconds, spacing))
             return watching.result()
 
-    opened = _connections(noise)
-    found.opening = make(opened, _OPENING, _SPACED)
+    opening, closing = _connections(noise)
+    found.opening = make(opening, _OPENING, _SPACED)
     found.tracked = flooding.tracked(node, noise.nic)
+    _send(fleet, noise.sender, closing, _OPENING, _SPACED)
     before = flooding.received(fleet.machines[peer.node], nic)
     found.large = make([_allowed(noise)], _FLOOD, 0)
     found.delivered = flooding.received(fleet.machines[peer.node], nic) - before
@@ -138,13 +139,20 @@ def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: floa
     return sent
 
 
-def _connections(noise: Noise) -> list[bytes]:
-    """Return the first segments of twice as many connections as the sender may have."""
-    start = 20000 + secrets.randbelow(20000)
-    return [
-        bytes(_link(noise) / _ip(noise) / TCP(sport=start + number, dport=noise.port, flags="S", seq=secrets.randbits(32)))
+def _connections(noise: Noise) -> tuple[list[bytes], list[bytes]]:
+    """Return the first and the last segments of twice as many connections as the sender may have.
+
+    Their IPv4 header has a false checksum, so that switches track them and their receiver does not answer: a
+    connection that is closed counts for no limit of the kernel's.
+    """
+    start, head = 20000 + secrets.randbelow(20000), _link(noise) / _ip(noise)
+    head[IP].chksum = 1
+    ways = (("S", 1000), ("R", 1001))
+    segments = [
+        [bytes(head / TCP(sport=start + number, dport=noise.port, flags=flag, seq=sequence)) for flag, sequence in ways]
         for number in range(2 * noise.guest.limits.connections)
     ]
+    return [first for first, _ in segments], [last for _, last in segments]
 
 
 def _allowed(noise: Noise) -> bytes:

@@ -84,7 +84,7 @@ def received(machine: Machine, nic: GuestNic) -> int:
 
 
 def tracked(machine: Machine, nic: GuestNic) -> int:
-    """Return how many connections a node tracks for a port, as its kernel lists them.
+    """Return how many connections that are not closed a node tracks for a port, as its kernel lists them.
 
     Raises:
         InstrumentError: the node cannot be asked, or gives the port no zone of its own.
@@ -93,7 +93,7 @@ def tracked(machine: Machine, nic: GuestNic) -> int:
     zone = zones(machine).get(nic.port)
     if zone is None:
         raise InstrumentError(f"{machine.name} tracks nothing for {nic.tap}", fact="the port has no zone", remedy="run `testbed up`")
-    return int(machine.read(f"ovs-appctl dpctl/dump-conntrack zone={zone} | grep -c . || true"))
+    return int(machine.read(f"ovs-appctl dpctl/dump-conntrack zone={zone} | grep -vcE 'state=(CLOSE|TIME_WAIT)[)]' || true"))
 
 
 def zones(machine: Machine) -> Mapping[str, int]:

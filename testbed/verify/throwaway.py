@@ -28,6 +28,7 @@ _FOLDER = "/run/testbed-first"
 _LIFE = 280.0  # seconds after which it ends by itself
 _MEMORY = 160 * 2**20
 _FLOWING = 20  # frames
+_SLOTS = 8  # more than its devices need, so that something can be plugged in
 _PROGRAM = Path(__file__).parents[1] / "guest/first.py"
 _INIT = """#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev
@@ -149,7 +150,8 @@ def _xml(node: Node, guest: Guest) -> str:
         "<target dev='vda' bus='virtio'/><readonly/></disk>"
     )
     devices.insert(0, base)
-    for _ in range(8):
+    ET.SubElement(devices, "controller", type="pci", index="0", model="pcie-root")
+    for _ in range(_SLOTS):
         ET.SubElement(devices, "controller", type="pci", model="pcie-root-port")
     return ET.tostring(root, encoding="unicode")
 
