@@ -6,6 +6,7 @@ A machine's host key is the one the lab issued, compared byte for byte; nothing 
 
 from __future__ import annotations
 
+import logging
 import shlex
 import socket
 import threading
@@ -23,6 +24,7 @@ from testbed.errors import InstrumentError, ProvisioningError
 USER = "admin"
 BOOT = 75.0  # seconds that a machine may take until it accepts our login; stretched by slowness
 _RETRY = 0.5
+_SILENT = logging.NullHandler()  # without one, paramiko's threads print what its exceptions tell us anyway
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Host:
     """A machine over ssh, as the lab's administrator. Safe to use from several threads."""
 
     def __init__(self, access: Access) -> None:
+        logging.getLogger("paramiko").addHandler(_SILENT)
         self.access = access
         self._lock = threading.Lock()
         self._client: paramiko.SSHClient | None = None
