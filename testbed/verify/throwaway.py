@@ -28,7 +28,7 @@ _FOLDER = "/run/testbed-first"
 _LIFE = 280.0  # seconds after which it ends by itself
 _MEMORY = 160 * 2**20
 _FLOWING = 20  # frames
-_SLOTS = 8  # more than its devices need, so that something can be plugged in
+_SLOTS = 2  # one for its disk, one for what is plugged in
 _PROGRAM = Path(__file__).parents[1] / "guest/first.py"
 _INIT = """#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev
@@ -96,17 +96,7 @@ class Throwaway:
 
     def plug(self) -> None:
         """Plug a second interface in, with the name of a port that OVN does not know."""
-        interface = ET.fromstring(_xml(self.node, self.guest)).find("devices/interface")
-        assert interface is not None
-        for path, name, value in (
-            ("mac", "address", f"0e:{uuid.uuid4().bytes[:5].hex(':')}"),
-            ("target", "dev", SECOND_TAP),
-            ("virtualport/parameters", "interfaceid", str(uuid.uuid4())),
-        ):
-            element = interface.find(path)
-            assert element is not None
-            element.set(name, value)
-        self.node.hypervisor.attach(self.guest.domain, ET.tostring(interface, encoding="unicode"))
+        self.node.hypervisor.attach(self.guest.domain, second_interface(_xml(self.node, self.guest)))
 
     def require_flowing(self, tap: str, patience: float) -> None:
         """Return when its node counts frames from one of its interfaces.
@@ -154,6 +144,23 @@ def _xml(node: Node, guest: Guest) -> str:
     for _ in range(_SLOTS):
         ET.SubElement(devices, "controller", type="pci", model="pcie-root-port")
     return ET.tostring(root, encoding="unicode")
+
+
+def second_interface(domain: str) -> str:
+    """Return an interface like a domain's first, under names of its own, at whatever place is free."""
+    interface = ET.fromstring(domain).find("devices/interface")
+    assert interface is not None
+    for path, name, value in (
+        ("mac", "address", f"0e:{uuid.uuid4().bytes[:5].hex(':')}"),
+        ("target", "dev", SECOND_TAP),
+        ("virtualport/parameters", "interfaceid", str(uuid.uuid4())),
+    ):
+        element = interface.find(path)
+        assert element is not None
+        element.set(name, value)
+    for place in interface.findall("address"):
+        interface.remove(place)
+    return ET.tostring(interface, encoding="unicode")
 
 
 def cpio(files: dict[str, bytes]) -> bytes:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 from testbed.model.resolve import resolve
 from testbed.plan.domains import read_mark
 from testbed.spec.load import read
-from testbed.verify.throwaway import NAME, Throwaway, _xml, cpio
+from testbed.verify.throwaway import NAME, SECOND_TAP, Throwaway, _xml, cpio, second_interface
 
 TOPOLOGY = Path(__file__).parents[2] / "topologies/one-node.yaml"
 
@@ -47,3 +47,14 @@ def test_it_is_confined_and_has_no_disk_of_its_own() -> None:
     assert disk.find("readonly") is not None
     assert {label.get("model") for label in root.findall("seclabel")} == {"dac", "apparmor"}
     assert root.findtext("os/initrd", "").startswith("/run/")
+
+
+def test_what_is_plugged_in_has_nothing_of_the_first_interface() -> None:
+    _, made = _made()
+    found = ET.fromstring(second_interface(_xml(made.node, made.guest)))
+    target = found.find("target")
+    assert target is not None
+    assert target.get("dev") == SECOND_TAP
+    assert found.find("address") is None
+    assert made.guest.nics[0].mac not in ET.tostring(found, encoding="unicode")
+    assert made.guest.nics[0].port not in ET.tostring(found, encoding="unicode")
