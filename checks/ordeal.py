@@ -1,10 +1,10 @@
-"""One observation of the walls over time, which checks read together: parts of the switch start anew, guests come, rules go."""
+"""Observations of the walls over time: parts of the switch start anew, guests come, rules go."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -50,49 +50,88 @@ class Ordeal:
     """
 
     frames: list[tuple[Probe, str]]
-    observation: Observation = field(init=False)
+    observation: Observation
     held: dict[str, Any] = field(default_factory=dict)
 
-    def leaks(self, mark: str, meaning: str) -> list[str]:
+    @property
+    def leaks(self) -> list[str]:
+        """What got through: which frame, at which guest, how often, for how long."""
+        return [text for probe, meaning in self.frames for text in self.seen(probe.mark, meaning)]
+
+    def seen(self, mark: str, meaning: str) -> list[str]:
         """Return at which guests a probe's frames were seen, how many, and for how long."""
-        seen = self.observation.windows(mark)
-        return [f"{meaning} at {guest}: {times} frames in {seconds * 1000:.0f} ms" for guest, seconds, times in seen]
+        found = self.observation.windows(mark)
+        return [f"{meaning} at {guest}: {times} frames in {seconds * 1000:.0f} ms" for guest, seconds, times in found]
 
 
-def ordeal(fleet: Fleet) -> Ordeal:
-    """Return this phase's observation.
+def upheaval(fleet: Fleet) -> Ordeal:
+    """Observe what guests get through while the parts of the switch start anew, one after another.
 
     Raises:
-        InstrumentError: it was not complete, or something did not happen.
+        InstrumentError: the observation was not complete, or something did not start.
 
     """
-    return fleet.once("ordeal", lambda: _ordeal(fleet))
+
+    def meanwhile(_: str) -> None:
+        restart_central(fleet)
+        _restart_nodes(fleet)
+        time.sleep(_WHILE)
+
+    return _besieged(fleet, meanwhile)
 
 
-def _ordeal(fleet: Fleet) -> Ordeal:
-    stages = scenes(fleet)
-    scene = next(scene for scene in stages if scene.port)
-    guest = next(item for item in fleet.testbed.guests if item.label == scene.sender.guest)
+def withdrawal(fleet: Fleet) -> Ordeal:
+    """Observe a connection whose rule goes while it is used, and what guests get through meanwhile.
+
+    Raises:
+        InstrumentError: the observation was not complete, or there was no connection.
+
+    """
+    held: dict[str, Any] = {}
+    found = _besieged(fleet, lambda prefix: held.update(_change_policy(fleet, prefix)))
+    found.held.update(held)
+    return found
+
+
+def arrival(fleet: Fleet) -> Ordeal:
+    """Observe what a guest gets through that attacks from its first frame: unknown, bound, reset, with a second interface.
+
+    Raises:
+        InstrumentError: the observation was not complete, or the guest did not attack.
+
+    """
+    stages, members = scenes(fleet), {guest.label: guest for guest in fleet.testbed.guests_on(fleet.testbed.nodes[0].name)}
+    scene = min((scene for scene in stages if scene.sender.guest in members), key=lambda scene: not scene.port)
+    guest = members[scene.sender.guest]
     stranger = Throwaway.beside(fleet, guest, _free(fleet, scene))
     own = _first_frames(fleet, replace(scene, number=len(stages), sender=stranger.endpoint))
-    frames = [*((lie.probe, str(lie)) for lie in _selected(forgeries(fleet))), *_crossings(fleet)]
-    found = Ordeal([*frames, *own])
 
     def meanwhile(prefix: str) -> None:
-        octets = [probe.frame(f"{prefix}{probe.mark}.".encode()) for probe, _ in own if probe.frame]
-        with _loose(fleet, stranger, octets) as started:
-            restart_central(fleet)
-            _change_policy(fleet, prefix, found)
-            started.result()
+        with _loose(fleet, stranger, [probe.frame(f"{prefix}{probe.mark}.".encode()) for probe, _ in own if probe.frame]):
             _bind(fleet, stranger)
-            with ThreadPoolExecutor(max_workers=1) as pool:
-                again = pool.submit(_reset_and_plug, stranger)
-                _restart_nodes(fleet)
-                again.result()
+            stranger.reset()
+            stranger.require_flowing(TAP, _BOOT)
+            stranger.plug()
+            stranger.require_flowing(SECOND_TAP, _BOOT)
             time.sleep(_WHILE)
 
-    found.observation = observe(fleet, (), Attack([probe for probe, _ in frames], _SECONDS, meanwhile))
-    return found
+    return Ordeal(own, observe(fleet, (), Attack((), _SECONDS, meanwhile)))
+
+
+def absence(fleet: Fleet) -> Ordeal:
+    """Observe what guests get through while the whole controller boots anew.
+
+    Raises:
+        InstrumentError: the observation was not complete, or the controller does not come back.
+
+    """
+    return _besieged(fleet, lambda _: _reboot_controller(fleet))
+
+
+def _besieged(fleet: Fleet, meanwhile: Callable[[str], None]) -> Ordeal:
+    """Let every guest attack without a pause while something happens."""
+    frames = [*((lie.probe, str(lie)) for lie in _selected(forgeries(fleet))), *_crossings(fleet)]
+    return Ordeal(frames, observe(fleet, (), Attack([probe for probe, _ in frames], _SECONDS, meanwhile)))
 
 
 def _free(fleet: Fleet, scene: Scene) -> IPv4Address:
@@ -107,7 +146,7 @@ def _first_frames(fleet: Fleet, scene: Scene) -> list[tuple[Probe, str]]:
     found = [(lie.probe, str(lie)) for lie in _selected(list(of_scene(scene)))]
     for number, target in enumerate(endpoints(fleet.testbed)):
         head = IP(src=str(scene.sender.address), dst=str(target.address))
-        frame = framed(Ether(src=scene.sender.mac, dst=target.mac), head, syn(scene.port))
+        frame = framed(Ether(src=scene.sender.mac, dst=target.mac), head, syn(scene.port or 7))
         found.append((Probe(f"first{number}", scene.sender, {}, frame), f"{scene.sender.label} -> {target.label}"))
     return found
 
@@ -131,21 +170,15 @@ def _crossings(fleet: Fleet) -> list[tuple[Probe, str]]:
 
 
 @contextmanager
-def _loose(fleet: Fleet, stranger: Throwaway, octets: Sequence[bytes]) -> Iterator[Future[None]]:
-    """Let a throw-away guest attack, and take it and its port away at the end; the result is there when it attacks."""
-
-    def start() -> None:
+def _loose(fleet: Fleet, stranger: Throwaway, octets: Sequence[bytes]) -> Iterator[None]:
+    """Let a throw-away guest attack, and take it and its port away at the end."""
+    try:
         stranger.start(octets)
         stranger.require_flowing(TAP, _BOOT)
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        started = pool.submit(start)
-        try:
-            yield started
-        finally:
-            started.exception()
-            stranger.stop()
-            fleet.lab.central.northbound.delete_port(stranger.guest.nics[0].port)
+        yield
+    finally:
+        stranger.stop()
+        fleet.lab.central.northbound.delete_port(stranger.guest.nics[0].port)
 
 
 def _bind(fleet: Fleet, stranger: Throwaway) -> None:
@@ -155,13 +188,6 @@ def _bind(fleet: Fleet, stranger: Throwaway) -> None:
     northbound.set_port(f"{stranger.guest.label}/{nic.network}", switch, nic.port, f"{nic.mac} {nic.address}", stranger.guest.limits)
     northbound.sync()
     stranger.require_flowing(TAP, _BOOT)
-
-
-def _reset_and_plug(stranger: Throwaway) -> None:
-    stranger.reset()
-    stranger.require_flowing(TAP, _BOOT)
-    stranger.plug()
-    stranger.require_flowing(SECOND_TAP, _BOOT)
 
 
 def restart_central(fleet: Fleet) -> None:
@@ -179,18 +205,6 @@ def _restart_nodes(fleet: Fleet) -> None:
         fleet.lab.central.northbound.sync()
 
 
-def absence(fleet: Fleet) -> Ordeal:
-    """Observe what guests get through while the whole controller boots anew.
-
-    Raises:
-        InstrumentError: the observation was not complete, or the controller does not come back.
-
-    """
-    found = Ordeal([*((lie.probe, str(lie)) for lie in _selected(forgeries(fleet))), *_crossings(fleet)])
-    found.observation = observe(fleet, (), Attack([probe for probe, _ in found.frames], _SECONDS, lambda _: _reboot_controller(fleet)))
-    return found
-
-
 def _reboot_controller(fleet: Fleet) -> None:
     controller = fleet.machines[fleet.testbed.controller.name]
     before, end = controller.read(_BOOT_ID), time.monotonic() + _REBOOT
@@ -206,8 +220,8 @@ def _reboot_controller(fleet: Fleet) -> None:
     fleet.lab.central.northbound.sync()
 
 
-def _change_policy(fleet: Fleet, prefix: str, found: Ordeal) -> None:
-    """Take the rules of a flow away while a connection of it is in use, and give them back."""
+def _change_policy(fleet: Fleet, prefix: str) -> dict[str, Any]:
+    """Take the rules of a flow away while a connection of it is in use, give them back, and return what its holder says."""
     _, source, target, port = tcp_flows(fleet)[0]
     switch, rules = _rules(fleet, source, target, port)
     tokens = [f"{prefix}{mark}." for mark in (EARLY, LATE)]
@@ -223,10 +237,11 @@ def _change_policy(fleet: Fleet, prefix: str, found: Ordeal) -> None:
             time.sleep(_WHILE)
         finally:
             ask({"phase": "release"})
-            found.held = holding.result()  # before the rules are back, so that nothing which waited is let through then
+            held = holding.result()  # before the rules are back, so that nothing which waited is let through then
             fleet.lab.central.northbound.change_rules(switch.label, (), rules)
-    if not any(map(int, found.held.get("answers", [0]))) or not found.held.get("turned"):
-        raise broken(f"{source.guest} holds no connection to {target.guest}", str(found.held)[:200])
+    if not any(map(int, held.get("answers", [0]))) or not held.get("turned"):
+        raise broken(f"{source.guest} holds no connection to {target.guest}", str(held)[:200])
+    return held
 
 
 def _rules(fleet: Fleet, source: Endpoint, target: Endpoint, port: int) -> tuple[TenantNetwork, set[Acl]]:
