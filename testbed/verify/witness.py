@@ -19,7 +19,7 @@ from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.guard import guards
 from testbed.verify.probing import Probe
 
-_WITHIN = frozenset({"", "drop", "ct", "ct_clear", "recirc", "hash", "set", "set_masked", "push_vlan", "pop_vlan"})
+_WITHIN = frozenset({"", "drop", "meter", "ct", "ct_clear", "recirc", "hash", "set", "set_masked", "push_vlan", "pop_vlan"})
 _TRACE = """
 import glob, json, socket
 answers, decoder = {}, json.JSONDecoder()
