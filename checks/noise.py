@@ -142,17 +142,13 @@ def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: floa
 def _connections(noise: Noise) -> tuple[list[bytes], list[bytes]]:
     """Return the first and the last segments of twice as many connections as the sender may have.
 
-    Their IPv4 header has a false checksum, so that switches track them and their receiver does not answer: a
-    connection that is closed counts for no limit of the kernel's.
+    They are signed with a key that their receiver does not have, so that it says nothing (RFC 2385, 4.1): a connection
+    that is refused is closed, and counts for no limit of the kernel's.
     """
     start, head = 20000 + secrets.randbelow(20000), _link(noise) / _ip(noise)
-    head[IP].chksum = 1
-    ways = (("S", 1000), ("R", 1001))
-    segments = [
-        [bytes(head / TCP(sport=start + number, dport=noise.port, flags=flag, seq=sequence)) for flag, sequence in ways]
-        for number in range(2 * noise.guest.limits.connections)
-    ]
-    return [first for first, _ in segments], [last for _, last in segments]
+    signed, ports = [("MD5", bytes(16))], range(start, start + 2 * noise.guest.limits.connections)
+    first = [bytes(head / TCP(sport=port, dport=noise.port, flags="S", seq=1000, options=signed)) for port in ports]
+    return first, [bytes(head / TCP(sport=port, dport=noise.port, flags="R", seq=1001)) for port in ports]
 
 
 def _allowed(noise: Noise) -> bytes:
