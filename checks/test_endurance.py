@@ -155,4 +155,6 @@ def test_ports_have_their_own_interfaces(fleet: Fleet, node: Machine) -> None:
     missing = wanted - set(found)
     stolen = [f"{name} claims the port of {owners.get(port, 'nobody')}" for name, port in found if (name, port) not in wanted]
     assert not stolen, f"{len(stolen)} interfaces of {node.name}: {'; '.join(stolen[:6])}"
-    assert not missing, f"{len(missing)} ports of {node.name} have lost their interfaces: {', '.join(owners[port] for _, port in missing)}"
+    if missing:
+        fact = ", ".join(owners[port] for _, port in missing)
+        raise InstrumentError(f"{len(missing)} ports of {node.name} have no interface", fact=fact, remedy="run `testbed up`")

@@ -106,7 +106,7 @@ def unlimited(fleet: Fleet, node: str) -> list[str]:
     """Return where a node's kernel limits its guests' interfaces otherwise than the topology says.
 
     Raises:
-        InstrumentError: the node cannot be asked.
+        InstrumentError: the node cannot be asked, or a guest does not run.
 
     """
     machine, guests = fleet.machines[node], fleet.testbed.guests_on(node)
@@ -116,8 +116,10 @@ def unlimited(fleet: Fleet, node: str) -> list[str]:
     findings: list[str] = []
     for guest in guests:
         for nic in guest.nics:
-            live = packets.get(Key(node, Kind.LIMIT, f"{guest.label}/{nic.network}"), {})
-            findings += _differences(guest, nic, live.get("packets"), shares.get(own.get(nic.port, -1)))
+            live = packets.get(Key(node, Kind.LIMIT, f"{guest.label}/{nic.network}"))
+            if live is None:
+                raise InstrumentError(f"{guest.label} does not run", fact=f"{nic.tap} is not there", remedy="run `testbed up`")
+            findings += _differences(guest, nic, live["packets"], shares.get(own.get(nic.port, -1)))
     whole, most = sum(len(guest.nics) * guest.limits.connections for guest in guests), int(text.split()[-1])
     return findings + ([f"{node} tracks {most} connections, and its guests may have {whole}"] if whole > most else [])
 

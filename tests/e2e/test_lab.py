@@ -83,11 +83,11 @@ def test_2_a_second_up_finds_nothing_to_do(environment: dict[str, str]) -> None:
 def test_3_every_check_is_proven(environment: dict[str, str]) -> None:
     data = json.loads(_testbed(environment, "check", LAB, "--prove", "--json"))
     wrong = [(c["id"], c["case"], c["verdict"], c["reason"], c["proofs"]) for c in data["checks"] if c["verdict"] != "pass"]
-    assert wrong == []
+    assert [(name, reason.partition(": ")[2]) for name, _, _, reason, _ in wrong] == [("NET-13", "ask for it with --slow")], wrong
     unproven = [(c["id"], c["case"], p) for c in data["checks"] for p in c["proofs"] if p["verdict"] != "proven"]
     assert unproven == []
     found = {check["id"] for check in data["checks"]}
-    network = {f"NET-{number:02}" for number in (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13)}
+    network = {f"NET-{number:02}" for number in range(1, 14)}
     assert found >= network | {"STO-01", "STO-07", "PRC-01", "PRC-02", "CMP-02", "DEV-02", "ACC-02", "ACC-05"}
     assert data["trouble"] == []
 
@@ -119,16 +119,20 @@ def test_5_a_stopped_guest_makes_checks_inconclusive_and_none_of_them_pass(envir
     _testbed(environment, "up", TOPOLOGY)
 
 
-def _verdicts(data: dict[str, Any], *cases: str) -> set[str]:
-    """Return the verdicts of cases, without the one that asks a node and the controller only."""
-    found = [check for check in data["checks"] if (check["id"], check["case"]) != ("NET-08", "node-a")]
-    return {check["verdict"] for check in found if check["case"] in cases}
+# Checks that need no guest, those that need none that answers, and one that runs only when asked for.
+NO_GUEST = ("A fallen node", "Only administrators", "The machines of the fleet", "The walls hold while the whole controller")
+NO_ANSWER = (*NO_GUEST, "Each logical port", "Every node limits")
+
+
+def _verdicts(data: dict[str, Any], *cases: str, without: tuple[str, ...] = NO_GUEST) -> set[str]:
+    """Return the verdicts of cases, without those whose objective begins with certain words."""
+    return {check["verdict"] for check in data["checks"] if check["case"] in cases and not check["objective"].startswith(without)}
 
 
 def test_5_a_guest_without_python_too(environment: dict[str, str]) -> None:
     _testbed(environment, "exec", LAB, "red/web", "--", "/usr/bin/mv", "/usr/bin/python3", "/usr/bin/python3.away")
     data = json.loads(_testbed(environment, "check", LAB, "--only", "NET", "--json", expect=3))
-    assert _verdicts(data, "fleet", "node-a") == {"inconclusive"}
+    assert _verdicts(data, "fleet", "node-a", without=NO_ANSWER) == {"inconclusive"}
     _testbed(environment, "exec", LAB, "red/web", "--", "/usr/bin/mv", "/usr/bin/python3.away", "/usr/bin/python3")
 
 
@@ -243,7 +247,7 @@ with labs.opened(testbed, workspace, ground) as lab:
         for case in ("", *(node.name for node in testbed.nodes)):
             stage = Stage(lab, case)
             if declared.applies(stage) is None:
-                declared.breaches[0].open(stage)
+                next(breach for breach in declared.breaches if breach.applies(stage)).open(stage)
 """
 
 
@@ -258,7 +262,7 @@ def test_7_where_no_guest_answers_no_check_of_the_network_passes(environment: di
     for node in ("node-a", "node-b"):
         _testbed(environment, "ssh", LAB, node, "for guest in $(sudo virsh list --name); do sudo virsh -q suspend $guest; done")
     data = json.loads(_testbed(environment, "check", LAB, "--only", "NET", "--json", expect=1))
-    assert [(check["id"], check["case"]) for check in data["checks"] if check["verdict"] == "pass"] == []
+    assert _verdicts(data, "fleet", "node-a", "node-b", without=NO_ANSWER) == {"inconclusive"}
 
 
 def test_8_down_leaves_nothing(environment: dict[str, str]) -> None:
