@@ -350,9 +350,7 @@ def test_a_held_connection_is_used_until_a_wall_closes(wire: Wire) -> None:
 
 
 def test_a_throwaway_guest_sends_from_every_interface(wire: Wire) -> None:
-    """Its program takes interfaces up by itself, and sends from each that there is."""
     web, db = endpoints(wire.testbed)
-    wire.run(web.guest, "ip", "link", "set", "nic0", "down")
     raw = Cell(web, db, "raw", None, allowed=False, reason="-")
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom testbed.guest.first import attack\n"
 
@@ -360,6 +358,5 @@ def test_a_throwaway_guest_sends_from_every_interface(wire: Wire) -> None:
         octets = of_cell(raw)(f"{prefix}first.".encode())
         wire.run(web.guest, sys.executable, "-c", f"{program}print(attack([bytes.fromhex({octets.hex()!r})], 1))")
 
-    wire.run(web.guest, "ip", "link", "set", "nic0", "up")
     seen = observe(wire, (), network.Attack((), 60, attacks))  # type: ignore[arg-type]
     assert seen.sightings("first") == [db.guest]
