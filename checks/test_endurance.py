@@ -48,7 +48,7 @@ def _loose_rule(name: str, match: str, actions: Callable[[Stage], str]) -> Breac
         name,
         opens=lambda s: f"{TABLE} add-flow br-int {match},actions={actions(s)}",
         closes=lambda _: f"{TABLE} --strict del-flows br-int {match}",
-        shows=lambda _: f"{TABLE} dump-flows br-int {match} | grep -q {match.split(',')[1]}",
+        shows=lambda _: f"{TABLE} dump-flows br-int table=0 | grep -q '{match.partition(',')[2]} actions='",
     )
 
 
