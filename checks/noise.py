@@ -53,7 +53,7 @@ class Outcome:
     """What became of the noise, and of the victim's heartbeat.
 
     Args:
-        opening: many new connections that a rule allows.
+        opening: how many first segments of connections, which a rule allows, came to the node.
         tracked: how many of them the node tracks.
         large: large frames that a rule allows.
         delivered: octets of those that the node of the peer has handed over.
@@ -63,7 +63,7 @@ class Outcome:
 
     """
 
-    opening: flooding.Flood = flooding.NOTHING
+    opening: int = 0
     tracked: int = 0
     large: flooding.Flood = flooding.NOTHING
     delivered: int = 0
@@ -112,20 +112,22 @@ def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
 def _make_noise(fleet: Fleet, noise: Noise, found: Outcome) -> None:
     node, (peer, nic) = fleet.machines[noise.guest.node], _interface(fleet, noise.peer)
 
-    def make(frames: Sequence[bytes], seconds: float, spacing: float) -> flooding.Flood:
+    def flood(frames: Sequence[bytes]) -> flooding.Flood:
         with ThreadPoolExecutor(max_workers=1) as pool:
-            watching = pool.submit(flooding.watch, node, noise.nic, seconds)
-            found.sent.append(_send(fleet, noise.sender, frames, seconds, spacing))
+            watching = pool.submit(flooding.watch, node, noise.nic, _FLOOD)
+            found.sent.append(_send(fleet, noise.sender, frames, _FLOOD, 0))
             return watching.result()
 
     opening, closing = _connections(noise)
-    found.opening = make(opening, _OPENING, _SPACED)
+    before = flooding.offered(node, noise.nic)
+    found.sent.append(_send(fleet, noise.sender, opening, _OPENING, _SPACED))
+    found.opening = flooding.offered(node, noise.nic) - before
     found.tracked = flooding.tracked(node, noise.nic)
     _send(fleet, noise.sender, closing, _OPENING, _SPACED)
     before = flooding.received(fleet.machines[peer.node], nic)
-    found.large = make([_allowed(noise)], _FLOOD, 0)
+    found.large = flood([_allowed(noise)])
     found.delivered = flooding.received(fleet.machines[peer.node], nic) - before
-    found.small = make(_denied(noise), _FLOOD, 0)
+    found.small = flood(_denied(noise))
 
 
 def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: float, spacing: float) -> int:

@@ -130,7 +130,7 @@ def _over(noise: Noise, found: Outcome) -> list[str]:
         for name, offered, bound in (
             ("small frames", found.small.offered, packets),
             ("octets of large frames", entered, octets),
-            ("connections", min(found.sent[0], found.opening.offered), own.connections),
+            ("connections", min(found.sent[0], found.opening), own.connections),
         )
         if offered < bound * _EXCESS
     ]

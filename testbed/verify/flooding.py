@@ -73,6 +73,16 @@ def watch(machine: Machine, nic: GuestNic, seconds: float) -> Flood:
     return Flood(int(found["offered"]), int(found["switched"]), float(found["seconds"]))
 
 
+def offered(machine: Machine, nic: GuestNic) -> int:
+    """Return the frames that an interface of a guest has given its node so far.
+
+    Raises:
+        InstrumentError: the node cannot be asked.
+
+    """
+    return int(machine.read(f"cat /sys/class/net/{nic.tap}/statistics/rx_packets"))
+
+
 def received(machine: Machine, nic: GuestNic) -> int:
     """Return the octets that a node has handed to an interface of a guest so far.
 

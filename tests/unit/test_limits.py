@@ -76,7 +76,7 @@ def _noise() -> Noise:
 
 
 _HELD = Outcome(
-    opening=Flood(200, 200, 1.0), tracked=100, large=Flood(12_000, 5000, 4.0), delivered=2_000_000, small=Flood(12_000, 5000, 4.0),
+    opening=200, tracked=100, large=Flood(12_000, 5000, 4.0), delivered=2_000_000, small=Flood(12_000, 5000, 4.0),
     sent=[200, 12_000, 12_000],
 )  # fmt: skip
 
@@ -101,7 +101,7 @@ def test_each_limit_that_is_passed_is_told(found: Outcome, words: str) -> None:
 @pytest.mark.parametrize(
     "found",
     [
-        replace(_HELD, opening=Flood(100, 100, 1.0)),
+        replace(_HELD, opening=100),
         replace(_HELD, sent=[100, 12_000, 12_000]),
         replace(_HELD, small=Flood(4000, 4000, 4.0)),
         replace(_HELD, large=Flood(1000, 1000, 4.0)),
