@@ -141,7 +141,7 @@ def _over(noise: Noise, found: Outcome) -> list[str]:
         for name, value, bound in (
             (f"small frames passed in {found.small.seconds} s", found.small.switched, packets * _SLACK),
             (f"octets of large frames passed in {found.large.seconds} s", found.delivered, octets * _SLACK),
-            ("connections are tracked", found.tracked, own.connections),
+            ("connections are tracked", found.tracked, own.connections * _SLACK),
         )
         if value > bound
     ]

@@ -88,7 +88,7 @@ def test_noise_within_its_limits_is_none() -> None:
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (replace(_HELD, tracked=101), "connections are tracked"),
+        (replace(_HELD, tracked=120), "connections are tracked"),
         (replace(_HELD, delivered=4_000_000), "octets of large frames"),
         (replace(_HELD, small=Flood(12_000, 9000, 4.0)), "small frames"),
     ],
