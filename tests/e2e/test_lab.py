@@ -227,41 +227,10 @@ def test_6_people_can_look_around(environment: dict[str, str]) -> None:
         _testbed(environment, *words, expect=2)
 
 
-# Opens every wall of the network at once: the first breach of each check, wherever it applies.
-OPEN = """
-import importlib, sys
-from pathlib import Path
-from testbed import lab as labs
-from testbed.drivers.workspace import Workspace
-from testbed.verify.declare import ATTRIBUTE
-from testbed.verify.stage import Stage
-import checks
-workspace = Workspace(Path(sys.argv[1]), "two-tenants")
-testbed, ground = labs.load_applied(workspace), labs.ground()
-names = sorted(path.stem for path in Path(checks.__file__).parent.glob("test_*.py"))
-functions = [item for name in names for item in vars(importlib.import_module("checks." + name)).values()]
-found = [declared for item in functions if (declared := getattr(item, ATTRIBUTE, None)) and declared.id.startswith("NET")]
-labs.enter(testbed, workspace, ground.environment)
-with labs.opened(testbed, workspace, ground) as lab:
-    for declared in found:
-        for case in ("", *(node.name for node in testbed.nodes)):
-            stage = Stage(lab, case)
-            if declared.applies(stage) is None:
-                next(breach for breach in declared.breaches if breach.applies(stage)).open(stage)
-"""
-
-
-def test_7_where_everything_is_allowed_no_check_of_the_network_passes(environment: dict[str, str]) -> None:
-    subprocess.run([sys.executable, "-c", OPEN, environment["TESTBED_STATE_DIR"]], check=True, timeout=900, cwd=ROOT)
-    data = json.loads(_testbed(environment, "check", LAB, "--only", "NET", "--json", expect=1))
-    assert [(check["id"], check["case"]) for check in data["checks"] if check["verdict"] == "pass"] == []
-    assert sum(check["verdict"] == "fail" for check in data["checks"]) > len(data["checks"]) / 2
-
-
 def test_7_where_no_guest_answers_no_check_of_the_network_passes(environment: dict[str, str]) -> None:
     for node in ("node-a", "node-b"):
         _testbed(environment, "ssh", LAB, node, "for guest in $(sudo virsh list --name); do sudo virsh -q suspend $guest; done")
-    data = json.loads(_testbed(environment, "check", LAB, "--only", "NET", "--json", expect=1))
+    data = json.loads(_testbed(environment, "check", LAB, "--only", "NET", "--json", expect=3))
     assert _verdicts(data, "fleet", "node-a", "node-b", without=NO_ANSWER) == {"inconclusive"}
 
 
