@@ -113,10 +113,7 @@ def _make_noise(fleet: Fleet, noise: Noise, found: Outcome) -> None:
     node, (peer, nic) = fleet.machines[noise.guest.node], _interface(fleet, noise.peer)
 
     def flood(frames: Sequence[bytes]) -> flooding.Flood:
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            watching = pool.submit(flooding.watch, node, noise.nic, _FLOOD)
-            found.sent.append(_send(fleet, noise.sender, frames, _FLOOD, 0))
-            return watching.result()
+        return flooding.flood(node, noise.nic, lambda: found.sent.append(_send(fleet, noise.sender, frames, _FLOOD, 0)))
 
     opening, closing = _connections(noise)
     before = flooding.offered(node, noise.nic)

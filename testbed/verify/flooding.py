@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from testbed.drivers import limits
@@ -13,31 +13,7 @@ from testbed.model.testbed import Guest, GuestNic
 from testbed.plan.resources import Key, Kind
 from testbed.verify.fleet import Fleet, Machine
 
-_QUIET = 2.0  # seconds without a frame after which a flood is over; the switch needs some to count what it has seen
-_WATCH = """
-import json, re, subprocess, time
-tap, wanted, quiet = json.loads(REQUEST)
-def read(name):
-    with open("/sys/class/net/%s/statistics/%s" % (tap, name)) as file:
-        return int(file.read())
-def switched():
-    port = subprocess.run(["ovs-vsctl", "get", "interface", tap, "ofport"], check=True, capture_output=True, text=True).stdout.strip()
-    text = subprocess.run(["ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-int", "table=0,in_port=" + port],
-                          check=True, capture_output=True, text=True).stdout
-    return sum(map(int, re.findall("n_packets=([0-9]+)", text)))
-before, switched_before, began = read("rx_packets"), switched(), time.monotonic()
-last, at = read("rx_packets"), began
-first = changed = None
-while time.monotonic() < began + wanted + 60:
-    time.sleep(0.1)
-    now, count = time.monotonic(), read("rx_packets")
-    if count - last > 10 * (now - at):
-        first, changed = first or at, now
-    last, at = count, now
-    if changed is not None and now > changed + quiet:
-        break
-print(json.dumps({"offered": last - before, "switched": switched() - switched_before, "seconds": round((changed or 0) - (first or 0), 2)}))
-"""
+_COUNTED = 3.0  # seconds after which the switch has counted what it has looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +23,7 @@ class Flood:
     Args:
         offered: frames that came from the guest.
         switched: those of them that the switch has looked at.
-        seconds: from the first frame to the last; what limits a rate saves up in the gaps between them.
+        seconds: how long that took at most.
 
     """
 
@@ -59,18 +35,28 @@ class Flood:
 NOTHING = Flood(0, 0, 0.0)
 
 
-def watch(machine: Machine, nic: GuestNic, seconds: float) -> Flood:
-    """Return what an interface sends from now on, until it has been quiet for a while.
-
-    Args:
-        seconds: how long the flood is meant to last.
+def flood(machine: Machine, nic: GuestNic, send: Callable[[], object]) -> Flood:
+    """Return what an interface sends while something sends from it, and how long that took, seen from here: no less than the flood.
 
     Raises:
         InstrumentError: the node cannot be asked.
 
     """
-    found = machine.python(_WATCH, json.dumps([nic.tap, seconds, _QUIET]), timeout=seconds + 150)
-    return Flood(int(found["offered"]), int(found["switched"]), float(found["seconds"]))
+    before, began = _counts(machine, nic), time.monotonic()
+    send()
+    seconds = time.monotonic() - began
+    time.sleep(_COUNTED)
+    after = _counts(machine, nic)
+    return Flood(after[0] - before[0], after[1] - before[1], round(seconds, 2))
+
+
+def _counts(machine: Machine, nic: GuestNic) -> tuple[int, int]:
+    """Return how many frames an interface has given its node so far, and how many of them the switch has looked at."""
+    offered, _, flows = machine.read(
+        f"cat /sys/class/net/{nic.tap}/statistics/rx_packets; "
+        f"ovs-ofctl -O OpenFlow15 dump-flows br-int table=0,in_port=$(ovs-vsctl get interface {nic.tap} ofport)"
+    ).partition("\n")
+    return int(offered), sum(map(int, re.findall(r"n_packets=(\d+)", flows)))
 
 
 def offered(machine: Machine, nic: GuestNic) -> int:
