@@ -199,7 +199,6 @@ def heartbeat(observation: Observation, victim: Endpoint, first: int, asked: int
 
     Args:
         first: `CALM_BEATS` or `FLOOD_BEATS`.
-        sent: how many frames the guest says that it has sent, for each kind of noise.
         asked: how many it has asked.
 
     """

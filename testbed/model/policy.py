@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from itertools import count, permutations
 
+from testbed.model.question import Question, link_local
 from testbed.model.testbed import AllowedFlow, Testbed
 
 FIRST_PROBE_PORT = 7
@@ -39,8 +40,7 @@ class Endpoint:
     @property
     def link_local(self) -> IPv6Address:
         """The address that IPv6 gives every interface, made from its MAC address (RFC 4291, appendix A)."""
-        octets = bytes.fromhex(self.mac.replace(":", ""))
-        return IPv6Address(bytes((0xFE, 0x80, *bytes(6), octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:])))
+        return link_local(self.mac)
 
     @property
     def tenant(self) -> str:
@@ -59,7 +59,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(Question):
     """One question of the matrix: may this source send this to that target?
 
     Args:
@@ -77,19 +77,6 @@ class Cell:
     port: int | None
     allowed: bool
     reason: str
-
-    @property
-    def service(self) -> str:
-        """The service as a topology file writes it."""
-        return self.protocol if self.port is None else f"{self.protocol}/{self.port}"
-
-    def as_row(self, observed: bool | None = None) -> dict[str, object]:
-        """Return plain values, for JSON; None stands for a cell that was not observed."""
-        row = {name: getattr(self, name) for name in ("protocol", "port", "allowed", "reason")}
-        return {"source": self.source.label, "target": self.target.label, **row, "observed": observed}
-
-    def __str__(self) -> str:
-        return f"{self.source.label} -> {self.target.label} {self.service}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from itertools import product
 
+from testbed.model.question import Question, link_local
 from testbed.model.testbed import LabNetwork, Plane, Role, Testbed
 
 SSH, NORTHBOUND, SOUTHBOUND, KEYS, GENEVE, VXLAN, UNUSED = 22, 6641, 6642, 500, 6081, 4789, 7
@@ -52,12 +53,11 @@ class Site:
     @property
     def link_local(self) -> IPv6Address:
         """The address that IPv6 would give it, made from its MAC address (RFC 4291, appendix A)."""
-        octets = bytes.fromhex(self.mac.replace(":", ""))
-        return IPv6Address(bytes((0xFE, 0x80, *bytes(6), octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:])))
+        return link_local(self.mac)
 
 
 @dataclass(frozen=True, slots=True)
-class Contact:
+class Contact(Question):
     """One question: may this site use that service of a machine?
 
     Args:
@@ -77,22 +77,9 @@ class Contact:
     reason: str
 
     @property
-    def service(self) -> str:
-        """The service as a topology file writes it."""
-        return self.protocol if self.port is None else f"{self.protocol}/{self.port}"
-
-    @property
     def aim(self) -> str:
         """What is asked: a site, and the address if it is not the site's own on that network."""
         return self.target.label if self.address == self.target.address else f"{self.target.label} at {self.address}"
-
-    def as_row(self, observed: bool | None = None) -> dict[str, object]:
-        """Return plain values, for JSON, with the columns of `testbed.model.policy.Cell.as_row`."""
-        row = {name: getattr(self, name) for name in ("protocol", "port", "allowed", "reason")}
-        return {"source": self.source.label, "target": self.aim, **row, "observed": observed}
-
-    def __str__(self) -> str:
-        return f"{self.source.label} -> {self.aim} {self.service}"
 
 
 def rogue(network: LabNetwork) -> Site:
