@@ -99,6 +99,28 @@ def shortcut(name: str, match: str, actions: str = "") -> Breach:
     )
 
 
+def mirrored(name: str, source: Callable[[Stage], GuestNic], device: Callable[[Stage], str], way: str) -> Breach:
+    """Return a breach that copies the frames of a guest's interface to another device, beside the switch.
+
+    The qdisc is that of the switch's policer (NET-12), where one stands, and stays.
+
+    Args:
+        way: ``egress`` if the device is to send the copies, ``ingress`` if it is to take them as received.
+
+    """
+
+    def tap(stage: Stage) -> str:
+        return source(stage).tap
+
+    return command(
+        name,
+        opens=lambda s: f"tc qdisc add dev {tap(s)} ingress 2>/dev/null; "
+        f"tc filter add dev {tap(s)} parent ffff: pref 2 matchall action mirred {way} mirror dev {device(s)}",
+        closes=lambda s: f"tc filter del dev {tap(s)} parent ffff: pref 2",
+        shows=lambda s: f"tc filter show dev {tap(s)} parent ffff: | grep -q mirred",
+    )
+
+
 def _from(stage: Stage, match: str) -> str:
     attacker, victim = (guest.nics[0] for guest in stage.strangers())
     return f"table=0,in_port={attacker.tap},{match.format(victim=victim.mac)}"

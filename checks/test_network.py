@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from checks.breaches import command, needs_flow, needs_guest, readdressed, receiver, ruled, shortcut, unjoined, where
+from checks.breaches import command, mirrored, needs_flow, needs_guest, readdressed, receiver, ruled, shortcut, unjoined, where
 from checks.survey import judge, overheard, survey
 from testbed.plan.acls import Acl
 from testbed.verify.declare import check
@@ -51,11 +51,6 @@ def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
     assert not dead, f"{len(dead)} allowed cells do not work: {'; '.join(dead[:6])}"
 
 
-def _taps(stage: Stage) -> tuple[str, str]:
-    attacker, victim = stage.strangers()
-    return attacker.nics[0].tap, victim.nics[0].tap
-
-
 @check(
     id="NET-11",
     objective="A guest sees no frame that is not for it: no flooding, no mirror, no message between bridges, however full a table is",
@@ -65,12 +60,11 @@ def _taps(stage: Stage) -> tuple[str, str]:
         readdressed(
             "a port takes frames for unknown MAC addresses", receiver, lambda stage: [receiver(stage).pinned, "unknown"]
         ),
-        command(
+        mirrored(
             "one guest's frames are mirrored to another tenant's guest",
-            opens=lambda s: "tc qdisc add dev {0} ingress 2>/dev/null; tc filter add dev {0} parent ffff: pref 2 matchall "
-            "action mirred egress mirror dev {1}".format(*_taps(s)),
-            closes=lambda s: f"tc filter del dev {_taps(s)[0]} parent ffff: pref 2",
-            shows=lambda s: f"tc filter show dev {_taps(s)[0]} parent ffff: | grep -q mirred",
+            lambda stage: stage.strangers()[0].nics[0],
+            lambda stage: stage.strangers()[1].nics[0].tap,
+            "egress",
         ),
     ),
 )

@@ -10,11 +10,11 @@ from itertools import product
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 
-from checks.breaches import TABLE, command, needs_guest, ruled, shortcut
+from checks.breaches import TABLE, command, mirrored, needs_guest, ruled, shortcut
 from checks.survey import judge
 from testbed.errors import InstrumentError
 from testbed.model.policy import Endpoint, endpoints
-from testbed.model.testbed import Plane
+from testbed.model.testbed import GuestNic, Plane
 from testbed.plan.acls import Acl
 from testbed.verify import frames
 from testbed.verify.declare import check
@@ -88,8 +88,8 @@ def _sockets(fleet: Fleet) -> list[tuple[str, str, int]]:
     return sorted({*found, ("tcp", str(gateway), 22)})
 
 
-def _tap(stage: Stage) -> str:
-    return stage.guests[0].nics[0].tap
+def _nic(stage: Stage) -> GuestNic:
+    return stage.guests[0].nics[0]
 
 
 @check(
@@ -110,13 +110,7 @@ def _tap(stage: Stage) -> str:
             ),
             shows=lambda _: f"{TABLE} dump-flows br-int table=0 | grep -q actions=LOCAL && ip link show up dev br-int | grep -q br-int",
         ),
-        command(
-            "a guest's frames come in at the management interface as well",
-            opens=lambda s: f"tc qdisc add dev {_tap(s)} clsact; tc filter add dev {_tap(s)} ingress matchall "
-            "action mirred ingress mirror dev management0",
-            closes=lambda s: f"tc qdisc del dev {_tap(s)} clsact",
-            shows=lambda s: f"tc filter show dev {_tap(s)} ingress | grep -q mirred",
-        ),
+        mirrored("a guest's frames come in at the management interface as well", _nic, lambda _: "management0", "ingress"),
     ),
 )
 def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> None:
