@@ -99,25 +99,29 @@ def shortcut(name: str, match: str, actions: str = "") -> Breach:
     )
 
 
-def mirrored(name: str, source: Callable[[Stage], GuestNic], device: Callable[[Stage], str], way: str) -> Breach:
-    """Return a breach that copies the frames of a guest's interface to another device, beside the switch.
+def mirrored(
+    name: str, source: Callable[[Stage], Guest], device: Callable[[Stage], str], way: str, match: str = "matchall"
+) -> Breach:
+    """Return a breach that copies the frames of a guest's first interface to another device of its node, beside the switch.
 
     The qdisc is that of the switch's policer (NET-12), where one stands, and stays.
 
     Args:
         way: ``egress`` if the device is to send the copies, ``ingress`` if it is to take them as received.
+        match: which frames, as tc-filter(8) is told.
 
     """
 
     def tap(stage: Stage) -> str:
-        return source(stage).tap
+        return source(stage).nics[0].tap
 
     return command(
         name,
         opens=lambda s: f"tc qdisc add dev {tap(s)} ingress 2>/dev/null; "
-        f"tc filter add dev {tap(s)} parent ffff: pref 2 matchall action mirred {way} mirror dev {device(s)}",
+        f"tc filter add dev {tap(s)} parent ffff: pref 2 {match} action mirred {way} mirror dev {device(s)}",
         closes=lambda s: f"tc filter del dev {tap(s)} parent ffff: pref 2",
         shows=lambda s: f"tc filter show dev {tap(s)} parent ffff: | grep -q mirred",
+        where=lambda s: s.lab.host(source(s).node),
     )
 
 
@@ -134,6 +138,11 @@ def where(applies: Callable[[Stage], bool], *breaches: Breach) -> tuple[Breach, 
 def dual(stage: Stage) -> bool:
     """Tell whether the attacker of a case, the first guest of its node, has IPv6."""
     return stage.guests[0].nics[0].address6 is not None
+
+
+def dual_flow(stage: Stage) -> bool:
+    """Tell whether the source of the first declared flow has IPv6."""
+    return stage.flow()[2].address6 is not None
 
 
 def unjoined(stage: Stage) -> tuple[str, str] | None:

@@ -22,10 +22,10 @@ from testbed.verify.network import Attack, observe, tcp_flows
 from testbed.verify.observation import Observation
 from testbed.verify.probing import in_guest
 
-_CALM, _BEAT = 8.0, 0.25  # seconds of calm; seconds between two beats of the victim's heart
-_FLOOD, _OPENING = 8.0, 60.0  # seconds of each flood; seconds that opening connections may take
+_CALM, _BEAT = 5.0, 0.25  # seconds of calm; seconds between two beats of the victim's heart
+_FLOOD, _OPENING = 5.0, 60.0  # seconds of each flood; seconds that opening connections may take
 _SPACED = 0.002  # seconds between two new connections
-_AROUND = 6.0  # seconds that asking for a flood and counting it takes
+_LONGEST = 90.0  # seconds that the floods may take together
 _SMALL, LARGE = 60, 1400  # octets
 CALM_BEATS, FLOOD_BEATS = 5, 6  # first octet of a DHCP transaction; other checks use 1 to 4
 
@@ -101,8 +101,11 @@ def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
     def meanwhile(_: str) -> None:
         beat(CALM_BEATS, _CALM)
         with ThreadPoolExecutor(max_workers=1) as pool:
-            heart = pool.submit(beat, FLOOD_BEATS, 3 * (_FLOOD + _AROUND))
-            _make_noise(fleet, noise, found)
+            heart = pool.submit(beat, FLOOD_BEATS, _LONGEST)
+            try:
+                _make_noise(fleet, noise, found)
+            finally:
+                in_guest(fleet, _interface(fleet, noise.victim)[0]).ask({"phase": "halt"})
             heart.result()
 
     observation = observe(fleet, (), Attack((), 280, meanwhile))

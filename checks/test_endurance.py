@@ -132,9 +132,10 @@ def _bound(name: str) -> str:
     breaches=(
         command(
             "a second interface takes another tenant's port",
-            opens=lambda s: f"ovs-vsctl add-port br-int thief -- set interface thief type=internal {_thief(s)}",
+            opens=lambda s: f"ovs-vsctl add-port br-int thief -- set interface thief type=internal {_thief(s)}; "
+            f"for round in $(seq 60); do {_bound('thief')} && exit 0; sleep 0.5; done; exit 1",
             closes=lambda _: "ovs-vsctl --if-exists del-port br-int thief",
-            shows=lambda _: f"for round in $(seq 60); do {_bound('thief')} && exit 0; sleep 0.5; done; exit 1",
+            shows=lambda _: _bound("thief"),
         ),
         command(
             "a guest's interface is moved to another tenant's port",

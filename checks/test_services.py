@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from itertools import product
 
 from scapy.layers.dhcp import BOOTP, DHCP
+from scapy.layers.dhcp6 import DUID_LL, DHCP6_Solicit, DHCP6OptClientId
 from scapy.layers.dns import DNS, DNSQR
 from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_RS, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from checks.breaches import command, controller, needs_flow, ruled, switch
-from checks.scenes import Scene, scenes
+from checks.breaches import command, controller, dual_flow, needs_flow, ruled, switch, where
+from checks.scenes import NOWHERE6, Scene, scenes, six_of
 from testbed.errors import InstrumentError
 from testbed.model.surroundings import contacts
 from testbed.plan.acls import Acl
@@ -29,11 +31,14 @@ from testbed.verify.probing import Probe
 from testbed.verify.stage import Stage
 from testbed.verify.surroundings import listening
 
-METADATA = "169.254.169.254"
+METADATA, METADATA6 = "169.254.169.254", "fd00:ec2::254"  # where clouds keep it
 _ASKED = {"tcp": (53, 80, 443), "udp": (53, 67, 69, 123, 161, 547, 5353)}
 _BEFORE, _AFTER, _MALFORMED = 5, 6, 7  # first octet of a DHCP transaction; others are in checks/forgeries.py
 _SUBNET, _MTU, _LEASE, _KIND, _SERVER = 1, 26, 51, 53, 54  # options of DHCP, RFC 2132
 _OFFER = 2
+_TOLD = {_SUBNET: 4, _MTU: 2, _LEASE: 4, _KIND: 1, _SERVER: 4}  # octets
+_CLIENT6, _SERVER6, _ADDRESS6 = 1, 2, 3  # options of DHCPv6, RFC 8415
+_TOLD6 = {_CLIENT6: 10, _SERVER6: 10, _ADDRESS6: 40}  # octets: identifiers by hardware address, and one address
 
 
 def _names(stage: Stage) -> str:
@@ -43,8 +48,8 @@ def _names(stage: Stage) -> str:
     return f"{other.name}.{other.tenant}={other.nics[0].address}"
 
 
-def _of(stage: Stage) -> str:
-    return f"$(ovn-nbctl --bare --columns=_uuid find dhcp_options external_ids:switch={switch(stage)})"
+def _of(stage: Stage, mark: str = "switch") -> str:
+    return f"$(ovn-nbctl --bare --columns=_uuid find dhcp_options external_ids:{mark}={switch(stage)})"
 
 
 _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=names)"
@@ -78,6 +83,16 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
             shows=lambda s: f"ovn-nbctl get dhcp_options {_of(s)} options:router",
             where=controller,
         ),
+        *where(
+            dual_flow,
+            command(
+                "DHCPv6 names a name server",
+                opens=lambda s: f"ovn-nbctl --wait=hv set dhcp_options {_of(s, 'switch6')} options:dns_server='\"{NOWHERE6}\"'",
+                closes=lambda s: f"ovn-nbctl --wait=hv remove dhcp_options {_of(s, 'switch6')} options dns_server",
+                shows=lambda s: f"ovn-nbctl get dhcp_options {_of(s, 'switch6')} options:dns_server",
+                where=controller,
+            ),
+        ),
     ),
 )
 def test_guests_are_offered_an_exact_list(fleet: Fleet) -> None:
@@ -101,9 +116,9 @@ class _Asked:
     offers: dict[str, list[Offer]]
 
     def answered(self, scene: Scene, stage: int) -> bool:
-        """Tell whether DHCP answered a guest's honest question of a stage."""
-        wanted = f"{_transaction(stage, scene):08x}"
-        return any(offer.transaction == wanted for offer in self.offers[scene.sender.guest])
+        """Tell whether DHCP answered a guest's honest question of a stage, and DHCPv6 where the guest has IPv6."""
+        wanted = {f"{_transaction(stage, scene):08x}", *([f"{_transaction6(stage, scene):06x}"] if scene.sender.address6 else [])}
+        return wanted <= {offer.transaction for offer in self.offers[scene.sender.guest]}
 
 
 def _ask(fleet: Fleet) -> _Asked:
@@ -131,14 +146,28 @@ def _transaction(stage: int, scene: Scene) -> int:
     return stage << 24 | scene.number
 
 
+def _transaction6(stage: int, scene: Scene) -> int:
+    return stage << 16 | scene.number
+
+
 def _questions(scene: Scene, sockets: list[tuple[str, int]], names: list[str]) -> Iterator[Probe]:
     """Yield honest questions to DHCP around everything else that a guest can ask for."""
     own, number = scene.sender, scene.number
-    yield Probe(f"q{number}before", own, {"repeat": 3}, frames.dhcp_discover(own.mac, _transaction(_BEFORE, scene)))
+    yield from _honest(scene, _BEFORE)
     asked = [*_scan(scene, sockets), *_resolve(scene, names), *_malformed(scene)]
+    if own.address6:
+        asked += [*_scan6(scene, sockets), *_malformed6(scene)]
     for place, frame in enumerate(asked):
         yield Probe(f"q{number}n{place}", own, {}, frame)
-    yield Probe(f"q{number}after", own, {"repeat": 3}, frames.dhcp_discover(own.mac, _transaction(_AFTER, scene)))
+    yield from _honest(scene, _AFTER)
+
+
+def _honest(scene: Scene, stage: int) -> Iterator[Probe]:
+    own, mark = scene.sender, f"q{scene.number}s{stage}"
+    yield Probe(f"{mark}four", own, {"repeat": 3}, frames.dhcp_discover(own.mac, _transaction(stage, scene)))
+    if own.address6:
+        client = bytes.fromhex(own.mac.replace(":", ""))
+        yield Probe(f"{mark}six", own, {"repeat": 3}, frames.dhcp6_solicit(own, _transaction6(stage, scene), client))
 
 
 def _scan(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
@@ -150,6 +179,29 @@ def _scan(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
             yield framed(link, packet, frames.syn(port) if protocol == "tcp" else frames.datagram(port))
         yield framed(link, packet, ICMP(id=secrets.randbits(16)))
         yield framed(scene.shout, frames.arp_request(scene.sender, address))
+
+
+def _scan6(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
+    """Yield the same over IPv6, and questions for routers, for the server's MAC address, and for name servers."""
+    own, server = scene.sender, scene.server
+    link = Ether(src=own.mac, dst=server.mac)
+    for address in (six_of(server), METADATA6):
+        packet = IPv6(src=six_of(own), dst=address)
+        for protocol, port in sockets:
+            yield framed(link, packet, frames.syn(port) if protocol == "tcp" else frames.datagram(port))
+        yield framed(link, packet, ICMPv6EchoRequest(id=secrets.randbits(16)))
+    yield framed(frames.neighbor_solicitation(six_of(own), six_of(server), own.mac), tail=frames.nd_option)
+    routers = Ether(src=own.mac, dst="33:33:00:00:00:02") / IPv6(src=str(own.link_local), dst="ff02::2", hlim=255)
+    yield framed(routers, ICMPv6ND_RS(), tail=frames.nd_option)
+    yield frames.dhcp6_question(own, _transaction6(_MALFORMED, scene))
+
+
+def _malformed6(scene: Scene) -> Iterator[Frame]:
+    """Yield questions to DHCPv6 that break its rules one by one (RFC 8415)."""
+    client = bytes(DHCP6OptClientId(duid=DUID_LL(lladdr=scene.sender.mac)))
+    kind = bytes(DHCP6_Solicit(trid=_transaction6(_MALFORMED, scene)))
+    for text in (kind[:2], kind, kind + b"\xff" * 64, b"\2" + kind[1:] + client, kind + client + b"\0\3\xff\xff", kind + b"\0\1\0\0" * 100):
+        yield _alone(frames.to_dhcp6(scene.sender) / Raw(text))
 
 
 def _resolve(scene: Scene, names: list[str]) -> Iterator[Frame]:
@@ -184,11 +236,15 @@ def _alone(packet: Packet) -> Frame:
 
 def _beyond(scene: Scene, offers: list[Offer]) -> Iterator[str]:
     """Yield what a guest was offered beyond an address by its network's server."""
-    server = scene.server.address
-    told = {_SUBNET: 4, _MTU: 2, _LEASE: 4, _KIND: 1, _SERVER: 4}
+    server, label = scene.server, scene.sender.label
+    told, exact = {"DHCP": _TOLD, "DHCPv6": _TOLD6}, {
+        ("DHCP", _SERVER): server.address.packed,
+        ("DHCP", _KIND): bytes((_OFFER,)),
+        ("DHCPv6", _SERVER6): bytes((0, 3, 0, 1)) + bytes.fromhex(server.mac.replace(":", "")),
+    }  # fmt: skip
     for offer in offers:
-        if offer.service != "DHCP" or offer.source != str(server):
-            yield f"{scene.sender.label}: {offer.service} from {offer.source or 'nobody'}"
+        if (offer.service, offer.source) not in (("DHCP", str(server.address)), ("DHCPv6", str(server.link_local))):
+            yield f"{label}: {offer.service} from {offer.source or 'nobody'}"
         for code, value in offer.options:
-            if len(value) != told.get(code) or (code == _SERVER and value != server.packed) or (code == _KIND and value[0] != _OFFER):
-                yield f"{scene.sender.label}: DHCP option {code} ({value[:40].hex()})"
+            if len(value) != told[offer.service].get(code) or exact.get((offer.service, code), value) != value:
+                yield f"{label}: {offer.service} option {code} ({value[:40].hex()})"

@@ -9,7 +9,9 @@ from __future__ import annotations
 from checks.breaches import (
     command,
     dual,
+    dual_flow,
     loosened,
+    mirrored,
     needs_flow,
     needs_guest,
     readdressed,
@@ -22,6 +24,7 @@ from checks.breaches import (
 from checks.forgeries import STARVATION, THEFT
 from checks.scenes import NOWHERE6
 from checks.survey import judge, stolen
+from testbed.model.testbed import Guest
 from testbed.plan.acls import Acl
 from testbed.plan.neighbours import ATTACH, RULES
 from testbed.verify.declare import Breach, check
@@ -73,8 +76,10 @@ def _any_sender(stage: Stage) -> Acl:
     return Acl("to-lport", 2000, f'outport == "{receiver(stage).port}" && tcp.dst == {stage.flow()[3]}', "allow-related")
 
 
-def _flow_is_dual(stage: Stage) -> bool:
-    return stage.flow()[2].address6 is not None
+def _neighbours(stage: Stage) -> list[Guest]:
+    """Return the guests beside the source of the first declared flow to which it has no business to send."""
+    source, target, *_ = stage.flow()
+    return [guest for guest in stage.testbed.guests_on(source.node) if guest not in (source, target)]
 
 
 def _any_six(stage: Stage) -> list[str]:
@@ -92,7 +97,17 @@ def _any_six(stage: Stage) -> list[str]:
         ruled("the receiver's rule takes any sender", lambda stage: (_any_sender(stage),)),
         shortcut("packets of another address go past the pinning", "dl_type=0x0800,nw_src=203.0.113.7"),
         shortcut("IPv6 packets of another address go past the pinning", f"dl_type=0x86dd,ipv6_src={NOWHERE6}"),
-        *where(_flow_is_dual, loosened("a port may use every IPv6 address of its network", _any_six)),
+        *where(
+            lambda stage: bool(_neighbours(stage)),
+            mirrored(
+                "packets with a source route go to a neighbour",
+                lambda stage: stage.flow()[0],
+                lambda stage: _neighbours(stage)[0].nics[0].tap,
+                "egress",
+                "protocol ip u32 match u8 0x06 0x0e at 0",  # a header of 24 or 28 octets, options included
+            ),
+        ),
+        *where(dual_flow, loosened("a port may use every IPv6 address of its network", _any_six)),
     ),
 )
 def test_source_address_is_pinned(fleet: Fleet) -> None:

@@ -14,7 +14,7 @@ from checks.breaches import TABLE, command, mirrored, needs_guest, ruled, shortc
 from checks.survey import judge
 from testbed.errors import InstrumentError
 from testbed.model.policy import Endpoint, endpoints
-from testbed.model.testbed import GuestNic, Plane
+from testbed.model.testbed import Guest, Plane
 from testbed.plan.acls import Acl
 from testbed.verify import frames
 from testbed.verify.declare import check
@@ -88,8 +88,8 @@ def _sockets(fleet: Fleet) -> list[tuple[str, str, int]]:
     return sorted({*found, ("tcp", str(gateway), 22)})
 
 
-def _nic(stage: Stage) -> GuestNic:
-    return stage.guests[0].nics[0]
+def _first(stage: Stage) -> Guest:
+    return stage.guests[0]
 
 
 @check(
@@ -110,7 +110,7 @@ def _nic(stage: Stage) -> GuestNic:
             ),
             shows=lambda _: f"{TABLE} dump-flows br-int table=0 | grep -q actions=LOCAL && ip link show up dev br-int | grep -q br-int",
         ),
-        mirrored("a guest's frames come in at the management interface as well", _nic, lambda _: "management0", "ingress"),
+        mirrored("a guest's frames come in at the management interface as well", _first, lambda _: "management0", "ingress"),
     ),
 )
 def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> None:

@@ -16,11 +16,13 @@ from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.dhcp6 import (
     DUID_LL,
     DHCP6_Advertise,
+    DHCP6_InfoRequest,
     DHCP6_Solicit,
     DHCP6OptClientId,
     DHCP6OptElapsedTime,
     DHCP6OptIA_NA,
     DHCP6OptIAAddress,
+    DHCP6OptOptReq,
 )
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption, IPOption_LSRR, IPOption_SSRR
 from scapy.layers.inet6 import (
@@ -49,6 +51,7 @@ Frame = Callable[[bytes], bytes]
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 TEST = 0x88B5  # IEEE 802 local experimental ethertype 1
 ALL_NODES, ALL_NODES_MAC = "ff02::1", "33:33:00:00:00:01"
+_SERVERS, _SERVERS_MAC = "ff02::1:2", "33:33:00:01:00:02"  # DHCPv6 servers and relays of a link, RFC 8415
 _MINIMUM = 60
 _EXPERIMENT = 253  # ND option type for experiments, RFC 4727
 
@@ -211,6 +214,11 @@ def dhcp_offer(server: str, offered: str, client: Endpoint) -> Packet:
     return UDP(sport=67, dport=68) / boot / DHCP(options=told)
 
 
+def to_dhcp6(sender: Endpoint) -> Packet:
+    """Return the head of a client's message to the DHCPv6 servers of its link (RFC 8415)."""
+    return Ether(src=sender.mac, dst=_SERVERS_MAC) / IPv6(src=str(sender.link_local), dst=_SERVERS) / UDP(sport=546, dport=547)
+
+
 def dhcp6_solicit(sender: Endpoint, transaction: int, client: bytes, wanted: str = "") -> Frame:
     """Return a DHCPv6 solicit message; it needs no token, since its answer repeats the transaction (RFC 8415).
 
@@ -220,10 +228,15 @@ def dhcp6_solicit(sender: Endpoint, transaction: int, client: bytes, wanted: str
         wanted: address to ask for.
 
     """
-    head = Ether(src=sender.mac, dst="33:33:00:01:00:02") / IPv6(src=str(sender.link_local), dst="ff02::1:2") / UDP(sport=546, dport=547)
     told = DHCP6OptClientId(duid=DUID_LL(lladdr=client.hex(":"))) / DHCP6OptElapsedTime()
     asked = DHCP6OptIA_NA(iaid=1, ianaopts=[DHCP6OptIAAddress(addr=wanted)] if wanted else [])
-    return lambda _: bytes(head / DHCP6_Solicit(trid=transaction) / told / asked)
+    return lambda _: bytes(to_dhcp6(sender) / DHCP6_Solicit(trid=transaction) / told / asked)
+
+
+def dhcp6_question(sender: Endpoint, transaction: int) -> Frame:
+    """Return a DHCPv6 information request that asks for every name server and domain (RFC 8415, 18.2.6; RFC 3646)."""
+    told = DHCP6OptClientId(duid=DUID_LL(lladdr=sender.mac)) / DHCP6OptElapsedTime() / DHCP6OptOptReq(reqopts=[23, 24])
+    return lambda _: bytes(to_dhcp6(sender) / DHCP6_InfoRequest(trid=transaction) / told)
 
 
 def dhcp6_advertise() -> Packet:

@@ -22,7 +22,7 @@ from testbed.model.testbed import Guest
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.frames import Frame
 
-WINDOW = 3.0  # seconds waited after the last frame was sent
+WINDOW = 1.0  # seconds waited after the last frame was sent and the last control, sent after all others, was answered
 LIFE = 900.0  # seconds after which a program that nobody asks ends by itself
 CALL = 300.0  # seconds that one phase may take
 BUDGET = CALL - 60  # seconds of them for sending

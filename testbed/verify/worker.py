@@ -49,6 +49,20 @@ def pid(machine: Machine, guest: Guest) -> int:
     return int(text)
 
 
+def processes(machine: Machine) -> dict[str, int]:
+    """Return the process id of every worker that a machine's libvirt runs, by domain, whether a topology knows it or not.
+
+    Raises:
+        InstrumentError: none runs.
+
+    """
+    text = machine.read("cd /run/libvirt/qemu && for file in *.pid; do echo ${file%.pid} $(cat $file); done")
+    found = dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
+    if not found or not all(number.isdigit() for number in found.values()):
+        raise InstrumentError(f"no worker runs on {machine.name}", fact=repr(text[:80]), remedy="run `testbed up`")
+    return {domain: int(number) for domain, number in found.items()}
+
+
 def succeeded(machine: Machine, guest: Guest, attempts: Sequence[Attempt], *, as_root: bool = False) -> set[Attempt]:
     """Try things as a guest's worker and return those that worked.
 

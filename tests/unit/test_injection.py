@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from checks.scenes import scenes
@@ -69,13 +70,14 @@ def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
 def test_questions_of_guests_are_bounded_and_told_apart(topology: Path) -> None:
-    """Each has a mark of its own, and a guest's script stays within what its sender takes."""
+    """Each has a mark of its own, a guest's script stays within what its sender takes, and IPv6 is asked where a guest has it."""
     fleet = _fleet(topology.stem)
     for scene in scenes(fleet):
         asked = list(_questions(scene, [("tcp", 22), ("udp", 53)], ["web", "db.blue"]))
         assert len({probe.mark for probe in asked}) == len(asked) < MAX_PROBES
         assert all(re.fullmatch("[a-z0-9]+", probe.mark) for probe in asked)
         assert all(probe.frame is not None and Ether(probe.frame(b"tb-0123abcd-x.")).src == scene.sender.mac for probe in asked)
+        assert any(IPv6 in Ether(probe.frame(b"")) for probe in asked if probe.frame) == (scene.sender.address6 is not None)
 
 
 def test_only_an_address_by_dhcp_is_offered() -> None:
@@ -90,5 +92,16 @@ def test_only_an_address_by_dhcp_is_offered() -> None:
         Offer(str(server), "DHCP", "", (*fine, (3, server.packed))),
         Offer(str(server), "DHCP", "", ((54, bytes(4)),)),
         Offer(str(server), "DHCP", "", ((53, b"\6"),)),
+    ):
+        assert len(list(_beyond(scene, [odd]))) == 1
+    lan = bytes((0, 3, 0, 1)) + bytes.fromhex(scene.server.mac.replace(":", ""))
+    fine6 = ((1, bytes(10)), (2, lan), (3, bytes(40)))
+    own = str(scene.server.link_local)
+    assert list(_beyond(scene, [Offer(own, "DHCPv6", "050000", fine6)])) == []
+    for odd in (
+        Offer("fe80::bad", "DHCPv6", "", fine6),
+        Offer(own, "DHCPv6", "", (*fine6, (23, bytes(16)))),
+        Offer(own, "DHCPv6", "", ((2, bytes(10)),)),
+        Offer(own, "ICMPv6 type 86", "", ()),
     ):
         assert len(list(_beyond(scene, [odd]))) == 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
 from scapy.layers.dhcp import BOOTP, DHCP
+from scapy.layers.dhcp6 import DUID_LL, DHCP6_Advertise, DHCP6OptDNSServers, DHCP6OptServerId
 from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import ICMPv6ND_RA, IPv6
 from scapy.layers.l2 import ARP, Ether
 
 from testbed.model.policy import ReachMatrix
@@ -158,6 +160,15 @@ def test_offers_are_read_by_bounds() -> None:
     assert dict(found.options) == {53: b"\x02", 54: bytes((10, 0, 0, 1)), 3: bytes((169, 254, 169, 254))}
     assert read_offer(bytes(head / UDP(sport=53, dport=4000))).service == "UDP port 53"
     assert read_offer(bytes(Ether() / ARP(op=2, psrc="10.0.0.1"))).service == "ARP"
-    for length in range(len(offer)):
-        read_offer(offer[:length])
-        read_offer(offer[:length] + b"\xff" * 20)
+    six = Ether(src="0a:00:00:00:00:09") / IPv6(src="fe80::1", dst="fe80::2")
+    server = DHCP6OptServerId(duid=DUID_LL(lladdr="0a:00:00:00:00:09"))
+    told = DHCP6_Advertise(trid=0x050001) / server / DHCP6OptDNSServers(dnsservers=["fd00::1"])
+    advertised = bytes(six / UDP(sport=547, dport=546) / told)
+    found = read_offer(advertised)
+    assert (found.source, found.service, found.transaction) == ("fe80::1", "DHCPv6", "050001")
+    assert dict(found.options) == {2: bytes.fromhex("000300010a0000000009"), 23: IPv6Address("fd00::1").packed}
+    assert read_offer(bytes(six / ICMPv6ND_RA())).service == "ICMPv6 type 86"
+    for whole in (offer, advertised):
+        for length in range(len(whole)):
+            read_offer(whole[:length])
+            read_offer(whole[:length] + b"\xff" * 20)
