@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from checks.breaches import command
@@ -160,8 +161,12 @@ def _from_peers(fleet: Fleet, inner: list[Inner], prefix: str, stage: str) -> No
         cell = Contact(peer, node, node.address, "udp", GENEVE, True, "-")
         payload = bytes(item.geneve(f"{prefix}{item.mark}{stage}.".encode()))
         scripts.setdefault(peer.name, []).append({**question(cell, item.mark), "frame": payload.hex()})
-    for name, script in scripts.items():
-        on_machine(fleet, fleet.machines[name]).listen({"phase": "knock", "window": 2, "probes": script})
+
+    def ask(name: str) -> None:
+        on_machine(fleet, fleet.machines[name]).listen({"phase": "knock", "window": 2, "probes": scripts[name]})
+
+    with ThreadPoolExecutor(max_workers=len(scripts)) as pool:
+        list(pool.map(ask, scripts))
 
 
 def _from_rogue(fleet: Fleet, stranger: Site, probe: Instrument, injections: Sequence[Injection]) -> set[str]:

@@ -224,7 +224,7 @@ class Reading:
 
 
 def survey(fleet: Fleet) -> list[Reading]:
-    """Ask every contact of a lab, between two rounds of what is allowed; the first also lets nodes agree on keys.
+    """Ask every contact of a lab, between two rounds of what the administrator may; the first also lets nodes agree on keys.
 
     Raises:
         InstrumentError: something could not be asked, or the administrator could not use what is allowed.
@@ -232,12 +232,13 @@ def survey(fleet: Fleet) -> list[Reading]:
     """
     cells = contacts(fleet.testbed, listening(fleet))
     control = [cell for cell in cells if cell.allowed]
+    own = [cell for cell in control if cell.source.stand is Stand.OUTER]
     with sources(fleet) as at:
         _require_open(control, knock(fleet, at, control), "before")
         before, started = ledgers(fleet), time.monotonic()
         states = knock(fleet, at, cells)
         after, seconds = ledgers(fleet), time.monotonic() - started
-        _require_open(control, knock(fleet, at, control), "after")
+        _require_open(own, knock(fleet, at, own), "after")
     return [
         read(cell, state, before[cell.target.name], after[cell.target.name], seconds)
         for cell, state in zip(cells, states, strict=True)
