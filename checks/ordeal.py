@@ -16,6 +16,7 @@ from scapy.layers.l2 import Ether
 
 from checks.forgeries import Forgery, forgeries, of_scene
 from checks.scenes import Scene, scenes
+from testbed.apply import converge_place
 from testbed.errors import InstrumentError
 from testbed.model.policy import Endpoint, endpoints
 from testbed.model.testbed import TenantNetwork
@@ -128,6 +129,23 @@ def absence(fleet: Fleet) -> Ordeal:
     return _besieged(fleet, lambda _: _reboot_controller(fleet))
 
 
+def departure(fleet: Fleet) -> Ordeal:
+    """Observe what the guests of all other nodes get through while the last node boots anew; its own are started again afterwards.
+
+    Raises:
+        InstrumentError: the observation was not complete, or the node does not come back.
+
+    """
+    name = fleet.testbed.nodes[-1].name
+    node = fleet.lab.nodes[name]
+    try:
+        return _besieged(fleet.without(name), lambda _: _reboot(fleet.machines[name]))
+    finally:
+        node.wait()
+        node.reconnect()
+        converge_place(fleet.lab.desired, node, lambda _: None)
+
+
 def _besieged(fleet: Fleet, meanwhile: Callable[[str], None]) -> Ordeal:
     """Let every guest attack without a pause while something happens."""
     frames = [*((lie.probe, str(lie)) for lie in _selected(forgeries(fleet))), *_crossings(fleet)]
@@ -205,17 +223,21 @@ def _restart_nodes(fleet: Fleet) -> None:
         fleet.lab.central.northbound.sync()
 
 
-def _reboot_controller(fleet: Fleet) -> None:
-    controller = fleet.machines[fleet.testbed.controller.name]
-    before, end = controller.read(_BOOT_ID), time.monotonic() + _REBOOT
-    controller.read("systemd-run --quiet --on-active=1 systemctl reboot")
+def _reboot(machine: Machine) -> None:
+    before, end = machine.read(_BOOT_ID), time.monotonic() + _REBOOT
+    machine.read("systemd-run --quiet --on-active=1 systemctl reboot")
     while True:
         with suppress(InstrumentError):
-            if controller.read(_BOOT_ID, timeout=10) != before:
-                break
+            if machine.read(_BOOT_ID, timeout=10) != before:
+                return
         if time.monotonic() > end:
-            raise broken("the controller does not come back", f"it has not booted anew within {_REBOOT:.0f} s")
+            raise broken(f"{machine.name} does not come back", f"it has not booted anew within {_REBOOT:.0f} s")
         time.sleep(1)
+
+
+def _reboot_controller(fleet: Fleet) -> None:
+    controller = fleet.machines[fleet.testbed.controller.name]
+    _reboot(controller)
     controller.read(f"systemctl start {_CENTRAL} && systemctl is-active {_CENTRAL}", timeout=120)
     fleet.lab.central.northbound.sync()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from checks.breaches import TABLE, command, needs_flow, needs_strangers, ruled, shortcut
-from checks.ordeal import EARLY, LATE, absence, arrival, upheaval, withdrawal
+from checks.breaches import TABLE, command, mirrored, needs_flow, needs_strangers, ruled, shortcut
+from checks.ordeal import EARLY, LATE, absence, arrival, departure, upheaval, withdrawal
 from testbed.errors import InstrumentError
 from testbed.plan.acls import Acl
 from testbed.verify.declare import Breach, check
@@ -84,6 +84,34 @@ def test_walls_hold_from_the_first_frame(fleet: Fleet) -> None:
 )
 def test_walls_hold_without_the_controller(fleet: Fleet) -> None:
     leaks = absence(fleet).leaks
+    assert not leaks, f"{len(leaks)} kinds of frames leaked: {'; '.join(leaks[:6])}"
+
+
+def _others_have_strangers(stage: Stage) -> str | None:
+    """Return why nobody is left who could attack while the last node is away."""
+    if len(stage.testbed.nodes) < 2:
+        return "the fleet has one node"
+    return needs_flow(stage) or needs_strangers(stage)
+
+
+@check(
+    id="NET-13",
+    objective="The walls hold while a whole node boots anew",
+    severity="high",
+    applies=_others_have_strangers,
+    slow="the node boots for a minute or more, and its guests after it",
+    breaches=(
+        shortcut("a rule of the switch is left over", "dl_dst={victim}"),
+        mirrored(
+            "frames are mirrored past the switch",
+            lambda stage: stage.strangers()[0],
+            lambda stage: stage.strangers()[1].nics[0].tap,
+            "egress",
+        ),
+    ),
+)
+def test_walls_hold_without_a_node(fleet: Fleet) -> None:
+    leaks = departure(fleet).leaks
     assert not leaks, f"{len(leaks)} kinds of frames leaked: {'; '.join(leaks[:6])}"
 
 

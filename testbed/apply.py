@@ -25,11 +25,11 @@ def converge(desired: Mapping[Key, Resource], places: Sequence[Place], progress:
 
     """
     outer = next(place for place in places if place.name == OUTER)
-    done = _converge_place(desired, outer, progress)
+    done = converge_place(desired, outer, progress)
     inner = [place for place in places if place.name != OUTER]
     failures: list[TestbedError] = []
     with ThreadPoolExecutor(max_workers=max(1, len(inner))) as pool:
-        for future in [pool.submit(_converge_place, desired, place, progress) for place in inner]:
+        for future in [pool.submit(converge_place, desired, place, progress) for place in inner]:
             try:
                 done += future.result()
             except TestbedError as error:
@@ -46,7 +46,13 @@ def _joined(failures: list[TestbedError]) -> TestbedError:
     return ProvisioningError(what, fact="\n".join(map(str, failures)), remedy="correct the causes and run the command again")
 
 
-def _converge_place(desired: Mapping[Key, Resource], place: Place, progress: Progress) -> list[Action]:
+def converge_place(desired: Mapping[Key, Resource], place: Place, progress: Progress) -> list[Action]:
+    """Make one place what it must be, as soon as it answers, and return what was done.
+
+    Raises:
+        ProvisioningError: something could not be done; what was done stays.
+
+    """
     here = {key: resource for key, resource in desired.items() if key.place == place.name}
     place.wait()
     for started in place.recover():

@@ -41,7 +41,7 @@ class Node:
         self.name = machine.name
         self.host = host
         self.retried: list[str] = []
-        self._socket = socket
+        self._socket, self._uri = socket, f"qemu+unix:///system?socket={socket}"
         self._slowness = environment.slowness
         self._vcpus = environment.vcpus(machine.vcpus)
         self._hypervisor: Hypervisor | None = None
@@ -53,8 +53,15 @@ class Node:
         with self._lock:
             if self._hypervisor is None:
                 self.host.bridge(self._socket, _HELPER)
-                self._hypervisor = Hypervisor(f"qemu+unix:///system?socket={self._socket}")
+                self._hypervisor = Hypervisor(self._uri)
             return self._hypervisor
+
+    def reconnect(self) -> None:
+        """Open the node's libvirt anew; a connection does not outlive a boot of the node."""
+        with self._lock:
+            if self._hypervisor is not None:
+                self._hypervisor.close()
+                self._hypervisor = Hypervisor(self._uri)
 
     def wait(self) -> None:
         """Return when the node accepts our login, and has started what it starts at boot.

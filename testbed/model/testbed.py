@@ -7,7 +7,7 @@ values; nothing in here depends on the machine that runs the lab.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -284,6 +284,16 @@ class Testbed:
     def guests_on(self, node: str) -> tuple[Guest, ...]:
         """Return the guests that are placed on a node."""
         return tuple(guest for guest in self.guests if guest.node == node)
+
+    def without(self, node: str) -> Testbed:
+        """Return the same lab without one node's guests, and without the flows that need them."""
+        tenants = []
+        for tenant in self.tenants:
+            guests = tuple(guest for guest in tenant.guests if guest.node != node)
+            names = {guest.name for guest in guests}
+            flows = tuple(flow for flow in tenant.flows if {flow.source, flow.target} <= names)
+            tenants.append(replace(tenant, guests=guests, flows=flows))
+        return replace(self, tenants=tuple(tenants))
 
     def lab_network(self, plane: Plane) -> LabNetwork:
         """Return an infrastructure network."""

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from testinfra.backend.base import BaseBackend, CommandResult
@@ -126,6 +126,11 @@ class Fleet:
     def testbed(self) -> Testbed:
         """The topology."""
         return self.lab.testbed
+
+    def without(self, node: str) -> Fleet:
+        """Return the view of a lab whose guests on one node are not there; its instruments are the same."""
+        rest = self.testbed.without(node)
+        return replace(self, lab=replace(self.lab, testbed=rest), matrix=ReachMatrix.of(rest), shared={})
 
     def once(self, name: str, observe: Callable[[], _Value]) -> _Value:
         """Return an observation of this phase, made now or by an earlier check.

@@ -80,3 +80,15 @@ def test_allowed_and_denied_partition_the_table() -> None:
     matrix = ReachMatrix.of(_lab())
     assert len(matrix.allowed()) + len(matrix.denied()) == len(matrix.cells) == len(matrix.as_table())
     assert all(row["reason"] for row in matrix.as_table())
+
+
+def test_a_lab_without_a_node_has_no_flow_that_hangs_in_the_air() -> None:
+    """What is left is a lab like every other: its matrix has the guests that are left, and the flows between them."""
+    guests = {"web": {"node": "node-a"}, "db": {"node": "node-a"}, "log": {"node": "node-b"}}
+    tenant = {"networks": {"app": "10.0.0.0/24"}, "guests": guests, "allow": ["web -> db tcp/5432", "db -> log udp/7"]}
+    whole = resolve(Spec.model_validate({"version": 1, "name": "lab", "nodes": {"node-a": {}, "node-b": {}}, "tenants": {"red": tenant}}))
+    rest = whole.without("node-b")
+    assert {guest.label for guest in rest.guests} == {"red/db", "red/web"}
+    assert [flow.service for flow in rest.tenant("red").flows] == ["tcp/5432"]
+    assert {cell.source.guest for cell in ReachMatrix.of(rest).cells} == {"red/db", "red/web"}
+    assert whole.without("nowhere") == whole
