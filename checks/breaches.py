@@ -99,28 +99,22 @@ def shortcut(name: str, match: str, actions: str = "") -> Breach:
     )
 
 
-def mirrored(
-    name: str, source: Callable[[Stage], Guest], device: Callable[[Stage], str], way: str, match: str = "matchall"
-) -> Breach:
-    """Return a breach that copies the frames of a guest's first interface to another device of its node, beside the switch.
+def mirrored(name: str, source: Callable[[Stage], Guest], device: Callable[[Stage], str], match: str = "") -> Breach:
+    """Return a breach by which a device of a guest's node sends copies of what the guest's first interface sends.
 
-    The qdisc is that of the switch's policer (NET-12), where one stands, and stays.
+    By nft, since the switch replaces what stands beside its policer whenever an interface changes.
 
     Args:
-        way: ``egress`` if the device is to send the copies, ``ingress`` if it is to take them as received.
-        match: which frames, as tc-filter(8) is told.
+        match: which frames, as nft(8) is told; all if empty.
 
     """
-
-    def tap(stage: Stage) -> str:
-        return source(stage).nics[0].tap
-
     return command(
         name,
-        opens=lambda s: f"tc qdisc add dev {tap(s)} ingress 2>/dev/null; "
-        f"tc filter add dev {tap(s)} parent ffff: pref 2 {match} action mirred {way} mirror dev {device(s)}",
-        closes=lambda s: f"tc filter del dev {tap(s)} parent ffff: pref 2",
-        shows=lambda s: f"tc filter show dev {tap(s)} parent ffff: | grep -q mirred",
+        opens=lambda s: "nft 'add table netdev breach; add chain netdev breach copies "
+        f'{{ type filter hook ingress device "{source(s).nics[0].tap}" priority -300; }}; '
+        f"add rule netdev breach copies {match} dup to \"{device(s)}\"'",
+        closes=lambda _: "nft delete table netdev breach",
+        shows=lambda _: "nft list table netdev breach | grep -q dup",
         where=lambda s: s.lab.host(source(s).node),
     )
 

@@ -106,7 +106,6 @@ def _others_have_strangers(stage: Stage) -> str | None:
             "frames are mirrored past the switch",
             lambda stage: stage.strangers()[0],
             lambda stage: stage.strangers()[1].nics[0].tap,
-            "egress",
         ),
     ),
 )

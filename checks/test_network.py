@@ -64,7 +64,6 @@ def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
             "one guest's frames are mirrored to another tenant's guest",
             lambda stage: stage.strangers()[0],
             lambda stage: stage.strangers()[1].nics[0].tap,
-            "egress",
         ),
     ),
 )

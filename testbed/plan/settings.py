@@ -224,12 +224,13 @@ _ROOT_PARTITION = (
         "NET-11",
         # Policers of the switch are all that may act on frames before the switch does.
         f"{_ACTED_ON} tc filter show dev $device ingress; tc filter show dev $device egress; done | grep 'action order' "
-        "| grep -v police; ovs-vsctl --bare --columns=name list mirror",
+        "| grep -v police; ovs-vsctl --bare --columns=name list mirror; nft list ruleset netdev | grep -E ' (dup|fwd) to '",
         "",
         f"{_ACTED_ON} tc qdisc del dev $device clsact; tc qdisc del dev $device ingress; "
         "rate=$(ovs-vsctl get interface $device ingress_policing_kpkts_rate) || continue; "
         "for value in 0 $rate; do ovs-vsctl set interface $device ingress_policing_kpkts_rate=$value; done; done; "
-        "ovs-vsctl clear bridge br-int mirrors",
+        "ovs-vsctl clear bridge br-int mirrors; "
+        "for table in $(nft list tables netdev | awk '$3 != \"neighbours\" {print $3}'); do nft delete table netdev $table; done",
     ),
     Setting(
         "libvirt-sockets",
