@@ -56,7 +56,7 @@ def processes(machine: Machine) -> dict[str, int]:
         InstrumentError: none runs.
 
     """
-    text = machine.read("cd /run/libvirt/qemu && for file in *.pid; do echo ${file%.pid} $(cat $file); done")
+    text = machine.read("cd /run/libvirt/qemu && for file in *.pid; do [ $file = driver.pid ] || echo ${file%.pid} $(cat $file); done")
     found = dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
     if not found or not all(number.isdigit() for number in found.values()):
         raise InstrumentError(f"no worker runs on {machine.name}", fact=repr(text[:80]), remedy="run `testbed up`")
