@@ -147,7 +147,7 @@ def departure(fleet: Fleet) -> Ordeal:
 
 
 def _besieged(fleet: Fleet, meanwhile: Callable[[str], None]) -> Ordeal:
-    """Let every guest attack without a pause while something happens."""
+    """Let every guest attack over and over while something happens."""
     frames = [*((lie.probe, str(lie)) for lie in _selected(forgeries(fleet))), *_crossings(fleet)]
     return Ordeal(frames, observe(fleet, (), Attack([probe for probe, _ in frames], _SECONDS, meanwhile)))
 

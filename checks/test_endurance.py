@@ -1,4 +1,4 @@
-"""Walls over time: guests attack without a pause while parts of the switch start anew, guests come and rules go (NET-13)."""
+"""Walls over time: guests attack over and over while parts of the switch start anew, guests come and rules go (NET-13)."""
 
 from __future__ import annotations
 

@@ -89,14 +89,14 @@ def stream(request: Request) -> Request:
 
     Args:
         request: ``spacing`` is the number of seconds between two frames; 0 stands for as fast as it goes, past the queues
-            and past the recorder of this guest.
+            and past the recorder of this guest. ``pause`` is the number of seconds between two rounds.
 
     Returns:
         ``sent`` frames, and how many were ``refused`` because the interface's queue was full.
 
     """
     started, spacing, rounds = time.monotonic(), float(request.get("spacing", 0.005)), int(request.get("rounds", 2**31))
-    halt = Path(request["halt"])
+    halt, pause = Path(request["halt"]), float(request.get("pause", 0))
     end, counts = started + min(float(request["duration"]), 300.0), {True: 0, False: 0}
     frames = [(probe["mac"], bytes.fromhex(probe["frame"])) for probe in request["probes"][:MAX_PROBES]]
     with contextlib.ExitStack() as opened:
@@ -109,6 +109,7 @@ def stream(request: Request) -> Request:
                     time.sleep(spacing)
                     if time.monotonic() > end:
                         break
+            time.sleep(pause)
         while rounds > 0 and not halt.exists() and time.monotonic() < end:
             time.sleep(0.2)
     lasted = round(time.monotonic() - started, 3)

@@ -34,14 +34,14 @@ from testbed.verify.probing import (
 )
 
 _FLOWING = 5  # frames that tell an attack from a guest that says something of its own
-_SPACED = 0.02  # seconds between two frames of a guest that attacks: what starts anew meanwhile needs processors as well
+_PAUSE = 0.15  # seconds between two rounds of a guest that attacks; a guest that never sleeps keeps what starts anew from doing so
 _PATIENCE = 30.0  # seconds that guests may take to be seen sending
 _CONTROL = {"timeout": 10, "repeat": 3, "spacing": 1}  # seconds, tries, seconds: how a declared flow is used
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """Frames that guests send in turns, without a pause, while something happens.
+    """Frames that guests send over and over while something happens, all of them several times a second.
 
     Args:
         seconds: after how long they give up, if what happens has not ended by then.
@@ -111,7 +111,7 @@ def _sent(
     before = results_of(send(lambda label: _controls(fleet, label, "before"), **phase))
     attackers = {probe.sender.guest for probe in attack.probes}
     with ThreadPoolExecutor(max_workers=1) as pool:
-        going = {"phase": "stream", "duration": attack.seconds, "spacing": _SPACED}
+        going = {"phase": "stream", "duration": attack.seconds, "spacing": 0, "pause": _PAUSE}
         own = {label: [probe for probe in attack.probes if probe.sender.guest == label] for label in attackers}
         streams = pool.submit(lambda: send(own.__getitem__, attackers, **going))
         try:

@@ -247,7 +247,7 @@ def _strays(wire: Wire) -> list[Probe]:
 
 
 def test_a_wall_that_opens_for_a_moment_leaks_for_that_moment(wire: Wire) -> None:
-    """Frames that are sent without a pause show when a wall was open, and for how long."""
+    """Frames that are sent over and over show when a wall was open, and for how long."""
 
     def a_moment(_: str) -> None:
         wire.switch.wall = lambda _: False
@@ -259,7 +259,7 @@ def test_a_wall_that_opens_for_a_moment_leaks_for_that_moment(wire: Wire) -> Non
     for mark in ("rawweb", "rawdb"):
         ((_, seconds, times),) = seen.windows(mark)
         assert 0.5 < seconds < 2
-        assert times > 10
+        assert times > 3
 
 
 def test_an_attack_that_ends_too_early_is_noticed(wire: Wire) -> None:
@@ -295,17 +295,18 @@ def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire, monkeypatch: p
 
 
 def test_a_flood_is_as_fast_as_it_goes(wire: Wire) -> None:
-    """Without a pause, many more frames leave than with one, and the sender counts what the wire counts."""
+    """Without spacing, many more frames leave than with it; with a pause between rounds, one round for each."""
     web, _ = endpoints(wire.testbed)
     guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
     line = {"mac": web.mac, "frame": (b"\xff" * 6 + bytes.fromhex(web.mac.replace(":", "")) + b"\x88\xb5").ljust(60, b"\0").hex()}
     wire.switch.wall = lambda _: True
     sent = []
-    for spacing in (0.01, 0):
-        request = {"phase": "stream", "probes": [line], "duration": 1, "spacing": spacing}
+    for timing in ({"spacing": 0.01}, {"spacing": 0}, {"spacing": 0, "pause": 0.1}):
+        request = {"phase": "stream", "probes": [line], "duration": 1, **timing}
         sent.append(probing.in_guest(wire, guest).ask(request)["sent"])  # type: ignore[arg-type]
     assert 20 < sent[0] <= 101
     assert sent[1] > 5 * sent[0]
+    assert 3 < sent[2] <= 11
 
 
 def test_noise_is_not_read_and_everything_else_is(wire: Wire) -> None:
