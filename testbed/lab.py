@@ -12,12 +12,13 @@ from pathlib import Path
 
 from testbed import resources as packaged
 from testbed.drivers import canary, enclosure
+from testbed.drivers.accounts import privileged
 from testbed.drivers.central import Central, write_client
 from testbed.drivers.fabric import Fabric
 from testbed.drivers.hypervisor import Hypervisor
 from testbed.drivers.images import Image, ImageCache
 from testbed.drivers.node import Node
-from testbed.drivers.outer import Outer, destroy_machines, privileged
+from testbed.drivers.outer import Outer, destroy_machines
 from testbed.drivers.outside import Outside, require
 from testbed.drivers.pki import Authority, write_secret
 from testbed.drivers.ssh import USER, Access, Host

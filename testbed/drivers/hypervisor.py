@@ -21,6 +21,7 @@ import libvirt_qemu
 
 from testbed.errors import InstrumentError, ProvisioningError, TestbedError
 from testbed.plan.domains import read_mark
+from testbed.plan.storage import pool_xml, volume_xml
 
 _STATES = {
     libvirt.VIR_DOMAIN_RUNNING: "running",
@@ -258,14 +259,7 @@ class Hypervisor:
         with _said(f"cannot make the pool {name}"):
             if name in {pool.name() for pool in self._connection.listAllStoragePools()}:
                 return
-            pool = ET.Element("pool", type="dir")
-            ET.SubElement(pool, "name").text = name
-            target = ET.SubElement(pool, "target")
-            ET.SubElement(target, "path").text = folder
-            permissions = ET.SubElement(target, "permissions")
-            for tag, value in (("mode", "0700"), ("owner", "0"), ("group", "0")):
-                ET.SubElement(permissions, tag).text = value
-            self._connection.storagePoolCreateXML(ET.tostring(pool, encoding="unicode"), libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
+            self._connection.storagePoolCreateXML(pool_xml(name, folder), libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
 
     def create_volume(self, pool: str, file: str, *, size: int, owner: int, backing: str | None) -> None:
         """Make a volume, mode 0600, with an explicit format (STO-02): qcow2 on a raw base, or raw.
@@ -276,20 +270,9 @@ class Hypervisor:
             backing: path of the read-only base image, or None.
 
         """
-        volume = ET.Element("volume")
-        ET.SubElement(volume, "name").text = file
-        ET.SubElement(volume, "capacity", unit="bytes").text = str(size)
-        target = ET.SubElement(volume, "target")
-        ET.SubElement(target, "format", type="qcow2" if backing else "raw")
-        permissions = ET.SubElement(target, "permissions")
-        for tag, value in (("mode", "0600"), ("owner", str(owner)), ("group", str(owner))):
-            ET.SubElement(permissions, tag).text = value
-        if backing:
-            store = ET.SubElement(volume, "backingStore")
-            ET.SubElement(store, "path").text = backing
-            ET.SubElement(store, "format", type="raw")
+        xml = volume_xml(file, size=size, owner=owner, backing=backing)
         with _said(f"cannot make the volume {pool}/{file}"):
-            self._connection.storagePoolLookupByName(pool).createXML(ET.tostring(volume, encoding="unicode"))
+            self._connection.storagePoolLookupByName(pool).createXML(xml)
 
     def close(self) -> None:
         """Close the connection; domains run on."""

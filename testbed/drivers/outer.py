@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +9,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 
 from testbed.drivers import process
+from testbed.drivers.accounts import give_to_worker
 from testbed.drivers.fabric import Fabric
 from testbed.drivers.hypervisor import Hypervisor
 from testbed.drivers.images import Image
@@ -25,8 +24,6 @@ from testbed.plan.diff import Action, Verb
 from testbed.plan.domains import MachineFiles, machine_xml
 from testbed.plan.identity import MachineKeys, identity_files, pack
 from testbed.plan.resources import OUTER, Key, Kind, Properties
-
-_WORKER = "libvirt-qemu"
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class Outer:
         console = folder / "console.log"
         console.write_bytes(b"")
         for path in (*overlays, console, folder / "identity.tar"):
-            _give_to_worker(path)
+            give_to_worker(path)
         files = MachineFiles(
             kernel=str(image.file("vmlinuz")),
             initrd=str(image.file("initrd")),
@@ -153,15 +150,3 @@ def destroy_machines(hypervisor: Hypervisor, lab: str, name: str = "") -> None:
     for domain, found, _ in hypervisor.owned(lab):
         if name in ("", found):
             hypervisor.destroy(domain.name)
-
-
-def _give_to_worker(path: Path) -> None:
-    """Let the emulator's account open a file; in a user namespace that account is our own."""
-    if privileged():
-        account = pwd.getpwnam(_WORKER)
-        os.chown(path, account.pw_uid, account.pw_gid)
-
-
-def privileged() -> bool:
-    """Tell whether uid 0 here is the machine's root."""
-    return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]

@@ -143,7 +143,7 @@ from pathlib import Path
 from typing import Any
 from testbed.drivers import enclosure
 from testbed.drivers.hypervisor import Hypervisor
-from testbed.drivers.outer import privileged
+from testbed.drivers.accounts import privileged
 state = Path(sys.argv[1])
 enclosure.enter(enclosure.find("two-tenants", state))
 Hypervisor.embed(state / "two-tenants/v", privileged=privileged()).suspend("two-tenants.node-b")
