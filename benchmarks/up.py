@@ -21,6 +21,7 @@ from pathlib import Path
 
 from testbed import lab as labs
 from testbed.drivers import enclosure
+from testbed.drivers.golden import make_overlay
 from testbed.drivers.node import Node
 from testbed.drivers.workspace import Workspace
 from testbed.errors import InstrumentError
@@ -53,7 +54,7 @@ def _boot(lab: labs.Lab, machine: Machine) -> None:
         "-append", words, "-device", "virtio-rng-pci", "-daemonize", "-fw_cfg", f"name={CREDENTIAL},file={folder}/identity.tar",
     ]  # fmt: skip
     for letter, base in zip("abc", bases, strict=False):
-        overlay = lab.outer.overlay(base, folder / f"vd{letter}.qcow2")
+        overlay = make_overlay(base, folder / f"vd{letter}.qcow2")
         argv += ["-drive", f"file={overlay},if=virtio,format=qcow2,cache=unsafe"]
     for number, nic in enumerate(machine.nics):
         argv += ["-netdev", f"tap,id=n{number},ifname={nic.tap},script=no,downscript=no"]

@@ -42,6 +42,7 @@ Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file",
 Connect = Annotated[
     str, typer.Option("--connect", metavar="URI", help="libvirt that runs the machines; built in if left out", envvar="TESTBED_CONNECT")
 ]
+Cold = Annotated[bool, typer.Option("--cold", help="boot machines, and use no saved memory", envvar="TESTBED_COLD")]
 Accel = Annotated[Accelerator | None, typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR")]
 
 
@@ -139,9 +140,9 @@ def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> No
 
 
 @app.command()
-def up(topology: File, as_json: Json = False, accelerator: Accel = None, connect: Connect = "") -> None:
+def up(topology: File, as_json: Json = False, accelerator: Accel = None, connect: Connect = "", cold: Cold = False) -> None:
     """Build the lab, or make it again what its topology says."""
-    _up(topology, as_json=as_json, want=accelerator, connect=connect)
+    _up(topology, as_json=as_json, want=accelerator, connect=connect, cold=cold)
 
 
 def _connect(workspace: Workspace, uri: str) -> None:
@@ -161,8 +162,17 @@ def _connect(workspace: Workspace, uri: str) -> None:
     workspace.connect(uri)
 
 
+def _with_memories(ground: lab.Ground, testbed: Testbed, workspace: Workspace) -> lab.Ground:
+    """Return what a lab stands on, with what its machines can start from: a new lab's are saved first if need be."""
+    if workspace.connection:
+        say(f"machines boot, without saved memory: {workspace.connection} runs them, perhaps with another QEMU than ours")
+        return ground
+    with _at_once_on_interrupt():
+        return lab.remember(ground, testbed, say, save=enclosure.find(testbed.name, workspace.root) is None)
+
+
 def _up(
-    topology: Path, *, as_json: bool, want: Accelerator | None, connect: str, examine: bool = False, prove: bool = False
+    topology: Path, *, as_json: bool, want: Accelerator | None, connect: str, cold: bool, examine: bool = False, prove: bool = False
 ) -> None:
     testbed, file = _topology(topology)
     doctors.require(cache_root(), state_root())
@@ -172,8 +182,10 @@ def _up(
     with workspace.locked():
         lab.apply_copy(file, workspace)
         _connect(workspace, connect)
+        if not cold:
+            ground = _with_memories(ground, testbed, workspace)
         taken = lab.enter(testbed, workspace, ground.environment)
-        with lab.opened(testbed, workspace, ground, taken) as opened:
+        with lab.opened(testbed, workspace, ground, taken, progress=say) as opened:
             with _at_once_on_interrupt():
                 done = apply.converge(opened.desired, opened.places, say)
             retried = opened.retried
@@ -311,9 +323,10 @@ def run(
     as_json: Json = False,
     accelerator: Accel = None,
     connect: Connect = "",
+    cold: Cold = False,
 ) -> None:
     """Build a lab, check it and report, in one go; the lab stays up."""
-    _up(topology, as_json=as_json, want=accelerator, connect=connect, prove=prove, examine=True)
+    _up(topology, as_json=as_json, want=accelerator, connect=connect, cold=cold, prove=prove, examine=True)
 
 
 @app.command()

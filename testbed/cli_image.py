@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from testbed import resources as packaged
+from testbed.drivers import golden
 from testbed.drivers.images import ImageCache
 from testbed.drivers.workspace import cache_root
 from testbed.errors import UsageError
@@ -23,11 +25,15 @@ def _cache() -> ImageCache:
 @app.command("list")
 def image_list(as_json: Json = False) -> None:
     """List the images in the cache."""
-    images = _cache().stored()
+    images, saved = _cache().stored(), golden.stored(cache_root())
     if as_json:
-        out(json.dumps([{"name": i.name, "key": i.key, "baked": i.baked, "folder": str(i.folder)} for i in images]))
+        rows = [{"kind": "image", "name": i.name, "key": i.key, "baked": i.baked, "folder": str(i.folder)} for i in images]
+        rows += [{"kind": "memory", "name": s.role, "key": s.key, "saved": s.saved, "folder": str(s.folder)} for s in saved]
+        out(json.dumps(rows))
     else:
-        out("\n".join(f"{i.name:12} {i.key}  baked {i.baked}" for i in images) or "no images")
+        lines = [f"{i.name:12} {i.key}  baked {i.baked}" for i in images]
+        lines += [f"{s.role:12} {s.key}  saved {s.saved}, {s.size // 2**20} MiB: a {s.made['hardware']}" for s in saved]
+        out("\n".join(lines) or "no images")
 
 
 @app.command("bake")
@@ -43,6 +49,9 @@ def image_verify() -> None:
     for image in _cache().stored():
         _cache().verify(image)
         out(f"{image.name:12} {image.key}  as baked")
+    for saved in golden.stored(cache_root()):
+        saved.verify()
+        out(f"{saved.role:12} {saved.key}  as saved")
 
 
 @app.command("rm")
@@ -53,10 +62,16 @@ def image_rm(name: Annotated[str, typer.Argument(help="name of an image")]) -> N
         raise UsageError(f"there is no image {name}", fact="the cache has none of that name", remedy="run `testbed image list`")
     for image in found:
         _cache().remove(image)
+    _prune_memories()
 
 
 @app.command("prune")
 def image_prune() -> None:
     """Remove what no present recipe needs."""
-    for path in _cache().prune():
+    for path in (*_cache().prune(), *_prune_memories()):
         out(f"removed {path}")
+
+
+def _prune_memories() -> list[Path]:
+    """Remove the saved memory of machines whose images are gone."""
+    return golden.prune(cache_root(), {image.digest for image in _cache().stored()})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from testbed.drivers import canary, enclosure
 from testbed.drivers.accounts import privileged
 from testbed.drivers.central import Central, write_client
 from testbed.drivers.fabric import Fabric
+from testbed.drivers.golden import Saved, Store
 from testbed.drivers.hypervisor import Hypervisor
 from testbed.drivers.images import Image, ImageCache
 from testbed.drivers.node import Node
@@ -23,10 +24,11 @@ from testbed.drivers.outside import Outside, require
 from testbed.drivers.pki import Authority, write_secret
 from testbed.drivers.ssh import USER, Access, Host
 from testbed.drivers.workspace import Workspace, cache_root
-from testbed.errors import UsageError
+from testbed.errors import TestbedError, UsageError
 from testbed.model.facts import Accelerator, Environment
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Machine, Plane, Testbed
+from testbed.plan.domains import Hardware
 from testbed.plan.resources import Inputs, Key, Resource, desired
 from testbed.ports import Place, Progress
 from testbed.spec.load import read
@@ -38,6 +40,7 @@ class Ground:
 
     images: dict[str, Image]
     environment: Environment
+    memories: Mapping[Hardware, Saved | str] = field(default_factory=dict)
 
     @property
     def inputs(self) -> Inputs:
@@ -74,6 +77,23 @@ def ground(*, want: Accelerator | None = None) -> Ground:
 
 def _ground(images: dict[str, Image], want: Accelerator | None) -> Ground:
     return Ground(images, canary.environment(images["node"], cache_root(), want=want))
+
+
+def remember(ground: Ground, testbed: Testbed, progress: Progress, *, save: bool) -> Ground:
+    """Return the same ground with the saved memory that a lab's machines can start from.
+
+    Args:
+        save: boot and save machines of which no memory fits; if that fails, or is not wanted, they have none.
+
+    """
+    store = Store(cache_root(), ground.images, ground.environment)
+    wanted = [Hardware.of(machine, ground.environment) for machine in testbed.machines]
+    if save:
+        try:
+            store.ensure(wanted, progress)
+        except TestbedError as error:
+            progress(f"machines boot: {error.what}: {error.fact}")
+    return replace(ground, memories={hardware: store.find(hardware) for hardware in wanted})
 
 
 @dataclass
@@ -191,11 +211,14 @@ def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> O
 
 
 @contextmanager
-def opened(testbed: Testbed, workspace: Workspace, ground: Ground, outside: Outside | None = None) -> Iterator[Lab]:
+def opened(
+    testbed: Testbed, workspace: Workspace, ground: Ground, outside: Outside | None = None, *, progress: Progress = lambda _: None
+) -> Iterator[Lab]:
     """Build the drivers of a lab; call inside its enclosure.
 
     Args:
         outside: what `enter` returned.
+        progress: is told of machines that boot although they should have started from saved memory.
 
     Raises:
         ProvisioningError: the outer hypervisor cannot be opened.
@@ -207,7 +230,8 @@ def opened(testbed: Testbed, workspace: Workspace, ground: Ground, outside: Outs
     hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, privileged=root)
     if outside and outside.fresh:
         destroy_machines(hypervisor, testbed.name)
-    outer = Outer(testbed, workspace, ground.environment, ground.images, hypervisor, Fabric(testbed.name), outside)
+    fabric = Fabric(testbed.name)
+    outer = Outer(testbed, workspace, ground.environment, ground.images, hypervisor, fabric, progress, outside, ground.memories)
     central = Central(testbed, workspace, Host(_access(workspace, testbed.controller)), ground.environment.slowness)
     nodes = {
         node.name: Node(testbed, node, Host(_access(workspace, node)), workspace.machine(node.name) / "libvirt.sock", ground.environment)

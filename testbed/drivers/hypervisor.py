@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 import libvirt
 import libvirt_qemu
 
+from testbed.drivers.monitor import Monitor
 from testbed.errors import InstrumentError, ProvisioningError, TestbedError
 from testbed.plan.domains import read_mark
 from testbed.plan.storage import pool_xml, volume_xml
@@ -181,6 +182,10 @@ class Hypervisor:
         with _said(f"cannot stop {name}"):
             domain.destroy()
 
+    def runs(self, name: str) -> bool:
+        """Tell whether a domain exists and is running."""
+        return any(domain.name == name and domain.state == "running" for domain in self.domains())
+
     def resume(self, name: str) -> None:
         """Let a paused domain run on."""
         with _said(f"cannot resume {name}"):
@@ -192,7 +197,7 @@ class Hypervisor:
             self._find(name).reset()
 
     def attach(self, name: str, device: str) -> None:
-        """Plug a device, described in XML, into a running domain."""
+        """Plug a device, described in XML, into a running or paused domain."""
         with _said(f"cannot plug a device into {name}"):
             self._find(name).attachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
@@ -200,6 +205,17 @@ class Hypervisor:
         """Pause a domain."""
         with _said(f"cannot pause {name}"):
             self._find(name).suspend()
+
+    def monitor(self, name: str) -> Monitor:
+        """Return the monitor of a domain's QEMU."""
+        domain = self._find(name)
+
+        def ask(request: str, files: Sequence[int]) -> str:
+            with _said(f"the monitor of {name} does not answer"):
+                answer, _ = libvirt_qemu.qemuMonitorCommandWithFiles(domain, request, list(files))
+                return str(answer)
+
+        return Monitor(ask)
 
     def wait_for_agent(self, name: str, timeout: float) -> None:
         """Return when a guest's agent has connected, as libvirt tells by an event.

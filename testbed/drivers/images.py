@@ -6,6 +6,7 @@ leaves nothing that looks like an image. Baking happens on the outer machine, na
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -135,7 +136,7 @@ class ImageCache:
         missing = [recipe for recipe in recipes.values() if self.find(recipe) is None]
         if missing:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._clear_leftovers()
+            clear_leftovers(self._folder)
             self._check_space(len(missing))
             with ThreadPoolExecutor(max_workers=2) as pool:
                 for done in [pool.submit(self._bake, recipe, progress) for recipe in missing]:
@@ -160,11 +161,6 @@ class ImageCache:
             fact = f"{self._folder} has no {recipe.name}-{recipe.key}"
             raise ImageError(f"the image {recipe.name} is missing", fact=fact, remedy="run `testbed image bake`")
         return image
-
-    def _clear_leftovers(self) -> None:
-        for path in self._folder.glob("*.partial-*"):
-            if not Path(f"/proc/{path.name.rpartition('-')[2]}").exists():
-                _remove_tree(path)
 
     def _check_space(self, count: int) -> None:
         free = shutil.disk_usage(self._folder).free
@@ -196,7 +192,7 @@ class ImageCache:
             )
             job.dump(partial / "job.json")
             process.run(
-                [*_as_root(), sys.executable, "-m", "testbed.drivers.assemble", str(partial / "job.json")],
+                [*as_root(), sys.executable, "-m", "testbed.drivers.assemble", str(partial / "job.json")],
                 what=f"cannot bake the image {recipe.name}",
                 timeout=1800,
                 error=ImageError,
@@ -210,7 +206,7 @@ class ImageCache:
             raise told from error
         finally:
             if partial.exists():
-                _remove_tree(partial)
+                remove_tree(partial)
 
     def _full(self, recipe: Recipe, error: Exception) -> ImageError | None:
         """Return what to tell instead of an error that a full disk has caused, or None."""
@@ -264,7 +260,7 @@ class ImageCache:
             "digests": digests,
         }
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        partial.rename(target)
+        publish(partial, target)
 
     def verify(self, image: Image) -> None:
         """Compare every file of an image with its recorded digest.
@@ -295,18 +291,39 @@ class ImageCache:
 
     def remove(self, image: Image) -> None:
         """Delete an image."""
-        _remove_tree(image.folder)
+        remove_tree(image.folder)
 
     def prune(self) -> list[Path]:
-        """Delete what no present recipe names, and leftovers of killed bakes; return what was deleted."""
+        """Delete what no present recipe names, and leftovers of killed processes; return what was deleted.
+
+        Saved memory stays; see `testbed.drivers.golden`.
+        """
+        left = clear_leftovers(self._folder)
         recipes = self.recipes().values()
         wanted = {f"{recipe.name}-{recipe.key}" for recipe in recipes}
         wanted |= {f"base-{recipe.name}-{recipe.base_key}.tar" for recipe in recipes}
         wanted |= {f"{recipe.name}.log" for recipe in recipes} | {"canary.json"}
-        doomed = [path for path in sorted(self._folder.glob("*")) if path.name not in wanted]
+        doomed = [path for path in sorted(self._folder.glob("*")) if path.name not in wanted and not path.name.startswith("golden-")]
         for path in doomed:
-            _remove_tree(path)
-        return doomed
+            remove_tree(path)
+        return [*left, *doomed]
+
+
+def clear_leftovers(folder: Path) -> list[Path]:
+    """Delete what killed processes have left half-done in a cache folder; return what was deleted."""
+    left = [path for path in sorted(folder.glob("*.partial-*")) if not Path(f"/proc/{path.name.rpartition('-')[2]}").exists()]
+    for path in left:
+        remove_tree(path)
+    return left
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Give a finished folder its name; if another process was faster, its folder stays, since a name stands for one content."""
+    try:
+        partial.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def file_digest(path: Path) -> str:
@@ -315,16 +332,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _as_root() -> list[str]:
-    """Return the prefix that gives a program a mount namespace, and uid 0 in it."""
+def as_root(*more: str) -> list[str]:
+    """Return the prefix that gives a program a mount namespace and more, and uid 0 in it."""
     unshare = process.require("unshare", package="util-linux")
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user", "--map-auto"]
-    return [unshare, *user, "--mount", "--propagation", "private"]
+    return [unshare, *user, "--mount", *more, "--propagation", "private"]
 
 
-def _remove_tree(path: Path) -> None:
+def remove_tree(path: Path) -> None:
     """Delete a file or folder; files of subordinate ids too."""
     if path.is_file():
         path.unlink()
         return
-    process.run([*_as_root(), "rm", "-rf", "--one-file-system", str(path)], what=f"cannot delete {path}", timeout=300)
+    process.run([*as_root(), "rm", "-rf", "--one-file-system", str(path)], what=f"cannot delete {path}", timeout=300)

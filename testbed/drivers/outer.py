@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import IPv4Interface
 from pathlib import Path
+from uuid import uuid4
 
-from testbed.drivers import process
 from testbed.drivers.accounts import give_to_worker
 from testbed.drivers.fabric import Fabric
-from testbed.drivers.hypervisor import Hypervisor
+from testbed.drivers.freeze import AWAKE, wait_for_line
+from testbed.drivers.golden import Saved, base_disks, make_overlay
+from testbed.drivers.hypervisor import Domain, Hypervisor
 from testbed.drivers.images import Image
 from testbed.drivers.outside import Outside
 from testbed.drivers.pki import Authority, write_secret
 from testbed.drivers.rogue import ROGUE
 from testbed.drivers.workspace import Workspace
-from testbed.errors import ProvisioningError
+from testbed.errors import ProvisioningError, TestbedError
 from testbed.model.facts import Environment
-from testbed.model.testbed import Machine, Role, Testbed
+from testbed.model.testbed import Machine, Testbed
 from testbed.plan.diff import Action, Verb
-from testbed.plan.domains import MachineFiles, machine_xml
+from testbed.plan.domains import Hardware, MachineFiles, interface_count, interface_xml, machine_xml
 from testbed.plan.identity import MachineKeys, identity_files, pack
 from testbed.plan.resources import OUTER, Key, Kind, Properties
+from testbed.ports import Progress
+
+_WAKING = 15.0  # seconds for each step of starting from saved memory, stretched by slowness
 
 
 @dataclass(frozen=True)
 class Outer:
-    """The outer machine, inside the lab's namespaces."""
+    """The outer machine, inside the lab's namespaces.
+
+    Args:
+        progress: is told of machines that boot against expectation, with the reason.
+        memories: what machines start from, or why there is nothing that they can start from; machines of other hardware boot.
+
+    """
 
     lab: Testbed
     workspace: Workspace
@@ -36,7 +47,9 @@ class Outer:
     images: Mapping[str, Image]
     hypervisor: Hypervisor
     fabric: Fabric
+    progress: Progress
     outside: Outside | None = None
+    memories: Mapping[Hardware, Saved | str] = field(default_factory=dict)
     name: str = OUTER
 
     def wait(self) -> None:
@@ -58,7 +71,7 @@ class Outer:
                 properties = {"bridge": link.name, "address": " ".join(link.addresses)}
             found[Key(OUTER, Kind(kind), name)] = properties if link.up else {**properties, "link": "down"}
         for domain, machine, made in self.hypervisor.owned(self.lab.name):
-            found[Key(OUTER, Kind.MACHINE, machine)] = {**made, "state": domain.state}  # type: ignore[dict-item]
+            found[Key(OUTER, Kind.MACHINE, machine)] = {**made, "state": _state(domain, made)}  # type: ignore[dict-item]
         return found
 
     def perform(self, action: Action) -> None:
@@ -97,34 +110,51 @@ class Outer:
                 self.fabric.delete(link.name)
 
     def _start(self, machine: Machine, properties: Properties) -> None:
-        folder = self.workspace.machine(machine.name)
-        self.issue_identity(machine, folder)
-        image = self.images[machine.role]
-        disks = [image.file("disk.qcow2")]
-        if machine.role is Role.NODE:
-            disks += [self.images["guest"].file("volume.qcow2"), image.file("pool.qcow2")]
-        overlays = [self.overlay(base, folder / f"vd{letter}.qcow2") for base, letter in zip(disks, "abc", strict=False)]
-        console = folder / "console.log"
-        console.write_bytes(b"")
-        for path in (*overlays, console, folder / "identity.tar"):
-            give_to_worker(path)
-        files = MachineFiles(
-            kernel=str(image.file("vmlinuz")),
-            initrd=str(image.file("initrd")),
-            disks=tuple(map(str, overlays)),
-            identity=str(folder / "identity.tar"),
-            console=str(console),
-            direct=self.outside is not None,
-        )
+        """Start a machine from saved memory, or boot it where there is none or it does not work."""
+        self.issue_identity(machine, self.workspace.machine(machine.name))
+        saved = self.memories.get(Hardware.of(machine, self.environment))
+        if isinstance(saved, Saved):
+            try:
+                self._wake(machine, properties, saved)
+                return
+            except TestbedError as error:
+                self.hypervisor.destroy(machine.domain(self.lab.name))
+                saved = f"{error.what}: {error.fact}"
+        if saved is not None:
+            self.progress(f"{machine.name} boots instead of starting from saved memory: {saved}")
+        files = self._files(machine, base_disks(self.images, machine.role))
         self.hypervisor.create(machine_xml(self.lab, machine, self.environment, files, properties))
 
-    def overlay(self, base: Path, overlay: Path) -> Path:
-        """Make an empty qcow2 overlay on an image, in place of any that is there."""
-        overlay.unlink(missing_ok=True)
-        tool = process.require("qemu-img", package="qemu-utils")
-        argv = [tool, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(overlay)]
-        process.run(argv, what=f"cannot make the disk {overlay}", timeout=60)
-        return overlay
+    def _files(self, machine: Machine, bases: Sequence[Path]) -> MachineFiles:
+        """Make a machine's overlays and console anew, and return the paths of all its files."""
+        folder, image = self.workspace.machine(machine.name), self.images[machine.role]
+        overlays = [make_overlay(base, folder / f"vd{letter}.qcow2") for base, letter in zip(bases, "abc", strict=False)]
+        console, identity = folder / "console.log", folder / "identity.tar"
+        console.write_bytes(b"")
+        for path in (*overlays, console, identity):
+            give_to_worker(path)
+        kernel, initrd = str(image.file("vmlinuz")), str(image.file("initrd"))
+        return MachineFiles(kernel, initrd, tuple(map(str, overlays)), str(identity), str(console), direct=self.outside is not None)
+
+    def _wake(self, machine: Machine, properties: Properties, saved: Saved) -> None:
+        """Start a machine from saved memory, and return when it has taken its identity.
+
+        Raises:
+            ImageError: the saved memory is not what was saved.
+            ProvisioningError: it does not start.
+
+        """
+        saved.verify()
+        saved.use()
+        files = self._files(machine, saved.disks)
+        name, patience = machine.domain(self.lab.name), _WAKING * self.environment.slowness
+        xml = machine_xml(self.lab, machine, self.environment, files, properties, generation=str(uuid4()))
+        self.hypervisor.create(xml, paused=True)
+        self.hypervisor.monitor(name).load_memory(saved.memory, patience)
+        for nic in machine.nics:
+            self.hypervisor.attach(name, interface_xml(nic))
+        self.hypervisor.resume(name)
+        wait_for_line(Path(files.console), AWAKE, patience, lambda: self.hypervisor.runs(name))
 
     def issue_identity(self, machine: Machine, folder: Path) -> None:
         """Write a machine's identity archive, with fresh keys, and the host key we shall expect of it."""
@@ -138,6 +168,12 @@ class Outer:
         )  # fmt: skip
         write_secret(folder / "identity.tar", pack(identity_files(self.lab, machine, keys)))
         (folder / "host_key.pub").write_text(host.public_key)
+
+
+def _state(domain: Domain, made: Mapping[str, object]) -> str:
+    """Return a machine's state; one whose start from saved memory was cut short lacks interfaces, and nothing revives it."""
+    wanted = made.get("interfaces")
+    return "unplugged" if isinstance(wanted, list) and interface_count(domain.xml) < len(wanted) else domain.state
 
 
 def destroy_machines(hypervisor: Hypervisor, lab: str, name: str = "") -> None:

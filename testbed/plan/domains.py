@@ -7,21 +7,54 @@ metadata, so that a later run can tell what changed (D9).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
 from testbed.model.facts import Accelerator, Environment
-from testbed.model.testbed import IMAGES, Guest, Machine, Role, Testbed
+from testbed.model.testbed import IMAGES, Guest, Machine, MachineNic, Role, Testbed
 
 NAMESPACE = "https://testbed.invalid/lab/1"
 CREDENTIAL = "opt/io.systemd.credentials/testbed.identity"
+ANONYMOUS = "anonymous"  # name of a domain whose memory is to be saved
 _TRANSLATION_CACHE_MIB = 512
 # A busy emulator reads clocks late; the kernel's watchdog then gives the TSC up for one that traps on every look.
 _CLOCK = ("tsc=nowatchdog",)
 _SLOTS = range(1, 31)  # of a q35's root bus; the last one holds the chipset
 _QUIET = "quiet loglevel=3 systemd.show_status=no"
+_NODE = (
+    "apparmor=1 security=apparmor audit=1",
+    f"testbed.mount=/dev/vdb:{IMAGES}:ro,nodev,nosuid,noexec",
+    "testbed.mount=/dev/vdc:/var/lib/testbed/pools:noatime,nodev,nosuid,noexec",
+)
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("testbed", NAMESPACE)
+ET.register_namespace("qemu", _QEMU)
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a machine's virtual hardware depends on: machines of equal hardware can start from the same saved memory.
+
+    Args:
+        memory: bytes.
+        vcpus: virtual CPUs that it really gets.
+        nics: interfaces, which are plugged in when it has started.
+
+    """
+
+    role: Role
+    memory: int
+    vcpus: int
+    nics: int
+
+    @classmethod
+    def of(cls, machine: Machine, environment: Environment) -> Hardware:
+        """Return the hardware of a machine."""
+        return cls(machine.role, machine.memory, environment.vcpus(machine.vcpus), len(machine.nics))
+
+    def __str__(self) -> str:
+        return f"{self.role} with {self.memory // 2**20} MiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +104,11 @@ def read_mark(xml: str) -> tuple[str, str, dict[str, object]] | None:
     return mark.get("name", ""), mark.get("resource", ""), json.loads(mark.text or "{}")
 
 
+def interface_count(xml: str) -> int:
+    """Return how many interfaces a domain has."""
+    return len(ET.fromstring(xml).findall("devices/interface"))
+
+
 def _boot(root: ET.Element, kernel: str, initrd: str, words: Iterable[str]) -> None:
     boot = _sub(root, "os")
     _sub(boot, "type", "hvm", arch="x86_64", machine="q35")
@@ -105,8 +143,9 @@ def machine_id(uuid: str) -> str:
 
 
 def machine_xml(
-    lab: Testbed, machine: Machine, environment: Environment, files: MachineFiles, properties: Mapping[str, object]
-) -> str:
+    lab: Testbed, machine: Machine, environment: Environment, files: MachineFiles, properties: Mapping[str, object],
+    *, generation: str = "",
+) -> str:  # fmt: skip
     """Return the domain of a node or the controller on the outer machine.
 
     Args:
@@ -115,29 +154,58 @@ def machine_xml(
         environment: accelerator and emulator of the outer machine.
         files: what it is made from.
         properties: desired properties, recorded in the metadata.
+        generation: random UUID of a machine that waits for saved memory and gets its interfaces afterwards; the empty
+            string stands for a machine that boots.
 
     """
-    kvm = environment.outer is Accelerator.KVM
-    vcpus = environment.vcpus(machine.vcpus)
-    root = _domain("kvm" if kvm else "qemu", machine.domain(lab.name), machine.uuid, machine.memory, vcpus)
+    hardware = Hardware.of(machine, environment)
+    root = _domain(_kind(environment), machine.domain(lab.name), machine.uuid, hardware.memory, hardware.vcpus)
     _metadata(root, lab.name, machine.name, properties)
-    words = [f"systemd.hostname={machine.name}", f"systemd.machine_id={machine_id(machine.uuid)}", *_CLOCK]
-    if machine.role is Role.NODE:
-        words += [
-            "apparmor=1 security=apparmor audit=1",
-            f"testbed.mount=/dev/vdb:{IMAGES}:ro,nodev,nosuid,noexec",
-            "testbed.mount=/dev/vdc:/var/lib/testbed/pools:noatime,nodev,nosuid,noexec",
-        ]
-    _boot(root, files.kernel, files.initrd, words)
+    words = (f"systemd.hostname={machine.name}", f"systemd.machine_id={machine_id(machine.uuid)}")
+    interfaces = [] if generation else [_interface(nic, direct=files.direct) for nic in machine.nics]
+    devices = _machine(root, hardware, environment, files, words, interfaces)
+    identity = _sub(root, "sysinfo", type="fwcfg")
+    _sub(identity, "entry", name=CREDENTIAL, file=files.identity)
+    if generation:
+        _pluggable(root, devices, hardware, generation)
+        arguments = _sub(root, f"{{{_QEMU}}}commandline")
+        for word in ("-incoming", "defer"):
+            _sub(arguments, f"{{{_QEMU}}}arg", value=word)
+    return _text(root)
+
+
+def anonymous_xml(hardware: Hardware, environment: Environment, files: MachineFiles, generation: str) -> str:
+    """Return the domain of a machine that has no identity and no interfaces, and whose memory is to be saved."""
+    root = _domain(_kind(environment), ANONYMOUS, generation, hardware.memory, hardware.vcpus)
+    devices = _machine(root, hardware, environment, files, ("testbed.golden",), ())
+    _pluggable(root, devices, hardware, generation)
+    return _text(root)
+
+
+def interface_xml(nic: MachineNic) -> str:
+    """Return an interface, for a machine that has started already."""
+    return _text(_interface(nic, direct=False))
+
+
+def _kind(environment: Environment) -> str:
+    return "kvm" if environment.outer is Accelerator.KVM else "qemu"
+
+
+def _machine(
+    root: ET.Element, hardware: Hardware, environment: Environment, files: MachineFiles, words: Sequence[str],
+    interfaces: Sequence[ET.Element],
+) -> ET.Element:  # fmt: skip
+    """Add what a machine boots and its hardware to a domain; return its devices."""
+    _boot(root, files.kernel, files.initrd, (*words, *_CLOCK, *(_NODE if hardware.role is Role.NODE else ())))
     features = _sub(root, "features")
     _sub(features, "acpi")
-    if kvm:
+    if environment.outer is Accelerator.KVM:
         _sub(root, "cpu", mode="host-passthrough")
     else:
         _sub(_sub(features, "tcg"), "tb-cache", str(_TRANSLATION_CACHE_MIB), unit="MiB")
         cpu = _sub(root, "cpu", mode="custom", match="exact")
         _sub(cpu, "model", "EPYC", fallback="forbid")
-        for feature in ("svm", "npt") if machine.role is Role.NODE else ():
+        for feature in ("svm", "npt") if hardware.role is Role.NODE else ():
             _sub(cpu, "feature", policy="require", name=feature)
     _sub(root, "clock", offset="utc")
     _sub(root, "on_crash", "destroy")
@@ -145,20 +213,31 @@ def machine_xml(
     _sub(devices, "emulator", environment.emulator)
     for path, target in zip(files.disks, ("vda", "vdb", "vdc"), strict=False):
         _disk(devices, path, target, "qcow2", cache="unsafe", discard="unmap")
-    for nic in machine.nics:
-        interface = _sub(devices, "interface", type="direct" if files.direct else "ethernet")
-        _sub(interface, "mac", address=nic.mac)
-        if files.direct:
-            _sub(interface, "source", dev=nic.tap, mode="passthrough")
-        else:
-            _sub(interface, "target", dev=nic.tap, managed="no")
-        _sub(interface, "model", type="virtio")
+    devices.extend(interfaces)
     serial = _sub(devices, "serial", type="pty")
     _sub(serial, "log", file=files.console, append="on")
     _common_devices(devices)
-    identity = _sub(root, "sysinfo", type="fwcfg")
-    _sub(identity, "entry", name=CREDENTIAL, file=files.identity)
-    return _text(root)
+    return devices
+
+
+def _interface(nic: MachineNic, *, direct: bool) -> ET.Element:
+    interface = ET.Element("interface", type="direct" if direct else "ethernet")
+    _sub(interface, "mac", address=nic.mac)
+    if direct:
+        _sub(interface, "source", dev=nic.tap, mode="passthrough")
+    else:
+        _sub(interface, "target", dev=nic.tap, managed="no")
+    _sub(interface, "model", type="virtio")
+    return interface
+
+
+def _pluggable(root: ET.Element, devices: ET.Element, hardware: Hardware, generation: str) -> None:
+    """Give a machine a port for every device that it has or will get, and a generation, whose change its kernel notices."""
+    _sub(root, "genid", generation)
+    ports = hardware.nics + len(devices.findall("disk")) + len(devices.findall("rng"))
+    _sub(devices, "controller", type="pci", index="0", model="pcie-root")
+    for index in range(1, ports + 1):
+        _sub(devices, "controller", type="pci", index=str(index), model="pcie-root-port")
 
 
 def guest_xml(lab: Testbed, guest: Guest, properties: Mapping[str, object]) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from testbed.model.testbed import Machine, Plane, Role, Testbed
+from testbed.plan.domains import machine_id
 
-_PUBLIC = ("systemd/", "testbed/hosts")
+_PUBLIC = ("systemd/", "testbed/hosts", "testbed/hostname", "testbed/machine-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ def administrators(lab: Testbed) -> tuple[str, ...]:
 def identity_files(lab: Testbed, machine: Machine, keys: MachineKeys) -> dict[str, bytes]:
     """Return path (relative to /run) and content of every file of a machine's identity."""
     files: dict[str, bytes] = {
+        "testbed/hostname": f"{machine.name}\n".encode(),
+        "testbed/machine-id": f"{machine_id(machine.uuid)}\n".encode(),
         "testbed/hosts": f"127.0.0.1 localhost\n127.0.1.1 {machine.name}\n".encode(),
         "testbed/ssh/host_key": keys.host_key,
         "testbed/ssh/host_key-cert.pub": keys.host_certificate,

@@ -76,7 +76,7 @@ def _domains(uri: str) -> list[str]:
 
 def test_a_daemon_of_the_outer_machine_runs_the_lab(folder: Path, uri: str) -> None:
     try:
-        _testbed(folder, "up", TOPOLOGY, "--connect", uri)
+        assert "machines boot, without saved memory" in _testbed(folder, "up", TOPOLOGY, "--connect", uri)
         assert sorted(_domains(uri)) == ["one-node.controller", "one-node.node"]
         assert json.loads(_testbed(folder, "plan", TOPOLOGY, "--json").partition("\n}")[0] + "\n}")["empty"] is True
         _testbed(folder, "check", "one-node", "--only", "NET-01", "--only", "PRC-01")

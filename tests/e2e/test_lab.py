@@ -80,6 +80,32 @@ def test_2_a_second_up_finds_nothing_to_do(environment: dict[str, str]) -> None:
     assert json.loads(_testbed(environment, "plan", TOPOLOGY, "--json"))["empty"] is True
 
 
+SHARED_WITH_NOBODY = {
+    "machine id": "cat /etc/machine-id",
+    "host key": "cat /run/testbed/ssh/host_key-cert.pub",
+    "boot id": "cat /proc/sys/kernel/random/boot_id",
+    "random numbers": "sudo head -c 16 /dev/urandom | od -An -tx1",
+    "random seed": "sudo sha256sum /var/lib/systemd/random-seed",
+    "chassis": "sudo ovs-vsctl get open . external_ids:system-id",
+    "switch id": "sudo cat /etc/openvswitch/system-id.conf",
+    "switch address": "cat /sys/class/net/br-int/address",
+    "libvirt host": "sudo virsh capabilities | grep -m1 '<uuid>'",
+}
+
+
+def test_2_machines_that_started_from_one_memory_share_nothing(environment: dict[str, str]) -> None:
+    for what, command in SHARED_WITH_NOBODY.items():
+        found = {node: _testbed(environment, "ssh", LAB, node, command).strip() for node in ("node-a", "node-b")}
+        assert all(found.values()), (what, found)
+        assert found["node-a"] != found["node-b"], (what, found)
+    for node in ("controller", "node-a", "node-b"):
+        before = time.time()
+        name, clock, words = _testbed(environment, "ssh", LAB, node, "hostname; date +%s.%N; cat /proc/cmdline").split("\n")[:3]
+        assert name == node
+        assert before - 2 < float(clock) < time.time() + 2
+        assert "testbed.golden" in words, "this machine has booted; the test has shown nothing"
+
+
 def test_3_every_check_is_proven(environment: dict[str, str]) -> None:
     data = json.loads(_testbed(environment, "check", LAB, "--prove", "--json", timeout=4500))
     wrong = [(c["id"], c["case"], c["verdict"], c["reason"], c["proofs"]) for c in data["checks"] if c["verdict"] != "pass"]
@@ -226,6 +252,34 @@ def test_6_people_can_look_around(environment: dict[str, str]) -> None:
     assert _testbed(environment, "console", LAB, "controller") is not None
     for words in (("ssh", LAB, "nobody"), ("exec", LAB, "red/nobody", "true"), ("console", LAB, "nobody"), ("check", "nolab")):
         _testbed(environment, *words, expect=2)
+
+
+def test_6_a_machine_that_reboots_has_really_rebooted(environment: dict[str, str]) -> None:
+    nonce = f"{os.getpid()}-{time.time_ns()}"
+    _testbed(environment, "ssh", LAB, "node-a", f"echo {nonce} | sudo tee /run/nonce")
+    command = "cat /run/nonce /proc/sys/kernel/random/boot_id /etc/machine-id; hostname"
+    first, boot, machine, name = _testbed(environment, "ssh", LAB, "node-a", command).split()
+    assert first == nonce
+    subprocess.run(_command("ssh", LAB, "node-a", "sudo systemctl reboot"), env=environment, cwd=ROOT, check=False, capture_output=True)
+    _wait_for_another_boot(environment, "node-a", boot)
+    _testbed(environment, "up", TOPOLOGY)
+    words = _testbed(environment, "ssh", LAB, "node-a", f"cat /proc/cmdline; {command} 2>&1").split()
+    assert nonce not in words
+    assert boot not in words
+    assert words[-2:] == [machine, name]
+    assert f"systemd.machine_id={machine}" in words
+    assert "testbed.golden" not in words
+
+
+def _wait_for_another_boot(environment: dict[str, str], node: str, boot: str) -> None:
+    argv = _command("ssh", LAB, node, "cat /proc/sys/kernel/random/boot_id")
+    end = time.monotonic() + 600
+    while time.monotonic() < end:
+        done = subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode == 0 and done.stdout.strip() != boot:
+            return
+        time.sleep(2)
+    raise AssertionError(node)
 
 
 def test_7_where_everything_is_let_through_no_check_of_the_network_passes(environment: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from testbed.errors import TopologyError
 from testbed.model.resolve import resolve
 from testbed.plan.diff import diff
-from testbed.plan.domains import MachineFiles, guest_xml, machine_xml, read_mark
+from testbed.plan.domains import Hardware, MachineFiles, anonymous_xml, guest_xml, machine_xml, read_mark
 from testbed.plan.identity import MachineKeys, identity_files
 from testbed.plan.render import text
 from testbed.plan.resources import OUTER, desired, guest_properties, machine_properties, places
@@ -54,6 +54,11 @@ def test_a_good_topology_becomes_this(name: str) -> None:
     xml = machine_xml(lab, node, INPUTS.environment, files, properties)
     assert read_mark(xml) == (lab.name, node.name, dict(properties))
     _same(HERE / f"good/{name}.node.xml", xml)
+    woken = machine_xml(lab, node, INPUTS.environment, files, properties, generation="a-random-uuid")
+    _same(HERE / f"good/{name}.woken.xml", woken)
+    saved = anonymous_xml(Hardware.of(node, INPUTS.environment), INPUTS.environment, files, "another-random-uuid")
+    assert read_mark(saved) is None
+    _same(HERE / f"good/{name}.saved.xml", saved)
     _same(HERE / f"good/{name}.guest.xml", guest_xml(lab, guest, guest_properties(guest, INPUTS)))
     lines = [f"{item.name}: {item.value!r}\n  {item.observe}\n  {item.repair}" for item in settings(lab, node)]
     _same(HERE / f"good/{name}.settings.txt", "\n".join(lines) + "\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.drivers.images import ImageCache, file_digest
+from testbed.drivers.images import ImageCache, file_digest, publish
 from testbed.errors import ImageError
 from testbed.resources import playbooks
 
@@ -64,3 +64,14 @@ def test_the_key_follows_the_playbooks(tmp_path: Path) -> None:
     assert before["guest"].key != after["guest"].key
     assert before["node"].key == after["node"].key
     assert before["guest"].base_key == after["guest"].base_key
+
+
+def test_of_two_that_bake_the_same_the_faster_one_wins(tmp_path: Path) -> None:
+    target = tmp_path / "image"
+    for name in ("fast", "slow"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "disk").write_text(name)
+        publish(tmp_path / name, target)
+    assert (target / "disk").read_text() == "fast"
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path / "gone", target)

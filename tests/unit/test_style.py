@@ -90,7 +90,7 @@ def _run(*argv: str) -> None:
 
 
 def test_lint() -> None:
-    _run("ruff", "check", "testbed", "checks", "tests")
+    _run("ruff", "check", "testbed", "checks", "tests", "playbooks")
 
 
 def test_types() -> None:

@@ -1,0 +1,73 @@
+"""Machines that boot against machines that start from saved memory, in one run: python benchmarks/machines.py [TOPOLOGY]
+
+Of a topology only the machines are started, all side by side, on the same images. Prints, for each way: seconds until
+ssh answers on all of them, and until each has started all that it starts; and the size of the saved memory in MiB.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from testbed import lab as labs
+from testbed.drivers import enclosure, golden
+from testbed.drivers.workspace import Workspace, cache_root
+from testbed.model.resolve import resolve
+from testbed.plan.diff import Action, Verb
+from testbed.plan.resources import OUTER, Kind
+from testbed.spec.load import read
+
+
+def _start(topology: Path, state: Path, way: str) -> dict[str, object]:
+    testbed = resolve(read(topology).spec)
+    ground = labs.prepare(lambda _: None)
+    if way == "saved":
+        ground = labs.remember(ground, testbed, lambda _: None, save=True)
+    workspace = Workspace(state, testbed.name)
+    labs.enter(testbed, workspace, ground.environment)
+    told: list[str] = []
+    with labs.opened(testbed, workspace, ground, progress=told.append) as lab:
+        start = time.monotonic()
+        for kind in (Kind.NETWORK, Kind.TAP, Kind.MACHINE):
+            items = [(key, item) for key, item in lab.desired.items() if key.place == OUTER and key.kind is kind]
+            wanted = [Action(Verb.CREATE, key, "", item, ()) for key, item in items]
+            with ThreadPoolExecutor(max_workers=len(wanted)) as pool:
+                list(pool.map(lab.outer.perform, wanted))
+        started = time.monotonic() - start
+        with ThreadPoolExecutor(max_workers=len(lab.hosts)) as pool:
+            list(pool.map(lambda host: host.wait(900), lab.hosts))
+            answered = time.monotonic() - start
+            list(pool.map(lambda host: host.must("systemctl is-system-running --wait || true", timeout=900), lab.hosts))
+        return {
+            "started_s": round(started, 1), "ssh_s": round(answered, 1), "running_s": round(time.monotonic() - start, 1),
+            "told": told,
+        }  # fmt: skip
+
+
+def main() -> int:
+    """Measure both ways and print one JSON document."""
+    if len(sys.argv) == 5 and sys.argv[1] == "--way":
+        print(json.dumps(_start(Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[2])))
+        return 0
+    topology = Path(sys.argv[1] if len(sys.argv) > 1 else "topologies/two-tenants.yaml")
+    result: dict[str, object] = {}
+    for way in ("saved", "boot"):
+        with tempfile.TemporaryDirectory(prefix="tb", dir="/var/tmp") as folder:
+            Path(folder).chmod(0o755)
+            argv = [sys.executable, __file__, "--way", way, str(topology), folder]
+            result[way] = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            found = enclosure.find(read(topology).spec.name, Path(folder))
+            if found is not None:
+                enclosure.destroy(found)
+    result["saved_mib"] = {saved.made["hardware"]: saved.size // 2**20 for saved in golden.stored(cache_root())}
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
