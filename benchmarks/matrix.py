@@ -1,6 +1,6 @@
 """The reach matrix of 4, 8 and 16 guests, in one run: python benchmarks/matrix.py [GUESTS …]
 
-Each size gets a lab of its own on one node. Prints cells, seconds for one whole observation of the matrix, milliseconds
+Each size gets a lab of its own on two nodes. Prints cells, seconds for one whole observation of the matrix, milliseconds
 for each cell, programs started in each guest through its agent, and how much twice as many guests cost.
 """
 
@@ -27,15 +27,17 @@ from testbed.verify.observation import matrix_probes, reach
 from testbed.verify.probing import end_all
 
 LAB = "matrix"
+NODES = ("node-a", "node-b")
 RESERVE, EACH = 800, 224  # MiB
 
 
 def topology(guests: int) -> str:
-    """Return a topology file: two tenants with the same addresses, their guests on one node, one flow each."""
-    lines = ["version: 1", f"name: {LAB}", f"nodes: {{only: {{memory: {RESERVE + EACH * guests} MiB}}}}", "tenants:"]
+    """Return a topology file: two tenants with the same addresses, their guests on two nodes in turns, one flow each."""
+    memory = RESERVE + EACH * guests // len(NODES)
+    lines = ["version: 1", f"name: {LAB}", "nodes:", *(f"  {node}: {{memory: {memory} MiB}}" for node in NODES), "tenants:"]
     for tenant in ("red", "blue"):
         lines += [f"  {tenant}:", "    networks: {app: 10.0.0.0/24}", "    allow: [g0 -> g1 tcp/5432]", "    guests:"]
-        lines += [f"      g{number}: {{}}" for number in range(guests // 2)]
+        lines += [f"      g{number}: {{node: {NODES[number % len(NODES)]}}}" for number in range(guests // 2)]
     return "\n".join(lines) + "\n"
 
 
