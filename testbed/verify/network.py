@@ -34,14 +34,14 @@ from testbed.verify.probing import (
 )
 
 _FLOWING = 5  # frames that tell an attack from a guest that says something of its own
-_PAUSE = 0.15  # seconds between two rounds of a guest that attacks; a guest that never sleeps keeps what starts anew from doing so
+_PAUSE = 0.4  # seconds between two rounds of a guest that attacks; a guest that never sleeps keeps what starts anew from doing so
 _PATIENCE = 30.0  # seconds that guests may take to be seen sending
 _CONTROL = {"timeout": 10, "repeat": 3, "spacing": 1}  # seconds, tries, seconds: how a declared flow is used
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """Frames that guests send over and over while something happens, all of them several times a second.
+    """Frames that guests send over and over while something happens, all of them about twice a second.
 
     Args:
         seconds: after how long they give up, if what happens has not ended by then.
