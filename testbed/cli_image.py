@@ -47,7 +47,7 @@ def image_bake() -> None:
 def image_verify() -> None:
     """Compare every file of every image with its recorded digest."""
     for image in _cache().stored():
-        _cache().verify(image)
+        image.verify()
         out(f"{image.name:12} {image.key}  as baked")
     for saved in golden.stored(cache_root()):
         saved.verify()

@@ -49,19 +49,15 @@ class Ground:
 
 
 def prepare(progress: Progress, *, want: Accelerator | None = None) -> Ground:
-    """Bake what is missing, verify every image, and find out how virtual machines run here.
+    """Bake what is missing, and find out how virtual machines run here.
 
     Raises:
-        ImageError: an image could not be baked, or is not what was baked.
+        ImageError: an image could not be baked.
         MachineError: this machine cannot run the lab.
 
     """
     cache = ImageCache(cache_root(), packaged.playbooks())
-    images = cache.ensure(progress)
-    progress("verifying the images")
-    for image in images.values():
-        cache.verify(image)
-    return _ground(images, want)
+    return _ground(cache.ensure(progress), want)
 
 
 def ground(*, want: Accelerator | None = None) -> Ground:

@@ -24,7 +24,7 @@ from uuid import uuid4
 from testbed.drivers import process
 from testbed.drivers.freeze import Job
 from testbed.drivers.hypervisor import library_version
-from testbed.drivers.images import Image, as_root, clear_leftovers, file_digest, publish, remove_tree
+from testbed.drivers.images import Image, as_root, clear_leftovers, file_digest, publish, remove_tree, verify
 from testbed.errors import ImageError
 from testbed.model.facts import Accelerator, Environment
 from testbed.model.testbed import Role
@@ -79,17 +79,17 @@ class Saved:
             ImageError: a file is missing or has changed.
 
         """
-        for name, recorded in self.digests.items():
-            path = self.folder / name
-            found = file_digest(path) if path.exists() else "missing"
-            if found != recorded:
-                fact = f"{path}: SHA-256 is {found}, recorded is {recorded}"
-                raise ImageError(f"the saved {self.role} is not what was saved", fact=fact, remedy=f"run `testbed image rm {self.role}`")
+        verify(f"the saved {self.role} is not what was saved", self.folder, self.digests, self.role)
 
     def use(self) -> None:
         """Note that a machine starts from it."""
         with suppress(OSError):  # the cache may be somebody else's
             os.utime(self.folder / _MANIFEST)
+
+
+def images_under(images: Mapping[str, Image], role: Role) -> list[Image]:
+    """Return the images that a machine is made from."""
+    return [images[role], *([images["guest"]] if role is Role.NODE else [])]
 
 
 def base_disks(images: Mapping[str, Image], role: Role) -> list[Path]:
@@ -141,7 +141,6 @@ class Store:
 
     def made(self, hardware: Hardware) -> dict[str, str]:
         """Return everything that a machine's memory depends on, in words."""
-        roles = (hardware.role, "guest") if hardware.role is Role.NODE else (hardware.role,)
         kvm = self._environment.outer is Accelerator.KVM
         shape = anonymous_xml(hardware, self._environment, _NOWHERE, "")
         return {
@@ -151,7 +150,7 @@ class Store:
             "accelerator": str(self._environment.outer),
             "processor": _processor() if kvm else "emulated",
             "hardware": str(hardware),
-            "images": " ".join(self._images[role].digest for role in roles),
+            "images": " ".join(image.digest for image in images_under(self._images, hardware.role)),
             "domain": hashlib.sha256(shape.encode()).hexdigest()[:16],
         }
 
@@ -183,6 +182,8 @@ class Store:
         if free < _NEEDED * len(missing):
             fact = f"{self._folder} has {free // 2**20} MiB free, and {_NEEDED * len(missing) // 2**20} MiB are wanted"
             raise ImageError("cannot save machines", fact=fact, remedy="free some space, or use --cold to do without")
+        for image in {image.folder: image for hardware in missing for image in images_under(self._images, hardware.role)}.values():
+            image.verify()
         with ThreadPoolExecutor(max_workers=2) as pool:
             for done in [pool.submit(self._save, hardware, progress) for hardware in missing]:
                 done.result()

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -79,6 +79,15 @@ class Image:
     def file(self, name: str) -> Path:
         """Return the path of one of its files."""
         return self.folder / name
+
+    def verify(self) -> None:
+        """Compare every file with its recorded digest.
+
+        Raises:
+            ImageError: a file is missing or has changed.
+
+        """
+        verify(f"the image {self.name} is not what was baked", self.folder, self.digests, self.name)
 
 
 class ImageCache:
@@ -262,23 +271,6 @@ class ImageCache:
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
         publish(partial, target)
 
-    def verify(self, image: Image) -> None:
-        """Compare every file of an image with its recorded digest.
-
-        Raises:
-            ImageError: a file is missing or has changed.
-
-        """
-        for name, recorded in image.digests.items():
-            path = image.file(name)
-            found = file_digest(path) if path.exists() else "missing"
-            if found != recorded:
-                raise ImageError(
-                    f"the image {image.name} is not what was baked",
-                    fact=f"{path}: SHA-256 is {found}, recorded is {recorded}",
-                    remedy=f"remove it with `testbed image rm {image.name}` and run the command again: it is baked anew",
-                )
-
     def stored(self) -> list[Image]:
         """Return every image in the cache, wanted or not."""
         images = []
@@ -324,6 +316,25 @@ def publish(partial: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
+
+
+def verify(what: str, folder: Path, digests: Mapping[str, str], name: str) -> None:
+    """Compare files of a cache folder with their recorded digests.
+
+    Args:
+        what: what to say if one differs.
+        name: the image whose removal brings everything anew.
+
+    Raises:
+        ImageError: a file is missing or has changed.
+
+    """
+    for file, recorded in digests.items():
+        path = folder / file
+        found = file_digest(path) if path.exists() else "missing"
+        if found != recorded:
+            remedy = f"remove it with `testbed image rm {name}` and run the command again: it is made anew"
+            raise ImageError(what, fact=f"{path}: SHA-256 is {found}, recorded is {recorded}", remedy=remedy)
 
 
 def file_digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from uuid import uuid4
 from testbed.drivers.accounts import give_to_worker
 from testbed.drivers.fabric import Fabric
 from testbed.drivers.freeze import AWAKE, wait_for_line
-from testbed.drivers.golden import Saved, base_disks, make_overlay
+from testbed.drivers.golden import Saved, base_disks, images_under, make_overlay
 from testbed.drivers.hypervisor import Domain, Hypervisor
 from testbed.drivers.images import Image
 from testbed.drivers.outside import Outside
@@ -33,7 +34,7 @@ _WAKING = 15.0  # seconds for each step of starting from saved memory, stretched
 
 @dataclass(frozen=True)
 class Outer:
-    """The outer machine, inside the lab's namespaces.
+    """The outer machine, inside the lab's namespaces. What machines are made from is verified when the first one is.
 
     Args:
         progress: is told of machines that boot against expectation, with the reason.
@@ -51,6 +52,8 @@ class Outer:
     outside: Outside | None = None
     memories: Mapping[Hardware, Saved | str] = field(default_factory=dict)
     name: str = OUTER
+    _verified: set[Path] = field(default_factory=set)
+    _verifying: threading.Lock = field(default_factory=threading.Lock)
 
     def wait(self) -> None:
         """The outer machine is always there."""
@@ -112,6 +115,8 @@ class Outer:
     def _start(self, machine: Machine, properties: Properties) -> None:
         """Start a machine from saved memory, or boot it where there is none or it does not work."""
         self.issue_identity(machine, self.workspace.machine(machine.name))
+        for image in images_under(self.images, machine.role):
+            self._verify(image)
         saved = self.memories.get(Hardware.of(machine, self.environment))
         if isinstance(saved, Saved):
             try:
@@ -144,7 +149,7 @@ class Outer:
             ProvisioningError: it does not start.
 
         """
-        saved.verify()
+        self._verify(saved)
         saved.use()
         files = self._files(machine, saved.disks)
         name, patience = machine.domain(self.lab.name), _WAKING * self.environment.slowness
@@ -155,6 +160,13 @@ class Outer:
             self.hypervisor.attach(name, interface_xml(nic))
         self.hypervisor.resume(name)
         wait_for_line(Path(files.console), AWAKE, patience, lambda: self.hypervisor.runs(name))
+
+    def _verify(self, kept: Image | Saved) -> None:
+        """Verify an image or a saved memory, unless that has been done."""
+        with self._verifying:
+            if kept.folder not in self._verified:
+                kept.verify()
+                self._verified.add(kept.folder)
 
     def issue_identity(self, machine: Machine, folder: Path) -> None:
         """Write a machine's identity archive, with fresh keys, and the host key we shall expect of it."""

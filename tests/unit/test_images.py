@@ -27,7 +27,7 @@ def cache(tmp_path: Path) -> ImageCache:
 def test_a_baked_image_is_found_by_its_recipe_and_verified(cache: ImageCache) -> None:
     image = cache.find(cache.recipes()["guest"])
     assert image is not None
-    cache.verify(image)
+    image.verify()
     assert cache.find(cache.recipes()["node"]) is None
 
 
@@ -40,7 +40,7 @@ def test_a_corrupted_or_missing_file_is_told_with_its_remedy(cache: ImageCache, 
     else:
         disk.write_text(change)
     with pytest.raises(ImageError, match="not what was baked") as caught:
-        cache.verify(image)
+        image.verify()
     assert str(disk) in caught.value.fact
     assert "testbed image rm guest" in caught.value.remedy
 

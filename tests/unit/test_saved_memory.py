@@ -12,7 +12,7 @@ import pytest
 
 from testbed.drivers import golden
 from testbed.drivers.golden import Saved, Store
-from testbed.drivers.images import Image
+from testbed.drivers.images import Image, file_digest
 from testbed.errors import ImageError
 from testbed.model.facts import Accelerator, Environment
 from testbed.model.testbed import Role
@@ -28,10 +28,16 @@ class Cache:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        self.images = {name: Image(name, "k", folder / name, {"disk.qcow2": name}, "") for name in ("node", "controller", "guest")}
+        self.images = {name: self.image(name) for name in ("node", "controller", "guest")}
         self.booted: list[str] = []
         self.fails = False
         monkeypatch.setattr(Store, "_freeze", self.freeze)
+
+    def image(self, name: str) -> Image:
+        disk = self.folder / name / "disk.qcow2"
+        disk.parent.mkdir()
+        disk.write_text(name)
+        return Image(name, "k", disk.parent, {disk.name: file_digest(disk)}, "")
 
     def freeze(self, hardware: Hardware, partial: Path) -> None:
         self.booted.append(str(hardware))
@@ -144,7 +150,14 @@ def test_a_save_that_fails_leaves_nothing(cache: Cache) -> None:
     cache.fails = True
     with pytest.raises(ImageError, match="cannot save"):
         cache.store().ensure([NODE], _quiet)
-    assert list(cache.folder.iterdir()) == []
+    assert list(cache.folder.glob("golden-*")) == []
+
+
+def test_nothing_is_saved_from_an_image_that_has_changed(cache: Cache) -> None:
+    cache.images["guest"].file("disk.qcow2").write_text("another disk")
+    with pytest.raises(ImageError, match="the image guest is not what was baked"):
+        cache.store().ensure([NODE], _quiet)
+    assert cache.booted == []
 
 
 def test_what_a_killed_save_left_is_cleared_and_never_used(cache: Cache) -> None:
