@@ -269,7 +269,7 @@ def _change_policy(fleet: Fleet, prefix: str) -> dict[str, Any]:
 def _rules(fleet: Fleet, source: Endpoint, target: Endpoint, port: int) -> tuple[TenantNetwork, set[Acl]]:
     """Return the rules that are there for a flow alone."""
     tenant = fleet.testbed.tenant(source.tenant)
-    network = tenant.network(source.network.partition("/")[2])
+    network = tenant.network(source.interface)
     others = tuple(flow for flow in tenant.flows if (flow.source, flow.target, flow.port) != (source.name, target.name, port))
     return network, set(acls(tenant, network)) - set(acls(replace(tenant, flows=others), network))
 

@@ -77,7 +77,7 @@ def scenes(fleet: Fleet) -> list[Scene]:
     keys = {network.label: network.key for network in lab.switches()}
     found = []
     for number, sender in enumerate(everyone):
-        network = lab.tenant(sender.tenant).network(sender.network.partition("/")[2])
+        network = lab.tenant(sender.tenant).network(sender.interface)
         server = Endpoint("", sender.network, network.server_mac, network.server, network.server6)
         taken = {item.address for item in everyone if item.network == sender.network}
         free = next(address for address in network.network.hosts() if address not in {*taken, network.server})

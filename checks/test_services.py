@@ -18,6 +18,7 @@ from scapy.packet import Packet, Raw
 from checks.breaches import command, controller, dual_flow, needs_flow, ruled, switch, where
 from checks.scenes import NOWHERE6, Scene, scenes, six_of
 from testbed.errors import InstrumentError
+from testbed.model.policy import Endpoint
 from testbed.model.surroundings import contacts
 from testbed.plan.acls import Acl
 from testbed.verify import frames
@@ -97,7 +98,7 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
 )
 def test_guests_are_offered_an_exact_list(fleet: Fleet) -> None:
     asked = fleet.once("offers", lambda: _ask(fleet))
-    extra = sorted({text for scene in asked.scenes for text in _beyond(scene, asked.offers[scene.sender.guest])})
+    extra = sorted({text for scene in asked.scenes for text in _beyond(scene, asked.offers[scene.sender.label])})
     assert not extra, f"{len(extra)} things are offered beyond DHCP: {'; '.join(extra[:6])}"
     mute = [scene.sender.label for scene in asked.scenes if not asked.answered(scene, _AFTER)]
     assert not mute, f"after malformed questions DHCP answers no more: {', '.join(mute)}"
@@ -110,7 +111,7 @@ def _server(stage: Stage) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What guests were offered, by guest, when they had asked for everything."""
+    """What guests were offered, by interface, when they had asked for everything."""
 
     scenes: list[Scene]
     offers: dict[str, list[Offer]]
@@ -118,7 +119,7 @@ class _Asked:
     def answered(self, scene: Scene, stage: int) -> bool:
         """Tell whether DHCP answered a guest's honest question of a stage, and DHCPv6 where the guest has IPv6."""
         wanted = {f"{_transaction(stage, scene):08x}", *([f"{_transaction6(stage, scene):06x}"] if scene.sender.address6 else [])}
-        return wanted <= {offer.transaction for offer in self.offers[scene.sender.guest]}
+        return wanted <= {offer.transaction for offer in self.offers[scene.sender.label]}
 
 
 def _ask(fleet: Fleet) -> _Asked:
@@ -129,17 +130,16 @@ def _ask(fleet: Fleet) -> _Asked:
     names = {name for guest in fleet.testbed.guests for name in (guest.name, f"{guest.name}.{guest.tenant}")}
     probes = [probe for scene in found for probe in _questions(scene, sorted(sockets), sorted(names))]
     observation = observe(fleet, probes, strays=True)
-    asked = _Asked(found, _offers(observation))
+    asked = _Asked(found, {scene.sender.label: _offers(observation, scene.sender) for scene in found})
     deaf = [scene.sender.label for scene in found if not asked.answered(scene, _BEFORE)]
     if deaf:
         raise InstrumentError("DHCP does not answer to begin with", fact=", ".join(deaf), remedy="run `testbed status`")
     return asked
 
 
-def _offers(observation: Observation) -> dict[str, list[Offer]]:
-    return {
-        guest: [read_offer(bytes.fromhex(str(item.get("frame", "")))) for item in strays] for guest, strays in observation.strays.items()
-    }
+def _offers(observation: Observation, own: Endpoint) -> list[Offer]:
+    strays = [item for item in observation.strays[own.guest] if item.get("label") == own.interface]
+    return [read_offer(bytes.fromhex(str(item.get("frame", "")))) for item in strays]
 
 
 def _transaction(stage: int, scene: Scene) -> int:

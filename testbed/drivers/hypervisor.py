@@ -34,6 +34,7 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
 }
 _KEEPALIVE_S, _KEEPALIVE_COUNT = 10, 6
+_AGENT_TRIES, _UNHEARD = 3, "synchronization"  # what libvirt says of an agent that it has not even asked
 _LOOK_S = 5.0  # seconds between looks at whether a domain still runs, while an event is awaited
 _QEMU_CONF = """\
 stdio_handler = "file"
@@ -90,6 +91,16 @@ def _said(what: str, error: type[TestbedError] = ProvisioningError) -> Iterator[
     except libvirt.libvirtError as failure:
         fact = f"libvirt says: {failure.get_error_message() or failure}"
         raise error(what, fact=fact, remedy="run `testbed status`; `testbed up` repairs what it can") from failure
+
+
+def _ask_agent(domain: Any, request: str, timeout: int, tries: int = _AGENT_TRIES) -> str:  # noqa: ANN401 - libvirt has no types
+    """Return an agent's answer; one that did not tell libvirt within five seconds that it listens has not been asked, and is asked anew."""
+    try:
+        return str(libvirt_qemu.qemuAgentCommand(domain, request, timeout, 0))
+    except libvirt.libvirtError as error:
+        if tries > 1 and error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE and _UNHEARD in (error.get_error_message() or ""):
+            return _ask_agent(domain, request, timeout, tries - 1)
+        raise
 
 
 class Hypervisor:
@@ -262,7 +273,7 @@ class Hypervisor:
         request = json.dumps({"execute": command, "arguments": arguments})
         domain = self._find(name)
         with _said(f"the guest agent of {name} does not answer", InstrumentError):
-            text = libvirt_qemu.qemuAgentCommand(domain, request, timeout, 0)
+            text = _ask_agent(domain, request, timeout)
         try:
             answer = json.loads(text)["return"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -6,7 +6,6 @@ import shlex
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -24,7 +23,7 @@ from testbed.plan.settings import settings
 from testbed.spec.schema import GIB
 
 _GUEST = 45.0
-_PINGS, _PING = 3, 10  # tries, and seconds for each
+_PING = 10  # seconds
 _SIDE_BY_SIDE = 4
 _ROOT_SIZE = 2 * GIB
 _HELPER = "sudo -n virt-ssh-helper qemu:///system"
@@ -96,11 +95,12 @@ class Node:
 
     def _state(self, domain: Domain) -> str:
         """Return a guest's state; one that runs and whose agent does not answer is silent: nobody can look into it."""
-        for _ in range(_PINGS) if domain.state == "running" else ():
-            with suppress(InstrumentError):
+        if domain.state == "running":
+            try:
                 self.hypervisor.agent(domain.name, "guest-ping", {}, _PING)
-                return domain.state
-        return "silent" if domain.state == "running" else domain.state
+            except InstrumentError:
+                return "silent"
+        return domain.state
 
     def _pools(self, text: str) -> dict[Key, Properties]:
         access: dict[str, list[str]] = {}

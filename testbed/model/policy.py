@@ -43,6 +43,11 @@ class Endpoint:
         return link_local(self.mac)
 
     @property
+    def interface(self) -> str:
+        """Name of the network inside its tenant; a guest has one interface on each of its networks."""
+        return self.network.partition("/")[2]
+
+    @property
     def tenant(self) -> str:
         """Name of the tenant that owns the guest."""
         return self.guest.partition("/")[0]
@@ -55,7 +60,7 @@ class Endpoint:
     @property
     def label(self) -> str:
         """Name of the endpoint, unique in the lab: ``tenant/guest@network``."""
-        return f"{self.guest}@{self.network.partition('/')[2]}"
+        return f"{self.guest}@{self.interface}"
 
 
 @dataclass(frozen=True, slots=True)

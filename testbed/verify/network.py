@@ -220,7 +220,7 @@ def _require_controls(fleet: Fleet, observation: Observation) -> None:
 def _heard(endpoint: Endpoint, records: Sequence[Record], tokens: set[str], transactions: int) -> bool:
     """Tell whether a receiver's recorder heard a control on an interface: an answer of DHCP, or a declared flow."""
     for record in records:
-        if record.get("label") == endpoint.network.partition("/")[2] and record.get("direction") == "in":
+        if record.get("label") == endpoint.interface and record.get("direction") == "in":
             answer = record.get("kind") == "dhcp" and str(record.get("token")).startswith(f"{transactions:02x}")
             if answer or record.get("token") in tokens:
                 return True

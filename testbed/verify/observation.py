@@ -60,7 +60,7 @@ class Observation:
         own = {"arp": target.address, "nd": target.address6, f"nd{LINK}": target.link_local}
         address, word = str(own[protocol]), protocol.removesuffix(LINK)
         asked = {"kind": f"{word}-request", "mac": source.mac, "target": address, "direction": "in"}
-        answered = {"kind": f"{word}-reply", "mac": target.mac, "ip": address, "direction": "in"}
+        answered = {"kind": f"{word}-reply", "mac": target.mac, "ip": address, "direction": "in", "label": source.interface}
         return self._heard(target, asked) or self._heard(source, answered)
 
     def _heard(self, receiver: Endpoint, wanted: Mapping[str, str]) -> bool:

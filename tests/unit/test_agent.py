@@ -6,8 +6,10 @@ import base64
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import pytest
 
+from testbed.drivers.hypervisor import _ask_agent
 from testbed.errors import InstrumentError
 from testbed.model.resolve import resolve
 from testbed.spec.load import read
@@ -57,3 +59,32 @@ def test_output_and_status_come_back() -> None:
 def test_nonsense_is_an_instrument_error(answers: list[dict[str, Any]]) -> None:
     with pytest.raises(InstrumentError):
         run_in_guest(Puppet(*answers), GUEST, ["/bin/true"], b"", 0.3)
+
+
+def _unresponsive(text: str) -> libvirt.libvirtError:
+    error = libvirt.libvirtError("")
+    error.err = (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, 0, text, 0, "", None, None, 0, 0)
+    return error
+
+
+def test_an_agent_that_has_not_been_asked_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What libvirt could not even hand over has not been done; what was handed over may have been."""
+    answers: list[Any] = []
+
+    def command(*_: object) -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", command)
+    late = "guest agent didn't respond to synchronization within '5' seconds"
+    answers[:] = [_unresponsive(late), _unresponsive(late), "{}"]
+    assert _ask_agent(None, "", 20) == "{}"
+    answers[:] = [_unresponsive(late)] * 3
+    with pytest.raises(libvirt.libvirtError):
+        _ask_agent(None, "", 20)
+    answers[:] = [_unresponsive("guest agent didn't respond to command within '20' seconds"), "{}"]
+    with pytest.raises(libvirt.libvirtError):
+        _ask_agent(None, "", 20)
+    assert answers == ["{}"]

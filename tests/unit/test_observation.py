@@ -34,9 +34,13 @@ def test_an_arp_request_counts_for_the_address_it_asks_for(address: str, expecte
     assert seen.resolved(TARGET, SOURCE) is False
 
 
-@pytest.mark.parametrize(("address", "expected"), [(str(TARGET.address), True), ("10.9.9.9", False)])
-def test_an_arp_answer_counts_for_the_address_it_tells_of(address: str, expected: bool) -> None:
-    assert _observation(SOURCE.guest, kind="arp-reply", mac=TARGET.mac, ip=address, direction="in").resolved(SOURCE, TARGET) is expected
+@pytest.mark.parametrize(
+    ("address", "label", "expected"),
+    [(str(TARGET.address), SOURCE.interface, True), ("10.9.9.9", SOURCE.interface, False), (str(TARGET.address), "back", False)],
+)
+def test_an_arp_answer_counts_for_the_address_it_tells_of_and_where_it_was_asked(address: str, label: str, expected: bool) -> None:
+    seen = _observation(SOURCE.guest, kind="arp-reply", mac=TARGET.mac, ip=address, direction="in", label=label)
+    assert seen.resolved(SOURCE, TARGET) is expected
 
 
 def test_neighbor_discovery_counts_as_arp_does() -> None:
@@ -44,7 +48,7 @@ def test_neighbor_discovery_counts_as_arp_does() -> None:
     web, db = endpoints(lab)[:2]
     records: dict[str, list[dict[str, str]]] = {item.guest: [] for item in endpoints(lab)}
     seen = Observation("tb-0-", records, {})
-    records[web.guest] = [{"kind": "nd-reply", "mac": db.mac, "ip": str(db.address6), "direction": "in"}]
+    records[web.guest] = [{"kind": "nd-reply", "mac": db.mac, "ip": str(db.address6), "direction": "in", "label": "app"}]
     assert (seen.resolved(web, db, "nd"), seen.resolved(web, db, "nd-link"), seen.resolved(web, db)) == (True, False, False)
     records[web.guest] = [{"kind": "nd-request", "mac": db.mac, "target": str(web.link_local), "direction": "in"}]
     assert (seen.resolved(db, web, "nd-link"), seen.resolved(db, web, "nd")) == (True, False)
