@@ -2,7 +2,7 @@
 
 Runs as root, on the standard library only; `testbed.verify.probing.compose` puts its files into one program.
 Starting an interpreter costs a nested guest seconds, so the process stays between observations, in which it
-has nothing open but its pipe, and ends by itself when nobody asks any more. Each question is a line of JSON;
+has nothing open but its pipe, and ends by itself when nobody asks any more. Each question is a line (`testbed.guest.wire`);
 its answer goes into a pipe that the asker has made.
 """
 
@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from testbed.guest import knocker, sender
+from testbed.guest import knocker, sender, wire
 from testbed.guest.recorder import MAX_TEXT, Recorder
 
 MAX_REQUEST = 8 * 2**20
@@ -71,8 +71,8 @@ class Server:
             self.text = b""
         for line in lines:
             self.asked = time.monotonic()
-            with suppress(ValueError, KeyError, TypeError, RecursionError):
-                request = json.loads(line)
+            with suppress(ValueError, KeyError, TypeError):
+                request = wire.unpack(line)
                 self.answer(str(request["answer"]), self.reply_to(request))
 
     def reply_to(self, request: Request) -> Callable[[], Request]:
@@ -122,11 +122,11 @@ class Server:
         try:
             self.lock.close()
             try:
-                text = json.dumps(reply())
+                text = wire.pack(reply())
             except (OSError, ValueError, KeyError, TypeError) as error:
-                text = json.dumps({"error": repr(error)[:MAX_TEXT]})
+                text = wire.pack({"error": repr(error)[:MAX_TEXT]})
             signal.alarm(_UNREAD)
-            with (self.folder / f"answer.{name}").open("w") as pipe:
+            with (self.folder / f"answer.{name}").open("wb") as pipe:
                 pipe.write(text)
             status = 0
         finally:

@@ -23,6 +23,12 @@ from testbed.verify.agent import run_in_guest
 from testbed.verify.evidence import Evidence
 
 _Value = TypeVar("_Value")
+Shown = Callable[[bytes], str]
+
+
+def plain(text: bytes) -> str:
+    """Return output as text; what is no text is shown as such."""
+    return text.decode(errors="replace")
 
 
 class RecordedBackend(BaseBackend):  # type: ignore[misc] # testinfra has no types
@@ -50,8 +56,11 @@ class Machine:
         self.address = host.access.address
         self.infra = InfraHost(RecordedBackend(self))
 
-    def run(self, command: str, *, stdin: bytes = b"", timeout: float = 90) -> Completed:
+    def run(self, command: str, *, stdin: bytes = b"", timeout: float = 90, shown: Shown = plain) -> Completed:
         """Run a command as root and record it.
+
+        Args:
+            shown: how its output reads as evidence.
 
         Raises:
             InstrumentError: it did not complete.
@@ -63,18 +72,18 @@ class Machine:
         except InstrumentError as error:
             self._evidence.record(self.name, "command", command, f"did not complete: {error.fact}", started)
             raise
-        answer = {"status": done.status, "stdout": done.text[:20_000], "stderr": done.stderr[:4000].decode(errors="replace")}
+        answer = {"status": done.status, "stdout": shown(done.stdout)[:20_000], "stderr": done.stderr[:4000].decode(errors="replace")}
         self._evidence.record(self.name, "command", command, answer, started)
         return done
 
-    def read(self, command: str, *, stdin: bytes = b"", timeout: float = 90) -> str:
-        """Run a command that must succeed, and return what it printed, stripped.
+    def read(self, command: str, *, stdin: bytes = b"", timeout: float = 90, shown: Shown = plain) -> str:
+        """Run a command that must succeed, and return what it printed, stripped; see `run`.
 
         Raises:
             InstrumentError: it failed or did not complete: nothing was observed.
 
         """
-        done = self.run(command, stdin=stdin, timeout=timeout)
+        done = self.run(command, stdin=stdin, timeout=timeout, shown=shown)
         if done.status != 0:
             fact = f"status {done.status}: {done.stderr[-500:].decode(errors='replace').strip()}"
             raise InstrumentError(f"a look at {self.name} failed", fact=f"{command[:200]}: {fact}", remedy="run `testbed status`")
@@ -173,8 +182,11 @@ class Fleet:
         """Tell whether this phase needs what a check looks at."""
         return self.focus in ("", control)
 
-    def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90) -> bytes:
+    def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90, shown: Shown = plain) -> bytes:
         """Run a program in a guest and return its standard output, which is untrusted.
+
+        Args:
+            shown: how its output reads as evidence.
 
         Raises:
             InstrumentError: the guest does not answer, or the program fails.
@@ -187,8 +199,8 @@ class Fleet:
         except InstrumentError as error:
             self.evidence.record(guest.label, "guest", request, f"did not complete: {error.fact}", started)
             raise
-        text = done.stdout.decode(errors="replace")
-        self.evidence.record(guest.label, "guest", request, {"status": done.status, "stdout": text[:20_000]}, started)
+        answer = {"status": done.status, "stdout": shown(done.stdout)[:20_000]}
+        self.evidence.record(guest.label, "guest", request, answer, started)
         if done.status != 0:
             fact = f"status {done.status}: {done.stderr[-400:].decode(errors='replace')!r}"
             raise InstrumentError(f"a probe in {guest.label} failed", fact=fact, remedy="run `testbed status`")

@@ -9,6 +9,7 @@ import json
 import secrets
 import shlex
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import InstrumentError
+from testbed.guest import wire
 from testbed.model.policy import Endpoint
 from testbed.model.testbed import Guest
 from testbed.verify.fleet import Fleet, Machine
@@ -29,7 +31,8 @@ BUDGET = CALL - 60  # seconds of them for sending
 FOLDER = "/run/testbed-probe"
 _GIVE_UP = 30.0  # seconds that ending a program may take
 _PROGRAM = Path(__file__).parents[1] / "guest"
-_FILES = ("parsing", "recorder", "sender", "knocker", "probe")
+_FILES = ("wire", "parsing", "recorder", "sender", "knocker", "probe")
+_UNPACK = "import sys, zlib; exec(zlib.decompress(sys.stdin.buffer.read()))"
 _LOADER = """import json, sys, types
 for name, text in [("testbed", ""), ("testbed.guest", ""), *json.loads(%r)]:
     module = sys.modules[name] = types.ModuleType(name)
@@ -101,12 +104,13 @@ class Instrument:
 
     def _exchange(self, request: Mapping[str, object], timeout: float) -> dict[str, Any]:
         name = secrets.token_hex(8)
-        line = json.dumps({**request, "answer": name}).encode() + b"\n"
-        return self._read(self._run(["/bin/sh", "-c", _EXCHANGE, "probe", FOLDER, name, f"{timeout:.0f}"], line, timeout + 30))
+        line = wire.pack({**request, "answer": name}) + b"\n"
+        argv = ["/bin/sh", "-c", _EXCHANGE, "probe", FOLDER, name, f"{timeout:.0f}"]
+        return self._read(self._run(argv, line, timeout + 30).strip(), wire.unpack)
 
     def _start(self) -> None:
         start = {"phase": "start", "folder": FOLDER, "patience": LIFE}
-        answer = self._read(self._run([self._python, "-"], compose(start), CALL))
+        answer = self._read(self._run([self._python, "-c", _UNPACK], compose(start), CALL), json.loads)
         if answer.get("started") is not True:
             raise broken(f"the probe in {self.name} does not start", str(answer)[:200])
         self._started = True
@@ -118,9 +122,9 @@ class Instrument:
             with suppress(InstrumentError):
                 self._exchange({"phase": "stop"}, _GIVE_UP)
 
-    def _read(self, text: bytes) -> dict[str, Any]:
+    def _read(self, text: bytes, read: Callable[[bytes], Any]) -> dict[str, Any]:
         try:
-            answer = json.loads(text)
+            answer = read(text)
         except (ValueError, RecursionError) as error:
             raise broken(f"the probe in {self.name} answers garbage", repr(text[:120])) from error
         if not isinstance(answer, dict):
@@ -129,19 +133,32 @@ class Instrument:
 
 
 def compose(request: Mapping[str, object]) -> bytes:
-    """Return the program to feed to ``python3 -``: the probe's files as modules, and one request."""
+    """Return the program that starts the probe, compressed: its files as modules, and one request."""
     sources = [[f"testbed.guest.{name}", (_PROGRAM / f"{name}.py").read_text()] for name in _FILES]
-    return f"{_LOADER % json.dumps(sources)}\nraise SystemExit(main(json.loads({json.dumps(request)!r})))\n".encode()
+    program = f"{_LOADER % json.dumps(sources)}\nraise SystemExit(main(json.loads({json.dumps(request)!r})))\n"
+    return zlib.compress(program.encode())
 
 
 def in_guest(fleet: Fleet, guest: Guest) -> Instrument:
     """Return the instrument in a guest."""
-    return _kept(fleet, guest.label, lambda argv, stdin, timeout: fleet.in_guest(guest, argv, stdin, timeout=timeout))
+    return _kept(fleet, guest.label, lambda argv, stdin, timeout: fleet.in_guest(guest, argv, stdin, timeout=timeout, shown=shown))
 
 
 def on_machine(fleet: Fleet, machine: Machine) -> Instrument:
     """Return the instrument on a machine."""
-    return _kept(fleet, machine.name, lambda argv, stdin, timeout: machine.read(shlex.join(argv), stdin=stdin, timeout=timeout).encode())
+
+    def run(argv: list[str], stdin: bytes, timeout: float) -> bytes:
+        return machine.read(shlex.join(argv), stdin=stdin, timeout=timeout, shown=shown).encode()
+
+    return _kept(fleet, machine.name, run)
+
+
+def shown(text: bytes) -> str:
+    """Return an answer of the probe as people read it; evidence has it so."""
+    try:
+        return json.dumps(wire.unpack(text.strip()))
+    except ValueError:
+        return text.decode(errors="replace")
 
 
 def _kept(fleet: Fleet, name: str, run: Run) -> Instrument:

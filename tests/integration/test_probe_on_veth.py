@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +26,7 @@ from scapy.layers.l2 import Ether
 from checks.forgeries import flood, forgeries
 from checks.scenes import scenes
 from testbed.errors import InstrumentError
+from testbed.guest import wire as messages
 from testbed.guest.recorder import NOISE
 from testbed.model.policy import Cell, ReachMatrix, endpoints
 from testbed.model.resolve import resolve
@@ -104,18 +106,22 @@ class Wire:
         command = ["nsenter", "-t", str(self.pids[guest]), "-n", "-m", *argv]
         return subprocess.run(command, input=stdin, check=True, capture_output=True, timeout=90).stdout
 
-    def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90) -> bytes:
-        if self.kill_before.encode() in stdin and self.kill_before and guest.name == "db":
+    def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90, shown: object = None) -> bytes:
+        starts = argv[0] == "/usr/bin/python3"
+        if self.kill_before and not starts and messages.unpack(stdin.strip())["phase"] == self.kill_before and guest.name == "db":
             program = os.pidfd_open(self.programs[guest.label])
             signal.pidfd_send_signal(program, signal.SIGKILL)
             select.select([program], [], [], 10)
         own = str(self.folder / guest.domain)
         argv = [sys.executable if word == "/usr/bin/python3" else word.replace(FOLDER, own) for word in argv]
+        if starts:
+            stdin = zlib.compress(zlib.decompress(stdin).replace(FOLDER.encode(), own.encode()))
         try:
-            answer = self.run(guest.label, *argv, stdin=stdin.replace(FOLDER.encode(), own.encode()))
+            answer = self.run(guest.label, *argv, stdin=stdin)
         except subprocess.CalledProcessError as error:
             raise InstrumentError("probe", fact=error.stderr.decode() + error.stdout.decode(), remedy="-") from error
-        self.programs[guest.label] = json.loads(answer).get("pid", self.programs.get(guest.label, 0))
+        if starts:
+            self.programs[guest.label] = json.loads(answer)["pid"]
         return answer
 
 
@@ -183,7 +189,7 @@ def test_everything_arrives_on_an_open_wire(wire: Wire) -> None:
 
 def test_a_dead_recorder_is_noticed(wire: Wire) -> None:
     """Silence of a recorder that was killed proves nothing."""
-    wire.kill_before = '"phase": "finish"'
+    wire.kill_before = "finish"
     with pytest.raises(InstrumentError, match="the probe does not run"):
         _reach(wire)
 

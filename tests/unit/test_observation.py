@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from testbed.errors import InstrumentError
+from testbed.guest import wire
 from testbed.model.policy import endpoints
 from testbed.model.resolve import resolve
 from testbed.spec.load import read
@@ -62,12 +63,12 @@ def test_a_frame_that_a_recorder_saw_leaving_has_not_arrived() -> None:
 def test_an_observation_that_breaks_off_ends_what_it_has_started() -> None:
     phases: list[tuple[str, str]] = []
 
-    def in_guest(guest: Any, _argv: list[str], stdin: bytes, **_: Any) -> bytes:
-        phase = next(word for word in ("start", "listen", "finish", "stop") if f'"phase": "{word}"'.encode() in stdin)
+    def in_guest(guest: Any, argv: list[str], stdin: bytes, **_: Any) -> bytes:
+        phase = "start" if argv[0] == "/usr/bin/python3" else wire.unpack(stdin.strip())["phase"]
         phases.append((guest.label, phase))
         if phase == "listen" and guest is LAB.guests[0]:
             raise InstrumentError("the agent does not answer", fact="silence", remedy="")
-        return json.dumps({"started": True}).encode()
+        return json.dumps({"started": True}).encode() if phase == "start" else wire.pack({})
 
     with pytest.raises(InstrumentError, match="does not answer"):
         network.observe(SimpleNamespace(testbed=LAB, in_guest=in_guest, instruments={}), [])  # type: ignore[arg-type]
@@ -80,11 +81,13 @@ def _instrument(answers: list[object]) -> tuple[Instrument, list[str]]:
     asked: list[str] = []
 
     def run(argv: list[str], stdin: bytes, _: float) -> bytes:
-        asked.append("start" if argv[0] == "/usr/bin/python3" else json.loads(stdin)["phase"])
+        asked.append("start" if argv[0] == "/usr/bin/python3" else wire.unpack(stdin.strip())["phase"])
         answer = answers.pop(0)
         if isinstance(answer, InstrumentError):
             raise answer
-        return answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        if isinstance(answer, bytes):
+            return answer
+        return json.dumps(answer).encode() if asked[-1] == "start" else wire.pack(answer)
 
     return Instrument("red/web", run), asked
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -157,7 +158,7 @@ def test_copies_come_from_many_strangers() -> None:
 def test_a_request_is_carried_as_data(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Quotes and line ends of a request stay inside its literal; the program compiles."""
     nasty = {"phase": "stop", "token": PREFIX, "folder": str(tmp_path_factory.mktemp("f")), "x": "'\"\\\n'''\u2028); 1/0"}
-    program = compose(nasty).decode()
+    program = zlib.decompress(compose(nasty)).decode()
     compile(program, "probe", "exec")
     literal = program.rsplit("json.loads(", 1)[1].rsplit(")))", 1)[0]
     assert json.loads(eval(literal)) == nasty
