@@ -107,7 +107,7 @@ def stream(request: Request) -> Request:
                 counts[outlets.offer(mac, frame)] += 1
                 if spacing:
                     time.sleep(spacing)
-                    if time.monotonic() > end:
+                    if time.monotonic() > end or halt.exists():
                         break
             time.sleep(pause)
         while rounds > 0 and not halt.exists() and time.monotonic() < end:
