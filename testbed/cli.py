@@ -28,6 +28,7 @@ from testbed.plan.resources import OUTER, Kind, desired, places
 from testbed.report import formats
 from testbed.report import graph as graphs
 from testbed.report.result import exit_code
+from testbed.revival import revive
 from testbed.spec.load import read
 from testbed.spec.schema import json_schema
 from testbed.terminal import ERR, Json, elapsed, escape, out, printable, say
@@ -282,7 +283,7 @@ def _check(opened: lab.Lab, *, prove: bool, only: list[str], as_json: bool, slow
     # A job that a script starts in the background ignores Ctrl-C unless it says otherwise.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say, slow=slow)
+        folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say))
     except KeyboardInterrupt:
         say(f"interrupted; what had been observed: `testbed report {opened.testbed.name}`")
         raise typer.Exit(Exit.INTERRUPTED) from None

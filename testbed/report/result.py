@@ -86,7 +86,7 @@ class Run:
 
     Args:
         started: ISO 8601, UTC.
-        retried_starts: guests whose first start was dead.
+        retried_starts: guests whose first start was dead, or that crashed while they were observed and were started again.
         trouble: what kept the run from being complete; it is then never a pass.
 
     """

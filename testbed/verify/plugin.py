@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,13 +11,14 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 from testbed.errors import TestbedError
-from testbed.report.result import CheckResult, Verdict
+from testbed.report.result import CheckResult, ProofVerdict, Verdict
 from testbed.verify.declare import ATTRIBUTE, Breach, Declaration
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.proof import Outcome, Trial, take_back, untried
 from testbed.verify.stage import Stage
 
 _REASON = 1200
+Revive = Callable[[], Sequence[str]]
 
 
 @dataclass
@@ -40,11 +41,15 @@ class _Case:
 class Checks:
     """A pytest plug-in: gives checks their fixtures, runs them, reads verdicts, proves them."""
 
-    def __init__(self, fleet: Fleet, *, prove: bool, only: tuple[str, ...], progress: Callable[[str], None], slow: bool) -> None:
+    def __init__(
+        self, fleet: Fleet, *, prove: bool, only: tuple[str, ...], progress: Callable[[str], None], slow: bool, revive: Revive
+    ) -> None:
         self.fleet = fleet
         self.results: list[CheckResult] = []
         self.errors: list[str] = []
         self.interrupted = False
+        self.revived: list[str] = []
+        self._revive: Revive | None = revive
         self._left_open = ""
         self._prove, self._slow = prove, slow
         self._only = tuple(word.upper() for word in only)
@@ -133,6 +138,27 @@ class Checks:
             verdict, reason = Verdict.INCONCLUSIVE, "the check observed nothing"
         return Outcome(verdict, reason, time.monotonic() - started, tuple(written))
 
+    def _alive_again(self) -> bool:
+        """Tell whether guests had crashed and run again, so that a second look may see what the first one did not.
+
+        Where that is not why nothing was observed, it is not asked again in this run.
+        """
+        found = self._revive() if self._revive else ()
+        if not found:
+            self._revive = None
+            return False
+        self._progress(f"started again, since their agents were silent: {', '.join(found)}")
+        self.revived += found
+        self.fleet.new_phase(self.fleet.focus)
+        return True
+
+    def _look(self, item: pytest.Item, name: str) -> Outcome:
+        """Run a check, and once more if a guest had crashed."""
+        outcome = self._run(item, name)
+        if outcome.verdict is Verdict.INCONCLUSIVE and self._alive_again():
+            return self._run(item, f"{name}.again")
+        return outcome
+
     def _examine(self, item: pytest.Item, declared: Declaration) -> list[_Case]:
         """Run one case of a check; return it if its breaches are to be tried."""
         parameters = getattr(item, "callspec", None)
@@ -144,7 +170,7 @@ class Checks:
             outcome = Outcome(Verdict.NOT_APPLICABLE, reason, 0.0, ())
         else:
             self._progress(f"{name}: {declared.objective}")
-            outcome = self._run(item, name)
+            outcome = self._look(item, name)
         self._progress(f"{name}: {outcome.verdict}")
         proving = self._prove and reason is None
         proofs = untried(declared, outcome) if proving else ()
@@ -165,7 +191,15 @@ class Checks:
         return [_Case(item, declared, name, stage, len(self.results) - 1)] if proving and not proofs else []
 
     def _try(self, case: _Case, breach: Breach) -> None:
-        """Open a wall, run the check, close the wall; whether it is whole again shows when all breaches are through."""
+        """Try a breach, and once more if a guest had crashed; whether the wall is whole again shows when all are through."""
+        trial = self._trial(case, breach)
+        if trial.verdict is ProofVerdict.BROKEN_INSTRUMENT and self._alive_again():
+            case.trials.remove(trial)
+            self._trial(case, breach)
+        self._publish(case)
+
+    def _trial(self, case: _Case, breach: Breach) -> Trial:
+        """Open a wall, run the check, close the wall."""
         self._progress(f"{case.name}: breach: {breach.name}")
         trial, red, trouble = Trial(breach.name), None, ""
         case.trials.append(trial)
@@ -186,12 +220,12 @@ class Checks:
         else:
             trial.steps.append("reverted")
             trial.judge(red, trouble)
-        self._publish(case)
+        return trial
 
     def _look_again(self, case: _Case) -> None:
         waiting = [trial for trial in case.trials if trial.verdict is None]
         if waiting:
-            again = self._run(case.item, f"{case.name}.reverted")
+            again = self._look(case.item, f"{case.name}.reverted")
             for trial in waiting:
                 trial.settle(again)
             self._publish(case)
@@ -203,16 +237,18 @@ class Checks:
 
 
 def run_checks(
-    fleet: Fleet, folder: Path, *, prove: bool, only: tuple[str, ...], progress: Callable[[str], None], slow: bool = False
-) -> Checks:
+    fleet: Fleet, folder: Path, *, prove: bool, only: tuple[str, ...], progress: Callable[[str], None], slow: bool = False,
+    revive: Revive = tuple,
+) -> Checks:  # fmt: skip
     """Run the checks of a folder against a lab.
 
     Args:
         only: control ids, or beginnings of them; all if empty.
         slow: run the checks as well that take minutes.
+        revive: starts guests again that have crashed, and returns their labels.
 
     """
-    plugin = Checks(fleet, prove=prove, only=only, progress=progress, slow=slow)
+    plugin = Checks(fleet, prove=prove, only=only, progress=progress, slow=slow, revive=revive)
     arguments = [
         str(folder), "-c", "/dev/null", f"--rootdir={folder}", "--import-mode=importlib",
         "-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:testinfra", "-p", "no:timeout", "-p", "no:hypothesispytest",

@@ -19,14 +19,19 @@ from testbed.model.surroundings import contacts
 from testbed.report.result import Run, from_json, to_json
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
-from testbed.verify.plugin import run_checks
+from testbed.verify.plugin import Revive, run_checks
 from testbed.verify.probing import end_all
 
 _PATIENCE = 60.0  # seconds
 
 
-def examine(lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[[str], None], slow: bool = False) -> Path:
+def examine(
+    lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[[str], None], slow: bool = False, revive: Revive = tuple
+) -> Path:
     """Run the checks against a lab and return the run's folder, which holds ``result.json`` and the evidence.
+
+    Args:
+        revive: starts guests again that have crashed meanwhile, and returns their labels.
 
     Raises:
         KeyboardInterrupt: the run was interrupted; what had been observed is written down all the same.
@@ -41,7 +46,7 @@ def examine(lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[
         for told in pool.map(_await, lab.hosts):
             progress(told)
     try:
-        plugin = run_checks(fleet, resources.checks(), prove=prove, only=only, progress=progress, slow=slow)
+        plugin = run_checks(fleet, resources.checks(), prove=prove, only=only, progress=progress, slow=slow, revive=revive)
     finally:
         end_all(fleet)
     rows = {str(cell): cell.as_row() for cell in fleet.matrix.cells} | {str(cell): cell.as_row() for cell in contacts(lab.testbed)}
@@ -56,7 +61,7 @@ def examine(lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[
     }  # fmt: skip
     run = Run(
         lab.testbed.name, lab.testbed.digest, environment, started.isoformat(timespec="seconds"),
-        round(time.monotonic() - clock, 1), tuple(plugin.results), lab.retried, tuple(trouble),
+        round(time.monotonic() - clock, 1), tuple(plugin.results), (*lab.retried, *plugin.revived), tuple(trouble),
     )  # fmt: skip
     partial = folder / "result.json.partial"
     partial.write_text(json.dumps(to_json(run), indent=1, default=str))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -55,14 +56,14 @@ class FakeFleet:
 
 @pytest.fixture
 def judge(tmp_path: Path):
-    def run(body: str, *, prove: bool = False, slow: bool = False) -> Checks:
+    def run(body: str, *, prove: bool = False, slow: bool = False, revive: Any = tuple) -> Checks:
         folder = tmp_path / "checks"
         folder.mkdir()
         (folder / f"test_wall_{next(_NUMBERS)}.py").write_text(HEAD + body)  # pytest keeps modules by name
         lab = resolve(read(TOPOLOGY).spec)
         machines = {machine.name: SimpleNamespace(name=machine.name) for machine in lab.machines}
         fleet = FakeFleet(lab, Evidence(tmp_path / "evidence"), machines, SimpleNamespace(testbed=lab))
-        return run_checks(fleet, folder, prove=prove, only=(), progress=lambda _: None, slow=slow)  # type: ignore[arg-type]
+        return run_checks(fleet, folder, prove=prove, only=(), progress=lambda _: None, slow=slow, revive=revive)  # type: ignore[arg-type]
 
     return run
 
@@ -227,3 +228,44 @@ def test_what_takes_minutes_runs_when_asked_for(judge, slow: bool, verdict: str)
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet), 'open'\n", slow=slow)
     assert plugin.results[0].verdict == verdict
     assert (plugin.results[0].reason == "it boots a machine: ask for it with --slow") != slow
+
+
+CRASH = """
+GUEST = {"runs": True, "crash_at": 0, "looks": 0}
+def look_into_guest(fleet):
+    GUEST["looks"] += 1
+    if GUEST["looks"] == GUEST["crash_at"]: GUEST["runs"] = False
+    if not GUEST["runs"]: raise InstrumentError("no answer", fact="silence", remedy="-")
+    return look(fleet)
+"""
+
+
+CHECK = "def test_{}(fleet):\n    assert not look_into_guest(fleet)\n"
+
+
+def _start_again() -> tuple[str, ...]:
+    guest = sys.modules["crashing"].GUEST
+    dead, guest["runs"] = not guest["runs"], True
+    return ("red/web",) if dead else ()
+
+
+@pytest.mark.parametrize("crash_at", [1, 2, 3])
+def test_a_guest_that_crashes_is_started_again_and_the_look_repeated(judge, crash_at: int) -> None:
+    """Whenever it happens: before, while the wall is open, and after."""
+    body = CRASH.replace('"crash_at": 0', f'"crash_at": {crash_at}') + _declare() + CHECK.format("it")
+    done = judge(body + "import sys\nsys.modules['crashing'] = sys.modules[__name__]\n", prove=True, revive=_start_again)
+    assert [(result.verdict, [str(proof.verdict) for proof in result.proofs]) for result in done.results] == [(Verdict.PASS, ["proven"])]
+    assert done.revived == ["red/web"]
+
+
+def test_what_is_no_crash_is_not_tried_again(judge) -> None:
+    asked: list[int] = []
+
+    def nobody() -> tuple[str, ...]:
+        asked.append(1)
+        return ()
+
+    body = CRASH.replace('"runs": True', '"runs": False') + _declare() + CHECK.format("it") + _declare() + CHECK.format("it_too")
+    done = judge(body, revive=nobody)
+    assert [result.verdict for result in done.results] == [Verdict.INCONCLUSIVE] * 2
+    assert asked == [1]

@@ -25,6 +25,7 @@ ALLOWED = {
     "ports": PURE,
     "apply": PURE | {"ports"},
     "observe": PURE | {"ports"},
+    "revival": PURE | {"ports", "apply", "observe", "lab"},
     "report": PURE,
     "guest": set(),
     "drivers": PURE | {"ports"},

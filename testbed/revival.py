@@ -1,0 +1,31 @@
+"""Brings guests back that have crashed while they were observed; under emulation, nested guests do so now and then."""
+
+from __future__ import annotations
+
+from testbed import apply, observe
+from testbed.errors import TestbedError
+from testbed.lab import Lab
+from testbed.plan.diff import Verb
+from testbed.plan.resources import Kind
+from testbed.ports import Progress
+
+
+def revive(lab: Lab, progress: Progress) -> tuple[str, ...]:
+    """Start guests again whose agents are silent, if nothing else is wrong with a lab: what differs otherwise is a finding.
+
+    Returns:
+        Their labels.
+
+    """
+    try:
+        plan = observe.plan(lab.desired, lab.places)
+        silent = tuple(action.key.name for action in plan.actions if action.verb is Verb.RESTART)
+        others = [action for action in plan.actions if action.verb is not Verb.RESTART and action.key.kind is not Kind.LIMIT]
+        if not silent or others:
+            return ()
+        for _ in range(2):  # their interfaces are new, and get their limits afterwards
+            apply.converge(lab.desired, lab.places, progress)
+    except TestbedError as error:
+        progress(f"guests cannot be started again: {error.what}: {error.fact}")
+        return ()
+    return silent
