@@ -82,7 +82,7 @@ def test_2_a_second_up_finds_nothing_to_do(environment: dict[str, str]) -> None:
 
 SHARED_WITH_NOBODY = {
     "machine id": "cat /etc/machine-id",
-    "host key": "cat /run/testbed/ssh/host_key-cert.pub",
+    "host key": "sudo cat /run/testbed/ssh/host_key-cert.pub",
     "boot id": "cat /proc/sys/kernel/random/boot_id",
     "random numbers": "sudo head -c 16 /dev/urandom | od -An -tx1",
     "random seed": "sudo sha256sum /var/lib/systemd/random-seed",
