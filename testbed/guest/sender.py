@@ -109,7 +109,8 @@ def stream(request: Request) -> Request:
                     time.sleep(spacing)
                     if time.monotonic() > end or halt.exists():
                         break
-            time.sleep(pause)
+            if pause:
+                time.sleep(pause)
         while rounds > 0 and not halt.exists() and time.monotonic() < end:
             time.sleep(0.2)
     lasted = round(time.monotonic() - started, 3)
