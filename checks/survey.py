@@ -78,9 +78,7 @@ def honest(scene: Scene, stage: str) -> list[Probe]:
         kinds["na"] = framed(scene.link, scene.six(hops=255), told, tail=frames.nd_option)
         for name, headers in {"": (), "hop": (IPv6ExtHdrHopByHop(),), "dst": (IPv6ExtHdrDestOpt(),)}.items():
             kinds[f"six{name}"] = framed(scene.link, scene.six(), *headers, frames.syn(scene.port))
-    # The second ARP reply heals what lies have poisoned: Linux changes no entry twice within a second (arp(7), locktime).
-    pauses = {"arp": {"repeat": 2, "spacing": 1.2}}
-    return [Probe(f"{kind}{scene.number}{stage}", scene.sender, pauses.get(kind, {"repeat": 2}), frame) for kind, frame in kinds.items()]
+    return [Probe(f"{kind}{scene.number}{stage}", scene.sender, {"repeat": 2}, frame) for kind, frame in kinds.items()]
 
 
 def judge(fleet: Fleet, control: str) -> list[str]:

@@ -13,10 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+
 from testbed.model.policy import Endpoint, endpoints, joined, probed_ports
 from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.frames import dhcp_discover
-from testbed.verify.observation import Observation
+from testbed.verify.frames import arp_reply, dhcp_discover, framed, nd_option, neighbor_advertisement
+from testbed.verify.observation import TRUTH, Observation
 from testbed.verify.probing import (
     BUDGET,
     Instrument,
@@ -35,6 +38,7 @@ from testbed.verify.probing import (
 
 _FLOWING = 5  # frames that tell an attack from a guest that says something of its own
 _PAUSE = 0.4  # seconds between two rounds of a guest that attacks; a guest that never sleeps keeps what starts anew from doing so
+_LOCKTIME = 1.2  # seconds
 _PATIENCE = 30.0  # seconds that guests may take to be seen sending
 _CONTROL = {"timeout": 10, "repeat": 3, "spacing": 1}  # seconds, tries, seconds: how a declared flow is used
 
@@ -103,7 +107,7 @@ def _sent(
 
     def script(label: str) -> list[Probe]:
         own = [probe for probe in probes if probe.sender.guest == label]
-        return [*_controls(fleet, label, "before"), *own, *_controls(fleet, label, "after")]
+        return [*_controls(fleet, label, "before"), *own, *_truths(fleet, label), *_controls(fleet, label, "after")]
 
     if attacked is None:
         return results_of(send(script, **phase))
@@ -124,7 +128,7 @@ def _sent(
     short = [label for label, answer in lasted.items() if answer.get("halted") is not True]
     if short:
         raise broken(f"{', '.join(short)} did not attack all the time", str([lasted[label] for label in short])[:300])
-    after = results_of(send(lambda label: _controls(fleet, label, "after"), **phase))
+    after = results_of(send(lambda label: [*_truths(fleet, label), *_controls(fleet, label, "after")], **phase))
     return {label: {**before[label], **after[label]} for label in before}
 
 
@@ -193,6 +197,23 @@ def _controls(fleet: Fleet, label: str, stage: str) -> list[Probe]:
         question = dhcp_discover(endpoint.mac, (1 if stage == "before" else 2) << 24 | number)
         lines.append(Probe(f"dhcp{stage}{number}", endpoint, {"repeat": 3, "spacing": 0.2}, question))
     return lines
+
+
+def _truths(fleet: Fleet, label: str) -> list[Probe]:
+    """Return what a guest tells the other ends of its flows of itself: while a wall is open, they may have believed lies.
+
+    It is told twice, since Linux changes no ARP entry twice within a second (arp(7), locktime).
+    """
+    ends = [pair for _, source, target, _ in tcp_flows(fleet) for pair in ((source, target), (target, source)) if pair[0].guest == label]
+    told = []
+    for number, (own, other) in enumerate(ends):
+        link = Ether(src=own.mac, dst=other.mac)
+        frames = {"arp": framed(link, arp_reply(own.mac, str(own.address), other))}
+        if own.address6 and other.address6:
+            head = IPv6(src=str(own.address6), dst=str(other.address6), hlim=255)
+            frames["nd"] = framed(link, head, neighbor_advertisement(str(own.address6), own.mac, solicited_=1), tail=nd_option)
+        told += [Probe(f"{TRUTH}{number}{kind}", own, {"repeat": 2, "spacing": _LOCKTIME}, frame) for kind, frame in frames.items()]
+    return told
 
 
 def _require_listeners(answers: Mapping[str, Mapping[str, Any]], ports: Mapping[str, Sequence[int]]) -> None:

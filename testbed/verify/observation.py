@@ -9,6 +9,8 @@ from testbed.model.policy import LINK, RESOLUTION, Cell, Endpoint
 from testbed.verify.frames import of_cell
 from testbed.verify.probing import Probe, Record
 
+TRUTH = "truth"  # how the marks of frames begin by which ends of flows tell of themselves unasked
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
@@ -64,7 +66,10 @@ class Observation:
         return self._heard(target, asked) or self._heard(source, answered)
 
     def _heard(self, receiver: Endpoint, wanted: Mapping[str, str]) -> bool:
-        return any(wanted.items() <= item.items() for item in self.records[receiver.guest])
+        """Tell whether a receiver has heard such a frame; what an end tells unasked is no answer."""
+        unasked = self.token(TRUTH).rstrip(".")
+        records = (item for item in self.records[receiver.guest] if not str(item.get("token")).startswith(unasked))
+        return any(wanted.items() <= item.items() for item in records)
 
 
 def matrix_probes(cells: Sequence[Cell]) -> list[Probe]:
