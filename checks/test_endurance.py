@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from checks.breaches import TABLE, command, mirrored, needs_flow, needs_strangers, ruled, shortcut
+from checks.breaches import TABLE, command, mirrored, needs_flow, needs_strangers, passing, ruled, shortcut
 from checks.ordeal import EARLY, LATE, absence, arrival, departure, upheaval, withdrawal
 from testbed.errors import InstrumentError
 from testbed.plan.acls import Acl
@@ -24,11 +24,12 @@ _ALL = (Acl("from-lport", 2000, "ip", "allow"), Acl("to-lport", 2000, "ip", "all
     applies=needs_flow,
     breaches=(
         command(
-            "a switch that has just started passes everything",
-            opens=lambda _: f"mkdir -p {_DROP_IN} && printf '[Service]\nExecStartPost=/usr/bin/{TABLE} add-flow br-int actions=NORMAL\n' "
-            f"> {_DROP_IN}/breach.conf && systemctl daemon-reload",
-            closes=lambda _: f"rm -rf {_DROP_IN}; systemctl daemon-reload; {TABLE} --strict del-flows br-int priority=32768",
-            shows=lambda _: "systemctl cat ovs-vswitchd | grep -q NORMAL",
+            "a switch that has just started passes frames on to another tenant",
+            opens=lambda s: f"mkdir -p {_DROP_IN} && printf '[Service]\nExecStartPost=/usr/bin/{TABLE} add-flow br-int "
+            f"{passing(s, 'dl_dst={victim}')}\n' > {_DROP_IN}/breach.conf && systemctl daemon-reload",
+            closes=lambda s: f"rm -rf {_DROP_IN}; systemctl daemon-reload; "
+            f"{TABLE} --strict del-flows br-int {passing(s, 'dl_dst={victim}').partition(',actions')[0]}",
+            shows=lambda _: "systemctl cat ovs-vswitchd | grep -q add-flow",
         ),
         shortcut("a forgotten rule lasts until the switch starts anew", "dl_dst={victim}"),
     ),
