@@ -94,7 +94,7 @@ def shortcut(name: str, match: str, actions: str = "") -> Breach:
     return command(
         name,
         opens=lambda s: f"{TABLE} add-flow br-int '{passing(s, match, actions)}'",
-        closes=lambda s: f"{TABLE} --strict del-flows br-int '{_from(s, match)},priority=200'",
+        closes=lambda s: withdrawn(s, match),
         shows=lambda s: f"{TABLE} dump-flows br-int '{_from(s, match)}' | grep -q priority=200",
     )
 
@@ -102,6 +102,11 @@ def shortcut(name: str, match: str, actions: str = "") -> Breach:
 def passing(stage: Stage, match: str, actions: str = "") -> str:
     """Return the OpenFlow rule of a `shortcut`."""
     return f"{_from(stage, match)},priority=200,actions={actions}output:{stage.strangers()[1].nics[0].tap}"
+
+
+def withdrawn(stage: Stage, match: str) -> str:
+    """Return the command that takes the OpenFlow rule of a `shortcut` away."""
+    return f"{TABLE} --strict del-flows br-int '{_from(stage, match)},priority=200'"
 
 
 def mirrored(name: str, source: Callable[[Stage], Guest], device: Callable[[Stage], str], match: str = "") -> Breach:

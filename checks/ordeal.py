@@ -153,9 +153,8 @@ def _besieged(fleet: Fleet, meanwhile: Callable[[str], None]) -> Ordeal:
 
 
 def _free(fleet: Fleet, scene: Scene) -> IPv4Address:
-    tenant, _, name = scene.sender.network.partition("/")
     taken = {item.address for item in endpoints(fleet.testbed) if item.network == scene.sender.network}
-    hosts = list(fleet.testbed.tenant(tenant).network(name).network.hosts())
+    hosts = list(fleet.testbed.tenant(scene.sender.tenant).network(scene.sender.interface).network.hosts())
     return next(address for address in reversed(hosts) if address not in {*taken, scene.server.address})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from checks.breaches import TABLE, command, mirrored, needs_flow, needs_strangers, passing, ruled, shortcut
+from checks.breaches import TABLE, command, mirrored, needs_flow, needs_strangers, passing, ruled, shortcut, withdrawn
 from checks.ordeal import EARLY, LATE, absence, arrival, departure, upheaval, withdrawal
 from testbed.errors import InstrumentError
 from testbed.plan.acls import Acl
@@ -33,8 +33,7 @@ def _for_a_while(stage: Stage) -> str:
             "a switch that has just started passes frames on to another tenant",
             opens=lambda s: f"mkdir -p {_DROP_IN} && printf '[Service]\nExecStartPost=/bin/sh -c \"{_for_a_while(s)}\"\n' "
             f"> {_DROP_IN}/breach.conf && systemctl daemon-reload",
-            closes=lambda s: f"rm -rf {_DROP_IN}; systemctl daemon-reload; "
-            f"{TABLE} --strict del-flows br-int {passing(s, 'dl_dst={victim}').partition(',actions')[0]}",
+            closes=lambda s: f"rm -rf {_DROP_IN}; systemctl daemon-reload; {withdrawn(s, 'dl_dst={victim}')}",
             shows=lambda _: "systemctl cat ovs-vswitchd | grep -q add-flow",
         ),
         shortcut("a forgotten rule lasts until the switch starts anew", "dl_dst={victim}"),
