@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from uuid import NAMESPACE_OID, uuid5
 
 from checks.breaches import TABLE, command, mirrored, needs_flow, needs_strangers, passing, ruled, shortcut, withdrawn
 from checks.ordeal import EARLY, LATE, absence, arrival, departure, upheaval, withdrawal
@@ -153,6 +154,10 @@ def _thief(stage: Stage) -> str:
     return f"external_ids:iface-id={stage.strangers()[1].nics[0].port}"
 
 
+def _later(stage: Stage) -> str:
+    return str(uuid5(NAMESPACE_OID, stage.case))
+
+
 def _bound(name: str) -> str:
     return f"{TABLE} dump-flows br-int table=0,in_port={name} | grep -q priority=100"
 
@@ -175,6 +180,12 @@ def _bound(name: str) -> str:
             opens=lambda s: f"ovs-vsctl set interface {s.strangers()[0].nics[0].tap} {_thief(s)}",
             closes=lambda s: "ovs-vsctl set interface {0.tap} external_ids:iface-id={0.port}".format(s.strangers()[0].nics[0]),
             shows=lambda s: f"ovs-vsctl get interface {s.strangers()[0].nics[0].tap} external_ids | grep -q {_thief(s)[22:]}",
+        ),
+        command(
+            "an interface waits for a port that is still to come",
+            opens=lambda s: f"ovs-vsctl add-port br-int early -- set interface early type=internal external_ids:iface-id={_later(s)}",
+            closes=lambda _: "ovs-vsctl --if-exists del-port br-int early",
+            shows=lambda s: f"ovs-vsctl get interface early external_ids | grep -q {_later(s)}",
         ),
     ),
 )

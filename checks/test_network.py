@@ -7,12 +7,15 @@ import time
 from checks.breaches import command, mirrored, needs_flow, needs_guest, readdressed, receiver, ruled, shortcut, unjoined, where
 from checks.survey import judge, overheard, survey
 from testbed.plan.acls import Acl
+from testbed.verify import paths
 from testbed.verify.declare import check
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation import reach
 from testbed.verify.stage import Stage
 
+_UNTRIED = 61616  # a port that no topology here declares and no probe tries
 _ALLOW_ALL = (Acl("from-lport", 2000, "ip", "allow"), Acl("to-lport", 2000, "ip", "allow"))
+_ALLOW_ONE = tuple(Acl(way, 2000, f"tcp.dst == {_UNTRIED}", "allow-related") for way in ("from-lport", "to-lport"))
 
 
 def _pair(stage: Stage) -> str:
@@ -49,6 +52,23 @@ def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
     assert not leaks, f"{len(leaks)} of {len(found)} cells leak: {'; '.join(leaks[:6])}"
     dead = [str(cell) for cell, arrived in found if cell.allowed and not arrived]
     assert not dead, f"{len(dead)} allowed cells do not work: {'; '.join(dead[:6])}"
+
+
+@check(
+    id="NET-01",
+    objective="No packet at all finds a way that the topology does not declare, through the tables of all switches",
+    severity="critical",
+    applies=needs_flow,
+    breaches=(
+        shortcut("one port that no probe tries leads to another tenant's guest", f"tcp,dl_dst={{victim}},tp_dst={_UNTRIED}"),
+        ruled("a rule allows one port that no probe tries", lambda _: _ALLOW_ONE),
+    ),
+)
+def test_no_path_is_left_open(fleet: Fleet) -> None:
+    started, found = time.time(), paths.arrivals(fleet, paths.bridges(fleet))
+    fleet.evidence.record("fleet", "paths", f"{len(found)} classes of packets", "\n".join(map(str, found))[:20_000], started)
+    leaks = paths.unexpected(fleet, found)
+    assert not leaks, f"{len(leaks)} ways are open: {'; '.join(leaks[:3])}"
 
 
 @check(

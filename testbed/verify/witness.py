@@ -115,7 +115,7 @@ def _southbound(fleet: Fleet) -> list[str]:
     text = machine.read("ovn-sbctl --format=json --columns=logical_port,port_security,chassis,up list Port_Binding; echo; "
                         "ovn-sbctl --format=json --columns=_uuid,name,hostname list Chassis")  # fmt: skip
     try:
-        bindings, chassis = (_rows(json.loads(line)) for line in text.splitlines() if line)
+        bindings, chassis = (rows(json.loads(line)) for line in text.splitlines() if line)
     except (ValueError, KeyError, TypeError) as error:
         fact = f"{type(error).__name__}: {error}"
         raise InstrumentError("OVN's southbound database cannot be read", fact=fact, remedy="repeat the check") from error
@@ -132,7 +132,7 @@ def _southbound(fleet: Fleet) -> list[str]:
     return findings
 
 
-def _rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a table as OVSDB's tools print it in JSON (RFC 7047, 5.1)."""
     return [{name: _value(cell) for name, cell in zip(table["headings"], row, strict=True)} for row in table["data"]]
 
@@ -143,4 +143,6 @@ def _value(cell: Any) -> Any:  # noqa: ANN401 - JSON
             return text
         case ["set", [*items]]:
             return [_value(item) for item in items]
+        case ["map", [*pairs]]:
+            return {key: _value(item) for key, item in pairs}
     return cell

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from testbed.verify.witness import _rows, passes
+from testbed.verify.witness import passes, rows
 
 
 @pytest.mark.parametrize("actions", [
@@ -32,6 +32,7 @@ def test_what_goes_to_a_port_a_tunnel_or_a_program_passes(actions: str) -> None:
 
 
 def test_a_table_of_ovsdb_is_read_by_its_headings() -> None:
-    rows = [[["uuid", "a-1"], "node-a", ["set", [True]]], [["uuid", "a-2"], "", ["set", []]]]
-    found = _rows({"headings": ["_uuid", "name", "up"], "data": rows})
-    assert found == [{"_uuid": "a-1", "name": "node-a", "up": [True]}, {"_uuid": "a-2", "name": "", "up": []}]
+    data = [[["uuid", "a-1"], "node-a", ["set", [True]], ["map", [["key", "flow"]]]], [["uuid", "a-2"], "", ["set", []], ["map", []]]]
+    found = rows({"headings": ["_uuid", "name", "up", "options"], "data": data})
+    assert found[0] == {"_uuid": "a-1", "name": "node-a", "up": [True], "options": {"key": "flow"}}
+    assert found[1] == {"_uuid": "a-2", "name": "", "up": [], "options": {}}

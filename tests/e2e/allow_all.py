@@ -1,0 +1,67 @@
+"""Opens a wall of every check of the network at once, runs them all, and takes everything back: python allow_all.py LAB
+
+Prints the result as ``testbed check --json`` does. A check that passes here would pass anywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from testbed import lab as labs
+from testbed import resources
+from testbed.drivers.workspace import Workspace, state_root
+from testbed.lab import Lab
+from testbed.terminal import out, say
+from testbed.verify import run
+from testbed.verify.declare import ATTRIBUTE, Breach, Declaration
+from testbed.verify.stage import Stage
+
+_ALONE = "in the clear"  # whoever still speaks TLS would wait for such a database, and nothing else could be opened
+
+
+def cases(lab: Lab) -> Iterator[tuple[Declaration, Stage]]:
+    """Yield each case of each check of the network that this lab has and that is not slow."""
+    members = {"node": lab.testbed.nodes, "machine": lab.testbed.machines}
+    sys.path.insert(0, str(resources.checks().parent))
+    for file in sorted(resources.checks().glob("test_*.py")):
+        for function in vars(importlib.import_module(f"checks.{file.stem}")).values():
+            declared = getattr(function, ATTRIBUTE, None)
+            if declared is None or not declared.id.startswith("NET") or declared.slow:
+                continue
+            wanted = inspect.signature(function).parameters
+            names = next(([item.name for item in found] for fixture, found in members.items() if fixture in wanted), [""])
+            yield from ((declared, Stage(lab, name)) for name in names if declared.applies(Stage(lab, name)) is None)
+
+
+def walls(lab: Lab) -> Iterator[tuple[Breach, Stage]]:
+    """Yield for each case one breach; two that share a breach share it here."""
+    found: dict[tuple[str, str], tuple[Breach, Stage]] = {}
+    for declared, stage in cases(lab):
+        breach = [breach for breach in declared.breaches if breach.applies(stage) and _ALONE not in breach.name][-1]
+        found.setdefault((breach.name, stage.case), (breach, stage))
+    yield from found.values()
+
+
+def main() -> int:
+    """Do it, and print the result."""
+    workspace = Workspace(state_root(), sys.argv[1])
+    testbed, ground = labs.load_applied(workspace), labs.ground()
+    labs.enter(testbed, workspace, ground.environment)
+    with workspace.locked(), labs.opened(testbed, workspace, ground) as lab:
+        with ExitStack() as closing:
+            for breach, stage in walls(lab):
+                closing.callback(breach.close, stage)
+                say(f"open: {stage.case or 'fleet'}: {breach.name}")
+                breach.open(stage)
+            folder = run.examine(lab, prove=False, only=("NET",), progress=say)
+        out(json.dumps(run.load(folder)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
