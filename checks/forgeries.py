@@ -73,6 +73,9 @@ def of_scene(scene: Scene) -> Iterator[Forgery]:
     for control, make in makers.items():
         for number, (meaning, frame) in enumerate(make(scene)):
             yield Forgery(control, f"x{control[4:]}s{scene.number}n{number}", scene.sender, meaning, frame)
+    for number, (meaning, mac, frame) in enumerate(borrowed_macs(scene)):
+        fields = {"repeat": 2, "wears": mac}
+        yield Forgery("NET-02", f"x02s{scene.number}d{number}", scene.sender, meaning, frame, fields)
     for number, (meaning, frame) in enumerate(source_routes(scene)):
         yield Forgery("NET-04", f"x04s{scene.number}r{number}", scene.sender, meaning, frame, through=scene.peer.guest)
 
@@ -93,6 +96,13 @@ def false_macs(scene: Scene) -> Iterator[tuple[str, Frame]]:
     for meaning, mac in lies.items() if scene.port else ():
         yield f"a segment from {meaning}", framed(Ether(src=mac, dst=scene.peer.mac), scene.ip(), frames.syn(scene.port))
         yield f"an IPv6 segment from {meaning}", framed(Ether(src=mac, dst=scene.peer.mac), scene.six(), frames.syn(scene.port))
+
+
+def borrowed_macs(scene: Scene) -> Iterator[tuple[str, str, Frame]]:
+    """Yield the same from a MAC address that the guest's own driver has given to its device, and that address (NET-02)."""
+    for meaning, mac in (("the receiver's", scene.peer.mac), ("another tenant's", scene.stranger.mac)) if scene.port else ():
+        segment = framed(Ether(src=mac, dst=scene.peer.mac), scene.ip(), frames.syn(scene.port))
+        yield f"a segment from {meaning} MAC address, which its driver has taken on", mac, segment
 
 
 def false_resolutions(scene: Scene) -> Iterator[tuple[str, Frame]]:

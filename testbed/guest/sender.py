@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import secrets
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from testbed.guest.recorder import MAX_TEXT, interface_of, outlet
 
 MAX_PROBES = 5000
 _SOL_PACKET, _QDISC_BYPASS = 263, 20
+_GET_MAC, _SET_MAC = 0x8927, 0x8924  # SIOCGIFHWADDR, SIOCSIFHWADDR, netdevice(7)
 Request = dict[str, Any]
 
 
@@ -149,6 +152,26 @@ class Outlets:
         return True
 
 
+@contextlib.contextmanager
+def wearing(name: str, mac: str) -> Iterator[None]:
+    """Let an interface have another MAC address for a while, so that its driver tells the device; none if it is empty.
+
+    Raises:
+        OSError: the driver refuses.
+
+    """
+    if not mac:
+        yield
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        own = fcntl.ioctl(control, _GET_MAC, struct.pack("16s16x", name.encode()[:15]))
+        fcntl.ioctl(control, _SET_MAC, own[:18] + bytes.fromhex(mac.replace(":", "")) + own[24:])
+        try:
+            yield
+        finally:
+            fcntl.ioctl(control, _SET_MAC, own)
+
+
 def _as_stranger(frame: bytes) -> bytes:
     """Return a frame with another, random source MAC address."""
     return frame[:6] + b"\x0e" + secrets.token_bytes(5) + frame[12:]
@@ -159,8 +182,9 @@ def _attempt(probe: Request, outlets: Outlets) -> Request:
         if probe["kind"] in ("tcp-connect", "udp-ask"):
             return {"answer": ask(probe), "sent": True, "error": ""}
         frame = bytes.fromhex(probe["frame"])
-        for number in range(min(int(probe.get("copies", 1)), MAX_PROBES)):
-            outlets.send(probe["mac"], _as_stranger(frame) if number else frame)
+        with wearing(interface_of(probe["mac"]), str(probe.get("wears", ""))):
+            for number in range(min(int(probe.get("copies", 1)), MAX_PROBES)):
+                outlets.send(probe["mac"], _as_stranger(frame) if number else frame)
     except (OSError, ValueError, KeyError) as error:
         return {"error": (str(error) or repr(error))[:MAX_TEXT]}
     return {"sent": True, "error": ""}
