@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from testbed.errors import InstrumentError
@@ -101,14 +103,15 @@ class Walk:
         """Yield which actions a table may take, and for which part of a class; nothing is done for what no rule takes."""
         found: dict[str, tuple[Sequence[Mapping[str, Any]], list[Cube]]] = {}
         rest: Cube | None = state.cube
-        for rule in self.tables.get(number, ()):
-            if rest is None:
-                break
-            if rule.partial or not rest.meets(rule.match):
-                continue
-            found.setdefault(rule.text, (rule.actions, []))[1].append(rest.narrowed(rule.match))
-            if rule.exact:
-                rest = rest.outside(rule.match)
+        for _, equals in groupby(self.tables.get(number, ()), attrgetter("priority")):  # which of equals comes first is not defined
+            left: Cube | None = rest
+            for rule in equals:
+                if rest is None or rule.partial or not rest.meets(rule.match):
+                    continue
+                found.setdefault(rule.text, (rule.actions, []))[1].append(rest.narrowed(rule.match))
+                if rule.exact and left is not None:
+                    left = left.outside(rule.match)
+            rest = left
         if rest is not None:
             found.setdefault("", ((), []))[1].append(rest)
         for actions, cubes in found.values():

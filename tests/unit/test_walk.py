@@ -33,6 +33,12 @@ def test_a_rule_that_takes_a_part_leaves_the_rest() -> None:
     assert _exits(tables, cube(in_port=1)) == {"2": {"dl_type=0x800,nw_proto=17,tp_dst=53"}, "3": {"anything"}}
 
 
+def test_of_two_rules_of_one_priority_either_may_be_first() -> None:
+    equals = ("table=0, priority=8 actions=output:2", "table=0, priority=8,in_port=1 actions=output:3")
+    tables = _rules(*equals, "table=0, priority=7 actions=output:4")
+    assert set(_exits(tables, cube(in_port=1))) == {"2", "3"}
+
+
 def test_one_bit_tells_two_rules_apart_exactly() -> None:
     group = "01:00:00:00:00:00/01:00:00:00:00:00"
     tables = _rules(f"table=0, priority=9,dl_dst={group} actions=drop", "table=0, priority=8 actions=output:3")
@@ -45,7 +51,7 @@ def test_registers_are_views_of_one_another() -> None:
         "table=1, priority=1,reg0=0x50000000 actions=output:2",
         "table=1, priority=1,xreg0=0x5000000000000005 actions=output:3",
     )
-    assert set(_exits(tables, cube())) == {"2"}
+    assert set(_exits(tables, cube())) == {"2", "3"}
 
 
 def test_what_a_table_changes_stays_changed_behind_it() -> None:
