@@ -44,6 +44,7 @@ Connect = Annotated[
     str, typer.Option("--connect", metavar="URI", help="libvirt that runs the machines; built in if left out", envvar="TESTBED_CONNECT")
 ]
 Cold = Annotated[bool, typer.Option("--cold", help="boot machines, and use no saved memory", envvar="TESTBED_COLD")]
+_SHOWN = 200_000  # octets of a console
 Accel = Annotated[Accelerator | None, typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR")]
 
 
@@ -367,14 +368,27 @@ def execute(
 
 @app.command()
 def console(
-    name: Name, machine: Annotated[str, typer.Argument(help="a node, or controller")],
+    name: Name, machine: Annotated[str, typer.Argument(help="a node, controller, or a guest as tenant/guest")],
     lines: Annotated[int, typer.Option(help="lines to show", envvar="TESTBED_LINES")] = 100,
 ) -> None:  # fmt: skip
-    """Show what a machine wrote to its serial console."""
+    """Show what a machine or a guest wrote to its serial console."""
+    text = _guests_console(name, machine) if "/" in machine else _machines_console(name, machine)
+    out("\n".join(printable(text).splitlines()[-lines:]))
+
+
+def _machines_console(name: str, machine: str) -> bytes:
     file = _workspace(name).machine(machine) / "console.log"
     if not file.exists():
         raise UsageError(f"{machine} has no console", fact=f"{file} does not exist", remedy="run `testbed status`")
-    out("\n".join(printable(file.read_bytes()[-200_000:]).splitlines()[-lines:]))
+    return file.read_bytes()[-_SHOWN:]
+
+
+def _guests_console(name: str, label: str) -> bytes:
+    testbed, workspace, _ = _running(name)
+    guests = {item.label: item for item in testbed.guests}
+    lab.require_member("guest", label, list(guests))
+    with _opened(testbed, workspace, lab.ground()) as opened:
+        return opened.nodes[guests[label].node].console(guests[label], _SHOWN)
 
 
 @app.command()

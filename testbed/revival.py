@@ -9,6 +9,8 @@ from testbed.plan.diff import Verb
 from testbed.plan.resources import Kind
 from testbed.ports import Progress
 
+_LAST = 600  # octets of a console
+
 
 def revive(lab: Lab, progress: Progress) -> tuple[str, ...]:
     """Start guests again whose agents are silent, if nothing else is wrong with a lab: what differs otherwise is a finding.
@@ -23,6 +25,9 @@ def revive(lab: Lab, progress: Progress) -> tuple[str, ...]:
         others = [action for action in plan.actions if action.verb is not Verb.RESTART and action.key.kind is not Kind.LIMIT]
         if not silent or others:
             return ()
+        for guest in (item for item in lab.testbed.guests if item.label in silent):
+            last = lab.nodes[guest.node].console(guest, _LAST).decode(errors="replace").strip()
+            progress(f"{guest.label} is silent; the last it has written to its console: {last or 'nothing'}")
         for _ in range(2):  # their interfaces are new, and get their limits afterwards
             apply.converge(lab.desired, lab.places, progress)
     except TestbedError as error:

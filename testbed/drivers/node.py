@@ -102,6 +102,15 @@ class Node:
                 return "silent"
         return domain.state
 
+    def console(self, guest: Guest, octets: int) -> bytes:
+        """Return the last octets that a guest has written to its serial console since it was started; untrusted.
+
+        Raises:
+            InstrumentError: the node cannot be asked.
+
+        """
+        return self.host.sudo(f"tail -c {octets} {guest.console} 2>/dev/null || true").stdout
+
     def _pools(self, text: str) -> dict[Key, Properties]:
         access: dict[str, list[str]] = {}
         name = ""

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 IMAGES = "/var/lib/testbed/images"
 POOLS = "/var/lib/testbed/pools"
+LOGS = "/var/log/libvirt/qemu"
 FIRST_WORKER_UID = 64100
 _LARGEST = 640_000  # bits
 
@@ -208,6 +209,11 @@ class Guest:
     def disks(self) -> tuple[str, ...]:
         """Paths of everything the guest writes to, on the node: the root overlay, then the volumes."""
         return (self.root_disk, *(f"{self.pool}/{volume.file}" for volume in self.volumes))
+
+    @property
+    def console(self) -> str:
+        """Path of what the guest has written to its serial console, on the node."""
+        return f"{LOGS}/{self.domain}.console.log"
 
     @property
     def pool(self) -> str:

@@ -278,7 +278,8 @@ def guest_xml(lab: Testbed, guest: Guest, properties: Mapping[str, object]) -> s
     _sub(devices, "controller", type="virtio-serial", index="0")
     channel = _sub(devices, "channel", type="unix")
     _sub(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
-    _sub(devices, "serial", type="pty")
+    serial = _sub(devices, "serial", type="pty")
+    _sub(serial, "log", file=guest.console, append="off")  # virtlogd writes it, and keeps it short
     _common_devices(devices)
     _on_the_root_bus(devices)
     label = _sub(root, "seclabel", type="static", model="dac", relabel="yes")

@@ -246,6 +246,10 @@ def test_6_people_can_look_around(environment: dict[str, str]) -> None:
     assert "no drift" in _testbed(environment, "status", LAB)
     assert _testbed(environment, "ssh", LAB, "node-b", "hostname").strip() == "node-b"
     assert "ovn-controller" in _testbed(environment, "logs", LAB, "node-a", "--unit", "ovn-controller")
+    word = f"word-{os.getpid()}"
+    _testbed(environment, "exec", LAB, "red/web", "--", "/bin/sh", "-c", f"echo {word} > /dev/ttyS0")
+    assert word in _testbed(environment, "console", LAB, "red/web")
+    assert word not in _testbed(environment, "console", LAB, "blue/web")
     assert "graph" in _testbed(environment, "graph", LAB, "--format", "mermaid")
     for form, start in (("text", f"lab {LAB}"), ("markdown", f"# {LAB}"), ("junit", "<?xml")):
         assert _testbed(environment, "report", LAB, "--format", form).startswith(start)
