@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from testbed import apply, cli_image, lab, observe
+from testbed import apply, cli_image, cli_look, lab, observe
+from testbed.cli_lab import File, Name, entered, running_lab, topology_of, workspace_of
 from testbed.drivers import doctor as doctors
 from testbed.drivers import enclosure, memory, outside
 from testbed.drivers.workspace import Workspace, cache_root, labs, state_root
@@ -24,69 +24,25 @@ from testbed.model.resolve import resolve
 from testbed.model.testbed import Testbed
 from testbed.plan import render
 from testbed.plan.diff import diff
-from testbed.plan.resources import OUTER, Kind, desired, places
+from testbed.plan.resources import OUTER, desired, places
 from testbed.report import formats
 from testbed.report import graph as graphs
 from testbed.report.result import exit_code
 from testbed.revival import revive
 from testbed.spec.load import read
 from testbed.spec.schema import json_schema
-from testbed.terminal import ERR, Json, elapsed, escape, out, printable, say
+from testbed.terminal import ERR, Json, elapsed, escape, out, say
 from testbed.verify import run as runs
-from testbed.verify.agent import run_in_guest
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Emulated hypervisor fleets whose walls are proven.")
+app.add_typer(cli_look.app)
 app.add_typer(cli_image.app, name="image")
 
-File = Annotated[Path, typer.Argument(help="topology file, or the name of a lab", envvar="TESTBED_TOPOLOGY")]
-Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB")]
 Connect = Annotated[
     str, typer.Option("--connect", metavar="URI", help="libvirt that runs the machines; built in if left out", envvar="TESTBED_CONNECT")
 ]
 Cold = Annotated[bool, typer.Option("--cold", help="boot machines, and use no saved memory", envvar="TESTBED_COLD")]
-_SHOWN = 200_000  # octets of a console
 Accel = Annotated[Accelerator | None, typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR")]
-
-
-def _topology(name: str | Path) -> tuple[Testbed, Path]:
-    """Return the topology that a file, or the copy of a lab of that name, describes."""
-    file = Path(name)
-    copy = Workspace(state_root(), str(name)).topology if "/" not in str(name) else None
-    if not file.is_file() and copy is not None and copy.is_file():
-        file = copy
-    return resolve(read(file, machine_memory=memory.total()).spec), file
-
-
-def _workspace(name: str | Path) -> Workspace:
-    """Return the workspace of a lab, by its name or its topology file."""
-    if Path(name).is_file():
-        return Workspace(state_root(), read(Path(name)).spec.name)
-    return Workspace(state_root(), str(name))
-
-
-def _running(name: str) -> tuple[Testbed, Workspace, enclosure.Enclosure]:
-    """Return a lab that runs.
-
-    Raises:
-        UsageError: there is no such lab, or it is down.
-
-    """
-    workspace = _workspace(name)
-    testbed = lab.load_applied(workspace)
-    found = enclosure.find(testbed.name, workspace.root)
-    if found is None:
-        fact = "it has no running namespaces"
-        raise UsageError(f"the lab {testbed.name} is down", fact=fact, remedy=f"run `testbed up {name}`")
-    return testbed, workspace, found
-
-
-@contextmanager
-def _opened(testbed: Testbed, workspace: Workspace, ground: lab.Ground) -> Iterator[lab.Lab]:
-    """Lock a lab, enter its namespaces and build its drivers; afterwards this process stays inside."""
-    with workspace.locked():
-        taken = lab.enter(testbed, workspace, ground.environment)
-        with lab.opened(testbed, workspace, ground, taken) as opened:
-            yield opened
 
 
 @app.command()
@@ -129,14 +85,14 @@ def validate(
 @app.command()
 def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> None:
     """Show what `up` would do, and why; change nothing."""
-    testbed, _ = _topology(topology)
+    testbed, _ = topology_of(topology)
     ground = lab.ground(want=accelerator)
     workspace = Workspace(state_root(), testbed.name)
     found = enclosure.find(testbed.name, workspace.root)
     if found is None:
         result = diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER})
     else:
-        with _opened(testbed, workspace, ground) as opened:
+        with entered(testbed, workspace, ground) as opened:
             result = observe.plan(opened.desired, opened.places)
     out(json.dumps(render.data(result), indent=1) if as_json else render.text(result))
 
@@ -176,7 +132,7 @@ def _with_memories(ground: lab.Ground, testbed: Testbed, workspace: Workspace) -
 def _up(
     topology: Path, *, as_json: bool, want: Accelerator | None, connect: str, cold: bool, examine: bool = False, prove: bool = False
 ) -> None:
-    testbed, file = _topology(topology)
+    testbed, file = topology_of(topology)
     doctors.require(cache_root(), state_root())
     ground = lab.prepare(say, want=want)
     say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
@@ -222,41 +178,11 @@ def _at_once_on_interrupt() -> Iterator[None]:
 
 
 @app.command()
-def status(
-    name: Annotated[str, typer.Argument(help="name of a lab; all labs if left out", envvar="TESTBED_LAB")] = "",
-    as_json: Json = False,
-) -> None:
-    """List labs, or what exists of one."""
-    if not name:
-        running = {found.lab for found in enclosure.enclosures(state_root())}
-        rows = [{"lab": item, "running": item in running} for item in sorted({*labs(state_root()), *running})]
-        out(json.dumps(rows) if as_json else "\n".join(f"{r['lab']}  {'running' if r['running'] else 'down'}" for r in rows) or "no labs")
-        return
-    workspace = _workspace(name)
-    testbed = lab.load_applied(workspace)
-    if enclosure.find(testbed.name, workspace.root) is None:
-        out(json.dumps({"lab": testbed.name, "running": False}) if as_json else f"{testbed.name} is down")
-        return
-    with _opened(testbed, workspace, lab.ground()) as opened:
-        found, unseen = observe.observe(opened.desired, opened.places)
-        drift = diff(opened.desired, found, unseen)
-    rows = [{"place": k.place, "kind": k.kind, "name": k.name, "state": p["state"]} for k, p in sorted(found.items()) if "state" in p]
-    if as_json:
-        out(json.dumps({"lab": testbed.name, "running": True, "objects": rows, "drift": render.data(drift)["actions"]}, indent=1))
-        return
-    for row in rows:
-        out(f"{row['place']:12} {row['kind']:8} {row['name']:16} {row['state']}")
-    counts = {kind: sum(1 for key in found if key.kind is kind) for kind in Kind}
-    out(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
-    out(render.text(drift) if drift else "no drift")
-
-
-@app.command()
 def graph(
     topology: File, form: Annotated[str, typer.Option("--format", help="dot or mermaid", envvar="TESTBED_GRAPH")] = "dot"
 ) -> None:
     """Draw a topology as DOT or Mermaid text."""
-    testbed, _ = _topology(topology)
+    testbed, _ = topology_of(topology)
     drawers = {"dot": graphs.dot, "mermaid": graphs.mermaid}
     if form not in drawers:
         raise UsageError(f"cannot draw as {form}", fact="known formats: dot, mermaid", remedy="use --format dot or --format mermaid")
@@ -275,8 +201,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Attack the lab's walls and give a verdict."""
-    testbed, workspace, _ = _running(name)
-    with _opened(testbed, workspace, lab.ground()) as opened:
+    testbed, workspace, _ = running_lab(name)
+    with entered(testbed, workspace, lab.ground()) as opened:
         _check(opened, prove=prove, only=only or [], as_json=as_json, slow=slow)
 
 
@@ -308,7 +234,7 @@ def report(
     form: Annotated[str, typer.Option("--format", help="text, markdown, junit or json", envvar="TESTBED_REPORT")] = "text",
 ) -> None:
     """Show the latest run's report in another form."""
-    data = runs.load(_workspace(name).latest_run())
+    data = runs.load(workspace_of(name).latest_run())
     if form == "json":
         out(json.dumps(data, indent=1))
     elif form in _FORMATS:
@@ -332,80 +258,9 @@ def run(
 
 
 @app.command()
-def ssh(
-    name: Name,
-    machine: Annotated[str, typer.Argument(help="a node, or controller")],
-    command: Annotated[list[str] | None, typer.Argument(help="command; a shell if left out")] = None,
-) -> None:
-    """Log in to a machine as its administrator."""
-    testbed, workspace, found = _running(name)
-    enclosure.enter(found)
-    lab.require_member("machine", machine, [item.name for item in testbed.machines])
-    program = shutil.which("ssh")
-    if program is None:
-        raise UsageError("ssh is missing", fact="it is nowhere in PATH", remedy="install the Debian package openssh-client")
-    os.execv(program, ["ssh", "-F", str(workspace.ssh_config), machine, "--", *(command or [])])  # noqa: S606
-
-
-@app.command("exec")
-def execute(
-    name: Name,
-    guest: Annotated[str, typer.Argument(help="a guest, as tenant/guest")],
-    command: Annotated[list[str], typer.Argument(help="program with its arguments")],
-    timeout: Annotated[float, typer.Option(help="seconds", envvar="TESTBED_TIMEOUT")] = 60,
-) -> None:
-    """Run a program in a guest through its agent."""
-    testbed, workspace, _ = _running(name)
-    guests = {item.label: item for item in testbed.guests}
-    lab.require_member("guest", guest, list(guests))
-    with _opened(testbed, workspace, lab.ground()) as opened:
-        found = guests[guest]
-        done = run_in_guest(opened.nodes[found.node].hypervisor, found, command, b"", timeout)
-    sys.stdout.write(printable(done.stdout))
-    sys.stderr.write(printable(done.stderr))
-    raise typer.Exit(done.status)
-
-
-@app.command()
-def console(
-    name: Name, machine: Annotated[str, typer.Argument(help="a node, controller, or a guest as tenant/guest")],
-    lines: Annotated[int, typer.Option(help="lines to show", envvar="TESTBED_LINES")] = 100,
-) -> None:  # fmt: skip
-    """Show what a machine or a guest wrote to its serial console."""
-    text = _guests_console(name, machine) if "/" in machine else _machines_console(name, machine)
-    out("\n".join(printable(text).splitlines()[-lines:]))
-
-
-def _machines_console(name: str, machine: str) -> bytes:
-    file = _workspace(name).machine(machine) / "console.log"
-    if not file.exists():
-        raise UsageError(f"{machine} has no console", fact=f"{file} does not exist", remedy="run `testbed status`")
-    return file.read_bytes()[-_SHOWN:]
-
-
-def _guests_console(name: str, label: str) -> bytes:
-    testbed, workspace, _ = _running(name)
-    guests = {item.label: item for item in testbed.guests}
-    lab.require_member("guest", label, list(guests))
-    with _opened(testbed, workspace, lab.ground()) as opened:
-        return opened.nodes[guests[label].node].console(guests[label], _SHOWN)
-
-
-@app.command()
-def logs(
-    name: Name, machine: Annotated[str, typer.Argument(help="a node, or controller")],
-    unit: Annotated[str, typer.Option(help="only this systemd unit", envvar="TESTBED_UNIT")] = "",
-    lines: Annotated[int, typer.Option(help="lines to show", envvar="TESTBED_LINES")] = 100,
-) -> None:  # fmt: skip
-    """Show a machine's journal."""
-    words = ["sudo", "journalctl", "--no-pager", f"--lines={lines}", *([f"--unit={unit}"] if unit else [])]
-    ssh(name, machine, words)
-
-
-@app.command()
 def down(name: Name) -> None:
     """Take a lab down; leaves nothing but the reports of its runs."""
-    workspace = _workspace(name)
+    workspace = workspace_of(name)
     if not workspace.folder.exists() and enclosure.find(workspace.lab, workspace.root) is None:
         raise UsageError(f"there is no lab {workspace.lab}", fact=f"{workspace.folder} does not exist", remedy="run `testbed status`")
     with workspace.locked():

@@ -32,6 +32,8 @@ ALLOWED = {
     "lab": PURE | {"ports", "drivers", "resources"},
     "terminal": PURE | {"report"},
     "cli_image": PURE | {"drivers", "resources", "terminal"},
+    "cli_lab": PURE | {"drivers", "lab"},
+    "cli_look": PURE | {"drivers", "lab", "observe", "terminal", "verify", "cli_lab"},
     "verify": PURE | {"ports", "drivers", "resources", "lab", "report", "observe", "guest"},
 }
 ONE_FILE = {
@@ -39,6 +41,7 @@ ONE_FILE = {
     "pyroute2": {"fabric.py"},
     "libvirt": {"hypervisor.py"},
     "libvirt_qemu": {"hypervisor.py"},
+    "ovs": {"openflow.py", "ovn.py"},
     "ovsdbapp": {"ovn.py"},
     "paramiko": {"ssh.py"},
     "ansible_runner": {"assemble.py"},

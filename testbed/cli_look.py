@@ -1,0 +1,126 @@
+"""The verbs that look into a lab and change nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from typing import Annotated
+
+import typer
+
+from testbed import lab, observe
+from testbed.cli_lab import Name, entered, running_lab, workspace_of
+from testbed.drivers import enclosure
+from testbed.drivers.workspace import labs, state_root
+from testbed.errors import UsageError
+from testbed.plan import render
+from testbed.plan.diff import diff
+from testbed.plan.resources import Kind
+from testbed.terminal import Json, out, printable
+from testbed.verify.agent import run_in_guest
+
+app = typer.Typer()
+_SHOWN = 200_000  # octets of a console
+
+
+@app.command()
+def status(
+    name: Annotated[str, typer.Argument(help="name of a lab; all labs if left out", envvar="TESTBED_LAB")] = "",
+    as_json: Json = False,
+) -> None:
+    """List labs, or what exists of one."""
+    if not name:
+        running = {found.lab for found in enclosure.enclosures(state_root())}
+        rows = [{"lab": item, "running": item in running} for item in sorted({*labs(state_root()), *running})]
+        out(json.dumps(rows) if as_json else "\n".join(f"{r['lab']}  {'running' if r['running'] else 'down'}" for r in rows) or "no labs")
+        return
+    workspace = workspace_of(name)
+    testbed = lab.load_applied(workspace)
+    if enclosure.find(testbed.name, workspace.root) is None:
+        out(json.dumps({"lab": testbed.name, "running": False}) if as_json else f"{testbed.name} is down")
+        return
+    with entered(testbed, workspace, lab.ground()) as opened:
+        found, unseen = observe.observe(opened.desired, opened.places)
+        drift = diff(opened.desired, found, unseen)
+    rows = [{"place": k.place, "kind": k.kind, "name": k.name, "state": p["state"]} for k, p in sorted(found.items()) if "state" in p]
+    if as_json:
+        out(json.dumps({"lab": testbed.name, "running": True, "objects": rows, "drift": render.data(drift)["actions"]}, indent=1))
+        return
+    for row in rows:
+        out(f"{row['place']:12} {row['kind']:8} {row['name']:16} {row['state']}")
+    counts = {kind: sum(1 for key in found if key.kind is kind) for kind in Kind}
+    out(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
+    out(render.text(drift) if drift else "no drift")
+
+
+@app.command()
+def ssh(
+    name: Name,
+    machine: Annotated[str, typer.Argument(help="a node, or controller")],
+    command: Annotated[list[str] | None, typer.Argument(help="command; a shell if left out")] = None,
+) -> None:
+    """Log in to a machine as its administrator."""
+    testbed, workspace, found = running_lab(name)
+    enclosure.enter(found)
+    lab.require_member("machine", machine, [item.name for item in testbed.machines])
+    program = shutil.which("ssh")
+    if program is None:
+        raise UsageError("ssh is missing", fact="it is nowhere in PATH", remedy="install the Debian package openssh-client")
+    os.execv(program, ["ssh", "-F", str(workspace.ssh_config), machine, "--", *(command or [])])  # noqa: S606
+
+
+@app.command("exec")
+def execute(
+    name: Name,
+    guest: Annotated[str, typer.Argument(help="a guest, as tenant/guest")],
+    command: Annotated[list[str], typer.Argument(help="program with its arguments")],
+    timeout: Annotated[float, typer.Option(help="seconds", envvar="TESTBED_TIMEOUT")] = 60,
+) -> None:
+    """Run a program in a guest through its agent."""
+    testbed, workspace, _ = running_lab(name)
+    guests = {item.label: item for item in testbed.guests}
+    lab.require_member("guest", guest, list(guests))
+    with entered(testbed, workspace, lab.ground()) as opened:
+        found = guests[guest]
+        done = run_in_guest(opened.nodes[found.node].hypervisor, found, command, b"", timeout)
+    sys.stdout.write(printable(done.stdout))
+    sys.stderr.write(printable(done.stderr))
+    raise typer.Exit(done.status)
+
+
+@app.command()
+def console(
+    name: Name, machine: Annotated[str, typer.Argument(help="a node, controller, or a guest as tenant/guest")],
+    lines: Annotated[int, typer.Option(help="lines to show", envvar="TESTBED_LINES")] = 100,
+) -> None:  # fmt: skip
+    """Show what a machine or a guest wrote to its serial console."""
+    text = _guests_console(name, machine) if "/" in machine else _machines_console(name, machine)
+    out("\n".join(printable(text).splitlines()[-lines:]))
+
+
+def _machines_console(name: str, machine: str) -> bytes:
+    file = workspace_of(name).machine(machine) / "console.log"
+    if not file.exists():
+        raise UsageError(f"{machine} has no console", fact=f"{file} does not exist", remedy="run `testbed status`")
+    return file.read_bytes()[-_SHOWN:]
+
+
+def _guests_console(name: str, label: str) -> bytes:
+    testbed, workspace, _ = running_lab(name)
+    guests = {item.label: item for item in testbed.guests}
+    lab.require_member("guest", label, list(guests))
+    with entered(testbed, workspace, lab.ground()) as opened:
+        return opened.nodes[guests[label].node].console(guests[label], _SHOWN)
+
+
+@app.command()
+def logs(
+    name: Name, machine: Annotated[str, typer.Argument(help="a node, or controller")],
+    unit: Annotated[str, typer.Option(help="only this systemd unit", envvar="TESTBED_UNIT")] = "",
+    lines: Annotated[int, typer.Option(help="lines to show", envvar="TESTBED_LINES")] = 100,
+) -> None:  # fmt: skip
+    """Show a machine's journal."""
+    words = ["sudo", "journalctl", "--no-pager", f"--lines={lines}", *([f"--unit={unit}"] if unit else [])]
+    ssh(name, machine, words)
