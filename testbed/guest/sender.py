@@ -40,12 +40,13 @@ def ask(probe: Request) -> str:
 
 
 def send(request: Request) -> Request:
-    """Send every probe, within ``budget`` seconds; return what became of each."""
+    """Send every probe, within ``budget`` seconds, each after a ``delay``; return what became of each."""
     deadline = time.monotonic() + min(float(request.get("budget", 120)), 1800)
     results = []
     with contextlib.ExitStack() as opened:
         outlets = Outlets(opened)
         for probe in request["probes"][:MAX_PROBES]:
+            time.sleep(min(float(probe.get("delay", 0)), 2))
             result = {"id": probe["id"], "sent": False, "error": "no time left", "answer": ""}
             for attempt in range(min(int(probe.get("repeat", 1)), 20)):
                 if time.monotonic() > deadline or (attempt and result["answer"]):

@@ -12,7 +12,7 @@ from ipaddress import IPv6Address, IPv6Network
 
 from testbed.plan.neighbours import GUARDS
 from testbed.plan.settings import Setting, settings
-from testbed.verify.fleet import Fleet
+from testbed.verify.fleet import Fleet, Machine
 
 _HARMLESS = frozenset({1, 2, 3, 4, 128, 129})  # ICMPv6 errors and echo, RFC 4443
 _EXTENSIONS, _FRAGMENT, _ICMP6 = frozenset({0, 43, 60}), 44, 58
@@ -79,19 +79,20 @@ def _upper_layer(packet: bytes) -> tuple[int | None, int, str | None]:
 
 
 def guards(fleet: Fleet) -> dict[str, Guard]:
-    """Return the guard of each node that has one.
+    """Return the guard of each node that has one, as it is in this phase.
 
     Raises:
         InstrumentError: a node cannot be looked at.
 
     """
-    found = {}
-    for node in fleet.testbed.nodes:
-        wanted = {item.name: item for item in settings(fleet.testbed, node) if item.name in GUARDS}
-        if wanted:
-            live = {name: fleet.machines[node.name].run(item.observe).text.strip() for name, item in wanted.items()}
-            found[node.name] = _guard(node.name, wanted, live)
-    return found
+    return fleet.once("guards", lambda: {name: found for name, found in fleet.everywhere(lambda node: _look(fleet, node)).items() if found})
+
+
+def _look(fleet: Fleet, node: Machine) -> Guard | None:
+    member = next(item for item in fleet.testbed.nodes if item.name == node.name)
+    wanted = {item.name: item for item in settings(fleet.testbed, member) if item.name in GUARDS}
+    live = {name: node.run(item.observe).text.strip() for name, item in wanted.items()}
+    return _guard(node.name, wanted, live) if wanted else None
 
 
 def _guard(node: str, wanted: Mapping[str, Setting], live: Mapping[str, str]) -> Guard:

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scapy.layers.inet6 import IPv6
@@ -212,8 +212,9 @@ def _truths(fleet: Fleet, label: str) -> list[Probe]:
         if own.address6 and other.address6:
             head = IPv6(src=str(own.address6), dst=str(other.address6), hlim=255)
             frames["nd"] = framed(link, head, neighbor_advertisement(str(own.address6), own.mac, solicited_=1), tail=nd_option)
-        told += [Probe(f"{TRUTH}{number}{kind}", own, {"repeat": 2, "spacing": _LOCKTIME}, frame) for kind, frame in frames.items()]
-    return told
+        told += [Probe(f"{TRUTH}{number}{kind}", own, {}, frame) for kind, frame in frames.items()]
+    again = [replace(probe, mark=f"{probe.mark}again", fields={} if number else {"delay": _LOCKTIME}) for number, probe in enumerate(told)]
+    return [*told, *again]
 
 
 def _require_listeners(answers: Mapping[str, Mapping[str, Any]], ports: Mapping[str, Sequence[int]]) -> None:

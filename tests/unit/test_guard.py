@@ -73,6 +73,11 @@ def _lab(*ranges: str) -> Any:
     return resolve(Spec.model_validate({"version": 1, "name": "lab", "nodes": {"node": {}}, "tenants": {"red": tenant}}))
 
 
+def _fleet(lab: Any, run: Any) -> Any:
+    machine = SimpleNamespace(name="node", run=run)
+    return SimpleNamespace(testbed=lab, once=lambda _, look: look(), everywhere=lambda do: {"node": do(machine)})
+
+
 BROKEN = [("", True, 0), ("neighbour-guard", False, 1), ("neighbours", True, 1), ("neighbour-links", True, 1)]
 
 
@@ -80,10 +85,9 @@ BROKEN = [("", True, 0), ("neighbour-guard", False, 1), ("neighbours", True, 1),
 def test_a_guard_that_is_not_as_declared_is_a_finding(break_it: str, whole: bool, findings: int) -> None:
     lab = _lab("10.0.0.0/24", "fd00::/64")
     values = {item.observe: "something else" if item.name == break_it else item.value for item in settings(lab, lab.nodes[0])}
-    machine = SimpleNamespace(run=lambda command: SimpleNamespace(text=f"{values[command]}\n"))
-    found = guards(SimpleNamespace(testbed=lab, machines={"node": machine}))["node"]  # type: ignore[arg-type]
+    found = guards(_fleet(lab, lambda command: SimpleNamespace(text=f"{values[command]}\n")))["node"]
     assert (found.whole, len(found.findings)) == (whole, findings)
 
 
 def test_a_node_without_ipv6_has_no_guard() -> None:
-    assert guards(SimpleNamespace(testbed=_lab("10.0.0.0/24"), machines={})) == {}  # type: ignore[arg-type]
+    assert guards(_fleet(_lab("10.0.0.0/24"), None)) == {}
