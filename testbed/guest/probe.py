@@ -126,7 +126,9 @@ class Server:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 text = wire.pack({"error": repr(error)[:MAX_TEXT]})
             signal.alarm(_UNREAD)
-            with (self.folder / f"answer.{name}").open("wb") as pipe:
+            path = self.folder / f"answer.{name}"
+            with path.open("wb") as pipe:
+                path.unlink()
                 pipe.write(text)
             status = 0
         finally:
@@ -168,7 +170,7 @@ def _serve(folder: Path, patience: float, pipe: int) -> None:
         os.dup2(null, descriptor)
     lock = (folder / "pid").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
-    lock.write(str(os.getpid()))
+    lock.write(f"{os.getpid()}\n")
     lock.flush()
     server = Server(folder, patience, lock)
     os.write(pipe, str(os.getpid()).encode())

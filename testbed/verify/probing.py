@@ -38,12 +38,12 @@ for name, text in [("testbed", ""), ("testbed.guest", ""), *json.loads(%r)]:
     module = sys.modules[name] = types.ModuleType(name)
     exec(compile(text, name, "exec"), module.__dict__)
 from testbed.guest.probe import main"""
-_EXCHANGE = """cd "$1" 2>/dev/null && ! flock -n pid true || { echo "the probe does not run" >&2; exit 75; }
+_EXCHANGE = """{ cd "$1" && read -r pid < pid && kill -0 "$pid"; } 2>/dev/null || { echo "the probe does not run" >&2; exit 75; }
 mkfifo -m 600 "answer.$2" || exit 76
-timeout 60 sh -c "cat > in" && timeout "$3" cat "answer.$2"
-status=$?
-rm -f "answer.$2"
-exit $status"""
+exec 3<> in
+cat >&3
+exec cat "answer.$2\""""
+_TIDY = 15  # seconds after which an exchange that nobody answers ends by itself
 _SOUND = {"alive": True, "overflowed": False, "dropped": 0}
 
 Record = Mapping[str, Any]
@@ -105,8 +105,8 @@ class Instrument:
     def _exchange(self, request: Mapping[str, object], timeout: float) -> dict[str, Any]:
         name = secrets.token_hex(8)
         line = wire.pack({**request, "answer": name}) + b"\n"
-        argv = ["/bin/sh", "-c", _EXCHANGE, "probe", FOLDER, name, f"{timeout:.0f}"]
-        return self._read(self._run(argv, line, timeout + 30).strip(), wire.unpack)
+        argv = ["/usr/bin/timeout", f"{timeout + _TIDY:.0f}", "/bin/sh", "-c", _EXCHANGE, "probe", FOLDER, name]
+        return self._read(self._run(argv, line, timeout + 2 * _TIDY).strip(), wire.unpack)
 
     def _start(self) -> None:
         start = {"phase": "start", "folder": FOLDER, "patience": LIFE}
