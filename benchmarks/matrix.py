@@ -87,7 +87,7 @@ def main() -> int:
         for size in sizes:
             file.write_text(topology(size))
             try:
-                subprocess.run([program, "up", str(file)], check=True, env=variables, capture_output=True)
+                subprocess.run([program, "up", "--cold", str(file)], check=True, env=variables, capture_output=True)
                 argv = [sys.executable, __file__, "--measure", f"{folder}/s"]
                 done = subprocess.run(argv, check=True, capture_output=True, text=True, env=variables)
                 results.append(json.loads(done.stdout.splitlines()[-1]))
