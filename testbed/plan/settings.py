@@ -66,7 +66,9 @@ def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
         "echo \"$live\" | grep -cE '(accept|reject|drop|counter)'; nft list tables | grep -v '^table netdev neighbours$'"
     )
     wanted = "as in the file\n13\ntable inet testbed"
-    chain = Setting("firewall", "NET-09", rules, wanted, "nft -f /etc/nftables.conf")
+    others = "nft list tables | grep -v -e '^table netdev neighbours$' -e '^table inet testbed$'"
+    repair = f"{others} | while read -r _ family name; do nft delete table $family $name; done; nft -f /etc/nftables.conf"
+    chain = Setting("firewall", "NET-09", rules, wanted, repair)
     return (chain, *elements)
 
 

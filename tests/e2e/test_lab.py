@@ -119,11 +119,12 @@ def test_3_every_check_is_proven(environment: dict[str, str]) -> None:
 
 
 def test_4_drift_is_shown_and_repaired(environment: dict[str, str]) -> None:
-    _testbed(environment, "ssh", LAB, "node-a", "sudo sh -c 'echo 1 > /sys/kernel/mm/ksm/run'")
+    _testbed(environment, "ssh", LAB, "node-a", "sudo sh -c 'echo 1 > /sys/kernel/mm/ksm/run; nft add table netdev leftover'")
     actions = json.loads(_testbed(environment, "plan", TOPOLOGY, "--json"))["actions"]
-    assert [(action["place"], action["name"]) for action in actions] == [("node-a", "memory-deduplication")]
+    assert {(action["place"], action["name"]) for action in actions} == {("node-a", "memory-deduplication"), ("node-a", "firewall")}
     _testbed(environment, "check", LAB, "--only", "CMP-02", expect=1)
     _testbed(environment, "up", TOPOLOGY)
+    assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
     _testbed(environment, "check", LAB, "--only", "CMP-02")
 
 
