@@ -183,7 +183,8 @@ def _attempt(probe: Request, outlets: Outlets) -> Request:
         if probe["kind"] in ("tcp-connect", "udp-ask"):
             return {"answer": ask(probe), "sent": True, "error": ""}
         frame = bytes.fromhex(probe["frame"])
-        with wearing(interface_of(probe["mac"]), str(probe.get("wears", ""))):
+        mac = str(probe.get("wears", ""))
+        with wearing(interface_of(probe["mac"]) if mac else "", mac):
             for number in range(min(int(probe.get("copies", 1)), MAX_PROBES)):
                 outlets.send(probe["mac"], _as_stranger(frame) if number else frame)
     except (OSError, ValueError, KeyError) as error:
