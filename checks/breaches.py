@@ -120,11 +120,11 @@ def mirrored(name: str, source: Callable[[Stage], Guest], device: Callable[[Stag
     """
     return command(
         name,
-        opens=lambda s: "nft 'add table netdev breach; add chain netdev breach copies "
+        opens=lambda s: f"nft 'add table netdev to_{device(s)}; add chain netdev to_{device(s)} copies "
         f'{{ type filter hook ingress device "{source(s).nics[0].tap}" priority -300; }}; '
-        f"add rule netdev breach copies {match} dup to \"{device(s)}\"'",
-        closes=lambda _: "nft delete table netdev breach",
-        shows=lambda _: "nft list table netdev breach | grep -q dup",
+        f"add rule netdev to_{device(s)} copies {match} dup to \"{device(s)}\"'",
+        closes=lambda s: f"nft delete table netdev to_{device(s)}",
+        shows=lambda s: f"nft list table netdev to_{device(s)} | grep -q dup",
         where=lambda s: s.lab.host(source(s).node),
     )
 
