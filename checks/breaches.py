@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import permutations
@@ -118,13 +119,14 @@ def mirrored(name: str, source: Callable[[Stage], Guest], device: Callable[[Stag
         match: which frames, as nft(8) is told; all if empty.
 
     """
+    table = re.sub(r"\W", "_", name)
     return command(
         name,
-        opens=lambda s: f"nft 'add table netdev to_{device(s)}; add chain netdev to_{device(s)} copies "
+        opens=lambda s: f"nft 'add table netdev {table}; add chain netdev {table} copies "
         f'{{ type filter hook ingress device "{source(s).nics[0].tap}" priority -300; }}; '
-        f"add rule netdev to_{device(s)} copies {match} dup to \"{device(s)}\"'",
-        closes=lambda s: f"nft delete table netdev to_{device(s)}",
-        shows=lambda s: f"nft list table netdev to_{device(s)} | grep -q dup",
+        f"add rule netdev {table} copies {match} dup to \"{device(s)}\"'",
+        closes=lambda _: f"nft delete table netdev {table}",
+        shows=lambda _: f"nft list table netdev {table} | grep -q dup",
         where=lambda s: s.lab.host(source(s).node),
     )
 
