@@ -170,7 +170,7 @@ def _serve(folder: Path, patience: float, pipe: int) -> None:
         os.dup2(null, descriptor)
     lock = (folder / "pid").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
-    lock.write(f"{os.getpid()}\n")
+    lock.write(str(os.getpid()))
     lock.flush()
     server = Server(folder, patience, lock)
     os.write(pipe, str(os.getpid()).encode())

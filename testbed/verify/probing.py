@@ -38,11 +38,12 @@ for name, text in [("testbed", ""), ("testbed.guest", ""), *json.loads(%r)]:
     module = sys.modules[name] = types.ModuleType(name)
     exec(compile(text, name, "exec"), module.__dict__)
 from testbed.guest.probe import main"""
-_EXCHANGE = """{ cd "$1" && read -r pid < pid && kill -0 "$pid"; } 2>/dev/null || { echo "the probe does not run" >&2; exit 75; }
+_EXCHANGE = """cd "$1" 2>/dev/null && ! flock -n pid true || { echo "the probe does not run" >&2; exit 75; }
 mkfifo -m 600 "answer.$2" || exit 76
 exec 3<> in
 cat >&3
-exec cat "answer.$2\""""
+exec cat "answer.$2"
+"""
 _TIDY = 15  # seconds after which an exchange that nobody answers ends by itself
 _SOUND = {"alive": True, "overflowed": False, "dropped": 0}
 
