@@ -185,6 +185,10 @@ def ruled(name: str, rules: Callable[[Stage], tuple[Acl, ...]]) -> Breach:
     return Breach(name, add, delete, in_force)
 
 
+_ALL = tuple(Acl(way, 2000, "ip", "allow") for way in ("from-lport", "to-lport"))
+ALLOW_ALL = ruled("a rule allows all IP inside a tenant's network", lambda _: _ALL)
+
+
 def loosened(name: str, security: Callable[[Stage], list[str]]) -> Breach:
     """Return a breach by other addresses that the sender of the first declared flow may use."""
     return Breach(

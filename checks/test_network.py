@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from checks.breaches import command, mirrored, needs_flow, needs_guest, readdressed, receiver, ruled, shortcut, unjoined, where
+from checks.breaches import ALLOW_ALL, command, mirrored, needs_flow, needs_guest, readdressed, receiver, ruled, shortcut, unjoined, where
 from checks.survey import judge, overheard, survey
 from testbed.plan.acls import Acl
 from testbed.verify import paths
@@ -14,7 +14,6 @@ from testbed.verify.observation import reach
 from testbed.verify.stage import Stage
 
 _UNTRIED = 61616  # a port that no topology here declares and no probe tries
-_ALLOW_ALL = (Acl("from-lport", 2000, "ip", "allow"), Acl("to-lport", 2000, "ip", "allow"))
 _ALLOW_ONE = tuple(Acl(way, 2000, f"tcp.dst == {_UNTRIED}", "allow-related") for way in ("from-lport", "to-lport"))
 
 
@@ -30,7 +29,7 @@ def _pair(stage: Stage) -> str:
     applies=needs_flow,
     breaches=(
         shortcut("an OpenFlow rule leads from one tenant's port to another's", "dl_dst={victim}"),
-        ruled("a rule allows all IP inside a tenant's network", lambda _: _ALLOW_ALL),
+        ALLOW_ALL,
         *where(
             lambda stage: unjoined(stage) is not None,
             command(

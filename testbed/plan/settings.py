@@ -231,8 +231,7 @@ _ROOT_PARTITION = (
         f"{_ACTED_ON} tc qdisc del dev $device clsact; tc qdisc del dev $device ingress; "
         "rate=$(ovs-vsctl get interface $device ingress_policing_kpkts_rate) || continue; "
         "for value in 0 $rate; do ovs-vsctl set interface $device ingress_policing_kpkts_rate=$value; done; done; "
-        "ovs-vsctl clear bridge br-int mirrors; "
-        "for table in $(nft list tables netdev | awk '$3 != \"neighbours\" {print $3}'); do nft delete table netdev $table; done",
+        "ovs-vsctl clear bridge br-int mirrors",  # tables of nft go with the firewall, which knows of every one
     ),
     Setting(
         "libvirt-sockets",

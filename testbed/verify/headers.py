@@ -32,9 +32,14 @@ class Field:
     width: int
 
     @property
+    def whole(self) -> int:
+        """A mask of all its bits."""
+        return (1 << self.width) - 1
+
+    @property
     def ones(self) -> int:
-        """A mask of the whole field, at its place."""
-        return ((1 << self.width) - 1) << self.offset
+        """The same mask, at the field's place."""
+        return self.whole << self.offset
 
     def part(self, start: int, end: int) -> Field:
         """Return some bits of a field, both ends included."""
@@ -103,7 +108,7 @@ class Cube:
         """Return the value of a field by its name, or None if any of its bits may be anything."""
         field = FIELDS[name]
         value, known = self.get(field)
-        return value if known == (1 << field.width) - 1 else None
+        return value if known == field.whole else None
 
     def put(self, field: Field, value: int, mask: int, known: int | None = None) -> Cube:
         """Return the class after the bits of a mask were written to a field.
@@ -115,10 +120,21 @@ class Cube:
         mask, known = mask << field.offset & field.ones, (mask if known is None else known & mask) << field.offset & field.ones
         return Cube(self.value & ~mask | value << field.offset & known, self.known & ~mask | known)
 
-    def copied(self, source: Field, target: Field) -> Cube:
-        """Return the class after one field was copied over another; what is not known stays so."""
-        value, known = self.get(source)
-        return self.put(target, value, (1 << target.width) - 1, known)
+    def fill(self, field: Field, value: int, known: int | None = None) -> Cube:
+        """Return the class after a whole field was written.
+
+        Args:
+            known: which of its bits are known; all of them if None.
+
+        """
+        return self.put(field, value, field.whole, known)
+
+    def forget(self, *fields: Field) -> Cube:
+        """Return the class after some fields have become anything."""
+        found = self
+        for item in fields:
+            found = found.fill(item, 0, 0)
+        return found
 
     def __str__(self) -> str:
         """The fields of the packet that are known, for people."""
@@ -129,12 +145,12 @@ def cube(**fields: int) -> Cube:
     """Return the class in which whole fields have certain values."""
     found = Cube()
     for name, value in fields.items():
-        found = found.put(FIELDS[name], value, (1 << FIELDS[name].width) - 1)
+        found = found.fill(FIELDS[name], value)
     return found
 
 
 def _told(name: str, value: int, known: int) -> str:
-    whole = known == (1 << WIDTHS[name]) - 1
+    whole = known == FIELDS[name].whole
     if WIDTHS[name] == 48:
         text = ":".join(f"{value >> shift & 255:02x}" for shift in range(40, -8, -8))
     elif WIDTHS[name] in (32, 128) and whole:

@@ -15,7 +15,7 @@ from testbed.model.policy import Endpoint, endpoints
 from testbed.model.testbed import Plane
 from testbed.verify import openflow, walk
 from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.headers import FIELDS, WIDTHS, Cube, cube
+from testbed.verify.headers import FIELDS, Cube, cube
 from testbed.verify.openflow import Tables
 from testbed.verify.witness import rows
 
@@ -122,18 +122,15 @@ def arrivals(fleet: Fleet, found: Mapping[str, Bridge]) -> list[Arrival]:
         InstrumentError: a switch does what the walk does not know.
 
     """
-    return [arrival for source, tap, node in _interfaces(fleet) for arrival in _from(fleet, found, source, tap, node)]
-
-
-def _interfaces(fleet: Fleet) -> Iterator[tuple[Endpoint, str, str]]:
     own = {item.mac: item for item in endpoints(fleet.testbed)}
-    yield from ((own[nic.mac], nic.tap, guest.node) for guest in fleet.testbed.guests for nic in guest.nics)
+    interfaces = [(own[nic.mac], nic.tap, guest.node) for guest in fleet.testbed.guests for nic in guest.nics]
+    owners = {tap: item for item, tap, _ in interfaces}
+    return [arrival for source, tap, node in interfaces for arrival in _from(found, owners, source, tap, node)]
 
 
-def _from(fleet: Fleet, found: Mapping[str, Bridge], source: Endpoint, tap: str, node: str) -> Iterator[Arrival]:
-    owners = {tap: item for item, tap, _ in _interfaces(fleet)}
+def _from(found: Mapping[str, Bridge], owners: Mapping[str, Endpoint], source: Endpoint, tap: str, node: str) -> Iterator[Arrival]:
+    start = [cube(in_port=found[node].number(tap), tun_id=0, tun_metadata0=0)]
     for tracked, inside in ((walk.NEW, True), (walk.ANY, False)):
-        start = [cube(in_port=found[node].number(tap), tun_id=0, tun_metadata0=0)]
         for name, packets, path in _travel(found, node, start, tracked):
             target = owners.get(name, name)
             if target != source and (isinstance(target, Endpoint) and target.network == source.network) == inside:
@@ -150,7 +147,7 @@ def _travel(
     for out in walk.Walk(bridge.tables, tracked).start(starts):
         peer = peers.get(int(out.port)) if out.port.isdecimal() else None
         if peer is not None and not way and node in found[peer].tunnels:
-            over.setdefault(peer, []).append(out.cube.put(FIELDS["in_port"], found[peer].tunnels[node], (1 << WIDTHS["in_port"]) - 1))
+            over.setdefault(peer, []).append(out.cube.fill(FIELDS["in_port"], found[peer].tunnels[node]))
         elif out.port != walk.CONTROLLER:
             yield bridge.ports.get(out.port, f"{node}/{out.port}"), out.cube, f"{way}{node}: {' '.join(map(str, out.path))}"
     for peer, cubes in over.items():

@@ -11,6 +11,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 from testbed.errors import TestbedError
+from testbed.model.testbed import Testbed
 from testbed.report.result import CheckResult, ProofVerdict, Verdict
 from testbed.verify.declare import ATTRIBUTE, Breach, Declaration
 from testbed.verify.fleet import Fleet, Machine
@@ -36,6 +37,11 @@ class _Case:
     stage: Stage
     place: int
     trials: list[Trial] = field(default_factory=list)
+
+
+def members(testbed: Testbed) -> dict[str, list[str]]:
+    """Return by fixture the machines that the cases of a check are about, by name."""
+    return {"node": [item.name for item in testbed.nodes], "machine": [item.name for item in testbed.machines]}
 
 
 class Checks:
@@ -73,10 +79,8 @@ class Checks:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Derive the cases from the topology (D10)."""
-        names = {"node": self.fleet.testbed.nodes, "machine": self.fleet.testbed.machines}
-        for fixture, members in names.items():
+        for fixture, found in members(self.fleet.testbed).items():
             if fixture in metafunc.fixturenames:
-                found = [member.name for member in members]
                 metafunc.parametrize(fixture, found, ids=found, indirect=True)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:

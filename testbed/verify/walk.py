@@ -15,7 +15,7 @@ from typing import Any
 
 from testbed.errors import InstrumentError
 from testbed.verify import openflow
-from testbed.verify.headers import FIELDS, WIDTHS, Cube, Field
+from testbed.verify.headers import FIELDS, Cube, Field
 from testbed.verify.openflow import STATES, Tables
 
 # What connection tracking may say of a packet, as value and mask of ``ct_state``: that it belongs to no connection, or anything.
@@ -25,7 +25,8 @@ CONTROLLER = "controller"  # where packets leave that a program is given
 _DEPTH = 64  # of resubmission, as in Open vSwitch
 _STEPS = 200_000
 _IDLE = frozenset({"drop", "meter", "note", "conjunction", "set_queue", "pop_queue", "sample"})
-_ADDRESSES = ("nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_src", "tp_dst")
+_ADDRESSES = tuple(FIELDS[name] for name in ("nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_src", "tp_dst"))
+_EMPTY = tuple(name for name in FIELDS if name in ("ct_state", "ct_mark", "metadata") or name.startswith("xxreg"))  # as a packet comes in
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,12 @@ class Walk:
     _done: dict[tuple[int, State], frozenset[State] | None] = field(default_factory=dict)
     _path: list[int] = field(default_factory=list)
     _steps: int = 0
+
+    def __post_init__(self) -> None:
+        self._known: dict[str, Callable[[Any, State], Iterable[State]]] = {
+            **_PLAIN, "resubmit": self._resubmit, "goto_table": self._enter, "clone": self._clone, "output": self._output,
+            "controller": self._controller, "CONTROLLER": self._controller, "ct": self._track,
+        }  # fmt: skip
 
     def start(self, cubes: Iterable[Cube]) -> Sequence[Exit]:
         """Return where packets of some classes can leave that come in with their ``in_port``.
@@ -126,25 +133,19 @@ class Walk:
     def _do(self, name: str, value: Any, state: State) -> Iterable[State]:  # noqa: ANN401 - as `ovs.flow` reads it
         if name in _IDLE:
             return (state,)
-        known: dict[str, Callable[[Any, State], Iterable[State]]] = {
-            "resubmit": self._resubmit, "goto_table": self._enter, "clone": self._clone,
-            "output": self._output, "controller": self._controller, "CONTROLLER": self._controller,
-            "ct": self._track, "ct_clear": lambda _, at: (at.where(at.cube.put(FIELDS["ct_state"], 0, 0xFFFF)),),
-            "set_field": _set, "load": _load, "move": _move, "push": _push, "pop": _pop,
-            "push_vlan": _retagged, "pop_vlan": _retagged, "dec_ttl": _aged,
-        }  # fmt: skip
-        if name not in known:
-            fact = f"{name} in table {self._path[-1] if self._path else 0}"
+        if name not in self._known:
+            fact = f"{name} in table {self._path[-1]}"
             raise InstrumentError("a rule does what the walk does not know", fact=fact, remedy="report it")
-        return known[name](value, state)
+        return self._known[name](value, state)
 
     def _resubmit(self, value: Mapping[str, Any], state: State) -> Iterable[State]:
         table, port = value.get("table") or self._path[-1], value.get("port")
         if port in ("", None):
             return self._enter(int(table), state)
-        own, ones = state.cube.get(FIELDS["in_port"]), (1 << WIDTHS["in_port"]) - 1
-        moved = state.where(state.cube.put(FIELDS["in_port"], *(openflow.bits(port, WIDTHS["in_port"]) or (0, 0))))
-        return [found.where(found.cube.put(FIELDS["in_port"], own[0], ones, own[1])) for found in self._enter(int(table), moved)]
+        place = FIELDS["in_port"]
+        own = state.cube.get(place)
+        moved = state.where(state.cube.put(place, *(openflow.bits(port, place.width) or (0, 0))))
+        return [found.where(found.cube.fill(place, *own)) for found in self._enter(int(table), moved)]
 
     def _clone(self, value: Sequence[Mapping[str, Any]], state: State) -> Iterable[State]:
         self._act(value, {state})
@@ -155,14 +156,14 @@ class Walk:
         register = openflow.field(port) if isinstance(port, str) and "[" in port else None
         if register is not None:
             number, known = state.cube.get(register)
-            port = number if known == (1 << register.width) - 1 else port
+            port = number if known == register.whole else port
         self._leave(str(port), state)
         return (state,)
 
     def _controller(self, value: object, state: State) -> Iterable[State]:
         self._leave(CONTROLLER, state)
         if isinstance(value, dict) and value.get("pause"):  # it goes on with an answer in a register
-            return (state.where(state.cube.put(FIELDS["xxreg0"], 0, (1 << 128) - 1, 0)),)
+            return (state.where(state.cube.forget(FIELDS["xxreg0"])),)
         return (state,)
 
     def _leave(self, port: str, state: State) -> None:
@@ -172,17 +173,17 @@ class Walk:
         """Let a packet go through connection tracking: a copy goes on in another table, where its state is known."""
         if "table" in value:
             for tracked, known in self.tracked:
-                cube = state.cube.put(FIELDS["ct_state"], tracked, 0xFFFF, known)
-                if self.tracked is ANY:
-                    cube = _forgotten(cube, "ct_mark", *(_ADDRESSES if value.get("nat") else ()))
+                cube = state.cube.fill(FIELDS["ct_state"], tracked, known)
+                if known != FIELDS["ct_state"].whole:  # it may belong to a connection
+                    cube = cube.forget(FIELDS["ct_mark"], *(_ADDRESSES if value.get("nat") else ()))
                 self._enter(int(value["table"]), state.where(cube))
         return (state,)
 
 
 def _fresh(cube: Cube) -> Cube:
     """Return a class as it comes in: nothing is known of its connection, and no register is set."""
-    for name in ("ct_state", "ct_mark", "metadata", "xxreg0", "xxreg1", "xxreg2", "xxreg3"):
-        cube = cube.put(FIELDS[name], 0, (1 << WIDTHS[name]) - 1)
+    for name in _EMPTY:
+        cube = cube.fill(FIELDS[name], 0)
     return cube
 
 
@@ -195,12 +196,6 @@ def _largest(cubes: Sequence[Cube]) -> list[Cube]:
     return found
 
 
-def _forgotten(cube: Cube, *names: str) -> Cube:
-    for name in names:
-        cube = cube.put(FIELDS[name], 0, (1 << WIDTHS[name]) - 1, 0)
-    return cube
-
-
 def _place(value: Mapping[str, Any]) -> Field | None:
     return openflow.field(value["field"], value.get("start"), value.get("end"))
 
@@ -211,22 +206,20 @@ def _set(value: Mapping[str, Any], state: State) -> Iterable[State]:
         place = openflow.field(name)
         if place is not None:
             found = openflow.bits(written, place.width)
-            cube = cube.put(place, *found) if found else cube.put(place, 0, (1 << place.width) - 1, 0)
+            cube = cube.put(place, *found) if found else cube.forget(place)
     return (state.where(cube),)
 
 
 def _load(value: Mapping[str, Any], state: State) -> Iterable[State]:
     place = _place(value["dst"])
-    return (state if place is None else state.where(state.cube.put(place, int(value["value"]), (1 << place.width) - 1)),)
+    return (state if place is None else state.where(state.cube.fill(place, int(value["value"]))),)
 
 
 def _move(value: Mapping[str, Any], state: State) -> Iterable[State]:
     source, target = _place(value["src"]), _place(value["dst"])
     if target is None:
         return (state,)
-    if source is None:
-        return (state.where(state.cube.put(target, 0, (1 << target.width) - 1, 0)),)
-    return (state.where(state.cube.copied(source, target)),)
+    return (state.where(state.cube.forget(target) if source is None else state.cube.fill(target, *state.cube.get(source))),)
 
 
 def _push(value: Mapping[str, Any], state: State) -> Iterable[State]:
@@ -237,14 +230,24 @@ def _push(value: Mapping[str, Any], state: State) -> Iterable[State]:
 def _pop(value: Mapping[str, Any], state: State) -> Iterable[State]:
     if not state.stack:
         return (state,)
-    place, (number, known) = _place(value), state.stack[-1]
-    cube = state.cube if place is None else state.cube.put(place, number, (1 << place.width) - 1, known)
-    return (State(cube, state.stack[:-1]),)
+    place = _place(value)
+    return (State(state.cube if place is None else state.cube.fill(place, *state.stack[-1]), state.stack[:-1]),)
+
+
+def _untracked(_: object, state: State) -> Iterable[State]:
+    return (state.where(state.cube.fill(FIELDS["ct_state"], 0)),)
 
 
 def _retagged(_: object, state: State) -> Iterable[State]:
-    return (state.where(_forgotten(state.cube, "vlan_tci", "dl_type")),)
+    return (state.where(state.cube.forget(FIELDS["vlan_tci"], FIELDS["dl_type"])),)
 
 
 def _aged(_: object, state: State) -> Iterable[State]:
-    return (state.where(_forgotten(state.cube, "nw_ttl")),)
+    return (state.where(state.cube.forget(FIELDS["nw_ttl"])),)
+
+
+# Actions that change a packet, or what is kept beside it, and lead nowhere.
+_PLAIN: dict[str, Callable[[Any, State], Iterable[State]]] = {
+    "set_field": _set, "load": _load, "move": _move, "push": _push, "pop": _pop, "ct_clear": _untracked,
+    "push_vlan": _retagged, "pop_vlan": _retagged, "dec_ttl": _aged,
+}  # fmt: skip

@@ -19,6 +19,7 @@ from testbed.lab import Lab
 from testbed.terminal import out, say
 from testbed.verify import run
 from testbed.verify.declare import ATTRIBUTE, Breach, Declaration
+from testbed.verify.plugin import members
 from testbed.verify.stage import Stage
 
 _ALONE = "in the clear"  # whoever still speaks TLS would wait for such a database, and nothing else could be opened
@@ -26,7 +27,6 @@ _ALONE = "in the clear"  # whoever still speaks TLS would wait for such a databa
 
 def cases(lab: Lab) -> Iterator[tuple[Declaration, Stage]]:
     """Yield each case of each check of the network that this lab has and that is not slow."""
-    members = {"node": lab.testbed.nodes, "machine": lab.testbed.machines}
     sys.path.insert(0, str(resources.checks().parent))
     for file in sorted(resources.checks().glob("test_*.py")):
         for function in vars(importlib.import_module(f"checks.{file.stem}")).values():
@@ -34,7 +34,7 @@ def cases(lab: Lab) -> Iterator[tuple[Declaration, Stage]]:
             if declared is None or not declared.id.startswith("NET") or declared.slow:
                 continue
             wanted = inspect.signature(function).parameters
-            names = next(([item.name for item in found] for fixture, found in members.items() if fixture in wanted), [""])
+            names = next((found for fixture, found in members(lab.testbed).items() if fixture in wanted), [""])
             yield from ((declared, Stage(lab, name)) for name in names if declared.applies(Stage(lab, name)) is None)
 
 
