@@ -1,8 +1,8 @@
-"""``testbed up`` against the floor, in one run: python benchmarks/up.py [TOPOLOGY]
+"""``testbed up``, in each of its ways, against the floor, in one run: python benchmarks/up.py [TOPOLOGY]
 
 The floor: the same images started with plain QEMU and ``virsh create``, all in parallel and by hand, until every
-guest agent answers. No plan, no policy, no addresses awaited. Prints seconds, their ratio, and the peak memory of
-the `testbed` process in MiB.
+guest agent answers. No plan, no policy, no addresses awaited. Prints seconds and ratios: from images, from a checkpoint, with
+nothing to do; and MiB: the peak of the `testbed` process, and what the lab's emulators hold.
 """
 
 from __future__ import annotations
@@ -104,29 +104,58 @@ def floor(topology: Path, state: Path) -> float:
         return time.monotonic() - start
 
 
+def _memory(state: str) -> float:
+    """Return the MiB that the emulators of a state folder hold."""
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes()
+            if b"qemu-system" in words.split(b"\0")[0] and state.encode() in words:
+                pages = int((process / "statm").read_text().split()[1])
+                total += pages * os.sysconf("SC_PAGE_SIZE")
+    return total / 2**20
+
+
+def compare(topology: Path, folder: str, seconds: float) -> dict[str, float]:
+    """Return what `up` costs in each of its ways, with the seconds of the floor."""
+    name, program = read(topology).spec.name, str(Path(sys.executable).with_name("testbed"))
+    variables = {**os.environ, "TESTBED_STATE_DIR": f"{folder}/up"}
+    mark = f"bench-{os.getpid()}"
+
+    def timed(*words: str) -> float:
+        start = time.monotonic()
+        subprocess.run([program, *words], check=True, env=variables, capture_output=True)
+        return round(time.monotonic() - start, 1)
+
+    found = {"floor_s": round(seconds, 1), "up_s": timed("up", str(topology), "--anew")}
+    found["peak_mib"] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+    found["lab_mib"] = round(_memory(f"{folder}/up"))
+    found["nothing_to_do_s"] = timed("up", str(topology))
+    found["save_s"] = timed("checkpoint", "save", name, "--name", mark)
+    try:
+        timed("down", name)
+        found["from_checkpoint_s"] = timed("up", str(topology))
+        timed("down", name)
+    finally:
+        timed("checkpoint", "rm", mark)
+    return found | {"up_to_floor": round(found["up_s"] / seconds, 2), "checkpoint_to_floor": round(found["from_checkpoint_s"] / seconds, 2)}
+
+
 def main() -> int:
-    """Measure both and print one JSON document."""
+    """Measure all of it in one run and print one JSON document."""
     if len(sys.argv) == 4 and sys.argv[1] == "--floor":
         print(floor(Path(sys.argv[2]), Path(sys.argv[3])))
         return 0
     topology = Path(sys.argv[1] if len(sys.argv) > 1 else "topologies/two-tenants.yaml")
-    name = read(topology).spec.name
+    labs.remember(labs.prepare(lambda _: None), resolve(read(topology).spec), lambda _: None, save=True)  # as much part of the images
     with tempfile.TemporaryDirectory(prefix="tb", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)
         argv = [sys.executable, __file__, "--floor", str(topology), folder]
         seconds = float(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()[-1])
-        found = enclosure.find(name, Path(folder))
+        found = enclosure.find(read(topology).spec.name, Path(folder))
         if found is not None:
             enclosure.destroy(found)
-        program = str(Path(sys.executable).with_name("testbed"))
-        variables = {**os.environ, "TESTBED_STATE_DIR": f"{folder}/up"}
-        start = time.monotonic()
-        subprocess.run([program, "up", str(topology)], check=True, env=variables, capture_output=True)
-        took = time.monotonic() - start
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        subprocess.run([program, "down", name], check=True, env=variables, capture_output=True)
-    result = {"floor_s": round(seconds, 1), "up_s": round(took, 1), "ratio": round(took / seconds, 2), "peak_mib": round(peak)}
-    print(json.dumps(result))
+        print(json.dumps(compare(topology, folder, seconds)))
     return 0
 
 

@@ -170,19 +170,16 @@ def switch(stage: Stage) -> str:
 def ruled(name: str, rules: Callable[[Stage], tuple[Acl, ...]]) -> Breach:
     """Return a breach by rules that are added to the switch of the first declared flow."""
 
-    def add(stage: Stage) -> None:
-        for rule in rules(stage):
-            stage.northbound.add_rule(switch(stage), rule)
-
-    def delete(stage: Stage) -> None:
-        for rule in rules(stage):
-            stage.northbound.delete_rule(switch(stage), rule)
-
     def in_force(stage: Stage) -> bool:
         present = stage.northbound.switches()[switch(stage)]["acls"]
         return any(str(rule) in present for rule in rules(stage))
 
-    return Breach(name, add, delete, in_force)
+    return Breach(
+        name,
+        open=lambda stage: stage.northbound.change_rules(switch(stage), (), rules(stage)),
+        close=lambda stage: stage.northbound.change_rules(switch(stage), rules(stage), ()),
+        in_force=in_force,
+    )
 
 
 _ALL = tuple(Acl(way, 2000, "ip", "allow") for way in ("from-lport", "to-lport"))

@@ -12,21 +12,26 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
+from testbed.drivers import limits
 from testbed.errors import InstrumentError
 from testbed.model.policy import Endpoint, endpoints
-from testbed.model.testbed import Guest, GuestNic
+from testbed.model.testbed import Guest, GuestNic, Limits
 from testbed.verify import flooding
 from testbed.verify.fleet import Fleet
+from testbed.verify.flooding import NOTHING, Bound, Flood
 from testbed.verify.frames import BROADCAST, arp_reply, dhcp_discover
 from testbed.verify.network import Attack, observe, tcp_flows
 from testbed.verify.observation import Observation
 from testbed.verify.probing import in_guest
 
 _CALM, _BEAT = 5.0, 0.25  # seconds of calm; seconds between two beats of the victim's heart
-_FLOOD, _OPENING = 5.0, 60.0  # seconds of each flood; seconds that opening connections may take
+_FLOOD, _OPENING = 30.0, 60.0  # seconds that each flood may take; seconds that opening connections may take
+_SAVED = 1.0  # seconds' worth that the kernel's meter saves up besides its burst
+_EXCESS = 1.05  # how far beyond what a limit may let through a flood must go, to show that the limit holds it back
 _SPACED = 0.002  # seconds between two new connections
-_LONGEST = 90.0  # seconds that the floods may take together
+_LONGEST = 200.0  # seconds that the floods may take together
 _SMALL, LARGE = 60, 1400  # octets
+SLACK = 1.15  # how far the kernel's meters may be above a limit; without a limit, what passes is several times as much
 CALM_BEATS, FLOOD_BEATS = 5, 6  # first octet of a DHCP transaction; other checks use 1 to 4
 
 
@@ -65,9 +70,9 @@ class Outcome:
 
     opening: int = 0
     tracked: int = 0
-    large: flooding.Flood = flooding.NOTHING
+    large: Flood = NOTHING
     delivered: int = 0
-    small: flooding.Flood = flooding.NOTHING
+    small: Flood = NOTHING
     asked: dict[int, int] = field(default_factory=dict)
     sent: list[int] = field(default_factory=list)
 
@@ -112,11 +117,36 @@ def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
     return found, observation
 
 
+def packets(own: Limits) -> Bound:
+    """Return how many packets a guest may send."""
+    return Bound(own.packets * limits.BURST, own.packets)
+
+
+def octets(own: Limits) -> Bound:
+    """Return how many octets a guest may send."""
+    return Bound((own.bandwidth * _SAVED + own.burst) / 8, own.bandwidth / 8)
+
+
+def small_enough(own: Limits) -> Bound:
+    """Return how many small frames go beyond the limit of packets."""
+    return packets(own).times(_EXCESS)
+
+
+def large_enough(own: Limits) -> Bound:
+    """Return how many large frames go beyond the limit of bandwidth."""
+    return octets(own).times(SLACK * _EXCESS / LARGE)
+
+
 def _make_noise(fleet: Fleet, noise: Noise, found: Outcome) -> None:
     node, (peer, nic) = fleet.machines[noise.guest.node], _interface(fleet, noise.peer)
 
-    def flood(frames: Sequence[bytes]) -> flooding.Flood:
-        return flooding.flood(node, noise.nic, lambda: found.sent.append(_send(fleet, noise.sender, frames, _FLOOD, 0)))
+    def flood(frames: Sequence[bytes], beyond: Bound) -> Flood:
+        return flooding.flood(
+            node, noise.nic,
+            lambda: found.sent.append(_send(fleet, noise.sender, frames, 2 * _FLOOD, 0)),
+            lambda: in_guest(fleet, noise.guest).ask({"phase": "halt"}),
+            beyond, _FLOOD,
+        )  # fmt: skip
 
     opening, closing = _connections(noise)
     before = flooding.offered(node, noise.nic)
@@ -125,9 +155,9 @@ def _make_noise(fleet: Fleet, noise: Noise, found: Outcome) -> None:
     found.tracked = flooding.tracked(node, noise.nic)
     _send(fleet, noise.sender, closing, _OPENING, _SPACED)
     before = flooding.received(fleet.machines[peer.node], nic)
-    found.large = flood([_allowed(noise)])
+    found.large = flood([_allowed(noise)], large_enough(noise.guest.limits))
     found.delivered = flooding.received(fleet.machines[peer.node], nic) - before
-    found.small = flood(_denied(noise))
+    found.small = flood(_denied(noise), small_enough(noise.guest.limits))
 
 
 def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: float, spacing: float) -> int:

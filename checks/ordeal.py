@@ -21,21 +21,21 @@ from testbed.errors import InstrumentError
 from testbed.model.policy import Endpoint, endpoints
 from testbed.model.testbed import TenantNetwork
 from testbed.plan.acls import Acl, acls
+from testbed.verify.counters import RECEIVED, await_frames
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.frames import framed, syn
-from testbed.verify.network import Attack, observe, tcp_flows
+from testbed.verify.network import Attack, arrived_so_far, observe, tcp_flows
 from testbed.verify.observation import Observation, matrix_probes
 from testbed.verify.probing import Probe, broken, in_guest
-from testbed.verify.throwaway import SECOND_TAP, TAP, Throwaway
+from testbed.verify.throwaway import BOOT, TAP, Throwaway
 
 _CENTRAL = "ovn-ovsdb-server-nb ovn-ovsdb-server-sb ovn-northd"
-_SERVICES = ("ovn-controller", "ovs-vswitchd")
+_SERVICES = ("ovs-vswitchd", "ovn-controller")  # before the controller's, as an upgrade does it
 _SECONDS = 280.0  # after which guests give up; must outlast what happens
-_PER_CONTROL = 2  # kinds of false frames of each control that a guest sends in turns
-_BOOT = 90.0  # seconds that a throw-away guest may take until it attacks
 _WHILE = 2.0  # seconds of attack after something has happened
 _REBOOT = 200.0  # seconds that a machine may take to boot anew
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+_USE = 30.0  # seconds that a connection may take until it is in use
 _USED = 5  # frames of a held connection after which it counts as in use
 EARLY, LATE = "holdearly", "holdlate"
 
@@ -72,13 +72,10 @@ def upheaval(fleet: Fleet) -> Ordeal:
         InstrumentError: the observation was not complete, or something did not start.
 
     """
-
-    def meanwhile(_: str) -> None:
-        restart_central(fleet)
-        _restart_nodes(fleet)
-        time.sleep(_WHILE)
-
-    return _besieged(fleet, meanwhile)
+    frames = _attacks(fleet)
+    restarts = [partial(_restart_nodes, fleet, service) for service in _SERVICES]
+    steps = [*restarts, partial(restart_central, fleet), partial(time.sleep, _WHILE)]
+    return _besieged(fleet, frames, lambda prefix: _until_leak(fleet, frames, prefix, steps))
 
 
 def withdrawal(fleet: Fleet) -> Ordeal:
@@ -89,7 +86,7 @@ def withdrawal(fleet: Fleet) -> Ordeal:
 
     """
     held: dict[str, Any] = {}
-    found = _besieged(fleet, lambda prefix: held.update(_change_policy(fleet, prefix)))
+    found = _besieged(fleet, _attacks(fleet), lambda prefix: held.update(_change_policy(fleet, prefix)))
     found.held.update(held)
     return found
 
@@ -109,12 +106,8 @@ def arrival(fleet: Fleet) -> Ordeal:
 
     def meanwhile(prefix: str) -> None:
         with _loose(fleet, stranger, [probe.frame(f"{prefix}{probe.mark}.".encode()) for probe, _ in own if probe.frame]):
-            _bind(fleet, stranger)
-            stranger.reset()
-            stranger.require_flowing(TAP, _BOOT)
-            stranger.plug()
-            stranger.require_flowing(SECOND_TAP, _BOOT)
-            time.sleep(_WHILE)
+            steps = (partial(_bind, fleet, stranger), stranger.reset_attacking, stranger.plug_attacking, partial(time.sleep, _WHILE))
+            _until_leak(fleet, own, prefix, steps)
 
     return Ordeal(own, observe(fleet, (), Attack((), _SECONDS, meanwhile)))
 
@@ -126,7 +119,7 @@ def absence(fleet: Fleet) -> Ordeal:
         InstrumentError: the observation was not complete, or the controller does not come back.
 
     """
-    return _besieged(fleet, lambda _: _reboot_controller(fleet))
+    return _besieged(fleet, _attacks(fleet), lambda _: _reboot_controller(fleet))
 
 
 def departure(fleet: Fleet) -> Ordeal:
@@ -139,17 +132,31 @@ def departure(fleet: Fleet) -> Ordeal:
     name = fleet.testbed.nodes[-1].name
     node = fleet.lab.nodes[name]
     try:
-        return _besieged(fleet.without(name), lambda _: _reboot(fleet.machines[name]))
+        others = fleet.without(name)
+        return _besieged(others, _attacks(others), lambda _: _reboot(fleet.machines[name]))
     finally:
         node.wait()
         node.reconnect()
         converge_place(fleet.lab.desired, node, lambda _: None)
 
 
-def _besieged(fleet: Fleet, meanwhile: Callable[[str], None]) -> Ordeal:
+def _besieged(fleet: Fleet, frames: list[tuple[Probe, str]], meanwhile: Callable[[str], None]) -> Ordeal:
     """Let every guest attack over and over while something happens."""
-    frames = [*((lie.probe, str(lie)) for lie in _selected(forgeries(fleet))), *_crossings(fleet)]
     return Ordeal(frames, observe(fleet, (), Attack([probe for probe, _ in frames], _SECONDS, meanwhile)))
+
+
+def _attacks(fleet: Fleet) -> list[tuple[Probe, str]]:
+    """Return what guests send over and over, each frame with its meaning."""
+    return [*((lie.probe, str(lie)) for lie in _selected(forgeries(fleet))), *_crossings(fleet)]
+
+
+def _until_leak(fleet: Fleet, frames: Sequence[tuple[Probe, str]], prefix: str, steps: Sequence[Callable[[], object]]) -> None:
+    """Do one thing after another; what has got through before makes the rest needless, since it cannot be taken back."""
+    marks = [probe.mark for probe, _ in frames]
+    for step in steps:
+        if arrived_so_far(fleet, prefix, marks):
+            return
+        step()
 
 
 def _free(fleet: Fleet, scene: Scene) -> IPv4Address:
@@ -169,15 +176,11 @@ def _first_frames(fleet: Fleet, scene: Scene) -> list[tuple[Probe, str]]:
 
 
 def _selected(lies: list[Forgery]) -> list[Forgery]:
-    """Return the first few lies of each sender and control, so that each comes round often."""
-    counts: dict[tuple[str, str], int] = {}
-    chosen = []
+    """Return the first lie of each sender and control: what is sent more of delays what starts anew."""
+    first: dict[tuple[str, str], Forgery] = {}
     for lie in lies:
-        key = (lie.sender.label, lie.control)
-        counts[key] = counts.get(key, 0) + 1
-        if counts[key] <= _PER_CONTROL:
-            chosen.append(lie)
-    return chosen
+        first.setdefault((lie.sender.label, lie.control), lie)
+    return list(first.values())
 
 
 def _crossings(fleet: Fleet) -> list[tuple[Probe, str]]:
@@ -191,7 +194,7 @@ def _loose(fleet: Fleet, stranger: Throwaway, octets: Sequence[bytes]) -> Iterat
     """Let a throw-away guest attack, and take it and its port away at the end."""
     try:
         stranger.start(octets)
-        stranger.require_flowing(TAP, _BOOT)
+        stranger.require_flowing(TAP, BOOT)
         yield
     finally:
         stranger.stop()
@@ -204,7 +207,7 @@ def _bind(fleet: Fleet, stranger: Throwaway) -> None:
     switch = f"{stranger.guest.tenant}/{nic.network}"
     northbound.set_port(f"{stranger.guest.label}/{nic.network}", switch, nic.port, f"{nic.mac} {nic.address}", stranger.guest.limits)
     northbound.sync()
-    stranger.require_flowing(TAP, _BOOT)
+    stranger.require_flowing(TAP, BOOT)
 
 
 def restart_central(fleet: Fleet) -> None:
@@ -214,12 +217,11 @@ def restart_central(fleet: Fleet) -> None:
     fleet.lab.central.northbound.sync()
 
 
-def _restart_nodes(fleet: Fleet) -> None:
-    """Start the nodes' parts of the switch anew, one after another, as an upgrade does."""
-    for service in _SERVICES:
-        restart = f"systemctl restart {service} && systemctl is-active {service}"
-        fleet.everywhere(partial(Machine.read, command=restart))
-        fleet.lab.central.northbound.sync()
+def _restart_nodes(fleet: Fleet, service: str) -> None:
+    """Start one part of the switch anew on every node."""
+    restart = f"systemctl restart {service} && systemctl is-active {service}"
+    fleet.everywhere(partial(Machine.read, command=restart))
+    fleet.lab.central.northbound.sync()
 
 
 def _reboot(machine: Machine) -> None:
@@ -276,10 +278,4 @@ def _rules(fleet: Fleet, source: Endpoint, target: Endpoint, port: int) -> tuple
 def _require_used(fleet: Fleet, target: Endpoint) -> None:
     """Return when frames are seen on their way to a guest, by the counters of its node."""
     guest, nic = next((guest, nic) for guest in fleet.testbed.guests for nic in guest.nics if nic.mac == target.mac)
-    look = f"cat /sys/class/net/{nic.tap}/statistics/tx_packets"
-    machine, end = fleet.machines[guest.node], time.monotonic() + 30
-    first = int(machine.read(look))
-    while int(machine.read(look)) < first + _USED:
-        if time.monotonic() > end:
-            raise broken(f"nothing is on its way to {target.guest}", "the connection that is to be held is not in use")
-        time.sleep(0.3)
+    await_frames(fleet.machines[guest.node], [nic.tap], _USED, _USE, RECEIVED)

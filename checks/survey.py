@@ -141,8 +141,6 @@ def overheard(fleet: Fleet) -> list[str]:
         for record in records:
             mark = str(record.get("token", "")).removeprefix(found.observation.prefix).rstrip(".")
             probe, to = found.probes.get(mark), str(record.get("to", ""))
-            if record.get("direction") != "in":
-                continue
             if probe is not None and probe.sender.tenant != guest.partition("/")[0]:
                 findings.add(f"{guest} saw {mark} of {probe.sender.label}")
             elif to and to not in macs[guest] and not _is_group(to):

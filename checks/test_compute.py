@@ -46,6 +46,7 @@ def _accounts_shared(stage: Stage) -> bool:
     id="PRC-01",
     objective="Every worker has an account of its own and cannot touch another worker",
     severity="critical",
+    local=True,
     applies=needs_strangers,
     breaches=(
         Breach(
@@ -81,6 +82,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
     id="PRC-02",
     objective="Every worker is confined by an enforced AppArmor profile of its own",
     severity="critical",
+    local=True,
     applies=needs_guest,
     breaches=(
         command(
@@ -91,13 +93,8 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
         ),
         command(
             "a worker's profile allows everything below /etc",
-            opens=lambda stage: (
-                f"echo '  /etc/** rw,' >> {rules(stage.guests[0])}; {load(stage.guests[0])}"
-            ),
-            closes=lambda stage: (
-                f"sed -i '\\#^  /etc/\\*\\* rw,#d' {rules(stage.guests[0])}; "
-                f"{load(stage.guests[0])}"
-            ),
+            opens=lambda stage: f"echo '  /etc/** rw,' >> {rules(stage.guests[0])}; {load(stage.guests[0])}",
+            closes=lambda stage: f"sed -i '\\#^  /etc/\\*\\* rw,#d' {rules(stage.guests[0])}; {load(stage.guests[0])}",
             shows=lambda stage: f"grep -qF '/etc/** rw,' {rules(stage.guests[0])}",
         ),
     ),
@@ -118,6 +115,7 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
     id="CMP-02",
     objective="No memory page is shared between guests",
     severity="high",
+    local=True,
     applies=needs_guest,
     breaches=(
         command(
@@ -144,6 +142,7 @@ def test_no_page_is_shared(fleet: Fleet, node: Machine) -> None:
     id="DEV-02",
     objective="Every file behind a guest belongs to exactly one tenant",
     severity="critical",
+    local=True,
     applies=needs_strangers,
     breaches=(
         command(
@@ -158,9 +157,7 @@ def test_every_file_has_one_owner(fleet: Fleet, node: Machine) -> None:
     owners: dict[str, set[str]] = {}
     writable = "[ $((0$(awk '/^flags:/{print $2}' /proc/$p/fdinfo/${fd##*/}) & 3)) -ne 0 ]"
     for guest in fleet.testbed.guests_on(node.name):
-        script = (
-            f"p={pid(node, guest)}; for fd in /proc/$p/fd/*; do [ -f $fd ] && {writable} && stat -L -c '%d:%i' $fd; done; true"
-        )
+        script = f"p={pid(node, guest)}; for fd in /proc/$p/fd/*; do [ -f $fd ] && {writable} && stat -L -c '%d:%i' $fd; done; true"
         opened = node.read(script).split()
         if not opened:
             what = f"the worker of {guest.label} has no file open for writing"

@@ -31,8 +31,10 @@ def _for_a_while(stage: Stage) -> str:
     breaches=(
         command(
             "a switch that has just started passes frames on to another tenant",
-            opens=lambda s: f"mkdir -p {_DROP_IN} && printf '[Service]\nExecStartPost=/bin/sh -c \"{_for_a_while(s)}\"\n' "
-            f"> {_DROP_IN}/breach.conf && systemctl daemon-reload",
+            opens=lambda s: (
+                f"mkdir -p {_DROP_IN} && printf '[Service]\nExecStartPost=/bin/sh -c \"{_for_a_while(s)}\"\n' "
+                f"> {_DROP_IN}/breach.conf && systemctl daemon-reload"
+            ),
             closes=lambda s: f"rm -rf {_DROP_IN}; systemctl daemon-reload; {withdrawn(s, 'dl_dst={victim}')}",
             shows=lambda _: "systemctl cat ovs-vswitchd | grep -q add-flow",
         ),
@@ -165,12 +167,15 @@ def _bound(name: str) -> str:
     id="NET-13",
     objective="Each logical port is bound to the interface of the guest that owns it, and to no other",
     severity="high",
+    local=True,
     applies=needs_strangers,
     breaches=(
         command(
             "a second interface takes another tenant's port",
-            opens=lambda s: f"ovs-vsctl add-port br-int thief -- set interface thief type=internal {_thief(s)}; "
-            f"for round in $(seq 60); do {_bound('thief')} && exit 0; sleep 0.5; done; exit 1",
+            opens=lambda s: (
+                f"ovs-vsctl add-port br-int thief -- set interface thief type=internal {_thief(s)}; "
+                f"for round in $(seq 60); do {_bound('thief')} && exit 0; sleep 0.5; done; exit 1"
+            ),
             closes=lambda _: "ovs-vsctl --if-exists del-port br-int thief",
             shows=lambda _: _bound("thief"),
         ),

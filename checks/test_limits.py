@@ -7,7 +7,20 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from checks.breaches import command, needs_flow, needs_guest
-from checks.noise import CALM_BEATS, FLOOD_BEATS, LARGE, Noise, Outcome, flooded, heartbeat, noise_of
+from checks.noise import (
+    CALM_BEATS,
+    FLOOD_BEATS,
+    SLACK,
+    Noise,
+    Outcome,
+    flooded,
+    heartbeat,
+    large_enough,
+    noise_of,
+    octets,
+    packets,
+    small_enough,
+)
 from testbed.drivers import limits
 from testbed.errors import InstrumentError
 from testbed.model.testbed import Guest, Limits
@@ -16,9 +29,6 @@ from testbed.verify.declare import Breach, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.stage import Stage
 
-_SLACK = 1.15  # how far a measured rate may be above its limit; without a limit it is several times as high
-_SAVED = 1.0  # seconds' worth that the kernel's meter saves up besides its burst
-_EXCESS = 1.2  # how far beyond what a limit lets through a flood must go, to show that the limit holds it back
 _MET = 0.8  # share of its connections that a guest must come to have, to show that the limit is what holds it back
 _LOST = 0.3  # share of its heartbeat that a victim may lose more than when it is calm
 
@@ -85,11 +95,16 @@ def _first(stage: Stage) -> Guest:
 def test_a_flood_stays_within_its_limits(fleet: Fleet) -> None:
     noise = noise_of(fleet)
     found, observation = flooded(fleet, noise)
+    if not _over(noise, found) and _weak(noise, found):  # the machine may have been busy with something else for a moment
+        found, observation = flooded(fleet, noise)
     fleet.evidence.record("fleet", "flood", f"noise of {noise.sender.label}", str(found), time.time())
     over = _over(noise, found)
+    assert not over, f"{noise.sender.label}: {'; '.join(over)}"
+    weak = _weak(noise, found)
+    if weak:
+        raise InstrumentError("the noise meets no limit", fact=weak[:600], remedy="lower the limits of the guest")
     calm, loud = (heartbeat(observation, noise.victim, beats, found.asked[beats]) for beats in (CALM_BEATS, FLOOD_BEATS))
     fleet.evidence.record("fleet", "heartbeat", noise.victim.label, f"calm: {calm}, during floods: {loud}", time.time())
-    assert not over, f"{noise.sender.label}: {'; '.join(over)}"
     assert loud.arrived > calm.arrived - _LOST, f"{noise.victim.label} loses its heartbeat: calm {calm}, during floods {loud}"
 
 
@@ -102,8 +117,9 @@ def test_a_flood_stays_within_its_limits(fleet: Fleet) -> None:
         command(
             "a policer is taken off behind the switch's back",
             opens=lambda s: f"tc qdisc del dev {s.guests[0].nics[0].tap} ingress",
-            closes=lambda s: f"{limits.limit([s.guests[0].nics[0].tap], 0)} && "
-            f"{limits.limit([s.guests[0].nics[0].tap], s.guests[0].limits.packets)}",
+            closes=lambda s: (
+                f"{limits.limit([s.guests[0].nics[0].tap], 0)} && {limits.limit([s.guests[0].nics[0].tap], s.guests[0].limits.packets)}"
+            ),
             shows=lambda s: f"! tc filter show dev {s.guests[0].nics[0].tap} parent ffff: | grep -q pkts_rate",
         ),
         _lifted("a port may have any number of connections", _first, "connections"),
@@ -114,34 +130,29 @@ def test_limits_are_in_force(fleet: Fleet) -> None:
     assert not differences, f"{len(differences)} limits are not in force: {'; '.join(differences[:6])}"
 
 
+def _weak(noise: Noise, found: Outcome) -> str:
+    """Return why a flood was too weak to meet its limit; the empty string if it was not."""
+    own, small, large = noise.guest.limits, found.small, found.large
+    met = {
+        "small frames": small.offered > small_enough(own).within(small.seconds),
+        "large frames": min(large.offered, packets(own).within(large.seconds)) > large_enough(own).within(large.seconds),
+        "connections": min(found.sent[0], found.opening) > own.connections * SLACK,
+        "tracked connections": found.tracked > own.connections * _MET,
+        "anything at the peer": bool(found.delivered and found.small.switched),
+    }
+    weak = [name for name, enough in met.items() if not enough]
+    return f"not enough: {', '.join(weak)}: {found}" if weak else ""
+
+
 def _over(noise: Noise, found: Outcome) -> list[str]:
-    """Return which limits the noise has got past.
-
-    Raises:
-        InstrumentError: a flood was too weak to meet its limit.
-
-    """
+    """Return which limits the noise has got past."""
     own = noise.guest.limits
-    packets = own.packets * (found.small.seconds + limits.BURST)
-    entered = min(found.large.offered, own.packets * (found.large.seconds + limits.BURST)) * LARGE
-    octets = (own.bandwidth * (found.large.seconds + _SAVED) + own.burst) / 8
-    weak = [
-        f"{name}: {offered:.0f} where {bound:.0f} pass"
-        for name, offered, bound in (
-            ("small frames", found.small.offered, packets),
-            ("octets of large frames", entered, octets),
-            ("connections", min(found.sent[0], found.opening), own.connections),
-        )
-        if offered < bound * _EXCESS
-    ]
-    if weak or found.tracked < own.connections * _MET or not found.delivered or not found.small.switched:
-        raise InstrumentError("the noise meets no limit", fact=f"{'; '.join(weak)} {found}"[:600], remedy="lower the limits of the guest")
     return [
         f"{value} {name} where {bound:.0f} may"
         for name, value, bound in (
-            (f"small frames passed in {found.small.seconds} s", found.small.switched, packets * _SLACK),
-            (f"octets of large frames passed in {found.large.seconds} s", found.delivered, octets * _SLACK),
-            ("connections are tracked", found.tracked, own.connections * _SLACK),
+            (f"small frames passed in {found.small.seconds} s", found.small.switched, packets(own).within(found.small.seconds)),
+            (f"octets of large frames passed in {found.large.seconds} s", found.delivered, octets(own).within(found.large.seconds) * SLACK),
+            ("connections are tracked", found.tracked, own.connections * SLACK),
         )
         if value > bound
     ]

@@ -19,8 +19,7 @@ def _plant_key(stage: Stage) -> None:
     stranger = next(item for item in impostors(stage.lab.workspace) if item.name == "unknown key")
     public = public_key(stranger)
     stage.host.must(
-        f"printf 'AuthorizedKeysFile {_KEYS}\\n' > {_DROP_IN}; echo '{public}' > {_KEYS}; "
-        f"chmod 0644 {_KEYS}; systemctl reload ssh"
+        f"printf 'AuthorizedKeysFile {_KEYS}\\n' > {_DROP_IN}; echo '{public}' > {_KEYS}; chmod 0644 {_KEYS}; systemctl reload ssh"
     )
 
 
@@ -36,6 +35,7 @@ def _key_planted(stage: Stage) -> bool:
     id="ACC-02",
     objective="Nobody logs in with anything but a valid certificate of the right role",
     severity="critical",
+    local=True,
     breaches=(Breach("a stranger's key is authorised by a drop-in", _plant_key, _remove_key, _key_planted),),
 )
 def test_wrong_credentials_never_work(fleet: Fleet, machine: Machine) -> None:
@@ -69,6 +69,7 @@ _PORTS = "ss -Hlnt | awk '{print $4}' | grep -E ':(16509|16514)$' || true"
     id="ACC-05",
     objective="Only root reaches libvirt's sockets, and none of them is on a network",
     severity="critical",
+    local=True,
     applies=lambda stage: None if stage.testbed.machine(stage.case).role is Role.NODE else "no hypervisor here",
     breaches=(
         command(

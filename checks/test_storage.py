@@ -37,6 +37,7 @@ def _named(stage: Stage) -> str:
     id="STO-01",
     objective="No worker reads, writes or lists another tenant's volumes",
     severity="critical",
+    local=True,
     applies=needs_strangers,
     breaches=(
         command(
@@ -100,17 +101,18 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
     id="STO-07",
     objective="No worker changes a base image",
     severity="high",
+    local=True,
     breaches=(
         command(
             "the images are mounted read-write, the base image is world-writable, and a worker's profile allows it",
             opens=lambda stage: (
                 f"mount -o remount,rw {IMAGES}; chmod 0666 {BASE}; "
-                f"sed -i 's#deny \"{BASE}\" w,#\"{BASE}\" w,#' {rules(stage.guests[0])}; "
+                f'sed -i \'s#deny "{BASE}" w,#"{BASE}" w,#\' {rules(stage.guests[0])}; '
                 f"{load(stage.guests[0])}"
             ),
             closes=lambda stage: (
                 f"mount -o remount,rw {IMAGES}; chmod 0444 {BASE}; mount -o remount,ro {IMAGES}; "
-                f"sed -i 's#^  \"{BASE}\" w,#  deny \"{BASE}\" w,#' {rules(stage.guests[0])}; "
+                f'sed -i \'s#^  "{BASE}" w,#  deny "{BASE}" w,#\' {rules(stage.guests[0])}; '
                 f"{load(stage.guests[0])}"
             ),
             shows=lambda _: f"[ $(stat -c %a {BASE}) = 666 ] && findmnt -no OPTIONS {IMAGES} | grep -q ^rw",
@@ -126,7 +128,7 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
 )
 def test_base_images_are_immutable(fleet: Fleet, node: Machine) -> None:
     readable = Attempt("read", BASE)
-    attacks = [Attempt("write", BASE), Attempt("write", f"{IMAGES}/guest/vmlinuz"), Attempt("write", f"{IMAGES}/guest/initrd")]
+    attacks = [Attempt("write", BASE), Attempt("write", f"{IMAGES}/guest/vmlinux"), Attempt("write", f"{IMAGES}/guest/initrd")]
     for attacker in fleet.testbed.guests_on(node.name):
         reached = succeeded(node, attacker, [readable, *attacks])
         assert reached <= {readable}, f"the worker of {attacker.label} could {sorted(map(str, reached - {readable}))}"
@@ -134,5 +136,3 @@ def test_base_images_are_immutable(fleet: Fleet, node: Machine) -> None:
     assert "ro" in options.split(","), f"{IMAGES} is mounted {options}"
     for line in node.read(f"stat -c '%a %U %n' {IMAGES}/guest/*").splitlines():
         assert line.startswith("444 root "), f"a base image can be changed: {line}"
-
-

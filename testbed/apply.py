@@ -8,28 +8,34 @@ from graphlib import TopologicalSorter
 
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.plan.diff import Action, Observed, Plan, diff
-from testbed.plan.resources import OUTER, Key, Resource
+from testbed.plan.resources import OUTER, Key, Kind, Resource
 from testbed.ports import Place, Progress
+from testbed.trace import Trace
 
 _WORKERS = 4
 
 
-def converge(desired: Mapping[Key, Resource], places: Sequence[Place], progress: Progress) -> list[Action]:
+def converge(
+    desired: Mapping[Key, Resource], places: Sequence[Place], progress: Progress, trace: Trace | None = None
+) -> list[Action]:  # fmt: skip
     """Make the world what it must be, and return what was done.
 
     The outer machine comes first; then every other place is waited for, observed and changed on its own, so
     that no place waits for another.
+
+    Args:
+        trace: learns what took how long.
 
     Raises:
         ProvisioningError: something could not be done; what was done stays, and another run resumes.
 
     """
     outer = next(place for place in places if place.name == OUTER)
-    done = converge_place(desired, outer, progress)
+    done = converge_place(desired, outer, progress, trace)
     inner = [place for place in places if place.name != OUTER]
     failures: list[TestbedError] = []
     with ThreadPoolExecutor(max_workers=max(1, len(inner))) as pool:
-        for future in [pool.submit(converge_place, desired, place, progress) for place in inner]:
+        for future in [pool.submit(converge_place, desired, place, progress, trace) for place in inner]:
             try:
                 done += future.result()
             except TestbedError as error:
@@ -46,23 +52,33 @@ def _joined(failures: list[TestbedError]) -> TestbedError:
     return ProvisioningError(what, fact="\n".join(map(str, failures)), remedy="correct the causes and run the command again")
 
 
-def converge_place(desired: Mapping[Key, Resource], place: Place, progress: Progress) -> list[Action]:
+def converge_place(
+    desired: Mapping[Key, Resource], place: Place, progress: Progress, trace: Trace | None = None
+) -> list[Action]:  # fmt: skip
     """Make one place what it must be, as soon as it answers, and return what was done.
 
     Raises:
         ProvisioningError: something could not be done; what was done stays.
 
     """
-    here = {key: resource for key, resource in desired.items() if key.place == place.name}
-    place.wait()
-    for started in place.recover():
-        progress(f"restart {place.name}: {started} (it did not run)")
-    observed: Observed = place.observe()
-    return perform(diff(here, observed), place, progress)
+    here, trace = {key: resource for key, resource in desired.items() if key.place == place.name}, trace or Trace()
+    waited, recovered, seen = (f"{place.name}: {step}" for step in ("waited for", "set right", "observed"))
+    with trace.span(waited, [str(Key(OUTER, Kind.MACHINE, place.name))]):
+        place.wait()
+    with trace.span(recovered, [waited]):
+        for told in place.recover():
+            progress(f"{place.name}: {told}")
+    with trace.span(seen, [recovered]):
+        observed: Observed = place.observe()
+    return perform(diff(here, observed), place, progress, trace, seen)
 
 
-def perform(plan: Plan, place: Place, progress: Progress) -> list[Action]:
+def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: str) -> list[Action]:
     """Carry out a plan in one place; actions that do not depend on one another run side by side.
+
+    Args:
+        trace: learns what took how long.
+        seen: what came before, in the trace.
 
     Raises:
         ProvisioningError: an action failed; those that it does not hinder were carried out.
@@ -73,6 +89,11 @@ def perform(plan: Plan, place: Place, progress: Progress) -> list[Action]:
         {key: [other for other in action.after if other in actions] for key, action in actions.items()}
     )
     order.prepare()
+
+    def do(action: Action) -> None:
+        with trace.span(str(action.key), [str(key) for key in action.after if key in actions] or [seen]):
+            place.perform(action)
+
     running: dict[Future[None], Action] = {}
     done: list[Action] = []
     failures: list[TestbedError] = []
@@ -80,7 +101,7 @@ def perform(plan: Plan, place: Place, progress: Progress) -> list[Action]:
         while order.is_active():
             for key in order.get_ready():
                 progress(str(actions[key]))
-                running[pool.submit(place.perform, actions[key])] = actions[key]
+                running[pool.submit(do, actions[key])] = actions[key]
             if not running:
                 break
             finished, _ = wait(running, return_when=FIRST_COMPLETED)

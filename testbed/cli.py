@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from testbed import apply, cli_image, cli_look, lab, observe
+from testbed import cli_checkpoint, cli_image, cli_look, lab, observe
+from testbed.building import Way, build
 from testbed.cli_lab import File, Name, entered, running_lab, topology_of, workspace_of
 from testbed.drivers import doctor as doctors
-from testbed.drivers import enclosure, memory, outside
+from testbed.drivers import enclosure, memory
 from testbed.drivers.workspace import Workspace, cache_root, labs, state_root
 from testbed.errors import Exit, TestbedError, UsageError
 from testbed.model.facts import Accelerator
 from testbed.model.resolve import resolve
-from testbed.model.testbed import Testbed
 from testbed.plan import render
-from testbed.plan.diff import diff
+from testbed.plan.diff import Action, diff
 from testbed.plan.resources import OUTER, desired, places
 from testbed.report import formats
 from testbed.report import graph as graphs
@@ -32,16 +31,37 @@ from testbed.revival import revive
 from testbed.spec.load import read
 from testbed.spec.schema import json_schema
 from testbed.terminal import ERR, Json, elapsed, escape, out, say
+from testbed.trace import chart
 from testbed.verify import run as runs
+from testbed.verify.run import Proving
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Emulated hypervisor fleets whose walls are proven.")
 app.add_typer(cli_look.app)
 app.add_typer(cli_image.app, name="image")
+app.add_typer(cli_checkpoint.app, name="checkpoint")
 
 Connect = Annotated[
     str, typer.Option("--connect", metavar="URI", help="libvirt that runs the machines; built in if left out", envvar="TESTBED_CONNECT")
 ]
 Cold = Annotated[bool, typer.Option("--cold", help="boot machines, and use no saved memory", envvar="TESTBED_COLD")]
+Anew = Annotated[bool, typer.Option("--anew", help="start from the topology, and from no checkpoint", envvar="TESTBED_ANEW")]
+
+
+def _proving(text: str) -> Proving:
+    words = {"": Proving.NOTHING, "0": Proving.NOTHING, "false": Proving.NOTHING, "1": Proving.EVERYTHING, "true": Proving.EVERYTHING}
+    try:
+        return words.get(text.lower()) or Proving(text.lower())
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(Proving)}") from None
+
+
+Prove = Annotated[
+    Proving,
+    typer.Option(
+        "--prove", parser=_proving, metavar="[=changed]", envvar="TESTBED_PROVE",
+        help="open each wall and see the check turn red; =changed: where something has changed since it was last proven",
+    ),
+]  # fmt: skip
 Accel = Annotated[Accelerator | None, typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR")]
 
 
@@ -98,83 +118,37 @@ def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> No
 
 
 @app.command()
-def up(topology: File, as_json: Json = False, accelerator: Accel = None, connect: Connect = "", cold: Cold = False) -> None:
-    """Build the lab, or make it again what its topology says."""
-    _up(topology, as_json=as_json, want=accelerator, connect=connect, cold=cold)
-
-
-def _connect(workspace: Workspace, uri: str) -> None:
-    """Remember which libvirt runs a lab.
-
-    Raises:
-        UsageError: another one does already, or the URI is of no daemon on this machine.
-        MachineError: we cannot use it.
-    """
-    if uri in ("", workspace.connection):
-        return
-    outside.require(uri)
-    if enclosure.find(workspace.lab, workspace.root) is not None:
-        fact = f"its machines are run by {workspace.connection or 'the built-in libvirt'}"
-        remedy = f"run `testbed down {workspace.lab}` first"
-        raise UsageError(f"the lab {workspace.lab} cannot move to {uri}", fact=fact, remedy=remedy)
-    workspace.connect(uri)
-
-
-def _with_memories(ground: lab.Ground, testbed: Testbed, workspace: Workspace) -> lab.Ground:
-    """Return what a lab stands on, with what its machines can start from: a new lab's are saved first if need be."""
-    if workspace.connection:
-        say(f"machines boot, without saved memory: {workspace.connection} runs them, perhaps with another QEMU than ours")
-        return ground
-    with _at_once_on_interrupt():
-        return lab.remember(ground, testbed, say, save=enclosure.find(testbed.name, workspace.root) is None)
-
-
-def _up(
-    topology: Path, *, as_json: bool, want: Accelerator | None, connect: str, cold: bool, examine: bool = False, prove: bool = False
+def up(
+    topology: File,
+    as_json: Json = False,
+    accelerator: Accel = None,
+    connect: Connect = "",
+    cold: Cold = False,
+    anew: Anew = False,
+    timings: Annotated[bool, typer.Option("--timings", help="draw what took how long", envvar="TESTBED_TIMINGS")] = False,
 ) -> None:
-    testbed, file = topology_of(topology)
-    doctors.require(cache_root(), state_root())
-    ground = lab.prepare(say, want=want)
-    say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
-    workspace = Workspace(state_root(), testbed.name)
-    with workspace.locked():
-        lab.apply_copy(file, workspace)
-        _connect(workspace, connect)
-        if not cold:
-            ground = _with_memories(ground, testbed, workspace)
-        taken = lab.enter(testbed, workspace, ground.environment)
-        with lab.opened(testbed, workspace, ground, taken, progress=say) as opened:
-            with _at_once_on_interrupt():
-                done = apply.converge(opened.desired, opened.places, say)
-            retried = opened.retried
-            if examine:
-                say(f"{testbed.name} is up: {len(done)} actions")
-                _check(opened, prove=prove, only=[], as_json=as_json)
-                say(f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh {testbed.name} "
-                    f"{testbed.nodes[0].name}`. Take it down: `testbed down {testbed.name}`")  # fmt: skip
-                return
-    seconds = elapsed()
-    if as_json:
-        out(json.dumps({"lab": testbed.name, "actions": len(done), "seconds": round(seconds, 1), "retried": retried}))
-    elif done:
-        out(f"{testbed.name} is up: {len(done)} actions in {seconds:.0f} s" + (f"; started twice: {retried}" if retried else ""))
+    """Build the lab, or make it again what its topology says."""
+    way = Way(accelerator, connect, cold=cold, anew=anew)
+
+    def tell(opened: lab.Lab, done: Sequence[Action]) -> None:
+        spans = way.trace.spans if timings else []
+        if as_json:
+            data = {"lab": opened.testbed.name, "actions": len(done), "seconds": round(elapsed(), 1), "retried": opened.retried}
+            out(json.dumps(data | ({"timings": list(map(asdict, spans))} if timings else {})))
+            return
+        _tell(opened, done)
+        if spans:
+            out(chart(spans))
+
+    build(topology, way, tell)
+
+
+def _tell(opened: lab.Lab, done: Sequence[Action]) -> None:
+    name, seconds, retried = opened.testbed.name, elapsed(), ", ".join(opened.retried)
+    if done:
+        out(f"{name} is up: {len(done)} actions in {seconds:.0f} s" + (f"; started twice: {retried}" if retried else ""))
     else:
-        out(f"{testbed.name}: nothing to do: the lab is what the topology says.")
-
-
-@contextmanager
-def _at_once_on_interrupt() -> Iterator[None]:
-    """Let Ctrl-C end the process at once, without waiting for threads that wait for machines; `up` resumes."""
-
-    def end(*_: object) -> None:
-        ERR.print("interrupted; what was done stays, and the same command resumes")
-        os._exit(Exit.INTERRUPTED)
-
-    before = signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        out(f"{name}: nothing to do: the lab is what the topology says.")
 
 
 @app.command()
@@ -195,7 +169,7 @@ _FORMATS = {"text": formats.text, "markdown": formats.markdown, "junit": formats
 @app.command()
 def check(
     name: Name,
-    prove: Annotated[bool, typer.Option("--prove", help="open each wall and see the check turn red", envvar="TESTBED_PROVE")] = False,
+    prove: Prove = Proving.NOTHING,
     only: Annotated[list[str] | None, typer.Option(help="control id or its beginning, repeatable", envvar="TESTBED_ONLY")] = None,
     slow: Annotated[bool, typer.Option("--slow", help="run what takes minutes as well", envvar="TESTBED_SLOW")] = False,
     as_json: Json = False,
@@ -206,7 +180,7 @@ def check(
         _check(opened, prove=prove, only=only or [], as_json=as_json, slow=slow)
 
 
-def _check(opened: lab.Lab, *, prove: bool, only: list[str], as_json: bool, slow: bool = False) -> None:
+def _check(opened: lab.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False) -> None:
     # A job that a script starts in the background ignores Ctrl-C unless it says otherwise.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -247,14 +221,25 @@ def report(
 @app.command()
 def run(
     topology: File,
-    prove: Annotated[bool, typer.Option("--prove", help="open each wall and see the check turn red", envvar="TESTBED_PROVE")] = False,
+    prove: Prove = Proving.NOTHING,
     as_json: Json = False,
     accelerator: Accel = None,
     connect: Connect = "",
     cold: Cold = False,
+    anew: Anew = False,
 ) -> None:
     """Build a lab, check it and report, in one go; the lab stays up."""
-    _up(topology, as_json=as_json, want=accelerator, connect=connect, cold=cold, prove=prove, examine=True)
+
+    def examine(opened: lab.Lab, done: Sequence[Action]) -> None:
+        testbed = opened.testbed
+        say(f"{testbed.name} is up: {len(done)} actions")
+        try:
+            _check(opened, prove=prove, only=[], as_json=as_json)
+        finally:
+            say(f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh {testbed.name} {testbed.nodes[0].name}`. "
+                f"Take it down: `testbed down {testbed.name}`")  # fmt: skip
+
+    build(topology, Way(accelerator, connect, cold=cold, anew=anew), examine)
 
 
 @app.command()
@@ -295,6 +280,8 @@ def prune(
 
 def main() -> None:
     """Run the command line; every error of ours becomes three lines and an exit code."""
+    own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    sys.argv[1:own] = [f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]]  # an option whose value may be left out
     try:
         app(standalone_mode=True)
     except TestbedError as error:

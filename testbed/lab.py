@@ -14,6 +14,7 @@ from testbed import resources as packaged
 from testbed.drivers import canary, enclosure
 from testbed.drivers.accounts import privileged
 from testbed.drivers.central import Central, write_client
+from testbed.drivers.checkpoint import Checkpoint
 from testbed.drivers.fabric import Fabric
 from testbed.drivers.golden import Saved, Store
 from testbed.drivers.hypervisor import Hypervisor
@@ -36,11 +37,12 @@ from testbed.spec.load import read
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What a lab stands on: images and what the outer machine can do."""
+    """What a lab stands on: images, what the outer machine can do, and what there is of saved memory."""
 
     images: dict[str, Image]
     environment: Environment
     memories: Mapping[Hardware, Saved | str] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
 
     @property
     def inputs(self) -> Inputs:
@@ -133,11 +135,15 @@ class Lab:
         require_member("machine", name, [machine.name for machine in self.testbed.machines])
         return self.central.host if name == self.central.name else self.nodes[name].host
 
-    def close(self) -> None:
-        """End every connection; the lab runs on."""
+    def log_out(self) -> None:
+        """End every connection to the lab's machines; what is asked next opens one anew."""
         self.central.close()
         for node in self.nodes.values():
             node.close()
+
+    def close(self) -> None:
+        """End every connection; the lab runs on."""
+        self.log_out()
         self.outer.hypervisor.close()
 
 
@@ -227,7 +233,9 @@ def opened(
     if outside and outside.fresh:
         destroy_machines(hypervisor, testbed.name)
     fabric = Fabric(testbed.name)
-    outer = Outer(testbed, workspace, ground.environment, ground.images, hypervisor, fabric, progress, outside, ground.memories)
+    outer = Outer(
+        testbed, workspace, ground.environment, ground.images, hypervisor, fabric, progress, outside, ground.memories, ground.checkpoint
+    )
     central = Central(testbed, workspace, Host(_access(workspace, testbed.controller)), ground.environment.slowness)
     nodes = {
         node.name: Node(testbed, node, Host(_access(workspace, node)), workspace.machine(node.name) / "libvirt.sock", ground.environment)
@@ -249,12 +257,15 @@ def _access(workspace: Workspace, machine: Machine) -> Access:
 
 
 def _renew_client(workspace: Workspace, authority: Authority) -> None:
-    """Sign our own short-lived certificates for this run."""
+    """Sign our own short-lived certificates for this run.
+
+    They begin with the lab: the clock of a machine that has stood still is behind until we have logged in and set it.
+    """
     now = datetime.now(UTC)
-    user = authority.user(["node-admin"], now=now)
+    user = authority.user(["node-admin"], now=now, start=authority.born - now)
     write_secret(workspace.folder / "ssh/admin", user.private_key)
     write_secret(workspace.folder / "ssh/admin-cert.pub", user.certificate)
-    client = authority.administrator("testbed", now=now)
+    client = authority.administrator("testbed", start=authority.born, now=now)
     write_client(workspace, client.private_key, client.certificate)
 
 

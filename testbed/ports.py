@@ -26,10 +26,10 @@ class Place(Protocol):
         """
 
     def recover(self) -> Sequence[str]:
-        """Start again what must run before the place can be observed, and return what was started.
+        """Set right what must be before the place can be observed, and return in words what was done.
 
         Raises:
-            ProvisioningError: it does not start.
+            ProvisioningError: it cannot be set right.
 
         """
 

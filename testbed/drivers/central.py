@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from testbed.drivers import batch
+from testbed.drivers import batch, clock
 from testbed.drivers.ovn import Northbound
 from testbed.drivers.pki import write_secret
 from testbed.drivers.ssh import BOOT, Host
@@ -51,16 +51,16 @@ class Central:
         self.host.wait(BOOT * self._slowness)
 
     def recover(self) -> list[str]:
-        """Start the parts of OVN's central services that do not run, and return their names.
+        """Set the clock if it has stood still, start the parts of OVN's central services that do not run, and tell what was done.
 
         Raises:
             ProvisioningError: one does not start.
 
         """
-        stopped = self._stopped()
+        told, stopped = clock.set_right(self.host), self._stopped()
         if stopped:
             self.host.must(f"systemctl reset-failed {' '.join(stopped)}; systemctl start {' '.join(stopped)}")
-        return stopped
+        return [*([told] if told else []), *(f"restarted {name}, which did not run" for name in stopped)]
 
     def _stopped(self) -> list[str]:
         answers = self.host.sudo(f"systemctl is-active {' '.join(_SERVICES)}").text.split()
@@ -107,9 +107,10 @@ class Central:
             raise ProvisioningError(f"cannot {action}", fact="no such kind of resource here", remedy="report this as a bug")
 
     def close(self) -> None:
-        """End the connections."""
+        """End the connections; they are opened anew on the next use."""
         if self._northbound is not None:
             self._northbound.close()
+            self._northbound = None
         self.host.close()
 
 

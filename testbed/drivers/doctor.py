@@ -22,6 +22,7 @@ _PROGRAMS = (
     ("mke2fs", "e2fsprogs"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
+    ("zstd", "zstd"),
     ("unshare", "util-linux"),
     ("ip", "iproute2"),
     ("ssh", "openssh-client"),

@@ -148,7 +148,7 @@ class Store:
             "emulator": dict(self._environment.versions).get("qemu", "unknown"),
             "libvirt": str(library_version()),
             "accelerator": str(self._environment.outer),
-            "processor": _processor() if kvm else "emulated",
+            "processor": processor() if kvm else "emulated",
             "hardware": str(hardware),
             "images": " ".join(image.digest for image in images_under(self._images, hardware.role)),
             "domain": hashlib.sha256(shape.encode()).hexdigest()[:16],
@@ -163,9 +163,7 @@ class Store:
                 return saved
         if not others:
             return f"no {hardware.role} has been saved yet"
-        differing = [name for name, value in made.items() if others[0].made.get(name) != value]
-        what = "; ".join(f"its {name} is {others[0].made.get(name, 'unknown')}, and {made[name]} is needed" for name in differing)
-        return f"the saved {hardware.role} cannot be used: {what}"
+        return f"the saved {hardware.role} cannot be used: {differences(others[0].made, made)}"
 
     def ensure(self, wanted: Iterable[Hardware], progress: Progress) -> None:
         """Save what is missing, two at a time.
@@ -238,7 +236,13 @@ def _key(made: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _processor() -> str:
+def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    """Return in what the making of a saved state differs from what is needed; the empty string if in nothing."""
+    differing = [name for name, value in wanted.items() if found.get(name) != value]
+    return "; ".join(f"its {name} is {found.get(name, 'unknown')}, and {wanted[name]} is needed" for name in differing)
+
+
+def processor() -> str:
     """Return the outer machine's processor, which KVM shows to machines as it is."""
     lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     wanted = ("vendor_id", "cpu family", "model", "stepping", "microcode", "flags")

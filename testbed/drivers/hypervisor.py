@@ -117,6 +117,7 @@ class Hypervisor:
             ProvisioningError: it cannot be opened.
 
         """
+        self._asked: dict[str, Any] = {}  # domains by name: an agent is asked dozens of times, and a look-up costs a fifth of a question
         _start_loop()
         with _said(f"cannot open the hypervisor {uri}"):
             self._connection = libvirt.open(uri)
@@ -169,7 +170,8 @@ class Hypervisor:
 
     def _find(self, name: str) -> Any:  # noqa: ANN401 - libvirt has no types
         try:
-            return self._connection.lookupByName(name)
+            self._asked[name] = self._connection.lookupByName(name)
+            return self._asked[name]
         except libvirt.libvirtError as error:
             fact = error.get_error_message() or "no such domain"
             raise InstrumentError(f"{name} does not run", fact=fact, remedy="run `testbed up`") from error
@@ -211,6 +213,16 @@ class Hypervisor:
         """Plug a device, described in XML, into a running or paused domain."""
         with _said(f"cannot plug a device into {name}"):
             self._find(name).attachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def live_xml(self, name: str) -> str:
+        """Return the XML that starts a domain anew with the hardware that it has now, devices plugged in later included."""
+        with _said(f"cannot describe {name}"):
+            return str(self._find(name).XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE))
+
+    def entitle(self, name: str, title: str) -> None:
+        """Give a running domain another title; the empty string takes it away."""
+        with _said(f"cannot change the title of {name}"):
+            self._find(name).setMetadata(libvirt.VIR_DOMAIN_METADATA_TITLE, title or None, None, None, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def suspend(self, name: str) -> None:
         """Pause a domain."""
@@ -271,9 +283,13 @@ class Hypervisor:
 
         """
         request = json.dumps({"execute": command, "arguments": arguments})
-        domain = self._find(name)
         with _said(f"the guest agent of {name} does not answer", InstrumentError):
-            text = _ask_agent(domain, request, timeout)
+            try:
+                text = _ask_agent(self._asked.get(name) or self._find(name), request, timeout)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN or name not in self._asked:
+                    raise
+                text = _ask_agent(self._find(name), request, timeout)
         try:
             answer = json.loads(text)["return"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -303,5 +319,6 @@ class Hypervisor:
 
     def close(self) -> None:
         """Close the connection; domains run on."""
+        self._asked.clear()  # a domain that is still held keeps its connection open, beyond the end of what serves it
         with _said("cannot close the hypervisor"):
             self._connection.close()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from testbed.drivers import process
+from testbed.drivers import assemble, process
 from testbed.drivers.assemble import Job
 from testbed.errors import ImageError
 
@@ -37,7 +37,7 @@ class Recipe:
     """What an image is made of.
 
     Args:
-        key: digest (hexadecimal) of this recipe and of every file of its playbook.
+        key: digest (hexadecimal) of this recipe, of every file of its playbook, and of the program that assembles it.
 
     """
 
@@ -101,10 +101,11 @@ class ImageCache:
         """Return every recipe by image name."""
         text = (self._playbooks / "images.yaml").read_text()
         data = YAML(typ="safe", pure=True).load(text)
+        program = Path(assemble.__file__).read_bytes()
         result = {}
         for name, item in data["images"].items():
             entry = json.dumps([_VERSION, data["suite"], item], sort_keys=True)
-            key = hashlib.sha256(entry.encode() + self._playbook_digest(item["playbook"])).hexdigest()[:16]
+            key = hashlib.sha256(entry.encode() + self._playbook_digest(item["playbook"]) + program).hexdigest()[:16]
             result[name] = Recipe(
                 name,
                 data["suite"],
@@ -121,7 +122,7 @@ class ImageCache:
         digest = hashlib.sha256((self._playbooks / playbook).read_bytes())
         for role in roles:
             for path in sorted((self._playbooks / "roles" / role).rglob("*")):
-                if path.is_file():
+                if path.is_file() and path.parent.name != "__pycache__":  # what has run from here is no part of it
                     digest.update(str(path.relative_to(self._playbooks)).encode() + b"\0" + path.read_bytes() + b"\0")
         return digest.digest()
 
@@ -276,9 +277,7 @@ class ImageCache:
         images = []
         for path in sorted(self._folder.glob("*/manifest.json")):
             manifest = json.loads(path.read_text())
-            images.append(
-                Image(manifest["name"], manifest["key"], path.parent, manifest["digests"], manifest["baked"])
-            )
+            images.append(Image(manifest["name"], manifest["key"], path.parent, manifest["digests"], manifest["baked"]))
         return images
 
     def remove(self, image: Image) -> None:

@@ -6,11 +6,12 @@ import shlex
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from testbed.drivers import batch, limits
+from testbed.drivers import batch, clock, limits
 from testbed.drivers.hypervisor import Domain, Hypervisor
 from testbed.drivers.ssh import BOOT, Host
 from testbed.errors import InstrumentError, ProvisioningError
@@ -74,8 +75,13 @@ class Node:
         self.host.sudo(f"timeout {seconds} systemctl is-system-running --wait", timeout=seconds + 60)
 
     def recover(self) -> tuple[str, ...]:
-        """Nothing: a node's services are among its settings."""
-        return ()
+        """Set the clocks of a node that has stood still, and of its guests; its services are among its settings."""
+        told = clock.set_right(self.host)
+        if told:
+            for guest in self.lab.guests_on(self.name):
+                with suppress(InstrumentError):  # one that does not answer is found when it is looked at
+                    self.hypervisor.agent(guest.domain, "guest-set-time", {"time": time.time_ns()}, _PING)
+        return (told,) if told else ()
 
     def observe(self) -> dict[Key, Properties]:
         """Return what this lab has on the node, and the root partition's settings."""
@@ -253,9 +259,10 @@ class Node:
         return _GUEST * self._slowness * (1 + (sharing - 1) / 2)
 
     def close(self) -> None:
-        """End the connections."""
+        """End the connections; they are opened anew on the next use."""
         if self._hypervisor is not None:
             self._hypervisor.close()
+            self._hypervisor = None
         self.host.close()
         self._socket.unlink(missing_ok=True)
 

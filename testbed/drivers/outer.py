@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from testbed.drivers.accounts import give_to_worker
+from testbed.drivers.checkpoint import Checkpoint, Kept
 from testbed.drivers.fabric import Fabric
 from testbed.drivers.freeze import AWAKE, wait_for_line
 from testbed.drivers.golden import Saved, base_disks, images_under, make_overlay
@@ -24,7 +25,7 @@ from testbed.errors import ProvisioningError, TestbedError
 from testbed.model.facts import Environment
 from testbed.model.testbed import Machine, Testbed
 from testbed.plan.diff import Action, Verb
-from testbed.plan.domains import Hardware, MachineFiles, interface_count, interface_xml, machine_xml
+from testbed.plan.domains import Hardware, MachineFiles, interface_count, interface_xml, machine_xml, resumed_xml, waits
 from testbed.plan.identity import MachineKeys, identity_files, pack
 from testbed.plan.resources import OUTER, Key, Kind, Properties
 from testbed.ports import Progress
@@ -39,6 +40,7 @@ class Outer:
     Args:
         progress: is told of machines that boot against expectation, with the reason.
         memories: what machines start from, or why there is nothing that they can start from; machines of other hardware boot.
+        checkpoint: where machines go on, in a lab that is started as a whole.
 
     """
 
@@ -51,6 +53,7 @@ class Outer:
     progress: Progress
     outside: Outside | None = None
     memories: Mapping[Hardware, Saved | str] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
     name: str = OUTER
     _verified: set[Path] = field(default_factory=set)
     _verifying: threading.Lock = field(default_factory=threading.Lock)
@@ -113,10 +116,17 @@ class Outer:
                 self.fabric.delete(link.name)
 
     def _start(self, machine: Machine, properties: Properties) -> None:
-        """Start a machine from saved memory, or boot it where there is none or it does not work."""
-        self.issue_identity(machine, self.workspace.machine(machine.name))
+        """Let a machine go on, or start it from saved memory, or boot it: whatever comes first and works."""
         for image in images_under(self.images, machine.role):
             self._verify(image)
+        if self.checkpoint:
+            try:
+                self._continue(machine, self.checkpoint.machine(machine.name))
+                return
+            except TestbedError as error:
+                self.hypervisor.destroy(machine.domain(self.lab.name))
+                self.progress(f"{machine.name} does not go on from {self.checkpoint.name}: {error.what}: {error.fact}")
+        self.issue_identity(machine, self.workspace.machine(machine.name))
         saved = self.memories.get(Hardware.of(machine, self.environment))
         if isinstance(saved, Saved):
             try:
@@ -129,6 +139,21 @@ class Outer:
             self.progress(f"{machine.name} boots instead of starting from saved memory: {saved}")
         files = self._files(machine, base_disks(self.images, machine.role))
         self.hypervisor.create(machine_xml(self.lab, machine, self.environment, files, properties))
+
+    def _continue(self, machine: Machine, kept: Kept) -> None:
+        """Let a machine of a checkpoint go on where it was saved.
+
+        Raises:
+            ProvisioningError: it is not what was saved, or does not start.
+
+        """
+        name = machine.domain(self.lab.name)
+        kept.verify()
+        kept.unpack(self.workspace.machine(machine.name))
+        self.hypervisor.create(resumed_xml(kept.xml, str(uuid4())), paused=True)
+        self.hypervisor.monitor(name).load_memory(kept.memory, _WAKING * self.environment.slowness)
+        self.hypervisor.entitle(name, "")
+        self.hypervisor.resume(name)
 
     def _files(self, machine: Machine, bases: Sequence[Path]) -> MachineFiles:
         """Make a machine's overlays and console anew, and return the paths of all its files."""
@@ -183,7 +208,9 @@ class Outer:
 
 
 def _state(domain: Domain, made: Mapping[str, object]) -> str:
-    """Return a machine's state; one whose start from saved memory was cut short lacks interfaces, and nothing revives it."""
+    """Return a machine's state; one whose start from saved memory was cut short waits, or lacks interfaces, and nothing revives it."""
+    if waits(domain.xml):
+        return "waiting for its memory"
     wanted = made.get("interfaces")
     return "unplugged" if isinstance(wanted, list) and interface_count(domain.xml) < len(wanted) else domain.state
 

@@ -263,15 +263,3 @@ class Northbound:
             for rule in new:
                 change.add(self._api.acl_add(switch, rule.direction, rule.priority, rule.match, rule.action, may_exist=True))
         self.sync()
-
-    def add_rule(self, switch: str, rule: Acl) -> None:
-        """Add one rule to a switch."""
-        with _said("cannot add a rule"):
-            self._api.acl_add(switch, rule.direction, rule.priority, rule.match, rule.action).execute(check_error=True)
-        self.sync()
-
-    def delete_rule(self, switch: str, rule: Acl) -> None:
-        """Remove one rule from a switch."""
-        with _said("cannot remove a rule"):
-            self._api.acl_del(switch, rule.direction, rule.priority, rule.match).execute(check_error=True)
-        self.sync()

@@ -111,11 +111,16 @@ class Authority:
 
     def tls(self, name: str, *, now: datetime) -> TlsIdentity:
         """Sign a machine's TLS key: OVN's roles compare its common name with the chassis, IPsec its other name with the peer."""
-        return self._machines.sign(name, now)
+        return self._machines.sign(name, now - _SKEW, now + HOST_LIFETIME)
 
-    def administrator(self, name: str, *, now: datetime) -> TlsIdentity:
-        """Sign the TLS key of somebody who may change OVN's northbound database."""
-        return self._administrators.sign(name, now)
+    def administrator(self, name: str, *, start: datetime, now: datetime) -> TlsIdentity:
+        """Sign the TLS key of somebody who may change OVN's northbound database, from some time on."""
+        return self._administrators.sign(name, start, now + HOST_LIFETIME)
+
+    @property
+    def born(self) -> datetime:
+        """From when on this authority's certificates can be valid."""
+        return self._machines.certificate.not_valid_before_utc
 
     @property
     def tls_ca(self) -> bytes:
@@ -147,7 +152,7 @@ class _Issuer:
             path.write_bytes(_self_signed(key, name).public_bytes(Encoding.PEM))
         return cls(key, x509.load_pem_x509_certificate(path.read_bytes()))
 
-    def sign(self, name: str, now: datetime) -> TlsIdentity:
+    def sign(self, name: str, start: datetime, end: datetime) -> TlsIdentity:
         """Sign a fresh key for a name."""
         key = ec.generate_private_key(ec.SECP256R1())
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH])
@@ -157,8 +162,8 @@ class _Issuer:
             .issuer_name(self.certificate.subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _SKEW)
-            .not_valid_after(now + HOST_LIFETIME)
+            .not_valid_before(start)
+            .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
             .add_extension(usage, critical=False)

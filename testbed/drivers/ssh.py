@@ -24,6 +24,7 @@ from testbed.errors import InstrumentError, ProvisioningError
 USER = "admin"
 BOOT = 75.0  # seconds that a machine may take until it accepts our login; stretched by slowness
 _RETRY = 0.5
+_FAREWELL = 5.0  # seconds that a bridge may take to end; Python does not run our threads any more when the process ends
 _SILENT = logging.NullHandler()  # without one, paramiko's threads print what its exceptions tell us anyway
 
 
@@ -53,6 +54,7 @@ class Host:
         self._client: paramiko.SSHClient | None = None
         self._session: Session | None = None
         self._bridges: list[socket.socket] = []
+        self._pumps: list[threading.Thread] = []
 
     @property
     def name(self) -> str:
@@ -182,17 +184,25 @@ class Host:
                 with suppress(OSError, UnboundLocalError):
                     client.close()
                 continue
-            threading.Thread(target=_pump, args=(client, channel), daemon=True).start()
-            threading.Thread(target=_pump, args=(channel, client), daemon=True).start()
+            for way in ((client, channel), (channel, client)):
+                pump = threading.Thread(target=_pump, args=way, daemon=True)
+                pump.start()
+                self._pumps.append(pump)
 
     def close(self) -> None:
-        """End the connection and every bridge."""
+        """End the connection and every bridge; who still asks something through one is told that it has ended.
+
+        The connection is opened anew when something is next asked of the machine.
+        """
         for listener in self._bridges:
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
         if self._client:
             self._client.close()
+        for pump in self._pumps:
+            pump.join(_FAREWELL)
+        self._bridges, self._pumps = [], []
 
 
 def _pump(source: socket.socket | paramiko.Channel, target: socket.socket | paramiko.Channel) -> None:
@@ -201,6 +211,8 @@ def _pump(source: socket.socket | paramiko.Channel, target: socket.socket | para
             target.sendall(data)
     for end in (source, target):
         with suppress(OSError, EOFError):  # the connection under a channel may be gone already
+            end.shutdown(socket.SHUT_RDWR)  # a socket that another thread reads is not closed by closing it
+        with suppress(OSError, EOFError):
             end.close()
 
 

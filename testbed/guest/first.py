@@ -1,29 +1,29 @@
 """Attacks from the first moment on: sends frames from every interface that there is, and from each that comes along (NET-13).
 
-Runs as the only program of a throw-away guest, started by its initramfs; standard library only.
+Runs as the only program of a throw-away guest, started by its initramfs; of the standard library it imports little, since
+a nested guest takes seconds to read what `socket` and `pathlib` are made of.
 """
 
 from __future__ import annotations
 
+import _socket as socket
 import errno
 import fcntl
-import socket
+import os
 import struct
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
 _GONE = (errno.ENETDOWN, errno.ENOBUFS, errno.ENXIO, errno.ENODEV)
 _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 1
 
 
-def attack(frames: Sequence[bytes], seconds: float, spacing: float = 0.005) -> dict[str, int]:
+def attack(frames: list[bytes], seconds: float, spacing: float = 0.005) -> dict[str, int]:
     """Send frames in turns from every interface but the loopback; return how many left, by interface."""
     end, sent = time.monotonic() + seconds, dict[str, int]()
     sockets: dict[str, socket.socket] = {}
     try:
         while time.monotonic() < end:
-            for name in sorted(entry.name for entry in Path("/sys/class/net").iterdir() if entry.name != "lo"):
+            for name in sorted(set(os.listdir("/sys/class/net")) - {"lo"}):  # noqa: PTH208 - see above
                 if name not in sockets:
                     sockets[name] = _opened(name)
             for frame in frames:
@@ -38,10 +38,11 @@ def attack(frames: Sequence[bytes], seconds: float, spacing: float = 0.005) -> d
 
 def _opened(name: str) -> socket.socket:
     """Take an interface up and return a socket that sends from it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        request = struct.pack("16sh14x", name.encode(), 0)
-        flags = struct.unpack("16sh14x", fcntl.ioctl(control, _GET_FLAGS, request))[1]
-        fcntl.ioctl(control, _SET_FLAGS, struct.pack("16sh14x", name.encode(), flags | _UP))
+    control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    request = struct.pack("16sh14x", name.encode(), 0)
+    flags = struct.unpack("16sh14x", fcntl.ioctl(control, _GET_FLAGS, request))[1]
+    fcntl.ioctl(control, _SET_FLAGS, struct.pack("16sh14x", name.encode(), flags | _UP))
+    control.close()
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     opened.bind((name, 0))
     return opened

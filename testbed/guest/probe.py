@@ -3,7 +3,7 @@
 Runs as root, on the standard library only; `testbed.verify.probing.compose` puts its files into one program.
 Starting an interpreter costs a nested guest seconds, so the process stays between observations, in which it
 has nothing open but its pipe, and ends by itself when nobody asks any more. Each question is a line (`testbed.guest.wire`);
-its answer goes into a pipe that the asker has made.
+its answer goes into a pipe that the asker has made, or else into a file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import re
 import select
 import selectors
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -28,10 +27,11 @@ from testbed.guest.recorder import MAX_TEXT, Recorder
 MAX_REQUEST = 8 * 2**20
 _PREFIX = re.compile(r"tb-[a-z0-9]{4,32}-")
 _ANSWER = re.compile(r"[a-z0-9]{4,32}")
-_UNREAD = 60  # seconds that an answer waits for its reader
+_UNREAD, _KEPT = 60, 600  # seconds that an answer waits for its reader in a pipe, and in a file
 _SENDERS = {"send": sender.send, "stream": sender.stream, "hold": sender.hold, "knock": knocker.knock}
 # Files that tell a sender to go on in another way.
 _SIGNALS = {"send": (), "stream": ("halt",), "hold": ("turn", "release"), "knock": ()}
+_NOTHING = {"error": "nothing is being recorded for this run", "alive": False}
 Request = dict[str, Any]
 
 
@@ -42,12 +42,16 @@ class Server:
         self.folder, self.patience, self.lock = folder, patience, lock
         self.selector = selectors.DefaultSelector()
         self.pipe = os.open(folder / "in", os.O_RDWR | os.O_NONBLOCK)
+        fcntl.fcntl(self.pipe, fcntl.F_SETPIPE_SZ, 2**20)  # for who writes without waiting
         self.selector.register(self.pipe, selectors.EVENT_READ, self.read)
         self.text, self.ending = b"", False
         self.recorder: Recorder | None = None
+        self.answers: dict[Path, float] = {}
         self.asked = time.monotonic()
-        self.phases = {"listen": self._listen, "collect": self._collect, "finish": self._finish, "stop": self._stop}
-        self.phases |= {name: self._signal for names in _SIGNALS.values() for name in names}
+        self.phases = {
+            "listen": self._listen, "glance": self._glance, "finish": self._finish, "stop": self._stop,
+            **{name: self._signal for names in _SIGNALS.values() for name in names},
+        }  # fmt: skip
 
     def run(self) -> None:
         """Work until told to stop, or until nobody has asked for long."""
@@ -56,6 +60,9 @@ class Server:
             self.turn()
             if self.recorder is not None:
                 self.recorder.expire()
+            for path in [path for path, end in self.answers.items() if end < time.monotonic()]:
+                del self.answers[path]
+                path.unlink(missing_ok=True)
 
     def turn(self) -> None:
         """Do what is ready; what is done for one may have closed another that was ready as well."""
@@ -71,9 +78,11 @@ class Server:
             self.text = b""
         for line in lines:
             self.asked = time.monotonic()
-            with suppress(ValueError, KeyError, TypeError):
+            with suppress(OSError, ValueError, KeyError, TypeError):
                 request = wire.unpack(line)
-                self.answer(str(request["answer"]), self.reply_to(request))
+                reply = self.reply_to(request)
+                if "answer" in request:
+                    self.answer(str(request["answer"]), reply, slow=request["phase"] in _SENDERS)
 
     def reply_to(self, request: Request) -> Callable[[], Request]:
         """Do what must be done in this process; return what the answering process does."""
@@ -94,13 +103,18 @@ class Server:
         self.recorder = Recorder(_prefix(request), request["interfaces"], self.selector)
         return self.recorder.prepare(request)
 
-    def _collect(self, request: Request) -> Request:
-        if self.recorder is None or self.recorder.prefix != _prefix(request):
-            return {"error": "nothing is being recorded for this run", "alive": False}
-        return self.recorder.state()
+    def _current(self, request: Request) -> Recorder | None:
+        """Return the recorder of the run that a request is about, if it is recorded."""
+        return self.recorder if self.recorder is not None and self.recorder.prefix == _prefix(request) else None
+
+    def _glance(self, request: Request) -> Request:
+        """Tell which of some tokens have come in so far."""
+        current = self._current(request)
+        return {"seen": sorted(current.tokens() & set(map(str, request["tokens"])))} if current else dict(_NOTHING)
 
     def _finish(self, request: Request) -> Request:
-        state = self._collect(request)
+        current = self._current(request)
+        state = current.state() if current else dict(_NOTHING)
         if self.recorder is not None:
             self.recorder.close()
             self.recorder = None
@@ -114,25 +128,35 @@ class Server:
         self.ending = True
         return {"stopped": True}
 
-    def answer(self, name: str, reply: Callable[[], Request]) -> None:
-        """Let a process of its own work out an answer and wait for its reader, so that the recorder goes on."""
-        if not _ANSWER.fullmatch(name) or os.fork():
+    def answer(self, name: str, reply: Callable[[], Request], *, slow: bool) -> None:
+        """Give an answer; where it takes time, or a pipe waits for it, in a process of its own, so that the recorder goes on."""
+        if not _ANSWER.fullmatch(name):
             return
-        status = 1
-        try:
-            self.lock.close()
+        path = self.folder / f"answer.{name}"
+        self.answers[path] = time.monotonic() + _KEPT
+        if not slow and not path.exists():
+            self._write(path, reply)
+        elif not os.fork():
             try:
-                text = wire.pack(reply())
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                text = wire.pack({"error": repr(error)[:MAX_TEXT]})
+                self.lock.close()
+                self._write(path, reply)
+            finally:
+                os._exit(0)
+
+    def _write(self, path: Path, reply: Callable[[], Request]) -> None:
+        try:
+            text = wire.pack(reply())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            text = wire.pack({"error": repr(error)[:MAX_TEXT]})
+        if path.exists():
             signal.alarm(_UNREAD)
-            path = self.folder / f"answer.{name}"
             with path.open("wb") as pipe:
                 path.unlink()
                 pipe.write(text)
-            status = 0
-        finally:
-            os._exit(status)
+        else:
+            part = path.with_name(f"part.{path.name}")
+            part.write_bytes(text)
+            part.rename(path)
 
 
 def _prefix(request: Request) -> str:
@@ -180,7 +204,15 @@ def _serve(folder: Path, patience: float, pipe: int) -> None:
         with suppress(ChildProcessError):
             os.waitpid(-1, 0)  # SIGCHLD is ignored, so this returns when the last answer has been read
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _forget(folder)
+
+
+def _forget(folder: Path) -> None:
+    """Remove the folder, which is flat; `shutil` would cost a nested guest as much as all the rest that is imported."""
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            path.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _running(folder: Path) -> bool:
@@ -194,14 +226,15 @@ def _running(folder: Path) -> bool:
 
 
 def stop(request: Request) -> Request:
-    """End the process, if its lock says that it runs, and forget what it has seen."""
+    """End the process and those that it has sending, if its lock says that it runs, and forget what it has seen."""
     folder, stopped = Path(request["folder"]), False
     with suppress(FileNotFoundError, ProcessLookupError):
         if _running(folder):
-            process = os.pidfd_open(int((folder / "pid").read_text()))
-            signal.pidfd_send_signal(process, signal.SIGKILL)
+            pid = int((folder / "pid").read_text())
+            process = os.pidfd_open(pid)
+            os.killpg(os.getpgid(pid), signal.SIGKILL)
             stopped = bool(select.select([process], [], [], 10)[0])
-    shutil.rmtree(folder, ignore_errors=True)
+    _forget(folder)
     return {"stopped": stopped}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -11,6 +10,7 @@ import selectors
 import socket
 import struct
 import time
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,14 @@ from testbed.guest.parsing import SNAP, Seen, find_token, parse
 
 MAX_RECORDS, MAX_STRAYS, MAX_TEXT = 2000, 64, 160
 NOISE = 1000
-_TEST = 0x88B5
+_TEST, _STAGES = 0x88B5, ("start", "end")
 _ATTACH_FILTER = 26
 _PACKET_ADD_MEMBERSHIP, _PACKET_STATISTICS, _SOL_PACKET, _PROMISCUOUS = 1, 6, 263, 1
 _ETH_P_ALL, _OUTGOING = 3, 4
+# Instructions of the kernel's packet filter, and where it tells of what kind a packet is (linux/filter.h, SKF_AD_PKTTYPE).
+_LOAD, _LOAD_HALF, _LOAD_LENGTH, _TO_X = 0x20, 0x28, 0x80, 0x07
+_EQUAL, _EQUAL_X, _GREATER, _RETURN = 0x15, 0x1D, 0x25, 0x06
+_PACKET_TYPE = 0xFFFFF004
 Request = dict[str, Any]
 
 
@@ -66,14 +70,23 @@ def _addressed(name: str, nic: dict[str, str]) -> bool:
     return bool(name) and has_address(name, nic["address"]) and (not six or has_address6(name, six))
 
 
-def _ignore_noise(sniffer: socket.socket) -> None:
-    """Let the kernel keep ARP of more than `NOISE` octets to itself: noise, which a nested guest could not read fast enough."""
+def _leave_out(sniffer: socket.socket) -> None:
+    """Let the kernel keep to itself what a nested guest could not read fast enough and nobody asks for.
+
+    That is ARP of more than `NOISE` octets, and what leaves this machine, except frames from an interface to itself.
+    """
     program = b"".join(
         struct.pack("HBBI", *step)
-        for step in ((0x28, 0, 0, 12), (0x15, 0, 3, 0x0806), (0x80, 0, 0, 0), (0x25, 0, 1, NOISE), (0x06, 0, 0, 0), (0x06, 0, 0, 0x40000))
-    )
-    text = ctypes.create_string_buffer(program)
-    sniffer.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("HL", len(program) // 8, ctypes.addressof(text)))
+        for step in (
+            (_LOAD, 0, 0, _PACKET_TYPE), (_EQUAL, 0, 8, _OUTGOING),
+            (_LOAD, 0, 0, 0), (_TO_X, 0, 0, 0), (_LOAD, 0, 0, 6), (_EQUAL_X, 0, 8, 0),
+            (_LOAD_HALF, 0, 0, 4), (_TO_X, 0, 0, 0), (_LOAD_HALF, 0, 0, 10), (_EQUAL_X, 5, 4, 0),
+            (_LOAD_HALF, 0, 0, 12), (_EQUAL, 0, 3, 0x0806), (_LOAD_LENGTH, 0, 0, 0), (_GREATER, 0, 1, NOISE),
+            (_RETURN, 0, 0, 0), (_RETURN, 0, 0, 0x40000),
+        )
+    )  # fmt: skip
+    text = array("B", program)  # of which the address can be told without ctypes, which takes a nested guest a second to import
+    sniffer.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("HL", len(program) // 8, text.buffer_info()[0]))
 
 
 def outlet(mac: str) -> socket.socket:
@@ -99,7 +112,8 @@ class Recorder:
         self.sniffers: list[tuple[socket.socket, str]] = []
         self.servers: list[socket.socket] = []
         self.open: dict[socket.socket, float] = {}
-        self.seen: dict[tuple[Seen, str, str], list[float]] = {}
+        self.seen: dict[tuple[Seen, str], list[float]] = {}
+        self.tested: set[tuple[str, str]] = set()
         self.known: set[bytes] = set()
         self.strays: set[tuple[bytes, str]] = set()
         self.down: set[str] = set()
@@ -160,7 +174,7 @@ class Recorder:
     def _sniff(self, name: str, label: str) -> None:
         sniffer = packet_socket(name, _ETH_P_ALL)
         sniffer.setblocking(False)
-        _ignore_noise(sniffer)
+        _leave_out(sniffer)
         sniffer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         member = struct.pack("iHH8s", socket.if_nametoindex(name), _PROMISCUOUS, 0, b"")
         sniffer.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, member)
@@ -178,10 +192,13 @@ class Recorder:
                     raise
                 self.down.add(label)
             else:
-                seen, outgoing = parse(frame, self.prefix), source[2] == _OUTGOING
+                if source[2] == _OUTGOING:
+                    self.tested |= {(label, stage) for stage in _STAGES if find_token(frame, self.prefix) == self._test_token(stage)}
+                    continue
+                seen = parse(frame, self.prefix)
                 if seen:
-                    self._record(seen, label, "out" if outgoing else "in")
-                if self.known and not outgoing and not (seen and seen.token.startswith(self.prefix)):
+                    self._record(seen, label)
+                if self.known and not (seen and seen.token.startswith(self.prefix)):
                     self._keep(frame, label)
 
     def _keep(self, frame: bytes, label: str) -> None:
@@ -192,13 +209,13 @@ class Recorder:
             else:
                 self.overflowed = True
 
-    def _record(self, seen: Seen, label: str, direction: str) -> None:
-        """Remember when something was seen first and last, and how often."""
-        now, times = time.monotonic(), self.seen.get((seen, label, direction))
+    def _record(self, seen: Seen, label: str) -> None:
+        """Remember when something came in first and last, and how often."""
+        now, times = time.monotonic(), self.seen.get((seen, label))
         if times is not None:
             times[1:] = now, times[2] + 1
         elif len(self.seen) < MAX_RECORDS:
-            self.seen[seen, label, direction] = [now, now, 1]
+            self.seen[seen, label] = [now, now, 1]
         else:
             self.overflowed = True
 
@@ -238,7 +255,7 @@ class Recorder:
 
     def _heard(self, kind: str, token: str, sender: str, own: str) -> None:
         label = next((nic["label"] for nic in self.nics if own in (nic["address"], nic.get("address6"))), "")
-        self._record(Seen(kind, token, "", sender, own), label, "in")
+        self._record(Seen(kind, token, "", sender, own), label)
 
     def expire(self) -> None:
         """Close connections that say nothing."""
@@ -246,28 +263,33 @@ class Recorder:
         for connection in [opened for opened, end in self.open.items() if end < now]:
             self._close(connection)
 
+    def tokens(self) -> set[str]:
+        """Return the tokens of all that has come in so far."""
+        return {seen.token for seen, _ in self.seen}
+
     def state(self) -> Request:
-        """Return what was seen, with everything that the kernel still holds, after a last frame that must be seen."""
+        """Return what came in, with everything that the kernel still holds, after a last frame that must be seen."""
         self.self_test("end")
         for sniffer, label in self.sniffers:
             self._drain(sniffer, label)
             counts = sniffer.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
             self.dropped += struct.unpack("II", counts)[1]
-        own = f"{self.prefix}self-"
-        mine = {(label, seen.token) for seen, label, _ in self.seen if seen.token.startswith(own)}
-        tested = all((nic["label"], f"{own}{stage}.") in mine for nic in self.nics for stage in ("start", "end"))
-        records = [{**seen._asdict(), "label": label, "direction": way, "at": round(first - self.started, 3),
+        tested = all((nic["label"], stage) in self.tested for nic in self.nics for stage in _STAGES)
+        records = [{**seen._asdict(), "label": label, "at": round(first - self.started, 3),
                     "until": round(last - self.started, 3), "times": times}
-                   for (seen, label, way), (first, last, times) in self.seen.items() if not seen.token.startswith(own)]  # fmt: skip
+                   for (seen, label), (first, last, times) in self.seen.items()]  # fmt: skip
         return {"alive": True, "self_test": tested, "dropped": self.dropped, "overflowed": self.overflowed,
                 "down": sorted(self.down), "records": records,
                 "strays": [{"frame": frame.hex(), "label": label} for frame, label in sorted(self.strays)]}  # fmt: skip
 
     def self_test(self, stage: str) -> None:
-        """Send a frame from each interface to itself; a recorder that hears at all records it as outgoing."""
+        """Send a frame from each interface to itself; a recorder that hears at all sees it leave."""
         for nic in self.nics:
             with contextlib.suppress(OSError), outlet(nic["mac"]) as out:
-                out.send(_test_frame(nic["mac"], f"{self.prefix}self-{stage}.".encode()))
+                out.send(_test_frame(nic["mac"], self._test_token(stage).encode()))
+
+    def _test_token(self, stage: str) -> str:
+        return f"{self.prefix}self-{stage}."
 
     def close(self) -> None:
         """Stop sniffing and listening."""

@@ -19,6 +19,7 @@ PORTLESS = ("arp", "icmp", "raw", "broadcast", "multicast")
 PORTLESS6 = ("nd", "icmp6")
 LINK = "-link"  # what stands behind a protocol between link-local addresses, which no topology declares
 RESOLUTION = ("arp", "nd")
+TO_ALL = ("broadcast", "multicast", "multicast6")  # what is said to everybody, whichever target it is asked about
 
 
 @dataclass(frozen=True, slots=True, order=True)

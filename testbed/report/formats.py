@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from testbed.report.result import SOUND
+
 _SIGN = {"pass": "PASS", "fail": "FAIL", "inconclusive": "????", "not-applicable": "n/a "}
 _NOTHING = "no check passed, failed or was inconclusive: nothing is known about the walls"
 
@@ -30,7 +32,7 @@ def headline(data: Mapping[str, Any]) -> str:
         word = "OPEN WALLS"
     elif summary["inconclusive"] or not summary["pass"] or data.get("trouble"):
         word = "INCONCLUSIVE"
-    elif any(name != "proven" for name in data.get("proofs", {})):
+    elif any(name not in SOUND for name in data.get("proofs", {})):
         word = "NOT ALL PROVEN"
     else:
         word = "ALL WALLS HOLD"
@@ -106,7 +108,7 @@ def _reasons(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"- **{_cell(check['id'])} {_cell(check['case'])}**: {check['verdict']}: {_cell(check['reason'])}"
     for item in data.get("trouble", []):
         yield f"- {_cell(item)}"
-    doubts = [(check, proof) for check in data["checks"] for proof in check["proofs"] if proof["verdict"] != "proven"]
+    doubts = [(check, proof) for check in data["checks"] for proof in check["proofs"] if proof["verdict"] not in SOUND]
     if doubts:
         yield from ("", "## What is not proven", "")
     for check, proof in doubts:
@@ -144,7 +146,7 @@ def junit(data: Mapping[str, Any]) -> str:
 def _outcome(case: ET.Element, check: Mapping[str, Any]) -> None:
     """Add what JUnit calls the outcome of a case; a pass has none."""
     kinds = {"fail": "failure", "inconclusive": "error", "not-applicable": "skipped"}
-    proofs = [proof for proof in check["proofs"] if proof["verdict"] != "proven"]
+    proofs = [proof for proof in check["proofs"] if proof["verdict"] not in SOUND]
     told = [f"{proof['verdict']}: {proof['breach']}: {proof['reason']}" for proof in proofs]
     if check["verdict"] in kinds:
         kind, told = kinds[check["verdict"]], [check["reason"], *told]

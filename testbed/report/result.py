@@ -26,14 +26,18 @@ class Verdict(StrEnum):
 
 
 class ProofVerdict(StrEnum):
-    """What running a check against its breach showed, from worst to best."""
+    """What running a check against its breach showed, from worst to best; or has shown, if nothing has changed since."""
 
     DIRTY_REVERT = "dirty-revert"
     CANNOT_FAIL = "cannot-fail"
     BROKEN_INSTRUMENT = "broken-instrument"
     BREACH_NOT_IN_FORCE = "breach-not-in-force"
     UNPROVEN = "unproven"
+    PROVEN_BEFORE = "proven-before"
     PROVEN = "proven"
+
+
+SOUND = frozenset({ProofVerdict.PROVEN, ProofVerdict.PROVEN_BEFORE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +178,7 @@ def exit_code(data: Mapping[str, Any]) -> Exit:
         return Exit.PROVISIONING
     if summary["fail"] or proofs.get(ProofVerdict.CANNOT_FAIL):
         return Exit.FAIL
-    open_proofs = sum(count for verdict, count in proofs.items() if verdict != ProofVerdict.PROVEN)
+    open_proofs = sum(count for verdict, count in proofs.items() if verdict not in SOUND)
     if summary["inconclusive"] or not summary["pass"] or open_proofs or data.get("trouble"):
         return Exit.INCONCLUSIVE
     return Exit.OK

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +15,9 @@ from testbed.model.testbed import Guest
 
 _LIMIT = 2 * 2**20
 _CALL = 20
+_CHUNK = 2**15  # octets written at once; a pipe takes them as a whole
+_READ = 2**19  # octets read at once
+_MISSING = "No such file or directory"
 
 
 class Agent(Protocol):
@@ -49,19 +53,91 @@ def run_in_guest(agent: Agent, guest: Guest, argv: Sequence[str], stdin: bytes, 
     pid = started.get("pid")
     if not isinstance(pid, int):
         raise _garbage(guest, "no process id")
-    end = time.monotonic() + timeout
+    start = time.monotonic()
     while True:
         answer = agent.agent(guest.domain, "guest-exec-status", {"pid": pid}, _CALL)
         if answer.get("exited") is True:
             break
-        if time.monotonic() > end:
+        lasted = time.monotonic() - start
+        if lasted > timeout:
             fact = f"{argv[0]} did not end within {timeout:.0f} s"
             raise InstrumentError(f"a program in {guest.label} takes too long", fact=fact, remedy="look into the guest")
-        time.sleep(0.2)
+        time.sleep(pause(lasted))
     status = answer.get("exitcode", answer.get("signal", 255))
     if not isinstance(status, int):
         raise _garbage(guest, "no exit code")
     return Output(status, _bytes(guest, answer.get("out-data")), _bytes(guest, answer.get("err-data")))
+
+
+def pause(lasted: float) -> float:
+    """Return how many seconds to wait before a guest is asked again; every question costs it and its node time of their own.
+
+    Args:
+        lasted: seconds that it has already been waited for.
+
+    """
+    return min(max(0.3, lasted / 4), 1.0)
+
+
+class Files:
+    """A guest's files, opened by its agent; none of them is waited for."""
+
+    def __init__(self, agent: Agent, guest: Guest) -> None:
+        self._agent, self._guest = agent, guest
+
+    def read(self, path: str) -> bytes | None:
+        """Return what is in a file now, at most 2 MiB; None if there is no such file.
+
+        Raises:
+            InstrumentError: the agent does not answer, or answers nonsense.
+
+        """
+        with self._opened(path, "r") as handle:
+            if handle is None:
+                return None
+            text = b""
+            while True:
+                answer = self._ask("guest-file-read", {"handle": handle, "count": _READ})
+                chunk = _bytes(self._guest, answer.get("buf-b64"))
+                text += chunk
+                if len(text) > _LIMIT:
+                    raise _garbage(self._guest, f"a file of more than {_LIMIT} octets")
+                if answer.get("eof") is True or not chunk:
+                    return text
+
+    def write(self, path: str, text: bytes) -> bool:
+        """Write into a file or a pipe that is there; return whether it is there.
+
+        Raises:
+            InstrumentError: the agent does not answer, or the pipe does not take all of it.
+
+        """
+        with self._opened(path, "r+") as handle:  # does not wait for a reader, as "w" would (fifo(7))
+            for at in range(0, len(text), _CHUNK) if handle is not None else ():
+                chunk = text[at : at + _CHUNK]
+                answer = self._ask("guest-file-write", {"handle": handle, "buf-b64": base64.b64encode(chunk).decode()})
+                if answer.get("count") != len(chunk):
+                    raise _garbage(self._guest, f"{answer.get('count')!r} of {len(chunk)} octets written")
+            return handle is not None
+
+    @contextmanager
+    def _opened(self, path: str, mode: str) -> Iterator[int | None]:
+        try:
+            handle = self._ask("guest-file-open", {"path": path, "mode": mode}).get("value")
+        except InstrumentError as error:
+            if _MISSING not in error.fact:
+                raise
+            yield None
+            return
+        if not isinstance(handle, int):
+            raise _garbage(self._guest, "no handle of a file")
+        try:
+            yield handle
+        finally:
+            self._ask("guest-file-close", {"handle": handle})
+
+    def _ask(self, command: str, arguments: dict[str, object]) -> dict[str, Any]:
+        return self._agent.agent(self._guest.domain, command, arguments, _CALL)
 
 
 def _bytes(guest: Guest, value: object) -> bytes:

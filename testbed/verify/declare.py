@@ -44,6 +44,7 @@ class Declaration:
         simulated: True for a statement about real hardware that is made under emulation.
         applies: returns why the check has nothing to look at in a topology, or None.
         slow: why it runs only when it is asked for; empty if it always does.
+        local: it looks at the machine of its case alone, and so do its breaches: it may run beside those of other machines.
 
     """
 
@@ -55,6 +56,7 @@ class Declaration:
     simulated: bool
     applies: Callable[[Stage], str | None]
     slow: str = ""
+    local: bool = False
 
 
 def check(
@@ -67,6 +69,7 @@ def check(
     simulated: bool = False,
     applies: Callable[[Stage], str | None] = lambda _: None,
     slow: str = "",
+    local: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Declare a test function as a check.
 
@@ -82,7 +85,7 @@ def check(
         raise ValueError(msg)
 
     def attach(function: _Function) -> _Function:
-        declared = Declaration(id, objective, severity, breaches, unproven, simulated, applies, slow)
+        declared = Declaration(id, objective, severity, breaches, unproven, simulated, applies, slow, local)
         setattr(function, ATTRIBUTE, declared)
         return function
 

@@ -21,6 +21,10 @@ class Evidence:
         self._entries: list[dict[str, object]] = []
         self._lock = threading.Lock()
 
+    def apart(self) -> Evidence:
+        """Return another collector into the same folder."""
+        return Evidence(self._folder)
+
     def record(self, host: str, kind: str, request: str, answer: object, started: float) -> None:
         """Note one observation; texts are cut at 20,000 characters.
 

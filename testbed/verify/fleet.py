@@ -19,7 +19,7 @@ from testbed.lab import Lab
 from testbed.model.policy import Cell, ReachMatrix
 from testbed.model.surroundings import Contact
 from testbed.model.testbed import Guest, Testbed
-from testbed.verify.agent import run_in_guest
+from testbed.verify.agent import Files, run_in_guest
 from testbed.verify.evidence import Evidence
 
 _Value = TypeVar("_Value")
@@ -141,6 +141,12 @@ class Fleet:
         rest = self.testbed.without(node)
         return replace(self, lab=replace(self.lab, testbed=rest), matrix=ReachMatrix.of(rest), shared={})
 
+    def apart(self) -> Fleet:
+        """Return a view of the same lab for checks that run beside others: evidence and observations are its own."""
+        evidence = self.evidence.apart()
+        machines = {name: Machine(self.lab.host(name), evidence) for name in self.machines}
+        return replace(self, evidence=evidence, machines=machines, shared={}, instruments={})
+
     def once(self, name: str, observe: Callable[[], _Value]) -> _Value:
         """Return an observation of this phase, made now or by an earlier check.
 
@@ -182,11 +188,12 @@ class Fleet:
         """Tell whether this phase needs what a check looks at."""
         return self.focus in ("", control)
 
-    def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90, shown: Shown = plain) -> bytes:
-        """Run a program in a guest and return its standard output, which is untrusted.
+    def files_of(self, guest: Guest) -> Files:
+        """Return a guest's files; what is in them is untrusted."""
+        return Files(self.lab.nodes[guest.node].hypervisor, guest)
 
-        Args:
-            shown: how its output reads as evidence.
+    def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90) -> bytes:
+        """Run a program in a guest and return its standard output, which is untrusted.
 
         Raises:
             InstrumentError: the guest does not answer, or the program fails.
@@ -199,7 +206,7 @@ class Fleet:
         except InstrumentError as error:
             self.evidence.record(guest.label, "guest", request, f"did not complete: {error.fact}", started)
             raise
-        answer = {"status": done.status, "stdout": shown(done.stdout)[:20_000]}
+        answer = {"status": done.status, "stdout": plain(done.stdout)[:20_000]}
         self.evidence.record(guest.label, "guest", request, answer, started)
         if done.status != 0:
             fact = f"status {done.status}: {done.stderr[-400:].decode(errors='replace')!r}"

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from testbed.drivers import limits
 from testbed.errors import InstrumentError
 from testbed.model.testbed import Guest, GuestNic
 from testbed.plan.resources import Key, Kind
+from testbed.verify.counters import await_frames
 from testbed.verify.fleet import Fleet, Machine
 
+_HALTING = 2.5  # seconds that pass between the decision to end a flood and its end as it is seen from here
 _COUNTED = 3.0  # seconds after which the switch has counted what it has looked at
 
 
@@ -35,15 +39,45 @@ class Flood:
 NOTHING = Flood(0, 0, 0.0)
 
 
-def flood(machine: Machine, nic: GuestNic, send: Callable[[], object]) -> Flood:
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a limit lets through: so much at once, and so much more in every second."""
+
+    burst: float
+    rate: float
+
+    def within(self, seconds: float) -> float:
+        """Return how much it lets through in some time at most."""
+        return self.burst + self.rate * seconds
+
+    def times(self, factor: float) -> Bound:
+        """Return a bound that is so many times as high."""
+        return Bound(self.burst * factor, self.rate * factor)
+
+
+def flood(
+    machine: Machine, nic: GuestNic, send: Callable[[], object], halt: Callable[[], object], beyond: Bound, patience: float
+) -> Flood:  # fmt: skip
     """Return what an interface sends while something sends from it, and how long that took, seen from here: no less than the flood.
+
+    Args:
+        halt: ends the sending before its time.
+        beyond: frames that are enough.
+        patience: seconds after which it is ended though there were not enough.
 
     Raises:
         InstrumentError: the node cannot be asked.
 
     """
     before, began = _counts(machine, nic), time.monotonic()
-    send()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        sending = pool.submit(send)
+        try:
+            with suppress(InstrumentError):  # what there was will be seen
+                await_frames(machine, [nic.tap], beyond.within(_HALTING), patience, rate=beyond.rate)
+        finally:
+            halt()
+            sending.result()
     seconds = time.monotonic() - began
     time.sleep(_COUNTED)
     after = _counts(machine, nic)

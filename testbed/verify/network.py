@@ -1,4 +1,4 @@
-"""Network probes: every guest listens, sends and is watched, in three agent calls per guest whatever their number.
+"""Network probes: every guest listens, sends and is watched, with three questions to each guest whatever their number.
 
 A frame that did not arrive counts only if the receiver's recorder lived through the whole window, lost
 nothing, and heard something with the same tool in the same run, before and after (DESIGN.md, section 6).
@@ -6,8 +6,8 @@ nothing, and heard something with the same tool in the same run, before and afte
 
 from __future__ import annotations
 
+import re
 import secrets
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from testbed.model.policy import Endpoint, endpoints, joined, probed_ports
+from testbed.verify.counters import await_frames
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.frames import arp_reply, dhcp_discover, framed, nd_option, neighbor_advertisement
 from testbed.verify.observation import TRUTH, Observation
@@ -39,6 +40,8 @@ from testbed.verify.probing import (
 _FLOWING = 5  # frames that tell an attack from a guest that says something of its own
 _PAUSE = 0.4  # seconds between two rounds of a guest that attacks; a guest that never sleeps keeps what starts anew from doing so
 _LOCKTIME = 1.2  # seconds
+_UPCALLS = re.compile(r"\blost:(\d+)")  # packets that waited for a rule in vain, ovs-dpctl(8)
+_DROPPED = re.compile(r"^/sys/class/net/([^/\s]+)/statistics/tx_dropped:(\d+)$", re.M)
 _PATIENCE = 30.0  # seconds that guests may take to be seen sending
 _CONTROL = {"timeout": 10, "repeat": 3, "spacing": 1}  # seconds, tries, seconds: how a declared flow is used
 
@@ -65,7 +68,8 @@ def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None,
         strays: whether to keep what comes in from MAC addresses that are no guest's.
 
     Raises:
-        InstrumentError: an instrument was not there, died, or a control failed: then nothing was observed.
+        InstrumentError: an instrument was not there, died, or a control failed, or a switch lost frames of single probes:
+            then nothing was observed.
     """
     lab, prefix = fleet.testbed, f"tb-{secrets.token_hex(4)}-"
     interfaces = {
@@ -86,9 +90,12 @@ def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None,
         listen = {"phase": "listen", "patience": 60, "known": known, **ports}
         listening = everywhere(fleet, lab.guests, Instrument.listen, {label: {**base, **listen} for label, base in common.items()})
         _require_listeners(listening, ports)
+        lost = {} if attack else _lost(fleet)
         results = _sent(fleet, send, probes, (attack, prefix) if attack else None)
         wait_out()
         seen = send(lambda _: [], phase="finish")
+        if lost:
+            _require_no_loss(lost, _lost(fleet))
     records = {label: listed(answer, "records") for label, answer in seen.items()}
     for label, answer in seen.items():
         require_receiver(label, answer, self_test=True, down=[])
@@ -97,6 +104,24 @@ def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None,
     require_sent(probes, results)
     _require_controls(fleet, observation)
     return observation
+
+
+def arrived_so_far(fleet: Fleet, prefix: str, marks: Sequence[str]) -> set[str]:
+    """Return which of some probes have been seen coming in anywhere, while an observation goes on.
+
+    Args:
+        prefix: how the observation's tokens begin.
+
+    Raises:
+        InstrumentError: a guest does not tell.
+    """
+    tokens = {f"{prefix}{mark}.": mark for mark in marks}
+    request = {"phase": "glance", "token": prefix, "tokens": list(tokens)}
+    found = everywhere(fleet, fleet.testbed.guests, Instrument.ask, {guest.label: request for guest in fleet.testbed.guests})
+    for label, answer in found.items():
+        if not isinstance(answer.get("seen"), list):
+            raise broken(f"{label} does not tell what has come in so far", str(answer)[:200])
+    return {tokens[token] for answer in found.values() for token in map(str, answer["seen"]) if token in tokens}
 
 
 def _sent(
@@ -132,6 +157,32 @@ def _sent(
     return {label: {**before[label], **after[label]} for label in before}
 
 
+def _lost(fleet: Fleet) -> dict[str, dict[str, int]]:
+    """Return how many packets each node has lost by crowding so far: on the way to its switch's rules, and to its guests."""
+    return fleet.everywhere(lambda node: _lost_by(node, [nic.tap for guest in fleet.testbed.guests_on(node.name) for nic in guest.nics]))
+
+
+def _lost_by(machine: Machine, taps: Sequence[str]) -> dict[str, int]:
+    counters = " ".join(f"/sys/class/net/{tap}/statistics/tx_dropped" for tap in taps)
+    text = machine.read(f"ovs-appctl dpctl/show; grep -H . {counters or '/dev/null'} || true")
+    upcalls, frames = _UPCALLS.findall(text), dict(_DROPPED.findall(text))
+    if not upcalls or frames.keys() != set(taps):
+        raise broken(f"{machine.name} does not tell what its switch has lost", repr(text[:200]))
+    return {"upcalls": sum(map(int, upcalls)), **{tap: int(count) for tap, count in frames.items()}}
+
+
+def _require_no_loss(before: Mapping[str, Mapping[str, int]], after: Mapping[str, Mapping[str, int]]) -> None:
+    """Return if no switch has lost anything meanwhile: a frame that must not arrive is sent once, and only a wall may stop it.
+
+    Raises:
+        InstrumentError: one has.
+    """
+    for node, counts in after.items():
+        grown = {name: count - before[node].get(name, 0) for name, count in counts.items() if count != before[node].get(name, 0)}
+        if grown:
+            raise broken(f"{node} lost frames by crowding, not by a wall", str(grown))
+
+
 def _require_flowing(fleet: Fleet, macs: set[str]) -> None:
     """Return when every interface that attacks is seen sending, by the counters of its node.
 
@@ -140,19 +191,7 @@ def _require_flowing(fleet: Fleet, macs: set[str]) -> None:
     """
     lab = fleet.testbed
     taps = {node.name: [nic.tap for guest in lab.guests_on(node.name) for nic in guest.nics if nic.mac in macs] for node in lab.nodes}
-    fleet.everywhere(lambda node: _flows(node, taps[node.name]))
-
-
-def _flows(machine: Machine, taps: Sequence[str]) -> None:
-    counters = " ".join(f"/sys/class/net/{tap}/statistics/rx_packets" for tap in taps)
-    end, idle = time.monotonic() + _PATIENCE, list(taps)
-    before = machine.read(f"cat {counters}").split() if taps else []
-    while idle:
-        time.sleep(0.5)
-        after = machine.read(f"cat {counters}").split()
-        idle = [tap for tap, one, two in zip(taps, before, after, strict=True) if int(two) - int(one) < _FLOWING]
-        if time.monotonic() > end:
-            raise broken(f"guests on {machine.name} do not send", f"nothing passes {', '.join(idle)}")
+    fleet.everywhere(lambda node: await_frames(node, taps[node.name], _FLOWING, _PATIENCE))
 
 
 def tcp_flows(fleet: Fleet) -> list[tuple[str, Endpoint, Endpoint, int]]:
@@ -195,7 +234,7 @@ def _controls(fleet: Fleet, label: str, stage: str) -> list[Probe]:
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
     for number, endpoint in enumerate(own):
         question = dhcp_discover(endpoint.mac, (1 if stage == "before" else 2) << 24 | number)
-        lines.append(Probe(f"dhcp{stage}{number}", endpoint, {"repeat": 3, "spacing": 0.2}, question))
+        lines.append(Probe(f"dhcp{stage}{number}", endpoint, {"repeat": 2, "spacing": 0.2}, question))
     return lines
 
 
@@ -242,7 +281,7 @@ def _require_controls(fleet: Fleet, observation: Observation) -> None:
 def _heard(endpoint: Endpoint, records: Sequence[Record], tokens: set[str], transactions: int) -> bool:
     """Tell whether a receiver's recorder heard a control on an interface: an answer of DHCP, or a declared flow."""
     for record in records:
-        if record.get("label") == endpoint.interface and record.get("direction") == "in":
+        if record.get("label") == endpoint.interface:
             answer = record.get("kind") == "dhcp" and str(record.get("token")).startswith(f"{transactions:02x}")
             if answer or record.get("token") in tokens:
                 return True

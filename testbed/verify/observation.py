@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from testbed.model.policy import LINK, RESOLUTION, Cell, Endpoint
+from testbed.model.policy import LINK, RESOLUTION, TO_ALL, Cell, Endpoint
 from testbed.verify.frames import of_cell
 from testbed.verify.probing import Probe, Record
 
@@ -17,7 +17,7 @@ class Observation:
     """What the receivers saw of a set of probes.
 
     Args:
-        records: by guest, every frame of this run that its recorder saw, incoming or outgoing.
+        records: by guest, every frame of this run that came in, as its recorder saw it.
         answers: by mark, what the sender got back.
         strays: by guest, frames without a token that came in from MAC addresses that are no guest's.
     """
@@ -34,7 +34,7 @@ class Observation:
     def arrived(self, mark: str, guest: str) -> bool:
         """Tell whether a probe's frame was seen coming in at a guest."""
         token = self.token(mark)
-        return any(record.get("token") == token and record.get("direction") == "in" for record in self.records[guest])
+        return any(record.get("token") == token for record in self.records[guest])
 
     def sightings(self, mark: str) -> list[str]:
         """Return the guests at which a probe's frame was seen coming in."""
@@ -47,7 +47,7 @@ class Observation:
             (guest, float(record.get("until", 0)) - float(record.get("at", 0)), int(record.get("times", 1)))
             for guest, records in self.records.items()
             for record in records
-            if record.get("token") == token and record.get("direction") == "in"
+            if record.get("token") == token
         ]
 
     def resolved(self, source: Endpoint, target: Endpoint, protocol: str = "arp") -> bool:
@@ -61,8 +61,8 @@ class Observation:
         """
         own = {"arp": target.address, "nd": target.address6, f"nd{LINK}": target.link_local}
         address, word = str(own[protocol]), protocol.removesuffix(LINK)
-        asked = {"kind": f"{word}-request", "mac": source.mac, "target": address, "direction": "in"}
-        answered = {"kind": f"{word}-reply", "mac": target.mac, "ip": address, "direction": "in", "label": source.interface}
+        asked = {"kind": f"{word}-request", "mac": source.mac, "target": address}
+        answered = {"kind": f"{word}-reply", "mac": target.mac, "ip": address, "label": source.interface}
         return self._heard(target, asked) or self._heard(source, answered)
 
     def _heard(self, receiver: Endpoint, wanted: Mapping[str, str]) -> bool:
@@ -73,16 +73,31 @@ class Observation:
 
 
 def matrix_probes(cells: Sequence[Cell]) -> list[Probe]:
-    """Return one raw probe for each cell, addressed so that only the wall can stop it."""
-    return [Probe(f"cell{number}", cell.source, {"repeat": 2}, of_cell(cell)) for number, cell in enumerate(cells)]
+    """Return one raw probe for each cell, addressed so that only the wall can stop it; cells that ask the same share one.
+
+    What must arrive is sent twice. What must not is sent once: it counts only if its node lost nothing on the way.
+    """
+    probes: dict[str, Probe] = {}
+    for mark, cell in zip(_marks(cells), cells, strict=True):
+        probes.setdefault(mark, Probe(mark, cell.source, {"repeat": 1 + cell.allowed}, of_cell(cell)))
+    return list(probes.values())
+
+
+def _marks(cells: Sequence[Cell]) -> list[str]:
+    """Return the mark of each cell's probe: what one source says to everybody is one frame, whoever may hear it."""
+    first: dict[tuple[Endpoint, str], int] = {}
+    return [
+        f"cell{first.setdefault((cell.source, cell.protocol), number) if cell.protocol in TO_ALL else number}"
+        for number, cell in enumerate(cells)
+    ]
 
 
 def reach(cells: Sequence[Cell], observation: Observation) -> list[tuple[Cell, bool]]:
     """Return cells whose probes were sent, each with what was observed: whether it arrived (NET-01)."""
     found = []
-    for number, cell in enumerate(cells):
+    for mark, cell in zip(_marks(cells), cells, strict=True):
         if cell.protocol.removesuffix(LINK) in RESOLUTION:
             found.append((cell, observation.resolved(cell.source, cell.target, cell.protocol)))
         else:
-            found.append((cell, observation.arrived(f"cell{number}", cell.target.guest)))
+            found.append((cell, observation.arrived(mark, cell.target.guest)))
     return found

@@ -12,9 +12,10 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from testbed.errors import InstrumentError
@@ -23,12 +24,12 @@ from testbed.model.policy import Endpoint
 from testbed.model.testbed import Guest
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.frames import Frame
+from testbed.verify.pipes import FOLDER, AgentPipe, Pipe, Run, ShellPipe, Turn, shown
 
 WINDOW = 1.0  # seconds waited after the last frame was sent and the last control, sent after all others, was answered
 LIFE = 900.0  # seconds after which a program that nobody asks ends by itself
 CALL = 300.0  # seconds that one phase may take
 BUDGET = CALL - 60  # seconds of them for sending
-FOLDER = "/run/testbed-probe"
 _GIVE_UP = 30.0  # seconds that ending a program may take
 _PROGRAM = Path(__file__).parents[1] / "guest"
 _FILES = ("wire", "parsing", "recorder", "sender", "knocker", "probe")
@@ -38,17 +39,11 @@ for name, text in [("testbed", ""), ("testbed.guest", ""), *json.loads(%r)]:
     module = sys.modules[name] = types.ModuleType(name)
     exec(compile(text, name, "exec"), module.__dict__)
 from testbed.guest.probe import main"""
-_EXCHANGE = """cd "$1" 2>/dev/null && ! flock -n pid true || { echo "the probe does not run" >&2; exit 75; }
-mkfifo -m 600 "answer.$2" || exit 76
-exec 3<> in
-cat >&3
-exec cat "answer.$2"
-"""
-_TIDY = 15  # seconds after which an exchange that nobody answers ends by itself
 _SOUND = {"alive": True, "overflowed": False, "dropped": 0}
 
+_ANY_TIME: Turn = nullcontext()
+
 Record = Mapping[str, Any]
-Run = Callable[[list[str], bytes, float], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +68,17 @@ class Instrument:
     Args:
         run: runs a program there, with input, for at most so many seconds, and returns its output; raises InstrumentError.
         python: interpreter there.
+        pipe: the way to the program once it runs, if it is not by programs as well.
     """
 
-    def __init__(self, name: str, run: Run, python: str = "/usr/bin/python3") -> None:
+    def __init__(self, name: str, run: Run, python: str = "/usr/bin/python3", pipe: Pipe | None = None) -> None:
         self.name = name
         self._run = run
         self._python = python
+        self._pipe = pipe or ShellPipe(run)
         self._started = False
 
-    def listen(self, request: Mapping[str, object]) -> dict[str, Any]:
+    def listen(self, request: Mapping[str, object], turn: Turn = _ANY_TIME) -> dict[str, Any]:
         """Ask what an observation begins with; the program is started anew if it has ended since it was last asked.
 
         Raises:
@@ -89,29 +86,28 @@ class Instrument:
         """
         if self._started:
             with suppress(InstrumentError):
-                return self.ask(request)
+                return self.ask(request, turn)
             self._started = False
-        return self.ask(request)
+        return self.ask(request, turn)
 
-    def ask(self, request: Mapping[str, object], timeout: float = CALL) -> dict[str, Any]:
+    def ask(self, request: Mapping[str, object], turn: Turn = _ANY_TIME) -> dict[str, Any]:
         """Return the answer to one request; it is untrusted.
 
+        Args:
+            turn: held while it is looked for, where looking costs the place its time.
+
         Raises:
-            InstrumentError: there is none within so many seconds, or it is garbage.
+            InstrumentError: there is none within `CALL`, or it is garbage.
         """
         if not self._started:
             self._start()
-        return self._exchange(request, timeout)
-
-    def _exchange(self, request: Mapping[str, object], timeout: float) -> dict[str, Any]:
         name = secrets.token_hex(8)
-        line = wire.pack({**request, "answer": name}) + b"\n"
-        argv = ["/usr/bin/timeout", f"{timeout + _TIDY:.0f}", "/bin/sh", "-c", _EXCHANGE, "probe", FOLDER, name]
-        return self._read(self._run(argv, line, timeout + 2 * _TIDY).strip(), wire.unpack)
+        answer = self._pipe.ask(name, wire.pack({**request, "answer": name}) + b"\n", CALL, turn)
+        return self._read(answer.strip(), wire.unpack)
 
     def _start(self) -> None:
         start = {"phase": "start", "folder": FOLDER, "patience": LIFE}
-        answer = self._read(self._run([self._python, "-c", _UNPACK], compose(start), CALL), json.loads)
+        answer = self._read(self._run([self._python, "-I", "-S", "-c", _UNPACK], compose(start), CALL), json.loads)
         if answer.get("started") is not True:
             raise broken(f"the probe in {self.name} does not start", str(answer)[:200])
         self._started = True
@@ -121,7 +117,7 @@ class Instrument:
         if self._started:
             self._started = False
             with suppress(InstrumentError):
-                self._exchange({"phase": "stop"}, _GIVE_UP)
+                self._pipe.tell(wire.pack({"phase": "stop"}) + b"\n", _GIVE_UP)
 
     def _read(self, text: bytes, read: Callable[[bytes], Any]) -> dict[str, Any]:
         try:
@@ -142,7 +138,11 @@ def compose(request: Mapping[str, object]) -> bytes:
 
 def in_guest(fleet: Fleet, guest: Guest) -> Instrument:
     """Return the instrument in a guest."""
-    return _kept(fleet, guest.label, lambda argv, stdin, timeout: fleet.in_guest(guest, argv, stdin, timeout=timeout, shown=shown))
+
+    def run(argv: list[str], stdin: bytes, timeout: float) -> bytes:
+        return fleet.in_guest(guest, argv, stdin, timeout=timeout)
+
+    return _kept(fleet, guest.label, run, AgentPipe(fleet, guest))
 
 
 def on_machine(fleet: Fleet, machine: Machine) -> Instrument:
@@ -154,26 +154,19 @@ def on_machine(fleet: Fleet, machine: Machine) -> Instrument:
     return _kept(fleet, machine.name, run)
 
 
-def shown(text: bytes) -> str:
-    """Return an answer of the probe as people read it; evidence has it so."""
-    try:
-        return json.dumps(wire.unpack(text.strip()))
-    except ValueError:
-        return text.decode(errors="replace")
-
-
-def _kept(fleet: Fleet, name: str, run: Run) -> Instrument:
-    found: Instrument = fleet.instruments.setdefault(name, Instrument(name, run))
+def _kept(fleet: Fleet, name: str, run: Run, pipe: Pipe | None = None) -> Instrument:
+    found: Instrument = fleet.instruments.setdefault(name, Instrument(name, run, pipe=pipe))
     return found
 
 
 def everywhere(
-    fleet: Fleet, guests: Sequence[Guest], ask: Callable[[Instrument, Mapping[str, object]], dict[str, Any]],
+    fleet: Fleet, guests: Sequence[Guest], ask: Callable[[Instrument, Mapping[str, object], Turn], dict[str, Any]],
     requests: Mapping[str, Mapping[str, object]],
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Ask the instrument in each guest, side by side; nodes run one call at a time best, so the number is bounded."""
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        answers = pool.map(lambda guest: ask(in_guest(fleet, guest), requests[guest.label]), guests)
+    """Ask the instrument in each guest, side by side; of those on one node, one at a time is looked at for its answer."""
+    turns = {guest.node: Lock() for guest in guests}
+    with ThreadPoolExecutor(max_workers=32) as pool:
+        answers = pool.map(lambda guest: ask(in_guest(fleet, guest), requests[guest.label], turns[guest.node]), guests)
         return {guest.label: answer for guest, answer in zip(guests, answers, strict=True)}
 
 

@@ -60,6 +60,10 @@ class Trial:
             kind = ProofVerdict.DIRTY_REVERT if again.verdict is Verdict.FAIL else ProofVerdict.BROKEN_INSTRUMENT
             self._end(kind, f"after the revert: {again.reason}")
 
+    def recall(self, when: str) -> None:
+        """Take what was proven before for this run's proof, since nothing that it depends on has changed."""
+        self.steps, self.verdict, self.reason = [], ProofVerdict.PROVEN_BEFORE, f"on {when}; nothing that it depends on has changed"
+
     def left_open(self, why: str) -> None:
         """Remember that the breach could not be taken back."""
         self._end(ProofVerdict.DIRTY_REVERT, why)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from testbed import observe, resources
 from testbed.drivers.ssh import Host
+from testbed.drivers.workspace import cache_root
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.lab import Lab
 from testbed.model.surroundings import contacts
@@ -21,16 +23,26 @@ from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
 from testbed.verify.plugin import Revive, run_checks
 from testbed.verify.probing import end_all
+from testbed.verify.proven import Proven
 
 _PATIENCE = 60.0  # seconds
 
 
+class Proving(StrEnum):
+    """Which breaches a run tries."""
+
+    NOTHING = "no"
+    EVERYTHING = "all"
+    CHANGED = "changed"
+
+
 def examine(
-    lab: Lab, *, prove: bool, only: tuple[str, ...], progress: Callable[[str], None], slow: bool = False, revive: Revive = tuple
+    lab: Lab, *, prove: Proving, only: tuple[str, ...], progress: Callable[[str], None], slow: bool = False, revive: Revive = tuple
 ) -> Path:
     """Run the checks against a lab and return the run's folder, which holds ``result.json`` and the evidence.
 
     Args:
+        prove: which breaches to try.
         revive: starts guests again that have crashed meanwhile, and returns their labels.
 
     Raises:
@@ -38,6 +50,11 @@ def examine(
 
     """
     started, clock = datetime.now(UTC), time.monotonic()
+    ground = lab.ground.environment
+    environment = {
+        "outer": str(ground.outer), "inner": str(ground.inner), "note": ground.note, **dict(ground.versions),
+        **{f"image {image.name}": image.key for image in lab.ground.images.values()},
+    }  # fmt: skip
     name = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
     folder = lab.workspace.runs / name
     evidence = Evidence(folder / "evidence")
@@ -46,19 +63,16 @@ def examine(
         for told in pool.map(_await, lab.hosts):
             progress(told)
     try:
-        plugin = run_checks(fleet, resources.checks(), prove=prove, only=only, progress=progress, slow=slow, revive=revive)
+        plugin = run_checks(
+            fleet, resources.checks(), prove=_proven(lab, environment, prove), only=only, progress=progress, slow=slow, revive=revive
+        )
     finally:
         end_all(fleet)
     rows = {str(cell): cell.as_row() for cell in fleet.matrix.cells} | {str(cell): cell.as_row() for cell in contacts(lab.testbed)}
     (folder / "matrix.json").write_text(json.dumps([*(rows | fleet.reach).values()], default=str))
     trouble = list(plugin.errors)
-    if prove:
+    if prove is not Proving.NOTHING:
         trouble += _drift(lab)
-    ground = lab.ground.environment
-    environment = {
-        "outer": str(ground.outer), "inner": str(ground.inner), "note": ground.note, **dict(ground.versions),
-        **{f"image {image.name}": image.key for image in lab.ground.images.values()},
-    }  # fmt: skip
     run = Run(
         lab.testbed.name, lab.testbed.digest, environment, started.isoformat(timespec="seconds"),
         round(time.monotonic() - clock, 1), tuple(plugin.results), (*lab.retried, *plugin.revived), tuple(trouble),
@@ -69,6 +83,14 @@ def examine(
     if plugin.interrupted:
         raise KeyboardInterrupt
     return folder
+
+
+def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> Proven | None:
+    if prove is Proving.NOTHING:
+        return None
+    digests = sorted(image.digest for image in lab.ground.images.values())
+    configuration = [lab.testbed.digest, *(f"{name}: {value}" for name, value in sorted(environment.items())), *digests]
+    return Proven(cache_root() / "proven.json", resources.checks().parent, configuration, recall=prove is Proving.CHANGED)
 
 
 def _drift(lab: Lab) -> list[str]:

@@ -6,8 +6,6 @@ says so, since it carries the lab's mark.
 
 from __future__ import annotations
 
-import json
-import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +16,13 @@ from xml.etree import ElementTree as ET
 from testbed.drivers.node import Node
 from testbed.model.policy import Endpoint
 from testbed.model.testbed import FIRST_WORKER_UID, IMAGES, Guest, GuestNic
-from testbed.plan.domains import guest_xml
+from testbed.plan.domains import ONE_BUS, guest_xml
+from testbed.verify.counters import await_frames
 from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.probing import broken
 
 NAME = "first.frame"  # no guest of a topology can have a dot in its name
 TAP, SECOND_TAP = "tapfirst0", "tapfirst1"
+BOOT = 90.0  # seconds that it may take until it attacks
 _FOLDER = "/run/testbed-first"
 _LIFE = 280.0  # seconds after which it ends by itself
 _MEMORY = 160 * 2**20
@@ -37,7 +36,7 @@ for module in $(/bin/busybox cat /modules/order); do /bin/busybox insmod /module
 while [ ! -b /dev/vda ]; do /bin/busybox usleep 20000; done
 /bin/busybox mount -t ext4 -o ro,noload /dev/vda /root
 /bin/busybox mount -t sysfs sysfs /root/sys
-/bin/busybox chroot /root /usr/bin/python3 - < /attack.py
+/bin/busybox chroot /root /usr/bin/python3 -I -S - < /attack.py
 /bin/busybox poweroff -f
 """
 
@@ -90,29 +89,37 @@ class Throwaway:
         self.node.host.must(f"mkdir -p {_FOLDER} && cat {IMAGES}/guest/initrd - > {_FOLDER}/initrd", stdin=archive)
         self.node.hypervisor.create(_xml(self.node, self.guest))
 
-    def reset(self) -> None:
-        """Press its reset button: it boots and attacks anew."""
+    def reset_attacking(self) -> None:
+        """Press its reset button, and return when it has booted and attacks anew.
+
+        Raises:
+            InstrumentError: it does not attack in time.
+
+        """
         self.node.hypervisor.reset(self.guest.domain)
+        self.require_flowing(TAP, BOOT)
 
-    def plug(self) -> None:
-        """Plug a second interface in, with the name of a port that OVN does not know."""
-        self.node.hypervisor.attach(self.guest.domain, second_interface(_xml(self.node, self.guest)))
-
-    def require_flowing(self, tap: str, patience: float) -> None:
-        """Return when its node counts frames from one of its interfaces.
+    def plug_attacking(self) -> None:
+        """Plug a second interface in, with the name of a port that OVN does not know; return when it attacks by that.
 
         Raises:
             InstrumentError: it does not in time.
 
         """
-        end, first = time.monotonic() + patience, self._count(tap)
-        while self._count(tap) < first + _FLOWING:
-            if time.monotonic() > end:
-                raise broken("the throw-away guest does not attack", f"nothing passes {tap} after {patience:.0f} s")
-            time.sleep(0.5)
+        self.node.hypervisor.attach(self.guest.domain, second_interface(_xml(self.node, self.guest)))
+        self.require_flowing(SECOND_TAP, BOOT)
 
-    def _count(self, tap: str) -> int:
-        return int(self.machine.read(f"cat /sys/class/net/{tap}/statistics/rx_packets"))
+    def require_flowing(self, tap: str, patience: float) -> None:
+        """Return when its node counts frames from one of its interfaces.
+
+        Args:
+            patience: seconds.
+
+        Raises:
+            InstrumentError: it does not in time.
+
+        """
+        await_frames(self.machine, [tap], _FLOWING, patience)
 
     def stop(self) -> None:
         """Take it away, with all that it had."""
@@ -121,13 +128,12 @@ class Throwaway:
 
 
 def _program(frames: Sequence[bytes]) -> bytes:
-    listed = json.dumps([frame.hex() for frame in frames])
-    return f"{_PROGRAM.read_text()}\nimport json\nattack([bytes.fromhex(item) for item in json.loads({listed!r})], {_LIFE})\n".encode()
+    return f"{_PROGRAM.read_text()}\nattack({list(frames)!r}, {_LIFE})\n".encode()
 
 
 def _xml(node: Node, guest: Guest) -> str:
     root = ET.fromstring(guest_xml(node.lab, guest, {}))
-    for path, text in (("os/initrd", f"{_FOLDER}/initrd"), ("os/cmdline", "console=ttyS0 quiet panic=1 ipv6.disable=1")):
+    for path, text in (("os/initrd", f"{_FOLDER}/initrd"), ("os/cmdline", f"console=ttyS0 quiet panic=1 ipv6.disable=1 {ONE_BUS}")):
         element = root.find(path)
         assert element is not None
         element.text = text

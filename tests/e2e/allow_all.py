@@ -20,6 +20,7 @@ from testbed.terminal import out, say
 from testbed.verify import run
 from testbed.verify.declare import ATTRIBUTE, Breach, Declaration
 from testbed.verify.plugin import members
+from testbed.verify.run import Proving
 from testbed.verify.stage import Stage
 
 _ALONE = "in the clear"  # whoever still speaks TLS would wait for such a database, and nothing else could be opened
@@ -58,7 +59,7 @@ def main() -> int:
                 closing.callback(breach.close, stage)
                 say(f"open: {stage.case or 'fleet'}: {breach.name}")
                 breach.open(stage)
-            folder = run.examine(lab, prove=False, only=("NET",), progress=say)
+            folder = run.examine(lab, prove=Proving.NOTHING, only=("NET",), progress=say)
         out(json.dumps(run.load(folder)))
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import libvirt
 import pytest
 
 from testbed.drivers.hypervisor import Hypervisor
@@ -38,3 +39,39 @@ def test_what_libvirt_refuses_is_an_error_of_ours() -> None:
 def test_a_hypervisor_that_is_not_there() -> None:
     with pytest.raises(ProvisioningError, match="cannot open the hypervisor"):
         Hypervisor("qemu+unix:///system?socket=/no/such/socket")
+
+
+def test_a_guest_that_was_created_anew_is_asked_though_an_older_one_was_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A domain that has ended is no domain any more, whatever has its name now."""
+    hypervisor = Hypervisor("test:///default")
+    gone = libvirt.libvirtError("")
+    gone.err = (libvirt.VIR_ERR_NO_DOMAIN, 0, "no domain with matching uuid", 0, "", None, None, 0, 0)
+    answers = ['{"return": {}}', gone, '{"return": {"pid": 7}}', gone, gone]
+    asked = []
+
+    def command(domain: libvirt.virDomain, *_: object) -> str:
+        asked.append(domain.UUIDString())
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", command)
+    hypervisor.create(XML)
+    assert hypervisor.agent("red.web", "guest-ping", {}, 1) == {}
+    hypervisor.destroy("red.web")
+    hypervisor.create(XML)
+    assert hypervisor.agent("red.web", "guest-exec", {}, 1) == {"pid": 7}
+    assert asked[0] == asked[1] != asked[2]
+    with pytest.raises(InstrumentError, match="does not answer"):
+        hypervisor.agent("red.web", "guest-ping", {}, 1)
+    hypervisor.close()
+
+
+def test_a_closed_hypervisor_holds_no_domain_that_would_keep_its_connection_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    close, left = libvirt.virConnect.close, []
+    monkeypatch.setattr(libvirt.virConnect, "close", lambda connection: left.append(close(connection)))
+    hypervisor = Hypervisor("test:///default")
+    hypervisor.suspend("test")
+    hypervisor.close()
+    assert left == [0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count, permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,11 +34,14 @@ from testbed.model.policy import Cell, ReachMatrix, endpoints
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Guest, Testbed
 from testbed.spec.schema import Spec
-from testbed.verify import network, probing
+from testbed.verify import network, pipes, probing
+from testbed.verify.agent import Files
 from testbed.verify.frames import Frame, arp_reply, framed, of_cell, syn
 from testbed.verify.network import observe
 from testbed.verify.observation import matrix_probes, reach
-from testbed.verify.probing import FOLDER, Probe, end_all
+from testbed.verify.pipes import FOLDER
+from testbed.verify.probing import Probe, end_all
+from tests.local_agent import LocalAgent
 
 pytestmark = [
     pytest.mark.integration,
@@ -81,11 +86,14 @@ class Counters:
     name = "node-a"
 
     def __init__(self, names: dict[str, str]) -> None:
-        self.names = names
+        self.names, self.lost = names, 0
 
-    def read(self, command: str) -> str:
-        files = [Path("/sys/class/net") / self.names[path.split("/")[4]] / "statistics/rx_packets" for path in command.split()[1:]]
-        return " ".join(file.read_text().strip() for file in files)
+    def read(self, command: str, timeout: float = 30) -> str:
+        if "dpctl" in command:
+            taps = "".join(f"\n{path}:0" for path in re.findall(r"/sys/\S+", command))
+            return f"  lookups: hit:1 missed:2 lost:{self.lost}{taps}"
+        own = re.sub("|".join(self.names), lambda tap: self.names[tap[0]], command)
+        return subprocess.run(["sh", "-c", own], check=True, capture_output=True, text=True, timeout=timeout).stdout.strip()
 
 
 class Wire:
@@ -94,34 +102,41 @@ class Wire:
     def __init__(self, lab: Testbed, folder: Path) -> None:
         self.testbed, self.matrix, self.folder, self.pids = lab, ReachMatrix.of(lab), folder, dict[str, int]()
         self.programs: dict[str, int] = {}
+        self.evidence = SimpleNamespace(record=lambda *_: None)
         self.instruments: dict[str, Any] = {}
         self.kill_before = ""
         self.switch: Switch
         self.counters: Counters
 
-    def everywhere(self, do: Callable[[Any], object]) -> object:
-        return do(self.counters)
+    def everywhere(self, do: Callable[[Any], object]) -> dict[str, object]:
+        return {self.counters.name: do(self.counters)}
 
     def run(self, guest: str, *argv: str, stdin: bytes = b"") -> bytes:
         command = ["nsenter", "-t", str(self.pids[guest]), "-n", "-m", *argv]
         return subprocess.run(command, input=stdin, check=True, capture_output=True, timeout=90).stdout
 
-    def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90, shown: object = None) -> bytes:
-        starts = argv[0] == "/usr/bin/python3"
-        if self.kill_before and not starts and messages.unpack(stdin.strip())["phase"] == self.kill_before and guest.name == "db":
-            program = os.pidfd_open(self.programs[guest.label])
-            signal.pidfd_send_signal(program, signal.SIGKILL)
-            select.select([program], [], [], 10)
+    def files_of(self, guest: Guest) -> Files:
         own = str(self.folder / guest.domain)
-        argv = [sys.executable if word == "/usr/bin/python3" else word.replace(FOLDER, own) for word in argv]
-        if starts:
-            stdin = zlib.compress(zlib.decompress(stdin).replace(FOLDER.encode(), own.encode()))
-        try:
-            answer = self.run(guest.label, *argv, stdin=stdin)
-        except subprocess.CalledProcessError as error:
-            raise InstrumentError("probe", fact=error.stderr.decode() + error.stdout.decode(), remedy="-") from error
-        if starts:
-            self.programs[guest.label] = json.loads(answer)["pid"]
+        files = Files(LocalAgent(lambda path: path.replace(FOLDER, own)), guest)
+        plain = files.write
+
+        def write(path: str, text: bytes) -> bool:
+            if self.kill_before and messages.unpack(text.strip())["phase"] == self.kill_before and guest.name == "db":
+                program = os.pidfd_open(self.programs[guest.label])
+                signal.pidfd_send_signal(program, signal.SIGKILL)
+                select.select([program], [], [], 10)
+            return plain(path, text)
+
+        files.write = write  # type: ignore[method-assign]
+        return files
+
+    def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90) -> bytes:
+        """Start the probe; everything else goes through files."""
+        assert argv[0] == "/usr/bin/python3"
+        own = str(self.folder / guest.domain)
+        stdin = zlib.compress(zlib.decompress(stdin).replace(FOLDER.encode(), own.encode()))
+        answer = self.run(guest.label, sys.executable, *argv[1:], stdin=stdin)
+        self.programs[guest.label] = json.loads(answer)["pid"]
         return answer
 
 
@@ -179,12 +194,34 @@ def _reach(wire: Wire) -> list[tuple[Cell, bool]]:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "WINDOW", 0.5)
     monkeypatch.setattr(network, "_PATIENCE", 3)
+    monkeypatch.setattr(pipes, "_DOUBT", 0.5)
     monkeypatch.setattr(network, "_CONTROL", {"timeout": 1, "repeat": 2, "spacing": 0.1})
 
 
 def test_everything_arrives_on_an_open_wire(wire: Wire) -> None:
     """Without a wall, every probe of both directions arrives, and every control works."""
     assert _missing(wire) == set()
+
+
+def test_what_leaves_is_not_recorded_as_having_come_in(wire: Wire) -> None:
+    """A frame on its way out has arrived nowhere, and costs its sender's recorder nothing."""
+    web, db = endpoints(wire.testbed)
+    seen = observe(wire, matrix_probes(wire.matrix.cells))  # type: ignore[arg-type]
+    for own, other in ((web, db), (db, web)):
+        assert own.mac not in {record["mac"] for record in seen.records[own.guest]}
+        assert own.mac in {record["mac"] for record in seen.records[other.guest]}
+
+
+def test_a_switch_that_loses_frames_is_no_wall(wire: Wire) -> None:
+    """What a crowded switch has dropped says nothing about its rules."""
+
+    def crowd(frame: bytes) -> bool:
+        wire.counters.lost += _is_raw(frame)
+        return _is_raw(frame)
+
+    wire.switch.wall = crowd
+    with pytest.raises(InstrumentError, match="node-a lost frames by crowding"):
+        _reach(wire)
 
 
 def test_a_dead_recorder_is_noticed(wire: Wire) -> None:

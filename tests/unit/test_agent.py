@@ -13,7 +13,7 @@ from testbed.drivers.hypervisor import _ask_agent
 from testbed.errors import InstrumentError
 from testbed.model.resolve import resolve
 from testbed.spec.load import read
-from testbed.verify.agent import run_in_guest
+from testbed.verify.agent import Files, run_in_guest
 
 GUEST = resolve(read(Path(__file__).parents[2] / "topologies/one-node.yaml").spec).guests[0]
 
@@ -59,6 +59,51 @@ def test_output_and_status_come_back() -> None:
 def test_nonsense_is_an_instrument_error(answers: list[dict[str, Any]]) -> None:
     with pytest.raises(InstrumentError):
         run_in_guest(Puppet(*answers), GUEST, ["/bin/true"], b"", 0.3)
+
+
+HANDLE: dict[str, Any] = {"value": 1000}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [{"value": "1000"}],
+        [{}],
+        [HANDLE, {"buf-b64": ["list"], "eof": True}],
+        [HANDLE, {"buf-b64": "not base64!", "eof": True}],
+        [HANDLE, {"buf-b64": _text(b"x" * 2**20), "count": 2**20, "eof": "never"}],
+    ],
+)
+def test_a_file_of_nonsense_is_an_instrument_error(answers: list[dict[str, Any]]) -> None:
+    """One that never ends is given up when it is longer than anything of ours."""
+    with pytest.raises(InstrumentError):
+        Files(Puppet(*answers), GUEST).read("/run/x")
+
+
+def test_a_file_ends_where_nothing_comes_any_more() -> None:
+    """Whatever the agent says of it."""
+    puppet = Puppet(HANDLE, {"buf-b64": _text(b"ab"), "eof": False}, {"buf-b64": "", "count": 5, "eof": False}, {})
+    assert Files(puppet, GUEST).read("/run/x") == b"ab"
+    assert puppet.requests[-1] == ("guest-file-close", {"handle": 1000})
+
+
+def test_a_pipe_that_does_not_take_all_is_an_instrument_error() -> None:
+    with pytest.raises(InstrumentError, match="answers garbage"):
+        Files(Puppet(HANDLE, {"count": 3}, {}), GUEST).write("/run/x", b"four")
+
+
+def test_a_file_that_is_not_there_is_none() -> None:
+    """Only that; an agent that does not answer is an error."""
+
+    class Absent(Puppet):
+        def agent(self, name: str, command: str, arguments: dict[str, object], timeout: int) -> dict[str, Any]:
+            raise InstrumentError(f"{name} {command}", fact=str(arguments["path"]), remedy=str(timeout))
+
+    files = Files(Absent({}), GUEST)
+    assert files.read("failed to open file: No such file or directory") is None
+    assert files.write("failed to open file: No such file or directory", b"") is False
+    with pytest.raises(InstrumentError):
+        files.read("Permission denied")
 
 
 def _unresponsive(text: str) -> libvirt.libvirtError:

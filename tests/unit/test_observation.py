@@ -30,7 +30,7 @@ def _observation(guest: str, **record: str) -> Observation:
 
 @pytest.mark.parametrize(("address", "expected"), [(str(TARGET.address), True), ("10.9.9.9", False)])
 def test_an_arp_request_counts_for_the_address_it_asks_for(address: str, expected: bool) -> None:
-    seen = _observation(TARGET.guest, kind="arp-request", mac=SOURCE.mac, target=address, direction="in")
+    seen = _observation(TARGET.guest, kind="arp-request", mac=SOURCE.mac, target=address)
     assert seen.resolved(SOURCE, TARGET) is expected
     assert seen.resolved(TARGET, SOURCE) is False
 
@@ -40,7 +40,7 @@ def test_an_arp_request_counts_for_the_address_it_asks_for(address: str, expecte
     [(str(TARGET.address), SOURCE.interface, True), ("10.9.9.9", SOURCE.interface, False), (str(TARGET.address), "back", False)],
 )
 def test_an_arp_answer_counts_for_the_address_it_tells_of_and_where_it_was_asked(address: str, label: str, expected: bool) -> None:
-    seen = _observation(SOURCE.guest, kind="arp-reply", mac=TARGET.mac, ip=address, direction="in", label=label)
+    seen = _observation(SOURCE.guest, kind="arp-reply", mac=TARGET.mac, ip=address, label=label)
     assert seen.resolved(SOURCE, TARGET) is expected
 
 
@@ -49,29 +49,32 @@ def test_neighbor_discovery_counts_as_arp_does() -> None:
     web, db = endpoints(lab)[:2]
     records: dict[str, list[dict[str, str]]] = {item.guest: [] for item in endpoints(lab)}
     seen = Observation("tb-0-", records, {})
-    records[web.guest] = [{"kind": "nd-reply", "mac": db.mac, "ip": str(db.address6), "direction": "in", "label": "app"}]
+    records[web.guest] = [{"kind": "nd-reply", "mac": db.mac, "ip": str(db.address6), "label": "app"}]
     assert (seen.resolved(web, db, "nd"), seen.resolved(web, db, "nd-link"), seen.resolved(web, db)) == (True, False, False)
-    records[web.guest] = [{"kind": "nd-request", "mac": db.mac, "target": str(web.link_local), "direction": "in"}]
+    records[web.guest] = [{"kind": "nd-request", "mac": db.mac, "target": str(web.link_local)}]
     assert (seen.resolved(db, web, "nd-link"), seen.resolved(db, web, "nd")) == (True, False)
-
-
-def test_a_frame_that_a_recorder_saw_leaving_has_not_arrived() -> None:
-    assert not _observation(TARGET.guest, token="tb-0-c1.", direction="out").arrived("c1", TARGET.guest)
-    assert _observation(TARGET.guest, token="tb-0-c1.", direction="in").arrived("c1", TARGET.guest)
 
 
 def test_an_observation_that_breaks_off_ends_what_it_has_started() -> None:
     phases: list[tuple[str, str]] = []
 
-    def in_guest(guest: Any, argv: list[str], stdin: bytes, **_: Any) -> bytes:
-        phase = "start" if argv[0] == "/usr/bin/python3" else wire.unpack(stdin.strip())["phase"]
-        phases.append((guest.label, phase))
-        if phase == "listen" and guest is LAB.guests[0]:
-            raise InstrumentError("the agent does not answer", fact="silence", remedy="")
-        return json.dumps({"started": True}).encode() if phase == "start" else wire.pack({})
+    def in_guest(guest: Any, *_: Any, **__: Any) -> bytes:
+        phases.append((guest.label, "start"))
+        return json.dumps({"started": True}).encode()
 
+    def files_of(guest: Any) -> Any:
+        def write(_: str, text: bytes) -> bool:
+            phases.append((guest.label, wire.unpack(text.strip())["phase"]))
+            if phases[-1][1] == "listen" and guest is LAB.guests[0]:
+                raise InstrumentError("the agent does not answer", fact="silence", remedy="")
+            return True
+
+        return SimpleNamespace(write=write, read=lambda _: wire.pack({}))
+
+    evidence = SimpleNamespace(record=lambda *_: None)
+    fleet = SimpleNamespace(testbed=LAB, in_guest=in_guest, files_of=files_of, evidence=evidence, instruments={}, everywhere=lambda _: {})
     with pytest.raises(InstrumentError, match="does not answer"):
-        network.observe(SimpleNamespace(testbed=LAB, in_guest=in_guest, instruments={}), [])  # type: ignore[arg-type]
+        network.observe(fleet, [])  # type: ignore[arg-type]
     assert {label for label, phase in phases if phase == "stop"} == {label for label, phase in phases if phase == "start"}
     assert LAB.guests[0].label in {label for label, phase in phases if phase == "stop"}
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from testbed.report.result import Run, Verdict, exit_code, to_json
 from testbed.spec.load import read
 from testbed.verify.evidence import Evidence
 from testbed.verify.plugin import Checks, run_checks
+from testbed.verify.proven import Proven
 
 _NUMBERS = count()
 TOPOLOGY = Path(__file__).parents[2] / "topologies/one-node.yaml"
@@ -53,6 +55,9 @@ class FakeFleet:
         self.phases += 1
         self.focus = focus
 
+    def apart(self) -> FakeFleet:
+        return replace(self, evidence=self.evidence.apart())
+
 
 @pytest.fixture
 def judge(tmp_path: Path):
@@ -63,7 +68,8 @@ def judge(tmp_path: Path):
         lab = resolve(read(TOPOLOGY).spec)
         machines = {machine.name: SimpleNamespace(name=machine.name) for machine in lab.machines}
         fleet = FakeFleet(lab, Evidence(tmp_path / "evidence"), machines, SimpleNamespace(testbed=lab))
-        return run_checks(fleet, folder, prove=prove, only=(), progress=lambda _: None, slow=slow, revive=revive)  # type: ignore[arg-type]
+        proven = Proven(tmp_path / "proven.json", tmp_path, [], recall=False) if prove else None
+        return run_checks(fleet, folder, prove=proven, only=(), progress=lambda _: None, slow=slow, revive=revive)  # type: ignore[arg-type]
 
     return run
 
@@ -256,6 +262,65 @@ def test_a_guest_that_crashes_is_started_again_and_the_look_repeated(judge, cras
     done = judge(body + "import sys\nsys.modules['crashing'] = sys.modules[__name__]\n", prove=True, revive=_start_again)
     assert [(result.verdict, [str(proof.verdict) for proof in result.proofs]) for result in done.results] == [(Verdict.PASS, ["proven"])]
     assert done.revived == ["red/web"]
+
+
+LOCAL = """
+from threading import Barrier, BrokenBarrierError, Lock
+MEETING, BUSY, OPEN = Barrier(2), {"first": Lock(), "second": Lock()}, set()
+def breach(machines, left_open=False):
+    return Breach("the wall is open", open=lambda s: OPEN.add(s.case), close=lambda s: left_open or OPEN.discard(s.case),
+                  in_force=lambda s: s.case in OPEN, applies=lambda s: s.case in machines)
+def look_at(fleet, machine, name):
+    assert BUSY[name].acquire(blocking=False)
+    try:
+        MEETING.wait(5)  # for somebody who looks at another machine
+        fleet.evidence.record(machine.name, "test", name, "seen", 0.0)
+        return machine.name in OPEN
+    finally:
+        BUSY[name].release()
+"""
+LOCAL_CHECK = "def test_{0}(fleet, machine):\n    assert not look_at(fleet, machine, {0!r})\n"
+BOTH = ("controller", "node")
+
+
+def _local(breaches: str = "breach(('controller', 'node'))") -> str:
+    return LOCAL + "".join(_declare(f"local=True, breaches=({breaches},)") + LOCAL_CHECK.format(name) for name in ("first", "second"))
+
+
+def test_local_checks_of_several_machines_run_side_by_side(judge, tmp_path: Path) -> None:
+    """No two of them are the same check, and each has evidence of its own machine only."""
+    done = judge(_local(), prove=True)
+    assert [(result.case, result.verdict) for result in done.results] == [(case, Verdict.PASS) for case in BOTH * 2]
+    assert [str(proof.verdict) for result in done.results for proof in result.proofs] == ["proven"] * 4
+    for result in done.results:
+        (line,) = (tmp_path / result.evidence[0]).read_text().splitlines()
+        assert json.loads(line)["host"] == result.case
+
+
+def test_a_wall_that_one_lane_leaves_open_stops_the_others(judge) -> None:
+    done = judge(_local("breach(('node',), left_open=True)").replace("MEETING.wait(5)", "pass"), prove=True)
+    assert "could not be reverted" in done.errors[0]
+    assert {str(proof.verdict) for result in done.results for proof in result.proofs} == {"dirty-revert"}
+    assert sum(len(result.proofs) for result in done.results) == 1
+
+
+def test_a_local_check_asks_for_nothing_else(judge) -> None:
+    done = judge(_declare("local=True, breaches=(BREACH,)") + "def test_it(fleet, machine, tmp_path):\n    pass\n")
+    assert done.results == []
+    assert "asks for tmp_path" in done.errors[0]
+
+
+@pytest.mark.parametrize("blind_at", [1, 2, 3])
+def test_who_proves_looks_once_more_where_nothing_was_observed(judge, blind_at: int) -> None:
+    """Whenever it happens: before, while the wall is open, and after."""
+    body = CRASH.replace('"crash_at": 0', f'"crash_at": {blind_at}').replace(
+        'GUEST["runs"] = False', 'raise InstrumentError("busy", fact="-", remedy="-")'
+    )
+    body += _declare() + CHECK.format("it")
+    done = judge(body, prove=True)
+    assert [(result.verdict, [str(proof.verdict) for proof in result.proofs]) for result in done.results] == [(Verdict.PASS, ["proven"])]
+    assert done.revived == []
+    assert [step for proof in done.results[0].proofs for step in proof.steps].count("breach in force") == (2 if blind_at == 2 else 1)
 
 
 def test_what_is_no_crash_is_not_tried_again(judge) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import zlib
 from ipaddress import IPv4Address, IPv6Address
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from scapy.layers.dhcp6 import DHCP6_Advertise, DHCP6OptIA_NA, DHCP6OptIAAddress, DHCP6OptServerId
@@ -143,13 +145,9 @@ def test_no_frame_breaks_the_parser() -> None:
 def test_copies_come_from_many_strangers() -> None:
     """The first frame of a flood is as given, the others differ in their source MAC address alone."""
     sent: list[bytes] = []
-
-    class Outlets:
-        def send(self, _: str, frame: bytes) -> None:
-            sent.append(frame)
-
+    outlets: Any = SimpleNamespace(at=lambda _: SimpleNamespace(send=sent.append))
     frame = _of("raw")
-    sender._attempt({"kind": "frame", "mac": WEB.mac, "frame": frame.hex(), "copies": 20}, Outlets())  # type: ignore[arg-type]
+    sender._attempt({"kind": "frame", "mac": WEB.mac, "frame": frame.hex(), "copies": 20}, outlets)
     assert sent[0] == frame
     assert len({item[6:12] for item in sent}) == len(sent) == 20
     assert {item[:6] + item[12:] for item in sent} == {frame[:6] + frame[12:]}

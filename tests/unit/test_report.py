@@ -63,6 +63,7 @@ def test_other_json_is_refused(data: object) -> None:
 
 CASES = [
     ((_check(Verdict.PASS, ProofVerdict.PROVEN),), (), "ALL WALLS HOLD", set()),
+    ((_check(Verdict.PASS, ProofVerdict.PROVEN, ProofVerdict.PROVEN_BEFORE),), (), "ALL WALLS HOLD", set()),
     ((_check(Verdict.FAIL, reason=HOSTILE),), (), "OPEN WALLS", {"failure"}),
     ((_check(Verdict.INCONCLUSIVE, reason=HOSTILE),), (), "INCONCLUSIVE", {"error"}),
     ((_check(Verdict.PASS), _check(Verdict.NOT_APPLICABLE, reason="no guest")), (), "ALL WALLS HOLD", {"skipped"}),

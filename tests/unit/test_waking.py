@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from testbed import cli
+from testbed import building
+from testbed.building import Way
 from testbed.drivers import golden, outer
 from testbed.drivers.freeze import AWAKE
 from testbed.drivers.golden import Saved
@@ -173,8 +174,8 @@ def test_machines_that_another_libvirt_runs_boot_and_that_is_told(told: list[str
     workspace = Workspace(tmp_path, LAB.name)
     workspace.create()
     workspace.connect("qemu:///system")
-    monkeypatch.setattr(cli, "say", told.append)
+    monkeypatch.setattr(building, "say", told.append)
     ground = Ground({}, INPUTS.environment)
-    assert cli._with_memories(ground, LAB, workspace) is ground
+    assert building._shortened(ground, LAB, workspace, Way()) is ground
     (line,) = told
     assert "qemu:///system runs them" in line

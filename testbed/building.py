@@ -1,0 +1,123 @@
+"""From a topology file to a lab that runs, by the shortest way that there is: a checkpoint, saved memory, or a boot."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from testbed import apply, lab
+from testbed.cli_lab import topology_of
+from testbed.drivers import doctor, enclosure, outside
+from testbed.drivers.checkpoint import Checkpoint, Store
+from testbed.drivers.workspace import Workspace, cache_root, state_root
+from testbed.errors import Exit, UsageError
+from testbed.model.facts import Accelerator
+from testbed.model.testbed import Testbed
+from testbed.plan.diff import Action
+from testbed.terminal import ERR, say
+from testbed.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a lab may be built.
+
+    Args:
+        want: accelerator to insist on.
+        connect: URI of the libvirt that runs the machines; the empty string stands for the built-in one, or the lab's own.
+        cold: use no saved memory of any kind.
+        anew: use no checkpoint.
+        checkpoint: the one to use; the latest that fits if left out.
+        trace: learns what took how long.
+
+    """
+
+    want: Accelerator | None = None
+    connect: str = ""
+    cold: bool = False
+    anew: bool = False
+    checkpoint: Checkpoint | None = None
+    trace: Trace = field(default_factory=Trace)
+
+
+def build(topology: str | Path, way: Way, then: Callable[[lab.Lab, Sequence[Action]], None]) -> None:
+    """Build a lab, or make it again what its topology says, and go on inside it.
+
+    Args:
+        topology: its file, or the name of a lab.
+        then: is given the lab, and what was done.
+
+    """
+    testbed, file = topology_of(topology)
+    doctor.require(cache_root(), state_root())
+    with way.trace.span("images"):
+        ground = lab.prepare(say, want=way.want)
+    say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
+    workspace = Workspace(state_root(), testbed.name)
+    with workspace.locked():
+        lab.apply_copy(file, workspace)
+        _connect(workspace, way.connect)
+        if not way.cold:
+            with way.trace.span("saved memory", ["images"]):
+                ground = _shortened(ground, testbed, workspace, way)
+        taken = lab.enter(testbed, workspace, ground.environment)
+        with lab.opened(testbed, workspace, ground, taken, progress=say) as opened:
+            with at_once_on_interrupt():
+                done = apply.converge(opened.desired, opened.places, say, way.trace)
+            then(opened, done)
+
+
+def _connect(workspace: Workspace, uri: str) -> None:
+    """Remember which libvirt runs a lab.
+
+    Raises:
+        UsageError: another one does already, or the URI is of no daemon on this machine.
+        MachineError: we cannot use it.
+
+    """
+    if uri in ("", workspace.connection):
+        return
+    outside.require(uri)
+    if enclosure.find(workspace.lab, workspace.root) is not None:
+        fact = f"its machines are run by {workspace.connection or 'the built-in libvirt'}"
+        remedy = f"run `testbed down {workspace.lab}` first"
+        raise UsageError(f"the lab {workspace.lab} cannot move to {uri}", fact=fact, remedy=remedy)
+    workspace.connect(uri)
+
+
+def _shortened(ground: lab.Ground, testbed: Testbed, workspace: Workspace, way: Way) -> lab.Ground:
+    """Return what a lab stands on, with what its machines can start from: of a new lab's, memory is saved first if need be."""
+    if workspace.connection:
+        say(f"machines boot, without saved memory: {workspace.connection} runs them, perhaps with another QEMU than ours")
+        return ground
+    new = enclosure.find(testbed.name, workspace.root) is None
+    found = _fitting(ground, testbed, workspace, way) if new and not way.anew else None
+    if found:
+        say(f"going on from the checkpoint {found.name}, saved {found.saved}")
+        found.unpack(workspace)
+        ground = replace(ground, checkpoint=found)
+    with at_once_on_interrupt():
+        return lab.remember(ground, testbed, say, save=new and not found)
+
+
+def _fitting(ground: lab.Ground, testbed: Testbed, workspace: Workspace, way: Way) -> Checkpoint | None:
+    return way.checkpoint or Store(cache_root(), ground.images, ground.environment).find(testbed, workspace)
+
+
+@contextmanager
+def at_once_on_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process at once, without waiting for threads that wait for machines; `up` resumes."""
+
+    def end(*_: object) -> None:
+        ERR.print("interrupted; what was done stays, and the same command resumes")
+        os._exit(Exit.INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,94 @@
+"""What has been proven on this machine, so that only what has changed since is proven again (``check --prove=changed``).
+
+A proof depends on the check and its breaches, on everything that they import, on what runs in guests, and on the lab:
+its topology, its images and what runs them. One digest stands for all of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+_PACKAGES = ("checks", "testbed")
+_KEPT = 5000  # proofs
+
+
+class Proven:
+    """The proofs that a file remembers.
+
+    Args:
+        file: where they are; it need not exist.
+        root: folder of the packages that checks and the tool are.
+        configuration: whatever else a proof depends on.
+        recall: whether to know of earlier proofs; what is proven now is remembered in any case.
+
+    """
+
+    def __init__(self, file: Path, root: Path, configuration: Sequence[str], *, recall: bool) -> None:
+        self._file, self._root, self._recall = file, root, recall
+        self._configuration = json.dumps(list(configuration))
+
+    def when(self, check: Path, *names: str) -> str:
+        """Return when (ISO 8601) something was proven that has not changed since; the empty string if never.
+
+        Args:
+            check: file of the check.
+            names: control, case, objective and breach.
+
+        """
+        return self._read().get(self._digest(check, names), "") if self._recall else ""
+
+    def remember(self, check: Path, *names: str) -> None:
+        """Note that something has been proven now; a file that cannot be written is no reason to fail."""
+        found = self._read()
+        found[self._digest(check, names)] = datetime.now(UTC).isoformat(timespec="seconds")
+        latest = sorted(found.items(), key=lambda item: item[1])[-_KEPT:]
+        partial = self._file.with_name(f"{self._file.name}.partial")
+        with suppress(OSError):
+            partial.write_text(json.dumps(dict(latest), indent=0))
+            partial.rename(self._file)
+
+    def _read(self) -> dict[str, str]:
+        try:
+            data = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return {str(key): str(value) for key, value in data.items()} if isinstance(data, dict) else {}
+
+    def _digest(self, check: Path, names: Sequence[str]) -> str:
+        return hashlib.sha256(json.dumps([code_digest(check, self._root), self._configuration, *names]).encode()).hexdigest()
+
+
+@cache
+def code_digest(file: Path, root: Path) -> str:
+    """Return a digest of a check's file, of all files of ours that it imports, directly or not, and of those that run in guests."""
+    found: set[Path] = set()
+    waiting = [file, *(root / "testbed/guest").glob("*.py")]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += _imported(path, root)
+    digest = hashlib.sha256()
+    for path in sorted(found):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _imported(path: Path, root: Path) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            module = root.joinpath(*name.split(".")).with_suffix(".py")
+            if name.split(".")[0] in _PACKAGES and module.is_file():
+                yield module

@@ -1,0 +1,153 @@
+"""What was proven before is known as long as nothing has changed that the proof depends on, and not a moment longer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from testbed.cli import _proving, main
+from testbed.errors import Exit
+from testbed.model.resolve import resolve
+from testbed.report.result import Run, exit_code, to_json
+from testbed.spec.load import read
+from testbed.verify.evidence import Evidence
+from testbed.verify.plugin import Checks, run_checks
+from testbed.verify.proven import Proven, code_digest
+from testbed.verify.run import Proving
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("NET-01.fleet", "it holds", "a hole")
+_NUMBERS: Iterator[int] = count()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two checks, one of which imports what imports something; another file; what runs in guests."""
+    files = {
+        "checks/test_one.py": "from checks.common import look\n",
+        "checks/test_two.py": "import os\n",
+        "checks/common.py": "from testbed.verify import walk\n",
+        "testbed/verify/walk.py": "import testbed.errors\n",
+        "testbed/errors.py": "",
+        "testbed/lonely.py": "",
+        "testbed/guest/probe.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def _proven(root: Path, *configuration: str, recall: bool = True) -> Proven:
+    code_digest.cache_clear()
+    return Proven(root / "proven.json", root, configuration, recall=recall)
+
+
+def test_what_was_proven_is_known_by_its_names_and_configuration(root: Path) -> None:
+    check = root / "checks/test_one.py"
+    assert _proven(root, "a lab").when(check, *NAMES) == ""
+    _proven(root, "a lab", recall=False).remember(check, *NAMES)
+    assert _proven(root, "a lab").when(check, *NAMES).startswith("20")
+    assert _proven(root, "a lab", recall=False).when(check, *NAMES) == ""
+    assert _proven(root, "another lab").when(check, *NAMES) == ""
+    assert _proven(root, "a lab").when(check, *NAMES[:2], "another hole") == ""
+
+
+@pytest.mark.parametrize(
+    "changed", ["checks/test_one.py", "checks/common.py", "testbed/verify/walk.py", "testbed/errors.py", "testbed/guest/probe.py"]
+)
+def test_a_change_in_anything_that_the_check_is_made_of_makes_it_unknown(root: Path, changed: str) -> None:
+    _proven(root).remember(root / "checks/test_one.py", *NAMES)
+    (root / changed).write_text((root / changed).read_text() + "# changed\n")
+    assert _proven(root).when(root / "checks/test_one.py", *NAMES) == ""
+
+
+@pytest.mark.parametrize("changed", ["checks/test_two.py", "testbed/lonely.py"])
+def test_a_change_elsewhere_does_not(root: Path, changed: str) -> None:
+    _proven(root).remember(root / "checks/test_one.py", *NAMES)
+    (root / changed).write_text("# changed\n")
+    assert _proven(root).when(root / "checks/test_one.py", *NAMES)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
+def test_a_spoilt_file_knows_nothing_and_is_replaced(root: Path, text: str) -> None:
+    (root / "proven.json").write_text(text)
+    assert _proven(root).when(root / "checks/test_one.py", *NAMES) == ""
+    _proven(root).remember(root / "checks/test_one.py", *NAMES)
+    assert len(json.loads((root / "proven.json").read_text())) == 1
+
+
+def test_the_real_checks_depend_on_what_runs_in_guests_and_on_their_own_helpers() -> None:
+    code_digest.cache_clear()
+    digests = {path.name: code_digest(path, ROOT) for path in (ROOT / "checks").glob("test_*.py")}
+    assert len(set(digests.values())) == len(digests) > 8
+
+
+@pytest.fixture
+def judge(root: Path) -> Callable[..., Checks]:
+    """Run a check whose wall a breach opens; how often it was opened is in its file's folder."""
+    file = root / "checks" / f"test_hole_{next(_NUMBERS)}.py"
+    file.write_text(f"""
+from pathlib import Path
+from testbed.verify.declare import Breach, check
+OPENED = Path({str(root / "opened")!r})
+WALL = dict(open=False)
+def opens(stage):
+    WALL["open"] = True
+    OPENED.write_text((OPENED.read_text() if OPENED.exists() else "") + "x")
+def closes(stage): WALL["open"] = False
+@check(id="NET-01", objective="it holds", severity="high", breaches=(Breach("a hole", opens, closes, lambda s: WALL["open"]),))
+def test_it(fleet):
+    fleet.evidence.record("here", "look", "is it open?", str(WALL), 0.0)
+    assert not WALL["open"], "open"
+""")
+    for other in ("test_one.py", "test_two.py"):
+        (root / "checks" / other).unlink()
+
+    def run(proven: Proven) -> Checks:
+        lab = resolve(read(ROOT / "topologies/one-node.yaml").spec)
+        evidence = Evidence(root / "evidence")
+        fleet: Any = SimpleNamespace(testbed=lab, lab=SimpleNamespace(testbed=lab), evidence=evidence, new_phase=lambda *_: None, focus="")
+        return run_checks(fleet, root / "checks", prove=proven, only=(), progress=lambda _: None)
+
+    return run
+
+
+def test_what_is_unchanged_is_not_tried_again_and_that_is_told(root: Path, judge: Callable[..., Checks]) -> None:
+    for expected, recall, opened in (("proven", False, 1), ("proven-before", True, 1), ("proven", False, 2)):
+        plugin = judge(_proven(root, recall=recall))
+        (proof,) = plugin.results[0].proofs
+        assert (str(proof.verdict), len((root / "opened").read_text())) == (expected, opened)
+        assert exit_code(to_json(Run("lab", "d", {}, "now", 1.0, tuple(plugin.results)))) == 0
+        assert ("nothing that it depends on has changed" in proof.reason) is (expected == "proven-before")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("1", Proving.EVERYTHING), ("all", Proving.EVERYTHING), ("changed", Proving.CHANGED), ("0", Proving.NOTHING)]
+)
+def test_what_is_to_be_proven_is_one_word(text: str, wanted: Proving) -> None:
+    assert _proving(text) is wanted
+
+
+@pytest.mark.parametrize("words", [["--prove"], ["--prove=changed"], []])
+def test_the_option_may_stand_alone(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["testbed", "check", *words, "no-such-lab"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == Exit.USAGE
+    assert "there is no lab no-such-lab" in capfd.readouterr().err
+
+
+def test_another_word_for_it_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["testbed", "check", "--prove=never", "no-such-lab"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == Exit.USAGE
+    assert "'never' is none of no, all, changed" in " ".join(capfd.readouterr().err.replace("│", " ").split())
