@@ -53,7 +53,7 @@ class Host:
         self._lock = threading.Lock()
         self._client: paramiko.SSHClient | None = None
         self._session: Session | None = None
-        self._bridges: list[socket.socket] = []
+        self._bridges: dict[socket.socket, threading.Thread] = {}
         self._pumps: list[threading.Thread] = []
 
     @property
@@ -166,28 +166,29 @@ class Host:
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(4)
-        self._bridges.append(listener)
-        threading.Thread(target=self._serve, args=(listener, command), daemon=True).start()
+        server = threading.Thread(target=self._serve, args=(listener, command), daemon=True)
+        self._bridges[listener] = server
+        server.start()
 
     def _serve(self, listener: socket.socket, command: str) -> None:
-        while True:
-            try:
+        while listener.fileno() >= 0:
+            with suppress(OSError):
                 client, _ = listener.accept()
-                transport = self._connected().get_transport()
-                if transport is None:
-                    raise OSError("connection lost")
-                channel = transport.open_session(timeout=60)
-                channel.exec_command(command)
-            except (OSError, paramiko.SSHException, InstrumentError):
-                if listener.fileno() < 0:
-                    return
-                with suppress(OSError, UnboundLocalError):
+                try:
+                    self._join(client, command)
+                except (OSError, paramiko.SSHException, InstrumentError):
                     client.close()
-                continue
-            for way in ((client, channel), (channel, client)):
-                pump = threading.Thread(target=_pump, args=way, daemon=True)
-                pump.start()
-                self._pumps.append(pump)
+
+    def _join(self, client: socket.socket, command: str) -> None:
+        transport = self._connected().get_transport()
+        if transport is None:
+            raise OSError("connection lost")
+        channel = transport.open_session(timeout=60)
+        channel.exec_command(command)
+        for way in ((client, channel), (channel, client)):
+            pump = threading.Thread(target=_pump, args=way, daemon=True)
+            self._pumps.append(pump)
+            pump.start()
 
     def close(self) -> None:
         """End the connection and every bridge; who still asks something through one is told that it has ended.
@@ -200,9 +201,11 @@ class Host:
             listener.close()
         if self._client:
             self._client.close()
+        for server in self._bridges.values():  # first: it may be about to start a pump
+            server.join(_FAREWELL)
         for pump in self._pumps:
             pump.join(_FAREWELL)
-        self._bridges, self._pumps = [], []
+        self._bridges, self._pumps = {}, []
 
 
 def _pump(source: socket.socket | paramiko.Channel, target: socket.socket | paramiko.Channel) -> None:
