@@ -88,7 +88,6 @@ SHARED_WITH_NOBODY = {
     "random numbers": "sudo head -c 16 /dev/urandom | od -An -tx1",
     "random seed": "sudo sha256sum /var/lib/systemd/random-seed",
     "chassis": "sudo ovs-vsctl get open . external_ids:system-id",
-    "switch id": "sudo cat /etc/openvswitch/system-id.conf",
     "switch address": "cat /sys/class/net/br-int/address",
     "libvirt host": "sudo virsh capabilities | grep -m1 '<uuid>'",
 }
