@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from testbed.drivers.ssh import Host
 from testbed.errors import ProvisioningError
@@ -14,31 +13,31 @@ from testbed.plan.settings import Setting
 _LIMIT = 4000
 
 
-def read_all(host: Host, commands: Iterable[tuple[str, str]], timeout: float = 180) -> dict[str, str]:
-    """Run named shell commands as root, in one go, and return what each printed, stripped.
+def read_all(host: Host, commands: Iterable[str], timeout: float = 180) -> dict[str, str]:
+    """Run shell commands as root, in one go and each of them once, and return what each printed, stripped.
 
     Raises:
         ProvisioningError: the machine does not answer.
 
     """
     token = secrets.token_hex(8)
-    lines = [f"printf '\\n{token} %s\\n' {shlex.quote(name)}\n( {command}\n ) 2>&1" for name, command in commands]
-    output = host.must("\n".join((*lines, "true")), timeout=timeout)
-    found: dict[str, str] = {}
-    for part in output.split(f"{token} ")[1:]:
-        name, _, value = part.partition("\n")
-        found[name] = value.strip()[:_LIMIT]
-    return found
+    each = list(dict.fromkeys(commands))
+    lines = [f"printf '\\n{token}\\n'\n( {command}\n ) 2>&1" for command in each]
+    printed = host.must("\n".join((*lines, "true")), timeout=timeout).split(f"{token}\n")[1:]
+    return {command: text.strip() for command, text in zip(each, printed, strict=True)}
 
 
-def observe_settings(host: Host, place: str, wanted: Sequence[Setting]) -> dict[Key, Properties]:
-    """Return the live value of every setting."""
-    return as_settings(place, read_all(host, [(item.name, item.observe) for item in wanted]))
+def observe(host: Host, place: str, wanted: Sequence[Setting], others: Sequence[str] = ()) -> tuple[dict[Key, Properties], list[str]]:
+    """Return the live value of every setting, and what other commands printed.
 
+    Raises:
+        ProvisioningError: the machine does not answer.
 
-def as_settings(place: str, values: Mapping[str, str]) -> dict[Key, Properties]:
-    """Return values by name as what `observe` of a place tells."""
-    return {Key(place, Kind.SETTING, name): {"value": value} for name, value in values.items()}
+    """
+    printed = read_all(host, [*(command for item in wanted for command in item.observe), *others])
+    values = {item.name: item.reading([printed[command] for command in item.observe])[:_LIMIT] for item in wanted}
+    found: dict[Key, Properties] = {Key(place, Kind.SETTING, name): {"value": value} for name, value in values.items()}
+    return found, [printed[command] for command in others]
 
 
 def repair_setting(host: Host, wanted: Sequence[Setting], name: str) -> None:

@@ -77,7 +77,7 @@ class Central:
         if stopped:
             fact, remedy = f"stopped on {self.name}: {', '.join(stopped)}", "run `testbed up`, which starts them again"
             raise ProvisioningError("OVN's switches cannot be observed", fact=fact, remedy=remedy)
-        found = batch.observe_settings(self.host, self.name, settings(self.lab, self.lab.controller))
+        found, _ = batch.observe(self.host, self.name, settings(self.lab, self.lab.controller))
         for label, properties in self.northbound.switches().items():
             found[Key(self.name, Kind.SWITCH, label)] = properties
         for label, properties in self.northbound.ports().items():

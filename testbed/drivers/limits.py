@@ -12,17 +12,29 @@ from collections.abc import Iterable
 from testbed.model.testbed import Guest
 from testbed.plan.resources import Key, Kind, Properties
 
-OBSERVE = "cd /sys/class/net && for tap in tap*; do echo $tap $(tc filter show dev $tap parent ffff: | grep -o 'pkts_rate [0-9]*'); done"
-_ROW = re.compile(r"^(tap[0-9a-f]+)(?: pkts_rate (\d+))?$", re.MULTILINE)
+_RATE = re.compile(r"\bpkts_rate (\d+)")
 _KPACKETS = 1000
 BURST = 1.0  # seconds' worth of packets that may come at once
 
 
-def observed(node: str, guests: Iterable[Guest], text: str) -> dict[Key, Properties]:
-    """Return what the kernel limits of those interfaces of guests that are there, from what `OBSERVE` printed."""
+def observed(node: str, guests: Iterable[Guest], filters: str) -> dict[Key, Properties]:
+    """Return what the kernel limits of those interfaces of guests that are there.
+
+    Args:
+        filters: what `testbed.plan.settings.FILTERS` printed: filters of an interface behind a line that names it.
+
+    """
     names = {nic.tap: f"{guest.label}/{nic.network}" for guest in guests for nic in guest.nics}
-    rows = [(names[tap], int(packets or 0)) for tap, packets in _ROW.findall(text) if tap in names]
-    return {Key(node, Kind.LIMIT, name): {"packets": packets} for name, packets in rows}
+    found: dict[Key, Properties] = {}
+    device = ""
+    for line in filters.splitlines():
+        if line.startswith("interface "):
+            device = line.removeprefix("interface ")
+            if device in names:
+                found.setdefault(Key(node, Kind.LIMIT, names[device]), {"packets": 0})
+        elif device in names and (rate := _RATE.search(line)):
+            found[Key(node, Kind.LIMIT, names[device])] = {"packets": int(rate[1])}
+    return found
 
 
 def limit(taps: Iterable[str], packets: int) -> str:

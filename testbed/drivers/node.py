@@ -20,7 +20,7 @@ from testbed.model.testbed import IMAGES, POOLS, Guest, Machine, Testbed
 from testbed.plan.diff import Action, Verb
 from testbed.plan.domains import guest_xml
 from testbed.plan.resources import Key, Kind, Properties
-from testbed.plan.settings import settings
+from testbed.plan.settings import FILTERS, settings
 from testbed.spec.schema import GIB
 
 _GUEST = 45.0
@@ -85,13 +85,11 @@ class Node:
 
     def observe(self) -> dict[Key, Properties]:
         """Return what this lab has on the node, and the root partition's settings."""
-        wanted = settings(self.lab, self.machine)
-        commands = [(item.name, item.observe) for item in wanted]
-        values = batch.read_all(self.host, [*commands, ("/files", _FILES), ("/folders", _FOLDERS), ("/limits", limits.OBSERVE)])
-        found: dict[Key, Properties] = dict(self._pools(values.pop("/folders", "")))
-        found.update(self._volumes(values.pop("/files", "")))
-        found.update(limits.observed(self.name, self.lab.guests_on(self.name), values.pop("/limits", "")))
-        found.update(batch.as_settings(self.name, values))
+        found, printed = batch.observe(self.host, self.name, settings(self.lab, self.machine), (_FILES, _FOLDERS, FILTERS))
+        files, folders, filters = printed
+        found.update(self._pools(folders))
+        found.update(self._volumes(files))
+        found.update(limits.observed(self.name, self.lab.guests_on(self.name), filters))
         guests = list(self.hypervisor.owned(self.lab.name))
         with ThreadPoolExecutor(max_workers=_SIDE_BY_SIDE) as pool:
             states = list(pool.map(lambda guest: self._state(guest[0]), guests))

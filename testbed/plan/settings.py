@@ -1,16 +1,31 @@
 """Settings of a machine that hold a wall: how to observe each, the value it must have, how to restore it.
 
 They are resources like any other, so that a breach in force shows as drift and ``up`` repairs it
-(docs/decisions/0002). Commands run as root on the machine, in one batch; a value is what a command prints.
+(docs/decisions/0002). Commands run as root on the machine, in one batch, and those that settings share run once; what
+they print is read here (`testbed.plan.readings`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from testbed.model.testbed import IMAGES, Machine, Plane, Role, Testbed
+from testbed.plan import readings
 from testbed.plan.identity import address_sets
 from testbed.plan.neighbours import ATTACH, GUARDS, RULES, allowed, guarded, links
+
+RULESET = "nft -s list ruleset"
+# Filters of every interface that has any; behind a line that names it, as for every interface of a guest.
+FILTERS = (
+    "cd /sys/class/net; for tap in tap*; do echo interface $tap; done; tc qdisc show | while read -r _ kind _ _ device _; do "
+    "case $kind in clsact|ingress) echo interface $device; "
+    "printf 'filter show dev %s ingress\\nfilter show dev %s egress\\n' $device $device | tc -force -batch - ;; esac; done"
+)
+_SWITCH = "ovs-vsctl -voff --format=json -- --columns=name list mirror -- --columns=name,external_ids list interface"
+_LOGINS = "find /root/.ssh /home/*/.ssh /etc/ssh -maxdepth 2 2>/dev/null"
+_TABLE, _NEIGHBOURS = "inet testbed", "netdev neighbours"
 
 SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/libvirt-sock-ro", "/run/libvirt/libvirt-admin-sock")
 
@@ -22,17 +37,26 @@ class Setting:
     Args:
         name: what it is.
         controls: ids of the controls it serves.
-        observe: shell commands that print the value.
-        value: what they must print, without surrounding white space.
+        observe: shell commands, each of which prints something.
+        value: what must be read from that.
         repair: shell commands that restore it.
+        read: turns what the commands print, without surrounding white space, into the value.
 
     """
 
     name: str
     controls: str
-    observe: str
+    observe: tuple[str, ...]
     value: str
     repair: str
+    read: Callable[..., str] = str
+
+    def reading(self, printed: Sequence[str]) -> str:
+        """Return the value that was observed; it is never the wanted one if what was printed makes no sense."""
+        try:
+            return self.read(*printed)
+        except (ValueError, LookupError, TypeError) as error:
+            return f"unreadable, {error}: {' '.join(printed)}"
 
 
 def settings(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
@@ -52,24 +76,20 @@ def _claims(lab: Testbed, machine: Machine) -> Setting:
     )
     back = " ".join(f"{nic.tap}) ovs-vsctl set interface $name external_ids:iface-id={nic.port} ;;" for nic in own)
     repair = f"{foreign} | while read -r name port; do case $name in {back} *) ovs-vsctl --if-exists del-port br-int $name ;; esac; done"
-    return Setting("port-claims", "NET-13", foreign, "", repair)
+    ours = frozenset((nic.tap, nic.port) for nic in own)
+    return Setting("port-claims", "NET-13", (_SWITCH,), "", repair, partial(readings.claims, own=ours))
 
 
 def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     elements = tuple(_address_set(name, addresses) for name, addresses in address_sets(lab, machine).items())
     # The file is the wall; what the kernel runs must be that file, rule for rule, and nothing beside it. The kernel
     # itself tells how it writes the file's rules down, in a network namespace that is gone afterwards.
-    chains = "nft -s list table inet testbed | sed -n '/chain/,/^\t}/p'"
-    rules = (
-        f"file=$(unshare --net sh -c \"nft -f /etc/nftables.conf; {chains}\"); live=$({chains}); "
-        "[ \"$file\" = \"$live\" ] && echo as in the file || echo not as in the file; "
-        "echo \"$live\" | grep -cE '(accept|reject|drop|counter)'; nft list tables | grep -v '^table netdev neighbours$'"
-    )
+    file = "unshare --net sh -c 'nft -f /etc/nftables.conf; nft -s list table inet testbed'"
     wanted = "as in the file\n13\ntable inet testbed"
     others = "nft list tables | grep -v -e '^table netdev neighbours$' -e '^table inet testbed$'"
     repair = f"{others} | while read -r _ family name; do nft delete table $family $name; done; nft -f /etc/nftables.conf"
-    chain = Setting("firewall", "NET-09", rules, wanted, repair)
-    return (chain, *elements)
+    read = partial(readings.firewall, table=_TABLE, others=frozenset({_NEIGHBOURS}))
+    return (Setting("firewall", "NET-09", (RULESET, file), wanted, repair, read), *elements)
 
 
 def _address_set(name: str, addresses: tuple[str, ...]) -> Setting:
@@ -77,9 +97,10 @@ def _address_set(name: str, addresses: tuple[str, ...]) -> Setting:
     return Setting(
         name.replace("_", "-"),
         "NET-08",
-        f"nft list set inet testbed {name} | grep -oE '[0-9]+\\.[0-9.]+' | sort",
+        (RULESET,),
         "\n".join(sorted(addresses)),
         f"nft flush set inet testbed {name}{fill}",
+        partial(readings.addresses, table=_TABLE, name=name),
     )
 
 
@@ -98,7 +119,7 @@ def _neighbours(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     attach = f"for device in {devices}; do [ ! -e /sys/class/net/$device ] || {ATTACH} $device; done"
     guard, neighbours, own = GUARDS
     return (
-        Setting(guard, "NET-05", rules, "as in the file", f"nft -f {RULES}; {attach}"),
+        Setting(guard, "NET-05", (rules,), "as in the file", f"nft -f {RULES}; {attach}"),
         _pairs(neighbours, "NET-01", "allowed", allowed(lab, machine)),
         _pairs(own, "NET-05", "links", links(lab, machine)),
     )
@@ -108,8 +129,9 @@ def _pairs(name: str, control: str, held: str, pairs: tuple[tuple[str, str], ...
     """Return the setting that is a set of the guard: interfaces, and what each of them may name."""
     lines = sorted(f"{device} . {value}" for device, value in pairs)
     fill = f"; nft add element netdev neighbours {held} '{{ {', '.join(lines)} }}'" if lines else ""
-    listing = f"nft list set netdev neighbours {held} | grep -oE '\"?tap[0-9a-f]+\"? [.] [0-9a-fx:]+' | tr -d '\"' | LC_ALL=C sort"
-    return Setting(name, control, listing, "\n".join(lines), f"nft flush set netdev neighbours {held}{fill}")
+    repair = f"nft flush set netdev neighbours {held}{fill}"
+    return Setting(name, control, (RULESET,), "\n".join(lines), repair, partial(readings.pairs, table=_NEIGHBOURS, name=held))
+
 
 def _protection(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     """Return what the kernel must ask of UDP between a node and its peers: ESP, both ways, and no way around it."""
@@ -118,12 +140,8 @@ def _protection(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
         return ()
     own = machine.address(Plane.FABRIC)
     ends = sorted(line for peer in peers for line in (f"in {peer}/32 {own}/32 esp", f"out {own}/32 {peer}/32 esp"))
-    # One line a policy: src A dst B proto udp \ dir D priority N ptype main \ tmpl src S dst T \ proto esp …
-    look = (
-        "ip -o xfrm policy | grep -v socket | sed -E 's/^src ([^ ]+) dst ([^ ]+) .*dir ([a-z]+) .*proto esp .*mode transport.*/"
-        "\\3 \\1 \\2 esp/' | sort"
-    )
-    return (Setting("tunnel-protection", "NET-08", look, "\n".join(ends), "ip xfrm policy flush; systemctl restart strongswan"),)
+    repair = "ip xfrm policy flush; systemctl restart strongswan"
+    return (Setting("tunnel-protection", "NET-08", ("ip -o xfrm policy",), "\n".join(ends), repair, readings.protection),)
 
 
 # A machine answers for an address on that address's network only, forwards nothing and speaks no IPv6 (NET-09).
@@ -135,7 +153,7 @@ _NETWORK = (
     Setting(
         "network-stack",
         "NET-09",
-        f"sysctl {' '.join(_KERNEL)}",
+        (f"sysctl {' '.join(_KERNEL)}",),
         "\n".join(f"{name} = {value}" for name, value in _KERNEL.items()),
         f"sysctl -q -w {' '.join(f'{name}={value}' for name, value in _KERNEL.items())}",
     ),
@@ -145,21 +163,23 @@ _ACCESS = (
     Setting(
         "ssh-drop-ins",
         "ACC-02",
-        "ls -A /etc/ssh/sshd_config.d",
+        (_LOGINS,),
         "",
-        "rm -rf /etc/ssh/sshd_config.d/*; systemctl reload ssh",
+        "find /etc/ssh/sshd_config.d -mindepth 1 -delete; systemctl reload ssh",
+        partial(readings.beneath, folder="/etc/ssh/sshd_config.d"),
     ),
     Setting(
         "authorized-keys",
         "ACC-02",
-        "find /root/.ssh /home/*/.ssh /etc/ssh -maxdepth 1 -name 'authorized_keys*' 2>/dev/null | sort",
+        (_LOGINS,),
         "",
         "rm -f /root/.ssh/authorized_keys* /home/*/.ssh/authorized_keys* /etc/ssh/authorized_keys*",
+        partial(readings.called, start="authorized_keys"),
     ),
     Setting(
         "ssh-principals",
         "ACC-02",
-        "head -c 4096 /etc/ssh/principals/*",
+        ("head -c 4096 /etc/ssh/principals/*",),
         "node-admin",
         "rm -f /etc/ssh/principals/*; echo node-admin > /etc/ssh/principals/admin; chmod 0644 /etc/ssh/principals/admin",
     ),
@@ -171,13 +191,16 @@ _CENTRAL = (
     Setting(
         "southbound-roles",
         "NET-08",
-        "ovn-sbctl get-connection",
+        ("ovn-sbctl get-connection",),
         SOUTHBOUND,
         "ovn-sbctl set-connection role=ovn-controller pssl:6642",
     ),
 )
 
-_WORKERS = "for pid in $(pgrep -f ^/usr/bin/qemu-system); do %s; done"
+_WORKERS = (
+    "grep -alE '^/usr/bin/qemu-system' /proc/[0-9]*/cmdline 2>/dev/null | while read -r file; do "
+    "label=; read -r label < ${file%cmdline}attr/current; echo \"${label:-none}\"; done"
+)
 
 _SERVICES = "ovs-vswitchd ovn-controller libvirtd virtlogd auditd nftables"
 
@@ -187,7 +210,7 @@ _ROOT_PARTITION = (
     Setting(
         "services",
         "all",
-        f"systemctl is-active {_SERVICES}; ls -d /sys/class/net/br-int",
+        (f"systemctl is-active {_SERVICES}; [ ! -e /sys/class/net/br-int ] || echo /sys/class/net/br-int",),
         "\n".join(["active"] * len(_SERVICES.split()) + ["/sys/class/net/br-int"]),
         f"systemctl start {_SERVICES}; for round in $(seq 240); do [ -e /sys/class/net/br-int ] && exit 0; "
         "sleep 0.5; done; echo br-int does not appear >&2; exit 1",
@@ -195,29 +218,30 @@ _ROOT_PARTITION = (
     Setting(
         "memory-deduplication",
         "CMP-02",
-        "cat /sys/kernel/mm/ksm/run",
+        ("cat /sys/kernel/mm/ksm/run",),
         "0",
         "echo 2 > /sys/kernel/mm/ksm/run; echo 0 > /sys/kernel/mm/ksm/run",
     ),
     Setting(
         "integration-bridge",
         "NET-09",
-        "ip -o addr show dev br-int | wc -l; echo $(( $(cat /sys/class/net/br-int/flags) & 1 ))",
+        ("ip -o addr show dev br-int", "cat /sys/class/net/br-int/flags"),
         "0\n0",
         "ip addr flush dev br-int; ip link set br-int down",
+        readings.bridge,
     ),
     Setting(
         "hand-made-flows",
         "NET-01",
-        # OVN's own rules of table 0 go on to its pipeline or drop; one that delivers at once is not OVN's.
-        "ovs-ofctl -voff -O OpenFlow15 dump-flows br-int table=0 | grep actions= | grep -cvE 'resubmit[(]|actions=drop'",
+        ("ovs-ofctl -voff -O OpenFlow15 dump-flows br-int table=0",),
         "0",
         "ovs-ofctl -O OpenFlow15 del-flows br-int; systemctl restart ovn-controller",
+        readings.delivering,
     ),
     Setting(
         "switch-drop-ins",
         "NET-13",
-        "cat /etc/systemd/system/ovs-vswitchd.service.d/* /etc/systemd/system/ovn-controller.service.d/* 2>/dev/null",
+        ("cat /etc/systemd/system/ovs-vswitchd.service.d/* /etc/systemd/system/ovn-controller.service.d/* 2>/dev/null",),
         "",
         "rm -rf /etc/systemd/system/ovs-vswitchd.service.d /etc/systemd/system/ovn-controller.service.d; systemctl daemon-reload",
     ),
@@ -225,49 +249,53 @@ _ROOT_PARTITION = (
         "mirrors",
         "NET-11",
         # Policers of the switch are all that may act on frames before the switch does.
-        f"{_ACTED_ON} tc filter show dev $device ingress; tc filter show dev $device egress; done | grep 'action order' "
-        "| grep -v police; ovs-vsctl --bare --columns=name list mirror; nft list ruleset netdev | grep -E ' (dup|fwd) to '",
+        (FILTERS, _SWITCH, RULESET),
         "",
         f"{_ACTED_ON} tc qdisc del dev $device clsact; tc qdisc del dev $device ingress; "
         "rate=$(ovs-vsctl get interface $device ingress_policing_kpkts_rate) || continue; "
         "for value in 0 $rate; do ovs-vsctl set interface $device ingress_policing_kpkts_rate=$value; done; done; "
         "ovs-vsctl clear bridge br-int mirrors",  # tables of nft go with the firewall, which knows of every one
+        readings.mirrors,
     ),
     Setting(
         "libvirt-sockets",
         "ACC-05",
-        f"stat -c '%a %U:%G' {' '.join(SOCKETS)}",
+        (f"stat -c '%a %U:%G' {' '.join(SOCKETS)}",),
         "\n".join("600 root:root" for _ in SOCKETS),
         f"chown root:root {' '.join(SOCKETS)}; chmod 0600 {' '.join(SOCKETS)}",
     ),
     Setting(
         "libvirt-group",
         "ACC-05",
-        "getent group libvirt | cut -d: -f4",
+        ("getent group libvirt",),
         "",
         "gpasswd -M '' libvirt",
+        readings.members,
     ),
     Setting(
         "confinement",
         "PRC-02",
-        _WORKERS % "grep -vE '^libvirt-[0-9a-f-]+ [(]enforce[)]$' /proc/$pid/attr/current",
+        (_WORKERS,),
         "",
         "for profile in /etc/apparmor.d/libvirt/libvirt-*-*-*-*-????????????; do "
         "sed -i -E 's/ flags=\\([^)]*complain[^)]*\\)//' $profile; apparmor_parser -r $profile; done",
+        readings.unconfined,
     ),
     Setting(
         "profile-additions",
         "STO-01",
-        "cat /etc/apparmor.d/local/abstractions/libvirt-qemu /etc/apparmor.d/abstractions/libvirt-qemu.d/* 2>/dev/null | grep -v '^#'",
+        ("cat /etc/apparmor.d/local/abstractions/libvirt-qemu /etc/apparmor.d/abstractions/libvirt-qemu.d/* 2>/dev/null",),
         "",
         ": > /etc/apparmor.d/local/abstractions/libvirt-qemu",
+        readings.uncommented,
     ),
     Setting(
         "base-images",
         "STO-07",
-        f"findmnt -no OPTIONS {IMAGES} | cut -d, -f1; stat -c '%a %U' {IMAGES}/guest/* | sort -u",
+        ("cat /proc/self/mounts", f"stat -c '%a %U' {IMAGES}/guest/*"),
         "ro\n444 root",
         f"mount -o remount,rw {IMAGES}; chmod 0444 {IMAGES}/guest/*; chown root:root {IMAGES}/guest/*; "
         f"mount -o remount,ro {IMAGES}",
+        partial(readings.read_only, folder=IMAGES),
     ),
 )

@@ -13,6 +13,7 @@ from testbed.drivers import limits
 from testbed.errors import InstrumentError
 from testbed.model.testbed import Guest, GuestNic
 from testbed.plan.resources import Key, Kind
+from testbed.plan.settings import FILTERS
 from testbed.verify.counters import await_frames
 from testbed.verify.fleet import Fleet, Machine
 
@@ -140,7 +141,7 @@ def unlimited(fleet: Fleet, node: str) -> list[str]:
 
     """
     machine, guests = fleet.machines[node], fleet.testbed.guests_on(node)
-    packets = limits.observed(node, guests, machine.read(limits.OBSERVE))
+    packets = limits.observed(node, guests, machine.read(FILTERS))
     own, text = zones(machine), machine.read("ovs-appctl dpctl/ct-get-limits; cat /proc/sys/net/netfilter/nf_conntrack_max")
     shares = {int(zone): int(share) for zone, share in re.findall(r"zone=(\d+),limit=(\d+)", text)}
     findings: list[str] = []

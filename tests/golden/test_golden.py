@@ -60,7 +60,7 @@ def test_a_good_topology_becomes_this(name: str) -> None:
     assert read_mark(saved) is None
     _same(HERE / f"good/{name}.saved.xml", saved)
     _same(HERE / f"good/{name}.guest.xml", guest_xml(lab, guest, guest_properties(guest, INPUTS)))
-    lines = [f"{item.name}: {item.value!r}\n  {item.observe}\n  {item.repair}" for item in settings(lab, node)]
+    lines = ["\n  ".join((f"{item.name}: {item.value!r}", *item.observe, item.repair)) for item in settings(lab, node)]
     _same(HERE / f"good/{name}.settings.txt", "\n".join(lines) + "\n")
     keys = MachineKeys(b"key", b"certificate", "authority", b"tls key", b"tls certificate", b"tls authority", b"administrators")
     parts = [f"== {path}\n{content.decode()}" for path, content in sorted(identity_files(lab, node, keys).items())]

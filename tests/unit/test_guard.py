@@ -23,7 +23,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from testbed.model.resolve import resolve
-from testbed.plan.settings import settings
+from testbed.plan.settings import RULESET, settings
 from testbed.spec.schema import Spec
 from testbed.verify.guard import Guard, guards
 
@@ -78,14 +78,22 @@ def _fleet(lab: Any, run: Any) -> Any:
     return SimpleNamespace(testbed=lab, once=lambda _, look: look(), everywhere=lambda do: {"node": do(machine)})
 
 
+def _printed(lab: Any, break_it: str) -> dict[str, str]:
+    """Return what a node prints whose guard is as declared, but for one setting."""
+    value = {item.name: "something else" if item.name == break_it else item.value for item in settings(lab, lab.nodes[0])}
+    sets = {"allowed": value["neighbours"], "links": value["neighbour-links"]}
+    held = "".join(f"\tset {name} {{\n\t\telements = {{ {', '.join(text.splitlines())} }}\n\t}}\n" for name, text in sets.items())
+    command = next(item.observe[0] for item in settings(lab, lab.nodes[0]) if item.name == "neighbour-guard")
+    return {command: value["neighbour-guard"], RULESET: f"table netdev neighbours {{\n{held}}}"}
+
+
 BROKEN = [("", True, 0), ("neighbour-guard", False, 1), ("neighbours", True, 1), ("neighbour-links", True, 1)]
 
 
 @pytest.mark.parametrize(("break_it", "whole", "findings"), BROKEN)
 def test_a_guard_that_is_not_as_declared_is_a_finding(break_it: str, whole: bool, findings: int) -> None:
     lab = _lab("10.0.0.0/24", "fd00::/64")
-    values = {item.observe: "something else" if item.name == break_it else item.value for item in settings(lab, lab.nodes[0])}
-    found = guards(_fleet(lab, lambda command: SimpleNamespace(text=f"{values[command]}\n")))["node"]
+    found = guards(_fleet(lab, lambda command: SimpleNamespace(text=f"{_printed(lab, break_it)[command]}\n")))["node"]
     assert (found.whole, len(found.findings)) == (whole, findings)
 
 

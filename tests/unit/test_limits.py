@@ -57,7 +57,10 @@ def test_a_piece_of_64_kib_always_fits_into_a_burst() -> None:
 def test_what_the_kernel_limits_is_read_for_our_interfaces_only() -> None:
     lab = _lab({}, {})
     web, db = (guest.nics[0].tap for guest in lab.guests)
-    text = f"{web} pkts_rate 1000\n{db}\ntap00000000 pkts_rate 9000\ntap*\nan error: of tc\n"
+    police = "\taction order 1:  police 0x1 rate 0bit burst 0b mtu 64Kb pkts_rate {} pkts_burst 1000 action drop/continue overhead 0b"
+    names = f"interface {web}\ninterface {db}\ninterface tap*"
+    ours, foreign = f"interface {web}\n{police.format(1000)}", f"interface tap00000000\nan error: of tc\n{police.format(9000)}"
+    text = f"{names}\n{ours}\n{foreign}\n"
     found = limits.observed("node", lab.guests, text)
     assert {key.name: item["packets"] for key, item in found.items()} == {"red/web/app": 1000, "red/db/app": 0}
     assert {key.kind for key in found} == {Kind.LIMIT}

@@ -1,0 +1,145 @@
+"""Turns what a machine's commands print into the values of its settings: here, since a program takes 50 ms on an emulated machine.
+
+What is printed comes from a root partition that may have fallen: it is only ever searched and compared.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_TABLE = re.compile(r"^table (\S+ \S+) \{(.*?)^\}", re.MULTILINE | re.DOTALL)
+_SET = re.compile(r"^\tset (\S+) \{\n(.*?)^\t\}\n?", re.MULTILINE | re.DOTALL)
+_VERDICT = re.compile(r"^.*(?:accept|reject|drop|counter).*$", re.MULTILINE)
+_COPIES = re.compile(r"^.*\b(?:dup|fwd) to .*$", re.MULTILINE)
+_POLICY = re.compile(r"^src (\S+) dst (\S+) .*dir ([a-z]+) .*proto esp .*mode transport")
+_CONFINED = re.compile(r"libvirt-[0-9a-f-]+ \(enforce\)")
+_UP = 1  # IFF_UP, netdevice(7)
+
+
+def tables(ruleset: str) -> dict[str, str]:
+    """Return what each table of a rule set holds, by family and name."""
+    return dict(_TABLE.findall(ruleset))
+
+
+def elements(ruleset: str, table: str, name: str) -> str:
+    """Return the text of one set of a table; empty if there is none."""
+    sets: dict[str, str] = dict(_SET.findall(tables(ruleset).get(table, "")))
+    return sets.get(name, "")
+
+
+def firewall(ruleset: str, file: str, table: str, others: frozenset[str]) -> str:
+    """Return whether the live table is that of its file but for its sets' elements, its number of rules, and which tables there are.
+
+    Args:
+        ruleset: what the kernel runs.
+        file: how the kernel writes the file's rules down.
+        table: family and name.
+        others: tables that may be there, and are looked at elsewhere.
+
+    """
+    live, wanted = (_SET.sub("", tables(text).get(table, "")) for text in (ruleset, file))
+    told = "as in the file" if live == wanted else "not as in the file"
+    names = [f"table {name}" for name in tables(ruleset) if name not in others]
+    return "\n".join((told, str(len(_VERDICT.findall(live))), *names))
+
+
+def addresses(ruleset: str, table: str, name: str) -> str:
+    """Return the IPv4 addresses of a set, one a line, sorted."""
+    return "\n".join(sorted(re.findall(r"[0-9]+\.[0-9.]+", elements(ruleset, table, name))))
+
+
+def pairs(ruleset: str, table: str, name: str) -> str:
+    """Return the interfaces of a set and what each may name, one pair a line, sorted."""
+    found = re.findall(r'"?(tap[0-9a-f]+)"? \. ([0-9a-fx:]+)', elements(ruleset, table, name))
+    return "\n".join(sorted(f"{device} . {value}" for device, value in found))
+
+
+def protection(policies: str) -> str:
+    """Return the kernel's IPsec policies (``ip -o xfrm policy``), sorted; one that is not of ESP in transport mode as it stands."""
+    lines = [line for line in policies.splitlines() if "socket" not in line]
+    return "\n".join(sorted(_policy(line) for line in lines))
+
+
+def _policy(line: str) -> str:
+    found = _POLICY.match(line)
+    return f"{found[3]} {found[1]} {found[2]} esp" if found else line
+
+
+def bridge(own: str, flags: str) -> str:
+    """Return the number of addresses of the integration bridge, and whether it is up."""
+    return f"{len(own.splitlines())}\n{_number(flags) & _UP}"
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return -1
+
+
+def delivering(flows: str) -> str:
+    """Return how many rules of OpenFlow's first table deliver at once: OVN's own go on to its pipeline or drop."""
+    rules = [line for line in flows.splitlines() if "actions=" in line]
+    return str(sum("resubmit(" not in line and "actions=drop" not in line for line in rules))
+
+
+def mirrors(filters: str, switch: str, ruleset: str) -> str:
+    """Return what copies or diverts frames: filters that are no policer, mirrors of the switch, rules of any table."""
+    acting = [line.strip() for line in filters.splitlines() if "action order" in line and "police" not in line]
+    named = [str(row[0]) for row in _rows(switch, ["name"])]
+    return "\n".join((*acting, *named, *(line.strip() for line in _COPIES.findall(ruleset))))
+
+
+def claims(switch: str, own: frozenset[tuple[str, str]]) -> str:
+    """Return interfaces that claim a logical port, and the port, one a line: those that are not among a node's own."""
+    named = [(str(name), dict(ids)) for name, (_, ids) in _rows(switch, ["name", "external_ids"])]
+    found = [(name, str(ids["iface-id"])) for name, ids in named if "iface-id" in ids]
+    return "\n".join(" ".join(claim) for claim in found if claim not in own)
+
+
+def _rows(tables: str, columns: list[str]) -> Iterator[list[Any]]:
+    """Yield the rows of those tables of ``ovs-vsctl --format=json`` that have just these columns, each table being a line.
+
+    Raises:
+        ValueError: this is no such output.
+
+    """
+    found = [table for table in map(json.loads, tables.splitlines()) if table["headings"] == columns]
+    if not found:
+        raise ValueError(f"no table of {', '.join(columns)}")
+    for table in found:
+        yield from table["data"]
+
+
+def unconfined(labels: str) -> str:
+    """Return the confinement of workers that are not confined as they must be, one a line."""
+    return "\n".join(line or "none" for line in labels.splitlines() if not _CONFINED.fullmatch(line))
+
+
+def members(group: str) -> str:
+    """Return the members of a group, from its line in the database of groups."""
+    return group.strip().rpartition(":")[2]
+
+
+def beneath(files: str, folder: str) -> str:
+    """Return the files of a folder, sorted."""
+    return "\n".join(sorted(line for line in files.splitlines() if line.startswith(f"{folder}/")))
+
+
+def called(files: str, start: str) -> str:
+    """Return the files whose names begin so, sorted."""
+    return "\n".join(sorted(line for line in files.splitlines() if line.rpartition("/")[2].startswith(start)))
+
+
+def uncommented(text: str) -> str:
+    """Return the lines that are no comment."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#")).strip()
+
+
+def read_only(mounts: str, modes: str, folder: str) -> str:
+    """Return the first option of what is mounted on a folder, and the different modes and owners of its files."""
+    options = [words[3].partition(",")[0] for line in mounts.splitlines() if len(words := line.split()) > 3 and words[1] == folder]
+    return "\n".join((*options[-1:], *sorted(set(modes.splitlines()))))
