@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ruamel.yaml import YAML
+import yaml
 
 from testbed.drivers import assemble, process
 from testbed.drivers.assemble import Job
@@ -100,7 +100,7 @@ class ImageCache:
     def recipes(self) -> dict[str, Recipe]:
         """Return every recipe by image name."""
         text = (self._playbooks / "images.yaml").read_text()
-        data = YAML(typ="safe", pure=True).load(text)
+        data = yaml.safe_load(text)
         program = Path(assemble.__file__).read_bytes()
         result = {}
         for name, item in data["images"].items():
@@ -118,7 +118,7 @@ class ImageCache:
         return result
 
     def _playbook_digest(self, playbook: str) -> bytes:
-        roles = YAML(typ="safe", pure=True).load((self._playbooks / playbook).read_text())[0]["roles"]
+        roles = yaml.safe_load((self._playbooks / playbook).read_text())[0]["roles"]
         digest = hashlib.sha256((self._playbooks / playbook).read_bytes())
         for role in roles:
             for path in sorted((self._playbooks / "roles" / role).rglob("*")):

@@ -281,7 +281,7 @@ class Testbed:
 
     def tenant(self, name: str) -> Tenant:
         """Return a tenant by name."""
-        return next(tenant for tenant in self.tenants if tenant.name == name)
+        return self._tenants[name]
 
     def machine(self, name: str) -> Machine:
         """Return a machine by name."""
@@ -289,7 +289,23 @@ class Testbed:
 
     def guests_on(self, node: str) -> tuple[Guest, ...]:
         """Return the guests that are placed on a node."""
-        return tuple(guest for guest in self.guests if guest.node == node)
+        return tuple(self._placed.get(node, ()))
+
+    @cached_property
+    def _tenants(self) -> dict[str, Tenant]:
+        return {tenant.name: tenant for tenant in self.tenants}
+
+    @cached_property
+    def _placed(self) -> dict[str, list[Guest]]:
+        placed: dict[str, list[Guest]] = {}
+        for guest in self.guests:
+            placed.setdefault(guest.node, []).append(guest)
+        return placed
+
+    @cached_property
+    def tunnel_ends(self) -> tuple[str, ...]:
+        """The addresses at which nodes take tunnels, sorted as text."""
+        return tuple(sorted(str(node.address(Plane.FABRIC)) for node in self.nodes))
 
     def without(self, node: str) -> Testbed:
         """Return the same lab without one node's guests, and without the flows that need them."""

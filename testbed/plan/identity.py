@@ -34,7 +34,8 @@ def tunnel_peers(lab: Testbed, machine: Machine) -> tuple[str, ...]:
     """Return the tunnel addresses that a node accepts Geneve from (NET-08)."""
     if machine.role is not Role.NODE:
         return ()
-    return tuple(sorted(str(node.address(Plane.FABRIC)) for node in lab.nodes if node.name != machine.name))
+    own = str(machine.address(Plane.FABRIC))
+    return tuple(end for end in lab.tunnel_ends if end != own)
 
 
 def northbound_clients(lab: Testbed, machine: Machine) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _TABLE = re.compile(r"^table (\S+ \S+) \{(.*?)^\}", re.MULTILINE | re.DOTALL)
@@ -17,6 +17,7 @@ _COPIES = re.compile(r"^.*\b(?:dup|fwd) to .*$", re.MULTILINE)
 _POLICY = re.compile(r"^src (\S+) dst (\S+) .*dir ([a-z]+) .*proto esp .*mode transport")
 _CONFINED = re.compile(r"libvirt-[0-9a-f-]+ \(enforce\)")
 _UP = 1  # IFF_UP, netdevice(7)
+PROTECTED = "every peer, both ways"
 
 
 def tables(ruleset: str) -> dict[str, str]:
@@ -57,10 +58,21 @@ def pairs(ruleset: str, table: str, name: str) -> str:
     return "\n".join(sorted(f"{device} . {value}" for device, value in found))
 
 
-def protection(policies: str) -> str:
-    """Return the kernel's IPsec policies (``ip -o xfrm policy``), sorted; one that is not of ESP in transport mode as it stands."""
-    lines = [line for line in policies.splitlines() if "socket" not in line]
-    return "\n".join(sorted(_policy(line) for line in lines))
+def protection(policies: str, own: str, peers: Sequence[str]) -> str:
+    """Return whether the kernel asks for ESP in transport mode of what goes to each peer and comes from it, and of nothing else.
+
+    Args:
+        policies: what ``ip -o xfrm policy`` printed.
+        own: a machine's own address, and those of its peers.
+
+    Returns:
+        `PROTECTED`, or a line for each policy that is missing, or stands there beside them.
+
+    """
+    found = {_policy(line) for line in policies.splitlines() if "socket" not in line}
+    wanted = {line for peer in peers for line in (f"in {peer}/32 {own}/32 esp", f"out {own}/32 {peer}/32 esp")}
+    missing, foreign = (f"missing: {line}" for line in wanted - found), (f"not declared: {line}" for line in found - wanted)
+    return "\n".join(sorted((*missing, *foreign))) or PROTECTED
 
 
 def _policy(line: str) -> str:

@@ -92,11 +92,8 @@ def desired(lab: Testbed, inputs: Inputs) -> dict[Key, Resource]:
             Resource(Key(machine.name, Kind.SETTING, item.name), {"value": item.value})
             for item in settings(lab, machine)
         ]
-    placed: dict[str, list[Guest]] = {}
-    for guest in lab.guests:
-        placed.setdefault(guest.node, []).append(guest)
     for node in lab.nodes:
-        found += _node(node, placed.get(node.name, []), inputs)
+        found += _node(node, lab.guests_on(node.name), inputs)
     return {resource.key: resource for resource in found}
 
 

@@ -138,10 +138,10 @@ def _protection(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     peers = address_sets(lab, machine)["tunnel_peers"]
     if not peers:
         return ()
-    own = machine.address(Plane.FABRIC)
-    ends = sorted(line for peer in peers for line in (f"in {peer}/32 {own}/32 esp", f"out {own}/32 {peer}/32 esp"))
+    own = str(machine.address(Plane.FABRIC))
     repair = "ip xfrm policy flush; systemctl restart strongswan"
-    return (Setting("tunnel-protection", "NET-08", ("ip -o xfrm policy",), "\n".join(ends), repair, readings.protection),)
+    read = partial(readings.protection, own=own, peers=peers)
+    return (Setting("tunnel-protection", "NET-08", ("ip -o xfrm policy",), readings.PROTECTED, repair, read),)
 
 
 # A machine answers for an address on that address's network only, forwards nothing and speaks no IPv6 (NET-09).

@@ -6,17 +6,25 @@ Refuses what makes a topology file ambiguous or expensive: duplicate keys, non-t
 
 from __future__ import annotations
 
-import io
+import re
 from dataclasses import dataclass, field
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.cyaml import CParser
+from yaml.error import MarkedYAMLError, YAMLError
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from testbed.errors import Mistake
 
 MAX_BYTES = 2**23
 MAX_NODES = 2_000_000
+
+_PLAIN = "plain"
+_CORE = (
+    ("null", re.compile(r"null|Null|NULL|~|")),
+    ("bool", re.compile(r"true|True|TRUE|false|False|FALSE")),
+    ("int", re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")),
+    ("float", re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")),
+)
 
 Path = tuple[str | int, ...]
 Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]
@@ -55,6 +63,21 @@ def at(value: Value, path: Path) -> Value:
         else:
             return None
     return value
+
+
+class _Parser(CParser):  # type: ignore[misc]  # the library has no types
+    """libyaml's parser, which leaves open what a plain scalar means; PyYAML's answer would be YAML 1.1's, where "no" is false."""
+
+    def resolve(self, kind: type[Node], _: str | None, implicit: bool | tuple[bool, bool]) -> str:
+        """Return the tag of a node that has none."""
+        if kind is ScalarNode:
+            return _PLAIN if isinstance(implicit, tuple) and implicit[0] else "str"
+        return "seq" if kind is SequenceNode else "map"
+
+    def descend_resolver(self, *_: object) -> None:
+        """Nothing depends on where a node stands."""
+
+    ascend_resolver = descend_resolver
 
 
 class _Reader:
@@ -100,17 +123,20 @@ class _TooLargeError(Exception):
 
 
 def _scalar(tag: str, text: str) -> bool | int | float | str | None:
-    """Return the value of a scalar by YAML 1.2's core schema; what it cannot read stays text."""
+    """Return the value of a scalar by the core schema (YAML 1.2.2, 10.3.2); what it cannot read stays text."""
+    name = tag.rpartition(":")[2]
+    if tag == _PLAIN:
+        name = next((name for name, pattern in _CORE if pattern.fullmatch(text)), "str")
     try:
-        match tag.rpartition(":")[2]:
+        match name:
             case "null":
                 return None
             case "bool":
                 return text.lower() == "true"
             case "int":
-                return int(text.replace("_", ""), 0)
+                return int(text, 0 if text.startswith(("0x", "0o")) else 10)
             case "float":
-                return float(text.replace("_", ""))
+                return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     except ValueError:
         pass
     return text
@@ -126,8 +152,7 @@ def parse(text: str) -> Document:
         )
         return document
     try:
-        yaml = YAML(typ="safe", pure=True)
-        node = yaml.compose(io.StringIO(text))
+        node = _Parser(text).get_single_node()
         document.data = reader.read(node, ()) if node is not None else None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

@@ -105,7 +105,7 @@ def load(text: str, file: str, *, machine_memory: int | None = None) -> Topology
 
 
 def _validate(document: Document) -> tuple[Spec | None, list[Mistake]]:
-    data = copy.deepcopy(document.data)
+    data = document.data
     mistakes: dict[Path, Mistake] = {}
     for _ in range(20):
         try:
@@ -115,6 +115,7 @@ def _validate(document: Document) -> tuple[Spec | None, list[Mistake]]:
             for detail in details:
                 if not (mistakes and detail["type"] in ("too_short", "missing") and at(document.data, _place(detail))):
                     mistakes.setdefault(_place(detail), _mistake(detail, document))
+            data = copy.deepcopy(data)
             if not all([_cut(data, _place(detail)) for detail in details]):  # noqa: C419 - every one must be cut
                 break
     return None, list(mistakes.values())

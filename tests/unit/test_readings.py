@@ -70,9 +70,12 @@ def test_pairs_of_a_guard_are_read_quoted_or_not() -> None:
 def test_a_policy_that_is_not_esp_in_transport_mode_stands_as_it_is() -> None:
     policy = r"src 198.18.1.2/32 dst 198.18.1.3/32 proto udp \ dir out priority 3 ptype main \ tmpl src 0.0.0.0 dst 0.0.0.0\ "
     good, socket = policy + r"proto esp reqid 1 mode transport\ ", r"src ::/0 dst ::/0 \ socket in priority 0 ptype main \ "
-    assert readings.protection(f"{good}\n{socket}\n") == "out 198.18.1.2/32 198.18.1.3/32 esp"
+    back = good.replace("dir out", "dir in").replace("198.18.1.2", "x").replace("198.18.1.3", "198.18.1.2").replace("x", "198.18.1.3")
+    read = partial(readings.protection, own="198.18.1.2", peers=["198.18.1.3"])
+    assert read(f"{good}\n{socket}\n{back}\n") == readings.PROTECTED
+    assert read(good) == "missing: in 198.18.1.3/32 198.18.1.2/32 esp"
     for weak in (good.replace("transport", "tunnel"), good.replace("proto esp", "proto ah"), r"src 0/0 dst 0/0 \ dir out action allow"):
-        assert readings.protection(f"{good}\n{weak}\n") == f"out 198.18.1.2/32 198.18.1.3/32 esp\n{weak}"
+        assert read(f"{good}\n{back}\n{weak}") == f"not declared: {weak}"
 
 
 @pytest.mark.parametrize(("own", "flags", "value"), [
