@@ -10,7 +10,7 @@ from testbed.drivers.workspace import Workspace
 from testbed.errors import ProvisioningError
 from testbed.model.testbed import Plane, Testbed
 from testbed.plan.acls import acls
-from testbed.plan.diff import Action
+from testbed.plan.diff import Action, Verb
 from testbed.plan.resources import Key, Kind, Properties
 from testbed.plan.settings import settings
 
@@ -27,6 +27,7 @@ class Central:
         self._workspace = workspace
         self._slowness = slowness
         self._northbound: Northbound | None = None
+        self._limits = {nic.port: guest.limits for guest in lab.guests for nic in guest.nics}
 
     @property
     def northbound(self) -> Northbound:
@@ -101,8 +102,8 @@ class Central:
                 self.northbound.delete_port(found["port"])
         elif key.kind is Kind.PORT and action.resource is not None:
             wanted = action.resource.properties
-            limits = next(guest.limits for guest in self.lab.guests for nic in guest.nics if nic.port == wanted["port"])
-            self.northbound.set_port(key.name, str(wanted["switch"]), str(wanted["port"]), str(wanted["addresses"]), limits)
+            switch, port, addresses = (str(wanted[name]) for name in ("switch", "port", "addresses"))
+            self.northbound.set_port(key.name, switch, port, addresses, self._limits[port], fresh=action.verb is Verb.CREATE)
         else:
             raise ProvisioningError(f"cannot {action}", fact="no such kind of resource here", remedy="report this as a bug")
 

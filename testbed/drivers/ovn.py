@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from ovs import stream
 from ovsdbapp.backend.ovs_idl import connection
@@ -30,6 +31,12 @@ _KBIT = 1000
 def _sent_by(port: str) -> str:
     """Return the match of what a port sends."""
     return f'inport == "{port}"'
+
+
+def _labels(row: Any) -> dict[str, str]:  # noqa: ANN401 - the library has no types
+    """Return a row's external ids; one that another thread is just adding has none yet."""
+    found: dict[str, str] = getattr(row, "external_ids", {})
+    return found
 
 
 @contextmanager
@@ -63,6 +70,7 @@ class Northbound:
         stream.Stream.ssl_set_ca_cert_file(str(authority))
         self._lab = lab
         self._timeout = timeout
+        self._dhcp_rows: dict[tuple[str, str], UUID] = {}
         with _said("cannot reach OVN's northbound database"):
             idl = _idl(f"ssl:{address}:6641", time.monotonic() + timeout)
             self._api: Any = OvnNbApiIdlImpl(connection.Connection(idl, timeout=timeout))
@@ -120,69 +128,80 @@ class Northbound:
         return result
 
     def set_switch(self, network: TenantNetwork, rules: tuple[Acl, ...]) -> None:
-        """Make a switch, or make it what it must be: addresses, DHCP, and exactly these rules."""
-        label = network.label
-        with _said(f"cannot configure the switch {label}"), self._api.transaction(check_error=True) as change:
-            change.add(self._api.ls_add(label, may_exist=True))
-            change.add(self._api.db_set("Logical_Switch", label, ("external_ids", {_MARK: self._lab})))
-        with _said(f"cannot configure the options of {label}"):
-            six = {"ipv6_prefix": str(network.network6)} if network.network6 else {}
-            self._set_options(label, {"subnet": str(network.network), "requested-tnl-key": str(network.key), **six})
-        present = self._rules(label)
-        with _said(f"cannot configure the rules of {label}"), self._api.transaction(check_error=True) as change:
-            for rule in present - set(rules):
-                change.add(self._api.acl_del(label, rule.direction, rule.priority, rule.match))
-            for rule in set(rules) - present:
-                change.add(self._api.acl_add(label, rule.direction, rule.priority, rule.match, rule.action))
-            for mark, cidr in ((_FOUR, network.network), (_SIX, network.network6)):
-                if cidr is not None and self._dhcp(label, mark) is None:
-                    change.add(self._api.dhcp_options_add(str(cidr), **{mark: label}))
-        with _said(f"cannot configure DHCP and names of {label}"):
-            self._api.dhcp_options_set_options(self._dhcp(label, _FOUR), **dhcp_options(network)).execute(check_error=True)
-            if network.network6 is not None:
-                self._api.dhcp_options_set_options(self._dhcp(label, _SIX), **dhcp6_options(network)).execute(check_error=True)
-            self._drop_dhcp(label, () if network.network6 else (_SIX,))
-            self._api.db_clear("Logical_Switch", label, "dns_records").execute(check_error=True)
+        """Make an empty switch if there is none, then make it what it must be, all at once: addresses, DHCP, and exactly these rules."""
+        label, six = network.label, network.network6
+        options = {"subnet": str(network.network), "requested-tnl-key": str(network.key), **({"ipv6_prefix": str(six)} if six else {})}
+        with _said(f"cannot configure the switch {label}"):
+            self._api.ls_add(label, may_exist=True).execute(check_error=True)
+            present, dhcp = self._rules(label), {mark: self._dhcp(label, mark) for mark in (_FOUR, _SIX)}
+            with self._api.transaction(check_error=True) as change:
+                change.add(self._api.db_set("Logical_Switch", label, ("external_ids", {_MARK: self._lab})))
+                change.extend(self._to_options(label, options))
+                for rule in present - set(rules):
+                    change.add(self._api.acl_del(label, rule.direction, rule.priority, rule.match))
+                for rule in set(rules) - present:
+                    change.add(self._api.acl_add(label, rule.direction, rule.priority, rule.match, rule.action))
+                change.add(self._to_dhcp(dhcp[_FOUR], _FOUR, label, str(network.network), dhcp_options(network)))
+                if six:
+                    change.add(self._to_dhcp(dhcp[_SIX], _SIX, label, str(six), dhcp6_options(network)))
+                elif dhcp[_SIX] is not None:
+                    change.add(self._api.dhcp_options_del(dhcp[_SIX]))
+                change.add(self._api.db_clear("Logical_Switch", label, "dns_records"))
+
+    def _to_dhcp(self, row: Any, mark: str, switch: str, cidr: str, options: dict[str, str]) -> Any:  # noqa: ANN401 - the library has no types
+        """Return the command that gives a switch these DHCP settings; its row is None if it has none yet."""
+        if row is None:
+            return self._api.db_create_row("DHCP_Options", cidr=cidr, options=options, external_ids={mark: switch})
+        return self._api.dhcp_options_set_options(row, **options)
 
     def _options(self, switch: str) -> dict[str, str]:
         found: dict[str, str] = self._api.db_get("Logical_Switch", switch, "other_config").execute(check_error=True)
         return found
 
-    def _set_options(self, switch: str, options: dict[str, str]) -> None:
-        """Give a switch exactly these options."""
+    def _to_options(self, switch: str, options: dict[str, str]) -> Iterator[Any]:
+        """Yield the commands that give a switch exactly these options."""
         others = set(self._options(switch)) - set(options)
         if others:
-            self._api.db_remove("Logical_Switch", switch, "other_config", *others).execute(check_error=True)
-        self._api.db_set("Logical_Switch", switch, ("other_config", options)).execute(check_error=True)
+            yield self._api.db_remove("Logical_Switch", switch, "other_config", *others)
+        yield self._api.db_set("Logical_Switch", switch, ("other_config", options))
 
     def _rules(self, switch: str) -> set[Acl]:
         rows = self._api.acl_list(switch).execute(check_error=True)
         return {Acl(row.direction, row.priority, row.match, row.action) for row in rows}
 
-    def _dhcp(self, switch: str, mark: str) -> Any:  # noqa: ANN401 - a row's identity
-        rows = self._api.db_list("DHCP_Options").execute(check_error=True)
-        return next((row["_uuid"] for row in rows if row["external_ids"].get(mark) == switch), None)
+    def _dhcp(self, switch: str, mark: str) -> UUID | None:
+        """Return the row of a switch's DHCP settings; where it was seen last is looked first, since tables are long in large labs."""
+        rows = self._api.tables["DHCP_Options"].rows
+        if _labels(rows.get(self._dhcp_rows.get((mark, switch)))).get(mark) != switch:
+            listed = list(rows.items())  # the library's thread may add some meanwhile
+            self._dhcp_rows = {pair: uuid for uuid, row in listed for pair in _labels(row).items()}
+        return self._dhcp_rows.get((mark, switch))
 
     def _drop_dhcp(self, switch: str, marks: Sequence[str]) -> None:
         for found in (self._dhcp(switch, mark) for mark in marks):
             if found is not None:
                 self._api.dhcp_options_del(found).execute(check_error=True)
 
-    def set_port(self, label: str, switch: str, port: str, addresses: str, limits: Limits) -> None:
-        """Make a port, or make it what it must be, on the switch it must be on."""
+    def set_port(self, label: str, switch: str, port: str, addresses: str, limits: Limits, *, fresh: bool = False) -> None:
+        """Make a port, or make it what it must be, on the switch it must be on, all at once.
+
+        Args:
+            fresh: there is no port of this label yet, of whatever name and on whatever switch; nobody looks for one.
+
+        """
         with _said(f"cannot configure the port {label}"):
-            found = self.ports().get(label)
+            found = None if fresh else self.ports().get(label)
             if found is not None and (found["switch"] != switch or found["port"] != port):
                 self.delete_port(found["port"])
+            four, six = self._dhcp(switch, _FOUR), self._dhcp(switch, _SIX)
             with self._api.transaction(check_error=True) as change:
                 change.add(self._api.lsp_add(switch, port, may_exist=True))
                 change.add(self._api.lsp_set_addresses(port, [addresses]))
                 change.add(self._api.lsp_set_port_security(port, [addresses]))
                 change.add(self._api.db_set("Logical_Switch_Port", port, ("external_ids", {_MARK: self._lab, "resource": label})))
-                change.add(self._api.lsp_set_dhcpv4_options(port, self._dhcp(switch, _FOUR)))
-                six = self._dhcp(switch, _SIX)
+                change.add(self._api.lsp_set_dhcpv4_options(port, four))
                 change.add(self._api.db_set("Logical_Switch_Port", port, ("dhcpv6_options", six or [])))
-            self._limit_port(switch, port, limits)
+                self._limit_port(switch, port, limits)
 
     def _limit_port(self, switch: str, port: str, limits: Limits) -> None:
         """Limit what a port sends and has tracked; 0 takes a limit away."""
@@ -252,7 +271,8 @@ class Northbound:
         """Set an option of a switch; an empty value removes it."""
         with _said("cannot change an option of a switch"):
             present = {key: text for key, text in self._options(switch).items() if key != name}
-            self._set_options(switch, present | ({name: value} if value else {}))
+            with self._api.transaction(check_error=True) as change:
+                change.extend(self._to_options(switch, present | ({name: value} if value else {})))
         self.sync()
 
     def change_rules(self, switch: str, gone: Iterable[Acl], new: Iterable[Acl]) -> None:

@@ -1,0 +1,162 @@
+"""A large lab's switches and ports in a real OVN, in one run: python benchmarks/northbound.py [NODES GUESTS]
+
+The controller's own image serves: both databases and ovn-northd run from it in a root folder of their own, without any virtual machine,
+and `up`'s own code makes what a topology of that size asks for, over TLS, and looks at it again. Measured for half the size and the
+whole, each in a process of its own. Prints seconds, and the peak memory of every process in MiB. The chassis are not there: what
+they would compute is not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from scale import INPUTS, topology
+
+from testbed import lab as labs
+from testbed import resources as packaged
+from testbed.apply import perform
+from testbed.drivers.central import Central, write_client
+from testbed.drivers.images import as_root, remove_tree
+from testbed.drivers.pki import Authority, write_secret
+from testbed.drivers.ssh import Host
+from testbed.drivers.workspace import Workspace, cache_root
+from testbed.model.resolve import resolve
+from testbed.model.testbed import Plane, Testbed
+from testbed.plan.diff import diff
+from testbed.plan.resources import Key, Kind, Properties, Resource, desired
+from testbed.spec.load import load
+from testbed.trace import Trace
+
+_SLOWNESS = 90.0  # a time limit of half an hour
+_START = """set -e
+ip link set lo up
+mount --bind /dev "$1/dev"; mount -t proc proc "$1/proc"
+chroot "$1" /bin/sh -e "/create-databases.sh"
+for half in nb sb; do
+  case $half in nb) schema=OVN_Northbound table=NB_Global;; sb) schema=OVN_Southbound table=SB_Global;; esac
+  chroot "$1" ovsdb-server --detach --no-chdir --log-file=/var/log/$half.log --pidfile=/run/ovn/$half.pid --unixctl=/run/ovn/$half.ctl \\
+    --remote=punix:/run/ovn/ovn${half}_db.sock --remote=db:$schema,$table,connections --private-key=/keys/server.pem \\
+    --certificate=/keys/server.crt --ca-cert=/keys/clients.crt "/var/lib/ovn/ovn${half}_db.db"
+done
+chroot "$1" ovn-northd --detach --no-chdir --log-file=/var/log/northd.log --pidfile=/run/ovn/northd.pid --unixctl=/run/ovn/northd.ctl \\
+  --ovnnb-db=unix:/run/ovn/ovnnb_db.sock --ovnsb-db=unix:/run/ovn/ovnsb_db.sock
+"""
+
+
+class _Place(Central):
+    """A controller of which only the databases are there."""
+
+    def wait(self) -> None:
+        """Nobody boots."""
+
+    def observe(self) -> dict[Key, Properties]:
+        """Return the switches and ports."""
+        found = {Key(self.name, Kind.SWITCH, name): item for name, item in self.northbound.switches().items()}
+        return found | {Key(self.name, Kind.PORT, name): item for name, item in self.northbound.ports().items()}
+
+
+def _wanted(lab: Testbed) -> Mapping[Key, Resource]:
+    kinds = (Kind.SWITCH, Kind.PORT)
+    return {key: item for key, item in desired(lab, INPUTS).items() if key.place == lab.controller.name and key.kind in kinds}
+
+
+@contextmanager
+def _served(folder: Path, authority: Authority, name: str) -> Iterator[Path]:
+    """Run the controller's databases and ovn-northd in a root folder, in our own network namespace, and yield that folder."""
+    root = folder / "root"
+    root.mkdir()
+    archive = max(cache_root().glob("base-controller-*.tar"), key=lambda path: path.stat().st_mtime)
+    subprocess.run([*as_root(), "tar", "--extract", "--exclude=./dev/*", f"--file={archive}", f"--directory={root}"], check=True)
+    script = packaged.playbooks() / "roles/controller/files/create-databases.sh"
+    (root / "create-databases.sh").write_bytes(script.read_bytes())
+    keys, server = root / "keys", authority.tls(name, now=datetime.now(UTC))
+    keys.mkdir()
+    write_secret(keys / "server.pem", server.private_key)
+    write_secret(keys / "server.crt", server.certificate)
+    (keys / "clients.crt").write_bytes(authority.administrators_ca)
+    (root / "run/ovn").mkdir(parents=True, exist_ok=True)
+    try:
+        subprocess.run(["sh", "-c", _START, "sh", str(root)], check=True, stdout=subprocess.DEVNULL)
+        yield root
+    finally:
+        for pid in _pids(root).values():
+            subprocess.run(["kill", str(pid)], check=False)
+        for mount in ("dev", "proc"):
+            subprocess.run(["umount", "--lazy", str(root / mount)], check=False)
+
+
+def _pids(root: Path) -> dict[str, int]:
+    return {path.stem: int(path.read_text()) for path in sorted((root / "run/ovn").glob("*.pid"))}
+
+
+def _peak(pid: int) -> int:
+    """Return the most memory that a process has held, in MiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) // 1024
+
+
+def measure(nodes: int, guests: int, folder: Path) -> dict[str, Any]:
+    """Return what the switches and ports of one topology cost; call in a network and mount namespace of one's own."""
+    lab = resolve(load(topology(nodes, guests), "scale.yaml").spec)
+    workspace = Workspace(folder, lab.name)
+    workspace.create()
+    authority = Authority(workspace.pki)
+    now = datetime.now(UTC)
+    client = authority.administrator("testbed", start=authority.born, now=now)
+    write_client(workspace, client.private_key, client.certificate)
+    subprocess.run(["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True)
+    with _served(folder, authority, lab.controller.name) as root:
+        place = _Place(lab, workspace, cast(Host, SimpleNamespace(name=lab.controller.name, close=lambda: None)), _SLOWNESS)
+        wanted = _wanted(lab)
+        marks = [time.monotonic()]
+        done = perform(diff(wanted, {}), place, lambda _: None, Trace(), "")
+        marks.append(time.monotonic())
+        place.northbound.sync()  # without a chassis, this waits for ovn-northd alone
+        marks.append(time.monotonic())
+        place.close()
+        again = diff(wanted, place.observe())
+        marks.append(time.monotonic())
+        place.close()
+        peaks = {f"{name}_mib": _peak(pid) for name, pid in _pids(root).items()}
+    if again or len(done) != len(wanted):
+        raise RuntimeError(f"{len(done)} of {len(wanted)} done; a second look finds {[str(action) for action in again.actions[:3]]}")
+    apply_s, northd_s, look_again_s = (round(end - start, 1) for start, end in pairwise(marks))
+    steps = {"apply_s": apply_s, "northd_s": northd_s, "look_again_s": look_again_s}
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {"nodes": nodes, "guests": guests, "actions": len(done), **steps, "testbed_mib": own, **peaks}
+
+
+def main() -> int:
+    """Measure half a size and that size."""
+    if sys.argv[1:2] == ["--one"]:
+        print(json.dumps(measure(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))))
+        return 0
+    nodes, guests = (int(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else (1000, 10_000)
+    labs.prepare(lambda _: None)
+    results = []
+    for part in (2, 1):
+        folder = Path(tempfile.mkdtemp(prefix="tb", dir="/var/tmp"))
+        try:
+            argv = [*as_root("--net"), sys.executable, __file__, "--one", str(nodes // part), str(guests // part), str(folder)]
+            results.append(json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout))
+        finally:
+            remove_tree(folder)
+    ratio = results[1]["apply_s"] / results[0]["apply_s"]
+    print(json.dumps({"sizes": results, "twice_the_size_costs": round(ratio, 2)}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
