@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from graphlib import TopologicalSorter
+from queue import SimpleQueue
 
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.plan.diff import Action, Observed, Plan, diff
@@ -95,26 +96,28 @@ def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: st
             place.perform(action)
 
     running: dict[Future[None], Action] = {}
+    ended: SimpleQueue[Future[None]] = SimpleQueue()
     done: list[Action] = []
     failures: list[TestbedError] = []
     with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
         while order.is_active():
             for key in order.get_ready():
                 progress(str(actions[key]))
-                running[pool.submit(do, actions[key])] = actions[key]
+                future = pool.submit(do, actions[key])
+                running[future] = actions[key]
+                future.add_done_callback(ended.put)
             if not running:
                 break
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                action = running.pop(future)
-                try:
-                    future.result()
-                except TestbedError as error:
-                    progress(f"failed: {action.key}: {error.what}: {error.fact}")
-                    failures.append(error)
-                    continue
-                done.append(action)
-                order.done(action.key)
+            future = ended.get()
+            action = running.pop(future)
+            try:
+                future.result()
+            except TestbedError as error:
+                progress(f"failed: {action.key}: {error.what}: {error.fact}")
+                failures.append(error)
+                continue
+            done.append(action)
+            order.done(action.key)
     if failures:
         raise _joined(failures)
     return done
