@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock, RLock
+from threading import RLock
 
 import pytest
 from _pytest.runner import runtestprotocol
@@ -18,6 +17,7 @@ from testbed.model.testbed import Testbed
 from testbed.report.result import CheckResult, ProofVerdict, Verdict
 from testbed.verify.declare import ATTRIBUTE, Breach, Declaration
 from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.lanes import side_by_side
 from testbed.verify.proof import Outcome, Trial, take_back, untried
 from testbed.verify.proven import Proven
 from testbed.verify.stage import Stage
@@ -78,7 +78,6 @@ class Checks:
         self._progress = progress
         self._failure: tuple[Verdict, str] | None = None
         self._found: dict[int, CheckResult] = {}
-        self._halted = False
         self._shared = RLock()  # held while something is changed that all lanes share
 
     @property
@@ -156,29 +155,16 @@ class Checks:
         for case in cases:
             if case.declared.local:
                 lanes[case.label].append(case)
-        if len(lanes) > 1:
-            turns = {id(case.declared): Lock() for case in cases}
-            with ThreadPoolExecutor(max_workers=len(lanes)) as pool:
-                going = [pool.submit(self._lane, lane, number, len(lanes), turns, do) for number, lane in enumerate(lanes.values())]
-                try:
-                    for lane in going:
-                        lane.result()
-                finally:
-                    self._halted = any(not lane.done() for lane in going)
-        else:
-            lanes.clear()
+        apart = lanes if len(lanes) > 1 else {}
+        for lane in apart.values():
+            view = self.fleet.apart()
+            for case in lane:
+                case.fleet = view
+        if apart:
+            side_by_side(list(apart.values()), do, turn=lambda case: id(case.declared), stopped=lambda: bool(self._left_open))
         for case in cases:
-            if not ((case.declared.local and lanes) or self._left_open):
+            if not (case.declared.local and apart) and not self._left_open:
                 do(case)
-
-    def _lane(self, cases: Sequence[_Case], number: int, lanes: int, turns: dict[int, Lock], do: Callable[[_Case], None]) -> None:
-        """Do something with the cases of one machine; each lane begins elsewhere."""
-        view, first = self.fleet.apart(), number * len(cases) // lanes
-        for case in (*cases[first:], *cases[:first]):
-            case.fleet = view
-            with turns[id(case.declared)]:
-                if not (self._halted or self._left_open):
-                    do(case)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
