@@ -27,9 +27,10 @@ from scale import INPUTS, topology
 from testbed import lab as labs
 from testbed import resources as packaged
 from testbed.apply import perform
+from testbed.drivers.cache import remove_tree
 from testbed.drivers.central import Central, write_client
-from testbed.drivers.images import as_root, remove_tree
 from testbed.drivers.pki import Authority, write_secret
+from testbed.drivers.process import as_root
 from testbed.drivers.ssh import Host
 from testbed.drivers.workspace import Workspace, cache_root
 from testbed.model.resolve import resolve

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from testbed.drivers import process
 from testbed.drivers.accounts import give_to_worker
+from testbed.drivers.cache import altered, crowded, file_digest, remove_tree
 from testbed.drivers.golden import differences, processor
 from testbed.drivers.hypervisor import Hypervisor, library_version
-from testbed.drivers.images import Image, file_digest, remove_tree
+from testbed.drivers.images import Image
 from testbed.drivers.workspace import Workspace
 from testbed.errors import ProvisioningError, UsageError
 from testbed.model.facts import Accelerator, Environment
@@ -67,12 +68,9 @@ class Kept:
             ProvisioningError: one is missing or has changed.
 
         """
-        for path, recorded in self.digests.items():
-            found = file_digest(path) if path.exists() else "missing"
-            if found != recorded:
-                fact = f"{path}: SHA-256 is {found}, recorded is {recorded}"
-                remedy = "remove it with `testbed checkpoint rm`; the lab starts without it"
-                raise ProvisioningError("a checkpoint is not what was saved", fact=fact, remedy=remedy)
+        if fact := altered(self.digests):
+            remedy = "remove it with `testbed checkpoint rm`; the lab starts without it"
+            raise ProvisioningError("a checkpoint is not what was saved", fact=fact, remedy=remedy)
 
     def unpack(self, folder: Path) -> None:
         """Copy the machine's disks and console to where its emulator looks for them."""
@@ -210,7 +208,8 @@ class Store:
         """
         if not NAME.fullmatch(name):
             raise UsageError(f"a checkpoint cannot be called {name!r}", fact=f"it must match {NAME.pattern}", remedy="choose another name")
-        self._require_space(len(lab.machines))
+        if fact := crowded(self._cache, _NEEDED * len(lab.machines)):
+            raise ProvisioningError("there is no room for a checkpoint", fact=fact, remedy="remove one with `testbed checkpoint rm`")
         target, partial = self._cache / f"{_PREFIX}{name}", self._cache / f"{_PREFIX}{name}.partial-{os.getpid()}"
         made, start = self.made(lab, workspace), time.monotonic()
         try:
@@ -237,12 +236,6 @@ class Store:
                 remove_tree(partial)
         progress(f"saved {lab.name} as {name} in {time.monotonic() - start:.0f} s; it stood still for {stood:.0f} s")
         return named(self._cache, name)
-
-    def _require_space(self, machines: int) -> None:
-        free = shutil.disk_usage(self._cache).free
-        if free < _NEEDED * machines:
-            fact = f"{self._cache} has {free // 2**20} MiB free, and {_NEEDED * machines // 2**20} MiB are wanted"
-            raise ProvisioningError("there is no room for a checkpoint", fact=fact, remedy="remove one with `testbed checkpoint rm`")
 
 
 

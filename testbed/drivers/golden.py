@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Set
@@ -22,9 +21,11 @@ from pathlib import Path
 from uuid import uuid4
 
 from testbed.drivers import process
+from testbed.drivers.cache import altered, clear_leftovers, crowded, file_digest, publish, remove_tree
 from testbed.drivers.freeze import Job
 from testbed.drivers.hypervisor import library_version
-from testbed.drivers.images import Image, as_root, clear_leftovers, file_digest, publish, remove_tree, verify
+from testbed.drivers.images import Image
+from testbed.drivers.process import as_root
 from testbed.errors import ImageError
 from testbed.model.facts import Accelerator, Environment
 from testbed.model.testbed import Role
@@ -79,7 +80,9 @@ class Saved:
             ImageError: a file is missing or has changed.
 
         """
-        verify(f"the saved {self.role} is not what was saved", self.folder, self.digests, self.role)
+        if fact := altered({self.folder / file: digest for file, digest in self.digests.items()}):
+            remedy = f"remove it with `testbed image rm {self.role}` and run the command again: it is made anew"
+            raise ImageError(f"the saved {self.role} is not what was saved", fact=fact, remedy=remedy)
 
     def use(self) -> None:
         """Note that a machine starts from it."""
@@ -176,9 +179,7 @@ class Store:
         if not missing:
             return
         clear_leftovers(self._folder)
-        free = shutil.disk_usage(self._folder).free
-        if free < _NEEDED * len(missing):
-            fact = f"{self._folder} has {free // 2**20} MiB free, and {_NEEDED * len(missing) // 2**20} MiB are wanted"
+        if fact := crowded(self._folder, _NEEDED * len(missing)):
             raise ImageError("cannot save machines", fact=fact, remedy="free some space, or use --cold to do without")
         for image in {image.folder: image for hardware in missing for image in images_under(self._images, hardware.role)}.values():
             image.verify()

@@ -6,13 +6,12 @@ leaves nothing that looks like an image. Baking happens on the outer machine, na
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +21,8 @@ import yaml
 
 from testbed.drivers import assemble, process
 from testbed.drivers.assemble import Job
+from testbed.drivers.cache import altered, clear_leftovers, crowded, file_digest, publish, remove_tree
+from testbed.drivers.process import as_root
 from testbed.errors import ImageError
 
 _VERSION = "1"
@@ -87,7 +88,9 @@ class Image:
             ImageError: a file is missing or has changed.
 
         """
-        verify(f"the image {self.name} is not what was baked", self.folder, self.digests, self.name)
+        if fact := altered({self.folder / file: digest for file, digest in self.digests.items()}):
+            remedy = f"remove it with `testbed image rm {self.name}` and run the command again: it is made anew"
+            raise ImageError(f"the image {self.name} is not what was baked", fact=fact, remedy=remedy)
 
 
 class ImageCache:
@@ -173,13 +176,10 @@ class ImageCache:
         return image
 
     def _check_space(self, count: int) -> None:
-        free = shutil.disk_usage(self._folder).free
-        if free < count * _NEEDED:
-            raise ImageError(
-                f"cannot bake {count} image{'s' if count > 1 else ''}",
-                fact=f"{self._folder} has {free // 2**20} MiB free, and baking wants {count * _NEEDED // 2**20} MiB",
-                remedy="free some space (`testbed image prune` helps), or point TESTBED_CACHE_DIR elsewhere",
-            )
+        if fact := crowded(self._folder, count * _NEEDED):
+            what = f"cannot bake {count} image{'s' if count > 1 else ''}"
+            remedy = "free some space (`testbed image prune` helps), or point TESTBED_CACHE_DIR elsewhere"
+            raise ImageError(what, fact=fact, remedy=remedy)
 
     def _bake(self, recipe: Recipe, progress: Progress) -> None:
         target = self._folder / f"{recipe.name}-{recipe.key}"
@@ -298,60 +298,3 @@ class ImageCache:
         for path in doomed:
             remove_tree(path)
         return [*left, *doomed]
-
-
-def clear_leftovers(folder: Path) -> list[Path]:
-    """Delete what killed processes have left half-done in a cache folder; return what was deleted."""
-    left = [path for path in sorted(folder.glob("*.partial-*")) if not Path(f"/proc/{path.name.rpartition('-')[2]}").exists()]
-    for path in left:
-        remove_tree(path)
-    return left
-
-
-def publish(partial: Path, target: Path) -> None:
-    """Give a finished folder its name; if another process was faster, its folder stays, since a name stands for one content."""
-    try:
-        partial.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-
-
-def verify(what: str, folder: Path, digests: Mapping[str, str], name: str) -> None:
-    """Compare files of a cache folder with their recorded digests.
-
-    Args:
-        what: what to say if one differs.
-        name: the image whose removal brings everything anew.
-
-    Raises:
-        ImageError: a file is missing or has changed.
-
-    """
-    for file, recorded in digests.items():
-        path = folder / file
-        found = file_digest(path) if path.exists() else "missing"
-        if found != recorded:
-            remedy = f"remove it with `testbed image rm {name}` and run the command again: it is made anew"
-            raise ImageError(what, fact=f"{path}: SHA-256 is {found}, recorded is {recorded}", remedy=remedy)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def as_root(*more: str) -> list[str]:
-    """Return the prefix that gives a program a mount namespace and more, and uid 0 in it."""
-    unshare = process.require("unshare", package="util-linux")
-    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user", "--map-auto"]
-    return [unshare, *user, "--mount", *more, "--propagation", "private"]
-
-
-def remove_tree(path: Path) -> None:
-    """Delete a file or folder; files of subordinate ids too."""
-    if path.is_file():
-        path.unlink()
-        return
-    process.run([*as_root(), "rm", "-rf", "--one-file-system", str(path)], what=f"cannot delete {path}", timeout=300)

@@ -155,3 +155,10 @@ def wait_readable(descriptor: int, *, timeout: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout * 1000))
+
+
+def as_root(*more: str) -> list[str]:
+    """Return the prefix that gives a program a mount namespace and more, and uid 0 in it."""
+    unshare = require("unshare", package="util-linux")
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user", "--map-auto"]
+    return [unshare, *user, "--mount", *more, "--propagation", "private"]

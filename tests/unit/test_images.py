@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from testbed.drivers import assemble
-from testbed.drivers.images import ImageCache, file_digest, publish
+from testbed.drivers.cache import file_digest, publish
+from testbed.drivers.images import ImageCache
 from testbed.errors import ImageError
 from testbed.resources import playbooks
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from testbed.drivers import golden
+from testbed.drivers.cache import file_digest
 from testbed.drivers.golden import Saved, Store
-from testbed.drivers.images import Image, file_digest
+from testbed.drivers.images import Image
 from testbed.errors import ImageError
 from testbed.model.facts import Accelerator, Environment
 from testbed.model.testbed import Role

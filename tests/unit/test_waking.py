@@ -11,10 +11,11 @@ import pytest
 from testbed import building
 from testbed.building import Way
 from testbed.drivers import golden, outer
+from testbed.drivers.cache import file_digest
 from testbed.drivers.freeze import AWAKE
 from testbed.drivers.golden import Saved
 from testbed.drivers.hypervisor import Domain
-from testbed.drivers.images import Image, file_digest
+from testbed.drivers.images import Image
 from testbed.drivers.outer import Outer
 from testbed.drivers.workspace import Workspace
 from testbed.errors import InstrumentError, ProvisioningError
