@@ -173,8 +173,8 @@ class Northbound:
         """Return the row of a switch's DHCP settings; where it was seen last is looked first, since tables are long in large labs."""
         rows = self._api.tables["DHCP_Options"].rows
         if _labels(rows.get(self._dhcp_rows.get((mark, switch)))).get(mark) != switch:
-            listed = list(rows.items())  # the library's thread may add some meanwhile
-            self._dhcp_rows = {pair: uuid for uuid, row in listed for pair in _labels(row).items()}
+            listed = rows.data.copy()  # at once: the library's thread may add some meanwhile
+            self._dhcp_rows = {pair: uuid for uuid, row in listed.items() for pair in _labels(row).items()}
         return self._dhcp_rows.get((mark, switch))
 
     def _drop_dhcp(self, switch: str, marks: Sequence[str]) -> None:
