@@ -17,13 +17,16 @@ def read_all(host: Host, commands: Iterable[str], timeout: float = 180) -> dict[
     """Run shell commands as root, in one go and each of them once, and return what each printed, stripped.
 
     Raises:
-        ProvisioningError: the machine does not answer.
+        ProvisioningError: the machine does not answer, or not to every command.
 
     """
     token = secrets.token_hex(8)
     each = list(dict.fromkeys(commands))
     lines = [f"printf '\\n{token}\\n'\n( {command}\n ) 2>&1" for command in each]
     printed = host.must("\n".join((*lines, "true")), timeout=timeout).split(f"{token}\n")[1:]
+    if len(printed) != len(each):
+        fact = f"{len(printed)} of {len(each)} commands told something"
+        raise ProvisioningError(f"{host.name} cannot be observed", fact=fact, remedy="run `testbed status`")
     return {command: text.strip() for command, text in zip(each, printed, strict=True)}
 
 
@@ -35,7 +38,7 @@ def observe(host: Host, place: str, wanted: Sequence[Setting], others: Sequence[
 
     """
     printed = read_all(host, [*(command for item in wanted for command in item.observe), *others])
-    values = {item.name: item.reading([printed[command] for command in item.observe])[:_LIMIT] for item in wanted}
+    values = {item.name: item.reading(printed)[:_LIMIT] for item in wanted}
     found: dict[Key, Properties] = {Key(place, Kind.SETTING, name): {"value": value} for name, value in values.items()}
     return found, [printed[command] for command in others]
 

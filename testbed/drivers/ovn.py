@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -177,11 +177,6 @@ class Northbound:
             self._dhcp_rows = {pair: uuid for uuid, row in listed.items() for pair in _labels(row).items()}
         return self._dhcp_rows.get((mark, switch))
 
-    def _drop_dhcp(self, switch: str, marks: Sequence[str]) -> None:
-        for found in (self._dhcp(switch, mark) for mark in marks):
-            if found is not None:
-                self._api.dhcp_options_del(found).execute(check_error=True)
-
     def set_port(self, label: str, switch: str, port: str, addresses: str, limits: Limits, *, fresh: bool = False) -> None:
         """Make a port, or make it what it must be, on the switch it must be on, all at once.
 
@@ -226,7 +221,9 @@ class Northbound:
     def delete_switch(self, label: str) -> None:
         """Remove a switch with its DHCP settings."""
         with _said(f"cannot remove the switch {label}"):
-            self._drop_dhcp(label, (_FOUR, _SIX))
+            for found in (self._dhcp(label, mark) for mark in (_FOUR, _SIX)):
+                if found is not None:
+                    self._api.dhcp_options_del(found).execute(check_error=True)
             self._api.ls_del(label, if_exists=True).execute(check_error=True)
 
     def sync(self) -> None:

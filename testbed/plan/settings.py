@@ -7,7 +7,7 @@ they print is read here (`testbed.plan.readings`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -51,12 +51,13 @@ class Setting:
     repair: str
     read: Callable[..., str] = str
 
-    def reading(self, printed: Sequence[str]) -> str:
-        """Return the value that was observed; it is never the wanted one if what was printed makes no sense."""
+    def reading(self, printed: Mapping[str, str]) -> str:
+        """Return the value that was observed, by command what it printed; never the wanted one if that makes no sense."""
+        texts = [printed[command] for command in self.observe]
         try:
-            return self.read(*printed)
+            return self.read(*texts)
         except (ValueError, LookupError, TypeError) as error:
-            return f"unreadable, {error}: {' '.join(printed)}"
+            return f"unreadable, {error}: {' '.join(texts)}"
 
 
 def settings(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:

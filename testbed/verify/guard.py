@@ -92,7 +92,7 @@ def _look(fleet: Fleet, node: Machine) -> Guard | None:
     member = next(item for item in fleet.testbed.nodes if item.name == node.name)
     wanted = {item.name: item for item in settings(fleet.testbed, member) if item.name in GUARDS}
     printed = {command: node.run(command).text.strip() for command in {command for item in wanted.values() for command in item.observe}}
-    live = {name: item.reading([printed[command] for command in item.observe]) for name, item in wanted.items()}
+    live = {name: item.reading(printed) for name, item in wanted.items()}
     return _guard(node.name, wanted, live) if wanted else None
 
 

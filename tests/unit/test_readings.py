@@ -122,9 +122,9 @@ def test_a_port_is_claimed_by_its_own_interface_only() -> None:
 ])  # fmt: skip
 def test_what_makes_no_sense_is_never_the_wanted_value(printed: str) -> None:
     claims = Setting("claims", "NET-13", ("ask",), "", "", partial(readings.claims, own=frozenset()))
-    mirrors = Setting("mirrors", "NET-11", ("ask", "ask", "ask"), "", "", readings.mirrors)
-    assert claims.reading([printed]).startswith("unreadable")
-    assert mirrors.reading(["", printed, ""]).startswith("unreadable")
+    mirrors = Setting("mirrors", "NET-11", ("filters", "ask", "ruleset"), "", "", readings.mirrors)
+    assert claims.reading({"ask": printed}).startswith("unreadable")
+    assert mirrors.reading({"filters": "", "ask": printed, "ruleset": ""}).startswith("unreadable")
 
 
 def test_only_an_enforced_profile_of_libvirt_confines() -> None:
