@@ -112,6 +112,7 @@ class Northbound:
             switches = self._api.db_list("Logical_Switch").execute(check_error=True)
             ports = self._api.db_list("Logical_Switch_Port").execute(check_error=True)
             rates = {row["match"]: row["bandwidth"] for row in self._api.db_list("QoS").execute(check_error=True)}
+            dhcp = {str(row["_uuid"]): row["external_ids"] for row in self._api.db_list("DHCP_Options").execute(check_error=True)}
         owner = {port: row["name"] for row in switches for port in row["ports"]}
         result = {}
         for row in ports:
@@ -121,6 +122,8 @@ class Northbound:
                     "switch": owner.get(row["_uuid"], ""),
                     "addresses": " ".join(row["addresses"]),
                     "security": sorted(row["port_security"]),
+                    "dhcp": dhcp.get(str(row["dhcpv4_options"]), {}).get(_FOUR, ""),
+                    "dhcp6": dhcp.get(str(row["dhcpv6_options"]), {}).get(_SIX, ""),
                     "connections": int(row["options"].get(_TRACKED, 0)),
                     "bandwidth": rates.get(_sent_by(row["name"]), {}).get("rate", 0) * _KBIT,
                     "up": bool(row["up"]) if not isinstance(row["up"], list) else row["up"] == [True],
@@ -173,8 +176,8 @@ class Northbound:
         """Return the row of a switch's DHCP settings; where it was seen last is looked first, since tables are long in large labs."""
         rows = self._api.tables["DHCP_Options"].rows
         if _labels(rows.get(self._dhcp_rows.get((mark, switch)))).get(mark) != switch:
-            listed = rows.data.copy()  # at once: the library's thread may add some meanwhile
-            self._dhcp_rows = {pair: uuid for uuid, row in listed.items() for pair in _labels(row).items()}
+            listed = list(rows.data)  # at once: the library's thread may add some meanwhile
+            self._dhcp_rows = {pair: uuid for uuid in listed for pair in _labels(rows.get(uuid)).items()}
         return self._dhcp_rows.get((mark, switch))
 
     def set_port(self, label: str, switch: str, port: str, addresses: str, limits: Limits, *, fresh: bool = False) -> None:

@@ -164,6 +164,7 @@ def central(lab: Testbed) -> Iterator[Resource]:
                         yield Resource(
                             Key(place, Kind.PORT, f"{guest.label}/{nic.network}"),
                             {"port": nic.port, "switch": network.label, "addresses": nic.pinned, "security": [nic.pinned],
+                             "dhcp": network.label, "dhcp6": network.label if network.network6 else "",
                              "bandwidth": guest.limits.bandwidth, "connections": guest.limits.connections},
                             (switch,),
                         )
