@@ -33,7 +33,7 @@ from testbed.spec.schema import json_schema
 from testbed.terminal import ERR, Json, elapsed, escape, out, say
 from testbed.trace import chart
 from testbed.verify import run as runs
-from testbed.verify.run import Proving
+from testbed.verify.proven import Proving
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Emulated hypervisor fleets whose walls are proven.")
 app.add_typer(cli_look.app)
@@ -58,8 +58,9 @@ def _proving(text: str) -> Proving:
 Prove = Annotated[
     Proving,
     typer.Option(
-        "--prove", parser=_proving, metavar="[=changed]", envvar="TESTBED_PROVE",
-        help="open each wall and see the check turn red; =changed: where something has changed since it was last proven",
+        "--prove", parser=_proving, metavar="[=changed|one]", envvar="TESTBED_PROVE",
+        help="open each wall and see the check turn red; =changed: where something has changed since it was last proven; "
+        "=one: by one breach of each check, and not always the same one",
     ),
 ]  # fmt: skip
 Accel = Annotated[Accelerator | None, typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR")]

@@ -33,11 +33,12 @@ class ProofVerdict(StrEnum):
     BROKEN_INSTRUMENT = "broken-instrument"
     BREACH_NOT_IN_FORCE = "breach-not-in-force"
     UNPROVEN = "unproven"
+    LEFT_OUT = "left-out"
     PROVEN_BEFORE = "proven-before"
     PROVEN = "proven"
 
 
-SOUND = frozenset({ProofVerdict.PROVEN, ProofVerdict.PROVEN_BEFORE})
+SOUND = frozenset({ProofVerdict.PROVEN, ProofVerdict.PROVEN_BEFORE, ProofVerdict.LEFT_OUT})  # left out because somebody asked for it
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,15 +247,22 @@ class Checks:
         case.proving = proving and not proofs
 
     def _try_all(self, case: _Case) -> None:
-        """Try every breach of a case that its topology can have, unless one is left open."""
-        for breach in case.declared.breaches:
-            if breach.applies(case.stage) and not self._left_open:
+        """Try the breaches of a case that its topology can have, unless one is left open."""
+        assert self._prove is not None
+        possible = [breach for breach in case.declared.breaches if breach.applies(case.stage)]
+        left_out = self._prove.left_out(case.item.path, [case.names(breach.name) for breach in possible])
+        for breach in possible:
+            if case.names(breach.name) in left_out:
+                case.trials.append(Trial(breach.name))
+                case.trials[-1].leave_out()
+                self._publish(case)
+            elif not self._left_open:
                 self._try(case, breach)
 
     def _try(self, case: _Case, breach: Breach) -> None:
         """Try a breach, and once more if nothing was observed; whether the wall is whole again shows when all are through."""
         assert self._prove is not None
-        before = self._prove.when(case.item.path, *case.names(breach.name))
+        before = self._prove.standing(case.item.path, *case.names(breach.name))
         if before:
             case.trials.append(Trial(breach.name))
             case.trials[-1].recall(before)

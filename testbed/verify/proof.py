@@ -64,6 +64,11 @@ class Trial:
         """Take what was proven before for this run's proof, since nothing that it depends on has changed."""
         self.steps, self.verdict, self.reason = [], ProofVerdict.PROVEN_BEFORE, f"on {when}; nothing that it depends on has changed"
 
+    def leave_out(self) -> None:
+        """Note that it was not asked for."""
+        self.steps = []
+        self._end(ProofVerdict.LEFT_OUT, "one breach of each check was asked for")
+
     def left_open(self, why: str) -> None:
         """Remember that the breach could not be taken back."""
         self._end(ProofVerdict.DIRTY_REVERT, why)

@@ -12,11 +12,21 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 
 _PACKAGES = ("checks", "testbed")
 _KEPT = 5000  # proofs
+
+
+class Proving(StrEnum):
+    """Which breaches a run tries: none, all, those of which something has changed since, or of each check the one tried longest ago."""
+
+    NOTHING = "no"
+    EVERYTHING = "all"
+    CHANGED = "changed"
+    ONE = "one"
 
 
 class Proven:
@@ -26,23 +36,32 @@ class Proven:
         file: where they are; it need not exist.
         root: folder of the packages that checks and the tool are.
         configuration: whatever else a proof depends on.
-        recall: whether to know of earlier proofs; what is proven now is remembered in any case.
+        way: which breaches are to be tried; what is proven now is remembered in any case.
 
     """
 
-    def __init__(self, file: Path, root: Path, configuration: Sequence[str], *, recall: bool) -> None:
-        self._file, self._root, self._recall = file, root, recall
+    def __init__(self, file: Path, root: Path, configuration: Sequence[str], way: Proving) -> None:
+        self._file, self._root, self._way = file, root, way
         self._configuration = json.dumps(list(configuration))
 
-    def when(self, check: Path, *names: str) -> str:
-        """Return when (ISO 8601) something was proven that has not changed since; the empty string if never.
+    def standing(self, check: Path, *names: str) -> str:
+        """Return when (ISO 8601) something was proven that need not be proven again; the empty string if it must.
 
         Args:
             check: file of the check.
             names: control, case, objective and breach.
 
         """
-        return self._read().get(self._digest(check, names), "") if self._recall else ""
+        return self._when(check, names) if self._way is Proving.CHANGED else ""
+
+    def left_out(self, check: Path, each: Sequence[Sequence[str]]) -> set[Sequence[str]]:
+        """Return the names of those breaches of a check that are not to be tried: all but one, and not always the same one."""
+        if self._way is not Proving.ONE:
+            return set()
+        return set(each) - {min(each, key=lambda names: self._when(check, names))} if each else set()
+
+    def _when(self, check: Path, names: Sequence[str]) -> str:
+        return self._read().get(self._digest(check, names), "")
 
     def remember(self, check: Path, *names: str) -> None:
         """Note that something has been proven now; a file that cannot be written is no reason to fail."""

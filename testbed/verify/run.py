@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,9 @@ from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
 from testbed.verify.plugin import Revive, run_checks
 from testbed.verify.probing import end_all
-from testbed.verify.proven import Proven
+from testbed.verify.proven import Proven, Proving
 
 _PATIENCE = 60.0  # seconds
-
-
-class Proving(StrEnum):
-    """Which breaches a run tries."""
-
-    NOTHING = "no"
-    EVERYTHING = "all"
-    CHANGED = "changed"
 
 
 def examine(
@@ -90,7 +81,7 @@ def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> Proven 
         return None
     digests = sorted(image.digest for image in lab.ground.images.values())
     configuration = [lab.testbed.digest, *(f"{name}: {value}" for name, value in sorted(environment.items())), *digests]
-    return Proven(cache_root() / "proven.json", resources.checks().parent, configuration, recall=prove is Proving.CHANGED)
+    return Proven(cache_root() / "proven.json", resources.checks().parent, configuration, prove)
 
 
 def _drift(lab: Lab) -> list[str]:

@@ -20,7 +20,7 @@ from testbed.terminal import out, say
 from testbed.verify import run
 from testbed.verify.declare import ATTRIBUTE, Breach, Declaration
 from testbed.verify.plugin import members
-from testbed.verify.run import Proving
+from testbed.verify.proven import Proving
 from testbed.verify.stage import Stage
 
 _ALONE = "in the clear"  # whoever still speaks TLS would wait for such a database, and nothing else could be opened

@@ -8,8 +8,8 @@ from ipaddress import IPv4Address
 import pytest
 from pydantic import ValidationError
 
-from checks.noise import Noise, Outcome
-from checks.test_limits import _over, _weak
+from checks.noise import Noise, Outcome, over
+from checks.test_limits import _weak
 from testbed.drivers import limits
 from testbed.model.policy import Endpoint
 from testbed.model.resolve import resolve
@@ -84,7 +84,7 @@ _HELD = Outcome(
 
 
 def test_noise_within_its_limits_is_none() -> None:
-    assert _over(_noise(), _HELD) == []
+    assert over(_noise(), _HELD) == []
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_noise_within_its_limits_is_none() -> None:
     ],
 )
 def test_each_limit_that_is_passed_is_told(found: Outcome, words: str) -> None:
-    (told,) = _over(_noise(), found)
+    (told,) = over(_noise(), found)
     assert words in told
 
 

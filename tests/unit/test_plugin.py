@@ -18,7 +18,7 @@ from testbed.report.result import Run, Verdict, exit_code, to_json
 from testbed.spec.load import read
 from testbed.verify.evidence import Evidence
 from testbed.verify.plugin import Checks, run_checks
-from testbed.verify.proven import Proven
+from testbed.verify.proven import Proven, Proving
 
 _NUMBERS = count()
 TOPOLOGY = Path(__file__).parents[2] / "topologies/one-node.yaml"
@@ -68,7 +68,7 @@ def judge(tmp_path: Path):
         lab = resolve(read(TOPOLOGY).spec)
         machines = {machine.name: SimpleNamespace(name=machine.name) for machine in lab.machines}
         fleet = FakeFleet(lab, Evidence(tmp_path / "evidence"), machines, SimpleNamespace(testbed=lab))
-        proven = Proven(tmp_path / "proven.json", tmp_path, [], recall=False) if prove else None
+        proven = Proven(tmp_path / "proven.json", tmp_path, [], Proving.EVERYTHING) if prove else None
         return run_checks(fleet, folder, prove=proven, only=(), progress=lambda _: None, slow=slow, revive=revive)  # type: ignore[arg-type]
 
     return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +19,7 @@ from testbed.report.result import Run, exit_code, to_json
 from testbed.spec.load import read
 from testbed.verify.evidence import Evidence
 from testbed.verify.plugin import Checks, run_checks
-from testbed.verify.proven import Proven, code_digest
-from testbed.verify.run import Proving
+from testbed.verify.proven import Proven, Proving, code_digest
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("NET-01.fleet", "it holds", "a hole")
@@ -45,19 +44,19 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _proven(root: Path, *configuration: str, recall: bool = True) -> Proven:
+def _proven(root: Path, *configuration: str, way: Proving = Proving.CHANGED) -> Proven:
     code_digest.cache_clear()
-    return Proven(root / "proven.json", root, configuration, recall=recall)
+    return Proven(root / "proven.json", root, configuration, way)
 
 
 def test_what_was_proven_is_known_by_its_names_and_configuration(root: Path) -> None:
     check = root / "checks/test_one.py"
-    assert _proven(root, "a lab").when(check, *NAMES) == ""
-    _proven(root, "a lab", recall=False).remember(check, *NAMES)
-    assert _proven(root, "a lab").when(check, *NAMES).startswith("20")
-    assert _proven(root, "a lab", recall=False).when(check, *NAMES) == ""
-    assert _proven(root, "another lab").when(check, *NAMES) == ""
-    assert _proven(root, "a lab").when(check, *NAMES[:2], "another hole") == ""
+    assert _proven(root, "a lab").standing(check, *NAMES) == ""
+    _proven(root, "a lab", way=Proving.EVERYTHING).remember(check, *NAMES)
+    assert _proven(root, "a lab").standing(check, *NAMES).startswith("20")
+    assert _proven(root, "a lab", way=Proving.EVERYTHING).standing(check, *NAMES) == ""
+    assert _proven(root, "another lab").standing(check, *NAMES) == ""
+    assert _proven(root, "a lab").standing(check, *NAMES[:2], "another hole") == ""
 
 
 @pytest.mark.parametrize(
@@ -66,20 +65,20 @@ def test_what_was_proven_is_known_by_its_names_and_configuration(root: Path) -> 
 def test_a_change_in_anything_that_the_check_is_made_of_makes_it_unknown(root: Path, changed: str) -> None:
     _proven(root).remember(root / "checks/test_one.py", *NAMES)
     (root / changed).write_text((root / changed).read_text() + "# changed\n")
-    assert _proven(root).when(root / "checks/test_one.py", *NAMES) == ""
+    assert _proven(root).standing(root / "checks/test_one.py", *NAMES) == ""
 
 
 @pytest.mark.parametrize("changed", ["checks/test_two.py", "testbed/lonely.py"])
 def test_a_change_elsewhere_does_not(root: Path, changed: str) -> None:
     _proven(root).remember(root / "checks/test_one.py", *NAMES)
     (root / changed).write_text("# changed\n")
-    assert _proven(root).when(root / "checks/test_one.py", *NAMES)
+    assert _proven(root).standing(root / "checks/test_one.py", *NAMES)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
 def test_a_spoilt_file_knows_nothing_and_is_replaced(root: Path, text: str) -> None:
     (root / "proven.json").write_text(text)
-    assert _proven(root).when(root / "checks/test_one.py", *NAMES) == ""
+    assert _proven(root).standing(root / "checks/test_one.py", *NAMES) == ""
     _proven(root).remember(root / "checks/test_one.py", *NAMES)
     assert len(json.loads((root / "proven.json").read_text())) == 1
 
@@ -92,9 +91,9 @@ def test_the_real_checks_depend_on_what_runs_in_guests_and_on_their_own_helpers(
 
 @pytest.fixture
 def judge(root: Path) -> Callable[..., Checks]:
-    """Run a check whose wall a breach opens; how often it was opened is in its file's folder."""
+    """Run a check whose wall has holes; how often one was opened is in its file's folder."""
     file = root / "checks" / f"test_hole_{next(_NUMBERS)}.py"
-    file.write_text(f"""
+    template = f"""
 from pathlib import Path
 from testbed.verify.declare import Breach, check
 OPENED = Path({str(root / "opened")!r})
@@ -103,15 +102,17 @@ def opens(stage):
     WALL["open"] = True
     OPENED.write_text((OPENED.read_text() if OPENED.exists() else "") + "x")
 def closes(stage): WALL["open"] = False
-@check(id="NET-01", objective="it holds", severity="high", breaches=(Breach("a hole", opens, closes, lambda s: WALL["open"]),))
+BREACHES = tuple(Breach(name, opens, closes, lambda s: WALL["open"]) for name in HOLES)
+@check(id="NET-01", objective="it holds", severity="high", breaches=BREACHES)
 def test_it(fleet):
     fleet.evidence.record("here", "look", "is it open?", str(WALL), 0.0)
     assert not WALL["open"], "open"
-""")
+"""
     for other in ("test_one.py", "test_two.py"):
         (root / "checks" / other).unlink()
 
-    def run(proven: Proven) -> Checks:
+    def run(proven: Proven, holes: Sequence[str] = ("a hole",)) -> Checks:
+        file.write_text(f"HOLES = {holes!r}\n{template}")
         lab = resolve(read(ROOT / "topologies/one-node.yaml").spec)
         evidence = Evidence(root / "evidence")
         fleet: Any = SimpleNamespace(testbed=lab, lab=SimpleNamespace(testbed=lab), evidence=evidence, new_phase=lambda *_: None, focus="")
@@ -121,16 +122,39 @@ def test_it(fleet):
 
 
 def test_what_is_unchanged_is_not_tried_again_and_that_is_told(root: Path, judge: Callable[..., Checks]) -> None:
-    for expected, recall, opened in (("proven", False, 1), ("proven-before", True, 1), ("proven", False, 2)):
-        plugin = judge(_proven(root, recall=recall))
+    ways = (Proving.EVERYTHING, Proving.CHANGED, Proving.EVERYTHING)
+    for expected, way, opened in zip(("proven", "proven-before", "proven"), ways, (1, 1, 2), strict=True):
+        plugin = judge(_proven(root, way=way))
         (proof,) = plugin.results[0].proofs
         assert (str(proof.verdict), len((root / "opened").read_text())) == (expected, opened)
         assert exit_code(to_json(Run("lab", "d", {}, "now", 1.0, tuple(plugin.results)))) == 0
         assert ("nothing that it depends on has changed" in proof.reason) is (expected == "proven-before")
 
 
+def test_one_breach_of_several_is_tried_and_another_the_next_time(root: Path) -> None:
+    check, names = root / "checks/test_one.py", [(*NAMES[:2], breach) for breach in ("one", "two", "three")]
+    tried = []
+    for _ in range(4):
+        left_out = _proven(root, way=Proving.ONE).left_out(check, names)
+        (chosen,) = set(names) - left_out
+        _proven(root, way=Proving.ONE).remember(check, *chosen)
+        tried.append(chosen[-1])
+    assert tried == ["one", "two", "three", "one"]
+    assert _proven(root, way=Proving.EVERYTHING).left_out(check, names) == set()
+    assert _proven(root, way=Proving.ONE).left_out(check, []) == set()
+
+
+def test_what_is_left_out_is_told_and_is_no_doubt(root: Path, judge: Callable[..., Checks]) -> None:
+    plugin = judge(_proven(root, way=Proving.ONE), holes=("a hole", "another hole"))
+    found = {proof.breach: str(proof.verdict) for proof in plugin.results[0].proofs}
+    assert found == {"a hole": "proven", "another hole": "left-out"}
+    assert (root / "opened").read_text() == "x"
+    assert exit_code(to_json(Run("lab", "d", {}, "now", 1.0, tuple(plugin.results)))) == 0
+
+
 @pytest.mark.parametrize(
-    ("text", "wanted"), [("1", Proving.EVERYTHING), ("all", Proving.EVERYTHING), ("changed", Proving.CHANGED), ("0", Proving.NOTHING)]
+    ("text", "wanted"),
+    [("1", Proving.EVERYTHING), ("all", Proving.EVERYTHING), ("changed", Proving.CHANGED), ("one", Proving.ONE), ("0", Proving.NOTHING)],
 )
 def test_what_is_to_be_proven_is_one_word(text: str, wanted: Proving) -> None:
     assert _proving(text) is wanted
