@@ -84,7 +84,7 @@ def execute(
     lab.require_member("guest", guest, list(guests))
     with entered(testbed, workspace, lab.ground()) as opened:
         found = guests[guest]
-        done = run_in_guest(opened.nodes[found.node].hypervisor, found, command, b"", timeout)
+        done = run_in_guest(opened.nodes[found.node], found, command, b"", timeout)
     sys.stdout.write(printable(done.stdout))
     sys.stderr.write(printable(done.stderr))
     raise typer.Exit(done.status)

@@ -190,7 +190,7 @@ class Fleet:
 
     def files_of(self, guest: Guest) -> Files:
         """Return a guest's files; what is in them is untrusted."""
-        return Files(self.lab.nodes[guest.node].hypervisor, guest)
+        return Files(self.lab.nodes[guest.node], guest)
 
     def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90) -> bytes:
         """Run a program in a guest and return its standard output, which is untrusted.
@@ -202,7 +202,7 @@ class Fleet:
         started = time.time()
         request = f"{' '.join(argv)} ({len(stdin)} bytes of input)"
         try:
-            done = run_in_guest(self.lab.nodes[guest.node].hypervisor, guest, argv, stdin, timeout)
+            done = run_in_guest(self.lab.nodes[guest.node], guest, argv, stdin, timeout)
         except InstrumentError as error:
             self.evidence.record(guest.label, "guest", request, f"did not complete: {error.fact}", started)
             raise

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import libvirt
 import pytest
 
 from testbed.drivers.hypervisor import _ask_agent
+from testbed.drivers.node import Node
+from testbed.drivers.ssh import Host
 from testbed.errors import InstrumentError
+from testbed.model.facts import Accelerator, Environment
 from testbed.model.resolve import resolve
 from testbed.spec.load import read
 from testbed.verify.agent import Files, run_in_guest
+from testbed.verify.fleet import Fleet
 
-GUEST = resolve(read(Path(__file__).parents[2] / "topologies/one-node.yaml").spec).guests[0]
+LAB = resolve(read(Path(__file__).parents[2] / "topologies/one-node.yaml").spec)
+GUEST = LAB.guests[0]
 
 
 class Puppet:
@@ -133,3 +139,14 @@ def test_an_agent_that_has_not_been_asked_is_asked_anew(monkeypatch: pytest.Monk
     with pytest.raises(libvirt.libvirtError):
         _ask_agent(None, "", 20)
     assert answers == ["{}"]
+
+
+def test_a_way_to_a_guest_outlives_a_boot_of_its_node() -> None:
+    environment = Environment(Accelerator.TCG, Accelerator.KVM, 4.0, "/usr/bin/qemu-system-x86_64")
+    node: Any = Node(LAB, LAB.nodes[0], cast(Host, None), Path("/nowhere"), environment)
+    before, after = (Puppet(HANDLE, {"buf-b64": _text(word), "eof": True}, {}) for word in (b"before", b"after"))
+    node._hypervisor = before
+    files = Fleet.files_of(cast(Fleet, SimpleNamespace(lab=SimpleNamespace(nodes={GUEST.node: node}))), GUEST)
+    assert files.read("/etc/hostname") == b"before"
+    node._hypervisor = after
+    assert files.read("/etc/hostname") == b"after"
