@@ -52,16 +52,14 @@ class Proven:
             names: control, case, objective and breach.
 
         """
-        return self._when(check, names) if self._way is Proving.CHANGED else ""
+        return self._read().get(self._digest(check, names), "") if self._way is Proving.CHANGED else ""
 
     def left_out(self, check: Path, each: Sequence[Sequence[str]]) -> set[Sequence[str]]:
         """Return the names of those breaches of a check that are not to be tried: all but one, and not always the same one."""
-        if self._way is not Proving.ONE:
+        if self._way is not Proving.ONE or not each:
             return set()
-        return set(each) - {min(each, key=lambda names: self._when(check, names))} if each else set()
-
-    def _when(self, check: Path, names: Sequence[str]) -> str:
-        return self._read().get(self._digest(check, names), "")
+        known = self._read()
+        return set(each) - {min(each, key=lambda names: known.get(self._digest(check, names), ""))}
 
     def remember(self, check: Path, *names: str) -> None:
         """Note that something has been proven now; a file that cannot be written is no reason to fail."""
