@@ -114,6 +114,8 @@ class Server:
 
     def _finish(self, request: Request) -> Request:
         current = self._current(request)
+        if current:
+            current.hear(request.get("awaited", []), float(request.get("patience", 0)))
         state = current.state() if current else dict(_NOTHING)
         if self.recorder is not None:
             self.recorder.close()

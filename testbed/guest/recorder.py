@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import selectors
 import socket
 import struct
@@ -266,6 +267,14 @@ class Recorder:
     def tokens(self) -> set[str]:
         """Return the tokens of all that has come in so far."""
         return {seen.token for seen, _ in self.seen}
+
+    def hear(self, awaited: list[list[str]], patience: float) -> None:
+        """Go on until one token of each group has come in, for so many seconds at most."""
+        end = time.monotonic() + min(patience, 10.0)
+        while any(self.tokens().isdisjoint(group) for group in awaited) and (left := end - time.monotonic()) > 0:
+            select.select([sniffer for sniffer, _ in self.sniffers], [], [], left)
+            for sniffer, label in self.sniffers:
+                self._drain(sniffer, label)
 
     def state(self) -> Request:
         """Return what came in, with everything that the kernel still holds, after a last frame that must be seen."""

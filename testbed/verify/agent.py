@@ -55,28 +55,30 @@ def run_in_guest(agent: Agent, guest: Guest, argv: Sequence[str], stdin: bytes, 
         raise _garbage(guest, "no process id")
     start = time.monotonic()
     while True:
+        asked = time.monotonic()
         answer = agent.agent(guest.domain, "guest-exec-status", {"pid": pid}, _CALL)
         if answer.get("exited") is True:
             break
-        lasted = time.monotonic() - start
-        if lasted > timeout:
+        now = time.monotonic()
+        if now - start > timeout:
             fact = f"{argv[0]} did not end within {timeout:.0f} s"
             raise InstrumentError(f"a program in {guest.label} takes too long", fact=fact, remedy="look into the guest")
-        time.sleep(pause(lasted))
+        time.sleep(pause(now - start, now - asked))
     status = answer.get("exitcode", answer.get("signal", 255))
     if not isinstance(status, int):
         raise _garbage(guest, "no exit code")
     return Output(status, _bytes(guest, answer.get("out-data")), _bytes(guest, answer.get("err-data")))
 
 
-def pause(lasted: float) -> float:
-    """Return how many seconds to wait before a guest is asked again; every question costs it and its node time of their own.
+def pause(lasted: float, cost: float) -> float:
+    """Return how many seconds to wait before a guest is asked again: questions take a quarter of its node's time at most.
 
     Args:
         lasted: seconds that it has already been waited for.
+        cost: seconds that the last question took.
 
     """
-    return min(max(0.3, lasted / 4), 1.0)
+    return min(max(3 * cost, lasted / 4, 0.05), 1.0)
 
 
 class Files:

@@ -23,6 +23,7 @@ from testbed.verify.frames import arp_reply, dhcp_discover, framed, nd_option, n
 from testbed.verify.observation import TRUTH, Observation
 from testbed.verify.probing import (
     BUDGET,
+    WINDOW,
     Instrument,
     Probe,
     Record,
@@ -34,12 +35,12 @@ from testbed.verify.probing import (
     require_receiver,
     require_sent,
     results_of,
-    wait_out,
 )
 
 _FLOWING = 5  # frames that tell an attack from a guest that says something of its own
 _PAUSE = 0.4  # seconds between two rounds of a guest that attacks; a guest that never sleeps keeps what starts anew from doing so
-_LOCKTIME = 1.2  # seconds
+_SETTLING = max(WINDOW, 1.2)  # seconds between a guest's last probe and its last words; no less than Linux's locktime
+_TRANSACTIONS = {"before": 1, "after": 2}  # first octet of a DHCP transaction
 _UPCALLS = re.compile(r"\blost:(\d+)")  # packets that waited for a rule in vain, ovs-dpctl(8)
 _DROPPED = re.compile(r"^/sys/class/net/([^/\s]+)/statistics/tx_dropped:(\d+)$", re.M)
 _PATIENCE = 30.0  # seconds that guests may take to be seen sending
@@ -92,8 +93,8 @@ def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None,
         _require_listeners(listening, ports)
         lost = {} if attack else _lost(fleet)
         results = _sent(fleet, send, probes, (attack, prefix) if attack else None)
-        wait_out()
-        seen = send(lambda _: [], phase="finish")
+        finish = {label: {**base, "phase": "finish", **_awaited(fleet, label, prefix)} for label, base in common.items()}
+        seen = everywhere(fleet, lab.guests, Instrument.ask, finish)
         if lost:
             _require_no_loss(lost, _lost(fleet))
     records = {label: listed(answer, "records") for label, answer in seen.items()}
@@ -132,7 +133,7 @@ def _sent(
 
     def script(label: str) -> list[Probe]:
         own = [probe for probe in probes if probe.sender.guest == label]
-        return [*_controls(fleet, label, "before"), *own, *_truths(fleet, label), *_controls(fleet, label, "after")]
+        return [*_controls(fleet, label, "before"), *own, *_last_words(fleet, label)]
 
     if attacked is None:
         return results_of(send(script, **phase))
@@ -153,7 +154,7 @@ def _sent(
     short = [label for label, answer in lasted.items() if answer.get("halted") is not True]
     if short:
         raise broken(f"{', '.join(short)} did not attack all the time", str([lasted[label] for label in short])[:300])
-    after = results_of(send(lambda label: [*_truths(fleet, label), *_controls(fleet, label, "after")], **phase))
+    after = results_of(send(lambda label: _last_words(fleet, label), **phase))
     return {label: {**before[label], **after[label]} for label in before}
 
 
@@ -233,16 +234,32 @@ def _controls(fleet: Fleet, label: str, stage: str) -> list[Probe]:
     lines = [use.probe(stage) for use in _uses(fleet) if use.source.guest == label]
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
     for number, endpoint in enumerate(own):
-        question = dhcp_discover(endpoint.mac, (1 if stage == "before" else 2) << 24 | number)
+        question = dhcp_discover(endpoint.mac, _TRANSACTIONS[stage] << 24 | number)
         lines.append(Probe(f"dhcp{stage}{number}", endpoint, {"repeat": 2, "spacing": 0.2}, question))
     return lines
 
 
-def _truths(fleet: Fleet, label: str) -> list[Probe]:
-    """Return what a guest tells the other ends of its flows of itself: while a wall is open, they may have believed lies.
+def _last_words(fleet: Fleet, label: str) -> list[Probe]:
+    """Return what a guest sends when the window after its last probe has been waited out: controls, so that nobody went deaf in it.
 
-    It is told twice, since Linux changes no ARP entry twice within a second (arp(7), locktime).
+    What it tells of itself is told when the window begins and when it ends, since Linux changes no ARP entry twice within a
+    second (arp(7), locktime).
     """
+    told = _truths(fleet, label)
+    first, *others = [*(replace(probe, mark=f"{probe.mark}again") for probe in told), *_controls(fleet, label, "after")]
+    return [*told, replace(first, fields={**first.fields, "delay": _SETTLING}), *others]
+
+
+def _awaited(fleet: Fleet, label: str, prefix: str) -> dict[str, object]:
+    """Return what a guest's recorder waits for a while at the end: for every interface an answer of DHCP, or a declared flow."""
+    own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
+    flows = [f"{prefix}{use.mark}after." for use in _uses(fleet) if label in (use.source.guest, use.target.guest)]
+    answers = [f"{_TRANSACTIONS['after'] << 24 | number:08x}" for number, _ in enumerate(own)]
+    return {"awaited": [[answer, *flows] for answer in answers], "patience": WINDOW}
+
+
+def _truths(fleet: Fleet, label: str) -> list[Probe]:
+    """Return what a guest tells the other ends of its flows of itself: while a wall is open, they may have believed lies."""
     ends = [pair for _, source, target, _ in tcp_flows(fleet) for pair in ((source, target), (target, source)) if pair[0].guest == label]
     told = []
     for number, (own, other) in enumerate(ends):
@@ -252,8 +269,7 @@ def _truths(fleet: Fleet, label: str) -> list[Probe]:
             head = IPv6(src=str(own.address6), dst=str(other.address6), hlim=255)
             frames["nd"] = framed(link, head, neighbor_advertisement(str(own.address6), own.mac, solicited_=1), tail=nd_option)
         told += [Probe(f"{TRUTH}{number}{kind}", own, {}, frame) for kind, frame in frames.items()]
-    again = [replace(probe, mark=f"{probe.mark}again", fields={} if number else {"delay": _LOCKTIME}) for number, probe in enumerate(told)]
-    return [*told, *again]
+    return told
 
 
 def _require_listeners(answers: Mapping[str, Mapping[str, Any]], ports: Mapping[str, Sequence[int]]) -> None:
@@ -266,7 +282,7 @@ def _require_listeners(answers: Mapping[str, Mapping[str, Any]], ports: Mapping[
 
 
 def _require_controls(fleet: Fleet, observation: Observation) -> None:
-    for stage, transactions in (("before", 1), ("after", 2)):
+    for stage, transactions in _TRANSACTIONS.items():
         for use in _uses(fleet):
             mark = f"{use.mark}{stage}"
             if observation.answers.get(mark) != f"ok-{observation.token(mark)}" or not observation.arrived(mark, use.target.guest):

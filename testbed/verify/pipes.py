@@ -117,8 +117,12 @@ class AgentPipe:
 
     def _wait(self, path: str, timeout: float) -> bytes:
         start, doubt = time.monotonic(), _DOUBT
-        while (answer := self._files.read(path)) is None:
-            lasted = time.monotonic() - start
+        while True:
+            asked = time.monotonic()
+            answer = self._files.read(path)
+            if answer is not None:
+                return answer
+            cost, lasted = time.monotonic() - asked, time.monotonic() - start
             if lasted > timeout:
                 fact = f"no answer within {timeout:.0f} s"
                 raise InstrumentError(f"the probe in {self._guest.label} takes too long", fact=fact, remedy="look into the guest")
@@ -126,8 +130,7 @@ class AgentPipe:
                 doubt = lasted + _DOUBT
                 if not self._runs():
                     raise self._silent()
-            time.sleep(pause(lasted))
-        return answer
+            time.sleep(pause(lasted, cost))
 
     def _runs(self) -> bool:
         """Tell whether the probe holds the lock on its file, as it does for as long as it lives (proc_locks(5))."""

@@ -26,7 +26,7 @@ from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.frames import Frame
 from testbed.verify.pipes import FOLDER, AgentPipe, Pipe, Run, ShellPipe, Turn, shown
 
-WINDOW = 1.0  # seconds waited after the last frame was sent and the last control, sent after all others, was answered
+WINDOW = 1.0  # seconds that the last frame of a probe has until it counts as stopped
 LIFE = 900.0  # seconds after which a program that nobody asks ends by itself
 CALL = 300.0  # seconds that one phase may take
 BUDGET = CALL - 60  # seconds of them for sending

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import select
-import signal
-import socket
-import subprocess
 import sys
-import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from itertools import count, permutations
+from itertools import permutations
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from scapy.layers.inet import IP
@@ -28,20 +17,14 @@ from scapy.layers.l2 import Ether
 from checks.forgeries import flood, forgeries
 from checks.scenes import scenes
 from testbed.errors import InstrumentError
-from testbed.guest import wire as messages
 from testbed.guest.recorder import NOISE
-from testbed.model.policy import Cell, ReachMatrix, endpoints
-from testbed.model.resolve import resolve
-from testbed.model.testbed import Guest, Testbed
-from testbed.spec.schema import Spec
-from testbed.verify import network, pipes, probing
-from testbed.verify.agent import Files
+from testbed.model.policy import Cell, endpoints
+from testbed.verify import network, probing
 from testbed.verify.frames import Frame, arp_reply, framed, of_cell, syn
 from testbed.verify.network import observe
 from testbed.verify.observation import matrix_probes, reach
-from testbed.verify.pipes import FOLDER
-from testbed.verify.probing import Probe, end_all
-from tests.local_agent import LocalAgent
+from testbed.verify.probing import Probe
+from tests.wire import Wire
 
 pytestmark = [
     pytest.mark.integration,
@@ -50,135 +33,6 @@ pytestmark = [
 
 
 ROOT = Path(__file__).parents[2]
-_NUMBERS = count()
-_SOL_PACKET, _IGNORE_OUTGOING, _VNET_HEADER = 263, 23, 15
-_HEADER = 10  # octets of virtio_net_hdr, which carries checksums that the sender has left to its hardware
-
-
-class Switch(threading.Thread):
-    """Carries frames between two interfaces of this namespace, except those that a wall stops."""
-
-    def __init__(self, names: tuple[str, str]) -> None:
-        super().__init__(daemon=True)
-        self.wall: Callable[[bytes], bool] = lambda _: False
-        self.stopped = 0
-        self.ending = False
-        self.ends = [socket.socket(socket.AF_PACKET, socket.SOCK_RAW) for _ in names]
-        for end, name in zip(self.ends, names, strict=True):
-            end.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
-            end.setsockopt(_SOL_PACKET, _VNET_HEADER, 1)
-            end.bind((name, 3))
-
-    def run(self) -> None:
-        while not self.ending:
-            for end in select.select(self.ends, [], [], 0.1)[0]:
-                frame = end.recv(70000)
-                if self.wall(frame[_HEADER:]):
-                    self.stopped += 1
-                else:
-                    with suppress(OSError):  # a full queue loses frames, as a wire does
-                        self.ends[1 - self.ends.index(end)].send(frame)
-
-
-class Counters:
-    """Reads what has come in from a guest, as a node's taps count it."""
-
-    name = "node-a"
-
-    def __init__(self, names: dict[str, str]) -> None:
-        self.names, self.lost = names, 0
-
-    def read(self, command: str, timeout: float = 30) -> str:
-        if "dpctl" in command:
-            taps = "".join(f"\n{path}:0" for path in re.findall(r"/sys/\S+", command))
-            return f"  lookups: hit:1 missed:2 lost:{self.lost}{taps}"
-        own = re.sub("|".join(self.names), lambda tap: self.names[tap[0]], command)
-        return subprocess.run(["sh", "-c", own], check=True, capture_output=True, text=True, timeout=timeout).stdout.strip()
-
-
-class Wire:
-    """As much of a fleet as the network probes need: two guests, played by network namespaces."""
-
-    def __init__(self, lab: Testbed, folder: Path) -> None:
-        self.testbed, self.matrix, self.folder, self.pids = lab, ReachMatrix.of(lab), folder, dict[str, int]()
-        self.programs: dict[str, int] = {}
-        self.evidence = SimpleNamespace(record=lambda *_: None)
-        self.instruments: dict[str, Any] = {}
-        self.kill_before = ""
-        self.switch: Switch
-        self.counters: Counters
-
-    def everywhere(self, do: Callable[[Any], object]) -> dict[str, object]:
-        return {self.counters.name: do(self.counters)}
-
-    def run(self, guest: str, *argv: str, stdin: bytes = b"") -> bytes:
-        command = ["nsenter", "-t", str(self.pids[guest]), "-n", "-m", *argv]
-        return subprocess.run(command, input=stdin, check=True, capture_output=True, timeout=90).stdout
-
-    def files_of(self, guest: Guest) -> Files:
-        own = str(self.folder / guest.domain)
-        files = Files(LocalAgent(lambda path: path.replace(FOLDER, own)), guest)
-        plain = files.write
-
-        def write(path: str, text: bytes) -> bool:
-            if self.kill_before and messages.unpack(text.strip())["phase"] == self.kill_before and guest.name == "db":
-                program = os.pidfd_open(self.programs[guest.label])
-                signal.pidfd_send_signal(program, signal.SIGKILL)
-                select.select([program], [], [], 10)
-            return plain(path, text)
-
-        files.write = write  # type: ignore[method-assign]
-        return files
-
-    def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90) -> bytes:
-        """Start the probe; everything else goes through files."""
-        assert argv[0] == "/usr/bin/python3"
-        own = str(self.folder / guest.domain)
-        stdin = zlib.compress(zlib.decompress(stdin).replace(FOLDER.encode(), own.encode()))
-        answer = self.run(guest.label, sys.executable, *argv[1:], stdin=stdin)
-        self.programs[guest.label] = json.loads(answer)["pid"]
-        return answer
-
-
-@pytest.fixture
-def wire(tmp_path: Path) -> Iterator[Wire]:
-    tenant = {
-        "networks": {"app": ["10.99.0.0/24", "fd00:99::/64"]},
-        "guests": {"web": {}, "db": {}},
-        "allow": ["web -> db tcp/5432", "web -> db udp/53", "web -> db icmp"],
-    }
-    spec = {"version": 1, "name": "veth", "nodes": {"node-a": {}}, "tenants": {"red": tenant}}
-    made = Wire(resolve(Spec.model_validate(spec)), tmp_path)
-    ends = endpoints(made.testbed)
-    holders = []
-    try:
-        for end in ends:
-            program = "mount -t sysfs sys /sys; echo ready; exec sleep 600"
-            holder = subprocess.Popen(["unshare", "--net", "--mount", "sh", "-c", program], stdout=subprocess.PIPE)
-            holders.append(holder)
-            assert holder.stdout is not None
-            holder.stdout.readline()
-            made.pids[end.guest] = holder.pid
-        names = (f"tbw{os.getpid()}n{next(_NUMBERS)}", f"tbw{os.getpid()}n{next(_NUMBERS)}")
-        for name, end in zip(names, ends, strict=True):
-            peer = ["peer", "name", "nic0", "netns", str(made.pids[end.guest])]
-            subprocess.run(["ip", "link", "add", name, "type", "veth", *peer], check=True)
-            subprocess.run(["ip", "link", "set", name, "promisc", "on", "up"], check=True)
-        made.switch = Switch(names)
-        made.counters = Counters(dict(zip((guest.nics[0].tap for guest in made.testbed.guests), names, strict=True)))
-        made.switch.start()
-        for end in ends:
-            made.run(end.guest, "ip", "link", "set", "nic0", "address", end.mac, "up")
-            made.run(end.guest, "ip", "addr", "add", f"{end.address}/24", "dev", "nic0")
-            made.run(end.guest, "ip", "addr", "add", f"{end.address6}/64", "dev", "nic0", "nodad")
-        yield made
-        end_all(made)  # type: ignore[arg-type]
-        made.switch.ending = True
-        made.switch.join()
-    finally:
-        for holder in holders:
-            holder.kill()
-            holder.wait()
 
 
 def _missing(wire: Wire) -> set[str]:
@@ -188,14 +42,6 @@ def _missing(wire: Wire) -> set[str]:
 def _reach(wire: Wire) -> list[tuple[Cell, bool]]:
     cells = wire.matrix.cells
     return reach(cells, observe(wire, matrix_probes(cells)))  # type: ignore[arg-type]
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "WINDOW", 0.5)
-    monkeypatch.setattr(network, "_PATIENCE", 3)
-    monkeypatch.setattr(pipes, "_DOUBT", 0.5)
-    monkeypatch.setattr(network, "_CONTROL", {"timeout": 1, "repeat": 2, "spacing": 0.1})
 
 
 def test_everything_arrives_on_an_open_wire(wire: Wire) -> None:

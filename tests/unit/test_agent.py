@@ -17,7 +17,7 @@ from testbed.errors import InstrumentError
 from testbed.model.facts import Accelerator, Environment
 from testbed.model.resolve import resolve
 from testbed.spec.load import read
-from testbed.verify.agent import Files, run_in_guest
+from testbed.verify.agent import Files, pause, run_in_guest
 from testbed.verify.fleet import Fleet
 
 LAB = resolve(read(Path(__file__).parents[2] / "topologies/one-node.yaml").spec)
@@ -65,6 +65,14 @@ def test_output_and_status_come_back() -> None:
 def test_nonsense_is_an_instrument_error(answers: list[dict[str, Any]]) -> None:
     with pytest.raises(InstrumentError):
         run_in_guest(Puppet(*answers), GUEST, ["/bin/true"], b"", 0.3)
+
+
+@pytest.mark.parametrize("cost", [0.001, 0.05, 0.3])
+def test_questions_take_a_quarter_of_a_nodes_time_and_are_never_far_apart(cost: float) -> None:
+    assert pause(0, cost) >= min(3 * cost, 1.0)
+    assert pause(0, cost) <= max(3 * cost, 0.05)
+    assert pause(2, cost) >= 0.5
+    assert pause(60, cost) == 1.0
 
 
 HANDLE: dict[str, Any] = {"value": 1000}

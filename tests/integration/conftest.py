@@ -1,0 +1,65 @@
+"""What several tests with real packets start from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from testbed.model.policy import endpoints
+from testbed.model.resolve import resolve
+from testbed.spec.schema import Spec
+from testbed.verify import network, pipes
+from testbed.verify.probing import end_all
+from tests.wire import Counters, Switch, Wire
+
+_NUMBERS = count()
+
+
+@pytest.fixture
+def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
+    """Two guests of one tenant, with one flow of each kind, and as little patience as a fast machine needs."""
+    monkeypatch.setattr(network, "_PATIENCE", 3)
+    monkeypatch.setattr(pipes, "_DOUBT", 0.5)
+    monkeypatch.setattr(network, "_CONTROL", {"timeout": 1, "repeat": 2, "spacing": 0.1})
+    tenant = {
+        "networks": {"app": ["10.99.0.0/24", "fd00:99::/64"]},
+        "guests": {"web": {}, "db": {}},
+        "allow": ["web -> db tcp/5432", "web -> db udp/53", "web -> db icmp"],
+    }
+    spec = {"version": 1, "name": "veth", "nodes": {"node-a": {}}, "tenants": {"red": tenant}}
+    made = Wire(resolve(Spec.model_validate(spec)), tmp_path)
+    ends = endpoints(made.testbed)
+    holders = []
+    try:
+        for end in ends:
+            program = "mount -t sysfs sys /sys; echo ready; exec sleep 600"
+            holder = subprocess.Popen(["unshare", "--net", "--mount", "sh", "-c", program], stdout=subprocess.PIPE)
+            holders.append(holder)
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            made.pids[end.guest] = holder.pid
+        names = (f"tbw{os.getpid()}n{next(_NUMBERS)}", f"tbw{os.getpid()}n{next(_NUMBERS)}")
+        for name, end in zip(names, ends, strict=True):
+            peer = ["peer", "name", "nic0", "netns", str(made.pids[end.guest])]
+            subprocess.run(["ip", "link", "add", name, "type", "veth", *peer], check=True)
+            subprocess.run(["ip", "link", "set", name, "promisc", "on", "up"], check=True)
+        made.switch = Switch(names)
+        made.counters = Counters(dict(zip((guest.nics[0].tap for guest in made.testbed.guests), names, strict=True)))
+        made.switch.start()
+        for end in ends:
+            made.run(end.guest, "ip", "link", "set", "nic0", "address", end.mac, "up")
+            made.run(end.guest, "ip", "addr", "add", f"{end.address}/24", "dev", "nic0")
+            made.run(end.guest, "ip", "addr", "add", f"{end.address6}/64", "dev", "nic0", "nodad")
+        yield made
+        end_all(made)  # type: ignore[arg-type]
+        made.switch.ending = True
+        made.switch.join()
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.wait()

@@ -1,0 +1,121 @@
+"""Two guests, played by network namespaces, and between them a wire that can drop or delay what it is told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from testbed.guest import wire as messages
+from testbed.model.policy import ReachMatrix
+from testbed.model.testbed import Guest, Testbed
+from testbed.verify.agent import Files
+from testbed.verify.pipes import FOLDER
+from tests.local_agent import LocalAgent
+
+_SOL_PACKET, _IGNORE_OUTGOING, _VNET_HEADER = 263, 23, 15
+_HEADER = 10  # octets of virtio_net_hdr, which carries checksums that the sender has left to its hardware
+
+
+class Switch(threading.Thread):
+    """Carries frames between two interfaces of this namespace, except those that a wall stops."""
+
+    def __init__(self, names: tuple[str, str]) -> None:
+        super().__init__(daemon=True)
+        self.wall: Callable[[bytes], bool] = lambda _: False
+        self.late: Callable[[bytes], float] = lambda _: 0  # seconds by which a frame is delayed
+        self.stopped = 0
+        self.ending = False
+        self.ends = [socket.socket(socket.AF_PACKET, socket.SOCK_RAW) for _ in names]
+        for end, name in zip(self.ends, names, strict=True):
+            end.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
+            end.setsockopt(_SOL_PACKET, _VNET_HEADER, 1)
+            end.bind((name, 3))
+
+    def run(self) -> None:
+        while not self.ending:
+            for end in select.select(self.ends, [], [], 0.1)[0]:
+                frame = end.recv(70000)
+                other = self.ends[1 - self.ends.index(end)]
+                if self.wall(frame[_HEADER:]):
+                    self.stopped += 1
+                elif delay := self.late(frame[_HEADER:]):
+                    threading.Timer(delay, self._carry, (other, frame)).start()
+                else:
+                    self._carry(other, frame)
+
+    def _carry(self, end: socket.socket, frame: bytes) -> None:
+        with suppress(OSError):  # a full queue loses frames, as a wire does
+            end.send(frame)
+
+
+class Counters:
+    """Reads what has come in from a guest, as a node's taps count it."""
+
+    name = "node-a"
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self.names, self.lost = names, 0
+
+    def read(self, command: str, timeout: float = 30) -> str:
+        if "dpctl" in command:
+            taps = "".join(f"\n{path}:0" for path in re.findall(r"/sys/\S+", command))
+            return f"  lookups: hit:1 missed:2 lost:{self.lost}{taps}"
+        own = re.sub("|".join(self.names), lambda tap: self.names[tap[0]], command)
+        return subprocess.run(["sh", "-c", own], check=True, capture_output=True, text=True, timeout=timeout).stdout.strip()
+
+
+class Wire:
+    """As much of a fleet as the network probes need: two guests, played by network namespaces."""
+
+    def __init__(self, lab: Testbed, folder: Path) -> None:
+        self.testbed, self.matrix, self.folder, self.pids = lab, ReachMatrix.of(lab), folder, dict[str, int]()
+        self.programs: dict[str, int] = {}
+        self.evidence = SimpleNamespace(record=lambda *_: None)
+        self.instruments: dict[str, Any] = {}
+        self.kill_before = ""
+        self.switch: Switch
+        self.counters: Counters
+
+    def everywhere(self, do: Callable[[Any], object]) -> dict[str, object]:
+        return {self.counters.name: do(self.counters)}
+
+    def run(self, guest: str, *argv: str, stdin: bytes = b"") -> bytes:
+        command = ["nsenter", "-t", str(self.pids[guest]), "-n", "-m", *argv]
+        return subprocess.run(command, input=stdin, check=True, capture_output=True, timeout=90).stdout
+
+    def files_of(self, guest: Guest) -> Files:
+        own = str(self.folder / guest.domain)
+        files = Files(LocalAgent(lambda path: path.replace(FOLDER, own)), guest)
+        plain = files.write
+
+        def write(path: str, text: bytes) -> bool:
+            if self.kill_before and messages.unpack(text.strip())["phase"] == self.kill_before and guest.name == "db":
+                program = os.pidfd_open(self.programs[guest.label])
+                signal.pidfd_send_signal(program, signal.SIGKILL)
+                select.select([program], [], [], 10)
+            return plain(path, text)
+
+        files.write = write  # type: ignore[method-assign]
+        return files
+
+    def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90) -> bytes:
+        """Start the probe; everything else goes through files."""
+        assert argv[0] == "/usr/bin/python3"
+        own = str(self.folder / guest.domain)
+        stdin = zlib.compress(zlib.decompress(stdin).replace(FOLDER.encode(), own.encode()))
+        answer = self.run(guest.label, sys.executable, *argv[1:], stdin=stdin)
+        self.programs[guest.label] = json.loads(answer)["pid"]
+        return answer
