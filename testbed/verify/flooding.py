@@ -18,7 +18,8 @@ from testbed.verify.counters import await_frames
 from testbed.verify.fleet import Fleet, Machine
 
 _HALTING = 2.5  # seconds that pass between the decision to end a flood and its end as it is seen from here
-_COUNTED = 3.0  # seconds after which the switch has counted what it has looked at
+# Twice, since the round that is going on may have begun before the last frame came (ovs-vswitchd(8), UPCALL COMMANDS).
+_COUNTED = "ovs-appctl revalidator/wait && ovs-appctl revalidator/wait"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,6 @@ def flood(
             halt()
             sending.result()
     seconds = time.monotonic() - began
-    time.sleep(_COUNTED)
     after = _counts(machine, nic)
     return Flood(after[0] - before[0], after[1] - before[1], round(seconds, 2))
 
@@ -88,7 +88,7 @@ def flood(
 def _counts(machine: Machine, nic: GuestNic) -> tuple[int, int]:
     """Return how many frames an interface has given its node so far, and how many of them the switch has looked at."""
     offered, _, flows = machine.read(
-        f"cat /sys/class/net/{nic.tap}/statistics/rx_packets; "
+        f"{_COUNTED} && cat /sys/class/net/{nic.tap}/statistics/rx_packets; "
         f"ovs-ofctl -O OpenFlow15 dump-flows br-int table=0,in_port=$(ovs-vsctl get interface {nic.tap} ofport)"
     ).partition("\n")
     return int(offered), sum(map(int, re.findall(r"n_packets=(\d+)", flows)))

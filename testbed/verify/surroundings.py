@@ -32,6 +32,7 @@ from testbed.verify.ledger import Ledger, ledgers
 from testbed.verify.probing import Instrument, broken, on_machine, results_of
 
 _WINDOW = 4.0  # seconds; a neighbour that does not answer is unreachable after three
+_AGREEING = 2.0  # seconds that nodes have to agree on keys, if they have not yet
 
 
 def listening(fleet: Fleet) -> dict[str, frozenset[Socket]]:
@@ -164,8 +165,11 @@ _FRAMES: dict[str, Callable[[Contact], tuple[Packet, str]]] = {
 }
 
 
-def knock(fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact]) -> list[str]:
+def knock(fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], window: float = _WINDOW) -> list[str]:
     """Ask everything, all sources side by side, and return what came of each: see `testbed.guest.knocker.Ask`.
+
+    Args:
+        window: seconds that answers have.
 
     Raises:
         InstrumentError: something could not be asked.
@@ -178,7 +182,7 @@ def knock(fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact]) 
         scripts.setdefault(_asker(cell.source), []).append(question(cell, f"k{number}"))
     started = time.time()
     with ThreadPoolExecutor(max_workers=len(scripts)) as pool:
-        answers = pool.map(lambda name: at[name].listen({"phase": "knock", "window": _WINDOW, "probes": scripts[name]}), scripts)
+        answers = pool.map(lambda name: at[name].listen({"phase": "knock", "window": window, "probes": scripts[name]}), scripts)
         found = {mark: str(item.get("state")) for part in results_of(dict(zip(scripts, answers, strict=True))).values()
                  for mark, item in part.items()}  # fmt: skip
     states = [found.get(f"k{number}", "error: no answer") for number in range(len(cells))]
@@ -234,7 +238,7 @@ def survey(fleet: Fleet) -> list[Reading]:
     control = [cell for cell in cells if cell.allowed]
     own = [cell for cell in control if cell.source.stand is Stand.OUTER]
     with sources(fleet) as at:
-        _require_open(control, knock(fleet, at, control), "before")
+        _require_open(control, knock(fleet, at, control, _AGREEING), "before")
         before, started = ledgers(fleet), time.monotonic()
         states = knock(fleet, at, cells)
         after, seconds = ledgers(fleet), time.monotonic() - started
