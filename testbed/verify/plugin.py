@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
@@ -24,6 +25,7 @@ from testbed.verify.stage import Stage
 
 _REASON = 1200
 Revive = Callable[[], Sequence[str]]
+Prepare = Callable[[], object]
 
 
 @dataclass
@@ -65,13 +67,15 @@ class Checks:
     """A pytest plug-in: gives checks their fixtures, runs them, reads verdicts, proves them."""
 
     def __init__(
-        self, fleet: Fleet, *, prove: Proven | None, only: tuple[str, ...], progress: Callable[[str], None], slow: bool, revive: Revive
-    ) -> None:
+        self, fleet: Fleet, *, prove: Proven | None, only: tuple[str, ...], progress: Callable[[str], None], slow: bool, revive: Revive,
+        prepare: Prepare,
+    ) -> None:  # fmt: skip
         self.fleet = fleet
         self.errors: list[str] = []
         self.interrupted = False
         self.revived: list[str] = []
         self._revive: Revive | None = revive
+        self._prepare = prepare
         self._left_open = ""
         self._prove, self._slow = prove, slow
         self._only = tuple(word.upper() for word in only)
@@ -161,7 +165,10 @@ class Checks:
             for case in lane:
                 case.fleet = view
         if apart:
-            side_by_side(list(apart.values()), do, turn=lambda case: id(case.declared), stopped=lambda: bool(self._left_open))
+            with ThreadPoolExecutor(max_workers=1) as pool:
+                if any(not case.declared.local for case in cases):
+                    pool.submit(self._prepare)
+                side_by_side(list(apart.values()), do, turn=lambda case: id(case.declared), stopped=lambda: bool(self._left_open))
         for case in cases:
             if not (case.declared.local and apart) and not self._left_open:
                 do(case)
@@ -329,7 +336,7 @@ def _read(found: pytest.ExceptionInfo[BaseException], when: str, item: pytest.It
 
 def run_checks(
     fleet: Fleet, folder: Path, *, prove: Proven | None, only: tuple[str, ...], progress: Callable[[str], None], slow: bool = False,
-    revive: Revive = tuple,
+    revive: Revive = tuple, prepare: Prepare = tuple,
 ) -> Checks:  # fmt: skip
     """Run the checks of a folder against a lab.
 
@@ -338,9 +345,10 @@ def run_checks(
         only: control ids, or beginnings of them; all if empty.
         slow: run the checks as well that take minutes.
         revive: starts guests again that have crashed, and returns their labels.
+        prepare: gets ready what checks of the whole fleet need, while those of single machines run.
 
     """
-    plugin = Checks(fleet, prove=prove, only=only, progress=progress, slow=slow, revive=revive)
+    plugin = Checks(fleet, prove=prove, only=only, progress=progress, slow=slow, revive=revive, prepare=prepare)
     arguments = [
         str(folder), "-c", "/dev/null", f"--rootdir={folder}", "--import-mode=importlib",
         "-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:testinfra", "-p", "no:timeout", "-p", "no:hypothesispytest",

@@ -99,13 +99,19 @@ class Instrument:
         Raises:
             InstrumentError: there is none within `CALL`, or it is garbage.
         """
-        if not self._started:
-            self._start()
+        self.start()
         name = secrets.token_hex(8)
         answer = self._pipe.ask(name, wire.pack({**request, "answer": name}) + b"\n", CALL, turn)
         return self._read(answer.strip(), wire.unpack)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the program, unless it has been started.
+
+        Raises:
+            InstrumentError: it does not start.
+        """
+        if self._started:
+            return
         start = {"phase": "start", "folder": FOLDER, "patience": LIFE}
         answer = self._read(self._run([self._python, "-I", "-S", "-c", _UNPACK], compose(start), CALL), json.loads)
         if answer.get("started") is not True:
@@ -185,6 +191,17 @@ def end_all(fleet: Fleet) -> None:
     if fleet.instruments:
         with ThreadPoolExecutor(max_workers=8) as pool:
             list(pool.map(Instrument.end, fleet.instruments.values()))
+
+
+def start_all(fleet: Fleet) -> None:
+    """Start the instrument in every guest before it is needed; one that does not start says so when it is asked something."""
+
+    def start(guest: Guest) -> None:
+        with suppress(InstrumentError):
+            in_guest(fleet, guest).start()
+
+    with ThreadPoolExecutor(max_workers=32) as pool:
+        list(pool.map(start, fleet.testbed.guests))
 
 
 def listed(answer: Mapping[str, Any], key: str) -> list[Record]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from testbed.report.result import Run, from_json, to_json
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
 from testbed.verify.plugin import Revive, run_checks
-from testbed.verify.probing import end_all
+from testbed.verify.probing import end_all, start_all
 from testbed.verify.proven import Proven, Proving
 
 _PATIENCE = 60.0  # seconds
@@ -55,8 +56,9 @@ def examine(
             progress(told)
     try:
         plugin = run_checks(
-            fleet, resources.checks(), prove=_proven(lab, environment, prove), only=only, progress=progress, slow=slow, revive=revive
-        )
+            fleet, resources.checks(), prove=_proven(lab, environment, prove), only=only, progress=progress, slow=slow, revive=revive,
+            prepare=partial(start_all, fleet),
+        )  # fmt: skip
     finally:
         end_all(fleet)
     rows = {str(cell): cell.as_row() for cell in fleet.matrix.cells} | {str(cell): cell.as_row() for cell in contacts(lab.testbed)}
@@ -68,9 +70,9 @@ def examine(
         lab.testbed.name, lab.testbed.digest, environment, started.isoformat(timespec="seconds"),
         round(time.monotonic() - clock, 1), tuple(plugin.results), (*lab.retried, *plugin.revived), tuple(trouble),
     )  # fmt: skip
-    partial = folder / "result.json.partial"
-    partial.write_text(json.dumps(to_json(run), indent=1, default=str))
-    partial.rename(folder / "result.json")
+    unfinished = folder / "result.json.partial"
+    unfinished.write_text(json.dumps(to_json(run), indent=1, default=str))
+    unfinished.rename(folder / "result.json")
     if plugin.interrupted:
         raise KeyboardInterrupt
     return folder

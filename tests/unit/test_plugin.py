@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -61,7 +62,7 @@ class FakeFleet:
 
 @pytest.fixture
 def judge(tmp_path: Path):
-    def run(body: str, *, prove: bool = False, slow: bool = False, revive: Any = tuple) -> Checks:
+    def run(body: str, *, prove: bool = False, slow: bool = False, revive: Any = tuple, prepare: Any = tuple) -> Checks:
         folder = tmp_path / "checks"
         folder.mkdir()
         (folder / f"test_wall_{next(_NUMBERS)}.py").write_text(HEAD + body)  # pytest keeps modules by name
@@ -69,7 +70,8 @@ def judge(tmp_path: Path):
         machines = {machine.name: SimpleNamespace(name=machine.name) for machine in lab.machines}
         fleet = FakeFleet(lab, Evidence(tmp_path / "evidence"), machines, SimpleNamespace(testbed=lab))
         proven = Proven(tmp_path / "proven.json", tmp_path, [], Proving.EVERYTHING) if prove else None
-        return run_checks(fleet, folder, prove=proven, only=(), progress=lambda _: None, slow=slow, revive=revive)  # type: ignore[arg-type]
+        given: Any = {"slow": slow, "revive": revive, "prepare": prepare}
+        return run_checks(fleet, folder, prove=proven, only=(), progress=lambda _: None, **given)  # type: ignore[arg-type]
 
     return run
 
@@ -295,6 +297,25 @@ def test_local_checks_of_several_machines_run_side_by_side(judge, tmp_path: Path
     for result in done.results:
         (line,) = (tmp_path / result.evidence[0]).read_text().splitlines()
         assert json.loads(line)["host"] == result.case
+
+
+WHEN = "def test_it(fleet):\n    fleet.evidence.record('fleet', 'test', str(time.time()), 'seen', 0.0)\n"
+
+
+@pytest.mark.parametrize(("more", "asked"), [("", 0), (_declare() + WHEN, 1)])
+def test_what_checks_of_the_fleet_need_is_made_ready_beside_the_local_ones(judge, tmp_path: Path, more: str, asked: int) -> None:
+    """If there is any."""
+    made: list[float] = []
+
+    def prepare() -> None:
+        time.sleep(0.3)
+        made.append(time.time())
+
+    done = judge(_local() + more, prepare=prepare)
+    assert [result.verdict for result in done.results] == [Verdict.PASS] * (4 + asked)
+    assert len(made) == asked
+    for result in done.results[4:]:
+        assert made[0] <= float(json.loads((tmp_path / result.evidence[0]).read_text())["request"])
 
 
 def test_a_wall_that_one_lane_leaves_open_stops_the_others(judge) -> None:
