@@ -26,16 +26,19 @@ class Verdict(StrEnum):
 
 
 class ProofVerdict(StrEnum):
-    """What running a check against its breach showed, from worst to best; or has shown, if nothing has changed since."""
+    """What running a check against its breach showed, from worst to best; or has shown, if nothing has changed since.
+
+    What was not asked for comes last: it takes nothing from what was.
+    """
 
     DIRTY_REVERT = "dirty-revert"
     CANNOT_FAIL = "cannot-fail"
     BROKEN_INSTRUMENT = "broken-instrument"
     BREACH_NOT_IN_FORCE = "breach-not-in-force"
     UNPROVEN = "unproven"
-    LEFT_OUT = "left-out"
     PROVEN_BEFORE = "proven-before"
     PROVEN = "proven"
+    LEFT_OUT = "left-out"
 
 
 SOUND = frozenset({ProofVerdict.PROVEN, ProofVerdict.PROVEN_BEFORE, ProofVerdict.LEFT_OUT})  # left out because somebody asked for it

@@ -60,14 +60,15 @@ class Throwaway:
         node = fleet.lab.nodes[guest.node]
         used = {item.uid for item in node.lab.guests_on(node.name)}
         slot = next(number for number in range(64) if FIRST_WORKER_UID + number not in used)
+        own = str(uuid.uuid5(uuid.UUID(guest.uuid), NAME))  # always the same: libvirt leaves a file for each in the node
         octets = uuid.uuid4().bytes
         nic = GuestNic(guest.nics[0].network, f"0e:{octets[:5].hex(':')}", address, str(uuid.uuid4()), TAP)
         return cls(
             node,
             fleet.machines[guest.node],
             replace(
-                guest, name=NAME, uuid=str(uuid.uuid4()), memory=_MEMORY, vcpus=1, worker=f"worker{slot:02d}",
-                uid=FIRST_WORKER_UID + slot, nics=(nic,), volumes=(),
+                guest, name=NAME, uuid=own, memory=_MEMORY, vcpus=1, worker=f"worker{slot:02d}", uid=FIRST_WORKER_UID + slot,
+                nics=(nic,), volumes=(),
             ),
         )  # fmt: skip
 

@@ -29,6 +29,19 @@ def test_what_is_written_can_be_read_again() -> None:
     assert to_json(from_json(json.loads(json.dumps(data)))) == data
 
 
+@pytest.mark.parametrize(
+    ("proofs", "worst"),
+    [
+        ((ProofVerdict.LEFT_OUT, ProofVerdict.PROVEN), "proven"),
+        ((ProofVerdict.PROVEN, ProofVerdict.LEFT_OUT, ProofVerdict.CANNOT_FAIL), "cannot-fail"),
+        ((ProofVerdict.LEFT_OUT, ProofVerdict.LEFT_OUT), "left-out"),
+    ],
+)
+def test_a_check_is_as_good_as_the_worst_proof_that_was_asked_for(proofs: tuple[ProofVerdict, ...], worst: str) -> None:
+    (check,) = _data(_check(Verdict.PASS, *proofs))["checks"]
+    assert check["proof"]["verdict"] == worst
+
+
 def _without(key: str) -> Any:
     return lambda data: data.pop(key)
 
