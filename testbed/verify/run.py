@@ -18,6 +18,8 @@ from testbed.drivers.workspace import cache_root
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.lab import Lab
 from testbed.model.surroundings import contacts
+from testbed.plan.diff import Observed
+from testbed.plan.resources import OUTER, Key, Kind
 from testbed.report.result import Run, from_json, to_json
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
@@ -51,8 +53,9 @@ def examine(
     folder = lab.workspace.runs / name
     evidence = Evidence(folder / "evidence")
     fleet = Fleet.of(lab, evidence)
+    machines = lab.outer.observe()
     with ThreadPoolExecutor(max_workers=len(lab.hosts)) as pool:
-        for told in pool.map(_await, lab.hosts):
+        for told in pool.map(partial(_await, machines=machines), lab.hosts):
             progress(told)
     try:
         plugin = run_checks(
@@ -95,8 +98,11 @@ def _drift(lab: Lab) -> list[str]:
     return [f"after the proofs the lab differs from its topology: {action}" for action in drift.actions]
 
 
-def _await(host: Host) -> str:
-    """Wait a while for a machine; one that does not answer makes the checks that need it inconclusive."""
+def _await(host: Host, machines: Observed) -> str:
+    """Wait a while for a machine that runs; one that does not answer makes the checks that need it inconclusive."""
+    state = machines.get(Key(OUTER, Kind.MACHINE, host.name), {}).get("state", "not there")
+    if state != "running":
+        return f"{host.name} does not answer: it is {state}"
     try:
         host.wait(_PATIENCE)
     except ProvisioningError as error:

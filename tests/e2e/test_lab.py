@@ -208,7 +208,11 @@ Hypervisor.embed(state / "two-tenants/v", privileged=privileged()).suspend("two-
 
 def test_5_a_paused_node_too_and_up_resumes_it(environment: dict[str, str]) -> None:
     subprocess.run([sys.executable, "-c", PAUSE, environment["TESTBED_STATE_DIR"]], check=True, timeout=120)
-    data = json.loads(_testbed(environment, "check", LAB, "--only", "CMP", "--only", "NET-01", "--json", expect=3))
+    argv = _command("check", LAB, "--only", "CMP", "--only", "NET-01", "--json")
+    done = subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 3
+    assert "node-b does not answer: it is paused" in done.stderr
+    data = json.loads(done.stdout)
     assert _verdicts(data, "fleet", "node-b") == {"inconclusive"}
     assert _verdicts(data, "node-a") == {"pass"}
     _testbed(environment, "up", TOPOLOGY)
