@@ -235,7 +235,7 @@ def _controls(fleet: Fleet, label: str, stage: str) -> list[Probe]:
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
     for number, endpoint in enumerate(own):
         question = dhcp_discover(endpoint.mac, _TRANSACTIONS[stage] << 24 | number)
-        lines.append(Probe(f"dhcp{stage}{number}", endpoint, {"repeat": 2, "spacing": 0.2}, question))
+        lines.append(Probe(f"dhcp{stage}{number}", endpoint, {"repeat": 2, "spacing": 0.05}, question))
     return lines
 
 
