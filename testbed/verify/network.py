@@ -40,6 +40,7 @@ from testbed.verify.probing import (
 _FLOWING = 5  # frames that tell an attack from a guest that says something of its own
 _PAUSE = 0.4  # seconds between two rounds of a guest that attacks; a guest that never sleeps keeps what starts anew from doing so
 _SETTLING = max(WINDOW, 1.2)  # seconds between a guest's last probe and its last words; no less than Linux's locktime
+_HEARING = 3.0  # seconds that the last controls may take to be heard; a node that was just flooded answers late
 _TRANSACTIONS = {"before": 1, "after": 2}  # first octet of a DHCP transaction
 _UPCALLS = re.compile(r"\blost:(\d+)")  # packets that waited for a rule in vain, ovs-dpctl(8)
 _DROPPED = re.compile(r"^/sys/class/net/([^/\s]+)/statistics/tx_dropped:(\d+)$", re.M)
@@ -255,7 +256,7 @@ def _awaited(fleet: Fleet, label: str, prefix: str) -> dict[str, object]:
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
     flows = [f"{prefix}{use.mark}after." for use in _uses(fleet) if label in (use.source.guest, use.target.guest)]
     answers = [f"{_TRANSACTIONS['after'] << 24 | number:08x}" for number, _ in enumerate(own)]
-    return {"awaited": [[answer, *flows] for answer in answers], "patience": WINDOW}
+    return {"awaited": [[answer, *flows] for answer in answers], "patience": _HEARING}
 
 
 def _truths(fleet: Fleet, label: str) -> list[Probe]:
