@@ -152,7 +152,8 @@ class Node:
         elif key.kind is Kind.VOLUME:
             self._volume(action)
         elif key.kind is Kind.LIMIT:
-            self._limit(key.name)
+            if action.verb is not Verb.CREATE:  # an interface that was not there has come with its guest, limited from its first frame on
+                self._limit(key.name)
         elif action.resource is None:
             tenant, _, name = key.name.partition("/")
             self.hypervisor.destroy(f"{tenant}.{name}")

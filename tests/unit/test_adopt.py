@@ -120,6 +120,15 @@ def test_the_boot_is_quiet_when_only_we_keep_it_waiting(adopt: ModuleType, monke
     assert answers == []
 
 
+def test_what_roles_prepare_is_run_in_order(adopt: ModuleType, tmp_path: Path) -> None:
+    adopt.PREPARATIONS = tmp_path / "before-saving.d"
+    adopt.PREPARATIONS.mkdir()
+    for name in ("switch", "firewall"):
+        (adopt.PREPARATIONS / name).touch()
+    adopt.prepare()
+    assert adopt.ran == [(str(adopt.PREPARATIONS / name),) for name in ("firewall", "switch")]
+
+
 def test_a_machine_with_something_to_share_is_not_saved(adopt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [f"{name} loaded active running It" for name in ("auditd.service", "systemd-journald.service", "testbed-adoption.service")]
     monkeypatch.setattr(adopt, "run", lambda *_: "\n".join(lines))

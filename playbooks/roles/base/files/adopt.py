@@ -28,6 +28,7 @@ IDENTITY = Path("/run/testbed")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MACHINE_ID = Path("/etc/machine-id")
 JOURNAL = Path("/var/log/journal")
+PREPARATIONS = Path("/usr/lib/testbed/before-saving.d")
 SEED = Path("/var/lib/systemd/random-seed")
 SWITCH_ID = Path("/etc/openvswitch/system-id.conf")
 NETLINK_KOBJECT_UEVENT = 15
@@ -57,6 +58,12 @@ def wait_for_quiet() -> None:
         jobs = [line.split() for line in run("systemctl", "list-jobs", "--no-legend", "--plain").splitlines()]
         quiet = 0 if any(job[3] == "running" and job[1] != OURSELVES for job in jobs) else quiet + 1
         time.sleep(1)
+
+
+def prepare() -> None:
+    """Run what roles want to have done once and for all: kernel modules, and what is found out about what is on the disk."""
+    for program in sorted(PREPARATIONS.iterdir()):
+        run(str(program))
 
 
 def refuse_strangers() -> None:
@@ -120,6 +127,8 @@ def live_twice() -> None:
     """Wait to be saved, wait to be woken, and become somebody."""
     run("modprobe", "--all", "virtio_net", "virtio_rng")
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_KOBJECT_UEVENT) as events:
+        wait_for_quiet()
+        prepare()
         wait_for_quiet()
         refuse_strangers()
         run("modprobe", "--remove", "qemu_fw_cfg")  # it lists the credentials once, when it is loaded
