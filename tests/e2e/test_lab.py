@@ -109,6 +109,13 @@ def test_2_machines_that_started_from_one_memory_share_nothing(environment: dict
         assert found[0] != found[1], (what, found)
 
 
+def test_2_what_libvirt_knows_of_qemu_it_learnt_before_memory_was_saved(environment: dict[str, str]) -> None:
+    """And it holds what it learnt then for valid, or it would have written it anew."""
+    look = 'sudo stat -c %Y /var/cache/libvirt/qemu/capabilities/*.xml; date -d "$(systemctl show -P ExecMainStartTimestamp libvirtd)" +%s'
+    learnt, started = _testbed(environment, "ssh", LAB, "node-a", look).split()
+    assert int(learnt) < int(started)
+
+
 def test_2_a_saved_lab_goes_on_where_it_was(environment: dict[str, str]) -> None:
     """What follows runs in a lab from a checkpoint, so that every check is proven there."""
     look = "cat /proc/sys/kernel/random/boot_id; ls /run/later 2>&1; sudo od -An -tx1 -N16 /dev/urandom"
