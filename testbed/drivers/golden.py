@@ -29,7 +29,7 @@ from testbed.drivers.process import as_root
 from testbed.errors import ImageError
 from testbed.model.facts import Accelerator, Environment
 from testbed.model.testbed import Role
-from testbed.plan.domains import Hardware, MachineFiles, anonymous_xml
+from testbed.plan.domains import Hardware, MachineFiles, anonymous_guest_xml, anonymous_xml
 from testbed.ports import Progress
 
 FORMAT = 1
@@ -155,6 +155,7 @@ class Store:
             "hardware": str(hardware),
             "images": " ".join(image.digest for image in images_under(self._images, hardware.role)),
             "domain": hashlib.sha256(shape.encode()).hexdigest()[:16],
+            "guest": hashlib.sha256(anonymous_guest_xml().encode()).hexdigest()[:16] if hardware.role is Role.NODE else "none",
         }
 
     def find(self, hardware: Hardware) -> Saved | str:
@@ -219,8 +220,10 @@ class Store:
         overlays = [make_overlay(base, partial / f"vd{letter}.qcow2") for base, letter in zip(bases, "abc", strict=False)]
         console = partial / "console.log"
         console.write_bytes(b"")
+        guest = partial / "guest.xml"
+        guest.write_text(anonymous_guest_xml())
         files = MachineFiles(
-            str(image.file("vmlinuz")), str(image.file("initrd")), tuple(map(str, overlays)), identity="", console=str(console)
+            str(image.file("vmlinuz")), str(image.file("initrd")), tuple(map(str, overlays)), identity=str(guest), console=str(console)
         )
         xml = anonymous_xml(hardware, self._environment, files, str(uuid4()))
         job = Job(xml, [*files.disks, str(console)], str(console), str(partial / "memory"), _BOOT * self._environment.slowness)
@@ -231,6 +234,7 @@ class Store:
             what=f"cannot save a {hardware}", timeout=job.patience + 300, error=ImageError,
         )  # fmt: skip
         (partial / "job.json").unlink()
+        guest.unlink()
 
 
 def _key(made: Mapping[str, str]) -> str:

@@ -186,6 +186,22 @@ class Hypervisor:
         with _said("cannot start a virtual machine"):
             self._connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
 
+    def restore(self, path: str) -> None:
+        """Start a transient domain that a file on its host describes, with the memory that is in it; it stands still until `resume`."""
+        with _said("cannot start a virtual machine from saved memory"):
+            self._connection.restoreFlags(path, None, libvirt.VIR_DOMAIN_SAVE_PAUSED)
+
+    def resize_disk(self, name: str, target: str, size: int) -> None:
+        """Tell a domain how large a disk is.
+
+        Args:
+            target: name of the disk in the guest.
+            size: bytes.
+
+        """
+        with _said(f"cannot change the disk {target} of {name}"):
+            self._find(name).blockResize(target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+
     def destroy(self, name: str) -> None:
         """Stop a domain at once; nothing happens if there is none."""
         try:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from testbed.drivers import batch, clock, limits
+from testbed.drivers import batch, clock, guest_memory, limits
 from testbed.drivers.hypervisor import Domain, Hypervisor
 from testbed.drivers.ssh import BOOT, Host
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.facts import Environment
 from testbed.model.testbed import IMAGES, POOLS, Guest, Machine, Testbed
 from testbed.plan.diff import Action, Verb
-from testbed.plan.domains import guest_xml
+from testbed.plan.domains import SAVED_VOLUME, guest_xml, is_usual, waits
 from testbed.plan.resources import Key, Kind, Properties
 from testbed.plan.settings import FILTERS, settings
 from testbed.spec.schema import GIB
@@ -41,6 +41,7 @@ class Node:
         self.name = machine.name
         self.host = host
         self.retried: list[str] = []
+        self._blank: set[str] = set()  # paths of root disks that were made by this process, and from which no guest has started
         self._socket, self._uri = socket, f"qemu+unix:///system?socket={socket}"
         self._slowness = environment.slowness
         self._vcpus = environment.vcpus(machine.vcpus)
@@ -105,7 +106,13 @@ class Node:
         return found
 
     def _state(self, domain: Domain) -> str:
-        """Return a guest's state; one that runs and whose agent does not answer is silent: nobody can look into it."""
+        """Return a guest's state.
+
+        One whose start from saved memory was cut short waits, and is nobody. One that runs and whose agent does not answer is
+        silent: nobody can look into it.
+        """
+        if waits(domain.xml):
+            return "waiting"
         if domain.state == "running":
             try:
                 self.hypervisor.agent(domain.name, "guest-ping", {}, _PING)
@@ -201,6 +208,8 @@ class Node:
         self.hypervisor.ensure_pool(pool, f"{POOLS}/{pool}")
         backing = None if size else f"{IMAGES}/guest/root.raw"
         self.hypervisor.create_volume(pool, file, size=size or _ROOT_SIZE, owner=owner, backing=backing)
+        if backing:
+            self._blank.add(f"{POOLS}/{pool}/{file}")
 
     def _start(self, guest: Guest, action: Action) -> None:
         assert action.resource is not None
@@ -208,8 +217,42 @@ class Node:
         if action.verb is Verb.REPLACE:
             self.host.must(f"rm -f -- {shlex.quote(guest.root_disk)}")
             self._make_volume(guest.tenant, guest.root_file, 0, guest.uid)
-        xml = guest_xml(self.lab, guest, action.resource.properties)
-        self.start_watched(guest, xml)
+        if not self._woken(guest, action.resource.properties):
+            self.start_watched(guest, guest_xml(self.lab, guest, action.resource.properties))
+
+    def _woken(self, guest: Guest, properties: Properties) -> bool:
+        """Start a guest that has never run from the memory that the node keeps; tell whether that was possible."""
+        header = guest_memory.saved_header(self.host) if is_usual(guest) and guest.root_disk in self._blank else b""
+        self._blank.discard(guest.root_disk)
+        if not header:
+            return False
+        try:
+            self._wake(guest, guest_memory.headed(header, guest_xml(self.lab, guest, properties, waiting=True)))
+        except (InstrumentError, ProvisioningError):
+            self.retried.append(guest.label)
+            self.hypervisor.destroy(guest.domain)
+            self.host.must(f"rm -f -- {shlex.quote(guest.root_disk)}")
+            self._make_volume(guest.tenant, guest.root_file, 0, guest.uid)
+            return False
+        return True
+
+    def _wake(self, guest: Guest, head: bytes) -> None:
+        path = guest_memory.lay_out(self.host, guest, head)
+        try:
+            self.hypervisor.restore(path)
+        finally:
+            guest_memory.clear(self.host, path)
+        self.host.must(limits.limit([nic.tap for nic in guest.nics], guest.limits.packets))
+        self.hypervisor.resume(guest.domain)
+        self.hypervisor.wait_for_agent(guest.domain, self._patience())
+        for target, volume in zip(("vdb",), guest.volumes, strict=False):
+            if volume.size != SAVED_VOLUME:
+                self.hypervisor.resize_disk(guest.domain, target, volume.size)
+        program = self.hypervisor.agent(guest.domain, "guest-exec", guest_memory.call(guest), _PING).get("pid")
+        self.wait_for_guest(guest)
+        status = self.hypervisor.agent(guest.domain, "guest-exec-status", {"pid": program}, _PING)
+        guest_memory.require_done(guest, status)
+        self.hypervisor.entitle(guest.domain, "")
 
     def start_watched(self, guest: Guest, xml: str) -> None:
         """Start a guest, limited from its first frame on, and wait for its agent and addresses; a dead start is repeated once, and counted.

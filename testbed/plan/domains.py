@@ -9,14 +9,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address
+from uuid import UUID
 from xml.etree import ElementTree as ET
 
 from testbed.model.facts import Accelerator, Environment
-from testbed.model.testbed import IMAGES, Guest, Machine, MachineNic, Role, Testbed
+from testbed.model.testbed import (
+    FIRST_WORKER_UID,
+    IMAGES,
+    Guest,
+    GuestNic,
+    Limits,
+    Machine,
+    MachineNic,
+    Role,
+    Testbed,
+    Volume,
+)
+from testbed.spec.schema import GUEST_MEMORY, MIB
 
 NAMESPACE = "https://testbed.invalid/lab/1"
 WAITING = "waits for its memory"  # title of a domain that nothing but its memory brings to life
 CREDENTIAL = "opt/io.systemd.credentials/testbed.identity"
+GUEST_TO_SAVE = "opt/testbed/guest"  # of the firmware of a node without identity: the domain of a guest without identity
 ANONYMOUS = "anonymous"  # name of a domain whose memory is to be saved
 _TRANSLATION_CACHE_MIB = 512
 # Emulated CMPXCHG16B leaves an operand in the flags register; kernels die of it now and then (docs/decisions/0015).
@@ -28,6 +43,7 @@ _CLOCK = ("tsc=nowatchdog",)
 _UNASKED = "cpu-unavailable-features"
 _FIRMWARE = "/var/lib/testbed/qboot.rom"
 ONE_BUS = "pci=lastbus=0"
+SAVED_VOLUME = 64 * MIB  # size of the volume of the guest whose memory is saved
 _SLOTS = range(1, 31)  # of a q35's root bus; the last one holds the chipset
 _QUIET = "quiet loglevel=3 systemd.show_status=no"
 _NODE = (
@@ -216,6 +232,8 @@ def anonymous_xml(hardware: Hardware, environment: Environment, files: MachineFi
     """Return the domain of a machine that has no identity and no interfaces, and whose memory is to be saved."""
     root = _domain(_kind(environment), ANONYMOUS, generation, hardware.memory, hardware.vcpus)
     devices = _machine(root, hardware, environment, files, ("testbed.golden",), ())
+    if hardware.role is Role.NODE:
+        _sub(_sub(root, "sysinfo", type="fwcfg"), "entry", name=GUEST_TO_SAVE, file=files.identity)
     _pluggable(root, devices, hardware, generation)
     return _text(root)
 
@@ -280,13 +298,48 @@ def _pluggable(root: ET.Element, devices: ET.Element, hardware: Hardware, genera
         _sub(devices, "controller", type="pci", index=str(index), model="pcie-root-port")
 
 
-def guest_xml(lab: Testbed, guest: Guest, properties: Mapping[str, object]) -> str:
-    """Return the domain of a guest on its node: KVM, confined, under an account of its own (PRC-01, PRC-02)."""
+def guest_xml(lab: Testbed, guest: Guest, properties: Mapping[str, object], *, waiting: bool = False) -> str:
+    """Return the domain of a guest on its node: KVM, confined, under an account of its own (PRC-01, PRC-02).
+
+    Args:
+        waiting: it starts from saved memory, and is nobody until its title is taken away.
+
+    """
     root = _domain("kvm", guest.domain, guest.uuid, guest.memory, guest.vcpus)
+    if waiting:
+        root.insert(0, _sub(ET.Element("none"), "title", WAITING))
     _metadata(root, lab.name, guest.label, properties)
-    _sub(_sub(root, "memoryBacking"), "nosharepages")
     words = [f"systemd.hostname={guest.name}", f"systemd.machine_id={machine_id(guest.uuid)}"]
     words += [f"testbed.dhcp6={nic.mac}" for nic in guest.nics if nic.address6]
+    _guest(root, guest, words)
+    return _text(root)
+
+
+def anonymous_guest_xml() -> str:
+    """Return the domain of a guest that has no identity, and whose memory is to be saved: what most guests are like (`is_usual`)."""
+    nic = GuestNic("anonymous", "0e:00:00:00:00:01", IPv4Address(0), "", "tapanonymous")
+    guest = Guest(
+        ANONYMOUS, ANONYMOUS, "", str(UUID(int=1)), GUEST_MEMORY, 1, "worker00", FIRST_WORKER_UID, (nic,),
+        (Volume("data", SAVED_VOLUME, "data.raw"),), Limits(0, 0, 0),
+    )  # fmt: skip
+    root = _domain("kvm", ANONYMOUS, guest.uuid, guest.memory, guest.vcpus)
+    _guest(root, guest, ["testbed.golden"])
+    interface = root.find("devices/interface")
+    assert interface is not None
+    interface.set("type", "ethernet")  # there is no switch yet
+    for tag in ("source", "virtualport"):
+        interface.remove(interface.find(tag))  # type: ignore[arg-type]
+    return _text(root)
+
+
+def is_usual(guest: Guest) -> bool:
+    """Tell whether a guest's hardware is that of the guest whose memory is saved, but for the size of its volume."""
+    return (guest.memory, guest.vcpus, len(guest.nics), len(guest.volumes)) == (GUEST_MEMORY, 1, 1, 1)
+
+
+def _guest(root: ET.Element, guest: Guest, words: Sequence[str]) -> None:
+    """Add what a guest boots, its hardware and its confinement to a domain."""
+    _sub(_sub(root, "memoryBacking"), "nosharepages")
     _boot(root, f"{IMAGES}/guest/vmlinux", f"{IMAGES}/guest/initrd", (*words, ONE_BUS), firmware=_FIRMWARE)
     _sub(_sub(root, "features"), "acpi")
     cpu = _sub(root, "cpu", mode="host-passthrough", check="none")
@@ -322,7 +375,6 @@ def guest_xml(lab: Testbed, guest: Guest, properties: Mapping[str, object]) -> s
     _sub(label, "label", f"{guest.worker}:{guest.worker}")
     _sub(root, "seclabel", type="dynamic", model="apparmor", relabel="yes")
     _sub(_sub(root, f"{{{_QEMU}}}capabilities"), f"{{{_QEMU}}}del", capability=_UNASKED)
-    return _text(root)
 
 
 def _text(root: ET.Element) -> str:

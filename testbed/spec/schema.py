@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
+GUEST_MEMORY = 224 * MIB  # unless a topology says otherwise
 _UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB}
 _SIZE = re.compile(r"^([1-9][0-9]*)\s*(KiB|MiB|GiB)$")
 _NAME = r"^[a-z]([a-z0-9-]{0,18}[a-z0-9])?$"
@@ -285,7 +286,7 @@ class GuestSpec(_Strict):
 
     node: str | None = Field(default=None, description="node it runs on; optional where there is one node")
     network: NetworkNames = Field(default=[], description="network, or list of networks; optional where the tenant has one")
-    memory: Size = Field(default=224 * MIB, description="RAM of the guest, with unit")
+    memory: Size = Field(default=GUEST_MEMORY, description="RAM of the guest, with unit")
     vcpus: int = Field(default=1, ge=1, le=16)
     volumes: dict[Name, Size] = Field(default_factory=dict, max_length=15, description="extra volumes: name and size with unit")
     limits: LimitsSpec = Field(default=LimitsSpec(), description="of each interface; what is missing comes from the tenant")

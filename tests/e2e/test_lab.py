@@ -109,6 +109,22 @@ def test_2_machines_that_started_from_one_memory_share_nothing(environment: dict
         assert found[0] != found[1], (what, found)
 
 
+def test_2_guests_that_started_from_one_memory_share_nothing(environment: dict[str, str]) -> None:
+    ids = "/etc/machine-id /proc/sys/kernel/random/boot_id /sys/class/net/eth0/address"
+    look = f"hostname; date +%s.%N; cat {ids}; od -An -tx1 -N16 /dev/urandom; cat /proc/cmdline"
+    told = {}
+    for guest in ("red/web", "red/db", "blue/web", "blue/db"):
+        before = time.time()
+        told[guest] = _testbed(environment, "exec", LAB, guest, "--", "/bin/sh", "-c", look).splitlines()
+        name, clock, *_, words = told[guest]
+        assert name == guest.partition("/")[2]
+        assert before - 2 < float(clock) < time.time() + 2
+        assert "testbed.golden" in words, "this guest has booted; the test has shown nothing"
+    for found in zip(*(lines[2:-1] for lines in told.values()), strict=True):
+        assert all(found), found
+        assert len(set(found)) == len(told), found
+
+
 def test_2_what_libvirt_knows_of_qemu_it_learnt_before_memory_was_saved(environment: dict[str, str]) -> None:
     """And it holds what it learnt then for valid, or it would have written it anew."""
     look = 'sudo stat -c %Y /var/cache/libvirt/qemu/capabilities/*.xml; date -d "$(systemctl show -P ExecMainStartTimestamp libvirtd)" +%s'
@@ -163,6 +179,15 @@ def test_4_drift_is_shown_and_repaired(environment: dict[str, str]) -> None:
     _testbed(environment, "up", TOPOLOGY)
     assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
     _testbed(environment, "check", LAB, "--only", "CMP-02")
+
+
+def test_4_a_guest_whose_start_was_cut_short_is_started_anew(environment: dict[str, str]) -> None:
+    _testbed(environment, "ssh", LAB, "node-a", "sudo virsh -q desc red.web --live --title 'waits for its memory'")
+    (action,) = json.loads(_testbed(environment, "plan", TOPOLOGY, "--json"))["actions"]
+    assert (action["verb"], action["name"]) == ("replace", "red/web")
+    _testbed(environment, "up", TOPOLOGY)
+    assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
+    assert _testbed(environment, "exec", LAB, "red/web", "--", "/usr/bin/hostname").strip() == "web"
 
 
 def test_4_stopped_central_services_are_told_and_started_again(environment: dict[str, str]) -> None:

@@ -27,7 +27,7 @@ def adopt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.ran = []
-    monkeypatch.setattr(module, "run", lambda *argv: module.ran.append(argv) or "")
+    monkeypatch.setattr(module, "run", lambda *argv, **_: module.ran.append(argv) or "")
     for name in ("IDENTITY", "MACHINE_ID", "JOURNAL", "SEED", "SWITCH_ID"):
         monkeypatch.setattr(module, name, tmp_path / name)
     (tmp_path / "IDENTITY").mkdir()

@@ -9,6 +9,7 @@ booting. What made keys, ids or random numbers before the memory was saved is ma
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import socket
 import struct
@@ -29,6 +30,8 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MACHINE_ID = Path("/etc/machine-id")
 JOURNAL = Path("/var/log/journal")
 PREPARATIONS = Path("/usr/lib/testbed/before-saving.d")
+SPARE = 64 * 2**20  # bytes of free memory that are left alone
+PATIENCE = 400.0  # seconds; a machine that is emulated may boot a guest meanwhile
 SEED = Path("/var/lib/systemd/random-seed")
 SWITCH_ID = Path("/etc/openvswitch/system-id.conf")
 NETLINK_KOBJECT_UEVENT = 15
@@ -39,9 +42,9 @@ RNDRESEEDCRNG = 0x5207
 FRESH = 512  # bytes; up to 128 of them may have been fetched before the memory was saved
 
 
-def run(*argv: str) -> str:
-    """Run a program to its end and return what it printed; it must succeed."""
-    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=120).stdout
+def run(*argv: str, timeout: float = 120) -> str:
+    """Run a program to its end, which must be a success and come within so many seconds, and return what it printed."""
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=timeout).stdout
 
 
 def say(text: str) -> None:
@@ -63,7 +66,15 @@ def wait_for_quiet() -> None:
 def prepare() -> None:
     """Run what roles want to have done once and for all: kernel modules, and what is found out about what is on the disk."""
     for program in sorted(PREPARATIONS.iterdir()):
-        run(str(program))
+        run(str(program), timeout=PATIENCE)
+
+
+def forget() -> None:
+    """Let the kernel clear memory that is free: what stood there would be saved, and loaded by every machine."""
+    words = Path("/proc/meminfo").read_text().split()
+    size = int(words[words.index("MemFree:") + 1]) * 1024 - SPARE
+    if size > 0:
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
 
 
 def refuse_strangers() -> None:
@@ -129,6 +140,7 @@ def live_twice() -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_KOBJECT_UEVENT) as events:
         wait_for_quiet()
         prepare()
+        forget()
         wait_for_quiet()
         refuse_strangers()
         run("modprobe", "--remove", "qemu_fw_cfg")  # it lists the credentials once, when it is loaded

@@ -1,0 +1,136 @@
+"""Guests that start from saved memory: what libvirt is given, and what the guest does with what it is told."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import struct
+import uuid
+from dataclasses import replace
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from testbed.drivers import guest_memory
+from testbed.drivers.ssh import Host
+from testbed.errors import ProvisioningError
+from testbed.model.resolve import resolve
+from testbed.plan.domains import SAVED_VOLUME, anonymous_guest_xml, guest_xml, is_usual, waits
+from testbed.resources import playbooks
+from testbed.spec.load import read
+
+LAB = resolve(read(Path(__file__).parents[2] / "topologies/two-tenants.yaml").spec)
+GUEST = LAB.guests[0]
+FORM = 7
+
+
+def _header(version: int = 2, form: int = FORM) -> bytes:
+    return struct.pack("=16s5I56x", b"LibvirtQemudSave", version, 1234, 1, form, 999)
+
+
+def _host(answer: bytes) -> Host:
+    return cast(Host, SimpleNamespace(sudo=lambda _: SimpleNamespace(stdout=answer)))
+
+
+def test_a_file_begins_with_the_tenants_own_domain() -> None:
+    domain = guest_xml(LAB, GUEST, {}, waiting=True)
+    head = guest_memory.headed(_header(), domain)
+    magic, version, length, ran, form, cookie = struct.unpack_from("=16s5I", head)
+    assert (magic, version, ran, form, cookie) == (b"LibvirtQemudSave", 2, 0, FORM, 0)
+    assert head[92 : 92 + length] == domain.encode() + b"\0"
+    assert len(head) == 92 + length
+
+
+@pytest.mark.parametrize("answer", [b"", b"cat: no such file", _header(version=9), _header()[:-1]])
+def test_where_no_memory_is_kept_that_we_know_guests_boot(answer: bytes) -> None:
+    assert guest_memory.saved_header(_host(answer)) == b""
+    assert guest_memory.saved_header(_host(_header(version=3))) == _header(version=3)
+
+
+def test_the_saved_guest_has_the_hardware_of_a_usual_one() -> None:
+    """But for what libvirt connects it to, who it is, and what it may use."""
+    assert is_usual(GUEST)
+    saved, own = (ET.fromstring(text) for text in (anonymous_guest_xml(), guest_xml(LAB, GUEST, {})))
+    for root in (saved, own):
+        for tag in ("name", "uuid", "metadata", "seclabel", "os/cmdline"):
+            for element in root.findall(tag):
+                root.remove(element) if element in list(root) else root.find("os").remove(element)  # type: ignore[union-attr]
+        for path in ("devices/disk/source", "devices/interface/source", "devices/interface/target", "devices/interface/mac",
+                     "devices/interface/virtualport", "devices/serial/log"):  # fmt: skip
+            parent, _, tag = path.rpartition("/")
+            for holder in root.findall(parent):
+                for element in holder.findall(tag):
+                    holder.remove(element)
+        for interface in root.findall("devices/interface"):
+            interface.set("type", "")
+    assert ET.tostring(saved) == ET.tostring(own)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(GUEST, memory=2 * GUEST.memory),
+        replace(GUEST, vcpus=2),
+        replace(GUEST, nics=GUEST.nics * 2),
+        replace(GUEST, volumes=()),
+    ],
+)
+def test_a_guest_with_other_hardware_boots(other: Any) -> None:
+    assert not is_usual(other)
+
+
+def test_the_size_of_a_volume_makes_no_difference() -> None:
+    assert is_usual(replace(GUEST, volumes=(replace(GUEST.volumes[0], size=2 * SAVED_VOLUME),)))
+
+
+def test_who_starts_from_memory_waits_until_its_title_is_gone() -> None:
+    assert waits(guest_xml(LAB, GUEST, {}, waiting=True))
+    assert not waits(guest_xml(LAB, GUEST, {}))
+
+
+@pytest.mark.parametrize("status", [{}, {"exited": False}, {"exited": True, "exitcode": 1}, {"exited": True, "signal": 9}, {"exited": "x"}])
+def test_a_guest_that_does_not_take_its_identity_is_an_error(status: dict[str, object]) -> None:
+    with pytest.raises(ProvisioningError, match="does not take its identity"):
+        guest_memory.require_done(GUEST, status)
+    guest_memory.require_done(GUEST, {"exited": True, "exitcode": 0, "out-data": "anything"})
+
+
+@pytest.fixture
+def wake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    loader = SourceFileLoader("wake", str(playbooks() / "roles/guest/files/wake"))
+    spec = importlib.util.spec_from_loader("wake", loader)
+    assert spec is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    module.did = []
+    monkeypatch.setattr(module, "reseed", lambda fresh: module.did.append(("reseed", len(fresh))))
+    monkeypatch.setattr(module.time, "clock_settime_ns", lambda _, now: module.did.append(("clock", now)))
+    monkeypatch.setattr(module, "socket", SimpleNamespace(sethostname=lambda name: module.did.append(("name", name))))
+    monkeypatch.setattr(module, "write", lambda path, text: module.did.append((path, text)))
+    monkeypatch.setattr(module, "take_macs", lambda macs: module.did.append(("macs", macs)))
+    monkeypatch.setattr(module.os, "execv", lambda path, argv: module.did.append((path, argv)))
+    return module  # type: ignore[no-any-return]
+
+
+def test_a_guest_does_what_it_is_told_and_draws_nothing_before_it_has_been_reseeded(wake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nic = GUEST.nics[0]
+    request = guest_memory.call(replace(GUEST, nics=(nic, replace(nic, mac="0a:00:00:00:00:02", address6=nic.address6 or LAB))))  # type: ignore[arg-type]
+    text = base64.b64decode(str(request["input-data"])).decode()
+    monkeypatch.setattr(wake.sys, "stdin", SimpleNamespace(read=lambda: text))
+    wake.main()
+    assert [name for name, _ in wake.did] == ["reseed", "clock", "name", "/etc/machine-id", "/run/boot_id", "macs", "/usr/bin/busybox"]
+    did = dict(wake.did)
+    assert did["reseed"] == 128
+    assert did["name"] == GUEST.name
+    assert did["/etc/machine-id"] == f"{GUEST.uuid.replace('-', '')}\n"
+    assert uuid.UUID(did["/run/boot_id"].strip()).version == 4
+    assert did["macs"] == [nic.mac, "0a:00:00:00:00:02"]
+    assert did["/usr/bin/busybox"][-1] == "0a:00:00:00:00:02"
+
+
+def test_no_two_guests_are_told_the_same_random_bytes() -> None:
+    assert len({str(guest_memory.call(GUEST)["input-data"]) for _ in range(3)}) == 3
