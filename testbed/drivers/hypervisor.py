@@ -331,7 +331,10 @@ class Hypervisor:
         """
         xml = volume_xml(file, size=size, owner=owner, backing=backing)
         with _said(f"cannot make the volume {pool}/{file}"):
-            self._connection.storagePoolLookupByName(pool).createXML(xml)
+            found = self._connection.storagePoolLookupByName(pool)
+            if file in found.listVolumes():
+                found.refresh()  # libvirt does not notice that a file has been removed
+            found.createXML(xml)
 
     def close(self) -> None:
         """Close the connection; domains run on."""
