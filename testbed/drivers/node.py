@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from testbed.drivers import batch, clock, guest_memory, limits
+from testbed.drivers import batch, clock, limits
 from testbed.drivers.hypervisor import Domain, Hypervisor
 from testbed.drivers.ssh import BOOT, Host
-from testbed.errors import InstrumentError, ProvisioningError
+from testbed.drivers.starting import Starter
+from testbed.errors import InstrumentError
 from testbed.model.facts import Environment
 from testbed.model.testbed import IMAGES, POOLS, Guest, Machine, Testbed
 from testbed.plan.diff import Action, Verb
-from testbed.plan.domains import SAVED_VOLUME, guest_xml, is_usual, waits
+from testbed.plan.domains import waits
 from testbed.plan.resources import Key, Kind, Properties
 from testbed.plan.settings import FILTERS, settings
 from testbed.spec.schema import GIB
 
-_GUEST = 45.0
+_GUEST = 45.0  # seconds that a guest may take until it is ready, alone on a machine with KVM
 _PING = 10  # seconds
 _SIDE_BY_SIDE = 4
 _ROOT_SIZE = 2 * GIB
@@ -40,13 +41,20 @@ class Node:
         self.machine = machine
         self.name = machine.name
         self.host = host
-        self.retried: list[str] = []
         self._blank: set[str] = set()  # paths of root disks that were made by this process, and from which no guest has started
         self._socket, self._uri = socket, f"qemu+unix:///system?socket={socket}"
         self._slowness = environment.slowness
-        self._vcpus = environment.vcpus(machine.vcpus)
+        # Guests that start side by side share the node's CPUs.
+        sharing = max(1.0, len(lab.guests_on(machine.name)) / environment.vcpus(machine.vcpus))
+        patience = _GUEST * environment.slowness * (1 + (sharing - 1) / 2)
+        self._starter = Starter(lab, host, lambda: self.hypervisor, self._renew, patience)
         self._hypervisor: Hypervisor | None = None
         self._lock = threading.Lock()
+
+    @property
+    def retried(self) -> list[str]:
+        """Guests whose first start was dead, in this process."""
+        return self._starter.retried
 
     @property
     def hypervisor(self) -> Hypervisor:
@@ -215,97 +223,15 @@ class Node:
         assert action.resource is not None
         self.hypervisor.destroy(guest.domain)
         if action.verb is Verb.REPLACE:
-            self.host.must(f"rm -f -- {shlex.quote(guest.root_disk)}")
-            self._make_volume(guest.tenant, guest.root_file, 0, guest.uid)
-        if not self._woken(guest, action.resource.properties):
-            self.start_watched(guest, guest_xml(self.lab, guest, action.resource.properties))
-
-    def _woken(self, guest: Guest, properties: Properties) -> bool:
-        """Start a guest that has never run from the memory that the node keeps; tell whether that was possible."""
-        header = guest_memory.saved_header(self.host) if is_usual(guest) and guest.root_disk in self._blank else b""
+            self._renew(guest)
+        blank = guest.root_disk in self._blank
         self._blank.discard(guest.root_disk)
-        if not header:
-            return False
-        try:
-            self._wake(guest, guest_memory.headed(header, guest_xml(self.lab, guest, properties, waiting=True)))
-        except (InstrumentError, ProvisioningError):
-            self.retried.append(guest.label)
-            self.hypervisor.destroy(guest.domain)
-            self.host.must(f"rm -f -- {shlex.quote(guest.root_disk)}")
-            self._make_volume(guest.tenant, guest.root_file, 0, guest.uid)
-            return False
-        return True
+        self._starter.start(guest, action.resource.properties, blank=blank)
 
-    def _wake(self, guest: Guest, head: bytes) -> None:
-        path = guest_memory.lay_out(self.host, guest, head)
-        try:
-            self.hypervisor.restore(path)
-        finally:
-            guest_memory.clear(self.host, path)
-        self.host.must(limits.limit([nic.tap for nic in guest.nics], guest.limits.packets))
-        self.hypervisor.resume(guest.domain)
-        self.hypervisor.wait_for_agent(guest.domain, self._patience())
-        for target, volume in zip(("vdb",), guest.volumes, strict=False):
-            if volume.size != SAVED_VOLUME:
-                self.hypervisor.resize_disk(guest.domain, target, volume.size)
-        program = self.hypervisor.agent(guest.domain, "guest-exec", guest_memory.call(guest), _PING).get("pid")
-        self.wait_for_guest(guest)
-        status = self.hypervisor.agent(guest.domain, "guest-exec-status", {"pid": program}, _PING)
-        guest_memory.require_done(guest, status)
-        self.hypervisor.entitle(guest.domain, "")
-
-    def start_watched(self, guest: Guest, xml: str) -> None:
-        """Start a guest, limited from its first frame on, and wait for its agent and addresses; a dead start is repeated once, and counted.
-
-        Raises:
-            ProvisioningError: the second start is dead as well.
-
-        """
-        for attempt in (1, 2):
-            self.hypervisor.create(xml, paused=True)
-            self.host.must(limits.limit([nic.tap for nic in guest.nics], guest.limits.packets))
-            self.hypervisor.resume(guest.domain)
-            try:
-                self.wait_for_guest(guest)
-            except InstrumentError as error:
-                if attempt == 2:
-                    raise ProvisioningError(
-                        f"the guest {guest.label} does not start", fact=error.fact,
-                        remedy=f"look at `testbed logs LAB {self.name}`, then run `testbed up` again",
-                    ) from error  # fmt: skip
-                self.retried.append(guest.label)
-                self.hypervisor.destroy(guest.domain)
-            else:
-                return
-
-    def wait_for_guest(self, guest: Guest) -> None:
-        """Return when the guest's agent answers and every interface has its address.
-
-        Raises:
-            InstrumentError: it does not in time.
-
-        """
-        patience = self._patience()
-        end = time.monotonic() + patience
-        self.hypervisor.wait_for_agent(guest.domain, patience)
-        missing = {f"{nic.mac} ipv4" for nic in guest.nics} | {f"{nic.mac} ipv6" for nic in guest.nics if nic.address6}
-        while missing:
-            try:
-                answer = self.hypervisor.agent(guest.domain, "guest-network-get-interfaces", {}, 15)
-                missing -= _addressed(answer.get("value"))
-                fact = f"no address on {', '.join(sorted(missing))}"
-            except InstrumentError as error:
-                fact = error.fact
-            if missing and time.monotonic() > end:
-                what = f"the guest {guest.label} is not ready"
-                raise InstrumentError(what, fact=f"after {patience:.0f} s: {fact}", remedy="run `testbed up`")
-            if missing:
-                time.sleep(1)
-
-    def _patience(self) -> float:
-        """Return the seconds that a guest may take to be ready: guests that start side by side share the node's CPUs."""
-        sharing = max(1.0, len(self.lab.guests_on(self.name)) / self._vcpus)
-        return _GUEST * self._slowness * (1 + (sharing - 1) / 2)
+    def _renew(self, guest: Guest) -> None:
+        """Make a guest's root disk anew."""
+        self.host.must(f"rm -f -- {shlex.quote(guest.root_disk)}")
+        self._make_volume(guest.tenant, guest.root_file, 0, guest.uid)
 
     def close(self) -> None:
         """End the connections; they are opened anew on the next use."""
@@ -314,17 +240,6 @@ class Node:
             self._hypervisor = None
         self.host.close()
         self._socket.unlink(missing_ok=True)
-
-
-def _addressed(interfaces: Any) -> set[str]:  # noqa: ANN401 - a guest's answer may be anything
-    """Return MAC address and family of interfaces with an address that is not link-local, from an untrusted answer."""
-    found = set()
-    for item in interfaces if isinstance(interfaces, list) else []:
-        addresses = item.get("ip-addresses") if isinstance(item, dict) else None
-        for address in addresses if isinstance(addresses, list) else []:
-            if isinstance(address, dict) and not str(address.get("ip-address", "")).startswith("fe80:"):
-                found.add(f"{item.get('hardware-address', '')} {address.get('ip-address-type', '')}")
-    return found
 
 
 def _live(domain: Domain) -> Properties:

@@ -17,6 +17,7 @@ import pytest
 
 from testbed.drivers import guest_memory
 from testbed.drivers.ssh import Host
+from testbed.drivers.starting import Starter
 from testbed.errors import ProvisioningError
 from testbed.model.resolve import resolve
 from testbed.plan.domains import SAVED_VOLUME, anonymous_guest_xml, guest_xml, is_usual, waits
@@ -134,3 +135,53 @@ def test_a_guest_does_what_it_is_told_and_draws_nothing_before_it_has_been_resee
 
 def test_no_two_guests_are_told_the_same_random_bytes() -> None:
     assert len({str(guest_memory.call(GUEST)["input-data"]) for _ in range(3)}) == 3
+
+
+class Puppet:
+    """A hypervisor that does everything at once, or fails at one step."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails, self.did = fails, list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        def do(*arguments: object, **_: object) -> dict[str, Any]:
+            self.did.append(f"agent {arguments[1]}" if name == "agent" else name)
+            if self.fails == self.did[-1]:
+                self.fails = ""
+                raise ProvisioningError("no", fact="-", remedy="-")
+            own = [{"ip-address": "10.0.0.9", "ip-address-type": "ipv4"}]
+            found = [{"hardware-address": nic.mac, "ip-addresses": own} for nic in GUEST.nics]
+            return {"value": found, "pid": 7, "exited": True, "exitcode": 0}
+
+        return do
+
+
+def _started(hypervisor: Puppet, *, blank: bool, kept: bytes) -> tuple[list[str], list[str]]:
+    renewed: list[str] = []
+    host: Any = SimpleNamespace(sudo=lambda _: SimpleNamespace(stdout=kept), must=lambda *_, **__: "")
+    starter = Starter(LAB, host, lambda: cast(Any, hypervisor), lambda guest: renewed.append(guest.label), 1.0)
+    starter.start(GUEST, {}, blank=blank)
+    return starter.retried, renewed
+
+
+def test_a_guest_that_has_never_run_goes_on_from_memory() -> None:
+    hypervisor = Puppet()
+    assert _started(hypervisor, blank=True, kept=_header()) == ([], [])
+    assert hypervisor.did[:3] == ["restore", "resume", "wait_for_agent"]
+    assert "create" not in hypervisor.did
+    assert hypervisor.did[-2:] == ["agent guest-exec-status", "entitle"]
+
+
+@pytest.mark.parametrize(("blank", "kept"), [(False, _header()), (True, b"")])
+def test_a_guest_that_has_run_or_finds_no_memory_boots(blank: bool, kept: bytes) -> None:
+    hypervisor = Puppet()
+    assert _started(hypervisor, blank=blank, kept=kept) == ([], [])
+    assert hypervisor.did[:2] == ["create", "resume"]
+    assert "restore" not in hypervisor.did
+
+
+@pytest.mark.parametrize("step", ["restore", "resume", "agent guest-exec", "agent guest-exec-status"])
+def test_a_guest_that_does_not_wake_boots_from_a_new_disk_and_is_counted(step: str) -> None:
+    hypervisor = Puppet(fails=step)
+    assert _started(hypervisor, blank=True, kept=_header()) == ([GUEST.label], [GUEST.label])
+    assert "create" in hypervisor.did[hypervisor.did.index("destroy") :]
