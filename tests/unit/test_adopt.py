@@ -153,3 +153,14 @@ def test_whoever_needs_an_identity_waits_for_it() -> None:
     assert {"ovn-ovsdb-server-nb.service", "ovn-ovsdb-server-sb.service", "ovn-northd.service"} <= before
     assert "ConditionPathExists=!/run/testbed" in unit
     assert "ConditionKernelCommandLine=testbed.golden" in unit
+
+
+def test_what_stood_in_memory_is_not_saved(adopt: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:  2000000 kB\nMemFree:  1000000 kB\n")
+    cleared: list[int] = []
+    opened = type("Opened", (), {"close": lambda _: None})()
+    monkeypatch.setattr(adopt, "Path", lambda path: tmp_path / Path(path).name)
+    monkeypatch.setattr(adopt.mmap, "mmap", lambda _, size, flags: cleared.append(size) or opened)
+    adopt.forget()
+    assert (tmp_path / "drop_caches").read_text() == "1"
+    assert cleared == [1000000 * 1024 - adopt.SPARE]

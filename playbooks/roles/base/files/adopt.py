@@ -70,7 +70,9 @@ def prepare() -> None:
 
 
 def forget() -> None:
-    """Let the kernel clear memory that is free: what stood there would be saved, and loaded by every machine."""
+    """Let the kernel clear memory that holds files of the disk or is free: what stands there would be saved, and loaded by every machine."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("1")
     words = Path("/proc/meminfo").read_text().split()
     size = int(words[words.index("MemFree:") + 1]) * 1024 - SPARE
     if size > 0:
