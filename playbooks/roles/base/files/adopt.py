@@ -70,7 +70,7 @@ def prepare() -> None:
 
 
 def forget() -> None:
-    """Let the kernel clear memory that holds files of the disk or is free: what stands there would be saved, and loaded by every machine."""
+    """Let the kernel clear memory that holds files of the disk or is free: what stands there would be saved, and loaded anew."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("1")
     words = Path("/proc/meminfo").read_text().split()
