@@ -20,7 +20,7 @@ from testbed.drivers.ssh import Host
 from testbed.drivers.starting import Starter
 from testbed.errors import ProvisioningError
 from testbed.model.resolve import resolve
-from testbed.plan.domains import SAVED_VOLUME, anonymous_guest_xml, guest_xml, is_usual, waits
+from testbed.plan.domains import GUEST_TO_SAVE, SAVED_VOLUME, anonymous_guest_xml, guest_xml, is_usual, waits
 from testbed.resources import playbooks
 from testbed.spec.load import read
 
@@ -91,6 +91,14 @@ def test_the_size_of_a_volume_makes_no_difference() -> None:
 def test_who_starts_from_memory_waits_until_its_title_is_gone() -> None:
     assert waits(guest_xml(LAB, GUEST, {}, waiting=True))
     assert not waits(guest_xml(LAB, GUEST, {}))
+
+
+def test_who_saves_a_guest_means_the_same_numbers_as_who_starts_one() -> None:
+    program = (playbooks() / "roles/hypervisor/files/before-saving").read_text()
+    assert f"truncate -s {SAVED_VOLUME // 2**20}M " in program
+    assert f"saved.read({guest_memory._HEADER})" in program
+    assert f"by_name/{GUEST_TO_SAVE}/raw" in program
+    assert f"FOLDER={guest_memory._SAVED}\n" in program
 
 
 @pytest.mark.parametrize("status", [{}, {"exited": False}, {"exited": True, "exitcode": 1}, {"exited": True, "signal": 9}, {"exited": "x"}])
