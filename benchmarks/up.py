@@ -29,7 +29,8 @@ from testbed.model.facts import Accelerator
 from testbed.model.resolve import resolve
 from testbed.model.testbed import IMAGES, Guest, Machine, Role
 from testbed.plan.diff import Action, Verb
-from testbed.plan.domains import CREDENTIAL, guest_xml, machine_id
+from testbed.plan.domains import CREDENTIAL, machine_id
+from testbed.plan.guest_domains import guest_xml
 from testbed.plan.resources import Kind, guest_properties
 from testbed.spec.load import read
 

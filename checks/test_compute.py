@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from checks.breaches import command, load, needs_guest, needs_strangers, profile, rules
 from testbed.errors import InstrumentError
 from testbed.model.testbed import POOLS, Guest
-from testbed.plan.domains import guest_xml
+from testbed.plan.guest_domains import guest_xml
 from testbed.verify.declare import Breach, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage

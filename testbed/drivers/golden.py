@@ -29,7 +29,8 @@ from testbed.drivers.process import as_root
 from testbed.errors import ImageError
 from testbed.model.facts import Accelerator, Environment
 from testbed.model.testbed import Role
-from testbed.plan.domains import Hardware, MachineFiles, anonymous_guest_xml, anonymous_xml
+from testbed.plan.domains import Hardware, MachineFiles, anonymous_xml
+from testbed.plan.guest_domains import anonymous_guest_xml
 from testbed.ports import Progress
 
 FORMAT = 1

@@ -11,7 +11,7 @@ from testbed.drivers.hypervisor import Hypervisor
 from testbed.drivers.ssh import Host
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.testbed import Guest, Testbed
-from testbed.plan.domains import SAVED_VOLUME, guest_xml, is_usual
+from testbed.plan.guest_domains import SAVED_VOLUME, guest_xml, is_usual
 from testbed.plan.resources import Properties
 
 _CALL = 10  # seconds

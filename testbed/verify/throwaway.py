@@ -16,7 +16,7 @@ from xml.etree import ElementTree as ET
 from testbed.drivers.node import Node
 from testbed.model.policy import Endpoint
 from testbed.model.testbed import FIRST_WORKER_UID, IMAGES, Guest, GuestNic
-from testbed.plan.domains import ONE_BUS, guest_xml
+from testbed.plan.guest_domains import ONE_BUS, guest_xml
 from testbed.verify.counters import await_frames
 from testbed.verify.fleet import Fleet, Machine
 

@@ -13,7 +13,8 @@ import pytest
 from testbed.errors import TopologyError
 from testbed.model.resolve import resolve
 from testbed.plan.diff import diff
-from testbed.plan.domains import Hardware, MachineFiles, anonymous_xml, guest_xml, machine_xml, read_mark
+from testbed.plan.domains import Hardware, MachineFiles, anonymous_xml, machine_xml, read_mark
+from testbed.plan.guest_domains import guest_xml
 from testbed.plan.identity import MachineKeys, identity_files
 from testbed.plan.render import text
 from testbed.plan.resources import OUTER, desired, guest_properties, machine_properties, places

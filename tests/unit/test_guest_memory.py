@@ -20,7 +20,8 @@ from testbed.drivers.ssh import Host
 from testbed.drivers.starting import Starter
 from testbed.errors import ProvisioningError
 from testbed.model.resolve import resolve
-from testbed.plan.domains import GUEST_TO_SAVE, SAVED_VOLUME, anonymous_guest_xml, guest_xml, is_usual, waits
+from testbed.plan.domains import GUEST_TO_SAVE, waits
+from testbed.plan.guest_domains import SAVED_VOLUME, anonymous_guest_xml, guest_xml, is_usual
 from testbed.resources import playbooks
 from testbed.spec.load import read
 
