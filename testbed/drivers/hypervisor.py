@@ -209,7 +209,11 @@ class Hypervisor:
         except InstrumentError:
             return
         with _said(f"cannot stop {name}"):
-            domain.destroy()
+            try:
+                domain.destroy()
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:  # it may just have ended by itself
+                    raise
 
     def runs(self, name: str) -> bool:
         """Tell whether a domain exists and is running."""

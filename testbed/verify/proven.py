@@ -15,9 +15,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 _PACKAGES = ("checks", "testbed")
 _KEPT = 5000  # proofs
+_PARSING = Lock()  # Python before 3.12 fails now and then when two threads parse at once ("recursion depth mismatch")
 
 
 class Proving(StrEnum):
@@ -27,6 +29,7 @@ class Proving(StrEnum):
     EVERYTHING = "all"
     CHANGED = "changed"
     ONE = "one"
+
 
 
 class Proven:
@@ -79,7 +82,9 @@ class Proven:
         return {str(key): str(value) for key, value in data.items()} if isinstance(data, dict) else {}
 
     def _digest(self, check: Path, names: Sequence[str]) -> str:
-        return hashlib.sha256(json.dumps([code_digest(check, self._root), self._configuration, *names]).encode()).hexdigest()
+        with _PARSING:
+            code = code_digest(check, self._root)
+        return hashlib.sha256(json.dumps([code, self._configuration, *names]).encode()).hexdigest()
 
 
 @cache

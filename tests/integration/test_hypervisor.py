@@ -26,6 +26,22 @@ def test_domains_start_pause_resume_and_stop() -> None:
     hypervisor.close()
 
 
+def test_a_domain_that_ends_while_it_is_being_stopped_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    hypervisor = Hypervisor("test:///default")
+    error = libvirt.libvirtError("")
+
+    def destroy(_: libvirt.virDomain) -> None:
+        raise error
+
+    monkeypatch.setattr(libvirt.virDomain, "destroy", destroy)
+    error.err = (libvirt.VIR_ERR_NO_DOMAIN, 0, "no domain with matching uuid", 0, "", None, None, 0, 0)
+    hypervisor.destroy("test")
+    error.err = (libvirt.VIR_ERR_INTERNAL_ERROR, 0, "it refuses", 0, "", None, None, 0, 0)
+    with pytest.raises(ProvisioningError, match="cannot stop test"):
+        hypervisor.destroy("test")
+    hypervisor.close()
+
+
 def test_what_libvirt_refuses_is_an_error_of_ours() -> None:
     hypervisor = Hypervisor("test:///default")
     with pytest.raises(ProvisioningError, match="cannot start a virtual machine") as caught:
