@@ -31,7 +31,6 @@ class Proving(StrEnum):
     ONE = "one"
 
 
-
 class Proven:
     """The proofs that a file remembers.
 
