@@ -1,10 +1,7 @@
-"""The near end of a machine's command session; the far end is `testbed.guest.commands`."""
+"""The near end of a machine's session; the far end is `testbed.guest.commands`, which says what a message looks like."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,11 +9,12 @@ from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from queue import SimpleQueue
+from typing import IO
 
 PROGRAM = (Path(__file__).parents[1] / "guest/commands.py").read_text()
 LIMIT = 4 * 2**20  # bytes kept of each output stream
-_LINE = 4 * LIMIT
+_LINE = 100  # bytes
 _GRACE = 20.0  # seconds beyond a command's own deadline that its answer may take to arrive
 
 
@@ -35,15 +33,54 @@ class Completed:
         return self.stdout.decode(errors="replace")
 
 
+class Stream:
+    """A connection to a UNIX socket of the machine, to be used like one; it ends with its session."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+        self._read: SimpleQueue[bytes] = SimpleQueue()
+        self._ended = False
+
+    def arrived(self, data: bytes) -> None:
+        """Take what the machine has sent; nothing, if it has ended the connection."""
+        self._read.put(data)
+
+    def recv(self, _: int) -> bytes:
+        """Wait for what the machine sends, however much it is; nothing, if the connection has ended."""
+        data = b"" if self._ended else self._read.get()
+        self._ended = self._ended or not data
+        return data
+
+    def sendall(self, data: bytes) -> None:
+        """Send to the machine.
+
+        Raises:
+            EOFError: the session has ended.
+
+        """
+        self._write(data)
+
+    def close(self) -> None:
+        """End the connection, and let who waits for something know.
+
+        Raises:
+            EOFError: the session has ended.
+
+        """
+        self._read.put(b"")
+        self._write(b"")
+
+
 class Session:
-    """Commands over one pair of streams. Safe to use from several threads; useless once its far end is gone."""
+    """Commands and streams over one pair of streams. Safe to use from several threads; useless once its far end is gone."""
 
     def __init__(self, write: Callable[[bytes], object], answers: IO[bytes]) -> None:
         self._write = write
         self._answers = answers
         self._lock = threading.Lock()
         self._numbers = count()
-        self._waiting: dict[int, Future[dict[str, Any]]] = {}
+        self._waiting: dict[int, Future[tuple[int, bytes, bytes] | None]] = {}
+        self._streams: dict[int, Stream] = {}
         self._alive = True
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -63,36 +100,65 @@ class Session:
             TimeoutError: the command did not end in time.
 
         """
-        request = {"command": command, "stdin": base64.b64encode(stdin).decode(), "timeout": timeout, "limit": LIMIT}
-        future: Future[dict[str, Any]] = Future()
+        future: Future[tuple[int, bytes, bytes] | None] = Future()
+        number, text = next(self._numbers), command.encode()
         with self._lock:
-            if not self._alive:
-                raise EOFError("the session has ended")
-            number = next(self._numbers)
             self._waiting[number] = future
-            self._write(json.dumps({"id": number, **request}).encode() + b"\n")
+        self._send(f"run {number} {timeout} {LIMIT} {len(text)} {len(stdin)}", text, stdin)
         try:
             answer = future.result(timeout + _GRACE)
         except Late:
             self._end()
-            raise TimeoutError(f"no end within {timeout:.0f} s") from None
-        if answer.get("late"):
+            answer = None
+        if answer is None:
             raise TimeoutError(f"no end within {timeout:.0f} s")
-        try:
-            return Completed(command, int(answer["status"]), base64.b64decode(answer["out"]), base64.b64decode(answer["err"]))
-        except (KeyError, TypeError, ValueError, binascii.Error) as error:
-            raise EOFError(f"an answer makes no sense: {error!r}") from error
+        return Completed(command, *answer)
+
+    def open(self, path: str) -> Stream:
+        """Return a connection to a UNIX socket of the machine, which ends at once if nobody listens there.
+
+        Raises:
+            EOFError: the far end is gone.
+
+        """
+        number, name = next(self._numbers), path.encode()
+        stream = Stream(lambda data: self._send(f"data {number} {len(data)}", data))
+        with self._lock:
+            self._streams[number] = stream
+        self._send(f"open {number} {len(name)}", name)
+        return stream
+
+    def _send(self, line: str, *parts: bytes) -> None:
+        with self._lock:
+            if not self._alive:
+                raise EOFError("the session has ended")
+            self._write(b"".join((line.encode(), b"\n", *parts)))
 
     def _listen(self) -> None:
         try:
             while line := self._answers.readline(_LINE):
-                answer = json.loads(line)
-                waiting = self._waiting.pop(answer["id"], None)
-                if waiting is not None:
-                    waiting.set_result(answer)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError):
+                self._take(line)
+        except (OSError, EOFError, ValueError, LookupError, TypeError):
             pass  # whatever it was, nothing that comes after it can be trusted
         self._end()
+
+    def _take(self, line: bytes) -> None:
+        kind, *words = line.split()
+        number, *numbers = map(int, words)
+        if kind == b"done":
+            status, *sizes = numbers
+            out, err = (self._octets(size) for size in sizes)
+            self._waiting.pop(number).set_result((status, out, err))
+        elif kind == b"late":
+            self._waiting.pop(number).set_result(None)
+        else:
+            self._streams[number].arrived(self._octets(*numbers))
+
+    def _octets(self, size: int) -> bytes:
+        data = self._answers.read(size) if 0 <= size <= LIMIT else b""
+        if len(data) != size:
+            raise EOFError(f"{len(data)} of {size} octets")
+        return data
 
     def _end(self) -> None:
         with self._lock:
@@ -100,3 +166,5 @@ class Session:
             waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             future.set_exception(EOFError("the session has ended"))
+        for stream in list(self._streams.values()):
+            stream.arrived(b"")

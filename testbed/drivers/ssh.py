@@ -18,7 +18,7 @@ from pathlib import Path
 
 import paramiko
 
-from testbed.drivers.session import PROGRAM, Completed, Session
+from testbed.drivers.session import PROGRAM, Completed, Session, Stream
 from testbed.errors import InstrumentError, ProvisioningError
 
 USER = "admin"
@@ -159,33 +159,28 @@ class Host:
             raise ProvisioningError(f"a command failed on {self.name}", fact=fact, remedy=remedy)
         return done.text
 
-    def bridge(self, path: Path, command: str) -> None:
-        """Listen on a UNIX socket, and give every connection to its own run of a command on the machine."""
+    def bridge(self, path: Path, far: str) -> None:
+        """Listen on a UNIX socket, and connect everyone who comes to one of the machine, as root."""
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(4)
-        server = threading.Thread(target=self._serve, args=(listener, command), daemon=True)
+        server = threading.Thread(target=self._serve, args=(listener, far), daemon=True)
         self._bridges[listener] = server
         server.start()
 
-    def _serve(self, listener: socket.socket, command: str) -> None:
+    def _serve(self, listener: socket.socket, far: str) -> None:
         while listener.fileno() >= 0:
             with suppress(OSError):
                 client, _ = listener.accept()
                 try:
-                    self._join(client, command)
-                except (OSError, paramiko.SSHException, InstrumentError):
+                    self._join(client, self._opened_session().open(far))
+                except (OSError, EOFError, paramiko.SSHException, InstrumentError):
                     client.close()
 
-    def _join(self, client: socket.socket, command: str) -> None:
-        transport = self._connected().get_transport()
-        if transport is None:
-            raise OSError("connection lost")
-        channel = transport.open_session(timeout=60)
-        channel.exec_command(command)
-        for way in ((client, channel), (channel, client)):
+    def _join(self, client: socket.socket, stream: Stream) -> None:
+        for way in ((client, stream), (stream, client)):
             pump = threading.Thread(target=_pump, args=way, daemon=True)
             self._pumps.append(pump)
             pump.start()
@@ -208,14 +203,15 @@ class Host:
         self._bridges, self._pumps = {}, []
 
 
-def _pump(source: socket.socket | paramiko.Channel, target: socket.socket | paramiko.Channel) -> None:
+def _pump(source: socket.socket | Stream, target: socket.socket | Stream) -> None:
     with suppress(OSError, EOFError):
         while data := source.recv(65536):
             target.sendall(data)
     for end in (source, target):
-        with suppress(OSError, EOFError):  # the connection under a channel may be gone already
-            end.shutdown(socket.SHUT_RDWR)  # a socket that another thread reads is not closed by closing it
-        with suppress(OSError, EOFError):
+        if isinstance(end, socket.socket):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # a socket that another thread reads is not closed by closing it
+        with suppress(OSError, EOFError):  # the connection under a stream may be gone already
             end.close()
 
 

@@ -1,88 +1,239 @@
-"""Runs commands for one ssh session, several at a time: JSON lines in, JSON lines out; sent to machines of the lab.
+"""Runs commands, and carries streams to UNIX sockets, for one ssh session, several at a time; sent to machines of the lab.
 
-A login, sudo and PAM cost ten times what a small command costs under emulation; so they are paid once per
-session. Stands alone: one file, standard library only. Every command has a deadline and bounded output.
+A login, sudo and PAM cost ten times what a small command costs under emulation; so they are paid once per session. Stands
+alone: one file, and of the standard library only what an emulated machine reads in no time. A message is a line of words,
+and as many octets behind it as the line says. Requests, and the answers to them:
+
+    run NUMBER SECONDS LIMIT COMMAND INPUT   length of each; of an output, LIMIT octets are kept
+    open NUMBER PATH                         a stream to a UNIX socket, by the length of its path
+    data NUMBER OCTETS                       of a stream; none ends it
+
+    done NUMBER STATUS OUTPUT ERRORS         status as a shell tells it; length of each
+    late NUMBER                              the command did not end in time; it was killed, and what it had started
+    data NUMBER OCTETS                       of a stream; none: it has ended
 """
 
 from __future__ import annotations
 
-import base64
-import json
+import _socket as socket
 import os
-import signal
-import subprocess
-import sys
-import threading
+import select
 import time
-from typing import IO, Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PIECE = 65536  # octets
+_SIGKILL, _SIGPIPE, _SIGXFSZ = 9, 13, 25  # signal(7)
+_CANNOT_RUN = 126  # what a shell tells of a command that it cannot start
 
 
-def _keep(stream: IO[bytes], limit: int, into: bytearray) -> None:
-    while data := stream.read1(65536):  # type: ignore[attr-defined]
-        into.extend(data[: max(0, limit - len(into))])
+class Watch:
+    """Open files, and what is called when one is ready. Who closes a file forgets its number, which the next one may have."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._calls: dict[int, Callable[[int], object]] = {}
+
+    def add(self, file: int, events: int, call: Callable[[int], object]) -> None:
+        """Watch a file for events of poll(2)."""
+        self._poll.register(file, events)
+        self._calls[file] = call
+
+    def want(self, file: int, events: int) -> None:
+        """Watch a file for other events."""
+        self._poll.modify(file, events)
+
+    def close(self, file: int) -> None:
+        """Close a file."""
+        del self._calls[file]
+        self._poll.unregister(file)
+        os.close(file)
+
+    def serve(self, seconds: float | None) -> None:
+        """Wait until a file is ready, but not for longer than this, and call what is to be called."""
+        for file, events in self._poll.poll(None if seconds is None else max(0.0, seconds) * 1000):
+            self._calls[file](events)
 
 
-def _feed(stream: IO[bytes], data: bytes) -> None:
-    try:
-        stream.write(data)
-        stream.close()
-    except BrokenPipeError:
-        pass
+class Command:
+    """A shell command that runs, what it is told, and what it tells.
 
+    Raises:
+        OSError: it cannot be started.
 
-def execute(command: str, stdin: bytes, timeout: float, limit: int) -> dict[str, Any]:
-    """Run a shell command; it and what it started in its group are killed after ``timeout`` seconds.
-
-    Returns:
-        ``status``, ``out`` and ``err`` (base64, at most ``limit`` bytes of each); or ``late``: true.
     """
-    end = time.monotonic() + timeout
-    process = subprocess.Popen(  # noqa: S603 - running commands is what it is for
-        ["/bin/sh", "-c", command], start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    out, err = bytearray(), bytearray()
-    helpers = [
-        threading.Thread(target=_feed, args=(process.stdin, stdin), daemon=True),
-        threading.Thread(target=_keep, args=(process.stdout, limit, out), daemon=True),
-        threading.Thread(target=_keep, args=(process.stderr, limit, err), daemon=True),
-    ]
-    for helper in helpers:
-        helper.start()
-    try:
-        for helper in helpers[1:]:
-            helper.join(max(0.0, end - time.monotonic()))
-            if helper.is_alive():
-                raise subprocess.TimeoutExpired(command, timeout)
-        status = process.wait(max(0.0, end - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return {"late": True}
-    shown = status if status >= 0 else 128 - status  # as a shell tells of a signal
-    return {"status": shown, "out": base64.b64encode(out).decode(), "err": base64.b64encode(err).decode()}
 
-
-def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer requests until there are no more; whoever closes the session leaves running commands to end by themselves."""
-    lock = threading.Lock()
-
-    def answer(request: dict[str, Any]) -> None:
+    def __init__(self, watch: Watch, text: bytes, told: bytes, limit: int) -> None:
+        self.out, self.err = bytearray(), bytearray()
+        self._watch, self._told, self._limit = watch, memoryview(told), limit
+        pipes = (their_in, told_by), (out, their_out), (err, their_err) = [os.pipe() for _ in range(3)]
         try:
-            stdin = base64.b64decode(request["stdin"])
-            found = execute(request["command"], stdin, request["timeout"], request["limit"])
-        except OSError as error:
-            found = {"status": 126, "out": "", "err": base64.b64encode(str(error).encode()).decode()}
-        with lock:
-            answers.write(json.dumps({"id": request["id"], **found}).encode() + b"\n")
-            answers.flush()
+            self._pid = os.posix_spawn(
+                "/bin/sh", [b"sh", b"-c", text], os.environ, setsid=True, setsigdef=(_SIGPIPE, _SIGXFSZ),
+                file_actions=[(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate((their_in, their_out, their_err))],
+            )  # fmt: skip
+        except OSError:
+            for file in (file for pipe in pipes for file in pipe):
+                os.close(file)
+            raise
+        for file in (their_in, their_out, their_err):
+            os.close(file)
+        os.set_blocking(told_by, False)
+        self._process = os.pidfd_open(self._pid)
+        self._open = {told_by, out, err, self._process}
+        watch.add(told_by, select.POLLOUT, lambda _: self._tell(told_by))
+        watch.add(out, select.POLLIN, lambda _: self._hear(out, self.out))
+        watch.add(err, select.POLLIN, lambda _: self._hear(err, self.err))
+        watch.add(self._process, select.POLLIN, lambda _: self._leave(self._process))
 
-    for line in requests:
-        threading.Thread(target=answer, args=(json.loads(line),), daemon=True).start()
+    def _tell(self, file: int) -> None:
+        try:
+            self._told = self._told[os.write(file, self._told[:_PIECE]) :]
+        except BrokenPipeError:
+            self._told = self._told[:0]
+        if not self._told:
+            self._leave(file)
+
+    def _hear(self, file: int, kept: bytearray) -> None:
+        data = os.read(file, _PIECE)
+        kept += data[: self._limit - len(kept)]
+        if not data:
+            self._leave(file)
+
+    def _leave(self, file: int) -> None:
+        self._open.discard(file)
+        self._watch.close(file)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, and nothing more can be told."""
+        return not self._open
+
+    def status(self) -> int:
+        """Return the status of a command that has ended."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return code if code >= 0 else 128 - code
+
+    def kill(self) -> None:
+        """End it, and what it has started in its session."""
+        os.killpg(self._pid, _SIGKILL)
+        os.waitpid(self._pid, 0)
+        for file in list(self._open):
+            self._leave(file)
+
+
+class Stream:
+    """A connection to a UNIX socket of the machine.
+
+    Args:
+        hand_on: is given what is read; nothing when the other side has ended it.
+
+    Raises:
+        OSError: nobody listens there.
+
+    """
+
+    def __init__(self, watch: Watch, path: bytes, hand_on: Callable[[bytes], None]) -> None:
+        self._watch, self._hand_on = watch, hand_on
+        self._waiting, self._last = b"", False
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(path)
+        self._file: int | None = connection.detach()
+        os.set_blocking(self._file, False)
+        watch.add(self._file, select.POLLIN, self._ready)
+
+    def send(self, data: bytes) -> None:
+        """Write to it as soon as possible; nothing ends it, after what was written before."""
+        self._waiting += data
+        self._last = self._last or not data
+        if self._file is not None:
+            self._watch.want(self._file, select.POLLIN | select.POLLOUT)
+
+    def _ready(self, events: int) -> None:
+        assert self._file is not None
+        try:
+            data = os.read(self._file, _PIECE) if events & ~select.POLLOUT else None
+            if events & select.POLLOUT:
+                self._waiting = self._waiting[os.write(self._file, self._waiting[:_PIECE]) :]
+        except OSError:
+            data = b""
+        if data is not None:
+            self._hand_on(data)
+        if data == b"" or (self._last and not self._waiting):
+            self._watch.close(self._file)
+            self._file = None
+        elif not self._waiting:
+            self._watch.want(self._file, select.POLLIN)
+
+
+class Server:
+    """Answers the requests that come in by one file, and writes to another, until there are no more."""
+
+    def __init__(self, requests: int, answers: int) -> None:
+        self._answers, self._come = answers, bytearray()
+        self._watch, self._open = Watch(), True
+        self._commands: dict[bytes, tuple[float, Command]] = {}
+        self._streams: dict[bytes, Stream] = {}
+        self._watch.add(requests, select.POLLIN, lambda _: self._read(requests))
+
+    def serve(self) -> None:
+        """Do it; whoever ends the requests leaves running commands to end by themselves."""
+        while self._open:
+            ends = [end for end, _ in self._commands.values()]
+            self._watch.serve(min(ends) - time.monotonic() if ends else None)
+            for number, (end, command) in list(self._commands.items()):
+                if command.ended:
+                    self._answer(b"done %b %d" % (number, command.status()), command.out, command.err)
+                elif time.monotonic() > end:
+                    command.kill()
+                    self._answer(b"late %b" % number)
+                else:
+                    continue
+                del self._commands[number]
+
+    def _read(self, file: int) -> None:
+        data = os.read(file, _PIECE)
+        self._come += data
+        self._open = bool(data)
+        while (end := self._come.find(b"\n") + 1) > 0:
+            kind, number, *words = bytes(self._come[:end]).split()
+            *limits, first, second = [*words, b"0"] if kind != b"run" else words
+            middle = end + int(first)
+            behind = middle + int(second)
+            if len(self._come) < behind:
+                return
+            self._take(kind, number, limits, bytes(self._come[end:middle]), bytes(self._come[middle:behind]))
+            del self._come[:behind]
+
+    def _take(self, kind: bytes, number: bytes, limits: list[bytes], first: bytes, second: bytes) -> None:
+        if kind == b"run":
+            seconds, limit = limits
+            self._run(number, float(seconds), int(limit), first, second)
+        elif kind == b"open":
+            self._connect(number, first)
+        elif number in self._streams:
+            self._streams[number].send(first)
+
+    def _run(self, number: bytes, seconds: float, limit: int, text: bytes, told: bytes) -> None:
+        try:
+            self._commands[number] = time.monotonic() + seconds, Command(self._watch, text, told, limit)
+        except OSError as error:
+            self._answer(b"done %b %d" % (number, _CANNOT_RUN), b"", str(error).encode())
+
+    def _connect(self, number: bytes, path: bytes) -> None:
+        try:
+            self._streams[number] = Stream(self._watch, path, lambda data: self._answer(b"data %b" % number, data))
+        except OSError:
+            self._answer(b"data %b" % number, b"")
+
+    def _answer(self, start: bytes, *parts: bytes | bytearray) -> None:
+        sizes = b"".join(b" %d" % len(part) for part in parts)
+        left = memoryview(b"".join((start, sizes, b"\n", *parts)))
+        while left:
+            left = left[os.write(self._answers, left) :]
 
 
 if __name__ == "__main__":
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    Server(0, 1).serve()

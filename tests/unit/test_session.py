@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from testbed.drivers.session import LIMIT, PROGRAM, Session
+from testbed.drivers.session import LIMIT, PROGRAM, Session, Stream
 
 
 def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
@@ -54,7 +57,7 @@ def test_output_is_cut_and_unread_input_is_no_error(session: Session) -> None:
     assert (done.status, len(done.stdout)) == (0, LIMIT)
 
 
-@pytest.mark.parametrize("line", [b"", b"garbage\n", b"[1]\n", b"[" * 100_000 + b"\n", b'{"id": {}}\n'])
+@pytest.mark.parametrize("line", [b"", b"garbage\n", b"done\n", b"done x 0 0 0\n", b"x" * 100_000 + b"\n", b"data 7 1\nx", b"late 7\n"])
 def test_a_far_end_that_talks_nonsense_ends_the_session(line: bytes) -> None:
     session = Session(lambda _: None, io.BytesIO(line))
     with pytest.raises(EOFError):
@@ -63,7 +66,7 @@ def test_a_far_end_that_talks_nonsense_ends_the_session(line: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b'{"id": 0}\n', b'{"id": 0, "status": "x", "out": "", "err": ""}\n', b'{"id": 0, "status": 0, "out": 1}\n']
+    "answer", [b"done 0\n", b"done 0 0 1\n", b"done 0 0 5 0\nx", b"done 0 0 -1 0\n", b"done 0 0 99999999999 0\n", b"done 0 0 0 0 0\n"]
 )
 def test_an_answer_that_makes_no_sense_is_no_result(answer: bytes) -> None:
     class Slow(io.BytesIO):
@@ -81,3 +84,68 @@ def test_a_far_end_that_is_gone_is_told_at_once(session: Session) -> None:
         session.run("kill -9 $PPID", stdin=b"", timeout=30)
     with pytest.raises(EOFError, match="has ended"):
         session.run("true", stdin=b"", timeout=30)
+
+
+def test_much_input_and_a_command_that_cannot_start(session: Session) -> None:
+    told = bytes(range(256)) * 20_000
+    assert session.run("md5sum", stdin=told, timeout=30).text == f"{hashlib.md5(told).hexdigest()}  -\n"
+    assert session.run(f": {'x' * 3_000_000}", stdin=b"", timeout=10).status == 126
+
+
+def test_a_command_is_not_killed_by_what_its_shell_leaves_running(session: Session) -> None:
+    done = session.run("sleep 0.3 & echo started; exec >/dev/null 2>&1; sleep 0.1; exit 3", stdin=b"", timeout=10)
+    assert (done.status, done.text) == (3, "started\n")
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        listener.settimeout(5)
+        yield listener
+
+
+def _heard(connection: socket.socket | Stream, size: int) -> bytes:
+    heard = b""
+    while len(heard) < size and (data := connection.recv(65536)):
+        heard += data
+    return heard
+
+
+def test_a_stream_carries_bytes_both_ways_beside_commands(session: Session, listener: socket.socket) -> None:
+    stream = session.open(listener.getsockname())
+    far, _ = listener.accept()
+    much = bytes(range(256)) * 10_000
+    with ThreadPoolExecutor(4) as pool:
+        command = pool.submit(lambda: session.run("sleep 0.2; echo done", stdin=b"", timeout=10).text)
+        there, back = pool.submit(_heard, far, len(much)), pool.submit(_heard, stream, len(much))
+        pool.submit(far.sendall, much)
+        for at in range(0, len(much), 65536):
+            stream.sendall(much[at : at + 65536])
+        assert (there.result(), back.result(), command.result()) == (much, much, "done\n")
+
+
+def test_either_side_ends_a_stream(session: Session, listener: socket.socket) -> None:
+    first = session.open(listener.getsockname())
+    far, _ = listener.accept()
+    first.sendall(b"last words")
+    first.close()
+    assert (far.recv(64), far.recv(64), first.recv(64)) == (b"last words", b"", b"")
+    second = session.open(listener.getsockname())
+    far, _ = listener.accept()
+    far.sendall(b"bye")
+    far.close()
+    assert (second.recv(64), second.recv(64), second.recv(64)) == (b"bye", b"", b"")
+    second.sendall(b"to nobody")
+    assert session.run("echo alive", stdin=b"", timeout=10).text == "alive\n"
+
+
+def test_a_stream_to_nobody_ends_at_once_and_so_does_one_whose_session_has_ended(session: Session, listener: socket.socket) -> None:
+    assert session.open(f"{listener.getsockname()}.gone").recv(64) == b""
+    stream = session.open(listener.getsockname())
+    with pytest.raises(EOFError):
+        session.run("kill -9 $PPID", stdin=b"", timeout=30)
+    assert stream.recv(64) == b""
+    with pytest.raises(EOFError):
+        session.open(listener.getsockname())
