@@ -97,15 +97,22 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
             closes=lambda stage: f"sed -i '\\#^  /etc/\\*\\* rw,#d' {rules(stage.guests[0])}; {load(stage.guests[0])}",
             shows=lambda stage: f"grep -qF '/etc/** rw,' {rules(stage.guests[0])}",
         ),
+        command(
+            "a worker's profile lets it start a shell",
+            opens=lambda stage: f"echo '  /{{usr/,}}bin/dash mrix,' >> {rules(stage.guests[0])}; {load(stage.guests[0])}",
+            closes=lambda stage: f"sed -i '\\#bin/dash mrix,#d' {rules(stage.guests[0])}; {load(stage.guests[0])}",
+            shows=lambda stage: f"grep -qF 'bin/dash mrix,' {rules(stage.guests[0])}",
+        ),
     ),
 )
 def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
     forbidden = [Attempt("read", "/etc/shadow"), Attempt("read", "/etc/libvirt/qemu.conf"), Attempt("read", "/etc/sudoers")]
     forbidden += [Attempt("write", "/etc/hostname"), Attempt("write", "/etc/passwd"), Attempt("list", POOLS)]
+    forbidden += [Attempt("read", "/proc/1/cmdline"), *(Attempt("execute", f"/usr/bin/{name}") for name in ("dash", "bash", "cat", "dd"))]
     for guest in fleet.testbed.guests_on(node.name):
         found = node.read(f"cat /proc/{pid(node, guest)}/attr/current")
         assert found == f"libvirt-{guest.uuid} (enforce)", f"the worker of {guest.label} runs under '{found}'"
-        reached = succeeded(node, guest, forbidden, as_root=True)
+        reached = succeeded(node, guest, forbidden, uid=0)
         assert not reached, f"the profile of {guest.label} alone would allow {sorted(map(str, reached))}"
     required = node.infra.file("/etc/libvirt/qemu.conf").content_string
     assert "security_require_confined = 1" in required, "libvirt starts guests without a profile"
