@@ -11,11 +11,15 @@ import secrets
 import shlex
 import struct
 import time
+from collections.abc import Callable
+from typing import Any
 
 from testbed.drivers.ssh import Host
 from testbed.errors import ProvisioningError
 from testbed.model.testbed import Guest
 from testbed.plan.domains import machine_id
+
+Ask = Callable[[str, dict[str, object], int], dict[str, Any]]  # a guest's agent: command, arguments, seconds
 
 _SAVED = "/var/lib/testbed/saved-guest"
 _WAKING = "/run/testbed-waking"
@@ -25,7 +29,8 @@ _HEADER = 92
 _FIELDS = struct.Struct("=16s5I")
 _VERSIONS = (2, 3)
 _FRESH = 128  # octets
-_PROGRAM = "/usr/lib/testbed/wake"
+_REQUEST = "/run/wake"  # where a guest waits to be told who it is
+_CALL = 10  # seconds
 
 
 def saved_header(host: Host) -> bytes:
@@ -51,50 +56,56 @@ def headed(header: bytes, domain: str) -> bytes:
     return _FIELDS.pack(magic, version, len(text), 0, form, 0).ljust(_HEADER, b"\0") + text
 
 
+def lay_disk(host: Host, guest: Guest) -> None:
+    """Make a guest's root disk what it was when memory was saved.
+
+    Raises:
+        ProvisioningError: the node cannot.
+
+    """
+    host.must(f"install -m 0600 -o {guest.uid} -g {guest.uid} {_SAVED}/root.qcow2 {shlex.quote(guest.root_disk)}")
+
+
 def lay_out(host: Host, guest: Guest, head: bytes) -> str:
-    """Put a guest's file together on its node, and its root disk as it was when memory was saved; return the file's path.
+    """Put a guest's memory together on its node, behind what libvirt must read first; return the file's path.
 
     Raises:
         ProvisioningError: the node cannot.
 
     """
     path = f"{_WAKING}/{guest.domain}"
-    disk = shlex.quote(guest.root_disk)
-    host.must(
-        f"install -d -m 0700 {_WAKING} && (umask 077 && cat - {_SAVED}/memory > {path}) && cat {_SAVED}/root.qcow2 > {disk}", stdin=head
-    )
+    host.must(f"install -d -m 0700 {_WAKING} && umask 077 && cat - {_SAVED}/memory > {path}", stdin=head)
     return path
 
 
-def clear(host: Host, path: str) -> None:
-    """Remove what `lay_out` has put together.
-
-    Raises:
-        ProvisioningError: the node cannot.
-
-    """
-    host.must(f"rm -f {path}")
-
-
-def call(guest: Guest) -> dict[str, object]:
-    """Return what a guest's agent is asked for when its memory goes on: to run the program that makes it somebody."""
+def told(guest: Guest) -> bytes:
+    """Return what makes a guest somebody when its memory goes on (playbooks/roles/guest/files/wake)."""
     lines = [guest.name, machine_id(guest.uuid), str(time.time_ns()), secrets.token_hex(_FRESH)]
     lines += [f"{nic.mac}{' dhcp6' if nic.address6 else ''}" for nic in guest.nics]
-    text = "".join(f"{line}\n" for line in lines)
-    told = base64.b64encode(text.encode()).decode()
-    return {"path": "/usr/bin/python3", "arg": ["-ISu", _PROGRAM], "input-data": told, "capture-output": True}
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
-def require_done(guest: Guest, status: dict[str, object]) -> None:
-    """Return if the program has ended well.
-
-    Args:
-        status: what the agent says of it.
+def tell(ask: Ask, guest: Guest) -> None:
+    """Tell a guest who it is, by its agent.
 
     Raises:
+        InstrumentError: the agent does not answer, or nobody waits in the guest.
+
+    """
+    handle = ask("guest-file-open", {"path": _REQUEST, "mode": "w"}, _CALL).get("value")
+    ask("guest-file-write", {"handle": handle, "buf-b64": base64.b64encode(told(guest)).decode()}, _CALL)
+    ask("guest-file-close", {"handle": handle}, _CALL)
+
+
+def require_identity(ask: Ask, guest: Guest) -> None:
+    """Return if a guest has become somebody.
+
+    Raises:
+        InstrumentError: the agent does not answer.
         ProvisioningError: it has not.
 
     """
-    if status.get("exited") is not True or status.get("exitcode") != 0:
-        fact = str(status)[:400]
+    answer = ask("guest-get-host-name", {}, _CALL)
+    if answer.get("host-name") != guest.name:
+        fact = str(answer)[:400]
         raise ProvisioningError(f"{guest.label} does not take its identity", fact=fact, remedy="run `testbed up` again, or use --cold")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from testbed.drivers import batch, clock, limits
+from testbed.drivers import batch, clock, guest_memory, limits
 from testbed.drivers.hypervisor import Domain, Hypervisor
 from testbed.drivers.ssh import BOOT, Host
 from testbed.drivers.starting import Starter
@@ -21,16 +21,15 @@ from testbed.model.testbed import IMAGES, POOLS, Guest, Machine, Testbed
 from testbed.plan.diff import Action, Verb
 from testbed.plan.domains import waits
 from testbed.plan.resources import Key, Kind, Properties
-from testbed.plan.settings import FILTERS, settings
+from testbed.plan.settings import FILTERS, SOCKETS, settings
 from testbed.spec.schema import GIB
 
 _GUEST = 45.0  # seconds that a guest may take until it is ready, alone on a machine with KVM
 _PING = 10  # seconds
 _SIDE_BY_SIDE = 4
 _ROOT_SIZE = 2 * GIB
-_HELPER = "sudo -n virt-ssh-helper qemu:///system"
 _FILES = f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%P %m %U %n %s\\n'"
-_FOLDERS = f"cd {POOLS} && for pool in */; do [ $pool = lost+found/ ] || {{ echo pool $pool; getfacl -pnc $pool; }}; done"
+_FOLDERS = f"cd {POOLS} && getfacl -pn -- */"
 
 
 class Node:
@@ -41,7 +40,7 @@ class Node:
         self.machine = machine
         self.name = machine.name
         self.host = host
-        self._blank: set[str] = set()  # paths of root disks that were made by this process, and from which no guest has started
+        self._blank: set[str] = set()  # paths of root disks that wait for saved memory
         self._socket, self._uri = socket, f"qemu+unix:///system?socket={socket}"
         self._slowness = environment.slowness
         # Guests that start side by side share the node's CPUs.
@@ -61,7 +60,7 @@ class Node:
         """The node's libvirt, over the ssh connection; opened on first use."""
         with self._lock:
             if self._hypervisor is None:
-                self.host.bridge(self._socket, _HELPER)
+                self.host.bridge(self._socket, SOCKETS[0])
                 self._hypervisor = Hypervisor(self._uri)
             return self._hypervisor
 
@@ -139,14 +138,21 @@ class Node:
 
     def _pools(self, text: str) -> dict[Key, Properties]:
         access: dict[str, list[str]] = {}
+        owners: dict[str, str] = {}
         name = ""
         for line in text.splitlines():
-            if line.startswith("pool "):
-                name = line[5:].rstrip("/")
+            if line.startswith("# file: "):
+                name = line[8:].rstrip("/")
                 access[name] = []
-            elif line:
+            elif line.startswith("# owner: "):
+                owners[name] = line[9:]
+            elif name and line and not line.startswith("#"):
                 access[name].append(line)
-        return {Key(self.name, Kind.POOL, pool): {"owner": "root", "access": sorted(item)} for pool, item in access.items()}
+        access.pop("lost+found", None)
+        return {
+            Key(self.name, Kind.POOL, pool): {"owner": "root" if owners.get(pool) == "0" else owners.get(pool, ""), "access": sorted(item)}
+            for pool, item in access.items()
+        }
 
     def _volumes(self, text: str) -> dict[Key, Properties]:
         found: dict[Key, Properties] = {}
@@ -201,37 +207,48 @@ class Node:
         pool, _, file = action.key.name.partition("/")
         path = shlex.quote(f"{POOLS}/{pool}/{file}")
         if action.resource is None:
-            self.host.must(f"rm -f -- {path}")
+            self._remove_file(f"{POOLS}/{pool}/{file}")
             return
         wanted = action.resource.properties
         owner, size = int(str(wanted["owner"])), int(str(wanted.get("size", 0)))
         if action.verb is Verb.CREATE:
-            self._make_volume(pool, file, size, owner)
+            self._create_volume(pool, file, size, owner)
             return
         grow = f"; [ $(stat -c %s {path}) -gt {size} ] || truncate -s {size} {path}" if size else ""
         self.host.must(f"chown {owner}:{owner} {path} && chmod {wanted['mode']} {path}{grow}")
+
+    def _create_volume(self, pool: str, file: str, size: int, owner: int) -> None:
+        """Make a volume that has never been there; the root disk of a guest that can start from saved memory is what it was then."""
+        guest = next((guest for guest in self.lab.guests_on(self.name) if (guest.tenant, guest.root_file) == (pool, file)), None)
+        if guest and self._starter.keeps(guest):
+            guest_memory.lay_disk(self.host, guest)
+            self._blank.add(guest.root_disk)
+        else:
+            self._make_volume(pool, file, size, owner)
 
     def _make_volume(self, pool: str, file: str, size: int, owner: int) -> None:
         """Make a raw volume of so many bytes or, for none, a root overlay on the base image."""
         self.hypervisor.ensure_pool(pool, f"{POOLS}/{pool}")
         backing = None if size else f"{IMAGES}/guest/root.raw"
         self.hypervisor.create_volume(pool, file, size=size or _ROOT_SIZE, owner=owner, backing=backing)
-        if backing:
-            self._blank.add(f"{POOLS}/{pool}/{file}")
 
     def _start(self, guest: Guest, action: Action) -> None:
         assert action.resource is not None
         self.hypervisor.destroy(guest.domain)
         if action.verb is Verb.REPLACE:
-            self._renew(guest)
+            self._remove_file(guest.root_disk)
+            self._create_volume(guest.tenant, guest.root_file, 0, guest.uid)
         blank = guest.root_disk in self._blank
         self._blank.discard(guest.root_disk)
         self._starter.start(guest, action.resource.properties, blank=blank)
 
     def _renew(self, guest: Guest) -> None:
-        """Make a guest's root disk anew."""
-        self.host.must(f"rm -f -- {shlex.quote(guest.root_disk)}")
+        """Make a guest's root disk anew, for a boot."""
+        self._remove_file(guest.root_disk)
         self._make_volume(guest.tenant, guest.root_file, 0, guest.uid)
+
+    def _remove_file(self, path: str) -> None:
+        self.host.must(f"rm -f -- {shlex.quote(path)}")
 
     def close(self) -> None:
         """End the connections; they are opened anew on the next use."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from testbed.drivers import guest_memory, limits
@@ -14,7 +16,6 @@ from testbed.model.testbed import Guest, Testbed
 from testbed.plan.guest_domains import SAVED_VOLUME, guest_xml, is_usual
 from testbed.plan.resources import Properties
 
-_CALL = 10  # seconds
 _LOOK = 0.5  # seconds between looks at whether a guest has its addresses
 
 
@@ -37,13 +38,15 @@ class Starter:
         self._hypervisor = hypervisor
         self._renew = renew
         self._patience = patience
+        self._lock = threading.Lock()
+        self._header: bytes | None = None  # of the memory that the node keeps; read when it is first needed
 
     def start(self, guest: Guest, properties: Properties, *, blank: bool) -> None:
         """Start a guest, limited from its first frame on, and return when its agent answers and it has its addresses.
 
         Args:
             properties: what it is made from, for its mark.
-            blank: no guest has ever started from its root disk.
+            blank: its root disk is what it was when the memory that the node keeps was saved.
 
         Raises:
             ProvisioningError: the second start is dead as well.
@@ -52,13 +55,17 @@ class Starter:
         if not (blank and self._woken(guest, properties)):
             self._boot(guest, guest_xml(self._lab, guest, properties))
 
+    def keeps(self, guest: Guest) -> bool:
+        """Tell whether the node keeps memory from which a guest can start."""
+        with self._lock:
+            if self._header is None:
+                self._header = guest_memory.saved_header(self._host)
+        return bool(self._header) and is_usual(guest)
+
     def _woken(self, guest: Guest, properties: Properties) -> bool:
-        """Start a guest from the memory that the node keeps; tell whether that was possible."""
-        header = guest_memory.saved_header(self._host) if is_usual(guest) else b""
-        if not header:
-            return False
+        """Start a guest from the memory that the node keeps; tell whether it worked."""
         try:
-            self._wake(guest, guest_memory.headed(header, guest_xml(self._lab, guest, properties, waiting=True)))
+            self._wake(guest, guest_memory.headed(self._header or b"", guest_xml(self._lab, guest, properties, waiting=True)))
         except (InstrumentError, ProvisioningError):
             self.retried.append(guest.label)
             self._hypervisor().destroy(guest.domain)
@@ -68,19 +75,19 @@ class Starter:
 
     def _wake(self, guest: Guest, head: bytes) -> None:
         hypervisor, path = self._hypervisor(), guest_memory.lay_out(self._host, guest, head)
+        ask = partial(hypervisor.agent, guest.domain)
         try:
             hypervisor.restore(path)
         finally:
-            guest_memory.clear(self._host, path)
+            self._host.must(f"rm -f {path}")
         self._let_go(guest)
         hypervisor.wait_for_agent(guest.domain, self._patience)
         for volume in guest.volumes:
             if volume.size != SAVED_VOLUME:
                 hypervisor.resize_disk(guest.domain, "vdb", volume.size)
-        program = hypervisor.agent(guest.domain, "guest-exec", guest_memory.call(guest), _CALL).get("pid")
+        guest_memory.tell(ask, guest)
         self._wait(guest)
-        status = hypervisor.agent(guest.domain, "guest-exec-status", {"pid": program}, _CALL)
-        guest_memory.require_done(guest, status)
+        guest_memory.require_identity(ask, guest)
         hypervisor.entitle(guest.domain, "")
 
     def _boot(self, guest: Guest, xml: str) -> None:

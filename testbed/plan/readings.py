@@ -17,7 +17,30 @@ _COPIES = re.compile(r"^.*\b(?:dup|fwd) to .*$", re.MULTILINE)
 _POLICY = re.compile(r"^src (\S+) dst (\S+) .*dir ([a-z]+) .*proto esp .*mode transport")
 _CONFINED = re.compile(r"libvirt-[0-9a-f-]+ \(enforce\)")
 _UP = 1  # IFF_UP, netdevice(7)
+_RULES = "/etc/nftables.conf:"
+_SYSCTL = "/proc/sys/"
 PROTECTED = "every peer, both ways"
+
+
+def lines(files: str, start: str) -> str:
+    """Return the lines of one file, whose name ends with a colon here, or of all files of a folder, which ends with a slash.
+
+    Args:
+        files: lines, each behind the name of its file and a colon.
+
+    """
+    found = [line[len(start) :] for line in files.splitlines() if line.startswith(start)]
+    return "\n".join(found if start.endswith(":") else [line.partition(":")[2] for line in found])
+
+
+def kernel(files: str) -> str:
+    """Return names and values of the kernel's network settings."""
+    return "\n".join(" ".join(line[len(_SYSCTL) :].split(":", 1)) for line in files.splitlines() if line.startswith(_SYSCTL))
+
+
+def modes(printed: str, of: Sequence[str]) -> str:
+    """Return those lines that tell names, modes and owners of some files."""
+    return "\n".join(line for line in printed.splitlines() if line.partition(" ")[0] in of)
 
 
 def tables(ruleset: str) -> dict[str, str]:
@@ -31,20 +54,26 @@ def elements(ruleset: str, table: str, name: str) -> str:
     return sets.get(name, "")
 
 
-def firewall(ruleset: str, file: str, table: str, others: frozenset[str]) -> str:
+def firewall(ruleset: str, files: str, table: str, others: frozenset[str]) -> str:
     """Return whether the live table is that of its file but for its sets' elements, its number of rules, and which tables there are.
 
     Args:
         ruleset: what the kernel runs.
-        file: how the kernel writes the file's rules down.
+        files: lines of files, its own among them, in which the rules stand as the kernel writes them down.
         table: family and name.
         others: tables that may be there, and are looked at elsewhere.
 
     """
-    live, wanted = (_SET.sub("", tables(text).get(table, "")) for text in (ruleset, file))
+    live, wanted = (_rules(text, table) for text in (ruleset, lines(files, _RULES)))
     told = "as in the file" if live == wanted else "not as in the file"
     names = [f"table {name}" for name in tables(ruleset) if name not in others]
     return "\n".join((told, str(len(_VERDICT.findall(live))), *names))
+
+
+def _rules(text: str, table: str) -> str:
+    """Return a table without its sets, comments and empty lines."""
+    told = map(str.strip, _SET.sub("", tables(text).get(table, "")).splitlines())
+    return "\n".join(line for line in told if line and not line.startswith("#"))
 
 
 def addresses(ruleset: str, table: str, name: str) -> str:
@@ -80,9 +109,9 @@ def _policy(line: str) -> str:
     return f"{found[3]} {found[1]} {found[2]} esp" if found else line
 
 
-def bridge(own: str, flags: str) -> str:
+def bridge(own: str, files: str) -> str:
     """Return the number of addresses of the integration bridge, and whether it is up."""
-    return f"{len(own.splitlines())}\n{_number(flags) & _UP}"
+    return f"{len(own.splitlines())}\n{_number(lines(files, '/sys/class/net/br-int/flags:')) & _UP}"
 
 
 def _number(text: str) -> int:
@@ -131,9 +160,10 @@ def unconfined(labels: str) -> str:
     return "\n".join(line or "none" for line in labels.splitlines() if not _CONFINED.fullmatch(line))
 
 
-def members(group: str) -> str:
-    """Return the members of a group, from its line in the database of groups."""
-    return group.strip().rpartition(":")[2]
+def members(files: str) -> str:
+    """Return the members of libvirt's group."""
+    groups = [line for line in lines(files, "/etc/group:").splitlines() if line.startswith("libvirt:")]
+    return groups[0].rpartition(":")[2]
 
 
 def beneath(files: str, folder: str) -> str:
@@ -146,12 +176,15 @@ def called(files: str, start: str) -> str:
     return "\n".join(sorted(line for line in files.splitlines() if line.rpartition("/")[2].startswith(start)))
 
 
-def uncommented(text: str) -> str:
-    """Return the lines that are no comment."""
-    return "\n".join(line for line in text.splitlines() if not line.startswith("#")).strip()
+def additions(files: str) -> str:
+    """Return what is added to every worker's profile, without comments."""
+    added = "\n".join(lines(files, f"/etc/apparmor.d/{folder}") for folder in ("local/", "abstractions/"))
+    return "\n".join(line for line in added.splitlines() if not line.startswith("#")).strip()
 
 
-def read_only(mounts: str, modes: str, folder: str) -> str:
+def read_only(files: str, printed: str, folder: str) -> str:
     """Return the first option of what is mounted on a folder, and the different modes and owners of its files."""
-    options = [words[3].partition(",")[0] for line in mounts.splitlines() if len(words := line.split()) > 3 and words[1] == folder]
-    return "\n".join((*options[-1:], *sorted(set(modes.splitlines()))))
+    mounts = [line.split() for line in lines(files, "/proc/self/mounts:").splitlines()]
+    options = [words[3].partition(",")[0] for words in mounts if len(words) > 3 and words[1] == folder]
+    shapes = {line.partition(" ")[2] for line in printed.splitlines() if line.startswith(f"{folder}/")}
+    return "\n".join((*options[-1:], *sorted(shapes)))

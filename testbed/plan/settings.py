@@ -16,6 +16,11 @@ from testbed.plan import readings
 from testbed.plan.identity import address_sets
 from testbed.plan.neighbours import ATTACH, GUARDS, RULES, allowed, guarded, links
 
+# A machine answers for an address on that address's network only, forwards nothing and speaks no IPv6 (NET-09).
+KERNEL = {
+    "net/ipv4/ip_forward": 0, "net/ipv4/conf/all/rp_filter": 1, "net/ipv4/conf/all/arp_ignore": 2,
+    "net/ipv4/conf/all/accept_redirects": 0, "net/ipv6/conf/all/disable_ipv6": 1,
+}  # fmt: skip
 RULESET = "nft -s list ruleset"
 # Filters of every interface that has any; behind a line that names it, as for every interface of a guest.
 FILTERS = (
@@ -24,10 +29,17 @@ FILTERS = (
     "printf 'filter show dev %s ingress\\nfilter show dev %s egress\\n' $device $device | tc -force -batch - ;; esac; done"
 )
 _SWITCH = "ovs-vsctl -voff --format=json -- --columns=name list mirror -- --columns=name,external_ids list interface"
+# Every line of small files, behind the name of its file: an emulated machine needs 30 ms to start a program.
+TEXTS = (
+    "grep -asH '' /etc/nftables.conf /etc/group /etc/ssh/principals/* /etc/systemd/system/ovs-vswitchd.service.d/* "
+    "/etc/systemd/system/ovn-controller.service.d/* /etc/apparmor.d/local/abstractions/libvirt-qemu "
+    "/etc/apparmor.d/abstractions/libvirt-qemu.d/* /proc/self/mounts /sys/kernel/mm/ksm/run /sys/class/net/br-int/flags "
+    f"{' '.join(f'/proc/sys/{name}' for name in KERNEL)}"
+)
+SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/libvirt-sock-ro", "/run/libvirt/libvirt-admin-sock")
+_MODES = f"stat -c '%n %a %U:%G' {' '.join(SOCKETS)} {IMAGES}/guest/*"
 _LOGINS = "find /root/.ssh /home/*/.ssh /etc/ssh -maxdepth 2 2>/dev/null"
 _TABLE, _NEIGHBOURS = "inet testbed", "netdev neighbours"
-
-SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/libvirt-sock-ro", "/run/libvirt/libvirt-admin-sock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +95,12 @@ def _claims(lab: Testbed, machine: Machine) -> Setting:
 
 def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     elements = tuple(_address_set(name, addresses) for name, addresses in address_sets(lab, machine).items())
-    # The file is the wall; what the kernel runs must be that file, rule for rule, and nothing beside it. The kernel
-    # itself tells how it writes the file's rules down, in a network namespace that is gone afterwards.
-    file = "unshare --net sh -c 'nft -f /etc/nftables.conf; nft -s list table inet testbed'"
+    # The file is the wall; what the kernel runs must be that file, rule for rule, and nothing beside it.
     wanted = "as in the file\n13\ntable inet testbed"
     others = "nft list tables | grep -v -e '^table netdev neighbours$' -e '^table inet testbed$'"
     repair = f"{others} | while read -r _ family name; do nft delete table $family $name; done; nft -f /etc/nftables.conf"
     read = partial(readings.firewall, table=_TABLE, others=frozenset({_NEIGHBOURS}))
-    return (Setting("firewall", "NET-09", (RULESET, file), wanted, repair, read), *elements)
+    return (Setting("firewall", "NET-09", (RULESET, TEXTS), wanted, repair, read), *elements)
 
 
 def _address_set(name: str, addresses: tuple[str, ...]) -> Setting:
@@ -145,18 +155,14 @@ def _protection(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     return (Setting("tunnel-protection", "NET-08", ("ip -o xfrm policy",), readings.PROTECTED, repair, read),)
 
 
-# A machine answers for an address on that address's network only, forwards nothing and speaks no IPv6 (NET-09).
-_KERNEL = {
-    "net.ipv4.ip_forward": 0, "net.ipv4.conf.all.rp_filter": 1, "net.ipv4.conf.all.arp_ignore": 2,
-    "net.ipv4.conf.all.accept_redirects": 0, "net.ipv6.conf.all.disable_ipv6": 1,
-}  # fmt: skip
 _NETWORK = (
     Setting(
         "network-stack",
         "NET-09",
-        (f"sysctl {' '.join(_KERNEL)}",),
-        "\n".join(f"{name} = {value}" for name, value in _KERNEL.items()),
-        f"sysctl -q -w {' '.join(f'{name}={value}' for name, value in _KERNEL.items())}",
+        (TEXTS,),
+        "\n".join(f"{name} {value}" for name, value in KERNEL.items()),
+        f"sysctl -q -w {' '.join(f'{name}={value}' for name, value in KERNEL.items())}",
+        readings.kernel,
     ),
 )
 
@@ -180,9 +186,10 @@ _ACCESS = (
     Setting(
         "ssh-principals",
         "ACC-02",
-        ("head -c 4096 /etc/ssh/principals/*",),
+        (TEXTS,),
         "node-admin",
         "rm -f /etc/ssh/principals/*; echo node-admin > /etc/ssh/principals/admin; chmod 0644 /etc/ssh/principals/admin",
+        partial(readings.lines, start="/etc/ssh/principals/"),
     ),
 )
 
@@ -219,14 +226,15 @@ _ROOT_PARTITION = (
     Setting(
         "memory-deduplication",
         "CMP-02",
-        ("cat /sys/kernel/mm/ksm/run",),
+        (TEXTS,),
         "0",
         "echo 2 > /sys/kernel/mm/ksm/run; echo 0 > /sys/kernel/mm/ksm/run",
+        partial(readings.lines, start="/sys/kernel/mm/ksm/run:"),
     ),
     Setting(
         "integration-bridge",
         "NET-09",
-        ("ip -o addr show dev br-int", "cat /sys/class/net/br-int/flags"),
+        ("ip -o addr show dev br-int", TEXTS),
         "0\n0",
         "ip addr flush dev br-int; ip link set br-int down",
         readings.bridge,
@@ -242,9 +250,10 @@ _ROOT_PARTITION = (
     Setting(
         "switch-drop-ins",
         "NET-13",
-        ("cat /etc/systemd/system/ovs-vswitchd.service.d/* /etc/systemd/system/ovn-controller.service.d/* 2>/dev/null",),
+        (TEXTS,),
         "",
         "rm -rf /etc/systemd/system/ovs-vswitchd.service.d /etc/systemd/system/ovn-controller.service.d; systemctl daemon-reload",
+        partial(readings.lines, start="/etc/systemd/system/"),
     ),
     Setting(
         "mirrors",
@@ -261,14 +270,15 @@ _ROOT_PARTITION = (
     Setting(
         "libvirt-sockets",
         "ACC-05",
-        (f"stat -c '%a %U:%G' {' '.join(SOCKETS)}",),
-        "\n".join("600 root:root" for _ in SOCKETS),
+        (_MODES,),
+        "\n".join(f"{socket} 600 root:root" for socket in SOCKETS),
         f"chown root:root {' '.join(SOCKETS)}; chmod 0600 {' '.join(SOCKETS)}",
+        partial(readings.modes, of=SOCKETS),
     ),
     Setting(
         "libvirt-group",
         "ACC-05",
-        ("getent group libvirt",),
+        (TEXTS,),
         "",
         "gpasswd -M '' libvirt",
         readings.members,
@@ -285,16 +295,16 @@ _ROOT_PARTITION = (
     Setting(
         "profile-additions",
         "STO-01",
-        ("cat /etc/apparmor.d/local/abstractions/libvirt-qemu /etc/apparmor.d/abstractions/libvirt-qemu.d/* 2>/dev/null",),
+        (TEXTS,),
         "",
-        ": > /etc/apparmor.d/local/abstractions/libvirt-qemu",
-        readings.uncommented,
+        ": > /etc/apparmor.d/local/abstractions/libvirt-qemu; rm -rf /etc/apparmor.d/abstractions/libvirt-qemu.d",
+        readings.additions,
     ),
     Setting(
         "base-images",
         "STO-07",
-        ("cat /proc/self/mounts", f"stat -c '%a %U' {IMAGES}/guest/*"),
-        "ro\n444 root",
+        (TEXTS, _MODES),
+        "ro\n444 root:root",
         f"mount -o remount,rw {IMAGES}; chmod 0444 {IMAGES}/guest/*; chown root:root {IMAGES}/guest/*; "
         f"mount -o remount,ro {IMAGES}",
         partial(readings.read_only, folder=IMAGES),

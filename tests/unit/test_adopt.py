@@ -162,5 +162,4 @@ def test_what_stood_in_memory_is_not_saved(adopt: ModuleType, monkeypatch: pytes
     monkeypatch.setattr(adopt, "Path", lambda path: tmp_path / Path(path).name)
     monkeypatch.setattr(adopt.mmap, "mmap", lambda _, size, flags: cleared.append(size) or opened)
     adopt.forget()
-    assert (tmp_path / "drop_caches").read_text() == "1"
     assert cleared == [1000000 * 1024 - adopt.SPARE]

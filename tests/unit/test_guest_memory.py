@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import importlib.util
 import struct
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -102,11 +104,28 @@ def test_who_saves_a_guest_means_the_same_numbers_as_who_starts_one() -> None:
     assert f"FOLDER={guest_memory._SAVED}\n" in program
 
 
-@pytest.mark.parametrize("status", [{}, {"exited": False}, {"exited": True, "exitcode": 1}, {"exited": True, "signal": 9}, {"exited": "x"}])
-def test_a_guest_that_does_not_take_its_identity_is_an_error(status: dict[str, object]) -> None:
+@pytest.mark.parametrize("answer", [{}, {"host-name": "anonymous"}, {"host-name": None}, {"value": GUEST.name}])
+def test_a_guest_that_does_not_take_its_identity_is_an_error(answer: dict[str, object]) -> None:
     with pytest.raises(ProvisioningError, match="does not take its identity"):
-        guest_memory.require_done(GUEST, status)
-    guest_memory.require_done(GUEST, {"exited": True, "exitcode": 0, "out-data": "anything"})
+        guest_memory.require_identity(lambda *_: answer, GUEST)
+    guest_memory.require_identity(lambda *_: {"host-name": GUEST.name}, GUEST)
+
+
+def test_a_guest_is_told_by_its_agent_at_the_pipe_where_it_waits() -> None:
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    def ask(command: str, arguments: dict[str, object], _: int) -> dict[str, object]:
+        asked.append((command, arguments))
+        return {"value": 1000}
+
+    guest_memory.tell(ask, GUEST)
+    program = (playbooks() / "roles/guest/files/wake").read_text()
+    assert asked[0] == ("guest-file-open", {"path": "/run/wake", "mode": "w"})
+    assert 'REQUEST, WAITING = "/run/wake", "/run/waiting"' in program
+    assert '"path": "/run/waiting"' in (playbooks() / "roles/hypervisor/files/before-saving").read_text()
+    assert asked[1][1]["handle"] == 1000
+    assert base64.b64decode(str(asked[1][1]["buf-b64"])).decode().startswith(f"{GUEST.name}\n")
+    assert asked[2] == ("guest-file-close", {"handle": 1000})
 
 
 @pytest.fixture
@@ -119,7 +138,6 @@ def wake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     module.did = []
     monkeypatch.setattr(module, "reseed", lambda fresh: module.did.append(("reseed", len(fresh))))
     monkeypatch.setattr(module.time, "clock_settime_ns", lambda _, now: module.did.append(("clock", now)))
-    monkeypatch.setattr(module, "socket", SimpleNamespace(sethostname=lambda name: module.did.append(("name", name))))
     monkeypatch.setattr(module, "write", lambda path, text: module.did.append((path, text)))
     monkeypatch.setattr(module, "take_macs", lambda macs: module.did.append(("macs", macs)))
     monkeypatch.setattr(module.os, "execv", lambda path, argv: module.did.append((path, argv)))
@@ -128,22 +146,31 @@ def wake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 def test_a_guest_does_what_it_is_told_and_draws_nothing_before_it_has_been_reseeded(wake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     nic = GUEST.nics[0]
-    request = guest_memory.call(replace(GUEST, nics=(nic, replace(nic, mac="0a:00:00:00:00:02", address6=nic.address6 or LAB))))  # type: ignore[arg-type]
-    text = base64.b64decode(str(request["input-data"])).decode()
-    monkeypatch.setattr(wake.sys, "stdin", SimpleNamespace(read=lambda: text))
-    wake.main()
-    assert [name for name, _ in wake.did] == ["reseed", "clock", "name", "/etc/machine-id", "/run/boot_id", "macs", "/usr/bin/busybox"]
+    six = replace(nic, mac="0a:00:00:00:00:02", address6=nic.address6 or LAB)  # type: ignore[arg-type]
+    wake.become(guest_memory.told(replace(GUEST, nics=(nic, six))).decode())
+    assert [name for name, _ in wake.did] == ["reseed", "clock", "/etc/machine-id", "/run/boot_id", "macs", "/usr/bin/busybox"]
     did = dict(wake.did)
     assert did["reseed"] == 128
-    assert did["name"] == GUEST.name
     assert did["/etc/machine-id"] == f"{GUEST.uuid.replace('-', '')}\n"
     assert uuid.UUID(did["/run/boot_id"].strip()).version == 4
     assert did["macs"] == [nic.mac, "0a:00:00:00:00:02"]
-    assert did["/usr/bin/busybox"][-1] == "0a:00:00:00:00:02"
+    assert did["/usr/bin/busybox"][-2:] == [GUEST.name, "0a:00:00:00:00:02"]
+
+
+def test_a_guest_that_waits_reads_what_comes_through_its_pipe_and_leaves_nothing(wake: Any, tmp_path: Path) -> None:
+    wake.REQUEST, wake.WAITING = str(tmp_path / "wake"), str(tmp_path / "waiting")
+    wake.write = lambda path, text: Path(path).write_text(text)
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(wake.wait)
+        while not Path(wake.WAITING).exists():
+            time.sleep(0.01)
+        Path(wake.REQUEST).write_text("name\nid\n")
+        assert told.result(5) == "name\nid\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_two_guests_are_told_the_same_random_bytes() -> None:
-    assert len({str(guest_memory.call(GUEST)["input-data"]) for _ in range(3)}) == 3
+    assert len({guest_memory.told(GUEST).splitlines()[3] for _ in range(3)}) == 3
 
 
 class Puppet:
@@ -160,7 +187,7 @@ class Puppet:
                 raise ProvisioningError("no", fact="-", remedy="-")
             own = [{"ip-address": "10.0.0.9", "ip-address-type": "ipv4"}]
             found = [{"hardware-address": nic.mac, "ip-addresses": own} for nic in GUEST.nics]
-            return {"value": found, "pid": 7, "exited": True, "exitcode": 0}
+            return {"value": found, "host-name": GUEST.name}
 
         return do
 
@@ -169,7 +196,7 @@ def _started(hypervisor: Puppet, *, blank: bool, kept: bytes) -> tuple[list[str]
     renewed: list[str] = []
     host: Any = SimpleNamespace(sudo=lambda _: SimpleNamespace(stdout=kept), must=lambda *_, **__: "")
     starter = Starter(LAB, host, lambda: cast(Any, hypervisor), lambda guest: renewed.append(guest.label), 1.0)
-    starter.start(GUEST, {}, blank=blank)
+    starter.start(GUEST, {}, blank=blank and starter.keeps(GUEST))
     return starter.retried, renewed
 
 
@@ -178,7 +205,7 @@ def test_a_guest_that_has_never_run_goes_on_from_memory() -> None:
     assert _started(hypervisor, blank=True, kept=_header()) == ([], [])
     assert hypervisor.did[:3] == ["restore", "resume", "wait_for_agent"]
     assert "create" not in hypervisor.did
-    assert hypervisor.did[-2:] == ["agent guest-exec-status", "entitle"]
+    assert hypervisor.did[-2:] == ["agent guest-get-host-name", "entitle"]
 
 
 @pytest.mark.parametrize(("blank", "kept"), [(False, _header()), (True, b"")])
@@ -189,7 +216,7 @@ def test_a_guest_that_has_run_or_finds_no_memory_boots(blank: bool, kept: bytes)
     assert "restore" not in hypervisor.did
 
 
-@pytest.mark.parametrize("step", ["restore", "resume", "agent guest-exec", "agent guest-exec-status"])
+@pytest.mark.parametrize("step", ["restore", "resume", "agent guest-file-open", "agent guest-get-host-name"])
 def test_a_guest_that_does_not_wake_boots_from_a_new_disk_and_is_counted(step: str) -> None:
     hypervisor = Puppet(fails=step)
     assert _started(hypervisor, blank=True, kept=_header()) == ([GUEST.label], [GUEST.label])

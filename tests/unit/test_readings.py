@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from testbed.plan import readings
-from testbed.plan.settings import Setting
+from testbed.plan.settings import KERNEL, Setting
 
 SETS = """\tset peers {{
 \t\ttype ipv4_addr
@@ -34,7 +34,17 @@ def _table(name: str, body: str) -> str:
 
 FILE = _table("inet testbed", SETS.format(elements="198.18.1.1") + CHAIN)
 LIVE = _table("inet testbed", SETS.format(elements="198.18.1.3,\n\t\t\t     198.18.1.2") + CHAIN)
-firewall = partial(readings.firewall, file=FILE, table="inet testbed", others=frozenset({"netdev neighbours"}))
+
+
+def _files(**contents: str) -> str:
+    """Return what is printed of files, by their names with two underscores for each slash."""
+    named = {f"/{name.replace('__', '/')}": text for name, text in contents.items()}
+    return "\n".join(f"{name}:{line}" for name, text in named.items() for line in text.splitlines())
+
+
+COMMENTED = FILE.replace("\tchain input", "\t# what comes in: a comment\n\n\tchain input").replace("{\n", "{\n# first\n", 1)
+FILES = "\n".join(f"/etc/nftables.conf:{line}" for line in f"table inet testbed\ndelete table inet testbed\n{COMMENTED}".splitlines())
+firewall = partial(readings.firewall, files=FILES, table="inet testbed", others=frozenset({"netdev neighbours"}))
 
 
 def test_a_firewall_is_its_file_whatever_its_sets_hold() -> None:
@@ -82,9 +92,10 @@ def test_a_policy_that_is_not_esp_in_transport_mode_stands_as_it_is() -> None:
     ("", "0x1102", "0\n0"),
     ("5: br-int inet 192.0.2.1/24", "0x1103", "1\n1"),
     ("", "gone", "0\n1"),
+    ("", "", "0\n1"),
 ])  # fmt: skip
 def test_a_bridge_is_down_and_has_no_address(own: str, flags: str, value: str) -> None:
-    assert readings.bridge(own, flags) == value
+    assert readings.bridge(own, f"/sys/class/net/br-int/flags:{flags}") == value
 
 
 def test_a_rule_that_delivers_at_once_is_counted() -> None:
@@ -140,13 +151,43 @@ def test_files_are_found_by_folder_and_by_name() -> None:
     assert readings.called(files, "authorized_keys") == "/root/.ssh/authorized_keys2"
 
 
-def test_members_and_additions() -> None:
-    assert [readings.members(line) for line in ("libvirt:x:105:", "libvirt:x:105:eve,mallory")] == ["", "eve,mallory"]
-    assert readings.uncommented("# a comment\n  /dev/sda rw,\n") == "/dev/sda rw,"
+def test_members_of_libvirts_group() -> None:
+    other = "root:x:0:\nlibvirt-qemu:x:64055:mallory"
+    assert [readings.members(_files(etc__group=f"{other}\n{line}")) for line in ("libvirt:x:105:", "libvirt:x:105:eve,mallory")] == [
+        "", "eve,mallory",
+    ]  # fmt: skip
+    with pytest.raises(LookupError):
+        readings.members(_files(etc__group=other))
+
+
+def test_what_is_added_to_every_profile() -> None:
+    local, more = "etc__apparmor.d__local__abstractions__libvirt-qemu", "etc__apparmor.d__abstractions__libvirt-qemu.d__x"
+    assert readings.additions(_files(**{local: "# a comment\n  /dev/sda rw,"})) == "/dev/sda rw,"
+    assert readings.additions(_files(**{local: "# a comment", more: "/dev/sdb r,"})) == "/dev/sdb r,"
+    assert readings.additions(_files(**{local: "# a comment"})) == ""
+
+
+def test_lines_of_files_of_a_folder_and_of_one_file() -> None:
+    files = _files(etc__a="1: x\n", etc__ab="2", etc__b__c="3\n4", etc__b__d="5")
+    assert readings.lines(files, "/etc/b/") == "3\n4\n5"
+    assert readings.lines(files, "/etc/a:") == "1: x"
+    assert readings.lines(files, "/gone") == ""
+
+
+def test_names_and_values_of_the_kernels_settings() -> None:
+    names = "\n".join(f"/proc/sys/{name}:{value}" for name, value in KERNEL.items())
+    assert readings.kernel(f"{names}\n/etc/group:x").splitlines() == [f"{name} {value}" for name, value in KERNEL.items()]
+
+
+def test_modes_of_some_files_only() -> None:
+    printed = "/run/a 600 root:root\n/run/ab 666 root:root\n/images/guest/x 444 root:root\nstat: cannot stat"
+    assert readings.modes(printed, of=("/run/a", "/run/gone")) == "/run/a 600 root:root"
 
 
 def test_the_last_of_several_mounts_counts() -> None:
-    mounts = "/dev/vda / ext4 rw 0 0\n/dev/vdb /images ext4 ro,nosuid 0 0"
-    assert readings.read_only(mounts, "444 root\n444 root", "/images") == "ro\n444 root"
-    assert readings.read_only(f"{mounts}\ntmpfs /images tmpfs rw 0 0", "444 root\n644 eve", "/images") == "rw\n444 root\n644 eve"
-    assert readings.read_only("/dev/vda / ext4 rw 0 0", "444 root", "/images") == "444 root"
+    mounts = _files(proc__self__mounts="/dev/vda / ext4 rw 0 0\n/dev/vdb /images ext4 ro,nosuid 0 0")
+    modes = "/images/guest/a 444 root\n/images/guest/b 444 root\n/run/socket 600 eve"
+    assert readings.read_only(mounts, modes, "/images") == "ro\n444 root"
+    again = f"{mounts}\n{_files(proc__self__mounts='tmpfs /images tmpfs rw 0 0')}"
+    assert readings.read_only(again, modes.replace("b 444 root", "b 644 eve"), "/images") == "rw\n444 root\n644 eve"
+    assert readings.read_only("", modes, "/images") == "444 root"

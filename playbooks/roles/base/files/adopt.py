@@ -70,9 +70,11 @@ def prepare() -> None:
 
 
 def forget() -> None:
-    """Let the kernel clear memory that holds files of the disk or is free: what stands there would be saved, and loaded anew."""
+    """Let the kernel clear memory that is free: what stood there would be saved, and loaded anew.
+
+    What was read from the disk stays: an emulated machine needs longer to read it again than any other to load it.
+    """
     os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("1")
     words = Path("/proc/meminfo").read_text().split()
     size = int(words[words.index("MemFree:") + 1]) * 1024 - SPARE
     if size > 0:
