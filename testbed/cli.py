@@ -26,13 +26,12 @@ from testbed.plan.diff import Action, diff
 from testbed.plan.resources import OUTER, desired, places
 from testbed.report import formats
 from testbed.report import graph as graphs
-from testbed.report.result import exit_code
+from testbed.report.result import content_of, exit_code
 from testbed.revival import revive
 from testbed.spec.load import read
 from testbed.spec.schema import json_schema
 from testbed.terminal import ERR, Json, elapsed, escape, out, say
 from testbed.trace import chart
-from testbed.verify import run as runs
 from testbed.verify.proven import Proving
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Emulated hypervisor fleets whose walls are proven.")
@@ -185,11 +184,13 @@ def _check(opened: lab.Lab, *, prove: Proving, only: list[str], as_json: bool, s
     # A job that a script starts in the background ignores Ctrl-C unless it says otherwise.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        from testbed.verify import run as runs  # noqa: PLC0415 - scapy and pytest are a fifth of a second
+
         folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say))
     except KeyboardInterrupt:
         say(f"interrupted; what had been observed: `testbed report {opened.testbed.name}`")
         raise typer.Exit(Exit.INTERRUPTED) from None
-    data = runs.load(folder)
+    data = content_of((folder / "result.json").read_text())
     (folder / "report.md").write_text(formats.markdown(data))
     (folder / "junit.xml").write_text(formats.junit(data))
     if as_json:
@@ -209,7 +210,7 @@ def report(
     form: Annotated[str, typer.Option("--format", help="text, markdown, junit or json", envvar="TESTBED_REPORT")] = "text",
 ) -> None:
     """Show the latest run's report in another form."""
-    data = runs.load(workspace_of(name).latest_run())
+    data = content_of((workspace_of(name).latest_run() / "result.json").read_text())
     if form == "json":
         out(json.dumps(data, indent=1))
     elif form in _FORMATS:

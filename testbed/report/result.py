@@ -166,6 +166,23 @@ def from_json(data: object) -> Run:
     return run
 
 
+def content_of(text: str) -> dict[str, Any]:
+    """Return what a run's ``result.json`` holds.
+
+    Args:
+        text: of that file.
+
+    Raises:
+        UsageError: it is not a usable result.
+
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _unusable(str(error)) from error
+    return to_json(from_json(data))
+
+
 def _unusable(fact: str) -> TestbedError:
     return UsageError("this is not a usable result", fact=fact[:500], remedy="run `testbed check` again; it writes a new one")
 

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from testbed import observe, resources
 from testbed.drivers.ssh import Host
@@ -20,7 +19,7 @@ from testbed.lab import Lab
 from testbed.model.surroundings import contacts
 from testbed.plan.diff import Observed
 from testbed.plan.resources import OUTER, Key, Kind
-from testbed.report.result import Run, from_json, to_json
+from testbed.report.result import Run, to_json
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
 from testbed.verify.plugin import Revive, run_checks
@@ -108,13 +107,3 @@ def _await(host: Host, machines: Observed) -> str:
     except ProvisioningError as error:
         return f"{host.name} does not answer: {error.fact}"
     return f"{host.name} answers"
-
-
-def load(folder: Path) -> dict[str, Any]:
-    """Return the content of a run's ``result.json``.
-
-    Raises:
-        UsageError: the file is not a usable result.
-
-    """
-    return to_json(from_json(json.loads((folder / "result.json").read_text())))

@@ -16,6 +16,7 @@ from testbed import lab as labs
 from testbed import resources
 from testbed.drivers.workspace import Workspace, state_root
 from testbed.lab import Lab
+from testbed.report.result import content_of
 from testbed.terminal import out, say
 from testbed.verify import run
 from testbed.verify.declare import ATTRIBUTE, Breach, Declaration
@@ -60,7 +61,7 @@ def main() -> int:
                 say(f"open: {stage.case or 'fleet'}: {breach.name}")
                 breach.open(stage)
             folder = run.examine(lab, prove=Proving.NOTHING, only=("NET",), progress=say)
-        out(json.dumps(run.load(folder)))
+        out(json.dumps(content_of((folder / "result.json").read_text())))
     return 0
 
 
