@@ -14,6 +14,7 @@ from dataclasses import asdict
 from ipaddress import IPv4Network
 from uuid import UUID, uuid5
 
+from testbed.garbage import uncollected
 from testbed.model.testbed import (
     FIRST_WORKER_UID,
     AllowedFlow,
@@ -38,6 +39,7 @@ _MAX_TUNNEL_KEY = 2**23
 _PREFIX = {Plane.MANAGEMENT: "mgmt", Plane.FABRIC: "fabr", Plane.STORAGE: "stor"}
 
 
+@uncollected()
 def resolve(spec: Spec) -> Testbed:
     """Return what a valid topology means.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from testbed.garbage import uncollected
 from testbed.plan.resources import OUTER, Key, Kind, Properties, Resource, Value
 from testbed.spec.schema import format_size
 
@@ -59,6 +60,7 @@ class Plan:
         return bool(self.actions)
 
 
+@uncollected()
 def diff(desired: Mapping[Key, Resource], observed: Observed, unseen: frozenset[str] = frozenset()) -> Plan:
     """Return what must change.
 

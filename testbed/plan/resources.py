@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from testbed.garbage import uncollected
 from testbed.model.facts import Environment
 from testbed.model.testbed import Guest, Machine, Plane, Role, TenantNetwork, Testbed
 from testbed.plan.acls import acls
@@ -84,6 +85,7 @@ def places(lab: Testbed) -> tuple[str, ...]:
     return (OUTER, *(machine.name for machine in lab.machines))
 
 
+@uncollected()
 def desired(lab: Testbed, inputs: Inputs) -> dict[Key, Resource]:
     """Return every resource of a lab by key."""
     found = [*_outer(lab, inputs), *central(lab)]

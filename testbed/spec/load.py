@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from testbed.errors import Mistake, TestbedError, TopologyError, UsageError
+from testbed.garbage import uncollected
 from testbed.spec import rules
 from testbed.spec.document import Document, Path, Value, at, dotted, parse
 from testbed.spec.schema import (
@@ -85,6 +86,7 @@ def _unreadable(file: File, error: Exception) -> TestbedError:
     return UsageError(f"cannot read the topology {file}", fact=fact, remedy=remedy)
 
 
+@uncollected()
 def load(text: str, file: str, *, machine_memory: int | None = None) -> Topology:
     """Return the topology that a text describes; see `read`."""
     document = parse(text)
