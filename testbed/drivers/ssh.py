@@ -18,7 +18,7 @@ from pathlib import Path
 
 import paramiko
 
-from testbed.drivers.session import PROGRAM, Completed, Session, Stream
+from testbed.drivers.session import BEGIN, PROGRAM, Completed, Session, Stream
 from testbed.errors import InstrumentError, ProvisioningError
 
 USER = "admin"
@@ -138,7 +138,8 @@ class Host:
                 if transport is None:
                     raise paramiko.SSHException("connection lost")
                 channel = transport.open_session(timeout=60)
-                channel.exec_command(f"exec sudo -n -- python3 -ISuc {shlex.quote(PROGRAM)}")
+                channel.exec_command(f"exec sudo -n -- python3 -ISuc {shlex.quote(BEGIN)}")
+                channel.sendall(PROGRAM)
                 self._session = Session(channel.sendall, channel.makefile("rb"))
             return self._session
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.drivers.session import LIMIT, PROGRAM, Session, Stream
+from testbed.drivers.session import BEGIN, LIMIT, PROGRAM, Session, Stream
 
 
 def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
@@ -25,9 +25,10 @@ def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
 
 @pytest.fixture
 def session() -> Iterator[Session]:
-    argv = [sys.executable, "-ISuc", PROGRAM]
+    argv = [sys.executable, "-ISuc", BEGIN]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
+        _write(process, PROGRAM)
         yield Session(lambda data: _write(process, data), process.stdout)
         process.kill()
 
