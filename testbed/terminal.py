@@ -11,7 +11,7 @@ from rich.console import Console
 
 from testbed.report.formats import clean
 
-ERR = Console(stderr=True, highlight=False)
+ERR = Console(stderr=True, highlight=False, emoji=False)  # or parts of IPv6 addresses become pictures
 Json = Annotated[bool, typer.Option("--json", help="print JSON", envvar="TESTBED_JSON")]
 _START = time.monotonic()
 
