@@ -1,6 +1,7 @@
 """Validating and planning large topologies, in one run: python benchmarks/scale.py [NODES GUESTS]
 
-Each size is measured in a process of its own. Prints seconds, peak memory in MiB, and how much twice the size costs.
+Each size is measured three times, in turn with the other one, in processes of their own; the quickest of each counts, since what
+else runs on the machine only ever takes time. Prints seconds, peak memory in MiB, and how much twice the size costs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from testbed.plan.resources import OUTER, Inputs, desired, places
 from testbed.spec.load import load
 
 PER_TENANT = 10
+ROUNDS = 3
 INPUTS = Inputs(
     Environment(Accelerator.TCG, Accelerator.KVM, 4.0, "/usr/bin/qemu-system-x86_64"),
     {"node": "digest-n", "controller": "digest-c", "guest": "digest-g"},
@@ -53,17 +55,21 @@ def measure(nodes: int, guests: int) -> dict[str, float]:
     return {**steps, "total_s": round(marks[-1] - marks[0], 2), "peak_mib": round(peak), "actions": len(plan.actions)}
 
 
+def _apart(nodes: int, guests: int) -> dict[str, float]:
+    argv = [sys.executable, __file__, "--one", str(nodes), str(guests)]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    return {"nodes": nodes, "guests": guests, **json.loads(done.stdout)}
+
+
 def main() -> int:
     """Measure a size and twice that size."""
     if sys.argv[1:2] == ["--one"]:
         print(json.dumps(measure(int(sys.argv[2]), int(sys.argv[3]))))
         return 0
     nodes, guests = (int(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else (1000, 10_000)
-    results = []
-    for factor in (1, 2):
-        argv = [sys.executable, __file__, "--one", str(nodes * factor), str(guests * factor)]
-        done = subprocess.run(argv, check=True, capture_output=True, text=True)
-        results.append({"nodes": nodes * factor, "guests": guests * factor, **json.loads(done.stdout)})
+    sizes = [(nodes * factor, guests * factor) for factor in (1, 2)]
+    seen = [_apart(*size) for _ in range(ROUNDS) for size in sizes]
+    results = [min((one for one in seen if one["guests"] == size[1]), key=lambda one: one["total_s"]) for size in sizes]
     ratio = results[1]["total_s"] / results[0]["total_s"]
     print(json.dumps({"sizes": results, "twice_the_size_costs": round(ratio, 2)}, indent=1))
     return 0
