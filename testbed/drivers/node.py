@@ -137,22 +137,14 @@ class Node:
         return self.host.sudo(f"tail -c {octets} {guest.console} 2>/dev/null || true").stdout
 
     def _pools(self, text: str) -> dict[Key, Properties]:
-        access: dict[str, list[str]] = {}
-        owners: dict[str, str] = {}
-        name = ""
-        for line in text.splitlines():
-            if line.startswith("# file: "):
-                name = line[8:].rstrip("/")
-                access[name] = []
-            elif line.startswith("# owner: "):
-                owners[name] = line[9:]
-            elif name and line and not line.startswith("#"):
-                access[name].append(line)
-        access.pop("lost+found", None)
-        return {
-            Key(self.name, Kind.POOL, pool): {"owner": "root" if owners.get(pool) == "0" else owners.get(pool, ""), "access": sorted(item)}
-            for pool, item in access.items()
-        }
+        found: dict[Key, Properties] = {}
+        for told in text.split("# file: ")[1:]:
+            name, *lines = told.splitlines()
+            owner = next((line.removeprefix("# owner: ") for line in lines if line.startswith("# owner: ")), "")
+            access = sorted(line for line in lines if line and not line.startswith("#"))
+            found[Key(self.name, Kind.POOL, name.rstrip("/"))] = {"owner": "root" if owner == "0" else owner, "access": access}
+        found.pop(Key(self.name, Kind.POOL, "lost+found"), None)
+        return found
 
     def _volumes(self, text: str) -> dict[Key, Properties]:
         found: dict[Key, Properties] = {}

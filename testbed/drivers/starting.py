@@ -39,7 +39,7 @@ class Starter:
         self._renew = renew
         self._patience = patience
         self._lock = threading.Lock()
-        self._header: bytes | None = None  # of the memory that the node keeps; read when it is first needed
+        self._header: bytes | None = None
 
     def start(self, guest: Guest, properties: Properties, *, blank: bool) -> None:
         """Start a guest, limited from its first frame on, and return when its agent answers and it has its addresses.
@@ -57,15 +57,19 @@ class Starter:
 
     def keeps(self, guest: Guest) -> bool:
         """Tell whether the node keeps memory from which a guest can start."""
+        return is_usual(guest) and bool(self._kept())
+
+    def _kept(self) -> bytes:
+        """Return the header of the memory that the node keeps, if it keeps any; it is read once."""
         with self._lock:
             if self._header is None:
                 self._header = guest_memory.saved_header(self._host)
-        return bool(self._header) and is_usual(guest)
+            return self._header
 
     def _woken(self, guest: Guest, properties: Properties) -> bool:
         """Start a guest from the memory that the node keeps; tell whether it worked."""
         try:
-            self._wake(guest, guest_memory.headed(self._header or b"", guest_xml(self._lab, guest, properties, waiting=True)))
+            self._wake(guest, guest_memory.headed(self._kept(), guest_xml(self._lab, guest, properties, waiting=True)))
         except (InstrumentError, ProvisioningError):
             self.retried.append(guest.label)
             self._hypervisor().destroy(guest.domain)

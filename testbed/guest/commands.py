@@ -82,7 +82,8 @@ class Command:
             os.close(file)
         os.set_blocking(told_by, False)
         self._process = os.pidfd_open(self._pid)
-        self._open = {told_by, out, err, self._process}
+        self._told_by: int | None = told_by
+        self._open = {out, err, self._process}
         watch.add(told_by, select.POLLOUT, lambda _: self._tell(told_by))
         watch.add(out, select.POLLIN, lambda _: self._hear(out, self.out))
         watch.add(err, select.POLLIN, lambda _: self._hear(err, self.err))
@@ -94,7 +95,8 @@ class Command:
         except BrokenPipeError:
             self._told = self._told[:0]
         if not self._told:
-            self._leave(file)
+            self._told_by = None
+            self._watch.close(file)
 
     def _hear(self, file: int, kept: bytearray) -> None:
         data = os.read(file, _PIECE)
@@ -108,11 +110,12 @@ class Command:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended, and nothing more can be told."""
+        """Whether it has ended, and tells nothing more; what it was told and has not read does not count."""
         return not self._open
 
     def status(self) -> int:
         """Return the status of a command that has ended."""
+        self._let_go()
         code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         return code if code >= 0 else 128 - code
 
@@ -120,7 +123,10 @@ class Command:
         """End it, and what it has started in its session."""
         os.killpg(self._pid, _SIGKILL)
         os.waitpid(self._pid, 0)
-        for file in list(self._open):
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for file in (*self._open, *([] if self._told_by is None else [self._told_by])):
             self._leave(file)
 
 
@@ -153,19 +159,28 @@ class Stream:
 
     def _ready(self, events: int) -> None:
         assert self._file is not None
-        try:
-            data = os.read(self._file, _PIECE) if events & ~select.POLLOUT else None
-            if events & select.POLLOUT:
-                self._waiting = self._waiting[os.write(self._file, self._waiting[:_PIECE]) :]
-        except OSError:
-            data = b""
-        if data is not None:
-            self._hand_on(data)
-        if data == b"" or (self._last and not self._waiting):
+        ended = bool(events & ~select.POLLOUT) and not self._read(self._file)
+        if events & select.POLLOUT:
+            self._write(self._file)
+        if ended or (self._last and not self._waiting):
             self._watch.close(self._file)
             self._file = None
         elif not self._waiting:
             self._watch.want(self._file, select.POLLIN)
+
+    def _read(self, file: int) -> bytes:
+        try:
+            data = os.read(file, _PIECE)
+        except OSError:
+            data = b""
+        self._hand_on(data)
+        return data
+
+    def _write(self, file: int) -> None:
+        try:
+            self._waiting = self._waiting[os.write(file, self._waiting[:_PIECE]) :]
+        except OSError:
+            self._waiting = b""  # nobody reads any more; what was written to us before is still read
 
 
 class Server:

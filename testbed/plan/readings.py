@@ -29,13 +29,18 @@ def lines(files: str, start: str) -> str:
         files: lines, each behind the name of its file and a colon.
 
     """
-    found = [line[len(start) :] for line in files.splitlines() if line.startswith(start)]
+    found = _named(files, start)
     return "\n".join(found if start.endswith(":") else [line.partition(":")[2] for line in found])
+
+
+def _named(files: str, start: str) -> list[str]:
+    """Return the rest of every line that begins so; only what ends a line for grep ends it here."""
+    return [line[len(start) :] for line in files.split("\n") if line.startswith(start)]
 
 
 def kernel(files: str) -> str:
     """Return names and values of the kernel's network settings."""
-    return "\n".join(" ".join(line[len(_SYSCTL) :].split(":", 1)) for line in files.splitlines() if line.startswith(_SYSCTL))
+    return "\n".join(line.replace(":", " ", 1) for line in _named(files, _SYSCTL))
 
 
 def modes(printed: str, of: Sequence[str]) -> str:

@@ -172,6 +172,7 @@ def test_lines_of_files_of_a_folder_and_of_one_file() -> None:
     assert readings.lines(files, "/etc/b/") == "3\n4\n5"
     assert readings.lines(files, "/etc/a:") == "1: x"
     assert readings.lines(files, "/gone") == ""
+    assert readings.lines("/etc/a:x\x0by\rz\n/etc/b:2", "/etc/a:") == "x\x0by\rz"
 
 
 def test_names_and_values_of_the_kernels_settings() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from testbed.drivers.session import BEGIN, LIMIT, PROGRAM, Session, Stream
+from testbed.guest import commands
 
 
 def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
@@ -150,3 +151,22 @@ def test_a_stream_to_nobody_ends_at_once_and_so_does_one_whose_session_has_ended
     assert stream.recv(64) == b""
     with pytest.raises(EOFError):
         session.open(listener.getsockname())
+
+
+def test_input_that_a_child_holds_and_nobody_reads_does_not_keep_a_command(session: Session) -> None:
+    done = session.run("exec 3<&0; sleep 321.5 <&3 >/dev/null 2>&1 & echo started", stdin=b"x" * 10**6, timeout=5)
+    assert done.text == "started\n"
+    assert session.run("pkill -fx 'sleep 321.5'", stdin=b"", timeout=10).status == 0
+
+
+def test_last_words_are_heard_by_who_still_talks(listener: socket.socket) -> None:
+    heard: list[bytes] = []
+    watch = commands.Watch()
+    stream = commands.Stream(watch, listener.getsockname().encode(), heard.append)
+    far, _ = listener.accept()
+    far.sendall(b"last words")
+    far.close()
+    stream.send(b"to nobody")
+    while heard[-1:] != [b""]:
+        watch.serve(5)
+    assert heard == [b"last words", b""]

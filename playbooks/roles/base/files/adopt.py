@@ -74,7 +74,6 @@ def forget() -> None:
 
     What was read from the disk stays: an emulated machine needs longer to read it again than any other to load it.
     """
-    os.sync()
     words = Path("/proc/meminfo").read_text().split()
     size = int(words[words.index("MemFree:") + 1]) * 1024 - SPARE
     if size > 0:
