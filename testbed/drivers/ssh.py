@@ -11,7 +11,7 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ class Access:
     Args:
         key: file of the administrator's private key; the certificate stands next to it as ``-cert.pub``.
         host_key: file with the machine's public key in OpenSSH's one-line format.
+        renew: called before each login: the certificate is short-lived, and a command may outlive it.
 
     """
 
@@ -42,6 +43,7 @@ class Access:
     address: str
     key: Path
     host_key: Path
+    renew: Callable[[], None] = lambda: None
 
 
 class Host:
@@ -96,6 +98,7 @@ class Host:
                 raise InstrumentError("a host key is unreadable", fact=str(self.access.host_key), remedy="run `testbed up`")
             client.get_host_keys().add(self.access.address, kind, entry.key)
             client.set_missing_host_key_policy(paramiko.RejectPolicy())
+            self.access.renew()
             try:
                 client.connect(
                     self.access.address, username=USER, key_filename=str(self.access.key), allow_agent=False,
