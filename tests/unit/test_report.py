@@ -14,8 +14,8 @@ from testbed.report import formats
 from testbed.report.result import CheckResult, Proof, ProofVerdict, Run, Verdict, from_json, to_json
 
 HOSTILE = (
-    "\x1b[2J::error::\n::error::x\n | a | b |\n<script>\x00 @somebody me@example.org https://example.org www.example.org #12 GH-12 a/b#3 !4\n"
-    "![x](http://x) [y](http://y) <http://z> `tick` ``two`` \\` ##vso[x] ```\n# head\n- [ ] item\n\u202e\ud800"
+    "\x1b[2J::error::\n::error::x\n | a | b |\n<script>\x00 @somebody me@example.org https://example.org www.example.org #12 GH-12 a/b#3\n"
+    "!4 ![x](http://x) [y](http://y) <http://z> `tick` ``two`` \\` ##vso[x] ```\n# head\n- [ ] item\n\u202e\ud800"
 )
 
 

@@ -88,7 +88,9 @@ def test_an_alphabet_without_the_letters_is_no_error(monkeypatch: pytest.MonkeyP
     assert stream.buffer.getvalue() == b"???\n"  # type: ignore[attr-defined]
 
 
-def test_what_libraries_and_threads_print_by_themselves_is_cleaned(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_libraries_and_threads_print_by_themselves_is_cleaned(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(logging, "lastResort", logging.StreamHandler(sys.stderr))
     terminal.guard()
@@ -167,12 +169,16 @@ PRINTERS = {
 }
 
 
+_PRINTING = {"print", "sys.stdout.write", "sys.stderr.write", "typer.echo", "typer.secho", "typer.style", "os.write", "warnings.warn"}
+_PRINTED = ["print(1)", "import rich.markup", "sys.stdout.write('x')", "typer.Typer()", "typer.Typer(rich_markup_mode='rich')"]
+
+
 def _prints(tree: ast.AST) -> list[str]:
     """Return what a module does that could show text: prints, writes to our own streams, or knows rich or its markup."""
     found = []
     for node in ast.walk(tree):
         name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-        if name in ("print", "sys.stdout.write", "sys.stderr.write", "typer.echo", "typer.secho", "typer.style", "os.write", "warnings.warn"):
+        if name in _PRINTING:
             found.append(name)
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"):
             found.append(ast.unparse(node))
@@ -204,6 +210,6 @@ def test_our_own_console_knows_no_markup() -> None:
     assert all(ast.unparse(node.args[0]).startswith("Text(") for node in printed)
 
 
-@pytest.mark.parametrize("code", ["print(1)", "import rich.markup", "sys.stdout.write('x')", "typer.Typer()", "typer.Typer(rich_markup_mode='rich')"])
+@pytest.mark.parametrize("code", _PRINTED)
 def test_the_search_finds_what_it_looks_for(code: str) -> None:
     assert _prints(ast.parse(code))
