@@ -18,12 +18,13 @@ from pathlib import Path
 
 import paramiko
 
-from testbed.drivers.session import BEGIN, PROGRAM, Completed, Session, Stream
+from testbed.drivers.session import BEGIN, PROGRAM, Completed, Session, Stream, closing_after
 from testbed.errors import InstrumentError, ProvisioningError
 
 USER = "admin"
 BOOT = 75.0  # seconds that a machine may take until it accepts our login; stretched by slowness
 _RETRY = 0.5
+_OPENING = 120.0  # seconds that a machine may take to start our program; paramiko would wait for ever
 _FAREWELL = 5.0  # seconds that a bridge may take to end; Python does not run our threads any more when the process ends
 _SILENT = logging.NullHandler()  # without one, paramiko's threads print what its exceptions tell us anyway
 
@@ -140,10 +141,11 @@ class Host:
                 transport = client.get_transport()
                 if transport is None:
                     raise paramiko.SSHException("connection lost")
-                channel = transport.open_session(timeout=60)
-                channel.exec_command(f"exec sudo -n -- python3 -ISuc {shlex.quote(BEGIN)}")
-                channel.sendall(PROGRAM)
-                self._session = Session(channel.sendall, channel.makefile("rb"))
+                with closing_after(_OPENING, transport.close):
+                    channel = transport.open_session(timeout=60)
+                    channel.exec_command(f"exec sudo -n -- python3 -ISuc {shlex.quote(BEGIN)}")
+                    channel.sendall(PROGRAM)
+                self._session = Session(channel.sendall, channel.makefile("rb"), transport.close)
             return self._session
 
     def must(self, command: str, *, stdin: bytes = b"", timeout: float = 120) -> str:
@@ -188,6 +190,12 @@ class Host:
             pump = threading.Thread(target=_pump, args=way, daemon=True)
             self._pumps.append(pump)
             pump.start()
+
+    def cut(self) -> None:
+        """End the connection at once, whatever other threads are doing with it: what waits for an answer is told that it has ended."""
+        client = self._client
+        if client is not None:
+            client.close()
 
     def close(self) -> None:
         """End the connection and every bridge; who still asks something through one is told that it has ended.
