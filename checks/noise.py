@@ -14,6 +14,7 @@ from scapy.packet import Packet, Raw
 
 from testbed.drivers import limits
 from testbed.errors import InstrumentError
+from testbed.foreign.data import real
 from testbed.model.policy import Endpoint, endpoints
 from testbed.model.testbed import Guest, GuestNic, Limits
 from testbed.verify import flooding
@@ -254,7 +255,7 @@ def heartbeat(observation: Observation, victim: Endpoint, first: int, asked: int
     """
     start = f"{first:02x}"
     times = {
-        str(record.get("token")): float(record.get("at", 0))
+        str(record.get("token")): real(record.get("at", 0))
         for record in observation.records[victim.guest]
         if record.get("kind") == "dhcp" and str(record.get("token")).startswith(start)
     }

@@ -18,7 +18,7 @@ from testbed.errors import Exit, UsageError
 from testbed.model.facts import Accelerator
 from testbed.model.testbed import Testbed
 from testbed.plan.diff import Action
-from testbed.terminal import ERR, say
+from testbed.terminal import say, warn
 from testbed.trace import Trace
 
 
@@ -113,7 +113,7 @@ def at_once_on_interrupt() -> Iterator[None]:
     """Let Ctrl-C end the process at once, without waiting for threads that wait for machines; `up` resumes."""
 
     def end(*_: object) -> None:
-        ERR.print("interrupted; what was done stays, and the same command resumes")
+        warn("interrupted; what was done stays, and the same command resumes")
         os._exit(Exit.INTERRUPTED)
 
     before = signal.signal(signal.SIGINT, end)

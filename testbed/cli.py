@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from testbed import cli_checkpoint, cli_image, cli_look, lab, observe
 from testbed.building import Way, build
@@ -30,11 +31,14 @@ from testbed.report.result import content_of, exit_code
 from testbed.revival import revive
 from testbed.spec.load import read
 from testbed.spec.schema import json_schema
-from testbed.terminal import ERR, Json, elapsed, escape, out, say
+from testbed.terminal import Json, elapsed, fail, fail_inside, guard, out, out_json, say, warn
 from testbed.trace import chart
 from testbed.verify.proven import Proving
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Emulated hypervisor fleets whose walls are proven.")
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Emulated hypervisor fleets whose walls are proven.",
+)  # fmt: skip
 app.add_typer(cli_look.app)
 app.add_typer(cli_image.app, name="image")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
@@ -70,7 +74,7 @@ def doctor(as_json: Json = False) -> None:
     """Say what this machine can do, what it cannot, and how to change that."""
     findings = doctors.examine(cache_root(), state_root())
     if as_json:
-        out(json.dumps([{"name": f.name, "ok": f.ok, "fact": f.fact, "remedy": f.remedy} for f in findings], indent=1))
+        out_json([{"name": f.name, "ok": f.ok, "fact": f.fact, "remedy": f.remedy} for f in findings], indent=1)
     else:
         for finding in findings:
             out(f"{'ok ' if finding.ok else 'NO '} {finding.name}: {finding.fact}")
@@ -87,7 +91,7 @@ def validate(
 ) -> None:
     """Check topology files; every mistake is reported in one pass."""
     if schema:
-        out(json.dumps(json_schema(), indent=1))
+        out_json(json_schema(), indent=1)
     elif not files:
         raise UsageError("nothing to validate", fact="no file was named", remedy="name a topology file, or use --schema")
     wrong = []
@@ -97,7 +101,7 @@ def validate(
             out(f"{file}: fine: {len(found.nodes)} nodes, {len(found.tenants)} tenants, {len(found.guests)} guests")
         except TestbedError as error:
             wrong.append(error)
-            ERR.print(escape(str(error)))
+            warn(str(error))
     if wrong:
         raise typer.Exit(Exit.USAGE)
 
@@ -114,7 +118,10 @@ def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> No
     else:
         with entered(testbed, workspace, ground) as opened:
             result = observe.plan(opened.desired, opened.places)
-    out(json.dumps(render.data(result), indent=1) if as_json else render.text(result))
+    if as_json:
+        out_json(render.data(result), indent=1)
+    else:
+        out(render.text(result))
 
 
 @app.command()
@@ -134,7 +141,7 @@ def up(
         spans = way.trace.spans if timings else []
         if as_json:
             data = {"lab": opened.testbed.name, "actions": len(done), "seconds": round(elapsed(), 1), "retried": opened.retried}
-            out(json.dumps(data | ({"timings": list(map(asdict, spans))} if timings else {})))
+            out_json(data | ({"timings": list(map(asdict, spans))} if timings else {}))
             return
         _tell(opened, done)
         if spans:
@@ -194,7 +201,7 @@ def _check(opened: lab.Lab, *, prove: Proving, only: list[str], as_json: bool, s
     (folder / "report.md").write_text(formats.markdown(data))
     (folder / "junit.xml").write_text(formats.junit(data))
     if as_json:
-        out(json.dumps(data, indent=1))
+        out_json(data, indent=1)
     else:
         reach = formats.matrix(json.loads((folder / "matrix.json").read_text()))
         out(f"{reach}\n{formats.text(data)}" if reach else formats.text(data))
@@ -212,7 +219,7 @@ def report(
     """Show the latest run's report in another form."""
     data = content_of((workspace_of(name).latest_run() / "result.json").read_text())
     if form == "json":
-        out(json.dumps(data, indent=1))
+        out_json(data, indent=1)
     elif form in _FORMATS:
         out(_FORMATS[form](data))
     else:
@@ -281,11 +288,30 @@ def prune(
 
 
 def main() -> None:
-    """Run the command line; every error of ours becomes three lines and an exit code."""
+    """Run the command line; every error of ours becomes three parts and an exit code."""
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv[1:own] = [f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]]  # an option whose value may be left out
+    guard()
     try:
-        app(standalone_mode=True)
+        sys.exit(app(standalone_mode=False))
     except TestbedError as error:
-        ERR.print(escape(f"error: {error}"), soft_wrap=True)
+        fail(error)
         sys.exit(error.exit_code)
+    except TyperException as error:
+        _tell_usage(error)
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        warn("interrupted: the input has ended")
+        sys.exit(Exit.INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 - its text may be a guest's, and Python would print it as it is
+        fail_inside(error)
+        sys.exit(Exit.INCONCLUSIVE)
+
+
+def _tell_usage(error: TyperException) -> None:
+    """Print what is wrong with the command line, or how it is used if there is none."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        warn(error.format_message())
+        return
+    command = getattr(getattr(error, "ctx", None), "command_path", "testbed")
+    fail(UsageError("the command line is wrong", fact=error.format_message(), remedy=f"see `{command} --help`"))

@@ -18,7 +18,9 @@ from testbed.model.testbed import Testbed
 from testbed.spec.load import read
 from testbed.terminal import Json, out, say
 
-app = typer.Typer(no_args_is_help=True, help="Checkpoints: whole labs saved while they run: save, list, restore, rm.")
+app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Checkpoints: whole labs saved while they run: save, list, restore, rm."
+)
 
 Saved = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="name of a checkpoint")]
 

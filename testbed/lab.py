@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from testbed import resources as packaged
-from testbed.drivers import canary, enclosure
+from testbed.drivers import canary, enclosure, login
 from testbed.drivers.accounts import privileged
 from testbed.drivers.central import Central, write_client
 from testbed.drivers.checkpoint import Checkpoint
@@ -22,13 +22,13 @@ from testbed.drivers.images import Image, ImageCache
 from testbed.drivers.node import Node
 from testbed.drivers.outer import Outer, destroy_machines
 from testbed.drivers.outside import Outside, require
-from testbed.drivers.pki import Authority, write_secret
-from testbed.drivers.ssh import USER, Access, Host
+from testbed.drivers.pki import Authority
+from testbed.drivers.ssh import Host
 from testbed.drivers.workspace import Workspace, cache_root
 from testbed.errors import TestbedError, UsageError
 from testbed.model.facts import Accelerator, Environment
 from testbed.model.resolve import resolve
-from testbed.model.testbed import Machine, Plane, Testbed
+from testbed.model.testbed import Testbed
 from testbed.plan.domains import Hardware
 from testbed.plan.resources import Inputs, Key, Resource, desired
 from testbed.ports import Place, Progress
@@ -228,7 +228,9 @@ def opened(
     """
     root = privileged()
     authority = Authority(workspace.pki)
-    _renew_client(workspace, authority)
+    login.renew(workspace, authority)
+    client = authority.administrator("testbed", start=authority.born, now=datetime.now(UTC))
+    write_client(workspace, client.private_key, client.certificate)
     hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, privileged=root)
     if outside and outside.fresh:
         destroy_machines(hypervisor, testbed.name)
@@ -236,50 +238,21 @@ def opened(
     outer = Outer(
         testbed, workspace, ground.environment, ground.images, hypervisor, fabric, progress, outside, ground.memories, ground.checkpoint
     )
-    central = Central(testbed, workspace, Host(_access(workspace, testbed.controller)), ground.environment.slowness)
+    central = Central(testbed, workspace, Host(login.access(workspace, testbed.controller)), ground.environment.slowness)
     nodes = {
-        node.name: Node(testbed, node, Host(_access(workspace, node)), workspace.machine(node.name) / "libvirt.sock", ground.environment)
+        node.name: Node(
+            testbed, node, Host(login.access(workspace, node)), workspace.machine(node.name) / "libvirt.sock", ground.environment
+        )
         for node in testbed.nodes
     }
     for machine in testbed.machines:
         workspace.make(workspace.machine(machine.name))
-    _write_ssh_config(testbed, workspace, authority)
+    login.write_config(testbed, workspace, authority)
     lab = Lab(testbed, workspace, ground, outer, central, nodes)
     try:
         yield lab
     finally:
         lab.close()
-
-
-def _access(workspace: Workspace, machine: Machine) -> Access:
-    address = str(machine.address(Plane.MANAGEMENT))
-    return Access(machine.name, address, workspace.folder / "ssh/admin", workspace.machine(machine.name) / "host_key.pub")
-
-
-def _renew_client(workspace: Workspace, authority: Authority) -> None:
-    """Sign our own short-lived certificates for this run.
-
-    They begin with the lab: the clock of a machine that has stood still is behind until we have logged in and set it.
-    """
-    now = datetime.now(UTC)
-    user = authority.user(["node-admin"], now=now, start=authority.born - now)
-    write_secret(workspace.folder / "ssh/admin", user.private_key)
-    write_secret(workspace.folder / "ssh/admin-cert.pub", user.certificate)
-    client = authority.administrator("testbed", start=authority.born, now=now)
-    write_client(workspace, client.private_key, client.certificate)
-
-
-def _write_ssh_config(testbed: Testbed, workspace: Workspace, authority: Authority) -> None:
-    addresses = {machine.name: machine.address(Plane.MANAGEMENT) for machine in testbed.machines}
-    known = workspace.folder / "ssh/known_hosts"
-    names = ",".join(str(item) for pair in addresses.items() for item in pair)
-    known.write_text(f"@cert-authority {names} {authority.ssh_public_key}\n")
-    blocks = [f"Host {name}\n  HostName {address}\n  HostKeyAlias {name}\n" for name, address in addresses.items()]
-    common = (
-        f"Host *\n  User {USER}\n  IdentityFile {workspace.folder}/ssh/admin\n  IdentitiesOnly yes\n"
-        f"  UserKnownHostsFile {known}\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n"
-    )
-    workspace.ssh_config.write_text("".join((*blocks, common)))
 
 
 def apply_copy(file: Path, workspace: Workspace) -> None:

@@ -70,28 +70,31 @@ class Authority:
         return self._ssh_key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
     def user(
-        self, principals: Sequence[str], *, now: datetime, lifetime: timedelta = USER_LIFETIME, start: timedelta = -_SKEW
-    ) -> SshIdentity:
-        """Sign a fresh user key for some roles.
+        self, principals: Sequence[str], *, now: datetime, lifetime: timedelta = USER_LIFETIME, start: timedelta = -_SKEW,
+        key: bytes | None = None,
+    ) -> SshIdentity:  # fmt: skip
+        """Sign a user key for some roles.
 
         Args:
             principals: roles the certificate stands for.
             now: time from which validity is counted.
             lifetime: how long after ``now`` it ends; negative for an expired one.
             start: when it begins, relative to ``now``.
+            key: the private key, in OpenSSH's format; a fresh one if left out.
 
         """
-        return self._ssh(SSHCertificateType.USER, principals, "testbed", now + start, now + lifetime)
+        return self._ssh(SSHCertificateType.USER, principals, "testbed", (now + start, now + lifetime), key)
 
     def host(self, name: str, addresses: Sequence[IPv4Address], *, now: datetime) -> SshIdentity:
         """Sign a fresh host key for a machine's name and addresses."""
         principals = [name, *(str(address) for address in addresses)]
-        return self._ssh(SSHCertificateType.HOST, principals, name, now - _SKEW, now + HOST_LIFETIME)
+        return self._ssh(SSHCertificateType.HOST, principals, name, (now - _SKEW, now + HOST_LIFETIME))
 
     def _ssh(
-        self, kind: SSHCertificateType, principals: Sequence[str], key_id: str, start: datetime, end: datetime
-    ) -> SshIdentity:
-        key = ed25519.Ed25519PrivateKey.generate()
+        self, kind: SSHCertificateType, principals: Sequence[str], key_id: str, valid: tuple[datetime, datetime],
+        known: bytes | None = None,
+    ) -> SshIdentity:  # fmt: skip
+        key = _ed25519(known) if known else ed25519.Ed25519PrivateKey.generate()
         builder = (
             SSHCertificateBuilder()
             .public_key(key.public_key())
@@ -99,8 +102,8 @@ class Authority:
             .type(kind)
             .key_id(key_id.encode())
             .valid_principals([principal.encode() for principal in principals])
-            .valid_after(int(start.timestamp()))
-            .valid_before(int(end.timestamp()))
+            .valid_after(int(valid[0].timestamp()))
+            .valid_before(int(valid[1].timestamp()))
         )
         if kind is SSHCertificateType.USER:
             builder = builder.add_extension(b"permit-pty", b"")
@@ -190,6 +193,14 @@ def _self_signed(key: ec.EllipticCurvePrivateKey, name: str) -> x509.Certificate
 
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _ed25519(private: bytes) -> ed25519.Ed25519PrivateKey:
+    key = serialization.load_ssh_private_key(private, password=None)
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        msg = "the administrator's key is of an unexpected kind"
+        raise TypeError(msg)
+    return key
 
 
 def _stored_key(

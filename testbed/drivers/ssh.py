@@ -11,19 +11,20 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
 
-from testbed.drivers.session import BEGIN, PROGRAM, Completed, Session, Stream
+from testbed.drivers.session import BEGIN, PROGRAM, Completed, Session, Stream, closing_after
 from testbed.errors import InstrumentError, ProvisioningError
 
 USER = "admin"
 BOOT = 75.0  # seconds that a machine may take until it accepts our login; stretched by slowness
 _RETRY = 0.5
+_OPENING = 120.0  # seconds that a machine may take to start our program; paramiko would wait for ever
 _FAREWELL = 5.0  # seconds that a bridge may take to end; Python does not run our threads any more when the process ends
 _SILENT = logging.NullHandler()  # without one, paramiko's threads print what its exceptions tell us anyway
 
@@ -35,6 +36,7 @@ class Access:
     Args:
         key: file of the administrator's private key; the certificate stands next to it as ``-cert.pub``.
         host_key: file with the machine's public key in OpenSSH's one-line format.
+        renew: called before each login: the certificate is short-lived, and a command may outlive it.
 
     """
 
@@ -42,6 +44,7 @@ class Access:
     address: str
     key: Path
     host_key: Path
+    renew: Callable[[], None] = lambda: None
 
 
 class Host:
@@ -96,6 +99,7 @@ class Host:
                 raise InstrumentError("a host key is unreadable", fact=str(self.access.host_key), remedy="run `testbed up`")
             client.get_host_keys().add(self.access.address, kind, entry.key)
             client.set_missing_host_key_policy(paramiko.RejectPolicy())
+            self.access.renew()
             try:
                 client.connect(
                     self.access.address, username=USER, key_filename=str(self.access.key), allow_agent=False,
@@ -137,10 +141,11 @@ class Host:
                 transport = client.get_transport()
                 if transport is None:
                     raise paramiko.SSHException("connection lost")
-                channel = transport.open_session(timeout=60)
-                channel.exec_command(f"exec sudo -n -- python3 -ISuc {shlex.quote(BEGIN)}")
-                channel.sendall(PROGRAM)
-                self._session = Session(channel.sendall, channel.makefile("rb"))
+                with closing_after(_OPENING, transport.close):
+                    channel = transport.open_session(timeout=60)
+                    channel.exec_command(f"exec sudo -n -- python3 -ISuc {shlex.quote(BEGIN)}")
+                    channel.sendall(PROGRAM)
+                self._session = Session(channel.sendall, channel.makefile("rb"), transport.close)
             return self._session
 
     def must(self, command: str, *, stdin: bytes = b"", timeout: float = 120) -> str:
@@ -185,6 +190,12 @@ class Host:
             pump = threading.Thread(target=_pump, args=way, daemon=True)
             self._pumps.append(pump)
             pump.start()
+
+    def cut(self) -> None:
+        """End the connection at once, whatever other threads are doing with it: what waits for an answer is told that it has ended."""
+        client = self._client
+        if client is not None:
+            client.close()
 
     def close(self) -> None:
         """End the connection and every bridge; who still asks something through one is told that it has ended.

@@ -5,10 +5,11 @@ What is printed comes from a root partition that may have fallen: it is only eve
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from testbed.foreign import data
 
 _TABLE = re.compile(r"^table (\S+ \S+) \{(.*?)^\}", re.MULTILINE | re.DOTALL)
 _SET = re.compile(r"^\tset (\S+) \{\n(.*?)^\t\}\n?", re.MULTILINE | re.DOTALL)
@@ -153,7 +154,7 @@ def _rows(tables: str, columns: list[str]) -> Iterator[list[Any]]:
         ValueError: this is no such output.
 
     """
-    found = [table for table in map(json.loads, tables.splitlines()) if table["headings"] == columns]
+    found = [table for table in map(data.read, tables.splitlines()) if table["headings"] == columns]
     if not found:
         raise ValueError(f"no table of {', '.join(columns)}")
     for table in found:

@@ -7,20 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from testbed.foreign.text import barred
+from testbed.foreign.text import line as _line
 from testbed.report.result import SOUND
 
 _SIGN = {"pass": "PASS", "fail": "FAIL", "inconclusive": "????", "not-applicable": "n/a "}
+_MANY = 200  # lines of one case in JUnit XML
 _NOTHING = "no check passed, failed or was inconclusive: nothing is known about the walls"
-
-
-def clean(text: object) -> str:
-    """Return text without what a terminal would obey or an XML parser would trip over; lines and tabs stay."""
-    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in str(text))
-
-
-def _line(text: object) -> str:
-    """Return cleaned text on one line, so that it cannot pass for another line of the report."""
-    return " ".join(clean(text).split())
+_REFERENCE = re.compile(r"@|://|www\.|mailto:|[#!$%&~^]\w|\bGH-\d", re.IGNORECASE)  # what a forge turns into a link or a call
 
 
 def headline(data: Mapping[str, Any]) -> str:
@@ -42,7 +36,7 @@ def headline(data: Mapping[str, Any]) -> str:
 def text(data: Mapping[str, Any]) -> str:
     """Return plain lines for terminals and CI logs.
 
-    What a guest may have said stands behind a bar, because some CI systems obey lines that start with ``::``.
+    What a guest may have said stands behind a bar: see `testbed.foreign.text`.
     """
     environment = data["environment"]
     levels = f"nodes under {environment.get('outer', '?')}, guests under {environment.get('inner', '?')}"
@@ -51,7 +45,7 @@ def text(data: Mapping[str, Any]) -> str:
         told = f"{_line(check['id']):7} {_line(check['case']):12} {_line(check['objective'])} ({_line(check['duration_s'])} s)"
         lines.append(f"{_SIGN[check['verdict']]} {told}")
         if check["verdict"] != "pass":
-            lines += [f"      | {line}" for line in clean(check["reason"]).splitlines()[:6]]
+            lines += [f"      {line}" for line in barred(check["reason"], 6)]
         lines += [f"        {_line(proof['verdict'])}: {_line(proof['breach'])}" + _unless_proven(proof) for proof in check["proofs"]]
     lines += [f"trouble: {_line(item)}" for item in data.get("trouble", [])]
     return "\n".join((*lines, headline(data)))
@@ -81,7 +75,16 @@ def _unless_proven(proof: Mapping[str, Any]) -> str:
 
 
 def _cell(text: object) -> str:
-    return re.sub(r"([\\|`*_~<>&\[\]])", r"\\\1", _line(text))
+    """Return our own words for Markdown; what a forge might make a link of is shown as code."""
+    shown = _line(text)
+    return _code(shown) if _REFERENCE.search(shown) else re.sub(r"([\\|`*_~<>&\[\]])", r"\\\1", shown)
+
+
+def _code(text: object) -> str:
+    """Return foreign words as Markdown's code, in which nothing is a link, a mention, an issue, a tag or a picture."""
+    shown = _line(text).replace("|", "\u2502")  # would end a cell of a table, and cannot be escaped outside of one
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    return f"{fence} {shown} {fence}" if shown else ""
 
 
 def markdown(data: Mapping[str, Any]) -> str:
@@ -105,15 +108,15 @@ def _reasons(data: Mapping[str, Any]) -> Iterator[str]:
     if told or data.get("trouble"):
         yield from ("", "## What is not a pass", "")
     for check in told:
-        yield f"- **{_cell(check['id'])} {_cell(check['case'])}**: {check['verdict']}: {_cell(check['reason'])}"
+        yield f"- **{_cell(check['id'])} {_cell(check['case'])}**: {_cell(check['verdict'])}: {_code(check['reason'])}"
     for item in data.get("trouble", []):
-        yield f"- {_cell(item)}"
+        yield f"- {_code(item)}"
     doubts = [(check, proof) for check in data["checks"] for proof in check["proofs"] if proof["verdict"] not in SOUND]
     if doubts:
         yield from ("", "## What is not proven", "")
     for check, proof in doubts:
         place = f"**{_cell(check['id'])} {_cell(check['case'])}**, {_cell(proof['breach'])}"
-        yield f"- {place}: {_cell(proof['verdict'])}: {_cell(proof['reason'])}"
+        yield f"- {place}: {_cell(proof['verdict'])}: {_code(proof['reason'])}"
 
 
 def junit(data: Mapping[str, Any]) -> str:
@@ -133,7 +136,7 @@ def junit(data: Mapping[str, Any]) -> str:
     observed = summary["pass"] or summary["fail"] or summary["inconclusive"]
     for item in data.get("trouble", []) or ([] if observed else [_NOTHING]):
         case = ET.SubElement(suite, "testcase", classname="run", name=_line(item)[:200], time="0")
-        ET.SubElement(case, "error", message=_line(item)[:500]).text = clean(item)
+        ET.SubElement(case, "error", message=_line(item)[:500]).text = _lines(item)
     suite.set("tests", str(len(suite)))
     for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
@@ -156,4 +159,9 @@ def _outcome(case: ET.Element, check: Mapping[str, Any]) -> None:
         kind = "error"
     else:
         return
-    ET.SubElement(case, kind, message=_line(told[0])[:500]).text = clean("\n".join(told))
+    ET.SubElement(case, kind, message=_line(told[0])[:500]).text = _lines("\n".join(told))
+
+
+def _lines(text: str) -> str:
+    """Return text in which no line can be taken for one of ours, or for a command: each stands behind a bar."""
+    return "\n".join(barred(text, _MANY))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from testinfra.host import Host as InfraHost
 from testbed.drivers.session import Completed
 from testbed.drivers.ssh import Host
 from testbed.errors import InstrumentError
+from testbed.foreign import data
 from testbed.lab import Lab
 from testbed.model.policy import Cell, ReachMatrix
 from testbed.model.surroundings import Contact
@@ -98,7 +98,7 @@ class Machine:
         """
         text = self.read("python3 -", stdin=f"REQUEST = {request!r}\n{program}".encode(), timeout=timeout)
         try:
-            return json.loads(text)
+            return data.read(text)
         except ValueError as error:
             fact = f"{text[:200]!r} is no JSON"
             raise InstrumentError(f"a probe on {self.name} answered garbage", fact=fact, remedy="repeat the check") from error

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from testbed.foreign.data import real, whole
 from testbed.model.policy import LINK, RESOLUTION, TO_ALL, Cell, Endpoint
 from testbed.verify.frames import of_cell
-from testbed.verify.probing import Probe, Record
+from testbed.verify.probing import Probe, Record, broken
 
 TRUTH = "truth"  # how the marks of frames begin by which ends of flows tell of themselves unasked
 
@@ -41,14 +42,22 @@ class Observation:
         return [guest for guest in self.records if self.arrived(mark, guest)]
 
     def windows(self, mark: str) -> list[tuple[str, float, int]]:
-        """Return guest, seconds between the first and the last sighting, and number of sightings of a probe's frames."""
+        """Return guest, seconds between the first and the last sighting, and number of sightings of a probe's frames.
+
+        Raises:
+            InstrumentError: a guest's recorder tells no numbers.
+
+        """
         token = self.token(mark)
-        return [
-            (guest, float(record.get("until", 0)) - float(record.get("at", 0)), int(record.get("times", 1)))
-            for guest, records in self.records.items()
-            for record in records
-            if record.get("token") == token
-        ]
+        try:
+            return [
+                (guest, real(record.get("until", 0)) - real(record.get("at", 0)), whole(record.get("times", 1)))
+                for guest, records in self.records.items()
+                for record in records
+                if record.get("token") == token
+            ]
+        except ValueError as error:
+            raise broken("a recorder tells no numbers", str(error)) from error
 
     def resolved(self, source: Endpoint, target: Endpoint, protocol: str = "arp") -> bool:
         """Tell whether a question for a target's address reached it, or an answer in its name came back.

@@ -19,17 +19,19 @@ from threading import Lock
 from typing import Any
 
 from testbed.errors import InstrumentError
+from testbed.foreign import data
 from testbed.guest import wire
 from testbed.model.policy import Endpoint
 from testbed.model.testbed import Guest
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.frames import Frame
-from testbed.verify.pipes import FOLDER, AgentPipe, Pipe, Run, ShellPipe, Turn, shown
+from testbed.verify.pipes import FOLDER, AgentPipe, Pipe, Run, ShellPipe, Turn, Wait, shown
 
 WINDOW = 1.0  # seconds that the last frame of a probe has until it counts as stopped
 LIFE = 900.0  # seconds after which a program that nobody asks ends by itself
 CALL = 300.0  # seconds that one phase may take
 BUDGET = CALL - 60  # seconds of them for sending
+_PROMPT = 60.0  # seconds that an answer may take for nothing, beside those that its question asks for
 _GIVE_UP = 30.0  # seconds that ending a program may take
 _PROGRAM = Path(__file__).parents[1] / "guest"
 _FILES = ("wire", "parsing", "recorder", "sender", "knocker", "probe")
@@ -39,6 +41,7 @@ for name, text in [("testbed", ""), ("testbed.guest", ""), *json.loads(%r)]:
     module = sys.modules[name] = types.ModuleType(name)
     exec(compile(text, name, "exec"), module.__dict__)
 from testbed.guest.probe import main"""
+_RECORDS = 10_000  # in one list of an answer; the probe's own bounds are lower
 _SOUND = {"alive": True, "overflowed": False, "dropped": 0}
 
 _ANY_TIME: Turn = nullcontext()
@@ -75,7 +78,7 @@ class Instrument:
         self.name = name
         self._run = run
         self._python = python
-        self._pipe = pipe or ShellPipe(run)
+        self._pipe = pipe or ShellPipe(name, run)
         self._started = False
 
     def listen(self, request: Mapping[str, object], turn: Turn = _ANY_TIME) -> dict[str, Any]:
@@ -101,8 +104,9 @@ class Instrument:
         """
         self.start()
         name = secrets.token_hex(8)
-        answer = self._pipe.ask(name, wire.pack({**request, "answer": name}) + b"\n", CALL, turn)
-        return self._read(answer.strip(), wire.unpack)
+        line = wire.pack({**request, "answer": name}) + b"\n"
+        answer = self._pipe.ask(name, line, Wait(_expected(request), CALL), turn)
+        return self._read(answer.strip(), wire.inflate)
 
     def start(self) -> None:
         """Start the program, unless it has been started.
@@ -113,7 +117,9 @@ class Instrument:
         if self._started:
             return
         start = {"phase": "start", "folder": FOLDER, "patience": LIFE}
-        answer = self._read(self._run([self._python, "-I", "-S", "-c", _UNPACK], compose(start), CALL), json.loads)
+        with self._pipe.allowance.question(_PROMPT):
+            text = self._run([self._python, "-I", "-S", "-c", _UNPACK], compose(start), CALL)
+        answer = self._read(text, bytes)
         if answer.get("started") is not True:
             raise broken(f"the probe in {self.name} does not start", str(answer)[:200])
         self._started = True
@@ -125,14 +131,24 @@ class Instrument:
             with suppress(InstrumentError):
                 self._pipe.tell(wire.pack({"phase": "stop"}) + b"\n", _GIVE_UP)
 
-    def _read(self, text: bytes, read: Callable[[bytes], Any]) -> dict[str, Any]:
+    def _read(self, text: bytes, inflate: Callable[[bytes], bytes]) -> dict[str, Any]:
         try:
-            answer = read(text)
-        except (ValueError, RecursionError) as error:
+            plain = inflate(text)
+            self._pipe.allowance.received(len(plain))
+            answer = data.read(plain)
+        except ValueError as error:
             raise broken(f"the probe in {self.name} answers garbage", repr(text[:120])) from error
         if not isinstance(answer, dict):
             raise broken(f"the probe in {self.name} answers garbage", type(answer).__name__)
         return answer
+
+
+def _expected(request: Mapping[str, object]) -> float:
+    """Return the seconds that an answer may take for nothing: what the request asks for, and a second for each probe."""
+    named = (request.get(name) for name in ("patience", "duration", "window"))
+    probes = request.get("probes")
+    count = len(probes) if isinstance(probes, list) else 0
+    return _PROMPT + count + sum(value for value in named if isinstance(value, int | float))
 
 
 def compose(request: Mapping[str, object]) -> bytes:
@@ -205,8 +221,15 @@ def start_all(fleet: Fleet) -> None:
 
 
 def listed(answer: Mapping[str, Any], key: str) -> list[Record]:
-    """Return a list of an untrusted answer without what does not belong in it."""
+    """Return a list of an untrusted answer without what does not belong in it.
+
+    Raises:
+        InstrumentError: it is longer than any of ours.
+
+    """
     found = answer.get(key)
+    if isinstance(found, list) and len(found) > _RECORDS:
+        raise broken(f"an answer has too many {key}", f"{len(found)} of them")
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
@@ -256,7 +279,7 @@ def require_sent(probes: Sequence[Probe], results: Mapping[str, Mapping[str, Rec
     for probe in probes:
         result = results[probe.sender.guest].get(probe.mark, {})
         if result.get("sent") is not True:
-            raise broken(f"{probe.sender.guest} could not send {probe.mark}", str(result.get("error", "no answer")))
+            raise broken(f"{probe.sender.guest} could not send {probe.mark}", str(result.get("error", "no answer"))[:400])
 
 
 def wait_out() -> None:

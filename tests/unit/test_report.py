@@ -7,12 +7,16 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from markdown_it import MarkdownIt
 
 from testbed.errors import UsageError
 from testbed.report import formats
 from testbed.report.result import CheckResult, Proof, ProofVerdict, Run, Verdict, from_json, to_json
 
-HOSTILE = "\x1b[2J::error::\n| a | b |\n<script>\x00"
+HOSTILE = (
+    "\x1b[2J::error::\n::error::x\n | a | b |\n<script>\x00 @somebody me@example.org https://example.org www.example.org #12 GH-12 a/b#3\n"
+    "!4 ![x](http://x) [y](http://y) <http://z> `tick` ``two`` \\` ##vso[x] ```\n# head\n- [ ] item\n\u202e\ud800"
+)
 
 
 def _check(verdict: Verdict, *proofs: ProofVerdict, reason: str = "") -> CheckResult:
@@ -25,7 +29,7 @@ def _data(*checks: CheckResult, trouble: tuple[str, ...] = ()) -> dict[str, Any]
 
 
 def test_what_is_written_can_be_read_again() -> None:
-    data = _data(_check(Verdict.PASS, ProofVerdict.PROVEN), _check(Verdict.FAIL, reason=HOSTILE), trouble=("odd",))
+    data = _data(_check(Verdict.PASS, ProofVerdict.PROVEN), _check(Verdict.FAIL, reason=HOSTILE), trouble=(HOSTILE,))
     assert to_json(from_json(json.loads(json.dumps(data)))) == data
 
 
@@ -108,11 +112,37 @@ def test_what_a_guest_said_is_shown_and_obeyed_by_nobody(form: Any) -> None:
     assert "\x1b" not in shown
     assert "\x00" not in shown
     assert "script" in shown
-    assert not any(line.startswith("::") for line in shown.splitlines())
+    assert not any(line.lstrip().startswith("::") for line in shown.splitlines())
+    assert "##vso[" not in shown
+    shown.encode()
     if form is formats.markdown:
-        assert "<script>" not in shown
+        _require_inert(shown)
         table = [line for line in shown.splitlines() if line.startswith("|")]
         assert len(table) == 2 + 2 + 2 + 1
+
+
+def _require_inert(shown: str) -> None:
+    """Only code may hold what a forge makes links, calls or markup of."""
+    tokens = [child for token in MarkdownIt("commonmark").enable("table").parse(shown) for child in token.children or [token]]
+    assert not {token.type for token in tokens} & {"html_block", "html_inline", "link_open", "image", "fence", "code_block", "hr"}
+    assert sum(token.type == "heading_open" for token in tokens) == shown.count("\n## ") + 1
+    plain = " ".join(token.content for token in tokens if token.type == "text")
+    assert not any(word in plain for word in ("@", "://", "www.", "#1", "GH-", "<", "!4"))
+
+
+@pytest.mark.parametrize("place", ["id", "case", "objective", "severity", "duration_s", "reason"])
+def test_markdown_is_inert_wherever_the_words_stand(place: str) -> None:
+    data = _data(_check(Verdict.FAIL, ProofVerdict.CANNOT_FAIL, reason="-"))
+    data["checks"][0][place] = HOSTILE
+    data["checks"][0]["proofs"][0].update(breach=HOSTILE, reason=HOSTILE)
+    data["lab"]["name"] = data["environment"]["note"] = data["started"] = HOSTILE
+    _require_inert(formats.markdown(data))
+
+
+@pytest.mark.parametrize("words", ["`", "``", "a`", "\\`x\\`", "`a` ``b`` ```c```"])
+def test_ticks_do_not_end_the_code_around_foreign_words(words: str) -> None:
+    shown = formats.markdown(_data(trouble=(f"{words} @somebody",)))
+    _require_inert(shown)
 
 
 def test_the_matrix_tells_what_got_through_and_what_is_wrong() -> None:
