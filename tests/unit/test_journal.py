@@ -161,6 +161,14 @@ def test_whenever_a_run_is_killed_the_wall_that_it_opened_is_written_down(tmp_pa
     assert "testbed up lab" in error.value.remedy
 
 
+def test_a_wall_that_does_not_close_stays_written_down(tmp_path: Path) -> None:
+    _walls(tmp_path, at_close="return")
+    with _start(tmp_path) as process:
+        assert process.wait(60) == 0
+    assert (tmp_path / "wall").exists()
+    assert len(_named(Workspace(tmp_path, "lab"))) == 1  # and no other was opened
+
+
 def _signalled(folder: Path, *signals: tuple[float, int]) -> str:
     """Send signals, each after so many seconds, once the wall is open, and return what the run says."""
     with _start(folder) as process:
