@@ -125,7 +125,7 @@ def mirrored(name: str, source: Callable[[Stage], Guest], device: Callable[[Stag
         opens=lambda s: f"nft 'add table netdev {table}; add chain netdev {table} copies "
         f'{{ type filter hook ingress device "{source(s).nics[0].tap}" priority -300; }}; '
         f"add rule netdev {table} copies {match} dup to \"{device(s)}\"'",
-        closes=lambda _: f"nft delete table netdev {table}",
+        closes=lambda _: f"nft destroy table netdev {table}",
         shows=lambda _: f"nft list table netdev {table} | grep -q dup",
         where=lambda s: s.lab.host(source(s).node),
     )

@@ -43,7 +43,7 @@ _ARP = "sysctl -q -w net.ipv4.conf.all.arp_ignore"
         command(
             "a host that is no node may talk to the controller's database",
             opens=lambda s: f"nft add element inet testbed southbound_clients '{{ {_stranger(s)} }}'",
-            closes=lambda s: f"nft delete element inet testbed southbound_clients '{{ {_stranger(s)} }}'",
+            closes=lambda s: f"nft destroy element inet testbed southbound_clients '{{ {_stranger(s)} }}'",
             shows=lambda s: f"nft get element inet testbed southbound_clients '{{ {_stranger(s)} }}'",
             where=controller,
         ),

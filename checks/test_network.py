@@ -35,7 +35,7 @@ def _pair(stage: Stage) -> str:
             command(
                 "a guest may ask for the IPv6 address of a neighbour that no flow joins it with",
                 opens=lambda s: f"nft add element netdev neighbours allowed {_pair(s)}",
-                closes=lambda s: f"nft delete element netdev neighbours allowed {_pair(s)}",
+                closes=lambda s: f"nft destroy element netdev neighbours allowed {_pair(s)}",
                 shows=lambda s: f"nft get element netdev neighbours allowed {_pair(s)}",
             ),
         ),

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from testbed import apply, lab
+from testbed import apply, lab, resources
 from testbed.cli_lab import topology_of
 from testbed.drivers import doctor, enclosure, outside
 from testbed.drivers.checkpoint import Checkpoint, Store
+from testbed.drivers.journal import Journal
 from testbed.drivers.workspace import Workspace, cache_root, state_root
-from testbed.errors import Exit, UsageError
+from testbed.errors import Exit, TestbedError, UsageError
+from testbed.interrupts import ended_at_once, interruptible
 from testbed.model.facts import Accelerator
 from testbed.model.testbed import Testbed
 from testbed.plan.diff import Action
@@ -52,6 +53,7 @@ def build(topology: str | Path, way: Way, then: Callable[[lab.Lab, Sequence[Acti
         then: is given the lab, and what was done.
 
     """
+    interruptible()
     testbed, file = topology_of(topology)
     doctor.require(cache_root(), state_root())
     with way.trace.span("images"):
@@ -59,6 +61,7 @@ def build(topology: str | Path, way: Way, then: Callable[[lab.Lab, Sequence[Acti
     say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
     workspace = Workspace(state_root(), testbed.name)
     with workspace.locked():
+        _require_same(testbed, workspace)
         lab.apply_copy(file, workspace)
         _connect(workspace, way.connect)
         if not way.cold:
@@ -67,8 +70,45 @@ def build(topology: str | Path, way: Way, then: Callable[[lab.Lab, Sequence[Acti
         taken = lab.enter(testbed, workspace, ground.environment)
         with lab.opened(testbed, workspace, ground, taken, progress=say) as opened:
             with at_once_on_interrupt():
-                done = apply.converge(opened.desired, opened.places, say, way.trace)
+                done = _converge(opened, way.trace)
             then(opened, done)
+
+
+def _require_same(testbed: Testbed, workspace: Workspace) -> None:
+    """Refuse to change a lab's topology while a breach is written down, which only the topology that it was opened in can close.
+
+    Raises:
+        UsageError: the topology is another one.
+
+    """
+    left = Journal(workspace).entries()
+    if left and lab.load_applied(workspace).digest != testbed.digest:
+        what = f"the lab {workspace.lab} cannot get another topology while a wall is open that a breach opened"
+        remedy = f"run `testbed up {workspace.lab}`, which closes it, and then this command; or `testbed down {workspace.lab}`"
+        raise UsageError(what, fact="; ".join(map(str, left)), remedy=remedy)
+
+
+def _converge(opened: lab.Lab, trace: Trace) -> list[Action]:
+    """Make a lab what it must be, and close what a killed process had opened.
+
+    Settings come first, since a breach may have cut our own way in; they come again afterwards, for what closing has changed and
+    for what could not be set right before.
+
+    Raises:
+        ProvisioningError: something could not be done, or a breach may still be in force.
+
+    """
+    if not Journal(opened.workspace).entries():
+        return apply.converge(opened.desired, opened.places, say, trace)
+    done: list[Action] = []
+    try:
+        done = apply.converge(opened.desired, opened.places, say, trace)
+    except TestbedError as error:
+        say(f"not yet what it must be: {error.what}: {error.fact}")
+    from testbed.verify.closing import close_left  # noqa: PLC0415 - checks are loaded only where one has left something open
+
+    opened.closed += close_left(opened, resources.checks(), say)
+    return done + apply.converge(opened.desired, opened.places, say, trace)
 
 
 def _connect(workspace: Workspace, uri: str) -> None:
@@ -108,16 +148,11 @@ def _fitting(ground: lab.Ground, testbed: Testbed, workspace: Workspace, way: Wa
     return way.checkpoint or Store(cache_root(), ground.images, ground.environment).find(testbed, workspace)
 
 
-@contextmanager
-def at_once_on_interrupt() -> Iterator[None]:
-    """Let Ctrl-C end the process at once, without waiting for threads that wait for machines; `up` resumes."""
+def at_once_on_interrupt() -> AbstractContextManager[None]:
+    """Let a signal end the process at once, without waiting for threads that wait for machines; `up` resumes."""
 
-    def end(*_: object) -> None:
+    def end() -> None:
         warn("interrupted; what was done stays, and the same command resumes")
         os._exit(Exit.INTERRUPTED)
 
-    before = signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return ended_at_once(end)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,11 +14,14 @@ from typer.exceptions import TyperException
 
 from testbed import cli_checkpoint, cli_image, cli_look, lab, observe
 from testbed.building import Way, build
-from testbed.cli_lab import File, Name, entered, running_lab, topology_of, workspace_of
+from testbed.cli_lab import File, Name, entered, running_lab, to_close, topology_of, workspace_of
 from testbed.drivers import doctor as doctors
 from testbed.drivers import enclosure, memory
+from testbed.drivers.journal import Journal
 from testbed.drivers.workspace import Workspace, cache_root, labs, state_root
 from testbed.errors import Exit, TestbedError, UsageError
+from testbed.foreign.text import line
+from testbed.interrupts import interruptible
 from testbed.model.facts import Accelerator
 from testbed.model.resolve import resolve
 from testbed.plan import render
@@ -114,14 +116,15 @@ def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> No
     workspace = Workspace(state_root(), testbed.name)
     found = enclosure.find(testbed.name, workspace.root)
     if found is None:
-        result = diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER})
+        result, left = diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER}), Journal(workspace).entries()
     else:
         with entered(testbed, workspace, ground) as opened:
-            result = observe.plan(opened.desired, opened.places)
+            result, left = observe.plan(opened.desired, opened.places), Journal(workspace).entries()
     if as_json:
-        out_json(render.data(result), indent=1)
+        data = render.data(result)
+        out_json({**data, "empty": data["empty"] and not left, "breaches": [entry.data() for entry in left]}, indent=1)
     else:
-        out(render.text(result))
+        out("\n".join((*to_close(left), *([] if left and not result else [render.text(result)]))))
 
 
 @app.command()
@@ -140,7 +143,8 @@ def up(
     def tell(opened: lab.Lab, done: Sequence[Action]) -> None:
         spans = way.trace.spans if timings else []
         if as_json:
-            data = {"lab": opened.testbed.name, "actions": len(done), "seconds": round(elapsed(), 1), "retried": opened.retried}
+            data = {"lab": opened.testbed.name, "actions": len(done), "seconds": round(elapsed(), 1), "retried": opened.retried,
+                    "closed": opened.closed}  # fmt: skip
             out_json(data | ({"timings": list(map(asdict, spans))} if timings else {}))
             return
         _tell(opened, done)
@@ -152,10 +156,12 @@ def up(
 
 def _tell(opened: lab.Lab, done: Sequence[Action]) -> None:
     name, seconds, retried = opened.testbed.name, elapsed(), ", ".join(opened.retried)
+    for breach in opened.closed:
+        out(f"{name}: closed the breach {line(breach)}")
     if done:
         out(f"{name} is up: {len(done)} actions in {seconds:.0f} s" + (f"; started twice: {retried}" if retried else ""))
     else:
-        out(f"{name}: nothing to do: the lab is what the topology says.")
+        out(f"{name}: nothing {'else ' * bool(opened.closed)}to do: the lab is what the topology says.")
 
 
 @app.command()
@@ -183,19 +189,21 @@ def check(
 ) -> None:
     """Attack the lab's walls and give a verdict."""
     testbed, workspace, _ = running_lab(name)
+    interruptible()
     with entered(testbed, workspace, lab.ground()) as opened:
+        Journal(workspace).require_closed()
         _check(opened, prove=prove, only=only or [], as_json=as_json, slow=slow)
 
 
 def _check(opened: lab.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False) -> None:
-    # A job that a script starts in the background ignores Ctrl-C unless it says otherwise.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         from testbed.verify import run as runs  # noqa: PLC0415 - scapy and pytest are a fifth of a second
 
         folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say))
     except KeyboardInterrupt:
         say(f"interrupted; what had been observed: `testbed report {opened.testbed.name}`")
+        for entry in Journal(opened.workspace).entries():
+            say(f"still open, perhaps: {entry}; `testbed up {opened.testbed.name}` closes it")
         raise typer.Exit(Exit.INTERRUPTED) from None
     data = content_of((folder / "result.json").read_text())
     (folder / "report.md").write_text(formats.markdown(data))
@@ -217,7 +225,9 @@ def report(
     form: Annotated[str, typer.Option("--format", help="text, markdown, junit or json", envvar="TESTBED_REPORT")] = "text",
 ) -> None:
     """Show the latest run's report in another form."""
-    data = content_of((workspace_of(name).latest_run() / "result.json").read_text())
+    workspace = workspace_of(name)
+    _require_finished(workspace)
+    data = content_of((workspace.latest_run() / "result.json").read_text())
     if form == "json":
         out_json(data, indent=1)
     elif form in _FORMATS:
@@ -225,6 +235,19 @@ def report(
     else:
         known = ", ".join((*_FORMATS, "json"))
         raise UsageError(f"cannot report as {form}", fact=f"known formats: {known}", remedy="use --format with one of these")
+
+
+def _require_finished(workspace: Workspace) -> None:
+    """Refuse to show an older run while one that was cut short, and has no result, has left a wall open.
+
+    Raises:
+        ProvisioningError: there is one.
+
+    """
+    journal = Journal(workspace)
+    runs = [entry.record.run if entry.record else "" for entry in journal.entries()]
+    if not all(run and (workspace.runs / run / "result.json").is_file() for run in runs):
+        journal.require_closed()
 
 
 @app.command()

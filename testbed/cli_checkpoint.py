@@ -11,6 +11,7 @@ from testbed import lab, observe
 from testbed.building import Way, build
 from testbed.cli_lab import Name, entered, running_lab
 from testbed.drivers import checkpoint as checkpoints
+from testbed.drivers.journal import Journal
 from testbed.drivers.workspace import Workspace, cache_root, state_root
 from testbed.errors import ProvisioningError, TestbedError, UsageError
 from testbed.model.resolve import resolve
@@ -33,6 +34,7 @@ def save(name: Name, called: Annotated[str, typer.Option("--name", help="the che
     _require_saving(testbed, workspace, ground)
     store = checkpoints.Store(cache_root(), ground.images, ground.environment)
     with entered(testbed, workspace, ground) as opened:
+        Journal(workspace).require_closed()
         plan = observe.plan(opened.desired, opened.places)
         if plan:
             fact = f"{len(plan.actions)} differences; the first: {plan.actions[0]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +11,10 @@ import typer
 
 from testbed import lab
 from testbed.drivers import enclosure, memory
+from testbed.drivers.journal import Entry
 from testbed.drivers.workspace import Workspace, state_root
 from testbed.errors import UsageError
+from testbed.foreign.text import line
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Testbed
 from testbed.spec.load import read
@@ -51,6 +53,11 @@ def running_lab(name: str) -> tuple[Testbed, Workspace, enclosure.Enclosure]:
         fact = "it has no running namespaces"
         raise UsageError(f"the lab {testbed.name} is down", fact=fact, remedy=f"run `testbed up {name}`")
     return testbed, workspace, found
+
+
+def to_close(left: Sequence[Entry]) -> list[str]:
+    """Return in words, a line for each, what `up` will close because a process was killed after it had opened it."""
+    return [line(f"! close   {entry}") for entry in left]
 
 
 @contextmanager

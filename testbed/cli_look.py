@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from testbed import lab, observe
-from testbed.cli_lab import Name, entered, running_lab, workspace_of
+from testbed.cli_lab import Name, entered, running_lab, to_close, workspace_of
 from testbed.drivers import enclosure, login
+from testbed.drivers.journal import Journal
 from testbed.drivers.pki import Authority
 from testbed.drivers.ssh import Host
 from testbed.drivers.workspace import Workspace, labs, state_root
@@ -46,23 +47,26 @@ def status(
     workspace = workspace_of(name)
     testbed = lab.load_applied(workspace)
     if enclosure.find(testbed.name, workspace.root) is None:
+        left = Journal(workspace).entries()
         if as_json:
-            out_json({"lab": testbed.name, "running": False})
+            out_json({"lab": testbed.name, "running": False, "breaches": [entry.data() for entry in left]})
         else:
-            out(f"{testbed.name} is down")
+            out("\n".join((f"{testbed.name} is down", *to_close(left))))
         return
     with entered(testbed, workspace, lab.ground()) as opened:
         found, unseen = observe.observe(opened.desired, opened.places)
-        drift = diff(opened.desired, found, unseen)
+        drift, left = diff(opened.desired, found, unseen), Journal(workspace).entries()
     rows = [{"place": k.place, "kind": k.kind, "name": k.name, "state": p["state"]} for k, p in sorted(found.items()) if "state" in p]
     if as_json:
-        out_json({"lab": testbed.name, "running": True, "objects": rows, "drift": render.data(drift)["actions"]}, indent=1)
+        breaches = [entry.data() for entry in left]
+        out_json({"lab": testbed.name, "running": True, "objects": rows, "drift": render.data(drift)["actions"], "breaches": breaches},
+                 indent=1)  # fmt: skip
         return
     for row in rows:
         out(f"{row['place']:12} {row['kind']:8} {line(row['name']):16} {line(row['state'])}")
     counts = {kind: sum(1 for key in found if key.kind is kind) for kind in Kind}
     out(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
-    out(render.text(drift) if drift else "no drift")
+    out("\n".join((*to_close(left), render.text(drift) if drift else "no drift")))
 
 
 @app.command()

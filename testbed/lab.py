@@ -96,7 +96,12 @@ def remember(ground: Ground, testbed: Testbed, progress: Progress, *, save: bool
 
 @dataclass
 class Lab:
-    """A lab with everything that acts on it. Only usable inside its enclosure."""
+    """A lab with everything that acts on it. Only usable inside its enclosure.
+
+    Args:
+        closed: breaches that another process had left open, and that this one has closed.
+
+    """
 
     testbed: Testbed
     workspace: Workspace
@@ -104,6 +109,7 @@ class Lab:
     outer: Outer
     central: Central
     nodes: dict[str, Node]
+    closed: list[str] = field(default_factory=list)
 
     @property
     def places(self) -> list[Place]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from testbed.drivers import batch, clock
 from testbed.drivers.ovn import Northbound
 from testbed.drivers.pki import write_secret
@@ -14,6 +18,7 @@ from testbed.plan.diff import Action, Verb
 from testbed.plan.resources import Key, Kind, Properties
 from testbed.plan.settings import settings
 
+_SOCKET = "/run/ovn/ovnnb_db.sock"  # of the northbound database, on the controller
 _SERVICES = ("ovn-ovsdb-server-nb", "ovn-ovsdb-server-sb", "ovn-northd")
 
 
@@ -36,7 +41,7 @@ class Central:
             self._northbound = self._connect()
         return self._northbound
 
-    def _connect(self) -> Northbound:
+    def _connect(self, socket: Path | None = None) -> Northbound:
         folder = self._workspace.pki
         return Northbound(
             str(self.lab.controller.address(Plane.MANAGEMENT)),
@@ -45,19 +50,41 @@ class Central:
             certificate=folder / "client.crt",
             authority=folder / "tls-ca.crt",
             timeout=int(20 * self._slowness),
+            socket=socket,
         )
+
+    @contextmanager
+    def _looked_into(self, found: dict[Key, Properties]) -> Iterator[Northbound]:
+        """Yield the northbound database, to be read: by way of ssh and its own socket, where a setting may have cut ours.
+
+        Args:
+            found: the controller's settings.
+
+        """
+        wanted = {Key(self.name, Kind.SETTING, item.name): {"value": item.value} for item in settings(self.lab, self.lab.controller)}
+        if found == wanted:
+            yield self.northbound
+            return
+        path = self._workspace.machine(self.name) / "northbound.sock"
+        self.host.bridge(path, _SOCKET)
+        northbound = self._connect(path)
+        try:
+            yield northbound
+        finally:
+            northbound.close()
 
     def wait(self) -> None:
         """Return when the controller accepts our login."""
         self.host.wait(BOOT * self._slowness)
 
     def recover(self) -> list[str]:
-        """Set the clock if it has stood still, start the parts of OVN's central services that do not run, and tell what was done.
+        """Wait for what an earlier session left running, set the clock, start OVN's parts that do not run, and tell what was done.
 
         Raises:
             ProvisioningError: one does not start.
 
         """
+        self.host.await_orphans()
         told, stopped = clock.set_right(self.host), self._stopped()
         if stopped:
             self.host.must(f"systemctl reset-failed {' '.join(stopped)}; systemctl start {' '.join(stopped)}")
@@ -79,10 +106,11 @@ class Central:
             fact, remedy = f"stopped on {self.name}: {', '.join(stopped)}", "run `testbed up`, which starts them again"
             raise ProvisioningError("OVN's switches cannot be observed", fact=fact, remedy=remedy)
         found, _ = batch.observe(self.host, self.name, settings(self.lab, self.lab.controller))
-        for label, properties in self.northbound.switches().items():
-            found[Key(self.name, Kind.SWITCH, label)] = properties
-        for label, properties in self.northbound.ports().items():
-            found[Key(self.name, Kind.PORT, label)] = properties
+        with self._looked_into(found) as northbound:
+            for label, properties in northbound.switches().items():
+                found[Key(self.name, Kind.SWITCH, label)] = properties
+            for label, properties in northbound.ports().items():
+                found[Key(self.name, Kind.PORT, label)] = properties
         return found
 
     def perform(self, action: Action) -> None:

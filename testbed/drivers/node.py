@@ -90,7 +90,11 @@ class Node:
         self.host.sudo(f"timeout {seconds} systemctl is-system-running --wait", timeout=seconds + 60)
 
     def recover(self) -> tuple[str, ...]:
-        """Set the clocks of a node that has stood still, and of its guests; its services are among its settings."""
+        """Wait for what an earlier session left running, and set the clocks of a node that has stood still, and of its guests.
+
+        Its services are among its settings.
+        """
+        self.host.await_orphans()
         told = clock.set_right(self.host)
         if told:
             for guest in self.lab.guests_on(self.name):

@@ -63,7 +63,19 @@ def _idl(remote: str, deadline: float) -> Any:  # noqa: ANN401 - the library has
 class Northbound:
     """One connection to the northbound database, over TLS."""
 
-    def __init__(self, address: str, lab: str, *, key: Path, certificate: Path, authority: Path, timeout: int) -> None:
+    def __init__(
+        self, address: str, lab: str, *, key: Path, certificate: Path, authority: Path, timeout: int, socket: Path | None = None
+    ) -> None:
+        """Open the connection.
+
+        Args:
+            timeout: seconds that the database may take to answer.
+            socket: of the database itself; if given, neither TLS nor a network is in between.
+
+        Raises:
+            ProvisioningError: nobody answers.
+
+        """
         logging.getLogger("ovsdbapp").setLevel(logging.CRITICAL)
         stream.Stream.ssl_set_private_key_file(str(key))
         stream.Stream.ssl_set_certificate_file(str(certificate))
@@ -72,7 +84,7 @@ class Northbound:
         self._timeout = timeout
         self._dhcp_rows: dict[tuple[str, str], UUID] = {}
         with _said("cannot reach OVN's northbound database"):
-            idl = _idl(f"ssl:{address}:6641", time.monotonic() + timeout)
+            idl = _idl(f"unix:{socket}" if socket else f"ssl:{address}:6641", time.monotonic() + timeout)
             self._api: Any = OvnNbApiIdlImpl(connection.Connection(idl, timeout=timeout))
 
     def close(self) -> None:

@@ -20,11 +20,13 @@ import paramiko
 
 from testbed.drivers.session import BEGIN, PROGRAM, Completed, Session, Stream, closing_after
 from testbed.errors import InstrumentError, ProvisioningError
+from testbed.guest.commands import ORPHANS
 
 USER = "admin"
 BOOT = 75.0  # seconds that a machine may take until it accepts our login; stretched by slowness
 _RETRY = 0.5
 _OPENING = 120.0  # seconds that a machine may take to start our program; paramiko would wait for ever
+_ORPHANED = 60.0  # seconds until commands of an earlier session must have ended
 _FAREWELL = 5.0  # seconds that a bridge may take to end; Python does not run our threads any more when the process ends
 _SILENT = logging.NullHandler()  # without one, paramiko's threads print what its exceptions tell us anyway
 
@@ -164,6 +166,15 @@ class Host:
             remedy = f"repeat it there: {command[:300]}"
             raise ProvisioningError(f"a command failed on {self.name}", fact=fact, remedy=remedy)
         return done.text
+
+    def await_orphans(self) -> None:
+        """Return when no command runs any more that a session which has ended left behind (`testbed.guest.commands`).
+
+        Raises:
+            ProvisioningError: one still runs, long after it should have been killed.
+
+        """
+        self.must(f"flock --wait {_ORPHANED:.0f} {ORPHANS} true")
 
     def bridge(self, path: Path, far: str) -> None:
         """Listen on a UNIX socket, and connect everyone who comes to one of the machine, as root."""

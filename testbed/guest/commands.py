@@ -11,11 +11,15 @@ and as many octets behind it as the line says. Requests, and the answers to them
     done NUMBER STATUS OUTPUT ERRORS         status as a shell tells it; length of each
     late NUMBER                              the command did not end in time; it was killed, and what it had started
     data NUMBER OCTETS                       of a stream; none: it has ended
+
+When the requests end while commands run, nobody waits for them any more: they have some seconds to end by themselves, and are
+killed then. Meanwhile a lock on a file tells other sessions, which change what these commands change, to wait.
 """
 
 from __future__ import annotations
 
 import _socket as socket
+import fcntl
 import os
 import select
 import time
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 _PIECE = 65536  # octets
 _SIGKILL, _SIGPIPE, _SIGXFSZ = 9, 13, 25  # signal(7)
 _CANNOT_RUN = 126  # what a shell tells of a command that it cannot start
+ORPHANS = "/run/testbed-orphans"  # locked while commands run whose session has ended
+GRACE = 10.0  # seconds that they may take
 
 
 class Watch:
@@ -186,16 +192,29 @@ class Stream:
 class Server:
     """Answers the requests that come in by one file, and writes to another, until there are no more."""
 
-    def __init__(self, requests: int, answers: int) -> None:
+    def __init__(self, requests: int, answers: int, orphans: str = ORPHANS, grace: float = GRACE) -> None:
         self._answers, self._come = answers, bytearray()
+        self._orphans, self._grace = orphans, grace
         self._watch, self._open = Watch(), True
         self._commands: dict[bytes, tuple[float, Command]] = {}
         self._streams: dict[bytes, Stream] = {}
         self._watch.add(requests, select.POLLIN, lambda _: self._read(requests))
 
     def serve(self) -> None:
-        """Do it; whoever ends the requests leaves running commands to end by themselves."""
-        while self._open:
+        """Do it; who ends the requests leaves running commands some seconds to end by themselves."""
+        self._turn(lambda: self._open)
+        if self._commands:
+            fcntl.flock(os.open(self._orphans, os.O_WRONLY | os.O_CREAT, 0o600), fcntl.LOCK_SH)
+            end = time.monotonic() + self._grace
+            self._commands = {number: (min(end, late), command) for number, (late, command) in self._commands.items()}
+            self._answers = os.open(os.devnull, os.O_WRONLY)  # who would read them is gone
+            for stream in self._streams.values():
+                stream.send(b"")
+            self._turn(lambda: bool(self._commands))
+
+    def _turn(self, go_on: Callable[[], bool]) -> None:
+        """Watch, and answer for commands that have ended or are late."""
+        while go_on():
             ends = [end for end, _ in self._commands.values()]
             self._watch.serve(min(ends) - time.monotonic() if ends else None)
             for number, (end, command) in list(self._commands.items()):
@@ -211,7 +230,9 @@ class Server:
     def _read(self, file: int) -> None:
         data = os.read(file, _PIECE)
         self._come += data
-        self._open = bool(data)
+        if not data:
+            self._open = False
+            self._watch.close(file)
         while (end := self._come.find(b"\n") + 1) > 0:
             kind, number, *words = bytes(self._come[:end]).split()
             *limits, first, second = [*words, b"0"] if kind != b"run" else words
@@ -247,7 +268,11 @@ class Server:
         sizes = b"".join(b" %d" % len(part) for part in parts)
         left = memoryview(b"".join((start, sizes, b"\n", *parts)))
         while left:
-            left = left[os.write(self._answers, left) :]
+            try:
+                left = left[os.write(self._answers, left) :]
+            except BrokenPipeError:  # who asked is gone
+                self._open = False
+                return
 
 
 if __name__ == "__main__":

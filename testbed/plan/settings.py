@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from testbed.model.testbed import IMAGES, Machine, Plane, Role, Testbed
-from testbed.plan import readings
+from testbed.plan import readings, trust
 from testbed.plan.identity import address_sets
 from testbed.plan.neighbours import ATTACH, GUARDS, RULES, allowed, guarded, links
 
@@ -74,8 +74,10 @@ class Setting:
 
 def settings(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     """Return every setting of a machine."""
-    common = (*_firewall(lab, machine), *_protection(lab, machine), *_NETWORK, *_ACCESS)
-    node = (*_ROOT_PARTITION, *_neighbours(lab, machine), _claims(lab, machine))
+    identity = Setting("identity", "ACC-02", *trust.identity(lab, machine))
+    common = (*_firewall(lab, machine), *_protection(lab, machine), *_NETWORK, *_ACCESS, identity)
+    profiles = Setting("worker-profiles", "PRC-02", *trust.profiles(lab, machine))
+    node = (*_ROOT_PARTITION, *_neighbours(lab, machine), _claims(lab, machine), profiles)
     return (*common, *(node if machine.role is Role.NODE else _CENTRAL))
 
 
@@ -202,6 +204,13 @@ _CENTRAL = (
         ("ovn-sbctl get-connection",),
         SOUTHBOUND,
         "ovn-sbctl set-connection role=ovn-controller pssl:6642",
+    ),
+    Setting(
+        "northbound-connection",
+        "NET-08",
+        ("ovn-nbctl get-connection",),
+        trust.NORTHBOUND,
+        f"ovn-nbctl set-connection {trust.NORTHBOUND}",
     ),
 )
 

@@ -21,6 +21,11 @@ class Evidence:
         self._entries: list[dict[str, object]] = []
         self._lock = threading.Lock()
 
+    @property
+    def run(self) -> str:
+        """Name of the run of the checks that it belongs to."""
+        return self._folder.parent.name
+
     def apart(self) -> Evidence:
         """Return another collector into the same folder."""
         return Evidence(self._folder)

@@ -11,7 +11,8 @@ T = TypeVar("T")
 
 
 def side_by_side(
-    lanes: Sequence[Sequence[T]], do: Callable[[T], None], *, turn: Callable[[T], Hashable], stopped: Callable[[], bool]
+    lanes: Sequence[Sequence[T]], do: Callable[[T], None], *, turn: Callable[[T], Hashable], stopped: Callable[[], bool],
+    interrupted: Event | None = None,
 ) -> None:  # fmt: skip
     """Do something with every item of every lane, one after another in each lane, and each lane beginning elsewhere.
 
@@ -19,10 +20,11 @@ def side_by_side(
         turn: what no two items may share that are done at the same time.
         stopped: whether nothing more shall be begun. Nor is anything begun after an error or an interrupt, which is
             raised when all that was begun has ended.
+        interrupted: is set by an interrupt, so that what was begun can end sooner.
 
     """
     turns = {turn(item): Lock() for lane in lanes for item in lane}
-    halted = Event()
+    halted, interrupted = Event(), interrupted or Event()
 
     def drive(lane: Sequence[T], number: int) -> None:
         first = number * len(lane) // len(lanes)
@@ -36,6 +38,9 @@ def side_by_side(
         going = [pool.submit(drive, lane, number) for number, lane in enumerate(lanes)]
         try:
             wait(going, return_when=FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            interrupted.set()
+            raise
         finally:
             halted.set()
     for future in going:

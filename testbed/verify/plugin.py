@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import RLock
+from threading import Event, RLock
 
 import pytest
 from _pytest.runner import runtestprotocol
 
+from testbed.drivers.journal import Journal
 from testbed.errors import TestbedError
 from testbed.model.testbed import Testbed
 from testbed.report.result import CheckResult, ProofVerdict, Verdict
@@ -71,6 +72,7 @@ class Checks:
         prepare: Prepare,
     ) -> None:  # fmt: skip
         self.fleet = fleet
+        self._journal, self._halted = Journal(fleet.lab.workspace), Event()
         self.errors: list[str] = []
         self.interrupted = False
         self.revived: list[str] = []
@@ -168,7 +170,10 @@ class Checks:
             with ThreadPoolExecutor(max_workers=1) as pool:
                 if any(not case.declared.local for case in cases):
                     pool.submit(self._prepare)
-                side_by_side(list(apart.values()), do, turn=lambda case: id(case.declared), stopped=lambda: bool(self._left_open))
+                side_by_side(
+                    list(apart.values()), do, turn=lambda case: id(case.declared), stopped=lambda: bool(self._left_open),
+                    interrupted=self._halted,
+                )  # fmt: skip
         for case in cases:
             if not (case.declared.local and apart) and not self._left_open:
                 do(case)
@@ -263,7 +268,7 @@ class Checks:
                 case.trials.append(Trial(breach.name))
                 case.trials[-1].leave_out()
                 self._publish(case)
-            elif not self._left_open:
+            elif not self._left_open and not self._halted.is_set():
                 self._try(case, breach)
 
     def _try(self, case: _Case, breach: Breach) -> None:
@@ -286,21 +291,24 @@ class Checks:
     def _trial(self, case: _Case, breach: Breach, before: Sequence[str] = ("green",)) -> Trial:
         """Open a wall, run the check, close the wall."""
         self._progress(f"{case.name}: breach: {breach.name}")
-        trial, red, trouble = Trial(breach.name, list(before)), None, ""
+        trial, red, trouble, left_open = Trial(breach.name, list(before)), None, "", ""
         case.trials.append(trial)
         try:
-            breach.open(case.stage)
-            if breach.in_force(case.stage):
-                trial.steps.append("breach in force")
-                case.fleet.new_phase(case.declared.id)
-                red = self._run(case, f"{case.name}.breach{len(case.trials)}")
-                trial.steps.append(f"check: {red.verdict}: {red.reason}"[:400])
+            with self._journal.holding(case.declared.id, case.label, breach.name, case.fleet.evidence.run) as entry:
+                try:
+                    breach.open(case.stage)
+                    if breach.in_force(case.stage):
+                        trial.steps.append("breach in force")
+                        case.fleet.new_phase(case.declared.id)
+                        red = self._run(case, f"{case.name}.breach{len(case.trials)}")
+                        trial.steps.append(f"check: {red.verdict}: {red.reason}"[:400])
+                finally:
+                    left_open = take_back(breach, case.stage)
+                    entry.closed = not left_open
+                    self._left_open = self._left_open or left_open
+                    case.fleet.new_phase()
         except TestbedError as error:
             trouble = f"{error.what}: {error.fact}"
-        finally:
-            left_open = take_back(breach, case.stage)
-            self._left_open = self._left_open or left_open
-            case.fleet.new_phase()
         if left_open:
             trial.left_open(left_open)
         else:

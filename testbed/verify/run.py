@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from testbed import observe, resources
+from testbed.drivers.journal import Journal
 from testbed.drivers.ssh import Host
 from testbed.drivers.workspace import cache_root
 from testbed.errors import ProvisioningError, TestbedError
@@ -65,7 +66,7 @@ def examine(
         end_all(fleet)
     rows = {str(cell): cell.as_row() for cell in fleet.matrix.cells} | {str(cell): cell.as_row() for cell in contacts(lab.testbed)}
     (folder / "matrix.json").write_text(json.dumps([*(rows | fleet.reach).values()], default=str))
-    trouble = list(plugin.errors)
+    trouble = [*plugin.errors, *(f"still open, perhaps: {entry}" for entry in Journal(lab.workspace).entries())]
     if prove is not Proving.NOTHING:
         trouble += _drift(lab)
     run = Run(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from testbed.drivers.workspace import Workspace
 from testbed.errors import Exit
 from testbed.model.resolve import resolve
 from testbed.report.result import Run, Verdict, exit_code, to_json
@@ -66,9 +67,11 @@ def judge(tmp_path: Path):
         folder = tmp_path / "checks"
         folder.mkdir()
         (folder / f"test_wall_{next(_NUMBERS)}.py").write_text(HEAD + body)  # pytest keeps modules by name
+        (tmp_path / "lab").mkdir(exist_ok=True)
         lab = resolve(read(TOPOLOGY).spec)
         machines = {machine.name: SimpleNamespace(name=machine.name) for machine in lab.machines}
-        fleet = FakeFleet(lab, Evidence(tmp_path / "evidence"), machines, SimpleNamespace(testbed=lab))
+        opened = SimpleNamespace(testbed=lab, workspace=Workspace(tmp_path, "lab"))
+        fleet = FakeFleet(lab, Evidence(tmp_path / "evidence"), machines, opened)
         proven = Proven(tmp_path / "proven.json", tmp_path, [], Proving.EVERYTHING) if prove else None
         given: Any = {"slow": slow, "revive": revive, "prepare": prepare}
         return run_checks(fleet, folder, prove=proven, only=(), progress=lambda _: None, **given)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from testbed.cli import _proving, main
+from testbed.drivers.workspace import Workspace
 from testbed.errors import Exit
 from testbed.model.resolve import resolve
 from testbed.report.result import Run, exit_code, to_json
@@ -115,7 +116,8 @@ def test_it(fleet):
         file.write_text(f"HOLES = {holes!r}\n{template}")
         lab = resolve(read(ROOT / "topologies/one-node.yaml").spec)
         evidence = Evidence(root / "evidence")
-        fleet: Any = SimpleNamespace(testbed=lab, lab=SimpleNamespace(testbed=lab), evidence=evidence, new_phase=lambda *_: None, focus="")
+        opened = SimpleNamespace(testbed=lab, workspace=Workspace(root.parent, root.name))
+        fleet: Any = SimpleNamespace(testbed=lab, lab=opened, evidence=evidence, new_phase=lambda *_: None, focus="")
         return run_checks(fleet, root / "checks", prove=proven, only=(), progress=lambda _: None)
 
     return run

@@ -170,3 +170,36 @@ def test_last_words_are_heard_by_who_still_talks(listener: socket.socket) -> Non
     while heard[-1:] != [b""]:
         watch.serve(5)
     assert heard == [b"last words", b""]
+
+
+def test_a_command_whose_session_has_ended_is_killed_and_meanwhile_others_wait(tmp_path: Path) -> None:
+    """A process of ours that is killed leaves on the machine what it had just begun, such as to open a wall."""
+    lock, quick, slow = (tmp_path / name for name in ("orphans", "quick", "slow"))
+    program = commands.__file__, f"Server(0, 1, {str(lock)!r}, 2.0).serve()"
+    text = Path(program[0]).read_text().replace("Server(0, 1).serve()", program[1])
+    with subprocess.Popen([sys.executable, "-ISuc", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        session = Session(lambda data: _write(process, data), process.stdout)  # type: ignore[arg-type]
+        with ThreadPoolExecutor(2) as pool:
+            running = [pool.submit(session.run, f"sleep {seconds}; touch {file}; sleep {seconds}", stdin=b"", timeout=60)
+                       for seconds, file in ((0.5, quick), (5, slow))]  # fmt: skip
+            time.sleep(0.3)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.close()
+            time.sleep(0.3)
+            assert subprocess.run(["flock", "--nonblock", lock, "true"], check=False).returncode == 1
+            assert subprocess.run(["flock", "--wait", "10", lock, "true"], check=False).returncode == 0
+            assert process.wait(1) == 0
+            for future in running:
+                with pytest.raises(EOFError):
+                    future.result(5)
+    assert quick.exists()
+    time.sleep(3)
+    assert not slow.exists()
+
+
+def test_a_session_that_ends_with_nothing_to_do_leaves_nothing(tmp_path: Path) -> None:
+    lock = tmp_path / "orphans"
+    text = Path(commands.__file__).read_text().replace("Server(0, 1).serve()", f"Server(0, 1, {str(lock)!r}, 9.0).serve()")
+    assert subprocess.run([sys.executable, "-ISuc", text], input=b"", check=False, timeout=5).returncode == 0
+    assert not lock.exists()

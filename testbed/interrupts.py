@@ -1,0 +1,52 @@
+"""Signals that end a command: a CI job's time-out and a lost terminal are what Ctrl-C is."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ONE = 3.0  # seconds within which several signals are one: timeout(1) sends two, and a terminal one to each process of a job
+
+
+def interruptible() -> None:
+    """Let SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread from now on.
+
+    Ctrl-C as well, although a job that a script starts in the background ignores it. A command under nohup(1) goes on
+    ignoring SIGHUP. What comes while the first signal is new is the same interruption; what comes later is another.
+    """
+    last: list[float] = []
+
+    def interrupt(*_: object) -> None:
+        now = time.monotonic()
+        if not last or now - last[-1] > _ONE:
+            last[:] = [now]
+            raise KeyboardInterrupt
+
+    _handle(interrupt)
+
+
+@contextmanager
+def ended_at_once(end: Callable[[], object]) -> Iterator[None]:
+    """Let the same signals do something else, such as to end the process, while a block runs."""
+
+    def handle(*_: object) -> None:
+        end()
+
+    before = _handle(handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _handle(handler: Callable[[int, FrameType | None], object]) -> dict[signal.Signals, _Handler]:
+    """Set a handler, and return those that were there; SIGHUP stays ignored where it is."""
+    ending = [number for number in _ENDING if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in ending}

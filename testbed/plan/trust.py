@@ -1,0 +1,106 @@
+"""What a machine trusts, and what its workers may open: how it is observed, what it must be, how it is restored. Pure.
+
+Each function returns what `testbed.plan.settings.Setting` needs besides a name and controls.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+from testbed.model.testbed import IMAGES, Guest, Machine, Testbed
+from testbed.plan.identity import MachineKeys, identity_files
+
+Parts = tuple[tuple[str, ...], str, str, Callable[..., str]]
+
+# What the outer machine gave the machine at its birth; the machine cannot change it.
+_CREDENTIAL = "/sys/firmware/qemu_fw_cfg/by_name/opt/io.systemd.credentials/testbed.identity/raw"
+_LOADED = f"[ -e {_CREDENTIAL} ] || modprobe qemu_fw_cfg; "
+_OWN = "testbed/boot_id"  # a machine that starts from saved memory makes it itself (playbooks/roles/base/files/adopt.py)
+_PROFILES = "/etc/apparmor.d/libvirt"
+# `Setting.observe` of what stands in every profile of a worker: lines behind the name of their file.
+PROFILES = f"grep -asH '' {_PROFILES}/libvirt-*"
+NORTHBOUND = "pssl:6641"
+
+
+def identity(lab: Testbed, machine: Machine) -> Parts:
+    """Return that a machine's keys, authorities and addresses are those that it was given, and that there are no others.
+
+    Among them are the authority that signs administrators' certificates for ssh, and that of OVN's northbound database.
+    """
+    nothing = MachineKeys(b"", b"", "", b"", b"", b"", b"")
+    known = frozenset(identity_files(lab, machine, nothing))
+    compare = f"{_LOADED}tar --compare --directory=/run --file={_CREDENTIAL}"
+    listed = "cd /run && find testbed -type f -o -type l"
+    own = " ".join(f"-e {name}" for name in sorted({*known, _OWN}))
+    foreign = f"{listed} | grep -vxF {own} | while read -r file; do rm -f \"$file\"; done"
+    reload = "systemctl reload ssh; nft -f /etc/nftables.conf"
+    repair = f"{_LOADED}{foreign}; tar --extract --no-same-owner --directory=/run --file={_CREDENTIAL} && {{ {reload}; }}"
+    return (compare, listed), "", repair, partial(differing, known=known | {_OWN})
+
+
+def differing(compared: str, listed: str, known: frozenset[str]) -> str:
+    """Return what differs from a machine's identity: lines of tar(1), and files that are not in the archive."""
+    foreign = [f"{name}: not part of the identity" for name in sorted(listed.splitlines()) if name not in known]
+    return "\n".join((*compared.splitlines(), *foreign))
+
+
+def profiles(lab: Testbed, machine: Machine) -> Parts:
+    """Return that the profile of each guest's worker allows what libvirt writes for the guest, and nothing else."""
+    guests = lab.guests_on(machine.name)
+    names = " ".join(f"{guest.domain}={guest.uuid}" for guest in guests) or "-"
+    # As libvirt makes them itself, from the domain as it runs; a domain that does not run is made, with its profile, elsewhere.
+    repair = (
+        f"for guest in {names}; do domain=${{guest%=*}}; virsh -q dumpxml --security-info $domain > /run/testbed-profile.xml || continue; "
+        f"/usr/lib/libvirt/virt-aa-helper -r -u libvirt-${{guest#*=}} < /run/testbed-profile.xml; done; rm -f /run/testbed-profile.xml"
+    )
+    allowed = {guest.uuid: re.compile("|".join(_rules(guest))) for guest in guests}
+    return (PROFILES,), "", repair, partial(additional, allowed=allowed, labels={guest.uuid: guest.label for guest in guests})
+
+
+def additional(files: str, allowed: Mapping[str, re.Pattern[str]], labels: Mapping[str, str]) -> str:
+    """Return the rules in the profiles of some guests' workers that are not among those allowed, each behind the guest's label.
+
+    Args:
+        files: lines, each behind the name of its file and a colon.
+        allowed: what a rule must match, by the guest's UUID.
+
+    """
+    found = []
+    for text in files.split("\n"):
+        file, _, rule = text.partition(":")
+        uuid = file.removeprefix(f"{_PROFILES}/libvirt-").removesuffix(".files")
+        rule = rule.strip()
+        comment = not rule or (rule.startswith("#") and not rule.removeprefix("#").lstrip().startswith("include"))
+        if uuid in allowed and not comment and not allowed[uuid].fullmatch(rule):
+            found.append(f"{labels[uuid]}: {rule}")
+    return "\n".join(found)
+
+
+def _rules(guest: Guest) -> Iterator[str]:
+    """Yield regular expressions of what libvirt writes into the two files of a guest's profile (virt-aa-helper)."""
+    yield from map(re.escape, ("#include <tunables/global>", "#include <abstractions/libvirt-qemu>", "}"))
+    yield re.escape(f"#include if exists <libvirt/libvirt-{guest.uuid}.files>")
+    yield rf"profile libvirt-{guest.uuid} flags=\(attach_disconnected\) \{{"
+    own, images = re.escape(guest.domain), re.escape(f"{IMAGES}/guest")
+    numbered = rf"domain-[0-9]+-{own}"
+    for path, access in (
+        (rf"/var/log/libvirt/\*\*/{own}\.log", "w"),
+        (rf"/var/lib/libvirt/qemu/domain-{own}/monitor\.sock", "rw"),
+        (rf"/var/lib/libvirt/qemu/{numbered}/\*", "rw"),
+        (rf"/var/lib/libvirt/qemu/{numbered}/\{{,\*\*\}}", "rwk"),
+        (rf"/var/lib/libvirt/qemu/{numbered}/master-key\.aes", "rwk"),
+        (rf"/run/libvirt/qemu/channel/[0-9]+-{own}/\{{,\*\*\}}", "rwk"),
+        (rf"/run/libvirt/\*\*/{own}\.pid", "rwk"),
+        (rf"/run/libvirt/\*\*/\*\.tunnelmigrate\.dest\.{own}", "rw"),
+        (rf"/run/testbed-waking/{own}", "rwk"),
+        *((re.escape(disk), "rwk") for disk in guest.disks),
+        (rf"{images}/root\.raw", "rk"),
+        (rf"{images}/(vmlinux|initrd)", "r"),
+        (r"/var/lib/testbed/qboot\.rom", "rwk"),
+        ("/dev/vhost-net", "rw"),
+        ("/dev/net/tun", "rwk"),
+    ):
+        yield f'"{path}" {access},'
+    yield rf'deny "{images}/(root\.raw|vmlinux|initrd)" w,'
