@@ -21,6 +21,7 @@ from testbed.drivers.node import Node
 from testbed.drivers.session import Session, Stream, closing_after
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.foreign.text import line
+from testbed.model.policy import endpoints
 from testbed.model.resolve import resolve
 from testbed.plan.domains import NAMESPACE, read_mark
 from testbed.plan.resources import Key, Kind
@@ -33,7 +34,7 @@ from testbed.verify.allowance import Allowance
 from testbed.verify.observation import Observation
 from testbed.verify.offers import read_offer
 from testbed.verify.pipes import AgentPipe
-from testbed.verify.probing import CALL, Instrument, listed
+from testbed.verify.probing import CALL, Instrument, Probe, listed, require_sent, results_of
 from tests.hostile import OVERSIZE, WORDS, Clock, HostileAgent, bomb, file, message, nested, piece
 
 LAB = resolve(read(Path(__file__).parents[2] / "topologies/one-node.yaml").spec)
@@ -196,6 +197,13 @@ def test_lists_have_an_end() -> None:
     assert listed({"records": [{}, 1, None, {"a": 1}]}, "records") == [{}, {"a": 1}]
     with pytest.raises(InstrumentError, match="too many records"):
         listed({"records": [{}] * 10_001}, "records")
+
+
+@pytest.mark.parametrize("result", [{"id": "b", "sent": True}, {"id": ["a"], "sent": True}, {"id": "a", "sent": 1}, {"sent": True}])
+def test_the_result_of_another_probe_is_none_of_ours(result: dict[str, object]) -> None:
+    own = Probe("a", endpoints(LAB)[0], {})
+    with pytest.raises(InstrumentError, match="could not send a"):
+        require_sent([own], results_of({own.sender.guest: {"results": [result]}}))
 
 
 @pytest.mark.parametrize("value", ["nan", [1], True, float("nan"), -1, 2**70, None])
