@@ -74,9 +74,9 @@ class Setting:
 
 def settings(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     """Return every setting of a machine."""
-    identity = Setting("identity", "ACC-02", *trust.identity(lab, machine))
+    identity = Setting("identity", "ACC-02 NET-08", *trust.identity(lab, machine))
     common = (*_firewall(lab, machine), *_protection(lab, machine), *_NETWORK, *_ACCESS, identity)
-    profiles = Setting("worker-profiles", "PRC-02", *trust.profiles(lab, machine))
+    profiles = Setting("worker-profiles", "PRC-02 STO-01 STO-07", *trust.profiles(lab, machine))
     node = (*_ROOT_PARTITION, *_neighbours(lab, machine), _claims(lab, machine), profiles)
     return (*common, *(node if machine.role is Role.NODE else _CENTRAL))
 
