@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from testbed.building import Way, build
 from testbed.cli_lab import File, Name, entered, running_lab, topology_of, workspace_of
 from testbed.drivers import doctor as doctors
 from testbed.drivers import enclosure, memory
-from testbed.drivers.workspace import Workspace, cache_root, labs, state_root
+from testbed.drivers.marks import lab_mark, marked, require_trust
+from testbed.drivers.workspace import Workspace, cache_root, state_root
 from testbed.errors import Exit, TestbedError, UsageError
 from testbed.model.facts import Accelerator
 from testbed.model.resolve import resolve
@@ -29,7 +31,7 @@ from testbed.report import graph as graphs
 from testbed.report.result import content_of, exit_code
 from testbed.revival import revive
 from testbed.spec.load import read
-from testbed.spec.schema import json_schema
+from testbed.spec.schema import is_name, json_schema
 from testbed.terminal import ERR, Json, elapsed, escape, out, say
 from testbed.trace import chart
 from testbed.verify.proven import Proving
@@ -248,10 +250,13 @@ def run(
 def down(name: Name) -> None:
     """Take a lab down; leaves nothing but the reports of its runs."""
     workspace = workspace_of(name)
-    if not workspace.folder.exists() and enclosure.find(workspace.lab, workspace.root) is None:
+    if os.path.lexists(workspace.folder):
+        with workspace.locked():
+            lab.destroy(workspace)
+    elif found := enclosure.find(workspace.lab, workspace.root):
+        enclosure.destroy(found)
+    else:
         raise UsageError(f"there is no lab {workspace.lab}", fact=f"{workspace.folder} does not exist", remedy="run `testbed status`")
-    with workspace.locked():
-        lab.destroy(workspace)
     out(f"{workspace.lab} is down")
 
 
@@ -260,18 +265,21 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list", envvar="TESTBED_DRY_RUN")] = False,
 ) -> None:
     """Find what is left of labs that nobody can name any more, and remove it."""
-    count = 0
-    known = set(labs(state_root()))
-    for found in list(enclosure.enclosures(state_root())):
-        if found.lab not in known:
+    root, count = state_root(), 0
+    require_trust(root)
+    for found in list(enclosure.enclosures(root)):
+        if not (root / found.lab / "topology.yaml").exists():
             count += 1
             out(f"namespaces of {found.lab}, held by process {found.pid}")
             if not dry_run:
                 enclosure.destroy(found)
-    running = {found.lab for found in enclosure.enclosures(state_root())}
-    for folder in sorted(state_root().glob("*/v")):
-        workspace = Workspace(state_root(), folder.parent.name)
-        if workspace.lab not in running:
+    running = {found.lab for found in enclosure.enclosures(root)}
+    for folder in sorted(root.glob("*/v")):
+        name = folder.parent.name
+        if not is_name(name) or not marked(folder.parent, lab_mark(name)):
+            out(f"left alone: {folder.parent}, which does not carry the mark of a lab")
+        elif name not in running:
+            workspace = Workspace(root, name)
             count += 1
             out(f"files of {workspace.lab}, which does not run")
             if not dry_run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +18,12 @@ from testbed.drivers.fabric import Fabric
 from testbed.drivers.golden import Saved, Store
 from testbed.drivers.hypervisor import Hypervisor
 from testbed.drivers.images import Image, ImageCache
+from testbed.drivers.marks import require_trust
 from testbed.drivers.node import Node
 from testbed.drivers.outer import Outer, destroy_machines
 from testbed.drivers.outside import Outside, require
-from testbed.drivers.pki import Authority, write_secret
+from testbed.drivers.pki import Authority
+from testbed.drivers.private import write_secret
 from testbed.drivers.ssh import USER, Access, Host
 from testbed.drivers.workspace import Workspace, cache_root
 from testbed.errors import TestbedError, UsageError
@@ -74,6 +75,7 @@ def ground(*, want: Accelerator | None = None) -> Ground:
 
 
 def _ground(images: dict[str, Image], want: Accelerator | None) -> Ground:
+    require_trust(cache_root(), shared=True)
     return Ground(images, canary.environment(images["node"], cache_root(), want=want))
 
 
@@ -153,8 +155,10 @@ def destroy(workspace: Workspace) -> None:
     Raises:
         ProvisioningError: libvirt refuses.
         MachineError: the lab's holder does not end.
+        UsageError: something in the lab's folder is not ours; nothing has been done then.
 
     """
+    workspace.require_removable()
     if workspace.connection:
         hypervisor = Hypervisor(f"qemu+unix:///system?socket={require(workspace.connection)}")
         destroy_machines(hypervisor, workspace.lab)
@@ -273,16 +277,16 @@ def _write_ssh_config(testbed: Testbed, workspace: Workspace, authority: Authori
     addresses = {machine.name: machine.address(Plane.MANAGEMENT) for machine in testbed.machines}
     known = workspace.folder / "ssh/known_hosts"
     names = ",".join(str(item) for pair in addresses.items() for item in pair)
-    known.write_text(f"@cert-authority {names} {authority.ssh_public_key}\n")
+    write_secret(known, f"@cert-authority {names} {authority.ssh_public_key}\n".encode())
     blocks = [f"Host {name}\n  HostName {address}\n  HostKeyAlias {name}\n" for name, address in addresses.items()]
     common = (
         f"Host *\n  User {USER}\n  IdentityFile {workspace.folder}/ssh/admin\n  IdentitiesOnly yes\n"
         f"  UserKnownHostsFile {known}\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n"
     )
-    workspace.ssh_config.write_text("".join((*blocks, common)))
+    write_secret(workspace.ssh_config, "".join((*blocks, common)).encode())
 
 
 def apply_copy(file: Path, workspace: Workspace) -> None:
     """Remember the topology that is being applied, so that every other command knows it by the lab's name."""
     if file.resolve() != workspace.topology:
-        shutil.copyfile(file, workspace.topology)
+        write_secret(workspace.topology, file.read_bytes())

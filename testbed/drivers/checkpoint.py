@@ -14,14 +14,15 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from testbed.drivers import cache as caches
 from testbed.drivers import process
 from testbed.drivers.accounts import give_to_worker
-from testbed.drivers.cache import altered, crowded, file_digest, remove_tree
+from testbed.drivers.cache import CHECKPOINT, altered, crowded, entries, file_digest, remove_tree
 from testbed.drivers.golden import differences, processor
 from testbed.drivers.hypervisor import Hypervisor, library_version
 from testbed.drivers.images import Image
@@ -33,7 +34,7 @@ from testbed.ports import Progress
 
 FORMAT = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
-_PREFIX, _MANIFEST = "checkpoint-", "checkpoint.json"
+_PREFIX, _MANIFEST = "checkpoint-", CHECKPOINT
 _NEEDED = 2**30  # bytes of free space for each machine
 _SAVE = 60.0  # seconds that a machine's memory may take
 _MEMORY, _DOMAIN = "memory", "domain.xml"
@@ -126,11 +127,7 @@ class Checkpoint:
 
 def stored(cache: Path) -> list[Checkpoint]:
     """Return every checkpoint of a cache folder, the latest first."""
-    found = []
-    for path in cache.glob(f"{_PREFIX}*/{_MANIFEST}"):
-        if ".partial-" not in path.parent.name:
-            with suppress(FileNotFoundError):  # another process may be removing it
-                found.append(Checkpoint(**json.loads(path.read_text()), folder=path.parent))
+    found = [Checkpoint(**told, folder=path) for path, told in entries(cache, CHECKPOINT)]
     return sorted(found, key=lambda item: item.saved, reverse=True)
 
 
@@ -150,7 +147,13 @@ def named(cache: Path, name: str) -> Checkpoint:
 
 
 def remove(checkpoint: Checkpoint) -> None:
-    """Delete a checkpoint."""
+    """Delete a checkpoint.
+
+    Raises:
+        MachineError, UsageError: the cache folder is not ours.
+
+    """
+    caches.require(checkpoint.folder.parent)
     remove_tree(checkpoint.folder)
 
 
@@ -202,15 +205,19 @@ class Store:
         """Save a lab, which stands still meanwhile and runs on afterwards; a checkpoint of that name is replaced.
 
         Raises:
-            UsageError: the name is impossible.
+            UsageError: the name is impossible, or something else in the cache has it.
             ProvisioningError: there is not enough space, or a machine cannot be saved; nothing half-done stays behind.
 
         """
         if not NAME.fullmatch(name):
             raise UsageError(f"a checkpoint cannot be called {name!r}", fact=f"it must match {NAME.pattern}", remedy="choose another name")
+        caches.claim(self._cache)
         if fact := crowded(self._cache, _NEEDED * len(lab.machines)):
             raise ProvisioningError("there is no room for a checkpoint", fact=fact, remedy="remove one with `testbed checkpoint rm`")
         target, partial = self._cache / f"{_PREFIX}{name}", self._cache / f"{_PREFIX}{name}.partial-{os.getpid()}"
+        if target.exists() and name not in {item.name for item in stored(self._cache)}:
+            fact, remedy = f"{target} is something else", "choose another name, or remove that by hand"
+            raise UsageError(f"a checkpoint cannot be called {name}", fact=fact, remedy=remedy)
         made, start = self.made(lab, workspace), time.monotonic()
         try:
             partial.mkdir(mode=0o700)

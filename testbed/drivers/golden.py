@@ -20,8 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
+from testbed.drivers import cache as caches
 from testbed.drivers import process
-from testbed.drivers.cache import altered, clear_leftovers, crowded, file_digest, publish, remove_tree
+from testbed.drivers.cache import MEMORY, altered, clear_leftovers, crowded, entries, file_digest, publish, remove_tree
 from testbed.drivers.freeze import Job
 from testbed.drivers.hypervisor import library_version
 from testbed.drivers.images import Image
@@ -37,7 +38,7 @@ FORMAT = 1
 _KEPT = 4  # states; each is some 200 MiB
 _NEEDED = 2 * 2**30  # bytes of free space for one state
 _BOOT = 120.0  # seconds, stretched by slowness
-_MANIFEST = "golden.json"
+_MANIFEST = MEMORY
 _NOWHERE = MachineFiles("kernel", "initrd", ("vda", "vdb", "vdc"), "", "console")
 
 
@@ -116,22 +117,27 @@ def make_overlay(base: Path, overlay: Path) -> Path:
 def stored(folder: Path) -> list[Saved]:
     """Return every state in a cache folder, the latest used first."""
     found = []
-    for path in folder.glob(f"golden-*/{_MANIFEST}"):
-        if ".partial-" in path.parent.name:
-            continue
+    for path, told in entries(folder, MEMORY):
         with suppress(FileNotFoundError):  # another process may be removing it
-            used, data = path.stat().st_mtime, json.loads(path.read_text())
-            found.append((used, Saved(**data, folder=path.parent)))
+            found.append(((path / _MANIFEST).stat().st_mtime, Saved(**told, folder=path)))
     return [saved for _, saved in sorted(found, key=lambda item: item[0], reverse=True)]
 
 
 def prune(folder: Path, images: Set[str] | None = None) -> list[Path]:
-    """Delete the states used least beyond a few, and those of other images than these (digests); return what was deleted."""
+    """Delete the states used least beyond a few; return what was deleted.
+
+    Args:
+        images: digests of images; states of others are deleted too.
+
+    Raises:
+        MachineError, UsageError: the cache folder is not ours.
+
+    """
+    caches.require(folder)
     found = stored(folder)
     fitting = [saved for saved in found if images is None or images >= set(saved.made["images"].split())]
     doomed = [saved.folder for saved in found if saved not in fitting[:_KEPT]]
-    for path in doomed:
-        remove_tree(path)
+    remove_tree(*doomed)
     return doomed
 
 
@@ -180,6 +186,7 @@ class Store:
         missing = [hardware for hardware in dict.fromkeys(wanted) if isinstance(self.find(hardware), str)]
         if not missing:
             return
+        caches.claim(self._folder)
         clear_leftovers(self._folder)
         if fact := crowded(self._folder, _NEEDED * len(missing)):
             raise ImageError("cannot save machines", fact=fact, remedy="free some space, or use --cold to do without")

@@ -18,7 +18,8 @@ from testbed.drivers.golden import Saved, base_disks, images_under, make_overlay
 from testbed.drivers.hypervisor import Domain, Hypervisor
 from testbed.drivers.images import Image
 from testbed.drivers.outside import Outside
-from testbed.drivers.pki import Authority, write_secret
+from testbed.drivers.pki import Authority
+from testbed.drivers.private import write_secret
 from testbed.drivers.rogue import ROGUE
 from testbed.drivers.workspace import Workspace
 from testbed.errors import ProvisioningError, TestbedError
