@@ -19,6 +19,7 @@ from testbed.cli_lab import File, Name, entered, running_lab, topology_of, works
 from testbed.drivers import doctor as doctors
 from testbed.drivers import enclosure, memory
 from testbed.drivers.marks import lab_mark, marked, require_trust
+from testbed.drivers.private import PRIVATE_UMASK
 from testbed.drivers.workspace import Workspace, cache_root, state_root
 from testbed.errors import Exit, TestbedError, UsageError
 from testbed.model.facts import Accelerator
@@ -290,6 +291,7 @@ def prune(
 
 def main() -> None:
     """Run the command line; every error of ours becomes three lines and an exit code."""
+    os.umask(PRIVATE_UMASK)
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv[1:own] = [f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]]  # an option whose value may be left out
     try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from testbed.drivers.cache import CHECKPOINT, altered, crowded, entries, file_di
 from testbed.drivers.golden import differences, processor
 from testbed.drivers.hypervisor import Hypervisor, library_version
 from testbed.drivers.images import Image
+from testbed.drivers.private import OWNER, copy_secret, copy_secrets, make_folder, write_secret
 from testbed.drivers.workspace import Workspace
 from testbed.errors import ProvisioningError, UsageError
 from testbed.model.facts import Accelerator, Environment
@@ -77,7 +77,7 @@ class Kept:
         """Copy the machine's disks and console to where its emulator looks for them."""
         for path in self.folder.iterdir():
             if path.name not in (_MEMORY, _DOMAIN):
-                shutil.copyfile(path, folder / path.name)
+                copy_secret(path, folder / path.name)
                 if path.name != "host_key.pub":
                     give_to_worker(folder / path.name)
 
@@ -117,12 +117,12 @@ class Checkpoint:
 
     def unpack(self, workspace: Workspace) -> None:
         """Give a lab that is down the authorities and keys that its saved machines know; machines are unpacked as they start."""
-        if workspace.pki.exists():
-            shutil.rmtree(workspace.pki)
-        shutil.copytree(self.folder / "pki", workspace.pki)
+        if os.path.lexists(workspace.pki):
+            remove_tree(workspace.pki)
+        copy_secrets(self.folder / "pki", workspace.pki)
         for name in self.digests:
             workspace.make(workspace.machine(name))
-            shutil.copyfile(self.folder / "m" / name / "host_key.pub", workspace.machine(name) / "host_key.pub")
+            copy_secret(self.folder / "m" / name / "host_key.pub", workspace.machine(name) / "host_key.pub")
 
 
 def stored(cache: Path) -> list[Checkpoint]:
@@ -220,9 +220,9 @@ class Store:
             raise UsageError(f"a checkpoint cannot be called {name}", fact=fact, remedy=remedy)
         made, start = self.made(lab, workspace), time.monotonic()
         try:
-            partial.mkdir(mode=0o700)
-            shutil.copyfile(workspace.topology, partial / "topology.yaml")
-            shutil.copytree(workspace.pki, partial / "pki")
+            make_folder(partial, OWNER)
+            copy_secret(workspace.topology, partial / "topology.yaml")
+            copy_secrets(workspace.pki, partial / "pki")
             with _standing_still(hypervisor, lab):
                 with ThreadPoolExecutor(max_workers=2) as pool:
                     list(pool.map(lambda machine: _save(hypervisor, lab, machine, workspace, partial), lab.machines))
@@ -232,7 +232,7 @@ class Store:
                 digests = dict(zip(names, pool.map(lambda name: _digests(partial / "m" / name), names), strict=True))
             saved = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = {"name": name, "lab": lab.name, "saved": saved, "made": made, "digests": digests}
-            (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+            write_secret(partial / _MANIFEST, json.dumps(manifest, indent=1).encode())
             if target.exists():
                 remove_tree(target)
             partial.rename(target)
@@ -262,12 +262,13 @@ def _standing_still(hypervisor: Hypervisor, lab: Testbed) -> Iterator[None]:
 def _save(hypervisor: Hypervisor, lab: Testbed, machine: Machine, workspace: Workspace, partial: Path) -> None:
     """Write a paused machine's memory, its domain and copies of its files."""
     folder, domain = partial / "m" / machine.name, machine.domain(lab.name)
-    folder.mkdir(parents=True)
-    (folder / _DOMAIN).write_text(hypervisor.live_xml(domain))
+    make_folder(folder.parent, OWNER)
+    make_folder(folder, OWNER)
+    write_secret(folder / _DOMAIN, hypervisor.live_xml(domain).encode())
     hypervisor.monitor(domain).save_memory(folder / _MEMORY, _SAVE)
     for path in workspace.machine(machine.name).iterdir():
         if path.is_file():
-            shutil.copyfile(path, folder / path.name)
+            copy_secret(path, folder / path.name)
 
 
 def _digests(folder: Path) -> dict[str, str]:

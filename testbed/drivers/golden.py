@@ -26,6 +26,7 @@ from testbed.drivers.cache import MEMORY, altered, clear_leftovers, crowded, ent
 from testbed.drivers.freeze import Job
 from testbed.drivers.hypervisor import library_version
 from testbed.drivers.images import Image
+from testbed.drivers.private import create, write_public
 from testbed.drivers.process import as_root
 from testbed.errors import ImageError
 from testbed.model.facts import Accelerator, Environment
@@ -106,8 +107,9 @@ def base_disks(images: Mapping[str, Image], role: Role) -> list[Path]:
 
 
 def make_overlay(base: Path, overlay: Path) -> Path:
-    """Make an empty qcow2 overlay on an image, in place of any that is there."""
+    """Make an empty qcow2 overlay on an image, in place of any that is there; only its owner reads it."""
     overlay.unlink(missing_ok=True)
+    os.close(create(overlay))
     tool = process.require("qemu-img", package="qemu-utils")
     argv = [tool, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(overlay)]
     process.run(argv, what=f"cannot make the disk {overlay}", timeout=60)
@@ -213,7 +215,7 @@ class Store:
                 path.chmod(0o444)
             saved = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = {"role": hardware.role, "key": _key(made), "saved": saved, "made": made, "digests": digests}
-            (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+            write_public(partial / _MANIFEST, json.dumps(manifest, indent=1).encode())
             publish(partial, target)
         except OSError as error:
             raise ImageError(f"cannot save a {hardware}", fact=str(error), remedy="use --cold to do without saved memory") from error
@@ -234,7 +236,8 @@ class Store:
             str(image.file("vmlinuz")), str(image.file("initrd")), tuple(map(str, overlays)), identity=str(guest), console=str(console)
         )
         xml = anonymous_xml(hardware, self._environment, files, str(uuid4()))
-        job = Job(xml, [*files.disks, str(console)], str(console), str(partial / "memory"), _BOOT * self._environment.slowness)
+        given = [*files.disks, str(console), str(guest)]
+        job = Job(xml, given, str(console), str(partial / "memory"), _BOOT * self._environment.slowness)
         (partial / "job.json").write_text(json.dumps(asdict(job)))
         process.run(
             [*as_root("--net", "--pid", "--fork", "--kill-child", "--mount-proc"),

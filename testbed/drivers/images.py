@@ -23,6 +23,7 @@ from testbed.drivers import assemble, process
 from testbed.drivers import cache as caches
 from testbed.drivers.assemble import Job
 from testbed.drivers.cache import BASE, IMAGE, altered, clear_leftovers, crowded, entries, file_digest, publish, remove_tree
+from testbed.drivers.private import write_public
 from testbed.drivers.process import as_root
 from testbed.errors import ImageError
 
@@ -270,7 +271,7 @@ class ImageCache:
             "baked": datetime.now(UTC).isoformat(timespec="seconds"),
             "digests": digests,
         }
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        write_public(partial / "manifest.json", json.dumps(manifest, indent=1).encode())
         publish(partial, target)
 
     def stored(self) -> list[Image]:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PRIVATE_UMASK = 0o077  # of our own processes: what they write is the owner's
+USUAL_UMASK = 0o022  # of programs that we start: they make images, and what other accounts must open
 OWNER = 0o700  # folders that only we enter
 PASSABLE = 0o711  # folders that others pass through, and do not list
 PUBLIC = 0o755  # folders that others list
@@ -26,7 +28,7 @@ def written(path: Path, mode: int = 0o600) -> Iterator[int]:
 
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = create(partial)
     try:
         try:
             os.fchmod(descriptor, mode)
@@ -37,6 +39,18 @@ def written(path: Path, mode: int = 0o600) -> Iterator[int]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def create(path: Path) -> int:
+    """Return the descriptor of a new, empty file that only its owner reads.
+
+    Raises:
+        OSError: the name is taken.
+
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def write_secret(path: Path, content: bytes) -> None:

@@ -132,6 +132,15 @@ def test_a_lab_that_is_a_link_is_not_followed(run: Run, root: Path, stranger: Pa
     assert (root / "project").is_symlink()
 
 
+def test_a_link_to_a_marked_folder_is_no_lab(root: Path, tmp_path: Path) -> None:
+    _lab(root)
+    (root / "demo").rename(tmp_path / "elsewhere")
+    (root / "demo").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="no testbed lab demo"):
+        Workspace(root, "demo").remove()
+    assert (tmp_path / "elsewhere/m/node/vda.qcow2").exists()
+
+
 def test_a_mark_that_is_a_link_does_not_count(root: Path, tmp_path: Path) -> None:
     _lab(root)
     (root / "project").mkdir()
@@ -321,6 +330,9 @@ def test_a_manifest_counts_only_in_the_folder_of_its_name(tmp_path: Path, root: 
     (cache / f"controller-{KEY}").mkdir()
     (cache / f"controller-{KEY}/manifest.json").write_text("[[")
     assert [path.name for path, _ in entries(cache, IMAGE)] == [f"node-{KEY}"]
+    (cache / f"node-{KEY}").rename(tmp_path / "elsewhere")
+    (cache / f"node-{KEY}").symlink_to(tmp_path / "elsewhere")
+    assert list(entries(cache, IMAGE)) == []
     (cache / "checkpoint-a").mkdir()
     (cache / "checkpoint-a/checkpoint.json").write_text(json.dumps({"name": "b"}))
     assert list(entries(cache, CHECKPOINT)) == []
