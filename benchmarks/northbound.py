@@ -29,7 +29,8 @@ from testbed import resources as packaged
 from testbed.apply import perform
 from testbed.drivers.cache import remove_tree
 from testbed.drivers.central import Central, write_client
-from testbed.drivers.pki import Authority, write_secret
+from testbed.drivers.pki import Authority
+from testbed.drivers.private import write_secret
 from testbed.drivers.process import as_root
 from testbed.drivers.ssh import Host
 from testbed.drivers.workspace import Workspace, cache_root

@@ -60,6 +60,7 @@ def build(topology: str | Path, way: Way, then: Callable[[lab.Lab, Sequence[Acti
         ground = lab.prepare(say, want=way.want)
     say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
     workspace = Workspace(state_root(), testbed.name)
+    workspace.claim()
     with workspace.locked():
         _require_same(testbed, workspace)
         lab.apply_copy(file, workspace)

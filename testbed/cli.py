@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +19,9 @@ from testbed.cli_lab import File, Name, entered, running_lab, to_close, topology
 from testbed.drivers import doctor as doctors
 from testbed.drivers import enclosure, memory
 from testbed.drivers.journal import Journal
-from testbed.drivers.workspace import Workspace, cache_root, labs, state_root
+from testbed.drivers.marks import lab_mark, marked, require_trust
+from testbed.drivers.private import PRIVATE_UMASK
+from testbed.drivers.workspace import Workspace, cache_root, state_root
 from testbed.errors import Exit, TestbedError, UsageError
 from testbed.foreign.text import line
 from testbed.interrupts import interruptible
@@ -32,7 +35,7 @@ from testbed.report import graph as graphs
 from testbed.report.result import content_of, exit_code
 from testbed.revival import revive
 from testbed.spec.load import read
-from testbed.spec.schema import json_schema
+from testbed.spec.schema import is_name, json_schema
 from testbed.terminal import Json, elapsed, fail, fail_inside, guard, out, out_json, say, warn
 from testbed.trace import chart
 from testbed.verify.proven import Proving
@@ -278,10 +281,13 @@ def run(
 def down(name: Name) -> None:
     """Take a lab down; leaves nothing but the reports of its runs."""
     workspace = workspace_of(name)
-    if not workspace.folder.exists() and enclosure.find(workspace.lab, workspace.root) is None:
+    if os.path.lexists(workspace.folder):
+        with workspace.locked():
+            lab.destroy(workspace)
+    elif found := enclosure.find(workspace.lab, workspace.root):
+        enclosure.destroy(found)
+    else:
         raise UsageError(f"there is no lab {workspace.lab}", fact=f"{workspace.folder} does not exist", remedy="run `testbed status`")
-    with workspace.locked():
-        lab.destroy(workspace)
     out(f"{workspace.lab} is down")
 
 
@@ -290,18 +296,21 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list", envvar="TESTBED_DRY_RUN")] = False,
 ) -> None:
     """Find what is left of labs that nobody can name any more, and remove it."""
-    count = 0
-    known = set(labs(state_root()))
-    for found in list(enclosure.enclosures(state_root())):
-        if found.lab not in known:
+    root, count = state_root(), 0
+    require_trust(root)
+    for found in list(enclosure.enclosures(root)):
+        if not (root / found.lab / "topology.yaml").exists():
             count += 1
             out(f"namespaces of {found.lab}, held by process {found.pid}")
             if not dry_run:
                 enclosure.destroy(found)
-    running = {found.lab for found in enclosure.enclosures(state_root())}
-    for folder in sorted(state_root().glob("*/v")):
-        workspace = Workspace(state_root(), folder.parent.name)
-        if workspace.lab not in running:
+    running = {found.lab for found in enclosure.enclosures(root)}
+    for folder in sorted(root.glob("*/v")):
+        name = folder.parent.name
+        if not is_name(name) or not marked(folder.parent, lab_mark(name)):
+            out(f"left alone: {folder.parent}, which does not carry the mark of a lab")
+        elif name not in running:
+            workspace = Workspace(root, name)
             count += 1
             out(f"files of {workspace.lab}, which does not run")
             if not dry_run:
@@ -312,6 +321,7 @@ def prune(
 
 def main() -> None:
     """Run the command line; every error of ours becomes three parts and an exit code."""
+    os.umask(PRIVATE_UMASK)
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv[1:own] = [f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]]  # an option whose value may be left out
     guard()

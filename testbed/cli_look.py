@@ -112,7 +112,9 @@ def console(
 
 
 def _machines_console(name: str, machine: str) -> bytes:
-    file = workspace_of(name).machine(machine) / "console.log"
+    workspace = workspace_of(name)
+    lab.require_member("machine", machine, [item.name for item in lab.load_applied(workspace).machines])
+    file = workspace.machine(machine) / "console.log"
     if not file.exists():
         raise UsageError(f"{machine} has no console", fact=f"{file} does not exist", remedy="run `testbed status`")
     with file.open("rb") as stream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from testbed.drivers.fabric import Fabric
 from testbed.drivers.golden import Saved, Store
 from testbed.drivers.hypervisor import Hypervisor
 from testbed.drivers.images import Image, ImageCache
+from testbed.drivers.marks import require_trust
 from testbed.drivers.node import Node
 from testbed.drivers.outer import Outer, destroy_machines
 from testbed.drivers.outside import Outside, require
@@ -74,6 +74,7 @@ def ground(*, want: Accelerator | None = None) -> Ground:
 
 
 def _ground(images: dict[str, Image], want: Accelerator | None) -> Ground:
+    require_trust(cache_root(), shared=True)
     return Ground(images, canary.environment(images["node"], cache_root(), want=want))
 
 
@@ -159,8 +160,10 @@ def destroy(workspace: Workspace) -> None:
     Raises:
         ProvisioningError: libvirt refuses.
         MachineError: the lab's holder does not end.
+        UsageError: something in the lab's folder is not ours; nothing has been done then.
 
     """
+    workspace.require_removable()
     if workspace.connection:
         hypervisor = Hypervisor(f"qemu+unix:///system?socket={require(workspace.connection)}")
         destroy_machines(hypervisor, workspace.lab)
@@ -264,4 +267,4 @@ def opened(
 def apply_copy(file: Path, workspace: Workspace) -> None:
     """Remember the topology that is being applied, so that every other command knows it by the lab's name."""
     if file.resolve() != workspace.topology:
-        shutil.copyfile(file, workspace.topology)
+        write_secret(workspace.topology, file.read_bytes())

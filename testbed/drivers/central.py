@@ -8,7 +8,7 @@ from pathlib import Path
 
 from testbed.drivers import batch, clock
 from testbed.drivers.ovn import Northbound
-from testbed.drivers.pki import write_secret
+from testbed.drivers.private import write_secret
 from testbed.drivers.ssh import BOOT, Host
 from testbed.drivers.workspace import Workspace
 from testbed.errors import ProvisioningError

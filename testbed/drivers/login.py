@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import SSHCertificate, load_ssh_public_identity
 
-from testbed.drivers.pki import USER_LIFETIME, Authority, write_secret
+from testbed.drivers.pki import USER_LIFETIME, Authority
+from testbed.drivers.private import write_secret
 from testbed.drivers.ssh import USER, Access
 from testbed.drivers.workspace import Workspace
 from testbed.model.testbed import Machine, Plane, Testbed
@@ -60,13 +61,13 @@ def write_config(testbed: Testbed, workspace: Workspace, authority: Authority) -
     addresses = {machine.name: machine.address(Plane.MANAGEMENT) for machine in testbed.machines}
     known = workspace.folder / "ssh/known_hosts"
     names = ",".join(str(item) for pair in addresses.items() for item in pair)
-    known.write_text(f"@cert-authority {names} {authority.ssh_public_key}\n")
+    write_secret(known, f"@cert-authority {names} {authority.ssh_public_key}\n".encode())
     blocks = [f"Host {name}\n  HostName {address}\n  HostKeyAlias {name}\n" for name, address in addresses.items()]
     common = (
         f"Host *\n  User {USER}\n  IdentityFile {_key(workspace)}\n  IdentitiesOnly yes\n"
         f"  UserKnownHostsFile {known}\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n"
     )
-    workspace.ssh_config.write_text("".join((*blocks, common)))
+    write_secret(workspace.ssh_config, "".join((*blocks, common)).encode())
 
 
 def _key(workspace: Workspace) -> Path:

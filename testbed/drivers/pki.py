@@ -28,6 +28,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from testbed.drivers.private import OWNER, make_folder, write_secret
+
 _SKEW = timedelta(minutes=10)
 USER_LIFETIME = timedelta(hours=12)
 HOST_LIFETIME = timedelta(days=90)
@@ -54,7 +56,7 @@ class Authority:
     """The lab's certificate authorities, made on first use."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder, OWNER)
         self._folder = folder
         ssh_key = _stored_key(folder / "ssh-ca.pem", ed25519.Ed25519PrivateKey.generate)
         if not isinstance(ssh_key, ed25519.Ed25519PrivateKey):
@@ -152,7 +154,7 @@ class _Issuer:
             raise TypeError(msg)
         path = folder / f"{file}.crt"
         if not path.exists():
-            path.write_bytes(_self_signed(key, name).public_bytes(Encoding.PEM))
+            write_secret(path, _self_signed(key, name).public_bytes(Encoding.PEM))
         return cls(key, x509.load_pem_x509_certificate(path.read_bytes()))
 
     def sign(self, name: str, start: datetime, end: datetime) -> TlsIdentity:
@@ -210,12 +212,3 @@ def _stored_key(
         pem = generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         write_secret(path, pem)
     return serialization.load_pem_private_key(path.read_bytes(), password=None)
-
-
-def write_secret(path: Path, content: bytes) -> None:
-    """Write a file that only its owner reads, complete or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-    partial.rename(path)

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 
-from testbed.drivers.pki import Authority, SshIdentity, write_secret
+from testbed.drivers.pki import Authority, SshIdentity
+from testbed.drivers.private import write_secret
 from testbed.drivers.ssh import USER, Credential, attempts
 from testbed.drivers.workspace import Workspace
 from testbed.errors import InstrumentError
