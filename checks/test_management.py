@@ -6,9 +6,10 @@ from checks.breaches import command
 from testbed.errors import InstrumentError
 from testbed.model.testbed import FIRST_WORKER_UID, Role
 from testbed.plan.settings import SOCKETS
-from testbed.verify.credentials import impostors, logins, public_key
+from testbed.verify.credentials import CLOCK, EARLY, EXPIRED, impostors, logins, plant, uproot
 from testbed.verify.declare import Breach, check
 from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.pulse import clock_error
 from testbed.verify.stage import Stage
 
 _DROP_IN = "/etc/ssh/sshd_config.d/breach.conf"
@@ -16,8 +17,7 @@ _KEYS = "/etc/ssh/authorized_keys.breach"
 
 
 def _plant_key(stage: Stage) -> None:
-    stranger = next(item for item in impostors(stage.lab.workspace) if item.name == "unknown key")
-    public = public_key(stranger)
+    public = plant(stage.lab.workspace)
     stage.host.must(
         f"printf 'AuthorizedKeysFile {_KEYS}\\n' > {_DROP_IN}; echo '{public}' > {_KEYS}; chmod 0644 {_KEYS}; systemctl reload ssh"
     )
@@ -25,6 +25,7 @@ def _plant_key(stage: Stage) -> None:
 
 def _remove_key(stage: Stage) -> None:
     stage.host.must(f"rm -f {_DROP_IN} {_KEYS}; systemctl reload ssh")
+    uproot(stage.lab.workspace)
 
 
 def _key_planted(stage: Stage) -> bool:
@@ -39,9 +40,17 @@ def _key_planted(stage: Stage) -> bool:
     breaches=(Breach("a stranger's key is authorised by a drop-in", _plant_key, _remove_key, _key_planted),),
 )
 def test_wrong_credentials_never_work(fleet: Fleet, machine: Machine) -> None:
-    answers = logins(fleet, machine, impostors(fleet.lab.workspace))
-    let_in = sorted(name for name, answer in answers.items() if answer == "accepted")
+    before = clock_error(machine)
+    with impostors(fleet, machine.name) as strangers:
+        answers = logins(fleet, machine, strangers)
+    error = max(before, clock_error(machine), key=abs)
+    dated = {EXPIRED, EARLY} if abs(error) > CLOCK else set()
+    let_in = sorted(f"{name} ({answer})" for name, answer in answers.items() if answer != "refused" and name not in dated)
     assert not let_in, f"{machine.name} let in: {', '.join(let_in)}"
+    if dated:
+        what = f"the clock of {machine.name} is wrong, so that what a certificate's dates mean there cannot be seen"
+        answered = ", ".join(f"{name}: {answers[name]}" for name in sorted(dated))
+        raise InstrumentError(what, fact=f"it is {error:.0f} s ahead; {answered}", remedy="run `testbed up`, which sets it")
 
 
 _CONNECT = """\

@@ -21,6 +21,7 @@ from testbed.model.surroundings import Contact
 from testbed.model.testbed import Guest, Testbed
 from testbed.verify.agent import Files, run_in_guest
 from testbed.verify.evidence import Evidence
+from testbed.verify.leavings import Leavings
 
 _Value = TypeVar("_Value")
 Shown = Callable[[bytes], str]
@@ -113,6 +114,7 @@ class Fleet:
         shared: observations made once per phase (green, breach, reverted) and used by several checks.
         reach: by its words, each cell of the matrices that was observed while every wall was closed, as a row of plain values.
         focus: id of the one check that this phase is about; empty if it is about all.
+        leavings: what checks have made on the lab and must take away; all views of a lab share it.
 
     """
 
@@ -124,6 +126,7 @@ class Fleet:
     instruments: dict[str, Any] = field(default_factory=dict)
     reach: dict[str, dict[str, object]] = field(default_factory=dict)
     focus: str = ""
+    leavings: Leavings = field(default_factory=Leavings)
 
     @classmethod
     def of(cls, lab: Lab, evidence: Evidence) -> Fleet:
