@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host as InfraHost
 
-from testbed.drivers.session import Completed
+from testbed.drivers.session import LIMIT, Completed
 from testbed.drivers.ssh import Host
 from testbed.errors import InstrumentError
 from testbed.lab import Lab
@@ -64,7 +64,7 @@ class Machine:
             shown: how its output reads as evidence.
 
         Raises:
-            InstrumentError: it did not complete.
+            InstrumentError: it did not complete, or its output was cut.
 
         """
         started = time.time()
@@ -73,6 +73,9 @@ class Machine:
         except InstrumentError as error:
             self._evidence.record(self.name, "command", command, f"did not complete: {error.fact}", started)
             raise
+        if len(done.stdout) >= LIMIT:
+            fact = f"{command[:200]}: {LIMIT} octets and more"
+            raise InstrumentError(f"{self.name} tells more than is kept of it", fact=fact, remedy="report this as a bug")
         answer = {"status": done.status, "stdout": shown(done.stdout)[:20_000], "stderr": done.stderr[:4000].decode(errors="replace")}
         self._evidence.record(self.name, "command", command, answer, started)
         return done

@@ -99,7 +99,7 @@ def sources(fleet: Fleet) -> Iterator[dict[str, Instrument]]:
     with ExitStack() as stack:
         found: dict[str, Instrument] = {name: on_machine(fleet, machine) for name, machine in fleet.machines.items()}
         found["outer"] = Instrument("the outer machine", on_outer, sys.executable)
-        stack.callback(found["outer"].end)
+        stack.enter_context(fleet.leavings.made("the probe on the outer machine", found["outer"].end))
         for network in fleet.testbed.networks:
             host, instrument = stack.enter_context(standing_on(fleet, network))
             found[host.site.label] = instrument

@@ -88,7 +88,8 @@ class Throwaway:
         """
         domain, port, place = self.guest.domain, self.guest.nics[0].port, self.guest.node
         interfaces = " ".join(f"-- --if-exists del-port {tap}" for tap in (TAP, SECOND_TAP))
-        files = (_FOLDER, *(f"{_PROFILES}/libvirt-{self.guest.uuid}{end}" for end in ("", ".files")), f"{_LOGS}/{domain}.log*", self.guest.console)
+        profile = f"{_PROFILES}/libvirt-{self.guest.uuid}"
+        files = (_FOLDER, profile, f"{profile}.files", f"{_LOGS}/{domain}.log*", self.guest.console)
         removals: dict[str, Callable[[], object]] = {
             f"the files of {domain} on {place}": lambda: self.node.host.must(f"rm -rf {' '.join(files)}"),
             f"the interfaces {TAP} and {SECOND_TAP} in the switch of {place}": lambda: self.node.host.must(f"ovs-vsctl {interfaces}"),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 from testbed.drivers.node import Node
 from testbed.drivers.rogue import ROGUE
@@ -68,17 +69,24 @@ def _rows(fleet: Fleet) -> Iterator[str]:
 
 def _outside(fleet: Fleet) -> Iterator[str]:
     yield from (f"the interface {link.name}" for link in fleet.lab.outer.fabric.links() if link.resource.startswith(f"{ROGUE}="))
+    if _stays(Path(FOLDER).exists):
+        yield f"the file {FOLDER}"
     yield from (f"the keys {path}" for name in _KEYS if (path := fleet.lab.workspace.folder / name).exists())
 
 
 def _inside(fleet: Fleet, guest: Guest) -> list[str]:
     """Return the probe's folder in a guest, if it is there still when its program has had time to end."""
     files = fleet.files_of(guest)
+    return [f"the file {FOLDER}"] if _stays(lambda: files.read(f"{FOLDER}/pid") is not None) else []
+
+
+def _stays(is_there: Callable[[], bool]) -> bool:
+    """Tell whether something is still there when a program has had time to end."""
     for _ in range(_TRIES):
-        if files.read(f"{FOLDER}/pid") is None:
-            return []
+        if not is_there():
+            return False
         time.sleep(_PAUSE)
-    return [f"the file {FOLDER}"]
+    return True
 
 
 def left_behind(fleet: Fleet, before: Look) -> list[str]:
