@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
-from checks import test_control_plane, test_endurance, test_storage, test_underlay
+from checks import test_control_plane, test_endurance, test_storage, test_tunnels, test_underlay
+from checks.tunnels import Injection
 from testbed.drivers.central import Central
 from testbed.drivers.session import LIMIT, Completed
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.guest import sender
+from testbed.model.surroundings import machines, rogue
+from testbed.model.testbed import Plane
 from testbed.verify.fleet import Machine
+from testbed.verify.ledger import Ledger
 from tests.unit.test_root_partition import LAB
 
 
@@ -120,3 +124,26 @@ def test_whatever_a_port_is_called_it_is_claimed(port: str) -> None:
     node.read = lambda _: _interfaces(*own[1:])
     with pytest.raises(InstrumentError, match="have no interface"):
         test_endurance.test_ports_have_their_own_interfaces(fleet=fleet, node=node)
+
+
+def test_a_full_firewall_vouches_for_no_injection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has no room to tell is not what it let pass."""
+    stranger = rogue(LAB.lab_network(Plane.FABRIC))
+    node = next(site for site in machines(LAB) if site.plane is Plane.FABRIC and site.name == "node")
+    injection = Injection("g0", "-", "node", str(stranger.address), str(node.address), 6081, (b"-",))
+    told = {("198.18.1.9", str(node.address), "udp", port): 1.0 for port in range(4096)}
+    own = (str(stranger.address), str(node.address), "udp", 6081)
+
+    def ask(request: dict[str, Any]) -> dict[str, Any]:
+        return {"results": [{"id": line["id"], "state": "open", "sent": True} for line in request["probes"]]}
+
+    def refused(ledger: Ledger) -> set[str]:
+        monkeypatch.setattr(test_tunnels, "ledgers", lambda _: dict.fromkeys(("node", "controller"), ledger))
+        fleet: Any = SimpleNamespace(testbed=LAB)
+        probe: Any = SimpleNamespace(ask=ask)
+        return test_tunnels._from_rogue(fleet, stranger, probe, [injection])
+
+    assert refused(Ledger({own: 1.0}, (), 4096)) == {"g0"}
+    assert refused(Ledger({}, (), 4096)) == set()
+    with pytest.raises(InstrumentError, match="may have refused more than it tells"):
+        refused(Ledger(told, (), 4096))
