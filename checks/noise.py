@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,6 +27,7 @@ from testbed.verify.observation import Observation
 from testbed.verify.probing import in_guest
 
 _CALM, _BEAT = 5.0, 0.25  # seconds of calm; seconds between two beats of the victim's heart
+_DRAIN = 2.0  # seconds after the last flood until a node has worked off what it was given
 _FLOOD, _OPENING = 30.0, 60.0  # seconds that each flood may take; seconds that opening connections may take
 _SAVED = 1.0  # seconds' worth that the kernel's meter saves up besides its burst
 _EXCESS = 1.05  # how far beyond what a limit may let through a flood must go, to show that the limit holds it back
@@ -33,7 +35,9 @@ _SPACED = 0.002  # seconds between two new connections
 _LONGEST = 200.0  # seconds that the floods may take together
 _SMALL, LARGE = 60, 1400  # octets
 SLACK = 1.15  # how far the kernel's meters may be above a limit; without a limit, what passes is several times as much
-CALM_BEATS, FLOOD_BEATS = 5, 6  # first octet of a DHCP transaction; other checks use 1 to 4
+CALM_BEATS, FLOOD_BEATS, LATER_BEATS = 5, 6, 7  # first octet of a DHCP transaction; other checks use 1 to 4
+HEALTHY = 0.9  # share of its heartbeat that a victim must have in calm: with less, the machine is too busy to tell a flood by it
+LOST = 0.3  # share of it that a victim may lose more during floods than in calm
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ def over(noise: Noise, found: Outcome) -> list[str]:
 
 
 def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
-    """Watch the victim's heart in calm, and then while a guest makes one kind of noise after another, until one is past its limit.
+    """Watch the victim's heart in calm, while a guest makes one kind of noise after another until one is past its limit, and in calm.
 
     Raises:
         InstrumentError: something was not observed.
@@ -127,6 +131,8 @@ def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
             finally:
                 in_guest(fleet, _interface(fleet, noise.victim)[0]).ask({"phase": "halt"})
             heart.result()
+        time.sleep(_DRAIN)
+        beat(LATER_BEATS, _CALM)
 
     observation = observe(fleet, (), Attack((), 280, meanwhile))
     return found, observation
@@ -245,19 +251,42 @@ class Heartbeat:
         return f"{self.arrived:.0%} answered, silent for {self.silence:.1f} s at most"
 
 
-def heartbeat(observation: Observation, victim: Endpoint, first: int, asked: int) -> Heartbeat:
-    """Return what a victim heard of the answers to its questions.
+@dataclass(frozen=True, slots=True)
+class Heart:
+    """A victim's heartbeat in calm, during floods, and in calm again, which tells a flood from a machine that is busy anyway."""
 
-    Args:
-        first: `CALM_BEATS` or `FLOOD_BEATS`.
-        asked: how many it has asked.
+    calm: Heartbeat
+    loud: Heartbeat
+    later: Heartbeat
 
-    """
+    @property
+    def ill(self) -> bool:
+        """Whether it lost beats without any flood, so that nothing can be told by those that it lost during one."""
+        return min(self.calm.arrived, self.later.arrived) < HEALTHY
+
+    @property
+    def harmed(self) -> bool:
+        """Whether it lost more during floods than in calm."""
+        return self.loud.arrived <= min(self.calm.arrived, self.later.arrived) - LOST
+
+    def __str__(self) -> str:
+        return f"calm: {self.calm}; during floods: {self.loud}; calm again: {self.later}"
+
+
+def heart(observation: Observation, victim: Endpoint, asked: Mapping[int, int]) -> Heart:
+    """Return what a victim heard of the answers to its questions; see `Outcome.asked`."""
+    return Heart(*(_heartbeat(observation, victim, beats, asked.get(beats, 0)) for beats in (CALM_BEATS, FLOOD_BEATS, LATER_BEATS)))
+
+
+def _heartbeat(observation: Observation, victim: Endpoint, first: int, asked: int) -> Heartbeat:
     start = f"{first:02x}"
     times = {
         str(record.get("token")): real(record.get("at", 0))
         for record in observation.records[victim.guest]
         if record.get("kind") == "dhcp" and str(record.get("token")).startswith(start)
     }
+    if not asked or len(times) > asked:
+        fact = f"{len(times)} answers to {asked} questions"
+        raise InstrumentError(f"the heart of {victim.guest} cannot be read", fact=fact, remedy="repeat the check")
     at = sorted(times.values())
     return Heartbeat(len(at) / asked, max((two - one for one, two in pairwise(at)), default=0.0))

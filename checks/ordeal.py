@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import IPv4Address
@@ -105,7 +105,9 @@ def arrival(fleet: Fleet) -> Ordeal:
     own = _first_frames(fleet, replace(scene, number=len(stages), sender=stranger.endpoint))
 
     def meanwhile(prefix: str) -> None:
-        with _loose(fleet, stranger, [probe.frame(f"{prefix}{probe.mark}.".encode()) for probe, _ in own if probe.frame]):
+        with stranger.present(fleet):
+            stranger.start([probe.frame(f"{prefix}{probe.mark}.".encode()) for probe, _ in own if probe.frame])
+            stranger.require_flowing(TAP, BOOT)
             steps = (partial(_bind, fleet, stranger), stranger.reset_attacking, stranger.plug_attacking, partial(time.sleep, _WHILE))
             _until_leak(fleet, own, prefix, steps)
 
@@ -131,13 +133,15 @@ def departure(fleet: Fleet) -> Ordeal:
     """
     name = fleet.testbed.nodes[-1].name
     node = fleet.lab.nodes[name]
-    try:
-        others = fleet.without(name)
-        return _besieged(others, _attacks(others), lambda _: _reboot(fleet.machines[name]))
-    finally:
+    others = fleet.without(name)
+
+    def repair() -> None:
         node.wait()
         node.reconnect()
         converge_place(fleet.lab.desired, node, lambda _: None)
+
+    with fleet.leavings.made(f"{name}, which was booted anew, without its guests", repair):
+        return _besieged(others, _attacks(others), lambda _: _reboot(fleet.machines[name]))
 
 
 def _besieged(fleet: Fleet, frames: list[tuple[Probe, str]], meanwhile: Callable[[str], None]) -> Ordeal:
@@ -187,18 +191,6 @@ def _crossings(fleet: Fleet) -> list[tuple[Probe, str]]:
     """Return honest segments from every guest to every other tenant's guests."""
     cells = [cell for cell in fleet.matrix.denied() if cell.protocol == "tcp" and cell.source.tenant != cell.target.tenant]
     return list(zip(matrix_probes(cells), map(str, cells), strict=True))
-
-
-@contextmanager
-def _loose(fleet: Fleet, stranger: Throwaway, octets: Sequence[bytes]) -> Iterator[None]:
-    """Let a throw-away guest attack, and take it and its port away at the end."""
-    try:
-        stranger.start(octets)
-        stranger.require_flowing(TAP, BOOT)
-        yield
-    finally:
-        stranger.stop()
-        fleet.lab.central.northbound.delete_port(stranger.guest.nics[0].port)
 
 
 def _bind(fleet: Fleet, stranger: Throwaway) -> None:
@@ -251,7 +243,9 @@ def _change_policy(fleet: Fleet, prefix: str) -> dict[str, Any]:
     request = {"phase": "hold", "mac": source.mac, "address": str(source.address), "ip": str(target.address), "port": port,
                "tokens": tokens, "duration": _SECONDS}  # fmt: skip
     ask: Callable[..., dict[str, Any]] = in_guest(fleet, next(item for item in fleet.testbed.guests if item.label == source.guest)).ask
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    back = partial(fleet.lab.central.northbound.change_rules, switch.label, (), rules)
+    gone = f"{switch.label} without the rules of its flow to tcp/{port}"
+    with fleet.leavings.made(gone, back), ThreadPoolExecutor(max_workers=1) as pool:
         holding = pool.submit(ask, request)
         try:
             _require_used(fleet, target)
@@ -261,7 +255,6 @@ def _change_policy(fleet: Fleet, prefix: str) -> dict[str, Any]:
         finally:
             ask({"phase": "release"})
             held = holding.result()  # before the rules are back, so that nothing which waited is let through then
-            fleet.lab.central.northbound.change_rules(switch.label, (), rules)
     if not any(map(int, held.get("answers", [0]))) or not held.get("turned"):
         raise broken(f"{source.guest} holds no connection to {target.guest}", str(held)[:200])
     return held

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Callable
 from uuid import NAMESPACE_OID, uuid5
 
@@ -13,6 +13,7 @@ from testbed.plan.acls import Acl
 from testbed.verify.declare import Breach, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage
+from testbed.verify.witness import rows
 
 _DROP_IN = "/etc/systemd/system/ovs-vswitchd.service.d"
 
@@ -151,6 +152,21 @@ def test_connections_end_with_their_rule(fleet: Fleet) -> None:
     assert not found.leaks, f"{len(found.leaks)} kinds of frames leaked: {'; '.join(found.leaks[:6])}"
 
 
+def _claims(node: Machine) -> list[tuple[str, str]]:
+    """Return the interfaces of a node's switch that claim a logical port, whatever the claim looks like, and the port.
+
+    Raises:
+        InstrumentError: the switch does not tell.
+
+    """
+    text = node.read("ovs-vsctl --format=json --columns=name,external_ids list interface")
+    try:
+        found = [(str(row["name"]), dict(row["external_ids"])) for row in rows(json.loads(text))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InstrumentError(f"the interfaces of {node.name} cannot be read", fact=repr(error), remedy="repeat the check") from error
+    return [(name, str(ids["iface-id"])) for name, ids in found if "iface-id" in ids]
+
+
 def _thief(stage: Stage) -> str:
     return f"external_ids:iface-id={stage.strangers()[1].nics[0].port}"
 
@@ -191,14 +207,19 @@ def _bound(name: str) -> str:
             closes=lambda _: "ovs-vsctl --if-exists del-port br-int early",
             shows=lambda s: f"ovs-vsctl get interface early external_ids | grep -q {_later(s)}",
         ),
+        command(
+            "an interface claims a port whose name is no number",
+            opens=lambda _: "ovs-vsctl add-port br-int odd -- set interface odd type=internal 'external_ids:iface-id=\"Any port, really\"'",
+            closes=lambda _: "ovs-vsctl --if-exists del-port br-int odd",
+            shows=lambda _: "ovs-vsctl get interface odd external_ids | grep -q 'Any port, really'",
+        ),
     ),
 )
 def test_ports_have_their_own_interfaces(fleet: Fleet, node: Machine) -> None:
-    text = node.read("ovs-vsctl --format=csv --no-headings --columns=name,external_ids list interface")
-    found = re.findall(r'^"?([^",\s]+)"?,.*iface-id=[\\"]*([0-9a-f-]+)', text, re.MULTILINE)
+    found = _claims(node)
     owners = {nic.port: guest.label for guest in fleet.testbed.guests for nic in guest.nics}
     wanted = {(nic.tap, nic.port) for guest in fleet.testbed.guests_on(node.name) for nic in guest.nics}
-    missing = wanted - set(found)
+    missing = wanted - {*found}
     stolen = [f"{name} claims the port of {owners.get(port, 'nobody')}" for name, port in found if (name, port) not in wanted]
     assert not stolen, f"{len(stolen)} interfaces of {node.name}: {'; '.join(stolen[:6])}"
     if missing:

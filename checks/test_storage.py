@@ -90,8 +90,8 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
     """A pool's access list lets its own tenant's workers pass, and nobody else do anything."""
     pool = owners[0].pool
     entries = node.read(f"getfacl -pcn {pool}").split()
-    strangers = [entry for entry in entries if entry.startswith(("user:", "group:")) and "::" not in entry]
-    strangers = [entry for entry in strangers if entry not in {f"user:{guest.uid}:--x" for guest in owners}]
+    known = {"user::rwx", "group::---", "mask::--x", "other::---", *(f"user:{guest.uid}:--x" for guest in owners)}
+    strangers = [entry for entry in entries if entry not in known]
     assert not strangers, f"the pool {pool} lets in {strangers}"
     assert "other::---" in entries, f"the pool {pool} is open to everybody: {entries}"
 
@@ -131,7 +131,8 @@ def test_base_images_are_immutable(fleet: Fleet, node: Machine) -> None:
     for attacker in fleet.testbed.guests_on(node.name):
         reached = succeeded(node, attacker, [readable, *attacks])
         assert reached <= {readable}, f"the worker of {attacker.label} could {sorted(map(str, reached - {readable}))}"
-    options = node.read(f"findmnt -no OPTIONS {IMAGES}")
-    assert "ro" in options.split(","), f"{IMAGES} is mounted {options}"
+    mounts = node.read(f"findmnt -no OPTIONS {IMAGES}").splitlines()  # several, if one is mounted over another
+    assert mounts, f"{IMAGES} is not mounted"
+    assert all("ro" in options.split(",") for options in mounts), f"{IMAGES} is mounted {'; '.join(mounts)}"
     for line in node.read(f"stat -c '%a %U %n' {IMAGES}/guest/*").splitlines():
         assert line.startswith("444 root "), f"a base image can be changed: {line}"

@@ -189,6 +189,9 @@ def _from_rogue(fleet: Fleet, stranger: Site, probe: Instrument, injections: Seq
             if unsent or len(sent) != len(script):
                 raise broken("the rogue host could not send everything", str(unsent)[:300])
     told, seconds = ledgers(fleet), time.monotonic() - started
+    for name, ledger in told.items():
+        if ledger.full:
+            raise broken(f"{name} may have refused more than it tells", ledger.full)
     return {item.mark for item in injections if told[item.node].refuses(item.source, item.target, "udp", item.port, seconds)}
 
 

@@ -14,7 +14,7 @@ from checks.breaches import TABLE, command, mirrored, needs_guest, ruled, shortc
 from checks.survey import judge
 from testbed.errors import InstrumentError
 from testbed.model.policy import Endpoint, endpoints
-from testbed.model.testbed import Guest, Plane
+from testbed.model.testbed import Guest, Plane, Role
 from testbed.plan.acls import Acl
 from testbed.verify import frames
 from testbed.verify.declare import check
@@ -53,7 +53,11 @@ def _taps(fleet: Fleet, name: str) -> set[str]:
 def _watch(fleet: Fleet, machine: Machine, prefix: str) -> dict[str, str]:
     """Record on a machine's own interfaces and on its guests' taps; return the MAC addresses of the former by name."""
     present = _interfaces(machine)
-    watched = {*_OWN, *_taps(fleet, machine.name)}
+    watched, own = {*_OWN, *_taps(fleet, machine.name)}, fleet.testbed.machine(machine.name)
+    needed = {f"{nic.plane}0" for nic in own.nics} | (watched - {*_OWN[1:]} if own.role is Role.NODE else set())
+    if needed - present.keys():
+        fact = f"{', '.join(sorted(needed - present.keys()))} cannot be watched"
+        raise InstrumentError(f"{machine.name} does not have all its interfaces", fact=fact, remedy="run `testbed up`")
     listen_on(fleet, machine, prefix, {interface: mac for interface, mac in present.items() if interface in watched})
     return {interface: mac for interface, mac in present.items() if interface in _OWN}
 

@@ -23,6 +23,7 @@ from testbed.drivers.node import Node
 from testbed.drivers.outer import Outer, destroy_machines
 from testbed.drivers.outside import Outside, require
 from testbed.drivers.pki import Authority
+from testbed.drivers.private import write_secret
 from testbed.drivers.ssh import Host
 from testbed.drivers.workspace import Workspace, cache_root
 from testbed.errors import TestbedError, UsageError

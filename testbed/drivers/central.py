@@ -91,8 +91,12 @@ class Central:
         return [*([told] if told else []), *(f"restarted {name}, which did not run" for name in stopped)]
 
     def _stopped(self) -> list[str]:
-        answers = self.host.sudo(f"systemctl is-active {' '.join(_SERVICES)}").text.split()
-        return [name for name, answer in zip(_SERVICES, answers, strict=False) if answer in ("inactive", "failed")]
+        text = self.host.sudo(f"systemctl is-active {' '.join(_SERVICES)}").text
+        answers = text.split()
+        if len(answers) != len(_SERVICES):
+            fact = f"{len(answers)} answers for {len(_SERVICES)} services: {text[:80]!r}"
+            raise ProvisioningError(f"{self.name} does not tell which services run", fact=fact, remedy="run `testbed status`")
+        return [name for name, answer in zip(_SERVICES, answers, strict=True) if answer in ("inactive", "failed")]
 
     def observe(self) -> dict[Key, Properties]:
         """Return the switches and ports of this lab, and the controller's settings.

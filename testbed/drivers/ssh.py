@@ -251,14 +251,14 @@ class Credential:
 def attempts(address: str, credentials: Sequence[Credential], timeout: float = 40) -> dict[str, str]:
     """Try several credentials of one user over one connection, as an attacker would.
 
-    sshd counts failed connections, not failed keys, towards the penalty that shuts a source out for a while
-    (PerSourcePenalties); so few connections keep the penalty, which stays in force for us too, out of the way.
+    A credential counts as refused only if the server said so: a connection that ends answers nothing, and what was not
+    answered is not among the answers. sshd ends it in place of an answer to the last of `MaxAuthTries` failures.
 
     Args:
         timeout: seconds for each step.
 
     Returns:
-        ``accepted`` or ``refused`` for each credential's name; nothing follows an ``accepted``.
+        ``accepted``, ``refused`` or what else the server said, by the credential's name; nothing follows an ``accepted``.
 
     Raises:
         InstrumentError: the machine did not answer the first of them.
@@ -266,28 +266,34 @@ def attempts(address: str, credentials: Sequence[Credential], timeout: float = 4
     """
     answers: dict[str, str] = {}
     transport = None
+    fact = "the connection ended, or nothing came in time"
     try:
         transport = paramiko.Transport(socket.create_connection((address, 22), timeout))
         transport.banner_timeout = transport.auth_timeout = timeout
         transport.start_client(timeout=timeout)
         for credential in credentials:
-            answers[credential.name] = _offer(transport, credential)
-            if answers[credential.name] == "accepted":
+            end = time.monotonic() + timeout
+            answer = _offer(transport, credential)
+            if answer == "refused" and (time.monotonic() >= end or not transport.is_active()):
+                break  # paramiko tells a time-out and the end of a connection like a refusal
+            answers[credential.name] = answer
+            if answer == "accepted":
                 break
     except (paramiko.SSHException, OSError, EOFError) as error:
-        if not answers:
-            fact = f"{type(error).__name__}: {error}"
-            raise InstrumentError(f"no answer to a login at {address}", fact=fact, remedy="run `testbed status`") from error
+        fact = f"{type(error).__name__}: {error}"
     finally:
         if transport is not None:
             transport.close()
+    if not answers:
+        raise InstrumentError(f"no answer to a login at {address}", fact=fact, remedy="run `testbed status`")
     return answers
 
 
 def _offer(transport: paramiko.Transport, credential: Credential) -> str:
+    more: Sequence[str] = ()
     try:
         if credential.password is not None:
-            transport.auth_password(credential.user, credential.password, fallback=False)
+            more = transport.auth_password(credential.user, credential.password, fallback=False)
         elif credential.key is None:
             transport.auth_none(credential.user)
         else:
@@ -295,7 +301,9 @@ def _offer(transport: paramiko.Transport, credential: Credential) -> str:
             certificate = credential.key.with_name(credential.key.name + "-cert.pub")
             if certificate.exists():
                 private.load_certificate(str(certificate))
-            transport.auth_publickey(credential.user, private)
+            more = transport.auth_publickey(credential.user, private)
     except paramiko.AuthenticationException:
         return "refused"
-    return "accepted" if transport.is_authenticated() else "refused"
+    if transport.is_authenticated():
+        return "accepted"
+    return f"accepted, and asked for {', '.join(more)} as well" if more else "refused"

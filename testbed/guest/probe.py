@@ -28,9 +28,9 @@ MAX_REQUEST = 8 * 2**20
 _PREFIX = re.compile(r"tb-[a-z0-9]{4,32}-")
 _ANSWER = re.compile(r"[a-z0-9]{4,32}")
 _UNREAD, _KEPT = 60, 600  # seconds that an answer waits for its reader in a pipe, and in a file
-_SENDERS = {"send": sender.send, "stream": sender.stream, "hold": sender.hold, "knock": knocker.knock}
+_SENDERS = {"send": sender.send, "stream": sender.stream, "hold": sender.hold, "knock": knocker.knock, "beat": knocker.beat}
 # Files that tell a sender to go on in another way.
-_SIGNALS = {"send": (), "stream": ("halt",), "hold": ("turn", "release"), "knock": ()}
+_SIGNALS = {"send": (), "stream": ("halt",), "hold": ("turn", "release"), "knock": (), "beat": ("rest",)}
 _NOTHING = {"error": "nothing is being recorded for this run", "alive": False}
 Request = dict[str, Any]
 

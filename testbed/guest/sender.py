@@ -96,14 +96,19 @@ def stream(request: Request) -> Request:
         request: ``spacing`` is the number of seconds between two frames; 0 stands for as fast as it goes, past the queues
             and past the recorder of this guest. ``pause`` is the number of seconds between two rounds.
 
+    Raises:
+        ValueError: there are more than `MAX_PROBES`; none is sent.
+
     Returns:
         ``sent`` frames, and how many were ``refused`` because the interface's queue was full.
 
     """
+    if len(request["probes"]) > MAX_PROBES:
+        raise ValueError(f"{len(request['probes'])} frames, and {MAX_PROBES} at most")
     started, spacing, rounds = time.monotonic(), float(request.get("spacing", 0.005)), int(request.get("rounds", 2**31))
     halt, pause = Path(request["halt"]), float(request.get("pause", 0))
     end, sent, refused = started + min(float(request["duration"]), 300.0), 0, 0
-    frames = [(probe["mac"], bytes.fromhex(probe["frame"])) for probe in request["probes"][:MAX_PROBES]]
+    frames = [(probe["mac"], bytes.fromhex(probe["frame"])) for probe in request["probes"]]
     with contextlib.ExitStack() as opened:
         outlets = Outlets(opened, unheard=not spacing)
         turns = [(outlets.at(mac).send, frame) for mac, frame in frames]

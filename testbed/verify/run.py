@@ -21,6 +21,7 @@ from testbed.model.surroundings import contacts
 from testbed.plan.diff import Observed
 from testbed.plan.resources import OUTER, Key, Kind
 from testbed.report.result import Run, to_json
+from testbed.verify import traces
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
 from testbed.verify.plugin import Revive, run_checks
@@ -57,6 +58,7 @@ def examine(
     with ThreadPoolExecutor(max_workers=len(lab.hosts)) as pool:
         for told in pool.map(partial(_await, machines=machines), lab.hosts):
             progress(told)
+    before = traces.look(fleet)
     try:
         plugin = run_checks(
             fleet, resources.checks(), prove=_proven(lab, environment, prove), only=only, progress=progress, slow=slow, revive=revive,
@@ -64,9 +66,10 @@ def examine(
         )  # fmt: skip
     finally:
         end_all(fleet)
+        left_behind = traces.left_behind(fleet, before)
     rows = {str(cell): cell.as_row() for cell in fleet.matrix.cells} | {str(cell): cell.as_row() for cell in contacts(lab.testbed)}
     (folder / "matrix.json").write_text(json.dumps([*(rows | fleet.reach).values()], default=str))
-    trouble = [*plugin.errors, *(f"still open, perhaps: {entry}" for entry in Journal(lab.workspace).entries())]
+    trouble = [*plugin.errors, *left_behind, *(f"still open, perhaps: {entry}" for entry in Journal(lab.workspace).entries())]
     if prove is not Proving.NOTHING:
         trouble += _drift(lab)
     run = Run(

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from checks.noise import Noise, Outcome, over
+from checks import test_limits
+from checks.noise import CALM_BEATS, FLOOD_BEATS, LATER_BEATS, Noise, Outcome, heart, over
 from checks.test_limits import _weak
 from testbed.drivers import limits
+from testbed.errors import InstrumentError
 from testbed.model.policy import Endpoint
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Testbed
 from testbed.plan.resources import Kind
 from testbed.spec.schema import Spec, parse_bandwidth, parse_packets
 from testbed.verify.flooding import Flood
+from testbed.verify.observation import Observation
 
 
 def _lab(tenant: dict[str, object], guest: dict[str, object]) -> Testbed:
@@ -114,3 +120,68 @@ def test_each_limit_that_is_passed_is_told(found: Outcome, words: str) -> None:
 def test_noise_that_meets_no_limit_says_nothing(found: Outcome) -> None:
     assert _weak(_noise(), found)
     assert not _weak(_noise(), _HELD)
+
+
+_QUIET = {CALM_BEATS: 20, FLOOD_BEATS: 40, LATER_BEATS: 20}
+
+
+def _seen(**arrived: int) -> Observation:
+    """Return what a victim heard: so many answers in calm, during floods, and in calm again."""
+    counts = {CALM_BEATS: arrived.get("calm", 20), FLOOD_BEATS: arrived.get("loud", 40), LATER_BEATS: arrived.get("later", 20)}
+    tokens = [(f"{beats:02x}{number:06x}", number / 4) for beats, count in counts.items() for number in range(count)]
+    records = [{"kind": "dhcp", "token": token, "at": at} for token, at in tokens]
+    return Observation("tb-", {"red/web": records}, {})
+
+
+class _Looks:
+    """Floods as they are looked at, one after another."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *looks: tuple[Outcome, Observation]) -> None:
+        self.looks = list(looks)
+        monkeypatch.setattr(test_limits, "noise_of", lambda _: _noise())
+        monkeypatch.setattr(test_limits, "flooded", lambda *_: self.looks.pop(0))
+        fleet: Any = SimpleNamespace(evidence=SimpleNamespace(record=lambda *_: None))
+        self.judge = partial(test_limits.test_a_flood_stays_within_its_limits, fleet=fleet)
+
+
+_KEPT = replace(_HELD, asked=_QUIET)
+
+
+def test_a_victim_that_feels_nothing_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = _Looks(monkeypatch, (_KEPT, _seen(loud=30)), (_KEPT, _seen(loud=0)))
+    looks.judge()
+    assert len(looks.looks) == 1
+
+
+def test_a_heartbeat_that_is_lost_once_is_slowness_and_twice_is_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    _Looks(monkeypatch, (_KEPT, _seen(loud=10)), (_KEPT, _seen())).judge()
+    with pytest.raises(AssertionError, match="loses its heartbeat, twice"):
+        _Looks(monkeypatch, (_KEPT, _seen(loud=10)), (_KEPT, _seen(loud=10))).judge()
+
+
+@pytest.mark.parametrize("ill", [{"calm": 17}, {"later": 10}, {"calm": 0, "later": 0}])
+def test_a_busy_machine_tells_nothing_of_floods(monkeypatch: pytest.MonkeyPatch, ill: dict[str, int]) -> None:
+    """A heart that loses beats in calm, before or after, is no heart to tell a flood by, whether it loses more or not."""
+    for loud in (0, 10, 40):
+        with pytest.raises(InstrumentError, match="without any flood"):
+            _Looks(monkeypatch, *[(_KEPT, _seen(loud=loud, **ill))] * 2).judge()
+
+
+def test_a_limit_that_is_passed_is_told_whatever_the_heart_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    past = replace(_KEPT, tracked=500)
+    with pytest.raises(AssertionError, match="connections are tracked"):
+        _Looks(monkeypatch, (replace(past, asked={}), _seen(calm=0, loud=0, later=0))).judge()
+
+
+def test_more_beats_than_questions_are_no_heart() -> None:
+    with pytest.raises(InstrumentError, match="20 answers to 19 questions"):
+        heart(_seen(), _noise().victim, {**_QUIET, CALM_BEATS: 19})
+
+
+def test_a_second_policer_hides_no_first_one() -> None:
+    """Whichever the kernel tells last."""
+    lab = _lab({}, {})
+    tap = lab.guests[0].nics[0].tap
+    for rates in ((9000, 1000), (1000, 9000)):
+        text = "\n".join((f"interface {tap}", *(f"police 0x1 pkts_rate {rate} pkts_burst 1000" for rate in rates)))
+        assert [item["packets"] for item in limits.observed("node", lab.guests, text).values()] == [10_000]
