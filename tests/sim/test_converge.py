@@ -89,7 +89,8 @@ def test_a_foreign_rule_in_a_switch_is_named() -> None:
     assert isinstance(rules, list)
     rules.append("from-lport 2000 allow: 1")
     (line,) = _plan(world, lab)
-    assert line.startswith("update controller: logical-switch red/app (acls: 1 extra, such as 'from-lport 2000 allow: 1'")
+    told = "rules: too many: every guest may send anything (from-lport, priority 2000, allow)"
+    assert line == f"update controller: logical-switch red/app ({told})"
 
 
 def test_a_changed_file_changes_only_what_differs() -> None:
