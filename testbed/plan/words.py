@@ -39,12 +39,12 @@ def change(name: str, found: Value | None, wanted: Value | None, guests: Mapping
         guests: the guest that each logical port belongs to, by the port's name.
 
     """
-    what = _NOUNS.get(name, name)
+    what = "" if name == "value" else f"{_NOUNS.get(name, name)}: "  # of a setting, which has nothing else
     if isinstance(wanted, list) and isinstance(found, list):
-        return f"{what}: {_items(found, wanted, guests)}"
+        return f"{what}{_items(found, wanted, guests)}"
     if "\n" in f"{found}{wanted}":
         found, wanted = _other_lines(found, wanted)
-    return f"{what}: found {_show(name, found)}, wanted {_show(name, wanted)}"
+    return f"{what}found {_show(name, found)}, wanted {_show(name, wanted)}"
 
 
 def _items(found: Sequence[str], wanted: Sequence[str], guests: Mapping[str, str]) -> str:

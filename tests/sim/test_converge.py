@@ -77,7 +77,7 @@ def test_a_breach_shows_as_drift_and_up_repairs_it() -> None:
     _up(world, lab)
     ksm = Key("node-a", Kind.SETTING, "memory-deduplication")
     world.resources[ksm]["value"] = "1"
-    assert _plan(world, lab) == ["update node-a: setting memory-deduplication (value: found '1', wanted '0')"]
+    assert _plan(world, lab) == ["update node-a: setting memory-deduplication (found '1', wanted '0')"]
     assert _up(world, lab) == [ksm]
     assert _plan(world, lab) == []
 

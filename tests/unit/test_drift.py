@@ -91,7 +91,7 @@ def test_a_difference_is_a_fail_of_its_control_and_of_no_other(lab, run) -> None
     lab.set(KERNEL, "value", str(lab.desired[KERNEL].properties["value"]).replace("ip_forward 0", "ip_forward 1"))
     ((control, case, verdict, reason),) = run()
     assert (control, case, verdict) == ("NET-09", "node-a", "fail")
-    assert reason == ("setting network-stack on node-a: value: found 'net/ipv4/ip_forward 1', wanted 'net/ipv4/ip_forward 0' "
+    assert reason == ("setting network-stack on node-a: found 'net/ipv4/ip_forward 1', wanted 'net/ipv4/ip_forward 0' "
                       "(from the beginning to the end)")  # fmt: skip
 
 
