@@ -15,6 +15,7 @@ from testbed.verify.stage import Stage
 
 _SHOWN = 6
 _EXTRA = Acl("to-lport", 2000, "icmp4", "allow")
+_BALANCER = "undeclared"
 _FORWARD = "net.ipv4.ip_forward"
 
 
@@ -55,6 +56,13 @@ def _limit(stage: Stage, packets: int) -> str:
             opens=lambda _: "sysctl -q -w net.ipv4.conf.all.arp_ignore=0",
             closes=lambda _: "sysctl -q -w net.ipv4.conf.all.arp_ignore=2",
             shows=lambda _: "[ $(sysctl -n net.ipv4.conf.all.arp_ignore) = 0 ]",
+            where=controller,
+        ),
+        command(
+            "OVN has a load balancer that no topology knows",
+            opens=lambda _: f"ovn-nbctl --wait=hv lb-add {_BALANCER} 192.0.2.9:80 192.0.2.10:80",
+            closes=lambda _: f"ovn-nbctl --wait=hv --if-exists lb-del {_BALANCER}",
+            shows=lambda _: f"ovn-nbctl lb-list | grep -q {_BALANCER}",
             where=controller,
         ),
         *where(

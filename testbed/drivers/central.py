@@ -9,6 +9,7 @@ from testbed.drivers.ssh import BOOT, Host
 from testbed.drivers.workspace import Workspace
 from testbed.errors import ProvisioningError
 from testbed.model.testbed import Plane, Testbed
+from testbed.plan import northbound
 from testbed.plan.acls import acls
 from testbed.plan.diff import Action, Verb
 from testbed.plan.resources import Key, Kind, Properties
@@ -83,6 +84,8 @@ class Central:
             found[Key(self.name, Kind.SWITCH, label)] = properties
         for label, properties in self.northbound.ports().items():
             found[Key(self.name, Kind.PORT, label)] = properties
+        strays = northbound.strays(self.northbound.tables(), self.lab.name)
+        found[Key(self.name, Kind.DATABASE, northbound.NAME)] = dict(northbound.told(strays))
         return found
 
     def perform(self, action: Action) -> None:
@@ -90,6 +93,9 @@ class Central:
         key = action.key
         if key.kind is Kind.SETTING:
             batch.repair_setting(self.host, settings(self.lab, self.lab.controller), key.name)
+        elif key.kind is Kind.DATABASE:
+            tables = self.northbound.tables()
+            self.northbound.remove(northbound.strays(tables, self.lab.name), tables)
         elif key.kind is Kind.SWITCH and action.resource is None:
             self.northbound.delete_switch(key.name)
         elif key.kind is Kind.SWITCH:

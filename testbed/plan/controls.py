@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from testbed.model.testbed import Testbed
+from testbed.plan import northbound
 from testbed.plan.diff import Difference
 from testbed.plan.resources import Key, Kind
 from testbed.plan.settings import settings
@@ -37,6 +38,7 @@ BY_PROPERTY: Mapping[Kind, Mapping[str, str]] = {
         "port": "NET-13", "switch": "NET-01 NET-13", "addresses": "NET-06", "security": "NET-02 NET-03 NET-04 NET-05",
         "dhcp": "NET-06 NET-10", "dhcp6": "NET-06 NET-10", "bandwidth": "NET-12", "connections": "NET-12",
     },
+    Kind.DATABASE: northbound.CONTROLS,
     Kind.POOL: {"owner": "STO-01", "access": "STO-01"},
     Kind.VOLUME: {"owner": "STO-01", "mode": "STO-01", "links": "STO-01", "size": "DOS-04"},
     Kind.GUEST: {

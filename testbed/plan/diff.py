@@ -12,7 +12,7 @@ from testbed.plan.resources import OUTER, Key, Kind, Properties, Resource, Value
 
 Observed = Mapping[Key, Properties]
 
-_IN_PLACE = {Kind.SETTING, Kind.SWITCH, Kind.PORT, Kind.POOL, Kind.VOLUME, Kind.TAP, Kind.NETWORK, Kind.LIMIT}
+_IN_PLACE = {Kind.SETTING, Kind.SWITCH, Kind.PORT, Kind.POOL, Kind.VOLUME, Kind.TAP, Kind.NETWORK, Kind.LIMIT, Kind.DATABASE}
 # What brings an object back whose only difference is its state, and nothing of it is lost.
 _REVIVAL = {"paused": "resume", "silent": "restart"}
 _REMOVAL_ORDER = (Kind.GUEST, Kind.VOLUME, Kind.POOL, Kind.PORT, Kind.SWITCH, Kind.MACHINE, Kind.TAP, Kind.NETWORK)
