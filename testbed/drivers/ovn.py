@@ -18,7 +18,11 @@ from ovsdbapp.schema.ovn_northbound.impl_idl import OvnNbApiIdlImpl
 from testbed.errors import ProvisioningError
 from testbed.model.testbed import Limits, TenantNetwork
 from testbed.plan.acls import Acl
-from testbed.plan.northbound import FOUR, MARK, SIX, TRACKED, Stray, Tables, references
+from testbed.plan.northbound import FOUR as _FOUR
+from testbed.plan.northbound import MARK as _MARK
+from testbed.plan.northbound import SIX as _SIX
+from testbed.plan.northbound import TRACKED as _TRACKED
+from testbed.plan.northbound import Stray, Tables, references
 from testbed.plan.resources import dhcp6_options, dhcp_options
 
 _OWN_OPTIONS = ("subnet", "ipv6_prefix", "requested-tnl-key")
@@ -87,8 +91,8 @@ class Northbound:
         dhcp = {(mark, label): row["options"] for row in dhcp_rows for mark, label in row["external_ids"].items()}
         result = {}
         for row in rows:
-            if row["external_ids"].get(MARK) == self._lab:
-                found, found6 = (dhcp.get((mark, row["name"]), {}) for mark in (FOUR, SIX))
+            if row["external_ids"].get(_MARK) == self._lab:
+                found, found6 = (dhcp.get((mark, row["name"]), {}) for mark in (_FOUR, _SIX))
                 rules = [acl_rows[key] for key in row["acls"] if key in acl_rows]
                 result[row["name"]] = {
                     "network": " ".join(row["other_config"][key] for key in ("subnet", "ipv6_prefix") if key in row["other_config"]),
@@ -114,15 +118,15 @@ class Northbound:
         owner = {port: row["name"] for row in switches for port in row["ports"]}
         result = {}
         for row in ports:
-            if row["external_ids"].get(MARK) == self._lab:
+            if row["external_ids"].get(_MARK) == self._lab:
                 result[row["external_ids"].get("resource", row["name"])] = {
                     "port": row["name"],
                     "switch": owner.get(row["_uuid"], ""),
                     "addresses": " ".join(row["addresses"]),
                     "security": sorted(row["port_security"]),
-                    "dhcp": dhcp.get(str(row["dhcpv4_options"]), {}).get(FOUR, ""),
-                    "dhcp6": dhcp.get(str(row["dhcpv6_options"]), {}).get(SIX, ""),
-                    "connections": int(row["options"].get(TRACKED, 0)),
+                    "dhcp": dhcp.get(str(row["dhcpv4_options"]), {}).get(_FOUR, ""),
+                    "dhcp6": dhcp.get(str(row["dhcpv6_options"]), {}).get(_SIX, ""),
+                    "connections": int(row["options"].get(_TRACKED, 0)),
                     "bandwidth": rates.get(_sent_by(row["name"]), {}).get("rate", 0) * _KBIT,
                     "up": bool(row["up"]) if not isinstance(row["up"], list) else row["up"] == [True],
                 }
@@ -161,19 +165,19 @@ class Northbound:
         options = {"subnet": str(network.network), "requested-tnl-key": str(network.key), **({"ipv6_prefix": str(six)} if six else {})}
         with _said(f"cannot configure the switch {label}"):
             self._api.ls_add(label, may_exist=True).execute(check_error=True)
-            present, dhcp = self._rules(label), {mark: self._dhcp(label, mark) for mark in (FOUR, SIX)}
+            present, dhcp = self._rules(label), {mark: self._dhcp(label, mark) for mark in (_FOUR, _SIX)}
             with self._api.transaction(check_error=True) as change:
-                change.add(self._api.db_set("Logical_Switch", label, ("external_ids", {MARK: self._lab})))
+                change.add(self._api.db_set("Logical_Switch", label, ("external_ids", {_MARK: self._lab})))
                 change.extend(self._to_options(label, options))
                 for rule in present - set(rules):
                     change.add(self._api.acl_del(label, rule.direction, rule.priority, rule.match))
                 for rule in set(rules) - present:
                     change.add(self._api.acl_add(label, rule.direction, rule.priority, rule.match, rule.action))
-                change.add(self._to_dhcp(dhcp[FOUR], FOUR, label, str(network.network), dhcp_options(network)))
+                change.add(self._to_dhcp(dhcp[_FOUR], _FOUR, label, str(network.network), dhcp_options(network)))
                 if six:
-                    change.add(self._to_dhcp(dhcp[SIX], SIX, label, str(six), dhcp6_options(network)))
-                elif dhcp[SIX] is not None:
-                    change.add(self._api.dhcp_options_del(dhcp[SIX]))
+                    change.add(self._to_dhcp(dhcp[_SIX], _SIX, label, str(six), dhcp6_options(network)))
+                elif dhcp[_SIX] is not None:
+                    change.add(self._api.dhcp_options_del(dhcp[_SIX]))
                 change.add(self._api.db_clear("Logical_Switch", label, "dns_records"))
 
     def _to_dhcp(self, row: Any, mark: str, switch: str, cidr: str, options: dict[str, str]) -> Any:  # noqa: ANN401 - the library has no types
@@ -216,12 +220,12 @@ class Northbound:
             found = None if fresh else self.ports().get(label)
             if found is not None and (found["switch"] != switch or found["port"] != port):
                 self.delete_port(found["port"])
-            four, six = self._dhcp(switch, FOUR), self._dhcp(switch, SIX)
+            four, six = self._dhcp(switch, _FOUR), self._dhcp(switch, _SIX)
             with self._api.transaction(check_error=True) as change:
                 change.add(self._api.lsp_add(switch, port, may_exist=True))
                 change.add(self._api.lsp_set_addresses(port, [addresses]))
                 change.add(self._api.lsp_set_port_security(port, [addresses]))
-                change.add(self._api.db_set("Logical_Switch_Port", port, ("external_ids", {MARK: self._lab, "resource": label})))
+                change.add(self._api.db_set("Logical_Switch_Port", port, ("external_ids", {_MARK: self._lab, "resource": label})))
                 change.add(self._api.lsp_set_dhcpv4_options(port, four))
                 change.add(self._api.db_set("Logical_Switch_Port", port, ("dhcpv6_options", six or [])))
                 self._limit_port(switch, port, limits)
@@ -231,7 +235,7 @@ class Northbound:
         rule = (switch, "from-lport", _QOS_PRIORITY, _sent_by(port))
         rates = {"rate": limits.bandwidth // _KBIT, "burst": limits.burst // _KBIT}
         with self._api.transaction(check_error=True) as change:
-            change.add(self._api.db_set("Logical_Switch_Port", port, ("options", {TRACKED: str(limits.connections)})))
+            change.add(self._api.db_set("Logical_Switch_Port", port, ("options", {_TRACKED: str(limits.connections)})))
             change.add(self._api.qos_add(*rule, **rates, may_exist=True) if limits.bandwidth else self._api.qos_del(*rule))
 
     def delete_port(self, port: str) -> None:
@@ -249,7 +253,7 @@ class Northbound:
     def delete_switch(self, label: str) -> None:
         """Remove a switch with its DHCP settings."""
         with _said(f"cannot remove the switch {label}"):
-            for found in (self._dhcp(label, mark) for mark in (FOUR, SIX)):
+            for found in (self._dhcp(label, mark) for mark in (_FOUR, _SIX)):
                 if found is not None:
                     self._api.dhcp_options_del(found).execute(check_error=True)
             self._api.ls_del(label, if_exists=True).execute(check_error=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,10 @@ from testbed.model.resolve import resolve
 from testbed.plan.resources import OUTER, Key, Kind, desired, places
 from testbed.report.result import Verdict
 from testbed.spec.load import read
+from testbed.verify import run as runs
 from testbed.verify.drift import OBJECTIVE, Watch, look
 from testbed.verify.evidence import Evidence
+from testbed.verify.proven import Proving
 from tests.sim.simulator import INPUTS, SimulatedPlace, World
 
 TOPOLOGY = Path(__file__).parents[2] / "topologies/two-tenants.yaml"
@@ -213,3 +216,27 @@ def test_an_interrupt_at_the_end_keeps_what_was_seen(lab, tmp_path) -> None:
     assert watch.interrupted
     assert [row.verdict for row in watch.results] == [Verdict.FAIL]
     assert watch.trouble[0].startswith("interrupted")
+
+
+def test_a_run_looks_before_and_after_its_checks(lab, tmp_path, monkeypatch) -> None:
+    """A difference that no check knows of is in the result, and so is one that a check has left behind."""
+    environment = SimpleNamespace(outer="tcg", inner="kvm", note="", versions={})
+    lab.ground = SimpleNamespace(environment=environment, images={})
+    lab.workspace, lab.hosts, lab.retried = SimpleNamespace(runs=tmp_path), [SimpleNamespace(name="node-a", wait=lambda _: None)], ()
+    fleet = Fleet(lab, tmp_path / "evidence")
+    fleet.matrix, fleet.reach, fleet.instruments = SimpleNamespace(cells=()), {}, {}
+    monkeypatch.setattr(runs, "Fleet", SimpleNamespace(of=lambda *_: fleet))
+    monkeypatch.setattr(runs, "end_all", lambda _: None)
+
+    def checks(*_: object, **__: object) -> SimpleNamespace:
+        lab.set(VOLUME, "mode", "644")
+        return SimpleNamespace(results=[], errors=[], interrupted=False, revived=[])
+
+    monkeypatch.setattr(runs, "run_checks", checks)
+    lab.set(KERNEL, "value", "")
+    folder = runs.examine(lab, prove=Proving.NOTHING, only=(), progress=lambda _: None)
+    data = json.loads((folder / "result.json").read_text())
+    told = {(row["id"], row["case"], row["verdict"]): row["reason"] for row in data["checks"]}
+    assert set(told) == {("NET-09", "node-a", "fail"), ("STO-01", "node-b", "fail")}
+    assert "from the beginning to the end" in told["NET-09", "node-a", "fail"]
+    assert "at the end, and not at the beginning" in told["STO-01", "node-b", "fail"]
