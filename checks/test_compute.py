@@ -75,7 +75,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
         attempts += [Attempt("read", f"/proc/{other}/{file}") for other in others for file in ("environ", "maps", "mem")]
         attempts += [Attempt("write", f"/proc/{other}/mem") for other in others]
         reached = succeeded(node, attacker, attempts)
-        assert not reached, f"the worker of {attacker.label} reached {sorted(map(str, reached))}"
+        assert not reached, f"the worker of {attacker.label} reached: {', '.join(sorted(map(str, reached)))}"
 
 
 @check(
@@ -113,7 +113,7 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
         found = node.read(f"cat /proc/{pid(node, guest)}/attr/current")
         assert found == f"libvirt-{guest.uuid} (enforce)", f"the worker of {guest.label} runs under '{found}'"
         reached = succeeded(node, guest, forbidden, uid=0)
-        assert not reached, f"the profile of {guest.label} alone would allow {sorted(map(str, reached))}"
+        assert not reached, f"the profile of {guest.label} alone would allow: {', '.join(sorted(map(str, reached)))}"
     required = node.infra.file("/etc/libvirt/qemu.conf").content_string
     assert "security_require_confined = 1" in required, "libvirt starts guests without a profile"
 
@@ -174,5 +174,5 @@ def test_every_file_has_one_owner(fleet: Fleet, node: Machine) -> None:
     for line in node.read(f"find {POOLS} -mindepth 2 -type f -printf '%D:%i %P\\n'").splitlines():
         identity, _, path = line.partition(" ")
         owners.setdefault(identity, set()).add(path.partition("/")[0])
-    shared = {identity: tenants for identity, tenants in owners.items() if len(tenants) > 1}
-    assert not shared, f"files with owners in several tenants: {shared}"
+    shared = [f"{identity} of {' and '.join(sorted(tenants))}" for identity, tenants in owners.items() if len(tenants) > 1]
+    assert not shared, f"files (device:inode) with owners in several tenants: {', '.join(shared[:6])}"

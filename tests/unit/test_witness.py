@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from checks.survey import Survey, judge
 from testbed.errors import InstrumentError
 from testbed.model.resolve import resolve
 from testbed.plan.resources import Kind, central
 from testbed.spec.load import read
 from testbed.verify.evidence import Evidence
 from testbed.verify.witness import Finding, against, logical, passes, rows
+from testbed.verify.worker import Attempt
 
 LAB = resolve(read(Path(__file__).parents[2] / "topologies/two-tenants.yaml").spec)
 JUDGES = ("NET-02", "NET-03", "NET-04", "NET-05", "NET-06", "NET-07", "NET-08", "NET-11")  # checks that ask this witness
@@ -121,6 +123,20 @@ def test_a_witness_judges_the_controls_that_rest_on_it(change: Callable[[Databas
     change(databases)
     found = _findings(databases, tmp_path)
     assert {control for control in JUDGES if against(found, control)} == red
+
+
+def test_a_check_of_forged_frames_is_not_red_for_what_rests_on_another_control() -> None:
+    lies = [SimpleNamespace(control=control, mark=control, through=None, probe=None) for control in ("NET-02", "NET-03")]
+    seen = Survey(SimpleNamespace(sightings=lambda _: []), {}, lies)  # type: ignore[arg-type]
+    rule = Finding(frozenset({"NET-01", "NET-02"}), "a rule")
+    told = {"survey": seen, "pipeline": {"NET-02": "drop", "NET-03": "drop"}, "labels": [rule]}
+    fleet: Any = SimpleNamespace(once=lambda name, _: told[name])
+    assert judge(fleet, "NET-03") == []
+    assert judge(fleet, "NET-02") == ["a rule"]
+
+
+def test_what_is_tried_in_vain_or_not_is_said_in_words() -> None:
+    assert str(Attempt("read", "/etc/shadow")) == "read /etc/shadow"
 
 
 def test_what_is_too_much_is_said_in_words(tmp_path: Path) -> None:
