@@ -90,7 +90,7 @@ def judge(fleet: Fleet, control: str) -> list[str]:
     """
     found = survey(fleet)
     pipeline = fleet.once("pipeline", lambda: witness.pipeline(fleet, [lie.probe for lie in found.forgeries]))
-    labels = fleet.once("labels", lambda: witness.logical(fleet))
+    labels = witness.against(fleet.once("labels", lambda: witness.logical(fleet)), control)
     lies = [lie for lie in found.forgeries if lie.control == control]
     if not lies:
         raise InstrumentError(f"nothing was sent for {control}", fact="no guest is able to", remedy="declare a TCP flow")

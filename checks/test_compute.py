@@ -136,7 +136,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
         attempts += [Attempt("read", f"/proc/{other}/{file}") for other in others for file in ("environ", "maps", "mem")]
         attempts += [Attempt("write", f"/proc/{other}/mem") for other in others]
         reached = succeeded(node, attacker, attempts)
-        assert not reached, f"the worker of {attacker.label} reached {sorted(map(str, reached))}"
+        assert not reached, f"the worker of {attacker.label} reached: {', '.join(sorted(map(str, reached)))}"
 
 
 @check(
@@ -180,10 +180,11 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
         found = node.read(f"cat /proc/{pid(node, guest)}/attr/current")
         assert found == f"libvirt-{guest.uuid} (enforce)", f"the worker of {guest.label} runs under '{found}'"
         reached = succeeded(node, guest, forbidden, uid=0)
-        assert not reached, f"the profile of {guest.label} alone would allow {sorted(map(str, reached))}"
+        assert not reached, f"the profile of {guest.label} alone would allow: {', '.join(sorted(map(str, reached)))}"
     labels = {domain: node.read(f"cat /proc/{worker}/attr/current") for domain, worker in processes(node).items()}
-    loose = {domain: label for domain, label in labels.items() if not _ENFORCED.fullmatch(label) or [*labels.values()].count(label) > 1}
-    assert not loose, f"workers without an enforced profile of their own: {loose}"
+    loose = [domain for domain, label in labels.items() if not _ENFORCED.fullmatch(label) or [*labels.values()].count(label) > 1]
+    told = ", ".join(f"{domain} runs under '{labels[domain]}'" for domain in sorted(loose))
+    assert not loose, f"workers without an enforced profile of their own: {told}"
     unconfigured = confinement.unconfigured(node)
     assert not unconfigured, f"libvirt will start guests without a profile: {'; '.join(unconfigured)}"
     unconfined = confinement.starts_unconfined(fleet, fleet.testbed.guests_on(node.name)[0])
@@ -247,5 +248,5 @@ def test_every_file_has_one_owner(fleet: Fleet, node: Machine) -> None:
     for line in node.read(f"find {POOLS} -mindepth 2 -type f -printf '%D:%i %P\\n'").splitlines():
         identity, _, path = line.partition(" ")
         owners.setdefault(identity, set()).add(path.partition("/")[0])
-    shared = {identity: tenants for identity, tenants in owners.items() if len(tenants) > 1}
-    assert not shared, f"files with owners in several tenants: {shared}"
+    shared = [f"{identity} of {' and '.join(sorted(tenants))}" for identity, tenants in owners.items() if len(tenants) > 1]
+    assert not shared, f"files (device:inode) with owners in several tenants: {', '.join(shared[:6])}"

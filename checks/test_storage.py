@@ -74,9 +74,9 @@ def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: Machine) 
         attempts = {guest.uid: [Attempt(verb, file) for file in guest.disks for verb in ("read", "write")] for guest in others}
         attempts[0] = [Attempt("list", pool) for pool in (*sorted({guest.pool for guest in others}), POOLS)]
         reached = succeeded(node, attacker, [attempt for some in attempts.values() for attempt in some])
-        assert not reached, f"the worker of {attacker.label} reached {sorted(map(str, reached))}"
+        assert not reached, f"the worker of {attacker.label} reached: {', '.join(sorted(map(str, reached)))}"
         allowed = {attempt for uid, some in attempts.items() for attempt in succeeded(node, attacker, some, uid=uid)}
-        assert not allowed, f"the profile of {attacker.label} alone would allow {sorted(map(str, allowed))}"
+        assert not allowed, f"the profile of {attacker.label} alone would allow: {', '.join(sorted(map(str, allowed)))}"
     for tenant in sorted({guest.tenant for guest in guests}):
         _require_own_pool(node, [guest for guest in guests if guest.tenant == tenant])
     for guest in guests:
@@ -92,8 +92,8 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
     entries = node.read(f"getfacl -pcn {pool}").split()
     known = {"user::rwx", "group::---", "mask::--x", "other::---", *(f"user:{guest.uid}:--x" for guest in owners)}
     strangers = [entry for entry in entries if entry not in known]
-    assert not strangers, f"the pool {pool} lets in {strangers}"
-    assert "other::---" in entries, f"the pool {pool} is open to everybody: {entries}"
+    assert not strangers, f"the pool {pool} lets in {', '.join(strangers)}"
+    assert "other::---" in entries, f"the pool {pool} is open to everybody: {', '.join(entries)}"
 
 
 @check(
@@ -130,7 +130,7 @@ def test_base_images_are_immutable(fleet: Fleet, node: Machine) -> None:
     attacks = [Attempt("write", BASE), Attempt("write", f"{IMAGES}/guest/vmlinux"), Attempt("write", f"{IMAGES}/guest/initrd")]
     for attacker in fleet.testbed.guests_on(node.name):
         reached = succeeded(node, attacker, [readable, *attacks])
-        assert reached <= {readable}, f"the worker of {attacker.label} could {sorted(map(str, reached - {readable}))}"
+        assert reached <= {readable}, f"the worker of {attacker.label} could: {', '.join(sorted(map(str, reached - {readable})))}"
     mounts = node.read(f"findmnt -no OPTIONS {IMAGES}").splitlines()  # several, if one is mounted over another
     assert mounts, f"{IMAGES} is not mounted"
     assert all("ro" in options.split(",") for options in mounts), f"{IMAGES} is mounted {'; '.join(mounts)}"

@@ -17,10 +17,11 @@ from ovsdbapp.exceptions import TimeoutException
 from ovsdbapp.schema.ovn_northbound.impl_idl import OvnNbApiIdlImpl
 
 from testbed.drivers import ovn_rows
-from testbed.drivers.ovn_rows import FOUR, KBIT, MARK, SIX, TRACKED, sent_by
+from testbed.drivers.ovn_rows import KBIT, sent_by
 from testbed.errors import ProvisioningError
 from testbed.model.testbed import Limits, TenantNetwork
 from testbed.plan.acls import Acl
+from testbed.plan.northbound import FOUR, MARK, SIX, TRACKED, Stray, Tables, references
 from testbed.plan.resources import dhcp6_options, dhcp_options
 
 _QOS_PRIORITY = 1000
@@ -85,7 +86,7 @@ class Northbound:
         with _said("cannot leave OVN's northbound database"):
             self._api.ovsdb_connection.stop()
 
-    def _tables(self, names: Iterable[str]) -> ovn_rows.Tables:
+    def _tables(self, names: Iterable[str]) -> Tables:
         return {name: self._api.db_list(name).execute(check_error=True) for name in names}
 
     def switches(self) -> dict[str, dict[str, Any]]:
@@ -97,6 +98,33 @@ class Northbound:
         """Return label and live properties of every port of this lab."""
         with _said("cannot read OVN's ports"):
             return ovn_rows.ports(self._lab, self._tables(ovn_rows.OF_PORTS))
+
+    def tables(self) -> Tables:
+        """Return every row of every table, as the library reads them."""
+        with _said("cannot read OVN's northbound database"):
+            return {name: self._api.db_list(name).execute(check_error=True) for name in sorted(self._api.tables)}
+
+    def remove(self, strays: Iterable[Stray], tables: Tables) -> None:
+        """Take away rows, columns and options that should not be there, all at once.
+
+        Args:
+            tables: what `tables` returned when they were found.
+
+        """
+        strays = list(strays)
+        rows = {stray.row: stray.table for stray in strays if stray.column is None}
+        roots = {name for name, table in self._api.tables.items() if table.is_root}
+        with _said("cannot clear OVN's northbound database"), self._api.transaction(check_error=True) as change:
+            for stray in strays:
+                if stray.column is not None and stray.option is not None:
+                    change.add(self._api.db_remove(stray.table, stray.row, stray.column, stray.option))
+                elif stray.column is not None:
+                    change.add(self._api.db_clear(stray.table, stray.row, stray.column))
+            for table, row, column, key in references(tables, rows):
+                change.add(self._api.db_remove(table, row, column, key))
+            for row, table in rows.items():
+                if table in roots:
+                    change.add(self._api.db_destroy(table, row))
 
     def set_switch(self, network: TenantNetwork, rules: tuple[Acl, ...]) -> None:
         """Make an empty switch if there is none, then make it what it must be, all at once: addresses, DHCP, and exactly these rules."""

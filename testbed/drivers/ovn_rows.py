@@ -12,14 +12,10 @@ from typing import Any
 from uuid import UUID
 
 from testbed.plan.acls import Acl
+from testbed.plan.northbound import FOUR, MARK, SIX, TRACKED, Row, Tables
 
-MARK = "testbed"
-FOUR, SIX = "switch", "switch6"  # external ids of a switch's DHCP settings
-TRACKED = "ct-zone-limit"  # ovn-nb(5)
 OWN_OPTIONS = ("subnet", "ipv6_prefix", "requested-tnl-key")
 KBIT = 1000
-Row = Mapping[str, Any]
-Tables = Mapping[str, Sequence[Row]]
 OF_SWITCHES = ("Logical_Switch", "ACL", "DHCP_Options")
 OF_PORTS = ("Logical_Switch", "Logical_Switch_Port", "DHCP_Options", "QoS")
 

@@ -11,17 +11,18 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from testbed import observe, resources
+from testbed import resources
 from testbed.drivers.journal import Journal
 from testbed.drivers.ssh import Host
 from testbed.drivers.workspace import cache_root
-from testbed.errors import ProvisioningError, TestbedError
+from testbed.errors import ProvisioningError
 from testbed.lab import Lab
 from testbed.model.surroundings import contacts
 from testbed.plan.diff import Observed
 from testbed.plan.resources import OUTER, Key, Kind
 from testbed.report.result import Run, to_json
 from testbed.verify import traces
+from testbed.verify.drift import Watch
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
 from testbed.verify.plugin import Revive, run_checks
@@ -59,6 +60,8 @@ def examine(
         for told in pool.map(partial(_await, machines=machines), lab.hosts):
             progress(told)
     before = traces.look(fleet)
+    watch = Watch(fleet, only)
+    watch.begin()
     try:
         plugin = run_checks(
             fleet, resources.checks(), prove=_proven(lab, environment, prove), only=only, progress=progress, slow=slow, revive=revive,
@@ -67,19 +70,22 @@ def examine(
     finally:
         end_all(fleet)
         left_behind = traces.left_behind(fleet, before)
+    if not plugin.interrupted:
+        watch.end()
     rows = {str(cell): cell.as_row() for cell in fleet.matrix.cells} | {str(cell): cell.as_row() for cell in contacts(lab.testbed)}
     (folder / "matrix.json").write_text(json.dumps([*(rows | fleet.reach).values()], default=str))
     trouble = [*plugin.errors, *left_behind, *(f"still open, perhaps: {entry}" for entry in Journal(lab.workspace).entries())]
-    if prove is not Proving.NOTHING:
-        trouble += _drift(lab)
+    if watch.interrupted or prove is not Proving.NOTHING:
+        trouble += watch.trouble
     run = Run(
         lab.testbed.name, lab.testbed.digest, environment, started.isoformat(timespec="seconds"),
-        round(time.monotonic() - clock, 1), tuple(plugin.results), (*lab.retried, *plugin.revived), tuple(trouble),
+        round(time.monotonic() - clock, 1), (*plugin.results, *watch.results), (*lab.retried, *plugin.revived),
+        tuple(trouble),
     )  # fmt: skip
     unfinished = folder / "result.json.partial"
     unfinished.write_text(json.dumps(to_json(run), indent=1, default=str))
     unfinished.rename(folder / "result.json")
-    if plugin.interrupted:
+    if plugin.interrupted or watch.interrupted:
         raise KeyboardInterrupt
     return folder
 
@@ -90,15 +96,6 @@ def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> Proven 
     digests = sorted(image.digest for image in lab.ground.images.values())
     configuration = [lab.testbed.digest, *(f"{name}: {value}" for name, value in sorted(environment.items())), *digests]
     return Proven(cache_root() / "proven.json", resources.checks().parent, configuration, prove)
-
-
-def _drift(lab: Lab) -> list[str]:
-    """Return what the proofs left behind."""
-    try:
-        drift = observe.plan(lab.desired, lab.places)
-    except TestbedError as error:
-        return [f"after the proofs the lab could not be observed: {error.what}: {error.fact}"]
-    return [f"after the proofs the lab differs from its topology: {action}" for action in drift.actions]
 
 
 def _await(host: Host, machines: Observed) -> str:

@@ -32,6 +32,9 @@ class Attempt:
     verb: str
     target: str
 
+    def __str__(self) -> str:
+        return f"{self.verb} {self.target}"
+
     @property
     def shell(self) -> str:
         """The attempt as a call of a shell function."""
