@@ -23,6 +23,7 @@ from testbed.verify.frames import BROADCAST, arp_reply, dhcp_discover
 from testbed.verify.network import Attack, observe, tcp_flows
 from testbed.verify.observation import Observation
 from testbed.verify.probing import in_guest
+from testbed.verify.tokens import Tokens
 
 _CALM, _BEAT = 5.0, 0.25  # seconds of calm; seconds between two beats of the victim's heart
 _FLOOD, _OPENING = 30.0, 60.0  # seconds that each flood may take; seconds that opening connections may take
@@ -117,7 +118,7 @@ def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
         questions = [dhcp_discover(noise.victim.mac, beats << 24 | number)(b"") for number in range(int(seconds / _BEAT))]
         found.asked[beats] = min(_send(fleet, noise.victim, questions, seconds, _BEAT), len(questions))
 
-    def meanwhile(_: str) -> None:
+    def meanwhile(_: Tokens) -> None:
         beat(CALM_BEATS, _CALM)
         with ThreadPoolExecutor(max_workers=1) as pool:
             heart = pool.submit(beat, FLOOD_BEATS, _LONGEST)
@@ -245,7 +246,7 @@ class Heartbeat:
 
 
 def heartbeat(observation: Observation, victim: Endpoint, first: int, asked: int) -> Heartbeat:
-    """Return what a victim heard of the answers to its questions.
+    """Return what a victim heard of the answers to its questions, by its own word: its node may have handed it what it had no time for.
 
     Args:
         first: `CALM_BEATS` or `FLOOD_BEATS`.
@@ -255,7 +256,7 @@ def heartbeat(observation: Observation, victim: Endpoint, first: int, asked: int
     start = f"{first:02x}"
     times = {
         str(record.get("token")): float(record.get("at", 0))
-        for record in observation.records[victim.guest]
+        for record in observation.told[victim.guest]
         if record.get("kind") == "dhcp" and str(record.get("token")).startswith(start)
     }
     at = sorted(times.values())

@@ -10,8 +10,9 @@ import socket
 import time
 from typing import Any
 
+from testbed.guest.interfaces import interface_of, packet_socket
 from testbed.guest.parsing import SNAP
-from testbed.guest.recorder import MAX_TEXT, interface_of, packet_socket
+from testbed.guest.recorder import MAX_TEXT
 
 MAX_ASKS = 400
 _AGAIN = 1.0  # seconds after which what was not answered is sent once more
