@@ -228,9 +228,9 @@ def _awaited(fleet: Fleet, label: str, tokens: Tokens) -> dict[str, object]:
 
 def _truths(fleet: Fleet, label: str) -> list[Probe]:
     """Return what a guest tells the other ends of its flows of itself: while a wall is open, they may have believed lies."""
-    ends = [pair for _, source, target, _ in tcp_flows(fleet) for pair in ((source, target), (target, source)) if pair[0].guest == label]
+    ends = [pair for _, source, target, _ in tcp_flows(fleet) for pair in ((source, target), (target, source))]
     told = []
-    for number, (own, other) in enumerate(ends):
+    for number, (own, other) in ((number, pair) for number, pair in enumerate(ends) if pair[0].guest == label):
         link = Ether(src=own.mac, dst=other.mac)
         frames = {"arp": framed(link, arp_reply(own.mac, str(own.address), other))}
         if own.address6 and other.address6:
