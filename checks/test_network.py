@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from checks.breaches import ALLOW_ALL, command, mirrored, needs_flow, needs_guest, readdressed, receiver, ruled, shortcut, unjoined, where
+from checks.liars import concealed
 from checks.survey import judge, overheard, survey
 from testbed.plan.acls import Acl
 from testbed.verify import paths
@@ -30,6 +31,11 @@ def _pair(stage: Stage) -> str:
     breaches=(
         shortcut("an OpenFlow rule leads from one tenant's port to another's", "dl_dst={victim}"),
         ALLOW_ALL,
+        concealed(
+            "a path to another tenant's guest is open, and that guest conceals what comes by it",
+            shortcut("the path", "dl_dst={victim}"),
+            lambda stage: stage.strangers()[1],
+        ),
         *where(
             lambda stage: unjoined(stage) is not None,
             command(

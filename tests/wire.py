@@ -125,6 +125,7 @@ class Wire:
         self.kill_before = ""
         self.switch: Switch
         self.node: Node
+        self.pythons: dict[str, str] = {}  # what starts the probe in a guest, where it is not Python
         self.lie: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda _, answer: answer  # what a guest makes of its answer
 
     @property
@@ -162,8 +163,9 @@ class Wire:
     def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90) -> bytes:
         """Start the probe; everything else goes through files."""
         assert argv[0] == "/usr/bin/python3"
+        python = self.pythons.get(guest.label, sys.executable)
         own = str(self.folder / guest.domain)
         stdin = zlib.compress(zlib.decompress(stdin).replace(FOLDER.encode(), own.encode()))
-        answer = self.run(guest.label, sys.executable, *argv[1:], stdin=stdin)
+        answer = self.run(guest.label, python, *argv[1:], stdin=stdin)
         self.programs[guest.label] = json.loads(answer)["pid"]
         return answer

@@ -6,12 +6,15 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from checks.liars import liar
 from testbed.errors import InstrumentError
 from testbed.guest.parsing import find_token
 from testbed.model.policy import Cell, endpoints
@@ -53,6 +56,23 @@ def test_what_a_guest_conceals_its_node_has_seen(wire: Wire) -> None:
     assert seen.concealed() == {db.guest: {"raw"}}
     with pytest.raises(InstrumentError, match="red/db conceals 1 frames"):
         require_agreement(seen, ["raw"])
+
+
+def test_the_guest_of_the_breach_conceals_cells_and_nothing_else(wire: Wire, tmp_path: Path) -> None:
+    """Its recorder is another; only its node's tells what came in, and the controls are heard by both."""
+    web, db = endpoints(wire.testbed)
+    script = tmp_path / "liar"
+    script.write_text(liar(sys.executable))
+    script.chmod(0o755)
+    wire.pythons[db.guest] = str(script)
+    cells = wire.matrix.cells
+    probes = [*matrix_probes(cells), _raw(wire)]
+    seen = observe(wire, probes)  # type: ignore[arg-type]
+    concealed = seen.concealed()
+    assert concealed.keys() == {db.guest}
+    assert concealed[db.guest] >= {probe.mark for probe in matrix_probes(cells) if probe.sender == web}
+    assert "raw" not in concealed[db.guest]
+    assert [str(cell) for cell, arrived in reach(cells, seen) if not arrived] == []
 
 
 def test_every_cell_is_seen_by_both(wire: Wire) -> None:
