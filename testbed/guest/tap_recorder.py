@@ -32,7 +32,7 @@ from testbed.guest.sniffer import (
     Step,
 )
 
-MOST = 10 * MAX_RECORDS
+MOST = 4 * MAX_RECORDS
 SEARCHED = 640  # octets of a frame in which a token may begin; those of all probes begin within 400
 _HEAD = 14  # octets of an Ethernet header
 _BLOCK = 100  # offsets between two places that accept a frame; a jump skips 255 instructions at most
