@@ -25,6 +25,7 @@ from testbed.verify.frames import BROADCAST, arp_reply, dhcp_discover
 from testbed.verify.network import Attack, observe, tcp_flows
 from testbed.verify.observation import Observation
 from testbed.verify.probing import in_guest
+from testbed.verify.tokens import Tokens
 
 _CALM, _BEAT = 5.0, 0.25  # seconds of calm; seconds between two beats of the victim's heart
 _DRAIN = 2.0  # seconds after the last flood until a node has worked off what it was given
@@ -122,7 +123,7 @@ def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
         questions = [dhcp_discover(noise.victim.mac, beats << 24 | number)(b"") for number in range(int(seconds / _BEAT))]
         found.asked[beats] = min(_send(fleet, noise.victim, questions, seconds, _BEAT), len(questions))
 
-    def meanwhile(_: str) -> None:
+    def meanwhile(_: Tokens) -> None:
         beat(CALM_BEATS, _CALM)
         with ThreadPoolExecutor(max_workers=1) as pool:
             heart = pool.submit(beat, FLOOD_BEATS, _LONGEST)
@@ -274,7 +275,10 @@ class Heart:
 
 
 def heart(observation: Observation, victim: Endpoint, asked: Mapping[int, int]) -> Heart:
-    """Return what a victim heard of the answers to its questions; see `Outcome.asked`."""
+    """Return what a victim heard of the answers to its questions, by its own word; see `Outcome.asked`.
+
+    Its node may have handed it what it had no time for.
+    """
     return Heart(*(_heartbeat(observation, victim, beats, asked.get(beats, 0)) for beats in (CALM_BEATS, FLOOD_BEATS, LATER_BEATS)))
 
 
@@ -282,7 +286,7 @@ def _heartbeat(observation: Observation, victim: Endpoint, first: int, asked: in
     start = f"{first:02x}"
     times = {
         str(record.get("token")): real(record.get("at", 0))
-        for record in observation.records[victim.guest]
+        for record in observation.told[victim.guest]
         if record.get("kind") == "dhcp" and str(record.get("token")).startswith(start)
     }
     if not asked or len(times) > asked:

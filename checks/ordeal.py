@@ -24,10 +24,12 @@ from testbed.plan.acls import Acl, acls
 from testbed.verify.counters import RECEIVED, await_frames
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.frames import framed, syn
-from testbed.verify.network import Attack, arrived_so_far, observe, tcp_flows
+from testbed.verify.network import Attack, observe, tcp_flows
 from testbed.verify.observation import Observation, matrix_probes
 from testbed.verify.probing import Probe, broken, in_guest
+from testbed.verify.tap_witness import arrived_so_far, require_agreement
 from testbed.verify.throwaway import BOOT, TAP, Throwaway
+from testbed.verify.tokens import Tokens
 
 _CENTRAL = "ovn-ovsdb-server-nb ovn-ovsdb-server-sb ovn-northd"
 _SERVICES = ("ovs-vswitchd", "ovn-controller")  # before the controller's, as an upgrade does it
@@ -56,8 +58,16 @@ class Ordeal:
 
     @property
     def leaks(self) -> list[str]:
-        """What got through: which frame, at which guest, how often, for how long."""
-        return [text for probe, meaning in self.frames for text in self.seen(probe.mark, meaning)]
+        """What got through: which frame, at which guest, how often, for how long.
+
+        Raises:
+            InstrumentError: nothing, by the word of guests that cannot vouch for it.
+
+        """
+        found = [text for probe, meaning in self.frames for text in self.seen(probe.mark, meaning)]
+        if not found:
+            require_agreement(self.observation, [probe.mark for probe, _ in self.frames])
+        return found
 
     def seen(self, mark: str, meaning: str) -> list[str]:
         """Return at which guests a probe's frames were seen, how many, and for how long."""
@@ -75,7 +85,7 @@ def upheaval(fleet: Fleet) -> Ordeal:
     frames = _attacks(fleet)
     restarts = [partial(_restart_nodes, fleet, service) for service in _SERVICES]
     steps = [*restarts, partial(restart_central, fleet), partial(time.sleep, _WHILE)]
-    return _besieged(fleet, frames, lambda prefix: _until_leak(fleet, frames, prefix, steps))
+    return _besieged(fleet, frames, lambda tokens: _until_leak(fleet, frames, tokens, steps))
 
 
 def withdrawal(fleet: Fleet) -> Ordeal:
@@ -86,7 +96,7 @@ def withdrawal(fleet: Fleet) -> Ordeal:
 
     """
     held: dict[str, Any] = {}
-    found = _besieged(fleet, _attacks(fleet), lambda prefix: held.update(_change_policy(fleet, prefix)))
+    found = _besieged(fleet, _attacks(fleet), lambda tokens: held.update(_change_policy(fleet, tokens)))
     found.held.update(held)
     return found
 
@@ -104,14 +114,14 @@ def arrival(fleet: Fleet) -> Ordeal:
     stranger = Throwaway.beside(fleet, guest, _free(fleet, scene))
     own = _first_frames(fleet, replace(scene, number=len(stages), sender=stranger.endpoint))
 
-    def meanwhile(prefix: str) -> None:
+    def meanwhile(tokens: Tokens) -> None:
         with stranger.present(fleet):
-            stranger.start([probe.frame(f"{prefix}{probe.mark}.".encode()) for probe, _ in own if probe.frame])
+            stranger.start([probe.frame(tokens.of(probe.mark).encode()) for probe, _ in own if probe.frame])
             stranger.require_flowing(TAP, BOOT)
             steps = (partial(_bind, fleet, stranger), stranger.reset_attacking, stranger.plug_attacking, partial(time.sleep, _WHILE))
-            _until_leak(fleet, own, prefix, steps)
+            _until_leak(fleet, own, tokens, steps)
 
-    return Ordeal(own, observe(fleet, (), Attack((), _SECONDS, meanwhile)))
+    return Ordeal(own, observe(fleet, (), Attack((), _SECONDS, meanwhile), doubts=True))
 
 
 def absence(fleet: Fleet) -> Ordeal:
@@ -144,9 +154,9 @@ def departure(fleet: Fleet) -> Ordeal:
         return _besieged(others, _attacks(others), lambda _: _reboot(fleet.machines[name]))
 
 
-def _besieged(fleet: Fleet, frames: list[tuple[Probe, str]], meanwhile: Callable[[str], None]) -> Ordeal:
+def _besieged(fleet: Fleet, frames: list[tuple[Probe, str]], meanwhile: Callable[[Tokens], None]) -> Ordeal:
     """Let every guest attack over and over while something happens."""
-    return Ordeal(frames, observe(fleet, (), Attack([probe for probe, _ in frames], _SECONDS, meanwhile)))
+    return Ordeal(frames, observe(fleet, (), Attack([probe for probe, _ in frames], _SECONDS, meanwhile), doubts=True))
 
 
 def _attacks(fleet: Fleet) -> list[tuple[Probe, str]]:
@@ -154,11 +164,11 @@ def _attacks(fleet: Fleet) -> list[tuple[Probe, str]]:
     return [*((lie.probe, str(lie)) for lie in _selected(forgeries(fleet))), *_crossings(fleet)]
 
 
-def _until_leak(fleet: Fleet, frames: Sequence[tuple[Probe, str]], prefix: str, steps: Sequence[Callable[[], object]]) -> None:
+def _until_leak(fleet: Fleet, frames: Sequence[tuple[Probe, str]], tokens: Tokens, steps: Sequence[Callable[[], object]]) -> None:
     """Do one thing after another; what has got through before makes the rest needless, since it cannot be taken back."""
     marks = [probe.mark for probe, _ in frames]
     for step in steps:
-        if arrived_so_far(fleet, prefix, marks):
+        if arrived_so_far(fleet, tokens, marks):
             return
         step()
 
@@ -235,13 +245,12 @@ def _reboot_controller(fleet: Fleet) -> None:
     fleet.lab.central.northbound.sync()
 
 
-def _change_policy(fleet: Fleet, prefix: str) -> dict[str, Any]:
+def _change_policy(fleet: Fleet, tokens: Tokens) -> dict[str, Any]:
     """Take the rules of a flow away while a connection of it is in use, give them back, and return what its holder says."""
     _, source, target, port = tcp_flows(fleet)[0]
     switch, rules = _rules(fleet, source, target, port)
-    tokens = [f"{prefix}{mark}." for mark in (EARLY, LATE)]
     request = {"phase": "hold", "mac": source.mac, "address": str(source.address), "ip": str(target.address), "port": port,
-               "tokens": tokens, "duration": _SECONDS}  # fmt: skip
+               "tokens": [tokens.of(EARLY), tokens.of(LATE)], "duration": _SECONDS}  # fmt: skip
     ask: Callable[..., dict[str, Any]] = in_guest(fleet, next(item for item in fleet.testbed.guests if item.label == source.guest)).ask
     back = partial(fleet.lab.central.northbound.change_rules, switch.label, (), rules)
     gone = f"{switch.label} without the rules of its flow to tcp/{port}"

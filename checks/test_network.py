@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 
 from checks.breaches import ALLOW_ALL, command, mirrored, needs_flow, needs_guest, readdressed, receiver, ruled, shortcut, unjoined, where
+from checks.liars import concealed
 from checks.survey import judge, overheard, survey
 from testbed.plan.acls import Acl
 from testbed.verify import paths
 from testbed.verify.declare import check
 from testbed.verify.fleet import Fleet
-from testbed.verify.observation import reach
+from testbed.verify.observation import Observation, reach
 from testbed.verify.stage import Stage
 
 _UNTRIED = 61616  # a port that no topology here declares and no probe tries
@@ -30,6 +31,11 @@ def _pair(stage: Stage) -> str:
     breaches=(
         shortcut("an OpenFlow rule leads from one tenant's port to another's", "dl_dst={victim}"),
         ALLOW_ALL,
+        concealed(
+            "a path to another tenant's guest is open, and that guest conceals what comes by it",
+            shortcut("the path", "dl_dst={victim}"),
+            lambda stage: stage.strangers()[1],
+        ),
         *where(
             lambda stage: unjoined(stage) is not None,
             command(
@@ -42,15 +48,24 @@ def _pair(stage: Stage) -> str:
     ),
 )
 def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
-    found = reach(fleet.matrix.cells, survey(fleet).observation)
+    seen = survey(fleet)
+    found = reach(fleet.matrix.cells, seen.observation)
     rows = [f"{cell.source.label} -> {cell.target.label} {cell.service}: {arrived}" for cell, arrived in found]
     fleet.evidence.record("fleet", "matrix", f"{len(found)} cells", "\n".join(rows), time.time())
     for cell, arrived in found:
         fleet.saw(cell, arrived=arrived)
     leaks = [str(cell) for cell, arrived in found if arrived and not cell.allowed]
-    assert not leaks, f"{len(leaks)} of {len(found)} cells leak: {'; '.join(leaks[:6])}"
+    assert not leaks, f"{len(leaks)} of {len(found)} cells leak: {'; '.join(leaks[:6])}{_concealed(seen.observation)}"
     dead = [str(cell) for cell, arrived in found if cell.allowed and not arrived]
     assert not dead, f"{len(dead)} allowed cells do not work: {'; '.join(dead[:6])}"
+    past = [f"{len(marks)} at {guest}" for guest, marks in seen.observation.past().items()]
+    assert not past, f"frames came to guests by a path that their nodes do not see: {'; '.join(past[:6])}"
+    seen.require_agreement("NET-01")
+
+
+def _concealed(observation: Observation) -> str:
+    """Return which guests do not tell of what came in, in words behind others."""
+    return "".join(f"; {guest} conceals {len(marks)} frames" for guest, marks in observation.concealed().items())
 
 
 @check(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -23,6 +22,7 @@ from testbed.verify.probing import Probe, Record, one_observation
 from testbed.verify.recorders import collect_from, listen_on, send_from
 from testbed.verify.stage import Stage
 from testbed.verify.surroundings import listening
+from testbed.verify.tokens import Tokens
 
 _OWN = ("br-int", *(f"{plane}0" for plane in Plane))
 
@@ -41,7 +41,7 @@ class _Assault:
         seen: by machine, the records of its recorder.
     """
 
-    prefix: str
+    tokens: Tokens
     probes: dict[str, list[Probe]]
     seen: dict[str, list[Record]]
 
@@ -64,15 +64,15 @@ def _watch(fleet: Fleet, machine: Machine, prefix: str) -> dict[str, str]:
 
 def _attack(fleet: Fleet) -> _Assault:
     """Let all guests of all nodes attack at once, since starting a program in a guest costs seconds."""
-    prefix = f"tb-{secrets.token_hex(4)}-"
+    tokens = Tokens.fresh()
     machines = list(fleet.machines.values())
     with one_observation(fleet), ThreadPoolExecutor(max_workers=len(machines)) as pool:
         sockets = _sockets(fleet)
-        own = dict(zip(fleet.machines, pool.map(lambda machine: _watch(fleet, machine, prefix), machines), strict=True))
+        own = dict(zip(fleet.machines, pool.map(lambda machine: _watch(fleet, machine, tokens.prefix), machines), strict=True))
         probes = {node.name: _assault(_senders(fleet, node.name), sockets, own[node.name]) for node in fleet.testbed.nodes}
-        send_from(fleet, fleet.testbed.guests, prefix, [probe for found in probes.values() for probe in found])
-        collected = pool.map(lambda machine: collect_from(fleet, machine, prefix, _OWN[0]), machines)
-        return _Assault(prefix, probes, dict(zip(fleet.machines, collected, strict=True)))
+        send_from(fleet, fleet.testbed.guests, tokens, [probe for found in probes.values() for probe in found])
+        collected = pool.map(lambda machine: collect_from(fleet, machine, tokens.prefix, _OWN[0]), machines)
+        return _Assault(tokens, probes, dict(zip(fleet.machines, collected, strict=True)))
 
 
 def _senders(fleet: Fleet, name: str) -> list[Endpoint]:
@@ -122,7 +122,7 @@ def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> 
     probes, taps = assault.probes[node.name], {name: _taps(fleet, name) for name in assault.seen}
     own = taps[node.name]
     left = {item.get("token") for item in assault.seen[node.name] if item.get("label") in own}
-    unseen = [probe.mark for probe in probes if f"{assault.prefix}{probe.mark}." not in left]
+    unseen = [probe.mark for probe in probes if assault.tokens.of(probe.mark) not in left]
     if unseen:
         what = f"{len(unseen)} of {len(probes)} frames were not seen leaving their guests"
         raise InstrumentError(what, fact="so their absence elsewhere means nothing", remedy="repeat the check")

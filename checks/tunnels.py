@@ -22,6 +22,7 @@ from testbed.verify import frames
 from testbed.verify.fleet import Fleet
 from testbed.verify.network import tcp_flows
 from testbed.verify.probing import broken
+from testbed.verify.tokens import Tokens
 
 _CLASS, _TYPE = 0x0102, 0x80  # OVN's Geneve option: keys of the logical ports that a frame comes from and goes to
 _PIECE = 48  # octets of a fragment
@@ -110,7 +111,7 @@ def _port_keys(fleet: Fleet) -> dict[str, int]:
         raise broken("the keys of logical ports cannot be read", f"{type(error).__name__}: {error}") from error
 
 
-def injections(fleet: Fleet, stranger: Site, inner: list[Inner], prefix: str) -> Iterator[Injection]:
+def injections(fleet: Fleet, stranger: Site, inner: list[Inner], tokens: Tokens) -> Iterator[Injection]:
     """Yield every frame in every disguise, for the node where its receiver is."""
     places = {guest.label: guest.node for guest in fleet.testbed.guests}
     sites = {site.name: site for site in machines(fleet.testbed) if site.plane is Plane.FABRIC}
@@ -122,7 +123,7 @@ def injections(fleet: Fleet, stranger: Site, inner: list[Inner], prefix: str) ->
         for letter, (meaning, source, pieces) in ways.items():
             for name, port in (("Geneve", GENEVE_PORT), ("VXLAN", VXLAN_PORT)):
                 mark = f"{item.mark}{letter}{name[0].lower()}"
-                token = f"{prefix}{mark}.".encode()
+                token = tokens.of(mark).encode()
                 packet = _carried(item, token, str(source), str(node.address), port)
                 parts: list[Packet] = packet.fragment(_PIECE) if pieces else [packet]
                 octets = tuple(bytes(Ether(src=stranger.mac, dst=node.mac) / part) for part in parts)

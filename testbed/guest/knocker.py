@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from testbed.guest.interfaces import interface_of, packet_socket
 from testbed.guest.parsing import SNAP
-from testbed.guest.recorder import MAX_TEXT, interface_of, packet_socket
+from testbed.guest.recorder import MAX_TEXT
 
 MAX_ASKS = 400  # at once; most of them have a socket of their own
 _AGAIN = 1.0  # seconds after which what was not answered is sent once more

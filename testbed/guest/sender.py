@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from testbed.guest.recorder import MAX_TEXT, interface_of, outlet
+from testbed.guest.interfaces import interface_of, outlet
+from testbed.guest.recorder import MAX_TEXT
 
 MAX_PROBES = 5000
 _AT_ONCE = 64  # frames

@@ -26,6 +26,7 @@ from testbed.model.testbed import Guest
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.frames import Frame
 from testbed.verify.pipes import FOLDER, AgentPipe, Pipe, Run, ShellPipe, Turn, Wait, shown
+from testbed.verify.tokens import Tokens
 
 WINDOW = 1.0  # seconds that the last frame of a probe has until it counts as stopped
 LIFE = 900.0  # seconds after which a program that nobody asks ends by itself
@@ -34,7 +35,7 @@ BUDGET = CALL - 60  # seconds of them for sending
 _PROMPT = 60.0  # seconds that an answer may take for nothing, beside those that its question asks for
 _GIVE_UP = 30.0  # seconds that ending a program may take
 _PROGRAM = Path(__file__).parents[1] / "guest"
-_FILES = ("wire", "parsing", "recorder", "sender", "knocker", "probe")
+_FILES = ("wire", "interfaces", "parsing", "sniffer", "recorder", "tap_recorder", "sender", "knocker", "probe")
 _UNPACK = "import sys, zlib; exec(zlib.decompress(sys.stdin.buffer.read()))"
 _LOADER = """import json, sys, types
 for name, text in [("testbed", ""), ("testbed.guest", ""), *json.loads(%r)]:
@@ -210,14 +211,16 @@ def end_all(fleet: Fleet) -> None:
 
 
 def start_all(fleet: Fleet) -> None:
-    """Start the instrument in every guest before it is needed; one that does not start says so when it is asked something."""
+    """Start the instrument in every guest, and on their nodes, before it is needed; one that does not start says so when it is asked."""
+    nodes = {guest.node for guest in fleet.testbed.guests}
+    found = [*(in_guest(fleet, guest) for guest in fleet.testbed.guests), *(on_machine(fleet, fleet.machines[name]) for name in nodes)]
 
-    def start(guest: Guest) -> None:
+    def start(instrument: Instrument) -> None:
         with suppress(InstrumentError):
-            in_guest(fleet, guest).start()
+            instrument.start()
 
     with ThreadPoolExecutor(max_workers=32) as pool:
-        list(pool.map(start, fleet.testbed.guests))
+        list(pool.map(start, found))
 
 
 def listed(answer: Mapping[str, Any], key: str) -> list[Record]:
@@ -238,9 +241,9 @@ def results_of(sent: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Rec
     return {label: {str(item.get("id")): item for item in listed(answer, "results")} for label, answer in sent.items()}
 
 
-def lines(probes: Sequence[Probe], prefix: str) -> list[dict[str, object]]:
+def lines(probes: Sequence[Probe], tokens: Tokens) -> list[dict[str, object]]:
     """Return probes as the guest's program reads them."""
-    return [_line(item, f"{prefix}{item.mark}.") for item in probes]
+    return [_line(item, tokens.of(item.mark)) for item in probes]
 
 
 def _line(probe: Probe, token: str) -> dict[str, object]:

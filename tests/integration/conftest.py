@@ -15,7 +15,7 @@ from testbed.model.resolve import resolve
 from testbed.spec.schema import Spec
 from testbed.verify import network, pipes
 from testbed.verify.probing import end_all
-from tests.wire import Counters, Switch, Wire
+from tests.wire import Node, Switch, Wire
 
 _NUMBERS = count()
 
@@ -49,7 +49,7 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
             subprocess.run(["ip", "link", "add", name, "type", "veth", *peer], check=True)
             subprocess.run(["ip", "link", "set", name, "promisc", "on", "up"], check=True)
         made.switch = Switch(names)
-        made.counters = Counters(dict(zip((guest.nics[0].tap for guest in made.testbed.guests), names, strict=True)))
+        made.node = Node(dict(zip((guest.nics[0].tap for guest in made.testbed.guests), names, strict=True)), tmp_path / "node")
         made.switch.start()
         for end in ends:
             made.run(end.guest, "ip", "link", "set", "nic0", "address", end.mac, "up")

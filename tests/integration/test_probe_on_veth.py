@@ -24,6 +24,7 @@ from testbed.verify.frames import Frame, arp_reply, framed, of_cell, syn
 from testbed.verify.network import observe
 from testbed.verify.observation import matrix_probes, reach
 from testbed.verify.probing import Probe
+from testbed.verify.tokens import Tokens
 from tests.wire import Wire
 
 pytestmark = [
@@ -62,7 +63,7 @@ def test_a_switch_that_loses_frames_is_no_wall(wire: Wire) -> None:
     """What a crowded switch has dropped says nothing about its rules."""
 
     def crowd(frame: bytes) -> bool:
-        wire.counters.lost += _is_raw(frame)
+        wire.node.lost += _is_raw(frame)
         return _is_raw(frame)
 
     wire.switch.wall = crowd
@@ -138,7 +139,7 @@ def _strays(wire: Wire) -> list[Probe]:
 def test_a_wall_that_opens_for_a_moment_leaks_for_that_moment(wire: Wire) -> None:
     """Frames that are sent over and over show when a wall was open, and for how long."""
 
-    def a_moment(_: str) -> None:
+    def a_moment(_: Tokens) -> None:
         wire.switch.wall = lambda _: False
         time.sleep(2)
         wire.switch.wall = _is_raw
@@ -214,10 +215,9 @@ def test_a_held_connection_is_used_until_a_wall_closes(wire: Wire) -> None:
     instrument = probing.in_guest(wire, guest)  # type: ignore[arg-type]
     closes = False
 
-    def held(prefix: str) -> None:
-        tokens = [f"{prefix}{mark}." for mark in ("holdearly", "holdlate")]
+    def held(tokens: Tokens) -> None:
         request = {"phase": "hold", "mac": web.mac, "address": str(web.address), "ip": str(db.address), "port": 5432,
-                   "tokens": tokens, "duration": 30, "spacing": 0.05}  # fmt: skip
+                   "tokens": [tokens.of("holdearly"), tokens.of("holdlate")], "duration": 30, "spacing": 0.05}  # fmt: skip
         with ThreadPoolExecutor(max_workers=1) as pool:
             holding = pool.submit(instrument.ask, request)
             time.sleep(1)
@@ -244,8 +244,8 @@ def test_a_throwaway_guest_sends_from_every_interface(wire: Wire) -> None:
     raw = Cell(web, db, "raw", None, allowed=False, reason="-")
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom testbed.guest.first import attack\n"
 
-    def attacks(prefix: str) -> None:
-        octets = of_cell(raw)(f"{prefix}first.".encode())
+    def attacks(tokens: Tokens) -> None:
+        octets = of_cell(raw)(tokens.of("first").encode())
         wire.run(web.guest, sys.executable, "-c", f"{program}print(attack([bytes.fromhex({octets.hex()!r})], 1))")
 
     seen = observe(wire, (), network.Attack((), 60, attacks))  # type: ignore[arg-type]

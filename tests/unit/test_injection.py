@@ -24,9 +24,10 @@ from testbed.model.surroundings import machines, rogue
 from testbed.model.testbed import Plane
 from testbed.spec.load import read
 from testbed.verify.offers import Offer
+from testbed.verify.tokens import Tokens
 
 TOPOLOGIES = sorted((Path(__file__).parents[2] / "topologies").glob("*.yaml"))
-PREFIX = "tb-0123abcd-"
+TOKENS = Tokens("tb-0123abcd-", b"key")
 
 
 def _fleet(name: str) -> Any:
@@ -55,7 +56,7 @@ def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
     """Every disguise of both kinds of tunnels, to the node where the receiver is; fragments carry the token together."""
     fleet = _fleet("two-tenants")
     stranger = rogue(fleet.testbed.lab_network(Plane.FABRIC))
-    found = list(injections(fleet, stranger, list(inners(fleet)), PREFIX))
+    found = list(injections(fleet, stranger, list(inners(fleet)), TOKENS))
     assert len({item.mark for item in found}) == len(found)
     addresses = {site.name: str(site.address) for site in machines(fleet.testbed) if site.plane is Plane.FABRIC}
     for item in found:
@@ -64,7 +65,7 @@ def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
         assert item.source in {str(stranger.address), *addresses.values()} - {addresses[item.node]}
         assert first[UDP].dport == item.port
         payload = b"".join(octets[34:] for octets in item.packets)
-        assert find_token(payload, PREFIX) == f"{PREFIX}{item.mark}."
+        assert find_token(payload, TOKENS.prefix) == TOKENS.of(item.mark)
         assert (len(item.packets) > 1) == ("fragments" in item.meaning)
 
 
