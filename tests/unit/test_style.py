@@ -34,6 +34,7 @@ ALLOWED = {
     "lab": PURE | {"ports", "drivers", "resources"},
     "terminal": PURE | {"report"},
     "building": PURE | {"apply", "drivers", "lab", "terminal", "trace", "cli_lab"},
+    "cli_check": PURE | {"lab", "report", "revival", "terminal", "verify"},
     "cli_checkpoint": PURE | {"building", "drivers", "lab", "observe", "terminal", "cli_lab"},
     "cli_image": PURE | {"drivers", "resources", "terminal"},
     "cli_lab": PURE | {"drivers", "lab"},
