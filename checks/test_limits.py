@@ -23,7 +23,7 @@ from testbed.drivers import limits
 from testbed.errors import InstrumentError
 from testbed.model.testbed import Guest, Limits
 from testbed.verify import flooding
-from testbed.verify.declare import Breach, check
+from testbed.verify.declare import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation import Observation
 from testbed.verify.stage import Stage
@@ -78,6 +78,7 @@ def _first(stage: Stage) -> Guest:
     id="NET-12",
     objective="A guest that floods stays within its limits of packets, bandwidth and connections, and its neighbours do not feel it",
     severity="medium",
+    effect=Effect.FLOODS,
     applies=needs_neighbours,
     breaches=(
         Breach(
@@ -119,6 +120,7 @@ def _unsure(noise: Noise, found: Outcome, observation: Observation) -> bool:
     id="NET-12",
     objective="Every node limits each interface of its guests as the topology says",
     severity="medium",
+    effect=Effect.OBSERVES,
     applies=needs_guest,
     breaches=(
         command(

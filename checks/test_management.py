@@ -10,7 +10,7 @@ from testbed.errors import InstrumentError
 from testbed.model.testbed import Role
 from testbed.plan.settings import SOCKETS
 from testbed.verify.credentials import CLOCK, EARLY, EXPIRED, impostors, logins, plant, uproot
-from testbed.verify.declare import Breach, check
+from testbed.verify.declare import Breach, Effect, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.pulse import clock_error
 from testbed.verify.stage import Stage
@@ -40,6 +40,7 @@ def _key_planted(stage: Stage) -> bool:
     id="ACC-02",
     objective="Nobody logs in with anything but a valid certificate of the right role",
     severity="critical",
+    effect=Effect.PROBES,
     local=True,
     breaches=(Breach("a stranger's key is authorised by a drop-in", _plant_key, _remove_key, _key_planted),),
 )
@@ -140,6 +141,7 @@ def _listeners(node: Machine) -> list[str]:
     id="ACC-05",
     objective="Only root reaches libvirt's sockets, and none of them is on a network",
     severity="critical",
+    effect=Effect.PROBES,
     local=True,
     applies=lambda stage: None if stage.testbed.machine(stage.case).role is Role.NODE else "no hypervisor here",
     breaches=(

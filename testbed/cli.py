@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typer.exceptions import TyperException
 
 from testbed import cli_checkpoint, cli_image, cli_look, lab, observe
 from testbed.building import Way, build
+from testbed.cli_check import check_walls
 from testbed.cli_lab import File, Name, entered, running_lab, to_close, topology_of, workspace_of
 from testbed.drivers import doctor as doctors
 from testbed.drivers import enclosure, memory
@@ -32,8 +32,7 @@ from testbed.plan.diff import Action, diff
 from testbed.plan.resources import OUTER, desired, places
 from testbed.report import formats
 from testbed.report import graph as graphs
-from testbed.report.result import content_of, exit_code
-from testbed.revival import revive
+from testbed.report.result import content_of
 from testbed.spec.load import read
 from testbed.spec.schema import is_name, json_schema
 from testbed.terminal import Json, elapsed, fail, fail_inside, guard, out, out_json, say, warn
@@ -195,31 +194,7 @@ def check(
     interruptible()
     with entered(testbed, workspace, lab.ground()) as opened:
         Journal(workspace).require_closed()
-        _check(opened, prove=prove, only=only or [], as_json=as_json, slow=slow)
-
-
-def _check(opened: lab.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False) -> None:
-    try:
-        from testbed.verify import run as runs  # noqa: PLC0415 - scapy and pytest are a fifth of a second
-
-        folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say))
-    except KeyboardInterrupt:
-        say(f"interrupted; what had been observed: `testbed report {opened.testbed.name}`")
-        for entry in Journal(opened.workspace).entries():
-            say(f"still open, perhaps: {entry}; `testbed up {opened.testbed.name}` closes it")
-        raise typer.Exit(Exit.INTERRUPTED) from None
-    data = content_of((folder / "result.json").read_text())
-    (folder / "report.md").write_text(formats.markdown(data))
-    (folder / "junit.xml").write_text(formats.junit(data))
-    if as_json:
-        out_json(data, indent=1)
-    else:
-        reach = formats.matrix(json.loads((folder / "matrix.json").read_text()))
-        out(f"{reach}\n{formats.text(data)}" if reach else formats.text(data))
-    say(f"report: {folder}/report.md (also junit.xml, result.json, matrix.json and the evidence)")
-    code = exit_code(data)
-    if code is not Exit.OK:
-        raise typer.Exit(code)
+        check_walls(opened, prove=prove, only=only or [], as_json=as_json, slow=slow)
 
 
 @app.command()
@@ -269,7 +244,7 @@ def run(
         testbed = opened.testbed
         say(f"{testbed.name} is up: {len(done)} actions")
         try:
-            _check(opened, prove=prove, only=[], as_json=as_json)
+            check_walls(opened, prove=prove, only=[], as_json=as_json)
         finally:
             say(f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh {testbed.name} {testbed.nodes[0].name}`. "
                 f"Take it down: `testbed down {testbed.name}`")  # fmt: skip
@@ -320,7 +295,10 @@ def prune(
 
 
 def main() -> None:
-    """Run the command line; every error of ours becomes three parts and an exit code."""
+    """Run the command line; every error of ours becomes three parts and an exit code.
+
+    An error that nobody foresaw ends like a command that did not finish: Python's own 1 would say that a wall is open.
+    """
     os.umask(PRIVATE_UMASK)
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv[1:own] = [f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]]  # an option whose value may be left out
@@ -338,7 +316,7 @@ def main() -> None:
         sys.exit(Exit.INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - its text may be a guest's, and Python would print it as it is
         fail_inside(error)
-        sys.exit(Exit.INCONCLUSIVE)
+        sys.exit(Exit.PROVISIONING)
 
 
 def _tell_usage(error: TyperException) -> None:

@@ -9,28 +9,48 @@ from xml.etree import ElementTree as ET
 
 from testbed.foreign.text import barred
 from testbed.foreign.text import line as _line
-from testbed.report.result import SOUND
+from testbed.report.result import SOUND, Unseen, gaps
 
 _SIGN = {"pass": "PASS", "fail": "FAIL", "inconclusive": "????", "not-applicable": "n/a "}
 _MANY = 200  # lines of one case in JUnit XML
+_REASON = 150  # characters of the reason why a control was not looked at
 _NOTHING = "no check passed, failed or was inconclusive: nothing is known about the walls"
 _REFERENCE = re.compile(r"@|://|www\.|mailto:|[#!$%&~^]\w|\bGH-\d", re.IGNORECASE)  # what a forge turns into a link or a call
 
 
 def headline(data: Mapping[str, Any]) -> str:
-    """Return the verdict of a whole run in one line."""
+    """Return the verdict of a whole run in one line, with the controls that it says nothing about."""
     summary = data["summary"]
     counts = ", ".join(f"{count} {name.replace('_', '-')}" for name, count in summary.items())
     proofs = ", ".join(f"{count} {name}" for name, count in data.get("proofs", {}).items())
     if summary["fail"]:
         word = "OPEN WALLS"
-    elif summary["inconclusive"] or not summary["pass"] or data.get("trouble"):
+    elif summary["inconclusive"] or not summary["pass"] or data.get("trouble") or gaps(data):
         word = "INCONCLUSIVE"
     elif any(name not in SOUND for name in data.get("proofs", {})):
         word = "NOT ALL PROVEN"
     else:
-        word = "ALL WALLS HOLD"
-    return _line(f"{word}: {counts}" + (f"; breaches: {proofs}" if proofs else ""))
+        word = "ALL WALLS LOOKED AT HOLD" if data.get("not_looked_at") else "ALL WALLS HOLD"
+    unseen = ", ".join(_part(item) for item in _unseen(data))
+    asked = ", ".join(map(str, data.get("asked", [])))
+    parts = {"breaches: {}": proofs, "not looked at: {}": unseen, "only {} was asked for": asked}
+    return _line("; ".join((f"{word}: {counts}", *(form.format(told) for form, told in parts.items() if told))))
+
+
+def _unseen(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the controls that were asked for and were not looked at, or in some cases not."""
+    return [item for item in data.get("not_looked_at", []) if item["why"] != Unseen.NOT_ASKED]
+
+
+def _part(item: Mapping[str, Any]) -> str:
+    whole = item["cases"] == item["of"]
+    return str(item["id"]) if whole else f"{item['id']} in {item['cases']} of {item['of']} cases"
+
+
+def _because(item: Mapping[str, Any]) -> str:
+    """Return a control that was not looked at with the reason, on one line that stays readable."""
+    reason = _line(item["reason"])
+    return f"{_part(item)} ({reason[:_REASON]}{'…' if len(reason) > _REASON else ''})"
 
 
 def text(data: Mapping[str, Any]) -> str:
@@ -48,6 +68,9 @@ def text(data: Mapping[str, Any]) -> str:
             lines += [f"      {line}" for line in barred(check["reason"], 6)]
         lines += [f"        {_line(proof['verdict'])}: {_line(proof['breach'])}" + _unless_proven(proof) for proof in check["proofs"]]
     lines += [f"trouble: {_line(item)}" for item in data.get("trouble", [])]
+    unseen = _unseen(data)
+    if unseen:
+        lines.append(_line(f"not looked at: {'; '.join(map(_because, unseen))}"))
     return "\n".join((*lines, headline(data)))
 
 
@@ -104,6 +127,11 @@ def markdown(data: Mapping[str, Any]) -> str:
 
 
 def _reasons(data: Mapping[str, Any]) -> Iterator[str]:
+    unseen = data.get("not_looked_at", [])
+    if unseen:
+        yield from ("", "## What was not looked at", "")
+    for item in unseen:
+        yield f"- **{_cell(_part(item))}**: {_cell(item['why'])}: {_cell(item['reason'])}"
     told = [check for check in data["checks"] if check["verdict"] != "pass"]
     if told or data.get("trouble"):
         yield from ("", "## What is not a pass", "")
@@ -128,16 +156,21 @@ def junit(data: Mapping[str, Any]) -> str:
     suite = ET.Element(
         "testsuite", name=_line(f"testbed {data['lab']['name']}"), time=_line(data["duration_s"]), timestamp=_line(data["started"])
     )
+    unseen = [("not looked at", _because(item)) for item in data.get("not_looked_at", [])]
+    told = ET.SubElement(suite, "properties")
+    for name, value in (("headline", headline(data)), *unseen):
+        ET.SubElement(told, "property", name=name, value=_line(value))
     for check in data["checks"]:
         name = _line(f"{check['case']}: {check['objective']}")
         case = ET.SubElement(suite, "testcase", classname=_line(check["id"]), name=name, time=_line(check["duration_s"]))
         _outcome(case, check)
     summary = data["summary"]
     observed = summary["pass"] or summary["fail"] or summary["inconclusive"]
-    for item in data.get("trouble", []) or ([] if observed else [_NOTHING]):
+    gone = [f"{item['id']} was not looked at: {item['reason']}" for item in gaps(data)]
+    for item in [*data.get("trouble", []), *gone] or ([] if observed else [_NOTHING]):
         case = ET.SubElement(suite, "testcase", classname="run", name=_line(item)[:200], time="0")
         ET.SubElement(case, "error", message=_line(item)[:500]).text = _lines(item)
-    suite.set("tests", str(len(suite)))
+    suite.set("tests", str(len(suite.findall("testcase"))))
     for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
     root = ET.Element("testsuites")

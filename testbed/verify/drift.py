@@ -23,6 +23,7 @@ from testbed.plan.resources import OUTER, Key, Kind, Properties, Resource
 from testbed.ports import Place
 from testbed.report.result import CheckResult, Verdict
 from testbed.verify.fleet import Fleet
+from testbed.verify.inventory import selects
 
 OBJECTIVE = "The settings that hold this wall are as the topology says"
 _PATIENCE = 15.0  # seconds for a machine that runs to answer; `testbed.verify.run` has waited for it before
@@ -200,7 +201,7 @@ class Watch:
         return found
 
     def _asked(self, control: str) -> bool:
-        return not self.only or any(control.startswith(word.upper()) for word in self.only)
+        return not self.only or any(selects(word, control) for word in self.only)
 
     def _row(self, control: str, place: str, verdict: Verdict, told: Sequence[str]) -> CheckResult:
         more = [f"and {len(told) - _SHOWN} more differences"] if len(told) > _SHOWN else []

@@ -9,9 +9,9 @@ from xml.etree import ElementTree as ET
 import pytest
 from markdown_it import MarkdownIt
 
-from testbed.errors import UsageError
+from testbed.errors import Exit, UsageError
 from testbed.report import formats
-from testbed.report.result import CheckResult, Proof, ProofVerdict, Run, Verdict, from_json, to_json
+from testbed.report.result import CheckResult, Proof, ProofVerdict, Run, Verdict, content_of, exit_code, from_json, to_json
 
 HOSTILE = (
     "\x1b[2J::error::\n::error::x\n | a | b |\n<script>\x00 @somebody me@example.org https://example.org www.example.org #12 GH-12 a/b#3\n"
@@ -46,6 +46,77 @@ def test_a_check_is_as_good_as_the_worst_proof_that_was_asked_for(proofs: tuple[
     assert check["proof"]["verdict"] == worst
 
 
+def _of(control: str, verdict: Verdict, reason: str = "", *, left_out: bool = False) -> CheckResult:
+    return CheckResult(control, "fleet", "it holds", "high", verdict, reason, False, 1.5, ("evidence/x.jsonl",), (), left_out)
+
+
+PASSED, GONE = _of("NET-01", Verdict.PASS), _of("NET-12", Verdict.NOT_APPLICABLE, "no guest sends")
+SLOW = _of("NET-01", Verdict.NOT_APPLICABLE, "it boots: ask for it with --slow", left_out=True)
+ALL_SLOW = _of("NET-12", Verdict.NOT_APPLICABLE, "it boots: ask for it with --slow", left_out=True)
+BOTH = ("NET-01", "NET-12")
+SEEN = [  # cases, all controls, what was asked for; exit code, first words, the rest of the headline, the line of names
+    ((PASSED, _of("NET-12", Verdict.PASS)), BOTH, (), Exit.OK, "ALL WALLS HOLD: 2 pass", "not-applicable", None),
+    ((PASSED, GONE), BOTH, (), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "; not looked at: NET-12", "NET-12 (no guest sends)"),
+    ((PASSED, SLOW), BOTH[:1], (), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "not looked at: NET-01 in 1 of 2 cases", "(it boots: ask"),
+    ((PASSED, ALL_SLOW), BOTH, (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "; not looked at: NET-12", "NET-12 (it boots: ask"),
+    ((PASSED, GONE, ALL_SLOW), BOTH, (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "; not looked at: NET-12", "no guest sends; it boots"),
+    ((PASSED,), BOTH, (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "; not looked at: NET-12", "NET-12 (none of its checks ran)"),
+    ((PASSED,), BOTH, ("net-01",), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "; only net-01 was asked for", None),
+    ((PASSED, GONE), BOTH, ("NET",), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "NET-12; only NET was asked for", "NET-12"),
+    ((PASSED,), BOTH, ("NET",), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "NET-12; only NET was asked for", "none of its checks ran"),
+    ((GONE,), BOTH[1:], (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 0 pass", "not looked at: NET-12", "NET-12 (no guest sends)"),
+    ((_of("NET-01", Verdict.FAIL), GONE), BOTH, (), Exit.FAIL, "OPEN WALLS: 0 pass", "not looked at: NET-12", "no guest sends"),
+    ((_of("NET-12", Verdict.INCONCLUSIVE), GONE, PASSED), BOTH, (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "not-applicable", None),
+    ((PASSED, GONE), (), (), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "not looked at: NET-12", "no guest sends"),
+]
+
+
+@pytest.mark.parametrize(("checks", "controls", "asked", "code", "word", "end", "names"), SEEN)
+def test_what_was_not_looked_at_is_said(
+    checks: tuple[CheckResult, ...], controls: tuple[str, ...], asked: tuple[str, ...], code: Exit, word: str, end: str, names: str | None
+) -> None:
+    data = to_json(Run("lab", "ab12", {}, "2026-01-01T00:00:00+00:00", 9.5, checks, (), (), controls, asked))
+    assert to_json(from_json(json.loads(json.dumps(data)))) == data
+    assert exit_code(data) is code
+    *_, before, last = formats.text(data).splitlines()
+    assert last.startswith(word)
+    assert last.endswith(end)
+    assert before.startswith("not looked at: ") is (names is not None)
+    assert (names or "") in before
+    markdown = formats.markdown(data)
+    assert ("## What was not looked at" in markdown) is bool(data["not_looked_at"])
+    suite = ET.fromstring(formats.junit(data))[0]
+    told = {item.get("name"): item.get("value", "") for item in suite.findall("properties/property")}
+    assert told["headline"] == last
+    assert ("not looked at" in told) is bool(data["not_looked_at"])
+    errors = [case for case in suite if case.find("error") is not None or case.find("failure") is not None]
+    assert bool(errors) is (code is not Exit.OK)
+
+
+def test_a_result_of_an_older_version_is_read() -> None:
+    """It has neither the controls nor what was not looked at, and says what follows from its cases."""
+    data = _data(_check(Verdict.PASS), GONE)
+    for key in ("controls", "asked", "not_looked_at"):
+        del data[key]
+    for check in data["checks"]:
+        del check["left_out"]
+    read = content_of(json.dumps(data))
+    assert [item["id"] for item in read["not_looked_at"]] == ["NET-12"]
+    assert exit_code(read) is Exit.OK
+
+
+def test_a_long_reason_and_a_hostile_one_stay_on_one_line() -> None:
+    hostile = _of("NET-12", Verdict.NOT_APPLICABLE, HOSTILE + "x" * 4000)
+    data = to_json(Run("lab", "ab12", {}, "now", 9.5, (PASSED, hostile), (), (), BOTH))
+    *_, before, last = formats.text(data).splitlines()
+    assert before.startswith("not looked at: NET-12 (")
+    assert len(before) < 300
+    assert last.startswith("ALL WALLS LOOKED AT HOLD")
+    for form in (formats.text, formats.markdown, formats.junit):
+        assert "\x1b" not in form(data)
+        assert not any(line.startswith("::") for line in form(data).splitlines())
+
+
 def _without(key: str) -> Any:
     return lambda data: data.pop(key)
 
@@ -61,6 +132,7 @@ def _without(key: str) -> Any:
         (lambda data: data["checks"][0].update(duration_s="1"), "duration_s"),
         (lambda data: data["summary"].update({"pass": 7}), "its checks amount to"),
         (lambda data: data.update(proofs={"proven": 3}), "its checks amount to"),
+        (lambda data: data.update(controls=["NET-01", "NET-12"]), "its not_looked_at is"),
         (lambda data: data.update(duration_s=float("nan")), "JSON"),
     ],
 )
@@ -84,6 +156,7 @@ CASES = [
     ((_check(Verdict.FAIL, reason=HOSTILE),), (), "OPEN WALLS", {"failure"}),
     ((_check(Verdict.INCONCLUSIVE, reason=HOSTILE),), (), "INCONCLUSIVE", {"error"}),
     ((_check(Verdict.PASS), _check(Verdict.NOT_APPLICABLE, reason="no guest")), (), "ALL WALLS HOLD", {"skipped"}),
+    ((_check(Verdict.PASS), GONE), (), "ALL WALLS LOOKED AT HOLD", {"skipped"}),
     ((_check(Verdict.PASS, ProofVerdict.CANNOT_FAIL),), (), "NOT ALL PROVEN", {"failure"}),
     ((_check(Verdict.PASS, ProofVerdict.DIRTY_REVERT),), (), "NOT ALL PROVEN", {"error"}),
     ((_check(Verdict.PASS),), (HOSTILE,), "INCONCLUSIVE", {"error"}),
