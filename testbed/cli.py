@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.exceptions import TyperException
 
 from testbed import cli_checkpoint, cli_image, cli_look, lab, observe
 from testbed.building import Way, build
@@ -19,6 +18,7 @@ from testbed.cli_lab import File, Name, entered, running_lab, topology_of, works
 from testbed.drivers import doctor as doctors
 from testbed.drivers import enclosure, memory
 from testbed.drivers.workspace import Workspace, cache_root, labs, state_root
+from testbed.ending import status_of
 from testbed.errors import Exit, TestbedError, UsageError
 from testbed.model.facts import Accelerator
 from testbed.model.resolve import resolve
@@ -31,7 +31,7 @@ from testbed.report.result import content_of, exit_code
 from testbed.revival import revive
 from testbed.spec.load import read
 from testbed.spec.schema import json_schema
-from testbed.terminal import Json, elapsed, fail, fail_inside, guard, out, out_json, say, warn
+from testbed.terminal import Json, elapsed, out, out_json, say, warn
 from testbed.trace import chart
 from testbed.verify.proven import Proving
 
@@ -291,27 +291,4 @@ def main() -> None:
     """Run the command line; every error of ours becomes three parts and an exit code."""
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv[1:own] = [f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]]  # an option whose value may be left out
-    guard()
-    try:
-        sys.exit(app(standalone_mode=False))
-    except TestbedError as error:
-        fail(error)
-        sys.exit(error.exit_code)
-    except TyperException as error:
-        _tell_usage(error)
-        sys.exit(error.exit_code)
-    except typer.Abort:
-        warn("interrupted: the input has ended")
-        sys.exit(Exit.INTERRUPTED)
-    except Exception as error:  # noqa: BLE001 - its text may be a guest's, and Python would print it as it is
-        fail_inside(error)
-        sys.exit(Exit.INCONCLUSIVE)
-
-
-def _tell_usage(error: TyperException) -> None:
-    """Print what is wrong with the command line, or how it is used if there is none."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        warn(error.format_message())
-        return
-    command = getattr(getattr(error, "ctx", None), "command_path", "testbed")
-    fail(UsageError("the command line is wrong", fact=error.format_message(), remedy=f"see `{command} --help`"))
+    sys.exit(status_of(lambda: app(standalone_mode=False)))

@@ -34,6 +34,7 @@ ALLOWED = {
     "drivers": PURE | {"ports"},
     "lab": PURE | {"ports", "drivers", "resources"},
     "terminal": PURE | {"report"},
+    "ending": PURE | {"terminal"},
     "building": PURE | {"apply", "drivers", "lab", "terminal", "trace", "cli_lab"},
     "cli_checkpoint": PURE | {"building", "drivers", "lab", "observe", "terminal", "cli_lab"},
     "cli_image": PURE | {"drivers", "resources", "terminal"},
