@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.exceptions import TyperException
 
 from testbed import cli_checkpoint, cli_image, cli_look, lab, observe
 from testbed.building import Way, build
@@ -22,6 +21,7 @@ from testbed.drivers.journal import Journal
 from testbed.drivers.marks import lab_mark, marked, require_trust
 from testbed.drivers.private import PRIVATE_UMASK
 from testbed.drivers.workspace import Workspace, cache_root, state_root
+from testbed.ending import status_of
 from testbed.errors import Exit, TestbedError, UsageError
 from testbed.foreign.text import line
 from testbed.interrupts import interruptible
@@ -35,7 +35,7 @@ from testbed.report import graph as graphs
 from testbed.report.result import content_of
 from testbed.spec.load import read
 from testbed.spec.schema import is_name, json_schema
-from testbed.terminal import Json, elapsed, fail, fail_inside, guard, out, out_json, say, warn
+from testbed.terminal import Json, elapsed, out, out_json, say, warn
 from testbed.trace import chart
 from testbed.verify.proven import Proving
 
@@ -295,34 +295,8 @@ def prune(
 
 
 def main() -> None:
-    """Run the command line; every error of ours becomes three parts and an exit code.
-
-    An error that nobody foresaw ends like a command that did not finish: Python's own 1 would say that a wall is open.
-    """
+    """Run the command line; every error becomes three parts and an exit code (`testbed.ending`)."""
     os.umask(PRIVATE_UMASK)
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv[1:own] = [f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]]  # an option whose value may be left out
-    guard()
-    try:
-        sys.exit(app(standalone_mode=False))
-    except TestbedError as error:
-        fail(error)
-        sys.exit(error.exit_code)
-    except TyperException as error:
-        _tell_usage(error)
-        sys.exit(error.exit_code)
-    except typer.Abort:
-        warn("interrupted: the input has ended")
-        sys.exit(Exit.INTERRUPTED)
-    except Exception as error:  # noqa: BLE001 - its text may be a guest's, and Python would print it as it is
-        fail_inside(error)
-        sys.exit(Exit.PROVISIONING)
-
-
-def _tell_usage(error: TyperException) -> None:
-    """Print what is wrong with the command line, or how it is used if there is none."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        warn(error.format_message())
-        return
-    command = getattr(getattr(error, "ctx", None), "command_path", "testbed")
-    fail(UsageError("the command line is wrong", fact=error.format_message(), remedy=f"see `{command} --help`"))
+    sys.exit(status_of(lambda: app(standalone_mode=False)))

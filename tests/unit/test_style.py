@@ -35,6 +35,7 @@ ALLOWED = {
     "lab": PURE | {"ports", "drivers", "resources"},
     "terminal": PURE | {"report"},
     "interrupts": set(),
+    "ending": PURE | {"terminal"},
     "building": PURE | {"apply", "drivers", "interrupts", "lab", "resources", "terminal", "trace", "cli_lab", "verify"},
     "cli_check": PURE | {"drivers", "lab", "report", "revival", "terminal", "verify"},
     "cli_checkpoint": PURE | {"building", "drivers", "lab", "observe", "terminal", "cli_lab"},

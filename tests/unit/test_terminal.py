@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import cli, terminal
+from testbed import cli, ending, terminal
 from testbed.errors import ProvisioningError, TestbedError, TopologyError
 from testbed.spec.load import load
 
@@ -115,8 +115,7 @@ WRONG = [
 
 def _status(words: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
     monkeypatch.setattr(sys, "argv", ["testbed", *words])
-    monkeypatch.setattr(terminal, "guard", lambda: None)
-    monkeypatch.setattr(cli, "guard", lambda: None)
+    monkeypatch.setattr(ending, "guard", lambda: None)
     monkeypatch.setenv("TESTBED_STATE_DIR", str(folder))
     monkeypatch.setenv("GITHUB_ACTIONS", "true")  # for which typer forces colours
     with pytest.raises(SystemExit) as caught:
