@@ -16,9 +16,10 @@ from typing import Any
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from testbed.model.policy import Endpoint, endpoints, joined, probed_ports
+from testbed.model.policy import Endpoint, endpoints, probed_ports
 from testbed.verify.counters import await_frames
 from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.flows import ends, uses
 from testbed.verify.frames import arp_reply, dhcp_discover, framed, nd_option, neighbor_advertisement
 from testbed.verify.observation import TRUTH, Observation
 from testbed.verify.probing import (
@@ -45,7 +46,6 @@ _TRANSACTIONS = {"before": 1, "after": 2}  # first octet of a DHCP transaction
 _UPCALLS = re.compile(r"\blost:(\d+)")  # packets that waited for a rule in vain, ovs-dpctl(8)
 _DROPPED = re.compile(r"^/sys/class/net/([^/\s]+)/statistics/tx_dropped:(\d+)$", re.M)
 _PATIENCE = 30.0  # seconds that guests may take to be seen sending
-_CONTROL = {"timeout": 10, "repeat": 3, "spacing": 1}  # seconds, tries, seconds: how a declared flow is used
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,43 +196,9 @@ def _require_flowing(fleet: Fleet, macs: set[str]) -> None:
     fleet.everywhere(lambda node: await_frames(node, taps[node.name], _FLOWING, _PATIENCE))
 
 
-def tcp_flows(fleet: Fleet) -> list[tuple[str, Endpoint, Endpoint, int]]:
-    """Return mark, source, target and port of every declared TCP flow."""
-    found = [item for item in joined(fleet.testbed) if item[0].protocol == "tcp"]
-    return [(f"flow{number}", source, target, flow.port or 0) for number, (flow, source, target) in enumerate(found)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Use:
-    """A declared TCP flow as it is used over one of the address families that both its ends have."""
-
-    mark: str
-    source: Endpoint
-    target: Endpoint
-    own: str
-    address: str
-    port: int
-
-    def probe(self, stage: str) -> Probe:
-        fields = {"kind": "tcp-connect", "address": self.own, "ip": self.address, "port": self.port, **_CONTROL}
-        return Probe(f"{self.mark}{stage}", self.source, fields)
-
-    def __str__(self) -> str:
-        return f"{self.source.guest} -> {self.target.guest} tcp/{self.port}{' over IPv6' if ':' in self.address else ''}"
-
-
-def _uses(fleet: Fleet) -> list[_Use]:
-    found = []
-    for mark, source, target, port in tcp_flows(fleet):
-        found.append(_Use(mark, source, target, str(source.address), str(target.address), port))
-        if source.address6 and target.address6:
-            found.append(_Use(f"{mark}six", source, target, str(source.address6), str(target.address6), port))
-    return found
-
-
 def _controls(fleet: Fleet, label: str, stage: str) -> list[Probe]:
     """Return what must arrive: the declared flows, and an answer of the network to every interface."""
-    lines = [use.probe(stage) for use in _uses(fleet) if use.source.guest == label]
+    lines = [use.probe(stage) for use in uses(fleet.testbed) if use.source.guest == label]
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
     for number, endpoint in enumerate(own):
         question = dhcp_discover(endpoint.mac, _TRANSACTIONS[stage] << 24 | number)
@@ -254,16 +220,15 @@ def _last_words(fleet: Fleet, label: str) -> list[Probe]:
 def _awaited(fleet: Fleet, label: str, prefix: str) -> dict[str, object]:
     """Return what a guest's recorder waits for a while at the end: for every interface an answer of DHCP, or a declared flow."""
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
-    flows = [f"{prefix}{use.mark}after." for use in _uses(fleet) if label in (use.source.guest, use.target.guest)]
+    flows = [f"{prefix}{use.mark}after." for use in uses(fleet.testbed) if label in (use.source.guest, use.target.guest)]
     answers = [f"{_TRANSACTIONS['after'] << 24 | number:08x}" for number, _ in enumerate(own)]
     return {"awaited": [[answer, *flows] for answer in answers], "patience": _HEARING}
 
 
 def _truths(fleet: Fleet, label: str) -> list[Probe]:
     """Return what a guest tells the other ends of its flows of itself: while a wall is open, they may have believed lies."""
-    ends = [pair for _, source, target, _ in tcp_flows(fleet) for pair in ((source, target), (target, source)) if pair[0].guest == label]
     told = []
-    for number, (own, other) in enumerate(ends):
+    for number, (own, other) in enumerate(ends(fleet.testbed, label)):
         link = Ether(src=own.mac, dst=other.mac)
         frames = {"arp": framed(link, arp_reply(own.mac, str(own.address), other))}
         if own.address6 and other.address6:
@@ -284,11 +249,11 @@ def _require_listeners(answers: Mapping[str, Mapping[str, Any]], ports: Mapping[
 
 def _require_controls(fleet: Fleet, observation: Observation) -> None:
     for stage, transactions in _TRANSACTIONS.items():
-        for use in _uses(fleet):
+        for use in uses(fleet.testbed):
             mark = f"{use.mark}{stage}"
             if observation.answers.get(mark) != f"ok-{observation.token(mark)}" or not observation.arrived(mark, use.target.guest):
                 raise broken(f"the declared flow {use} does not work {stage} the probes", f"answer: {observation.answers.get(mark)!r}")
-        tokens = {observation.token(f"{use.mark}{stage}") for use in _uses(fleet)}
+        tokens = {observation.token(f"{use.mark}{stage}") for use in uses(fleet.testbed)}
         for endpoint in endpoints(fleet.testbed):
             if not _heard(endpoint, observation.records[endpoint.guest], tokens, transactions):
                 what = f"{endpoint.label} heard nothing {stage} the probes"

@@ -32,7 +32,7 @@ CALL = 300.0  # seconds that one phase may take
 BUDGET = CALL - 60  # seconds of them for sending
 _GIVE_UP = 30.0  # seconds that ending a program may take
 _PROGRAM = Path(__file__).parents[1] / "guest"
-_FILES = ("wire", "parsing", "recorder", "sender", "knocker", "probe")
+_FILES = ("wire", "parsing", "recorder", "talk", "sender", "knocker", "probe")
 _UNPACK = "import sys, zlib; exec(zlib.decompress(sys.stdin.buffer.read()))"
 _LOADER = """import json, sys, types
 for name, text in [("testbed", ""), ("testbed.guest", ""), *json.loads(%r)]:
