@@ -142,15 +142,14 @@ def loudest(lab: Testbed) -> tuple[Attachment, Flow | None, Guest | None]:
     Without a flow, and without another guest on the node, the noise is still there.
     """
     offers: list[tuple[Attachment, Flow | None]] = [(flow.source, flow) for flow in flows(lab)]
-    offers = offers or [(one, None) for one in attachments(lab)]
+    choices = [(_nearest(lab, one, flow), one, flow) for one, flow in offers or [(one, None) for one in attachments(lab)]]
+    (_, victim), one, flow = min(choices, key=lambda choice: choice[0][0])
+    return one, flow, victim
 
-    def sufferer(one: Attachment) -> Guest | None:
-        near = [guest for guest in lab.guests_on(one.guest.node) if guest is not one.guest]
-        return next((guest for guest in near if guest.tenant != one.guest.tenant), near[0] if near else None)
 
-    def rank(offer: tuple[Attachment, Flow | None]) -> int:
-        found = sufferer(offer[0])
-        return 2 if found is None else int(found.tenant == offer[0].guest.tenant)
-
-    one, flow = min(offers, key=rank)
-    return one, flow, sufferer(one)
+def _nearest(lab: Testbed, one: Attachment, flow: Flow | None) -> tuple[int, Guest | None]:
+    """Return who on a guest's node suffers most plainly from its noise, and how plainly: a stranger, a bystander, the target, nobody."""
+    target = flow.target.guest if flow else None
+    near = [guest for guest in lab.guests_on(one.guest.node) if guest is not one.guest]
+    ranked = ((int(guest.tenant == one.guest.tenant) + int(guest is target), guest) for guest in near)
+    return min(ranked, key=lambda item: item[0], default=(3, None))
