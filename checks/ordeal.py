@@ -103,7 +103,7 @@ def arrival(fleet: Fleet) -> Ordeal:
     stages, members = scenes(fleet), {guest.label: guest for guest in fleet.testbed.guests_on(host(fleet.testbed))}
     scene = min((scene for scene in stages if scene.sender.guest in members), key=lambda scene: not scene.protocol)
     guest = members[scene.sender.guest]
-    stranger = Throwaway.beside(fleet, guest, _free(fleet, scene))
+    stranger = Throwaway.beside(fleet, guest, _free(fleet, scene), scene.sender.interface)
     own = _first_frames(fleet, replace(scene, number=len(stages), sender=stranger.endpoint))
 
     def meanwhile(prefix: str) -> None:
