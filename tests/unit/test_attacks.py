@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from socket import IPPROTO_ICMP, IPPROTO_UDP
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from checks import (
@@ -50,6 +52,16 @@ def test_every_guest_attacks_in_every_way_that_it_can(topology: Path) -> None:
     for scene in scenes(fleet):
         own = {lie.control for lie in lies if lie.sender == scene.sender}
         assert own == {f"NET-{number:02}" for number in (2, 3, 4, 5, 6, 7, 8, 11)}
+
+
+def test_lies_are_packets_of_the_flow_that_there_is() -> None:
+    """Of UDP or ICMP where no flow of TCP is; without a flow, what a rule lets every guest send to DHCP."""
+    fleet = _fleet(ROOT / "topologies/udp-and-icmp.yaml")
+    kinds = {"red/web": (IPPROTO_UDP, 514), "blue/web": (IPPROTO_ICMP, None), "red/db": (IPPROTO_UDP, 67), "blue/db": (IPPROTO_UDP, 67)}
+    for lie in forgeries(fleet):
+        if lie.meaning == "a packet from a free address of its network":
+            packet = Ether(lie.frame(b"tb-0123abcd-x."))[IP]
+            assert (packet.proto, packet[UDP].dport if UDP in packet else None) == kinds[lie.sender.guest]
 
 
 @TOPOLOGY
