@@ -19,12 +19,14 @@ from checks.scenes import Scene, scenes
 from testbed.apply import converge_place
 from testbed.errors import InstrumentError
 from testbed.model.policy import Endpoint, endpoints
-from testbed.model.testbed import TenantNetwork
+from testbed.model.subjects import host, leaver, ordered
+from testbed.model.testbed import AllowedFlow, TenantNetwork
 from testbed.plan.acls import Acl, acls
 from testbed.verify.counters import RECEIVED, await_frames
 from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.frames import framed, syn
-from testbed.verify.network import Attack, observe, tcp_flows
+from testbed.verify.flows import KINDS
+from testbed.verify.frames import framed
+from testbed.verify.network import Attack, observe
 from testbed.verify.observation import Observation, matrix_probes
 from testbed.verify.probing import Probe, broken, in_guest
 from testbed.verify.tap_witness import arrived_so_far, require_agreement
@@ -108,10 +110,10 @@ def arrival(fleet: Fleet) -> Ordeal:
         InstrumentError: the observation was not complete, or the guest did not attack.
 
     """
-    stages, members = scenes(fleet), {guest.label: guest for guest in fleet.testbed.guests_on(fleet.testbed.nodes[0].name)}
-    scene = min((scene for scene in stages if scene.sender.guest in members), key=lambda scene: not scene.port)
+    stages, members = scenes(fleet), {guest.label: guest for guest in fleet.testbed.guests_on(host(fleet.testbed))}
+    scene = min((scene for scene in stages if scene.sender.guest in members), key=lambda scene: not scene.protocol)
     guest = members[scene.sender.guest]
-    stranger = Throwaway.beside(fleet, guest, _free(fleet, scene))
+    stranger = Throwaway.beside(fleet, guest, _free(fleet, scene), scene.sender.interface)
     own = _first_frames(fleet, replace(scene, number=len(stages), sender=stranger.endpoint))
 
     def meanwhile(tokens: Tokens) -> None:
@@ -135,13 +137,15 @@ def absence(fleet: Fleet) -> Ordeal:
 
 
 def departure(fleet: Fleet) -> Ordeal:
-    """Observe what the guests of all other nodes get through while the last node boots anew; its own are started again afterwards.
+    """Observe what the guests of all other nodes get through while one node boots anew; its own are started again afterwards.
 
     Raises:
         InstrumentError: the observation was not complete, or the node does not come back.
 
     """
-    name = fleet.testbed.nodes[-1].name
+    name = leaver(fleet.testbed)
+    if name is None:
+        raise broken("no node can be left out", "without it no two guests are left that must not reach one another")
     node = fleet.lab.nodes[name]
     others = fleet.without(name)
 
@@ -180,11 +184,11 @@ def _free(fleet: Fleet, scene: Scene) -> IPv4Address:
 
 
 def _first_frames(fleet: Fleet, scene: Scene) -> list[tuple[Probe, str]]:
-    """Return what a guest without a flow of its own sends: lies, and honest segments for everybody."""
+    """Return what a guest without a flow of its own sends: lies, and honest packets for everybody."""
     found = [(lie.probe, str(lie)) for lie in _selected(list(of_scene(scene)))]
     for number, target in enumerate(endpoints(fleet.testbed)):
         head = IP(src=str(scene.sender.address), dst=str(target.address))
-        frame = framed(Ether(src=scene.sender.mac, dst=target.mac), head, syn(scene.port or 7))
+        frame = framed(Ether(src=scene.sender.mac, dst=target.mac), head, scene.body())
         found.append((Probe(f"first{number}", scene.sender, {}, frame), f"{scene.sender.label} -> {target.label}"))
     return found
 
@@ -198,8 +202,9 @@ def _selected(lies: list[Forgery]) -> list[Forgery]:
 
 
 def _crossings(fleet: Fleet) -> list[tuple[Probe, str]]:
-    """Return honest segments from every guest to every other tenant's guests."""
-    cells = [cell for cell in fleet.matrix.denied() if cell.protocol == "tcp" and cell.source.tenant != cell.target.tenant]
+    """Return honest segments from every guest to every other tenant's guests; where one tenant is alone, to its own that are denied."""
+    denied = [cell for cell in fleet.matrix.denied() if cell.protocol == "tcp" and cell.source.guest != cell.target.guest]
+    cells = [cell for cell in denied if cell.source.tenant != cell.target.tenant] or denied
     return list(zip(matrix_probes(cells), map(str, cells), strict=True))
 
 
@@ -247,13 +252,14 @@ def _reboot_controller(fleet: Fleet) -> None:
 
 def _change_policy(fleet: Fleet, tokens: Tokens) -> dict[str, Any]:
     """Take the rules of a flow away while a connection of it is in use, give them back, and return what its holder says."""
-    _, source, target, port = tcp_flows(fleet)[0]
-    switch, rules = _rules(fleet, source, target, port)
-    request = {"phase": "hold", "mac": source.mac, "address": str(source.address), "ip": str(target.address), "port": port,
-               "tokens": [tokens.of(EARLY), tokens.of(LATE)], "duration": _SECONDS}  # fmt: skip
+    flow, source, target = ordered(fleet.testbed)[0]
+    switch, rules = _rules(fleet, source, flow)
+    request = {"phase": "hold", "kind": KINDS[flow.protocol], "mac": source.mac, "address": str(source.address),
+               "ip": str(target.address), "port": flow.port or 0, "tokens": [tokens.of(EARLY), tokens.of(LATE)],
+               "duration": _SECONDS}  # fmt: skip
     ask: Callable[..., dict[str, Any]] = in_guest(fleet, next(item for item in fleet.testbed.guests if item.label == source.guest)).ask
     back = partial(fleet.lab.central.northbound.change_rules, switch.label, (), rules)
-    gone = f"{switch.label} without the rules of its flow to tcp/{port}"
+    gone = f"{switch.label} without the rules of its flow to {flow.service}"
     with fleet.leavings.made(gone, back), ThreadPoolExecutor(max_workers=1) as pool:
         holding = pool.submit(ask, request)
         try:
@@ -269,11 +275,11 @@ def _change_policy(fleet: Fleet, tokens: Tokens) -> dict[str, Any]:
     return held
 
 
-def _rules(fleet: Fleet, source: Endpoint, target: Endpoint, port: int) -> tuple[TenantNetwork, set[Acl]]:
+def _rules(fleet: Fleet, source: Endpoint, flow: AllowedFlow) -> tuple[TenantNetwork, set[Acl]]:
     """Return the rules that are there for a flow alone."""
     tenant = fleet.testbed.tenant(source.tenant)
     network = tenant.network(source.interface)
-    others = tuple(flow for flow in tenant.flows if (flow.source, flow.target, flow.port) != (source.name, target.name, port))
+    others = tuple(other for other in tenant.flows if other != flow)
     return network, set(acls(tenant, network)) - set(acls(replace(tenant, flows=others), network))
 
 

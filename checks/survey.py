@@ -61,7 +61,7 @@ def survey(fleet: Fleet) -> Survey:
 
 def _survey(fleet: Fleet) -> Survey:
     lies, stages = [lie for lie in forgeries(fleet) if fleet.about(lie.control)], scenes(fleet)
-    trusted = {(scene.number, stage): honest(scene, stage) for scene in stages if scene.port for stage in _STAGES}
+    trusted = {(scene.number, stage): honest(scene, stage) for scene in stages if scene.protocol for stage in _STAGES}
     probes = matrix_probes(fleet.matrix.cells) if fleet.about("NET-01") else []
     for scene in stages:
         own = (lie.probe for lie in lies if lie.sender == scene.sender)
@@ -81,14 +81,14 @@ def _survey(fleet: Fleet) -> Survey:
 
 def honest(scene: Scene, stage: str) -> list[Probe]:
     """Return the frames that the forged ones differ from in one thing each."""
-    segment = framed(scene.link, scene.ip(), frames.syn(scene.port))
+    packet = framed(scene.link, scene.ip(), scene.body())
     reply = framed(scene.link, frames.arp_reply(scene.sender.mac, str(scene.sender.address), scene.peer))
-    kinds = {"syn": segment, "arp": reply}
+    kinds = {"first": packet, "arp": reply}
     if scene.sender.address6 and scene.peer.address6:
         told = frames.neighbor_advertisement(str(scene.sender.address6), scene.sender.mac, solicited_=1)
         kinds["na"] = framed(scene.link, scene.six(hops=255), told, tail=frames.nd_option)
         for name, headers in {"": (), "hop": (IPv6ExtHdrHopByHop(),), "dst": (IPv6ExtHdrDestOpt(),)}.items():
-            kinds[f"six{name}"] = framed(scene.link, scene.six(), *headers, frames.syn(scene.port))
+            kinds[f"six{name}"] = framed(scene.link, scene.six(), *headers, scene.body6())
     return [Probe(f"{kind}{scene.number}{stage}", scene.sender, {"repeat": 2}, frame) for kind, frame in kinds.items()]
 
 
@@ -104,7 +104,7 @@ def judge(fleet: Fleet, control: str) -> list[str]:
     labels = witness.against(fleet.once("labels", lambda: witness.logical(fleet)), control)
     lies = [lie for lie in found.forgeries if lie.control == control]
     if not lies:
-        raise InstrumentError(f"nothing was sent for {control}", fact="no guest is able to", remedy="declare a TCP flow")
+        raise InstrumentError(f"nothing was sent for {control}", fact="no guest has a frame of that kind", remedy="report it")
     against = [*chain.from_iterable(_testimony(lie, found.observation, pipeline[lie.mark], labels) for lie in lies), *labels]
     if not against:
         found.require_agreement(control)
@@ -113,7 +113,8 @@ def judge(fleet: Fleet, control: str) -> list[str]:
 
 def _testimony(lie: Forgery, observation: Observation, actions: str, labels: list[str]) -> list[str]:
     """Return what a forged frame came to, and where witnesses disagree about it."""
-    seen = [text for guest, text in observation.arrivals(lie.mark).items() if guest != lie.through]
+    expected = {lie.through, lie.sender.guest} if lie.through else set()  # where a flow leads, and whom its target answers
+    seen = [text for guest, text in observation.arrivals(lie.mark).items() if guest not in expected]
     passes = witness.passes(actions) and not lie.through
     if seen:
         name = "" if passes or labels else "label without wall: "

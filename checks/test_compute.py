@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from uuid import UUID, uuid5
 from xml.etree import ElementTree
 
-from checks.breaches import command, load, needs_guest, needs_strangers, profile, rules
+from checks.breaches import command, load, needs_guest, needs_other_tenants, profile, rules
 from testbed.errors import InstrumentError
+from testbed.model.subjects import sharers
 from testbed.model.testbed import POOLS, Guest
 from testbed.plan.guest_domains import guest_xml
 from testbed.verify import confinement
@@ -29,8 +30,8 @@ _LODGER = "a.lodger"  # no guest of a topology can have a dot in its name
 
 
 def _lodger(stage: Stage) -> Guest:
-    """Return a guest of another tenant, without disks and interfaces, under the worker account of the first guest."""
-    host, guest = stage.strangers()
+    """Return a guest without disks and interfaces, of another tenant if there is one, under the worker account of the first guest."""
+    host, guest = sharers(stage.testbed, stage.node.name) or (stage.guest, stage.guest)
     return replace(guest, name=_LODGER, uuid=str(uuid5(UUID(guest.uuid), _LODGER)), worker=host.worker, uid=host.uid, nics=(), volumes=())
 
 
@@ -53,7 +54,7 @@ def _stop_lodger(stage: Stage) -> None:
 
 def _owners(stage: Stage, form: str) -> list[str]:
     """Return account or group of two workers: of the first guest's, and of the lodger's."""
-    domains = (stage.strangers()[0].domain, _lodger(stage).domain)
+    domains = (stage.guest.domain, _lodger(stage).domain)
     files = " ".join(f"/run/libvirt/qemu/{domain}.pid" for domain in domains)
     return stage.host.must(f"for file in {files}; do [ -e $file ] && stat -c {form} /proc/$(cat $file); done; true").split()
 
@@ -109,16 +110,16 @@ def _all(own: _Identity, kvm: int) -> frozenset[int]:
     severity="critical",
     effect=Effect.PROBES,
     local=True,
-    applies=needs_strangers,
+    applies=needs_guest,
     breaches=(
         Breach(
-            "two tenants' workers share one account",
+            "two workers share one account",
             open=_start_lodger,
             close=_stop_lodger,
             in_force=lambda stage: _owners(stage, "%u") == [str(_lodger(stage).uid)] * 2,
         ),
         Breach(
-            "a worker is in the group of another tenant's worker",
+            "a worker is in the group of another worker",
             open=lambda stage: _start_lodger(stage, account=_free_account(stage)),
             close=_stop_lodger,
             in_force=lambda stage: _owners(stage, "%g") == [str(_lodger(stage).uid)] * 2,
@@ -199,7 +200,6 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
     severity="high",
     effect=Effect.OBSERVES,
     local=True,
-    applies=needs_guest,
     breaches=(
         command(
             "the kernel merges equal pages",
@@ -222,19 +222,26 @@ def test_no_page_is_shared(fleet: Fleet, node: Machine) -> None:
         assert not mergeable, f"{mergeable} of {areas} memory areas of {domain}'s worker may be merged"
 
 
+def _foreign(stage: Stage) -> str:
+    """Return the pool of another tenant than the first guest's: of one on the node if there is one, else it is made for the while."""
+    own, names = stage.guest.tenant, [tenant.name for tenant in stage.testbed.tenants]
+    here = [guest.tenant for guest in stage.guests]
+    return f"{POOLS}/{next(name for name in (*here, *names) if name != own)}"
+
+
 @check(
     id="DEV-02",
     objective="Every file behind a guest belongs to exactly one tenant",
     severity="critical",
     effect=Effect.OBSERVES,
     local=True,
-    applies=needs_strangers,
+    applies=needs_other_tenants,
     breaches=(
         command(
             "one tenant's volume is linked into another tenant's pool",
-            opens=lambda stage: f"ln {stage.strangers()[1].root_disk} {stage.strangers()[0].pool}/linked.qcow2",
-            closes=lambda stage: f"rm -f {stage.strangers()[0].pool}/linked.qcow2",
-            shows=lambda stage: f"[ -e {stage.strangers()[0].pool}/linked.qcow2 ]",
+            opens=lambda stage: f"mkdir -p {_foreign(stage)} && ln {stage.guest.root_disk} {_foreign(stage)}/linked.qcow2",
+            closes=lambda stage: f"rm -f {_foreign(stage)}/linked.qcow2; rmdir --ignore-fail-on-non-empty {_foreign(stage)} || true",
+            shows=lambda stage: f"[ -e {_foreign(stage)}/linked.qcow2 ]",
         ),
     ),
 )

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 
-from checks.breaches import command, controller, needs_guest
+from checks.breaches import command, controller
 from testbed.errors import InstrumentError
 from testbed.model.surroundings import NORTHBOUND
 from testbed.model.testbed import Plane
@@ -158,7 +158,6 @@ def _speaks(name: str, *words: str) -> Breach:
     objective="A fallen node writes no rows but its own into the southbound database, and a stranger reads none",
     severity="critical",
     effect=Effect.DISTURBS,
-    applies=needs_guest,
     breaches=(
         _speaks("the southbound database knows no roles", f"pssl:{_PORT}"),
         _speaks("the southbound database speaks in the clear", _ROLE, f"ptcp:{_PORT}"),

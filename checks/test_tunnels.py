@@ -43,7 +43,7 @@ class _Injected:
 
 def needs_peers(stage: Stage) -> str | None:
     """Return why a fleet has no tunnels to attack."""
-    return None if len(stage.testbed.nodes) > 1 else "a fleet of one node has no tunnels"
+    return None if len(stage.testbed.nodes) > 1 else "the fleet has one node, so there are no tunnels between nodes"
 
 
 def _policies(machine: Machine) -> list[str]:
@@ -160,7 +160,7 @@ def _from_peers(fleet: Fleet, inner: list[Inner], tokens: Tokens, stage: str) ->
     sites = {site.name: site for site in machines(fleet.testbed) if site.plane is Plane.FABRIC}
     scripts: dict[str, list[Mapping[str, object]]] = {}
     for item in inner:
-        node = sites[places[item.target.guest]]
+        node = sites[item.node]
         peer = sites.get(places[item.source.guest], node)
         peer = peer if peer != node else next(site for site in sites.values() if site != node)
         cell = Contact(peer, node, node.address, "udp", GENEVE, True, "-")

@@ -9,7 +9,8 @@ from itertools import product
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 
-from checks.breaches import TABLE, command, mirrored, needs_guest, ruled, shortcut
+from checks.breaches import TABLE, command, mirrored, needs_guest, ruled
+from checks.shortcuts import shortcut
 from checks.survey import judge
 from testbed.errors import InstrumentError
 from testbed.model.policy import Endpoint, endpoints
@@ -160,9 +161,8 @@ _TUNNELS = Acl("from-lport", 2000, "udp.dst == {4789, 6081}", "allow")
     objective="No guest enters another tenant's network by speaking the language of the tunnels between nodes",
     severity="critical",
     effect=Effect.PROBES,
-    applies=needs_guest,
     breaches=(
-        shortcut("tunnelled frames of a guest are let through to another tenant", "dl_type=0x0800,nw_proto=17,tp_dst=6081"),
+        shortcut("tunnelled frames of a guest are let through to another guest", "dl_type=0x0800,nw_proto=17,tp_dst=6081"),
         ruled("a rule lets guests send to the ends of tunnels", lambda _: (_TUNNELS,)),
     ),
 )

@@ -15,10 +15,11 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from testbed.errors import InstrumentError
-from testbed.model.policy import Endpoint, endpoints, joined, probed_ports
+from testbed.model.policy import Endpoint, endpoints, probed_ports
 from testbed.verify import tap_witness
 from testbed.verify.counters import await_frames
 from testbed.verify.fleet import Fleet
+from testbed.verify.flows import ends, uses
 from testbed.verify.frames import arp_reply, dhcp_discover, framed, nd_option, neighbor_advertisement
 from testbed.verify.losses import lost, require_no_loss
 from testbed.verify.observation import TRUTH, Observation
@@ -45,7 +46,6 @@ _SETTLING = max(WINDOW, 1.2)  # seconds between a guest's last probe and its las
 _HEARING = 3.0  # seconds that the last controls may take to be heard; a node that was just flooded answers late
 _TRANSACTIONS = {"before": 1, "after": 2}  # first octet of a DHCP transaction
 _PATIENCE = 30.0  # seconds that guests may take to be seen sending
-_CONTROL = {"timeout": 10, "repeat": 3, "spacing": 1}  # seconds, tries, seconds: how a declared flow is used
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,40 +158,6 @@ def _require_flowing(fleet: Fleet, macs: set[str]) -> None:
     fleet.everywhere(lambda node: await_frames(node, taps[node.name], _FLOWING, _PATIENCE))
 
 
-def tcp_flows(fleet: Fleet) -> list[tuple[str, Endpoint, Endpoint, int]]:
-    """Return mark, source, target and port of every declared TCP flow."""
-    found = [item for item in joined(fleet.testbed) if item[0].protocol == "tcp"]
-    return [(f"flow{number}", source, target, flow.port or 0) for number, (flow, source, target) in enumerate(found)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Use:
-    """A declared TCP flow as it is used over one of the address families that both its ends have."""
-
-    mark: str
-    source: Endpoint
-    target: Endpoint
-    own: str
-    address: str
-    port: int
-
-    def probe(self, stage: str) -> Probe:
-        fields = {"kind": "tcp-connect", "address": self.own, "ip": self.address, "port": self.port, **_CONTROL}
-        return Probe(f"{self.mark}{stage}", self.source, fields)
-
-    def __str__(self) -> str:
-        return f"{self.source.guest} -> {self.target.guest} tcp/{self.port}{' over IPv6' if ':' in self.address else ''}"
-
-
-def _uses(fleet: Fleet) -> list[_Use]:
-    found = []
-    for mark, source, target, port in tcp_flows(fleet):
-        found.append(_Use(mark, source, target, str(source.address), str(target.address), port))
-        if source.address6 and target.address6:
-            found.append(_Use(f"{mark}six", source, target, str(source.address6), str(target.address6), port))
-    return found
-
-
 def _transaction(tokens: Tokens, stage: str, endpoint: Endpoint) -> int:
     """Return the number of an interface's question to DHCP, which nobody else can guess."""
     return tokens.transaction(_TRANSACTIONS[stage], f"dhcp {endpoint.label}")
@@ -199,7 +165,7 @@ def _transaction(tokens: Tokens, stage: str, endpoint: Endpoint) -> int:
 
 def _controls(fleet: Fleet, label: str, stage: str, tokens: Tokens) -> list[Probe]:
     """Return what must arrive: the declared flows, and an answer of the network to every interface."""
-    lines = [use.probe(stage) for use in _uses(fleet) if use.source.guest == label]
+    lines = [use.probe(stage) for use in uses(fleet.testbed) if use.source.guest == label]
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
     for number, endpoint in enumerate(own):
         question = dhcp_discover(endpoint.mac, _transaction(tokens, stage, endpoint))
@@ -221,16 +187,15 @@ def _last_words(fleet: Fleet, label: str, tokens: Tokens) -> list[Probe]:
 def _awaited(fleet: Fleet, label: str, tokens: Tokens) -> dict[str, object]:
     """Return what a guest's recorder waits for a while at the end: for every interface an answer of DHCP, or a declared flow."""
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
-    flows = [tokens.beginning(f"{use.mark}after") for use in _uses(fleet) if label in (use.source.guest, use.target.guest)]
+    flows = [tokens.beginning(f"{use.mark}after") for use in uses(fleet.testbed) if label in (use.source.guest, use.target.guest)]
     answers = [f"{_transaction(tokens, 'after', endpoint):08x}" for endpoint in own]
     return {"awaited": [[answer, *flows] for answer in answers], "patience": _HEARING}
 
 
 def _truths(fleet: Fleet, label: str) -> list[Probe]:
     """Return what a guest tells the other ends of its flows of itself: while a wall is open, they may have believed lies."""
-    ends = [pair for _, source, target, _ in tcp_flows(fleet) for pair in ((source, target), (target, source))]
     told = []
-    for number, (own, other) in ((number, pair) for number, pair in enumerate(ends) if pair[0].guest == label):
+    for number, (own, other) in ((number, pair) for number, pair in enumerate(ends(fleet.testbed)) if pair[0].guest == label):
         link = Ether(src=own.mac, dst=other.mac)
         frames = {"arp": framed(link, arp_reply(own.mac, str(own.address), other))}
         if own.address6 and other.address6:
@@ -271,11 +236,11 @@ def _doubt(fleet: Fleet, said: Mapping[str, Mapping[str, Any]], told: Observatio
 
 def _require_controls(fleet: Fleet, observation: Observation) -> None:
     for stage in _TRANSACTIONS:
-        for use in _uses(fleet):
+        for use in uses(fleet.testbed):
             mark = f"{use.mark}{stage}"
             if observation.answers.get(mark) != f"ok-{observation.token(mark)}" or not observation.arrived(mark, use.target.guest):
                 raise broken(f"the declared flow {use} does not work {stage} the probes", f"answer: {observation.answers.get(mark)!r}")
-        tokens = {observation.token(f"{use.mark}{stage}") for use in _uses(fleet)}
+        tokens = {observation.token(f"{use.mark}{stage}") for use in uses(fleet.testbed)}
         for endpoint in endpoints(fleet.testbed):
             transaction = f"{_transaction(observation.tokens, stage, endpoint):08x}"
             if not _heard(endpoint, observation.records[endpoint.guest], tokens, transaction):

@@ -35,7 +35,7 @@ BUDGET = CALL - 60  # seconds of them for sending
 _PROMPT = 60.0  # seconds that an answer may take for nothing, beside those that its question asks for
 _GIVE_UP = 30.0  # seconds that ending a program may take
 _PROGRAM = Path(__file__).parents[1] / "guest"
-_FILES = ("wire", "interfaces", "parsing", "sniffer", "recorder", "tap_recorder", "sender", "knocker", "probe")
+_FILES = ("wire", "interfaces", "parsing", "sniffer", "recorder", "tap_recorder", "talk", "sender", "knocker", "probe")
 _UNPACK = "import sys, zlib; exec(zlib.decompress(sys.stdin.buffer.read()))"
 _LOADER = """import json, sys, types
 for name, text in [("testbed", ""), ("testbed.guest", ""), *json.loads(%r)]:

@@ -52,11 +52,12 @@ class Throwaway:
     guest: Guest
 
     @classmethod
-    def beside(cls, fleet: Fleet, guest: Guest, address: IPv4Address) -> Throwaway:
-        """Return one that belongs to a guest's tenant and network, on the guest's node.
+    def beside(cls, fleet: Fleet, guest: Guest, address: IPv4Address, network: str = "") -> Throwaway:
+        """Return one that belongs to a guest's tenant, on the guest's node.
 
         Args:
             address: an address of the network that nobody has.
+            network: one of the guest's networks; its first one if empty.
 
         """
         node = fleet.lab.nodes[guest.node]
@@ -64,7 +65,7 @@ class Throwaway:
         slot = next(number for number in range(64) if FIRST_WORKER_UID + number not in used)
         own = str(uuid.uuid5(uuid.UUID(guest.uuid), NAME))  # always the same: libvirt leaves a file for each in the node
         octets = uuid.uuid4().bytes
-        nic = GuestNic(guest.nics[0].network, f"0e:{octets[:5].hex(':')}", address, str(uuid.uuid4()), TAP)
+        nic = GuestNic(network or guest.nics[0].network, f"0e:{octets[:5].hex(':')}", address, str(uuid.uuid4()), TAP)
         return cls(
             node,
             fleet.machines[guest.node],

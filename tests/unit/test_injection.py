@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
@@ -50,6 +50,23 @@ def test_every_network_is_attacked_on_every_node_with_its_key_and_ports() -> Non
         option = bytes.fromhex("0102") + b"\x80\x01" + b"".join(port.to_bytes(2) for port in item.ports)
         assert option in carried
         assert carried[4:7] == item.key.to_bytes(3)
+
+
+def test_a_node_without_guests_is_attacked_as_well_and_a_flow_inside_a_node_is_a_control() -> None:
+    """What a node sends through its own tunnel arrives, wherever the source of the flow is."""
+    fleet = _fleet("separated")
+    found = list(inners(fleet))
+    assert [(item.node, item.target.guest, item.flows) for item in found] == [
+        ("node-a", "red/web", False), ("node-b", "red/db", True), ("node-c", "blue/web", False),
+    ]  # fmt: skip
+    stranger = rogue(fleet.testbed.lab_network(Plane.FABRIC))
+    assert {item.node for item in injections(fleet, stranger, found, PREFIX)} == {"node-a", "node-b", "node-c"}
+
+
+def test_flows_of_datagrams_and_echo_requests_are_injected() -> None:
+    """In a lab without a flow of TCP, what nothing but the tunnel's wall stops is of the protocols that are declared."""
+    found = [item.frame(b"x") for item in inners(_fleet("udp-and-icmp")) if item.flows]
+    assert {kind for kind in (UDP, ICMP) for frame in found if kind in frame} == {UDP, ICMP}
 
 
 def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
