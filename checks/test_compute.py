@@ -145,7 +145,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
     id="PRC-02",
     objective="Every worker is confined by an enforced AppArmor profile of its own",
     severity="critical",
-    effect=Effect.PROBES,
+    effect=Effect.DISTURBS,
     local=True,
     applies=needs_guest,
     breaches=(

@@ -232,7 +232,7 @@ def test_what_is_written_down_is_found_again_and_closed(lab: Any, tmp_path: Path
         (Record("NET-01", "fleet", "no such", WHEN, "r"), {}, "no check of NET-01 declares it any more"),
         (Record("NET-02", "fleet", "opens it", WHEN, "r"), {}, "no check of NET-02 declares it any more"),
         (RECORD, {"at_close": "return"}, "it is still in force"),
-        (RECORD, {"at_close": "next(iter(()))"}, "its code fails: StopIteration"),
+        (RECORD, {"at_close": "next(iter(()))"}, "could not be reverted: StopIteration"),
     ],
 )
 def test_what_cannot_be_closed_stays_written_down(lab: Any, tmp_path: Path, record: Record, parts: dict[str, str], told: str) -> None:
@@ -298,7 +298,7 @@ def command(workspace: Workspace, monkeypatch) -> Callable[..., Any]:
 
 def test_check_gives_no_verdict_while_a_wall_is_open(command, workspace: Workspace, monkeypatch, capsys) -> None:
     checked: list[object] = []
-    monkeypatch.setattr(cli, "_check", lambda *_, **__: checked.append(1))
+    monkeypatch.setattr(cli, "check_walls", lambda *_, **__: checked.append(1))
     entry = _write(workspace)
     assert command("check", "lab") == Exit.PROVISIONING
     error = capsys.readouterr().err
