@@ -10,7 +10,7 @@ from checks.breaches import command, load, needs_guest, needs_strangers, profile
 from testbed.errors import InstrumentError
 from testbed.model.testbed import POOLS, Guest
 from testbed.plan.guest_domains import guest_xml
-from testbed.verify.declare import Breach, check
+from testbed.verify.declare import Breach, Effect, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage
 from testbed.verify.worker import Attempt, pid, processes, succeeded
@@ -46,6 +46,7 @@ def _accounts_shared(stage: Stage) -> bool:
     id="PRC-01",
     objective="Every worker has an account of its own and cannot touch another worker",
     severity="critical",
+    effect=Effect.PROBES,
     local=True,
     applies=needs_strangers,
     breaches=(
@@ -82,6 +83,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
     id="PRC-02",
     objective="Every worker is confined by an enforced AppArmor profile of its own",
     severity="critical",
+    effect=Effect.PROBES,
     local=True,
     applies=needs_guest,
     breaches=(
@@ -122,6 +124,7 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
     id="CMP-02",
     objective="No memory page is shared between guests",
     severity="high",
+    effect=Effect.OBSERVES,
     local=True,
     applies=needs_guest,
     breaches=(
@@ -149,6 +152,7 @@ def test_no_page_is_shared(fleet: Fleet, node: Machine) -> None:
     id="DEV-02",
     objective="Every file behind a guest belongs to exactly one tenant",
     severity="critical",
+    effect=Effect.OBSERVES,
     local=True,
     applies=needs_strangers,
     breaches=(

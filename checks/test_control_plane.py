@@ -10,7 +10,7 @@ from testbed.errors import InstrumentError
 from testbed.model.surroundings import NORTHBOUND
 from testbed.model.testbed import Plane
 from testbed.plan.settings import SOUTHBOUND
-from testbed.verify.declare import Breach, check
+from testbed.verify.declare import Breach, Effect, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage
 
@@ -138,6 +138,7 @@ def _speaks(name: str, *words: str) -> Breach:
     id="NET-08",
     objective="A fallen node writes no rows but its own into the southbound database, and a stranger reads none",
     severity="critical",
+    effect=Effect.DISTURBS,
     applies=needs_guest,
     breaches=(
         _speaks("the southbound database knows no roles", f"pssl:{_PORT}"),
@@ -170,6 +171,7 @@ _CERTIFICATE = "with a machine's certificate"
     id="NET-08",
     objective="Only administrators speak to the northbound database: no machine's certificate opens it, and no stranger's",
     severity="critical",
+    effect=Effect.PROBES,
     breaches=(
         command(
             "the northbound database takes the certificate of any machine",

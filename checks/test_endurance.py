@@ -10,7 +10,7 @@ from checks.breaches import ALLOW_ALL, TABLE, command, mirrored, needs_flow, nee
 from checks.ordeal import EARLY, LATE, absence, arrival, departure, upheaval, withdrawal
 from testbed.errors import InstrumentError
 from testbed.plan.acls import Acl
-from testbed.verify.declare import Breach, check
+from testbed.verify.declare import Breach, Effect, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage
 
@@ -27,6 +27,7 @@ def _for_a_while(stage: Stage) -> str:
     id="NET-13",
     objective="The walls of the virtual switch hold while its parts start anew",
     severity="high",
+    effect=Effect.RESTARTS,
     applies=needs_flow,
     breaches=(
         command(
@@ -64,6 +65,7 @@ def _loose_rule(name: str, match: str, actions: Callable[[Stage], str]) -> Breac
     id="NET-13",
     objective="A guest that attacks from its first frame gets nothing through: unknown, bound, reset, by a second interface",
     severity="high",
+    effect=Effect.DISTURBS,
     applies=_first_node_has_guests,
     breaches=(
         _loose_rule("frames of an interface that nobody knows are switched", "table=0,priority=50", lambda _: "NORMAL"),
@@ -83,6 +85,7 @@ def test_walls_hold_from_the_first_frame(fleet: Fleet) -> None:
     id="NET-13",
     objective="The walls hold while the whole controller boots anew",
     severity="high",
+    effect=Effect.REBOOTS,
     applies=needs_flow,
     slow="the controller boots for a minute or more",
     breaches=(
@@ -106,6 +109,7 @@ def _others_have_strangers(stage: Stage) -> str | None:
     id="NET-13",
     objective="The walls hold while a whole node boots anew",
     severity="high",
+    effect=Effect.REBOOTS,
     applies=_others_have_strangers,
     slow="the node boots for a minute or more, and its guests after it",
     breaches=(
@@ -136,6 +140,7 @@ def _again(stage: Stage) -> tuple[Acl, ...]:
     id="NET-13",
     objective="An established connection ends when its rule goes",
     severity="high",
+    effect=Effect.DISTURBS,
     applies=needs_flow,
     breaches=(
         ruled("a second rule for a flow outlives the first", _again),
@@ -167,6 +172,7 @@ def _bound(name: str) -> str:
     id="NET-13",
     objective="Each logical port is bound to the interface of the guest that owns it, and to no other",
     severity="high",
+    effect=Effect.OBSERVES,
     local=True,
     applies=needs_strangers,
     breaches=(

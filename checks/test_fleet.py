@@ -8,7 +8,7 @@ from checks.breaches import command, controller
 from testbed.errors import InstrumentError
 from testbed.model.surroundings import rogue
 from testbed.model.testbed import Plane
-from testbed.verify.declare import Breach, check
+from testbed.verify.declare import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.stage import Stage
 from testbed.verify.surroundings import survey
@@ -37,6 +37,7 @@ _ARP = "sysctl -q -w net.ipv4.conf.all.arp_ignore"
     id="NET-09",
     objective="The machines of the fleet offer exactly what they must, and to whom they must: to administrators, peers and nodes",
     severity="critical",
+    effect=Effect.PROBES,
     breaches=(
         _accepted("a node takes logins from anybody on its management network", 'iifname "management0" tcp dport 22'),
         _accepted("a node takes everything that comes in on the fabric", 'iifname "fabric0"'),

@@ -25,7 +25,7 @@ from testbed.drivers import limits
 from testbed.errors import InstrumentError
 from testbed.model.testbed import Guest, Limits
 from testbed.verify import flooding
-from testbed.verify.declare import Breach, check
+from testbed.verify.declare import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.stage import Stage
 
@@ -80,6 +80,7 @@ def _first(stage: Stage) -> Guest:
     id="NET-12",
     objective="A guest that floods stays within its limits of packets, bandwidth and connections, and its neighbours do not feel it",
     severity="medium",
+    effect=Effect.FLOODS,
     applies=needs_neighbours,
     breaches=(
         Breach(
@@ -112,6 +113,7 @@ def test_a_flood_stays_within_its_limits(fleet: Fleet) -> None:
     id="NET-12",
     objective="Every node limits each interface of its guests as the topology says",
     severity="medium",
+    effect=Effect.OBSERVES,
     applies=needs_guest,
     breaches=(
         command(

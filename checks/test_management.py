@@ -7,7 +7,7 @@ from testbed.errors import InstrumentError
 from testbed.model.testbed import FIRST_WORKER_UID, Role
 from testbed.plan.settings import SOCKETS
 from testbed.verify.credentials import impostors, logins, public_key
-from testbed.verify.declare import Breach, check
+from testbed.verify.declare import Breach, Effect, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage
 
@@ -35,6 +35,7 @@ def _key_planted(stage: Stage) -> bool:
     id="ACC-02",
     objective="Nobody logs in with anything but a valid certificate of the right role",
     severity="critical",
+    effect=Effect.PROBES,
     local=True,
     breaches=(Breach("a stranger's key is authorised by a drop-in", _plant_key, _remove_key, _key_planted),),
 )
@@ -69,6 +70,7 @@ _PORTS = "ss -Hlnt | awk '{print $4}' | grep -E ':(16509|16514)$' || true"
     id="ACC-05",
     objective="Only root reaches libvirt's sockets, and none of them is on a network",
     severity="critical",
+    effect=Effect.PROBES,
     local=True,
     applies=lambda stage: None if stage.testbed.machine(stage.case).role is Role.NODE else "no hypervisor here",
     breaches=(

@@ -8,7 +8,7 @@ from checks.breaches import ALLOW_ALL, command, mirrored, needs_flow, needs_gues
 from checks.survey import judge, overheard, survey
 from testbed.plan.acls import Acl
 from testbed.verify import paths
-from testbed.verify.declare import check
+from testbed.verify.declare import Effect, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation import reach
 from testbed.verify.stage import Stage
@@ -26,6 +26,7 @@ def _pair(stage: Stage) -> str:
     id="NET-01",
     objective="Every guest reaches exactly what the topology allows: ARP, ND, ICMP, TCP, UDP, raw, broadcast, multicast",
     severity="critical",
+    effect=Effect.PROBES,
     applies=needs_flow,
     breaches=(
         shortcut("an OpenFlow rule leads from one tenant's port to another's", "dl_dst={victim}"),
@@ -57,6 +58,7 @@ def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
     id="NET-01",
     objective="No packet at all finds a way that the topology does not declare, through the tables of all switches",
     severity="critical",
+    effect=Effect.PROBES,
     applies=needs_flow,
     breaches=(
         shortcut("one port that no probe tries leads to another tenant's guest", f"tcp,dl_dst={{victim}},tp_dst={_UNTRIED}"),
@@ -75,6 +77,7 @@ def test_no_path_is_left_open(fleet: Fleet) -> None:
     id="NET-11",
     objective="A guest sees no frame that is not for it: no flooding, no mirror, no message between bridges, however full a table is",
     severity="medium",
+    effect=Effect.PROBES,
     applies=needs_guest,
     breaches=(
         readdressed(

@@ -22,7 +22,7 @@ from testbed.model.policy import Endpoint
 from testbed.model.surroundings import contacts
 from testbed.plan.acls import Acl
 from testbed.verify import frames
-from testbed.verify.declare import check
+from testbed.verify.declare import Effect, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.frames import Frame, framed
 from testbed.verify.network import observe
@@ -60,6 +60,7 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
     id="NET-10",
     objective="Guests are offered an address by their network's DHCP and nothing else, whatever they ask and whomever they ask",
     severity="high",
+    effect=Effect.PROBES,
     applies=needs_flow,
     breaches=(
         ruled(

@@ -27,7 +27,7 @@ from checks.survey import judge, stolen
 from testbed.model.testbed import Guest
 from testbed.plan.acls import Acl
 from testbed.plan.neighbours import ATTACH, RULES
-from testbed.verify.declare import Breach, check
+from testbed.verify.declare import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.stage import Stage
 
@@ -39,6 +39,7 @@ _BY_MAC_ONLY = loosened("a port is pinned by MAC address only", lambda stage: [s
     id="NET-02",
     objective="A guest sends with its own MAC address only",
     severity="high",
+    effect=Effect.PROBES,
     applies=needs_flow,
     breaches=(
         _UNPINNED,
@@ -63,6 +64,7 @@ def _stranger_of(stage: Stage) -> str:
     id="NET-03",
     objective="A guest's ARP speaks for its own address and MAC only, in every encapsulation",
     severity="high",
+    effect=Effect.PROBES,
     applies=needs_guest,
     breaches=(_UNPINNED, shortcut("tagged frames go past the pinning", "vlan_vid=0x1000/0x1000")),
 )
@@ -91,6 +93,7 @@ def _any_six(stage: Stage) -> list[str]:
     id="NET-04",
     objective="A guest sends with its own addresses only, IPv4 and IPv6, and by no route of its own choice",
     severity="high",
+    effect=Effect.PROBES,
     applies=needs_flow,
     breaches=(
         _BY_MAC_ONLY,
@@ -122,6 +125,7 @@ def _tap(stage: Stage) -> str:
     id="NET-05",
     objective="No guest acts as an IPv6 router or as another's IPv6 address, by extension headers and fragments neither",
     severity="high",
+    effect=Effect.PROBES,
     applies=needs_guest,
     breaches=(
         _BY_MAC_ONLY,
@@ -163,6 +167,7 @@ def _answers(port: int) -> tuple[Acl, ...]:
     id="NET-06",
     objective="No guest answers for DHCP, none is handed another's address, and no greed exhausts what there is",
     severity="high",
+    effect=Effect.PROBES,
     applies=needs_guest,
     breaches=(
         ruled("guests of a network may answer DHCP", lambda _: _answers(67)),
@@ -185,6 +190,7 @@ def test_no_guest_serves_or_steals_leases(fleet: Fleet) -> None:
     id="NET-07",
     objective="No frame in a VLAN tag enters a tenant's network",
     severity="high",
+    effect=Effect.PROBES,
     applies=needs_flow,
     breaches=(
         Breach(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from checks.breaches import command, load, needs_guest, needs_strangers, rules
 from testbed.model.testbed import IMAGES, POOLS, Guest
-from testbed.verify.declare import check
+from testbed.verify.declare import Effect, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage
 from testbed.verify.worker import Attempt, succeeded
@@ -37,6 +37,7 @@ def _named(stage: Stage) -> str:
     id="STO-01",
     objective="No worker reads, writes or lists another tenant's volumes",
     severity="critical",
+    effect=Effect.PROBES,
     local=True,
     applies=needs_strangers,
     breaches=(
@@ -100,6 +101,7 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
     id="STO-07",
     objective="No worker changes a base image",
     severity="high",
+    effect=Effect.PROBES,
     local=True,
     breaches=(
         command(

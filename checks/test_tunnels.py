@@ -12,7 +12,7 @@ from checks.tunnels import Injection, Inner, injections, inners
 from testbed.errors import InstrumentError
 from testbed.model.surroundings import GENEVE, Contact, Site, machines
 from testbed.model.testbed import Plane
-from testbed.verify.declare import Breach, check
+from testbed.verify.declare import Breach, Effect, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.ledger import ledgers
 from testbed.verify.network import Attack, observe
@@ -79,6 +79,7 @@ def _bypass(stage: Stage) -> str:
     id="NET-08",
     objective="No host on the fabric that is not a node gets a frame into a tenant's network, whatever it claims to be",
     severity="critical",
+    effect=Effect.PROBES,
     applies=needs_peers,
     breaches=(
         _unprotected("tunnels between nodes are in the clear"),

@@ -17,7 +17,7 @@ from testbed.model.policy import Endpoint, endpoints
 from testbed.model.testbed import Guest, Plane
 from testbed.plan.acls import Acl
 from testbed.verify import frames
-from testbed.verify.declare import check
+from testbed.verify.declare import Effect, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.probing import Probe, Record, one_observation
 from testbed.verify.recorders import collect_from, listen_on, send_from
@@ -96,6 +96,7 @@ def _first(stage: Stage) -> Guest:
     id="NET-09",
     objective="No guest's frame reaches the root partition, the underlay, or the machines behind them",
     severity="critical",
+    effect=Effect.PROBES,
     applies=needs_guest,
     breaches=(
         command(
@@ -154,6 +155,7 @@ _TUNNELS = Acl("from-lport", 2000, "udp.dst == {4789, 6081}", "allow")
     id="NET-08",
     objective="No guest enters another tenant's network by speaking the language of the tunnels between nodes",
     severity="critical",
+    effect=Effect.PROBES,
     applies=needs_guest,
     breaches=(
         shortcut("tunnelled frames of a guest are let through to another tenant", "dl_type=0x0800,nw_proto=17,tp_dst=6081"),

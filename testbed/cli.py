@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,13 +14,13 @@ import typer
 
 from testbed import cli_checkpoint, cli_image, cli_look, lab, observe
 from testbed.building import Way, build
+from testbed.cli_check import check_walls
 from testbed.cli_lab import File, Name, entered, running_lab, to_close, topology_of, workspace_of
 from testbed.drivers import doctor as doctors
 from testbed.drivers import enclosure, memory
 from testbed.drivers.journal import Journal
 from testbed.drivers.workspace import Workspace, cache_root, labs, state_root
 from testbed.errors import Exit, TestbedError, UsageError
-from testbed.interrupts import interruptible
 from testbed.model.facts import Accelerator
 from testbed.model.resolve import resolve
 from testbed.plan import render
@@ -28,8 +29,7 @@ from testbed.plan.resources import OUTER, desired, places
 from testbed.report import formats
 from testbed.report import graph as graphs
 from testbed.report.formats import clean
-from testbed.report.result import content_of, exit_code
-from testbed.revival import revive
+from testbed.report.result import content_of
 from testbed.spec.load import read
 from testbed.spec.schema import json_schema
 from testbed.terminal import ERR, Json, elapsed, escape, out, say
@@ -185,34 +185,8 @@ def check(
 ) -> None:
     """Attack the lab's walls and give a verdict."""
     testbed, workspace, _ = running_lab(name)
-    interruptible()
     with entered(testbed, workspace, lab.ground()) as opened:
-        Journal(workspace).require_closed()
-        _check(opened, prove=prove, only=only or [], as_json=as_json, slow=slow)
-
-
-def _check(opened: lab.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False) -> None:
-    try:
-        from testbed.verify import run as runs  # noqa: PLC0415 - scapy and pytest are a fifth of a second
-
-        folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say))
-    except KeyboardInterrupt:
-        say(f"interrupted; what had been observed: `testbed report {opened.testbed.name}`")
-        for entry in Journal(opened.workspace).entries():
-            say(f"still open, perhaps: {entry}; `testbed up {opened.testbed.name}` closes it")
-        raise typer.Exit(Exit.INTERRUPTED) from None
-    data = content_of((folder / "result.json").read_text())
-    (folder / "report.md").write_text(formats.markdown(data))
-    (folder / "junit.xml").write_text(formats.junit(data))
-    if as_json:
-        out(json.dumps(data, indent=1))
-    else:
-        reach = formats.matrix(json.loads((folder / "matrix.json").read_text()))
-        out(f"{reach}\n{formats.text(data)}" if reach else formats.text(data))
-    say(f"report: {folder}/report.md (also junit.xml, result.json, matrix.json and the evidence)")
-    code = exit_code(data)
-    if code is not Exit.OK:
-        raise typer.Exit(code)
+        check_walls(opened, prove=prove, only=only or [], as_json=as_json, slow=slow)
 
 
 @app.command()
@@ -262,7 +236,7 @@ def run(
         testbed = opened.testbed
         say(f"{testbed.name} is up: {len(done)} actions")
         try:
-            _check(opened, prove=prove, only=[], as_json=as_json)
+            check_walls(opened, prove=prove, only=[], as_json=as_json)
         finally:
             say(f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh {testbed.name} {testbed.nodes[0].name}`. "
                 f"Take it down: `testbed down {testbed.name}`")  # fmt: skip
@@ -307,7 +281,10 @@ def prune(
 
 
 def main() -> None:
-    """Run the command line; every error of ours becomes three lines and an exit code."""
+    """Run the command line; every error of ours becomes three lines and an exit code.
+
+    An error that nobody foresaw ends like a command that did not finish: Python's own 1 would say that a wall is open.
+    """
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv[1:own] = [f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]]  # an option whose value may be left out
     try:
@@ -315,3 +292,6 @@ def main() -> None:
     except TestbedError as error:
         ERR.print(escape(f"error: {error}"), soft_wrap=True)
         sys.exit(error.exit_code)
+    except Exception:  # noqa: BLE001 - the last place where it can be told
+        traceback.print_exc()
+        sys.exit(Exit.PROVISIONING)

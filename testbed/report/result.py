@@ -41,6 +41,15 @@ class ProofVerdict(StrEnum):
     LEFT_OUT = "left-out"
 
 
+class Unseen(StrEnum):
+    """Why a control was not looked at, or some of its cases were not."""
+
+    NOT_ASKED = "not-asked"  # `--only` named others
+    NOT_APPLICABLE = "not-applicable"  # this topology has nothing to look at
+    LEFT_OUT = "left-out"  # it takes minutes, and was not asked for
+    DID_NOT_RUN = "did-not-run"  # none of its checks ran, for whatever other reason
+
+
 SOUND = frozenset({ProofVerdict.PROVEN, ProofVerdict.PROVEN_BEFORE, ProofVerdict.LEFT_OUT})  # left out because somebody asked for it
 
 
@@ -67,6 +76,7 @@ class CheckResult:
     Args:
         evidence: paths below the run's folder.
         proofs: one for each breach, if the run was to prove.
+        left_out: it did not run because it takes minutes and was not asked for.
 
     """
 
@@ -80,6 +90,7 @@ class CheckResult:
     duration_s: float
     evidence: tuple[str, ...]
     proofs: tuple[Proof, ...] = ()
+    left_out: bool = False
 
     @property
     def proof(self) -> Proof | None:
@@ -96,6 +107,8 @@ class Run:
         started: ISO 8601, UTC.
         retried_starts: guests whose first start was dead, or that crashed while they were observed and were started again.
         trouble: what kept the run from being complete; it is then never a pass.
+        controls: ids of all controls that there are; files of older versions have none.
+        asked: control ids, or beginnings of them, that alone were asked for; empty if all were.
 
     """
 
@@ -107,6 +120,48 @@ class Run:
     checks: tuple[CheckResult, ...]
     retried_starts: tuple[str, ...] = ()
     trouble: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+
+
+def not_looked_at(run: Run) -> list[dict[str, Any]]:
+    """Return each control that no case looked at, or that some case would look at which was left out.
+
+    Returns:
+        By control: its id, how many of how many cases did not look, an `Unseen`, and the reasons in words.
+
+    """
+    found = []
+    for control in sorted({*run.controls, *(check.id for check in run.checks)}):
+        cases = [check for check in run.checks if check.id == control]
+        unseen = [check for check in cases if check.verdict is Verdict.NOT_APPLICABLE]
+        left_out = [check for check in unseen if check.left_out]
+        told = unseen if len(unseen) == len(cases) else left_out
+        if not cases:
+            asked = not run.asked or any(control.upper().startswith(word.upper()) for word in run.asked)
+            why = Unseen.DID_NOT_RUN if asked else Unseen.NOT_ASKED
+            reason = "none of its checks ran" if asked else f"only {', '.join(run.asked)} was asked for"
+        elif told:
+            why = Unseen.LEFT_OUT if left_out else Unseen.NOT_APPLICABLE
+            reason = "; ".join(dict.fromkeys(check.reason for check in told))
+        else:
+            continue
+        found.append({"id": control, "cases": len(told), "of": len(cases), "why": why, "reason": reason})
+    return found
+
+
+def gaps(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the controls that were not looked at although they should have been; such a run is no pass.
+
+    Where a topology has nothing to look at, and says why, or where others were asked for, nothing is amiss.
+
+    Args:
+        data: content of ``result.json``.
+
+    """
+    amiss = (Unseen.LEFT_OUT, Unseen.DID_NOT_RUN)
+    whole = [item for item in data.get("not_looked_at", []) if item["cases"] == item["of"]]
+    return [item for item in whole if item["why"] in amiss]
 
 
 def to_json(run: Run) -> dict[str, Any]:
@@ -121,6 +176,9 @@ def to_json(run: Run) -> dict[str, Any]:
         "duration_s": run.duration_s,
         "retried_starts": list(run.retried_starts),
         "trouble": list(run.trouble),
+        "controls": list(run.controls),
+        "asked": list(run.asked),
+        "not_looked_at": not_looked_at(run),
         "summary": {verdict.replace("-", "_"): counts[verdict] for verdict in Verdict},
         "proofs": {verdict: proofs[verdict] for verdict in ProofVerdict if proofs[verdict]},
         "checks": [_check(check) for check in run.checks],
@@ -160,8 +218,9 @@ def from_json(data: object) -> Run:
     except (TypeError, ValueError, RecursionError) as error:
         raise _unusable(str(error)) from error
     again = to_json(run)
-    for key in ("summary", "proofs"):
-        if data.get(key) != again[key]:
+    for key in ("summary", "proofs", "not_looked_at"):
+        older = key == "not_looked_at" and key not in data
+        if not older and data.get(key) != again[key]:
             raise _unusable(f"its {key} is {data.get(key)!r}, and its checks amount to {again[key]!r}")
     return run
 
@@ -188,7 +247,7 @@ def _unusable(fact: str) -> TestbedError:
 
 
 def exit_code(data: Mapping[str, Any]) -> Exit:
-    """Return the exit code of a run: the worst that its verdicts and proofs stand for.
+    """Return the exit code of a run: the worst that its verdicts, proofs and gaps stand for.
 
     Args:
         data: content of ``result.json``.
@@ -200,6 +259,6 @@ def exit_code(data: Mapping[str, Any]) -> Exit:
     if summary["fail"] or proofs.get(ProofVerdict.CANNOT_FAIL):
         return Exit.FAIL
     open_proofs = sum(count for verdict, count in proofs.items() if verdict not in SOUND)
-    if summary["inconclusive"] or not summary["pass"] or open_proofs or data.get("trouble"):
+    if summary["inconclusive"] or not summary["pass"] or open_proofs or data.get("trouble") or gaps(data):
         return Exit.INCONCLUSIVE
     return Exit.OK

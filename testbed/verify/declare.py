@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, TypeVar
 
 from testbed.verify.stage import Stage
@@ -11,6 +12,21 @@ from testbed.verify.stage import Stage
 ATTRIBUTE = "testbed_declaration"
 _SEVERITIES = ("critical", "high", "medium", "low")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class Effect(IntEnum):
+    """What a check does to the world, from least to most: checks run in this order, for evidence comes first.
+
+    A check without a declared effect runs after all that are declared harmless, and before all that disturb.
+    """
+
+    OBSERVES = 0  # reads what is there, and sends nothing
+    PROBES = 1  # sends traffic, logs in, or tries what an attacker would; what it asks stays as it was
+    UNDECLARED = 2
+    DISTURBS = 3  # changes what walls are made of and puts it back, or makes a guest and takes it away
+    FLOODS = 4  # uses up what all share
+    RESTARTS = 5  # starts services anew, which then forget what is not theirs
+    REBOOTS = 6  # starts machines anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +61,7 @@ class Declaration:
         applies: returns why the check has nothing to look at in a topology, or None.
         slow: why it runs only when it is asked for; empty if it always does.
         local: it looks at the machine of its case alone, and so do its breaches: it may run beside those of other machines.
+        effect: what it does to the world, breaches aside; the order of a run follows from it.
 
     """
 
@@ -57,6 +74,7 @@ class Declaration:
     applies: Callable[[Stage], str | None]
     slow: str = ""
     local: bool = False
+    effect: Effect = Effect.UNDECLARED
 
 
 def check(
@@ -70,6 +88,7 @@ def check(
     applies: Callable[[Stage], str | None] = lambda _: None,
     slow: str = "",
     local: bool = False,
+    effect: Effect = Effect.UNDECLARED,
 ) -> Callable[[_Function], _Function]:
     """Declare a test function as a check.
 
@@ -85,7 +104,7 @@ def check(
         raise ValueError(msg)
 
     def attach(function: _Function) -> _Function:
-        declared = Declaration(id, objective, severity, breaches, unproven, simulated, applies, slow, local)
+        declared = Declaration(id, objective, severity, breaches, unproven, simulated, applies, slow, local, effect)
         setattr(function, ATTRIBUTE, declared)
         return function
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from testbed.errors import TestbedError
 from testbed.report.result import Proof, ProofVerdict, Verdict
 from testbed.verify.declare import Breach, Declaration
 from testbed.verify.stage import Stage
+from testbed.verify.trouble import told
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +96,23 @@ def untried(declared: Declaration, green: Outcome) -> tuple[Proof, ...]:
 
 
 def take_back(breach: Breach, stage: Stage) -> str:
-    """Take a breach back; return the empty string, or why nothing observed on this lab counts any more."""
-    try:
-        breach.close(stage)
-        fact = "it is still in force" if breach.in_force(stage) else ""
-    except TestbedError as error:
-        fact = f"{error.what}: {error.fact}"
+    """Take a breach back; return the empty string, or why nothing observed on this lab counts any more.
+
+    What raises is tried once more, since a connection may have been lost. A wall that cannot be seen counts as open.
+    """
+
+    def still() -> str:
+        return "it is still in force" if breach.in_force(stage) else ""
+
+    fact = _tried_twice(lambda: breach.close(stage)) or _tried_twice(still)
     return fact and f"the breach '{breach.name}' could not be reverted: {fact}"
+
+
+def _tried_twice(do: Callable[[], str | None]) -> str:
+    fact = ""
+    for _ in range(2):
+        try:
+            return do() or ""
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, the wall may be open
+            fact = told(error)
+    return fact

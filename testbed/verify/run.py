@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import secrets
+import platform
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +11,14 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from testbed import observe, resources
 from testbed.drivers.journal import Journal
+from testbed.drivers.run_order import new_folder
 from testbed.drivers.ssh import Host
 from testbed.drivers.workspace import cache_root
-from testbed.errors import ProvisioningError, TestbedError
+from testbed.errors import ProvisioningError
 from testbed.lab import Lab
 from testbed.model.surroundings import contacts
 from testbed.plan.diff import Observed
@@ -23,9 +26,11 @@ from testbed.plan.resources import OUTER, Key, Kind
 from testbed.report.result import Run, to_json
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
-from testbed.verify.plugin import Revive, run_checks
+from testbed.verify.looking import Revive
+from testbed.verify.plugin import Checks, require, run_checks
 from testbed.verify.probing import end_all, start_all
 from testbed.verify.proven import Proven, Proving
+from testbed.verify.trouble import Trouble, told
 
 _PATIENCE = 60.0  # seconds
 
@@ -37,55 +42,85 @@ def examine(
 
     Args:
         prove: which breaches to try.
+        only: control ids, or beginnings of them; all if empty.
         revive: starts guests again that have crashed meanwhile, and returns their labels.
 
     Raises:
         KeyboardInterrupt: the run was interrupted; what had been observed is written down all the same.
+        MachineError: this Python would run something else than what is written in the checks.
+        UsageError: `only` selects nothing.
 
     """
+    controls = require(resources.checks(), only).controls
     started, clock = datetime.now(UTC), time.monotonic()
-    ground = lab.ground.environment
-    environment = {
-        "outer": str(ground.outer), "inner": str(ground.inner), "note": ground.note, **dict(ground.versions),
-        **{f"image {image.name}": image.key for image in lab.ground.images.values()},
-    }  # fmt: skip
-    name = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
-    folder = lab.workspace.runs / name
-    evidence = Evidence(folder / "evidence")
-    fleet = Fleet.of(lab, evidence)
-    machines = lab.outer.observe()
-    with ThreadPoolExecutor(max_workers=len(lab.hosts)) as pool:
-        for told in pool.map(partial(_await, machines=machines), lab.hosts):
-            progress(told)
-    try:
-        plugin = run_checks(
-            fleet, resources.checks(), prove=_proven(lab, environment, prove), only=only, progress=progress, slow=slow, revive=revive,
-            prepare=partial(start_all, fleet),
-        )  # fmt: skip
-    finally:
-        end_all(fleet)
-    rows = {str(cell): cell.as_row() for cell in fleet.matrix.cells} | {str(cell): cell.as_row() for cell in contacts(lab.testbed)}
-    (folder / "matrix.json").write_text(json.dumps([*(rows | fleet.reach).values()], default=str))
-    trouble = [*plugin.errors, *(f"still open, perhaps: {entry}" for entry in Journal(lab.workspace).entries())]
+    folder = new_folder(lab.workspace.runs, started)
+    environment, trouble = _environment(lab), Trouble(progress)
+    fleet = Fleet.of(lab, Evidence(folder / "evidence"))
+    _await_all(lab, trouble)
+    # Phase before the cases: nothing has been sent or changed yet.
+    plugin = _attack(fleet, _proven(lab, environment, prove), only, trouble, slow=slow, revive=revive)
+    # Phase after the cases: every breach has been taken back, or is told of.
+    trouble.items += [*plugin.errors, *(f"still open, perhaps: {entry}" for entry in Journal(lab.workspace).entries())]
     if prove is not Proving.NOTHING:
-        trouble += _drift(lab)
-    run = Run(
+        trouble.items += _drift(lab)
+    with trouble.kept("writing matrix.json"):
+        _write_matrix(fleet, folder / "matrix.json")
+    _write(folder, Run(
         lab.testbed.name, lab.testbed.digest, environment, started.isoformat(timespec="seconds"),
-        round(time.monotonic() - clock, 1), tuple(plugin.results), (*lab.retried, *plugin.revived), tuple(trouble),
-    )  # fmt: skip
-    unfinished = folder / "result.json.partial"
-    unfinished.write_text(json.dumps(to_json(run), indent=1, default=str))
-    unfinished.rename(folder / "result.json")
+        round(time.monotonic() - clock, 1), tuple(plugin.results), (*lab.retried, *plugin.revived),
+        tuple(trouble.items), controls, only,
+    ))  # fmt: skip
     if plugin.interrupted:
         raise KeyboardInterrupt
     return folder
+
+
+def _environment(lab: Lab) -> dict[str, str]:
+    ground = lab.ground.environment
+    images = {f"image {image.name}": image.key for image in lab.ground.images.values()}
+    return {"outer": str(ground.outer), "inner": str(ground.inner), "note": ground.note, **dict(ground.versions), **images}
+
+
+def _await_all(lab: Lab, trouble: Trouble) -> None:
+    """Wait a while for every machine, and tell of each whether it answers."""
+    machines = lab.outer.observe()
+    with ThreadPoolExecutor(max_workers=len(lab.hosts)) as pool:
+        for told in pool.map(partial(_await, machines=machines), lab.hosts):
+            trouble.tell(told)
+
+
+def _attack(
+    fleet: Fleet, proven: Proven | None, only: tuple[str, ...], trouble: Trouble, *, slow: bool, revive: Revive
+) -> Checks:
+    """Run the checks, and end what they started in guests and on machines in any case."""
+    try:
+        return run_checks(
+            fleet, resources.checks(), prove=proven, only=only, progress=trouble.tell,
+            slow=slow, revive=revive, prepare=partial(start_all, fleet),
+        )  # fmt: skip
+    finally:
+        with trouble.kept("ending the programs in guests and on machines"):
+            end_all(fleet)
+
+
+def _write_matrix(fleet: Fleet, file: Path) -> None:
+    rows = {str(cell): cell.as_row() for cell in (*fleet.matrix.cells, *contacts(fleet.testbed))}
+    file.write_text(json.dumps([*(rows | fleet.reach).values()], default=str))
+
+
+def _write(folder: Path, run: Run) -> None:
+    """Write ``result.json``, whole or not at all."""
+    unfinished = folder / "result.json.partial"
+    unfinished.write_text(json.dumps(to_json(run), indent=1, default=str))
+    unfinished.rename(folder / "result.json")
 
 
 def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> Proven | None:
     if prove is Proving.NOTHING:
         return None
     digests = sorted(image.digest for image in lab.ground.images.values())
-    configuration = [lab.testbed.digest, *(f"{name}: {value}" for name, value in sorted(environment.items())), *digests]
+    runners = (f"pytest {pytest.__version__}", f"Python {platform.python_version()}")
+    configuration = [lab.testbed.digest, *(f"{name}: {value}" for name, value in sorted(environment.items())), *digests, *runners]
     return Proven(cache_root() / "proven.json", resources.checks().parent, configuration, prove)
 
 
@@ -93,8 +128,8 @@ def _drift(lab: Lab) -> list[str]:
     """Return what the proofs left behind."""
     try:
         drift = observe.plan(lab.desired, lab.places)
-    except TestbedError as error:
-        return [f"after the proofs the lab could not be observed: {error.what}: {error.fact}"]
+    except Exception as error:  # noqa: BLE001 - what cannot be looked at may be anything, and is no pass
+        return [f"after the proofs the lab could not be observed: {told(error)}"]
     return [f"after the proofs the lab differs from its topology: {action}" for action in drift.actions]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from testbed import building, cli, cli_look, resources
+from testbed import building, cli, cli_check, cli_look, resources
 from testbed.drivers.journal import Entry, Journal, Record
 from testbed.drivers.workspace import Workspace
 from testbed.errors import Exit, ProvisioningError, TestbedError, UsageError
@@ -232,7 +232,7 @@ def test_what_is_written_down_is_found_again_and_closed(lab: Any, tmp_path: Path
         (Record("NET-01", "fleet", "no such", WHEN, "r"), {}, "no check of NET-01 declares it any more"),
         (Record("NET-02", "fleet", "opens it", WHEN, "r"), {}, "no check of NET-02 declares it any more"),
         (RECORD, {"at_close": "return"}, "it is still in force"),
-        (RECORD, {"at_close": "next(iter(()))"}, "its code fails: StopIteration"),
+        (RECORD, {"at_close": "next(iter(()))"}, "could not be reverted: StopIteration"),
     ],
 )
 def test_what_cannot_be_closed_stays_written_down(lab: Any, tmp_path: Path, record: Record, parts: dict[str, str], told: str) -> None:
@@ -285,7 +285,7 @@ def command(workspace: Workspace, monkeypatch) -> Callable[..., Any]:
         monkeypatch.setattr(module.lab, "ground", lambda **_: None)
         monkeypatch.setattr(module.enclosure, "find", lambda *_: object())
     monkeypatch.setattr(cli, "running_lab", lambda _: (LAB, workspace, None))
-    monkeypatch.setattr(cli, "interruptible", lambda: None)
+    monkeypatch.setattr(cli_check, "interruptible", lambda: None)
 
     def run(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["testbed", *words])
@@ -298,7 +298,7 @@ def command(workspace: Workspace, monkeypatch) -> Callable[..., Any]:
 
 def test_check_gives_no_verdict_while_a_wall_is_open(command, workspace: Workspace, monkeypatch, capsys) -> None:
     checked: list[object] = []
-    monkeypatch.setattr(cli, "_check", lambda *_, **__: checked.append(1))
+    monkeypatch.setattr(cli_check, "_checked", lambda *_, **__: checked.append(1) or Exit.OK)
     entry = _write(workspace)
     assert command("check", "lab") == Exit.PROVISIONING
     error = capsys.readouterr().err

@@ -5,110 +5,38 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from walls import code, declare
 
-from testbed.drivers.workspace import Workspace
 from testbed.errors import Exit
-from testbed.model.resolve import resolve
-from testbed.report.result import Run, Verdict, exit_code, to_json
-from testbed.spec.load import read
-from testbed.verify.evidence import Evidence
-from testbed.verify.plugin import Checks, run_checks
-from testbed.verify.proven import Proven, Proving
-
-_NUMBERS = count()
-TOPOLOGY = Path(__file__).parents[2] / "topologies/one-node.yaml"
-HEAD = """
-import time
-from testbed.errors import InstrumentError, ProvisioningError
-from testbed.verify.declare import Breach, check
-
-WALL = {"open": False, "stuck": False}
-
-def look(fleet):
-    fleet.evidence.record("node", "command", "look", "saw the wall", time.time())
-    return WALL["open"]
-
-def opens(stage): WALL["open"] = True
-def closes(stage):
-    if not WALL["stuck"]: WALL["open"] = False
-BREACH = Breach("opens it", opens, closes, lambda stage: WALL["open"])
-"""
-
-
-@dataclass
-class FakeFleet:
-    """As much of a fleet as the plug-in needs."""
-
-    testbed: Any
-    evidence: Evidence
-    machines: dict[str, Any]
-    lab: Any
-    phases: int = 0
-    focus: str = ""
-
-    def new_phase(self, focus: str = "") -> None:
-        self.phases += 1
-        self.focus = focus
-
-    def apart(self) -> FakeFleet:
-        return replace(self, evidence=self.evidence.apart())
-
-
-@pytest.fixture
-def judge(tmp_path: Path):
-    def run(body: str, *, prove: bool = False, slow: bool = False, revive: Any = tuple, prepare: Any = tuple) -> Checks:
-        folder = tmp_path / "checks"
-        folder.mkdir()
-        (folder / f"test_wall_{next(_NUMBERS)}.py").write_text(HEAD + body)  # pytest keeps modules by name
-        (tmp_path / "lab").mkdir(exist_ok=True)
-        lab = resolve(read(TOPOLOGY).spec)
-        machines = {machine.name: SimpleNamespace(name=machine.name) for machine in lab.machines}
-        opened = SimpleNamespace(testbed=lab, workspace=Workspace(tmp_path, "lab"))
-        fleet = FakeFleet(lab, Evidence(tmp_path / "evidence"), machines, opened)
-        proven = Proven(tmp_path / "proven.json", tmp_path, [], Proving.EVERYTHING) if prove else None
-        given: Any = {"slow": slow, "revive": revive, "prepare": prepare}
-        return run_checks(fleet, folder, prove=proven, only=(), progress=lambda _: None, **given)  # type: ignore[arg-type]
-
-    return run
-
-
-def _declare(extra: str = "breaches=(BREACH,)") -> str:
-    return f'\n@check(id="NET-01", objective="it holds", severity="high", {extra})\n'
+from testbed.report.result import Verdict
+from testbed.verify.plugin import Checks
 
 
 def _verdicts(plugin: Checks) -> list[tuple[str, str]]:
     return [(str(result.verdict), result.reason) for result in plugin.results]
 
 
-def _code(plugin: Checks) -> Exit:
-    return exit_code(to_json(Run("lab", "d", {}, "now", 1.0, tuple(plugin.results), (), tuple(plugin.errors))))
-
-
 def test_a_completed_observation_passes(judge) -> None:
-    plugin = judge(_declare() + "def test_it(fleet):\n    assert not look(fleet)\n")
+    plugin = judge(declare() + "def test_it(fleet):\n    assert not look(fleet)\n")
     assert _verdicts(plugin) == [("pass", "")]
-    assert _code(plugin) is Exit.OK
+    assert code(plugin) is Exit.OK
     assert len(plugin.results[0].evidence) == 1
 
 
 def test_a_pass_without_evidence_is_inconclusive(judge) -> None:
-    plugin = judge(_declare() + "def test_it(fleet):\n    assert True\n")
+    plugin = judge(declare() + "def test_it(fleet):\n    assert True\n")
     assert _verdicts(plugin) == [("inconclusive", "the check observed nothing")]
-    assert _code(plugin) is Exit.INCONCLUSIVE
+    assert code(plugin) is Exit.INCONCLUSIVE
 
 
 def test_only_an_assertion_of_the_check_fails(judge) -> None:
-    plugin = judge(_declare() + "def test_it(fleet):\n    assert look(fleet), 'the wall is open'\n")
+    plugin = judge(declare() + "def test_it(fleet):\n    assert look(fleet), 'the wall is open'\n")
     assert plugin.results[0].verdict is Verdict.FAIL
     assert plugin.results[0].reason.startswith("the wall is open")
-    assert _code(plugin) is Exit.FAIL
+    assert code(plugin) is Exit.FAIL
 
 
 @pytest.mark.parametrize(
@@ -123,28 +51,28 @@ def test_only_an_assertion_of_the_check_fails(judge) -> None:
     ],
 )
 def test_anything_else_that_stops_it_is_inconclusive(judge, line: str) -> None:
-    plugin = judge(_declare() + f"def test_it(fleet):\n    look(fleet)\n    {line}\n")
+    plugin = judge(declare() + f"def test_it(fleet):\n    look(fleet)\n    {line}\n")
     assert [verdict for verdict, _ in _verdicts(plugin)] == ["inconclusive"]
-    assert _code(plugin) is Exit.INCONCLUSIVE
+    assert code(plugin) is Exit.INCONCLUSIVE
 
 
 def test_cases_come_from_the_topology(judge) -> None:
-    plugin = judge(_declare() + "def test_it(fleet, machine):\n    assert not look(fleet)\n")
+    plugin = judge(declare() + "def test_it(fleet, machine):\n    assert not look(fleet)\n")
     assert [result.case for result in plugin.results] == ["controller", "node"]
 
 
 def test_not_applicable_comes_with_a_reason_and_is_no_pass(judge) -> None:
-    body = _declare("breaches=(BREACH,), applies=lambda stage: 'one tenant only'") + "def test_it(fleet):\n    assert False\n"
+    body = declare("breaches=(BREACH,), applies=lambda stage: 'one tenant only'") + "def test_it(fleet):\n    assert False\n"
     plugin = judge(body)
     assert _verdicts(plugin) == [("not-applicable", "one tenant only")]
-    assert _code(plugin) is Exit.INCONCLUSIVE
+    assert code(plugin) is Exit.INCONCLUSIVE
 
 
 def test_a_check_file_that_does_not_load_is_no_pass(judge) -> None:
-    plugin = judge(_declare() + "def test_it(fleet):\n    assert not look(fleet)\nimport no_such_module\n")
+    plugin = judge(declare() + "def test_it(fleet):\n    assert not look(fleet)\nimport no_such_module\n")
     assert plugin.results == []
     assert "no_such_module" in plugin.errors[0]
-    assert _code(plugin) is Exit.INCONCLUSIVE
+    assert code(plugin) is Exit.INCONCLUSIVE
 
 
 def _proof(plugin: Checks) -> str:
@@ -153,23 +81,23 @@ def _proof(plugin: Checks) -> str:
 
 
 def test_proven(judge) -> None:
-    plugin = judge(_declare() + "def test_it(fleet):\n    assert not look(fleet), 'open'\n", prove=True)
+    plugin = judge(declare() + "def test_it(fleet):\n    assert not look(fleet), 'open'\n", prove=True)
     assert _proof(plugin) == "proven"
-    assert (plugin.fleet.phases, plugin.fleet.focus) == (2, "")
-    assert _code(plugin) is Exit.OK
+    assert (plugin.fleet.phases, plugin.fleet.focus) == (3, "")
+    assert code(plugin) is Exit.OK
 
 
 def test_what_a_breach_leaves_behind_shows_at_the_end(judge) -> None:
     """A breach that says it is gone, and is not, turns every check red that it was tried on or that watches the same wall."""
     body = 'LIES = Breach("lies", opens, lambda s: None, lambda s: WALL["open"] and not WALL.setdefault("seen", False))\n'
-    body = body.replace("lambda s: None", "lambda s: WALL.update(seen=True)") + _declare("breaches=(LIES,)")
+    body = body.replace("lambda s: None", "lambda s: WALL.update(seen=True)") + declare("breaches=(LIES,)")
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet), 'open'\n", prove=True)
     assert _proof(plugin) == "dirty-revert"
     assert "after the revert: open" in plugin.results[0].proofs[0].reason
 
 
 def test_an_interrupted_proof_is_none(judge) -> None:
-    first = _declare() + "def test_it(fleet):\n    assert not look(fleet), 'open'\n"
+    first = declare() + "def test_it(fleet):\n    assert not look(fleet), 'open'\n"
     stop = 'STOP = Breach("stops", lambda s: (_ for _ in ()).throw(KeyboardInterrupt), closes, lambda s: WALL["open"])\n'
     second = '@check(id="NET-02", objective="later", severity="high", breaches=(STOP,))\ndef test_later(fleet): look(fleet)\n'
     plugin = judge(first + stop + second, prove=True)
@@ -179,47 +107,47 @@ def test_an_interrupted_proof_is_none(judge) -> None:
 
 
 def test_a_check_that_cannot_fail_is_found_out(judge) -> None:
-    plugin = judge(_declare() + "def test_it(fleet):\n    look(fleet)\n    assert True\n", prove=True)
+    plugin = judge(declare() + "def test_it(fleet):\n    look(fleet)\n    assert True\n", prove=True)
     assert _proof(plugin) == "cannot-fail"
-    assert _code(plugin) is Exit.FAIL
+    assert code(plugin) is Exit.FAIL
 
 
 def test_a_breach_that_opens_nothing_is_found_out(judge) -> None:
-    body = 'IDLE = Breach("idle", lambda s: None, closes, lambda s: WALL["open"])\n' + _declare("breaches=(IDLE,)")
+    body = 'IDLE = Breach("idle", lambda s: None, closes, lambda s: WALL["open"])\n' + declare("breaches=(IDLE,)")
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet)\n", prove=True)
     assert _proof(plugin) == "breach-not-in-force"
-    assert _code(plugin) is Exit.INCONCLUSIVE
+    assert code(plugin) is Exit.INCONCLUSIVE
 
 
 def test_an_instrument_that_breaks_under_the_breach_is_no_proof(judge) -> None:
-    plugin = judge(_declare() + "def test_it(fleet):\n    if look(fleet): raise ValueError('x')\n", prove=True)
+    plugin = judge(declare() + "def test_it(fleet):\n    if look(fleet): raise ValueError('x')\n", prove=True)
     assert _proof(plugin) == "broken-instrument"
 
 
 def test_a_breach_that_stays_stops_everything(judge) -> None:
-    body = "WALL['stuck'] = True\n" + _declare() + "def test_it(fleet):\n    assert not look(fleet)\n"
+    body = "WALL['stuck'] = True\n" + declare() + "def test_it(fleet):\n    assert not look(fleet)\n"
     later = '@check(id="NET-02", objective="later", severity="high", breaches=(BREACH,))\ndef test_later(fleet): look(fleet)\n'
     plugin = judge(body + later, prove=True)
     assert _proof(plugin) == "dirty-revert"
     assert [(result.id, len(result.proofs)) for result in plugin.results] == [("NET-01", 1), ("NET-02", 0)]
     assert "could not be reverted: it is still in force" in plugin.errors[0]
-    assert _code(plugin) is Exit.PROVISIONING
+    assert code(plugin) is Exit.PROVISIONING
 
 
 def test_an_interrupted_run_keeps_what_was_observed(judge) -> None:
-    first = _declare() + "def test_it(fleet):\n    assert not look(fleet)\n"
+    first = declare() + "def test_it(fleet):\n    assert not look(fleet)\n"
     second = '@check(id="NET-02", objective="later", severity="high", breaches=(BREACH,))\ndef test_later(fleet): raise KeyboardInterrupt\n'
     plugin = judge(first + second)
     assert plugin.interrupted
     assert [(result.id, str(result.verdict)) for result in plugin.results] == [("NET-01", "pass")]
     assert "did not run to their end" in plugin.errors[0]
-    assert _code(plugin) is Exit.INCONCLUSIVE
+    assert code(plugin) is Exit.INCONCLUSIVE
 
 
 def test_a_breach_that_fails_half_way_is_taken_back(judge) -> None:
     body = (
         "def half(stage):\n    WALL['open'] = True\n    raise ProvisioningError('no', fact='broke', remedy='')\n"
-        'HALF = Breach("half", half, closes, lambda s: WALL["open"])\n' + _declare("breaches=(HALF,)")
+        'HALF = Breach("half", half, closes, lambda s: WALL["open"])\n' + declare("breaches=(HALF,)")
     )
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet)\n", prove=True)
     assert _proof(plugin) == "breach-not-in-force"
@@ -227,7 +155,7 @@ def test_a_breach_that_fails_half_way_is_taken_back(judge) -> None:
 
 
 def test_a_check_without_a_breach_must_say_why(judge) -> None:
-    plugin = judge(_declare("") + "def test_it(fleet):\n    assert not look(fleet)\n")
+    plugin = judge(declare("") + "def test_it(fleet):\n    assert not look(fleet)\n")
     assert "declares no breach" in plugin.errors[0]
     assert plugin.results == []
 
@@ -235,7 +163,7 @@ def test_a_check_without_a_breach_must_say_why(judge) -> None:
 @pytest.mark.parametrize(("slow", "verdict"), [(False, "not-applicable"), (True, "pass")])
 def test_what_takes_minutes_runs_when_asked_for(judge, slow: bool, verdict: str) -> None:
     """A slow check that nobody asked for says so, and is not a pass."""
-    body = _declare("breaches=(BREACH,), slow='it boots a machine'")
+    body = declare("breaches=(BREACH,), slow='it boots a machine'")
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet), 'open'\n", slow=slow)
     assert plugin.results[0].verdict == verdict
     assert (plugin.results[0].reason == "it boots a machine: ask for it with --slow") != slow
@@ -263,7 +191,7 @@ def _start_again() -> tuple[str, ...]:
 @pytest.mark.parametrize("crash_at", [1, 2, 3])
 def test_a_guest_that_crashes_is_started_again_and_the_look_repeated(judge, crash_at: int) -> None:
     """Whenever it happens: before, while the wall is open, and after."""
-    body = CRASH.replace('"crash_at": 0', f'"crash_at": {crash_at}') + _declare() + CHECK.format("it")
+    body = CRASH.replace('"crash_at": 0', f'"crash_at": {crash_at}') + declare() + CHECK.format("it")
     done = judge(body + "import sys\nsys.modules['crashing'] = sys.modules[__name__]\n", prove=True, revive=_start_again)
     assert [(result.verdict, [str(proof.verdict) for proof in result.proofs]) for result in done.results] == [(Verdict.PASS, ["proven"])]
     assert done.revived == ["red/web"]
@@ -289,7 +217,8 @@ BOTH = ("controller", "node")
 
 
 def _local(breaches: str = "breach(('controller', 'node'))") -> str:
-    return LOCAL + "".join(_declare(f"local=True, breaches=({breaches},)") + LOCAL_CHECK.format(name) for name in ("first", "second"))
+    declared = f"local=True, breaches=({breaches},)"
+    return LOCAL + "".join(declare(declared, objective=name) + LOCAL_CHECK.format(name) for name in ("first", "second"))
 
 
 def test_local_checks_of_several_machines_run_side_by_side(judge, tmp_path: Path) -> None:
@@ -305,7 +234,7 @@ def test_local_checks_of_several_machines_run_side_by_side(judge, tmp_path: Path
 WHEN = "def test_it(fleet):\n    fleet.evidence.record('fleet', 'test', str(time.time()), 'seen', 0.0)\n"
 
 
-@pytest.mark.parametrize(("more", "asked"), [("", 0), (_declare() + WHEN, 1)])
+@pytest.mark.parametrize(("more", "asked"), [("", 0), (declare() + WHEN, 1)])
 def test_what_checks_of_the_fleet_need_is_made_ready_beside_the_local_ones(judge, tmp_path: Path, more: str, asked: int) -> None:
     """If there is any."""
     made: list[float] = []
@@ -329,7 +258,7 @@ def test_a_wall_that_one_lane_leaves_open_stops_the_others(judge) -> None:
 
 
 def test_a_local_check_asks_for_nothing_else(judge) -> None:
-    done = judge(_declare("local=True, breaches=(BREACH,)") + "def test_it(fleet, machine, tmp_path):\n    pass\n")
+    done = judge(declare("local=True, breaches=(BREACH,)") + "def test_it(fleet, machine, tmp_path):\n    pass\n")
     assert done.results == []
     assert "asks for tmp_path" in done.errors[0]
 
@@ -340,7 +269,7 @@ def test_who_proves_looks_once_more_where_nothing_was_observed(judge, blind_at: 
     body = CRASH.replace('"crash_at": 0', f'"crash_at": {blind_at}').replace(
         'GUEST["runs"] = False', 'raise InstrumentError("busy", fact="-", remedy="-")'
     )
-    body += _declare() + CHECK.format("it")
+    body += declare() + CHECK.format("it")
     done = judge(body, prove=True)
     assert [(result.verdict, [str(proof.verdict) for proof in result.proofs]) for result in done.results] == [(Verdict.PASS, ["proven"])]
     assert done.revived == []
@@ -354,7 +283,8 @@ def test_what_is_no_crash_is_not_tried_again(judge) -> None:
         asked.append(1)
         return ()
 
-    body = CRASH.replace('"runs": True', '"runs": False') + _declare() + CHECK.format("it") + _declare() + CHECK.format("it_too")
+    again = declare(objective="again") + CHECK.format("it_too")
+    body = CRASH.replace('"runs": True', '"runs": False') + declare() + CHECK.format("it") + again
     done = judge(body, revive=nobody)
     assert [result.verdict for result in done.results] == [Verdict.INCONCLUSIVE] * 2
     assert asked == [1]

@@ -35,6 +35,7 @@ ALLOWED = {
     "terminal": PURE | {"report"},
     "interrupts": set(),
     "building": PURE | {"apply", "drivers", "interrupts", "lab", "resources", "terminal", "trace", "cli_lab", "verify"},
+    "cli_check": PURE | {"drivers", "interrupts", "lab", "report", "revival", "terminal", "verify"},
     "cli_checkpoint": PURE | {"building", "drivers", "lab", "observe", "terminal", "cli_lab"},
     "cli_image": PURE | {"drivers", "resources", "terminal"},
     "cli_lab": PURE | {"drivers", "lab", "report"},

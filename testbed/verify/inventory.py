@@ -1,0 +1,166 @@
+"""Which checks there are and which cases they must have, read from their source text: pytest is not asked.
+
+What pytest collected and ran is compared with it, so that a case which is lost on the way is missed.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.errors import UsageError
+from testbed.model.testbed import Testbed
+
+WHOLE = "fleet"  # label of a case that is about no single machine
+_NAMED = 6  # cases that a message names
+
+CaseKey = tuple[str, str, str]  # file below the folder, function, label
+
+
+def members(testbed: Testbed) -> dict[str, list[str]]:
+    """Return by fixture the machines that the cases of a check are about, by name."""
+    return {
+        "node": [item.name for item in testbed.nodes],
+        "machine": [item.name for item in testbed.machines],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A declaration as it stands in a file.
+
+    Args:
+        fixtures: names of the function's parameters.
+
+    """
+
+    file: str
+    function: str
+    control: str
+    objective: str
+    fixtures: tuple[str, ...]
+
+    def labels(self, testbed: Testbed) -> list[str]:
+        """Return the labels of the cases that it has in a topology."""
+        return next(
+            (names for fixture, names in members(testbed).items() if fixture in self.fixtures), [WHOLE]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """All checks of a folder.
+
+    Args:
+        oddities: what is wrong with how they are declared, in words.
+
+    """
+
+    checks: tuple[Found, ...]
+    oddities: tuple[str, ...]
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Ids of all controls, sorted."""
+        return tuple(sorted({item.control for item in self.checks}))
+
+    def require(self, only: Sequence[str]) -> None:
+        """Return if each word selects a control.
+
+        Args:
+            only: control ids, or beginnings of them.
+
+        Raises:
+            UsageError: one does not.
+
+        """
+        wrong = [
+            word for word in only if not word or not any(selects(word, control) for control in self.controls)
+        ]
+        if wrong:
+            what, known = f"no check is selected by {', '.join(map(repr, wrong))}", ", ".join(self.controls)
+            raise UsageError(
+                what,
+                fact=f"the controls are {known}",
+                remedy="use --only with one of these, or its beginning",
+            )
+
+    def cases(self, testbed: Testbed, only: Sequence[str]) -> Counter[CaseKey]:
+        """Return every case that must run in a topology."""
+        return Counter(
+            (item.file, item.function, label)
+            for item in self.checks
+            if not only or any(selects(word, item.control) for word in only)
+            for label in item.labels(testbed)
+        )
+
+
+def selects(word: str, control: str) -> bool:
+    """Tell whether a control is meant by its id or the beginning of it."""
+    return control.upper().startswith(word.upper())
+
+
+def inventory(folder: Path) -> Inventory:
+    """Read the declarations of all files of a folder; one that cannot be read is an oddity."""
+    checks: list[Found] = []
+    oddities: list[str] = []
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder).as_posix()
+        try:
+            checks += _declared(name, ast.parse(path.read_bytes()))
+        except (SyntaxError, ValueError, OSError) as error:
+            oddities.append(f"{name} cannot be read: {error}")
+    for (control, text), count in Counter((item.control, item.objective) for item in checks).items():
+        if count > 1:
+            oddities.append(f"{control} is declared {count} times with the objective '{text}'")
+    return Inventory(tuple(checks), tuple(oddities))
+
+
+def _declared(file: str, tree: ast.Module) -> Iterator[Found]:
+    for node in ast.walk(tree):
+        for call in getattr(node, "decorator_list", []):
+            name = getattr(call, "func", None)
+            if getattr(name, "id", getattr(name, "attr", "")) == "check" and isinstance(
+                node, ast.FunctionDef | ast.AsyncFunctionDef
+            ):
+                told = {item.arg: item.value for item in call.keywords}
+                parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                control, objective = (
+                    _text(file, node.name, told.get(key), key) for key in ("id", "objective")
+                )
+                yield Found(file, node.name, control, objective, tuple(item.arg for item in parameters))
+
+
+def _text(file: str, function: str, value: ast.expr | None, key: str) -> str:
+    """Return a text that is written out; what is computed could differ from what runs.
+
+    Raises:
+        ValueError: it is not written out.
+
+    """
+    if not isinstance(value, ast.Constant) or not isinstance(value.value, str):
+        msg = f"{file}: {key} of {function} is not written out as a text"
+        raise ValueError(msg)
+    return value.value
+
+
+def differences(expected: Counter[CaseKey], ran: Counter[CaseKey]) -> list[str]:
+    """Return in words where what ran is not what must run; nothing if it is."""
+    missing, more = expected - ran, ran - expected
+    found = []
+    if missing:
+        found.append(f"{missing.total()} of {expected.total()} cases did not run: {_names(missing)}")
+    if more:
+        found.append(
+            f"{more.total()} cases ran that no declaration accounts for, or more than once: {_names(more)}"
+        )
+    return found
+
+
+def _names(cases: Iterable[CaseKey]) -> str:
+    names = sorted(f"{function} of {file} for {label}" for file, function, label in cases)
+    rest = len(names) - _NAMED
+    return "; ".join(names[:_NAMED]) + (f"; and {rest} more" if rest > 0 else "")

@@ -1,0 +1,130 @@
+"""Tries the breaches of checks: opens a wall, looks, closes it, and looks again at the end (D10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Event
+
+from testbed.drivers.journal import Journal
+from testbed.report.result import ProofVerdict
+from testbed.verify.cases import Case
+from testbed.verify.declare import Breach
+from testbed.verify.looking import Looker
+from testbed.verify.proof import Outcome, Trial, take_back
+from testbed.verify.proven import Proven
+from testbed.verify.trouble import Trouble, told
+
+
+class Prover:
+    """Tries breaches, until one of them is left open.
+
+    Args:
+        proven: what has been proven before.
+        publish: is told whenever something has become of a case's breaches.
+        interrupted: when it is set, no other wall is opened.
+
+    """
+
+    def __init__(
+        self, looker: Looker, proven: Proven, publish: Callable[[Case], None], trouble: Trouble, interrupted: Event
+    ) -> None:
+        self.left_open = ""
+        self._interrupted = interrupted
+        self._looker, self._proven, self._publish, self._trouble = looker, proven, publish, trouble
+
+    def try_all(self, case: Case) -> None:
+        """Try the breaches of a case that its topology can have, unless one is left open."""
+        possible = [breach for breach in case.declared.breaches if self._possible(case, breach)]
+        left_out = self._proven.left_out(case.item.path, [case.names(breach.name) for breach in possible])
+        for breach in possible:
+            if case.names(breach.name) in left_out:
+                case.trials.append(Trial(breach.name))
+                case.trials[-1].leave_out()
+                self._publish(case)
+            elif not self.left_open and not self._interrupted.is_set():
+                self._try(case, breach)
+
+    def _possible(self, case: Case, breach: Breach) -> bool:
+        try:
+            return breach.applies(case.stage)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a breach that nobody can try is no proof
+            case.trials.append(Trial(breach.name))
+            case.trials[-1].judge(None, f"whether there is such a wall cannot be told: {told(error)}")
+            self._publish(case)
+            return False
+
+    def _try(self, case: Case, breach: Breach) -> None:
+        """Try a breach, once more if nothing was observed; whether the wall is whole again shows at the end."""
+        before = self._proven.standing(case.item.path, *case.names(breach.name))
+        if before:
+            case.trials.append(Trial(breach.name))
+            case.trials[-1].recall(before)
+            self._publish(case)
+            return
+        trial = self._trial(case, breach)
+        if trial.verdict is ProofVerdict.BROKEN_INSTRUMENT:
+            self._looker.alive_again()
+            self._trouble.tell(f"{case.name}: once more, since it observed nothing: {trial.reason}")
+            case.trials.remove(trial)
+            self._trial(case, breach, trial.steps)
+        self._publish(case)
+
+    def _trial(self, case: Case, breach: Breach, before: Sequence[str] = ("green",)) -> Trial:
+        """Open a wall, run the check, close the wall."""
+        self._trouble.tell(f"{case.name}: breach: {breach.name}")
+        red: Outcome | None = None
+        trial, trouble, left_open = Trial(breach.name, list(before)), "", ""
+        case.trials.append(trial)
+        journal, run = Journal(case.fleet.lab.workspace), case.fleet.evidence.run
+        try:
+            with journal.holding(case.declared.id, case.label, breach.name, run) as entry:
+                try:
+                    red = self._look_through(case, breach, trial)
+                finally:
+                    left_open = self._close(case, breach, trial)
+                    entry.closed = not left_open
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - no proof; the wall is closed, or its entry stays
+            trouble = told(error)
+        if not left_open:
+            trial.steps.append("reverted")
+            trial.judge(red, trouble)
+        return trial
+
+    def _look_through(self, case: Case, breach: Breach, trial: Trial) -> Outcome | None:
+        """Open a wall, and return what the check says of it; None if it is not open then."""
+        breach.open(case.stage)
+        if not breach.in_force(case.stage):
+            return None
+        trial.steps.append("breach in force")
+        case.fleet.new_phase(case.declared.id)
+        red = self._looker.run(case, f"{case.name}.breach{len(case.trials)}")
+        trial.steps.append(f"check: {red.verdict}: {red.reason}"[:400])
+        return red
+
+    def _close(self, case: Case, breach: Breach, trial: Trial) -> str:
+        """Close a wall; return why it may be open all the same, or the empty string."""
+        left_open = f"the breach '{breach.name}' could not be reverted: interrupted"
+        try:
+            left_open = take_back(breach, case.stage)
+        finally:
+            if left_open:
+                self.left_open = self.left_open or left_open
+                trial.left_open(left_open)
+            case.fleet.new_phase()
+        return left_open
+
+    def look_again(self, case: Case) -> None:
+        """Look at a wall whose breaches were tried, now that all are closed."""
+        waiting = [trial for trial in case.trials if trial.verdict is None]
+        if waiting:
+            again = self._looker.look(case, f"{case.name}.reverted")
+            for trial in waiting:
+                trial.settle(again)
+                if trial.verdict is ProofVerdict.PROVEN:
+                    with (
+                        self._trouble.kept(f"remembering what is proven of {case.name}"),
+                        self._looker.shared,
+                    ):
+                        self._proven.remember(case.item.path, *case.names(trial.breach))
+            self._publish(case)
+        self._trouble.tell(f"{case.name}: " + ", ".join(str(trial.proof().verdict) for trial in case.trials))
