@@ -49,14 +49,20 @@ def differing(compared: str, listed: str, known: frozenset[str]) -> str:
 def profiles(lab: Testbed, machine: Machine) -> Parts:
     """Return that the profile of each guest's worker allows what libvirt writes for the guest, and nothing else."""
     guests = lab.guests_on(machine.name)
-    names = " ".join(f"{guest.domain}={guest.uuid}" for guest in guests) or "-"
-    # As libvirt makes them itself, from the domain as it runs; a domain that does not run is made, with its profile, elsewhere.
-    repair = (
-        f"for guest in {names}; do domain=${{guest%=*}}; virsh -q dumpxml --security-info $domain > /run/testbed-profile.xml || continue; "
-        f"/usr/lib/libvirt/virt-aa-helper -r -u libvirt-${{guest#*=}} < /run/testbed-profile.xml; done; rm -f /run/testbed-profile.xml"
-    )
-    allowed = {guest.uuid: re.compile("|".join(_rules(guest))) for guest in guests}
+    rules = {guest.uuid: "|".join(_rules(guest)) for guest in guests}
+    allowed = {uuid: re.compile(rule) for uuid, rule in rules.items()}
+    repair = "; ".join(("true", *(_without_additions(uuid, rule) for uuid, rule in rules.items())))
     return (PROFILES,), "", repair, partial(additional, allowed=allowed, labels={guest.uuid: guest.label for guest in guests})
+
+
+def _without_additions(uuid: str, rules: str) -> str:
+    """Return the command that takes out of a profile what is not allowed, and puts it into force.
+
+    It is not written anew: libvirt itself adds rules to it while a guest starts, which its helper does not know later.
+    """
+    path, kept = f"{_PROFILES}/libvirt-{uuid}", rf"^\s*(#(?!\s*include).*|{rules}|)$"
+    each = f"for file in {path} {path}.files; do [ -e $file ] || continue; grep -P '{kept}' $file > $file.new; cat $file.new > $file"
+    return f"{each}; rm $file.new; done; [ ! -e {path} ] || apparmor_parser -r {path}"
 
 
 def additional(files: str, allowed: Mapping[str, re.Pattern[str]], labels: Mapping[str, str]) -> str:
@@ -92,6 +98,8 @@ def _rules(guest: Guest) -> Iterator[str]:
         (rf"/var/lib/libvirt/qemu/{numbered}/\{{,\*\*\}}", "rwk"),
         (rf"/var/lib/libvirt/qemu/{numbered}/master-key\.aes", "rwk"),
         (rf"/run/libvirt/qemu/channel/[0-9]+-{own}/\{{,\*\*\}}", "rwk"),
+        (rf"/run/libvirt/qemu/channel/[0-9]+-{own}/org\.qemu\.guest_agent\.0", "rw"),
+        ("/dev/pts/[0-9]+", "rw"),
         (rf"/run/libvirt/\*\*/{own}\.pid", "rwk"),
         (rf"/run/libvirt/\*\*/\*\.tunnelmigrate\.dest\.{own}", "rw"),
         (rf"/run/testbed-waking/{own}", "rwk"),
