@@ -41,9 +41,13 @@ def identity(lab: Testbed, machine: Machine) -> Parts:
 
 
 def differing(compared: str, listed: str, known: frozenset[str]) -> str:
-    """Return what differs from a machine's identity: lines of tar(1), and files that are not in the archive."""
+    """Return what differs from a machine's identity: lines of tar(1), and files that are not in the archive.
+
+    That a file was written anew, as it was, is no difference.
+    """
+    differences = [line for line in compared.splitlines() if not line.endswith(": Mod time differs")]
     foreign = [f"{name}: not part of the identity" for name in sorted(listed.splitlines()) if name not in known]
-    return "\n".join((*compared.splitlines(), *foreign))
+    return "\n".join((*differences, *foreign))
 
 
 def profiles(lab: Testbed, machine: Machine) -> Parts:

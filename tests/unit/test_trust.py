@@ -159,6 +159,8 @@ def test_another_authority_or_file_is_drift_and_is_repaired(tmp_path: Path, file
     archive = _archive(tmp_path)
     assert _identity(tmp_path, archive) == ""
     path = tmp_path / "run/testbed" / file
+    (tmp_path / "run/testbed/ovn/administrators.pem").write_text("administrators")  # written anew, as it was
+    assert _identity(tmp_path, archive) == ""
     path.write_text(text) if text else path.unlink()
     assert file in _identity(tmp_path, archive)
     assert _identity(tmp_path, archive, repair=True) == ""
