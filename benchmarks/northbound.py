@@ -29,12 +29,14 @@ from testbed import resources as packaged
 from testbed.apply import perform
 from testbed.drivers.cache import remove_tree
 from testbed.drivers.central import Central, write_client
-from testbed.drivers.pki import Authority, write_secret
+from testbed.drivers.pki import Authority
+from testbed.drivers.private import write_secret
 from testbed.drivers.process import as_root
 from testbed.drivers.ssh import Host
 from testbed.drivers.workspace import Workspace, cache_root
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Plane, Testbed
+from testbed.plan import northbound
 from testbed.plan.diff import diff
 from testbed.plan.resources import Key, Kind, Properties, Resource, desired
 from testbed.spec.load import load
@@ -63,13 +65,15 @@ class _Place(Central):
         """Nobody boots."""
 
     def observe(self) -> dict[Key, Properties]:
-        """Return the switches and ports."""
+        """Return the switches and ports, and what is in the database besides."""
         found = {Key(self.name, Kind.SWITCH, name): item for name, item in self.northbound.switches().items()}
+        strays = northbound.strays(self.northbound.tables(), self.lab.name)
+        found[Key(self.name, Kind.DATABASE, northbound.NAME)] = dict(northbound.told(strays))
         return found | {Key(self.name, Kind.PORT, name): item for name, item in self.northbound.ports().items()}
 
 
 def _wanted(lab: Testbed) -> Mapping[Key, Resource]:
-    kinds = (Kind.SWITCH, Kind.PORT)
+    kinds = (Kind.SWITCH, Kind.PORT, Kind.DATABASE)
     return {key: item for key, item in desired(lab, INPUTS).items() if key.place == lab.controller.name and key.kind in kinds}
 
 

@@ -9,6 +9,7 @@ from itertools import permutations
 from typing import Any
 
 from testbed.drivers.ssh import Host
+from testbed.model import subjects
 from testbed.model.policy import endpoints
 from testbed.model.testbed import Guest, GuestNic
 from testbed.plan import neighbours
@@ -53,14 +54,25 @@ def command(
 
 
 def needs_guest(stage: Stage) -> str | None:
-    """Return why a check has nothing to look at on a node without guests."""
-    return None if stage.guests else f"{stage.case} has no guest"
+    """Return why a check of one node has nothing to look at there."""
+    return None if stage.guests else f"no guest runs on {stage.node.name}, so no worker, volume or frame of a guest is there"
 
 
-def needs_strangers(stage: Stage) -> str | None:
-    """Return why a check has nothing to look at on a node where one tenant is alone."""
-    tenants = {guest.tenant for guest in stage.guests}
-    return None if len(tenants) > 1 else f"fewer than two tenants have guests on {stage.case}"
+def needs_other_tenants(stage: Stage) -> str | None:
+    """Return why no file on a node could belong to two tenants."""
+    if len(stage.testbed.tenants) < 2:
+        return "the topology has one tenant, so no file could belong to a second one"
+    return needs_guest(stage)
+
+
+def needs_company(stage: Stage) -> str | None:
+    """Return why no guest's frame could come to another guest."""
+    return None if len(stage.testbed.guests) > 1 else "the topology has one guest, so there is no other one that its frames could come to"
+
+
+def needs_flow(stage: Stage) -> str | None:
+    """Return why there is no connection whose rule could be taken away."""
+    return None if has_flow(stage) else "no declared flow joins two guests, so there is no rule that a connection could outlive"
 
 
 def profile(guest: Guest) -> str:
@@ -76,38 +88,6 @@ def rules(guest: Guest) -> str:
 def load(guest: Guest) -> str:
     """Return the command that puts a guest's profile into force as it stands on disk."""
     return f"apparmor_parser -r {profile(guest)}"
-
-
-def needs_flow(stage: Stage) -> str | None:
-    """Return why a check has nothing to hide forged frames behind."""
-    found = any(flow.protocol == "tcp" for tenant in stage.testbed.tenants for flow in tenant.flows)
-    return None if found else "no TCP flow is declared, so there is nothing to tell a wall from a dead network by"
-
-
-def shortcut(name: str, match: str, actions: str = "") -> Breach:
-    """Return a breach by one OpenFlow rule: some frames of a guest go straight to another tenant's guest on the same node.
-
-    Args:
-        match: OpenFlow match of the frames, besides their port; ``{victim}`` is the MAC address of the other guest.
-        actions: what is done to them first.
-
-    """
-    return command(
-        name,
-        opens=lambda s: f"{TABLE} add-flow br-int '{passing(s, match, actions)}'",
-        closes=lambda s: withdrawn(s, match),
-        shows=lambda s: f"{TABLE} dump-flows br-int '{_from(s, match)}' | grep -q priority=200",
-    )
-
-
-def passing(stage: Stage, match: str, actions: str = "") -> str:
-    """Return the OpenFlow rule of a `shortcut`."""
-    return f"{_from(stage, match)},priority=200,actions={actions}output:{stage.strangers()[1].nics[0].tap}"
-
-
-def withdrawn(stage: Stage, match: str) -> str:
-    """Return the command that takes the OpenFlow rule of a `shortcut` away."""
-    return f"{TABLE} --strict del-flows br-int '{_from(stage, match)},priority=200'"
 
 
 def mirrored(name: str, source: Callable[[Stage], Guest], device: Callable[[Stage], str], match: str = "") -> Breach:
@@ -131,44 +111,66 @@ def mirrored(name: str, source: Callable[[Stage], Guest], device: Callable[[Stag
     )
 
 
-def _from(stage: Stage, match: str) -> str:
-    attacker, victim = (guest.nics[0] for guest in stage.strangers())
-    return f"table=0,in_port={attacker.tap},{match.format(victim=victim.mac)}"
-
-
 def where(applies: Callable[[Stage], bool], *breaches: Breach) -> tuple[Breach, ...]:
     """Return breaches that are tried only where a topology has the wall that they open."""
     return tuple(replace(breach, applies=applies) for breach in breaches)
 
 
-def dual(stage: Stage) -> bool:
-    """Tell whether the attacker of a case, the first guest of its node, has IPv6."""
-    return stage.guests[0].nics[0].address6 is not None
+def has_flow(stage: Stage) -> bool:
+    """Tell whether a declared flow joins two guests."""
+    return bool(subjects.flows(stage.testbed))
 
 
-def dual_flow(stage: Stage) -> bool:
-    """Tell whether the source of the first declared flow has IPv6."""
-    return stage.flow()[2].address6 is not None
+def has_pair(stage: Stage) -> bool:
+    """Tell whether the fleet has two guests that no flow joins."""
+    return subjects.pair(stage.testbed) is not None
 
 
-def unjoined(stage: Stage) -> tuple[str, str] | None:
-    """Return interface and IPv6 address of two neighbours on a network that no declared flow joins, or None."""
-    found = neighbours.allowed(stage.testbed, stage.node.machine)
-    for one, other in permutations(endpoints(stage.testbed), 2):
-        taps = [nic.tap for guest in stage.guests for nic in guest.nics if nic.mac == one.mac]
-        if taps and one.network == other.network and one.address6 and (taps[0], str(other.address6)) not in found:
-            return taps[0], str(other.address6)
+def has_neighbours(stage: Stage) -> bool:
+    """Tell whether two guests share a network."""
+    return subjects.neighbour(stage.testbed, stage.sender) is not None
+
+
+def has_sharers(stage: Stage) -> bool:
+    """Tell whether two guests are on the node of a case."""
+    return subjects.sharers(stage.testbed, stage.node.name) is not None
+
+
+def has_strangers(stage: Stage) -> bool:
+    """Tell whether guests of two tenants are on the node of a case."""
+    return subjects.strangers(stage.testbed, stage.node.name) is not None
+
+
+def has_six(stage: Stage) -> bool:
+    """Tell whether any guest has IPv6."""
+    return any(nic.address6 for guest in stage.testbed.guests for nic in guest.nics)
+
+
+def six_sender(stage: Stage) -> subjects.Attachment:
+    """Return the first interface with IPv6, or the first one of all where none has it."""
+    everyone = subjects.attachments(stage.testbed)
+    return next((item for item in everyone if item.nic.address6), everyone[0])
+
+
+def unjoined(stage: Stage) -> tuple[str, str, str] | None:
+    """Return node, interface and IPv6 address of two neighbours on a network that no declared flow joins, or None."""
+    lab = stage.testbed
+    found = {node.name: neighbours.allowed(lab, node) for node in lab.nodes}
+    own = {item.nic.mac: item for item in subjects.attachments(lab)}
+    for one, other in permutations(endpoints(lab), 2):
+        node, tap = own[one.mac].guest.node, own[one.mac].nic.tap
+        if one.network == other.network and one.address6 and (tap, str(other.address6)) not in found[node]:
+            return node, tap, str(other.address6)
     return None
 
 
 def switch(stage: Stage) -> str:
-    """Return the logical switch of the first declared flow."""
-    source, _, nic, _ = stage.flow()
-    return f"{source.tenant}/{nic.network}"
+    """Return the logical switch of the first declared flow, or else of a network with a guest, if possible with two."""
+    return stage.sender.network
 
 
 def ruled(name: str, rules: Callable[[Stage], tuple[Acl, ...]]) -> Breach:
-    """Return a breach by rules that are added to the switch of the first declared flow."""
+    """Return a breach by rules that are added to the `switch`."""
 
     def in_force(stage: Stage) -> bool:
         present = stage.northbound.switches()[switch(stage)]["acls"]
@@ -186,13 +188,18 @@ _ALL = tuple(Acl(way, 2000, "ip", "allow") for way in ("from-lport", "to-lport")
 ALLOW_ALL = ruled("a rule allows all IP inside a tenant's network", lambda _: _ALL)
 
 
-def loosened(name: str, security: Callable[[Stage], list[str]]) -> Breach:
-    """Return a breach by other addresses that the sender of the first declared flow may use."""
+def attacker(stage: Stage) -> GuestNic:
+    """Return the interface of who attacks a network."""
+    return stage.sender.nic
+
+
+def loosened(name: str, security: Callable[[Stage], list[str]], nic: Callable[[Stage], GuestNic] = attacker) -> Breach:
+    """Return a breach by other addresses that an interface may use."""
     return Breach(
         name,
-        open=lambda stage: stage.northbound.set_security(stage.flow()[2].port, security(stage)),
-        close=lambda stage: stage.northbound.set_security(stage.flow()[2].port, [stage.flow()[2].pinned]),
-        in_force=lambda stage: _port(stage, stage.flow()[2])["security"] != [stage.flow()[2].pinned],
+        open=lambda stage: stage.northbound.set_security(nic(stage).port, security(stage)),
+        close=lambda stage: stage.northbound.set_security(nic(stage).port, [nic(stage).pinned]),
+        in_force=lambda stage: _port(stage, nic(stage))["security"] != [nic(stage).pinned],
     )
 
 
@@ -208,9 +215,3 @@ def readdressed(name: str, nic: Callable[[Stage], GuestNic], addresses: Callable
 
 def _port(stage: Stage, nic: GuestNic) -> Mapping[str, Any]:
     return next(found for found in stage.northbound.ports().values() if found["port"] == nic.port)
-
-
-def receiver(stage: Stage) -> GuestNic:
-    """Return the interface at which the first declared flow arrives."""
-    _, target, nic, _ = stage.flow()
-    return next(item for item in target.nics if item.network == nic.network)

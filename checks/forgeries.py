@@ -86,23 +86,23 @@ def invented_mac() -> str:
 
 
 def false_macs(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield segments of an allowed flow from a MAC address that is not the sender's (NET-02)."""
+    """Yield packets of an allowed flow from a MAC address that is not the sender's (NET-02)."""
     lies = {
         "an invented MAC address": invented_mac(),
         "the receiver's MAC address": scene.peer.mac,
         "another tenant's MAC address": scene.stranger.mac,
         "a group's MAC address": "0f" + scene.sender.mac[2:],
     }
-    for meaning, mac in lies.items() if scene.port else ():
-        yield f"a segment from {meaning}", framed(Ether(src=mac, dst=scene.peer.mac), scene.ip(), frames.syn(scene.port))
-        yield f"an IPv6 segment from {meaning}", framed(Ether(src=mac, dst=scene.peer.mac), scene.six(), frames.syn(scene.port))
+    for meaning, mac in lies.items():
+        yield f"a packet from {meaning}", framed(Ether(src=mac, dst=scene.peer.mac), scene.ip(), scene.body())
+        yield f"an IPv6 packet from {meaning}", framed(Ether(src=mac, dst=scene.peer.mac), scene.six(), scene.body6())
 
 
 def borrowed_macs(scene: Scene) -> Iterator[tuple[str, str, Frame]]:
     """Yield the same from a MAC address that the guest's own driver has given to its device, and that address (NET-02)."""
-    for meaning, mac in (("the receiver's", scene.peer.mac), ("another tenant's", scene.stranger.mac)) if scene.port else ():
-        segment = framed(Ether(src=mac, dst=scene.peer.mac), scene.ip(), frames.syn(scene.port))
-        yield f"a segment from {meaning} MAC address, which its driver has taken on", mac, segment
+    for meaning, mac in (("the receiver's", scene.peer.mac), ("another tenant's", scene.stranger.mac)):
+        packet = framed(Ether(src=mac, dst=scene.peer.mac), scene.ip(), scene.body())
+        yield f"a packet from {meaning} MAC address, which its driver has taken on", mac, packet
 
 
 def false_resolutions(scene: Scene) -> Iterator[tuple[str, Frame]]:
@@ -122,7 +122,7 @@ def false_resolutions(scene: Scene) -> Iterator[tuple[str, Frame]]:
 
 
 def false_addresses(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield segments of an allowed flow from an address that is not the sender's (NET-04, RFC 2827)."""
+    """Yield packets of an allowed flow from an address that is not the sender's (NET-04, RFC 2827)."""
     lies = {
         "a free address of its network": scene.free,
         "the network's own address": str(scene.server.address),
@@ -131,11 +131,10 @@ def false_addresses(scene: Scene) -> Iterator[tuple[str, Frame]]:
         "an address of nowhere": NOWHERE,
         "no address": "0.0.0.0",  # noqa: S104 - sent, not bound to
     }
-    if scene.port:
-        for meaning, address in lies.items():
-            yield f"a segment from {meaning}", framed(scene.link, scene.ip(address), frames.syn(scene.port))
-        yield "a fragment from a free address", framed(scene.link, scene.ip(scene.free, flags="MF"), frames.syn(scene.port))
-        yield from _false_addresses6(scene)
+    for meaning, address in lies.items():
+        yield f"a packet from {meaning}", framed(scene.link, scene.ip(address), scene.body())
+    yield "a fragment from a free address", framed(scene.link, scene.ip(scene.free, flags="MF"), scene.body())
+    yield from _false_addresses6(scene)
 
 
 def _false_addresses6(scene: Scene) -> Iterator[tuple[str, Frame]]:
@@ -151,11 +150,11 @@ def _false_addresses6(scene: Scene) -> Iterator[tuple[str, Frame]]:
         lies["its own link-local address"] = str(scene.sender.link_local)
     for meaning, address in lies.items():
         if address != six_of(scene.sender):
-            yield f"an IPv6 segment from {meaning}", framed(scene.link, scene.six(address), frames.syn(scene.port))
+            yield f"an IPv6 packet from {meaning}", framed(scene.link, scene.six(address), scene.body6())
     for wrap, headers in _wraps().items():
         if wrap:
-            layers = (scene.link, scene.six(scene.free6), *headers, frames.syn(scene.port))
-            yield f"an IPv6 segment from a free address{wrap}", framed(*layers)
+            layers = (scene.link, scene.six(scene.free6), *headers, scene.body6())
+            yield f"an IPv6 packet from a free address{wrap}", framed(*layers)
 
 
 def _wraps() -> dict[str, tuple[Packet, ...]]:
@@ -169,14 +168,14 @@ def _wraps() -> dict[str, tuple[Packet, ...]]:
 
 
 def source_routes(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield segments of an allowed flow that ask their receiver to pass them on to another tenant's guest (NET-04, RFC 5095, RFC 7126)."""
-    if scene.port:
+    """Yield packets of an allowed flow that ask their receiver to pass them on to another tenant's guest (NET-04, RFC 5095, RFC 7126)."""
+    if scene.protocol:
         for kind in ("loose", "strict"):
             packet = scene.ip()
             packet.options = [frames.source_route(kind, str(scene.stranger.address))]
-            yield f"a segment with a {kind} source route", framed(scene.link, packet, frames.syn(scene.port))
+            yield f"a packet with a {kind} source route", framed(scene.link, packet, scene.body())
         header = frames.routing_header(six_of(scene.stranger))
-        yield "an IPv6 segment with a routing header", framed(scene.link, scene.six(), header, frames.syn(scene.port))
+        yield "an IPv6 packet with a routing header", framed(scene.link, scene.six(), header, scene.body6())
 
 
 def false_routers(scene: Scene) -> Iterator[tuple[str, Frame]]:
@@ -232,7 +231,7 @@ def false_servers(scene: Scene) -> Iterator[tuple[str, Frame]]:
 
 
 def tagged_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield honest segments of an allowed flow in VLAN tags, which no tenant's network uses (NET-07)."""
+    """Yield honest packets of an allowed flow in VLAN tags, which no tenant's network uses (NET-07)."""
     tags = {
         "a priority tag": frames.tagged(0),
         "a VLAN tag": frames.tagged(1),
@@ -241,9 +240,9 @@ def tagged_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
         "a service tag and a VLAN tag": frames.tagged(1, 2, service=True),
         "a service tag": frames.tagged(1, service=True),
     }
-    for meaning, tag in tags.items() if scene.port else ():
-        yield f"a segment in {meaning}", framed(scene.link, tag, scene.ip(), frames.syn(scene.port))
-        yield f"an IPv6 segment in {meaning}", framed(scene.link, tag, scene.six(), frames.syn(scene.port))
+    for meaning, tag in tags.items():
+        yield f"a packet in {meaning}", framed(scene.link, tag, scene.ip(), scene.body())
+        yield f"an IPv6 packet in {meaning}", framed(scene.link, tag, scene.six(), scene.body6())
 
 
 def tunnelled_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
@@ -255,13 +254,13 @@ def tunnelled_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
         for node, address in enumerate(scene.tunnels[:2]):
             for meaning, source, flags in (("", own, ""), (" from a node's address", other, ""), (" in a fragment", own, "MF")):
                 outer = IP(src=source, dst=address, flags=flags)
-                yield f"{name} to node {node + 1}{meaning}", framed(scene.shout, outer, tunnel, inner, frames.syn(scene.port or 7))
+                yield f"{name} to node {node + 1}{meaning}", framed(scene.shout, outer, tunnel, inner, scene.body())
 
 
 def strays(scene: Scene) -> Iterator[tuple[str, Frame]]:
     """Yield frames for nobody's MAC address, and those of the protocols that bridges speak among themselves (NET-11)."""
     unknown = Ether(src=scene.sender.mac, dst=invented_mac())
-    yield "a segment for an unknown MAC address", framed(unknown, scene.ip(), frames.syn(scene.port or 7))
+    yield "a packet for an unknown MAC address", framed(unknown, scene.ip(), scene.body())
     bridges = Dot3(src=scene.sender.mac, dst="01:80:c2:00:00:00")
     yield "a bridge's spanning tree message", framed(bridges, LLC(dsap=0x42, ssap=0x42, ctrl=3), STP(rootid=0, bridgeid=0))
     for meaning, ethertype, last in (("LLDP", 0x88CC, 0x0E), ("LACP", 0x8809, 0x02), ("EAPOL", 0x888E, 0x03), ("PAUSE", 0x8808, 0x01)):

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
+from checks.scenes import Scene, scenes
 from testbed.drivers import limits
 from testbed.errors import InstrumentError
+from testbed.foreign.data import real
 from testbed.model.policy import Endpoint, endpoints
+from testbed.model.subjects import loudest
 from testbed.model.testbed import Guest, GuestNic, Limits
 from testbed.verify import flooding
 from testbed.verify.fleet import Fleet
 from testbed.verify.flooding import NOTHING, Bound, Flood
 from testbed.verify.frames import BROADCAST, arp_reply, dhcp_discover
-from testbed.verify.network import Attack, observe, tcp_flows
+from testbed.verify.network import Attack, observe
 from testbed.verify.observation import Observation
 from testbed.verify.probing import in_guest
+from testbed.verify.tokens import Tokens
 
 _CALM, _BEAT = 5.0, 0.25  # seconds of calm; seconds between two beats of the victim's heart
+_DRAIN = 2.0  # seconds after the last flood until a node has worked off what it was given
 _FLOOD, _OPENING = 30.0, 60.0  # seconds that each flood may take; seconds that opening connections may take
 _SAVED = 1.0  # seconds' worth that the kernel's meter saves up besides its burst
 _EXCESS = 1.05  # how far beyond what a limit may let through a flood must go, to show that the limit holds it back
@@ -32,7 +38,9 @@ _SPACED = 0.002  # seconds between two new connections
 _LONGEST = 200.0  # seconds that the floods may take together
 _SMALL, LARGE = 60, 1400  # octets
 SLACK = 1.15  # how far the kernel's meters may be above a limit; without a limit, what passes is several times as much
-CALM_BEATS, FLOOD_BEATS = 5, 6  # first octet of a DHCP transaction; other checks use 1 to 4
+CALM_BEATS, FLOOD_BEATS, LATER_BEATS = 5, 6, 7  # first octet of a DHCP transaction; other checks use 1 to 4
+HEALTHY = 0.9  # share of its heartbeat that a victim must have in calm: with less, the machine is too busy to tell a flood by it
+LOST = 0.3  # share of it that a victim may lose more during floods than in calm
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +48,26 @@ class Noise:
     """Who makes noise, at whom, and who suffers.
 
     Args:
-        peer: who receives the noise that is allowed, on a port of a declared flow.
-        victim: a guest of another tenant on the same node.
+        scene: the sender, and who receives its noise: the target of a declared flow. Without a flow only the limit of packets
+            can be met, since nothing that counts for the others is let through.
+        victim: a guest on the same node, of another tenant if there is one.
 
     """
 
     guest: Guest
     nic: GuestNic
-    sender: Endpoint
-    peer: Endpoint
-    port: int
-    victim: Endpoint
+    scene: Scene
+    victim: Endpoint | None
+
+    @property
+    def sender(self) -> Endpoint:
+        """The interface that the noise comes from."""
+        return self.scene.sender
+
+    @property
+    def peer(self) -> Endpoint:
+        """Whom it is for."""
+        return self.scene.peer
 
 
 @dataclass
@@ -58,7 +75,7 @@ class Outcome:
     """What became of the noise, and of the victim's heartbeat.
 
     Args:
-        opening: how many first segments of connections, which a rule allows, came to the node.
+        opening: how many first packets of connections, which a rule allows, came to the node.
         tracked: how many of them the node tracks.
         large: large frames that a rule allows.
         delivered: octets of those that the node of the peer has handed over.
@@ -78,12 +95,11 @@ class Outcome:
 
 
 def noise_of(fleet: Fleet) -> Noise:
-    """Return the source of the first declared flow as the one who makes noise."""
-    _, sender, peer, port = tcp_flows(fleet)[0]
-    guest, nic = _interface(fleet, sender)
-    near = {item.label for item in fleet.testbed.guests_on(guest.node) if item.tenant != guest.tenant}
-    victim = next(item for item in endpoints(fleet.testbed) if item.guest in near)
-    return Noise(guest, nic, sender, peer, port, victim)
+    """Return who makes noise, as `testbed.model.subjects.loudest` chooses it."""
+    one, _, suffering = loudest(fleet.testbed)
+    scene = next(scene for scene in scenes(fleet) if scene.sender.mac == one.nic.mac)
+    victim = next((item for item in endpoints(fleet.testbed) if suffering and item.guest == suffering.label), None)
+    return Noise(one.guest, one.nic, scene, victim)
 
 
 def _interface(fleet: Fleet, endpoint: Endpoint) -> tuple[Guest, GuestNic]:
@@ -105,7 +121,7 @@ def over(noise: Noise, found: Outcome) -> list[str]:
 
 
 def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
-    """Watch the victim's heart in calm, and then while a guest makes one kind of noise after another, until one is past its limit.
+    """Watch the victim's heart in calm, while a guest makes one kind of noise after another until one is past its limit, and in calm.
 
     Raises:
         InstrumentError: something was not observed.
@@ -113,19 +129,24 @@ def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
     """
     found = Outcome()
 
-    def beat(beats: int, seconds: float) -> None:
-        questions = [dhcp_discover(noise.victim.mac, beats << 24 | number)(b"") for number in range(int(seconds / _BEAT))]
-        found.asked[beats] = min(_send(fleet, noise.victim, questions, seconds, _BEAT), len(questions))
+    def beat(victim: Endpoint, beats: int, seconds: float) -> None:
+        questions = [dhcp_discover(victim.mac, beats << 24 | number)(b"") for number in range(int(seconds / _BEAT))]
+        found.asked[beats] = min(_send(fleet, victim, questions, seconds, _BEAT), len(questions))
 
-    def meanwhile(_: str) -> None:
-        beat(CALM_BEATS, _CALM)
+    def meanwhile(_: Tokens) -> None:
+        if noise.victim is None:
+            _make_noise(fleet, noise, found)
+            return
+        beat(noise.victim, CALM_BEATS, _CALM)
         with ThreadPoolExecutor(max_workers=1) as pool:
-            heart = pool.submit(beat, FLOOD_BEATS, _LONGEST)
+            heart = pool.submit(beat, noise.victim, FLOOD_BEATS, _LONGEST)
             try:
                 _make_noise(fleet, noise, found)
             finally:
                 in_guest(fleet, _interface(fleet, noise.victim)[0]).ask({"phase": "halt"})
             heart.result()
+        time.sleep(_DRAIN)
+        beat(noise.victim, LATER_BEATS, _CALM)
 
     observation = observe(fleet, (), Attack((), 280, meanwhile))
     return found, observation
@@ -152,7 +173,7 @@ def large_enough(own: Limits) -> Bound:
 
 
 def _make_noise(fleet: Fleet, noise: Noise, found: Outcome) -> None:
-    node, (peer, nic) = fleet.machines[noise.guest.node], _interface(fleet, noise.peer)
+    node = fleet.machines[noise.guest.node]
 
     def flood(frames: Sequence[bytes], beyond: Bound) -> Flood:
         return flooding.flood(
@@ -162,19 +183,26 @@ def _make_noise(fleet: Fleet, noise: Noise, found: Outcome) -> None:
             beyond, _FLOOD,
         )  # fmt: skip
 
-    opening, closing = _connections(noise)
+    if noise.scene.protocol:
+        _open_connections(fleet, noise, found)
+        if over(noise, found):
+            return
+        peer, nic = _interface(fleet, noise.peer)
+        before = flooding.received(fleet.machines[peer.node], nic)
+        found.large = flood([_allowed(noise)], large_enough(noise.guest.limits))
+        found.delivered = flooding.received(fleet.machines[peer.node], nic) - before
+    if not over(noise, found):
+        found.small = flood(_denied(noise), small_enough(noise.guest.limits))
+
+
+def _open_connections(fleet: Fleet, noise: Noise, found: Outcome) -> None:
+    node, (opening, closing) = fleet.machines[noise.guest.node], _connections(noise)
     before = flooding.offered(node, noise.nic)
     found.sent.append(_send(fleet, noise.sender, opening, _OPENING, _SPACED))
     found.opening = flooding.offered(node, noise.nic) - before
     found.tracked = flooding.tracked(node, noise.nic)
-    _send(fleet, noise.sender, closing, _OPENING, _SPACED)
-    if over(noise, found):
-        return
-    before = flooding.received(fleet.machines[peer.node], nic)
-    found.large = flood([_allowed(noise)], large_enough(noise.guest.limits))
-    found.delivered = flooding.received(fleet.machines[peer.node], nic) - before
-    if not over(noise, found):
-        found.small = flood(_denied(noise), small_enough(noise.guest.limits))
+    if closing:
+        _send(fleet, noise.sender, closing, _OPENING, _SPACED)
 
 
 def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: float, spacing: float) -> int:
@@ -189,15 +217,20 @@ def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: floa
 
 
 def _connections(noise: Noise) -> tuple[list[bytes], list[bytes]]:
-    """Return the first and the last segments of twice as many connections as the sender may have.
+    """Return the first and the last packets of twice as many connections as the sender may have.
 
-    They are signed with a key that their receiver does not have, so that it says nothing (RFC 2385, 4.1): a connection
-    that is refused is closed, and counts for no limit of the kernel's.
+    Segments are signed with a key that their receiver does not have, so that it says nothing (RFC 2385, 4.1): a connection
+    that is refused is closed, and counts for no limit of the kernel's. What is tracked of UDP and ICMP ends by itself, half a
+    minute after its last packet.
     """
-    start, head = 20000 + secrets.randbelow(20000), _link(noise) / _ip(noise)
-    signed, ports = [("MD5", bytes(16))], range(start, start + 2 * noise.guest.limits.connections)
-    first = [bytes(head / TCP(sport=port, dport=noise.port, flags="S", seq=1000, options=signed)) for port in ports]
-    return first, [bytes(head / TCP(sport=port, dport=noise.port, flags="R", seq=1001)) for port in ports]
+    start, head, port = 20000 + secrets.randbelow(20000), _link(noise) / _ip(noise), noise.scene.port
+    signed, own = [("MD5", bytes(16))], range(start, start + 2 * noise.guest.limits.connections)
+    if noise.scene.protocol == "icmp":
+        return [bytes(head / ICMP(id=number, seq=1)) for number in own], []
+    if noise.scene.protocol == "udp":
+        return [bytes(head / UDP(sport=number, dport=port)) for number in own], []
+    first = [bytes(head / TCP(sport=number, dport=port, flags="S", seq=1000, options=signed)) for number in own]
+    return first, [bytes(head / TCP(sport=number, dport=port, flags="R", seq=1001)) for number in own]
 
 
 def _allowed(noise: Noise) -> bytes:
@@ -209,9 +242,10 @@ def _allowed(noise: Noise) -> bytes:
 def _denied(noise: Noise) -> list[bytes]:
     """Return small datagrams, segments to ports that no rule allows, fragments, and frames for everybody."""
     shout = Ether(src=noise.sender.mac, dst=BROADCAST)
-    closed = noise.port ^ 1
+    closed = noise.scene.port ^ 1
+    others = [port for port in (1024 + secrets.randbelow(60000) for _ in range(9)) if port != noise.scene.port]
     kinds: list[Packet] = [
-        *(_link(noise) / _ip(noise) / UDP(sport=9, dport=1024 + secrets.randbelow(60000)) for _ in range(8)),
+        *(_link(noise) / _ip(noise) / UDP(sport=9, dport=port) for port in others),
         *(_link(noise) / _ip(noise) / TCP(sport=1024 + secrets.randbelow(60000), dport=closed, flags="S") for _ in range(8)),
         *(_link(noise) / _ip(noise, flags="MF") / Raw(bytes(16)) for _ in range(8)),
         *(shout / IP(src=str(noise.sender.address), dst="255.255.255.255") / UDP(sport=9, dport=9) for _ in range(8)),
@@ -244,19 +278,45 @@ class Heartbeat:
         return f"{self.arrived:.0%} answered, silent for {self.silence:.1f} s at most"
 
 
-def heartbeat(observation: Observation, victim: Endpoint, first: int, asked: int) -> Heartbeat:
-    """Return what a victim heard of the answers to its questions.
+@dataclass(frozen=True, slots=True)
+class Heart:
+    """A victim's heartbeat in calm, during floods, and in calm again, which tells a flood from a machine that is busy anyway."""
 
-    Args:
-        first: `CALM_BEATS` or `FLOOD_BEATS`.
-        asked: how many it has asked.
+    calm: Heartbeat
+    loud: Heartbeat
+    later: Heartbeat
 
+    @property
+    def ill(self) -> bool:
+        """Whether it lost beats without any flood, so that nothing can be told by those that it lost during one."""
+        return min(self.calm.arrived, self.later.arrived) < HEALTHY
+
+    @property
+    def harmed(self) -> bool:
+        """Whether it lost more during floods than in calm."""
+        return self.loud.arrived <= min(self.calm.arrived, self.later.arrived) - LOST
+
+    def __str__(self) -> str:
+        return f"calm: {self.calm}; during floods: {self.loud}; calm again: {self.later}"
+
+
+def heart(observation: Observation, victim: Endpoint, asked: Mapping[int, int]) -> Heart:
+    """Return what a victim heard of the answers to its questions, by its own word; see `Outcome.asked`.
+
+    Its node may have handed it what it had no time for.
     """
+    return Heart(*(_heartbeat(observation, victim, beats, asked.get(beats, 0)) for beats in (CALM_BEATS, FLOOD_BEATS, LATER_BEATS)))
+
+
+def _heartbeat(observation: Observation, victim: Endpoint, first: int, asked: int) -> Heartbeat:
     start = f"{first:02x}"
     times = {
-        str(record.get("token")): float(record.get("at", 0))
-        for record in observation.records[victim.guest]
+        str(record.get("token")): real(record.get("at", 0))
+        for record in observation.told[victim.guest]
         if record.get("kind") == "dhcp" and str(record.get("token")).startswith(start)
     }
+    if not asked or len(times) > asked:
+        fact = f"{len(times)} answers to {asked} questions"
+        raise InstrumentError(f"the heart of {victim.guest} cannot be read", fact=fact, remedy="repeat the check")
     at = sorted(times.values())
     return Heartbeat(len(at) / asked, max((two - one for one, two in pairwise(at)), default=0.0))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import IPv4Address
@@ -19,15 +19,19 @@ from checks.scenes import Scene, scenes
 from testbed.apply import converge_place
 from testbed.errors import InstrumentError
 from testbed.model.policy import Endpoint, endpoints
-from testbed.model.testbed import TenantNetwork
+from testbed.model.subjects import host, leaver, ordered
+from testbed.model.testbed import AllowedFlow, TenantNetwork
 from testbed.plan.acls import Acl, acls
 from testbed.verify.counters import RECEIVED, await_frames
 from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.frames import framed, syn
-from testbed.verify.network import Attack, arrived_so_far, observe, tcp_flows
+from testbed.verify.flows import KINDS
+from testbed.verify.frames import framed
+from testbed.verify.network import Attack, observe
 from testbed.verify.observation import Observation, matrix_probes
 from testbed.verify.probing import Probe, broken, in_guest
+from testbed.verify.tap_witness import arrived_so_far, require_agreement
 from testbed.verify.throwaway import BOOT, TAP, Throwaway
+from testbed.verify.tokens import Tokens
 
 _CENTRAL = "ovn-ovsdb-server-nb ovn-ovsdb-server-sb ovn-northd"
 _SERVICES = ("ovs-vswitchd", "ovn-controller")  # before the controller's, as an upgrade does it
@@ -56,8 +60,16 @@ class Ordeal:
 
     @property
     def leaks(self) -> list[str]:
-        """What got through: which frame, at which guest, how often, for how long."""
-        return [text for probe, meaning in self.frames for text in self.seen(probe.mark, meaning)]
+        """What got through: which frame, at which guest, how often, for how long.
+
+        Raises:
+            InstrumentError: nothing, by the word of guests that cannot vouch for it.
+
+        """
+        found = [text for probe, meaning in self.frames for text in self.seen(probe.mark, meaning)]
+        if not found:
+            require_agreement(self.observation, [probe.mark for probe, _ in self.frames])
+        return found
 
     def seen(self, mark: str, meaning: str) -> list[str]:
         """Return at which guests a probe's frames were seen, how many, and for how long."""
@@ -75,7 +87,7 @@ def upheaval(fleet: Fleet) -> Ordeal:
     frames = _attacks(fleet)
     restarts = [partial(_restart_nodes, fleet, service) for service in _SERVICES]
     steps = [*restarts, partial(restart_central, fleet), partial(time.sleep, _WHILE)]
-    return _besieged(fleet, frames, lambda prefix: _until_leak(fleet, frames, prefix, steps))
+    return _besieged(fleet, frames, lambda tokens: _until_leak(fleet, frames, tokens, steps))
 
 
 def withdrawal(fleet: Fleet) -> Ordeal:
@@ -86,7 +98,7 @@ def withdrawal(fleet: Fleet) -> Ordeal:
 
     """
     held: dict[str, Any] = {}
-    found = _besieged(fleet, _attacks(fleet), lambda prefix: held.update(_change_policy(fleet, prefix)))
+    found = _besieged(fleet, _attacks(fleet), lambda tokens: held.update(_change_policy(fleet, tokens)))
     found.held.update(held)
     return found
 
@@ -98,18 +110,20 @@ def arrival(fleet: Fleet) -> Ordeal:
         InstrumentError: the observation was not complete, or the guest did not attack.
 
     """
-    stages, members = scenes(fleet), {guest.label: guest for guest in fleet.testbed.guests_on(fleet.testbed.nodes[0].name)}
-    scene = min((scene for scene in stages if scene.sender.guest in members), key=lambda scene: not scene.port)
+    stages, members = scenes(fleet), {guest.label: guest for guest in fleet.testbed.guests_on(host(fleet.testbed))}
+    scene = min((scene for scene in stages if scene.sender.guest in members), key=lambda scene: not scene.protocol)
     guest = members[scene.sender.guest]
-    stranger = Throwaway.beside(fleet, guest, _free(fleet, scene))
+    stranger = Throwaway.beside(fleet, guest, _free(fleet, scene), scene.sender.interface)
     own = _first_frames(fleet, replace(scene, number=len(stages), sender=stranger.endpoint))
 
-    def meanwhile(prefix: str) -> None:
-        with _loose(fleet, stranger, [probe.frame(f"{prefix}{probe.mark}.".encode()) for probe, _ in own if probe.frame]):
+    def meanwhile(tokens: Tokens) -> None:
+        with stranger.present(fleet):
+            stranger.start([probe.frame(tokens.of(probe.mark).encode()) for probe, _ in own if probe.frame])
+            stranger.require_flowing(TAP, BOOT)
             steps = (partial(_bind, fleet, stranger), stranger.reset_attacking, stranger.plug_attacking, partial(time.sleep, _WHILE))
-            _until_leak(fleet, own, prefix, steps)
+            _until_leak(fleet, own, tokens, steps)
 
-    return Ordeal(own, observe(fleet, (), Attack((), _SECONDS, meanwhile)))
+    return Ordeal(own, observe(fleet, (), Attack((), _SECONDS, meanwhile), doubts=True))
 
 
 def absence(fleet: Fleet) -> Ordeal:
@@ -123,26 +137,30 @@ def absence(fleet: Fleet) -> Ordeal:
 
 
 def departure(fleet: Fleet) -> Ordeal:
-    """Observe what the guests of all other nodes get through while the last node boots anew; its own are started again afterwards.
+    """Observe what the guests of all other nodes get through while one node boots anew; its own are started again afterwards.
 
     Raises:
         InstrumentError: the observation was not complete, or the node does not come back.
 
     """
-    name = fleet.testbed.nodes[-1].name
+    name = leaver(fleet.testbed)
+    if name is None:
+        raise broken("no node can be left out", "without it no two guests are left that must not reach one another")
     node = fleet.lab.nodes[name]
-    try:
-        others = fleet.without(name)
-        return _besieged(others, _attacks(others), lambda _: _reboot(fleet.machines[name]))
-    finally:
+    others = fleet.without(name)
+
+    def repair() -> None:
         node.wait()
         node.reconnect()
         converge_place(fleet.lab.desired, node, lambda _: None)
 
+    with fleet.leavings.made(f"{name}, which was booted anew, without its guests", repair):
+        return _besieged(others, _attacks(others), lambda _: _reboot(fleet.machines[name]))
 
-def _besieged(fleet: Fleet, frames: list[tuple[Probe, str]], meanwhile: Callable[[str], None]) -> Ordeal:
+
+def _besieged(fleet: Fleet, frames: list[tuple[Probe, str]], meanwhile: Callable[[Tokens], None]) -> Ordeal:
     """Let every guest attack over and over while something happens."""
-    return Ordeal(frames, observe(fleet, (), Attack([probe for probe, _ in frames], _SECONDS, meanwhile)))
+    return Ordeal(frames, observe(fleet, (), Attack([probe for probe, _ in frames], _SECONDS, meanwhile), doubts=True))
 
 
 def _attacks(fleet: Fleet) -> list[tuple[Probe, str]]:
@@ -150,11 +168,11 @@ def _attacks(fleet: Fleet) -> list[tuple[Probe, str]]:
     return [*((lie.probe, str(lie)) for lie in _selected(forgeries(fleet))), *_crossings(fleet)]
 
 
-def _until_leak(fleet: Fleet, frames: Sequence[tuple[Probe, str]], prefix: str, steps: Sequence[Callable[[], object]]) -> None:
+def _until_leak(fleet: Fleet, frames: Sequence[tuple[Probe, str]], tokens: Tokens, steps: Sequence[Callable[[], object]]) -> None:
     """Do one thing after another; what has got through before makes the rest needless, since it cannot be taken back."""
     marks = [probe.mark for probe, _ in frames]
     for step in steps:
-        if arrived_so_far(fleet, prefix, marks):
+        if arrived_so_far(fleet, tokens, marks):
             return
         step()
 
@@ -166,11 +184,11 @@ def _free(fleet: Fleet, scene: Scene) -> IPv4Address:
 
 
 def _first_frames(fleet: Fleet, scene: Scene) -> list[tuple[Probe, str]]:
-    """Return what a guest without a flow of its own sends: lies, and honest segments for everybody."""
+    """Return what a guest without a flow of its own sends: lies, and honest packets for everybody."""
     found = [(lie.probe, str(lie)) for lie in _selected(list(of_scene(scene)))]
     for number, target in enumerate(endpoints(fleet.testbed)):
         head = IP(src=str(scene.sender.address), dst=str(target.address))
-        frame = framed(Ether(src=scene.sender.mac, dst=target.mac), head, syn(scene.port or 7))
+        frame = framed(Ether(src=scene.sender.mac, dst=target.mac), head, scene.body())
         found.append((Probe(f"first{number}", scene.sender, {}, frame), f"{scene.sender.label} -> {target.label}"))
     return found
 
@@ -184,21 +202,10 @@ def _selected(lies: list[Forgery]) -> list[Forgery]:
 
 
 def _crossings(fleet: Fleet) -> list[tuple[Probe, str]]:
-    """Return honest segments from every guest to every other tenant's guests."""
-    cells = [cell for cell in fleet.matrix.denied() if cell.protocol == "tcp" and cell.source.tenant != cell.target.tenant]
+    """Return honest segments from every guest to every other tenant's guests; where one tenant is alone, to its own that are denied."""
+    denied = [cell for cell in fleet.matrix.denied() if cell.protocol == "tcp" and cell.source.guest != cell.target.guest]
+    cells = [cell for cell in denied if cell.source.tenant != cell.target.tenant] or denied
     return list(zip(matrix_probes(cells), map(str, cells), strict=True))
-
-
-@contextmanager
-def _loose(fleet: Fleet, stranger: Throwaway, octets: Sequence[bytes]) -> Iterator[None]:
-    """Let a throw-away guest attack, and take it and its port away at the end."""
-    try:
-        stranger.start(octets)
-        stranger.require_flowing(TAP, BOOT)
-        yield
-    finally:
-        stranger.stop()
-        fleet.lab.central.northbound.delete_port(stranger.guest.nics[0].port)
 
 
 def _bind(fleet: Fleet, stranger: Throwaway) -> None:
@@ -243,15 +250,17 @@ def _reboot_controller(fleet: Fleet) -> None:
     fleet.lab.central.northbound.sync()
 
 
-def _change_policy(fleet: Fleet, prefix: str) -> dict[str, Any]:
+def _change_policy(fleet: Fleet, tokens: Tokens) -> dict[str, Any]:
     """Take the rules of a flow away while a connection of it is in use, give them back, and return what its holder says."""
-    _, source, target, port = tcp_flows(fleet)[0]
-    switch, rules = _rules(fleet, source, target, port)
-    tokens = [f"{prefix}{mark}." for mark in (EARLY, LATE)]
-    request = {"phase": "hold", "mac": source.mac, "address": str(source.address), "ip": str(target.address), "port": port,
-               "tokens": tokens, "duration": _SECONDS}  # fmt: skip
+    flow, source, target = ordered(fleet.testbed)[0]
+    switch, rules = _rules(fleet, source, flow)
+    request = {"phase": "hold", "kind": KINDS[flow.protocol], "mac": source.mac, "address": str(source.address),
+               "ip": str(target.address), "port": flow.port or 0, "tokens": [tokens.of(EARLY), tokens.of(LATE)],
+               "duration": _SECONDS}  # fmt: skip
     ask: Callable[..., dict[str, Any]] = in_guest(fleet, next(item for item in fleet.testbed.guests if item.label == source.guest)).ask
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    back = partial(fleet.lab.central.northbound.change_rules, switch.label, (), rules)
+    gone = f"{switch.label} without the rules of its flow to {flow.service}"
+    with fleet.leavings.made(gone, back), ThreadPoolExecutor(max_workers=1) as pool:
         holding = pool.submit(ask, request)
         try:
             _require_used(fleet, target)
@@ -261,17 +270,16 @@ def _change_policy(fleet: Fleet, prefix: str) -> dict[str, Any]:
         finally:
             ask({"phase": "release"})
             held = holding.result()  # before the rules are back, so that nothing which waited is let through then
-            fleet.lab.central.northbound.change_rules(switch.label, (), rules)
     if not any(map(int, held.get("answers", [0]))) or not held.get("turned"):
         raise broken(f"{source.guest} holds no connection to {target.guest}", str(held)[:200])
     return held
 
 
-def _rules(fleet: Fleet, source: Endpoint, target: Endpoint, port: int) -> tuple[TenantNetwork, set[Acl]]:
+def _rules(fleet: Fleet, source: Endpoint, flow: AllowedFlow) -> tuple[TenantNetwork, set[Acl]]:
     """Return the rules that are there for a flow alone."""
     tenant = fleet.testbed.tenant(source.tenant)
     network = tenant.network(source.interface)
-    others = tuple(flow for flow in tenant.flows if (flow.source, flow.target, flow.port) != (source.name, target.name, port))
+    others = tuple(other for other in tenant.flows if other != flow)
     return network, set(acls(tenant, network)) - set(acls(replace(tenant, flows=others), network))
 
 

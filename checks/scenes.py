@@ -12,10 +12,11 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from testbed.model.policy import Endpoint, endpoints
+from testbed.model.subjects import ordered
 from testbed.model.testbed import Plane
 from testbed.verify.fleet import Fleet
+from testbed.verify.flows import body
 from testbed.verify.frames import BROADCAST
-from testbed.verify.network import tcp_flows
 
 NOWHERE, NOWHERE6 = "203.0.113.7", "2001:db8::7"  # RFC 5737, RFC 3849
 
@@ -26,7 +27,8 @@ class Scene:
 
     Args:
         peer: the other end of a flow that the sender may open, else a neighbour, else the network's own server.
-        port: the flow's port; 0 where there is none, and then only what needs no flow is worth sending.
+        protocol: the flow's; empty where the sender has none. Its packets are then what a rule lets every guest send.
+        port: the flow's port; 0 where there is none.
         free: an address of the network that nobody has.
         free6: an IPv6 address that nobody has, of the network if it has any.
         management: an address of the fleet's own.
@@ -39,6 +41,7 @@ class Scene:
     sender: Endpoint
     peer: Endpoint
     stranger: Endpoint
+    protocol: str
     port: int
     server: Endpoint
     free: str
@@ -65,6 +68,21 @@ class Scene:
         """Return IPv6 to the peer, from the sender unless told otherwise."""
         return IPv6(src=source or six_of(self.sender), dst=six_of(self.peer), hlim=hops)
 
+    def body(self) -> Packet:
+        """Return what a packet of the flow holds behind its IPv4 header; without a flow, what a rule lets every guest send.
+
+        To the network's server that would be a question to DHCP, which is answered; so it is a segment then.
+        """
+        return self._body(six=False)
+
+    def body6(self) -> Packet:
+        """Return the same behind an IPv6 header."""
+        return self._body(six=True)
+
+    def _body(self, *, six: bool) -> Packet:
+        alone = not (self.protocol or self.peer.guest)
+        return body("tcp" if alone else self.protocol, self.port or 7, six=six)
+
 
 def six_of(end: Endpoint) -> str:
     """Return an endpoint's IPv6 address: the declared one, or the link-local one where none is."""
@@ -73,7 +91,7 @@ def six_of(end: Endpoint) -> str:
 
 def scenes(fleet: Fleet) -> list[Scene]:
     """Return a scene for every interface of every guest."""
-    lab, everyone, flows = fleet.testbed, endpoints(fleet.testbed), tcp_flows(fleet)
+    lab, everyone, flows = fleet.testbed, endpoints(fleet.testbed), ordered(fleet.testbed)
     keys = {network.label: network.key for network in lab.switches()}
     found = []
     for number, sender in enumerate(everyone):
@@ -82,12 +100,12 @@ def scenes(fleet: Fleet) -> list[Scene]:
         taken = {item.address for item in everyone if item.network == sender.network}
         free = next(address for address in network.network.hosts() if address not in {*taken, network.server})
         free6 = network.network6[int(free) - int(network.network[0])] if network.network6 else NOWHERE6
-        opens = [(target, port) for _, source, target, port in flows if source == sender]
-        neighbours = [(item, 0) for item in everyone if item.network == sender.network and item != sender]
-        peer, port = next(chain(opens, neighbours), (server, 0))
+        opens = [(target, flow.protocol, flow.port or 0) for flow, source, target in flows if source == sender]
+        neighbours = [(item, "", 0) for item in everyone if item.network == sender.network and item != sender]
+        peer, protocol, port = next(chain(opens, neighbours), (server, "", 0))
         stranger = next((item for item in everyone if item.tenant != sender.tenant), peer)
         management = str(lab.controller.address(Plane.MANAGEMENT))
         tunnels = tuple(str(node.address(Plane.FABRIC)) for node in lab.nodes)
         names = (str(free), str(free6), management)
-        found.append(Scene(number, sender, peer, stranger, port, server, *names, tunnels, keys[stranger.network]))
+        found.append(Scene(number, sender, peer, stranger, protocol, port, server, *names, tunnels, keys[stranger.network]))
     return found

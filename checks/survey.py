@@ -14,11 +14,11 @@ from checks.forgeries import Forgery, flood, forgeries, thefts
 from checks.scenes import Scene, scenes
 from testbed.errors import InstrumentError
 from testbed.model.policy import endpoints
-from testbed.verify import frames, witness
+from testbed.verify import frames, tap_witness, witness
 from testbed.verify.fleet import Fleet
 from testbed.verify.frames import framed
 from testbed.verify.network import observe
-from testbed.verify.observation import Observation, matrix_probes
+from testbed.verify.observation import CELL, Observation, matrix_probes
 from testbed.verify.probing import Probe
 
 _STAGES = ("before", "after")
@@ -37,6 +37,17 @@ class Survey:
     probes: dict[str, Probe]
     forgeries: list[Forgery]
 
+    def require_agreement(self, control: str) -> None:
+        """Return if every guest told of what its node handed to it of honest frames and of what a control is about.
+
+        Raises:
+            InstrumentError: one did not.
+
+        """
+        others = {lie.mark for lie in self.forgeries if lie.control != control}
+        marks = [mark for mark in self.probes if mark not in others and (control == "NET-01" or not mark.startswith(CELL))]
+        tap_witness.require_agreement(self.observation, marks)
+
 
 def survey(fleet: Fleet) -> Survey:
     """Return this phase's observation.
@@ -50,7 +61,7 @@ def survey(fleet: Fleet) -> Survey:
 
 def _survey(fleet: Fleet) -> Survey:
     lies, stages = [lie for lie in forgeries(fleet) if fleet.about(lie.control)], scenes(fleet)
-    trusted = {(scene.number, stage): honest(scene, stage) for scene in stages if scene.port for stage in _STAGES}
+    trusted = {(scene.number, stage): honest(scene, stage) for scene in stages if scene.protocol for stage in _STAGES}
     probes = matrix_probes(fleet.matrix.cells) if fleet.about("NET-01") else []
     for scene in stages:
         own = (lie.probe for lie in lies if lie.sender == scene.sender)
@@ -58,7 +69,7 @@ def _survey(fleet: Fleet) -> Survey:
         greed = thefts(scene) if fleet.about("NET-06") else []
         crowd = [flood(scene)] if fleet.about("NET-11") else []
         probes += [*before, *own, *greed, *crowd, *after]
-    observation = observe(fleet, probes)
+    observation = observe(fleet, probes, doubts=True)
     peers = {scene.number: scene.peer for scene in stages}
     for (number, stage), sent in trusted.items():
         for probe in sent:
@@ -70,14 +81,14 @@ def _survey(fleet: Fleet) -> Survey:
 
 def honest(scene: Scene, stage: str) -> list[Probe]:
     """Return the frames that the forged ones differ from in one thing each."""
-    segment = framed(scene.link, scene.ip(), frames.syn(scene.port))
+    packet = framed(scene.link, scene.ip(), scene.body())
     reply = framed(scene.link, frames.arp_reply(scene.sender.mac, str(scene.sender.address), scene.peer))
-    kinds = {"syn": segment, "arp": reply}
+    kinds = {"first": packet, "arp": reply}
     if scene.sender.address6 and scene.peer.address6:
         told = frames.neighbor_advertisement(str(scene.sender.address6), scene.sender.mac, solicited_=1)
         kinds["na"] = framed(scene.link, scene.six(hops=255), told, tail=frames.nd_option)
         for name, headers in {"": (), "hop": (IPv6ExtHdrHopByHop(),), "dst": (IPv6ExtHdrDestOpt(),)}.items():
-            kinds[f"six{name}"] = framed(scene.link, scene.six(), *headers, frames.syn(scene.port))
+            kinds[f"six{name}"] = framed(scene.link, scene.six(), *headers, scene.body6())
     return [Probe(f"{kind}{scene.number}{stage}", scene.sender, {"repeat": 2}, frame) for kind, frame in kinds.items()]
 
 
@@ -90,16 +101,20 @@ def judge(fleet: Fleet, control: str) -> list[str]:
     """
     found = survey(fleet)
     pipeline = fleet.once("pipeline", lambda: witness.pipeline(fleet, [lie.probe for lie in found.forgeries]))
-    labels = fleet.once("labels", lambda: witness.logical(fleet))
+    labels = witness.against(fleet.once("labels", lambda: witness.logical(fleet)), control)
     lies = [lie for lie in found.forgeries if lie.control == control]
     if not lies:
-        raise InstrumentError(f"nothing was sent for {control}", fact="no guest is able to", remedy="declare a TCP flow")
-    return [*chain.from_iterable(_testimony(lie, found.observation, pipeline[lie.mark], labels) for lie in lies), *labels]
+        raise InstrumentError(f"nothing was sent for {control}", fact="no guest has a frame of that kind", remedy="report it")
+    against = [*chain.from_iterable(_testimony(lie, found.observation, pipeline[lie.mark], labels) for lie in lies), *labels]
+    if not against:
+        found.require_agreement(control)
+    return against
 
 
 def _testimony(lie: Forgery, observation: Observation, actions: str, labels: list[str]) -> list[str]:
     """Return what a forged frame came to, and where witnesses disagree about it."""
-    seen = [guest for guest in observation.sightings(lie.mark) if guest != lie.through]
+    expected = {lie.through, lie.sender.guest} if lie.through else set()  # where a flow leads, and whom its target answers
+    seen = [text for guest, text in observation.arrivals(lie.mark).items() if guest not in expected]
     passes = witness.passes(actions) and not lie.through
     if seen:
         name = "" if passes or labels else "label without wall: "
@@ -139,12 +154,14 @@ def overheard(fleet: Fleet) -> list[str]:
     findings = set()
     for guest, records in found.observation.records.items():
         for record in records:
-            mark = str(record.get("token", "")).removeprefix(found.observation.prefix).rstrip(".")
+            mark = found.observation.tokens.mark_of(record.get("token"))
             probe, to = found.probes.get(mark), str(record.get("to", ""))
             if probe is not None and probe.sender.tenant != guest.partition("/")[0]:
                 findings.add(f"{guest} saw {mark} of {probe.sender.label}")
             elif to and to not in macs[guest] and not _is_group(to):
                 findings.add(f"{guest} saw a frame for {to}")
+    if not findings:
+        found.require_agreement("NET-11")
     return sorted(findings)
 
 

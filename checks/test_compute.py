@@ -2,44 +2,106 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from uuid import UUID, uuid5
 from xml.etree import ElementTree
 
-from checks.breaches import command, load, needs_guest, needs_strangers, profile, rules
+from checks.breaches import command, load, needs_guest, needs_other_tenants, profile, rules
 from testbed.errors import InstrumentError
+from testbed.model.subjects import sharers
 from testbed.model.testbed import POOLS, Guest
 from testbed.plan.guest_domains import guest_xml
+from testbed.verify import confinement
 from testbed.verify.declare import Breach, Effect, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage
 from testbed.verify.worker import Attempt, pid, processes, succeeded
 
 _KSM = "/sys/kernel/mm/ksm"
+_COUNT_AREAS = (
+    "awk '/^VmFlags:/ {{ areas++; for (i = 2; i <= NF; i++) mergeable += $i == \"mg\" }} END {{ print areas + 0, mergeable + 0 }}' "
+    "/proc/{}/smaps"
+)
+_QEMU, _REQUIRED = "/etc/libvirt/qemu.conf", "security_require_confined"
+_ENFORCED = re.compile(r"libvirt-[0-9a-f-]{36} \(enforce\)")
 _LODGER = "a.lodger"  # no guest of a topology can have a dot in its name
 
 
 def _lodger(stage: Stage) -> Guest:
-    """Return a guest of another tenant, without disks and interfaces, under the worker account of the first guest."""
-    host, guest = stage.strangers()
+    """Return a guest without disks and interfaces, of another tenant if there is one, under the worker account of the first guest."""
+    host, guest = sharers(stage.testbed, stage.node.name) or (stage.guest, stage.guest)
     return replace(guest, name=_LODGER, uuid=str(uuid5(UUID(guest.uuid), _LODGER)), worker=host.worker, uid=host.uid, nics=(), volumes=())
 
 
-def _share_account(stage: Stage) -> None:
+def _start_lodger(stage: Stage, account: str = "", group: str = "") -> None:
     """Start one more guest, paused: it need not boot for its worker to run."""
     root = ElementTree.fromstring(guest_xml(stage.testbed, _lodger(stage), {}))
-    devices = root.find("devices")
+    devices, label = root.find("devices"), root.find("seclabel[@model='dac']/label")
     assert devices is not None
+    assert label is not None
     for disk in devices.findall("disk"):
         devices.remove(disk)
+    own = _lodger(stage).worker
+    label.text = f"{account or own}:{group or own}"
     stage.node.hypervisor.create(ElementTree.tostring(root, encoding="unicode"), paused=True)
 
 
-def _accounts_shared(stage: Stage) -> bool:
-    domains = (stage.strangers()[0].domain, _lodger(stage).domain)
+def _stop_lodger(stage: Stage) -> None:
+    stage.node.hypervisor.destroy(_lodger(stage).domain)
+
+
+def _owners(stage: Stage, form: str) -> list[str]:
+    """Return account or group of two workers: of the first guest's, and of the lodger's."""
+    domains = (stage.guest.domain, _lodger(stage).domain)
     files = " ".join(f"/run/libvirt/qemu/{domain}.pid" for domain in domains)
-    text = stage.host.must(f"for file in {files}; do [ -e $file ] && stat -c %u /proc/$(cat $file); done; true")
-    return text.split() == [str(_lodger(stage).uid)] * 2
+    return stage.host.must(f"for file in {files}; do [ -e $file ] && stat -c {form} /proc/$(cat $file); done; true").split()
+
+
+def _free_account(stage: Stage) -> str:
+    return next(f"worker{slot:02d}" for slot in range(64) if f"worker{slot:02d}" not in {guest.worker for guest in stage.guests})
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """Accounts and groups of a process: real, effective, saved and of its file system, and its further groups."""
+
+    accounts: frozenset[int]
+    groups: frozenset[int]
+    others: frozenset[int]
+
+
+def _identity(node: Machine, worker: int) -> _Identity:
+    text = node.read(f"cat /proc/{worker}/status")
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    try:
+        return _Identity(*(frozenset(map(int, fields[name].split())) for name in ("Uid", "Gid", "Groups")))
+    except (KeyError, ValueError) as error:
+        raise InstrumentError(f"process {worker} of {node.name} cannot be read", fact=repr(error), remedy="repeat the check") from error
+
+
+def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: int) -> list[str]:
+    """Return which workers do not run under one account and one group that is theirs alone.
+
+    Args:
+        wanted: the account that the topology gives a guest, by its domain; its group has the same number.
+        kvm: the group that opens /dev/kvm, the only one that they share. A worker without it opens less, and no wall.
+
+    """
+    found = []
+    for domain, own in identities.items():
+        if own.accounts | own.groups != {wanted.get(domain, min(own.accounts))} or 0 in own.accounts | own.groups:
+            found.append(f"{domain} runs as {sorted(own.accounts)}:{sorted(own.groups)} and not under an account and a group of one number")
+        found += [f"{domain} and {other} share {sorted(shared)}" for other, their in identities.items()
+                  if domain < other and (shared := _all(own, kvm) & _all(their, kvm))]  # fmt: skip
+        if own.others - own.groups - {kvm}:
+            found.append(f"{domain} is in the groups {sorted(own.others - own.groups - {kvm})} as well")
+    return found
+
+
+def _all(own: _Identity, kvm: int) -> frozenset[int]:
+    return own.accounts | own.groups | own.others - {kvm}
 
 
 @check(
@@ -48,27 +110,27 @@ def _accounts_shared(stage: Stage) -> bool:
     severity="critical",
     effect=Effect.PROBES,
     local=True,
-    applies=needs_strangers,
+    applies=needs_guest,
     breaches=(
         Breach(
-            "two tenants' workers share one account",
-            open=_share_account,
-            close=lambda stage: stage.node.hypervisor.destroy(_lodger(stage).domain),
-            in_force=_accounts_shared,
+            "two workers share one account",
+            open=_start_lodger,
+            close=_stop_lodger,
+            in_force=lambda stage: _owners(stage, "%u") == [str(_lodger(stage).uid)] * 2,
+        ),
+        Breach(
+            "a worker is in the group of another worker",
+            open=lambda stage: _start_lodger(stage, account=_free_account(stage)),
+            close=_stop_lodger,
+            in_force=lambda stage: _owners(stage, "%g") == [str(_lodger(stage).uid)] * 2,
         ),
     ),
 )
 def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None:
-    guests = fleet.testbed.guests_on(node.name)
-    workers = processes(node)
-    accounts: dict[int, str] = {}
-    for domain, worker in workers.items():
-        uids = node.read(f"awk '/^[UG]id:/{{print $2, $3, $4, $5}}' /proc/{worker}/status").split()
-        assert len(set(uids[:4])) == 1, f"the worker of {domain} mixes uids {uids[:4]}"
-        uid = int(uids[0])
-        assert uid != 0, f"the worker of {domain} is root"
-        assert uid not in accounts, f"the workers of {accounts.get(uid)} and {domain} share uid {uid}"
-        accounts[uid] = domain
+    guests, workers = fleet.testbed.guests_on(node.name), processes(node)
+    identities = {domain: _identity(node, worker) for domain, worker in workers.items()}
+    mixed = _mixed(identities, {guest.domain: guest.uid for guest in guests}, int(node.read("getent group kvm | cut -d: -f3")))
+    assert not mixed, f"{len(mixed)} workers have no account of their own: {'; '.join(mixed[:6])}"
     for attacker in guests:
         own = pid(node, attacker)
         others = [str(worker) for worker in workers.values() if worker != own]
@@ -76,7 +138,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
         attempts += [Attempt("read", f"/proc/{other}/{file}") for other in others for file in ("environ", "maps", "mem")]
         attempts += [Attempt("write", f"/proc/{other}/mem") for other in others]
         reached = succeeded(node, attacker, attempts)
-        assert not reached, f"the worker of {attacker.label} reached {sorted(map(str, reached))}"
+        assert not reached, f"the worker of {attacker.label} reached: {', '.join(sorted(map(str, reached)))}"
 
 
 @check(
@@ -105,6 +167,12 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
             closes=lambda stage: f"sed -i '\\#bin/dash mrix,#d' {rules(stage.guests[0])}; {load(stage.guests[0])}",
             shows=lambda stage: f"grep -qF 'bin/dash mrix,' {rules(stage.guests[0])}",
         ),
+        command(
+            "libvirt will not ask for a profile when it starts anew; a comment says that it will",
+            opens=lambda _: f"sed -i 's/^{_REQUIRED} = 1$/#&\\n{_REQUIRED} = 0/' {_QEMU}",
+            closes=lambda _: f"sed -i -e '/^{_REQUIRED} = 0$/d' -e 's/^#\\({_REQUIRED} = 1\\)$/\\1/' {_QEMU}",
+            shows=lambda _: f"grep -qx '{_REQUIRED} = 0' {_QEMU} && grep -q '{_REQUIRED} = 1' {_QEMU}",
+        ),
     ),
 )
 def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
@@ -115,9 +183,15 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
         found = node.read(f"cat /proc/{pid(node, guest)}/attr/current")
         assert found == f"libvirt-{guest.uuid} (enforce)", f"the worker of {guest.label} runs under '{found}'"
         reached = succeeded(node, guest, forbidden, uid=0)
-        assert not reached, f"the profile of {guest.label} alone would allow {sorted(map(str, reached))}"
-    required = node.infra.file("/etc/libvirt/qemu.conf").content_string
-    assert "security_require_confined = 1" in required, "libvirt starts guests without a profile"
+        assert not reached, f"the profile of {guest.label} alone would allow: {', '.join(sorted(map(str, reached)))}"
+    labels = {domain: node.read(f"cat /proc/{worker}/attr/current") for domain, worker in processes(node).items()}
+    loose = [domain for domain, label in labels.items() if not _ENFORCED.fullmatch(label) or [*labels.values()].count(label) > 1]
+    told = ", ".join(f"{domain} runs under '{labels[domain]}'" for domain in sorted(loose))
+    assert not loose, f"workers without an enforced profile of their own: {told}"
+    unconfigured = confinement.unconfigured(node)
+    assert not unconfigured, f"libvirt will start guests without a profile: {'; '.join(unconfigured)}"
+    unconfined = confinement.starts_unconfined(fleet, fleet.testbed.guests_on(node.name)[0])
+    assert not unconfined, f"libvirt on {node.name} starts a guest without a profile"
 
 
 @check(
@@ -126,7 +200,6 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
     severity="high",
     effect=Effect.OBSERVES,
     local=True,
-    applies=needs_guest,
     breaches=(
         command(
             "the kernel merges equal pages",
@@ -142,10 +215,18 @@ def test_no_page_is_shared(fleet: Fleet, node: Machine) -> None:
         raise InstrumentError("the kernel does not tell about page merging", fact=repr(state), remedy="look at the node's kernel")
     assert state[0] == "0", f"{_KSM}/run is {state[0]}"
     assert state[1:] == ["0", "0"], f"{state[1]} pages are shared {state[2]} times"
-    for guest in fleet.testbed.guests_on(node.name):
-        worker = pid(node, guest)
-        mergeable = node.read(f"grep '^VmFlags' /proc/{worker}/smaps | grep -cw mg || true")
-        assert mergeable == "0", f"{mergeable} memory areas of {guest.label}'s worker may be merged"
+    for domain, worker in processes(node).items():
+        areas, mergeable = map(int, node.read(_COUNT_AREAS.format(worker)).split())
+        if not areas:
+            raise InstrumentError(f"the memory of {domain}'s worker cannot be read", fact="no area is told", remedy="repeat the check")
+        assert not mergeable, f"{mergeable} of {areas} memory areas of {domain}'s worker may be merged"
+
+
+def _foreign(stage: Stage) -> str:
+    """Return the pool of another tenant than the first guest's: of one on the node if there is one, else it is made for the while."""
+    own, names = stage.guest.tenant, [tenant.name for tenant in stage.testbed.tenants]
+    here = [guest.tenant for guest in stage.guests]
+    return f"{POOLS}/{next(name for name in (*here, *names) if name != own)}"
 
 
 @check(
@@ -154,29 +235,29 @@ def test_no_page_is_shared(fleet: Fleet, node: Machine) -> None:
     severity="critical",
     effect=Effect.OBSERVES,
     local=True,
-    applies=needs_strangers,
+    applies=needs_other_tenants,
     breaches=(
         command(
             "one tenant's volume is linked into another tenant's pool",
-            opens=lambda stage: f"ln {stage.strangers()[1].root_disk} {stage.strangers()[0].pool}/linked.qcow2",
-            closes=lambda stage: f"rm -f {stage.strangers()[0].pool}/linked.qcow2",
-            shows=lambda stage: f"[ -e {stage.strangers()[0].pool}/linked.qcow2 ]",
+            opens=lambda stage: f"mkdir -p {_foreign(stage)} && ln {stage.guest.root_disk} {_foreign(stage)}/linked.qcow2",
+            closes=lambda stage: f"rm -f {_foreign(stage)}/linked.qcow2; rmdir --ignore-fail-on-non-empty {_foreign(stage)} || true",
+            shows=lambda stage: f"[ -e {_foreign(stage)}/linked.qcow2 ]",
         ),
     ),
 )
 def test_every_file_has_one_owner(fleet: Fleet, node: Machine) -> None:
     owners: dict[str, set[str]] = {}
     writable = "[ $((0$(awk '/^flags:/{print $2}' /proc/$p/fdinfo/${fd##*/}) & 3)) -ne 0 ]"
-    for guest in fleet.testbed.guests_on(node.name):
-        script = f"p={pid(node, guest)}; for fd in /proc/$p/fd/*; do [ -f $fd ] && {writable} && stat -L -c '%d:%i' $fd; done; true"
+    for domain, worker in processes(node).items():
+        script = f"p={worker}; for fd in /proc/$p/fd/*; do [ -f $fd ] && {writable} && stat -L -c '%d:%i' $fd; done; true"
         opened = node.read(script).split()
         if not opened:
-            what = f"the worker of {guest.label} has no file open for writing"
+            what = f"the worker of {domain} has no file open for writing"
             raise InstrumentError(what, fact="not even its own disk was seen", remedy="run `testbed up`")
         for identity in opened:
-            owners.setdefault(identity, set()).add(guest.tenant)
+            owners.setdefault(identity, set()).add(domain.partition(".")[0])
     for line in node.read(f"find {POOLS} -mindepth 2 -type f -printf '%D:%i %P\\n'").splitlines():
         identity, _, path = line.partition(" ")
         owners.setdefault(identity, set()).add(path.partition("/")[0])
-    shared = {identity: tenants for identity, tenants in owners.items() if len(tenants) > 1}
-    assert not shared, f"files with owners in several tenants: {shared}"
+    shared = [f"{identity} of {' and '.join(sorted(tenants))}" for identity, tenants in owners.items() if len(tenants) > 1]
+    assert not shared, f"files (device:inode) with owners in several tenants: {', '.join(shared[:6])}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 
-from checks.breaches import command, controller, needs_guest
+from checks.breaches import command, controller
 from testbed.errors import InstrumentError
 from testbed.model.surroundings import NORTHBOUND
 from testbed.model.testbed import Plane
@@ -48,6 +49,8 @@ def stranger(wrap):
     try:
         with dial(wrap) as channel:
             return "answered" if "OVN_" in str(call(channel, "list_dbs", [])) else "silent"
+    except TimeoutError:
+        return "late"
     except OSError as error:
         return "refused: %s" % error
 
@@ -120,6 +123,22 @@ print(json.dumps(answers))
 """
 
 
+_WAYS = 3  # in which a stranger of `_STRANGER` asks
+
+
+def _require_refusals(answers: Mapping[str, str], asked: int) -> None:
+    """Return if every stranger was refused: one that was not answered in time was not.
+
+    Raises:
+        InstrumentError: one was not refused, or did not ask.
+
+    """
+    unsure = [f"{name}: {answer}" for name, answer in answers.items() if not str(answer).startswith("refused: ")]
+    if unsure or len(answers) != asked:
+        fact = f"{len(answers)} answers to {asked} questions; {'; '.join(unsure)}"
+        raise InstrumentError("a database did not refuse every stranger", fact=fact[:300], remedy="repeat the check")
+
+
 def _connect(stage: Stage, *words: str) -> None:
     stage.lab.central.host.must(f"ovn-sbctl set-connection {' '.join(words)}")
 
@@ -139,7 +158,6 @@ def _speaks(name: str, *words: str) -> Breach:
     objective="A fallen node writes no rows but its own into the southbound database, and a stranger reads none",
     severity="critical",
     effect=Effect.DISTURBS,
-    applies=needs_guest,
     breaches=(
         _speaks("the southbound database knows no roles", f"pssl:{_PORT}"),
         _speaks("the southbound database speaks in the clear", _ROLE, f"ptcp:{_PORT}"),
@@ -151,6 +169,7 @@ def test_a_fallen_node_speaks_for_itself_only(fleet: Fleet, node: Machine) -> No
     fleet.evidence.record(node.name, "measured", "what OVN's roles leave to a fallen node", answers.get("still"), time.time())
     told = sorted(name for name, answer in answers["strangers"].items() if answer == "answered")
     assert not told, f"the southbound database answers strangers: {', '.join(told)}"
+    _require_refusals(answers["strangers"], _WAYS)
     if set(answers["node"]) != set(_TABLES):
         fact = answers.get("error", "not every table was tried")
         raise InstrumentError(f"{node.name} cannot speak to the southbound database", fact=fact, remedy="run `testbed up`")
@@ -196,6 +215,7 @@ def test_the_northbound_database_knows_administrators_only(fleet: Fleet) -> None
     answers = machine.python(program, json.dumps(["127.0.0.1", NORTHBOUND, machine.name, []]))["strangers"]
     told = sorted(name for name, answer in answers.items() if answer == "answered")
     assert not told, f"the northbound database answers strangers: {', '.join(told)}"
+    _require_refusals(answers, _WAYS + 1)
     if _CERTIFICATE not in answers or not fleet.lab.central.northbound.switches():
         what = "the northbound database does not answer administrators either"
         raise InstrumentError(what, fact=str(answers)[:300], remedy="run `testbed up`")

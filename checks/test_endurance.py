@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Callable
 from uuid import NAMESPACE_OID, uuid5
 
-from checks.breaches import ALLOW_ALL, TABLE, command, mirrored, needs_flow, needs_strangers, passing, ruled, shortcut, withdrawn
+from checks.breaches import ALLOW_ALL, TABLE, command, has_pair, has_sharers, mirrored, needs_company, needs_flow, ruled, where
 from checks.ordeal import EARLY, LATE, absence, arrival, departure, upheaval, withdrawal
+from checks.shortcuts import for_a_while, shortcut
 from testbed.errors import InstrumentError
+from testbed.model.subjects import Pair, leaver, pair
 from testbed.plan.acls import Acl
 from testbed.verify.declare import Breach, Effect, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage
+from testbed.verify.witness import rows
 
 _DROP_IN = "/etc/systemd/system/ovs-vswitchd.service.d"
-
-
-def _for_a_while(stage: Stage) -> str:
-    """Return a command that lets frames through for some seconds, although ovn-controller takes away what is not its own."""
-    rule = f"{TABLE} add-flow br-int {passing(stage, 'dl_dst={victim}')}"
-    return f"for round in 1 2 3 4 5 6 7 8; do {rule}; sleep 0.5; done"
 
 
 @check(
@@ -28,27 +25,16 @@ def _for_a_while(stage: Stage) -> str:
     objective="The walls of the virtual switch hold while its parts start anew",
     severity="high",
     effect=Effect.RESTARTS,
-    applies=needs_flow,
+    applies=needs_company,
     breaches=(
-        command(
-            "a switch that has just started passes frames on to another tenant",
-            opens=lambda s: (
-                f"mkdir -p {_DROP_IN} && printf '[Service]\nExecStartPost=/bin/sh -c \"{_for_a_while(s)}\"\n' "
-                f"> {_DROP_IN}/breach.conf && systemctl daemon-reload"
-            ),
-            closes=lambda s: f"rm -rf {_DROP_IN}; systemctl daemon-reload; {withdrawn(s, 'dl_dst={victim}')}",
-            shows=lambda _: "systemctl cat ovs-vswitchd | grep -q add-flow",
-        ),
+        for_a_while("a switch that has just started passes frames on to another guest", "dl_dst={victim}", _DROP_IN, "ovs-vswitchd"),
         shortcut("a forgotten rule lasts until the switch starts anew", "dl_dst={victim}"),
+        *where(lambda stage: not has_pair(stage), ALLOW_ALL),
     ),
 )
 def test_walls_hold_while_the_switch_starts_anew(fleet: Fleet) -> None:
     leaks = upheaval(fleet).leaks
     assert not leaks, f"{len(leaks)} kinds of frames leaked: {'; '.join(leaks[:6])}"
-
-
-def _first_node_has_guests(stage: Stage) -> str | None:
-    return needs_flow(stage) or (None if stage.guests else f"{stage.node.name}, where it would start, has no guest")
 
 
 def _loose_rule(name: str, match: str, actions: Callable[[Stage], str]) -> Breach:
@@ -66,7 +52,6 @@ def _loose_rule(name: str, match: str, actions: Callable[[Stage], str]) -> Breac
     objective="A guest that attacks from its first frame gets nothing through: unknown, bound, reset, by a second interface",
     severity="high",
     effect=Effect.DISTURBS,
-    applies=_first_node_has_guests,
     breaches=(
         _loose_rule("frames of an interface that nobody knows are switched", "table=0,priority=50", lambda _: "NORMAL"),
         _loose_rule(
@@ -86,7 +71,7 @@ def test_walls_hold_from_the_first_frame(fleet: Fleet) -> None:
     objective="The walls hold while the whole controller boots anew",
     severity="high",
     effect=Effect.REBOOTS,
-    applies=needs_flow,
+    applies=needs_company,
     slow="the controller boots for a minute or more",
     breaches=(
         shortcut("a forgotten rule is still there", "dl_dst={victim}"),
@@ -98,11 +83,21 @@ def test_walls_hold_without_the_controller(fleet: Fleet) -> None:
     assert not leaks, f"{len(leaks)} kinds of frames leaked: {'; '.join(leaks[:6])}"
 
 
-def _others_have_strangers(stage: Stage) -> str | None:
-    """Return why nobody is left who could attack while the last node is away."""
+def _others_are_left(stage: Stage) -> str | None:
+    """Return why nobody is left who could attack while a node is away."""
     if len(stage.testbed.nodes) < 2:
-        return "the fleet has one node"
-    return needs_flow(stage) or needs_strangers(stage)
+        return "the fleet has one node, so no guest is left while it boots"
+    return None if _left(stage) else "whichever node boots, no two guests are left that no flow joins, so nothing could leak meanwhile"
+
+
+def _left(stage: Stage) -> Pair | None:
+    """Return two guests that are left while the node is away."""
+    away = leaver(stage.testbed)
+    return pair(stage.testbed.without(away)) if away else None
+
+
+def _among_left(stage: Stage) -> Pair:
+    return _left(stage) or stage.pair()
 
 
 @check(
@@ -110,14 +105,17 @@ def _others_have_strangers(stage: Stage) -> str | None:
     objective="The walls hold while a whole node boots anew",
     severity="high",
     effect=Effect.REBOOTS,
-    applies=_others_have_strangers,
+    applies=_others_are_left,
     slow="the node boots for a minute or more, and its guests after it",
     breaches=(
-        shortcut("a rule of the switch is left over", "dl_dst={victim}"),
-        mirrored(
-            "frames are mirrored past the switch",
-            lambda stage: stage.strangers()[0],
-            lambda stage: stage.strangers()[1].nics[0].tap,
+        shortcut("a rule of the switch is left over", "dl_dst={victim}", among=_left),
+        *where(
+            lambda stage: (found := _left(stage)) is not None and found.local,
+            mirrored(
+                "frames are mirrored past the switch",
+                lambda stage: _among_left(stage).attacker.guest,
+                lambda stage: _among_left(stage).victim.nic.tap,
+            ),
         ),
     ),
 )
@@ -128,11 +126,11 @@ def test_walls_hold_without_a_node(fleet: Fleet) -> None:
 
 def _again(stage: Stage) -> tuple[Acl, ...]:
     """Return rules for the first declared flow besides its own, as somebody may have left them behind."""
-    _, target, nic, port = stage.flow()
-    other = next(item for item in target.nics if item.network == nic.network)
+    flow = stage.flow()
+    nic, other = flow.source.nic, flow.target.nic
     return (
-        Acl("from-lport", 2000, f'inport == "{nic.port}" && ip4.dst == {other.address} && tcp.dst == {port}', "allow-related"),
-        Acl("to-lport", 2000, f'outport == "{other.port}" && ip4.src == {nic.address} && tcp.dst == {port}', "allow-related"),
+        Acl("from-lport", 2000, f'inport == "{nic.port}" && ip4.dst == {other.address} && {flow.match}', "allow-related"),
+        Acl("to-lport", 2000, f'outport == "{other.port}" && ip4.src == {nic.address} && {flow.match}', "allow-related"),
     )
 
 
@@ -151,13 +149,29 @@ def test_connections_end_with_their_rule(fleet: Fleet) -> None:
     found = withdrawal(fleet)
     if not found.observation.windows(EARLY):
         raise InstrumentError("the held connection was not seen", fact=str(found.held)[:200], remedy="repeat the check")
-    survived = found.seen(LATE, "segments of a connection whose rule was gone")
+    survived = found.seen(LATE, "packets of a connection whose rule was gone")
     assert not survived, "; ".join(survived)
     assert not found.leaks, f"{len(found.leaks)} kinds of frames leaked: {'; '.join(found.leaks[:6])}"
 
 
+def _claims(node: Machine) -> list[tuple[str, str]]:
+    """Return the interfaces of a node's switch that claim a logical port, whatever the claim looks like, and the port.
+
+    Raises:
+        InstrumentError: the switch does not tell.
+
+    """
+    text = node.read("ovs-vsctl --format=json --columns=name,external_ids list interface")
+    try:
+        found = [(str(row["name"]), dict(row["external_ids"])) for row in rows(json.loads(text))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InstrumentError(f"the interfaces of {node.name} cannot be read", fact=repr(error), remedy="repeat the check") from error
+    return [(name, str(ids["iface-id"])) for name, ids in found if "iface-id" in ids]
+
+
 def _thief(stage: Stage) -> str:
-    return f"external_ids:iface-id={stage.strangers()[1].nics[0].port}"
+    """Return the port that is taken: of another guest than the first one on the node, if there is one."""
+    return f"external_ids:iface-id={(stage.sharers()[1] if has_sharers(stage) else stage.guest).nics[0].port}"
 
 
 def _later(stage: Stage) -> str:
@@ -174,22 +188,27 @@ def _bound(name: str) -> str:
     severity="high",
     effect=Effect.OBSERVES,
     local=True,
-    applies=needs_strangers,
     breaches=(
-        command(
-            "a second interface takes another tenant's port",
-            opens=lambda s: (
-                f"ovs-vsctl add-port br-int thief -- set interface thief type=internal {_thief(s)}; "
-                f"for round in $(seq 60); do {_bound('thief')} && exit 0; sleep 0.5; done; exit 1"
+        *where(
+            lambda stage: bool(stage.guests),
+            command(
+                "a second interface takes a guest's port",
+                opens=lambda s: (
+                    f"ovs-vsctl add-port br-int thief -- set interface thief type=internal {_thief(s)}; "
+                    f"for round in $(seq 60); do {_bound('thief')} && exit 0; sleep 0.5; done; exit 1"
+                ),
+                closes=lambda _: "ovs-vsctl --if-exists del-port br-int thief",
+                shows=lambda _: _bound("thief"),
             ),
-            closes=lambda _: "ovs-vsctl --if-exists del-port br-int thief",
-            shows=lambda _: _bound("thief"),
         ),
-        command(
-            "a guest's interface is moved to another tenant's port",
-            opens=lambda s: f"ovs-vsctl set interface {s.strangers()[0].nics[0].tap} {_thief(s)}",
-            closes=lambda s: "ovs-vsctl set interface {0.tap} external_ids:iface-id={0.port}".format(s.strangers()[0].nics[0]),
-            shows=lambda s: f"ovs-vsctl get interface {s.strangers()[0].nics[0].tap} external_ids | grep -q {_thief(s)[22:]}",
+        *where(
+            has_sharers,
+            command(
+                "a guest's interface is moved to another guest's port",
+                opens=lambda s: f"ovs-vsctl set interface {s.guest.nics[0].tap} {_thief(s)}",
+                closes=lambda s: "ovs-vsctl set interface {0.tap} external_ids:iface-id={0.port}".format(s.guest.nics[0]),
+                shows=lambda s: f"ovs-vsctl get interface {s.guest.nics[0].tap} external_ids | grep -q {_thief(s)[22:]}",
+            ),
         ),
         command(
             "an interface waits for a port that is still to come",
@@ -197,14 +216,19 @@ def _bound(name: str) -> str:
             closes=lambda _: "ovs-vsctl --if-exists del-port br-int early",
             shows=lambda s: f"ovs-vsctl get interface early external_ids | grep -q {_later(s)}",
         ),
+        command(
+            "an interface claims a port whose name is no number",
+            opens=lambda _: "ovs-vsctl add-port br-int odd -- set interface odd type=internal 'external_ids:iface-id=\"Any port, really\"'",
+            closes=lambda _: "ovs-vsctl --if-exists del-port br-int odd",
+            shows=lambda _: "ovs-vsctl get interface odd external_ids | grep -q 'Any port, really'",
+        ),
     ),
 )
 def test_ports_have_their_own_interfaces(fleet: Fleet, node: Machine) -> None:
-    text = node.read("ovs-vsctl --format=csv --no-headings --columns=name,external_ids list interface")
-    found = re.findall(r'^"?([^",\s]+)"?,.*iface-id=[\\"]*([0-9a-f-]+)', text, re.MULTILINE)
+    found = _claims(node)
     owners = {nic.port: guest.label for guest in fleet.testbed.guests for nic in guest.nics}
     wanted = {(nic.tap, nic.port) for guest in fleet.testbed.guests_on(node.name) for nic in guest.nics}
-    missing = wanted - set(found)
+    missing = wanted - {*found}
     stolen = [f"{name} claims the port of {owners.get(port, 'nobody')}" for name, port in found if (name, port) not in wanted]
     assert not stolen, f"{len(stolen)} interfaces of {node.name}: {'; '.join(stolen[:6])}"
     if missing:

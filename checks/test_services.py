@@ -15,7 +15,7 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_RS, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from checks.breaches import command, controller, dual_flow, needs_flow, ruled, switch, where
+from checks.breaches import command, controller, has_six, ruled, six_sender, switch, where
 from checks.scenes import NOWHERE6, Scene, scenes, six_of
 from testbed.errors import InstrumentError
 from testbed.model.policy import Endpoint
@@ -43,14 +43,18 @@ _TOLD6 = {_CLIENT6: 10, _SERVER6: 10, _ADDRESS6: 40}  # octets: identifiers by h
 
 
 def _names(stage: Stage) -> str:
-    """Return the record by which the switch of the first flow would tell another tenant's guest."""
-    source = stage.flow()[0]
+    """Return the record by which a switch would tell another tenant's guest."""
+    source = stage.sender.guest
     other = next((guest for guest in stage.testbed.guests if guest.tenant != source.tenant), source)
     return f"{other.name}.{other.tenant}={other.nics[0].address}"
 
 
-def _of(stage: Stage, mark: str = "switch") -> str:
-    return f"$(ovn-nbctl --bare --columns=_uuid find dhcp_options external_ids:{mark}={switch(stage)})"
+def _of(network: str, mark: str = "switch") -> str:
+    return f"$(ovn-nbctl --bare --columns=_uuid find dhcp_options external_ids:{mark}={network})"
+
+
+def _six(stage: Stage) -> str:
+    return _of(six_sender(stage).network, "switch6")
 
 
 _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=names)"
@@ -61,7 +65,6 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
     objective="Guests are offered an address by their network's DHCP and nothing else, whatever they ask and whomever they ask",
     severity="high",
     effect=Effect.PROBES,
-    applies=needs_flow,
     breaches=(
         ruled(
             "a rule answers what it refuses",
@@ -80,18 +83,18 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
         ),
         command(
             "DHCP names a router, through which guests ask for metadata",
-            opens=lambda s: f"ovn-nbctl --wait=hv set dhcp_options {_of(s)} options:router={METADATA}",
-            closes=lambda s: f"ovn-nbctl --wait=hv remove dhcp_options {_of(s)} options router",
-            shows=lambda s: f"ovn-nbctl get dhcp_options {_of(s)} options:router",
+            opens=lambda s: f"ovn-nbctl --wait=hv set dhcp_options {_of(switch(s))} options:router={METADATA}",
+            closes=lambda s: f"ovn-nbctl --wait=hv remove dhcp_options {_of(switch(s))} options router",
+            shows=lambda s: f"ovn-nbctl get dhcp_options {_of(switch(s))} options:router",
             where=controller,
         ),
         *where(
-            dual_flow,
+            has_six,
             command(
                 "DHCPv6 names a name server",
-                opens=lambda s: f"ovn-nbctl --wait=hv set dhcp_options {_of(s, 'switch6')} options:dns_server='\"{NOWHERE6}\"'",
-                closes=lambda s: f"ovn-nbctl --wait=hv remove dhcp_options {_of(s, 'switch6')} options dns_server",
-                shows=lambda s: f"ovn-nbctl get dhcp_options {_of(s, 'switch6')} options:dns_server",
+                opens=lambda s: f"ovn-nbctl --wait=hv set dhcp_options {_six(s)} options:dns_server='\"{NOWHERE6}\"'",
+                closes=lambda s: f"ovn-nbctl --wait=hv remove dhcp_options {_six(s)} options dns_server",
+                shows=lambda s: f"ovn-nbctl get dhcp_options {_six(s)} options:dns_server",
                 where=controller,
             ),
         ),
@@ -106,8 +109,8 @@ def test_guests_are_offered_an_exact_list(fleet: Fleet) -> None:
 
 
 def _server(stage: Stage) -> str:
-    source, _, nic, _ = stage.flow()
-    return str(stage.testbed.tenant(source.tenant).network(nic.network).server)
+    one = stage.sender
+    return str(stage.testbed.tenant(one.guest.tenant).network(one.nic.network).server)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from checks.breaches import (
     command,
-    dual,
-    dual_flow,
+    has_flow,
+    has_neighbours,
+    has_pair,
+    has_six,
     loosened,
     mirrored,
-    needs_flow,
-    needs_guest,
     readdressed,
-    receiver,
     ruled,
-    shortcut,
+    six_sender,
     switch,
     where,
 )
 from checks.forgeries import STARVATION, THEFT
 from checks.scenes import NOWHERE6
+from checks.shortcuts import shortcut
 from checks.survey import judge, stolen
+from testbed.drivers.ssh import Host
+from testbed.model.subjects import flows
 from testbed.model.testbed import Guest
 from testbed.plan.acls import Acl
 from testbed.plan.neighbours import ATTACH, RULES
@@ -32,7 +34,7 @@ from testbed.verify.fleet import Fleet
 from testbed.verify.stage import Stage
 
 _UNPINNED = loosened("a port's address pinning is gone", lambda _: [])
-_BY_MAC_ONLY = loosened("a port is pinned by MAC address only", lambda stage: [stage.flow()[2].mac])
+_BY_MAC_ONLY = loosened("a port is pinned by MAC address only", lambda stage: [stage.sender.nic.mac])
 
 
 @check(
@@ -40,12 +42,11 @@ _BY_MAC_ONLY = loosened("a port is pinned by MAC address only", lambda stage: [s
     objective="A guest sends with its own MAC address only",
     severity="high",
     effect=Effect.PROBES,
-    applies=needs_flow,
     breaches=(
         _UNPINNED,
         loosened(
             "a port may use another tenant's MAC address as well",
-            lambda stage: [stage.flow()[2].pinned, _stranger_of(stage)],
+            lambda stage: [stage.sender.nic.pinned, _stranger_of(stage)],
         ),
     ),
 )
@@ -55,9 +56,10 @@ def test_source_mac_is_pinned(fleet: Fleet) -> None:
 
 
 def _stranger_of(stage: Stage) -> str:
-    tenant = stage.flow()[0].tenant
-    others = [nic.mac for guest in stage.testbed.guests if guest.tenant != tenant for nic in guest.nics]
-    return others[0] if others else receiver(stage).mac
+    """Return the MAC address of another tenant's guest, else of another guest, else of nobody."""
+    own = stage.sender.guest
+    others = sorted((guest for guest in stage.testbed.guests if guest is not own), key=lambda guest: guest.tenant == own.tenant)
+    return others[0].nics[0].mac if others else f"0e{own.nics[0].mac[2:]}"
 
 
 @check(
@@ -65,7 +67,6 @@ def _stranger_of(stage: Stage) -> str:
     objective="A guest's ARP speaks for its own address and MAC only, in every encapsulation",
     severity="high",
     effect=Effect.PROBES,
-    applies=needs_guest,
     breaches=(_UNPINNED, shortcut("tagged frames go past the pinning", "vlan_vid=0x1000/0x1000")),
 )
 def test_arp_does_not_lie(fleet: Fleet) -> None:
@@ -75,18 +76,27 @@ def test_arp_does_not_lie(fleet: Fleet) -> None:
 
 def _any_sender(stage: Stage) -> Acl:
     """Return a rule like the receiver's own, which does not ask for the sender's address once more."""
-    return Acl("to-lport", 2000, f'outport == "{receiver(stage).port}" && tcp.dst == {stage.flow()[3]}', "allow-related")
+    flow = stage.flow()
+    return Acl("to-lport", 2000, f'outport == "{flow.target.nic.port}" && {flow.match}', "allow-related")
 
 
-def _neighbours(stage: Stage) -> list[Guest]:
-    """Return the guests beside the source of the first declared flow to which it has no business to send."""
-    source, target, *_ = stage.flow()
-    return [guest for guest in stage.testbed.guests_on(source.node) if guest not in (source, target)]
+def _neighbours(stage: Stage) -> tuple[Guest, Guest] | None:
+    """Return source and a guest on its node to which it has no business to send, for a flow that has such a one."""
+    for flow in flows(stage.testbed):
+        source, ends = flow.source.guest, (flow.source.guest, flow.target.guest)
+        others = [guest for guest in stage.testbed.guests_on(source.node) if guest not in ends]
+        if others and source.nics[0] == flow.source.nic:
+            return source, others[0]
+    return None
+
+
+def _bystander(stage: Stage) -> tuple[Guest, Guest]:
+    return _neighbours(stage) or (stage.guest, stage.guest)
 
 
 def _any_six(stage: Stage) -> list[str]:
-    source, _, nic, _ = stage.flow()
-    return [f"{nic.mac} {nic.address} {stage.testbed.tenant(source.tenant).network(nic.network).network6}"]
+    one = six_sender(stage)
+    return [f"{one.nic.mac} {one.nic.address} {stage.testbed.tenant(one.guest.tenant).network(one.nic.network).network6}"]
 
 
 @check(
@@ -94,22 +104,21 @@ def _any_six(stage: Stage) -> list[str]:
     objective="A guest sends with its own addresses only, IPv4 and IPv6, and by no route of its own choice",
     severity="high",
     effect=Effect.PROBES,
-    applies=needs_flow,
     breaches=(
         _BY_MAC_ONLY,
-        ruled("the receiver's rule takes any sender", lambda stage: (_any_sender(stage),)),
+        *where(has_flow, ruled("the receiver's rule takes any sender", lambda stage: (_any_sender(stage),))),
         shortcut("packets of another address go past the pinning", "dl_type=0x0800,nw_src=203.0.113.7"),
         shortcut("IPv6 packets of another address go past the pinning", f"dl_type=0x86dd,ipv6_src={NOWHERE6}"),
         *where(
-            lambda stage: bool(_neighbours(stage)),
+            lambda stage: _neighbours(stage) is not None,
             mirrored(
                 "packets with a source route go to a neighbour",
-                lambda stage: stage.flow()[0],
-                lambda stage: _neighbours(stage)[0].nics[0].tap,
+                lambda stage: _bystander(stage)[0],
+                lambda stage: _bystander(stage)[1].nics[0].tap,
                 "ip hdrlength > 5",
             ),
         ),
-        *where(dual_flow, loosened("a port may use every IPv6 address of its network", _any_six)),
+        *where(has_six, loosened("a port may use every IPv6 address of its network", _any_six, lambda stage: six_sender(stage).nic)),
     ),
 )
 def test_source_address_is_pinned(fleet: Fleet) -> None:
@@ -118,7 +127,11 @@ def test_source_address_is_pinned(fleet: Fleet) -> None:
 
 
 def _tap(stage: Stage) -> str:
-    return stage.guests[0].nics[0].tap
+    return six_sender(stage).nic.tap
+
+
+def _guarded(stage: Stage) -> Host:
+    return stage.lab.host(six_sender(stage).guest.node)
 
 
 @check(
@@ -126,23 +139,27 @@ def _tap(stage: Stage) -> str:
     objective="No guest acts as an IPv6 router or as another's IPv6 address, by extension headers and fragments neither",
     severity="high",
     effect=Effect.PROBES,
-    applies=needs_guest,
     breaches=(
         _BY_MAC_ONLY,
-        *where(lambda stage: not dual(stage), shortcut("router advertisements go past the pinning", "icmp6,icmp_type=134")),
         *where(
-            dual,
+            lambda stage: has_pair(stage) and not has_six(stage),
+            shortcut("router advertisements go past the pinning", "icmp6,icmp_type=134"),
+        ),
+        *where(
+            has_six,
             command(
                 "the guard lets router advertisements through",
                 opens=lambda _: "nft insert rule netdev neighbours judge icmpv6 type nd-router-advert return",
                 closes=lambda _: f"nft -f {RULES}",
                 shows=lambda _: "nft list chain netdev neighbours judge | grep -q nd-router-advert",
+                where=_guarded,
             ),
             command(
                 "the guard lets guests tell any MAC address",
                 opens=lambda _: "nft insert rule netdev neighbours judge icmpv6 type nd-neighbor-solicit return",
                 closes=lambda _: f"nft -f {RULES}",
                 shows=lambda _: "nft list chain netdev neighbours judge | grep -q 'nd-neighbor-solicit return'",
+                where=_guarded,
             ),
             command(
                 "a guest's interface is not guarded",
@@ -150,6 +167,7 @@ def _tap(stage: Stage) -> str:
                 closes=lambda stage: f"{ATTACH} {_tap(stage)}",
                 shows=lambda stage: f"nft list chain netdev neighbours {_tap(stage)} | grep -q hook && "
                 f"! nft list chain netdev neighbours {_tap(stage)} | grep -q jump",
+                where=_guarded,
             ),
         ),
     ),
@@ -168,14 +186,16 @@ def _answers(port: int) -> tuple[Acl, ...]:
     objective="No guest answers for DHCP, none is handed another's address, and no greed exhausts what there is",
     severity="high",
     effect=Effect.PROBES,
-    applies=needs_guest,
     breaches=(
         ruled("guests of a network may answer DHCP", lambda _: _answers(67)),
         ruled("guests of a network may answer DHCPv6", lambda _: _answers(547)),
-        readdressed(
-            "DHCP hands a guest another's address",
-            lambda stage: stage.flow()[2],
-            lambda stage: [f"{stage.flow()[2].mac} {receiver(stage).addresses}"],
+        *where(
+            has_neighbours,
+            readdressed(
+                "DHCP hands a guest another's address",
+                lambda stage: stage.sender.nic,
+                lambda stage: [f"{stage.sender.nic.mac} {stage.receiver().nic.addresses}"],
+            ),
         ),
     ),
 )
@@ -191,7 +211,6 @@ def test_no_guest_serves_or_steals_leases(fleet: Fleet) -> None:
     objective="No frame in a VLAN tag enters a tenant's network",
     severity="high",
     effect=Effect.PROBES,
-    applies=needs_flow,
     breaches=(
         Breach(
             "a switch passes VLAN tags on",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from checks.breaches import command, load, needs_guest, needs_strangers, rules
-from testbed.model.testbed import IMAGES, POOLS, Guest
+from checks.breaches import command, has_strangers, load, needs_guest, rules, where
+from testbed.model.testbed import FIRST_WORKER_UID, IMAGES, POOLS, Guest
 from testbed.verify.declare import Effect, check
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.stage import Stage
@@ -12,25 +12,33 @@ from testbed.verify.worker import Attempt, succeeded
 BASE = f"{IMAGES}/guest/root.raw"
 
 
-def _victim_file(stage: Stage) -> str:
+def _stranger_file(stage: Stage) -> str:
     return stage.strangers()[1].disks[-1]
+
+
+def _stranger_uid(stage: Stage) -> int:
+    """Return the account of another tenant's worker on the node, or one that no worker there has."""
+    if has_strangers(stage):
+        return stage.strangers()[1].uid
+    used = {guest.uid for guest in stage.guests}
+    return next(uid for uid in range(FIRST_WORKER_UID, FIRST_WORKER_UID + len(used) + 1) if uid not in used)
 
 
 def _open_all_layers(stage: Stage) -> str:
     attacker, victim = stage.strangers()
-    file = _victim_file(stage)
+    file = _stranger_file(stage)
     return f"chmod 0666 {file}; chmod o+x {victim.pool}; echo '  \"{file}\" rw,' >> {rules(attacker)}; {load(attacker)}"
 
 
 def _close_all_layers(stage: Stage) -> str:
     attacker, victim = stage.strangers()
-    file = _victim_file(stage)
+    file = _stranger_file(stage)
     return f"chmod 0600 {file}; chmod o-x {victim.pool}; sed -i '\\#{file}#d' {rules(attacker)}; {load(attacker)}"
 
 
 def _named(stage: Stage) -> str:
     """Return a command that succeeds while one worker's profile names the other tenant's volume."""
-    return f"grep -qF {_victim_file(stage)} {rules(stage.strangers()[0])}"
+    return f"grep -qF {_stranger_file(stage)} {rules(stage.strangers()[0])}"
 
 
 @check(
@@ -39,31 +47,34 @@ def _named(stage: Stage) -> str:
     severity="critical",
     effect=Effect.PROBES,
     local=True,
-    applies=needs_strangers,
+    applies=needs_guest,
     breaches=(
         command(
             "a volume's mode is 0666",
-            opens=lambda stage: f"chmod 0666 {_victim_file(stage)}",
-            closes=lambda stage: f"chmod 0600 {_victim_file(stage)}",
-            shows=lambda stage: f"[ $(stat -c %a {_victim_file(stage)}) = 666 ]",
+            opens=lambda stage: f"chmod 0666 {stage.guests[-1].disks[-1]}",
+            closes=lambda stage: f"chmod 0600 {stage.guests[-1].disks[-1]}",
+            shows=lambda stage: f"[ $(stat -c %a {stage.guests[-1].disks[-1]}) = 666 ]",
         ),
         command(
             "a pool's access list lets another tenant's worker in",
-            opens=lambda stage: f"setfacl -m u:{stage.strangers()[0].uid}:x {stage.strangers()[1].pool}",
-            closes=lambda stage: f"setfacl -x u:{stage.strangers()[0].uid} {stage.strangers()[1].pool}",
-            shows=lambda stage: f"getfacl -pcn {stage.strangers()[1].pool} | grep -q ^user:{stage.strangers()[0].uid}:",
+            opens=lambda stage: f"setfacl -m u:{_stranger_uid(stage)}:x {stage.guest.pool}",
+            closes=lambda stage: f"setfacl -x u:{_stranger_uid(stage)} {stage.guest.pool}",
+            shows=lambda stage: f"getfacl -pcn {stage.guest.pool} | grep -q ^user:{_stranger_uid(stage)}:",
         ),
-        command(
-            "a worker's profile names another tenant's volume",
-            opens=lambda stage: f"echo '  \"{_victim_file(stage)}\" rw,' >> {rules(stage.strangers()[0])}; {load(stage.strangers()[0])}",
-            closes=lambda stage: f"sed -i '\\#{_victim_file(stage)}#d' {rules(stage.strangers()[0])}; {load(stage.strangers()[0])}",
-            shows=_named,
-        ),
-        command(
-            "mode, pool and profile all let a worker at another tenant's volume",
-            opens=_open_all_layers,
-            closes=_close_all_layers,
-            shows=lambda stage: f"[ $(stat -c %a {_victim_file(stage)}) = 666 ] && {_named(stage)}",
+        *where(
+            has_strangers,
+            command(
+                "a worker's profile names another tenant's volume",
+                opens=lambda stage: f"echo '  \"{_stranger_file(stage)}\" rw,' >> {rules(stage.guest)}; {load(stage.guest)}",
+                closes=lambda stage: f"sed -i '\\#{_stranger_file(stage)}#d' {rules(stage.guest)}; {load(stage.guest)}",
+                shows=_named,
+            ),
+            command(
+                "mode, pool and profile all let a worker at another tenant's volume",
+                opens=_open_all_layers,
+                closes=_close_all_layers,
+                shows=lambda stage: f"[ $(stat -c %a {_stranger_file(stage)}) = 666 ] && {_named(stage)}",
+            ),
         ),
     ),
 )
@@ -75,9 +86,9 @@ def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: Machine) 
         attempts = {guest.uid: [Attempt(verb, file) for file in guest.disks for verb in ("read", "write")] for guest in others}
         attempts[0] = [Attempt("list", pool) for pool in (*sorted({guest.pool for guest in others}), POOLS)]
         reached = succeeded(node, attacker, [attempt for some in attempts.values() for attempt in some])
-        assert not reached, f"the worker of {attacker.label} reached {sorted(map(str, reached))}"
+        assert not reached, f"the worker of {attacker.label} reached: {', '.join(sorted(map(str, reached)))}"
         allowed = {attempt for uid, some in attempts.items() for attempt in succeeded(node, attacker, some, uid=uid)}
-        assert not allowed, f"the profile of {attacker.label} alone would allow {sorted(map(str, allowed))}"
+        assert not allowed, f"the profile of {attacker.label} alone would allow: {', '.join(sorted(map(str, allowed)))}"
     for tenant in sorted({guest.tenant for guest in guests}):
         _require_own_pool(node, [guest for guest in guests if guest.tenant == tenant])
     for guest in guests:
@@ -91,10 +102,10 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
     """A pool's access list lets its own tenant's workers pass, and nobody else do anything."""
     pool = owners[0].pool
     entries = node.read(f"getfacl -pcn {pool}").split()
-    strangers = [entry for entry in entries if entry.startswith(("user:", "group:")) and "::" not in entry]
-    strangers = [entry for entry in strangers if entry not in {f"user:{guest.uid}:--x" for guest in owners}]
-    assert not strangers, f"the pool {pool} lets in {strangers}"
-    assert "other::---" in entries, f"the pool {pool} is open to everybody: {entries}"
+    known = {"user::rwx", "group::---", "mask::--x", "other::---", *(f"user:{guest.uid}:--x" for guest in owners)}
+    strangers = [entry for entry in entries if entry not in known]
+    assert not strangers, f"the pool {pool} lets in {', '.join(strangers)}"
+    assert "other::---" in entries, f"the pool {pool} is open to everybody: {', '.join(entries)}"
 
 
 @check(
@@ -104,19 +115,22 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
     effect=Effect.PROBES,
     local=True,
     breaches=(
-        command(
-            "the images are mounted read-write, the base image is world-writable, and a worker's profile allows it",
-            opens=lambda stage: (
-                f"mount -o remount,rw {IMAGES}; chmod 0666 {BASE}; "
-                f'sed -i \'s#deny "{BASE}" w,#"{BASE}" w,#\' {rules(stage.guests[0])}; '
-                f"{load(stage.guests[0])}"
+        *where(
+            lambda stage: bool(stage.guests),
+            command(
+                "the images are mounted read-write, the base image is world-writable, and a worker's profile allows it",
+                opens=lambda stage: (
+                    f"mount -o remount,rw {IMAGES}; chmod 0666 {BASE}; "
+                    f'sed -i \'s#deny "{BASE}" w,#"{BASE}" w,#\' {rules(stage.guest)}; '
+                    f"{load(stage.guest)}"
+                ),
+                closes=lambda stage: (
+                    f"mount -o remount,rw {IMAGES}; chmod 0444 {BASE}; mount -o remount,ro {IMAGES}; "
+                    f'sed -i \'s#^  "{BASE}" w,#  deny "{BASE}" w,#\' {rules(stage.guest)}; '
+                    f"{load(stage.guest)}"
+                ),
+                shows=lambda _: f"[ $(stat -c %a {BASE}) = 666 ] && findmnt -no OPTIONS {IMAGES} | grep -q ^rw",
             ),
-            closes=lambda stage: (
-                f"mount -o remount,rw {IMAGES}; chmod 0444 {BASE}; mount -o remount,ro {IMAGES}; "
-                f'sed -i \'s#^  "{BASE}" w,#  deny "{BASE}" w,#\' {rules(stage.guests[0])}; '
-                f"{load(stage.guests[0])}"
-            ),
-            shows=lambda _: f"[ $(stat -c %a {BASE}) = 666 ] && findmnt -no OPTIONS {IMAGES} | grep -q ^rw",
         ),
         command(
             "the images are mounted read-write",
@@ -125,15 +139,15 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
             shows=lambda _: f"findmnt -no OPTIONS {IMAGES} | grep -q ^rw",
         ),
     ),
-    applies=needs_guest,
 )
 def test_base_images_are_immutable(fleet: Fleet, node: Machine) -> None:
     readable = Attempt("read", BASE)
     attacks = [Attempt("write", BASE), Attempt("write", f"{IMAGES}/guest/vmlinux"), Attempt("write", f"{IMAGES}/guest/initrd")]
     for attacker in fleet.testbed.guests_on(node.name):
         reached = succeeded(node, attacker, [readable, *attacks])
-        assert reached <= {readable}, f"the worker of {attacker.label} could {sorted(map(str, reached - {readable}))}"
-    options = node.read(f"findmnt -no OPTIONS {IMAGES}")
-    assert "ro" in options.split(","), f"{IMAGES} is mounted {options}"
+        assert reached <= {readable}, f"the worker of {attacker.label} could: {', '.join(sorted(map(str, reached - {readable})))}"
+    mounts = node.read(f"findmnt -no OPTIONS {IMAGES}").splitlines()  # several, if one is mounted over another
+    assert mounts, f"{IMAGES} is not mounted"
+    assert all("ro" in options.split(",") for options in mounts), f"{IMAGES} is mounted {'; '.join(mounts)}"
     for line in node.read(f"stat -c '%a %U %n' {IMAGES}/guest/*").splitlines():
         assert line.startswith("444 root "), f"a base image can be changed: {line}"

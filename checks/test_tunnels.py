@@ -20,6 +20,8 @@ from testbed.verify.observation import Observation
 from testbed.verify.probing import Instrument, broken, listed, on_machine
 from testbed.verify.stage import Stage
 from testbed.verify.surroundings import question, standing_on
+from testbed.verify.tap_witness import require_agreement
+from testbed.verify.tokens import Tokens
 
 _SECONDS = 240.0  # after which the observation gives up
 _FIREWALL = "nft -f /etc/nftables.conf"
@@ -41,7 +43,7 @@ class _Injected:
 
 def needs_peers(stage: Stage) -> str | None:
     """Return why a fleet has no tunnels to attack."""
-    return None if len(stage.testbed.nodes) > 1 else "a fleet of one node has no tunnels"
+    return None if len(stage.testbed.nodes) > 1 else "the fleet has one node, so there are no tunnels between nodes"
 
 
 def _policies(machine: Machine) -> list[str]:
@@ -105,10 +107,12 @@ def _bypass(stage: Stage) -> str:
 )
 def test_no_stranger_enters_the_tunnels(fleet: Fleet) -> None:
     found = fleet.once("injection", lambda: _inject(fleet))
-    arrived = [f"{item} arrived at {', '.join(seen)}" for item in found.injections if (seen := found.observation.sightings(item.mark))]
+    sightings = ((item, found.observation.arrivals(item.mark)) for item in found.injections)
+    arrived = [f"{item} arrived at {', '.join(seen.values())}" for item, seen in sightings if seen]
     assert not arrived, f"{len(arrived)} injected frames arrived: {'; '.join(arrived[:4])}"
     taken = [str(item) for item in found.injections if item.mark not in found.refused]
     assert not taken, f"{len(taken)} of {len(found.injections)} were not refused by the firewall: {'; '.join(taken[:4])}"
+    require_agreement(found.observation, {item.mark for item in found.injections})
     open_ = [text for node in fleet.testbed.nodes for text in _unencrypted(fleet, fleet.machines[node.name])]
     assert not open_, f"the kernel does not ask for encryption: {'; '.join(open_[:4])}"
 
@@ -134,13 +138,13 @@ def _inject(fleet: Fleet) -> _Injected:
     refused: set[str] = set()
     with standing_on(fleet, network) as (host, probe):
 
-        def meanwhile(prefix: str) -> None:
-            found.extend(injections(fleet, host.site, inner, prefix))
-            _from_peers(fleet, inner, prefix, "before")
+        def meanwhile(tokens: Tokens) -> None:
+            found.extend(injections(fleet, host.site, inner, tokens))
+            _from_peers(fleet, inner, tokens, "before")
             refused.update(_from_rogue(fleet, host.site, probe, found))
-            _from_peers(fleet, inner, prefix, "after")
+            _from_peers(fleet, inner, tokens, "after")
 
-        observation = observe(fleet, (), Attack((), _SECONDS, meanwhile))
+        observation = observe(fleet, (), Attack((), _SECONDS, meanwhile), doubts=True)
     for item in inner:
         for stage in ("before", "after"):
             arrived = observation.arrived(f"{item.mark}{stage}", item.target.guest)
@@ -150,17 +154,17 @@ def _inject(fleet: Fleet) -> _Injected:
     return _Injected(tuple(found), observation, frozenset(refused))
 
 
-def _from_peers(fleet: Fleet, inner: list[Inner], prefix: str, stage: str) -> None:
+def _from_peers(fleet: Fleet, inner: list[Inner], tokens: Tokens, stage: str) -> None:
     """Let nodes send the same frames through their own tunnels: what is true of them, and of a node that has fallen."""
     places = {guest.label: guest.node for guest in fleet.testbed.guests}
     sites = {site.name: site for site in machines(fleet.testbed) if site.plane is Plane.FABRIC}
     scripts: dict[str, list[Mapping[str, object]]] = {}
     for item in inner:
-        node = sites[places[item.target.guest]]
+        node = sites[item.node]
         peer = sites.get(places[item.source.guest], node)
         peer = peer if peer != node else next(site for site in sites.values() if site != node)
         cell = Contact(peer, node, node.address, "udp", GENEVE, True, "-")
-        payload = bytes(item.geneve(f"{prefix}{item.mark}{stage}.".encode()))
+        payload = bytes(item.geneve(tokens.of(f"{item.mark}{stage}").encode()))
         scripts.setdefault(peer.name, []).append({**question(cell, item.mark), "frame": payload.hex()})
 
     def ask(name: str) -> None:
@@ -190,6 +194,9 @@ def _from_rogue(fleet: Fleet, stranger: Site, probe: Instrument, injections: Seq
             if unsent or len(sent) != len(script):
                 raise broken("the rogue host could not send everything", str(unsent)[:300])
     told, seconds = ledgers(fleet), time.monotonic() - started
+    for name, ledger in told.items():
+        if ledger.full:
+            raise broken(f"{name} may have refused more than it tells", ledger.full)
     return {item.mark for item in injections if told[item.node].refuses(item.source, item.target, "udp", item.port, seconds)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -10,11 +9,12 @@ from itertools import product
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 
-from checks.breaches import TABLE, command, mirrored, needs_guest, ruled, shortcut
+from checks.breaches import TABLE, command, mirrored, needs_guest, ruled
+from checks.shortcuts import shortcut
 from checks.survey import judge
 from testbed.errors import InstrumentError
 from testbed.model.policy import Endpoint, endpoints
-from testbed.model.testbed import Guest, Plane
+from testbed.model.testbed import Guest, Plane, Role
 from testbed.plan.acls import Acl
 from testbed.verify import frames
 from testbed.verify.declare import Effect, check
@@ -23,6 +23,7 @@ from testbed.verify.probing import Probe, Record, one_observation
 from testbed.verify.recorders import collect_from, listen_on, send_from
 from testbed.verify.stage import Stage
 from testbed.verify.surroundings import listening
+from testbed.verify.tokens import Tokens
 
 _OWN = ("br-int", *(f"{plane}0" for plane in Plane))
 
@@ -41,7 +42,7 @@ class _Assault:
         seen: by machine, the records of its recorder.
     """
 
-    prefix: str
+    tokens: Tokens
     probes: dict[str, list[Probe]]
     seen: dict[str, list[Record]]
 
@@ -53,22 +54,26 @@ def _taps(fleet: Fleet, name: str) -> set[str]:
 def _watch(fleet: Fleet, machine: Machine, prefix: str) -> dict[str, str]:
     """Record on a machine's own interfaces and on its guests' taps; return the MAC addresses of the former by name."""
     present = _interfaces(machine)
-    watched = {*_OWN, *_taps(fleet, machine.name)}
+    watched, own = {*_OWN, *_taps(fleet, machine.name)}, fleet.testbed.machine(machine.name)
+    needed = {f"{nic.plane}0" for nic in own.nics} | (watched - {*_OWN[1:]} if own.role is Role.NODE else set())
+    if needed - present.keys():
+        fact = f"{', '.join(sorted(needed - present.keys()))} cannot be watched"
+        raise InstrumentError(f"{machine.name} does not have all its interfaces", fact=fact, remedy="run `testbed up`")
     listen_on(fleet, machine, prefix, {interface: mac for interface, mac in present.items() if interface in watched})
     return {interface: mac for interface, mac in present.items() if interface in _OWN}
 
 
 def _attack(fleet: Fleet) -> _Assault:
     """Let all guests of all nodes attack at once, since starting a program in a guest costs seconds."""
-    prefix = f"tb-{secrets.token_hex(4)}-"
+    tokens = Tokens.fresh()
     machines = list(fleet.machines.values())
     with one_observation(fleet), ThreadPoolExecutor(max_workers=len(machines)) as pool:
         sockets = _sockets(fleet)
-        own = dict(zip(fleet.machines, pool.map(lambda machine: _watch(fleet, machine, prefix), machines), strict=True))
+        own = dict(zip(fleet.machines, pool.map(lambda machine: _watch(fleet, machine, tokens.prefix), machines), strict=True))
         probes = {node.name: _assault(_senders(fleet, node.name), sockets, own[node.name]) for node in fleet.testbed.nodes}
-        send_from(fleet, fleet.testbed.guests, prefix, [probe for found in probes.values() for probe in found])
-        collected = pool.map(lambda machine: collect_from(fleet, machine, prefix, _OWN[0]), machines)
-        return _Assault(prefix, probes, dict(zip(fleet.machines, collected, strict=True)))
+        send_from(fleet, fleet.testbed.guests, tokens, [probe for found in probes.values() for probe in found])
+        collected = pool.map(lambda machine: collect_from(fleet, machine, tokens.prefix, _OWN[0]), machines)
+        return _Assault(tokens, probes, dict(zip(fleet.machines, collected, strict=True)))
 
 
 def _senders(fleet: Fleet, name: str) -> list[Endpoint]:
@@ -119,7 +124,7 @@ def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> 
     probes, taps = assault.probes[node.name], {name: _taps(fleet, name) for name in assault.seen}
     own = taps[node.name]
     left = {item.get("token") for item in assault.seen[node.name] if item.get("label") in own}
-    unseen = [probe.mark for probe in probes if f"{assault.prefix}{probe.mark}." not in left]
+    unseen = [probe.mark for probe in probes if assault.tokens.of(probe.mark) not in left]
     if unseen:
         what = f"{len(unseen)} of {len(probes)} frames were not seen leaving their guests"
         raise InstrumentError(what, fact="so their absence elsewhere means nothing", remedy="repeat the check")
@@ -156,9 +161,8 @@ _TUNNELS = Acl("from-lport", 2000, "udp.dst == {4789, 6081}", "allow")
     objective="No guest enters another tenant's network by speaking the language of the tunnels between nodes",
     severity="critical",
     effect=Effect.PROBES,
-    applies=needs_guest,
     breaches=(
-        shortcut("tunnelled frames of a guest are let through to another tenant", "dl_type=0x0800,nw_proto=17,tp_dst=6081"),
+        shortcut("tunnelled frames of a guest are let through to another guest", "dl_type=0x0800,nw_proto=17,tp_dst=6081"),
         ruled("a rule lets guests send to the ends of tunnels", lambda _: (_TUNNELS,)),
     ),
 )

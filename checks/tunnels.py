@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from scapy.contrib.geneve import GENEVE, GeneveOptions
@@ -14,14 +14,15 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
 from testbed.model.policy import Endpoint, endpoints
+from testbed.model.subjects import ordered
 from testbed.model.surroundings import GENEVE as GENEVE_PORT
 from testbed.model.surroundings import UNUSED, Site, machines
 from testbed.model.surroundings import VXLAN as VXLAN_PORT
-from testbed.model.testbed import Plane
-from testbed.verify import frames
+from testbed.model.testbed import AllowedFlow, Plane
 from testbed.verify.fleet import Fleet
-from testbed.verify.network import tcp_flows
+from testbed.verify.flows import body
 from testbed.verify.probing import broken
+from testbed.verify.tokens import Tokens
 
 _CLASS, _TYPE = 0x0102, 0x80  # OVN's Geneve option: keys of the logical ports that a frame comes from and goes to
 _PIECE = 48  # octets of a fragment
@@ -33,6 +34,7 @@ class Inner:
 
     Args:
         mark: part of its marks; tells it from the others.
+        node: where the tunnel ends; its receiver is there, unless no guest is.
         flows: whether the topology allows it, so that nothing but the tunnel's wall can stop it.
         key: tunnel key of the network.
         ports: keys of the logical ports that it comes from and goes to.
@@ -40,16 +42,18 @@ class Inner:
     """
 
     mark: str
+    node: str
     source: Endpoint
     target: Endpoint
+    protocol: str
     port: int
     flows: bool
     key: int
     ports: tuple[int, int]
 
     def frame(self, token: bytes) -> Packet:
-        """Return it: a segment of a flow."""
-        packet = IP(src=str(self.source.address), dst=str(self.target.address)) / frames.syn(self.port)
+        """Return it: a packet of a flow."""
+        packet = IP(src=str(self.source.address), dst=str(self.target.address)) / body(self.protocol, self.port)
         return Ether(src=self.source.mac, dst=self.target.mac) / packet / Raw(token)
 
     def geneve(self, token: bytes) -> Packet:
@@ -81,20 +85,37 @@ class Injection:
 
 
 def inners(fleet: Fleet) -> Iterator[Inner]:
-    """Yield a frame for each tenant's network on each node: of an allowed flow from elsewhere, if there is one."""
+    """Yield a frame for each tenant's network on each node: of an allowed flow, if there is one, from elsewhere if possible.
+
+    A node without guests gets a frame for a guest of another one.
+    """
     lab, keys = fleet.testbed, _port_keys(fleet)
-    nodes = {guest.label: guest.node for guest in lab.guests}
+    places = {guest.label: guest.node for guest in lab.guests}
     ports = {nic.mac: nic.port for guest in lab.guests for nic in guest.nics}
     networks = {network.label: network.key for network in lab.switches()}
-    everyone, flows = endpoints(lab), [(source, target, port) for _, source, target, port in tcp_flows(fleet)]
     number = 0
-    for label, key in networks.items():
-        for node in lab.nodes:
-            targets = [item for item in everyone if item.network == label and nodes[item.guest] == node.name]
-            open_ = [flow for flow in flows if flow[1] in targets and nodes[flow[0].guest] != node.name]
-            for source, target, port in open_ or [(_other(everyone, one), one, UNUSED) for one in targets[:1]]:
-                yield Inner(f"g{number}", source, target, port, bool(open_), key, (keys[ports[source.mac]], keys[ports[target.mac]]))
-                number += 1
+    for node in lab.nodes:
+        for source, target, protocol, port, flows in _aims(endpoints(lab), ordered(lab), places, node.name):
+            own = (keys[ports[source.mac]], keys[ports[target.mac]])
+            yield Inner(f"g{number}", node.name, source, target, protocol, port, flows, networks[target.network], own)
+            number += 1
+
+
+def _aims(
+    everyone: Sequence[Endpoint], flows: Sequence[tuple[AllowedFlow, Endpoint, Endpoint]], places: Mapping[str, str], node: str
+) -> Iterator[tuple[Endpoint, Endpoint, str, int, bool]]:  # fmt: skip
+    """Yield source, target, protocol and port of what is injected into a node, and whether a flow is declared for it."""
+    here = [item for item in everyone if places[item.guest] == node]
+    for network in dict.fromkeys(item.network for item in here):
+        targets = [item for item in here if item.network == network]
+        open_ = [flow for flow in flows if flow[2] in targets]
+        elsewhere = [flow for flow in open_ if places[flow[1].guest] != node]
+        for flow, source, target in elsewhere or open_:
+            yield source, target, flow.protocol, flow.port or 0, True
+        if not open_:
+            yield _other(everyone, targets[0]), targets[0], "tcp", UNUSED, False
+    if not here:
+        yield _other(everyone, everyone[0]), everyone[0], "tcp", UNUSED, False
 
 
 def _other(everyone: Sequence[Endpoint], one: Endpoint) -> Endpoint:
@@ -110,19 +131,18 @@ def _port_keys(fleet: Fleet) -> dict[str, int]:
         raise broken("the keys of logical ports cannot be read", f"{type(error).__name__}: {error}") from error
 
 
-def injections(fleet: Fleet, stranger: Site, inner: list[Inner], prefix: str) -> Iterator[Injection]:
-    """Yield every frame in every disguise, for the node where its receiver is."""
-    places = {guest.label: guest.node for guest in fleet.testbed.guests}
+def injections(fleet: Fleet, stranger: Site, inner: list[Inner], tokens: Tokens) -> Iterator[Injection]:
+    """Yield every frame in every disguise."""
     sites = {site.name: site for site in machines(fleet.testbed) if site.plane is Plane.FABRIC}
     for item in inner:
-        node = sites[places[item.target.guest]]
+        node = sites[item.node]
         peer = next(site for site in sites.values() if site.name != node.name)
         ways = {"a": ("from its own address", stranger.address, False), "b": ("from a peer's address", peer.address, False),
                 "c": ("from a peer's address, in fragments", peer.address, True)}  # fmt: skip
         for letter, (meaning, source, pieces) in ways.items():
             for name, port in (("Geneve", GENEVE_PORT), ("VXLAN", VXLAN_PORT)):
                 mark = f"{item.mark}{letter}{name[0].lower()}"
-                token = f"{prefix}{mark}.".encode()
+                token = tokens.of(mark).encode()
                 packet = _carried(item, token, str(source), str(node.address), port)
                 parts: list[Packet] = packet.fragment(_PIECE) if pieces else [packet]
                 octets = tuple(bytes(Ether(src=stranger.mac, dst=node.mac) / part) for part in parts)

@@ -19,7 +19,7 @@ from testbed.interrupts import ended_at_once, interruptible
 from testbed.model.facts import Accelerator
 from testbed.model.testbed import Testbed
 from testbed.plan.diff import Action
-from testbed.terminal import ERR, say
+from testbed.terminal import say, warn
 from testbed.trace import Trace
 
 
@@ -60,6 +60,7 @@ def build(topology: str | Path, way: Way, then: Callable[[lab.Lab, Sequence[Acti
         ground = lab.prepare(say, want=way.want)
     say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
     workspace = Workspace(state_root(), testbed.name)
+    workspace.claim()
     with workspace.locked():
         _require_same(testbed, workspace)
         lab.apply_copy(file, workspace)
@@ -152,7 +153,7 @@ def at_once_on_interrupt() -> AbstractContextManager[None]:
     """Let a signal end the process at once, without waiting for threads that wait for machines; `up` resumes."""
 
     def end() -> None:
-        ERR.print("interrupted; what was done stays, and the same command resumes")
+        warn("interrupted; what was done stays, and the same command resumes")
         os._exit(Exit.INTERRUPTED)
 
     return ended_at_once(end)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +18,13 @@ from testbed.cli_lab import File, Name, entered, running_lab, to_close, topology
 from testbed.drivers import doctor as doctors
 from testbed.drivers import enclosure, memory
 from testbed.drivers.journal import Journal
-from testbed.drivers.workspace import Workspace, cache_root, labs, state_root
+from testbed.drivers.marks import lab_mark, marked, require_trust
+from testbed.drivers.private import PRIVATE_UMASK
+from testbed.drivers.workspace import Workspace, cache_root, state_root
+from testbed.ending import status_of
 from testbed.errors import Exit, TestbedError, UsageError
+from testbed.foreign.text import line
+from testbed.interrupts import interruptible
 from testbed.model.facts import Accelerator
 from testbed.model.resolve import resolve
 from testbed.plan import render
@@ -28,15 +32,17 @@ from testbed.plan.diff import Action, diff
 from testbed.plan.resources import OUTER, desired, places
 from testbed.report import formats
 from testbed.report import graph as graphs
-from testbed.report.formats import clean
 from testbed.report.result import content_of
 from testbed.spec.load import read
-from testbed.spec.schema import json_schema
-from testbed.terminal import ERR, Json, elapsed, escape, out, say
+from testbed.spec.schema import is_name, json_schema
+from testbed.terminal import Json, elapsed, out, out_json, say, warn
 from testbed.trace import chart
 from testbed.verify.proven import Proving
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Emulated hypervisor fleets whose walls are proven.")
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Emulated hypervisor fleets whose walls are proven.",
+)  # fmt: skip
 app.add_typer(cli_look.app)
 app.add_typer(cli_image.app, name="image")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
@@ -72,7 +78,7 @@ def doctor(as_json: Json = False) -> None:
     """Say what this machine can do, what it cannot, and how to change that."""
     findings = doctors.examine(cache_root(), state_root())
     if as_json:
-        out(json.dumps([{"name": f.name, "ok": f.ok, "fact": f.fact, "remedy": f.remedy} for f in findings], indent=1))
+        out_json([{"name": f.name, "ok": f.ok, "fact": f.fact, "remedy": f.remedy} for f in findings], indent=1)
     else:
         for finding in findings:
             out(f"{'ok ' if finding.ok else 'NO '} {finding.name}: {finding.fact}")
@@ -89,7 +95,7 @@ def validate(
 ) -> None:
     """Check topology files; every mistake is reported in one pass."""
     if schema:
-        out(json.dumps(json_schema(), indent=1))
+        out_json(json_schema(), indent=1)
     elif not files:
         raise UsageError("nothing to validate", fact="no file was named", remedy="name a topology file, or use --schema")
     wrong = []
@@ -99,7 +105,7 @@ def validate(
             out(f"{file}: fine: {len(found.nodes)} nodes, {len(found.tenants)} tenants, {len(found.guests)} guests")
         except TestbedError as error:
             wrong.append(error)
-            ERR.print(escape(str(error)))
+            warn(str(error))
     if wrong:
         raise typer.Exit(Exit.USAGE)
 
@@ -118,7 +124,7 @@ def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> No
             result, left = observe.plan(opened.desired, opened.places), Journal(workspace).entries()
     if as_json:
         data = render.data(result)
-        out(json.dumps({**data, "empty": data["empty"] and not left, "breaches": [entry.data() for entry in left]}, indent=1))
+        out_json({**data, "empty": data["empty"] and not left, "breaches": [entry.data() for entry in left]}, indent=1)
     else:
         out("\n".join((*to_close(left), *([] if left and not result else [render.text(result)]))))
 
@@ -141,7 +147,7 @@ def up(
         if as_json:
             data = {"lab": opened.testbed.name, "actions": len(done), "seconds": round(elapsed(), 1), "retried": opened.retried,
                     "closed": opened.closed}  # fmt: skip
-            out(json.dumps(data | ({"timings": list(map(asdict, spans))} if timings else {})))
+            out_json(data | ({"timings": list(map(asdict, spans))} if timings else {}))
             return
         _tell(opened, done)
         if spans:
@@ -153,7 +159,7 @@ def up(
 def _tell(opened: lab.Lab, done: Sequence[Action]) -> None:
     name, seconds, retried = opened.testbed.name, elapsed(), ", ".join(opened.retried)
     for breach in opened.closed:
-        out(f"{name}: closed the breach {clean(breach)}")
+        out(f"{name}: closed the breach {line(breach)}")
     if done:
         out(f"{name} is up: {len(done)} actions in {seconds:.0f} s" + (f"; started twice: {retried}" if retried else ""))
     else:
@@ -185,7 +191,9 @@ def check(
 ) -> None:
     """Attack the lab's walls and give a verdict."""
     testbed, workspace, _ = running_lab(name)
+    interruptible()
     with entered(testbed, workspace, lab.ground()) as opened:
+        Journal(workspace).require_closed()
         check_walls(opened, prove=prove, only=only or [], as_json=as_json, slow=slow)
 
 
@@ -199,7 +207,7 @@ def report(
     _require_finished(workspace)
     data = content_of((workspace.latest_run() / "result.json").read_text())
     if form == "json":
-        out(json.dumps(data, indent=1))
+        out_json(data, indent=1)
     elif form in _FORMATS:
         out(_FORMATS[form](data))
     else:
@@ -248,10 +256,13 @@ def run(
 def down(name: Name) -> None:
     """Take a lab down; leaves nothing but the reports of its runs."""
     workspace = workspace_of(name)
-    if not workspace.folder.exists() and enclosure.find(workspace.lab, workspace.root) is None:
+    if os.path.lexists(workspace.folder):
+        with workspace.locked():
+            lab.destroy(workspace)
+    elif found := enclosure.find(workspace.lab, workspace.root):
+        enclosure.destroy(found)
+    else:
         raise UsageError(f"there is no lab {workspace.lab}", fact=f"{workspace.folder} does not exist", remedy="run `testbed status`")
-    with workspace.locked():
-        lab.destroy(workspace)
     out(f"{workspace.lab} is down")
 
 
@@ -260,18 +271,21 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list", envvar="TESTBED_DRY_RUN")] = False,
 ) -> None:
     """Find what is left of labs that nobody can name any more, and remove it."""
-    count = 0
-    known = set(labs(state_root()))
-    for found in list(enclosure.enclosures(state_root())):
-        if found.lab not in known:
+    root, count = state_root(), 0
+    require_trust(root)
+    for found in list(enclosure.enclosures(root)):
+        if not (root / found.lab / "topology.yaml").exists():
             count += 1
             out(f"namespaces of {found.lab}, held by process {found.pid}")
             if not dry_run:
                 enclosure.destroy(found)
-    running = {found.lab for found in enclosure.enclosures(state_root())}
-    for folder in sorted(state_root().glob("*/v")):
-        workspace = Workspace(state_root(), folder.parent.name)
-        if workspace.lab not in running:
+    running = {found.lab for found in enclosure.enclosures(root)}
+    for folder in sorted(root.glob("*/v")):
+        name = folder.parent.name
+        if not is_name(name) or not marked(folder.parent, lab_mark(name)):
+            out(f"left alone: {folder.parent}, which does not carry the mark of a lab")
+        elif name not in running:
+            workspace = Workspace(root, name)
             count += 1
             out(f"files of {workspace.lab}, which does not run")
             if not dry_run:
@@ -281,17 +295,8 @@ def prune(
 
 
 def main() -> None:
-    """Run the command line; every error of ours becomes three lines and an exit code.
-
-    An error that nobody foresaw ends like a command that did not finish: Python's own 1 would say that a wall is open.
-    """
+    """Run the command line; every error becomes three parts and an exit code (`testbed.ending`)."""
+    os.umask(PRIVATE_UMASK)
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv[1:own] = [f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]]  # an option whose value may be left out
-    try:
-        app(standalone_mode=True)
-    except TestbedError as error:
-        ERR.print(escape(f"error: {error}"), soft_wrap=True)
-        sys.exit(error.exit_code)
-    except Exception:  # noqa: BLE001 - the last place where it can be told
-        traceback.print_exc()
-        sys.exit(Exit.PROVISIONING)
+    sys.exit(status_of(lambda: app(standalone_mode=False)))

@@ -1,4 +1,4 @@
-"""Attacks a lab's walls from the command line: runs the checks, tells the result, chooses the exit code."""
+"""Attacks a lab's walls from the command line: runs the checks, prints the result, chooses the exit code."""
 
 from __future__ import annotations
 
@@ -9,40 +9,28 @@ import typer
 from testbed import lab
 from testbed.drivers.journal import Journal
 from testbed.errors import Exit, InstrumentError, TestbedError
-from testbed.interrupts import interruptible
 from testbed.report import formats
 from testbed.report.result import content_of, exit_code
 from testbed.revival import revive
-from testbed.terminal import out, say
+from testbed.terminal import out, out_json, say
 from testbed.verify.proven import Proving
 
 
-def check_walls(
-    opened: lab.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False
-) -> None:
-    """Run the checks, and end with the exit code of their result; an error of ours is neither 0 nor a fail.
-
-    Raises:
-        ProvisioningError: a killed run has left a wall open, so that nothing is looked at.
-
-    """
-    journal = Journal(opened.workspace)
-    journal.require_closed()
-    interruptible()
+def check_walls(opened: lab.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False) -> None:
+    """Run the checks, and end with the exit code of their result; an error of ours is neither 0 nor a fail."""
     try:
         code = _checked(opened, prove=prove, only=only, as_json=as_json, slow=slow)
     except KeyboardInterrupt:
         say(f"interrupted; what had been observed: `testbed report {opened.testbed.name}`")
-        for entry in journal.entries():
+        for entry in Journal(opened.workspace).entries():
             say(f"still open, perhaps: {entry}; `testbed up {opened.testbed.name}` closes it")
         raise typer.Exit(Exit.INTERRUPTED) from None
     except TestbedError:
         raise
     except (Exception, SystemExit) as error:
         fact = f"{type(error).__name__}: {error}"[:500]
-        raise InstrumentError(
-            "the checks did not run to their end", fact=fact, remedy="repeat them; report it if it stays so"
-        ) from error
+        remedy = "repeat them; report it if it stays so"
+        raise InstrumentError("the checks did not run to their end", fact=fact, remedy=remedy) from error
     if code is not Exit.OK:
         raise typer.Exit(code)
 
@@ -50,14 +38,12 @@ def check_walls(
 def _checked(opened: lab.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool) -> Exit:
     from testbed.verify import run as runs  # noqa: PLC0415 - scapy and pytest are a fifth of a second
 
-    folder = runs.examine(
-        opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say)
-    )
+    folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say))
     data = content_of((folder / "result.json").read_text())
     (folder / "report.md").write_text(formats.markdown(data))
     (folder / "junit.xml").write_text(formats.junit(data))
     if as_json:
-        out(json.dumps(data, indent=1))
+        out_json(data, indent=1)
     else:
         matrix = folder / "matrix.json"
         reach = formats.matrix(json.loads(matrix.read_text())) if matrix.is_file() else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated
 
 import typer
@@ -19,7 +20,9 @@ from testbed.model.testbed import Testbed
 from testbed.spec.load import read
 from testbed.terminal import Json, out, say
 
-app = typer.Typer(no_args_is_help=True, help="Checkpoints: whole labs saved while they run: save, list, restore, rm.")
+app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Checkpoints: whole labs saved while they run: save, list, restore, rm."
+)
 
 Saved = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="name of a checkpoint")]
 
@@ -97,7 +100,7 @@ def restore(name: Saved) -> None:
     if reason:
         raise ProvisioningError(f"the checkpoint {name} cannot be used", fact=reason, remedy="run `testbed up`, and save the lab anew")
     workspace = Workspace(state_root(), found.lab)
-    if workspace.folder.exists():
+    if os.path.lexists(workspace.folder):
         with workspace.locked():
             lab.destroy(workspace)
     build(found.topology, Way(checkpoint=found), lambda opened, _: out(f"{opened.testbed.name} is as it was {found.saved}"))

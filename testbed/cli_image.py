@@ -15,7 +15,7 @@ from testbed.drivers.workspace import cache_root
 from testbed.errors import UsageError
 from testbed.terminal import Json, out, say
 
-app = typer.Typer(no_args_is_help=True, help="Images: list, bake, verify, rm, prune.")
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Images: list, bake, verify, rm, prune.")
 
 
 def _cache() -> ImageCache:

@@ -12,11 +12,12 @@ import typer
 from testbed import lab
 from testbed.drivers import enclosure, memory
 from testbed.drivers.journal import Entry
-from testbed.drivers.workspace import Workspace, state_root
+from testbed.drivers.marks import require_trust
+from testbed.drivers.workspace import Workspace, labs, state_root
 from testbed.errors import UsageError
+from testbed.foreign.text import line
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Testbed
-from testbed.report.formats import clean
 from testbed.spec.load import read
 
 File = Annotated[Path, typer.Argument(help="topology file, or the name of a lab", envvar="TESTBED_TOPOLOGY")]
@@ -24,19 +25,40 @@ Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file",
 
 
 def topology_of(name: str | Path) -> tuple[Testbed, Path]:
-    """Return the topology that a file, or the copy of a lab of that name, describes."""
-    file = Path(name)
-    copy = Workspace(state_root(), str(name)).topology if "/" not in str(name) else None
-    if not file.is_file() and copy is not None and copy.is_file():
-        file = copy
+    """Return the topology that a file, or the copy of a lab of that name, describes.
+
+    Raises:
+        UsageError: there is neither.
+
+    """
+    file = _known(str(name)) or _file(str(name)) or Path(name)
     return resolve(read(file, machine_memory=memory.total()).spec), file
 
 
 def workspace_of(name: str | Path) -> Workspace:
-    """Return the workspace of a lab, by its name or its topology file."""
-    if Path(name).is_file():
-        return Workspace(state_root(), read(Path(name)).spec.name)
-    return Workspace(state_root(), str(name))
+    """Return the workspace of a lab, by its name or its topology file.
+
+    Raises:
+        UsageError: it is neither a possible name nor a file.
+        MachineError: others can change what is in the state folder.
+
+    """
+    require_trust(state_root())
+    file = None if _known(str(name)) else _file(str(name))
+    return Workspace(state_root(), read(file).spec.name if file else str(name))
+
+
+def _known(name: str) -> Path | None:
+    """Return the topology that a lab of that name keeps, or None; it comes before a file of that name."""
+    return Workspace(state_root(), name).topology if name in labs(state_root()) else None
+
+
+def _file(text: str) -> Path | None:
+    """Return the file that a word names, or None."""
+    try:
+        return Path(text) if Path(text).is_file() else None
+    except (ValueError, OSError):  # what no file can be called
+        return None
 
 
 def running_lab(name: str) -> tuple[Testbed, Workspace, enclosure.Enclosure]:
@@ -57,7 +79,7 @@ def running_lab(name: str) -> tuple[Testbed, Workspace, enclosure.Enclosure]:
 
 def to_close(left: Sequence[Entry]) -> list[str]:
     """Return in words, a line for each, what `up` will close because a process was killed after it had opened it."""
-    return [clean(f"! close   {entry}") for entry in left]
+    return [line(f"! close   {entry}") for entry in left]
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from testbed.foreign.text import block, line
+
 
 class Exit(IntEnum):
     """Exit codes of every command."""
@@ -44,7 +46,8 @@ class TestbedError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.what}\n  observed: {self.fact}\n  to do:    {self.remedy}"
+        bar = f"{'':10}| "  # what was observed may be a guest's words, and has as many lines as it likes
+        return f"{line(self.what)}\n  observed: {block(self.fact, bar)}\n  to do:    {block(self.remedy, bar)}"
 
 
 class UsageError(TestbedError):
@@ -111,8 +114,8 @@ class TopologyError(TestbedError):
         )
 
     def __str__(self) -> str:
-        lines = [f"{self.what}: {self.fact}"]
+        lines = [line(f"{self.what}: {self.fact}")]
         for mistake in self.mistakes:
-            lines.append(f"{self.file}:{mistake.line}: {mistake.path or 'topology'}: {mistake.fact}")
-            lines.append(f"    {mistake.remedy}")
+            lines.append(line(f"{self.file}:{mistake.line}: {mistake.path or 'topology'}: {mistake.fact}"))
+            lines.append(f"    {line(mistake.remedy)}")
         return "\n".join(lines)

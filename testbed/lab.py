@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from testbed import resources as packaged
-from testbed.drivers import canary, enclosure
+from testbed.drivers import canary, enclosure, login
 from testbed.drivers.accounts import privileged
 from testbed.drivers.central import Central, write_client
 from testbed.drivers.checkpoint import Checkpoint
@@ -19,16 +18,18 @@ from testbed.drivers.fabric import Fabric
 from testbed.drivers.golden import Saved, Store
 from testbed.drivers.hypervisor import Hypervisor
 from testbed.drivers.images import Image, ImageCache
+from testbed.drivers.marks import require_trust
 from testbed.drivers.node import Node
 from testbed.drivers.outer import Outer, destroy_machines
 from testbed.drivers.outside import Outside, require
-from testbed.drivers.pki import Authority, write_secret
-from testbed.drivers.ssh import USER, Access, Host
+from testbed.drivers.pki import Authority
+from testbed.drivers.private import write_secret
+from testbed.drivers.ssh import Host
 from testbed.drivers.workspace import Workspace, cache_root
 from testbed.errors import TestbedError, UsageError
 from testbed.model.facts import Accelerator, Environment
 from testbed.model.resolve import resolve
-from testbed.model.testbed import Machine, Plane, Testbed
+from testbed.model.testbed import Testbed
 from testbed.plan.domains import Hardware
 from testbed.plan.resources import Inputs, Key, Resource, desired
 from testbed.ports import Place, Progress
@@ -74,6 +75,7 @@ def ground(*, want: Accelerator | None = None) -> Ground:
 
 
 def _ground(images: dict[str, Image], want: Accelerator | None) -> Ground:
+    require_trust(cache_root(), shared=True)
     return Ground(images, canary.environment(images["node"], cache_root(), want=want))
 
 
@@ -159,8 +161,10 @@ def destroy(workspace: Workspace) -> None:
     Raises:
         ProvisioningError: libvirt refuses.
         MachineError: the lab's holder does not end.
+        UsageError: something in the lab's folder is not ours; nothing has been done then.
 
     """
+    workspace.require_removable()
     if workspace.connection:
         hypervisor = Hypervisor(f"qemu+unix:///system?socket={require(workspace.connection)}")
         destroy_machines(hypervisor, workspace.lab)
@@ -234,7 +238,9 @@ def opened(
     """
     root = privileged()
     authority = Authority(workspace.pki)
-    _renew_client(workspace, authority)
+    login.renew(workspace, authority)
+    client = authority.administrator("testbed", start=authority.born, now=datetime.now(UTC))
+    write_client(workspace, client.private_key, client.certificate)
     hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, privileged=root)
     if outside and outside.fresh:
         destroy_machines(hypervisor, testbed.name)
@@ -242,14 +248,16 @@ def opened(
     outer = Outer(
         testbed, workspace, ground.environment, ground.images, hypervisor, fabric, progress, outside, ground.memories, ground.checkpoint
     )
-    central = Central(testbed, workspace, Host(_access(workspace, testbed.controller)), ground.environment.slowness)
+    central = Central(testbed, workspace, Host(login.access(workspace, testbed.controller)), ground.environment.slowness)
     nodes = {
-        node.name: Node(testbed, node, Host(_access(workspace, node)), workspace.machine(node.name) / "libvirt.sock", ground.environment)
+        node.name: Node(
+            testbed, node, Host(login.access(workspace, node)), workspace.machine(node.name) / "libvirt.sock", ground.environment
+        )
         for node in testbed.nodes
     }
     for machine in testbed.machines:
         workspace.make(workspace.machine(machine.name))
-    _write_ssh_config(testbed, workspace, authority)
+    login.write_config(testbed, workspace, authority)
     lab = Lab(testbed, workspace, ground, outer, central, nodes)
     try:
         yield lab
@@ -257,38 +265,7 @@ def opened(
         lab.close()
 
 
-def _access(workspace: Workspace, machine: Machine) -> Access:
-    address = str(machine.address(Plane.MANAGEMENT))
-    return Access(machine.name, address, workspace.folder / "ssh/admin", workspace.machine(machine.name) / "host_key.pub")
-
-
-def _renew_client(workspace: Workspace, authority: Authority) -> None:
-    """Sign our own short-lived certificates for this run.
-
-    They begin with the lab: the clock of a machine that has stood still is behind until we have logged in and set it.
-    """
-    now = datetime.now(UTC)
-    user = authority.user(["node-admin"], now=now, start=authority.born - now)
-    write_secret(workspace.folder / "ssh/admin", user.private_key)
-    write_secret(workspace.folder / "ssh/admin-cert.pub", user.certificate)
-    client = authority.administrator("testbed", start=authority.born, now=now)
-    write_client(workspace, client.private_key, client.certificate)
-
-
-def _write_ssh_config(testbed: Testbed, workspace: Workspace, authority: Authority) -> None:
-    addresses = {machine.name: machine.address(Plane.MANAGEMENT) for machine in testbed.machines}
-    known = workspace.folder / "ssh/known_hosts"
-    names = ",".join(str(item) for pair in addresses.items() for item in pair)
-    known.write_text(f"@cert-authority {names} {authority.ssh_public_key}\n")
-    blocks = [f"Host {name}\n  HostName {address}\n  HostKeyAlias {name}\n" for name, address in addresses.items()]
-    common = (
-        f"Host *\n  User {USER}\n  IdentityFile {workspace.folder}/ssh/admin\n  IdentitiesOnly yes\n"
-        f"  UserKnownHostsFile {known}\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n"
-    )
-    workspace.ssh_config.write_text("".join((*blocks, common)))
-
-
 def apply_copy(file: Path, workspace: Workspace) -> None:
     """Remember the topology that is being applied, so that every other command knows it by the lab's name."""
     if file.resolve() != workspace.topology:
-        shutil.copyfile(file, workspace.topology)
+        write_secret(workspace.topology, file.read_bytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from testbed import apply, observe
 from testbed.errors import TestbedError
+from testbed.foreign.text import clean
 from testbed.lab import Lab
 from testbed.plan.diff import Verb
 from testbed.plan.resources import Kind
@@ -26,8 +27,8 @@ def revive(lab: Lab, progress: Progress) -> tuple[str, ...]:
         if not silent or others:
             return ()
         for guest in (item for item in lab.testbed.guests if item.label in silent):
-            last = lab.nodes[guest.node].console(guest, _LAST).decode(errors="replace").strip()
-            progress(f"{guest.label} is silent; the last it has written to its console: {last or 'nothing'}")
+            last = clean(lab.nodes[guest.node].console(guest, _LAST).decode(errors="replace")).strip()
+            progress(f"{guest.label} is silent; the last it has written to its console:\n{last or 'nothing'}")
         for _ in range(2):  # their interfaces are new, and get their limits afterwards
             apply.converge(lab.desired, lab.places, progress)
     except TestbedError as error:

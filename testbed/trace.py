@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from testbed.foreign.text import line
+
 _WIDTH = 60  # columns of a chart's longest bar
+_NAME = 80  # characters of a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +73,12 @@ def chart(spans: Sequence[Span]) -> str:
         return ""
     critical = {span.name for span in critical_path(spans)}
     total = max(span.end for span in spans) or 1.0
-    names = max(len(span.name) for span in spans)
+    shown = {span.name: line(span.name, _NAME) for span in spans}  # what is not in the topology is called as its node calls it
+    names = max(map(len, shown.values()))
     lines = [f"  {'':{names}}  seconds  0{f'{total:.0f}':>{_WIDTH - 1}}"]
     for span in spans:
         at, length = (round(value / total * _WIDTH) for value in (span.start, span.end - span.start))
         bar = f"{' ' * min(at, _WIDTH - 1)}{'#' * max(1, min(length, _WIDTH - at))}"
-        lines.append(f"{'*' if span.name in critical else ' '} {span.name:{names}}  {span.end - span.start:7.1f}  {bar}".rstrip())
+        lines.append(f"{'*' if span.name in critical else ' '} {shown[span.name]:{names}}  {span.end - span.start:7.1f}  {bar}".rstrip())
     waited = sum(span.end - span.start for span in spans if span.name in critical)
     return "\n".join((*lines, f"* the critical path, {waited:.0f} of {total:.0f} s: only what is on it makes all of it faster"))

@@ -13,7 +13,7 @@ def give_to_worker(path: Path) -> None:
     """Let the emulator's account open a file; in a user namespace that account is our own."""
     if privileged():
         account = pwd.getpwnam(_WORKER)
-        os.chown(path, account.pw_uid, account.pw_gid)
+        os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
 
 
 def privileged() -> bool:

@@ -1,23 +1,106 @@
-"""Folders of the cache, and what every kept thing in one has in common: it is published whole, and known by its digests."""
+"""Folders of the cache: what is kept in one is published whole, and known by its digests.
+
+What a cache folder holds is ours if it has a name of ours and a manifest that says the same.
+Nothing else is used or removed.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from testbed.drivers import process
+from testbed.drivers import marks, process
+from testbed.drivers.private import PUBLIC
 from testbed.drivers.process import as_root
+
+_NAME = r"[a-z0-9][a-z0-9-]{0,40}"
+_KEY = r"[0-9a-f]{16}"
+BASE = re.compile(rf"base-{_NAME}-{_KEY}\.tar")  # archives of root file systems
+IMAGE, MEMORY, CHECKPOINT = "manifest.json", "golden.json", "checkpoint.json"  # kinds, by their manifests
+_KINDS = {
+    IMAGE: (re.compile(rf"{_NAME}-{_KEY}"), "{name}-{key}"),
+    MEMORY: (re.compile(rf"golden-{_NAME}-{_KEY}"), "golden-{role}-{key}"),
+    CHECKPOINT: (re.compile(rf"checkpoint-{_NAME}"), "checkpoint-{name}"),
+}
+
+
+def claim(folder: Path) -> None:
+    """Make a cache folder, or mark one that an earlier version of ours has made.
+
+    Raises:
+        MachineError: others can change what is in it.
+        UsageError: it is someone else's folder.
+
+    """
+    marks.require_trust(folder)
+    marks.claim(folder, marks.CACHE, PUBLIC, known=lambda: any(any(entries(folder, kind)) for kind in _KINDS))
+
+
+def require(folder: Path) -> None:
+    """Refuse to remove anything from a folder that is no cache of ours; raises like `claim`."""
+    marks.require_trust(folder)
+    if folder.exists():
+        claim(folder)
+
+
+def entries(folder: Path, kind: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield what a cache folder keeps of a kind, and what its manifest says.
+
+    Args:
+        kind: IMAGE, MEMORY or CHECKPOINT.
+
+    """
+    pattern, name = _KINDS[kind]
+    for path in sorted(folder.glob("*")):
+        if pattern.fullmatch(path.name) and _owned(path, folder):
+            found = _manifest(path / kind)
+            if found and _named(name, found) == path.name:
+                yield path, found
+
+
+def _named(name: str, manifest: Mapping[str, Any]) -> str:
+    try:
+        return name.format_map(manifest)
+    except (LookupError, AttributeError, ValueError):
+        return ""
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """Return what a manifest says; nothing, if it is none, or another process is removing it."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _owned(path: Path, folder: Path) -> bool:
+    """Tell whether something is a folder, no link to one, and belongs to the account that has the cache."""
+    try:
+        return not path.is_symlink() and path.is_dir() and path.stat().st_uid == folder.stat().st_uid
+    except OSError:
+        return False
 
 
 def clear_leftovers(folder: Path) -> list[Path]:
-    """Delete what killed processes have left half-done in a cache folder; return what was deleted."""
-    left = [path for path in sorted(folder.glob("*.partial-*")) if not Path(f"/proc/{path.name.rpartition('-')[2]}").exists()]
-    for path in left:
-        remove_tree(path)
+    """Delete what killed processes of ours have left half-done in a cache folder; return what was deleted."""
+    names = "|".join((BASE.pattern, *(pattern.pattern for pattern, _ in _KINDS.values())))
+    half = re.compile(rf"(?:{names})\.partial-([0-9]+)")
+    left = [path for path in sorted(folder.glob("*.partial-*")) if _abandoned(path, half)]
+    remove_tree(*left)
     return left
+
+
+def _abandoned(path: Path, half: re.Pattern[str]) -> bool:
+    found = half.fullmatch(path.name)
+    return bool(found and path.lstat().st_uid == os.geteuid() and not Path(f"/proc/{found[1]}").exists())
 
 
 def publish(partial: Path, target: Path) -> None:
@@ -50,9 +133,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def remove_tree(path: Path) -> None:
-    """Delete a file or folder; files of subordinate ids too."""
-    if path.is_file():
-        path.unlink()
-        return
-    process.run([*as_root(), "rm", "-rf", "--one-file-system", str(path)], what=f"cannot delete {path}", timeout=300)
+def remove_tree(*paths: Path) -> None:
+    """Delete files and folders; those of subordinate ids too, and of a symbolic link the link.
+
+    Other file systems stay.
+
+    Raises:
+        ProvisioningError: one cannot be deleted.
+
+    """
+    if paths:
+        argv = [*as_root(), "rm", "-rf", "--one-file-system", "--", *map(str, paths)]
+        process.run(argv, what=f"cannot delete {paths[0]}", timeout=300)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from testbed.drivers import process
 from testbed.drivers.images import Image
+from testbed.drivers.private import write_public
 from testbed.errors import InstrumentError, MachineError
 from testbed.model.facts import Accelerator, Environment
 
@@ -47,7 +48,7 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
     if answer is None:
         answer = {"key": key, **_measure(emulator, image, want)}
         with contextlib.suppress(PermissionError):  # somebody else's cache: ask again next time
-            stored.write_text(json.dumps(answer))
+            write_public(stored, json.dumps(answer).encode())
     if want is Accelerator.KVM and answer["outer"] != Accelerator.KVM:
         raise MachineError("KVM does not work here", fact=str(answer["note"]), remedy="leave out --accelerator, or fix KVM")
     versions = (("kernel", platform.release()), ("qemu", version), ("python", platform.python_version()))

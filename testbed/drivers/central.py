@@ -8,11 +8,12 @@ from pathlib import Path
 
 from testbed.drivers import batch, clock
 from testbed.drivers.ovn import Northbound
-from testbed.drivers.pki import write_secret
+from testbed.drivers.private import write_secret
 from testbed.drivers.ssh import BOOT, Host
 from testbed.drivers.workspace import Workspace
 from testbed.errors import ProvisioningError
 from testbed.model.testbed import Plane, Testbed
+from testbed.plan import northbound
 from testbed.plan.acls import acls
 from testbed.plan.diff import Action, Verb
 from testbed.plan.resources import Key, Kind, Properties
@@ -91,8 +92,12 @@ class Central:
         return [*([told] if told else []), *(f"restarted {name}, which did not run" for name in stopped)]
 
     def _stopped(self) -> list[str]:
-        answers = self.host.sudo(f"systemctl is-active {' '.join(_SERVICES)}").text.split()
-        return [name for name, answer in zip(_SERVICES, answers, strict=False) if answer in ("inactive", "failed")]
+        text = self.host.sudo(f"systemctl is-active {' '.join(_SERVICES)}").text
+        answers = text.split()
+        if len(answers) != len(_SERVICES):
+            fact = f"{len(answers)} answers for {len(_SERVICES)} services: {text[:80]!r}"
+            raise ProvisioningError(f"{self.name} does not tell which services run", fact=fact, remedy="run `testbed status`")
+        return [name for name, answer in zip(_SERVICES, answers, strict=True) if answer in ("inactive", "failed")]
 
     def observe(self) -> dict[Key, Properties]:
         """Return the switches and ports of this lab, and the controller's settings.
@@ -106,11 +111,13 @@ class Central:
             fact, remedy = f"stopped on {self.name}: {', '.join(stopped)}", "run `testbed up`, which starts them again"
             raise ProvisioningError("OVN's switches cannot be observed", fact=fact, remedy=remedy)
         found, _ = batch.observe(self.host, self.name, settings(self.lab, self.lab.controller))
-        with self._looked_into(found) as northbound:
-            for label, properties in northbound.switches().items():
+        with self._looked_into(found) as database:
+            for label, properties in database.switches().items():
                 found[Key(self.name, Kind.SWITCH, label)] = properties
-            for label, properties in northbound.ports().items():
+            for label, properties in database.ports().items():
                 found[Key(self.name, Kind.PORT, label)] = properties
+            strays = northbound.strays(database.tables(), self.lab.name)
+        found[Key(self.name, Kind.DATABASE, northbound.NAME)] = dict(northbound.told(strays))
         return found
 
     def perform(self, action: Action) -> None:
@@ -118,6 +125,9 @@ class Central:
         key = action.key
         if key.kind is Kind.SETTING:
             batch.repair_setting(self.host, settings(self.lab, self.lab.controller), key.name)
+        elif key.kind is Kind.DATABASE:
+            tables = self.northbound.tables()
+            self.northbound.remove(northbound.strays(tables, self.lab.name), tables)
         elif key.kind is Kind.SWITCH and action.resource is None:
             self.northbound.delete_switch(key.name)
         elif key.kind is Kind.SWITCH:

@@ -10,21 +10,22 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from testbed.drivers import cache as caches
 from testbed.drivers import process
 from testbed.drivers.accounts import give_to_worker
-from testbed.drivers.cache import altered, crowded, file_digest, remove_tree
+from testbed.drivers.cache import CHECKPOINT, altered, crowded, entries, file_digest, remove_tree
 from testbed.drivers.golden import differences, processor
 from testbed.drivers.hypervisor import Hypervisor, library_version
 from testbed.drivers.images import Image
+from testbed.drivers.private import OWNER, copy_secret, copy_secrets, make_folder, write_secret
 from testbed.drivers.workspace import Workspace
 from testbed.errors import ProvisioningError, UsageError
 from testbed.model.facts import Accelerator, Environment
@@ -33,7 +34,7 @@ from testbed.ports import Progress
 
 FORMAT = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
-_PREFIX, _MANIFEST = "checkpoint-", "checkpoint.json"
+_PREFIX, _MANIFEST = "checkpoint-", CHECKPOINT
 _NEEDED = 2**30  # bytes of free space for each machine
 _SAVE = 60.0  # seconds that a machine's memory may take
 _MEMORY, _DOMAIN = "memory", "domain.xml"
@@ -76,7 +77,7 @@ class Kept:
         """Copy the machine's disks and console to where its emulator looks for them."""
         for path in self.folder.iterdir():
             if path.name not in (_MEMORY, _DOMAIN):
-                shutil.copyfile(path, folder / path.name)
+                copy_secret(path, folder / path.name)
                 if path.name != "host_key.pub":
                     give_to_worker(folder / path.name)
 
@@ -116,21 +117,17 @@ class Checkpoint:
 
     def unpack(self, workspace: Workspace) -> None:
         """Give a lab that is down the authorities and keys that its saved machines know; machines are unpacked as they start."""
-        if workspace.pki.exists():
-            shutil.rmtree(workspace.pki)
-        shutil.copytree(self.folder / "pki", workspace.pki)
+        if os.path.lexists(workspace.pki):
+            remove_tree(workspace.pki)
+        copy_secrets(self.folder / "pki", workspace.pki)
         for name in self.digests:
             workspace.make(workspace.machine(name))
-            shutil.copyfile(self.folder / "m" / name / "host_key.pub", workspace.machine(name) / "host_key.pub")
+            copy_secret(self.folder / "m" / name / "host_key.pub", workspace.machine(name) / "host_key.pub")
 
 
 def stored(cache: Path) -> list[Checkpoint]:
     """Return every checkpoint of a cache folder, the latest first."""
-    found = []
-    for path in cache.glob(f"{_PREFIX}*/{_MANIFEST}"):
-        if ".partial-" not in path.parent.name:
-            with suppress(FileNotFoundError):  # another process may be removing it
-                found.append(Checkpoint(**json.loads(path.read_text()), folder=path.parent))
+    found = [Checkpoint(**told, folder=path) for path, told in entries(cache, CHECKPOINT)]
     return sorted(found, key=lambda item: item.saved, reverse=True)
 
 
@@ -150,7 +147,13 @@ def named(cache: Path, name: str) -> Checkpoint:
 
 
 def remove(checkpoint: Checkpoint) -> None:
-    """Delete a checkpoint."""
+    """Delete a checkpoint.
+
+    Raises:
+        MachineError, UsageError: the cache folder is not ours.
+
+    """
+    caches.require(checkpoint.folder.parent)
     remove_tree(checkpoint.folder)
 
 
@@ -202,20 +205,24 @@ class Store:
         """Save a lab, which stands still meanwhile and runs on afterwards; a checkpoint of that name is replaced.
 
         Raises:
-            UsageError: the name is impossible.
+            UsageError: the name is impossible, or something else in the cache has it.
             ProvisioningError: there is not enough space, or a machine cannot be saved; nothing half-done stays behind.
 
         """
         if not NAME.fullmatch(name):
             raise UsageError(f"a checkpoint cannot be called {name!r}", fact=f"it must match {NAME.pattern}", remedy="choose another name")
+        caches.claim(self._cache)
         if fact := crowded(self._cache, _NEEDED * len(lab.machines)):
             raise ProvisioningError("there is no room for a checkpoint", fact=fact, remedy="remove one with `testbed checkpoint rm`")
         target, partial = self._cache / f"{_PREFIX}{name}", self._cache / f"{_PREFIX}{name}.partial-{os.getpid()}"
+        if target.exists() and name not in {item.name for item in stored(self._cache)}:
+            fact, remedy = f"{target} is something else", "choose another name, or remove that by hand"
+            raise UsageError(f"a checkpoint cannot be called {name}", fact=fact, remedy=remedy)
         made, start = self.made(lab, workspace), time.monotonic()
         try:
-            partial.mkdir(mode=0o700)
-            shutil.copyfile(workspace.topology, partial / "topology.yaml")
-            shutil.copytree(workspace.pki, partial / "pki")
+            make_folder(partial, OWNER)
+            copy_secret(workspace.topology, partial / "topology.yaml")
+            copy_secrets(workspace.pki, partial / "pki")
             with _standing_still(hypervisor, lab):
                 with ThreadPoolExecutor(max_workers=2) as pool:
                     list(pool.map(lambda machine: _save(hypervisor, lab, machine, workspace, partial), lab.machines))
@@ -225,7 +232,7 @@ class Store:
                 digests = dict(zip(names, pool.map(lambda name: _digests(partial / "m" / name), names), strict=True))
             saved = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = {"name": name, "lab": lab.name, "saved": saved, "made": made, "digests": digests}
-            (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+            write_secret(partial / _MANIFEST, json.dumps(manifest, indent=1).encode())
             if target.exists():
                 remove_tree(target)
             partial.rename(target)
@@ -255,12 +262,13 @@ def _standing_still(hypervisor: Hypervisor, lab: Testbed) -> Iterator[None]:
 def _save(hypervisor: Hypervisor, lab: Testbed, machine: Machine, workspace: Workspace, partial: Path) -> None:
     """Write a paused machine's memory, its domain and copies of its files."""
     folder, domain = partial / "m" / machine.name, machine.domain(lab.name)
-    folder.mkdir(parents=True)
-    (folder / _DOMAIN).write_text(hypervisor.live_xml(domain))
+    make_folder(folder.parent, OWNER)
+    make_folder(folder, OWNER)
+    write_secret(folder / _DOMAIN, hypervisor.live_xml(domain).encode())
     hypervisor.monitor(domain).save_memory(folder / _MEMORY, _SAVE)
     for path in workspace.machine(machine.name).iterdir():
         if path.is_file():
-            shutil.copyfile(path, folder / path.name)
+            copy_secret(path, folder / path.name)
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.drivers import memory, process
+from testbed.drivers.accounts import privileged
 from testbed.drivers.hypervisor import library_version
+from testbed.drivers.marks import distrust, remedy_of_distrust
 from testbed.errors import MachineError
 from testbed.spec.schema import GIB, format_size
 
@@ -47,7 +49,9 @@ class Finding:
 def examine(cache: Path, state: Path) -> list[Finding]:
     """Look at everything that the tool needs of this machine."""
     looks: list[Callable[[], Finding]] = [_qemu, _libvirt, _driver, _account, _tun, _namespaces, _memory]
-    return [*_programs(), *(look() for look in looks), *(_space(folder) for folder in (cache, state)), _kvm()]
+    trust = [_trust(cache, shared=True), _trust(state, shared=False)]
+    space = [_space(folder) for folder in (cache, state)]
+    return [*_programs(), *(look() for look in looks), *trust, *_ways(cache, state), *space, _kvm()]
 
 
 def require(cache: Path, state: Path) -> None:
@@ -142,6 +146,21 @@ def _memory() -> Finding:
     total = memory.total()
     fact = f"{total // 2**20} MiB"
     return Finding("memory", total >= _MEMORY, fact, f"give the machine, or the control group this runs in, {format_size(_MEMORY)}")
+
+
+def _trust(folder: Path, *, shared: bool) -> Finding:
+    fact = distrust(folder, shared=shared)
+    return Finding(f"folder {folder}", not fact, fact or "only we write into it", remedy_of_distrust(folder))
+
+
+def _ways(*folders: Path) -> Iterator[Finding]:
+    """Emulators of root's labs run under accounts of their own, and open their files by path."""
+    for folder in folders if privileged() else ():
+        there = (path for path in (folder, *folder.parents) if path.exists())
+        closed = next((path for path in there if not path.stat().st_mode & 0o001), None)
+        mode = f"{closed} has mode {closed.stat().st_mode & 0o7777:04o}" if closed else ""
+        fact = mode or "accounts of emulators may pass"
+        yield Finding(f"way to {folder}", closed is None, fact, f"chmod o+x {closed}, or name another folder")
 
 
 def _space(folder: Path) -> Finding:

@@ -20,11 +20,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
+from testbed.drivers import cache as caches
 from testbed.drivers import process
-from testbed.drivers.cache import altered, clear_leftovers, crowded, file_digest, publish, remove_tree
+from testbed.drivers.cache import MEMORY, altered, clear_leftovers, crowded, entries, file_digest, publish, remove_tree
 from testbed.drivers.freeze import Job
 from testbed.drivers.hypervisor import library_version
 from testbed.drivers.images import Image
+from testbed.drivers.private import create, write_public
 from testbed.drivers.process import as_root
 from testbed.errors import ImageError
 from testbed.model.facts import Accelerator, Environment
@@ -37,7 +39,7 @@ FORMAT = 1
 _KEPT = 4  # states; each is some 200 MiB
 _NEEDED = 2 * 2**30  # bytes of free space for one state
 _BOOT = 120.0  # seconds, stretched by slowness
-_MANIFEST = "golden.json"
+_MANIFEST = MEMORY
 _NOWHERE = MachineFiles("kernel", "initrd", ("vda", "vdb", "vdc"), "", "console")
 
 
@@ -105,8 +107,9 @@ def base_disks(images: Mapping[str, Image], role: Role) -> list[Path]:
 
 
 def make_overlay(base: Path, overlay: Path) -> Path:
-    """Make an empty qcow2 overlay on an image, in place of any that is there."""
+    """Make an empty qcow2 overlay on an image, in place of any that is there; only its owner reads it."""
     overlay.unlink(missing_ok=True)
+    os.close(create(overlay))
     tool = process.require("qemu-img", package="qemu-utils")
     argv = [tool, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(overlay)]
     process.run(argv, what=f"cannot make the disk {overlay}", timeout=60)
@@ -116,22 +119,27 @@ def make_overlay(base: Path, overlay: Path) -> Path:
 def stored(folder: Path) -> list[Saved]:
     """Return every state in a cache folder, the latest used first."""
     found = []
-    for path in folder.glob(f"golden-*/{_MANIFEST}"):
-        if ".partial-" in path.parent.name:
-            continue
+    for path, told in entries(folder, MEMORY):
         with suppress(FileNotFoundError):  # another process may be removing it
-            used, data = path.stat().st_mtime, json.loads(path.read_text())
-            found.append((used, Saved(**data, folder=path.parent)))
+            found.append(((path / _MANIFEST).stat().st_mtime, Saved(**told, folder=path)))
     return [saved for _, saved in sorted(found, key=lambda item: item[0], reverse=True)]
 
 
 def prune(folder: Path, images: Set[str] | None = None) -> list[Path]:
-    """Delete the states used least beyond a few, and those of other images than these (digests); return what was deleted."""
+    """Delete the states used least beyond a few; return what was deleted.
+
+    Args:
+        images: digests of images; states of others are deleted too.
+
+    Raises:
+        MachineError, UsageError: the cache folder is not ours.
+
+    """
+    caches.require(folder)
     found = stored(folder)
     fitting = [saved for saved in found if images is None or images >= set(saved.made["images"].split())]
     doomed = [saved.folder for saved in found if saved not in fitting[:_KEPT]]
-    for path in doomed:
-        remove_tree(path)
+    remove_tree(*doomed)
     return doomed
 
 
@@ -180,6 +188,7 @@ class Store:
         missing = [hardware for hardware in dict.fromkeys(wanted) if isinstance(self.find(hardware), str)]
         if not missing:
             return
+        caches.claim(self._folder)
         clear_leftovers(self._folder)
         if fact := crowded(self._folder, _NEEDED * len(missing)):
             raise ImageError("cannot save machines", fact=fact, remedy="free some space, or use --cold to do without")
@@ -206,7 +215,7 @@ class Store:
                 path.chmod(0o444)
             saved = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = {"role": hardware.role, "key": _key(made), "saved": saved, "made": made, "digests": digests}
-            (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+            write_public(partial / _MANIFEST, json.dumps(manifest, indent=1).encode())
             publish(partial, target)
         except OSError as error:
             raise ImageError(f"cannot save a {hardware}", fact=str(error), remedy="use --cold to do without saved memory") from error
@@ -227,7 +236,8 @@ class Store:
             str(image.file("vmlinuz")), str(image.file("initrd")), tuple(map(str, overlays)), identity=str(guest), console=str(console)
         )
         xml = anonymous_xml(hardware, self._environment, files, str(uuid4()))
-        job = Job(xml, [*files.disks, str(console)], str(console), str(partial / "memory"), _BOOT * self._environment.slowness)
+        given = [*files.disks, str(console), str(guest)]
+        job = Job(xml, given, str(console), str(partial / "memory"), _BOOT * self._environment.slowness)
         (partial / "job.json").write_text(json.dumps(asdict(job)))
         process.run(
             [*as_root("--net", "--pid", "--fork", "--kill-child", "--mount-proc"),

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,10 @@ import libvirt
 import libvirt_qemu
 
 from testbed.drivers.monitor import Monitor
+from testbed.drivers.session import closing_after
 from testbed.errors import InstrumentError, ProvisioningError, TestbedError
+from testbed.foreign import data
+from testbed.foreign.text import line
 from testbed.plan.domains import read_mark
 from testbed.plan.storage import pool_xml, volume_xml
 
@@ -34,7 +37,9 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
 }
 _KEEPALIVE_S, _KEEPALIVE_COUNT = 10, 6
+_LONGEST = 120.0  # seconds that a libvirt may take for an answer of its own; the library would wait for ever
 _AGENT_TRIES, _UNHEARD = 3, "synchronization"  # what libvirt says of an agent that it has not even asked
+_XML, _DOMAINS = 2**19, 4096  # characters of a description, and domains of one libvirt
 _LOOK_S = 5.0  # seconds between looks at whether a domain still runs, while an event is awaited
 _QEMU_CONF = """\
 stdio_handler = "file"
@@ -89,8 +94,16 @@ def _said(what: str, error: type[TestbedError] = ProvisioningError) -> Iterator[
     try:
         yield
     except libvirt.libvirtError as failure:
-        fact = f"libvirt says: {failure.get_error_message() or failure}"
+        fact = line(f"libvirt says: {failure.get_error_message() or failure}")
         raise error(what, fact=fact, remedy="run `testbed status`; `testbed up` repairs what it can") from failure
+
+
+def _bounded(xml: str) -> str:
+    """Return the description of a domain, which a node gives, unless it is longer than any of ours."""
+    if len(xml) > _XML:
+        fact = f"its XML has {len(xml)} characters"
+        raise ProvisioningError("a virtual machine cannot be read", fact=fact, remedy="run `testbed status`, then rebuild the node")
+    return xml
 
 
 def _ask_agent(domain: Any, request: str, timeout: int, tries: int = _AGENT_TRIES) -> str:  # noqa: ANN401 - libvirt has no types
@@ -106,20 +119,22 @@ def _ask_agent(domain: Any, request: str, timeout: int, tries: int = _AGENT_TRIE
 class Hypervisor:
     """One libvirt connection."""
 
-    def __init__(self, uri: str, embedded: Path | None = None) -> None:
+    def __init__(self, uri: str, embedded: Path | None = None, cut: Callable[[], object] = lambda: None) -> None:
         """Open the connection.
 
         Args:
             uri: any libvirt URI.
             embedded: root folder of an embedded libvirt, whose domains must have been found again first.
+            cut: ends what the connection runs over; called if the other side lives and does not answer in time.
 
         Raises:
             ProvisioningError: it cannot be opened.
 
         """
         self._asked: dict[str, Any] = {}  # domains by name: an agent is asked dozens of times, and a look-up costs a fifth of a question
+        self._cut = cut
         _start_loop()
-        with _said(f"cannot open the hypervisor {uri}"):
+        with _said(f"cannot open the hypervisor {uri}"), closing_after(_LONGEST, cut):
             self._connection = libvirt.open(uri)
             if "unix" in uri:  # without it, a call to a node that stands still would never return
                 self._connection.setKeepAlive(_KEEPALIVE_S, _KEEPALIVE_COUNT)
@@ -150,13 +165,15 @@ class Hypervisor:
 
     def domains(self) -> list[Domain]:
         """Return every domain."""
-        with _said("cannot list domains"):
+        with _said("cannot list domains"), closing_after(_LONGEST, self._cut):
             found = self._connection.listAllDomains()
+        if len(found) > _DOMAINS:
+            raise ProvisioningError("domains cannot be listed", fact=f"there are {len(found)}", remedy="rebuild the node")
         result = []
         for domain in found:
             try:
                 state = _STATES.get(domain.state()[0], "unknown")
-                result.append(Domain(domain.name(), domain.UUIDString(), state, domain.XMLDesc()))
+                result.append(Domain(domain.name(), domain.UUIDString(), state, _bounded(domain.XMLDesc())))
             except libvirt.libvirtError:
                 continue
         return result
@@ -303,7 +320,8 @@ class Hypervisor:
 
         """
         request = json.dumps({"execute": command, "arguments": arguments})
-        with _said(f"the guest agent of {name} does not answer", InstrumentError):
+        late = closing_after(timeout + _LONGEST, self._cut)
+        with _said(f"the guest agent of {name} does not answer", InstrumentError), late:
             try:
                 text = _ask_agent(self._asked.get(name) or self._find(name), request, timeout)
             except libvirt.libvirtError as error:
@@ -311,8 +329,8 @@ class Hypervisor:
                     raise
                 text = _ask_agent(self._find(name), request, timeout)
         try:
-            answer = json.loads(text)["return"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            answer = data.read(text)["return"]
+        except (ValueError, KeyError, TypeError) as error:
             fact = f"{len(text)} characters that are no answer"
             raise InstrumentError(f"the guest agent of {name} answers garbage", fact=fact, remedy="rebuild the guest") from error
         return answer if isinstance(answer, dict) else {"value": answer}

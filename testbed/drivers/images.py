@@ -20,8 +20,10 @@ from pathlib import Path
 import yaml
 
 from testbed.drivers import assemble, process
+from testbed.drivers import cache as caches
 from testbed.drivers.assemble import Job
-from testbed.drivers.cache import altered, clear_leftovers, crowded, file_digest, publish, remove_tree
+from testbed.drivers.cache import BASE, IMAGE, altered, clear_leftovers, crowded, entries, file_digest, publish, remove_tree
+from testbed.drivers.private import write_public
 from testbed.drivers.process import as_root
 from testbed.errors import ImageError
 
@@ -148,7 +150,7 @@ class ImageCache:
         recipes = self.recipes()
         missing = [recipe for recipe in recipes.values() if self.find(recipe) is None]
         if missing:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            caches.claim(self._folder)
             clear_leftovers(self._folder)
             self._check_space(len(missing))
             with ThreadPoolExecutor(max_workers=2) as pool:
@@ -269,32 +271,40 @@ class ImageCache:
             "baked": datetime.now(UTC).isoformat(timespec="seconds"),
             "digests": digests,
         }
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        write_public(partial / "manifest.json", json.dumps(manifest, indent=1).encode())
         publish(partial, target)
 
     def stored(self) -> list[Image]:
         """Return every image in the cache, wanted or not."""
-        images = []
-        for path in sorted(self._folder.glob("*/manifest.json")):
-            manifest = json.loads(path.read_text())
-            images.append(Image(manifest["name"], manifest["key"], path.parent, manifest["digests"], manifest["baked"]))
-        return images
+        found = entries(self._folder, IMAGE)
+        return [Image(it["name"], it["key"], path, it["digests"], it["baked"]) for path, it in found]
 
     def remove(self, image: Image) -> None:
-        """Delete an image."""
+        """Delete an image.
+
+        Raises:
+            MachineError, UsageError: the cache folder is not ours.
+
+        """
+        caches.require(self._folder)
         remove_tree(image.folder)
 
     def prune(self) -> list[Path]:
         """Delete what no present recipe names, and leftovers of killed processes; return what was deleted.
 
-        Saved memory stays; see `testbed.drivers.golden`.
+        Saved memory stays, see `testbed.drivers.golden`; so do checkpoints, proofs, and whatever is not ours.
+
+        Raises:
+            MachineError, UsageError: the cache folder is not ours.
+
         """
+        caches.require(self._folder)
         left = clear_leftovers(self._folder)
         recipes = self.recipes().values()
         wanted = {f"{recipe.name}-{recipe.key}" for recipe in recipes}
         wanted |= {f"base-{recipe.name}-{recipe.base_key}.tar" for recipe in recipes}
-        wanted |= {f"{recipe.name}.log" for recipe in recipes} | {"canary.json"}
-        doomed = [path for path in sorted(self._folder.glob("*")) if path.name not in wanted and not path.name.startswith("golden-")]
-        for path in doomed:
-            remove_tree(path)
+        bases = [path for path in sorted(self._folder.glob("base-*.tar")) if BASE.fullmatch(path.name)]
+        images = [image.folder for image in self.stored()]
+        doomed = [path for path in (*bases, *images) if path.name not in wanted]
+        remove_tree(*doomed)
         return [*left, *doomed]

@@ -18,14 +18,14 @@ BURST = 1.0  # seconds' worth of packets that may come at once
 
 
 def observed(node: str, guests: Iterable[Guest], filters: str) -> dict[Key, Properties]:
-    """Return what the kernel limits of those interfaces of guests that are there.
+    """Return what the kernel limits of those interfaces of guests that are there; several policers count together.
 
     Args:
         filters: what `testbed.plan.settings.FILTERS` printed: filters of an interface behind a line that names it.
 
     """
     names = {nic.tap: f"{guest.label}/{nic.network}" for guest in guests for nic in guest.nics}
-    found: dict[Key, Properties] = {}
+    found: dict[Key, dict[str, int]] = {}
     device = ""
     for line in filters.splitlines():
         if line.startswith("interface "):
@@ -33,8 +33,8 @@ def observed(node: str, guests: Iterable[Guest], filters: str) -> dict[Key, Prop
             if device in names:
                 found.setdefault(Key(node, Kind.LIMIT, names[device]), {"packets": 0})
         elif device in names and (rate := _RATE.search(line)):
-            found[Key(node, Kind.LIMIT, names[device])] = {"packets": int(rate[1])}
-    return found
+            found[Key(node, Kind.LIMIT, names[device])]["packets"] += int(rate[1])
+    return {key: dict(limits) for key, limits in found.items()}
 
 
 def limit(taps: Iterable[str], packets: int) -> str:

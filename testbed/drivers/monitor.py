@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.drivers import process
+from testbed.drivers.private import create
 from testbed.errors import ProvisioningError
 
 _LOOK_S = 0.05
@@ -56,7 +57,7 @@ class Monitor:
             ProvisioningError: QEMU refuses, or it takes too long.
 
         """
-        with file.open("xb") as target:
+        with os.fdopen(create(file), "wb") as target:
             ours, theirs = os.pipe()
             with os.fdopen(ours, "rb", buffering=0) as source:
                 self._pass_on(theirs)

@@ -15,7 +15,7 @@ from testbed.drivers import batch, clock, guest_memory, limits
 from testbed.drivers.hypervisor import Domain, Hypervisor
 from testbed.drivers.ssh import BOOT, Host
 from testbed.drivers.starting import Starter
-from testbed.errors import InstrumentError
+from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.facts import Environment
 from testbed.model.testbed import IMAGES, POOLS, Guest, Machine, Testbed
 from testbed.plan.diff import Action, Verb
@@ -28,7 +28,7 @@ _GUEST = 45.0  # seconds that a guest may take until it is ready, alone on a mac
 _PING = 10  # seconds
 _SIDE_BY_SIDE = 4
 _ROOT_SIZE = 2 * GIB
-_FILES = f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%P %m %U %n %s\\n'"
+_FILES = f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%m %U %n %s %P\\0'"  # a name may have spaces and lines
 _FOLDERS = f"cd {POOLS} && getfacl -pn -- */"
 
 
@@ -61,7 +61,7 @@ class Node:
         with self._lock:
             if self._hypervisor is None:
                 self.host.bridge(self._socket, SOCKETS[0])
-                self._hypervisor = Hypervisor(self._uri)
+                self._hypervisor = Hypervisor(self._uri, cut=self.host.cut)
             return self._hypervisor
 
     def reconnect(self) -> None:
@@ -69,7 +69,7 @@ class Node:
         with self._lock:
             if self._hypervisor is not None:
                 self._hypervisor.close()
-                self._hypervisor = Hypervisor(self._uri)
+                self._hypervisor = Hypervisor(self._uri, cut=self.host.cut)
 
     def agent(self, name: str, command: str, arguments: dict[str, object], timeout: int) -> dict[str, Any]:
         """Pass a command to a guest's agent by the connection that there is now: see `Hypervisor.agent`.
@@ -152,8 +152,11 @@ class Node:
 
     def _volumes(self, text: str) -> dict[Key, Properties]:
         found: dict[Key, Properties] = {}
-        for line in text.splitlines():
-            path, mode, owner, links, size = line.rsplit(" ", 4)
+        for told in filter(None, text.split("\0")):
+            mode, owner, links, size, path = [*told.split(" ", 4), *[""] * 5][:5]
+            if not (path and all(map(str.isdecimal, (mode, owner, links, size)))):
+                fact = f"{told[:200]!r} describes no file"
+                raise ProvisioningError(f"the volumes of {self.name} cannot be observed", fact=fact, remedy="run `testbed status`")
             if not path.startswith("lost+found"):
                 shape: Properties = {"mode": mode, "owner": int(owner), "links": int(links), "size": int(size)}
                 found[Key(self.name, Kind.VOLUME, path)] = shape

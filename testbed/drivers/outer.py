@@ -18,7 +18,8 @@ from testbed.drivers.golden import Saved, base_disks, images_under, make_overlay
 from testbed.drivers.hypervisor import Domain, Hypervisor
 from testbed.drivers.images import Image
 from testbed.drivers.outside import Outside
-from testbed.drivers.pki import Authority, write_secret
+from testbed.drivers.pki import Authority
+from testbed.drivers.private import write_secret
 from testbed.drivers.rogue import ROGUE
 from testbed.drivers.workspace import Workspace
 from testbed.errors import ProvisioningError, TestbedError
@@ -160,7 +161,7 @@ class Outer:
         folder, image = self.workspace.machine(machine.name), self.images[machine.role]
         overlays = [make_overlay(base, folder / f"vd{letter}.qcow2") for base, letter in zip(bases, "abc", strict=False)]
         console, identity = folder / "console.log", folder / "identity.tar"
-        console.write_bytes(b"")
+        write_secret(console, b"")
         for path in (*overlays, console, identity):
             give_to_worker(path)
         kernel, initrd = str(image.file("vmlinuz")), str(image.file("initrd"))
@@ -204,7 +205,7 @@ class Outer:
             authority.administrators_ca,
         )  # fmt: skip
         write_secret(folder / "identity.tar", pack(identity_files(self.lab, machine, keys)))
-        (folder / "host_key.pub").write_text(host.public_key)
+        write_secret(folder / "host_key.pub", host.public_key.encode())
 
 
 def _state(domain: Domain, made: Mapping[str, object]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,22 +16,15 @@ from ovsdbapp.backend.ovs_idl import connection
 from ovsdbapp.exceptions import TimeoutException
 from ovsdbapp.schema.ovn_northbound.impl_idl import OvnNbApiIdlImpl
 
+from testbed.drivers import ovn_rows
+from testbed.drivers.ovn_rows import KBIT, sent_by
 from testbed.errors import ProvisioningError
 from testbed.model.testbed import Limits, TenantNetwork
 from testbed.plan.acls import Acl
+from testbed.plan.northbound import FOUR, MARK, SIX, TRACKED, Stray, Tables, references
 from testbed.plan.resources import dhcp6_options, dhcp_options
 
-_MARK = "testbed"
-_OWN_OPTIONS = ("subnet", "ipv6_prefix", "requested-tnl-key")
-_FOUR, _SIX = "switch", "switch6"  # external ids of a switch's DHCP settings
-_TRACKED = "ct-zone-limit"  # ovn-nb(5)
 _QOS_PRIORITY = 1000
-_KBIT = 1000
-
-
-def _sent_by(port: str) -> str:
-    """Return the match of what a port sends."""
-    return f'inport == "{port}"'
 
 
 def _labels(row: Any) -> dict[str, str]:  # noqa: ANN401 - the library has no types
@@ -82,7 +76,7 @@ class Northbound:
         stream.Stream.ssl_set_ca_cert_file(str(authority))
         self._lab = lab
         self._timeout = timeout
-        self._dhcp_rows: dict[tuple[str, str], UUID] = {}
+        self._dhcp_rows: dict[tuple[str, str], list[UUID]] = {}
         with _said("cannot reach OVN's northbound database"):
             idl = _idl(f"unix:{socket}" if socket else f"ssl:{address}:6641", time.monotonic() + timeout)
             self._api: Any = OvnNbApiIdlImpl(connection.Connection(idl, timeout=timeout))
@@ -92,55 +86,45 @@ class Northbound:
         with _said("cannot leave OVN's northbound database"):
             self._api.ovsdb_connection.stop()
 
+    def _tables(self, names: Iterable[str]) -> Tables:
+        return {name: self._api.db_list(name).execute(check_error=True) for name in names}
+
     def switches(self) -> dict[str, dict[str, Any]]:
         """Return label and live properties of every switch of this lab."""
         with _said("cannot read OVN's switches"):
-            rows = self._api.db_list("Logical_Switch").execute(check_error=True)
-            acl_rows = {row["_uuid"]: row for row in self._api.db_list("ACL").execute(check_error=True)}
-            dhcp_rows = self._api.db_list("DHCP_Options").execute(check_error=True)
-        dhcp = {(mark, label): row["options"] for row in dhcp_rows for mark, label in row["external_ids"].items()}
-        result = {}
-        for row in rows:
-            if row["external_ids"].get(_MARK) == self._lab:
-                found, found6 = (dhcp.get((mark, row["name"]), {}) for mark in (_FOUR, _SIX))
-                rules = [acl_rows[key] for key in row["acls"] if key in acl_rows]
-                result[row["name"]] = {
-                    "network": " ".join(row["other_config"][key] for key in ("subnet", "ipv6_prefix") if key in row["other_config"]),
-                    "tunnel_key": int(row["other_config"].get("requested-tnl-key", 0)),
-                    "dhcp": sorted(f"{name}={value}" for name, value in found.items()),
-                    "dhcp6": sorted(f"{name}={value}" for name, value in found6.items()),
-                    "names": len(row["dns_records"]),
-                    "acls": [
-                        str(rule)
-                        for rule in sorted(Acl(r["direction"], r["priority"], r["match"], r["action"]) for r in rules)
-                    ],
-                    "options": sorted(f"{key}={value}" for key, value in row["other_config"].items() if key not in _OWN_OPTIONS),
-                }
-        return result
+            return ovn_rows.switches(self._lab, self._tables(ovn_rows.OF_SWITCHES))
 
     def ports(self) -> dict[str, dict[str, Any]]:
         """Return label and live properties of every port of this lab."""
         with _said("cannot read OVN's ports"):
-            switches = self._api.db_list("Logical_Switch").execute(check_error=True)
-            ports = self._api.db_list("Logical_Switch_Port").execute(check_error=True)
-            rates = {row["match"]: row["bandwidth"] for row in self._api.db_list("QoS").execute(check_error=True)}
-            dhcp = {str(row["_uuid"]): row["external_ids"] for row in self._api.db_list("DHCP_Options").execute(check_error=True)}
-        owner = {port: row["name"] for row in switches for port in row["ports"]}
-        result = {}
-        for row in ports:
-            if row["external_ids"].get(_MARK) == self._lab:
-                result[row["external_ids"].get("resource", row["name"])] = {
-                    "port": row["name"],
-                    "switch": owner.get(row["_uuid"], ""),
-                    "addresses": " ".join(row["addresses"]),
-                    "security": sorted(row["port_security"]),
-                    "dhcp": dhcp.get(str(row["dhcpv4_options"]), {}).get(_FOUR, ""),
-                    "dhcp6": dhcp.get(str(row["dhcpv6_options"]), {}).get(_SIX, ""),
-                    "connections": int(row["options"].get(_TRACKED, 0)),
-                    "bandwidth": rates.get(_sent_by(row["name"]), {}).get("rate", 0) * _KBIT,
-                    "up": bool(row["up"]) if not isinstance(row["up"], list) else row["up"] == [True],
-                }
-        return result
+            return ovn_rows.ports(self._lab, self._tables(ovn_rows.OF_PORTS))
+
+    def tables(self) -> Tables:
+        """Return every row of every table, as the library reads them."""
+        with _said("cannot read OVN's northbound database"):
+            return {name: self._api.db_list(name).execute(check_error=True) for name in sorted(self._api.tables)}
+
+    def remove(self, strays: Iterable[Stray], tables: Tables) -> None:
+        """Take away rows, columns and options that should not be there, all at once.
+
+        Args:
+            tables: what `tables` returned when they were found.
+
+        """
+        strays = list(strays)
+        rows = {stray.row: stray.table for stray in strays if stray.column is None}
+        roots = {name for name, table in self._api.tables.items() if table.is_root}
+        with _said("cannot clear OVN's northbound database"), self._api.transaction(check_error=True) as change:
+            for stray in strays:
+                if stray.column is not None and stray.option is not None:
+                    change.add(self._api.db_remove(stray.table, stray.row, stray.column, stray.option))
+                elif stray.column is not None:
+                    change.add(self._api.db_clear(stray.table, stray.row, stray.column))
+            for table, row, column, key in references(tables, rows):
+                change.add(self._api.db_remove(table, row, column, key))
+            for row, table in rows.items():
+                if table in roots:
+                    change.add(self._api.db_destroy(table, row))
 
     def set_switch(self, network: TenantNetwork, rules: tuple[Acl, ...]) -> None:
         """Make an empty switch if there is none, then make it what it must be, all at once: addresses, DHCP, and exactly these rules."""
@@ -148,20 +132,31 @@ class Northbound:
         options = {"subnet": str(network.network), "requested-tnl-key": str(network.key), **({"ipv6_prefix": str(six)} if six else {})}
         with _said(f"cannot configure the switch {label}"):
             self._api.ls_add(label, may_exist=True).execute(check_error=True)
-            present, dhcp = self._rules(label), {mark: self._dhcp(label, mark) for mark in (_FOUR, _SIX)}
+            present, dhcp = self._rules(label), {mark: self._dhcp(label, mark) for mark in (FOUR, SIX)}
             with self._api.transaction(check_error=True) as change:
-                change.add(self._api.db_set("Logical_Switch", label, ("external_ids", {_MARK: self._lab})))
+                change.add(self._api.db_set("Logical_Switch", label, ("external_ids", {MARK: self._lab})))
                 change.extend(self._to_options(label, options))
-                for rule in present - set(rules):
-                    change.add(self._api.acl_del(label, rule.direction, rule.priority, rule.match))
-                for rule in set(rules) - present:
+                for row in [row for rule, found in present.items() for row in (found[1:] if rule in rules else found)]:
+                    change.add(self._api.db_remove("Logical_Switch", label, "acls", row))
+                for rule in set(rules) - present.keys():
                     change.add(self._api.acl_add(label, rule.direction, rule.priority, rule.match, rule.action))
-                change.add(self._to_dhcp(dhcp[_FOUR], _FOUR, label, str(network.network), dhcp_options(network)))
+                change.add(self._to_dhcp(dhcp[FOUR], FOUR, label, str(network.network), dhcp_options(network)))
                 if six:
-                    change.add(self._to_dhcp(dhcp[_SIX], _SIX, label, str(six), dhcp6_options(network)))
-                elif dhcp[_SIX] is not None:
-                    change.add(self._api.dhcp_options_del(dhcp[_SIX]))
+                    change.add(self._to_dhcp(dhcp[SIX], SIX, label, str(six), dhcp6_options(network)))
+                elif dhcp[SIX] is not None:
+                    change.add(self._api.dhcp_options_del(dhcp[SIX]))
                 change.add(self._api.db_clear("Logical_Switch", label, "dns_records"))
+                change.extend(command for mark in (FOUR, SIX) for command in self._one_of(mark, label))
+
+    def _one_of(self, mark: str, switch: str) -> Iterator[Any]:
+        """Yield the commands that leave a switch one row of DHCP settings, which the ports of all others then have."""
+        found = self._dhcp_rows.get((mark, switch), [])
+        column = {FOUR: "dhcpv4_options", SIX: "dhcpv6_options"}[mark]
+        for other in found[1:]:
+            for port in self._api.db_list("Logical_Switch_Port", columns=["_uuid", column]).execute(check_error=True):
+                if port[column] == other:
+                    yield self._api.db_set("Logical_Switch_Port", port["_uuid"], (column, found[0]))
+            yield self._api.dhcp_options_del(other)
 
     def _to_dhcp(self, row: Any, mark: str, switch: str, cidr: str, options: dict[str, str]) -> Any:  # noqa: ANN401 - the library has no types
         """Return the command that gives a switch these DHCP settings; its row is None if it has none yet."""
@@ -180,17 +175,24 @@ class Northbound:
             yield self._api.db_remove("Logical_Switch", switch, "other_config", *others)
         yield self._api.db_set("Logical_Switch", switch, ("other_config", options))
 
-    def _rules(self, switch: str) -> set[Acl]:
-        rows = self._api.acl_list(switch).execute(check_error=True)
-        return {Acl(row.direction, row.priority, row.match, row.action) for row in rows}
+    def _rules(self, switch: str) -> dict[Acl, list[UUID]]:
+        """Return the rules of a switch, each with its rows: it may be there several times."""
+        found: dict[Acl, list[UUID]] = defaultdict(list)
+        for row in self._api.acl_list(switch).execute(check_error=True):
+            found[Acl(row.direction, row.priority, row.match, row.action)].append(row.uuid)
+        return found
 
     def _dhcp(self, switch: str, mark: str) -> UUID | None:
         """Return the row of a switch's DHCP settings; where it was seen last is looked first, since tables are long in large labs."""
         rows = self._api.tables["DHCP_Options"].rows
-        if _labels(rows.get(self._dhcp_rows.get((mark, switch)))).get(mark) != switch:
+        first = next(iter(self._dhcp_rows.get((mark, switch), [])), None)
+        if _labels(rows.get(first)).get(mark) != switch:
             listed = list(rows.data)  # at once: the library's thread may add some meanwhile
-            self._dhcp_rows = {pair: uuid for uuid in listed for pair in _labels(rows.get(uuid)).items()}
-        return self._dhcp_rows.get((mark, switch))
+            self._dhcp_rows = defaultdict(list)
+            for row in listed:
+                for pair in _labels(rows.get(row)).items():
+                    self._dhcp_rows[pair].append(row)
+        return next(iter(self._dhcp_rows.get((mark, switch), [])), None)
 
     def set_port(self, label: str, switch: str, port: str, addresses: str, limits: Limits, *, fresh: bool = False) -> None:
         """Make a port, or make it what it must be, on the switch it must be on, all at once.
@@ -203,30 +205,44 @@ class Northbound:
             found = None if fresh else self.ports().get(label)
             if found is not None and (found["switch"] != switch or found["port"] != port):
                 self.delete_port(found["port"])
-            four, six = self._dhcp(switch, _FOUR), self._dhcp(switch, _SIX)
+            four, six = self._dhcp(switch, FOUR), self._dhcp(switch, SIX)
             with self._api.transaction(check_error=True) as change:
                 change.add(self._api.lsp_add(switch, port, may_exist=True))
                 change.add(self._api.lsp_set_addresses(port, [addresses]))
                 change.add(self._api.lsp_set_port_security(port, [addresses]))
-                change.add(self._api.db_set("Logical_Switch_Port", port, ("external_ids", {_MARK: self._lab, "resource": label})))
+                change.add(self._api.db_set("Logical_Switch_Port", port, ("external_ids", {MARK: self._lab, "resource": label})))
                 change.add(self._api.lsp_set_dhcpv4_options(port, four))
                 change.add(self._api.db_set("Logical_Switch_Port", port, ("dhcpv6_options", six or [])))
                 self._limit_port(switch, port, limits)
 
     def _limit_port(self, switch: str, port: str, limits: Limits) -> None:
-        """Limit what a port sends and has tracked; 0 takes a limit away."""
-        rule = (switch, "from-lport", _QOS_PRIORITY, _sent_by(port))
-        rates = {"rate": limits.bandwidth // _KBIT, "burst": limits.burst // _KBIT}
+        """Limit what a port sends and has tracked; 0 takes a limit away. What limits it besides is taken away as well."""
+        rule = (switch, "from-lport", _QOS_PRIORITY, sent_by(port))
+        rates = {"rate": limits.bandwidth // KBIT, "burst": limits.burst // KBIT}
         with self._api.transaction(check_error=True) as change:
-            change.add(self._api.db_set("Logical_Switch_Port", port, ("options", {_TRACKED: str(limits.connections)})))
+            change.add(self._api.db_set("Logical_Switch_Port", port, ("options", {TRACKED: str(limits.connections)})))
+            change.extend(self._other_limits(*rule))
             change.add(self._api.qos_add(*rule, **rates, may_exist=True) if limits.bandwidth else self._api.qos_del(*rule))
+
+    def _other_limits(self, switch: str, direction: str, priority: int, match: str) -> Iterator[Any]:
+        """Yield the commands that remove every row about a match but the first one that is as described."""
+        rows = self._api.tables["QoS"].rows
+        alike = {uuid: row for uuid, row in list(rows.data.items()) if getattr(row, "match", "") == match}
+        if len(alike) > 1 or any((row.direction, row.priority) != (direction, priority) for row in alike.values()):
+            kept = False
+            for owner in self._api.db_list("Logical_Switch", columns=["_uuid", "name", "qos_rules"]).execute(check_error=True):
+                for uuid in filter(alike.__contains__, owner["qos_rules"]):
+                    own = (owner["name"], alike[uuid].direction, alike[uuid].priority) == (switch, direction, priority)
+                    if kept or not own:
+                        yield self._api.db_remove("Logical_Switch", owner["_uuid"], "qos_rules", uuid)
+                    kept = kept or own
 
     def delete_port(self, port: str) -> None:
         """Remove a port."""
         with _said("cannot remove a port"):
             owner = self._owner(port)
             if owner:
-                self._api.qos_del(owner, "from-lport", _QOS_PRIORITY, _sent_by(port)).execute(check_error=True)
+                self._api.qos_del(owner, "from-lport", _QOS_PRIORITY, sent_by(port)).execute(check_error=True)
             self._api.lsp_del(port, if_exists=True).execute(check_error=True)
 
     def _owner(self, port: str) -> str:
@@ -236,10 +252,11 @@ class Northbound:
     def delete_switch(self, label: str) -> None:
         """Remove a switch with its DHCP settings."""
         with _said(f"cannot remove the switch {label}"):
-            for found in (self._dhcp(label, mark) for mark in (_FOUR, _SIX)):
-                if found is not None:
-                    self._api.dhcp_options_del(found).execute(check_error=True)
-            self._api.ls_del(label, if_exists=True).execute(check_error=True)
+            for mark in (FOUR, SIX):
+                if self._dhcp(label, mark) is not None:
+                    for row in self._dhcp_rows[mark, label]:
+                        self._api.dhcp_options_del(row).execute(check_error=True)
+            self._api.ls_del(ovn_rows.row_of(label), if_exists=True).execute(check_error=True)
 
     def sync(self) -> None:
         """Return when every chassis runs what the database says (``nb_cfg``, as ``ovn-nbctl --wait=hv``).

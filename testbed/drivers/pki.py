@@ -28,6 +28,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from testbed.drivers.private import OWNER, make_folder, write_secret
+
 _SKEW = timedelta(minutes=10)
 USER_LIFETIME = timedelta(hours=12)
 HOST_LIFETIME = timedelta(days=90)
@@ -54,7 +56,7 @@ class Authority:
     """The lab's certificate authorities, made on first use."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder, OWNER)
         self._folder = folder
         ssh_key = _stored_key(folder / "ssh-ca.pem", ed25519.Ed25519PrivateKey.generate)
         if not isinstance(ssh_key, ed25519.Ed25519PrivateKey):
@@ -70,28 +72,31 @@ class Authority:
         return self._ssh_key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
     def user(
-        self, principals: Sequence[str], *, now: datetime, lifetime: timedelta = USER_LIFETIME, start: timedelta = -_SKEW
-    ) -> SshIdentity:
-        """Sign a fresh user key for some roles.
+        self, principals: Sequence[str], *, now: datetime, lifetime: timedelta = USER_LIFETIME, start: timedelta = -_SKEW,
+        key: bytes | None = None,
+    ) -> SshIdentity:  # fmt: skip
+        """Sign a user key for some roles.
 
         Args:
             principals: roles the certificate stands for.
             now: time from which validity is counted.
             lifetime: how long after ``now`` it ends; negative for an expired one.
             start: when it begins, relative to ``now``.
+            key: the private key, in OpenSSH's format; a fresh one if left out.
 
         """
-        return self._ssh(SSHCertificateType.USER, principals, "testbed", now + start, now + lifetime)
+        return self._ssh(SSHCertificateType.USER, principals, "testbed", (now + start, now + lifetime), key)
 
     def host(self, name: str, addresses: Sequence[IPv4Address], *, now: datetime) -> SshIdentity:
         """Sign a fresh host key for a machine's name and addresses."""
         principals = [name, *(str(address) for address in addresses)]
-        return self._ssh(SSHCertificateType.HOST, principals, name, now - _SKEW, now + HOST_LIFETIME)
+        return self._ssh(SSHCertificateType.HOST, principals, name, (now - _SKEW, now + HOST_LIFETIME))
 
     def _ssh(
-        self, kind: SSHCertificateType, principals: Sequence[str], key_id: str, start: datetime, end: datetime
-    ) -> SshIdentity:
-        key = ed25519.Ed25519PrivateKey.generate()
+        self, kind: SSHCertificateType, principals: Sequence[str], key_id: str, valid: tuple[datetime, datetime],
+        known: bytes | None = None,
+    ) -> SshIdentity:  # fmt: skip
+        key = _ed25519(known) if known else ed25519.Ed25519PrivateKey.generate()
         builder = (
             SSHCertificateBuilder()
             .public_key(key.public_key())
@@ -99,8 +104,8 @@ class Authority:
             .type(kind)
             .key_id(key_id.encode())
             .valid_principals([principal.encode() for principal in principals])
-            .valid_after(int(start.timestamp()))
-            .valid_before(int(end.timestamp()))
+            .valid_after(int(valid[0].timestamp()))
+            .valid_before(int(valid[1].timestamp()))
         )
         if kind is SSHCertificateType.USER:
             builder = builder.add_extension(b"permit-pty", b"")
@@ -149,7 +154,7 @@ class _Issuer:
             raise TypeError(msg)
         path = folder / f"{file}.crt"
         if not path.exists():
-            path.write_bytes(_self_signed(key, name).public_bytes(Encoding.PEM))
+            write_secret(path, _self_signed(key, name).public_bytes(Encoding.PEM))
         return cls(key, x509.load_pem_x509_certificate(path.read_bytes()))
 
     def sign(self, name: str, start: datetime, end: datetime) -> TlsIdentity:
@@ -192,6 +197,14 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
+def _ed25519(private: bytes) -> ed25519.Ed25519PrivateKey:
+    key = serialization.load_ssh_private_key(private, password=None)
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        msg = "the administrator's key is of an unexpected kind"
+        raise TypeError(msg)
+    return key
+
+
 def _stored_key(
     path: Path, generate: Callable[[], ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey]
 ) -> PrivateKeyTypes:
@@ -199,12 +212,3 @@ def _stored_key(
         pem = generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         write_secret(path, pem)
     return serialization.load_pem_private_key(path.read_bytes(), password=None)
-
-
-def write_secret(path: Path, content: bytes) -> None:
-    """Write a file that only its owner reads, complete or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-    partial.rename(path)

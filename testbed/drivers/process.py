@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from testbed.drivers.private import USUAL_UMASK
 from testbed.errors import MachineError, ProvisioningError, TestbedError
 
 _TAIL = 1500
@@ -74,10 +75,13 @@ def run(
             with log.open("ab") as stream:
                 done = subprocess.run(
                     argv, stdout=stream, stderr=subprocess.STDOUT, timeout=timeout, env=env, check=False, cwd=cwd,
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.DEVNULL, umask=USUAL_UMASK,
                 )  # fmt: skip
         else:
-            done = subprocess.run(argv, capture_output=True, timeout=timeout, env=env, check=False, cwd=cwd, input=stdin)
+            done = subprocess.run(
+                argv, capture_output=True, timeout=timeout, env=env, check=False, cwd=cwd, input=stdin,
+                umask=USUAL_UMASK,
+            )  # fmt: skip
     except OSError as failure:
         raise error(what, fact=f"{argv[0]}: {failure.strerror}", remedy=_repeat(argv)) from failure
     except subprocess.TimeoutExpired as failure:
@@ -113,7 +117,8 @@ def spawn(argv: Sequence[str], *, log: Path, timeout: float) -> str:
     """
     with log.open("wb") as stream:
         child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stream, start_new_session=True, cwd="/"
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stream, start_new_session=True, cwd="/",
+            umask=USUAL_UMASK,
         )
     assert child.stdout is not None
     with child.stdout as output:
@@ -132,7 +137,9 @@ def held(argv: Sequence[str], *, what: str, timeout: float) -> Iterator[int]:
         ProvisioningError: it says something else, or nothing.
 
     """
-    child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    child = subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, umask=USUAL_UMASK
+    )
     assert child.stdin is not None
     assert child.stdout is not None
     try:

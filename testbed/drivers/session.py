@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,6 +18,7 @@ PROGRAM = (Path(__file__).parents[1] / "guest/commands.py").read_bytes()
 BEGIN = f"import os;p=b''\nwhile len(p)<{len(PROGRAM)}:p+=os.read(0,{len(PROGRAM)}-len(p))or os._exit(1)\nexec(p)"
 LIMIT = 4 * 2**20  # bytes kept of each output stream
 _LINE = 100  # bytes
+_UNREAD = 64 * 2**20  # bytes of one stream that wait to be read; a message of libvirt's is half as long
 _GRACE = 20.0  # seconds beyond a command's own deadline that its answer may take to arrive
 
 
@@ -35,6 +37,18 @@ class Completed:
         return self.stdout.decode(errors="replace")
 
 
+@contextmanager
+def closing_after(seconds: float, close: Callable[[], object]) -> Iterator[None]:
+    """Close something if a block lasts longer, for calls that have no deadline of their own and end with what they work on."""
+    timer = threading.Timer(seconds, close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class Stream:
     """A connection to a UNIX socket of the machine, to be used like one; it ends with its session."""
 
@@ -42,14 +56,25 @@ class Stream:
         self._write = write
         self._read: SimpleQueue[bytes] = SimpleQueue()
         self._ended = False
+        self._come, self._gone = 0, 0  # bytes; each is counted by one thread only
 
     def arrived(self, data: bytes) -> None:
-        """Take what the machine has sent; nothing, if it has ended the connection."""
+        """Take what the machine has sent; nothing, if it has ended the connection.
+
+        Raises:
+            EOFError: it sends more than is read.
+
+        """
+        self._come += len(data)
+        if self._come - self._gone > _UNREAD:
+            self._read.put(b"")
+            raise EOFError("a machine floods a connection")
         self._read.put(data)
 
     def recv(self, _: int) -> bytes:
         """Wait for what the machine sends, however much it is; nothing, if the connection has ended."""
         data = b"" if self._ended else self._read.get()
+        self._gone += len(data)
         self._ended = self._ended or not data
         return data
 
@@ -74,10 +99,15 @@ class Stream:
 
 
 class Session:
-    """Commands and streams over one pair of streams. Safe to use from several threads; useless once its far end is gone."""
+    """Commands and streams over one pair of streams. Safe to use from several threads; useless once its far end is gone.
 
-    def __init__(self, write: Callable[[bytes], object], answers: IO[bytes]) -> None:
-        self._write = write
+    Args:
+        close: ends both streams, also for a thread that waits in `write` for a far end that reads nothing.
+
+    """
+
+    def __init__(self, write: Callable[[bytes], object], answers: IO[bytes], close: Callable[[], object] = lambda: None) -> None:
+        self._write, self._close = write, close
         self._answers = answers
         self._lock = threading.Lock()
         self._numbers = count()
@@ -106,7 +136,8 @@ class Session:
         number, text = next(self._numbers), command.encode()
         with self._lock:
             self._waiting[number] = future
-        self._send(f"run {number} {timeout} {LIMIT} {len(text)} {len(stdin)}", text, stdin)
+        with closing_after(timeout + _GRACE, self._close):
+            self._send(f"run {number} {timeout} {LIMIT} {len(text)} {len(stdin)}", text, stdin)
         try:
             answer = future.result(timeout + _GRACE)
         except Late:

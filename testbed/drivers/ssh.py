@@ -11,20 +11,21 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
 
-from testbed.drivers.session import BEGIN, PROGRAM, Completed, Session, Stream
+from testbed.drivers.session import BEGIN, PROGRAM, Completed, Session, Stream, closing_after
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.guest.commands import ORPHANS
 
 USER = "admin"
 BOOT = 75.0  # seconds that a machine may take until it accepts our login; stretched by slowness
 _RETRY = 0.5
+_OPENING = 120.0  # seconds that a machine may take to start our program; paramiko would wait for ever
 _ORPHANED = 60.0  # seconds until commands of an earlier session must have ended
 _FAREWELL = 5.0  # seconds that a bridge may take to end; Python does not run our threads any more when the process ends
 _SILENT = logging.NullHandler()  # without one, paramiko's threads print what its exceptions tell us anyway
@@ -37,6 +38,7 @@ class Access:
     Args:
         key: file of the administrator's private key; the certificate stands next to it as ``-cert.pub``.
         host_key: file with the machine's public key in OpenSSH's one-line format.
+        renew: called before each login: the certificate is short-lived, and a command may outlive it.
 
     """
 
@@ -44,6 +46,7 @@ class Access:
     address: str
     key: Path
     host_key: Path
+    renew: Callable[[], None] = lambda: None
 
 
 class Host:
@@ -98,6 +101,7 @@ class Host:
                 raise InstrumentError("a host key is unreadable", fact=str(self.access.host_key), remedy="run `testbed up`")
             client.get_host_keys().add(self.access.address, kind, entry.key)
             client.set_missing_host_key_policy(paramiko.RejectPolicy())
+            self.access.renew()
             try:
                 client.connect(
                     self.access.address, username=USER, key_filename=str(self.access.key), allow_agent=False,
@@ -139,10 +143,11 @@ class Host:
                 transport = client.get_transport()
                 if transport is None:
                     raise paramiko.SSHException("connection lost")
-                channel = transport.open_session(timeout=60)
-                channel.exec_command(f"exec sudo -n -- python3 -ISuc {shlex.quote(BEGIN)}")
-                channel.sendall(PROGRAM)
-                self._session = Session(channel.sendall, channel.makefile("rb"))
+                with closing_after(_OPENING, transport.close):
+                    channel = transport.open_session(timeout=60)
+                    channel.exec_command(f"exec sudo -n -- python3 -ISuc {shlex.quote(BEGIN)}")
+                    channel.sendall(PROGRAM)
+                self._session = Session(channel.sendall, channel.makefile("rb"), transport.close)
             return self._session
 
     def must(self, command: str, *, stdin: bytes = b"", timeout: float = 120) -> str:
@@ -197,6 +202,12 @@ class Host:
             self._pumps.append(pump)
             pump.start()
 
+    def cut(self) -> None:
+        """End the connection at once, whatever other threads are doing with it: what waits for an answer is told that it has ended."""
+        client = self._client
+        if client is not None:
+            client.close()
+
     def close(self) -> None:
         """End the connection and every bridge; who still asks something through one is told that it has ended.
 
@@ -240,14 +251,14 @@ class Credential:
 def attempts(address: str, credentials: Sequence[Credential], timeout: float = 40) -> dict[str, str]:
     """Try several credentials of one user over one connection, as an attacker would.
 
-    sshd counts failed connections, not failed keys, towards the penalty that shuts a source out for a while
-    (PerSourcePenalties); so few connections keep the penalty, which stays in force for us too, out of the way.
+    A credential counts as refused only if the server said so: a connection that ends answers nothing, and what was not
+    answered is not among the answers. sshd ends it in place of an answer to the last of `MaxAuthTries` failures.
 
     Args:
         timeout: seconds for each step.
 
     Returns:
-        ``accepted`` or ``refused`` for each credential's name; nothing follows an ``accepted``.
+        ``accepted``, ``refused`` or what else the server said, by the credential's name; nothing follows an ``accepted``.
 
     Raises:
         InstrumentError: the machine did not answer the first of them.
@@ -255,28 +266,34 @@ def attempts(address: str, credentials: Sequence[Credential], timeout: float = 4
     """
     answers: dict[str, str] = {}
     transport = None
+    fact = "the connection ended, or nothing came in time"
     try:
         transport = paramiko.Transport(socket.create_connection((address, 22), timeout))
         transport.banner_timeout = transport.auth_timeout = timeout
         transport.start_client(timeout=timeout)
         for credential in credentials:
-            answers[credential.name] = _offer(transport, credential)
-            if answers[credential.name] == "accepted":
+            end = time.monotonic() + timeout
+            answer = _offer(transport, credential)
+            if answer == "refused" and (time.monotonic() >= end or not transport.is_active()):
+                break  # paramiko tells a time-out and the end of a connection like a refusal
+            answers[credential.name] = answer
+            if answer == "accepted":
                 break
     except (paramiko.SSHException, OSError, EOFError) as error:
-        if not answers:
-            fact = f"{type(error).__name__}: {error}"
-            raise InstrumentError(f"no answer to a login at {address}", fact=fact, remedy="run `testbed status`") from error
+        fact = f"{type(error).__name__}: {error}"
     finally:
         if transport is not None:
             transport.close()
+    if not answers:
+        raise InstrumentError(f"no answer to a login at {address}", fact=fact, remedy="run `testbed status`")
     return answers
 
 
 def _offer(transport: paramiko.Transport, credential: Credential) -> str:
+    more: Sequence[str] = ()
     try:
         if credential.password is not None:
-            transport.auth_password(credential.user, credential.password, fallback=False)
+            more = transport.auth_password(credential.user, credential.password, fallback=False)
         elif credential.key is None:
             transport.auth_none(credential.user)
         else:
@@ -284,7 +301,9 @@ def _offer(transport: paramiko.Transport, credential: Credential) -> str:
             certificate = credential.key.with_name(credential.key.name + "-cert.pub")
             if certificate.exists():
                 private.load_certificate(str(certificate))
-            transport.auth_publickey(credential.user, private)
+            more = transport.auth_publickey(credential.user, private)
     except paramiko.AuthenticationException:
         return "refused"
-    return "accepted" if transport.is_authenticated() else "refused"
+    if transport.is_authenticated():
+        return "accepted"
+    return f"accepted, and asked for {', '.join(more)} as well" if more else "refused"

@@ -4,35 +4,62 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed.drivers import marks
+from testbed.drivers.cache import remove_tree
+from testbed.drivers.private import OWNER, PASSABLE, make_folder, write_secret
 from testbed.drivers.run_order import place
 from testbed.errors import LockedError, UsageError
+from testbed.spec.schema import NAME_RULE, is_name
+
+_LOCK = "lock"
+_SHOWN = 60  # characters of what is no name
 
 
 def state_root() -> Path:
     """Return the folder that holds every lab's folder (TESTBED_STATE_DIR)."""
     default = "/var/lib/testbed" if os.geteuid() == 0 else Path.home() / ".local/state/testbed"
-    return Path(os.environ.get("TESTBED_STATE_DIR", default)).absolute()
+    return Path(os.environ.get("TESTBED_STATE_DIR") or default).absolute()
 
 
 def cache_root() -> Path:
     """Return the folder that holds the images (TESTBED_CACHE_DIR)."""
     default = "/var/cache/testbed" if os.geteuid() == 0 else Path.home() / ".cache/testbed"
-    return Path(os.environ.get("TESTBED_CACHE_DIR", default)).absolute()
+    return Path(os.environ.get("TESTBED_CACHE_DIR") or default).absolute()
+
+
+def require_name(kind: str, text: str) -> None:
+    """Refuse what cannot be the name of a lab or a machine, and so is never part of a path.
+
+    Raises:
+        UsageError: it breaks the rule of names in a topology.
+
+    """
+    if not is_name(text):
+        shown = ascii(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!a} and more"
+        remedy = "run `testbed status` for the names"
+        raise UsageError(f"this is no name of a {kind}: {shown}", fact=f"names {NAME_RULE}", remedy=remedy)
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Paths of one lab."""
+    """Paths of one lab.
+
+    Raises:
+        UsageError: the lab's name is impossible.
+
+    """
 
     root: Path
     lab: str
+
+    def __post_init__(self) -> None:
+        require_name("lab", self.lab)
 
     @property
     def folder(self) -> Path:
@@ -72,7 +99,7 @@ class Workspace:
 
     def connect(self, uri: str) -> None:
         """Remember the libvirt URI that runs the lab's machines."""
-        (self.folder / "connect").write_text(uri)
+        write_secret(self.folder / "connect", uri.encode())
 
     @property
     def log(self) -> Path:
@@ -80,26 +107,75 @@ class Workspace:
         return self.folder / "holder.log"
 
     def machine(self, name: str) -> Path:
-        """Folder of one machine: overlays, identity, console."""
+        """Return the folder of one machine: overlays, identity, console.
+
+        Raises:
+            UsageError: no machine can have that name.
+
+        """
+        require_name("machine", name)
         return self.folder / "m" / name
+
+    def claim(self) -> None:
+        """Make the state folder and the lab's folder, each with its mark; harmless when they are there.
+
+        Raises:
+            MachineError: others can change what is in the state folder.
+            UsageError: one of them is there, and not ours.
+
+        """
+        marks.require_trust(self.root)
+        marks.claim(self.root, marks.STATE, PASSABLE)
+        marks.claim(self.folder, marks.lab_mark(self.lab), PASSABLE)
+
+    def require(self) -> None:
+        """Refuse a lab that we have not made.
+
+        Raises:
+            MachineError: others can change what is in the state folder.
+            UsageError: the state folder or the lab's folder does not carry our mark.
+
+        """
+        marks.require_trust(self.root)
+        marks.require_mark(self.root, marks.STATE)
+        marks.require_mark(self.folder, marks.lab_mark(self.lab))
 
     def create(self) -> None:
         """Make the folders that every lab has; harmless when they are there."""
-        for folder in (self.folder, self.folder / "m", self.libvirt, self.folder / "ssh", self.runs):
+        self.claim()
+        for folder in (self.folder, self.folder / "m", self.libvirt):
             self.make(folder)
+        for folder in (self.folder / "ssh", self.runs):
+            make_folder(folder, OWNER)
 
     def make(self, folder: Path) -> None:
         """Make a folder that the emulators' account may pass through, but not list."""
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o711)
+        make_folder(folder, PASSABLE)
+
+    def require_removable(self) -> None:
+        """Refuse to remove a lab of which something is not ours.
+
+        Raises:
+            MachineError, UsageError: see `require`; or something is mounted in its folder.
+
+        """
+        self.require()
+        marks.require_no_mount(self.folder)
 
     def remove(self) -> None:
-        """Delete everything but the reports of check runs."""
-        for path in self.folder.iterdir():
-            if path != self.runs and path.name != "lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if not any(self.runs.iterdir()) if self.runs.exists() else True:
-            shutil.rmtree(self.folder)
+        """Delete everything but the reports of check runs; the mark goes last, so that it can be done again.
+
+        Raises:
+            MachineError, UsageError: see `require_removable`.
+
+        """
+        self.require_removable()
+        kept = {self.runs.name, _LOCK, marks.MARK}
+        remove_tree(*(path for path in self.folder.iterdir() if path.name not in kept))
+        if not (self.runs.exists() and any(self.runs.iterdir())):
+            remove_tree(*(path for path in self.folder.iterdir() if path.name != marks.MARK))
+            (self.folder / marks.MARK).unlink()
+            self.folder.rmdir()
 
     def latest_run(self) -> Path:
         """Return the folder of the latest run, whatever the clock said when it ran.
@@ -120,25 +196,33 @@ class Workspace:
 
         Raises:
             LockedError: another process works on it; the error names it.
+            MachineError, UsageError: see `require`.
 
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+") as stream:
+        self.require()
+        path = self.folder / _LOCK
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "r+") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                stream.seek(0)
-                raise LockedError(
-                    f"the lab {self.lab} is in use",
-                    fact=f"locked by {stream.read(500).strip() or 'a process that has not named itself yet'}",
-                    remedy="wait until it ends, or stop it; the lab then resumes with the next `testbed up`",
-                ) from error
+                raise self._in_use(stream.read(500).strip()) from error
+            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(descriptor)):
+                raise self._in_use("a process that has just removed it")
             stream.truncate(0)
             stream.write(f"process {os.getpid()}: {' '.join(sys.argv)[:400]}\n")
             stream.flush()
             yield
 
+    def _in_use(self, by: str) -> LockedError:
+        return LockedError(
+            f"the lab {self.lab} is in use",
+            fact=f"locked by {by or 'a process that has not named itself yet'}",
+            remedy="wait until it ends, or stop it; the lab then resumes with the next `testbed up`",
+        )
+
 
 def labs(root: Path) -> list[str]:
-    """Return the labs that have a folder with a topology."""
-    return sorted(path.parent.name for path in root.glob("*/topology.yaml"))
+    """Return the labs of ours that have a topology."""
+    names = sorted(path.parent.name for path in root.glob("*/topology.yaml"))
+    return [name for name in names if is_name(name) and marks.marked(root / name, marks.lab_mark(name))]

@@ -8,14 +8,17 @@ import re
 import select
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
+from testbed.guest.interfaces import interface_of, packet_socket
 from testbed.guest.parsing import SNAP
-from testbed.guest.recorder import MAX_TEXT, interface_of, packet_socket
+from testbed.guest.recorder import MAX_TEXT
 
-MAX_ASKS = 400
+MAX_ASKS = 400  # at once; most of them have a socket of their own
 _AGAIN = 1.0  # seconds after which what was not answered is sent once more
 _EVERYTHING, _BURST = 3, 500
+_BEAT = 0.1  # seconds
 _UNREACHABLE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
 Request = dict[str, Any]
 
@@ -95,10 +98,17 @@ class Outlets:
 
 
 def knock(request: Request) -> Request:
-    """Ask everything in ``probes`` at once, and once more after a second; return the states after ``window`` seconds."""
+    """Ask everything in ``probes`` at once, and once more after a second; return the states after ``window`` seconds.
+
+    Raises:
+        ValueError: there are more than `MAX_ASKS`; none is asked.
+
+    """
+    if len(request["probes"]) > MAX_ASKS:
+        raise ValueError(f"{len(request['probes'])} questions, and {MAX_ASKS} at most")
     with contextlib.ExitStack() as stack:
         outlets = Outlets(stack)
-        asks = [Ask(ask, outlets) for ask in request["probes"][:MAX_ASKS]]
+        asks = [Ask(ask, outlets) for ask in request["probes"]]
         end = time.monotonic() + min(float(request.get("window", 4)), 20.0)
         for last in (min(time.monotonic() + _AGAIN, end), end):
             for ask in asks:
@@ -106,6 +116,22 @@ def knock(request: Request) -> Request:
             while any(ask.waiting for ask in asks) and (left := last - time.monotonic()) > 0:
                 _turn([ask for ask in asks if ask.waiting], min(left, 0.2))
     return {"results": [{"id": ask.name, "sent": not ask.state.startswith("error"), "state": ask.state} for ask in asks]}
+
+
+def beat(request: Request) -> Request:
+    """Notice how long this machine stands still, until the file ``rest`` appears or for ``duration`` seconds.
+
+    Returns:
+        the ``longest`` time, in seconds, by which a short sleep was longer than asked for.
+
+    """
+    rest, now, longest = Path(request["rest"]), time.monotonic(), 0.0
+    end = now + min(float(request["duration"]), 300.0)
+    while not rest.exists() and now < end:
+        time.sleep(_BEAT)
+        before, now = now, time.monotonic()
+        longest = max(longest, now - before - _BEAT)
+    return {"longest": round(longest, 3), "rested": rest.exists()}
 
 
 def _turn(asks: list[Ask], seconds: float) -> None:

@@ -31,7 +31,7 @@ def _mac_text(octets: bytes) -> str:
 
 def find_token(data: bytes, prefix: str) -> str:
     """Return the first token of a run in some bytes, or the empty string."""
-    found = re.search(re.escape(prefix).encode() + rb"[a-z0-9-]{1,40}\.", data[:SNAP])
+    found = re.search(re.escape(prefix).encode() + rb"[a-z0-9-]{1,64}\.", data[:SNAP])
     return found[0].decode() if found else ""
 
 

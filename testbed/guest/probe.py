@@ -23,14 +23,15 @@ from typing import IO, Any
 
 from testbed.guest import knocker, sender, wire
 from testbed.guest.recorder import MAX_TEXT, Recorder
+from testbed.guest.tap_recorder import TapRecorder
 
 MAX_REQUEST = 8 * 2**20
 _PREFIX = re.compile(r"tb-[a-z0-9]{4,32}-")
 _ANSWER = re.compile(r"[a-z0-9]{4,32}")
 _UNREAD, _KEPT = 60, 600  # seconds that an answer waits for its reader in a pipe, and in a file
-_SENDERS = {"send": sender.send, "stream": sender.stream, "hold": sender.hold, "knock": knocker.knock}
+_SENDERS = {"send": sender.send, "stream": sender.stream, "hold": sender.hold, "knock": knocker.knock, "beat": knocker.beat}
 # Files that tell a sender to go on in another way.
-_SIGNALS = {"send": (), "stream": ("halt",), "hold": ("turn", "release"), "knock": ()}
+_SIGNALS = {"send": (), "stream": ("halt",), "hold": ("turn", "release"), "knock": (), "beat": ("rest",)}
 _NOTHING = {"error": "nothing is being recorded for this run", "alive": False}
 Request = dict[str, Any]
 
@@ -45,7 +46,7 @@ class Server:
         fcntl.fcntl(self.pipe, fcntl.F_SETPIPE_SZ, 2**20)  # for who writes without waiting
         self.selector.register(self.pipe, selectors.EVENT_READ, self.read)
         self.text, self.ending = b"", False
-        self.recorder: Recorder | None = None
+        self.recorder: Recorder | TapRecorder | None = None
         self.answers: dict[Path, float] = {}
         self.asked = time.monotonic()
         self.phases = {
@@ -99,18 +100,23 @@ class Server:
         return lambda: reply
 
     def _listen(self, request: Request) -> Request:
+        """Record what comes in by interfaces of this machine, or what goes out to its guests by taps."""
         self._finish(request)
-        self.recorder = Recorder(_prefix(request), request["interfaces"], self.selector)
+        prefix = _prefix(request)
+        if "taps" in request:
+            self.recorder = TapRecorder(prefix, request["taps"], self.selector)
+        else:
+            self.recorder = Recorder(prefix, request["interfaces"], self.selector)
         return self.recorder.prepare(request)
 
-    def _current(self, request: Request) -> Recorder | None:
+    def _current(self, request: Request) -> Recorder | TapRecorder | None:
         """Return the recorder of the run that a request is about, if it is recorded."""
         return self.recorder if self.recorder is not None and self.recorder.prefix == _prefix(request) else None
 
     def _glance(self, request: Request) -> Request:
-        """Tell which of some tokens have come in so far."""
+        """Tell which tokens have come in so far."""
         current = self._current(request)
-        return {"seen": sorted(current.tokens() & set(map(str, request["tokens"])))} if current else dict(_NOTHING)
+        return {"seen": sorted(token for token in current.tokens() if token.startswith(current.prefix))} if current else dict(_NOTHING)
 
     def _finish(self, request: Request) -> Request:
         current = self._current(request)

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from testbed.guest.recorder import MAX_TEXT, interface_of, outlet
+from testbed.guest.interfaces import interface_of, outlet
+from testbed.guest.recorder import MAX_TEXT
+from testbed.guest.talk import KINDS, Talk
 
 MAX_PROBES = 5000
 _AT_ONCE = 64  # frames
@@ -29,15 +31,8 @@ def ask(probe: Request) -> str:
         OSError: refused, unreachable, or no answer in time.
 
     """
-    token, kind = str(probe["token"]).encode(), probe["kind"]
-    family = socket.AF_INET6 if ":" in probe["ip"] else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM if kind == "tcp-connect" else socket.SOCK_DGRAM) as opened:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface_of(probe["mac"]).encode())
-        opened.bind((probe["address"], 0))
-        opened.settimeout(min(float(probe.get("timeout", 5)), 60))
-        opened.connect((probe["ip"], int(probe["port"])))
-        opened.sendall(token)
-        return opened.recv(MAX_TEXT).decode(errors="replace")
+    with Talk(probe, min(float(probe.get("timeout", 5)), 60)) as talk:
+        return talk.say(str(probe["token"]).encode())
 
 
 def send(request: Request) -> Request:
@@ -59,28 +54,23 @@ def send(request: Request) -> Request:
 
 
 def hold(request: Request) -> Request:
-    """Keep one connection open and use it each ``spacing`` seconds, until the file ``release`` appears or for ``duration`` seconds.
+    """Keep one conversation open and use it each ``spacing`` seconds, until the file ``release`` appears or for ``duration`` seconds.
 
     Once the file ``turn`` exists, the last of the two ``tokens`` is sent instead of the first.
 
     Returns:
-        how many ``answers`` came before and after the turn; ``error`` is how the connection ended, if it did.
+        how many ``answers`` came before and after the turn; ``error`` is how it ended, if it did.
 
     """
     release, turn, end = Path(request["release"]), Path(request["turn"]), time.monotonic() + min(float(request["duration"]), 300.0)
     counts, error = [0, 0], ""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as opened:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface_of(request["mac"]).encode())
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # nothing is sent on after the end
-        opened.bind((request["address"], 0))
-        opened.settimeout(10)
-        opened.connect((request["ip"], int(request["port"])))
-        opened.settimeout(float(request.get("spacing", 0.2)))
+    with Talk(request, 10) as talk:
+        talk.end_at_once()
+        talk.wait_for(float(request.get("spacing", 0.2)))
         while not release.exists() and time.monotonic() < end and not error:
             turned = turn.exists()
             try:
-                opened.sendall(str(request["tokens"][turned]).encode())
-                counts[turned] += bool(opened.recv(MAX_TEXT))
+                counts[turned] += bool(talk.say(str(request["tokens"][turned]).encode()))
                 time.sleep(float(request.get("spacing", 0.2)))
             except TimeoutError:
                 continue
@@ -96,14 +86,19 @@ def stream(request: Request) -> Request:
         request: ``spacing`` is the number of seconds between two frames; 0 stands for as fast as it goes, past the queues
             and past the recorder of this guest. ``pause`` is the number of seconds between two rounds.
 
+    Raises:
+        ValueError: there are more than `MAX_PROBES`; none is sent.
+
     Returns:
         ``sent`` frames, and how many were ``refused`` because the interface's queue was full.
 
     """
+    if len(request["probes"]) > MAX_PROBES:
+        raise ValueError(f"{len(request['probes'])} frames, and {MAX_PROBES} at most")
     started, spacing, rounds = time.monotonic(), float(request.get("spacing", 0.005)), int(request.get("rounds", 2**31))
     halt, pause = Path(request["halt"]), float(request.get("pause", 0))
     end, sent, refused = started + min(float(request["duration"]), 300.0), 0, 0
-    frames = [(probe["mac"], bytes.fromhex(probe["frame"])) for probe in request["probes"][:MAX_PROBES]]
+    frames = [(probe["mac"], bytes.fromhex(probe["frame"])) for probe in request["probes"]]
     with contextlib.ExitStack() as opened:
         outlets = Outlets(opened, unheard=not spacing)
         turns = [(outlets.at(mac).send, frame) for mac, frame in frames]
@@ -178,7 +173,7 @@ def _as_stranger(frame: bytes) -> bytes:
 
 def _attempt(probe: Request, outlets: Outlets) -> Request:
     try:
-        if probe["kind"] in ("tcp-connect", "udp-ask"):
+        if probe["kind"] in KINDS:
             return {"answer": ask(probe), "sent": True, "error": ""}
         frame = bytes.fromhex(probe["frame"])
         mac = str(probe.get("wears", ""))

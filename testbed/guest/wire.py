@@ -19,7 +19,20 @@ def pack(message: object) -> bytes:
 
 
 def unpack(line: bytes) -> Any:  # noqa: ANN401 - JSON
-    """Return the message of a line, which need not be one.
+    """Return the message of a line from who asks, which need not be one; what a guest says is read within closer bounds.
+
+    Raises:
+        ValueError: it is none, or longer than `MAX_MESSAGE`.
+
+    """
+    try:
+        return json.loads(inflate(line))
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def inflate(line: bytes) -> bytes:
+    """Return the JSON text of a line, which need not be a message.
 
     Raises:
         ValueError: it is none, or longer than `MAX_MESSAGE`.
@@ -28,8 +41,8 @@ def unpack(line: bytes) -> Any:  # noqa: ANN401 - JSON
     decoder = zlib.decompressobj()
     try:
         text = decoder.decompress(base64.b64decode(line, validate=True), MAX_MESSAGE)
-        if not decoder.eof:
-            raise ValueError("the message is cut off, or too long")
-        return json.loads(text)
-    except (zlib.error, RecursionError) as error:
+    except zlib.error as error:
         raise ValueError(str(error)) from error
+    if not decoder.eof:
+        raise ValueError("the message is cut off, or too long")
+    return text

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from testbed.garbage import uncollected
+from testbed.plan import words
 from testbed.plan.resources import OUTER, Key, Kind, Properties, Resource, Value
-from testbed.spec.schema import format_size
 
 Observed = Mapping[Key, Properties]
 
-_IN_PLACE = {Kind.SETTING, Kind.SWITCH, Kind.PORT, Kind.POOL, Kind.VOLUME, Kind.TAP, Kind.NETWORK, Kind.LIMIT}
+_IN_PLACE = {Kind.SETTING, Kind.SWITCH, Kind.PORT, Kind.POOL, Kind.VOLUME, Kind.TAP, Kind.NETWORK, Kind.LIMIT, Kind.DATABASE}
 # What brings an object back whose only difference is its state, and nothing of it is lost.
 _REVIVAL = {"paused": "resume", "silent": "restart"}
 _REMOVAL_ORDER = (Kind.GUEST, Kind.VOLUME, Kind.POOL, Kind.PORT, Kind.SWITCH, Kind.MACHINE, Kind.TAP, Kind.NETWORK)
@@ -27,6 +27,35 @@ class Verb(StrEnum):
     RESUME = "resume"
     RESTART = "restart"
     DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One property of a resource that is not what it must be.
+
+    Args:
+        name: of the property; empty if the resource is missing or is not in the topology.
+        found: None if there is nothing.
+        wanted: None if there must be nothing.
+
+    """
+
+    key: Key
+    name: str
+    found: Value | None
+    wanted: Value | None
+
+    def told(self, guests: Mapping[str, str]) -> str:
+        """Return it in words: which resource, where, and what differs.
+
+        Args:
+            guests: see `testbed.plan.words.owners`.
+
+        """
+        what = words.resource(self.key)
+        if not self.name:
+            return f"{what} {'does not exist' if self.found is None else 'is not in the topology'}"
+        return f"{what}: {words.change(self.name, self.found, self.wanted, guests)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +100,8 @@ def diff(desired: Mapping[Key, Resource], observed: Observed, unseen: frozenset[
             is planned as to be created.
 
     """
-    actions = [action for key in desired if (action := _wanted(desired[key], observed.get(key), unseen))]
+    guests = words.owners(desired)
+    actions = [action for key in desired if (action := _wanted(desired[key], observed.get(key), unseen, guests))]
     doomed = [key for key in observed if key not in desired]
     doomed.sort(key=lambda key: (_REMOVAL_ORDER.index(key.kind) if key.kind in _REMOVAL_ORDER else 0, key))
     removals: list[Action] = []
@@ -81,37 +111,34 @@ def diff(desired: Mapping[Key, Resource], observed: Observed, unseen: frozenset[
     return Plan((*removals, *actions))
 
 
-def _wanted(resource: Resource, found: Properties | None, unseen: frozenset[str]) -> Action | None:
+def differences(desired: Mapping[Key, Resource], observed: Observed) -> list[Difference]:
+    """Return what is not as it must be, property by property; places that were not observed must not be among the desired."""
+    found = [item for key in desired for item in _different(desired[key], observed.get(key))]
+    return found + [Difference(key, "", key.name, None) for key in observed if key not in desired]
+
+
+def _different(resource: Resource, found: Properties | None) -> list[Difference]:
+    if found is None:
+        return [Difference(resource.key, "", None, resource.key.name)]
+    wanted = resource.properties
+    return [Difference(resource.key, name, found.get(name), wanted[name]) for name in wanted if found.get(name) != wanted[name]]
+
+
+def _wanted(resource: Resource, found: Properties | None, unseen: frozenset[str], guests: Mapping[str, str]) -> Action | None:
     key = resource.key
     if found is None:
         reason = "its machine is not up yet" if key.place in unseen else "it does not exist"
         return Action(Verb.CREATE, key, reason, resource, resource.after)
-    different = [name for name, value in resource.properties.items() if found.get(name) != value]
+    different = _different(resource, found)
     if not different:
         return None
-    reason = "; ".join(_difference(name, found.get(name), resource.properties[name]) for name in different)
+    reason = "; ".join(words.change(item.name, item.found, item.wanted, guests) for item in different)
     if key.kind in _IN_PLACE:
         verb = Verb.UPDATE
     else:
-        revival = _REVIVAL.get(str(found.get("state"))) if different == ["state"] else None
+        revival = _REVIVAL.get(str(found.get("state"))) if [item.name for item in different] == ["state"] else None
         verb = Verb(revival) if revival else Verb.REPLACE
     return Action(verb, key, reason, resource, resource.after)
-
-
-def _difference(name: str, found: Value | None, wanted: Value) -> str:
-    if isinstance(wanted, list) and isinstance(found, list):
-        extra = [item for item in found if item not in wanted]
-        missing = [item for item in wanted if item not in found]
-        parts = [f"{len(items)} {word}, such as '{items[0]}'" for items, word in ((extra, "extra"), (missing, "missing")) if items]
-        return f"{name}: {' and '.join(parts) or 'another order'}"
-    return f"{name}: found {_show(name, found)}, wanted {_show(name, wanted)}"
-
-
-def _show(name: str, value: Value | None) -> str:
-    if name in ("memory", "size") and isinstance(value, int):
-        return format_size(value)
-    text = str(value).replace("\n", " / ")
-    return "nothing" if value in (None, "") else f"'{text[:80]}'"
 
 
 def unseen_places(desired: Mapping[Key, Resource], observed: Observed) -> frozenset[str]:
@@ -119,7 +146,7 @@ def unseen_places(desired: Mapping[Key, Resource], observed: Observed) -> frozen
     gone = set()
     for key, resource in desired.items():
         if key.place == OUTER and key.kind is Kind.MACHINE:
-            action = _wanted(resource, observed.get(key), frozenset())
+            action = _wanted(resource, observed.get(key), frozenset(), {})
             if action is not None:
                 gone.add(key.name)
     return frozenset(gone)

@@ -6,11 +6,11 @@ metadata, so that a later run can tell what changed (D9).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
+from testbed.foreign import data
 from testbed.model.facts import Accelerator, Environment
 from testbed.model.testbed import IMAGES, Machine, MachineNic, Role, Testbed
 from testbed.plan.domain_parts import (
@@ -91,7 +91,11 @@ def read_mark(xml: str) -> tuple[str, str, dict[str, object]] | None:
     mark = ET.fromstring(xml).find(f"metadata/{{{NAMESPACE}}}lab")
     if mark is None:
         return None
-    return mark.get("name", ""), mark.get("resource", ""), json.loads(mark.text or "{}")
+    try:
+        properties = data.read(mark.text or "{}")
+    except ValueError:
+        properties = {}  # a node may have changed it; it then differs from what it must be
+    return mark.get("name", ""), mark.get("resource", ""), properties if isinstance(properties, dict) else {}
 
 
 def interface_count(xml: str) -> int:

@@ -5,10 +5,11 @@ What is printed comes from a root partition that may have fallen: it is only eve
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from testbed.foreign import data
 
 _TABLE = re.compile(r"^table (\S+ \S+) \{(.*?)^\}", re.MULTILINE | re.DOTALL)
 _SET = re.compile(r"^\tset (\S+) \{\n(.*?)^\t\}\n?", re.MULTILINE | re.DOTALL)
@@ -70,9 +71,16 @@ def firewall(ruleset: str, files: str, table: str, others: frozenset[str]) -> st
 
     """
     live, wanted = (_rules(text, table) for text in (ruleset, lines(files, _RULES)))
-    told = "as in the file" if live == wanted else "not as in the file"
+    told = "as in the file" if live == wanted else f"not as in the file{_apart(live, wanted)}"
     names = [f"table {name}" for name in tables(ruleset) if name not in others]
     return "\n".join((told, str(len(_VERDICT.findall(live))), *names))
+
+
+def _apart(live: str, wanted: str) -> str:
+    """Return the lines of two tables that the other one does not have; the empty string if they differ in their order only."""
+    one, other = live.splitlines(), wanted.splitlines()
+    parts = (("too many", [line for line in one if line not in other]), ("missing", [line for line in other if line not in one]))
+    return "".join(f"; {word}: {', '.join(found)}" for word, found in parts if found)
 
 
 def _rules(text: str, table: str) -> str:
@@ -153,7 +161,7 @@ def _rows(tables: str, columns: list[str]) -> Iterator[list[Any]]:
         ValueError: this is no such output.
 
     """
-    found = [table for table in map(json.loads, tables.splitlines()) if table["headings"] == columns]
+    found = [table for table in map(data.read, tables.splitlines()) if table["headings"] == columns]
     if not found:
         raise ValueError(f"no table of {', '.join(columns)}")
     for table in found:
@@ -163,6 +171,19 @@ def _rows(tables: str, columns: list[str]) -> Iterator[list[Any]]:
 def unconfined(labels: str) -> str:
     """Return the confinement of workers that are not confined as they must be, one a line."""
     return "\n".join(line or "none" for line in labels.splitlines() if not _CONFINED.fullmatch(line))
+
+
+def services(printed: str, names: Sequence[str]) -> str:
+    """Return the state of each service, one a line, and whether the integration bridge is there.
+
+    Raises:
+        ValueError: there are not as many states as services.
+
+    """
+    states = printed.splitlines()
+    there = states[-1:] == ["br-int"]
+    told = [f"{name} {state}" for name, state in zip(names, states[: len(states) - there], strict=True)]
+    return "\n".join((*told, "br-int is there" if there else "br-int is not there"))
 
 
 def members(files: str) -> str:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from testbed.garbage import uncollected
 from testbed.model.facts import Environment
 from testbed.model.testbed import Guest, Machine, Plane, Role, TenantNetwork, Testbed
+from testbed.plan import northbound
 from testbed.plan.acls import acls
 from testbed.plan.neighbours import GUARDS
 from testbed.plan.settings import settings
@@ -32,6 +33,7 @@ class Kind(StrEnum):
     GUEST = "guest"
     SETTING = "setting"
     LIMIT = "limit"
+    DATABASE = "database"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -89,6 +91,9 @@ def places(lab: Testbed) -> tuple[str, ...]:
 def desired(lab: Testbed, inputs: Inputs) -> dict[Key, Resource]:
     """Return every resource of a lab by key."""
     found = [*_outer(lab, inputs), *central(lab)]
+    place, logical = lab.controller.name, tuple(item.key for item in found if item.key.kind in (Kind.SWITCH, Kind.PORT))
+    # What is too many is told apart from what is ours by its mark, so it is taken away when all of ours is there.
+    found.append(Resource(Key(place, Kind.DATABASE, northbound.NAME), dict(northbound.told(())), logical))
     for machine in lab.machines:
         found += [
             Resource(Key(machine.name, Kind.SETTING, item.name), {"value": item.value})

@@ -48,7 +48,7 @@ class Setting:
 
     Args:
         name: what it is.
-        controls: ids of the controls it serves.
+        controls: ids of the controls whose wall it holds, with spaces between them.
         observe: shell commands, each of which prints something.
         value: what must be read from that.
         repair: shell commands that restore it.
@@ -226,11 +226,12 @@ _ACTED_ON = "for device in $(tc qdisc show | awk '/clsact|ingress/ {print $5}');
 _ROOT_PARTITION = (
     Setting(
         "services",
-        "all",
-        (f"systemctl is-active {_SERVICES}; [ ! -e /sys/class/net/br-int ] || echo /sys/class/net/br-int",),
-        "\n".join(["active"] * len(_SERVICES.split()) + ["/sys/class/net/br-int"]),
+        "NET-01 NET-08 NET-09 NET-13 AUD-01",  # by service: `testbed.plan.controls`
+        (f"systemctl is-active {_SERVICES}; [ ! -e /sys/class/net/br-int ] || echo br-int",),
+        "\n".join((*(f"{name} active" for name in _SERVICES.split()), "br-int is there")),
         f"systemctl start {_SERVICES}; for round in $(seq 240); do [ -e /sys/class/net/br-int ] && exit 0; "
         "sleep 0.5; done; echo br-int does not appear >&2; exit 1",
+        partial(readings.services, names=tuple(_SERVICES.split())),
     ),
     Setting(
         "memory-deduplication",

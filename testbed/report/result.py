@@ -168,7 +168,7 @@ def to_json(run: Run) -> dict[str, Any]:
     """Return the content of ``result.json``, schema 1."""
     counts = Counter(check.verdict for check in run.checks)
     proofs = Counter(proof.verdict for check in run.checks for proof in check.proofs)
-    return {
+    data = {
         "schema": SCHEMA,
         "lab": {"name": run.lab, "topology_digest": run.topology_digest},
         "environment": dict(run.environment),
@@ -183,6 +183,8 @@ def to_json(run: Run) -> dict[str, Any]:
         "proofs": {verdict: proofs[verdict] for verdict in ProofVerdict if proofs[verdict]},
         "checks": [_check(check) for check in run.checks],
     }
+    found: dict[str, Any] = json.loads(json.dumps(data, ensure_ascii=False).encode(errors="replace"))
+    return found  # without halves of characters, which a guest may say and no reader of JSON takes
 
 
 def _check(check: CheckResult) -> dict[str, Any]:

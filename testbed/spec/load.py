@@ -20,6 +20,7 @@ from testbed.garbage import uncollected
 from testbed.spec import rules
 from testbed.spec.document import Document, Path, Value, at, dotted, parse
 from testbed.spec.schema import (
+    NAME_RULE,
     ControllerSpec,
     GuestSpec,
     InfrastructureSpec,
@@ -29,7 +30,6 @@ from testbed.spec.schema import (
     TenantSpec,
 )
 
-_NAME_RULE = "start with a lower-case letter; then up to 19 lower-case letters, digits or hyphens, the last no hyphen"
 _PLACEHOLDERS: dict[Path, Value] = {("name",): "cut", ("version",): 1}
 _PLACES: tuple[tuple[tuple[str | None, ...], type[BaseModel]], ...] = (
     ((), Spec),
@@ -73,7 +73,7 @@ def read(file: File, *, machine_memory: int | None = None) -> Topology:
     """
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # what is no text, or no path
         raise _unreadable(file, error) from error
     return load(text, str(file), machine_memory=machine_memory)
 
@@ -159,7 +159,7 @@ def _explain(detail: ErrorDetails, place: Path) -> tuple[str, str]:
     if kind == "missing":
         return f"the key '{name}' is missing", f"add '{name}:'"
     if kind == "string_pattern_mismatch":
-        return f"'{detail['input']}' is not a possible name", _NAME_RULE
+        return f"'{detail['input']}' is not a possible name", NAME_RULE
     if kind == "too_short":
         return "nothing is declared here", "declare at least one"
     if kind == "value_error":

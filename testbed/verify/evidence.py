@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from testbed.drivers.private import OWNER, make_folder, write_secret
+
 _KEPT = 20_000
 
 
@@ -16,7 +18,9 @@ class Evidence:
     """Collects observations; each check run gets those made during it, and those it shares with others."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder.parent, folder):
+            if not path.exists():
+                make_folder(path, OWNER)
         self._folder = folder
         self._entries: list[dict[str, object]] = []
         self._lock = threading.Lock()
@@ -71,7 +75,8 @@ class Evidence:
             entries = self.entries
             if entries:
                 path = self._free(name)
-                path.write_text("".join(json.dumps(entry, default=str) + "\n" for entry in entries))
+                lines = (json.dumps(entry, default=str) + "\n" for entry in entries)
+                write_secret(path, "".join(lines).encode())
                 written.append(f"{self._folder.name}/{path.name}")
 
     def _free(self, name: str) -> Path:

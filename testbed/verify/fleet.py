@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,15 +11,17 @@ from typing import Any, TypeVar
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host as InfraHost
 
-from testbed.drivers.session import Completed
+from testbed.drivers.session import LIMIT, Completed
 from testbed.drivers.ssh import Host
 from testbed.errors import InstrumentError
+from testbed.foreign import data
 from testbed.lab import Lab
 from testbed.model.policy import Cell, ReachMatrix
 from testbed.model.surroundings import Contact
 from testbed.model.testbed import Guest, Testbed
 from testbed.verify.agent import Files, run_in_guest
 from testbed.verify.evidence import Evidence
+from testbed.verify.leavings import Leavings
 
 _Value = TypeVar("_Value")
 Shown = Callable[[bytes], str]
@@ -63,7 +64,7 @@ class Machine:
             shown: how its output reads as evidence.
 
         Raises:
-            InstrumentError: it did not complete.
+            InstrumentError: it did not complete, or its output was cut.
 
         """
         started = time.time()
@@ -72,6 +73,9 @@ class Machine:
         except InstrumentError as error:
             self._evidence.record(self.name, "command", command, f"did not complete: {error.fact}", started)
             raise
+        if len(done.stdout) >= LIMIT:
+            fact = f"{command[:200]}: {LIMIT} octets and more"
+            raise InstrumentError(f"{self.name} tells more than is kept of it", fact=fact, remedy="report this as a bug")
         answer = {"status": done.status, "stdout": shown(done.stdout)[:20_000], "stderr": done.stderr[:4000].decode(errors="replace")}
         self._evidence.record(self.name, "command", command, answer, started)
         return done
@@ -98,7 +102,7 @@ class Machine:
         """
         text = self.read("python3 -", stdin=f"REQUEST = {request!r}\n{program}".encode(), timeout=timeout)
         try:
-            return json.loads(text)
+            return data.read(text)
         except ValueError as error:
             fact = f"{text[:200]!r} is no JSON"
             raise InstrumentError(f"a probe on {self.name} answered garbage", fact=fact, remedy="repeat the check") from error
@@ -113,6 +117,7 @@ class Fleet:
         shared: observations made once per phase (green, breach, reverted) and used by several checks.
         reach: by its words, each cell of the matrices that was observed while every wall was closed, as a row of plain values.
         focus: id of the one check that this phase is about; empty if it is about all.
+        leavings: what checks have made on the lab and must take away; all views of a lab share it.
 
     """
 
@@ -124,6 +129,7 @@ class Fleet:
     instruments: dict[str, Any] = field(default_factory=dict)
     reach: dict[str, dict[str, object]] = field(default_factory=dict)
     focus: str = ""
+    leavings: Leavings = field(default_factory=Leavings)
 
     @classmethod
     def of(cls, lab: Lab, evidence: Evidence) -> Fleet:

@@ -12,6 +12,7 @@ from ipaddress import IPv6Address, IPv6Network
 
 from testbed.plan.neighbours import GUARDS
 from testbed.plan.settings import Setting, settings
+from testbed.plan.words import change
 from testbed.verify.fleet import Fleet, Machine
 
 _HARMLESS = frozenset({1, 2, 3, 4, 128, 129})  # ICMPv6 errors and echo, RFC 4443
@@ -30,14 +31,14 @@ class Guard:
         whole: the live rules are those of the file, and every interface is behind them.
         allowed: interface and address of every neighbour that may be asked for and answered, as the kernel has them.
         links: interface and MAC address that it may tell of itself, as a number.
-        findings: what is not as the topology wants it.
+        findings: what is not as the topology wants it, each behind the id of the control that rests on it.
 
     """
 
     whole: bool
     allowed: frozenset[tuple[str, str]]
     links: frozenset[tuple[str, str]]
-    findings: tuple[str, ...]
+    findings: tuple[tuple[str, str], ...]
 
     def stops(self, interface: str, frame: bytes) -> bool:
         """Tell whether a frame that comes in from a guest ends here."""
@@ -97,12 +98,12 @@ def _look(fleet: Fleet, node: Machine) -> Guard | None:
 
 
 def _guard(node: str, wanted: Mapping[str, Setting], live: Mapping[str, str]) -> Guard:
-    different = [name for name in GUARDS if live[name] != wanted[name].value]
+    different = [wanted[name] for name in GUARDS if live[name] != wanted[name].value]
     return Guard(
-        whole=GUARDS[0] not in different,
+        whole=wanted[GUARDS[0]] not in different,
         allowed=_pairs(live[GUARDS[1]]),
         links=_pairs(live[GUARDS[2]]),
-        findings=tuple(f"{node}: {name} is {live[name][:200]!r} and not as declared" for name in different),
+        findings=tuple((item.controls, f"{node}: {item.name}: {change('value', live[item.name], item.value, {})}") for item in different),
     )
 
 

@@ -1,13 +1,11 @@
 """Network probes: every guest listens, sends and is watched, with three questions to each guest whatever their number.
 
-A frame that did not arrive counts only if the receiver's recorder lived through the whole window, lost
-nothing, and heard something with the same tool in the same run, before and after (DESIGN.md, section 6).
+A frame that did not arrive counts only if the receiver's recorder, and its node's beside it, lived through the whole
+window, lost nothing, and heard something with the same tool in the same run, before and after (DESIGN.md, section 6).
 """
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,10 +14,14 @@ from typing import Any
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from testbed.model.policy import Endpoint, endpoints, joined, probed_ports
+from testbed.errors import InstrumentError
+from testbed.model.policy import Endpoint, endpoints, probed_ports
+from testbed.verify import tap_witness
 from testbed.verify.counters import await_frames
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet
+from testbed.verify.flows import ends, uses
 from testbed.verify.frames import arp_reply, dhcp_discover, framed, nd_option, neighbor_advertisement
+from testbed.verify.losses import lost, require_no_loss
 from testbed.verify.observation import TRUTH, Observation
 from testbed.verify.probing import (
     BUDGET,
@@ -36,16 +38,14 @@ from testbed.verify.probing import (
     require_sent,
     results_of,
 )
+from testbed.verify.tokens import Tokens
 
 _FLOWING = 5  # frames that tell an attack from a guest that says something of its own
 _PAUSE = 0.4  # seconds between two rounds of a guest that attacks; a guest that never sleeps keeps what starts anew from doing so
 _SETTLING = max(WINDOW, 1.2)  # seconds between a guest's last probe and its last words; no less than Linux's locktime
 _HEARING = 3.0  # seconds that the last controls may take to be heard; a node that was just flooded answers late
 _TRANSACTIONS = {"before": 1, "after": 2}  # first octet of a DHCP transaction
-_UPCALLS = re.compile(r"\blost:(\d+)")  # packets that waited for a rule in vain, ovs-dpctl(8)
-_DROPPED = re.compile(r"^/sys/class/net/([^/\s]+)/statistics/tx_dropped:(\d+)$", re.M)
 _PATIENCE = 30.0  # seconds that guests may take to be seen sending
-_CONTROL = {"timeout": 10, "repeat": 3, "spacing": 1}  # seconds, tries, seconds: how a declared flow is used
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,92 +54,80 @@ class Attack:
 
     Args:
         seconds: after how long they give up, if what happens has not ended by then.
-        meanwhile: what happens; it is told how the tokens of this observation begin.
+        meanwhile: what happens; it is given the tokens of this observation.
     """
 
     probes: Sequence[Probe]
     seconds: float
-    meanwhile: Callable[[str], None]
+    meanwhile: Callable[[Tokens], None]
 
 
-def observe(fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None, *, strays: bool = False) -> Observation:
-    """Send probes from their senders, with controls around them, while every guest is watched.
+def observe(
+    fleet: Fleet, probes: Sequence[Probe], attack: Attack | None = None, *, strays: bool = False, doubts: bool = False
+) -> Observation:
+    """Send probes from their senders, with controls around them, while every guest is watched by itself and by its node.
 
     Args:
         attack: what goes on between the controls instead of single probes.
         strays: whether to keep what comes in from MAC addresses that are no guest's.
+        doubts: whether a guest that cannot vouch for the window is a doubt for `require_agreement`, instead of an error, since
+            its node may have seen what must not come in.
 
     Raises:
         InstrumentError: an instrument was not there, died, or a control failed, or a switch lost frames of single probes:
             then nothing was observed.
     """
-    lab, prefix = fleet.testbed, f"tb-{secrets.token_hex(4)}-"
+    lab, tokens = fleet.testbed, Tokens.fresh()
     interfaces = {
         guest.label: [
             {"label": nic.network, "mac": nic.mac, "address": str(nic.address), "address6": str(nic.address6 or "")} for nic in guest.nics
         ]
         for guest in lab.guests
     }
-    common: dict[str, dict[str, object]] = {label: {"token": prefix, "interfaces": nics} for label, nics in interfaces.items()}
+    common: dict[str, dict[str, object]] = {label: {"token": tokens.prefix, "interfaces": nics} for label, nics in interfaces.items()}
     ports = probed_ports(lab)
 
     def send(script: Callable[[str], list[Probe]], only: Collection[str] = common, **phase: object) -> dict[str, dict[str, Any]]:
-        requests = {label: {**common[label], **phase, "probes": lines(script(label), prefix)} for label in only}
+        requests = {label: {**common[label], **phase, "probes": lines(script(label), tokens)} for label in only}
         return everywhere(fleet, [guest for guest in lab.guests if guest.label in only], Instrument.ask, requests)
 
     with one_observation(fleet):
         known = sorted({endpoint.mac for endpoint in endpoints(lab)}) if strays else []
         listen = {"phase": "listen", "patience": 60, "known": known, **ports}
-        listening = everywhere(fleet, lab.guests, Instrument.listen, {label: {**base, **listen} for label, base in common.items()})
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            beside = pool.submit(tap_witness.listen, fleet, tokens.prefix)
+            listening = everywhere(fleet, lab.guests, Instrument.listen, {label: {**base, **listen} for label, base in common.items()})
+            beside.result()
         _require_listeners(listening, ports)
-        lost = {} if attack else _lost(fleet)
-        results = _sent(fleet, send, probes, (attack, prefix) if attack else None)
-        finish = {label: {**base, "phase": "finish", **_awaited(fleet, label, prefix)} for label, base in common.items()}
-        seen = everywhere(fleet, lab.guests, Instrument.ask, finish)
-        if lost:
-            _require_no_loss(lost, _lost(fleet))
-    records = {label: listed(answer, "records") for label, answer in seen.items()}
-    for label, answer in seen.items():
-        require_receiver(label, answer, self_test=True, down=[])
+        before = {} if attack else lost(fleet)
+        results = _sent(fleet, send, probes, attack, tokens)
+        finish = {label: {**base, "phase": "finish", **_awaited(fleet, label, tokens)} for label, base in common.items()}
+        said = everywhere(fleet, lab.guests, Instrument.ask, finish)
+        seen = tap_witness.collect(fleet, tokens.prefix)  # after the guests, so that all that they heard has passed their nodes
+        if before:
+            require_no_loss(before, lost(fleet))
+    told, others = ({label: listed(answer, kind) for label, answer in said.items()} for kind in ("records", "strays"))
     answers = {mark: str(item.get("answer", "")) for found in results.values() for mark, item in found.items()}
-    observation = Observation(prefix, records, answers, {label: listed(answer, "strays") for label, answer in seen.items()})
     require_sent(probes, results)
-    _require_controls(fleet, observation)
-    return observation
-
-
-def arrived_so_far(fleet: Fleet, prefix: str, marks: Sequence[str]) -> set[str]:
-    """Return which of some probes have been seen coming in anywhere, while an observation goes on.
-
-    Args:
-        prefix: how the observation's tokens begin.
-
-    Raises:
-        InstrumentError: a guest does not tell.
-    """
-    tokens = {f"{prefix}{mark}.": mark for mark in marks}
-    request = {"phase": "glance", "token": prefix, "tokens": list(tokens)}
-    found = everywhere(fleet, fleet.testbed.guests, Instrument.ask, {guest.label: request for guest in fleet.testbed.guests})
-    for label, answer in found.items():
-        if not isinstance(answer.get("seen"), list):
-            raise broken(f"{label} does not tell what has come in so far", str(answer)[:200])
-    return {tokens[token] for answer in found.values() for token in map(str, answer["seen"]) if token in tokens}
+    doubt = _doubt(fleet, said, Observation(tokens, told, answers), Observation(tokens, seen, answers))
+    if doubt is not None and not doubts:
+        raise doubt
+    return Observation.compared(tokens, told, seen, answers, others, doubt)
 
 
 def _sent(
-    fleet: Fleet, send: Callable[..., dict[str, dict[str, Any]]], probes: Sequence[Probe], attacked: tuple[Attack, str] | None
+    fleet: Fleet, send: Callable[..., dict[str, dict[str, Any]]], probes: Sequence[Probe], attack: Attack | None, tokens: Tokens
 ) -> dict[str, dict[str, Record]]:
     """Send controls, then probes or an attack, then controls; return what became of each, by guest and mark."""
     phase = {"phase": "send", "budget": BUDGET}
 
     def script(label: str) -> list[Probe]:
         own = [probe for probe in probes if probe.sender.guest == label]
-        return [*_controls(fleet, label, "before"), *own, *_last_words(fleet, label)]
+        return [*_controls(fleet, label, "before", tokens), *own, *_last_words(fleet, label, tokens)]
 
-    if attacked is None:
+    if attack is None:
         return results_of(send(script, **phase))
-    attack, prefix = attacked
-    before = results_of(send(lambda label: _controls(fleet, label, "before"), **phase))
+    before = results_of(send(lambda label: _controls(fleet, label, "before", tokens), **phase))
     attackers = {probe.sender.guest for probe in attack.probes}
     with ThreadPoolExecutor(max_workers=1) as pool:
         going = {"phase": "stream", "duration": attack.seconds, "spacing": 0, "pause": _PAUSE}
@@ -148,41 +136,15 @@ def _sent(
         try:
             if attackers:
                 _require_flowing(fleet, {probe.sender.mac for probe in attack.probes})
-            attack.meanwhile(prefix)
+            attack.meanwhile(tokens)
         finally:
             send(lambda _: [], attackers, phase="halt")
             lasted = streams.result()
     short = [label for label, answer in lasted.items() if answer.get("halted") is not True]
     if short:
         raise broken(f"{', '.join(short)} did not attack all the time", str([lasted[label] for label in short])[:300])
-    after = results_of(send(lambda label: _last_words(fleet, label), **phase))
+    after = results_of(send(lambda label: _last_words(fleet, label, tokens), **phase))
     return {label: {**before[label], **after[label]} for label in before}
-
-
-def _lost(fleet: Fleet) -> dict[str, dict[str, int]]:
-    """Return how many packets each node has lost by crowding so far: on the way to its switch's rules, and to its guests."""
-    return fleet.everywhere(lambda node: _lost_by(node, [nic.tap for guest in fleet.testbed.guests_on(node.name) for nic in guest.nics]))
-
-
-def _lost_by(machine: Machine, taps: Sequence[str]) -> dict[str, int]:
-    counters = " ".join(f"/sys/class/net/{tap}/statistics/tx_dropped" for tap in taps)
-    text = machine.read(f"ovs-appctl dpctl/show; grep -H . {counters or '/dev/null'} || true")
-    upcalls, frames = _UPCALLS.findall(text), dict(_DROPPED.findall(text))
-    if not upcalls or frames.keys() != set(taps):
-        raise broken(f"{machine.name} does not tell what its switch has lost", repr(text[:200]))
-    return {"upcalls": sum(map(int, upcalls)), **{tap: int(count) for tap, count in frames.items()}}
-
-
-def _require_no_loss(before: Mapping[str, Mapping[str, int]], after: Mapping[str, Mapping[str, int]]) -> None:
-    """Return if no switch has lost anything meanwhile: a frame that must not arrive is sent once, and only a wall may stop it.
-
-    Raises:
-        InstrumentError: one has.
-    """
-    for node, counts in after.items():
-        grown = {name: count - before[node].get(name, 0) for name, count in counts.items() if count != before[node].get(name, 0)}
-        if grown:
-            raise broken(f"{node} lost frames by crowding, not by a wall", str(grown))
 
 
 def _require_flowing(fleet: Fleet, macs: set[str]) -> None:
@@ -196,74 +158,44 @@ def _require_flowing(fleet: Fleet, macs: set[str]) -> None:
     fleet.everywhere(lambda node: await_frames(node, taps[node.name], _FLOWING, _PATIENCE))
 
 
-def tcp_flows(fleet: Fleet) -> list[tuple[str, Endpoint, Endpoint, int]]:
-    """Return mark, source, target and port of every declared TCP flow."""
-    found = [item for item in joined(fleet.testbed) if item[0].protocol == "tcp"]
-    return [(f"flow{number}", source, target, flow.port or 0) for number, (flow, source, target) in enumerate(found)]
+def _transaction(tokens: Tokens, stage: str, endpoint: Endpoint) -> int:
+    """Return the number of an interface's question to DHCP, which nobody else can guess."""
+    return tokens.transaction(_TRANSACTIONS[stage], f"dhcp {endpoint.label}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Use:
-    """A declared TCP flow as it is used over one of the address families that both its ends have."""
-
-    mark: str
-    source: Endpoint
-    target: Endpoint
-    own: str
-    address: str
-    port: int
-
-    def probe(self, stage: str) -> Probe:
-        fields = {"kind": "tcp-connect", "address": self.own, "ip": self.address, "port": self.port, **_CONTROL}
-        return Probe(f"{self.mark}{stage}", self.source, fields)
-
-    def __str__(self) -> str:
-        return f"{self.source.guest} -> {self.target.guest} tcp/{self.port}{' over IPv6' if ':' in self.address else ''}"
-
-
-def _uses(fleet: Fleet) -> list[_Use]:
-    found = []
-    for mark, source, target, port in tcp_flows(fleet):
-        found.append(_Use(mark, source, target, str(source.address), str(target.address), port))
-        if source.address6 and target.address6:
-            found.append(_Use(f"{mark}six", source, target, str(source.address6), str(target.address6), port))
-    return found
-
-
-def _controls(fleet: Fleet, label: str, stage: str) -> list[Probe]:
+def _controls(fleet: Fleet, label: str, stage: str, tokens: Tokens) -> list[Probe]:
     """Return what must arrive: the declared flows, and an answer of the network to every interface."""
-    lines = [use.probe(stage) for use in _uses(fleet) if use.source.guest == label]
+    lines = [use.probe(stage) for use in uses(fleet.testbed) if use.source.guest == label]
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
     for number, endpoint in enumerate(own):
-        question = dhcp_discover(endpoint.mac, _TRANSACTIONS[stage] << 24 | number)
+        question = dhcp_discover(endpoint.mac, _transaction(tokens, stage, endpoint))
         lines.append(Probe(f"dhcp{stage}{number}", endpoint, {"repeat": 2, "spacing": 0.05}, question))
     return lines
 
 
-def _last_words(fleet: Fleet, label: str) -> list[Probe]:
+def _last_words(fleet: Fleet, label: str, tokens: Tokens) -> list[Probe]:
     """Return what a guest sends when the window after its last probe has been waited out: controls, so that nobody went deaf in it.
 
     What it tells of itself is told when the window begins and when it ends, since Linux changes no ARP entry twice within a
     second (arp(7), locktime).
     """
     told = _truths(fleet, label)
-    first, *others = [*(replace(probe, mark=f"{probe.mark}again") for probe in told), *_controls(fleet, label, "after")]
+    first, *others = [*(replace(probe, mark=f"{probe.mark}again") for probe in told), *_controls(fleet, label, "after", tokens)]
     return [*told, replace(first, fields={**first.fields, "delay": _SETTLING}), *others]
 
 
-def _awaited(fleet: Fleet, label: str, prefix: str) -> dict[str, object]:
+def _awaited(fleet: Fleet, label: str, tokens: Tokens) -> dict[str, object]:
     """Return what a guest's recorder waits for a while at the end: for every interface an answer of DHCP, or a declared flow."""
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
-    flows = [f"{prefix}{use.mark}after." for use in _uses(fleet) if label in (use.source.guest, use.target.guest)]
-    answers = [f"{_TRANSACTIONS['after'] << 24 | number:08x}" for number, _ in enumerate(own)]
+    flows = [tokens.beginning(f"{use.mark}after") for use in uses(fleet.testbed) if label in (use.source.guest, use.target.guest)]
+    answers = [f"{_transaction(tokens, 'after', endpoint):08x}" for endpoint in own]
     return {"awaited": [[answer, *flows] for answer in answers], "patience": _HEARING}
 
 
 def _truths(fleet: Fleet, label: str) -> list[Probe]:
     """Return what a guest tells the other ends of its flows of itself: while a wall is open, they may have believed lies."""
-    ends = [pair for _, source, target, _ in tcp_flows(fleet) for pair in ((source, target), (target, source)) if pair[0].guest == label]
     told = []
-    for number, (own, other) in enumerate(ends):
+    for number, (own, other) in ((number, pair) for number, pair in enumerate(ends(fleet.testbed)) if pair[0].guest == label):
         link = Ether(src=own.mac, dst=other.mac)
         frames = {"arp": framed(link, arp_reply(own.mac, str(own.address), other))}
         if own.address6 and other.address6:
@@ -282,24 +214,45 @@ def _require_listeners(answers: Mapping[str, Mapping[str, Any]], ports: Mapping[
             raise broken(f"{label} cannot listen", f"missing: {sorted(missing)}, not ready: {unready}, {answer.get('error', '')}")
 
 
+def _doubt(fleet: Fleet, said: Mapping[str, Mapping[str, Any]], told: Observation, seen: Observation) -> InstrumentError | None:
+    """Return why guests' recorders cannot vouch for the whole window, if those of their nodes can.
+
+    Raises:
+        InstrumentError: neither can, or those of the nodes cannot.
+    """
+    doubt = None
+    try:
+        for label, answer in said.items():
+            require_receiver(label, answer, self_test=True, down=[])
+        _require_controls(fleet, told)
+    except InstrumentError as error:
+        doubt = error
+    try:
+        _require_controls(fleet, seen)
+    except InstrumentError as error:
+        raise doubt or broken("a node's recorder did not hear the controls that guests heard", f"{error.what}: {error.fact}") from error
+    return doubt
+
+
 def _require_controls(fleet: Fleet, observation: Observation) -> None:
-    for stage, transactions in _TRANSACTIONS.items():
-        for use in _uses(fleet):
+    for stage in _TRANSACTIONS:
+        for use in uses(fleet.testbed):
             mark = f"{use.mark}{stage}"
             if observation.answers.get(mark) != f"ok-{observation.token(mark)}" or not observation.arrived(mark, use.target.guest):
                 raise broken(f"the declared flow {use} does not work {stage} the probes", f"answer: {observation.answers.get(mark)!r}")
-        tokens = {observation.token(f"{use.mark}{stage}") for use in _uses(fleet)}
+        tokens = {observation.token(f"{use.mark}{stage}") for use in uses(fleet.testbed)}
         for endpoint in endpoints(fleet.testbed):
-            if not _heard(endpoint, observation.records[endpoint.guest], tokens, transactions):
+            transaction = f"{_transaction(observation.tokens, stage, endpoint):08x}"
+            if not _heard(endpoint, observation.records[endpoint.guest], tokens, transaction):
                 what = f"{endpoint.label} heard nothing {stage} the probes"
                 raise broken(what, "neither an answer of the network's DHCP nor a declared flow")
 
 
-def _heard(endpoint: Endpoint, records: Sequence[Record], tokens: set[str], transactions: int) -> bool:
+def _heard(endpoint: Endpoint, records: Sequence[Record], tokens: set[str], transaction: str) -> bool:
     """Tell whether a receiver's recorder heard a control on an interface: an answer of DHCP, or a declared flow."""
     for record in records:
         if record.get("label") == endpoint.interface:
-            answer = record.get("kind") == "dhcp" and str(record.get("token")).startswith(f"{transactions:02x}")
+            answer = record.get("kind") == "dhcp" and record.get("token") == transaction
             if answer or record.get("token") in tokens:
                 return True
     return False

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+SNAP = 2048  # octets of a frame, as in `testbed.guest.parsing`
 _MAGIC = bytes((99, 130, 83, 99))
 _ANSWERS, _ANSWERS6 = 67, 547  # ports that DHCP and DHCPv6 answer from
 
@@ -27,7 +28,8 @@ class Offer:
 
 
 def read_offer(frame: bytes) -> Offer:
-    """Return what a frame offers; whatever it is, it is something."""
+    """Return what a frame offers; whatever it is, it is something. A frame is no longer than the recorder keeps of it."""
+    frame = frame[:SNAP]
     ethertype, body = int.from_bytes(frame[12:14], "big"), frame[14:]
     if ethertype == 0x0806 and len(body) >= 28:
         return Offer(str(IPv4Address(body[14:18])), "ARP", "", ())

@@ -25,6 +25,7 @@ _SERVICES = {(0x0806, None): "arp", (0x0800, 1): "icmp", (0x0800, 6): "tcp", (0x
 _GUARDED = {130, 131, 132, 133, 134, 135, 136, 143}  # RFC 4861, RFC 2710, RFC 3810
 _ANYTHING, _GUARDED_SERVICE = ("anything", None), ("guarded", None)
 _LEFT_OUT = ("nd",)
+_DHCP = cube(dl_type=0x0800, nw_proto=17, tp_src=68, tp_dst=67)  # what every interface may say, whatever flows there are
 
 Service = tuple[str, int | None]
 
@@ -116,10 +117,11 @@ def arrivals(fleet: Fleet, found: Mapping[str, Bridge]) -> list[Arrival]:
     """Return where packets of every guest's interface can go, other than back to it.
 
     On its own network an interface is asked for what belongs to no connection, since a connection begins with such a
-    packet; everywhere else for every packet.
+    packet; everywhere else for every packet. Of each interface the walk must find that a program is given its questions to
+    DHCP: where no flow is declared, a walk that sees nothing at all would look like a wall.
 
     Raises:
-        InstrumentError: a switch does what the walk does not know.
+        InstrumentError: a switch does what the walk does not know, or a way that must be there is not found.
 
     """
     own = {item.mac: item for item in endpoints(fleet.testbed)}
@@ -131,10 +133,17 @@ def arrivals(fleet: Fleet, found: Mapping[str, Bridge]) -> list[Arrival]:
 def _from(found: Mapping[str, Bridge], owners: Mapping[str, Endpoint], source: Endpoint, tap: str, node: str) -> Iterator[Arrival]:
     start = [cube(in_port=found[node].number(tap), tun_id=0, tun_metadata0=0)]
     for tracked, inside in ((walk.NEW, True), (walk.ANY, False)):
+        answered = False
         for name, packets, path in _travel(found, node, start, tracked):
+            if name == walk.CONTROLLER:
+                answered = answered or packets.meets(_DHCP)
+                continue
             target = owners.get(name, name)
             if target != source and (isinstance(target, Endpoint) and target.network == source.network) == inside:
                 yield Arrival(source, target, packets, path)
+        if not answered:
+            what = f"the walk does not find how DHCP hears {source.label}"
+            raise InstrumentError(what, fact=f"nothing of it comes to a program on {node}", remedy="run `testbed up`, or report it")
 
 
 def _travel(
@@ -148,8 +157,9 @@ def _travel(
         peer = peers.get(int(out.port)) if out.port.isdecimal() else None
         if peer is not None and not way and node in found[peer].tunnels:
             over.setdefault(peer, []).append(out.cube.fill(FIELDS["in_port"], found[peer].tunnels[node]))
-        elif out.port != walk.CONTROLLER:
-            yield bridge.ports.get(out.port, f"{node}/{out.port}"), out.cube, f"{way}{node}: {' '.join(map(str, out.path))}"
+        else:
+            name = walk.CONTROLLER if out.port == walk.CONTROLLER else bridge.ports.get(out.port, f"{node}/{out.port}")
+            yield name, out.cube, f"{way}{node}: {' '.join(map(str, out.path))}"
     for peer, cubes in over.items():
         yield from _travel(found, peer, cubes, tracked, f"{node}, ")
 

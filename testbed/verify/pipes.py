@@ -6,16 +6,17 @@ its node a tenth of a second under emulation, and a question to the agent a quar
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from testbed.errors import InstrumentError
 from testbed.guest import wire
 from testbed.model.testbed import Guest
 from testbed.verify.agent import Files, pause
+from testbed.verify.allowance import Allowance
 from testbed.verify.fleet import Fleet
 
 FOLDER = "/run/testbed-probe"
@@ -27,19 +28,36 @@ exec cat "answer.$2"
 """
 _TELL = 'cd "$1" && exec 3<> in && cat >&3'
 _TIDY = 15  # seconds after which a shell that nobody answers ends by itself
+_TOLD = 10.0  # seconds that a guest may take for nothing until it has been told a line
 _DOUBT = 10.0  # seconds of silence after which a guest is asked whether its probe runs
 
 Run = Callable[[list[str], bytes, float], bytes]
 Turn = AbstractContextManager[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """How long an answer may take.
+
+    Args:
+        expected: seconds that are charged to nobody.
+        longest: seconds after which there is none.
+
+    """
+
+    expected: float
+    longest: float
+
+
 class Pipe(Protocol):
-    """The way to one probe."""
+    """The way to one probe; its allowance is what that may cost the run."""
+
+    allowance: Allowance
 
     def tell(self, line: bytes, timeout: float) -> None:
         """Pass a line on and wait for no answer; raises InstrumentError."""
 
-    def ask(self, name: str, line: bytes, timeout: float, turn: Turn) -> bytes:
+    def ask(self, name: str, line: bytes, wait: Wait, turn: Turn) -> bytes:
         """Pass a line on and return what comes back by the name that it gives; raises InstrumentError."""
 
 
@@ -51,7 +69,8 @@ class ShellPipe:
 
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, name: str, run: Run) -> None:
+        self.allowance = Allowance(name)
         self._run = run
 
     def tell(self, line: bytes, timeout: float) -> None:
@@ -63,14 +82,15 @@ class ShellPipe:
         """
         self._run(_shell(_TELL, timeout), line, timeout + _TIDY)
 
-    def ask(self, name: str, line: bytes, timeout: float, turn: Turn) -> bytes:  # noqa: ARG002 - it waits without asking
+    def ask(self, name: str, line: bytes, wait: Wait, turn: Turn) -> bytes:  # noqa: ARG002 - it waits without asking
         """Pass a line on and return what comes back by the name that it gives.
 
         Raises:
             InstrumentError: the probe does not run, or does not answer in time.
 
         """
-        return self._run(_shell(_ASK, timeout + _TIDY, name), line, timeout + 2 * _TIDY)
+        with self.allowance.question(wait.expected):
+            return self._run(_shell(_ASK, wait.longest + _TIDY, name), line, wait.longest + 2 * _TIDY)
 
 
 def _shell(script: str, timeout: float, *arguments: str) -> list[str]:
@@ -81,6 +101,7 @@ class AgentPipe:
     """Reaches the probe in a guest through its agent, which waits for nothing: it finds the answer's file or does not."""
 
     def __init__(self, fleet: Fleet, guest: Guest) -> None:
+        self.allowance = Allowance(guest.label)
         self._evidence, self._guest = fleet.evidence, guest
         self._files: Files = fleet.files_of(guest)
 
@@ -94,7 +115,7 @@ class AgentPipe:
         if not self._files.write(f"{FOLDER}/in", line):
             raise self._silent()
 
-    def ask(self, name: str, line: bytes, timeout: float, turn: Turn) -> bytes:
+    def ask(self, name: str, line: bytes, wait: Wait, turn: Turn) -> bytes:
         """Pass a line on and return what comes back by the name that it gives.
 
         Args:
@@ -106,9 +127,10 @@ class AgentPipe:
         """
         started = time.time()
         try:
-            self.tell(line, timeout)
-            with turn:
-                answer = self._wait(f"{FOLDER}/answer.{name}", timeout)
+            with self.allowance.question(_TOLD):
+                self.tell(line, wait.longest)
+            with turn, self.allowance.question(wait.expected):  # others' turns are not charged
+                answer = self._wait(f"{FOLDER}/answer.{name}", wait.longest)
         except InstrumentError as error:
             self._record(line, f"did not complete: {error.fact}", started)
             raise
@@ -149,6 +171,6 @@ class AgentPipe:
 def shown(text: bytes) -> str:
     """Return an answer of the probe as people read it; evidence has it so."""
     try:
-        return json.dumps(wire.unpack(text.strip()))
+        return wire.inflate(text.strip()).decode(errors="replace")
     except ValueError:
         return text.decode(errors="replace")

@@ -13,6 +13,7 @@ from threading import Event
 
 import pytest
 
+from testbed.drivers.journal import Journal
 from testbed.report.result import CheckResult, Verdict
 from testbed.verify import isolation
 from testbed.verify.cases import Case, aside, beyond_local, label_of
@@ -38,10 +39,10 @@ class Checks:
         self.interrupted = False
         self.trouble = Trouble(progress)
         self._looker = Looker(fleet, revive=revive, insists=prove is not None, trouble=self.trouble)
-        interrupted = Event()
-        self._prover = Prover(self._looker, prove, self._publish, self.trouble, interrupted) if prove else None
+        halted, journal = Event(), Journal(fleet.lab.workspace)
+        self._prover = Prover(self._looker, prove, journal, self._publish, self.trouble, halted) if prove else None
         self._schedule = Schedule(
-            fleet, prepare=prepare, stopped=lambda: bool(self.left_open), trouble=self.trouble, interrupted=interrupted
+            fleet, prepare=prepare, stopped=lambda: bool(self.left_open), trouble=self.trouble, halted=halted
         )
         self._slow, self._only = slow, only
         self._keys: dict[int, CaseKey] = {}

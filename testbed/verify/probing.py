@@ -19,26 +19,30 @@ from threading import Lock
 from typing import Any
 
 from testbed.errors import InstrumentError
+from testbed.foreign import data
 from testbed.guest import wire
 from testbed.model.policy import Endpoint
 from testbed.model.testbed import Guest
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.frames import Frame
-from testbed.verify.pipes import FOLDER, AgentPipe, Pipe, Run, ShellPipe, Turn, shown
+from testbed.verify.pipes import FOLDER, AgentPipe, Pipe, Run, ShellPipe, Turn, Wait, shown
+from testbed.verify.tokens import Tokens
 
 WINDOW = 1.0  # seconds that the last frame of a probe has until it counts as stopped
 LIFE = 900.0  # seconds after which a program that nobody asks ends by itself
 CALL = 300.0  # seconds that one phase may take
 BUDGET = CALL - 60  # seconds of them for sending
+_PROMPT = 60.0  # seconds that an answer may take for nothing, beside those that its question asks for
 _GIVE_UP = 30.0  # seconds that ending a program may take
 _PROGRAM = Path(__file__).parents[1] / "guest"
-_FILES = ("wire", "parsing", "recorder", "sender", "knocker", "probe")
+_FILES = ("wire", "interfaces", "parsing", "sniffer", "recorder", "tap_recorder", "talk", "sender", "knocker", "probe")
 _UNPACK = "import sys, zlib; exec(zlib.decompress(sys.stdin.buffer.read()))"
 _LOADER = """import json, sys, types
 for name, text in [("testbed", ""), ("testbed.guest", ""), *json.loads(%r)]:
     module = sys.modules[name] = types.ModuleType(name)
     exec(compile(text, name, "exec"), module.__dict__)
 from testbed.guest.probe import main"""
+_RECORDS = 10_000  # in one list of an answer; the probe's own bounds are lower
 _SOUND = {"alive": True, "overflowed": False, "dropped": 0}
 
 _ANY_TIME: Turn = nullcontext()
@@ -75,7 +79,7 @@ class Instrument:
         self.name = name
         self._run = run
         self._python = python
-        self._pipe = pipe or ShellPipe(run)
+        self._pipe = pipe or ShellPipe(name, run)
         self._started = False
 
     def listen(self, request: Mapping[str, object], turn: Turn = _ANY_TIME) -> dict[str, Any]:
@@ -101,8 +105,9 @@ class Instrument:
         """
         self.start()
         name = secrets.token_hex(8)
-        answer = self._pipe.ask(name, wire.pack({**request, "answer": name}) + b"\n", CALL, turn)
-        return self._read(answer.strip(), wire.unpack)
+        line = wire.pack({**request, "answer": name}) + b"\n"
+        answer = self._pipe.ask(name, line, Wait(_expected(request), CALL), turn)
+        return self._read(answer.strip(), wire.inflate)
 
     def start(self) -> None:
         """Start the program, unless it has been started.
@@ -113,7 +118,9 @@ class Instrument:
         if self._started:
             return
         start = {"phase": "start", "folder": FOLDER, "patience": LIFE}
-        answer = self._read(self._run([self._python, "-I", "-S", "-c", _UNPACK], compose(start), CALL), json.loads)
+        with self._pipe.allowance.question(_PROMPT):
+            text = self._run([self._python, "-I", "-S", "-c", _UNPACK], compose(start), CALL)
+        answer = self._read(text, bytes)
         if answer.get("started") is not True:
             raise broken(f"the probe in {self.name} does not start", str(answer)[:200])
         self._started = True
@@ -125,14 +132,24 @@ class Instrument:
             with suppress(InstrumentError):
                 self._pipe.tell(wire.pack({"phase": "stop"}) + b"\n", _GIVE_UP)
 
-    def _read(self, text: bytes, read: Callable[[bytes], Any]) -> dict[str, Any]:
+    def _read(self, text: bytes, inflate: Callable[[bytes], bytes]) -> dict[str, Any]:
         try:
-            answer = read(text)
-        except (ValueError, RecursionError) as error:
+            plain = inflate(text)
+            self._pipe.allowance.received(len(plain))
+            answer = data.read(plain)
+        except ValueError as error:
             raise broken(f"the probe in {self.name} answers garbage", repr(text[:120])) from error
         if not isinstance(answer, dict):
             raise broken(f"the probe in {self.name} answers garbage", type(answer).__name__)
         return answer
+
+
+def _expected(request: Mapping[str, object]) -> float:
+    """Return the seconds that an answer may take for nothing: what the request asks for, and a second for each probe."""
+    named = (request.get(name) for name in ("patience", "duration", "window"))
+    probes = request.get("probes")
+    count = len(probes) if isinstance(probes, list) else 0
+    return _PROMPT + count + sum(value for value in named if isinstance(value, int | float))
 
 
 def compose(request: Mapping[str, object]) -> bytes:
@@ -194,19 +211,28 @@ def end_all(fleet: Fleet) -> None:
 
 
 def start_all(fleet: Fleet) -> None:
-    """Start the instrument in every guest before it is needed; one that does not start says so when it is asked something."""
+    """Start the instrument in every guest, and on their nodes, before it is needed; one that does not start says so when it is asked."""
+    nodes = {guest.node for guest in fleet.testbed.guests}
+    found = [*(in_guest(fleet, guest) for guest in fleet.testbed.guests), *(on_machine(fleet, fleet.machines[name]) for name in nodes)]
 
-    def start(guest: Guest) -> None:
+    def start(instrument: Instrument) -> None:
         with suppress(InstrumentError):
-            in_guest(fleet, guest).start()
+            instrument.start()
 
     with ThreadPoolExecutor(max_workers=32) as pool:
-        list(pool.map(start, fleet.testbed.guests))
+        list(pool.map(start, found))
 
 
 def listed(answer: Mapping[str, Any], key: str) -> list[Record]:
-    """Return a list of an untrusted answer without what does not belong in it."""
+    """Return a list of an untrusted answer without what does not belong in it.
+
+    Raises:
+        InstrumentError: it is longer than any of ours.
+
+    """
     found = answer.get(key)
+    if isinstance(found, list) and len(found) > _RECORDS:
+        raise broken(f"an answer has too many {key}", f"{len(found)} of them")
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
@@ -215,9 +241,9 @@ def results_of(sent: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Rec
     return {label: {str(item.get("id")): item for item in listed(answer, "results")} for label, answer in sent.items()}
 
 
-def lines(probes: Sequence[Probe], prefix: str) -> list[dict[str, object]]:
+def lines(probes: Sequence[Probe], tokens: Tokens) -> list[dict[str, object]]:
     """Return probes as the guest's program reads them."""
-    return [_line(item, f"{prefix}{item.mark}.") for item in probes]
+    return [_line(item, tokens.of(item.mark)) for item in probes]
 
 
 def _line(probe: Probe, token: str) -> dict[str, object]:
@@ -256,7 +282,7 @@ def require_sent(probes: Sequence[Probe], results: Mapping[str, Mapping[str, Rec
     for probe in probes:
         result = results[probe.sender.guest].get(probe.mark, {})
         if result.get("sent") is not True:
-            raise broken(f"{probe.sender.guest} could not send {probe.mark}", str(result.get("error", "no answer")))
+            raise broken(f"{probe.sender.guest} could not send {probe.mark}", str(result.get("error", "no answer"))[:400])
 
 
 def wait_out() -> None:

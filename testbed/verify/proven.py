@@ -1,7 +1,8 @@
 """What has been proven on this machine, so that only what has changed since is proven again (``check --prove=changed``).
 
-A proof depends on the check and its breaches, on everything that they import, on what runs in guests, and on the lab:
-its topology, its images and what runs them. One digest stands for all of it.
+A proof depends on the check and its breaches, on what runs in guests, on what judges (the package `verify` and the
+verdicts of `report`), on everything that these import, and on the lab: its topology, its images and what runs them.
+One digest stands for all of it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 from threading import Lock
 
 _PACKAGES = ("checks", "testbed")
+_JUDGES = ("testbed/verify/**/*.py", "testbed/report/result.py")
+_ALWAYS = ("checks/__init__.py", "testbed/guest/**/*.py", *_JUDGES)
 _KEPT = 5000  # proofs
 _PARSING = Lock()  # Python before 3.12 fails now and then when two threads parse at once ("recursion depth mismatch")
 
@@ -88,9 +91,9 @@ class Proven:
 
 @cache
 def code_digest(file: Path, root: Path) -> str:
-    """Return a digest of a check's file, of all files of ours that it imports, directly or not, and of those that run in guests."""
+    """Return a digest of a check's file, of those that run in guests or judge, and of all that they import."""
     found: set[Path] = set()
-    waiting = [file, *(root / "testbed/guest").glob("*.py")]
+    waiting = [file, *(path for pattern in _ALWAYS for path in root.glob(pattern))]
     while waiting:
         path = waiting.pop()
         if path not in found:
@@ -98,7 +101,7 @@ def code_digest(file: Path, root: Path) -> str:
             waiting += _imported(path, root)
     digest = hashlib.sha256()
     for path in sorted(found):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

@@ -20,17 +20,18 @@ class Prover:
 
     Args:
         proven: what has been proven before.
-        publish: is told whenever something has become of a case's breaches.
-        interrupted: when it is set, no other wall is opened.
+        journal: where a breach is written down before it opens.
+        publish: is called whenever the proofs of a case have changed.
+        halted: no breach is opened after it is set.
 
     """
 
     def __init__(
-        self, looker: Looker, proven: Proven, publish: Callable[[Case], None], trouble: Trouble, interrupted: Event
+        self, looker: Looker, proven: Proven, journal: Journal, publish: Callable[[Case], None], trouble: Trouble, halted: Event
     ) -> None:
         self.left_open = ""
-        self._interrupted = interrupted
-        self._looker, self._proven, self._publish, self._trouble = looker, proven, publish, trouble
+        self._looker, self._proven, self._journal = looker, proven, journal
+        self._publish, self._trouble, self._halted = publish, trouble, halted
 
     def try_all(self, case: Case) -> None:
         """Try the breaches of a case that its topology can have, unless one is left open."""
@@ -41,7 +42,7 @@ class Prover:
                 case.trials.append(Trial(breach.name))
                 case.trials[-1].leave_out()
                 self._publish(case)
-            elif not self.left_open and not self._interrupted.is_set():
+            elif not self.left_open and not self._halted.is_set():
                 self._try(case, breach)
 
     def _possible(self, case: Case, breach: Breach) -> bool:
@@ -75,23 +76,22 @@ class Prover:
         red: Outcome | None = None
         trial, trouble, left_open = Trial(breach.name, list(before)), "", ""
         case.trials.append(trial)
-        journal, run = Journal(case.fleet.lab.workspace), case.fleet.evidence.run
         try:
-            with journal.holding(case.declared.id, case.label, breach.name, run) as entry:
+            with self._journal.holding(case.declared.id, case.label, breach.name, case.fleet.evidence.run) as entry:
                 try:
-                    red = self._look_through(case, breach, trial)
+                    red = self._opened(case, breach, trial)
                 finally:
                     left_open = self._close(case, breach, trial)
                     entry.closed = not left_open
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - no proof; the wall is closed, or its entry stays
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - no proof; the wall is closed
             trouble = told(error)
         if not left_open:
             trial.steps.append("reverted")
             trial.judge(red, trouble)
         return trial
 
-    def _look_through(self, case: Case, breach: Breach, trial: Trial) -> Outcome | None:
-        """Open a wall, and return what the check says of it; None if it is not open then."""
+    def _opened(self, case: Case, breach: Breach, trial: Trial) -> Outcome | None:
+        """Open a wall and run the check; return None if the breach has opened nothing."""
         breach.open(case.stage)
         if not breach.in_force(case.stage):
             return None

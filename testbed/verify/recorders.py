@@ -21,6 +21,7 @@ from testbed.verify.probing import (
     results_of,
     wait_out,
 )
+from testbed.verify.tokens import Tokens
 
 
 def listen_on(fleet: Fleet, machine: Machine, prefix: str, macs: Mapping[str, str]) -> None:
@@ -53,7 +54,7 @@ def collect_from(fleet: Fleet, machine: Machine, prefix: str, may_be_down: str) 
     return listed(answer, "records")
 
 
-def send_from(fleet: Fleet, guests: Sequence[Guest], prefix: str, probes: Sequence[Probe]) -> None:
+def send_from(fleet: Fleet, guests: Sequence[Guest], tokens: Tokens, probes: Sequence[Probe]) -> None:
     """Send probes from guests, then wait the window out.
 
     Raises:
@@ -61,7 +62,7 @@ def send_from(fleet: Fleet, guests: Sequence[Guest], prefix: str, probes: Sequen
     """
     requests: dict[str, dict[str, object]] = {}
     for guest in guests:
-        script = lines([probe for probe in probes if probe.sender.guest == guest.label], prefix)
+        script = lines([probe for probe in probes if probe.sender.guest == guest.label], tokens)
         requests[guest.label] = {"phase": "send", "budget": BUDGET, "probes": script}
     sent = everywhere(fleet, guests, Instrument.ask, requests)
     require_sent(probes, results_of(sent))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import observe, resources
+from testbed import resources
 from testbed.drivers.journal import Journal
 from testbed.drivers.run_order import new_folder
 from testbed.drivers.ssh import Host
@@ -24,13 +24,15 @@ from testbed.model.surroundings import contacts
 from testbed.plan.diff import Observed
 from testbed.plan.resources import OUTER, Key, Kind
 from testbed.report.result import Run, to_json
+from testbed.verify import traces
+from testbed.verify.drift import Watch
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
 from testbed.verify.looking import Revive
 from testbed.verify.plugin import Checks, require, run_checks
 from testbed.verify.probing import end_all, start_all
 from testbed.verify.proven import Proven, Proving
-from testbed.verify.trouble import Trouble, told
+from testbed.verify.trouble import Trouble
 
 _PATIENCE = 60.0  # seconds
 
@@ -58,19 +60,26 @@ def examine(
     fleet = Fleet.of(lab, Evidence(folder / "evidence"))
     _await_all(lab, trouble)
     # Phase before the cases: nothing has been sent or changed yet.
+    watch = Watch(fleet, only)
+    with trouble.kept("looking at the configuration before the checks"):
+        watch.begin()
     plugin = _attack(fleet, _proven(lab, environment, prove), only, trouble, slow=slow, revive=revive)
-    # Phase after the cases: every breach has been taken back, or is told of.
-    trouble.items += [*plugin.errors, *(f"still open, perhaps: {entry}" for entry in Journal(lab.workspace).entries())]
-    if prove is not Proving.NOTHING:
-        trouble.items += _drift(lab)
+    # Phase after the cases: every breach has been taken back, or is reported.
+    trouble.items += plugin.errors
+    if not plugin.interrupted:
+        with trouble.kept("looking at the configuration after the checks"):
+            watch.end()
+    if watch.interrupted or prove is not Proving.NOTHING:
+        trouble.items += watch.trouble
+    trouble.items += [f"still open, perhaps: {entry}" for entry in Journal(lab.workspace).entries()]
     with trouble.kept("writing matrix.json"):
         _write_matrix(fleet, folder / "matrix.json")
     _write(folder, Run(
         lab.testbed.name, lab.testbed.digest, environment, started.isoformat(timespec="seconds"),
-        round(time.monotonic() - clock, 1), tuple(plugin.results), (*lab.retried, *plugin.revived),
+        round(time.monotonic() - clock, 1), (*plugin.results, *watch.results), (*lab.retried, *plugin.revived),
         tuple(trouble.items), controls, only,
     ))  # fmt: skip
-    if plugin.interrupted:
+    if plugin.interrupted or watch.interrupted:
         raise KeyboardInterrupt
     return folder
 
@@ -93,6 +102,7 @@ def _attack(
     fleet: Fleet, proven: Proven | None, only: tuple[str, ...], trouble: Trouble, *, slow: bool, revive: Revive
 ) -> Checks:
     """Run the checks, and end what they started in guests and on machines in any case."""
+    before = traces.look(fleet)
     try:
         return run_checks(
             fleet, resources.checks(), prove=proven, only=only, progress=trouble.tell,
@@ -101,6 +111,8 @@ def _attack(
     finally:
         with trouble.kept("ending the programs in guests and on machines"):
             end_all(fleet)
+        with trouble.kept("looking for what checks have left behind"):
+            trouble.items += traces.left_behind(fleet, before)
 
 
 def _write_matrix(fleet: Fleet, file: Path) -> None:
@@ -122,15 +134,6 @@ def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> Proven 
     runners = (f"pytest {pytest.__version__}", f"Python {platform.python_version()}")
     configuration = [lab.testbed.digest, *(f"{name}: {value}" for name, value in sorted(environment.items())), *digests, *runners]
     return Proven(cache_root() / "proven.json", resources.checks().parent, configuration, prove)
-
-
-def _drift(lab: Lab) -> list[str]:
-    """Return what the proofs left behind."""
-    try:
-        drift = observe.plan(lab.desired, lab.places)
-    except Exception as error:  # noqa: BLE001 - what cannot be looked at may be anything, and is no pass
-        return [f"after the proofs the lab could not be observed: {told(error)}"]
-    return [f"after the proofs the lab differs from its topology: {action}" for action in drift.actions]
 
 
 def _await(host: Host, machines: Observed) -> str:

@@ -24,15 +24,14 @@ class Schedule:
     Args:
         prepare: gets ready what checks of the whole fleet need, beside the first local ones that do more than observe.
         stopped: whether nothing more shall be begun.
-        interrupted: is set by an interrupt, so that what was begun can end sooner.
+        halted: is set by an interrupt, so that cases that have begun can end sooner.
 
     """
 
     def __init__(
-        self, fleet: Fleet, *, prepare: Prepare, stopped: Callable[[], bool], trouble: Trouble, interrupted: Event
+        self, fleet: Fleet, *, prepare: Prepare, stopped: Callable[[], bool], trouble: Trouble, halted: Event
     ) -> None:
-        self._interrupted = interrupted
-        self._fleet, self._stopped, self._trouble = fleet, stopped, trouble
+        self._fleet, self._stopped, self._trouble, self._halted = fleet, stopped, trouble, halted
         self._prepare: Prepare | None = prepare
 
     def go(self, cases: Sequence[Case], do: Do) -> None:
@@ -75,7 +74,9 @@ class Schedule:
             if prepare and self._prepare:
                 beside.enter_context(ThreadPoolExecutor(max_workers=1)).submit(self._prepared, self._prepare)
                 self._prepare = None
-            side_by_side(lanes, do, turn=lambda case: id(case.declared), stopped=self._stopped, interrupted=self._interrupted)
+            side_by_side(
+                lanes, do, turn=lambda case: id(case.declared), stopped=self._stopped, interrupted=self._halted
+            )
 
     def _prepared(self, prepare: Prepare) -> None:
         with self._trouble.kept("getting ready what checks of the whole fleet need"):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import ip_address
 
 from scapy.layers.inet import ICMP, IP
@@ -24,14 +24,16 @@ from scapy.packet import Packet, Raw
 from testbed.drivers import process
 from testbed.drivers.rogue import Rogue, standing
 from testbed.errors import InstrumentError
-from testbed.model.surroundings import Contact, Site, Socket, Stand, contacts, machines, rogue
+from testbed.guest.knocker import MAX_ASKS
+from testbed.model.surroundings import SSH, Contact, Site, Socket, Stand, contacts, machines, rogue
 from testbed.model.testbed import LabNetwork
 from testbed.verify import frames
 from testbed.verify.fleet import Fleet
-from testbed.verify.ledger import Ledger, ledgers
-from testbed.verify.probing import Instrument, broken, on_machine, results_of
+from testbed.verify.ledger import ledgers
+from testbed.verify.probing import Instrument, broken, listed, on_machine
+from testbed.verify.pulse import beating
+from testbed.verify.reading import WINDOW, Reading, read
 
-_WINDOW = 4.0  # seconds; a neighbour that does not answer is unreachable after three
 _AGREEING = 2.0  # seconds that nodes have to agree on keys, if they have not yet
 
 
@@ -39,16 +41,28 @@ def listening(fleet: Fleet) -> dict[str, frozenset[Socket]]:
     """Return protocol and port of every socket that machines listen on, except those only they can reach; as they tell it."""
     names = list(fleet.machines)
     with ThreadPoolExecutor(max_workers=len(names)) as pool:
-        texts = pool.map(lambda name: fleet.machines[name].read("ss -Hlntu | awk '{print $1, $5}'"), names)
-        return {name: frozenset(_sockets(text)) for name, text in zip(names, texts, strict=True)}
+        texts = pool.map(lambda name: fleet.machines[name].read("ss -Hlntu"), names)
+        return {name: _sockets(name, text) for name, text in zip(names, texts, strict=True)}
 
 
-def _sockets(text: str) -> Iterator[Socket]:
+def _sockets(name: str, text: str) -> frozenset[Socket]:
+    """Return the sockets of ss(8)'s lines; the one by which we are logged in must be among them.
+
+    Raises:
+        InstrumentError: a line cannot be read, or that socket is missing.
+
+    """
+    found: set[Socket] = set()
     for line in text.splitlines():
-        protocol, _, place = line.partition(" ")
-        host, _, port = place.rpartition(":")
-        if not host.startswith("127.") and host != "[::1]" and port.isdecimal():
-            yield protocol, int(port)
+        words = line.split()
+        host, _, port = words[4].rpartition(":") if len(words) > 4 else ("", "", "")
+        if not port.isdecimal():
+            raise broken(f"the sockets of {name} cannot be read", repr(line[:200]))
+        if not host.startswith("127.") and host != "[::1]":
+            found.add((words[0], int(port)))
+    if ("tcp", SSH) not in found:
+        raise broken(f"{name} does not tell every socket that it listens on", f"that of ssh is not among {len(found)}")
+    return frozenset(found)
 
 
 @contextmanager
@@ -85,7 +99,7 @@ def sources(fleet: Fleet) -> Iterator[dict[str, Instrument]]:
     with ExitStack() as stack:
         found: dict[str, Instrument] = {name: on_machine(fleet, machine) for name, machine in fleet.machines.items()}
         found["outer"] = Instrument("the outer machine", on_outer, sys.executable)
-        stack.callback(found["outer"].end)
+        stack.enter_context(fleet.leavings.made("the probe on the outer machine", found["outer"].end))
         for network in fleet.testbed.networks:
             host, instrument = stack.enter_context(standing_on(fleet, network))
             found[host.site.label] = instrument
@@ -165,7 +179,7 @@ _FRAMES: dict[str, Callable[[Contact], tuple[Packet, str]]] = {
 }
 
 
-def knock(fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], window: float = _WINDOW) -> list[str]:
+def knock(fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], window: float = WINDOW) -> list[str]:
     """Ask everything, all sources side by side, and return what came of each: see `testbed.guest.knocker.Ask`.
 
     Args:
@@ -181,11 +195,9 @@ def knock(fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], 
     for number, cell in enumerate(cells):
         scripts.setdefault(_asker(cell.source), []).append(question(cell, f"k{number}"))
     started = time.time()
-    with ThreadPoolExecutor(max_workers=len(scripts)) as pool:
-        answers = pool.map(lambda name: at[name].listen({"phase": "knock", "window": window, "probes": scripts[name]}), scripts)
-        found = {mark: str(item.get("state")) for part in results_of(dict(zip(scripts, answers, strict=True))).values()
-                 for mark, item in part.items()}  # fmt: skip
-    states = [found.get(f"k{number}", "error: no answer") for number in range(len(cells))]
+    with ThreadPoolExecutor(max_workers=max(1, len(scripts))) as pool:
+        found = {mark: state for part in pool.map(lambda name: _ask(at[name], scripts[name], window), scripts) for mark, state in part}
+    states = [found[f"k{number}"] for number in range(len(cells))]
     fleet.evidence.record("fleet", "knock", f"{len(cells)} questions", "\n".join(map(_line, cells, states)), started)
     failed = [_line(cell, state) for cell, state in zip(cells, states, strict=True) if state.startswith("error")]
     if failed:
@@ -193,42 +205,33 @@ def knock(fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], 
     return states
 
 
+def _ask(instrument: Instrument, script: Sequence[dict[str, object]], window: float) -> list[tuple[str, str]]:
+    """Ask at one place, as many questions at once as it takes, and return what came of each.
+
+    Raises:
+        InstrumentError: there is not one answer to each.
+
+    """
+    found: list[tuple[str, str]] = []
+    for start in range(0, len(script), MAX_ASKS):
+        part = script[start : start + MAX_ASKS]
+        answer = instrument.listen({"phase": "knock", "window": window, "probes": part})
+        told = [(str(item.get("id")), str(item.get("state"))) for item in listed(answer, "results")]
+        if [mark for mark, _ in told] != [line["id"] for line in part]:
+            fact = f"{len(told)} answers to {len(part)} questions; {answer.get('error', '')}"
+            raise broken(f"{instrument.name} did not ask everything", fact[:300])
+        found += told
+    return found
+
+
 def _line(cell: Contact, state: str) -> str:
     return f"{cell}: {state}"
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What one question came to.
-
-    Args:
-        state: what came back to who asked.
-        refused: the machine's firewall says that it refused it.
-        passed: the machine's firewall says that it let something pass there meanwhile.
-
-    """
-
-    cell: Contact
-    state: str
-    refused: bool
-    passed: bool
-
-    @property
-    def reached(self) -> bool:
-        """Whether the service was reached: it answered, or was let pass; a datagram may get no answer."""
-        return self.state in ("open", "refused") or (self.cell.protocol == "udp" and not self.refused and self.passed)
-
-    @property
-    def unclear(self) -> bool:
-        """Whether neither witness saw it: it may not even have arrived."""
-        return self.cell.protocol in ("tcp", "udp") and not self.reached and not self.refused
-
-    def __str__(self) -> str:
-        return f"{self.cell}: {self.state}{', let pass' if self.passed else ''}{', not refused' if not self.refused else ''}"
-
-
 def survey(fleet: Fleet) -> list[Reading]:
     """Ask every contact of a lab, between two rounds of what the administrator may; the first also lets nodes agree on keys.
+
+    What must be answered and was not is asked once more. Meanwhile machines notice whether they stand still.
 
     Raises:
         InstrumentError: something could not be asked, or the administrator could not use what is allowed.
@@ -240,13 +243,23 @@ def survey(fleet: Fleet) -> list[Reading]:
     with sources(fleet) as at:
         _require_open(control, knock(fleet, at, control, _AGREEING), "before")
         before, started = ledgers(fleet), time.monotonic()
-        states = knock(fleet, at, cells)
+        with beating(fleet) as stood:
+            states = knock(fleet, at, cells)
+            states = _once_more(fleet, at, cells, states)
         after, seconds = ledgers(fleet), time.monotonic() - started
         _require_open(own, knock(fleet, at, own), "after")
     return [
-        read(cell, state, before[cell.target.name], after[cell.target.name], seconds)
+        read(cell, state, before[cell.target.name], after[cell.target.name], seconds, stood)
         for cell, state in zip(cells, states, strict=True)
     ]
+
+
+def _once_more(fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], states: Sequence[str]) -> list[str]:
+    """Return the same states, those of allowed services that were silent as they are when asked again; of datagrams, counters tell."""
+    dead = [cell.allowed and cell.protocol != "udp" and state not in ("open", "refused") for cell, state in zip(cells, states, strict=True)]
+    silent = [number for number, is_dead in enumerate(dead) if is_dead]
+    again = dict(zip(silent, knock(fleet, at, [cells[number] for number in silent]), strict=True))
+    return [again.get(number, state) for number, state in enumerate(states)]
 
 
 def _require_open(cells: Sequence[Contact], states: Sequence[str], stage: str) -> None:
@@ -254,11 +267,3 @@ def _require_open(cells: Sequence[Contact], states: Sequence[str], stage: str) -
     shut = [str(cell) for cell, state in pairs if cell.source.stand is Stand.OUTER and state != "open"]
     if shut:
         raise broken(f"the administrator does not get what is allowed, {stage} the questions", "; ".join(shut[:4]))
-
-
-def read(cell: Contact, state: str, before: Ledger, after: Ledger, seconds: float) -> Reading:
-    """Return what a question came to, from its answer and what the firewall told before and so many seconds after."""
-    port = cell.port or 0
-    refused = after.refuses(str(cell.source.address), str(cell.address), cell.protocol, port, seconds)
-    passed = after.passed.get(port, 0) > before.passed.get(port, 0)
-    return Reading(cell, state, refused, cell.protocol == "udp" and passed)

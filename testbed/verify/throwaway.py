@@ -1,13 +1,14 @@
 """A throw-away guest that attacks from its first frame on, on a port that OVN does not know yet (NET-13).
 
-It is confined like every other guest, has no disk of its own, and is gone afterwards; if it is left behind, the plan
-says so, since it carries the lab's mark.
+It is confined like every other guest, has no disk of its own, and is gone afterwards with all that was made for it; if it
+is left behind, the run says so, and so does the plan, since it carries the lab's mark.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -24,6 +25,7 @@ NAME = "first.frame"  # no guest of a topology can have a dot in its name
 TAP, SECOND_TAP = "tapfirst0", "tapfirst1"
 BOOT = 90.0  # seconds that it may take until it attacks
 _FOLDER = "/run/testbed-first"
+_PROFILES, _LOGS = "/etc/apparmor.d/libvirt", "/var/log/libvirt/qemu"
 _LIFE = 280.0  # seconds after which it ends by itself
 _MEMORY = 160 * 2**20
 _FLOWING = 20  # frames
@@ -50,11 +52,12 @@ class Throwaway:
     guest: Guest
 
     @classmethod
-    def beside(cls, fleet: Fleet, guest: Guest, address: IPv4Address) -> Throwaway:
-        """Return one that belongs to a guest's tenant and network, on the guest's node.
+    def beside(cls, fleet: Fleet, guest: Guest, address: IPv4Address, network: str = "") -> Throwaway:
+        """Return one that belongs to a guest's tenant, on the guest's node.
 
         Args:
             address: an address of the network that nobody has.
+            network: one of the guest's networks; its first one if empty.
 
         """
         node = fleet.lab.nodes[guest.node]
@@ -62,7 +65,7 @@ class Throwaway:
         slot = next(number for number in range(64) if FIRST_WORKER_UID + number not in used)
         own = str(uuid.uuid5(uuid.UUID(guest.uuid), NAME))  # always the same: libvirt leaves a file for each in the node
         octets = uuid.uuid4().bytes
-        nic = GuestNic(guest.nics[0].network, f"0e:{octets[:5].hex(':')}", address, str(uuid.uuid4()), TAP)
+        nic = GuestNic(network or guest.nics[0].network, f"0e:{octets[:5].hex(':')}", address, str(uuid.uuid4()), TAP)
         return cls(
             node,
             fleet.machines[guest.node],
@@ -78,6 +81,27 @@ class Throwaway:
         nic = self.guest.nics[0]
         return Endpoint(self.guest.label, f"{self.guest.tenant}/{nic.network}", nic.mac, nic.address)
 
+    @contextmanager
+    def present(self, fleet: Fleet) -> Iterator[None]:
+        """Take away everything that was made of it while a block ran, each thing for itself, whatever became of the others.
+
+        What libvirt takes away by itself when a guest ends is taken away as well: where a lab is damaged, it may not.
+        """
+        domain, port, place = self.guest.domain, self.guest.nics[0].port, self.guest.node
+        interfaces = " ".join(f"-- --if-exists del-port {tap}" for tap in (TAP, SECOND_TAP))
+        profile = f"{_PROFILES}/libvirt-{self.guest.uuid}"
+        files = (_FOLDER, profile, f"{profile}.files", f"{_LOGS}/{domain}.log*", self.guest.console)
+        removals: dict[str, Callable[[], object]] = {
+            f"the files of {domain} on {place}": lambda: self.node.host.must(f"rm -rf {' '.join(files)}"),
+            f"the interfaces {TAP} and {SECOND_TAP} in the switch of {place}": lambda: self.node.host.must(f"ovs-vsctl {interfaces}"),
+            f"the port {port} of {domain} in OVN's database": lambda: fleet.lab.central.northbound.delete_port(port),
+            f"the guest {domain} on {place}": lambda: self.node.hypervisor.destroy(domain),
+        }
+        with ExitStack() as stack:
+            for what, remove in removals.items():  # the last one first: who uses a thing goes before it
+                stack.enter_context(fleet.leavings.made(what, remove))
+            yield
+
     def start(self, frames: Sequence[bytes]) -> None:
         """Start it; nothing of it is known to OVN.
 
@@ -85,9 +109,9 @@ class Throwaway:
             ProvisioningError: it does not start.
 
         """
-        self.stop()
+        self.node.hypervisor.destroy(self.guest.domain)
         archive = cpio({"init": _INIT.encode(), "attack.py": _program(frames)})
-        self.node.host.must(f"mkdir -p {_FOLDER} && cat {IMAGES}/guest/initrd - > {_FOLDER}/initrd", stdin=archive)
+        self.node.host.must(f"rm -rf {_FOLDER} && mkdir {_FOLDER} && cat {IMAGES}/guest/initrd - > {_FOLDER}/initrd", stdin=archive)
         self.node.hypervisor.create(_xml(self.node, self.guest))
 
     def reset_attacking(self) -> None:
@@ -121,11 +145,6 @@ class Throwaway:
 
         """
         await_frames(self.machine, [tap], _FLOWING, patience)
-
-    def stop(self) -> None:
-        """Take it away, with all that it had."""
-        self.node.hypervisor.destroy(self.guest.domain)
-        self.node.host.must(f"rm -rf {_FOLDER}")
 
 
 def _program(frames: Sequence[bytes]) -> bytes:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from testbed.errors import InstrumentError
+from testbed.model.testbed import Guest, GuestNic
+from testbed.plan.controls import Walls, pinning
+from testbed.plan.diff import differences
 from testbed.plan.resources import Kind, central
+from testbed.plan.words import change, owners
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.guard import guards
 from testbed.verify.probing import Probe
@@ -83,53 +88,79 @@ def _trace(machine: Machine, frames: Sequence[tuple[str, str, str]]) -> dict[str
     return answers
 
 
-def logical(fleet: Fleet) -> list[str]:
-    """Return where OVN's northbound and southbound databases differ from what the topology declares.
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that a database or a guard holds and the topology does not say.
+
+    Args:
+        controls: ids of those whose wall rests on it.
+
+    """
+
+    controls: frozenset[str]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def against(findings: Iterable[Finding], control: str) -> list[str]:
+    """Return what speaks against one control's wall; what others rest on says nothing about it."""
+    return [finding.text for finding in findings if control in finding.controls]
+
+
+def logical(fleet: Fleet) -> list[Finding]:
+    """Return where OVN's databases and the nodes' guards differ from what the topology declares.
 
     Raises:
-        InstrumentError: the southbound database cannot be read.
+        InstrumentError: the southbound database cannot be read, or a guest's port is not in use, so that no packet tells anything.
         ProvisioningError: the northbound database cannot be read.
 
     """
-    started, northbound = time.time(), fleet.lab.central.northbound
-    found: dict[Kind, Mapping[str, Mapping[str, Any]]] = {Kind.SWITCH: northbound.switches(), Kind.PORT: northbound.ports()}
-    fleet.evidence.record(fleet.testbed.controller.name, "northbound", "switches and ports", found, started)
-    findings = []
-    for resource in central(fleet.testbed):
-        live = found[resource.key.kind].get(resource.key.name, {})
-        findings += [
-            f"northbound: {name} of {resource.key.name} is {_short(live.get(name))} and not {_short(value)}"
-            for name, value in resource.properties.items()
-            if live.get(name) != value
-        ]
     behind = [finding for guard in guards(fleet).values() for finding in guard.findings]
-    return findings + _southbound(fleet) + behind
+    return [*_northbound(fleet), *_southbound(fleet), *(Finding(frozenset({control}), text) for control, text in behind)]
 
 
-def _short(value: object) -> str:
-    return str(value) if len(str(value)) < 80 else f"something else ({len(value) if isinstance(value, list) else 1} items)"
+def _northbound(fleet: Fleet) -> list[Finding]:
+    started, northbound = time.time(), fleet.lab.central.northbound
+    place = fleet.testbed.controller.name
+    found: dict[Kind, Mapping[str, Mapping[str, Any]]] = {Kind.SWITCH: northbound.switches(), Kind.PORT: northbound.ports()}
+    fleet.evidence.record(place, "northbound", "switches and ports", found, started)
+    wanted = {resource.key: resource for resource in central(fleet.testbed)}
+    live = {key: found[key.kind][key.name] for key in wanted if key.name in found[key.kind]}
+    walls, owned = Walls.of_lab(fleet.testbed), owners(wanted)
+    return [Finding(walls.endangered(item), f"northbound: {item.told(owned)}") for item in differences(wanted, live)]
 
 
-def _southbound(fleet: Fleet) -> list[str]:
+def _southbound(fleet: Fleet) -> list[Finding]:
     machine = fleet.machines[fleet.testbed.controller.name]
     text = machine.read("ovn-sbctl --format=json --columns=logical_port,port_security,chassis,up list Port_Binding; echo; "
                         "ovn-sbctl --format=json --columns=_uuid,name,hostname list Chassis")  # fmt: skip
     try:
         bindings, chassis = (rows(json.loads(line)) for line in text.splitlines() if line)
+        names = {row["_uuid"]: row["name"] for row in chassis}
+        ports = {row["logical_port"]: row for row in bindings}
     except (ValueError, KeyError, TypeError) as error:
         fact = f"{type(error).__name__}: {error}"
         raise InstrumentError("OVN's southbound database cannot be read", fact=fact, remedy="repeat the check") from error
-    names = {row["_uuid"]: row["name"] for row in chassis}
-    ports = {row["logical_port"]: row for row in bindings}
-    findings = []
-    for guest in fleet.testbed.guests:
-        for nic in guest.nics:
-            row = ports.get(nic.port, {})
-            facts = {"port_security": row.get("port_security"), "chassis": names.get(row.get("chassis")), "up": row.get("up")}
-            wanted = {"port_security": nic.pinned, "chassis": guest.node, "up": True}
-            findings += [f"southbound: {name} of {guest.label} is {facts[name]} and not {wanted[name]}" for name in wanted
-                         if facts[name] != wanted[name]]  # fmt: skip
-    return findings
+    nics = [(guest, nic) for guest in fleet.testbed.guests for nic in guest.nics]
+    idle = [guest.label for guest, nic in nics if ports.get(nic.port, {}).get("up") is not True]
+    if idle:
+        fact = f"OVN says that nothing uses the port of {', '.join(idle[:6])}"
+        raise InstrumentError("a guest is not on its network", fact=fact, remedy="run `testbed up`")
+    return [finding for guest, nic in nics for finding in _bound(guest, nic, ports[nic.port], names)]
+
+
+def _bound(guest: Guest, nic: GuestNic, row: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield where the row of a guest's port in the southbound database is not what it must be."""
+    security, where = row.get("port_security"), names.get(str(row.get("chassis")), "no node")
+    live = list(map(str, security)) if isinstance(security, list) else [str(security)] if security else []
+    if live != [nic.pinned]:
+        told = change("security", live, [nic.pinned], {})
+        yield Finding(pinning(live, [nic.pinned]), f"southbound: interface of {guest.label} on {nic.network}: {told}")
+    if where != guest.node:
+        told = f"southbound: the interface of {guest.label} on {nic.network} is bound on {where}, and must be on {guest.node}"
+        yield Finding(frozenset({"NET-08", "NET-13"}), told)
 
 
 def rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:

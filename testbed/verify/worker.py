@@ -32,6 +32,9 @@ class Attempt:
     verb: str
     target: str
 
+    def __str__(self) -> str:
+        return f"{self.verb} {self.target}"
+
     @property
     def shell(self) -> str:
         """The attempt as a call of a shell function."""
@@ -55,14 +58,16 @@ def processes(machine: Machine) -> dict[str, int]:
     """Return the process id of every worker that a machine's libvirt runs, by domain, whether a topology knows it or not.
 
     Raises:
-        InstrumentError: none runs.
+        InstrumentError: none runs, or the process id of one cannot be read.
 
     """
     text = machine.read("cd /run/libvirt/qemu && for file in *.pid; do [ $file = driver.pid ] || echo ${file%.pid} $(cat $file); done")
-    found = dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
-    if not found or not all(number.isdigit() for number in found.values()):
-        raise InstrumentError(f"no worker runs on {machine.name}", fact=repr(text[:80]), remedy="run `testbed up`")
-    return {domain: int(number) for domain, number in found.items()}
+    lines = [line.split() for line in text.splitlines()]
+    odd = [line for line in lines if len(line) != 2 or not line[1].isdecimal()]
+    if odd or not lines:
+        fact = f"{len(odd)} of {len(lines)} process ids cannot be read: {odd[:2]}" if odd else repr(text[:80])
+        raise InstrumentError(f"the workers of {machine.name} cannot be told", fact=fact, remedy="run `testbed up`")
+    return {domain: int(number) for domain, number in lines}
 
 
 def succeeded(machine: Machine, guest: Guest, attempts: Sequence[Attempt], *, uid: int | None = None) -> set[Attempt]:

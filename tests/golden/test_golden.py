@@ -42,7 +42,7 @@ def test_a_bad_topology_is_told_everything_at_once(name: str) -> None:
     _same(HERE / f"bad/{name}.txt", f"{caught.value}\n")
 
 
-@pytest.mark.parametrize("name", ["one-node", "two-tenants", "three-tenants-dual-stack"])
+@pytest.mark.parametrize("name", ["one-node", "two-tenants", "three-tenants-dual-stack", "separated", "udp-and-icmp"])
 def test_a_good_topology_becomes_this(name: str) -> None:
     lab = resolve(read(TOPOLOGIES / f"{name}.yaml").spec)
     plan = diff(desired(lab, INPUTS), {}, frozenset(places(lab)) - {OUTER})

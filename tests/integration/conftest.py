@@ -13,9 +13,9 @@ import pytest
 from testbed.model.policy import endpoints
 from testbed.model.resolve import resolve
 from testbed.spec.schema import Spec
-from testbed.verify import network, pipes
+from testbed.verify import flows, network, pipes
 from testbed.verify.probing import end_all
-from tests.wire import Counters, Switch, Wire
+from tests.wire import Node, Switch, Wire
 
 _NUMBERS = count()
 
@@ -25,7 +25,7 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     """Two guests of one tenant, with one flow of each kind, and as little patience as a fast machine needs."""
     monkeypatch.setattr(network, "_PATIENCE", 3)
     monkeypatch.setattr(pipes, "_DOUBT", 0.5)
-    monkeypatch.setattr(network, "_CONTROL", {"timeout": 1, "repeat": 2, "spacing": 0.1})
+    monkeypatch.setattr(flows, "_CONTROL", {"timeout": 1, "repeat": 2, "spacing": 0.1})
     tenant = {
         "networks": {"app": ["10.99.0.0/24", "fd00:99::/64"]},
         "guests": {"web": {}, "db": {}},
@@ -49,7 +49,7 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
             subprocess.run(["ip", "link", "add", name, "type", "veth", *peer], check=True)
             subprocess.run(["ip", "link", "set", name, "promisc", "on", "up"], check=True)
         made.switch = Switch(names)
-        made.counters = Counters(dict(zip((guest.nics[0].tap for guest in made.testbed.guests), names, strict=True)))
+        made.node = Node(dict(zip((guest.nics[0].tap for guest in made.testbed.guests), names, strict=True)), tmp_path / "node")
         made.switch.start()
         for end in ends:
             made.run(end.guest, "ip", "link", "set", "nic0", "address", end.mac, "up")

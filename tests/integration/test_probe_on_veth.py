@@ -19,11 +19,12 @@ from checks.scenes import scenes
 from testbed.errors import InstrumentError
 from testbed.guest.recorder import NOISE
 from testbed.model.policy import Cell, endpoints
-from testbed.verify import network, probing
+from testbed.verify import flows, network, probing
 from testbed.verify.frames import Frame, arp_reply, framed, of_cell, syn
 from testbed.verify.network import observe
 from testbed.verify.observation import matrix_probes, reach
 from testbed.verify.probing import Probe
+from testbed.verify.tokens import Tokens
 from tests.wire import Wire
 
 pytestmark = [
@@ -62,7 +63,7 @@ def test_a_switch_that_loses_frames_is_no_wall(wire: Wire) -> None:
     """What a crowded switch has dropped says nothing about its rules."""
 
     def crowd(frame: bytes) -> bool:
-        wire.counters.lost += _is_raw(frame)
+        wire.node.lost += _is_raw(frame)
         return _is_raw(frame)
 
     wire.switch.wall = crowd
@@ -77,18 +78,31 @@ def test_a_dead_recorder_is_noticed(wire: Wire) -> None:
         _reach(wire)
 
 
-def _is_icmp_of(mac: str) -> Callable[[bytes], bool]:
-    return lambda frame: frame[12:14] == b"\x08\0" and frame[23] == 1 and frame[6:12].hex(":") == mac
+def _is_of(number: int, *, six: bool = False) -> Callable[[bytes], bool]:
+    """Return what tells frames of a protocol; of Neighbor Discovery it tells none."""
+    if six:
+        return lambda frame: frame[12:14] == b"\x86\xdd" and frame[20] == number and frame[54] not in (135, 136)
+    return lambda frame: frame[12:14] == b"\x08\0" and frame[23] == number
 
 
 def test_a_dropped_frame_is_missed_at_the_receiver_and_nothing_else_is(wire: Wire) -> None:
-    """A wall on the wire stops what one guest pings; it leaves its sender, so only the receiver can tell."""
+    """A wall on the wire stops a kind of frames of one guest; they leave their sender, so only the receiver can tell."""
     web, _ = endpoints(wire.testbed)
-    wire.switch.wall = _is_icmp_of(web.mac)
-    assert _missing(wire) == {"web icmp"}
+    wire.switch.wall = lambda frame: _is_raw(frame) and frame[6:12].hex(":") == web.mac and frame[:6] != frame[6:12]
+    assert _missing(wire) == {"web raw"}
     assert wire.switch.stopped > 0
     wire.switch.wall = lambda _: False
     assert _missing(wire) == set()
+
+
+@pytest.mark.parametrize(
+    ("service", "number", "six"), [("udp/53", 17, False), ("icmp", 1, False), ("udp/53 over IPv6", 17, True), ("icmp over IPv6", 58, True)]
+)
+def test_a_flow_of_any_protocol_that_is_dead_is_no_wall(wire: Wire, service: str, number: int, six: bool) -> None:
+    """Datagrams and echo requests are controls as connections are, in each family by itself."""
+    wire.switch.wall = _is_of(number, six=six)
+    with pytest.raises(InstrumentError, match=f"the declared flow red/web -> red/db {service} does not work before the probes"):
+        observe(wire, ())  # type: ignore[arg-type]
 
 
 def _is_segment6(frame: bytes) -> bool:
@@ -138,7 +152,7 @@ def _strays(wire: Wire) -> list[Probe]:
 def test_a_wall_that_opens_for_a_moment_leaks_for_that_moment(wire: Wire) -> None:
     """Frames that are sent over and over show when a wall was open, and for how long."""
 
-    def a_moment(_: str) -> None:
+    def a_moment(_: Tokens) -> None:
         wire.switch.wall = lambda _: False
         time.sleep(2)
         wire.switch.wall = _is_raw
@@ -175,7 +189,7 @@ def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire, monkeypatch: p
 
     A receiver that believed a lie finds its neighbour again when it has failed to reach it (RFC 4861, 7.3), and so do the controls.
     """
-    monkeypatch.setattr(network, "_CONTROL", {"timeout": 5, "repeat": 5, "spacing": 0.1})
+    monkeypatch.setattr(flows, "_CONTROL", {"timeout": 5, "repeat": 5, "spacing": 0.1})
     lies = forgeries(wire)  # type: ignore[arg-type]
     assert {lie.control for lie in lies} == {"NET-02", "NET-03", "NET-04", "NET-05", "NET-06", "NET-07", "NET-08", "NET-11"}
     floods = [flood(scene) for scene in scenes(wire)]  # type: ignore[arg-type]
@@ -207,21 +221,24 @@ def test_noise_is_not_read_and_everything_else_is(wire: Wire) -> None:
     assert (seen.sightings("long"), seen.sightings("short")) == ([], [db.guest])
 
 
-def test_a_held_connection_is_used_until_a_wall_closes(wire: Wire) -> None:
+@pytest.mark.parametrize(
+    ("kind", "port", "number", "arrived"),
+    [("tcp-connect", 5432, 6, "tcp-accepted"), ("udp-ask", 53, 17, "udp-received"), ("icmp-echo", 0, 1, "icmp")],
+)
+def test_a_held_connection_is_used_until_a_wall_closes(wire: Wire, kind: str, port: int, number: int, arrived: str) -> None:
     """What is sent after the turn has a name of its own, and shows whether the connection has outlived its rule."""
     web, db = endpoints(wire.testbed)
     guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
     instrument = probing.in_guest(wire, guest)  # type: ignore[arg-type]
     closes = False
 
-    def held(prefix: str) -> None:
-        tokens = [f"{prefix}{mark}." for mark in ("holdearly", "holdlate")]
-        request = {"phase": "hold", "mac": web.mac, "address": str(web.address), "ip": str(db.address), "port": 5432,
-                   "tokens": tokens, "duration": 30, "spacing": 0.05}  # fmt: skip
+    def held(tokens: Tokens) -> None:
+        request = {"phase": "hold", "kind": kind, "mac": web.mac, "address": str(web.address), "ip": str(db.address), "port": port,
+                   "tokens": [tokens.of("holdearly"), tokens.of("holdlate")], "duration": 30, "spacing": 0.05}  # fmt: skip
         with ThreadPoolExecutor(max_workers=1) as pool:
             holding = pool.submit(instrument.ask, request)
             time.sleep(1)
-            wire.switch.wall = lambda frame: closes and frame[12:14] == b"\x08\0" and frame[23] == 6
+            wire.switch.wall = lambda frame: closes and _is_of(number)(frame)
             instrument.ask({"phase": "turn"})
             time.sleep(1)
             instrument.ask({"phase": "release"})
@@ -232,7 +249,7 @@ def test_a_held_connection_is_used_until_a_wall_closes(wire: Wire) -> None:
     for closed in (False, True):
         closes = closed
         seen = observe(wire, (), network.Attack((), 60, held))  # type: ignore[arg-type]
-        accepted = [str(record["token"]) for record in seen.records[db.guest] if record["kind"] == "tcp-accepted"]
+        accepted = [str(record["token"]) for record in seen.records[db.guest] if record["kind"] == arrived]
         assert seen.token("holdearly") in accepted
         assert (seen.token("holdlate") in accepted) != closed
         assert answers[-1][0] > 3
@@ -244,8 +261,8 @@ def test_a_throwaway_guest_sends_from_every_interface(wire: Wire) -> None:
     raw = Cell(web, db, "raw", None, allowed=False, reason="-")
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom testbed.guest.first import attack\n"
 
-    def attacks(prefix: str) -> None:
-        octets = of_cell(raw)(f"{prefix}first.".encode())
+    def attacks(tokens: Tokens) -> None:
+        octets = of_cell(raw)(tokens.of("first").encode())
         wire.run(web.guest, sys.executable, "-c", f"{program}print(attack([bytes.fromhex({octets.hex()!r})], 1))")
 
     seen = observe(wire, (), network.Attack((), 60, attacks))  # type: ignore[arg-type]

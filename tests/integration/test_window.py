@@ -15,12 +15,15 @@ from testbed.model.policy import Cell, endpoints
 from testbed.verify.frames import of_cell
 from testbed.verify.network import observe
 from testbed.verify.probing import WINDOW, Instrument, Probe, in_guest, lines
+from testbed.verify.tokens import Tokens
 from tests.wire import Wire
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]
+
+TOKENS = Tokens("tb-test-", b"key")
 
 
 def _raw(wire: Wire) -> Probe:
@@ -55,11 +58,11 @@ def test_who_goes_deaf_within_the_window_is_noticed(wire: Wire) -> None:
 def test_a_recorder_waits_for_the_last_controls_and_for_no_more_than_a_while(wire: Wire) -> None:
     guests = {guest.label: in_guest(wire, guest) for guest in wire.testbed.guests}  # type: ignore[arg-type]
     web, db = (guests[end.guest] for end in endpoints(wire.testbed))
-    seconds, answer = _finished(wire, web, db, [["tb-test-raw.", "tb-test-other."]])
-    assert "tb-test-raw." in [record["token"] for record in answer["records"]]
+    seconds, answer = _finished(wire, web, db, [["tb-test-raw-", "tb-test-other-"]])
+    assert TOKENS.of("raw") in [record["token"] for record in answer["records"]]
     assert 0.4 < seconds < 3
-    seconds, answer = _finished(wire, web, db, [["tb-test-raw."], ["tb-test-other."]])
-    assert "tb-test-raw." in [record["token"] for record in answer["records"]]
+    seconds, answer = _finished(wire, web, db, [["tb-test-raw-"], ["tb-test-other-"]])
+    assert TOKENS.of("raw") in [record["token"] for record in answer["records"]]
     assert 3 < seconds < 5
 
 
@@ -68,7 +71,7 @@ def _finished(wire: Wire, sender: Instrument, receiver: Instrument, awaited: lis
     _, end = endpoints(wire.testbed)
     nics = [{"label": "app", "mac": end.mac, "address": str(end.address), "address6": ""}]
     receiver.listen({"phase": "listen", "token": "tb-test-", "interfaces": nics, "patience": 10})
-    probe = {**lines([_raw(wire)], "tb-test-")[0], "delay": 0.5}
+    probe = {**lines([_raw(wire)], TOKENS)[0], "delay": 0.5}
     started = time.monotonic()
     with ThreadPoolExecutor(max_workers=1) as pool:
         sending = pool.submit(sender.ask, {"phase": "send", "probes": [probe]})

@@ -77,7 +77,7 @@ def test_a_breach_shows_as_drift_and_up_repairs_it() -> None:
     _up(world, lab)
     ksm = Key("node-a", Kind.SETTING, "memory-deduplication")
     world.resources[ksm]["value"] = "1"
-    assert _plan(world, lab) == ["update node-a: setting memory-deduplication (value: found '1', wanted '0')"]
+    assert _plan(world, lab) == ["update node-a: setting memory-deduplication (found '1', wanted '0')"]
     assert _up(world, lab) == [ksm]
     assert _plan(world, lab) == []
 
@@ -89,7 +89,8 @@ def test_a_foreign_rule_in_a_switch_is_named() -> None:
     assert isinstance(rules, list)
     rules.append("from-lport 2000 allow: 1")
     (line,) = _plan(world, lab)
-    assert line.startswith("update controller: logical-switch red/app (acls: 1 extra, such as 'from-lport 2000 allow: 1'")
+    told = "rules: too many: every guest may send anything (from-lport, priority 2000, allow)"
+    assert line == f"update controller: logical-switch red/app ({told})"
 
 
 def test_a_changed_file_changes_only_what_differs() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from socket import IPPROTO_ICMP, IPPROTO_UDP
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from checks import (
@@ -42,15 +44,24 @@ TOPOLOGY = pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path
 
 @TOPOLOGY
 def test_every_guest_attacks_in_every_way_that_it_can(topology: Path) -> None:
-    """A forgery has a mark of its own; who has no flow to hide behind sends what needs none."""
+    """A forgery has a mark of its own; who has no flow to hide behind sends what every guest may."""
     fleet = _fleet(topology)
     lies = forgeries(fleet)
     assert len({lie.mark for lie in lies}) == len(lies)
     assert all(re.fullmatch("[a-z0-9]+", lie.mark) for lie in lies)
     for scene in scenes(fleet):
         own = {lie.control for lie in lies if lie.sender == scene.sender}
-        assert {"NET-03", "NET-05", "NET-06", "NET-08", "NET-11"} <= own
-        assert ({"NET-02", "NET-04", "NET-07"} <= own) == bool(scene.port)
+        assert own == {f"NET-{number:02}" for number in (2, 3, 4, 5, 6, 7, 8, 11)}
+
+
+def test_lies_are_packets_of_the_flow_that_there_is() -> None:
+    """Of UDP or ICMP where no flow of TCP is; without a flow, what a rule lets every guest send to DHCP."""
+    fleet = _fleet(ROOT / "topologies/udp-and-icmp.yaml")
+    kinds = {"red/web": (IPPROTO_UDP, 514), "blue/web": (IPPROTO_ICMP, None), "red/db": (IPPROTO_UDP, 67), "blue/db": (IPPROTO_UDP, 67)}
+    for lie in forgeries(fleet):
+        if lie.meaning == "a packet from a free address of its network":
+            packet = Ether(lie.frame(b"tb-0123abcd-x."))[IP]
+            assert (packet.proto, packet[UDP].dport if UDP in packet else None) == kinds[lie.sender.guest]
 
 
 @TOPOLOGY
@@ -69,7 +80,7 @@ def test_the_page_lists_every_attack_and_every_breach(topology: Path) -> None:
     for line in page.splitlines():
         if line.startswith("| NET-"):
             rows[line[2:8]] = rows.get(line[2:8], "") + line
-    heads = ("a segment", "an IPv6 segment", "an ARP reply in its network's name", "a DHCP offer to (its peer|everybody)", "a message",
+    heads = ("a packet", "an IPv6 packet", "an ARP reply in its network's name", "a DHCP offer to (its peer|everybody)", "a message",
              "a DHCPv6 advertisement to its peer", "Geneve", "VXLAN")  # fmt: skip
     wrapped = "(a router advertisement|an advertisement of its peer's address) (?=behind|in)"
     short = re.compile(f"^({'|'.join(heads)}) |^{wrapped}")

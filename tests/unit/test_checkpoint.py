@@ -11,8 +11,10 @@ import pytest
 
 from testbed.drivers import checkpoint as checkpoints
 from testbed.drivers import clock
+from testbed.drivers.cache import claim
 from testbed.drivers.checkpoint import Checkpoint, Store, refusal
 from testbed.drivers.images import Image
+from testbed.drivers.marks import MARK
 from testbed.drivers.workspace import Workspace
 from testbed.errors import ProvisioningError, UsageError
 from testbed.model.facts import Accelerator, Environment
@@ -64,6 +66,7 @@ def workspace(tmp_path: Path, lab: Testbed, monkeypatch: pytest.MonkeyPatch) -> 
     """A lab as it lies on the disk, with base images of one kilobyte."""
     found = Workspace(tmp_path / "state", lab.name)
     found.create()
+    claim(tmp_path / "cache")
     found.topology.write_text("a topology")
     found.pki.mkdir()
     (found.pki / "ssh-ca").write_text("a secret")
@@ -127,7 +130,7 @@ def test_a_lab_that_cannot_be_saved_runs_on_and_leaves_nothing(
     with pytest.raises(ProvisioningError, match="cannot be moved"):
         save("fresh")
     assert machines.paused == []
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["base"]
+    assert [path.name for path in sorted((tmp_path / "cache").iterdir())] == [MARK, "base"]
 
 
 def test_the_same_name_replaces_and_another_one_does_not(tmp_path: Path, save: Callable[[str], Checkpoint]) -> None:

@@ -87,14 +87,15 @@ def _printed(lab: Any, break_it: str) -> dict[str, str]:
     return {command: value["neighbour-guard"], RULESET: f"table netdev neighbours {{\n{held}}}"}
 
 
-BROKEN = [("", True, 0), ("neighbour-guard", False, 1), ("neighbours", True, 1), ("neighbour-links", True, 1)]
+BROKEN = [("", True, []), ("neighbour-guard", False, ["NET-05"]), ("neighbours", True, ["NET-01"]), ("neighbour-links", True, ["NET-05"])]
 
 
 @pytest.mark.parametrize(("break_it", "whole", "findings"), BROKEN)
-def test_a_guard_that_is_not_as_declared_is_a_finding(break_it: str, whole: bool, findings: int) -> None:
+def test_a_guard_that_is_not_as_declared_is_a_finding_of_its_control(break_it: str, whole: bool, findings: list[str]) -> None:
     lab = _lab("10.0.0.0/24", "fd00::/64")
     found = guards(_fleet(lab, lambda command: SimpleNamespace(text=f"{_printed(lab, break_it)[command]}\n")))["node"]
-    assert (found.whole, len(found.findings)) == (whole, findings)
+    assert (found.whole, [control for control, _ in found.findings]) == (whole, findings)
+    assert all(f"{break_it}: found " in told for _, told in found.findings)
 
 
 def test_a_node_without_ipv6_has_no_guard() -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
@@ -24,9 +24,10 @@ from testbed.model.surroundings import machines, rogue
 from testbed.model.testbed import Plane
 from testbed.spec.load import read
 from testbed.verify.offers import Offer
+from testbed.verify.tokens import Tokens
 
 TOPOLOGIES = sorted((Path(__file__).parents[2] / "topologies").glob("*.yaml"))
-PREFIX = "tb-0123abcd-"
+TOKENS = Tokens("tb-0123abcd-", b"key")
 
 
 def _fleet(name: str) -> Any:
@@ -51,11 +52,28 @@ def test_every_network_is_attacked_on_every_node_with_its_key_and_ports() -> Non
         assert carried[4:7] == item.key.to_bytes(3)
 
 
+def test_a_node_without_guests_is_attacked_as_well_and_a_flow_inside_a_node_is_a_control() -> None:
+    """What a node sends through its own tunnel arrives, wherever the source of the flow is."""
+    fleet = _fleet("separated")
+    found = list(inners(fleet))
+    assert [(item.node, item.target.guest, item.flows) for item in found] == [
+        ("node-a", "red/web", False), ("node-b", "red/db", True), ("node-c", "blue/web", False),
+    ]  # fmt: skip
+    stranger = rogue(fleet.testbed.lab_network(Plane.FABRIC))
+    assert {item.node for item in injections(fleet, stranger, found, PREFIX)} == {"node-a", "node-b", "node-c"}
+
+
+def test_flows_of_datagrams_and_echo_requests_are_injected() -> None:
+    """In a lab without a flow of TCP, what nothing but the tunnel's wall stops is of the protocols that are declared."""
+    found = [item.frame(b"x") for item in inners(_fleet("udp-and-icmp")) if item.flows]
+    assert {kind for kind in (UDP, ICMP) for frame in found if kind in frame} == {UDP, ICMP}
+
+
 def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
     """Every disguise of both kinds of tunnels, to the node where the receiver is; fragments carry the token together."""
     fleet = _fleet("two-tenants")
     stranger = rogue(fleet.testbed.lab_network(Plane.FABRIC))
-    found = list(injections(fleet, stranger, list(inners(fleet)), PREFIX))
+    found = list(injections(fleet, stranger, list(inners(fleet)), TOKENS))
     assert len({item.mark for item in found}) == len(found)
     addresses = {site.name: str(site.address) for site in machines(fleet.testbed) if site.plane is Plane.FABRIC}
     for item in found:
@@ -64,7 +82,7 @@ def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
         assert item.source in {str(stranger.address), *addresses.values()} - {addresses[item.node]}
         assert first[UDP].dport == item.port
         payload = b"".join(octets[34:] for octets in item.packets)
-        assert find_token(payload, PREFIX) == f"{PREFIX}{item.mark}."
+        assert find_token(payload, TOKENS.prefix) == TOKENS.of(item.mark)
         assert (len(item.packets) > 1) == ("fragments" in item.meaning)
 
 

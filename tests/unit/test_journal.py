@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from testbed import building, cli, cli_check, cli_look, resources
+from testbed import building, cli, cli_look, resources
 from testbed.drivers.journal import Entry, Journal, Record
 from testbed.drivers.workspace import Workspace
 from testbed.errors import Exit, ProvisioningError, TestbedError, UsageError
@@ -285,7 +285,7 @@ def command(workspace: Workspace, monkeypatch) -> Callable[..., Any]:
         monkeypatch.setattr(module.lab, "ground", lambda **_: None)
         monkeypatch.setattr(module.enclosure, "find", lambda *_: object())
     monkeypatch.setattr(cli, "running_lab", lambda _: (LAB, workspace, None))
-    monkeypatch.setattr(cli_check, "interruptible", lambda: None)
+    monkeypatch.setattr(cli, "interruptible", lambda: None)
 
     def run(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["testbed", *words])
@@ -298,7 +298,7 @@ def command(workspace: Workspace, monkeypatch) -> Callable[..., Any]:
 
 def test_check_gives_no_verdict_while_a_wall_is_open(command, workspace: Workspace, monkeypatch, capsys) -> None:
     checked: list[object] = []
-    monkeypatch.setattr(cli_check, "_checked", lambda *_, **__: checked.append(1) or Exit.OK)
+    monkeypatch.setattr(cli, "check_walls", lambda *_, **__: checked.append(1))
     entry = _write(workspace)
     assert command("check", "lab") == Exit.PROVISIONING
     error = capsys.readouterr().err

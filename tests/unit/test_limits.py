@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from scapy.layers.inet import ICMP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
 
-from checks.noise import Noise, Outcome, over
+from checks import test_limits
+from checks.noise import CALM_BEATS, FLOOD_BEATS, LATER_BEATS, Noise, Outcome, _connections, heart, noise_of, over
 from checks.test_limits import _weak
 from testbed.drivers import limits
-from testbed.model.policy import Endpoint
+from testbed.errors import InstrumentError
 from testbed.model.resolve import resolve
 from testbed.model.testbed import Testbed
 from testbed.plan.resources import Kind
 from testbed.spec.schema import Spec, parse_bandwidth, parse_packets
 from testbed.verify.flooding import Flood
+from testbed.verify.observation import Observation
+from tests.shapes import lab_of
 
 
 def _lab(tenant: dict[str, object], guest: dict[str, object]) -> Testbed:
@@ -71,10 +79,11 @@ def test_a_switch_is_told_thousands() -> None:
     assert "rate=0" in limits.limit(["tap1"], 0)
 
 
-def _noise() -> Noise:
-    guest = _lab({}, {"bandwidth": "4 Mbit/s", "packets": "1000/s", "connections": 100}).guests[0]
-    end = Endpoint(guest.label, "red/app", "0a:00:00:00:00:01", IPv4Address("10.0.0.2"))
-    return Noise(guest, guest.nics[0], end, end, 5432, end)
+def _noise(*flows: str) -> Noise:
+    limited = {"bandwidth": "4 Mbit/s", "packets": "1000/s", "connections": 100}
+    red = {"networks": {"app": "10.0.0.0/24"}, "guests": {"web": {"limits": limited}, "db": {}}, "allow": flows}
+    lab = resolve(Spec.model_validate({"version": 1, "name": "x", "nodes": {"node": {}}, "tenants": {"red": red}}))
+    return noise_of(SimpleNamespace(testbed=lab))  # type: ignore[arg-type]
 
 
 _HELD = Outcome(
@@ -112,5 +121,100 @@ def test_each_limit_that_is_passed_is_told(found: Outcome, words: str) -> None:
     ],
 )
 def test_noise_that_meets_no_limit_says_nothing(found: Outcome) -> None:
-    assert _weak(_noise(), found)
-    assert not _weak(_noise(), _HELD)
+    assert _weak(_noise("web -> db tcp/5432"), found)
+    assert not _weak(_noise("web -> db tcp/5432"), _HELD)
+
+
+_QUIET = {CALM_BEATS: 20, FLOOD_BEATS: 40, LATER_BEATS: 20}
+
+
+def _seen(**arrived: int) -> Observation:
+    """Return what a victim heard: so many answers in calm, during floods, and in calm again."""
+    counts = {CALM_BEATS: arrived.get("calm", 20), FLOOD_BEATS: arrived.get("loud", 40), LATER_BEATS: arrived.get("later", 20)}
+    tokens = [(f"{beats:02x}{number:06x}", number / 4) for beats, count in counts.items() for number in range(count)]
+    records = [{"kind": "dhcp", "token": token, "at": at} for token, at in tokens]
+    return Observation("tb-", {"red/web": records}, {})
+
+
+class _Looks:
+    """Floods as they are looked at, one after another."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *looks: tuple[Outcome, Observation]) -> None:
+        self.looks = list(looks)
+        monkeypatch.setattr(test_limits, "noise_of", lambda _: _noise("web -> db tcp/5432"))
+        monkeypatch.setattr(test_limits, "flooded", lambda *_: self.looks.pop(0))
+        fleet: Any = SimpleNamespace(evidence=SimpleNamespace(record=lambda *_: None))
+        self.judge = partial(test_limits.test_a_flood_stays_within_its_limits, fleet=fleet)
+
+
+_KEPT = replace(_HELD, asked=_QUIET)
+
+
+def test_a_victim_that_feels_nothing_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = _Looks(monkeypatch, (_KEPT, _seen(loud=30)), (_KEPT, _seen(loud=0)))
+    looks.judge()
+    assert len(looks.looks) == 1
+
+
+def test_a_heartbeat_that_is_lost_once_is_slowness_and_twice_is_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    _Looks(monkeypatch, (_KEPT, _seen(loud=10)), (_KEPT, _seen())).judge()
+    with pytest.raises(AssertionError, match="loses its heartbeat, twice"):
+        _Looks(monkeypatch, (_KEPT, _seen(loud=10)), (_KEPT, _seen(loud=10))).judge()
+
+
+@pytest.mark.parametrize("ill", [{"calm": 17}, {"later": 10}, {"calm": 0, "later": 0}])
+def test_a_busy_machine_tells_nothing_of_floods(monkeypatch: pytest.MonkeyPatch, ill: dict[str, int]) -> None:
+    """A heart that loses beats in calm, before or after, is no heart to tell a flood by, whether it loses more or not."""
+    for loud in (0, 10, 40):
+        with pytest.raises(InstrumentError, match="without any flood"):
+            _Looks(monkeypatch, *[(_KEPT, _seen(loud=loud, **ill))] * 2).judge()
+
+
+def test_a_limit_that_is_passed_is_told_whatever_the_heart_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    past = replace(_KEPT, tracked=500)
+    with pytest.raises(AssertionError, match="connections are tracked"):
+        _Looks(monkeypatch, (replace(past, asked={}), _seen(calm=0, loud=0, later=0))).judge()
+
+
+def test_more_beats_than_questions_are_no_heart() -> None:
+    with pytest.raises(InstrumentError, match="20 answers to 19 questions"):
+        heart(_seen(), _noise("web -> db tcp/5432").victim, {**_QUIET, CALM_BEATS: 19})
+
+
+def test_a_second_policer_hides_no_first_one() -> None:
+    """Whichever the kernel tells last."""
+    lab = _lab({}, {})
+    tap = lab.guests[0].nics[0].tap
+    for rates in ((9000, 1000), (1000, 9000)):
+        text = "\n".join((f"interface {tap}", *(f"police 0x1 pkts_rate {rate} pkts_burst 1000" for rate in rates)))
+        assert [item["packets"] for item in limits.observed("node", lab.guests, text).values()] == [10_000]
+
+
+def test_without_a_flow_the_limit_of_packets_is_what_noise_can_meet() -> None:
+    """Nothing that counts for the other limits is let through."""
+    small = Outcome(small=_HELD.small, sent=[12_000])
+    assert not _weak(_noise(), small)
+    assert _weak(_noise("web -> db icmp"), small)
+    assert _weak(_noise(), replace(small, small=Flood(4000, 4000, 4.0)))
+    assert "small frames" in over(_noise(), replace(small, small=Flood(12_000, 9000, 4.0)))[0]
+
+
+@pytest.mark.parametrize(("service", "kind"), [("tcp/5432", TCP), ("udp/53", UDP), ("icmp", ICMP)])
+def test_connections_are_of_the_flow_that_is_declared(service: str, kind: type[Packet]) -> None:
+    """Twice as many as there may be, each of them another one to the kernel."""
+    opening, closing = _connections(_noise(f"web -> db {service}"))
+    found = [Ether(frame)[kind] for frame in opening]
+    assert len({item.id if kind is ICMP else item.sport for item in found}) == len(found) == 200
+    assert {item.type if kind is ICMP else item.dport for item in found} == {{TCP: 5432, UDP: 53, ICMP: 8}[kind]}
+    assert len(closing) == (200 if kind is TCP else 0)
+
+
+def test_who_suffers_is_of_another_tenant_where_one_is_near() -> None:
+    def victim(shape: str) -> str | None:
+        noise = noise_of(SimpleNamespace(testbed=lab_of(shape)))  # type: ignore[arg-type]
+        return noise.victim.guest if noise.victim else None
+
+    assert victim("two-tenants") == "blue/db"
+    assert victim("separated") == "red/db"
+    assert victim("one tenant on two nodes") is None
+    assert victim("one guest") is None

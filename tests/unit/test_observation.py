@@ -17,15 +17,17 @@ from testbed.spec.load import read
 from testbed.verify import network
 from testbed.verify.observation import Observation
 from testbed.verify.probing import Instrument
+from testbed.verify.tokens import Tokens
 
 LAB = resolve(read(Path(__file__).parents[2] / "topologies/one-node.yaml").spec)
+TOKENS = Tokens("tb-0123abcd-", b"key")
 SOURCE, TARGET = [item for item in endpoints(LAB) if item.tenant == endpoints(LAB)[0].tenant][:2]
 
 
 def _observation(guest: str, **record: str) -> Observation:
     records: dict[str, list[dict[str, str]]] = {item.guest: [] for item in endpoints(LAB)}
     records[guest].append(record)
-    return Observation("tb-0-", records, {})
+    return Observation(TOKENS, records, {})
 
 
 @pytest.mark.parametrize(("address", "expected"), [(str(TARGET.address), True), ("10.9.9.9", False)])
@@ -48,7 +50,7 @@ def test_neighbor_discovery_counts_as_arp_does() -> None:
     lab = resolve(read(Path(__file__).parents[2] / "topologies/three-tenants-dual-stack.yaml").spec)
     web, db = endpoints(lab)[:2]
     records: dict[str, list[dict[str, str]]] = {item.guest: [] for item in endpoints(lab)}
-    seen = Observation("tb-0-", records, {})
+    seen = Observation(TOKENS, records, {})
     records[web.guest] = [{"kind": "nd-reply", "mac": db.mac, "ip": str(db.address6), "label": "app"}]
     assert (seen.resolved(web, db, "nd"), seen.resolved(web, db, "nd-link"), seen.resolved(web, db)) == (True, False, False)
     records[web.guest] = [{"kind": "nd-request", "mac": db.mac, "target": str(web.link_local)}]

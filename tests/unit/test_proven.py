@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
@@ -37,6 +38,10 @@ def root(tmp_path: Path) -> Path:
         "testbed/verify/walk.py": "import testbed.errors\n",
         "testbed/errors.py": "",
         "testbed/lonely.py": "",
+        "testbed/verify/plugin.py": "from testbed.plan import judge\n",
+        "testbed/plan/judge.py": "",
+        "testbed/report/result.py": "",
+        "testbed/report/formats.py": "",
         "testbed/guest/probe.py": "",
     }
     for name, text in files.items():
@@ -69,7 +74,35 @@ def test_a_change_in_anything_that_the_check_is_made_of_makes_it_unknown(root: P
     assert _proven(root).standing(root / "checks/test_one.py", *NAMES) == ""
 
 
-@pytest.mark.parametrize("changed", ["checks/test_two.py", "testbed/lonely.py"])
+@pytest.mark.parametrize("changed", ["testbed/verify/plugin.py", "testbed/plan/judge.py", "testbed/report/result.py"])
+def test_a_change_in_anything_that_judges_makes_it_unknown(root: Path, changed: str) -> None:
+    """Though the check imports none of it."""
+    _proven(root).remember(root / "checks/test_two.py", *NAMES)
+    (root / changed).write_text((root / changed).read_text() + "# changed\n")
+    assert _proven(root).standing(root / "checks/test_two.py", *NAMES) == ""
+
+
+def test_a_new_file_among_those_that_judge_makes_it_unknown(root: Path) -> None:
+    _proven(root).remember(root / "checks/test_two.py", *NAMES)
+    (root / "testbed/verify/drift.py").write_text("")
+    assert _proven(root).standing(root / "checks/test_two.py", *NAMES) == ""
+
+
+JUDGES = ("plugin", "looking", "proving", "proof", "cases", "run", "declare", "inventory", "isolation", "schedule", "trouble", "proven")
+
+
+@pytest.mark.parametrize("changed", [*(f"testbed/verify/{name}.py" for name in JUDGES), "testbed/report/result.py", "testbed/observe.py"])
+def test_every_real_check_depends_on_what_judges(tmp_path: Path, changed: str) -> None:
+    for name in ("testbed", "checks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    check = tmp_path / "checks/test_storage.py"
+    _proven(tmp_path).remember(check, *NAMES)
+    assert _proven(tmp_path).standing(check, *NAMES)
+    (tmp_path / changed).write_text((tmp_path / changed).read_text() + "# changed\n")
+    assert _proven(tmp_path).standing(check, *NAMES) == ""
+
+
+@pytest.mark.parametrize("changed", ["checks/test_two.py", "testbed/lonely.py", "testbed/report/formats.py"])
 def test_a_change_elsewhere_does_not(root: Path, changed: str) -> None:
     _proven(root).remember(root / "checks/test_one.py", *NAMES)
     (root / changed).write_text("# changed\n")

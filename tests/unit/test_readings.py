@@ -192,3 +192,15 @@ def test_the_last_of_several_mounts_counts() -> None:
     again = f"{mounts}\n{_files(proc__self__mounts='tmpfs /images tmpfs rw 0 0')}"
     assert readings.read_only(again, modes.replace("b 444 root", "b 644 eve"), "/images") == "rw\n444 root\n644 eve"
     assert readings.read_only("", modes, "/images") == "444 root"
+
+
+def test_services_are_told_by_name() -> None:
+    assert readings.services("active\nfailed\nbr-int", ("one", "two")) == "one active\ntwo failed\nbr-int is there"
+    assert readings.services("active\nactive", ("one", "two")) == "one active\ntwo active\nbr-int is not there"
+    with pytest.raises(ValueError, match="zip"):
+        readings.services("active", ("one", "two"))
+
+
+def test_a_firewall_that_is_not_its_file_says_which_rules_differ() -> None:
+    told = firewall(LIVE.replace("\t\tcounter drop\n", "\t\tip saddr 192.0.2.1 accept\n")).splitlines()[0]
+    assert told == "not as in the file; too many: ip saddr 192.0.2.1 accept; missing: counter drop"

@@ -7,12 +7,16 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from markdown_it import MarkdownIt
 
-from testbed.errors import UsageError
+from testbed.errors import Exit, UsageError
 from testbed.report import formats
-from testbed.report.result import CheckResult, Proof, ProofVerdict, Run, Verdict, from_json, to_json
+from testbed.report.result import CheckResult, Proof, ProofVerdict, Run, Verdict, content_of, exit_code, from_json, to_json
 
-HOSTILE = "\x1b[2J::error::\n| a | b |\n<script>\x00"
+HOSTILE = (
+    "\x1b[2J::error::\n::error::x\n | a | b |\n<script>\x00 @somebody me@example.org https://example.org www.example.org #12 GH-12 a/b#3\n"
+    "!4 ![x](http://x) [y](http://y) <http://z> `tick` ``two`` \\` ##vso[x] ```\n# head\n- [ ] item\n\u202e\ud800"
+)
 
 
 def _check(verdict: Verdict, *proofs: ProofVerdict, reason: str = "") -> CheckResult:
@@ -25,7 +29,7 @@ def _data(*checks: CheckResult, trouble: tuple[str, ...] = ()) -> dict[str, Any]
 
 
 def test_what_is_written_can_be_read_again() -> None:
-    data = _data(_check(Verdict.PASS, ProofVerdict.PROVEN), _check(Verdict.FAIL, reason=HOSTILE), trouble=("odd",))
+    data = _data(_check(Verdict.PASS, ProofVerdict.PROVEN), _check(Verdict.FAIL, reason=HOSTILE), trouble=(HOSTILE,))
     assert to_json(from_json(json.loads(json.dumps(data)))) == data
 
 
@@ -40,6 +44,77 @@ def test_what_is_written_can_be_read_again() -> None:
 def test_a_check_is_as_good_as_the_worst_proof_that_was_asked_for(proofs: tuple[ProofVerdict, ...], worst: str) -> None:
     (check,) = _data(_check(Verdict.PASS, *proofs))["checks"]
     assert check["proof"]["verdict"] == worst
+
+
+def _of(control: str, verdict: Verdict, reason: str = "", *, left_out: bool = False) -> CheckResult:
+    return CheckResult(control, "fleet", "it holds", "high", verdict, reason, False, 1.5, ("evidence/x.jsonl",), (), left_out)
+
+
+PASSED, GONE = _of("NET-01", Verdict.PASS), _of("NET-12", Verdict.NOT_APPLICABLE, "no guest sends")
+SLOW = _of("NET-01", Verdict.NOT_APPLICABLE, "it boots: ask for it with --slow", left_out=True)
+ALL_SLOW = _of("NET-12", Verdict.NOT_APPLICABLE, "it boots: ask for it with --slow", left_out=True)
+BOTH = ("NET-01", "NET-12")
+SEEN = [  # cases, all controls, what was asked for; exit code, first words, the rest of the headline, the line of names
+    ((PASSED, _of("NET-12", Verdict.PASS)), BOTH, (), Exit.OK, "ALL WALLS HOLD: 2 pass", "not-applicable", None),
+    ((PASSED, GONE), BOTH, (), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "; not looked at: NET-12", "NET-12 (no guest sends)"),
+    ((PASSED, SLOW), BOTH[:1], (), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "not looked at: NET-01 in 1 of 2 cases", "(it boots: ask"),
+    ((PASSED, ALL_SLOW), BOTH, (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "; not looked at: NET-12", "NET-12 (it boots: ask"),
+    ((PASSED, GONE, ALL_SLOW), BOTH, (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "; not looked at: NET-12", "no guest sends; it boots"),
+    ((PASSED,), BOTH, (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "; not looked at: NET-12", "NET-12 (none of its checks ran)"),
+    ((PASSED,), BOTH, ("net-01",), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "; only net-01 was asked for", None),
+    ((PASSED, GONE), BOTH, ("NET",), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "NET-12; only NET was asked for", "NET-12"),
+    ((PASSED,), BOTH, ("NET",), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "NET-12; only NET was asked for", "none of its checks ran"),
+    ((GONE,), BOTH[1:], (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 0 pass", "not looked at: NET-12", "NET-12 (no guest sends)"),
+    ((_of("NET-01", Verdict.FAIL), GONE), BOTH, (), Exit.FAIL, "OPEN WALLS: 0 pass", "not looked at: NET-12", "no guest sends"),
+    ((_of("NET-12", Verdict.INCONCLUSIVE), GONE, PASSED), BOTH, (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "not-applicable", None),
+    ((PASSED, GONE), (), (), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "not looked at: NET-12", "no guest sends"),
+]
+
+
+@pytest.mark.parametrize(("checks", "controls", "asked", "code", "word", "end", "names"), SEEN)
+def test_what_was_not_looked_at_is_said(
+    checks: tuple[CheckResult, ...], controls: tuple[str, ...], asked: tuple[str, ...], code: Exit, word: str, end: str, names: str | None
+) -> None:
+    data = to_json(Run("lab", "ab12", {}, "2026-01-01T00:00:00+00:00", 9.5, checks, (), (), controls, asked))
+    assert to_json(from_json(json.loads(json.dumps(data)))) == data
+    assert exit_code(data) is code
+    *_, before, last = formats.text(data).splitlines()
+    assert last.startswith(word)
+    assert last.endswith(end)
+    assert before.startswith("not looked at: ") is (names is not None)
+    assert (names or "") in before
+    markdown = formats.markdown(data)
+    assert ("## What was not looked at" in markdown) is bool(data["not_looked_at"])
+    suite = ET.fromstring(formats.junit(data))[0]
+    told = {item.get("name"): item.get("value", "") for item in suite.findall("properties/property")}
+    assert told["headline"] == last
+    assert ("not looked at" in told) is bool(data["not_looked_at"])
+    errors = [case for case in suite if case.find("error") is not None or case.find("failure") is not None]
+    assert bool(errors) is (code is not Exit.OK)
+
+
+def test_a_result_of_an_older_version_is_read() -> None:
+    """It has neither the controls nor what was not looked at, and says what follows from its cases."""
+    data = _data(_check(Verdict.PASS), GONE)
+    for key in ("controls", "asked", "not_looked_at"):
+        del data[key]
+    for check in data["checks"]:
+        del check["left_out"]
+    read = content_of(json.dumps(data))
+    assert [item["id"] for item in read["not_looked_at"]] == ["NET-12"]
+    assert exit_code(read) is Exit.OK
+
+
+def test_a_long_reason_and_a_hostile_one_stay_on_one_line() -> None:
+    hostile = _of("NET-12", Verdict.NOT_APPLICABLE, HOSTILE + "x" * 4000)
+    data = to_json(Run("lab", "ab12", {}, "now", 9.5, (PASSED, hostile), (), (), BOTH))
+    *_, before, last = formats.text(data).splitlines()
+    assert before.startswith("not looked at: NET-12 (")
+    assert len(before) < 300
+    assert last.startswith("ALL WALLS LOOKED AT HOLD")
+    for form in (formats.text, formats.markdown, formats.junit):
+        assert "\x1b" not in form(data)
+        assert not any(line.startswith("::") for line in form(data).splitlines())
 
 
 def _without(key: str) -> Any:
@@ -57,6 +132,7 @@ def _without(key: str) -> Any:
         (lambda data: data["checks"][0].update(duration_s="1"), "duration_s"),
         (lambda data: data["summary"].update({"pass": 7}), "its checks amount to"),
         (lambda data: data.update(proofs={"proven": 3}), "its checks amount to"),
+        (lambda data: data.update(controls=["NET-01", "NET-12"]), "its not_looked_at is"),
         (lambda data: data.update(duration_s=float("nan")), "JSON"),
     ],
 )
@@ -80,6 +156,7 @@ CASES = [
     ((_check(Verdict.FAIL, reason=HOSTILE),), (), "OPEN WALLS", {"failure"}),
     ((_check(Verdict.INCONCLUSIVE, reason=HOSTILE),), (), "INCONCLUSIVE", {"error"}),
     ((_check(Verdict.PASS), _check(Verdict.NOT_APPLICABLE, reason="no guest")), (), "ALL WALLS HOLD", {"skipped"}),
+    ((_check(Verdict.PASS), GONE), (), "ALL WALLS LOOKED AT HOLD", {"skipped"}),
     ((_check(Verdict.PASS, ProofVerdict.CANNOT_FAIL),), (), "NOT ALL PROVEN", {"failure"}),
     ((_check(Verdict.PASS, ProofVerdict.DIRTY_REVERT),), (), "NOT ALL PROVEN", {"error"}),
     ((_check(Verdict.PASS),), (HOSTILE,), "INCONCLUSIVE", {"error"}),
@@ -108,11 +185,37 @@ def test_what_a_guest_said_is_shown_and_obeyed_by_nobody(form: Any) -> None:
     assert "\x1b" not in shown
     assert "\x00" not in shown
     assert "script" in shown
-    assert not any(line.startswith("::") for line in shown.splitlines())
+    assert not any(line.lstrip().startswith("::") for line in shown.splitlines())
+    assert "##vso[" not in shown
+    shown.encode()
     if form is formats.markdown:
-        assert "<script>" not in shown
+        _require_inert(shown)
         table = [line for line in shown.splitlines() if line.startswith("|")]
         assert len(table) == 2 + 2 + 2 + 1
+
+
+def _require_inert(shown: str) -> None:
+    """Only code may hold what a forge makes links, calls or markup of."""
+    tokens = [child for token in MarkdownIt("commonmark").enable("table").parse(shown) for child in token.children or [token]]
+    assert not {token.type for token in tokens} & {"html_block", "html_inline", "link_open", "image", "fence", "code_block", "hr"}
+    assert sum(token.type == "heading_open" for token in tokens) == shown.count("\n## ") + 1
+    plain = " ".join(token.content for token in tokens if token.type == "text")
+    assert not any(word in plain for word in ("@", "://", "www.", "#1", "GH-", "<", "!4"))
+
+
+@pytest.mark.parametrize("place", ["id", "case", "objective", "severity", "duration_s", "reason"])
+def test_markdown_is_inert_wherever_the_words_stand(place: str) -> None:
+    data = _data(_check(Verdict.FAIL, ProofVerdict.CANNOT_FAIL, reason="-"))
+    data["checks"][0][place] = HOSTILE
+    data["checks"][0]["proofs"][0].update(breach=HOSTILE, reason=HOSTILE)
+    data["lab"]["name"] = data["environment"]["note"] = data["started"] = HOSTILE
+    _require_inert(formats.markdown(data))
+
+
+@pytest.mark.parametrize("words", ["`", "``", "a`", "\\`x\\`", "`a` ``b`` ```c```"])
+def test_ticks_do_not_end_the_code_around_foreign_words(words: str) -> None:
+    shown = formats.markdown(_data(trouble=(f"{words} @somebody",)))
+    _require_inert(shown)
 
 
 def test_the_matrix_tells_what_got_through_and_what_is_wrong() -> None:

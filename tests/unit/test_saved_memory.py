@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from testbed.drivers import golden
-from testbed.drivers.cache import file_digest
+from testbed.drivers.cache import claim, file_digest
 from testbed.drivers.golden import Saved, Store
 from testbed.drivers.images import Image
 from testbed.errors import ImageError
@@ -29,6 +29,7 @@ class Cache:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
+        claim(folder)
         self.images = {name: self.image(name) for name in ("node", "controller", "guest")}
         self.booted: list[str] = []
         self.fails = False
@@ -162,8 +163,8 @@ def test_nothing_is_saved_from_an_image_that_has_changed(cache: Cache) -> None:
 
 
 def test_what_a_killed_save_left_is_cleared_and_never_used(cache: Cache) -> None:
-    left = cache.folder / "golden-node-0.partial-999999999"
-    mine = cache.folder / f"golden-node-1.partial-{os.getpid()}"
+    left = cache.folder / "golden-node-0123456789abcdef.partial-999999999"
+    mine = cache.folder / f"golden-node-1123456789abcdef.partial-{os.getpid()}"
     for folder in (left, mine):
         folder.mkdir()
         (folder / "golden.json").write_text("{}")

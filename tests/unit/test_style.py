@@ -15,16 +15,17 @@ PACKAGE = ROOT / "testbed"
 pytestmark = pytest.mark.lint
 
 # What each layer may import of the package, besides itself (DESIGN.md, section 4).
-PURE = {"errors", "garbage", "spec", "model", "plan"}
+PURE = {"errors", "foreign", "garbage", "spec", "model", "plan"}
 ALLOWED = {
-    "errors": set(),
+    "foreign": set(),
+    "errors": {"foreign"},
     "garbage": set(),
-    "spec": {"errors", "garbage"},
-    "model": {"errors", "garbage", "spec"},
+    "spec": {"errors", "foreign", "garbage"},
+    "model": {"errors", "foreign", "garbage", "spec"},
     "plan": PURE,
     "resources": {"errors"},
     "ports": PURE,
-    "trace": set(),
+    "trace": {"foreign"},
     "apply": PURE | {"ports", "trace"},
     "observe": PURE | {"ports"},
     "revival": PURE | {"ports", "apply", "observe", "lab"},
@@ -34,8 +35,9 @@ ALLOWED = {
     "lab": PURE | {"ports", "drivers", "resources"},
     "terminal": PURE | {"report"},
     "interrupts": set(),
+    "ending": PURE | {"terminal"},
     "building": PURE | {"apply", "drivers", "interrupts", "lab", "resources", "terminal", "trace", "cli_lab", "verify"},
-    "cli_check": PURE | {"drivers", "interrupts", "lab", "report", "revival", "terminal", "verify"},
+    "cli_check": PURE | {"drivers", "lab", "report", "revival", "terminal", "verify"},
     "cli_checkpoint": PURE | {"building", "drivers", "lab", "observe", "terminal", "cli_lab"},
     "cli_image": PURE | {"drivers", "resources", "terminal"},
     "cli_lab": PURE | {"drivers", "lab", "report"},

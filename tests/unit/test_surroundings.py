@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from scapy.layers.dhcp import BOOTP, DHCP
@@ -13,16 +15,23 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import ICMPv6ND_RA, IPv6
 from scapy.layers.l2 import ARP, Ether
 
+from testbed.errors import InstrumentError
+from testbed.guest import knocker
+from testbed.guest.knocker import MAX_ASKS
 from testbed.model.policy import ReachMatrix
 from testbed.model.resolve import resolve
 from testbed.model.surroundings import Contact, Plane, Site, Stand, contacts, machines, outer, rogue
 from testbed.model.testbed import Testbed
 from testbed.plan.identity import address_sets
 from testbed.spec.load import read
-from testbed.verify.ledger import Ledger, parse_ledger
+from testbed.spec.schema import Spec
+from testbed.verify import surroundings
+from testbed.verify.ledger import Ledger, Passing, parse_ledger
 from testbed.verify.offers import read_offer
-from testbed.verify.surroundings import Reading, question
-from testbed.verify.surroundings import read as read_reading
+from testbed.verify.pulse import OUTER
+from testbed.verify.reading import Reading
+from testbed.verify.reading import read as read_reading
+from testbed.verify.surroundings import knock, listening, question
 
 TOPOLOGIES = sorted((Path(__file__).parents[2] / "topologies").glob("*.yaml"))
 
@@ -99,10 +108,16 @@ _SOURCE = Site("rogue", Stand.ROGUE, Plane.FABRIC, "0e:72:c6:12:01:00", IPv4Addr
 _TARGET = Site("node-a", Stand.NODE, Plane.FABRIC, "0a:00:00:00:00:01", IPv4Address("198.18.1.11"))
 
 
-def _reading(protocol: str, state: str, refused: float | None = None, passed: int = 0) -> Reading:
-    cell = Contact(_SOURCE, _TARGET, _TARGET.address, protocol, 6081, allowed=False, reason="-")
+def _ledger(refused: dict[tuple[str, str, str, int], float], packets: int, size: int = 4096) -> Ledger:
+    return Ledger(refused, (Passing("udp", ((6081, 6081),), packets),), size)
+
+
+def _reading(protocol: str, state: str, refused: float | None = None, passed: int = 0, **more: Any) -> Reading:
+    cell = Contact(_SOURCE, _TARGET, _TARGET.address, protocol, 6081, allowed=more.get("allowed", False), reason="-")
     told = {} if refused is None else {("198.18.1.2", "198.18.1.11", protocol, 6081): refused}
-    return read_reading(cell, state, Ledger({}, {6081: 4}), Ledger(told, {6081: 4 + passed}), 10.0)
+    others = {("198.18.1.9", "198.18.1.11", "udp", port): 1.0 for port in range(more.get("others", 0))}
+    ledgers = (_ledger({}, 4), _ledger({**others, **told}, 4 + passed))
+    return read_reading(cell, state, *ledgers, more.get("within", 10.0), more.get("stood", {}))
 
 
 def test_an_answer_or_a_rule_that_lets_pass_is_a_reach() -> None:
@@ -114,28 +129,167 @@ def test_an_answer_or_a_rule_that_lets_pass_is_a_reach() -> None:
 
 
 def test_silence_that_no_firewall_vouches_for_is_unclear() -> None:
-    """What was refused before the question says nothing about the question."""
+    """What was refused before the question says nothing about the question, however long the questions took."""
     assert not _reading("tcp", "silent", refused=3.0).unclear
     assert _reading("tcp", "silent").unclear
     assert _reading("udp", "silent", refused=300.0).unclear
+    assert _reading("tcp", "silent", within=3600.0).unclear
+
+
+@pytest.mark.parametrize("name", ["node-a", "rogue", OUTER])
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "icmp", "nd", "tcp6"])
+def test_the_silence_of_who_stood_still_says_nothing(protocol: str, name: str) -> None:
+    """A pause of the target, of who asks, or of the outer machine is told apart from a wall; who answers has answered."""
+    found = _reading(protocol, "silent", stood={name: 4.1})
+    assert found.unclear
+    assert f"{name} stood still for 4.1 s" in str(found)
+    assert not _reading(protocol, "silent", stood={"node-b": 4.1}).blind
+    assert not _reading(protocol, "silent", stood={name: 1.9}).blind
+    assert not _reading(protocol, "open", stood={name: 4.1}).unclear
+    assert _reading(protocol, "open", stood={name: 4.1}).reached
+
+
+def test_a_firewall_without_room_to_remember_says_nothing() -> None:
+    """Anybody on a network can fill it; then what it let pass meanwhile may have been anybody's."""
+    found = _reading("udp", "silent", passed=1, others=4096)
+    assert found.unclear
+    assert not found.reached
+    assert "4096 refusals of 4096 at most, 4096 of them of 198.18.1.9" in str(found)
+    assert _reading("tcp", "silent", others=4096).unclear
+    assert not _reading("tcp", "silent", refused=3.0, others=4095).unclear
+    assert not _reading("icmp", "silent", others=4096).unclear, "the set holds no ICMP"
+    assert not _reading("tcp", "silent", others=100).blind
+
+
+def _port(right: object, protocol: str = "udp") -> dict[str, object]:
+    return {"match": {"op": "==", "left": {"payload": {"protocol": protocol, "field": "dport"}}, "right": right}}
+
+
+def _counting(*parts: object, packets: int = 1, verdict: str = "accept") -> dict[str, object]:
+    return {"rule": {"expr": [*parts, {"counter": {"packets": packets, "bytes": 99}}, {verdict: None}]}}
 
 
 def test_the_firewall_s_own_words_are_read() -> None:
     """nft's JSON: refused connections with what is left of ten minutes, and counters of rules for a port."""
-    port = {"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": 6081}}
     address = {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": "@tunnel_peers"}}
     element = {"elem": {"val": {"concat": ["198.18.0.2", "198.18.0.10", "tcp", 22]}, "timeout": 600, "expires": 590}}
+    refused = {"set": {"name": "refused", "size": 4096, "elem": [element]}}
     told = parse_ledger({"nftables": [
-        {"metainfo": {"version": "1.1.3"}}, {"set": {"name": "administrators", "elem": ["198.18.0.1"]}},
-        {"set": {"name": "refused", "elem": [element]}},
-        {"rule": {"expr": [address, port, {"counter": {"packets": 7, "bytes": 99}}, {"accept": None}]}},
-        {"rule": {"expr": [{"counter": {"packets": 1, "bytes": 9}}, {"drop": None}]}},
+        {"metainfo": {"version": "1.1.3"}}, {"set": {"name": "administrators", "elem": ["198.18.0.1"]}}, refused,
+        _counting(address, _port(6081), packets=7), _counting(packets=1, verdict="drop"),
+        {"rule": {"expr": [_port(22, "tcp"), {"accept": None}]}},
     ]})  # fmt: skip
-    assert told.passed == {6081: 7}
+    assert (told.passed("udp", 6081), told.passed("tcp", 6081), told.passed("udp", 500)) == (7, 0, 0)
     assert told.refuses("198.18.0.2", "198.18.0.10", "tcp", 22, 9.0)
     assert not told.refuses("198.18.0.2", "198.18.0.10", "tcp", 22, 5.0)
-    with pytest.raises(KeyError):
-        parse_ledger({"nftables": []})
+    assert (told.size, told.full) == (4096, "")
+    for sets in ([], [refused, refused]):
+        with pytest.raises(KeyError):
+            parse_ledger({"nftables": sets})
+
+
+def test_every_rule_that_lets_a_port_pass_counts() -> None:
+    """A rule for the same port, for a range or a set of ports, for any port or in words that nobody knows hides no other one."""
+    rules = [
+        _counting(_port(6081), packets=1), _counting(_port(6081), packets=2), _counting(_port({"range": [6000, 7000]}), packets=4),
+        _counting(_port({"set": [500, {"range": [6081, 6082]}]}), packets=8), _counting(_port("@some"), packets=16),
+        _counting(packets=32), _counting(_port(6081, "th"), packets=64), _counting(_port(500), packets=128),
+        _counting(_port(6081, "tcp"), packets=256),
+    ]  # fmt: skip
+    for order in (rules, rules[::-1]):
+        told = parse_ledger({"nftables": [{"set": {"name": "refused"}}, *order]})
+        assert told.passed("udp", 6081) == 127
+        assert told.passed("udp", 500) == 8 + 16 + 32 + 128
+        assert told.passed("tcp", 6081) == 32 + 64 + 256
+
+
+class _Machine:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def read(self, _: str) -> str:
+        return self.text
+
+
+_SSH = "tcp LISTEN 0 128 198.18.0.11:22 0.0.0.0:*"
+
+
+def test_sockets_are_read_line_by_line() -> None:
+    """What cannot be read, and a list in which our own login's socket is missing, is no list."""
+    lines = f"{_SSH}\nudp UNCONN 0 0 0.0.0.0:6081 0.0.0.0:*\ntcp LISTEN 0 1 127.0.0.1:7 0.0.0.0:*\ntcp LISTEN 0 1 [::]:9 [::]:*"
+    fleet: Any = SimpleNamespace(machines={"node": _Machine(lines)})
+    assert listening(fleet) == {"node": {("tcp", 22), ("udp", 6081), ("tcp", 9)}}
+    for text in ("", lines.replace(":22 ", ":23 "), f"{_SSH}\nnonsense", f"{_SSH}\ntcp LISTEN 0 1 0.0.0.0:what *"):
+        fleet.machines["node"].text = text
+        with pytest.raises(InstrumentError):
+            listening(fleet)
+
+
+class _Knocker:
+    """Answers as the probe does, but for some questions; each is asked in one piece of those that it is given."""
+
+    name = "node-a"
+
+    def __init__(self, lost: int = 0) -> None:
+        self.asked: list[int] = []
+        self.lost = lost
+
+    def listen(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert len(request["probes"]) <= MAX_ASKS
+        self.asked.append(len(request["probes"]))
+        told = [{"id": line["id"], "state": "silent"} for line in request["probes"]]
+        return {"results": told[: len(told) - self.lost]}
+
+
+def _seven() -> Testbed:
+    nodes: dict[str, object] = {f"node-{letter}": {} for letter in "abcdefg"}
+    red = {"networks": {"app": "10.0.0.0/24"}, "guests": {"web": {"node": "node-a"}}}
+    return resolve(Spec.model_validate({"version": 1, "name": "x", "nodes": nodes, "tenants": {"red": red}}))
+
+
+def _knock(lab: Testbed, lost: int = 0) -> tuple[list[_Knocker], int, list[str]]:
+    told = {machine.name: frozenset({("tcp", 4567), ("udp", 4500)}) for machine in lab.machines}
+    cells = [cell for cell in contacts(lab, told) if cell.source.stand is not Stand.OUTER]
+    fleet: Any = SimpleNamespace(evidence=SimpleNamespace(record=lambda *_: None))
+    names = {cell.source.label if cell.source.stand is Stand.ROGUE else cell.source.name for cell in cells}
+    at: Any = {name: _Knocker(lost) for name in names}
+    return list(at.values()), len(cells), knock(fleet, at, cells)
+
+
+def test_a_large_fleet_is_asked_everything() -> None:
+    """With seven nodes there are more questions than fit into one go; each gets its answer."""
+    knockers, asked, states = _knock(_seven())
+    assert max(sum(item.asked) for item in knockers) > MAX_ASKS
+    assert len(states) == asked == sum(sum(item.asked) for item in knockers)
+
+
+def test_an_answer_less_than_there_are_questions_is_told() -> None:
+    with pytest.raises(InstrumentError, match="did not ask everything"):
+        _knock(_lab("one-node"), lost=1)
+
+
+def test_a_knocker_leaves_no_question_out() -> None:
+    """What is too much for one go is refused, and not cut."""
+    line = {"id": "k", "kind": "tcp", "mac": "-", "address": "-", "ip": "-", "port": 1}
+    with pytest.raises(ValueError, match="401 questions, and 400 at most"):
+        knocker.knock({"probes": [line] * (MAX_ASKS + 1), "window": 0})
+
+
+def test_what_was_silent_is_asked_once_more() -> None:
+    """A service that answers late is there; one that is silent twice is not; of datagrams the firewall tells."""
+    cells = [cell for cell in contacts(_lab()) if cell.allowed and cell.protocol in ("arp", "udp")]
+    cells = [*[cell for cell in cells if cell.protocol == "arp"][:3], *[cell for cell in cells if cell.protocol == "udp"][:1]]
+    asked: list[Any] = []
+
+    def again(_fleet: Any, _at: Any, some: Any) -> list[str]:
+        asked.extend(some)
+        return ["open", "silent"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(surroundings, "knock", again)
+        fleet: Any = None
+        assert surroundings._once_more(fleet, {}, cells, ["silent", "open", "silent", "silent"]) == ["open", "open", "silent", "silent"]
+    assert asked == [cells[0], cells[2]]
 
 
 def test_questions_expect_answers_and_not_themselves() -> None:

@@ -178,7 +178,7 @@ def test_a_northbound_database_that_is_cut_off_is_observed_by_its_own_socket(tmp
         def switches(self) -> dict[str, object]:
             return {"red/app": {"acls": []}}
 
-        ports = close = lambda _: {}
+        ports = tables = close = lambda _: {}
 
     def read_settings(_host: object, place: str, wanted: Any) -> Any:
         values = {item.name: {"value": item.value} for item in wanted} | {"northbound-connection": {"value": connection}}

@@ -61,9 +61,8 @@ def fake_fleet(folder: Path, topology: Path = TOPOLOGY) -> FakeFleet:
     lab = resolve(read(topology).spec)
     machines = {machine.name: SimpleNamespace(name=machine.name) for machine in lab.machines}
     nodes = {node.name: machines[node.name] for node in lab.nodes}
-    workspace = Workspace(folder, "lab")
-    workspace.folder.mkdir(exist_ok=True)
-    opened = SimpleNamespace(testbed=lab, nodes=nodes, workspace=workspace)
+    (folder / "lab").mkdir(exist_ok=True)
+    opened = SimpleNamespace(testbed=lab, nodes=nodes, workspace=Workspace(folder, "lab"))
     return FakeFleet(lab, Evidence(folder / "evidence"), machines, opened)
 
 

@@ -1,0 +1,227 @@
+"""Judges a lab's configuration before and after the checks: what is not as the topology says endangers controls (VMM-04).
+
+A look changes nothing. A difference is a fail of the controls whose wall it holds; one that was there at the
+beginning and has gone by the end was repaired by a check without a word, and stays a fail. A place that cannot be
+looked at makes its controls inconclusive. A guest or machine that does not run opens no wall: checks that need it are
+inconclusive by themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Container, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from testbed.errors import TestbedError
+from testbed.lab import Lab
+from testbed.plan import words
+from testbed.plan.controls import ITSELF, SEVERITY, STATE, Walls
+from testbed.plan.diff import Difference, Observed, differences
+from testbed.plan.resources import OUTER, Key, Kind, Properties, Resource
+from testbed.ports import Place
+from testbed.report.result import CheckResult, Verdict
+from testbed.verify.fleet import Fleet
+from testbed.verify.inventory import selects
+
+OBJECTIVE = "The settings that hold this wall are as the topology says"
+_PATIENCE = 15.0  # seconds for a machine that runs to answer; `testbed.verify.run` has waited for it before
+_SHOWN = 6
+_ALIVE = ("running", "paused", "silent", "waiting")
+_OF_WORKERS = ("worker", "confinement")  # a guest that does not run has no worker to read them from
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What one look found.
+
+    Args:
+        different: what is not as it must be, where it could be looked at.
+        blind: why a place could not be looked at, by place.
+        seconds: how long the look took.
+
+    """
+
+    different: tuple[Difference, ...]
+    blind: Mapping[str, str]
+    seconds: float
+
+    def open(self) -> list[Difference]:
+        """Return the differences that may have opened a wall."""
+        return [item for item in self.different if not self._is_state(item)]
+
+    def idle(self) -> list[Difference]:
+        """Return the differences that are of state: guests and machines that do not run, and what has gone with them."""
+        return [item for item in self.different if self._is_state(item)]
+
+    def _is_state(self, item: Difference) -> bool:
+        gone = {Key(one.key.place, Kind.GUEST, one.key.name) for one in self.different if _stopped(one)}
+        if item.key.kind is Kind.LIMIT and not item.name and item.found is None:
+            return Key(item.key.place, Kind.GUEST, item.key.name.rpartition("/")[0]) in gone
+        if item.key.kind is Kind.GUEST and item.name in _OF_WORKERS:
+            return item.key in gone
+        return _stopped(item) or item.name == STATE
+
+
+def _stopped(item: Difference) -> bool:
+    """Tell whether a difference is that a guest or machine is not there, or does not run."""
+    absent = not item.name and item.found is None
+    return item.key.kind in (Kind.GUEST, Kind.MACHINE) and (absent or (item.name == STATE and item.found not in _ALIVE))
+
+
+def look(lab: Lab) -> State:
+    """Return how a lab differs from its topology now; a machine that does not answer hides no other."""
+    started, desired = time.monotonic(), lab.desired
+    try:
+        outer: Observed = lab.outer.observe()
+    except TestbedError as error:
+        return State((), {place.name: _told(error) for place in lab.places}, time.monotonic() - started)
+    others = [place for place in lab.places if place.name != OUTER]
+    with ThreadPoolExecutor(max_workers=len(others)) as pool:
+        looks = list(pool.map(lambda place: _observe(lab, place, outer), others))
+    blind = {place.name: found for place, found in zip(others, looks, strict=True) if isinstance(found, str)}
+    observed: dict[Key, Properties] = dict(outer)
+    for found in looks:
+        observed.update(found if not isinstance(found, str) else {})
+    seen: dict[Key, Resource] = {key: item for key, item in desired.items() if key.place not in blind}
+    return State(tuple(differences(seen, observed)), blind, time.monotonic() - started)
+
+
+def _observe(lab: Lab, place: Place, outer: Observed) -> Observed | str:
+    """Return what exists in a place, or why that cannot be told."""
+    state = outer.get(Key(OUTER, Kind.MACHINE, place.name), {}).get(STATE, "not there")
+    if state != "running":
+        return f"it is {state}"
+    try:
+        lab.host(place.name).wait(_PATIENCE)
+        return place.observe()
+    except Exception as error:  # noqa: BLE001 - a node that has fallen may print anything; it must not end the run, nor pass
+        return _told(error)
+
+
+def _told(error: Exception) -> str:
+    return f"{error.what}: {error.fact}" if isinstance(error, TestbedError) else f"{type(error).__name__}: {error}"[:400]
+
+
+def state(fleet: Fleet) -> State:
+    """Return how the lab differs from its topology in this phase, with the look as evidence."""
+    return fleet.once("state", lambda: _recorded(fleet))
+
+
+def _recorded(fleet: Fleet) -> State:
+    started = time.time()
+    found = look(fleet.lab)
+    answer = {
+        "different": [[str(item.key), item.name, item.found, item.wanted] for item in found.different],
+        "not looked at": dict(found.blind),
+    }
+    fleet.evidence.record("fleet", "state", f"{len(fleet.lab.desired)} resources, compared with the topology", answer, started)
+    return found
+
+
+def in_words(fleet: Fleet, found: Iterable[Difference]) -> list[str]:
+    """Return differences in words, one for each."""
+    guests = words.owners(fleet.lab.desired)
+    return [item.told(guests) for item in found]
+
+
+@dataclass
+class Watch:
+    """The looks at the beginning and at the end of a run, and what they come to.
+
+    Args:
+        only: beginnings of the ids of the controls that were asked for; all if empty.
+
+    """
+
+    fleet: Fleet
+    only: Sequence[str] = ()
+    interrupted: bool = False
+    _looks: dict[str, tuple[State, tuple[str, ...]]] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Look before any check; checks that ask for the state in the same phase are given this one."""
+        self._look("begin")
+
+    def end(self) -> None:
+        """Look once more, after the last check; an interrupt ends the look, and what the checks found stays."""
+        self.fleet.new_phase()
+        try:
+            self._look("end")
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def _look(self, when: str) -> None:
+        with self.fleet.evidence.of(f"drift.{when}") as written:
+            found = state(self.fleet)
+        self._looks[when] = (found, tuple(written))
+
+    @property
+    def trouble(self) -> list[str]:
+        """What does not run at the end, in words; and that there was no look at the end."""
+        if self.interrupted:
+            return ["interrupted: there was no look at the configuration after the checks"]
+        idle = self._looks["end"][0].idle() if "end" in self._looks else []
+        return [f"after the checks: {told}" for told in in_words(self.fleet, idle)[:_SHOWN]]
+
+    @property
+    def results(self) -> list[CheckResult]:
+        """One row for each control and place whose settings are not, or were not, as the topology says, or could not be seen."""
+        walls, guests = Walls.of_lab(self.fleet.testbed), words.owners(self.fleet.lab.desired)
+        rows: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for item, when in self._all():
+            for control in walls.endangered(item):
+                rows[control, item.key.place].append(f"{item.told(guests)} ({when})")
+        failed = [self._row(control, place, Verdict.FAIL, told) for (control, place), told in rows.items()]
+        unseen = [self._row(*at, Verdict.INCONCLUSIVE, told) for at, told in self._blind(walls).items() if at not in rows]
+        return sorted((row for row in (*failed, *unseen) if self._asked(row.id)), key=lambda row: (row.id, row.case))
+
+    def _all(self) -> list[tuple[Difference, str]]:
+        """Return every difference that may have opened a wall, and when it was seen."""
+        before, after = (self._looks[when][0] if when in self._looks else None for when in ("begin", "end"))
+        first = before.open() if before else []
+        if after is None:
+            return [(item, "at the beginning") for item in first]
+        last = after.open()
+        then, now = ({(item.key, item.name) for item in found} for found in (first, last))
+        return [
+            *((item, _since(item, now, after.blind)) for item in first),
+            *((item, "at the end, and not at the beginning") for item in last if (item.key, item.name) not in then),
+        ]
+
+    def _blind(self, walls: Walls) -> dict[tuple[str, str], list[str]]:
+        found: dict[tuple[str, str], list[str]] = defaultdict(list)
+        desired = self.fleet.lab.desired if any(seen.blind for seen, _ in self._looks.values()) else {}
+        for when, (seen, _) in self._looks.items():
+            for place, why in seen.blind.items():
+                told = f"{place} could not be looked at ({'at the beginning' if when == 'begin' else 'at the end'}): {why}"
+                for control in _held_at(place, walls, desired):
+                    found[control, place].append(told)
+        return found
+
+    def _asked(self, control: str) -> bool:
+        return not self.only or any(selects(word, control) for word in self.only)
+
+    def _row(self, control: str, place: str, verdict: Verdict, told: Sequence[str]) -> CheckResult:
+        more = [f"and {len(told) - _SHOWN} more differences"] if len(told) > _SHOWN else []
+        return CheckResult(
+            id=control, case=place, objective=OBJECTIVE, severity=SEVERITY.get(control, SEVERITY[ITSELF]), verdict=verdict,
+            reason="\n".join((*told[:_SHOWN], *more)), simulated=False,
+            duration_s=round(sum(seen.seconds for seen, _ in self._looks.values()), 2),
+            evidence=tuple(path for _, written in self._looks.values() for path in written),
+        )  # fmt: skip
+
+
+def _since(item: Difference, now: Container[tuple[Key, str]], blind: Container[str]) -> str:
+    """Return when a difference of the beginning was seen."""
+    if (item.key, item.name) in now:
+        return "from the beginning to the end"
+    if item.key.place in blind:
+        return "at the beginning"
+    return "at the beginning, and no longer at the end: something in this run repaired it without a word"
+
+
+def _held_at(place: str, walls: Walls, desired: Mapping[Key, Resource]) -> list[str]:
+    keys = [key for key in desired if key.place == place]
+    return sorted({control for key in keys for control in walls.held_by(key)})
