@@ -30,6 +30,7 @@ TOPOLOGY, LAB = str(ROOT / "topologies/one-node.yaml"), "one-node"
 CONTROLS = ("PRC-01", "PRC-02", "CMP-02", "DEV-02", "STO-01", "STO-07", "ACC-02", "ACC-05", "NET-02", "NET-07", "NET-08", "NET-11")
 _ENTER = 6.0  # seconds until a check begins to look
 _PATIENCE = 400  # seconds that any command may take
+_STARTING = 8.0  # seconds that a command may take until it handles signals, on a busy machine
 _SETTLED = 130  # exit code of a command that a signal ended
 
 
@@ -122,7 +123,8 @@ def one(commands: Commands, state: Path, number: int, seed: str, usual: dict[str
 def _aftermath(commands: Commands, state: Path, told: dict[str, Any]) -> dict[str, Any]:
     """Return whether what a kill left was found and repaired by the next commands."""
     wrong: list[str] = []
-    if told["killed"] and told["signal"] == "SIGTERM" and told["status"] != _SETTLED:
+    early = told["status"] == -signal.SIGTERM and told["after_s"] < _STARTING  # Python had not loaded the tool yet
+    if told["killed"] and told["signal"] == "SIGTERM" and told["status"] != _SETTLED and not early:
         wrong.append(f"SIGTERM ended it with {told['status']}")
     if told["killed"] and told["signal"] == "SIGTERM" and told["breaches"]:
         wrong.append("SIGTERM left a breach open")

@@ -41,39 +41,53 @@ def identity(lab: Testbed, machine: Machine) -> Parts:
 
 
 def differing(compared: str, listed: str, known: frozenset[str]) -> str:
-    """Return what differs from a machine's identity: lines of tar(1), and files that are not in the archive."""
+    """Return what differs from a machine's identity: lines of tar(1), and files that are not in the archive.
+
+    That a file was written anew, as it was, is no difference.
+    """
+    differences = [line for line in compared.splitlines() if not line.endswith(": Mod time differs")]
     foreign = [f"{name}: not part of the identity" for name in sorted(listed.splitlines()) if name not in known]
-    return "\n".join((*compared.splitlines(), *foreign))
+    return "\n".join((*differences, *foreign))
 
 
 def profiles(lab: Testbed, machine: Machine) -> Parts:
     """Return that the profile of each guest's worker allows what libvirt writes for the guest, and nothing else."""
     guests = lab.guests_on(machine.name)
-    names = " ".join(f"{guest.domain}={guest.uuid}" for guest in guests) or "-"
-    # As libvirt makes them itself, from the domain as it runs; a domain that does not run is made, with its profile, elsewhere.
-    repair = (
-        f"for guest in {names}; do domain=${{guest%=*}}; virsh -q dumpxml --security-info $domain > /run/testbed-profile.xml || continue; "
-        f"/usr/lib/libvirt/virt-aa-helper -r -u libvirt-${{guest#*=}} < /run/testbed-profile.xml; done; rm -f /run/testbed-profile.xml"
-    )
-    allowed = {guest.uuid: re.compile("|".join(_rules(guest))) for guest in guests}
+    allowed = {guest.uuid: "|".join(_rules(guest)) for guest in guests}
+    repair = "; ".join(("true", *(_without_additions(uuid, rules) for uuid, rules in allowed.items())))
     return (PROFILES,), "", repair, partial(additional, allowed=allowed, labels={guest.uuid: guest.label for guest in guests})
 
 
-def additional(files: str, allowed: Mapping[str, re.Pattern[str]], labels: Mapping[str, str]) -> str:
+def _without_additions(uuid: str, rules: str) -> str:
+    """Return the command that takes out of a profile what is not allowed, and puts it into force.
+
+    It is not written anew: libvirt itself adds rules to it while a guest starts, which its helper does not know later.
+    """
+    path, kept = f"{_PROFILES}/libvirt-{uuid}", rf"^\s*(#(?!\s*include).*|{rules}|)$"
+    each = f"for file in {path} {path}.files; do [ -e $file ] || continue; grep -P '{kept}' $file > $file.new; cat $file.new > $file"
+    return f"{each}; rm $file.new; done; [ ! -e {path} ] || apparmor_parser -r {path}"
+
+
+def additional(files: str, allowed: Mapping[str, str], labels: Mapping[str, str]) -> str:
     """Return the rules in the profiles of some guests' workers that are not among those allowed, each behind the guest's label.
 
     Args:
         files: lines, each behind the name of its file and a colon.
-        allowed: what a rule must match, by the guest's UUID.
+        allowed: regular expression that a rule must match, by the guest's UUID.
 
     """
-    found = []
+    found: list[str] = []
+    patterns: dict[str, re.Pattern[str]] = {}
     for text in files.split("\n"):
         file, _, rule = text.partition(":")
         uuid = file.removeprefix(f"{_PROFILES}/libvirt-").removesuffix(".files")
         rule = rule.strip()
         comment = not rule or (rule.startswith("#") and not rule.removeprefix("#").lstrip().startswith("include"))
-        if uuid in allowed and not comment and not allowed[uuid].fullmatch(rule):
+        if uuid not in allowed or comment:
+            continue
+        if uuid not in patterns:  # only of guests that are there: to compile it takes a millisecond
+            patterns[uuid] = re.compile(allowed[uuid])
+        if not patterns[uuid].fullmatch(rule):
             found.append(f"{labels[uuid]}: {rule}")
     return "\n".join(found)
 
@@ -92,6 +106,8 @@ def _rules(guest: Guest) -> Iterator[str]:
         (rf"/var/lib/libvirt/qemu/{numbered}/\{{,\*\*\}}", "rwk"),
         (rf"/var/lib/libvirt/qemu/{numbered}/master-key\.aes", "rwk"),
         (rf"/run/libvirt/qemu/channel/[0-9]+-{own}/\{{,\*\*\}}", "rwk"),
+        (rf"/run/libvirt/qemu/channel/[0-9]+-{own}/org\.qemu\.guest_agent\.0", "rw"),
+        ("/dev/pts/[0-9]+", "rw"),
         (rf"/run/libvirt/\*\*/{own}\.pid", "rwk"),
         (rf"/run/libvirt/\*\*/\*\.tunnelmigrate\.dest\.{own}", "rw"),
         (rf"/run/testbed-waking/{own}", "rwk"),

@@ -99,6 +99,20 @@ def test_a_rule_more_in_a_profile_is_drift(rule: str) -> None:
     assert _profiles(lambda text: f"{text}\n{rule}").splitlines() == [f"{GUEST.label}: {rule.strip()}"] * 2
 
 
+def test_what_is_more_in_a_profile_is_taken_out_and_all_else_stays(tmp_path: Path) -> None:
+    item, folder = _setting("worker-profiles"), tmp_path / "profiles"
+    folder.mkdir()
+    wanted = {}
+    for suffix, text in (("", PROFILE), (".files", RULES)):
+        path = folder / f"libvirt-{GUEST.uuid}{suffix}"
+        wanted[path] = text.format(uuid=GUEST.uuid, domain=GUEST.domain, disks=GUEST.disks) + "\n"
+        path.write_text(wanted[path] + "  /etc/** rw,\n  #include <abstractions/base>\n  \"/var/lib/testbed/images/guest/root.raw\" w,\n")
+    text = item.repair.replace("/etc/apparmor.d/libvirt", str(folder)).replace("apparmor_parser -r", "touch loaded;: ")
+    subprocess.run(["sh", "-c", text], check=True, cwd=tmp_path)
+    assert {path: path.read_text() for path in sorted(folder.iterdir())} == wanted
+    assert (tmp_path / "loaded").exists()
+
+
 def test_a_profile_that_only_complains_is_drift() -> None:
     told = _profiles(lambda text: text.replace("(attach_disconnected)", "(attach_disconnected,complain)"))
     assert "complain" in told
@@ -145,6 +159,8 @@ def test_another_authority_or_file_is_drift_and_is_repaired(tmp_path: Path, file
     archive = _archive(tmp_path)
     assert _identity(tmp_path, archive) == ""
     path = tmp_path / "run/testbed" / file
+    (tmp_path / "run/testbed/ovn/administrators.pem").write_text("administrators")  # written anew, as it was
+    assert _identity(tmp_path, archive) == ""
     path.write_text(text) if text else path.unlink()
     assert file in _identity(tmp_path, archive)
     assert _identity(tmp_path, archive, repair=True) == ""
