@@ -62,6 +62,8 @@ def build(topology: str | Path, way: Way, then: Callable[[lab.Lab, Sequence[Acti
     with workspace.locked():
         lab.apply_copy(file, workspace)
         _connect(workspace, way.connect)
+        if not workspace.connection and enclosure.find(testbed.name, workspace.root) is None:
+            workspace.assign_account()
         if not way.cold:
             with way.trace.span("saved memory", ["images"]):
                 ground = _shortened(ground, testbed, workspace, way)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from testbed import resources as packaged
 from testbed.drivers import canary, enclosure
-from testbed.drivers.accounts import privileged
 from testbed.drivers.central import Central, write_client
 from testbed.drivers.checkpoint import Checkpoint
 from testbed.drivers.fabric import Fabric
@@ -208,7 +207,7 @@ def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> O
     found = enclosure.find(testbed.name, workspace.root)
     outside = Outside.take(workspace.connection, fresh=found is None) if workspace.connection else None
     if found is None:
-        devices = ("kvm",) if environment.outer is Accelerator.KVM else ()
+        devices = (f"kvm:{workspace.account.gid}",) if environment.outer is Accelerator.KVM else ()
         found = enclosure.create(
             testbed.name, workspace.root, devices=devices, python=sys.executable, log=workspace.log
         )
@@ -230,10 +229,9 @@ def opened(
         ProvisioningError: the outer hypervisor cannot be opened.
 
     """
-    root = privileged()
     authority = Authority(workspace.pki)
     _renew_client(workspace, authority)
-    hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, privileged=root)
+    hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, workspace.account)
     if outside and outside.fresh:
         destroy_machines(hypervisor, testbed.name)
     fabric = Fabric(testbed.name)

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.drivers import marks
+from testbed.drivers import accounts, marks
+from testbed.drivers.accounts import Account
 from testbed.drivers.cache import remove_tree
 from testbed.drivers.private import OWNER, PASSABLE, make_folder, write_secret
 from testbed.errors import LockedError, UsageError
@@ -101,6 +102,15 @@ class Workspace:
         write_secret(self.folder / "connect", uri.encode())
 
     @property
+    def account(self) -> Account:
+        """The account that the lab's emulators run as."""
+        return accounts.daemon() if self.connection else accounts.of_lab(self.folder)
+
+    def assign_account(self) -> None:
+        """Give the lab an account of its own, unless it has one; raises like `testbed.drivers.accounts.assign`."""
+        accounts.assign(self.folder)
+
+    @property
     def log(self) -> Path:
         """Messages of the lab's holder."""
         return self.folder / "holder.log"
@@ -142,7 +152,8 @@ class Workspace:
     def create(self) -> None:
         """Make the folders that every lab has; harmless when they are there."""
         self.claim()
-        for folder in (self.folder, self.folder / "m", self.libvirt):
+        self.account.admit(self.folder)
+        for folder in (self.folder / "m", self.libvirt):
             self.make(folder)
         for folder in (self.folder / "ssh", self.runs):
             make_folder(folder, OWNER)

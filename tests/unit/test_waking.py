@@ -11,6 +11,7 @@ import pytest
 from testbed import building
 from testbed.building import Way
 from testbed.drivers import golden, outer
+from testbed.drivers.accounts import Account
 from testbed.drivers.cache import file_digest
 from testbed.drivers.freeze import AWAKE
 from testbed.drivers.golden import Saved
@@ -107,7 +108,7 @@ def saved(tmp_path: Path) -> Saved:
 def outside(libvirt: Any, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outer:
     for module in (golden, outer):
         monkeypatch.setattr(module, "make_overlay", lambda _, overlay: overlay)
-    monkeypatch.setattr(outer, "give_to_worker", lambda _: None)
+    monkeypatch.setattr(Account, "give", lambda *_: None)
     workspace = Workspace(tmp_path / "state", LAB.name)
     workspace.create()
     workspace.make(workspace.machine(NODE.name))
