@@ -231,7 +231,10 @@ def opened(
     """
     authority = Authority(workspace.pki)
     _renew_client(workspace, authority)
-    hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, workspace.account)
+    if outside:
+        hypervisor = Hypervisor(outside.uri)
+    else:
+        hypervisor = Hypervisor.embed(workspace.libvirt, workspace.account)
     if outside and outside.fresh:
         destroy_machines(hypervisor, testbed.name)
     fabric = Fabric(testbed.name)

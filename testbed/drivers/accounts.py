@@ -1,7 +1,7 @@
 """Who we are on the outer machine, and the accounts that emulators run as (docs/outer-machine.md).
 
-Each lab of root's has a number of its own, uid and gid in one, that is in no account database. A registry outside
-the state folders says which lab has which number, so that two labs never share one, wherever they are kept.
+Each lab of root's has a number of its own, uid and gid in one, that is in no account database. A registry
+outside the state folders says which lab has which number, so that two labs never share one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from testbed.drivers.marks import require_trust
 from testbed.drivers.private import OWNER, make_folder, write_secret
 from testbed.errors import MachineError
 
-# "Unused" in systemd's table of uids (systemd.io/UIDS-GIDS); beyond useradd's subordinate ids and SSSD's usual range.
+# "Unused" in systemd's table (systemd.io/UIDS-GIDS), beyond useradd's subordinate ids and SSSD's usual range.
 FREEZER = 2_100_000_000  # of machines that are nobody's: those whose memory is saved for every lab
 NUMBERS = range(FREEZER + 1, FREEZER + 2**16)
 REGISTRY = Path("/var/lib/testbed-accounts")
@@ -68,13 +68,13 @@ def daemon() -> Account:
     try:
         found = pwd.getpwnam(_DAEMON)
     except KeyError as error:
-        remedy = "run `testbed doctor`, which says how to make it"
-        raise MachineError(f"the account {_DAEMON} is missing", fact="no account has that name", remedy=remedy) from error
+        what, remedy = f"the account {_DAEMON} is missing", "run `testbed doctor`, which says how to make it"
+        raise MachineError(what, fact="no account has that name", remedy=remedy) from error
     return Account(found.pw_uid, found.pw_gid)
 
 
 def of_lab(folder: Path) -> Account:
-    """Return the account of a lab's emulators: ours, if we are not root; raises like `daemon` where it has no own."""
+    """Return the account of a lab's emulators: ours, if we are not root; raises like `daemon`."""
     number = _recorded(folder)
     if not privileged():
         return ourselves()

@@ -113,7 +113,7 @@ def publish(partial: Path, target: Path) -> None:
 
 
 def take_back(folder: Path) -> None:
-    """Own what a folder of the cache holds, where an emulator's account has got it, which could change its mode then."""
+    """Own again what an emulator's account has got in a folder of the cache, and could make writable."""
     if os.geteuid() == 0 and folder.is_dir() and folder.stat().st_uid == 0:
         for path in folder.iterdir():
             os.chown(path, 0, os.getegid(), follow_symlinks=False)

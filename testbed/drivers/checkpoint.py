@@ -74,7 +74,7 @@ class Kept:
             raise ProvisioningError("a checkpoint is not what was saved", fact=fact, remedy=remedy)
 
     def unpack(self, folder: Path, account: Account) -> None:
-        """Copy the machine's disks and console to where its emulator, which has an account, looks for them."""
+        """Copy the machine's disks and console to where its emulator looks for them, as an account."""
         for path in self.folder.iterdir():
             if path.name not in (_MEMORY, _DOMAIN):
                 copy_secret(path, folder / path.name)

@@ -26,7 +26,7 @@ def _mount(*arguments: str) -> None:
 
 
 def _made(device: Path, target: Path, group: int) -> bool:
-    """Make a node of a device that a group may open, if we may; elsewhere its owner and mode stay what they are."""
+    """Make a node of a device that a group may open, and tell whether we may make one."""
     try:
         os.mknod(target, stat.S_IFCHR | 0o660, device.stat().st_rdev)
     except PermissionError:

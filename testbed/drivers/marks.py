@@ -31,8 +31,8 @@ def lab_mark(name: str) -> str:
 def distrust(folder: Path, *, shared: bool = False) -> str:
     """Return why files of ours are not safe in a folder, or the empty string.
 
-    Like sshd's StrictModes: only root and we may rename anything on the way, and only we write into the folder.
-    A folder that is missing is as safe as what is above it.
+    Like sshd's StrictModes: only root and we may rename anything on the way, and only we write into the
+    folder. A folder that is missing is as safe as what is above it.
 
     Args:
         shared: it may be root's, to read from.

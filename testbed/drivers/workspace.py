@@ -107,7 +107,7 @@ class Workspace:
         return accounts.daemon() if self.connection else accounts.of_lab(self.folder)
 
     def assign_account(self) -> None:
-        """Give the lab an account of its own, unless it has one; raises like `testbed.drivers.accounts.assign`."""
+        """Give the lab an account of its own; raises like `testbed.drivers.accounts.assign`."""
         accounts.assign(self.folder)
 
     @property
