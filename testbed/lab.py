@@ -11,6 +11,7 @@ from pathlib import Path
 
 from testbed import resources as packaged
 from testbed.drivers import canary, enclosure
+from testbed.drivers.accounts import privileged
 from testbed.drivers.central import Central, write_client
 from testbed.drivers.checkpoint import Checkpoint
 from testbed.drivers.fabric import Fabric
@@ -207,7 +208,8 @@ def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> O
     found = enclosure.find(testbed.name, workspace.root)
     outside = Outside.take(workspace.connection, fresh=found is None) if workspace.connection else None
     if found is None:
-        devices = (f"kvm:{workspace.account.gid}",) if environment.outer is Accelerator.KVM else ()
+        group = f":{workspace.account.gid}" if privileged() else ""
+        devices = (f"kvm{group}",) if environment.outer is Accelerator.KVM else ()
         found = enclosure.create(
             testbed.name, workspace.root, devices=devices, python=sys.executable, log=workspace.log
         )
@@ -231,10 +233,9 @@ def opened(
     """
     authority = Authority(workspace.pki)
     _renew_client(workspace, authority)
-    if outside:
-        hypervisor = Hypervisor(outside.uri)
-    else:
-        hypervisor = Hypervisor.embed(workspace.libvirt, workspace.account)
+    account = workspace.account
+    account.admit(workspace.folder)
+    hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, account)
     if outside and outside.fresh:
         destroy_machines(hypervisor, testbed.name)
     fabric = Fabric(testbed.name)

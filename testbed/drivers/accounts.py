@@ -1,7 +1,8 @@
 """Who we are on the outer machine, and the accounts that emulators run as (docs/outer-machine.md).
 
-Each lab of root's has a number of its own, uid and gid in one, that is in no account database. A registry
-outside the state folders says which lab has which number, so that two labs never share one.
+Each lab has a number of its own, uid and gid in one, that is in no account database: of the machine, or of the
+user namespace of an ordinary user's labs. A registry outside the state folders says which lab has which number,
+so that two labs never share one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from testbed.errors import MachineError
 # "Unused" in systemd's table (systemd.io/UIDS-GIDS), beyond useradd's subordinate ids and SSSD's usual range.
 FREEZER = 2_100_000_000  # of machines that are nobody's: those whose memory is saved for every lab
 NUMBERS = range(FREEZER + 1, FREEZER + 2**16)
-REGISTRY = Path("/var/lib/testbed-accounts")
+WITHIN = range(60_001, 65_000)  # subordinate ids, as a user namespace counts them; containers seldom get that far
 _DAEMON = "libvirt-qemu"
 _FILE = "account"
 
@@ -32,10 +33,13 @@ class Account:
 
     uid: int
     gid: int
+    reader: int | None = None  # group that may read what is the account's: ours, where we are not root outside
 
     def give(self, path: Path) -> None:
         """Let the account, and it alone, open a file; a symbolic link is not followed."""
-        os.chown(path, self.uid, self.gid, follow_symlinks=False)
+        os.chown(path, self.uid, self.gid if self.reader is None else self.reader, follow_symlinks=False)
+        if self.reader is not None and not path.is_symlink():
+            path.chmod(0o640)
 
     def admit(self, folder: Path) -> None:
         """Let the account, and no other but ours, pass through a folder of ours."""
@@ -74,14 +78,42 @@ def daemon() -> Account:
 
 
 def of_lab(folder: Path) -> Account:
-    """Return the account of a lab's emulators: ours, if we are not root; raises like `daemon`."""
+    """Return the account of a lab's emulators; raises like `daemon`.
+
+    Without root, a lab's own account exists in its user namespace alone; where it has none, it is ours.
+    """
     number = _recorded(folder)
-    if not privileged():
-        return ourselves()
-    return Account(number, number) if number else daemon()
+    if privileged():
+        return Account(number, number) if number in NUMBERS else daemon()
+    if number in WITHIN and os.geteuid() == 0 and _mapped(number):
+        return Account(number, number, reader=0)
+    return ourselves()
 
 
-def assign(folder: Path, registry: Path = REGISTRY) -> None:
+def _mapped(number: int) -> bool:
+    """Tell whether our user namespace has an id."""
+    for kind in ("uid", "gid"):
+        rows = [tuple(map(int, row.split())) for row in Path(f"/proc/self/{kind}_map").read_text().splitlines()]
+        if not any(first <= number < first + count for first, _, count in rows):
+            return False
+    return True
+
+
+def registry_folder() -> Path:
+    """Return the folder that says which lab has which number: root's, or the user's own."""
+    return Path("/var/lib/testbed-accounts") if privileged() else Path.home() / ".local/state/testbed-accounts"
+
+
+def closed_way(*folders: Path) -> str:
+    """Return which folder on the way to others does not let every account pass, or the empty string."""
+    for folder in folders:
+        for path in (folder, *folder.parents):
+            if path.exists() and not path.stat().st_mode & 0o001:
+                return f"{path} has mode {path.stat().st_mode & 0o7777:04o}"
+    return ""
+
+
+def assign(folder: Path, registry: Path) -> None:
     """Give a lab the number that it has already, or one that no other lab has.
 
     Args:
@@ -91,8 +123,6 @@ def assign(folder: Path, registry: Path = REGISTRY) -> None:
         MachineError: others can change the registry, or all numbers are taken.
 
     """
-    if not privileged():
-        return
     place = folder.resolve()
     with _locked(registry):
         taken = _taken(registry)
@@ -126,19 +156,19 @@ def _taken(registry: Path) -> dict[int, Path]:
     return taken
 
 
-def _recorded(folder: Path) -> int | None:
-    """Return the number that a lab's folder says is the lab's, or None."""
+def _recorded(folder: Path) -> int:
+    """Return the number that a lab's folder says is the lab's, or 0."""
     try:
         text = (folder / _FILE).read_text().strip()
     except (OSError, ValueError):
-        return None
-    return int(text) if text.isdecimal() and int(text) in NUMBERS else None
+        return 0
+    return int(text) if text.isascii() and text.isdecimal() else 0
 
 
 def _free(taken: dict[int, Path]) -> int:
     running = {path.stat().st_uid for path in Path("/proc").glob("[0-9]*") if path.exists()}
     known = {entry.pw_uid for entry in pwd.getpwall()} | running
-    for number in NUMBERS:
+    for number in NUMBERS if privileged() else WITHIN:
         if number not in taken and number not in known:
             return number
     fact, remedy = f"{len(taken)} labs have one", "take labs down that nobody needs"

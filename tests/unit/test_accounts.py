@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from testbed.drivers import accounts
-from testbed.drivers.accounts import FREEZER, NUMBERS, Account, assign, of_lab, ourselves
+from testbed.drivers import workspace as workspaces
+from testbed.drivers.accounts import FREEZER, NUMBERS, WITHIN, Account, assign, of_lab, ourselves
 from testbed.drivers.cache import take_back
 from testbed.drivers.hypervisor import Hypervisor
 from testbed.drivers.workspace import Workspace
@@ -101,12 +102,52 @@ def test_no_file_makes_an_emulator_somebody_else(text: str, tmp_path: Path, monk
     assert of_lab(folder) == Account(4711, 4711)
 
 
-def test_without_root_emulators_are_ours(tmp_path: Path, registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_root_a_lab_has_a_subordinate_id_where_others_may_pass(
+    tmp_path: Path, registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(accounts, "privileged", lambda: False)
-    folder = _folder(tmp_path, "s/red")
-    assign(folder, registry)
+    monkeypatch.setattr(accounts, "registry_folder", lambda: registry)
+    workspace, other = Workspace(tmp_path / "s", "red"), Workspace(tmp_path / "s", "blue")
+    for each in (workspace, other):
+        each.claim()
+    assert workspace.account == accounts.freezer() == ourselves()
+    monkeypatch.setattr(accounts, "closed_way", lambda *_: "/home/me has mode 0700")
+    assert workspace.assign_account(tmp_path, kvm=False) == "/home/me has mode 0700"
     assert not registry.exists()
-    assert of_lab(folder) == accounts.freezer() == ourselves()
+    monkeypatch.setattr(accounts, "closed_way", lambda *_: "")
+    for each in (workspace, other):
+        assert each.assign_account(tmp_path, kvm=False) == ""
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)  # outside of the lab's user namespace
+    assert workspace.account == ourselves()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(accounts, "_mapped", lambda _: True)
+    assert workspace.account == Account(WITHIN[0], WITHIN[0], reader=0)
+    assert other.account == Account(WITHIN[1], WITHIN[1], reader=0)
+
+
+def test_a_device_that_is_closed_keeps_the_users_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts, "privileged", lambda: False)
+    monkeypatch.setattr(accounts, "closed_way", lambda *_: "")
+    monkeypatch.setattr(workspaces, "_KVM", tmp_path / "kvm")
+    (tmp_path / "kvm").touch(mode=0o660)
+    workspace = Workspace(tmp_path / "s", "red")
+    workspace.claim()
+    assert "not open to every account" in workspace.assign_account(tmp_path, kvm=True)
+
+
+def test_the_way_to_a_folder_is_closed_by_any_folder_on_it(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    for path in (tmp_path / "a/b", tmp_path / "a"):
+        path.chmod(0o700)
+        assert accounts.closed_way(tmp_path / "a/b/missing") == f"{path} has mode 0700"
+        path.chmod(0o711)
+
+
+def test_what_the_account_of_a_user_namespace_gets_we_can_read(tmp_path: Path) -> None:
+    (tmp_path / "console.log").write_text("")
+    Account(os.geteuid(), 4711, reader=os.getegid()).give(tmp_path / "console.log")
+    status = (tmp_path / "console.log").stat()
+    assert (status.st_gid, status.st_mode & 0o777) == (os.getegid(), 0o640)
 
 
 def test_a_daemon_has_its_own_account(tmp_path: Path, registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +166,8 @@ def test_only_a_labs_emulators_pass_through_its_folder(tmp_path: Path, registry:
     workspace.claim()
     assign(workspace.folder, registry)
     workspace.create()
+    assert workspace.folder.stat().st_mode & 0o7777 == 0o700
+    workspace.account.admit(workspace.folder)
     number = workspace.account.gid
     status = workspace.folder.stat()
     assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (0, number, 0o710)
