@@ -150,7 +150,7 @@ def _memory() -> Finding:
 
 def _trust(folder: Path, *, shared: bool) -> Finding:
     fact = distrust(folder, shared=shared)
-    return Finding(f"folder {folder}", not fact, fact or "only we write into it", remedy_of_distrust(folder))
+    return Finding(f"folder {folder}", not fact, fact or "its owner alone writes into it", remedy_of_distrust(folder))
 
 
 def _ways(*folders: Path) -> Iterator[Finding]:

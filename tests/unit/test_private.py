@@ -28,7 +28,7 @@ from testbed.verify.evidence import Evidence
 LAB = resolve(read(topologies() / "one-node.yaml").spec)
 
 
-@pytest.fixture(autouse=True, params=[0o000, 0o777], ids=["open umask", "closed umask"])
+@pytest.fixture(autouse=True, params=[0o000, 0o077], ids=["open umask", "closed umask"])
 def umask(request: pytest.FixtureRequest) -> Iterator[None]:
     before = os.umask(request.param)
     yield
