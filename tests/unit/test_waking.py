@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,14 @@ def _start(place: Outer, memory: Saved | str | None) -> None:
     if memory is not None:
         place.memories[Hardware.of(NODE, INPUTS.environment)] = memory  # type: ignore[index]
     place.perform(Action(Verb.CREATE, KEY, "it does not exist", desired(LAB, INPUTS)[KEY], ()))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_a_machine_starts_from_belongs_to_no_emulator(outside: Outer, saved: Saved) -> None:
+    for path in saved.folder.iterdir():
+        os.chown(path, 4711, 4711)
+    _start(outside, saved)
+    assert {path.stat().st_uid for path in saved.folder.iterdir()} == {0}
 
 
 def test_a_machine_starts_from_saved_memory(outside: Outer, libvirt: Libvirt, told: list[str], saved: Saved) -> None:
