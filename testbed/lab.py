@@ -233,9 +233,9 @@ def opened(
     """
     authority = Authority(workspace.pki)
     _renew_client(workspace, authority)
-    account = workspace.account
-    account.admit(workspace.folder)
-    hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, account)
+    if not outside:
+        workspace.account.admit(workspace.folder)
+    hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, workspace.account)
     if outside and outside.fresh:
         destroy_machines(hypervisor, testbed.name)
     fabric = Fabric(testbed.name)
