@@ -241,9 +241,9 @@ def opened(
     login.renew(workspace, authority)
     client = authority.administrator("testbed", start=authority.born, now=datetime.now(UTC))
     write_client(workspace, client.private_key, client.certificate)
-    account = workspace.account
-    account.admit(workspace.folder)
-    hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, account)
+    if not outside:
+        workspace.account.admit(workspace.folder)
+    hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, workspace.account)
     if outside and outside.fresh:
         destroy_machines(hypervisor, testbed.name)
     fabric = Fabric(testbed.name)

@@ -168,7 +168,8 @@ class Workspace:
     def create(self) -> None:
         """Make the folders that every lab has; harmless when they are there."""
         self.claim()
-        for folder in (self.folder / "m", self.libvirt):
+        passed = [self.folder] if self.connection else []  # by which account, the daemon's settings say
+        for folder in (*passed, self.folder / "m", self.libvirt):
             self.make(folder)
         for folder in (self.folder / "ssh", self.runs):
             make_folder(folder, OWNER)

@@ -158,6 +158,8 @@ def test_a_daemon_has_its_own_account(tmp_path: Path, registry: Path, monkeypatc
     monkeypatch.setattr(accounts, "daemon", lambda: Account(4711, 4711))
     workspace.connect("qemu:///system")
     assert workspace.account == Account(4711, 4711)
+    workspace.create()
+    assert workspace.folder.stat().st_mode & 0o7777 == 0o711  # the daemon may have been told another account
 
 
 @as_root
