@@ -39,12 +39,14 @@ class State:
         different: what is not as it must be, where it could be looked at.
         blind: why a place could not be looked at, by place.
         seconds: how long the look took.
+        resources: how many were compared.
 
     """
 
     different: tuple[Difference, ...]
     blind: Mapping[str, str]
     seconds: float
+    resources: int = 0
 
     def open(self) -> list[Difference]:
         """Return the differences that may have opened a wall."""
@@ -84,7 +86,7 @@ def look(lab: Lab) -> State:
     for found in looks:
         observed.update(found if not isinstance(found, str) else {})
     seen: dict[Key, Resource] = {key: item for key, item in desired.items() if key.place not in blind}
-    return State(tuple(differences(seen, observed)), blind, time.monotonic() - started)
+    return State(tuple(differences(seen, observed)), blind, time.monotonic() - started, len(seen))
 
 
 def _observe(lab: Lab, place: Place, outer: Observed) -> Observed | str:
@@ -115,14 +117,15 @@ def _recorded(fleet: Fleet) -> State:
         "different": [[str(item.key), item.name, item.found, item.wanted] for item in found.different],
         "not looked at": dict(found.blind),
     }
-    fleet.evidence.record("fleet", "state", f"{len(fleet.lab.desired)} resources, compared with the topology", answer, started)
+    fleet.evidence.record("fleet", "state", f"{found.resources} resources, compared with the topology", answer, started)
     return found
 
 
 def in_words(fleet: Fleet, found: Iterable[Difference]) -> list[str]:
     """Return differences in words, one for each."""
-    guests = words.owners(fleet.lab.desired)
-    return [item.told(guests) for item in found]
+    items = list(found)
+    guests = words.owners(fleet.lab.desired) if items else {}
+    return [item.told(guests) for item in items]
 
 
 @dataclass
@@ -167,9 +170,10 @@ class Watch:
     @property
     def results(self) -> list[CheckResult]:
         """One row for each control and place whose settings are not, or were not, as the topology says, or could not be seen."""
-        walls, guests = Walls.of_lab(self.fleet.testbed), words.owners(self.fleet.lab.desired)
+        walls, different = Walls.of_lab(self.fleet.testbed), self._all()
+        guests = words.owners(self.fleet.lab.desired) if different else {}
         rows: dict[tuple[str, str], list[str]] = defaultdict(list)
-        for item, when in self._all():
+        for item, when in different:
             for control in walls.endangered(item):
                 rows[control, item.key.place].append(f"{item.told(guests)} ({when})")
         failed = [self._row(control, place, Verdict.FAIL, told) for (control, place), told in rows.items()]
