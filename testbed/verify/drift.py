@@ -50,19 +50,21 @@ class State:
 
     def open(self) -> list[Difference]:
         """Return the differences that may have opened a wall."""
-        return [item for item in self.different if not self._is_state(item)]
+        idle = self.idle()
+        return [item for item in self.different if item not in idle]
 
     def idle(self) -> list[Difference]:
         """Return the differences that are of state: guests and machines that do not run, and what has gone with them."""
-        return [item for item in self.different if self._is_state(item)]
+        gone = {(item.key.place, item.key.name) for item in self.different if _stopped(item) and item.key.kind is Kind.GUEST}
+        return [item for item in self.different if _stopped(item) or item.name == STATE or _gone_with(item, gone)]
 
-    def _is_state(self, item: Difference) -> bool:
-        gone = {Key(one.key.place, Kind.GUEST, one.key.name) for one in self.different if _stopped(one)}
-        if item.key.kind is Kind.LIMIT and not item.name and item.found is None:
-            return Key(item.key.place, Kind.GUEST, item.key.name.rpartition("/")[0]) in gone
-        if item.key.kind is Kind.GUEST and item.name in _OF_WORKERS:
-            return item.key in gone
-        return _stopped(item) or item.name == STATE
+
+def _gone_with(item: Difference, guests: Container[tuple[str, str]]) -> bool:
+    """Tell whether a difference follows from that some guests, by place and name, do not run."""
+    key = item.key
+    if key.kind is Kind.LIMIT and not item.name and item.found is None:
+        return (key.place, key.name.rpartition("/")[0]) in guests
+    return key.kind is Kind.GUEST and item.name in _OF_WORKERS and (key.place, key.name) in guests
 
 
 def _stopped(item: Difference) -> bool:
