@@ -259,7 +259,7 @@ def prune(
 def main() -> None:
     """Run the command line; every error of ours becomes three lines and an exit code.
 
-    An error that nobody foresaw ends like a command that did not finish: Python's own 1 would say that a wall is open.
+    An unforeseen error ends like a command that did not finish: Python's own 1 would say that a wall is open.
     """
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv[1:own] = [f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]]  # an option whose value may be left out
