@@ -210,7 +210,7 @@ class Workspace:
             UsageError: there is none.
 
         """
-        found = sorted((path.parent for path in self.runs.glob("*/result.json")), key=place) if self.runs.exists() else []
+        found = sorted((path.parent for path in self.runs.glob("*/result.json")), key=place)
         if not found:
             fact = f"{self.runs} holds no result"
             raise UsageError(f"the lab {self.lab} has no check run", fact=fact, remedy=f"run `testbed check {self.lab}`")
