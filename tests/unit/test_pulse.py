@@ -103,3 +103,12 @@ def test_hearts_rest_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt), beating(fleet):
         raise KeyboardInterrupt
     assert heart.rested.is_set()
+
+
+def test_our_own_machine_notices_that_it_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    stood: dict[str, float] = {}
+    clock = iter([0.0, 0.1, 4.5, 4.6])
+    monkeypatch.setattr(pulse, "time", SimpleNamespace(monotonic=lambda: next(clock, 4.7)))
+    with pulse._own_heart(stood):
+        threading.Event().wait(0.8)
+    assert stood[OUTER] == pytest.approx(4.3)
