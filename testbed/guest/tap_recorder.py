@@ -43,6 +43,7 @@ _ACCEPT, _REFUSE = (RETURN, 0, 0, _WHOLE), (RETURN, 0, 0, 0)
 class TapRecorder(Sniffer):
     """Sniffs on the taps of a node as long as its owner turns the selector and calls what is ready."""
 
+    promiscuous = False  # nothing that goes out is left out
     buffer_option = 33  # SO_RCVBUFFORCE: more than the machine gives to everybody (socket(7))
 
     def __init__(self, prefix: str, taps: list[str], selector: selectors.BaseSelector) -> None:
