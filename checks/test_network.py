@@ -32,7 +32,7 @@ def _pair(stage: Stage) -> str:
         shortcut("an OpenFlow rule leads from one tenant's port to another's", "dl_dst={victim}"),
         ALLOW_ALL,
         concealed(
-            "a path to another tenant's guest is open, and that guest conceals what comes by it",
+            "a path to another guest is open, and that guest conceals what comes by it",
             shortcut("the path", "dl_dst={victim}"),
             lambda stage: stage.strangers()[1],
         ),
