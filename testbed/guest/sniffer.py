@@ -84,7 +84,11 @@ class Sniffer:
         """
         sniffer = packet_socket(name, _ETH_P_ALL)
         sniffer.setblocking(False)
-        attach(sniffer, steps)
+        try:
+            attach(sniffer, steps)
+        except OSError:
+            sniffer.close()
+            raise
         sniffer.setsockopt(socket.SOL_SOCKET, self.buffer_option, _BUFFER)
         if self.promiscuous:
             member = struct.pack("iHH8s", socket.if_nametoindex(name), _PROMISCUOUS, 0, b"")
