@@ -66,7 +66,7 @@ def test_each_node_records_on_the_taps_of_its_own_guests(monkeypatch: pytest.Mon
 ])  # fmt: skip
 def test_a_node_that_does_not_record_is_told(monkeypatch: pytest.MonkeyPatch, answer: Answer) -> None:
     fleet, _ = _fleet(monkeypatch, lambda *_: answer)
-    with pytest.raises(InstrumentError, match="node-[ab] cannot record what it hands to its guests"):
+    with pytest.raises(InstrumentError, match=r"node-[ab] cannot record what it hands to its guests"):
         tap_witness.listen(fleet, TOKENS.prefix)
 
 
@@ -232,7 +232,7 @@ def test_what_both_witnesses_saw_alike_is_judged_by_the_topology(monkeypatch: py
 
 
 def test_a_leak_that_its_receiver_conceals_turns_the_check_red(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(AssertionError, match="1 of .* cells leak: .*; blue/db conceals 1 frames"):
+    with pytest.raises(AssertionError, match=r"1 of .* cells leak: .*; blue/db conceals 1 frames"):
         _reached(monkeypatch, {}, {OTHER: [_cell(WEB, OTHER, "icmp", allowed=False)]})
 
 
