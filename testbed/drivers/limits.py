@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from testbed.model.testbed import Guest
 from testbed.plan.resources import Key, Kind, Properties
 
-_RATE = re.compile(r"\bpkts_rate (\d+)")
+_POLICER = re.compile(r"\bpolice (0x[0-9a-f]+) .*\bpkts_rate (\d+)")  # its index in the kernel, and packets per second
 _KPACKETS = 1000
 BURST = 1.0  # seconds' worth of packets that may come at once
 
@@ -20,21 +20,23 @@ BURST = 1.0  # seconds' worth of packets that may come at once
 def observed(node: str, guests: Iterable[Guest], filters: str) -> dict[Key, Properties]:
     """Return what the kernel limits of those interfaces of guests that are there; several policers count together.
 
+    One policer is printed twice, with the filters of both directions; its index tells it from another one.
+
     Args:
         filters: what `testbed.plan.settings.FILTERS` printed: filters of an interface behind a line that names it.
 
     """
     names = {nic.tap: f"{guest.label}/{nic.network}" for guest in guests for nic in guest.nics}
-    found: dict[Key, dict[str, int]] = {}
+    found: dict[Key, set[tuple[str, int]]] = {}
     device = ""
     for line in filters.splitlines():
         if line.startswith("interface "):
             device = line.removeprefix("interface ")
             if device in names:
-                found.setdefault(Key(node, Kind.LIMIT, names[device]), {"packets": 0})
-        elif device in names and (rate := _RATE.search(line)):
-            found[Key(node, Kind.LIMIT, names[device])]["packets"] += int(rate[1])
-    return {key: dict(limits) for key, limits in found.items()}
+                found.setdefault(Key(node, Kind.LIMIT, names[device]), set())
+        elif device in names and (policer := _POLICER.search(line)):
+            found[Key(node, Kind.LIMIT, names[device])].add((policer[1], int(policer[2])))
+    return {key: {"packets": sum(rate for _, rate in policers)} for key, policers in found.items()}
 
 
 def limit(taps: Iterable[str], packets: int) -> str:

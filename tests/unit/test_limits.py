@@ -188,7 +188,8 @@ def test_a_second_policer_hides_no_first_one() -> None:
     lab = _lab({}, {})
     tap = lab.guests[0].nics[0].tap
     for rates in ((9000, 1000), (1000, 9000)):
-        text = "\n".join((f"interface {tap}", *(f"police 0x1 pkts_rate {rate} pkts_burst 1000" for rate in rates)))
+        policers = [f"police 0x{number} rate 0bit pkts_rate {rate} pkts_burst 1000" for number, rate in enumerate(rates)]
+        text = "\n".join((f"interface {tap}", *policers, *policers))  # each is printed with the filters of both directions
         assert [item["packets"] for item in limits.observed("node", lab.guests, text).values()] == [10_000]
 
 
