@@ -62,6 +62,8 @@ def _domains(node: Node) -> Iterator[str]:
 
 
 def _rows(fleet: Fleet) -> Iterator[str]:
+    # Asked first, since a connection to a database that is not there is waited for as long as one to a slow machine.
+    fleet.machines[fleet.testbed.controller.name].read("systemctl is-active ovn-ovsdb-server-nb")
     northbound = fleet.lab.central.northbound
     yield from (f"the switch {label}" for label in northbound.switches())
     yield from (f"the port {label} ({port['port']})" for label, port in northbound.ports().items())

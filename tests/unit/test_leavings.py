@@ -194,7 +194,7 @@ class _Place:
 
     def __init__(self, *shown: Any) -> None:
         self.shown = list(shown)
-        self.name = "node"
+        self.name = "node"  # both machines of these tests are looked at as one
 
     def __call__(self, *_: object) -> Any:
         found = self.shown.pop(0) if len(self.shown) > 1 else self.shown[0]
@@ -205,7 +205,7 @@ class _Place:
     read = __call__
 
 
-def _fleet(tmp_path: Path, **places: _Place) -> Any:
+def _fleet(tmp_path: Path, **places: Any) -> Any:
     machine = places.get("machine", _Place("the interface lo"))
     northbound = SimpleNamespace(switches=places.get("switches", _Place({})), ports=places.get("ports", _Place({})))
     node = SimpleNamespace(hypervisor=SimpleNamespace(domains=places.get("domains", _Place([]))))
@@ -213,7 +213,8 @@ def _fleet(tmp_path: Path, **places: _Place) -> Any:
     lab = SimpleNamespace(nodes={"node": node}, central=SimpleNamespace(northbound=northbound), outer=outer,
                           workspace=SimpleNamespace(folder=tmp_path))  # fmt: skip
     files = places.get("files", _Place(None))
-    return SimpleNamespace(testbed=LAB, machines={"node": machine}, lab=lab, instruments={}, leavings=Leavings(), files_of=lambda _: files)
+    machines = {"node": machine, "controller": places.get("controller", _Place("active"))}
+    return SimpleNamespace(testbed=LAB, machines=machines, lab=lab, instruments={}, leavings=Leavings(), files_of=lambda _: files)
 
 
 def _link(name: str, resource: str) -> Any:
@@ -250,6 +251,15 @@ def test_a_probe_that_does_not_end_and_keys_that_stay_are_named(tmp_path: Path, 
     (tmp_path / "strangers").mkdir()
     lines = traces.left_behind(fleet, before)
     assert [line.partition(" is left behind at ")[2] for line in lines] == ["the outer machine", "red/web"]
+
+
+def test_a_controller_that_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
+    """Its database is not connected to, which would be waited for as long as a slow machine may take."""
+    asked: list[object] = []
+    silence = InstrumentError("cannot log in to controller", fact="no route", remedy="-")
+    fleet = _fleet(tmp_path, controller=_Place(silence), switches=asked.append, ports=asked.append)
+    assert "no route" in traces.look(fleet)["OVN's database"]
+    assert not asked
 
 
 @pytest.mark.parametrize("error", [InstrumentError("no", fact="silence", remedy="-"), OSError("netlink"), RuntimeError("a bug")])

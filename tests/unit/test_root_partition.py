@@ -59,6 +59,15 @@ def test_every_account_and_group_counts(other: _Identity) -> None:
     assert _mixed({"red.web": _own(64100, KVM), "red.db": other}, {"red.web": 64100, "red.db": 64101}, KVM)
 
 
+def test_a_worker_that_no_topology_knows_shares_no_account() -> None:
+    """Nothing says which account it must have, so it is compared with all others."""
+    known, wanted = {"red.web": _own(64100, KVM)}, {"red.web": 64100}
+    assert _mixed({**known, "blue.a.lodger": _own(64109, KVM)}, wanted, KVM) == []
+    for name in ("blue.a.lodger", "z.lodger"):
+        (told,) = _mixed({**known, name: _own(64100, KVM)}, wanted, KVM)
+        assert "share account [64100]" in told
+
+
 @pytest.mark.parametrize(
     ("text", "values"),
     [
