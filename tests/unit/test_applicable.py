@@ -43,10 +43,18 @@ class FakeHost:
         return SimpleNamespace(status=0, text="")
 
 
+def _agent(*_: object) -> dict[str, object]:
+    """Answer as the agent of a guest in which every program ends well."""
+    return {"pid": 1, "exited": True, "exitcode": 0}
+
+
 def _lab(testbed: Testbed) -> Any:
     """Return a lab whose machines and databases take every change."""
     hosts = {machine.name: FakeHost() for machine in testbed.machines}
-    nodes = {node.name: SimpleNamespace(name=node.name, host=hosts[node.name], hypervisor=MagicMock()) for node in testbed.nodes}
+    nodes = {
+        node.name: SimpleNamespace(name=node.name, host=hosts[node.name], hypervisor=MagicMock(), agent=_agent)
+        for node in testbed.nodes
+    }
     return SimpleNamespace(testbed=testbed, nodes=nodes, host=hosts.__getitem__, central=MagicMock())
 
 
