@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from uuid import NAMESPACE_OID, uuid5
 
@@ -10,6 +9,7 @@ from checks.breaches import ALLOW_ALL, TABLE, command, has_pair, has_sharers, mi
 from checks.ordeal import EARLY, LATE, absence, arrival, departure, upheaval, withdrawal
 from checks.shortcuts import for_a_while, shortcut
 from testbed.errors import InstrumentError
+from testbed.foreign import data
 from testbed.model.subjects import Pair, leaver, pair
 from testbed.plan.acls import Acl
 from testbed.verify.declare import Breach, Effect, check
@@ -163,7 +163,7 @@ def _claims(node: Machine) -> list[tuple[str, str]]:
     """
     text = node.read("ovs-vsctl --format=json --columns=name,external_ids list interface")
     try:
-        found = [(str(row["name"]), dict(row["external_ids"])) for row in rows(json.loads(text))]
+        found = [(str(row["name"]), dict(row["external_ids"])) for row in rows(data.read(text))]
     except (ValueError, KeyError, TypeError) as error:
         raise InstrumentError(f"the interfaces of {node.name} cannot be read", fact=repr(error), remedy="repeat the check") from error
     return [(name, str(ids["iface-id"])) for name, ids in found if "iface-id" in ids]

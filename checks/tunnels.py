@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
+from testbed.foreign import data
 from testbed.model.policy import Endpoint, endpoints
 from testbed.model.subjects import ordered
 from testbed.model.surroundings import GENEVE as GENEVE_PORT
@@ -126,7 +126,7 @@ def _port_keys(fleet: Fleet) -> dict[str, int]:
     """Return the tunnel key of each logical port, as the southbound database has it."""
     text = fleet.machines[fleet.testbed.controller.name].read("ovn-sbctl --format=json --columns=logical_port,tunnel_key list Port_Binding")
     try:
-        return {str(name): int(key) for name, key in json.loads(text)["data"]}
+        return {str(name): int(key) for name, key in data.read(text)["data"]}
     except (ValueError, KeyError, TypeError) as error:
         raise broken("the keys of logical ports cannot be read", f"{type(error).__name__}: {error}") from error
 

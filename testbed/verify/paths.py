@@ -6,11 +6,11 @@ neighbour and listener discovery is left out inside a network: the nodes' guards
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from testbed.errors import InstrumentError
+from testbed.foreign import data
 from testbed.model.policy import Endpoint, endpoints
 from testbed.model.testbed import Plane
 from testbed.verify import openflow, walk
@@ -105,7 +105,7 @@ def bridges(fleet: Fleet) -> dict[str, Bridge]:
 def _bridge(machine: Machine, fabric: Mapping[str, str]) -> Bridge:
     text, _, table = machine.read(_READ).rpartition("\n")
     try:
-        found = rows(json.loads(table))
+        found = rows(data.read(table))
         ports = {str(row["ofport"]): str(row["name"]) for row in found}
         remote = {int(row["ofport"]): fabric.get(str(row["options"].get("remote_ip"))) for row in found}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

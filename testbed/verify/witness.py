@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from testbed.errors import InstrumentError
+from testbed.foreign import data
 from testbed.model.testbed import Guest, GuestNic
 from testbed.plan.controls import Walls, pinning
 from testbed.plan.diff import differences
@@ -137,7 +138,7 @@ def _southbound(fleet: Fleet) -> list[Finding]:
     text = machine.read("ovn-sbctl --format=json --columns=logical_port,port_security,chassis,up list Port_Binding; echo; "
                         "ovn-sbctl --format=json --columns=_uuid,name,hostname list Chassis")  # fmt: skip
     try:
-        bindings, chassis = (rows(json.loads(line)) for line in text.splitlines() if line)
+        bindings, chassis = (rows(data.read(line)) for line in text.splitlines() if line)
         names = {row["_uuid"]: row["name"] for row in chassis}
         ports = {row["logical_port"]: row for row in bindings}
     except (ValueError, KeyError, TypeError) as error:

@@ -35,6 +35,7 @@ from testbed.verify.observation import Observation
 from testbed.verify.offers import read_offer
 from testbed.verify.pipes import AgentPipe
 from testbed.verify.probing import CALL, Instrument, Probe, listed, require_sent, results_of
+from testbed.verify.tokens import Tokens
 from tests.hostile import OVERSIZE, WORDS, Clock, HostileAgent, bomb, file, message, nested, piece
 
 LAB = resolve(read(Path(__file__).parents[2] / "topologies/one-node.yaml").spec)
@@ -209,9 +210,10 @@ def test_the_result_of_another_probe_is_none_of_ours(result: dict[str, object]) 
 @pytest.mark.parametrize("value", ["nan", [1], True, float("nan"), -1, 2**70, None])
 @pytest.mark.parametrize("key", ["at", "until", "times"])
 def test_what_a_recorder_tells_is_a_number_or_no_observation(key: str, value: object) -> None:
-    record = {"token": "tb-x.", "at": 1.0, "until": 2.0, "times": 3, key: value}
+    tokens = Tokens("tb-", b"key")
+    record = {"token": tokens.of("x"), "at": 1.0, "until": 2.0, "times": 3, key: value}
     with pytest.raises(InstrumentError):
-        Observation("tb-", {"red/web": [record]}, {}).windows("x")
+        Observation(tokens, {"red/web": [record]}, {}).windows("x")
 
 
 def test_a_frame_is_no_longer_than_one() -> None:
