@@ -137,7 +137,7 @@ def absence(fleet: Fleet) -> Ordeal:
 
 
 def departure(fleet: Fleet) -> Ordeal:
-    """Observe what the guests of all other nodes get through while one node boots anew; its own are started again afterwards.
+    """Observe what the guests of all other nodes get through while one node boots anew; its own guests are started again afterwards.
 
     Raises:
         InstrumentError: the observation was not complete, or the node does not come back.
@@ -184,7 +184,7 @@ def _free(fleet: Fleet, scene: Scene) -> IPv4Address:
 
 
 def _first_frames(fleet: Fleet, scene: Scene) -> list[tuple[Probe, str]]:
-    """Return what a guest without a flow of its own sends: lies, and honest packets for everybody."""
+    """Return what a guest without a flow of its own sends: lies, and honest packets for every guest."""
     found = [(lie.probe, str(lie)) for lie in _selected(list(of_scene(scene)))]
     for number, target in enumerate(endpoints(fleet.testbed)):
         head = IP(src=str(scene.sender.address), dst=str(target.address))

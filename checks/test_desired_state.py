@@ -9,7 +9,7 @@ from testbed.errors import InstrumentError
 from testbed.model.testbed import Guest
 from testbed.plan.acls import Acl
 from testbed.verify import drift
-from testbed.verify.declare import Breach, check
+from testbed.verify.declare import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.stage import Stage
 
@@ -44,6 +44,7 @@ def _limit(stage: Stage, packets: int) -> str:
     id="VMM-04",
     objective="The live configuration is what the topology says: machines, networks, rules, volumes, guests, settings and limits",
     severity="high",
+    effect=Effect.OBSERVES,
     breaches=(
         command(
             "a node forwards packets between its networks",

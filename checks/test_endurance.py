@@ -84,7 +84,7 @@ def test_walls_hold_without_the_controller(fleet: Fleet) -> None:
 
 
 def _others_are_left(stage: Stage) -> str | None:
-    """Return why nobody is left who could attack while a node is away."""
+    """Return why no guests are left that could attack while a node is away."""
     if len(stage.testbed.nodes) < 2:
         return "the fleet has one node, so no guest is left while it boots"
     return None if _left(stage) else "whichever node boots, no two guests are left that no flow joins, so nothing could leak meanwhile"

@@ -56,7 +56,7 @@ def test_source_mac_is_pinned(fleet: Fleet) -> None:
 
 
 def _stranger_of(stage: Stage) -> str:
-    """Return the MAC address of another tenant's guest, else of another guest, else of nobody."""
+    """Return the MAC address of another tenant's guest, else of another guest, else one that no guest has."""
     own = stage.sender.guest
     others = sorted((guest for guest in stage.testbed.guests if guest is not own), key=lambda guest: guest.tenant == own.tenant)
     return others[0].nics[0].mac if others else f"0e{own.nics[0].mac[2:]}"

@@ -65,6 +65,10 @@ def build(topology: str | Path, way: Way, then: Callable[[lab.Lab, Sequence[Acti
         _require_same(testbed, workspace)
         lab.apply_copy(file, workspace)
         _connect(workspace, way.connect)
+        if not workspace.connection and enclosure.find(testbed.name, workspace.root) is None:
+            kvm = ground.environment.outer is Accelerator.KVM
+            if reason := workspace.assign_account(cache_root(), kvm=kvm):
+                say(f"emulators run as you, and not under an account of this lab's: {reason}")
         if not way.cold:
             with way.trace.span("saved memory", ["images"]):
                 ground = _shortened(ground, testbed, workspace, way)

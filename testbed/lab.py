@@ -214,7 +214,8 @@ def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> O
     found = enclosure.find(testbed.name, workspace.root)
     outside = Outside.take(workspace.connection, fresh=found is None) if workspace.connection else None
     if found is None:
-        devices = ("kvm",) if environment.outer is Accelerator.KVM else ()
+        group = f":{workspace.account.gid}" if privileged() else ""
+        devices = (f"kvm{group}",) if environment.outer is Accelerator.KVM else ()
         found = enclosure.create(
             testbed.name, workspace.root, devices=devices, python=sys.executable, log=workspace.log
         )
@@ -236,12 +237,13 @@ def opened(
         ProvisioningError: the outer hypervisor cannot be opened.
 
     """
-    root = privileged()
     authority = Authority(workspace.pki)
     login.renew(workspace, authority)
     client = authority.administrator("testbed", start=authority.born, now=datetime.now(UTC))
     write_client(workspace, client.private_key, client.certificate)
-    hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, privileged=root)
+    if not outside:
+        workspace.account.admit(workspace.folder)
+    hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, workspace.account)
     if outside and outside.fresh:
         destroy_machines(hypervisor, testbed.name)
     fabric = Fabric(testbed.name)

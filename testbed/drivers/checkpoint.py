@@ -20,7 +20,7 @@ from pathlib import Path
 
 from testbed.drivers import cache as caches
 from testbed.drivers import process
-from testbed.drivers.accounts import give_to_worker
+from testbed.drivers.accounts import Account
 from testbed.drivers.cache import CHECKPOINT, altered, crowded, entries, file_digest, remove_tree
 from testbed.drivers.golden import differences, processor
 from testbed.drivers.hypervisor import Hypervisor, library_version
@@ -73,13 +73,13 @@ class Kept:
             remedy = "remove it with `testbed checkpoint rm`; the lab starts without it"
             raise ProvisioningError("a checkpoint is not what was saved", fact=fact, remedy=remedy)
 
-    def unpack(self, folder: Path) -> None:
-        """Copy the machine's disks and console to where its emulator looks for them."""
+    def unpack(self, folder: Path, account: Account) -> None:
+        """Copy the machine's disks and console to where its emulator looks for them, as an account."""
         for path in self.folder.iterdir():
             if path.name not in (_MEMORY, _DOMAIN):
                 copy_secret(path, folder / path.name)
                 if path.name != "host_key.pub":
-                    give_to_worker(folder / path.name)
+                    account.give(folder / path.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.drivers import memory, process
-from testbed.drivers.accounts import privileged
+from testbed.drivers.accounts import closed_way, privileged
 from testbed.drivers.hypervisor import library_version
 from testbed.drivers.marks import distrust, remedy_of_distrust
 from testbed.errors import MachineError
@@ -150,17 +150,17 @@ def _memory() -> Finding:
 
 def _trust(folder: Path, *, shared: bool) -> Finding:
     fact = distrust(folder, shared=shared)
-    return Finding(f"folder {folder}", not fact, fact or "only we write into it", remedy_of_distrust(folder))
+    return Finding(f"folder {folder}", not fact, fact or "its owner alone writes into it", remedy_of_distrust(folder))
 
 
 def _ways(*folders: Path) -> Iterator[Finding]:
-    """Emulators of root's labs run under accounts of their own, and open their files by path."""
-    for folder in folders if privileged() else ():
-        there = (path for path in (folder, *folder.parents) if path.exists())
-        closed = next((path for path in there if not path.stat().st_mode & 0o001), None)
-        mode = f"{closed} has mode {closed.stat().st_mode & 0o7777:04o}" if closed else ""
-        fact = mode or "accounts of emulators may pass"
-        yield Finding(f"way to {folder}", closed is None, fact, f"chmod o+x {closed}, or name another folder")
+    """Emulators open their files by path, under accounts of their own; without root they can do without."""
+    for folder in folders:
+        closed, root = closed_way(folder), privileged()
+        fact = closed or "accounts of emulators may pass"
+        told = fact if root or not closed else f"{closed}: emulators of labs run as you"
+        remedy = "let others pass (chmod o+x), or name another folder"
+        yield Finding(f"way to {folder}", not (closed and root), told, remedy)
 
 
 def _space(folder: Path) -> Finding:

@@ -67,7 +67,8 @@ def create(lab: str, state: Path, *, devices: tuple[str, ...], python: str, log:
     Args:
         lab: the lab's name.
         state: the tool's state folder, part of the lab's identity.
-        devices: device nodes below /dev that the lab may use beside the harmless ones, such as ``kvm``.
+        devices: device nodes below /dev that the lab may use beside the harmless ones, such as ``kvm``,
+            or ``kvm:GID`` for one that a group may open, where we may make it.
         python: interpreter to run the holder with.
         log: file for the holder's messages.
 

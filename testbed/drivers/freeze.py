@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.drivers import process
-from testbed.drivers.accounts import give_to_worker, privileged
+from testbed.drivers.accounts import freezer
 from testbed.drivers.hypervisor import Hypervisor
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.plan.domains import ANONYMOUS
@@ -85,9 +85,10 @@ def freeze(job: Job, state: Path) -> None:
         ProvisioningError: a step failed.
 
     """
+    account = freezer()
     for path in job.files:
-        give_to_worker(Path(path))
-    hypervisor = Hypervisor.embed(state, privileged=privileged())
+        account.give(Path(path))
+    hypervisor = Hypervisor.embed(state, account)
     hypervisor.create(job.xml)
     wait_for_line(Path(job.console), CAN_BE_SAVED, job.patience, lambda: awaited() and hypervisor.runs(ANONYMOUS))
     hypervisor.suspend(ANONYMOUS)

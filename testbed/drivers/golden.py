@@ -22,7 +22,17 @@ from uuid import uuid4
 
 from testbed.drivers import cache as caches
 from testbed.drivers import process
-from testbed.drivers.cache import MEMORY, altered, clear_leftovers, crowded, entries, file_digest, publish, remove_tree
+from testbed.drivers.cache import (
+    MEMORY,
+    altered,
+    clear_leftovers,
+    crowded,
+    entries,
+    file_digest,
+    publish,
+    remove_tree,
+    take_back,
+)
 from testbed.drivers.freeze import Job
 from testbed.drivers.hypervisor import library_version
 from testbed.drivers.images import Image
@@ -209,6 +219,7 @@ class Store:
             partial.mkdir()
             partial.chmod(0o755)
             self._freeze(hardware, partial)
+            take_back(partial)
             kept = [partial / "memory", *sorted(partial.glob("*.qcow2"))]
             digests = {path.name: file_digest(path) for path in kept}
             for path in partial.iterdir():

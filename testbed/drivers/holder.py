@@ -1,6 +1,6 @@
 """First process of a lab's namespaces: keeps them alive, gives them a private /run and /dev, reaps orphans.
 
-Runs as ``python -m testbed.drivers.holder LAB STATE [DEVICE …]`` in new network, mount and process
+Runs as ``python -m testbed.drivers.holder LAB STATE [DEVICE[:GROUP] …]`` in new network, mount and process
 namespaces. When it ends, the kernel ends everything in them; so taking a lab down is one kill (D2).
 Device nodes that are not named are not there: a guest's emulator never sees the outer machine's disks, and
 an accelerator that does not work is out of sight (D7).
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 from pathlib import Path
 
@@ -24,15 +25,28 @@ def _mount(*arguments: str) -> None:
     process.run(["mount", *arguments], what="cannot prepare the lab's namespaces", timeout=30, error=MachineError)
 
 
+def _made(device: Path, target: Path, group: int) -> bool:
+    """Make a node of a device that a group may open, and tell whether we may make one."""
+    try:
+        os.mknod(target, stat.S_IFCHR | 0o660, device.stat().st_rdev)
+    except PermissionError:
+        return False
+    os.chown(target, 0, group)
+    target.chmod(0o660)
+    return True
+
+
 def _private_dev(extra: list[str]) -> None:
     staging = Path("/run/dev")
     staging.mkdir()
     _mount("-t", "tmpfs", "-o", "mode=755,nosuid", "dev", str(staging))
-    for name in (*_DEVICES, *extra):
+    for word in (*_DEVICES, *extra):
+        name, _, group = word.partition(":")
         target = staging / name
         target.parent.mkdir(exist_ok=True)
-        target.touch()
-        _mount("--bind", f"/dev/{name}", str(target))
+        if not (group and _made(Path("/dev", name), target, int(group))):
+            target.touch()
+            _mount("--bind", f"/dev/{name}", str(target))
     for name, target_name in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
                               ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")):  # fmt: skip
         (staging / name).symlink_to(target_name)

@@ -19,7 +19,9 @@ os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 import libvirt
 import libvirt_qemu
 
+from testbed.drivers.accounts import Account
 from testbed.drivers.monitor import Monitor
+from testbed.drivers.private import OWNER, PASSABLE, make_folder, write_secret
 from testbed.drivers.session import closing_after
 from testbed.errors import InstrumentError, ProvisioningError, TestbedError
 from testbed.foreign import data
@@ -48,12 +50,11 @@ namespaces = []
 cgroup_controllers = []
 dump_guest_core = 0
 remember_owner = 0
-"""
-_AS_OURSELVES = """\
-user = "root"
-group = "root"
 dynamic_ownership = 0
-"""
+user = "+{uid}"
+group = "+{gid}"
+"""  # with dynamic ownership, libvirt would give the images under a machine's disks to the account as well
+_PASSED = ("lib", "run", "log", "cache")  # folders of the embedded libvirt that emulators pass through
 _loop: threading.Thread | None = None
 _loop_lock = threading.Lock()
 
@@ -142,15 +143,17 @@ class Hypervisor:
             self._settle(embedded)
 
     @classmethod
-    def embed(cls, root: Path, *, privileged: bool) -> Hypervisor:
+    def embed(cls, root: Path, account: Account) -> Hypervisor:
         """Open libvirt's QEMU driver inside this process, with its files below a folder.
 
         Args:
-            privileged: False in a user namespace: emulators then run as the user who owns it.
+            account: whom emulators run as; what they open must be theirs, or readable by everybody.
 
         """
-        (root / "etc").mkdir(parents=True, exist_ok=True)
-        (root / "etc/qemu.conf").write_text(_QEMU_CONF if privileged else _QEMU_CONF + _AS_OURSELVES)
+        make_folder(root / "etc", OWNER)
+        for name in _PASSED:
+            make_folder(root / name, PASSABLE)
+        write_secret(root / "etc/qemu.conf", _QEMU_CONF.format(uid=account.uid, gid=account.gid).encode())
         return cls(f"qemu:///embed?root={root}", root)
 
     def _settle(self, root: Path, timeout: float = 30) -> None:

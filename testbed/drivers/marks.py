@@ -31,8 +31,8 @@ def lab_mark(name: str) -> str:
 def distrust(folder: Path, *, shared: bool = False) -> str:
     """Return why files of ours are not safe in a folder, or the empty string.
 
-    Like sshd's StrictModes: only root and we may rename anything on the way, and only we write into the folder.
-    A folder that is missing is as safe as what is above it.
+    Like sshd's StrictModes: only root and we may rename anything on the way, and only we write into the
+    folder. A folder that is missing is as safe as what is above it.
 
     Args:
         shared: it may be root's, to read from.
@@ -152,7 +152,7 @@ def _foreign(folder: Path, mark: str) -> TestbedError:
     return UsageError(f"{folder} is no {mark} that we may change", fact=fact, remedy=remedy)
 
 
-def require_no_mount(folder: Path, mounts: Path = _MOUNTS) -> None:
+def require_no_mount(folder: Path) -> None:
     """Refuse to remove what lies under a mount point, since that is not ours.
 
     Raises:
@@ -160,7 +160,7 @@ def require_no_mount(folder: Path, mounts: Path = _MOUNTS) -> None:
 
     """
     place = str(folder.resolve())
-    for line in mounts.read_text().splitlines():
+    for line in _MOUNTS.read_text().splitlines():
         point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split()[4])
         if point == place or point.startswith(f"{place}/"):
             remedy = f"umount {point}, then run the command again"

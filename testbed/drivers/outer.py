@@ -10,7 +10,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from uuid import uuid4
 
-from testbed.drivers.accounts import give_to_worker
+from testbed.drivers.cache import take_back
 from testbed.drivers.checkpoint import Checkpoint, Kept
 from testbed.drivers.fabric import Fabric
 from testbed.drivers.freeze import AWAKE, wait_for_line
@@ -150,7 +150,7 @@ class Outer:
         """
         name = machine.domain(self.lab.name)
         kept.verify()
-        kept.unpack(self.workspace.machine(machine.name))
+        kept.unpack(self.workspace.machine(machine.name), self.workspace.account)
         self.hypervisor.create(resumed_xml(kept.xml, str(uuid4())), paused=True)
         self.hypervisor.monitor(name).load_memory(kept.memory, _WAKING * self.environment.slowness)
         self.hypervisor.entitle(name, "")
@@ -163,7 +163,7 @@ class Outer:
         console, identity = folder / "console.log", folder / "identity.tar"
         write_secret(console, b"")
         for path in (*overlays, console, identity):
-            give_to_worker(path)
+            self.workspace.account.give(path)
         kernel, initrd = str(image.file("vmlinuz")), str(image.file("initrd"))
         return MachineFiles(kernel, initrd, tuple(map(str, overlays)), str(identity), str(console), direct=self.outside is not None)
 
@@ -191,6 +191,7 @@ class Outer:
         """Verify an image or a saved memory, unless that has been done."""
         with self._verifying:
             if kept.folder not in self._verified:
+                take_back(kept.folder)
                 kept.verify()
                 self._verified.add(kept.folder)
 

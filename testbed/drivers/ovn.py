@@ -213,26 +213,27 @@ class Northbound:
                 change.add(self._api.db_set("Logical_Switch_Port", port, ("external_ids", {MARK: self._lab, "resource": label})))
                 change.add(self._api.lsp_set_dhcpv4_options(port, four))
                 change.add(self._api.db_set("Logical_Switch_Port", port, ("dhcpv6_options", six or [])))
-                self._limit_port(switch, port, limits)
+                self._limit_port(switch, port, limits, fresh=fresh)
 
-    def _limit_port(self, switch: str, port: str, limits: Limits) -> None:
+    def _limit_port(self, switch: str, port: str, limits: Limits, *, fresh: bool = False) -> None:
         """Limit what a port sends and has tracked; 0 takes a limit away. What limits it besides is taken away as well."""
         rule = (switch, "from-lport", _QOS_PRIORITY, sent_by(port))
         rates = {"rate": limits.bandwidth // KBIT, "burst": limits.burst // KBIT}
         with self._api.transaction(check_error=True) as change:
             change.add(self._api.db_set("Logical_Switch_Port", port, ("options", {TRACKED: str(limits.connections)})))
-            change.extend(self._other_limits(*rule))
+            change.extend(() if fresh else self._other_limits(*rule))
             change.add(self._api.qos_add(*rule, **rates, may_exist=True) if limits.bandwidth else self._api.qos_del(*rule))
 
     def _other_limits(self, switch: str, direction: str, priority: int, match: str) -> Iterator[Any]:
         """Yield the commands that remove every row about a match but the first one that is as described."""
-        rows = self._api.tables["QoS"].rows
-        alike = {uuid: row for uuid, row in list(rows.data.items()) if getattr(row, "match", "") == match}
-        if len(alike) > 1 or any((row.direction, row.priority) != (direction, priority) for row in alike.values()):
-            kept = False
+        columns = ["_uuid", "direction", "priority", "match"]
+        rows = self._api.db_list("QoS", columns=columns).execute(check_error=True)
+        alike = {row["_uuid"]: (row["direction"], row["priority"]) for row in rows if row["match"] == match}
+        kept = False
+        if alike:
             for owner in self._api.db_list("Logical_Switch", columns=["_uuid", "name", "qos_rules"]).execute(check_error=True):
                 for uuid in filter(alike.__contains__, owner["qos_rules"]):
-                    own = (owner["name"], alike[uuid].direction, alike[uuid].priority) == (switch, direction, priority)
+                    own = owner["name"] == switch and alike[uuid] == (direction, priority)
                     if kept or not own:
                         yield self._api.db_remove("Logical_Switch", owner["_uuid"], "qos_rules", uuid)
                     kept = kept or own

@@ -117,8 +117,8 @@ def spawn(argv: Sequence[str], *, log: Path, timeout: float) -> str:
     """
     with log.open("wb") as stream:
         child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stream, start_new_session=True, cwd="/",
-            umask=USUAL_UMASK,
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stream, start_new_session=True,
+            cwd="/", umask=USUAL_UMASK,
         )
     assert child.stdout is not None
     with child.stdout as output:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.drivers import marks
+from testbed.drivers import accounts, marks
+from testbed.drivers.accounts import Account
 from testbed.drivers.cache import remove_tree
 from testbed.drivers.private import OWNER, PASSABLE, make_folder, write_secret
 from testbed.drivers.run_order import place
@@ -18,6 +19,7 @@ from testbed.errors import LockedError, UsageError
 from testbed.spec.schema import NAME_RULE, is_name
 
 _LOCK = "lock"
+_KVM = Path("/dev/kvm")
 _SHOWN = 60  # characters of what is no name
 
 
@@ -102,6 +104,29 @@ class Workspace:
         write_secret(self.folder / "connect", uri.encode())
 
     @property
+    def account(self) -> Account:
+        """The account that the lab's emulators run as."""
+        return accounts.daemon() if self.connection else accounts.of_lab(self.folder)
+
+    def assign_account(self, cache: Path, *, kvm: bool) -> str:
+        """Give the lab an account of its own, or return why its emulators run as the user.
+
+        Args:
+            cache: folder of the images.
+            kvm: whether emulators need the device.
+
+        Raises:
+            MachineError: see `testbed.drivers.accounts.assign`.
+
+        """
+        reason = "" if accounts.privileged() else accounts.closed_way(self.root, cache)
+        if kvm and not accounts.privileged() and _KVM.stat().st_mode & 0o006 != 0o006:
+            reason = f"{_KVM} is not open to every account"
+        if not reason:
+            accounts.assign(self.folder, accounts.registry_folder())
+        return reason
+
+    @property
     def log(self) -> Path:
         """Messages of the lab's holder."""
         return self.folder / "holder.log"
@@ -126,7 +151,7 @@ class Workspace:
         """
         marks.require_trust(self.root)
         marks.claim(self.root, marks.STATE, PASSABLE)
-        marks.claim(self.folder, marks.lab_mark(self.lab), PASSABLE)
+        marks.claim(self.folder, marks.lab_mark(self.lab), OWNER)
 
     def require(self) -> None:
         """Refuse a lab that we have not made.
@@ -143,7 +168,8 @@ class Workspace:
     def create(self) -> None:
         """Make the folders that every lab has; harmless when they are there."""
         self.claim()
-        for folder in (self.folder, self.folder / "m", self.libvirt):
+        passed = [self.folder] if self.connection else []  # by which account, the daemon's settings say
+        for folder in (*passed, self.folder / "m", self.libvirt):
             self.make(folder)
         for folder in (self.folder / "ssh", self.runs):
             make_folder(folder, OWNER)
@@ -184,7 +210,7 @@ class Workspace:
             UsageError: there is none.
 
         """
-        found = sorted((path.parent for path in self.runs.glob("*/result.json")), key=place) if self.runs.exists() else []
+        found = sorted((path.parent for path in self.runs.glob("*/result.json")), key=place)
         if not found:
             fact = f"{self.runs} holds no result"
             raise UsageError(f"the lab {self.lab} has no check run", fact=fact, remedy=f"run `testbed check {self.lab}`")

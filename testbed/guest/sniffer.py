@@ -53,6 +53,7 @@ class Sniffer:
     """
 
     buffer_option = socket.SO_RCVBUF  # no more than the machine gives to everybody (socket(7))
+    promiscuous = True  # whether frames for other MAC addresses must come in
 
     def __init__(self, prefix: str, selector: selectors.BaseSelector, most: int = MAX_RECORDS) -> None:
         self.prefix, self.selector, self.most = prefix, selector, most
@@ -83,10 +84,15 @@ class Sniffer:
         """
         sniffer = packet_socket(name, _ETH_P_ALL)
         sniffer.setblocking(False)
-        attach(sniffer, steps)
+        try:
+            attach(sniffer, steps)
+        except OSError:
+            sniffer.close()
+            raise
         sniffer.setsockopt(socket.SOL_SOCKET, self.buffer_option, _BUFFER)
-        member = struct.pack("iHH8s", socket.if_nametoindex(name), _PROMISCUOUS, 0, b"")
-        sniffer.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, member)
+        if self.promiscuous:
+            member = struct.pack("iHH8s", socket.if_nametoindex(name), _PROMISCUOUS, 0, b"")
+            sniffer.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, member)
         self.sniffers.append((sniffer, label))
         self.selector.register(sniffer, selectors.EVENT_READ, lambda opened: self.drain(opened, label))
 

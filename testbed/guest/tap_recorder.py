@@ -43,6 +43,7 @@ _ACCEPT, _REFUSE = (RETURN, 0, 0, _WHOLE), (RETURN, 0, 0, 0)
 class TapRecorder(Sniffer):
     """Sniffs on the taps of a node as long as its owner turns the selector and calls what is ready."""
 
+    promiscuous = False  # nothing that goes out is left out
     buffer_option = 33  # SO_RCVBUFFORCE: more than the machine gives to everybody (socket(7))
 
     def __init__(self, prefix: str, taps: list[str], selector: selectors.BaseSelector) -> None:
@@ -54,13 +55,22 @@ class TapRecorder(Sniffer):
         found = []
         for name in self.taps:
             try:
-                self.sniff(name, name, outgoing(self.prefix))
+                self._sniff(name)
             except OSError as error:
                 if error.errno != errno.ENODEV:
                     raise
             else:
                 found.append(name)
         return {"ready": True, "taps": found}
+
+    def _sniff(self, name: str) -> None:
+        """Sniff on a tap; where the kernel has no room for the whole filter, this program looks for tokens itself."""
+        try:
+            self.sniff(name, name, outgoing(worth(self.prefix)))
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            self.sniff(name, name, outgoing([_ACCEPT]))
 
     def take(self, frame: bytes, kind: int, label: str) -> None:
         """Remember what a frame says that goes to a guest."""
@@ -75,9 +85,9 @@ class TapRecorder(Sniffer):
         return {**super().state(), "ignored": self.ignored}
 
 
-def outgoing(prefix: str) -> list[Step]:
-    """Return a filter for what a node hands to a guest and is worth reading: by its token, or by its protocol."""
-    return [(LOAD, 0, 0, PACKET_TYPE), (EQUAL, 1, 0, OUTGOING), _REFUSE, *worth(prefix)]
+def outgoing(steps: Sequence[Step]) -> list[Step]:
+    """Return a filter for what a node hands to a guest, and another one lets through."""
+    return [(LOAD, 0, 0, PACKET_TYPE), (EQUAL, 1, 0, OUTGOING), _REFUSE, *steps]
 
 
 def worth(prefix: str) -> list[Step]:

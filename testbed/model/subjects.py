@@ -148,7 +148,7 @@ def loudest(lab: Testbed) -> tuple[Attachment, Flow | None, Guest | None]:
 
 
 def _nearest(lab: Testbed, one: Attachment, flow: Flow | None) -> tuple[int, Guest | None]:
-    """Return who on a guest's node suffers most plainly from its noise, and how plainly: a stranger, a bystander, the target, nobody."""
+    """Return who on a guest's node suffers most plainly from its noise, and how plainly: a stranger, a bystander, the target, no guest."""
     target = flow.target.guest if flow else None
     near = [guest for guest in lab.guests_on(one.guest.node) if guest is not one.guest]
     ranked = ((int(guest.tenant == one.guest.tenant) + int(guest is target), guest) for guest in near)

@@ -23,7 +23,12 @@ _KINDS = {
 
 def resource(key: Key) -> str:
     """Return what a resource is, and where."""
-    return f"{_KINDS.get(key.kind, str(key.kind))} {key.name} on {key.place}"
+    return f"{_KINDS.get(key.kind, str(key.kind))} {_plain(key.name)} on {key.place}"
+
+
+def _plain(text: object) -> str:
+    """Return text that a machine told on one line and bounded; what a terminal would obey is replaced."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in str(text)[:_LONGEST])
 
 
 def owners(desired: Mapping[Key, Resource]) -> dict[str, str]:
@@ -67,7 +72,7 @@ def _beyond(items: Sequence[str], others: Sequence[str]) -> list[str]:
 def listed(items: Sequence[str]) -> str:
     """Return some items, and how many more there are."""
     more = [f"and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
-    return ", ".join([*(item[:_LONGEST] for item in items[:_SHOWN]), *more])
+    return ", ".join([*map(_plain, items[:_SHOWN]), *more])
 
 
 def rule(text: str, guests: Mapping[str, str]) -> str:
@@ -96,4 +101,4 @@ def _show(name: str, value: Value | None) -> str:
         return format_size(value)
     if isinstance(value, list):
         return listed([f"'{item}'" for item in value]) or "nothing"
-    return "nothing" if value in (None, "") else f"'{str(value)[:_LONGEST]}'"
+    return "nothing" if value in (None, "") else f"'{_plain(value)}'"

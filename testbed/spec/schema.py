@@ -19,7 +19,9 @@ GUEST_MEMORY = 224 * MIB  # unless a topology says otherwise
 _UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB}
 _SIZE = re.compile(r"^([1-9][0-9]*)\s*(KiB|MiB|GiB)$")
 _NAME = r"^[a-z]([a-z0-9-]{0,18}[a-z0-9])?$"
-NAME_RULE = "start with a lower-case letter; then up to 19 lower-case letters, digits or hyphens, the last no hyphen"
+NAME_RULE = (
+    "start with a lower-case letter; then up to 19 lower-case letters, digits or hyphens, the last no hyphen"
+)
 _SPECIAL = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))  # RFC 6890; multicast
 _UNICAST = tuple(map(IPv6Network, ("fd00::/8", "2000::/3")))  # RFC 4193, RFC 4291
 _SPECIAL6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))  # RFC 6890, RFC 9637

@@ -40,28 +40,32 @@ class State:
         different: what is not as it must be, where it could be looked at.
         blind: why a place could not be looked at, by place.
         seconds: how long the look took.
+        resources: how many were compared.
 
     """
 
     different: tuple[Difference, ...]
     blind: Mapping[str, str]
     seconds: float
+    resources: int = 0
 
     def open(self) -> list[Difference]:
         """Return the differences that may have opened a wall."""
-        return [item for item in self.different if not self._is_state(item)]
+        idle = self.idle()
+        return [item for item in self.different if item not in idle]
 
     def idle(self) -> list[Difference]:
         """Return the differences that are of state: guests and machines that do not run, and what has gone with them."""
-        return [item for item in self.different if self._is_state(item)]
+        gone = {(item.key.place, item.key.name) for item in self.different if _stopped(item) and item.key.kind is Kind.GUEST}
+        return [item for item in self.different if _stopped(item) or item.name == STATE or _gone_with(item, gone)]
 
-    def _is_state(self, item: Difference) -> bool:
-        gone = {Key(one.key.place, Kind.GUEST, one.key.name) for one in self.different if _stopped(one)}
-        if item.key.kind is Kind.LIMIT and not item.name and item.found is None:
-            return Key(item.key.place, Kind.GUEST, item.key.name.rpartition("/")[0]) in gone
-        if item.key.kind is Kind.GUEST and item.name in _OF_WORKERS:
-            return item.key in gone
-        return _stopped(item) or item.name == STATE
+
+def _gone_with(item: Difference, guests: Container[tuple[str, str]]) -> bool:
+    """Tell whether a difference follows from that some guests, by place and name, do not run."""
+    key = item.key
+    if key.kind is Kind.LIMIT and not item.name and item.found is None:
+        return (key.place, key.name.rpartition("/")[0]) in guests
+    return key.kind is Kind.GUEST and item.name in _OF_WORKERS and (key.place, key.name) in guests
 
 
 def _stopped(item: Difference) -> bool:
@@ -85,7 +89,7 @@ def look(lab: Lab) -> State:
     for found in looks:
         observed.update(found if not isinstance(found, str) else {})
     seen: dict[Key, Resource] = {key: item for key, item in desired.items() if key.place not in blind}
-    return State(tuple(differences(seen, observed)), blind, time.monotonic() - started)
+    return State(tuple(differences(seen, observed)), blind, time.monotonic() - started, len(seen))
 
 
 def _observe(lab: Lab, place: Place, outer: Observed) -> Observed | str:
@@ -116,14 +120,15 @@ def _recorded(fleet: Fleet) -> State:
         "different": [[str(item.key), item.name, item.found, item.wanted] for item in found.different],
         "not looked at": dict(found.blind),
     }
-    fleet.evidence.record("fleet", "state", f"{len(fleet.lab.desired)} resources, compared with the topology", answer, started)
+    fleet.evidence.record("fleet", "state", f"{found.resources} resources, compared with the topology", answer, started)
     return found
 
 
 def in_words(fleet: Fleet, found: Iterable[Difference]) -> list[str]:
     """Return differences in words, one for each."""
-    guests = words.owners(fleet.lab.desired)
-    return [item.told(guests) for item in found]
+    items = list(found)
+    guests = words.owners(fleet.lab.desired) if items else {}
+    return [item.told(guests) for item in items]
 
 
 @dataclass
@@ -168,9 +173,10 @@ class Watch:
     @property
     def results(self) -> list[CheckResult]:
         """One row for each control and place whose settings are not, or were not, as the topology says, or could not be seen."""
-        walls, guests = Walls.of_lab(self.fleet.testbed), words.owners(self.fleet.lab.desired)
+        walls, different = Walls.of_lab(self.fleet.testbed), self._all()
+        guests = words.owners(self.fleet.lab.desired) if different else {}
         rows: dict[tuple[str, str], list[str]] = defaultdict(list)
-        for item, when in self._all():
+        for item, when in different:
             for control in walls.endangered(item):
                 rows[control, item.key.place].append(f"{item.told(guests)} ({when})")
         failed = [self._row(control, place, Verdict.FAIL, told) for (control, place), told in rows.items()]

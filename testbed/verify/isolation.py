@@ -1,7 +1,7 @@
 """Keeps the environment from changing what is checked: variables, settings of pytest, other packages.
 
 The checks of the tool's own folder run, all of them, whatever pytest is told by files and variables around us.
-What cannot be undone once Python runs is refused: asserts that were left out, code that was started before ours.
+What cannot be undone once Python runs is refused: asserts that were left out, code that ran before ours.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _started_before_us() -> list[str]:
 
 @contextmanager
 def without_settings_of_pytest() -> Iterator[None]:
-    """Hide every variable that pytest obeys while a block runs, and let it load no plug-in that is installed."""
+    """Hide every variable that pytest obeys while a block runs, and let it load no installed plug-in."""
     before = dict(os.environ)
     for name in before:
         if name.startswith("PYTEST"):

@@ -43,7 +43,7 @@ class Looker:
             self._failure = read(found, when, item)
 
     def look(self, case: Case, name: str) -> Outcome:
-        """Run a check; once more if it observed nothing since a guest had crashed, or for any reason while proving."""
+        """Run a check, once more if it observed nothing: where a guest had crashed, and always while proving."""
         outcome = self.run(case, name)
         if outcome.verdict is Verdict.INCONCLUSIVE and (self.alive_again() or self._insists):
             self._trouble.tell(f"{name}: once more, since it observed nothing: {outcome.reason}")

@@ -160,7 +160,7 @@ def _require_flowing(fleet: Fleet, macs: set[str]) -> None:
 
 def _transaction(tokens: Tokens, stage: str, endpoint: Endpoint) -> int:
     """Return the number of an interface's question to DHCP, which nobody else can guess."""
-    return tokens.transaction(_TRANSACTIONS[stage], f"dhcp {endpoint.label}")
+    return tokens.transaction(_TRANSACTIONS[stage], f"dhcp {stage} {endpoint.label}")
 
 
 def _controls(fleet: Fleet, label: str, stage: str, tokens: Tokens) -> list[Probe]:

@@ -153,7 +153,7 @@ class Checks:
             self._schedule.go(proving, self._guarded(self._prover.look_again))
 
     def _guarded(self, do: Callable[[Case], None]) -> Callable[[Case], None]:
-        """Return the same, which raises nothing but an interrupt: all else is the case's verdict, or trouble."""
+        """Return the same, raising interrupts only: all else is the case's verdict, or trouble."""
 
         def guarded(case: Case) -> None:
             try:
@@ -222,7 +222,7 @@ def run_checks(
 ) -> Checks:  # fmt: skip
     """Run the checks of a folder against a lab.
 
-    What an error of ours or of pytest's keeps from running is among the plug-in's errors: such a run is no pass.
+    What an error keeps from running is told among the plug-in's errors: such a run is no pass.
 
     Args:
         prove: what has been proven before, if the run is to prove.

@@ -98,7 +98,7 @@ def untried(declared: Declaration, green: Outcome) -> tuple[Proof, ...]:
 def take_back(breach: Breach, stage: Stage) -> str:
     """Take a breach back; return the empty string, or why nothing observed on this lab counts any more.
 
-    What raises is tried once more, since a connection may have been lost. A wall that cannot be seen counts as open.
+    What raises is tried once more: a connection may have been lost. A wall that cannot be seen counts as open.
     """
 
     def still() -> str:

@@ -86,8 +86,8 @@ def examine(
 
 def _environment(lab: Lab) -> dict[str, str]:
     ground = lab.ground.environment
-    images = {f"image {image.name}": image.key for image in lab.ground.images.values()}
-    return {"outer": str(ground.outer), "inner": str(ground.inner), "note": ground.note, **dict(ground.versions), **images}
+    levels = {"outer": str(ground.outer), "inner": str(ground.inner), "note": ground.note}
+    return {**levels, **dict(ground.versions), **{f"image {image.name}": image.key for image in lab.ground.images.values()}}
 
 
 def _await_all(lab: Lab, trouble: Trouble) -> None:
@@ -132,7 +132,8 @@ def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> Proven 
         return None
     digests = sorted(image.digest for image in lab.ground.images.values())
     runners = (f"pytest {pytest.__version__}", f"Python {platform.python_version()}")
-    configuration = [lab.testbed.digest, *(f"{name}: {value}" for name, value in sorted(environment.items())), *digests, *runners]
+    facts = [f"{name}: {value}" for name, value in sorted(environment.items())]
+    configuration = [lab.testbed.digest, *facts, *digests, *runners]
     return Proven(cache_root() / "proven.json", resources.checks().parent, configuration, prove)
 
 

@@ -1,4 +1,4 @@
-"""The order of cases: first what looks, last what disturbs most; of several machines side by side where that is harmless."""
+"""The order of cases: first what looks, last what disturbs most; local ones of several machines side by side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Schedule:
     """Does things with cases, those of the least effect first (DESIGN.md, section 6, rule 8).
 
     Args:
-        prepare: gets ready what checks of the whole fleet need, beside the first local ones that do more than observe.
+        prepare: gets ready what checks of the whole fleet need, beside local ones that do more than observe.
         stopped: whether nothing more shall be begun.
         halted: is set by an interrupt, so that cases that have begun can end sooner.
 
@@ -67,8 +67,8 @@ class Schedule:
     def _side_by_side(self, lanes: Sequence[Sequence[Case]], do: Do, *, prepare: bool) -> None:
         """Do something with the cases of several machines side by side.
 
-        No two are about the same check at the same time: so a check that looks at the wrong machine does not find there
-        what was meant for its own.
+        No two are about the same check at the same time: so a check that looks at the wrong machine does not find
+        there what was meant for its own.
         """
         with ExitStack() as beside:
             if prepare and self._prepare:

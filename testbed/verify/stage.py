@@ -90,7 +90,7 @@ def _there(found: _Value | None, fact: str) -> _Value:
     """Return what a topology has.
 
     Raises:
-        InstrumentError: it has not; whoever asked did not ask whether the wall is there at all.
+        InstrumentError: it has not. A breach asks its own `applies` first.
 
     """
     if found is None:

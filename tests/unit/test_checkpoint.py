@@ -107,7 +107,7 @@ def test_what_was_saved_is_what_comes_back(
     saved.unpack(workspace)
     kept = saved.machine("node-a")
     kept.verify()
-    kept.unpack(workspace.machine("node-a"))
+    kept.unpack(workspace.machine("node-a"), workspace.account)
     assert (workspace.pki / "ssh-ca").read_text() == "a secret"
     assert {path.name for path in workspace.machine("node-a").iterdir()} == {"vda.qcow2", "console.log", "identity.tar", "host_key.pub"}
     assert kept.memory.read_text() == f"memory of {lab.machine('node-a').domain(lab.name)}"

@@ -151,3 +151,13 @@ def test_a_long_list_is_bounded() -> None:
     told = words.change("acls", [f"from-lport {number} allow: {'x' * 400}" for number in range(2000, 2050)], [], {})
     assert "and 45 more" in told
     assert len(told) < 1200
+
+
+@pytest.mark.parametrize("told", [
+    words.change("acls", ["from-lport 5 allow: ip\n::error::\x1b[2J"], [], {}),
+    words.change("mode", "644\n\x1b[2J", "600", {}),
+    words.resource(Key("node", Kind.VOLUME, "red/x\n::error::")),
+])  # fmt: skip
+def test_what_a_machine_says_stays_on_its_line(told: str) -> None:
+    assert told.isprintable() or "\ufffd" in told
+    assert not {"\n", "\x1b"} & set(told)

@@ -222,11 +222,13 @@ def test_a_run_looks_before_and_after_its_checks(lab, tmp_path, monkeypatch) -> 
     """A difference that no check knows of is in the result, and so is one that a check has left behind."""
     environment = SimpleNamespace(outer="tcg", inner="kvm", note="", versions={})
     lab.ground = SimpleNamespace(environment=environment, images={})
-    lab.workspace, lab.hosts, lab.retried = SimpleNamespace(runs=tmp_path), [SimpleNamespace(name="node-a", wait=lambda _: None)], ()
+    lab.workspace = SimpleNamespace(runs=tmp_path / "runs", folder=tmp_path, lab="lab")
+    lab.hosts, lab.retried = [SimpleNamespace(name="node-a", wait=lambda _: None)], ()
     fleet = Fleet(lab, tmp_path / "evidence")
     fleet.matrix, fleet.reach, fleet.instruments = SimpleNamespace(cells=()), {}, {}
     monkeypatch.setattr(runs, "Fleet", SimpleNamespace(of=lambda *_: fleet))
     monkeypatch.setattr(runs, "end_all", lambda _: None)
+    monkeypatch.setattr(runs, "traces", SimpleNamespace(look=lambda _: {}, left_behind=lambda *_: []))
 
     def checks(*_: object, **__: object) -> SimpleNamespace:
         lab.set(VOLUME, "mode", "644")

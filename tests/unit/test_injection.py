@@ -60,7 +60,7 @@ def test_a_node_without_guests_is_attacked_as_well_and_a_flow_inside_a_node_is_a
         ("node-a", "red/web", False), ("node-b", "red/db", True), ("node-c", "blue/web", False),
     ]  # fmt: skip
     stranger = rogue(fleet.testbed.lab_network(Plane.FABRIC))
-    assert {item.node for item in injections(fleet, stranger, found, PREFIX)} == {"node-a", "node-b", "node-c"}
+    assert {item.node for item in injections(fleet, stranger, found, TOKENS)} == {"node-a", "node-b", "node-c"}
 
 
 def test_flows_of_datagrams_and_echo_requests_are_injected() -> None:

@@ -24,6 +24,7 @@ from testbed.plan.resources import Kind
 from testbed.spec.schema import Spec, parse_bandwidth, parse_packets
 from testbed.verify.flooding import Flood
 from testbed.verify.observation import Observation
+from testbed.verify.tokens import Tokens
 from tests.shapes import lab_of
 
 
@@ -133,7 +134,8 @@ def _seen(**arrived: int) -> Observation:
     counts = {CALM_BEATS: arrived.get("calm", 20), FLOOD_BEATS: arrived.get("loud", 40), LATER_BEATS: arrived.get("later", 20)}
     tokens = [(f"{beats:02x}{number:06x}", number / 4) for beats, count in counts.items() for number in range(count)]
     records = [{"kind": "dhcp", "token": token, "at": at} for token, at in tokens]
-    return Observation("tb-", {"red/web": records}, {})
+    heard = {_noise("web -> db tcp/5432").victim.guest: records}
+    return Observation(Tokens("tb-", b"key"), heard, {}, told=heard)
 
 
 class _Looks:

@@ -166,6 +166,7 @@ def test_a_console_is_shown_line_by_line_and_speaks_to_nobody(
     opened: Any = SimpleNamespace(nodes={guest.node: node})
     monkeypatch.setattr(cli_look, "entered", lambda *_: _given(opened))
     monkeypatch.setattr("testbed.lab.ground", lambda: None)
+    monkeypatch.setattr("testbed.lab.load_applied", lambda _: LAB)
     for name in ("controller", guest.label):
         cli_look.console(LAB.name, name, 4)
         lines = capsys.readouterr().out.split("\n")

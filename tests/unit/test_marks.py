@@ -211,17 +211,33 @@ def test_a_killed_claim_is_taken_up_again(root: Path) -> None:
     workspace.require()
 
 
-def test_what_is_mounted_in_a_lab_is_no_part_of_it(root: Path, tmp_path: Path) -> None:
+def test_what_is_mounted_in_a_lab_is_no_part_of_it(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = _lab(root)
     table = tmp_path / "mountinfo"
+    monkeypatch.setattr(marks, "_MOUNTS", table)
     for point in (workspace.folder, workspace.machine("node"), workspace.folder / "a b"):
         escaped = str(point).replace(" ", "\\040")  # as the kernel writes it
         table.write_text(f"36 35 98:0 / {escaped} rw - ext4 /dev/x rw\n")
         with pytest.raises(UsageError, match="is not removed") as caught:
-            marks.require_no_mount(workspace.folder, table)
+            marks.require_no_mount(workspace.folder)
         assert str(point) in caught.value.fact
     table.write_text(f"36 35 98:0 / {workspace.folder}-other rw - ext4 /dev/x rw\n")
-    marks.require_no_mount(workspace.folder, table)
+    marks.require_no_mount(workspace.folder)
+
+
+def test_a_lab_that_cannot_be_removed_runs_on(run: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, ended = _lab(root), []
+    table = tmp_path / "mountinfo"
+    table.write_text(f"36 35 98:0 / {workspace.runs} rw - ext4 /dev/x rw\n")
+    monkeypatch.setattr(marks, "_MOUNTS", table)
+    monkeypatch.setattr(enclosure, "find", lambda *_: "the lab's")
+    monkeypatch.setattr(enclosure, "destroy", ended.append)
+    status, told = run("down", "demo")
+    assert (status, ended) == (2, [])
+    assert f"umount {workspace.runs}" in told
+    table.write_text("")
+    assert run("down", "demo")[0] == 0
+    assert ended == ["the lab's"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from testbed import cli
-from testbed.drivers import checkpoint as checkpoints
-from testbed.drivers import doctor, golden, outer, process
+from testbed.drivers import doctor, golden, process
+from testbed.drivers.accounts import Account, ourselves
 from testbed.drivers.checkpoint import Kept
 from testbed.drivers.monitor import Monitor
 from testbed.drivers.outer import Outer
@@ -28,7 +28,7 @@ from testbed.verify.evidence import Evidence
 LAB = resolve(read(topologies() / "one-node.yaml").spec)
 
 
-@pytest.fixture(autouse=True, params=[0o000, 0o777], ids=["open umask", "closed umask"])
+@pytest.fixture(autouse=True, params=[0o000, 0o077], ids=["open umask", "closed umask"])
 def umask(request: pytest.FixtureRequest) -> Iterator[None]:
     before = os.umask(request.param)
     yield
@@ -105,8 +105,7 @@ def test_what_a_lab_keeps_is_closed_to_other_accounts(tmp_path: Path) -> None:
     assert _mode(workspace.root) == 0o711
 
 
-def test_disks_and_identities_are_the_emulators_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outer, "give_to_worker", lambda _: None)
+def test_disks_and_identities_are_the_emulators_alone(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "state", LAB.name)
     workspace.create()
     folder = workspace.machine("node")
@@ -122,7 +121,7 @@ def test_disks_and_identities_are_the_emulators_alone(tmp_path: Path, monkeypatc
 
 def test_what_a_checkpoint_gives_back_is_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[str] = []
-    monkeypatch.setattr(checkpoints, "give_to_worker", lambda path: given.append(path.name))
+    monkeypatch.setattr(Account, "give", lambda _, path: given.append(path.name))
     kept, target = tmp_path / "kept", tmp_path / "machine"
     for folder in (kept, target):
         make_folder(folder, 0o711)
@@ -130,7 +129,7 @@ def test_what_a_checkpoint_gives_back_is_closed_again(tmp_path: Path, monkeypatc
         (kept / name).write_text(name)
         (kept / name).chmod(0o644)
     (target / "identity.tar").symlink_to(kept / "memory")
-    Kept(kept, {}).unpack(target)
+    Kept(kept, {}).unpack(target, ourselves())
     assert sorted(given) == ["console.log", "identity.tar", "vda.qcow2"]
     assert _open_to_others(target) == []
     assert (kept / "memory").read_text() == "memory"

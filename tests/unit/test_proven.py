@@ -88,10 +88,13 @@ def test_a_new_file_among_those_that_judge_makes_it_unknown(root: Path) -> None:
     assert _proven(root).standing(root / "checks/test_two.py", *NAMES) == ""
 
 
-JUDGES = ("plugin", "looking", "proving", "proof", "cases", "run", "declare", "inventory", "isolation", "schedule", "trouble", "proven")
+JUDGES = (
+    "plugin", "looking", "proving", "proof", "cases", "run", "declare", "inventory", "isolation", "schedule", "trouble", "proven", "drift",
+)  # fmt: skip
+OTHERS = ("testbed/report/result.py", "testbed/plan/controls.py")
 
 
-@pytest.mark.parametrize("changed", [*(f"testbed/verify/{name}.py" for name in JUDGES), "testbed/report/result.py", "testbed/observe.py"])
+@pytest.mark.parametrize("changed", [*(f"testbed/verify/{name}.py" for name in JUDGES), *OTHERS])
 def test_every_real_check_depends_on_what_judges(tmp_path: Path, changed: str) -> None:
     for name in ("testbed", "checks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -149,7 +152,8 @@ def test_it(fleet):
         file.write_text(f"HOLES = {holes!r}\n{template}")
         lab = resolve(read(ROOT / "topologies/one-node.yaml").spec)
         evidence = Evidence(root / "evidence")
-        opened = SimpleNamespace(testbed=lab, workspace=Workspace(root.parent, root.name))
+        (root / "lab").mkdir(exist_ok=True)
+        opened = SimpleNamespace(testbed=lab, workspace=Workspace(root, "lab"))
         fleet: Any = SimpleNamespace(testbed=lab, lab=opened, evidence=evidence, new_phase=lambda *_: None, focus="")
         return run_checks(fleet, root / "checks", prove=proven, only=(), progress=lambda _: None)
 

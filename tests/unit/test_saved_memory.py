@@ -81,6 +81,19 @@ def test_machines_of_equal_hardware_are_saved_once(cache: Cache) -> None:
     assert saved.memory.stat().st_mode & 0o777 == 0o444
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_was_saved_no_longer_belongs_to_the_account_that_saved_it(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def freeze(_: Store, hardware: Hardware, partial: Path) -> None:
+        cache.freeze(hardware, partial)
+        for path in partial.iterdir():
+            os.chown(path, 4711, 4711)
+
+    monkeypatch.setattr(Store, "_freeze", freeze)
+    cache.store().ensure([NODE], _quiet)
+    folder = _saved(cache.store().find(NODE)).folder
+    assert {path.stat().st_uid for path in folder.iterdir()} == {0}
+
+
 OTHERS: dict[str, tuple[Environment, Hardware, str]] = {
     "emulator": (replace(TCG, versions=(("qemu", "QEMU 10.0"),)), NODE, "its emulator is QEMU 7.2.22, and QEMU 10.0 is needed"),
     "accelerator": (replace(TCG, outer=Accelerator.KVM), NODE, "its accelerator is tcg, and kvm is needed"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import selectors
 import socket
 from collections.abc import Iterator
 
@@ -14,7 +16,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from testbed.guest.sniffer import NOISE, attach
-from testbed.guest.tap_recorder import SEARCHED, outgoing, worth
+from testbed.guest.tap_recorder import SEARCHED, TapRecorder, outgoing, worth
 from testbed.verify import frames
 from testbed.verify.tokens import Tokens
 
@@ -101,11 +103,29 @@ def test_a_token_beyond_the_search_is_not_looked_for(pair: Pair) -> None:
 
 def test_what_does_not_go_out_is_refused_at_once(pair: Pair) -> None:
     """On a local socket nothing is outgoing."""
-    attach(pair[1], outgoing(TOKENS.prefix))
+    attach(pair[1], outgoing(worth(TOKENS.prefix)))
     assert not _passes(pair, bytes(WORTH["raw"]).ljust(60, b"\0"))
 
 
 def test_the_kernel_takes_the_filter() -> None:
     """It takes 4,096 steps at most (linux/bpf_common.h, BPF_MAXINSNS)."""
-    assert len(outgoing(TOKENS.prefix)) < 4096
-    assert max(max(step[1:3]) for step in outgoing(TOKENS.prefix)) < 256
+    steps = outgoing(worth(TOKENS.prefix))
+    assert len(steps) < 4096
+    assert max(max(step[1:3]) for step in steps) < 256
+
+
+def test_a_kernel_without_room_for_the_filter_hands_everything_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the program itself looks for tokens; another failure is one."""
+    asked: list[int] = []
+
+    def sniff(_: object, name: str, label: str, steps: list[object]) -> None:
+        asked.append(len(steps))
+        if len(steps) > 10 or name == "other":
+            raise OSError(errno.ENOMEM if name == "tap0" else errno.EPERM, "-")
+
+    monkeypatch.setattr(TapRecorder, "sniff", sniff)
+    recorder = TapRecorder(TOKENS.prefix, ["tap0"], selectors.DefaultSelector())
+    assert recorder.prepare({}) == {"ready": True, "taps": ["tap0"]}
+    assert (len(asked), asked[1]) == (2, 4)
+    with pytest.raises(OSError, match="-"):
+        TapRecorder(TOKENS.prefix, ["other"], selectors.DefaultSelector()).prepare({})

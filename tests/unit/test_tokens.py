@@ -14,7 +14,7 @@ from checks.scenes import scenes
 from checks.survey import honest
 from testbed.guest.parsing import find_token, parse
 from testbed.guest.tap_recorder import SEARCHED
-from testbed.model.policy import ReachMatrix
+from testbed.model.policy import ReachMatrix, endpoints
 from testbed.model.resolve import resolve
 from testbed.spec.load import read
 from testbed.verify import network
@@ -62,6 +62,19 @@ def test_a_question_to_dhcp_has_a_public_kind_and_a_number_that_nobody_guesses()
     assert {number >> 24 for number in numbers} == {1, 2}
     assert len({number & 0xFFFFFF for number in numbers}) == 2
     assert TOKENS.transaction(1, "a") != Tokens(TOKENS.prefix, b"other").transaction(1, "a")
+
+
+def test_a_control_is_the_answer_to_a_question_that_nobody_else_could_put() -> None:
+    """An answer of DHCP counts for the interface and the stage that its number was made for."""
+    fleet = _fleet(TOPOLOGIES[0])
+    everyone = endpoints(fleet.testbed)
+    numbers = {network._transaction(tokens, stage, own) for tokens in (TOKENS, Tokens(TOKENS.prefix, b"other"))
+               for stage in ("before", "after") for own in everyone}  # fmt: skip
+    assert len({number & 0xFFFFFF for number in numbers}) == 4 * len(everyone)
+    wanted = f"{network._transaction(TOKENS, 'before', everyone[0]):08x}"
+    for token, heard in ((wanted, True), (f"01{'0' * 6}", False), (f"02{wanted[2:]}", False)):
+        record = {"label": everyone[0].interface, "kind": "dhcp", "token": token}
+        assert network._heard(everyone[0], [record], set(), wanted) is heard
 
 
 def _fleet(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from testbed import building
 from testbed.building import Way
 from testbed.drivers import golden, outer
+from testbed.drivers.accounts import Account
 from testbed.drivers.cache import file_digest
 from testbed.drivers.freeze import AWAKE
 from testbed.drivers.golden import Saved
@@ -107,7 +109,7 @@ def saved(tmp_path: Path) -> Saved:
 def outside(libvirt: Any, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outer:
     for module in (golden, outer):
         monkeypatch.setattr(module, "make_overlay", lambda _, overlay: overlay)
-    monkeypatch.setattr(outer, "give_to_worker", lambda _: None)
+    monkeypatch.setattr(Account, "give", lambda *_: None)
     workspace = Workspace(tmp_path / "state", LAB.name)
     workspace.create()
     workspace.make(workspace.machine(NODE.name))
@@ -120,6 +122,14 @@ def _start(place: Outer, memory: Saved | str | None) -> None:
     if memory is not None:
         place.memories[Hardware.of(NODE, INPUTS.environment)] = memory  # type: ignore[index]
     place.perform(Action(Verb.CREATE, KEY, "it does not exist", desired(LAB, INPUTS)[KEY], ()))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_a_machine_starts_from_belongs_to_no_emulator(outside: Outer, saved: Saved) -> None:
+    for path in saved.folder.iterdir():
+        os.chown(path, 4711, 4711)
+    _start(outside, saved)
+    assert {path.stat().st_uid for path in saved.folder.iterdir()} == {0}
 
 
 def test_a_machine_starts_from_saved_memory(outside: Outer, libvirt: Libvirt, told: list[str], saved: Saved) -> None:

@@ -127,7 +127,7 @@ def test_a_witness_judges_the_controls_that_rest_on_it(change: Callable[[Databas
 
 def test_a_check_of_forged_frames_is_not_red_for_what_rests_on_another_control() -> None:
     lies = [SimpleNamespace(control=control, mark=control, through=None, probe=None) for control in ("NET-02", "NET-03")]
-    seen = Survey(SimpleNamespace(sightings=lambda _: []), {}, lies)  # type: ignore[arg-type]
+    seen = Survey(SimpleNamespace(arrivals=lambda _: {}, doubt=None, concealed=dict, past=dict), {}, lies)  # type: ignore[arg-type]
     rule = Finding(frozenset({"NET-01", "NET-02"}), "a rule")
     told = {"survey": seen, "pipeline": {"NET-02": "drop", "NET-03": "drop"}, "labels": [rule]}
     fleet: Any = SimpleNamespace(once=lambda name, _: told[name])
