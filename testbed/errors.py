@@ -85,7 +85,7 @@ class Mistake:
     """One thing wrong in a topology file.
 
     Args:
-        line: line of the file, from 1; 0 if the mistake concerns the whole file.
+        line: line of the file, from 1.
         path: place in the document, as in ``tenants.red.guests.web.node``.
         fact: what is written there, and why it cannot be.
         remedy: what is allowed, with the nearest valid spelling where there is one.
@@ -102,6 +102,7 @@ class TopologyError(TestbedError):
     """A topology file that cannot be used, with every mistake found in one pass."""
 
     exit_code = Exit.USAGE
+    SHOWN = 20  # mistakes that its text has; `mistakes` has all
 
     def __init__(self, file: str, mistakes: Iterable[Mistake]) -> None:
         self.file = file
@@ -115,7 +116,9 @@ class TopologyError(TestbedError):
 
     def __str__(self) -> str:
         lines = [line(f"{self.what}: {self.fact}")]
-        for mistake in self.mistakes:
+        for mistake in self.mistakes[: self.SHOWN]:
             lines.append(line(f"{self.file}:{mistake.line}: {mistake.path or 'topology'}: {mistake.fact}"))
             lines.append(f"    {line(mistake.remedy)}")
+        if len(self.mistakes) > self.SHOWN:
+            lines.append(f"{len(self.mistakes) - self.SHOWN} more mistakes are not shown; correct these first")
         return "\n".join(lines)

@@ -1,22 +1,41 @@
 """A YAML file as plain values plus the line of every key and item.
 
-Refuses what makes a topology file ambiguous or expensive: duplicate keys, non-text keys, more than
-`MAX_BYTES` of text or `MAX_NODES` of nodes once aliases are expanded.
+Refuses what makes a topology file ambiguous or expensive: duplicate keys, tags, merge keys, and more of anything than
+`Limit` allows. The events of libyaml are read one by one, so that a file over a limit costs nothing beyond it.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from yaml.cyaml import CParser
 from yaml.error import MarkedYAMLError, YAMLError
-from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    NodeEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+    StreamEndEvent,
+)
 
 from testbed.errors import Mistake
 
-MAX_BYTES = 2**23
-MAX_NODES = 2_000_000
+
+class Limit(IntEnum):
+    """The most that a file may have of something; ten thousand guests need a tenth to a half of it."""
+
+    CHARACTERS = 2**22
+    VALUES = 250_000  # once aliases are expanded
+    DEPTH = 16  # mappings and lists inside one another
+    TEXT = 200  # characters of one key or value
+
 
 _PLAIN = "plain"
 _CORE = (
@@ -25,6 +44,9 @@ _CORE = (
     ("int", re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")),
     ("float", re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")),
 )
+_STANDARD = "tag:yaml.org,2002:"
+_SYNTAX = "correct the syntax; mappings are 'key: value', indented with spaces"
+_CUT = 60  # characters of a value that a message repeats
 
 Path = tuple[str | int, ...]
 Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]
@@ -36,6 +58,22 @@ def dotted(path: Path) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
+
+
+def shown(value: object) -> str:
+    """Return a value of a file the way the file would write it, cut to 60 characters."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case dict():
+            return "a mapping"
+        case list():
+            return "a list"
+        case str():
+            return f"'{value}'" if len(value) <= _CUT else f"'{value[:_CUT]}…'"
+    return str(value)[:_CUT]
 
 
 @dataclass
@@ -65,61 +103,119 @@ def at(value: Value, path: Path) -> Value:
     return value
 
 
-class _Parser(CParser):  # type: ignore[misc]  # the library has no types
-    """libyaml's parser, which leaves open what a plain scalar means; PyYAML's answer would be YAML 1.1's, where "no" is false."""
+class _RefusedError(Exception):
+    """The rest of the file is not read: it is over a limit, or no topology."""
 
-    def resolve(self, kind: type[Node], _: str | None, implicit: bool | tuple[bool, bool]) -> str:
-        """Return the tag of a node that has none."""
-        if kind is ScalarNode:
-            return _PLAIN if isinstance(implicit, tuple) and implicit[0] else "str"
-        return "seq" if kind is SequenceNode else "map"
-
-    def descend_resolver(self, *_: object) -> None:
-        """Nothing depends on where a node stands."""
-
-    ascend_resolver = descend_resolver
+    def __init__(self, line: int, fact: str, remedy: str) -> None:
+        super().__init__(fact)
+        self.mistake = Mistake(line, "", fact, remedy)
 
 
 class _Reader:
-    def __init__(self) -> None:
+    """Builds values from the events of libyaml's parser.
+
+    What a plain scalar means is decided here: PyYAML's own answer would be that of YAML 1.1, where "no" is false.
+    """
+
+    def __init__(self, text: str) -> None:
         self.document = Document()
+        self._parser = CParser(text)
         self._count = 0
+        self._anchors: dict[str, tuple[Value, int]] = {}
 
-    def read(self, node: Node, path: Path) -> Value:
-        self._count += 1
-        if self._count > MAX_NODES:
-            raise _TooLargeError
-        self.document.lines.setdefault(path, node.start_mark.line + 1)
-        if isinstance(node, MappingNode):
-            return self._mapping(node, path)
-        if isinstance(node, SequenceNode):
-            return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
-        return _scalar(str(node.tag), str(node.value))
+    def read(self) -> None:
+        """Read the one document of the text."""
+        self._parser.get_event()
+        if not self._parser.check_event(DocumentStartEvent):
+            return
+        self._parser.get_event()
+        self.document.data = self._value((), 0)
+        self._parser.get_event()
+        if not self._parser.check_event(StreamEndEvent):
+            line = _line(self._parser.peek_event())
+            raise _RefusedError(line, "a second document begins here", "keep one topology in a file; remove '---' and what follows")
 
-    def _mapping(self, node: MappingNode, path: Path) -> Value:
+    def _value(self, path: Path, depth: int) -> Value:
+        event = self._parser.get_event()
+        line = _line(event)
+        self.document.lines.setdefault(path, line)
+        self._spend(1, line)
+        if isinstance(event, AliasEvent):
+            return self._aliased(event, line)
+        before = self._count
+        value = self._content(event, path, depth)
+        if isinstance(event, NodeEvent) and event.anchor:
+            self._anchors[event.anchor] = (value, self._count - before + 1)
+        return value
+
+    def _content(self, event: Event, path: Path, depth: int) -> Value:
+        line, tag = _line(event), getattr(event, "tag", None)
+        if tag is not None and not tag.startswith(_STANDARD):
+            raise _RefusedError(line, f"the tag {shown(tag)} is used", "write the value itself: the format has no tags and no includes")
+        if isinstance(event, ScalarEvent):
+            return _scalar(tag or (_PLAIN if event.implicit[0] else "str"), _text(event))
+        if depth >= Limit.DEPTH:
+            raise _RefusedError(line, f"more than {Limit.DEPTH} mappings and lists are inside one another", "use fewer levels")
+        if isinstance(event, MappingStartEvent):
+            return self._mapping(path, depth + 1)
+        assert isinstance(event, SequenceStartEvent), event
+        items: list[Value] = []
+        while not self._parser.check_event(SequenceEndEvent):
+            items.append(self._value((*path, len(items)), depth + 1))
+        self._parser.get_event()
+        return items
+
+    def _mapping(self, path: Path, depth: int) -> Value:
         values: dict[str, Value] = {}
         first: dict[str, int] = {}
-        for key_node, value_node in node.value:
-            key = str(key_node.value) if isinstance(key_node, ScalarNode) else "?"
-            line = key_node.start_mark.line + 1
-            if key in values:
-                self.document.mistakes.append(
-                    Mistake(
-                        line,
-                        dotted((*path, key)),
-                        f"the key '{key}' stands here a second time (first in line {first[key]})",
-                        "keep one of the two",
-                    )
-                )
+        while not self._parser.check_event(MappingEndEvent):
+            event = self._parser.get_event()
+            line = _line(event)
+            if not isinstance(event, ScalarEvent):
+                raise _RefusedError(line, "a key is a list, a mapping or an alias", "write each key as plain text")
+            key = _text(event)
+            if key in values or (key == "<<" and event.implicit[0]):
+                # Its value is read as if it stood beside the mapping: it counts, and has a line.
+                self._value((*path, key, "again"), depth)
+                self._mistake(line, (*path, key), *_unusable_key(key, first.get(key)))
                 continue
-            first[key] = line
-            self.document.lines[(*path, key)] = line
-            values[key] = self.read(value_node, (*path, key))
+            first[key] = self.document.lines[(*path, key)] = line
+            values[key] = self._value((*path, key), depth)
+        self._parser.get_event()
         return values
 
+    def _aliased(self, event: AliasEvent, line: int) -> Value:
+        if event.anchor not in self._anchors:
+            raise _RefusedError(line, f"the alias '*{event.anchor[:_CUT]}' has no anchor above it", f"add '&{event.anchor[:_CUT]}' first")
+        value, size = self._anchors[event.anchor]
+        self._spend(size, line)
+        return value
 
-class _TooLargeError(Exception):
-    pass
+    def _spend(self, values: int, line: int) -> None:
+        self._count += values
+        if self._count > Limit.VALUES:
+            fact = f"the file has more than {Limit.VALUES} values, those of aliases included"
+            raise _RefusedError(line, fact, "use fewer aliases, or several smaller labs")
+
+    def _mistake(self, line: int, path: Path, fact: str, remedy: str) -> None:
+        self.document.mistakes.append(Mistake(line, dotted(path), fact, remedy))
+
+
+def _line(event: Event) -> int:
+    return int(event.start_mark.line) + 1
+
+
+def _text(event: ScalarEvent) -> str:
+    if len(event.value) > Limit.TEXT:
+        fact = f"a text has {len(event.value)} characters: {shown(event.value)}"
+        raise _RefusedError(_line(event), fact, f"use at most {Limit.TEXT} characters for a key or a value")
+    return str(event.value)
+
+
+def _unusable_key(key: str, first: int | None) -> tuple[str, str]:
+    if first is None:
+        return "the merge key '<<' is used", "write the keys themselves: the format has no merge keys; plain aliases work"
+    return f"the key '{key}' stands here a second time (first in line {first})", "keep one of the two"
 
 
 def _scalar(tag: str, text: str) -> bool | int | float | str | None:
@@ -144,30 +240,21 @@ def _scalar(tag: str, text: str) -> bool | int | float | str | None:
 
 def parse(text: str) -> Document:
     """Read YAML text; mistakes of the text are in the returned document, never raised."""
-    reader = _Reader()
-    document = reader.document
-    if len(text) > MAX_BYTES:
-        document.mistakes.append(
-            Mistake(0, "", f"the file has {len(text)} characters", f"keep a topology below {MAX_BYTES}")
-        )
-        return document
+    if len(text) > Limit.CHARACTERS:
+        fact = f"the file has more than {Limit.CHARACTERS} characters"
+        return Document(mistakes=[Mistake(1, "", fact, "use fewer guests, or several smaller labs")])
+    reader: _Reader | None = None
     try:
-        node = _Parser(text).get_single_node()
-        document.data = reader.read(node, ()) if node is not None else None
+        reader = _Reader(text)
+        reader.read()
+    except _RefusedError as error:
+        mistake = error.mistake
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        document.mistakes.append(
-            Mistake(
-                mark.line + 1 if mark else 0,
-                "",
-                f"this is not YAML: {error.problem or error.context}",
-                "correct the syntax; mappings are 'key: value', indented with spaces",
-            )
-        )
-    except _TooLargeError:
-        document.mistakes.append(
-            Mistake(0, "", f"the file expands to more than {MAX_NODES} values", "use fewer aliases")
-        )
-    except (YAMLError, RecursionError, ValueError) as error:
-        document.mistakes.append(Mistake(0, "", f"this is not YAML: {error}", "correct the syntax"))
-    return document
+        mistake = Mistake(mark.line + 1 if mark else 1, "", f"this is not YAML: {error.problem or error.context}", _SYNTAX)
+    except (YAMLError, ValueError) as error:
+        mistake = Mistake(1, "", f"this is not YAML: {' '.join(str(error).split())}", _SYNTAX)
+    else:
+        return reader.document
+    found = reader.document if reader else Document()
+    return Document(None, found.lines, [*found.mistakes, mistake])

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from itertools import combinations, product
 
 from testbed.spec.document import Path, Value
-from testbed.spec.schema import MIB, GuestSpec, Spec, TenantSpec, format_size
+from testbed.spec.schema import MIB, Flow, GuestSpec, Spec, TenantSpec, format_size
 
 CONTROLLER = "controller"
 NODE_RESERVE = 640 * MIB
@@ -20,6 +20,7 @@ MACHINE_RESERVE = 1024 * MIB
 WORKERS_PER_NODE = 64
 TRACKED_CONNECTIONS = 65536
 DEFAULT_LIMITS = {"bandwidth": 5_000_000, "packets": 1000, "connections": 256}
+_COMPARED = 500  # names; to find the nearest one takes milliseconds above that, for each mistake
 CUT_FLOW = "- -> - icmp"
 RESERVED_NAMES = (CONTROLLER, "outer")
 
@@ -54,7 +55,7 @@ def among(name: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     if not names:
         return "remove it"
-    near = get_close_matches(name, names, n=1)
+    near = get_close_matches(name, names, n=1) if len(names) <= _COMPARED else []
     listing = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
     return f"did you mean '{near[0]}'? Allowed: {listing}" if near else f"allowed: {listing}"
 
@@ -175,6 +176,7 @@ def _placement(spec: Spec, declared: Declared, place: Path, guest: GuestSpec) ->
 
 def _flows(declared: Declared, tenant_name: str, tenant: TenantSpec) -> Iterator[Finding]:
     guests = declared.guests.get(tenant_name, frozenset())
+    seen: set[Flow] = set()
     for index, flow in enumerate(tenant.allow):
         if str(flow) == CUT_FLOW:
             continue
@@ -184,8 +186,9 @@ def _flows(declared: Declared, tenant_name: str, tenant: TenantSpec) -> Iterator
                 yield place, f"the tenant has no guest '{end}'", among(end, guests)
         if flow.source == flow.target:
             yield place, f"the flow leads from '{flow.source}' to itself", "a guest always reaches itself; remove the line"
-        if flow in tenant.allow[:index]:
+        if flow in seen:
             yield place, f"the flow '{flow}' stands here a second time", "remove the line"
+        seen.add(flow)
 
 
 def _addresses(tenant_name: str, tenant: TenantSpec) -> Iterator[Finding]:

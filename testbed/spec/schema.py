@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-KIB, MIB, GIB = 2**10, 2**20, 2**30
+from testbed.spec.document import shown
+
+KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
+MAX_INTERFACES = 8  # of a guest: a q35 machine has slots for them beside its volumes
 GUEST_MEMORY = 224 * MIB  # unless a topology says otherwise
 _UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB}
 _SIZE = re.compile(r"^([1-9][0-9]*)\s*(KiB|MiB|GiB)$")
@@ -42,7 +45,7 @@ def parse_size(value: object) -> int:
     """
     match = _SIZE.match(value) if isinstance(value, str) else None
     if not match:
-        msg = f"{value!r} is not a size; write a whole number above zero and KiB, MiB or GiB, as in '64 MiB'"
+        msg = f"{shown(value)} is not a size; write a whole number above zero and KiB, MiB or GiB, as in '64 MiB'"
         raise ValueError(msg)
     return int(match[1]) * _UNITS[match[2]]
 
@@ -64,7 +67,7 @@ def parse_bandwidth(value: object) -> int:
     """
     match = _BANDWIDTH.match(value) if isinstance(value, str) else None
     if not match:
-        msg = f"{value!r} is not a bandwidth; write a whole number above zero and kbit/s, Mbit/s or Gbit/s, as in '50 Mbit/s'"
+        msg = f"{shown(value)} is not a bandwidth; write a whole number above zero and kbit/s, Mbit/s or Gbit/s, as in '50 Mbit/s'"
         raise ValueError(msg)
     return int(match[1]) * _BITS[match[2]]
 
@@ -78,7 +81,7 @@ def parse_packets(value: object) -> int:
     """
     match = _PACKETS.match(value) if isinstance(value, str) else None
     if not match:
-        msg = f"{value!r} is not a packet rate; write whole thousands per second, as in '2000/s'"
+        msg = f"{shown(value)} is not a packet rate; write whole thousands per second, as in '2000/s'"
         raise ValueError(msg)
     return int(match[1]) * 1000
 
@@ -93,10 +96,15 @@ def _private_network(network: IPv4Network) -> IPv4Network:
     return network
 
 
-def _network_text(value: object) -> object:
-    if isinstance(value, str):
-        return IPv4Network(value)
-    return value
+def _network_text(value: object) -> IPv4Network:
+    if isinstance(value, IPv4Network):
+        return value
+    try:
+        return IPv4Network(value if isinstance(value, str) else "")
+    except ValueError as error:
+        text = str(error) if "host bits" in str(error) else f"{shown(value)} is not a range"
+        msg = f"{text}; write an address and a prefix length, as in 10.0.0.0/24"
+        raise ValueError(msg) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +153,12 @@ class Ranges:
 
 def _tenant_range(item: object) -> IPv4Network | IPv6Network:
     if not isinstance(item, str):
-        msg = f"{item!r} is not a range; write an address and a prefix length, as in 10.0.0.0/24 or fd00:a::/64"
+        msg = f"{shown(item)} is not a range; write an address and a prefix length, as in 10.0.0.0/24 or fd00:a::/64"
         raise ValueError(msg)
     try:
         network = ip_network(item)
     except ValueError as error:
-        text = str(error) if "host bits" in str(error) else f"{item!r} is not a range"
+        text = str(error) if "host bits" in str(error) else f"{shown(item)} is not a range"
         msg = f"{text}; write an address and a prefix length, as in 10.0.0.0/24 or fd00:a::/64"
         raise ValueError(msg) from error
     return _private_network(network) if isinstance(network, IPv4Network) else _unicast_network(network)
@@ -172,12 +180,27 @@ def is_name(text: str) -> bool:
     return re.fullmatch(_NAME, text) is not None
 
 
+def _within(least: int, most: int) -> AfterValidator:
+    """Return a validator of sizes, with both bounds in bytes."""
+
+    def bounded(size: int) -> int:
+        if not least <= size <= most:
+            msg = f"{format_size(size)} is not possible here; write a size from {format_size(least)} to {format_size(most)}"
+            raise ValueError(msg)
+        return size
+
+    return AfterValidator(bounded)
+
+
 Name = Annotated[str, Field(pattern=_NAME)]
 Size = Annotated[
     int,
     BeforeValidator(parse_size),
     WithJsonSchema({"type": "string", "pattern": _SIZE.pattern, "examples": ["64 MiB", "2 GiB"]}),
 ]
+MachineMemory = Annotated[Size, _within(512 * MIB, 4 * TIB)]
+GuestMemory = Annotated[Size, _within(128 * MIB, TIB)]
+VolumeSize = Annotated[Size, _within(MIB, 16 * TIB)]
 Network = Annotated[
     IPv4Network,
     BeforeValidator(_network_text),
@@ -216,6 +239,12 @@ NetworkNames = Annotated[
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_empty(cls, data: object) -> object:
+        """Read ``node-a:`` without a value as a mapping without keys: every default counts."""
+        return {} if data is None else data
+
 
 class Flow(_Strict):
     """One allowed flow between two guests of a tenant: ``web -> db tcp/5432``."""
@@ -235,13 +264,13 @@ class Flow(_Strict):
         """
         match = _FLOW.match(text) if isinstance(text, str) else None
         if not match:
-            msg = f"{text!r} is not a flow; write 'source -> target protocol/port', as in 'web -> db tcp/5432'"
+            msg = f"{shown(text)} is not a flow; write 'source -> target protocol/port', as in 'web -> db tcp/5432'"
             raise ValueError(msg)
         protocol, _, port = match["service"].partition("/")
         if protocol == "icmp" and not port:
             return cls(source=match["source"], target=match["target"], protocol="icmp")
         if protocol not in ("tcp", "udp") or not _PORT.fullmatch(port) or int(port) > 65535:
-            msg = f"{match['service']!r} is not a service; write tcp/PORT or udp/PORT with a port from 1 to 65535, or icmp"
+            msg = f"{shown(match['service'])} is not a service; write tcp/PORT or udp/PORT with a port from 1 to 65535, or icmp"
             raise ValueError(msg)
         return cls(
             source=match["source"], target=match["target"], protocol="tcp" if protocol == "tcp" else "udp", port=int(port)
@@ -262,15 +291,15 @@ FlowLine = Annotated[
 class NodeSpec(_Strict):
     """A virtual machine that is a KVM host and runs guests."""
 
-    memory: Size = Field(default=2 * GIB, description="RAM of the node, with unit")
-    vcpus: int = Field(default=2, ge=1, le=64, description="virtual CPUs; under emulation a node gets one")
+    memory: MachineMemory = Field(default=2 * GIB, description="RAM of the node, with unit")
+    vcpus: int = Field(default=2, strict=True, ge=1, le=64, description="virtual CPUs; under emulation a node gets one")
 
 
 class ControllerSpec(_Strict):
     """The virtual machine that holds the fleet's services."""
 
-    memory: Size = Field(default=GIB, description="RAM of the controller, with unit")
-    vcpus: int = Field(default=2, ge=1, le=64, description="virtual CPUs; under emulation a machine gets one")
+    memory: MachineMemory = Field(default=GIB, description="RAM of the controller, with unit")
+    vcpus: int = Field(default=2, strict=True, ge=1, le=64, description="virtual CPUs; under emulation a machine gets one")
 
 
 class InfrastructureSpec(_Strict):
@@ -286,17 +315,19 @@ class LimitsSpec(_Strict):
 
     bandwidth: Bandwidth | None = Field(default=None, description="what the guest may send, with unit")
     packets: PacketRate | None = Field(default=None, description="packets that the guest may send, in thousands per second")
-    connections: int | None = Field(default=None, ge=16, le=65536, description="connections that the node tracks for it")
+    connections: int | None = Field(default=None, strict=True, ge=16, le=65536, description="connections that the node tracks for it")
 
 
 class GuestSpec(_Strict):
     """A tenant's virtual machine, nested in a node."""
 
     node: str | None = Field(default=None, description="node it runs on; optional where there is one node")
-    network: NetworkNames = Field(default=[], description="network, or list of networks; optional where the tenant has one")
-    memory: Size = Field(default=GUEST_MEMORY, description="RAM of the guest, with unit")
-    vcpus: int = Field(default=1, ge=1, le=16)
-    volumes: dict[Name, Size] = Field(default_factory=dict, max_length=15, description="extra volumes: name and size with unit")
+    network: NetworkNames = Field(
+        default=[], max_length=MAX_INTERFACES, description="network, or list of networks; optional where the tenant has one"
+    )
+    memory: GuestMemory = Field(default=GUEST_MEMORY, description="RAM of the guest, with unit")
+    vcpus: int = Field(default=1, strict=True, ge=1, le=16)
+    volumes: dict[Name, VolumeSize] = Field(default_factory=dict, max_length=15, description="extra volumes: name and size with unit")
     limits: LimitsSpec = Field(default=LimitsSpec(), description="of each interface; what is missing comes from the tenant")
 
     @property
@@ -308,9 +339,11 @@ class GuestSpec(_Strict):
 class TenantSpec(_Strict):
     """Who owns guests, networks and volumes. Tenants may use the same names and addresses as one another."""
 
-    networks: dict[Name, TenantRanges] = Field(min_length=1, description="one IPv4 range, or a list of it and one IPv6 /64")
-    guests: dict[Name, GuestSpec] = Field(min_length=1)
-    allow: list[FlowLine] = Field(default_factory=list, description="flows allowed inside the tenant; all else is denied")
+    networks: dict[Name, TenantRanges] = Field(min_length=1, max_length=64, description="one IPv4 range, or a list of it and one IPv6 /64")
+    guests: dict[Name, GuestSpec] = Field(min_length=1, max_length=4000)
+    allow: list[FlowLine] = Field(
+        default_factory=list, max_length=20_000, description="flows allowed inside the tenant; all else is denied"
+    )
     limits: LimitsSpec = Field(default=LimitsSpec(), description="of each guest's interfaces, where the guest has none of its own")
 
 
@@ -321,12 +354,25 @@ class Spec(_Strict):
     name: Name = Field(description="name of the lab")
     controller: ControllerSpec = ControllerSpec()
     infrastructure: InfrastructureSpec = InfrastructureSpec()
-    nodes: dict[Name, NodeSpec] = Field(min_length=1)
-    tenants: dict[Name, TenantSpec] = Field(min_length=1)
+    nodes: dict[Name, NodeSpec] = Field(min_length=1, max_length=4000)
+    tenants: dict[Name, TenantSpec] = Field(min_length=1, max_length=4000)
 
 
 def json_schema() -> dict[str, object]:
     """Return the JSON Schema of a topology file, for editors."""
     schema = Spec.model_json_schema()
     schema["title"] = "testbed topology"
+    _close(schema)
     return schema
+
+
+def _close(schema: object) -> None:
+    """Refuse, in place, every key that no pattern of names matches: pydantic leaves mappings open for those."""
+    if isinstance(schema, dict):
+        if "patternProperties" in schema:
+            schema["additionalProperties"] = False
+        for part in schema.values():
+            _close(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            _close(part)
