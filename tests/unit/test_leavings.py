@@ -19,6 +19,7 @@ from testbed.spec.load import read
 from testbed.verify import traces
 from testbed.verify.leavings import Leavings
 from testbed.verify.throwaway import Throwaway
+from testbed.verify.tokens import Tokens
 
 LAB = resolve(read(Path(__file__).parents[2] / "topologies/one-node.yaml").spec)
 EXCEPTIONS = (AssertionError, InstrumentError("no", fact="-", remedy="-"), KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit)
@@ -182,7 +183,7 @@ def test_rules_that_were_taken_away_come_back(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ordeal, "in_guest", lambda *_: instrument)
     monkeypatch.setattr(ordeal, "_require_used", lambda *_: None)
     monkeypatch.setattr(ordeal, "_WHILE", 0)
-    ordeal._change_policy(fleet, "tb-")
+    ordeal._change_policy(fleet, Tokens("tb-", b"key"))
     assert [bool(gone) for gone, _ in changes] == [True, False]
     assert changes[1][1] == changes[0][0]
     (told,) = fleet.leavings.clear()

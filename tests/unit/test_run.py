@@ -43,12 +43,25 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     folder = checks_of(tmp_path, declare() + HOLDS)
     monkeypatch.setattr(run.resources, "checks", lambda: folder)
     monkeypatch.setattr(run, "cache_root", lambda: tmp_path)
-    monkeypatch.setattr(run.observe, "plan", lambda *_: SimpleNamespace(actions=[]))
+    monkeypatch.setattr(run, "Watch", lambda *_: _Watch())
+    monkeypatch.setattr(run, "traces", SimpleNamespace(look=lambda _: {}, left_behind=lambda *_: []))
     return SimpleNamespace(
         testbed=topology, hosts=hosts, host=lambda name: next(host for host in hosts if host.name == name), retried=[],
         ground=SimpleNamespace(environment=environment, images={}), outer=SimpleNamespace(observe=dict),
         workspace=Workspace(tmp_path, "lab"), desired={}, places={},
     )  # fmt: skip
+
+
+class _Watch:
+    """A look at a configuration in which nothing differs."""
+
+    interrupted, trouble, results = False, (), ()
+
+    def begin(self) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
 
 
 def _examine(
@@ -76,16 +89,27 @@ def test_a_run_is_written_whole(lab: Any) -> None:
     [
         ("end_all", "ending the programs in guests and on machines: RuntimeError: a bug"),
         ("_write_matrix", "writing matrix.json: RuntimeError: a bug"),
-        ("observe.plan", "after the proofs the lab could not be observed: RuntimeError: a bug"),
+        ("traces.left_behind", "looking for what checks have left behind: RuntimeError: a bug"),
     ],
 )
 def test_an_error_around_the_checks_is_trouble_of_the_run(
     lab: Any, monkeypatch: pytest.MonkeyPatch, name: str, told: str
 ) -> None:
-    monkeypatch.setattr(f"testbed.verify.run.{name}", _bug)
+    owner, _, last = name.rpartition(".")
+    monkeypatch.setattr(getattr(run, owner) if owner else run, last, _bug)
     data = _examine(lab, Proving.EVERYTHING)
     assert data["summary"]["pass"] == 1
     assert data["trouble"] == [told]
+    assert exit_code(data) is Exit.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(("when", "words"), [("begin", "before"), ("end", "after")])
+def test_a_look_at_the_configuration_that_breaks_off_is_trouble(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, when: str, words: str
+) -> None:
+    monkeypatch.setattr(_Watch, when, _bug)
+    data = _examine(lab)
+    assert data["trouble"] == [f"looking at the configuration {words} the checks: RuntimeError: a bug"]
     assert exit_code(data) is Exit.INCONCLUSIVE
 
 
@@ -148,7 +172,7 @@ def _check(lab: Any) -> None:
     "error", [RuntimeError("a bug"), SystemExit(0), OSError(28, "No space left on device"), StopIteration()]
 )
 @pytest.mark.parametrize(
-    "where", ["testbed.verify.run._write", "testbed.report.formats.junit", "testbed.cli_check.out"]
+    "where", ["testbed.verify.run._write", "testbed.report.formats.junit", "testbed.cli_check.out_json"]
 )
 def test_an_error_after_the_checks_is_neither_a_pass_nor_a_fail(
     lab: Any, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException
