@@ -98,7 +98,7 @@ def logins(fleet: Fleet, machine: Machine, strangers: Sequence[Credential]) -> d
     right = [Credential("the right credential", USER, fleet.lab.workspace.folder / "ssh/admin")]
     groups = [[item for item in strangers if item.user == user] for user in sorted({item.user for item in strangers})]
     for group in (right, *groups, right):
-        found = _patiently(fleet, machine, group)
+        found = _patiently(fleet, machine, group, right if group is not right and group[0].user == USER else ())
         if group is right and set(found.values()) != {"accepted"}:
             what = f"{machine.name} refuses the right credential"
             raise InstrumentError(what, fact="so it may be refusing everybody", remedy="run `testbed status`")
@@ -109,8 +109,14 @@ def logins(fleet: Fleet, machine: Machine, strangers: Sequence[Credential]) -> d
     return answers
 
 
-def _patiently(fleet: Fleet, machine: Machine, group: Sequence[Credential]) -> dict[str, str]:
-    """Try one user's credentials until each is answered; while sshd shuts us out for earlier failures, wait and try again."""
+def _patiently(fleet: Fleet, machine: Machine, group: Sequence[Credential], last: Sequence[Credential]) -> dict[str, str]:
+    """Try one user's credentials until each is answered; while sshd shuts us out for earlier failures, wait and try again.
+
+    Args:
+        last: the right credential, with which a connection ends where the user has one: sshd gives penalties to sources of
+            connections on which nobody has logged in (sshd_config(5), PerSourcePenalties), and would shut us out for half a minute.
+
+    """
     waiting = sorted(group, key=lambda item: item.key is not None or item.password is not None)
     answers: dict[str, str] = {}
     end = time.monotonic() + _PENALTY
@@ -120,7 +126,7 @@ def _patiently(fleet: Fleet, machine: Machine, group: Sequence[Credential]) -> d
         some = waiting[: _AT_ONCE + nothing]
         request = f"log in with: {', '.join(credential.name for credential in some)}"
         try:
-            found = attempts(machine.address, some)
+            found = attempts(machine.address, [*some, *last])
         except InstrumentError as error:
             if time.monotonic() > end:
                 fleet.evidence.record(machine.name, "login", request, f"did not complete: {error.fact}", started)
@@ -128,7 +134,7 @@ def _patiently(fleet: Fleet, machine: Machine, group: Sequence[Credential]) -> d
             time.sleep(2)
         else:
             fleet.evidence.record(machine.name, "login", request, found, started)
-            answers.update(found)
+            answers.update({item.name: found[item.name] for item in some if item.name in found})
             waiting = [item for item in waiting if item.name not in answers]
             end = time.monotonic() + _PENALTY
     return answers
