@@ -26,7 +26,8 @@ class Looker:
     Args:
         fleet: what pytest's fixtures give; a case with another view of it is run without pytest.
         revive: starts guests again that have crashed, and returns their labels.
-        insists: whether a check that observed nothing is run once more, whatever the reason.
+        insists: whether a check that observed nothing is run once more each time; else once for each reason, since on
+            a lab that is down every check would wait twice for the same machines.
 
     """
 
@@ -35,6 +36,7 @@ class Looker:
         self.shared = RLock()  # held while something is changed that all lanes share
         self._fleet, self._insists, self._trouble = fleet, insists, trouble
         self._revive: Revive | None = revive
+        self._repeated: set[str] = set()
         self._failure: tuple[Verdict, str] | None = None
 
     def keep(self, found: pytest.ExceptionInfo[BaseException], when: str, item: pytest.Item) -> None:
@@ -43,13 +45,20 @@ class Looker:
             self._failure = read(found, when, item)
 
     def look(self, case: Case, name: str) -> Outcome:
-        """Run a check, once more if it observed nothing: where a guest had crashed, and always while proving."""
+        """Run a check, and once more if it observed nothing: a machine may have been slow, or a guest have crashed."""
         outcome = self.run(case, name)
-        if outcome.verdict is Verdict.INCONCLUSIVE and (self.alive_again() or self._insists):
+        if outcome.verdict is Verdict.INCONCLUSIVE and (self.alive_again() or self._worth_repeating(outcome.reason)):
             self._trouble.tell(f"{name}: once more, since it observed nothing: {outcome.reason}")
             case.fleet.new_phase(case.fleet.focus)
             return self.run(case, f"{name}.again")
         return outcome
+
+    def _worth_repeating(self, reason: str) -> bool:
+        """Tell whether a second look may see more; for a reason that came before, only while proving."""
+        with self.shared:
+            known = reason in self._repeated
+            self._repeated.add(reason)
+        return self._insists or not known
 
     def run(self, case: Case, name: str) -> Outcome:
         """Run a check, with evidence of its own; whatever is raised around it makes a pass inconclusive."""

@@ -288,3 +288,19 @@ def test_what_is_no_crash_is_not_tried_again(judge) -> None:
     done = judge(body, revive=nobody)
     assert [result.verdict for result in done.results] == [Verdict.INCONCLUSIVE] * 2
     assert asked == [1]
+
+
+def test_what_observed_nothing_is_looked_at_once_more_for_each_reason(judge) -> None:
+    """A node that was slow for a moment costs no verdict; one that is down is not waited for by every check twice."""
+    body = "LOOKS = []\n"
+    for control, why in (("NET-01", "slow"), ("NET-02", "down"), ("NET-03", "down")):
+        body += declare(objective=f"it is {why} in {control}", control=control)
+        body += f"""def test_{control[-1]}(fleet):
+    look(fleet)
+    LOOKS.append("{control}")
+    if "{why}" == "down" or LOOKS.count("{control}") == 1: raise InstrumentError("{why}", fact="no answer", remedy="-")
+"""
+    told: list[str] = []
+    plugin = judge(body, progress=told.append)
+    assert [verdict for verdict, _ in _verdicts(plugin)] == ["pass", "inconclusive", "inconclusive"]
+    assert [text.partition(".")[0] for text in told if "once more" in text] == ["NET-01", "NET-02"]
