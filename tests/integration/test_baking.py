@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from testbed.drivers import marks
 from testbed.drivers.images import ImageCache
 from testbed.errors import ImageError
 from testbed.resources import playbooks
@@ -21,7 +22,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.skipif(os.geteuid() != 0, rea
 def small(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "cache"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m,mode=755", "tmpfs", str(folder)], check=True)
+    marks.claim(folder, marks.CACHE, 0o755)
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
@@ -39,6 +41,6 @@ def test_a_disk_that_fills_up_while_baking(small: Path, tmp_path: Path, monkeypa
         cache.ensure(lambda _: None)
     assert " MiB left" in caught.value.fact
     assert "TESTBED_CACHE_DIR" in caught.value.remedy
-    left = {path.name for path in small.iterdir() if path.suffix != ".log"}
+    left = {path.name for path in small.iterdir() if path.suffix != ".log" and path.name != marks.MARK}
     assert left == {base.name for base in bases}
     assert cache.stored() == []
