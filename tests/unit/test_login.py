@@ -90,7 +90,6 @@ def test_ssh_logs_in_after_twelve_hours(running: Workspace, monkeypatch: pytest.
 
 def test_logs_are_read_after_twelve_hours(running: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def sudo(host: Host, command: str) -> Completed:
-        host.access.renew()
         _require_valid(running)
         assert command.startswith("journalctl --no-pager --lines=7 '--unit=a b' |")
         return Completed(command, 0, b"Nov 1 qemu: a guest said\n    ::error::told ##vso[x] \x1b[31m\n", b"")
