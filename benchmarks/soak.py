@@ -20,7 +20,7 @@ from testbed.spec.load import read
 SOUND = ("pass", "not-applicable")
 
 
-def _wrong(text: str) -> list[str]:
+def odd_verdicts(text: str) -> list[str]:
     """Return what a check run says that it should not."""
     try:
         data: dict[str, Any] = json.loads(text)
@@ -42,7 +42,7 @@ def run(program: str, topology: Path, state: str) -> tuple[dict[str, float], lis
         if done.returncode != 0:
             wrong.append(f"{verb} ended with {done.returncode}: {done.stderr[-300:]}")
         if verb == "check":
-            wrong += _wrong(done.stdout)
+            wrong += odd_verdicts(done.stdout)
     return seconds, wrong
 
 
