@@ -49,7 +49,9 @@ def _start_lodger(stage: Stage, account: str = "", group: str = "") -> None:
 
 
 def _stop_lodger(stage: Stage) -> None:
+    """Stop it, and remove its profile, whose file libvirt keeps."""
     stage.node.hypervisor.destroy(_lodger(stage).domain)
+    stage.host.must(f"rm -f {profile(_lodger(stage))} {profile(_lodger(stage))}.files")
 
 
 def _owners(stage: Stage, form: str) -> list[str]:

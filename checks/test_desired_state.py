@@ -8,6 +8,7 @@ from testbed.drivers.ssh import Host
 from testbed.errors import InstrumentError
 from testbed.model.testbed import Guest
 from testbed.plan.acls import Acl
+from testbed.plan.settings import KERNEL
 from testbed.verify import drift
 from testbed.verify.declare import Breach, Effect, check
 from testbed.verify.fleet import Fleet
@@ -17,6 +18,8 @@ _SHOWN = 6
 _EXTRA = Acl("to-lport", 2000, "icmp4", "allow")
 _BALANCER = "undeclared"
 _FORWARD = "net.ipv4.ip_forward"
+# The kernel sets others when this one changes, such as accept_redirects (ip-sysctl.rst, ip_forward).
+_CLOSED = " ".join(f"{name}={value}" for name, value in KERNEL.items())
 
 
 def _guest(stage: Stage) -> Guest:
@@ -49,7 +52,7 @@ def _limit(stage: Stage, packets: int) -> str:
         command(
             "a node forwards packets between its networks",
             opens=lambda _: f"sysctl -q -w {_FORWARD}=1",
-            closes=lambda _: f"sysctl -q -w {_FORWARD}=0",
+            closes=lambda _: f"sysctl -q -w {_CLOSED}",
             shows=lambda _: f"[ $(sysctl -n {_FORWARD}) = 1 ]",
         ),
         command(
