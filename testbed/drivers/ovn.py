@@ -54,6 +54,14 @@ def _idl(remote: str, deadline: float) -> Any:  # noqa: ANN401 - the library has
             time.sleep(0.5)
 
 
+def _api_of(own: connection.Connection) -> Any:  # noqa: ANN401 - the library has no types
+    """Return the library's commands by a connection of their own.
+
+    The library keeps one connection for a class: a second object would use the first one's, and end it when it is closed.
+    """
+    return type("Api", (OvnNbApiIdlImpl,), {"_ovsdb_connection": None})(own)
+
+
 class Northbound:
     """One connection to the northbound database, over TLS."""
 
@@ -79,7 +87,7 @@ class Northbound:
         self._dhcp_rows: dict[tuple[str, str], list[UUID]] = {}
         with _said("cannot reach OVN's northbound database"):
             idl = _idl(f"unix:{socket}" if socket else f"ssl:{address}:6641", time.monotonic() + timeout)
-            self._api: Any = OvnNbApiIdlImpl(connection.Connection(idl, timeout=timeout))
+            self._api = _api_of(connection.Connection(idl, timeout=timeout))
 
     def close(self) -> None:
         """End the connection."""
