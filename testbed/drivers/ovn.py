@@ -196,11 +196,13 @@ class Northbound:
         first = next(iter(self._dhcp_rows.get((mark, switch), [])), None)
         if _labels(rows.get(first)).get(mark) != switch:
             listed = list(rows.data)  # at once: the library's thread may add some meanwhile
-            self._dhcp_rows = defaultdict(list)
+            found: dict[tuple[str, str], list[UUID]] = defaultdict(list)
             for row in listed:
                 for pair in _labels(rows.get(row)).items():
-                    self._dhcp_rows[pair].append(row)
-        return next(iter(self._dhcp_rows.get((mark, switch), [])), None)
+                    found[pair].append(row)
+            self._dhcp_rows = found  # when it is complete: ports are made side by side
+            first = next(iter(found.get((mark, switch), [])), None)
+        return first
 
     def set_port(self, label: str, switch: str, port: str, addresses: str, limits: Limits, *, fresh: bool = False) -> None:
         """Make a port, or make it what it must be, on the switch it must be on, all at once.
@@ -214,6 +216,9 @@ class Northbound:
             if found is not None and (found["switch"] != switch or found["port"] != port):
                 self.delete_port(found["port"])
             four, six = self._dhcp(switch, FOUR), self._dhcp(switch, SIX)
+            if four is None:
+                msg = f"the switch {switch} has no DHCP settings"
+                raise ValueError(msg)
             with self._api.transaction(check_error=True) as change:
                 change.add(self._api.lsp_add(switch, port, may_exist=True))
                 change.add(self._api.lsp_set_addresses(port, [addresses]))
