@@ -1,0 +1,84 @@
+"""Reads the whole machine in one pass and prints canonical records, compressed; run as root, by the session of a machine.
+
+Its argument is JSON: ``since`` (seconds since 1970: files that have changed later are new), ``key`` (hexadecimal, for
+digests of what only some accounts may read), ``only`` (names of collectors), ``plain`` (whether it prints text).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import zlib
+from collections import defaultdict
+from functools import partial
+
+from testbed.payload.inventory import accounts, confinement, files, guests, kernel, namespaces, network, processes, sockets, switch, units
+from testbed.payload.inventory.collect import Collector, Records, Unread, side_by_side
+
+FORMAT = 1
+SECONDS = 60.0  # that a collector may take
+
+
+def collectors(request: dict[str, object], found: list[processes.Process], spaces: namespaces.Spaces) -> dict[str, Collector]:
+    """Return what is to be collected, by name."""
+    holders: dict[str, set[str]] = defaultdict(set)
+    for process in found:
+        for inode in process.sockets:
+            holders[inode].add(process.label)
+    named: dict[str, Collector] = {
+        "accounts": accounts.collect,
+        "files": partial(_files, request=request),
+        "guests": guests.collect,
+        "kernel": kernel.collect,
+        "namespaces": spaces.collect,
+        "processes": partial(_processes, found=found, spaces=spaces),
+        "profiles": confinement.collect,
+        "switch": switch.collect,
+        "units": units.collect,
+    }
+    for mark, name in spaces.of("net").items():
+        path = spaces.paths.get(mark, "")
+        own = os.readlink("/proc/self/ns/net") == mark
+        named[f"network {name}"] = partial(network.collect, place=name, path="" if own else path, holders=holders)
+    only = request.get("only")
+    return {name: run for name, run in named.items() if not isinstance(only, list) or name.split()[0] in only}
+
+
+def _files(records: Records, request: dict[str, object]) -> None:
+    since = request.get("since")
+    start = float(since) if isinstance(since, int | float) else files.made()
+    records.add("image", "made", int(start))
+    roots = request.get("roots")
+    files.Walk(records, start, bytes.fromhex(str(request.get("key", "")))).run(list(map(str, roots)) if isinstance(roots, list) else None)
+
+
+def _processes(records: Records, found: list[processes.Process], spaces: namespaces.Spaces) -> None:
+    tables = []
+    for mark in spaces.of("net"):
+        if mark in spaces.pids:
+            tables.append(sockets.table(f"/proc/{spaces.pids[mark]}/net"))
+    processes.collect(records, found, sockets.described(tables), spaces.names)
+
+
+def inventory(request: dict[str, object]) -> list[str]:
+    """Return every record of this machine, one a line, sorted; the first says how long it took and how many follow."""
+    started, records = time.monotonic(), Records()
+    try:
+        found = processes.scan()
+    except (OSError, Unread) as error:
+        records.unread("process", "", error)
+        found = []
+    side_by_side(collectors(request, found, namespaces.Spaces(found)), records, SECONDS)
+    lines = records.sorted()
+    head = {"format": FORMAT, "records": len(lines), "seconds": round(time.monotonic() - started, 2)}
+    return [json.dumps(head), *lines]
+
+
+def main(request: dict[str, object]) -> int:
+    """Print the records."""
+    text = "".join(f"{line}\n" for line in inventory(request)).encode()
+    sys.stdout.buffer.write(text if request.get("plain") else zlib.compress(text, 6))
+    sys.stdout.buffer.flush()
+    return 0
