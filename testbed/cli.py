@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from testbed import cli_checkpoint, cli_image, cli_look, lab, observe
+from testbed import cli_checkpoint, cli_image, cli_inventory, cli_look, lab, observe
 from testbed.building import Way, build
 from testbed.cli_check import check_walls
 from testbed.cli_lab import File, Name, entered, running_lab, to_close, topology_of, workspace_of
@@ -44,6 +44,7 @@ app = typer.Typer(
     help="Emulated hypervisor fleets whose walls are proven.",
 )  # fmt: skip
 app.add_typer(cli_look.app)
+app.add_typer(cli_inventory.app)
 app.add_typer(cli_image.app, name="image")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
 

@@ -125,8 +125,8 @@ def _served(records: Records, who: str, printed: str) -> None:
     for line in printed.splitlines():
         name, _, value = line.partition(" ")
         told.setdefault(name, []).append(value)
-    for name, values in told.items():
-        records.add("sshd", f"{who} {name}", sorted(values))
+    for word, values in told.items():
+        records.add("sshd", f"{who} {word}", sorted(values))
     for line in printed.splitlines():
         found = _SSH_FILES.match(line)
         for path in found[2].split() if found else []:

@@ -47,10 +47,10 @@ class Records:
         """Record that a place of a domain could not be read."""
         self._append(UNREAD, f"{domain} {place}"[:KEY], json.dumps(str(why)[:400]))
 
-    def _append(self, *line: str) -> None:
-        self.size += sum(map(len, line))
+    def _append(self, domain: str, key: str, value: str) -> None:
+        self.size += len(domain) + len(key) + len(value)
         if len(self.lines) < RECORDS and self.size < TOTAL:
-            self.lines.append(line)
+            self.lines.append((domain, key, value))
         elif self.lines[-1][1] != "records of this machine":
             self.lines.append((UNREAD, "records of this machine", '"there are too many of them"'))
 

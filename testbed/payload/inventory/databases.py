@@ -41,7 +41,7 @@ def record(records: Records, name: str, tables: list[dict[str, Any]]) -> None:
         records.add(f"{name} {title}", labels[identity].partition(" ")[2], told)
 
 
-def _own_id(value: Any) -> str:  # noqa: ANN401 - JSON
+def _own_id(value: Any) -> str:
     return str(value[1]) if isinstance(value, list) and len(value) == 2 else str(value)
 
 
@@ -59,7 +59,7 @@ def _labels(rows: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, str]:
     return labels
 
 
-def _plain(value: Any, labels: Mapping[str, str], column: str = "") -> Any:  # noqa: ANN401 - JSON
+def _plain(value: Any, labels: Mapping[str, str], column: str = "") -> Any:
     """Return a value of OVSDB's notation (RFC 7047, 5.1) as plain JSON, with names in the place of ids."""
     if not isinstance(value, list) or len(value) != 2:
         return "(masked)" if isinstance(value, str) and _SECRET.search(column) else value

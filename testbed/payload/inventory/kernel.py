@@ -24,6 +24,7 @@ _LIMITS = (
     "cpuset.cpus", "cgroup.freeze", "cgroup.type", "cgroup.subtree_control",
 )  # fmt: skip
 _DEPTH = 12
+_COUNTERS = ("full_scans", "general_profit", "pages_", "stable_", "ksm_")
 
 
 def collect(records: Records) -> None:
@@ -32,7 +33,7 @@ def collect(records: Records) -> None:
         _file(records, name, path)
     for folder in ("/sys/kernel/mm/ksm", "/sys/devices/system/cpu/vulnerabilities", "/proc/sys/fs/binfmt_misc"):
         for name in _names(folder):
-            if not (folder.endswith("ksm") and (name in ("full_scans", "general_profit") or name.startswith(("pages_", "stable_", "ksm_")))):
+            if not (folder.endswith("ksm") and name.startswith(_COUNTERS)):
                 _file(records, f"{folder} {name}", f"{folder}/{name}")
     for folder in _names("/proc/sys"):
         if folder != "net":

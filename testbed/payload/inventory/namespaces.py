@@ -58,7 +58,7 @@ class Spaces:
 
     def _mounted(self) -> None:
         """Note those that are mounted somewhere, with or without a process."""
-        for mark, pid in [(mark, pid) for mark, pid in self.pids.items() if mark.startswith("mnt:")]:
+        for pid in [pid for mark, pid in self.pids.items() if mark.startswith("mnt:")]:
             try:
                 lines = read(f"/proc/{pid}/mountinfo", 2**22).splitlines()
             except Unread:

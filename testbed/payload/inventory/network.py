@@ -66,7 +66,7 @@ def collect(records: Records, place: str, path: str, holders: Mapping[str, set[s
     kernel.settings(records, "/proc/sys/net", place)
 
 
-def without(value: Any, names: Iterable[str]) -> Any:  # noqa: ANN401 - JSON
+def without(value: Any, names: Iterable[str]) -> Any:
     """Return a JSON value without some keys of its objects."""
     if isinstance(value, dict):
         return {key: without(item, names) for key, item in value.items() if key not in names}
@@ -158,14 +158,13 @@ def _packet_filter(records: Records, place: str) -> None:
         records.add("nft rules", f"{place} {name}", found)
 
 
-def _element(entry: Any) -> Any:  # noqa: ANN401 - JSON
+def _element(entry: Any) -> Any:
     """Return an element of a set without the time that it has left."""
     inner = entry.get("elem") if isinstance(entry, dict) else None
     return {"elem": {key: value for key, value in inner.items() if key not in ("expires", "counter")}} if isinstance(inner, dict) else entry
 
 
 _STATE = re.compile(r"^src (\S+) dst (\S+)")
-_SHAPE = re.compile(r"^\s*(?:proto (\S+)|(?:auth-trunc|auth|aead|enc|comp) (\S+)|replay-window|anti-replay|encap|if_id|offload|output-mark)")
 
 
 def _transforms(records: Records, place: str) -> None:
@@ -179,10 +178,9 @@ def _transforms(records: Records, place: str) -> None:
     states: dict[str, set[str]] = defaultdict(set)
     for text in programs.run(["ip", "-o", "xfrm", "state", "list", "nokeys"]).splitlines():
         ends = _STATE.match(text)
-        key = " ".join(ends.groups()) if ends else "?"
-        states[key].add(_shape(text))
-    for key, shapes in states.items():
-        records.add("xfrm state", f"{place} {key}", sorted(shapes))
+        states[" ".join(ends.groups()) if ends else "?"].add(_shape(text))
+    for between, shapes in states.items():
+        records.add("xfrm state", f"{place} {between}", sorted(shapes))
     for value in ("nat_keepalive", "acq_expires"):
         if os.path.exists(f"/proc/sys/net/core/xfrm_{value}"):
             records.add("xfrm setting", f"{place} {value}", read(f"/proc/sys/net/core/xfrm_{value}").strip())
@@ -191,7 +189,7 @@ def _transforms(records: Records, place: str) -> None:
 def _shape(text: str) -> str:
     """Return protocol, mode, algorithms and flags of a state, and neither key nor number nor counter."""
     found = []
-    for part in text.split("\\")[0:]:
+    for part in text.split("\\"):
         words = part.split()
         if not words:
             continue

@@ -20,12 +20,11 @@ def collect(records: Records) -> None:
     found = databases.present()
     controls = {name: glob.glob(pattern) for name, pattern in databases.CONTROLS.items()}
     for name, socket in found.items():
-        for part in (lambda name=name, socket=socket: databases.collect(records, name, socket),
-                     lambda name=name: databases.servers(records, name, (controls[name] or [databases.CONTROLS[name]])[0])):  # fmt: skip
-            try:
-                part()
-            except Unread as error:
-                records.unread(name, "", error)
+        try:
+            databases.collect(records, name, socket)
+        except Unread as error:
+            records.unread(name, "", error)
+        databases.servers(records, name, (controls[name] or [databases.CONTROLS[name]])[0])
     if "switch" in found:
         _running(records)
 

@@ -1,0 +1,122 @@
+"""Compares what is on a machine with what should be there: every difference is a finding unless a line allows it. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from testbed.inventory.allowed import Allowed
+from testbed.inventory.controls import endangered
+from testbed.inventory.records import UNREAD, Inventory
+
+_SHOWN = 240  # characters of a value in words
+_MISSING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    Args:
+        machine: where it is.
+        property: part of the value that differs; empty for the whole record.
+        found: what is there; None if nothing is.
+        wanted: what should be there; None for nothing.
+        controls: whose wall it endangers.
+
+    """
+
+    machine: str
+    domain: str
+    key: str
+    property: str
+    found: str | None
+    wanted: str | None
+    controls: frozenset[str]
+
+    def __str__(self) -> str:
+        part = f", {self.property}" if self.property else ""
+        found, wanted = ("nothing" if value is None else value[:_SHOWN] for value in (self.found, self.wanted))
+        named = " ".join(sorted(self.controls))
+        return f"{self.machine}: {self.domain} {self.key}{part}: {found}, and should be {wanted} (endangers {named})"
+
+    def data(self) -> dict[str, object]:
+        """Return it as JSON."""
+        return {
+            "machine": self.machine, "domain": self.domain, "key": self.key, "property": self.property, "found": self.found,
+            "wanted": self.wanted, "controls": sorted(self.controls),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a comparison came to.
+
+    Args:
+        findings: differences that nothing allows.
+        allowed: number of differences that each line of the list allowed; lines that allowed nothing are not here.
+        unread: places that could be read once and cannot now, with the reason.
+
+    """
+
+    findings: tuple[Finding, ...]
+    allowed: Counter[str]
+    unread: tuple[str, ...]
+
+
+def compare(machine: str, found: Inventory, wanted: Inventory, allowed: Sequence[Allowed] = ()) -> Comparison:
+    """Return where an inventory differs from what should be there."""
+    findings: list[Finding] = []
+    counts = Counter[str]()
+    by_domain: dict[str, list[Allowed]] = {}
+    for line in allowed:
+        by_domain.setdefault(line.domain, []).append(line)
+    for domain, key, name, is_, should in _differences(found, wanted):
+        found_line = next((line for line in by_domain.get(domain, ()) if line.covers(key, name)), None)
+        if found_line is None:
+            findings.append(Finding(machine, domain, key, name, is_, should, endangered(domain, key)))
+        else:
+            counts[found_line.name] += 1
+    blind = [f"{machine}: {place}: {why}" for place, why in found.unread.items() if place not in wanted.unread]
+    return Comparison(tuple(findings), counts, tuple(blind))
+
+
+def _differences(found: Inventory, wanted: Inventory) -> Iterator[tuple[str, str, str, str | None, str | None]]:
+    """Yield domain, key, property, what is found and what is wanted."""
+    for domain, key in sorted({*found.records, *wanted.records}):
+        if domain == UNREAD:
+            continue
+        is_, should = found.records.get((domain, key), _MISSING), wanted.records.get((domain, key), _MISSING)
+        if is_ is _MISSING or should is _MISSING:
+            yield domain, key, "", _text(is_), _text(should)
+        elif is_ != should:
+            yield from ((domain, key, *part) for part in _parts(is_, should))
+
+
+def _parts(found: Any, wanted: Any) -> Iterable[tuple[str, str | None, str | None]]:  # noqa: ANN401 - JSON
+    """Return in which properties two values differ; of lists, the items that only one of them has."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        names = sorted(name for name in {*found, *wanted} if found.get(name, _MISSING) != wanted.get(name, _MISSING))
+        return [(name, *_only(found.get(name, _MISSING), wanted.get(name, _MISSING))) for name in names]
+    return [("", *_only(found, wanted))]
+
+
+def _only(found: Any, wanted: Any) -> tuple[str | None, str | None]:  # noqa: ANN401 - JSON
+    if isinstance(found, list) and isinstance(wanted, list):
+        ours, theirs = (Counter(map(_told, value)) for value in (found, wanted))
+        more, missing = list((ours - theirs).elements()), list((theirs - ours).elements())
+        if more or missing:
+            return "; ".join(more) or "the rest", "; ".join(missing) or "the rest"
+        return "the same in another order", _text(wanted)
+    return _text(found), _text(wanted)
+
+
+def _text(value: object) -> str | None:
+    return None if value is _MISSING else _told(value)
+
+
+def _told(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
