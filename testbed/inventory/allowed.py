@@ -58,5 +58,13 @@ def load(file: Path = FILE) -> tuple[Allowed, ...]:
             pattern = re.compile(line["key"])
         except re.error as error:
             raise ValueError(f"{line['key']} is no pattern: {error}") from error
-        found.append(Allowed(line["domain"], pattern, frozenset(line.get("parts", ())), line["reason"], frozenset(line["blind"])))
+        found.append(
+            Allowed(
+                line["domain"],
+                pattern,
+                frozenset(line.get("parts", ())),
+                line["reason"],
+                frozenset(line["blind"]),
+            )
+        )
     return tuple(found)

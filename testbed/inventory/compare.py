@@ -39,16 +39,23 @@ class Finding:
 
     def __str__(self) -> str:
         part = f", {self.property}" if self.property else ""
-        found, wanted = ("nothing" if value is None else value[:_SHOWN] for value in (self.found, self.wanted))
+        found, wanted = (
+            "nothing" if value is None else value[:_SHOWN] for value in (self.found, self.wanted)
+        )
         named = " ".join(sorted(self.controls))
         return f"{self.machine}: {self.domain} {self.key}{part}: {found}, and should be {wanted} (endangers {named})"
 
     def data(self) -> dict[str, object]:
         """Return it as JSON."""
         return {
-            "machine": self.machine, "domain": self.domain, "key": self.key, "property": self.property, "found": self.found,
-            "wanted": self.wanted, "controls": sorted(self.controls),
-        }  # fmt: skip
+            "machine": self.machine,
+            "domain": self.domain,
+            "key": self.key,
+            "property": self.property,
+            "found": self.found,
+            "wanted": self.wanted,
+            "controls": sorted(self.controls),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +87,15 @@ def compare(machine: str, found: Inventory, wanted: Inventory, allowed: Sequence
             findings.append(Finding(machine, domain, key, name, is_, should, endangered(domain, key)))
         else:
             counts[found_line.name] += 1
-    blind = [f"{machine}: {place}: {why}" for place, why in found.unread.items() if place not in wanted.unread]
+    blind = [
+        f"{machine}: {place}: {why}" for place, why in found.unread.items() if place not in wanted.unread
+    ]
     return Comparison(tuple(findings), counts, tuple(blind))
 
 
-def _differences(found: Inventory, wanted: Inventory) -> Iterator[tuple[str, str, str, str | None, str | None]]:
+def _differences(
+    found: Inventory, wanted: Inventory
+) -> Iterator[tuple[str, str, str, str | None, str | None]]:
     """Yield domain, key, property, what is found and what is wanted."""
     for domain, key in sorted({*found.records, *wanted.records}):
         if domain == UNREAD:
@@ -99,7 +110,9 @@ def _differences(found: Inventory, wanted: Inventory) -> Iterator[tuple[str, str
 def _parts(found: Any, wanted: Any) -> Iterable[tuple[str, str | None, str | None]]:  # noqa: ANN401 - JSON
     """Return in which properties two values differ; of lists, the items that only one of them has."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        names = sorted(name for name in {*found, *wanted} if found.get(name, _MISSING) != wanted.get(name, _MISSING))
+        names = sorted(
+            name for name in {*found, *wanted} if found.get(name, _MISSING) != wanted.get(name, _MISSING)
+        )
         return [(name, *_only(found.get(name, _MISSING), wanted.get(name, _MISSING))) for name in names]
     return [("", *_only(found, wanted))]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from testbed.foreign import data
+from testbed.untrusted import bounded_json
 
 FORMAT = 1
 OCTETS = 32 * 2**20  # of the text of one machine
@@ -46,7 +46,10 @@ class Inventory:
 
     def data(self) -> list[dict[str, Any]]:
         """Return the records as JSON, sorted."""
-        return [{"domain": domain, "key": key, "value": value} for (domain, key), value in sorted(self.records.items(), key=_by_name)]
+        return [
+            {"domain": domain, "key": key, "value": value}
+            for (domain, key), value in sorted(self.records.items(), key=_by_name)
+        ]
 
 
 def _by_name(item: tuple[tuple[str, str], Any]) -> tuple[str, str]:
@@ -68,13 +71,16 @@ def unpack(packed: bytes) -> Inventory:
     if not decoder.eof:
         raise ValueError(f"it is cut off, or longer than {OCTETS} octets")
     head, _, rest = text.partition(b"\n")
-    told = data.read(head)
+    told = bounded_json.read(head)
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise ValueError(f"it is of another format than {FORMAT}")
     lines = rest.split(b"\n")
-    if lines.pop() or len(lines) != data.whole(told.get("records"), 0, RECORDS):
+    if lines.pop() or len(lines) != bounded_json.whole(told.get("records"), 0, RECORDS):
         raise ValueError(f"it has {len(lines)} records and claims others")
-    return Inventory(_taken(data.read(line) for line in lines if _short(line)), data.real(told.get("seconds"), 0, 10_000))
+    return Inventory(
+        _taken(bounded_json.read(line) for line in lines if _short(line)),
+        bounded_json.real(told.get("seconds"), 0, 10_000),
+    )
 
 
 def _short(line: bytes) -> bool:
@@ -101,7 +107,12 @@ def _taken(records: Iterable[object]) -> dict[tuple[str, str], Any]:
         if not isinstance(record, dict) or set(record) != {"domain", "key", "value"}:
             raise ValueError(f"{str(record)[:80]!r} is no record")
         domain, key = record["domain"], record["key"]
-        if not isinstance(domain, str) or not isinstance(key, str) or not 0 < len(domain) <= _WORD or len(key) > _WORD:
+        if (
+            not isinstance(domain, str)
+            or not isinstance(key, str)
+            or not 0 < len(domain) <= _WORD
+            or len(key) > _WORD
+        ):
             raise ValueError(f"{str(record)[:80]!r} has no domain and key")
         if (domain, key) in found:
             raise ValueError(f"{domain} {key[:80]} is there twice")

@@ -14,14 +14,26 @@ import zlib
 from collections import defaultdict
 from functools import partial
 
-from testbed.payload.inventory import accounts, confinement, files, guests, kernel, namespaces, network, processes, sockets, switch, units
-from testbed.payload.inventory.collect import Collector, Records, Unread, side_by_side
+from testbed.payload.inventory.base.collect import Collector, Records, Unread, side_by_side
+from testbed.payload.inventory.host import (
+    accounts,
+    confinement,
+    files,
+    guests,
+    kernel,
+    namespaces,
+    processes,
+    units,
+)
+from testbed.payload.inventory.network import links, sockets, switch
 
 FORMAT = 1
 SECONDS = 60.0  # that a collector may take
 
 
-def collectors(request: dict[str, object], found: list[processes.Process], spaces: namespaces.Spaces) -> dict[str, Collector]:
+def collectors(
+    request: dict[str, object], found: list[processes.Process], spaces: namespaces.Spaces
+) -> dict[str, Collector]:
     """Return what is to be collected, by name."""
     holders: dict[str, set[str]] = defaultdict(set)
     for process in found:
@@ -41,7 +53,9 @@ def collectors(request: dict[str, object], found: list[processes.Process], space
     for mark, name in spaces.of("net").items():
         path = spaces.paths.get(mark, "")
         own = os.readlink("/proc/self/ns/net") == mark
-        named[f"network {name}"] = partial(network.collect, place=name, path="" if own else path, holders=holders)
+        named[f"network {name}"] = partial(
+            links.collect, place=name, path="" if own else path, holders=holders
+        )
     only = request.get("only")
     return {name: run for name, run in named.items() if not isinstance(only, list) or name.split()[0] in only}
 
@@ -51,7 +65,9 @@ def _files(records: Records, request: dict[str, object]) -> None:
     start = float(since) if isinstance(since, int | float) else files.made()
     records.add("image", "made", int(start))
     roots = request.get("roots")
-    files.Walk(records, start, bytes.fromhex(str(request.get("key", "")))).run(list(map(str, roots)) if isinstance(roots, list) else None)
+    files.Walk(records, start, bytes.fromhex(str(request.get("key", "")))).run(
+        list(map(str, roots)) if isinstance(roots, list) else None
+    )
 
 
 def _processes(records: Records, found: list[processes.Process], spaces: namespaces.Spaces) -> None:

@@ -1,0 +1,109 @@
+"""Reads a whole machine with the inventory's program, which goes through the session that the machine has."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import shlex
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from testbed.drivers.ssh.client import Host
+from testbed.errors import InstrumentError, TestbedError
+from testbed.inventory.records import Inventory, unpack
+
+SECONDS = 120.0  # that a machine may take; its program stops its own parts earlier
+_FOLDER = Path(__file__).parents[2] / "payload" / "inventory"
+_PACKAGE = "testbed.payload.inventory"
+# In an order in which each imports only earlier ones.
+MODULES = (
+    "base/collect",
+    "base/programs",
+    "host/processes",
+    "host/namespaces",
+    "host/files",
+    "host/kernel",
+    "host/units",
+    "host/accounts",
+    "host/confinement",
+    "host/guests",
+    "network/sockets",
+    "network/links",
+    "network/databases",
+    "network/switch",
+    "main",
+)
+_PACKAGES = (
+    "testbed",
+    "testbed.payload",
+    _PACKAGE,
+    f"{_PACKAGE}.base",
+    f"{_PACKAGE}.host",
+    f"{_PACKAGE}.network",
+)
+_UNPACK = "import sys, zlib; exec(zlib.decompress(sys.stdin.buffer.read()))"
+_LOADER = """import json, sys, types
+for name, text in json.loads({sources!r}):
+    module = sys.modules[name] = types.ModuleType(name)
+    above, _, last = name.rpartition(".")
+    if above:
+        setattr(sys.modules[above], last, module)
+    exec(compile(text, name, "exec"), module.__dict__)
+from {package}.main import main
+raise SystemExit(main(json.loads({request!r})))
+"""
+
+
+def compose(request: Mapping[str, object]) -> bytes:
+    """Return the program that reads a machine, compressed: its files as modules, and one request."""
+    packages = [[name, ""] for name in _PACKAGES]
+    sources = packages + [
+        [f"{_PACKAGE}.{name.replace('/', '.')}", (_FOLDER / f"{name}.py").read_text()] for name in MODULES
+    ]
+    program = _LOADER.format(package=_PACKAGE, sources=json.dumps(sources), request=json.dumps(dict(request)))
+    return zlib.compress(program.encode())
+
+
+def digest_key(pki: Path) -> str:
+    """Return the key for digests of what only some accounts may read: the lab's own, so that its readings can be compared."""
+    return hmac.new((pki / "ssh-ca.pem").read_bytes(), b"inventory", "sha256").hexdigest()
+
+
+def read_machine(host: Host, request: Mapping[str, object]) -> Inventory:
+    """Return everything that is on a machine.
+
+    Raises:
+        InstrumentError: it does not answer, or answers something else than records within bounds.
+
+    """
+    command = shlex.join(["python3", "-I", "-S", "-B", "-c", _UNPACK])
+    done = host.sudo(command, stdin=compose(request), timeout=SECONDS)
+    if done.status != 0:
+        fact = f"status {done.status}: {done.stderr[-800:].decode(errors='replace').strip()}"
+        raise InstrumentError(
+            f"{host.name} cannot be read", fact=fact, remedy=f"look at it with `testbed ssh LAB {host.name}`"
+        )
+    try:
+        return unpack(done.stdout)
+    except (ValueError, RecursionError) as error:
+        fact = f"its inventory is unusable: {error}"
+        raise InstrumentError(
+            f"{host.name} cannot be read", fact=fact, remedy="treat the machine as fallen, or rebuild it"
+        ) from error
+
+
+def read_machines(
+    hosts: Sequence[Host], request: Mapping[str, object]
+) -> dict[str, Inventory | TestbedError]:
+    """Return the inventory of each machine, or why it has none; side by side."""
+
+    def read(host: Host) -> Inventory | TestbedError:
+        try:
+            return read_machine(host, request)
+        except TestbedError as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
+        return {host.name: found for host, found in zip(hosts, pool.map(read, hosts), strict=True)}

@@ -1,0 +1,164 @@
+"""Collects records of a machine's state: one JSON object for each, bounded, in an order that is always the same.
+
+A record has a domain, a key and a value. A place that cannot be read becomes a record of the domain `UNREAD`; a
+collector that hangs is stopped with its process, and becomes such a record too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import time
+from collections.abc import Callable
+
+UNREAD = "unread"
+RECORDS = 60_000  # of one machine
+VALUE = 40_000  # characters of one value
+KEY = 1_000  # characters
+TOTAL = 24 * 2**20  # characters of all records
+_PIECE = 65536
+_SECRET = re.compile(
+    r"(?i)((?:^|[^a-z])(?:pass(?:word|phrase|wd)?|secret|token|psk|preshared[_-]?key|stable_secret)\s*[=: ]\s*)(\S+)"
+)
+
+Found = dict[str, object]
+
+
+class Unread(Exception):  # noqa: N818 - a fact about the machine
+    """Something could not be read; its text is the reason."""
+
+
+class Records:
+    """Records of one collector."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, str]] = []  # domain, key, value as JSON
+        self.size = 0
+
+    def add(self, domain: str, key: str, value: object = True) -> None:
+        """Add a record; one that is too long keeps its beginning and its length."""
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+        if len(text) > VALUE:
+            text = json.dumps({"cut": text[:VALUE], "length": len(text)})
+        self._append(domain, key[:KEY], text)
+
+    def unread(self, domain: str, place: str, why: object) -> None:
+        """Record that a place of a domain could not be read."""
+        self._append(UNREAD, f"{domain} {place}"[:KEY], json.dumps(str(why)[:400]))
+
+    def _append(self, domain: str, key: str, value: str) -> None:
+        self.size += len(domain) + len(key) + len(value)
+        if len(self.lines) < RECORDS and self.size < TOTAL:
+            self.lines.append((domain, key, value))
+        elif self.lines[-1][1] != "records of this machine":
+            self.lines.append((UNREAD, "records of this machine", '"there are too many of them"'))
+
+    def sorted(self) -> list[str]:
+        """Return every record as a line; records with the same key are numbered in the order of their values."""
+        printed, last, number = [], ("", ""), 1
+        for domain, key, value in sorted(self.lines):
+            number = number + 1 if (domain, key) == last else 1
+            last = (domain, key)
+            name = json.dumps(key if number == 1 else f"{key} #{number}")
+            printed.append(f'{{"domain":{json.dumps(domain)},"key":{name},"value":{value}}}')
+        return printed
+
+
+def read(path: str, limit: int = 2**20) -> str:
+    """Return the text of a file of bounded size.
+
+    Raises:
+        Unread: it cannot be read.
+
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        try:
+            data = bytearray()
+            while len(data) < limit and (piece := os.read(file, min(_PIECE, limit - len(data)))):
+                data += piece
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise Unread(error.strerror or str(error)) from error
+    return data.decode(errors="backslashreplace")
+
+
+def masked(text: str) -> str:
+    """Return a text without the values of words that name a secret."""
+    return _SECRET.sub(lambda found: f"{found[1]}(masked)", text)
+
+
+Collector = Callable[[Records], None]
+
+
+class Child:
+    """A collector in a process of its own, which a hang cannot spread from.
+
+    Args:
+        seconds: after which it is stopped.
+
+    """
+
+    def __init__(self, name: str, collector: Collector, seconds: float) -> None:
+        self.name, self.end, self.data = name, time.monotonic() + seconds, bytearray()
+        self.file, write = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            os.close(self.file)
+            _collect(name, collector, write)
+        os.close(write)
+
+    def finish(self, records: Records, why: str = "") -> None:
+        """Take over what it has collected, once it has ended or must end."""
+        os.close(self.file)
+        if why:
+            os.kill(self.pid, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        for line in self.data.decode(errors="replace").splitlines():
+            parts = line.split("\t")
+            if len(parts) == 3:
+                records.lines.append((parts[0], json.loads(parts[1]), parts[2]))
+        if why or status:
+            records.unread(self.name, "", why or f"it ended with status {status}")
+
+
+def _collect(name: str, collector: Collector, file: int) -> None:
+    """Run a collector in a child process, and end it; its records go to the parent, one a line."""
+    own = Records()
+    try:
+        collector(own)
+    except Exception as error:  # noqa: BLE001 - one place that is not as expected must not hide the others
+        own.unread(name, "", f"{type(error).__name__}: {error}")
+    left = memoryview(
+        "".join(f"{domain}\t{json.dumps(key)}\t{value}\n" for domain, key, value in own.lines).encode()
+    )
+    try:
+        while left:
+            left = left[os.write(file, left) :]
+    finally:
+        os._exit(0)
+
+
+def side_by_side(collectors: dict[str, Collector], records: Records, seconds: float) -> None:
+    """Run collectors in processes of their own until all have ended, or for so many seconds."""
+    children = {
+        child.file: child for child in [Child(name, run, seconds) for name, run in collectors.items()]
+    }
+    poll = select.poll()
+    for file in children:
+        poll.register(file, select.POLLIN)
+    while children:
+        end = min(child.end for child in children.values())
+        for file, _ in poll.poll(max(0.0, end - time.monotonic()) * 1000):
+            piece = os.read(file, _PIECE)
+            children[file].data += piece
+            if not piece or len(children[file].data) > TOTAL:
+                poll.unregister(file)
+                children.pop(file).finish(records, "" if not piece else "it prints too much")
+        for file in [file for file, child in children.items() if time.monotonic() >= child.end]:
+            poll.unregister(file)
+            children.pop(file).finish(records, f"not done within {seconds:.0f} s")

@@ -1,0 +1,55 @@
+"""AppArmor's policy as the kernel holds it: every profile of every policy namespace, with the kernel's own digest of it."""
+
+from __future__ import annotations
+
+import os
+
+from testbed.payload.inventory.base.collect import Records, Unread, read
+
+POLICY = "/sys/kernel/security/apparmor/policy"
+_SHOWN = ("name", "mode", "attach", "sha256", "sha1", "learning_count")
+_RAW = ("sha256", "sha1", "abi", "revision", "compressed_size")
+_ENABLED = "/sys/module/apparmor/parameters/enabled"
+
+
+def collect(records: Records, policy: str = POLICY) -> None:
+    """Record all profiles that are loaded."""
+    if not os.path.isdir(policy):
+        records.unread("profile", policy, "the kernel shows no policy")
+        return
+    _namespace(records, policy, "")
+
+
+def _namespace(records: Records, folder: str, name: str) -> None:
+    _profiles(records, f"{folder}/profiles", name)
+    for entry in _entries(f"{folder}/namespaces"):
+        records.add("profile namespace", f"{name}:{entry}")
+        _namespace(records, f"{folder}/namespaces/{entry}", f"{name}:{entry}")
+
+
+def _profiles(records: Records, folder: str, name: str) -> None:
+    for entry in _entries(folder):
+        own = f"{folder}/{entry}"
+        told = {item: _line(f"{own}/{item}") for item in _SHOWN if os.path.exists(f"{own}/{item}")}
+        raw = {
+            f"raw {item}": _line(f"{own}/raw_{item}")
+            for item in _RAW
+            if item != "revision" and os.path.exists(f"{own}/raw_{item}")
+        }
+        title = told.pop("name", entry.rpartition(".")[0])
+        records.add("profile", f"{name} {title}".strip(), {**told, **raw})
+        _profiles(records, f"{own}/profiles", f"{name} {title} //".strip())
+
+
+def _entries(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def _line(path: str) -> str:
+    try:
+        return read(path, 4096).strip()
+    except Unread as error:
+        return f"unread: {error}"

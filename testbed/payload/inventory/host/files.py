@@ -1,0 +1,241 @@
+"""Files: everything about those that are newer than the image, and of the others those that give their runner rights.
+
+An inode that is older than the image cannot have been changed by the system calls of a running machine: its change
+time is the kernel's. What was removed shows in its folder, which is newer then, and of which the names are recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import stat
+import struct
+import time
+from collections.abc import Iterator
+
+from testbed.payload.inventory.base.collect import Records, Unread, read
+
+_SHOWN = (
+    "ext2",
+    "ext3",
+    "ext4",
+    "xfs",
+    "btrfs",
+    "tmpfs",
+    "devtmpfs",
+    "overlay",
+    "vfat",
+    "squashfs",
+    "iso9660",
+    "ramfs",
+    "erofs",
+    "9p",
+    "virtiofs",
+    "fuse",
+    "fuseblk",
+    "hugetlbfs",
+)
+_FILE = 8 * 2**20  # octets of one file that are read
+_ALL = 128 * 2**20  # octets of all files that are read
+_PIECE = 2**20
+_SECONDS = 45.0  # that a walk may take
+_SUPERBLOCK, _MADE = (
+    1024,
+    0x108,
+)  # ext4: place of the superblock, and in it of the time at which the file system was made
+_KINDS = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "folder",
+    stat.S_IFLNK: "link",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFBLK: "block device",
+    stat.S_IFCHR: "device",
+}
+
+
+def made(mounts: str = "/proc/self/mountinfo") -> float:
+    """Return when the root file system was made, in seconds since 1970; 0 if that cannot be found out."""
+    for line in read(mounts, 2**22).splitlines():
+        words, _, right = line.partition(" - ")
+        if words.split()[4] == "/" and right.split()[0] in ("ext2", "ext3", "ext4"):
+            try:
+                with open(right.split()[1], "rb") as device:
+                    device.seek(_SUPERBLOCK + _MADE)
+                    return float(struct.unpack("<I", device.read(4))[0])
+            except (OSError, struct.error):
+                return 0.0
+    return 0.0
+
+
+class Walk:
+    """A walk over all file systems that the first mount namespace sees.
+
+    Args:
+        since: files that have changed later are recorded with everything about them; seconds since 1970.
+        key: for digests of files that not every account may read.
+
+    """
+
+    def __init__(self, records: Records, since: float, key: bytes) -> None:
+        self._records, self._since, self._key = records, since, key
+        self._left = _ALL
+        self._end = time.monotonic() + _SECONDS
+        self._old = 0
+
+    def run(self, roots: list[str] | None = None) -> None:
+        """Walk."""
+        for root in roots or list(self._roots()):
+            self._folder(root)
+        self._records.add("files", "older than the image", self._old > 0)
+
+    def _roots(self) -> Iterator[str]:
+        seen = set()
+        for line in read("/proc/self/mountinfo", 2**22).splitlines():
+            words, _, right = line.partition(" - ")
+            fields, kind = words.split(), right.split()[0]
+            place = fields[4].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
+            if kind.partition(".")[0] in _SHOWN and (fields[2], fields[3]) not in seen:
+                seen.add((fields[2], fields[3]))
+                yield place
+
+    def _folder(self, root: str) -> None:
+        try:
+            device = os.lstat(root).st_dev
+        except OSError as error:
+            self._records.unread("file", root, error.strerror)
+            return
+        self._one(root, os.lstat(root))
+        left = [root]
+        while left:
+            folder = left.pop()
+            if time.monotonic() > self._end:
+                self._records.unread(
+                    "file", folder, f"{len(left) + 1} folders were not reached within {_SECONDS:.0f} s"
+                )
+                return
+            try:
+                entries = list(os.scandir(folder))
+            except OSError as error:
+                self._records.unread("file", folder, error.strerror)
+                continue
+            for entry in entries:
+                try:
+                    seen = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # it has gone meanwhile
+                except OSError as error:
+                    self._records.unread("file", entry.path, error.strerror)
+                    continue
+                if seen.st_dev == device or not stat.S_ISDIR(seen.st_mode):
+                    self._one(entry.path, seen)
+                    if stat.S_ISDIR(seen.st_mode):
+                        left.append(entry.path)
+
+    def _one(self, path: str, seen: os.stat_result) -> None:
+        newer = seen.st_ctime > self._since
+        plain = stat.S_ISREG(seen.st_mode)
+        runs = plain and seen.st_mode & 0o111
+        if not newer and not runs:
+            self._old += 1
+            return
+        more = _attributes(path) if newer or runs else {}
+        rights = bool(plain and seen.st_mode & (stat.S_ISUID | stat.S_ISGID)) or "security.capability" in more
+        if not newer and not rights:
+            self._old += 1
+            return
+        told: dict[str, object] = {
+            "type": _KINDS.get(stat.S_IFMT(seen.st_mode), "?"),
+            "mode": f"{stat.S_IMODE(seen.st_mode):04o}",
+            "owner": f"{seen.st_uid}:{seen.st_gid}",
+            "newer": newer,
+            **({"attributes": more} if more else {}),
+        }
+        if plain:
+            told |= {
+                "size": seen.st_size,
+                "names": seen.st_nlink,
+                **(self._content(path, seen) if newer else {}),
+            }
+        elif stat.S_ISLNK(seen.st_mode):
+            told["to"] = _target(path)
+        elif stat.S_ISBLK(seen.st_mode) or stat.S_ISCHR(seen.st_mode):
+            told["number"] = f"{os.major(seen.st_rdev)}:{os.minor(seen.st_rdev)}"
+        elif stat.S_ISDIR(seen.st_mode):
+            told["entries"] = _entries(path)
+        self._records.add(
+            "file", path.encode(errors="surrogateescape").decode(errors="backslashreplace"), told
+        )
+
+    def _content(self, path: str, seen: os.stat_result) -> dict[str, object]:
+        """Return the digest of a file; keyed, where only some accounts may read what it holds."""
+        if seen.st_size > min(_FILE, self._left):
+            return {"unread": "it is large"}
+        self._left -= seen.st_size
+        public = seen.st_mode & 0o004
+        digest = hashlib.sha256() if public else hmac.new(self._key, digestmod="sha256")
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC)
+            try:
+                size = 0
+                while size <= _FILE and (piece := os.read(file, _PIECE)):
+                    digest.update(piece)
+                    size += len(piece)
+            finally:
+                os.close(file)
+        except OSError as error:
+            return {"unread": error.strerror}
+        return {"sha256" if public else "keyed sha256": digest.hexdigest()}
+
+
+def _entries(path: str) -> str:
+    """Return a digest of the names in a folder."""
+    try:
+        return hashlib.sha256(b"\0".join(sorted(map(os.fsencode, os.listdir(path))))).hexdigest()[:16]
+    except OSError as error:
+        return f"unread: {error.strerror}"
+
+
+def _target(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError as error:
+        return f"unread: {error.strerror}"
+
+
+def _attributes(path: str) -> dict[str, str]:
+    """Return extended attributes: ACLs, capabilities, labels."""
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+        return {name: os.getxattr(path, name, follow_symlinks=False).hex() for name in names}
+    except OSError:
+        return {}
+
+
+def digests(records: Records, domain: str, folders: list[str]) -> None:
+    """Record digests of all files of folders whatever their age, such as those of authorities."""
+    for folder in folders:
+        for path, _, names in os.walk(folder):
+            for name in names:
+                own = f"{path}/{name}"
+                try:
+                    with open(own, "rb") as file:
+                        records.add(domain, own, hashlib.sha256(file.read(_FILE)).hexdigest())
+                except OSError as error:
+                    records.unread(domain, own, error.strerror)
+
+
+def require(path: str) -> str:
+    """Return a small file's text; empty if there is none.
+
+    Raises:
+        Unread: it is there, and cannot be read.
+
+    """
+    try:
+        return read(path)
+    except Unread:
+        if os.path.exists(path):
+            raise
+        return ""

@@ -1,0 +1,74 @@
+"""What libvirt runs and keeps: live descriptions of guests, networks, pools, filters and the names of secrets."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from testbed.payload.inventory.base import programs
+from testbed.payload.inventory.base.collect import Records, Unread
+
+_MARK = "-- end of one --"
+_LISTS = {
+    "guest": ("list --all --name", "dumpxml"),
+    "guest kept": ("list --all --persistent --name", "dumpxml --inactive"),
+    "libvirt network": ("net-list --all --name", "net-dumpxml"),
+    "pool": ("pool-list --all --name", "pool-dumpxml"),
+    "libvirt filter": ("nwfilter-list", "nwfilter-dumpxml"),
+    "host device": ("nodedev-list --cap mdev", "nodedev-dumpxml"),
+}
+_SECRETS = "secret-list"
+_NUMBER = re.compile(r"(?<= id=')\d+(?=')|(?<=domain-)\d+(?=-)")
+_QUOTED = re.compile(r"^[\w.:@/+ -]{1,200}$")
+
+
+def collect(records: Records) -> None:
+    """Record all objects of libvirt; read-only."""
+    names = _sections([f"{listing}" for listing, _ in _LISTS.values()] + [_SECRETS])
+    wanted: list[tuple[str, str]] = []
+    for (kind, (_, dump)), text in zip(_LISTS.items(), names, strict=False):
+        for name in _named(kind, text):
+            if _QUOTED.match(name):
+                wanted.append((f"{kind} {name}", f"{dump} '{name}'"))
+            else:
+                records.add(kind, name, "its name cannot be given to virsh")
+    for line in names[-1].splitlines()[:200]:
+        records.add("libvirt secret", " ".join(line.split()))
+    for (key, _), text in zip(wanted, _sections([command for _, command in wanted]), strict=True):
+        kind, _, name = key.rpartition(" ")
+        records.add(kind, name, lines(text))
+    for name in os.listdir("/etc/libvirt/hooks") if os.path.isdir("/etc/libvirt/hooks") else []:
+        records.add("libvirt hook", name)
+
+
+def _sections(commands: list[str]) -> list[str]:
+    """Run commands of virsh in one process and return what each printed.
+
+    Raises:
+        Unread: not every one has an answer.
+
+    """
+    if not commands:
+        return []
+    script = "".join(f"{command}; echo '{_MARK}'; " for command in commands)
+    printed = programs.run(["virsh", "-q", "-r", "-c", "qemu:///system", script], seconds=20, any_status=True)
+    parts = printed.split(f"{_MARK}\n")
+    if len(parts) != len(commands) + 1:
+        raise Unread(f"virsh answers {len(parts) - 1} of {len(commands)} questions: {printed[-200:]}")
+    return parts[:-1]
+
+
+def _named(kind: str, text: str) -> list[str]:
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.split()[0] for line in found] if kind == "libvirt filter" else found
+
+
+def lines(xml: str) -> list[str]:
+    """Return the lines of a description with their depth, without numbers that are given at each start."""
+    found = []
+    for line in xml.splitlines():
+        text = line.strip()
+        if text and not re.match(r"<(?:allocation|available) unit=", text):
+            depth = (len(line) - len(line.lstrip())) // 2
+            found.append(f"{depth} {_NUMBER.sub('N', text)}")
+    return found

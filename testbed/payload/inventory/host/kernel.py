@@ -1,0 +1,179 @@
+"""The kernel: its settings, modules, command line, devices, and what can be loaded into it."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from testbed.payload.inventory.base.collect import Records, Unread, read
+from testbed.payload.inventory.host.processes import NUMBERS
+
+_SECRETS = ("tcp_fastopen_key", "stable_secret")
+_ROUTES = ("route/flush",)
+_FILES = {
+    "command line": "/proc/cmdline",
+    "lockdown": "/sys/kernel/security/lockdown",
+    "security modules": "/sys/kernel/security/lsm",
+    "swap": "/proc/swaps",
+    "version": "/proc/version",
+    "huge pages": "/sys/kernel/mm/transparent_hugepage/enabled",
+    "tracer": "/sys/kernel/tracing/current_tracer",
+    "kernel probes": "/sys/kernel/tracing/kprobe_events",
+    "program probes": "/sys/kernel/tracing/uprobe_events",
+    "function filter": "/sys/kernel/tracing/set_ftrace_filter",
+    "crash kernel": "/sys/kernel/kexec_crash_loaded",
+    "new kernel": "/sys/kernel/kexec_loaded",
+    "clock source": "/sys/devices/system/clocksource/clocksource0/current_clocksource",
+    "integrity policy": "/sys/kernel/security/ima/policy",
+    "hibernation": "/sys/power/resume",
+    "console": "/proc/consoles",
+    "core dumps": "/proc/sys/kernel/core_pattern",
+}
+_KEYS = re.compile(r"^\w+ (\S+)\s+\d+\s+\S+ (\w+)\s+(-?\d+)\s+(-?\d+) (\S+)\s+(.*)$")
+_LIMITS = (
+    "memory.max",
+    "memory.high",
+    "memory.min",
+    "memory.low",
+    "memory.swap.max",
+    "cpu.max",
+    "cpu.weight",
+    "pids.max",
+    "io.max",
+    "io.weight",
+    "cpuset.cpus",
+    "cgroup.freeze",
+    "cgroup.type",
+    "cgroup.subtree_control",
+)
+_DEPTH = 12
+_COUNTERS = ("full_scans", "general_profit", "pages_", "stable_", "ksm_")
+
+
+def collect(records: Records) -> None:
+    """Record the kernel's state outside of network namespaces."""
+    for name, path in _FILES.items():
+        _file(records, name, path)
+    for folder in (
+        "/sys/kernel/mm/ksm",
+        "/sys/devices/system/cpu/vulnerabilities",
+        "/proc/sys/fs/binfmt_misc",
+    ):
+        for name in _names(folder):
+            if not (folder.endswith("ksm") and name.startswith(_COUNTERS)):
+                _file(records, f"{folder} {name}", f"{folder}/{name}")
+    for folder in _names("/proc/sys"):
+        if folder != "net":
+            settings(records, f"/proc/sys/{folder}", "first")
+    _modules(records)
+    _devices(records)
+    _keys(records)
+    control_groups(records)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def _file(records: Records, name: str, path: str) -> None:
+    try:
+        records.add("kernel", name, read(path).strip())
+    except Unread as error:
+        if os.path.exists(path):
+            records.unread("kernel", path, error)
+
+
+def settings(records: Records, folder: str, place: str) -> None:
+    """Record a folder of /proc/sys whole; settings that are secrets, or do something when they are read, are not read."""
+    for path, _, files in os.walk(folder):
+        if path.startswith("/proc/sys/fs/binfmt_misc"):
+            continue
+        for name in files:
+            own = f"{path}/{name}"
+            if name in _SECRETS or own.endswith(_ROUTES):
+                continue
+            try:
+                records.add(
+                    "setting", f"{place} {own.removeprefix('/proc/sys/')}", " ".join(read(own).split())
+                )
+            except Unread as error:
+                records.add("setting", f"{place} {own.removeprefix('/proc/sys/')}", f"unread: {error}")
+
+
+def _modules(records: Records) -> None:
+    for line in read("/proc/modules", 2**20).splitlines() if os.path.exists("/proc/modules") else []:
+        words = line.split()
+        taints = [word for word in words[6:] if word.startswith("(")]
+        records.add("module", words[0], {"state": words[4], "taints": taints})
+    for name in _names("/sys/module"):
+        for parameter in _names(f"/sys/module/{name}/parameters"):
+            try:
+                value = read(f"/sys/module/{name}/parameters/{parameter}", 4096).strip()
+            except Unread as error:
+                value = f"unread: {error}"
+            records.add("module parameter", f"{name} {parameter}", value)
+
+
+def _devices(records: Records) -> None:
+    for bus in ("pci", "usb", "virtio"):
+        for name in _names(f"/sys/bus/{bus}/devices"):
+            folder = f"/sys/bus/{bus}/devices/{name}"
+            told = {
+                key: _line(f"{folder}/{key}")
+                for key in ("vendor", "device", "class", "driver_override", "idVendor", "idProduct")
+            }
+            driver = (
+                os.path.basename(os.path.realpath(f"{folder}/driver"))
+                if os.path.exists(f"{folder}/driver")
+                else ""
+            )
+            records.add(
+                "device",
+                f"{bus} {name}",
+                {**{key: value for key, value in told.items() if value}, "driver": driver},
+            )
+    for name in _names("/sys/block"):
+        folder = f"/sys/block/{name}"
+        told = {
+            key: _line(f"{folder}/{key}") for key in ("ro", "size", "loop/backing_file", "dm/name", "dm/uuid")
+        }
+        below = sorted(_names(f"{folder}/slaves"))
+        if told["size"] != "0":
+            records.add(
+                "block device", name, {**{key: value for key, value in told.items() if value}, "upon": below}
+            )
+
+
+def _line(path: str) -> str:
+    try:
+        return read(path, 4096).strip()
+    except Unread:
+        return ""
+
+
+def _keys(records: Records) -> None:
+    """Record the kernel's keys and keyrings by type and description: some are what it trusts. No key is read."""
+    for line in read("/proc/keys").splitlines() if os.path.exists("/proc/keys") else []:
+        words = line.split(None, 8)
+        if len(words) > 8 and words[7] in ("keyring", "asymmetri", "asymmetric"):
+            name = re.sub(r"_(?:ses|uid_ses|uid|tid|pid)\b\.?\S*", "_N", words[8])
+            if not name.startswith("_"):
+                records.add("kernel key", f"{words[7]} {name}")
+
+
+def control_groups(records: Records, root: str = "/sys/fs/cgroup") -> None:
+    """Record the limits of every control group that are not the default."""
+    for path, folders, files in os.walk(root):
+        if path.count("/") > _DEPTH:
+            folders.clear()
+        told = {name: _line(f"{path}/{name}") for name in _LIMITS if name in files}
+        told = {
+            name: value
+            for name, value in told.items()
+            if value not in ("", "max", "0", "100", "default 100", "max 100000", "domain")
+        }
+        if told:
+            records.add("control group", NUMBERS.sub("N", path.removeprefix(root) or "/"), told)

@@ -1,0 +1,101 @@
+"""Databases of OVSDB, whole: Open vSwitch's own and, on the controller, OVN's; rows are named by what they are, and not by random ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from testbed.payload.inventory.base import programs
+from testbed.payload.inventory.base.collect import Records, Unread
+
+SERVERS = {
+    "switch": "/run/openvswitch/db.sock",
+    "northbound": "/run/ovn/ovnnb_db.sock",
+    "southbound": "/run/ovn/ovnsb_db.sock",
+}
+CONTROLS = {
+    "switch": "/run/openvswitch/ovsdb-server.*.ctl",
+    "northbound": "/run/ovn/ovnnb_db.ctl",
+    "southbound": "/run/ovn/ovnsb_db.ctl",
+}
+_NAMES = ("name", "logical_port", "chassis_name", "target", "type", "ip", "address", "mac")
+_SECRET = re.compile(r"(?i)psk|password|secret|passphrase")
+
+
+def collect(records: Records, name: str, socket: str) -> None:
+    """Record every table, row and column of the databases that a server has."""
+    target = f"unix:{socket}"
+    for database in programs.run(["ovsdb-client", "list-dbs", target]).split():
+        if database != "_Server":
+            tables = programs.run_json(
+                ["ovsdb-client", "--format=json", "dump", target, database], seconds=20
+            )
+            record(records, name, tables)
+
+
+def record(records: Records, name: str, tables: list[dict[str, Any]]) -> None:
+    """Record the rows of tables as ``ovsdb-client --format=json dump`` prints them."""
+    rows: dict[str, tuple[str, dict[str, Any]]] = {}
+    for table in tables:
+        title = str(table.get("caption", "")).removesuffix(" table")
+        for row in table["data"]:
+            columns = dict(zip(table["headings"], row, strict=True))
+            rows[_own_id(columns.pop("_uuid", None))] = (title, columns)
+    labels = _labels(rows)
+    for identity, (title, columns) in rows.items():
+        told = {column: _plain(value, labels, column) for column, value in columns.items()}
+        records.add(f"{name} {title}", labels[identity].partition(" ")[2], told)
+
+
+def _own_id(value: Any) -> str:
+    return str(value[1]) if isinstance(value, list) and len(value) == 2 else str(value)
+
+
+def _labels(rows: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, str]:
+    """Return a name for each row: its own where it has one, else a digest of what it says."""
+    labels = {}
+    for identity, (title, columns) in rows.items():
+        own = next(
+            (columns[name] for name in _NAMES if isinstance(columns.get(name), str) and columns[name]), ""
+        )
+        if own and title not in ("Logical_Flow", "ACL", "QoS", "Multicast_Group", "DHCP_Options"):
+            labels[identity] = f"{title} {own}"
+    for identity, (title, columns) in rows.items():
+        if identity not in labels:
+            text = json.dumps(
+                {name: _plain(value, labels, name) for name, value in columns.items()}, sort_keys=True
+            )
+            labels[identity] = f"{title} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return labels
+
+
+def _plain(value: Any, labels: Mapping[str, str], column: str = "") -> Any:
+    """Return a value of OVSDB's notation (RFC 7047, 5.1) as plain JSON, with names in the place of ids."""
+    if not isinstance(value, list) or len(value) != 2:
+        return "(masked)" if isinstance(value, str) and _SECRET.search(column) else value
+    kind, inner = value
+    if kind == "uuid":
+        return labels.get(str(inner), f"a row that is named by what it says: {column}")
+    if kind == "set":
+        return sorted((_plain(item, labels, column) for item in inner), key=str)
+    if kind == "map":
+        return {str(_plain(key, labels)): _plain(item, labels, str(key)) for key, item in inner}
+    return value
+
+
+def servers(records: Records, name: str, control: str) -> None:
+    """Record from where a server takes connections, and as what."""
+    try:
+        for line in programs.run(["ovs-appctl", "-t", control, "ovsdb-server/list-remotes"]).splitlines():
+            records.add("database remote", f"{name} {line.strip()}")
+    except Unread as error:
+        records.unread("database remote", name, error)
+
+
+def present() -> dict[str, str]:
+    """Return the sockets of the servers that are there, by the name of what they serve."""
+    return {name: path for name, path in SERVERS.items() if os.path.exists(path)}

@@ -1,0 +1,100 @@
+"""Open vSwitch as it runs: every flow of every table, groups, meters, limits of connection tracking, the datapath's ports."""
+
+from __future__ import annotations
+
+import glob
+import re
+
+from testbed.payload.inventory.base import programs
+from testbed.payload.inventory.base.collect import Records, Unread
+from testbed.payload.inventory.network import databases
+
+_VERSION = ("-O", "OpenFlow15")
+_COUNTERS = re.compile(
+    r"\b(?:duration|n_packets|n_bytes|idle_age|hard_age)=[^,\s]+,?\s?|^\s*(?:NXST|OFPST)\w+ .*$|,? ?flags=\[\w*\]$"
+)
+_COOKIE = re.compile(r"\bcookie=(0x[0-9a-f]+), ?")
+_TABLE = re.compile(r"\btable=(\d+), ")
+_STATE = re.compile(
+    r"\b(?:flow_count|packet_in_count|byte_in_count|duration|bands|hits|misses|lost|cache|masks|flows|total|hit/pkt).*$"
+)
+
+
+def collect(records: Records) -> None:
+    """Record the switch of this machine, if there is one."""
+    found = databases.present()
+    controls = {name: glob.glob(pattern) for name, pattern in databases.CONTROLS.items()}
+    for name, socket in found.items():
+        try:
+            databases.collect(records, name, socket)
+        except Unread as error:
+            records.unread(name, "", error)
+        databases.servers(records, name, (controls[name] or [databases.CONTROLS[name]])[0])
+    if "switch" in found:
+        _running(records)
+
+
+def _running(records: Records) -> None:
+    try:
+        bridges = programs.run(["ovs-vsctl", "--no-wait", "-t", "5", "list-br"]).split()
+    except Unread as error:
+        records.unread("switch", "bridges", error)
+        return
+    for bridge in bridges:
+        for what, reader in (
+            ("dump-flows", flows),
+            ("dump-groups", others),
+            ("dump-meters", others),
+            ("show", ports),
+        ):
+            try:
+                reader(
+                    records,
+                    bridge,
+                    what,
+                    programs.run(["ovs-ofctl", *_VERSION, what, bridge, *_unsorted(what)], seconds=20),
+                )
+            except Unread as error:
+                records.unread("openflow", f"{bridge} {what}", error)
+    for what in ("dpctl/show", "dpctl/ct-get-limits", "dpctl/ct-get-maxconns", "dpctl/ct-get-tcp-seq-chk"):
+        try:
+            for line in programs.run(["ovs-appctl", "-T", "5", what]).splitlines():
+                text = _STATE.sub("", line.strip())
+                if text and not text.startswith("lookups"):
+                    records.add("datapath", f"{what.partition('/')[2]} {text}")
+        except Unread as error:
+            records.unread("datapath", what, error)
+
+
+def _unsorted(what: str) -> tuple[str, ...]:
+    return ("--no-stats",) if what == "dump-flows" else ()
+
+
+def flows(records: Records, bridge: str, _: str, printed: str) -> None:
+    """Record flows: table, priority and match are the key, cookie and actions the value."""
+    for line in printed.splitlines():
+        left, found, actions = _COUNTERS.sub("", line).strip().partition("actions=")
+        if not found:
+            continue
+        cookie, table = _COOKIE.search(left), _TABLE.search(left)
+        match = _TABLE.sub("", _COOKIE.sub("", left)).strip().rstrip(",")
+        key = f"{bridge} table {table[1] if table else 0} {match}"
+        records.add("flow", key, {"cookie": cookie[1] if cookie else "0x0", "actions": actions})
+
+
+def others(records: Records, bridge: str, what: str, printed: str) -> None:
+    """Record groups and meters, one a line but for the first, which is a header."""
+    for line in printed.splitlines()[1:]:
+        if line.strip():
+            records.add(what.removeprefix("dump-").rstrip("s"), f"{bridge} {_COUNTERS.sub('', line).strip()}")
+
+
+def ports(records: Records, bridge: str, _: str, printed: str) -> None:
+    """Record ports of a bridge, with their configuration."""
+    name = ""
+    for line in printed.splitlines():
+        found = re.match(r"^\s*(\w+)\(([^)]+)\): addr:(\S+)", line)
+        if found:
+            name = f"{bridge} {found[2]}"
+        elif name and line.strip().startswith("config:"):
+            records.add("switch port", name, line.strip())
