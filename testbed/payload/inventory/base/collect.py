@@ -28,7 +28,16 @@ Found = dict[str, object]
 
 
 class Unread(Exception):  # noqa: N818 - a fact about the machine
-    """Something could not be read; its text is the reason."""
+    """Something could not be read; its text is the reason.
+
+    Args:
+        output: what could be read of it.
+
+    """
+
+    def __init__(self, why: str, output: str = "") -> None:
+        super().__init__(why)
+        self.output = output
 
 
 class Records:

@@ -51,7 +51,9 @@ def run(argv: Sequence[str], stdin: str = "", seconds: float = SECONDS, *, any_s
         process.wait()
     if status and not any_status:
         told = (err or out).decode(errors="replace").strip()[-300:]
-        raise Unread(f"{' '.join(argv)[:120]}: status {status}: {told}")
+        raise Unread(
+            f"{' '.join(argv)[:120]}: status {status}: {told}", out.decode(errors="backslashreplace")
+        )
     return out.decode(errors="backslashreplace")
 
 
@@ -90,14 +92,25 @@ def run_json(argv: Sequence[str], stdin: str = "", seconds: float = SECONDS) -> 
         Unread: it fails, or prints something else.
 
     """
-    text, values, decoder, at = run(argv, stdin, seconds), [], json.JSONDecoder(), 0
+    return values(run(argv, stdin, seconds))
+
+
+def values(text: str) -> list[Any]:
+    """Return the JSON values of a text, one after the other.
+
+    Raises:
+        Unread: it is something else.
+
+    """
+    found: list[Any] = []
+    decoder, at = json.JSONDecoder(), 0
     try:
         while at < len(text):
             if text[at].isspace():
                 at += 1
                 continue
             value, at = decoder.raw_decode(text, at)
-            values.append(value)
+            found.append(value)
     except (ValueError, RecursionError) as error:
-        raise Unread(f"{argv[0]} prints no JSON: {text[at : at + 80]!r}") from error
-    return values
+        raise Unread(f"this is no JSON: {text[at : at + 80]!r}") from error
+    return found

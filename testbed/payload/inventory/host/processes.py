@@ -80,6 +80,8 @@ def _seen(pid: int) -> Process:
     stat = read(f"/proc/{pid}/stat")
     name, _, rest = stat.partition(" (")[2].rpartition(") ")
     words = rest.split()
+    if words[0] == "Z":
+        raise Unread("it has ended, and holds nothing any more")
     process = Process(pid, int(words[1]), int(words[3]), bool(int(words[6]) & _KERNEL_THREAD), name)
     if process.kernel:
         return process

@@ -135,13 +135,15 @@ def without(value: Any, names: Iterable[str]) -> Any:
 
 
 def _batch(records: Records, place: str, domain: str, tool: list[str], lines: list[str]) -> list[Any]:
-    """Run several commands of a tool of iproute2 and return the objects that each printed; one that fails hides the others' not."""
-    found = []
+    """Run several commands of a tool of iproute2 and return the objects that they print; one may fail without the others."""
     try:
-        for value in programs.run_json([*tool, "-batch", "-"], "".join(f"{line}\n" for line in lines)):
-            found += value if isinstance(value, list) else [value]
+        text = programs.run([*tool, "-force", "-batch", "-"], "".join(f"{line}\n" for line in lines))
     except Unread as error:
         records.unread(domain, place, error)
+        text = error.output
+    found: list[Any] = []
+    for value in programs.values(text):
+        found += value if isinstance(value, list) else [value]
     return [item for item in found if item]
 
 
