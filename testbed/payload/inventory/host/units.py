@@ -68,8 +68,8 @@ _SHOWN = (
     "OnFailure",
     "OnSuccess",
 )
-_RUN = re.compile(r" ; (?:start_time|stop_time|pid|code|status)=[^;}]*")
-_NEXT = re.compile(r" ; next_elapse=[^;}]*")
+_RUN = re.compile(r"\s*; (?:start_time|stop_time|pid|code|status)=[^;}]*?(?=\s*[;}])")
+_NEXT = re.compile(r"\s*; next_elapse=[^;}]*?(?=\s*[;}])")
 _NAMES = re.compile(
     r"(?<=session-)\d+(?=\.scope)|(?<=machine-qemu\\x2d)\d+|(?<=run-u)\d+|(?<=run-r)[0-9a-f]{32}"
 )

@@ -1,0 +1,281 @@
+"""What the inventory's program makes of its sources: canned output of tools that need a virtual machine, and hostile ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed.drivers.places.machine_inventory import compose
+from testbed.payload.inventory.base import programs
+from testbed.payload.inventory.base.collect import Records, Unread, masked, read, side_by_side
+from testbed.payload.inventory.host import accounts, confinement, guests, units
+from testbed.payload.inventory.network import databases, links, sockets, switch
+
+
+def taken(records: Records) -> dict[tuple[str, str], Any]:
+    found = [json.loads(line) for line in records.sorted()]
+    return {(item["domain"], item["key"]): item["value"] for item in found}
+
+
+def test_rows_of_a_database_are_named_by_what_they_are() -> None:
+    port, interface = "11111111-0000-0000-0000-000000000001", "22222222-0000-0000-0000-000000000002"
+    tables = [
+        {
+            "caption": "Port table",
+            "headings": ["_uuid", "name", "interfaces", "tag"],
+            "data": [[["uuid", port], "tap1", ["uuid", interface], ["set", []]]],
+        },
+        {
+            "caption": "Interface table",
+            "headings": ["_uuid", "name", "options", "external_ids"],
+            "data": [
+                [
+                    ["uuid", interface],
+                    "tap1",
+                    ["map", [["psk", "hunter2"], ["key", "flow"]]],
+                    ["map", [["iface-id", "x"]]],
+                ]
+            ],
+        },
+        {
+            "caption": "Mirror table",
+            "headings": ["_uuid", "name", "select_all"],
+            "data": [[["uuid", "33"], "", True]],
+        },
+    ]
+    records = Records()
+    databases.record(records, "switch", tables)
+    found = taken(records)
+    assert found["switch Port", "tap1"] == {"name": "tap1", "interfaces": "Interface tap1", "tag": []}
+    assert found["switch Interface", "tap1"]["options"] == {"psk": "(masked)", "key": "flow"}
+    (mirror,) = [key for domain, key in found if domain == "switch Mirror"]
+    assert len(mirror) == 16
+    again = Records()
+    tables[2]["data"][0][0][1] = "44"
+    databases.record(again, "switch", tables)
+    assert again.sorted() == records.sorted()
+
+
+FLOWS = """\
+ cookie=0x5a, duration=12.3s, table=0, n_packets=7, n_bytes=8, priority=100,in_port=1 actions=resubmit(,8)
+ cookie=0x0, table=44, priority=65535 actions=output:2
+NXST_FLOW reply (xid=0x4):
+"""
+
+
+def test_flows_of_every_table_are_records_without_counters() -> None:
+    records = Records()
+    switch.flows(records, "br-int", "", FLOWS)
+    assert taken(records) == {
+        ("flow", "br-int table 0 priority=100,in_port=1"): {"cookie": "0x5a", "actions": "resubmit(,8)"},
+        ("flow", "br-int table 44 priority=65535"): {"cookie": "0x0", "actions": "output:2"},
+    }
+
+
+def test_groups_and_ports_of_the_switch() -> None:
+    records = Records()
+    switch.others(
+        records, "br-int", "dump-groups", "OFPST_GROUP reply:\n group_id=1,type=all,bucket=actions=output:1\n"
+    )
+    switch.ports(
+        records,
+        "br-int",
+        "",
+        "OFPT_FEATURES:\n 1(tap1): addr:fe:00:00:00:00:01\n     config:     NO_FLOOD\n     state: 0\n",
+    )
+    found = taken(records)
+    assert found["group", "br-int group_id=1,type=all,bucket=actions=output:1"] is True
+    assert found["switch port", "br-int tap1"] == "config:     NO_FLOOD"
+
+
+STATE = (
+    "src 192.0.2.1 dst 192.0.2.2\\\tproto esp spi 0xc1 reqid 1 mode transport\\\treplay-window 32 \\\t"
+    "aead rfc4106(gcm(aes)) 0x0123456789abcdef 128\\\tanti-replay context: seq 0x1, oseq 0x0, bitmap 0x0\\\tif_id 0x2"
+)
+
+
+def test_a_state_of_xfrm_is_its_algorithms_and_never_a_key() -> None:
+    shape = links._shape(STATE)
+    assert "rfc4106(gcm(aes)) 128" in shape
+    assert "mode transport" in shape
+    assert "if_id 0x2" in shape
+    assert "0123456789abcdef" not in shape
+    assert "0xc1" not in shape
+
+
+def test_profiles_are_what_the_kernel_holds(tmp_path: Path) -> None:
+    for name, mode, digest in (("libvirt-1.7", "enforce", "aa"), ("other.8", "complain", "bb")):
+        folder = tmp_path / "profiles" / name
+        folder.mkdir(parents=True)
+        for file, text in (
+            ("name", name.split(".")[0]),
+            ("mode", mode),
+            ("sha256", digest),
+            ("raw_sha256", digest * 2),
+        ):
+            (folder / file).write_text(f"{text}\n")
+    (tmp_path / "namespaces/inner/profiles/p.1").mkdir(parents=True)
+    records = Records()
+    confinement.collect(records, str(tmp_path))
+    assert taken(records) == {
+        ("profile", "libvirt-1"): {"mode": "enforce", "sha256": "aa", "raw sha256": "aaaa"},
+        ("profile", "other"): {"mode": "complain", "sha256": "bb", "raw sha256": "bbbb"},
+        ("profile namespace", ":inner"): True,
+        ("profile", ":inner p"): {},
+    }
+
+
+def test_objects_of_libvirt_come_from_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts: list[str] = []
+
+    def run(argv: list[str], **_: Any) -> str:
+        scripts.append(argv[-1])
+        if "dumpxml" in argv[-1]:
+            return "<domain type='kvm' id='7'>\n  <name>red.web</name>\n</domain>\n-- end of one --\n<pool/>\n-- end of one --\n"
+        parts = ["red.web\nits 'name'\n", "", "", "red\n", "", "", " 0a  ceph client.x\n"]
+        return "".join(f"{part}-- end of one --\n" for part in parts)
+
+    monkeypatch.setattr(programs, "run", run)
+    records = Records()
+    guests.collect(records)
+    found = taken(records)
+    assert found["guest", "red.web"] == [
+        "0 <domain type='kvm' id='N'>",
+        "1 <name>red.web</name>",
+        "0 </domain>",
+    ]
+    assert found["guest", "its 'name'"] == "its name cannot be given to virsh"
+    assert found["pool", "red"] == ["0 <pool/>"]
+    assert found["libvirt secret", "0a ceph client.x"] is True
+    assert "its 'name'" not in scripts[1]
+
+
+def test_a_unit_is_without_times_and_numbers() -> None:
+    block = (
+        "Id=x.service\nExecStart={ path=/bin/x ; argv[]=/bin/x -p pw ; ignore_errors=no ; start_time=[Sat] ; stop_time=[n/a] ; pid=7 ; "
+        "code=(null) ; status=0/0 }\nDropInPaths=/b /a\nUser=\nNoNewPrivileges=no\nEnvironment=PASSWORD=hunter2"
+    )
+    assert units.properties(block) == {
+        "Id": "x.service",
+        "ExecStart": "{ path=/bin/x ; argv[]=/bin/x -p pw ; ignore_errors=no }",
+        "DropInPaths": ["/a", "/b"],
+        "Environment": ["PASSWORD=(masked)"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("password", "state"),
+    [
+        ("", "none is asked for"),
+        ("*", "locked"),
+        ("!", "locked"),
+        ("!$y$j9T$abc", "locked, one is set"),
+        ("$y$j9T$abc", "set, of kind y"),
+    ],
+)
+def test_of_a_password_its_state_is_recorded(password: str, state: str) -> None:
+    assert accounts.state(password) == state
+
+
+@pytest.mark.parametrize(
+    "text", ["--password hunter2", "token=hunter2", "PSK: hunter2", "my_secret = hunter2"]
+)
+def test_what_names_a_secret_is_masked(text: str) -> None:
+    assert "hunter2" not in masked(text)
+
+
+def test_sockets_are_told_from_the_kernels_tables(tmp_path: Path) -> None:
+    (tmp_path / "tcp").write_text(
+        "  sl  local_address rem_address   st\n"
+        "   0: 0100007F:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 11 1 0 100 0 0 10 0\n"
+        "   1: 0100007F:0016 0200007F:D431 01 00000000:00000000 00:00000000 00000000     0        0 12 1 0 100 0 0 10 0\n"
+        "   2: 0100007F:D431 0200007F:19F2 01 00000000:00000000 00:00000000 00000000   107        0 13 1 0 100 0 0 10 0\n"
+    )
+    (tmp_path / "unix").write_text(
+        "Num RefCount Protocol Flags Type St Inode Path\n0: 2 0 00010000 0001 01 14 @/abs\n0: 2 0 0 0001 03 15\n"
+    )
+    for name in ("udp", "packet", "netlink"):
+        (tmp_path / name).write_text("header\n")
+    found = {item.inode: (item.text, item.open) for item in sockets.table(str(tmp_path))}
+    assert found == {
+        "11": ("tcp 127.0.0.1:22", True),
+        "12": ("tcp at 22 from 127.0.0.2", False),
+        "13": ("tcp to 127.0.0.2:6642", False),
+        "14": ("unix stream @/abs", True),
+        "15": ("unix stream", False),
+    }
+
+
+def test_a_collector_that_hangs_or_breaks_is_a_record() -> None:
+    def hang(records: Records) -> None:
+        time.sleep(60)
+
+    def breaks(records: Records) -> None:
+        records.add("unit", "before")
+        raise KeyError("x")
+
+    def dies(records: Records) -> None:
+        os._exit(7)
+
+    records = Records()
+    started = time.monotonic()
+    side_by_side(
+        {"hang": hang, "breaks": breaks, "dies": dies, "works": lambda own: own.add("unit", "works")},
+        records,
+        2,
+    )
+    assert time.monotonic() - started < 20
+    found = taken(records)
+    assert found["unit", "works"] is True
+    assert found["unit", "before"] is True
+    assert found["unread", "hang "] == "not done within 2 s"
+    assert found["unread", "breaks "] == "KeyError: 'x'"
+    assert found["unread", "dies "] == "it ended with status 7"
+
+
+def test_a_tool_that_is_missing_fails_hangs_or_floods_is_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (
+        ("fails", "echo no >&2; exit 3"),
+        ("hangs", "exec sleep 60"),
+        ("floods", "exec cat /dev/zero"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(programs, "PATH", f"{tmp_path}:/usr/bin:/bin")
+    for name, told in (
+        ("absent", "not installed"),
+        ("fails", "status 3: no"),
+        ("hangs", "does not end"),
+        ("floods", "prints more than"),
+    ):
+        with pytest.raises(Unread, match=told):
+            programs.run([name], seconds=1 if name == "hangs" else 30)
+
+
+def test_records_are_bounded_and_sorted() -> None:
+    records = Records()
+    records.add("unit", "b" * 5000, "v")
+    records.add("unit", "a", ["x" * 100_000])
+    records.add("unit", "a", 1)
+    first, second, third = (json.loads(line) for line in records.sorted())
+    assert (first["key"], second["key"]) == ("a", "a #2")
+    assert {json.dumps(first["value"])[:1], json.dumps(second["value"])[:1]} == {"1", "{"}
+    assert len(third["key"]) == 1000
+    assert max(len(line) for line in records.sorted()) < 50_000
+
+
+def test_a_pipe_or_an_endless_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert read(str(tmp_path / "pipe")) == ""
+    assert len(read("/dev/zero", 1000)) == 1000
+
+
+def test_the_program_is_one_compressed_text() -> None:
+    assert len(compose({"key": "00"})) < 60_000
