@@ -1,4 +1,4 @@
-"""Differences that are no findings: a list with a reason for each line, in ``allowed.toml``. Pure.
+"""Differences that are no findings, each with a reason, from ``allowed.toml``. Pure.
 
 A line names one domain, a pattern that the whole key must match and, if it allows no more than that a part of a value
 changes, the names of these parts. It also names the controls that do not see what hides in such a place.

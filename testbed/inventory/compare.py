@@ -1,4 +1,4 @@
-"""Compares what is on a machine with what should be there: every difference is a finding unless a line allows it. Pure."""
+"""Compares two inventories; a difference that no line allows is a finding. Pure."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _differences(
 
 
 def _parts(found: Any, wanted: Any) -> Iterable[tuple[str, str | None, str | None]]:  # noqa: ANN401 - JSON
-    """Return in which properties two values differ; of lists, the items that only one of them has."""
+    """Return the properties in which two values differ; of lists, the differing items."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         names = sorted(
             name for name in {*found, *wanted} if found.get(name, _MISSING) != wanted.get(name, _MISSING)

@@ -1,4 +1,4 @@
-"""Records of a machine as they come from it: parsed within bounds, since the machine may have fallen. Pure."""
+"""Records of a machine, parsed within bounds, since the machine may have fallen. Pure."""
 
 from __future__ import annotations
 

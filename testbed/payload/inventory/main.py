@@ -1,4 +1,4 @@
-"""Reads the whole machine in one pass and prints canonical records, compressed; run as root, by the session of a machine.
+"""Reads a whole machine in one pass, as root, and prints its records, compressed.
 
 Its argument is JSON: ``since`` (seconds since 1970: files that have changed later are new), ``key`` (hexadecimal, for
 digests of what only some accounts may read), ``only`` (names of collectors), ``plain`` (whether it prints text).
@@ -79,7 +79,7 @@ def _processes(records: Records, found: list[processes.Process], spaces: namespa
 
 
 def inventory(request: dict[str, object]) -> list[str]:
-    """Return every record of this machine, one a line, sorted; the first says how long it took and how many follow."""
+    """Return the records of this machine, one a line, behind a line with their number."""
     started, records = time.monotonic(), Records()
     try:
         found = processes.scan()

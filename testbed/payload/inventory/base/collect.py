@@ -1,4 +1,4 @@
-"""Collects records of a machine's state: one JSON object for each, bounded, in an order that is always the same.
+"""Collects records of a machine's state: JSON objects, bounded, in a fixed order.
 
 A record has a domain, a key and a value. A place that cannot be read becomes a record of the domain `UNREAD`; a
 collector that hangs is stopped with its process, and becomes such a record too.
@@ -66,7 +66,7 @@ class Records:
             self.lines.append((UNREAD, "records of this machine", '"there are too many of them"'))
 
     def sorted(self) -> list[str]:
-        """Return every record as a line; records with the same key are numbered in the order of their values."""
+        """Return records as lines; those with the same key are numbered in order of their values."""
         printed, last, number = [], ("", ""), 1
         for domain, key, value in sorted(self.lines):
             number = number + 1 if (domain, key) == last else 1

@@ -58,7 +58,7 @@ def run(argv: Sequence[str], stdin: str = "", seconds: float = SECONDS, *, any_s
 
 
 def _hear(process: subprocess.Popen[bytes], told: bytes, end: float) -> tuple[bytes, bytes]:
-    """Write to a program and read both of its outputs until they end; what it is told fits into a pipe."""
+    """Write to a program as much as a pipe takes, and read both of its outputs to their end."""
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None  # noqa: PT018
     with process.stdin, process.stdout, process.stderr:
         try:

@@ -1,4 +1,4 @@
-"""Accounts, state of passwords, groups, sudo, PAM, polkit, sshd, audit rules, and authorities of a machine."""
+"""Accounts, passwords' state, groups, sudo, PAM, polkit, sshd, audit rules, authorities."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _text(records: Records, path: str, domain: str = "access file", name: str = 
 
 
 def _sshd(records: Records, users: dict[str, str]) -> None:
-    """Record what sshd does for every account and network; they differ only where its settings have a condition."""
+    """Record the settings of sshd, for each account and network if they have conditions."""
     _served(records, "any", programs.run(["sshd", "-T"]))
     texts = [require("/etc/ssh/sshd_config")]
     for folder in ("/etc/ssh/sshd_config.d", "/run/sshd_config.d"):
@@ -213,7 +213,7 @@ def _audit(records: Records, _users: dict[str, str]) -> None:
 
 
 def _trust(records: Records) -> None:
-    """Record every certificate and public key that programs of the machine take as an authority; no private key is read."""
+    """Record each certificate and public key that programs take as an authority."""
     own = Records()
     digests(own, "authority", list(_AUTHORITIES))
     for domain, key, value in own.lines:

@@ -1,4 +1,4 @@
-"""AppArmor's policy as the kernel holds it: every profile of every policy namespace, with the kernel's own digest of it."""
+"""AppArmor's policy as the kernel holds it, with the kernel's own digest of each profile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files: everything about those that are newer than the image, and of the others those that give their runner rights.
+"""Files that are newer than the image, and files that give rights to a process.
 
 An inode that is older than the image cannot have been changed by the system calls of a running machine: its change
 time is the kernel's. What was removed shows in its folder, which is newer then, and of which the names are recorded.
@@ -56,7 +56,7 @@ _KINDS = {
 
 
 def made(mounts: str = "/proc/self/mountinfo") -> float:
-    """Return when the root file system was made, in seconds since 1970; 0 if that cannot be found out."""
+    """Return when the root file system was made, in seconds since 1970; 0 if unknown."""
     for line in read(mounts, 2**22).splitlines():
         words, _, right = line.partition(" - ")
         if words.split()[4] == "/" and right.split()[0] in ("ext2", "ext3", "ext4"):

@@ -1,4 +1,4 @@
-"""What libvirt runs and keeps: live descriptions of guests, networks, pools, filters and the names of secrets."""
+"""Objects of libvirt: guests, networks, pools and filters as XML, and names of secrets."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _named(kind: str, text: str) -> list[str]:
 
 
 def lines(xml: str) -> list[str]:
-    """Return the lines of a description with their depth, without numbers that are given at each start."""
+    """Return the lines of a description with their depth, without numbers of one start."""
     found = []
     for line in xml.splitlines():
         text = line.strip()

@@ -87,7 +87,7 @@ def _file(records: Records, name: str, path: str) -> None:
 
 
 def settings(records: Records, folder: str, place: str) -> None:
-    """Record a folder of /proc/sys whole; settings that are secrets, or do something when they are read, are not read."""
+    """Record a folder of /proc/sys whole, but for settings that are secrets."""
     for path, _, files in os.walk(folder):
         if path.startswith("/proc/sys/fs/binfmt_misc"):
             continue
@@ -155,7 +155,7 @@ def _line(path: str) -> str:
 
 
 def _keys(records: Records) -> None:
-    """Record the kernel's keys and keyrings by type and description: some are what it trusts. No key is read."""
+    """Record the kernel's keyrings and public keys by type and description."""
     for line in read("/proc/keys").splitlines() if os.path.exists("/proc/keys") else []:
         words = line.split(None, 8)
         if len(words) > 8 and words[7] in ("keyring", "asymmetri", "asymmetric"):

@@ -1,4 +1,4 @@
-"""Namespaces of every kind with who is in them, and what is mounted in each of the mount namespaces."""
+"""Namespaces of every kind with their processes, and mounts of each mount namespace."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Spaces:
                     records.add("mount", f"{name} {place}", stack)
 
     def _mounts(self, mark: str, records: Records) -> dict[str, list[dict[str, str]]]:
-        """Return what is mounted in a namespace, by place; of several mounts at one place, the last is seen."""
+        """Return the mounts of a namespace, by place; the last one of a place is visible."""
         if mark not in self.pids:
             records.unread("mount", self.names[mark], "no process is in it")
             return {}
@@ -108,7 +108,7 @@ class Spaces:
 
 
 def _mount(line: str) -> tuple[str, dict[str, str]]:
-    """Return place and properties of a mount, without numbers that change at each start (proc_pid_mountinfo(5))."""
+    """Return place and properties of a mount, without its numbers (proc_pid_mountinfo(5))."""
     left, _, right = line.partition(" - ")
     words, (kind, source, options) = left.split(), right.split(" ", 2)
     root = re.sub(r"^(\w+):\[\d+\]", r"\1:[N]", words[3])

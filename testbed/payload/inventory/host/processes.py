@@ -1,4 +1,4 @@
-"""Processes and threads of the kernel: who runs what, as whom, with what rights and what in hand."""
+"""Processes with their accounts, rights, namespaces and open files; kernel threads."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Process:
 
 
 def scan() -> list[Process]:
-    """Return every process of the machine but our own session's, and those that it was started by."""
+    """Return each process but those of our own session and their ancestors."""
     found = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -190,7 +190,7 @@ def _link(path: str) -> str:
 
 
 def _is_its_file(process: Process) -> bool:
-    """Tell whether the file of a process's name is the one that it runs, as the process sees the file system."""
+    """Return whether a process still runs the file that its program's name names."""
     try:
         running, named = (
             os.stat(f"/proc/{process.pid}/exe"),
@@ -202,7 +202,7 @@ def _is_its_file(process: Process) -> bool:
 
 
 def _mapped(folder: str) -> list[str]:
-    """Return what a process can execute that is no file of the system's, and what is both writable and executable."""
+    """Return executable mappings that are no system file, or are writable too."""
     found = set()
     for line in read(f"{folder}/maps", 2**21).splitlines():
         words = line.split(None, 5)

@@ -1,4 +1,4 @@
-"""What systemd runs and would run: the manager's view of services, timers, sockets, mounts and paths, with their drop-ins."""
+"""The manager's view of systemd's units, with their drop-ins."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def collect(records: Records) -> None:
 
 
 def properties(block: str) -> dict[str, object]:
-    """Return the properties of a unit that are not empty; of a property that is there several times, every value."""
+    """Return the properties of a unit that are not empty, with all values of each."""
     found: dict[str, list[str]] = {}
     for line in block.splitlines():
         name, _, value = line.partition("=")

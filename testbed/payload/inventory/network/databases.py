@@ -1,4 +1,4 @@
-"""Databases of OVSDB, whole: Open vSwitch's own and, on the controller, OVN's; rows are named by what they are, and not by random ids."""
+"""Databases of OVSDB, whole: Open vSwitch's and OVN's; rows have names, not random ids."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _labels(rows: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, str]:
 
 
 def _plain(value: Any, labels: Mapping[str, str], column: str = "") -> Any:
-    """Return a value of OVSDB's notation (RFC 7047, 5.1) as plain JSON, with names in the place of ids."""
+    """Return a value of OVSDB's notation (RFC 7047, 5.1) as JSON, with names for ids."""
     if not isinstance(value, list) or len(value) != 2:
         return "(masked)" if isinstance(value, str) and _SECRET.search(column) else value
     kind, inner = value

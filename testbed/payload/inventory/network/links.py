@@ -1,4 +1,4 @@
-"""One network namespace: links, addresses, routes, rules, neighbours, filters, transforms, bridges and the kernel's settings."""
+"""One network namespace: links, routes, filters, transforms, bridges, kernel settings."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def without(value: Any, names: Iterable[str]) -> Any:
 
 
 def _batch(records: Records, place: str, domain: str, tool: list[str], lines: list[str]) -> list[Any]:
-    """Run several commands of a tool of iproute2 and return the objects that they print; one may fail without the others."""
+    """Return the objects that several commands of a tool of iproute2 print; one may fail."""
     try:
         text = programs.run([*tool, "-force", "-batch", "-"], "".join(f"{line}\n" for line in lines))
     except Unread as error:
@@ -187,7 +187,7 @@ def _bridges(records: Records, place: str) -> None:
 
 
 def _traffic(records: Records, place: str) -> None:
-    """Record queueing disciplines, classes and filters; the default of a link is part of the link."""
+    """Record queueing disciplines, their classes and filters."""
     queues = _batch(records, place, "tc", ["tc", "-j", "-d"], ["qdisc show"])
     lines = []
     for item in queues:
@@ -212,7 +212,7 @@ def _traffic(records: Records, place: str) -> None:
 
 
 def _packet_filter(records: Records, place: str) -> None:
-    """Record every table of nftables: a record for each chain, with its rules in their order, set, map and object."""
+    """Record every table of nftables: its chains with their rules in order, sets, maps, objects."""
     text = programs.run(["nft", "-j", "-s", "list", "ruleset"])
     rules: dict[str, list[str]] = defaultdict(list)
     for item in json.loads(text).get("nftables", []) if text.strip() else []:
@@ -245,7 +245,7 @@ _STATE = re.compile(r"^src (\S+) dst (\S+)")
 
 
 def _transforms(records: Records, place: str) -> None:
-    """Record policies and states of xfrm. States are renewed with new numbers; what they are made of stays. No key is asked for."""
+    """Record policies and states of xfrm, without keys and without numbers that are renewed."""
     for text in programs.run(["ip", "-o", "xfrm", "policy"]).splitlines():
         policy = re.sub(r"\breqid \d+|\bindex \d+|\bptype \S+", "", text.replace("\\", " "))
         key = re.match(r"\s*src (\S+) dst (\S+).*?\bdir (\w+)", policy)
@@ -264,7 +264,7 @@ def _transforms(records: Records, place: str) -> None:
 
 
 def _shape(text: str) -> str:
-    """Return protocol, mode, algorithms and flags of a state, and neither key nor number nor counter."""
+    """Return protocol, mode, algorithms and flags of a state, without keys and counters."""
     found = []
     for part in text.split("\\"):
         words = part.split()
@@ -284,7 +284,7 @@ def _shape(text: str) -> str:
 
 
 def _old_filters(records: Records, place: str) -> None:
-    """Record which tables of iptables, arptables, ebtables and IPVS there are, which nft does not list."""
+    """Record tables of iptables, arptables and IPVS, which nft does not list."""
     for name in ("ip_tables_names", "ip6_tables_names", "arp_tables_names"):
         path = f"/proc/self/net/{name}"
         for table in read(path).split() if os.path.exists(path) else []:

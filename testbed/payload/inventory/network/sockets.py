@@ -1,4 +1,6 @@
-"""Sockets of every family, with who holds them: what listens is an entry of its own, what is connected belongs to its process."""
+"""Sockets of every family, with the processes that hold them.
+
+A listener is a record of its own; a connected socket is a property of its process."""
 
 from __future__ import annotations
 
@@ -122,7 +124,7 @@ def _internet(name: str, lines: Iterable[str]) -> list[Socket]:
 
 
 def _place(text: str) -> tuple[str, int]:
-    """Return address and port of the kernel's hexadecimal form, whose words are in the machine's order."""
+    """Return address and port of the kernel's hexadecimal form, in the machine's byte order."""
     words, _, port = text.partition(":")
     packed = b"".join(struct.pack("=I", int(words[at : at + 8], 16)) for at in range(0, len(words), 8))
     family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6

@@ -1,4 +1,4 @@
-"""Open vSwitch as it runs: every flow of every table, groups, meters, limits of connection tracking, the datapath's ports."""
+"""Open vSwitch as it runs: flows of every table, groups, meters, ports and the datapath."""
 
 from __future__ import annotations
 
