@@ -148,7 +148,8 @@ def _print_findings(
     out("\n".join(_listed([line(finding) for finding in findings])))
     out("\n".join(_listed([f"not read: {line(text)}" for text in unread])))
     out(
-        f"{len(findings)} findings; {allowed.total()} differences are allowed by {len(allowed)} of {len(load())} lines; "
+        f"{len(findings)} findings; "
+        f"{allowed.total()} differences are allowed by {len(allowed)} of {len(load())} lines; "
         f"{len(unread)} places could not be read"
     )
 

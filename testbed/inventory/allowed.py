@@ -1,7 +1,7 @@
 """Differences that are no findings, each with a reason, from ``allowed.toml``. Pure.
 
-A line names one domain, a pattern that the whole key must match and, if it allows no more than that a part of a value
-changes, the names of these parts. It also names the controls that do not see what hides in such a place.
+A line names one domain and a pattern that the whole key must match. If it only allows that parts of a value
+change, it names these parts. It also names the controls that are blind in such a place.
 """
 
 from __future__ import annotations

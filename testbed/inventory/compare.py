@@ -43,7 +43,8 @@ class Finding:
             "nothing" if value is None else value[:_SHOWN] for value in (self.found, self.wanted)
         )
         named = " ".join(sorted(self.controls))
-        return f"{self.machine}: {self.domain} {self.key}{part}: {found}, and should be {wanted} (endangers {named})"
+        place = f"{self.machine}: {self.domain} {self.key}{part}"
+        return f"{place}: {found}, and should be {wanted} (endangers {named})"
 
     def data(self) -> dict[str, object]:
         """Return it as JSON."""
@@ -64,7 +65,7 @@ class Comparison:
 
     Args:
         findings: differences that nothing allows.
-        allowed: number of differences that each line of the list allowed; lines that allowed nothing are not here.
+        allowed: number of differences that each line of the list allowed, without lines that allowed none.
         unread: places that could be read once and cannot now, with the reason.
 
     """

@@ -67,7 +67,7 @@ def compose(request: Mapping[str, object]) -> bytes:
 
 
 def digest_key(pki: Path) -> str:
-    """Return the key for digests of what only some accounts may read: the lab's own, so that its readings can be compared."""
+    """Return the lab's own key for digests of files that only some accounts may read."""
     return hmac.new((pki / "ssh-ca.pem").read_bytes(), b"inventory", "sha256").hexdigest()
 
 

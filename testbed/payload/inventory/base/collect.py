@@ -1,7 +1,7 @@
 """Collects records of a machine's state: JSON objects, bounded, in a fixed order.
 
-A record has a domain, a key and a value. A place that cannot be read becomes a record of the domain `UNREAD`; a
-collector that hangs is stopped with its process, and becomes such a record too.
+A record has a domain, a key and a value. A place that cannot be read becomes a record of the domain `UNREAD`.
+A collector that hangs is stopped with its process, and becomes such a record too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ KEY = 1_000  # characters
 TOTAL = 24 * 2**20  # characters of all records
 _PIECE = 65536
 _SECRET = re.compile(
-    r"(?i)((?:^|[^a-z])(?:pass(?:word|phrase|wd)?|secret|token|psk|preshared[_-]?key|stable_secret)\s*[=: ]\s*)(\S+)"
+    r"(?i)((?:^|[^a-z])(?:pass(?:word|phrase|wd)?|secret|token|psk|preshared[_-]?key|stable_secret)"
+    r"\s*[=: ]\s*)(\S+)"
 )
 
 Found = dict[str, object]

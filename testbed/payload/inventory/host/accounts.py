@@ -61,7 +61,8 @@ _PUBLIC = (".pem", ".crt", ".cert", ".pub", ".gpg", ".asc", ".0")
 _LINES = 2_000
 _SSH_FILES = re.compile(
     r"^(authorizedkeysfile|authorizedkeyscommand|authorizedprincipalsfile|authorizedprincipalscommand|trustedusercakeys|revokedkeys|"
-    r"hostkey|hostcertificate|banner|xauthlocation|forcecommand|chrootdirectory|securitykeyprovider|subsystem) (.+)$"
+    r"hostkey|hostcertificate|banner|xauthlocation|forcecommand|chrootdirectory|securitykeyprovider|"
+    r"subsystem) (.+)$"
 )
 
 

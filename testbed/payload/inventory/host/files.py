@@ -1,7 +1,7 @@
 """Files that are newer than the image, and files that give rights to a process.
 
-An inode that is older than the image cannot have been changed by the system calls of a running machine: its change
-time is the kernel's. What was removed shows in its folder, which is newer then, and of which the names are recorded.
+System calls of a running machine cannot change an inode and keep it older than the image: the kernel sets its
+change time. A file that was removed shows in its folder, which is newer then, with a digest of its names.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Sockets of every family, with the processes that hold them.
 
-A listener is a record of its own; a connected socket is a property of its process."""
+A listener is a record of its own; a connected socket is a property of its process.
+"""
 
 from __future__ import annotations
 

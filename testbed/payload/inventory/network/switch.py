@@ -11,7 +11,8 @@ from testbed.payload.inventory.network import databases
 
 _VERSION = ("-O", "OpenFlow15")
 _COUNTERS = re.compile(
-    r"\b(?:duration|n_packets|n_bytes|idle_age|hard_age)=[^,\s]+,?\s?|^\s*(?:NXST|OFPST)\w+ .*$|,? ?flags=\[\w*\]$"
+    r"\b(?:duration|n_packets|n_bytes|idle_age|hard_age)=[^,\s]+,?\s?|"
+    r"^\s*(?:NXST|OFPST)\w+ .*$|,? ?flags=\[\w*\]$"
 )
 _COOKIE = re.compile(r"\bcookie=(0x[0-9a-f]+), ?")
 _TABLE = re.compile(r"\btable=(\d+), ")
