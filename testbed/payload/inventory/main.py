@@ -1,8 +1,8 @@
 """Reads a whole machine in one pass, as root, and prints its records, compressed.
 
-Its argument is JSON: ``since`` (seconds since 1970: files that have changed later are new), ``key`` (hexadecimal,
-for digests of files that only some accounts may read), ``only`` (names of collectors), ``roots`` (folders, instead of
-all file systems), ``plain`` (whether it prints text).
+Its argument is JSON: ``since`` (seconds since 1970: files that have changed later are recorded), ``key``
+(hexadecimal, for digests of files that only some accounts may read), ``only`` (collectors), ``roots``
+(folders, instead of all file systems) and ``plain`` (whether it prints text).
 """
 
 from __future__ import annotations
