@@ -96,6 +96,8 @@ _DOMAINS: Mapping[str, str] = {
     "files": INTEGRITY,
     "filter": "NET-11",
     "flow": "NET-01",
+    "flow group": "NET-01",
+    "flow meter": "NET-12",
     "group": "ACC-02",
     "guest": "DEV-02",
     "guest kept": "DEV-02",
@@ -112,7 +114,6 @@ _DOMAINS: Mapping[str, str] = {
     "listener": "NET-09",
     "login file": "ACC-02",
     "manager's environment": INTEGRITY,
-    "meter": "NET-12",
     "module": INTEGRITY,
     "module parameter": INTEGRITY,
     "mount": DEFAULT,
@@ -164,7 +165,6 @@ _TABLES = {
     "northbound DNS": "NET-10",
     "northbound Connection": "NET-08",
     "northbound SSL": "NET-08",
-    "group of flows": "NET-01",
 }
 
 

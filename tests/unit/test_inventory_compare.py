@@ -196,8 +196,8 @@ def test_every_domain_endangers_a_control_by_an_entry_of_its_own() -> None:
         "libvirt filter",
         "host device",
         "guest kept",
-        "meter",
-        "group",
+        "flow meter",
+        "flow group",
         "class",
     }
     assert len(domains) > 45

@@ -95,8 +95,11 @@ def run_json(argv: Sequence[str], stdin: str = "", seconds: float = SECONDS) -> 
     return values(run(argv, stdin, seconds))
 
 
-def values(text: str) -> list[Any]:
+def values(text: str, *, whole: bool = True) -> list[Any]:
     """Return the JSON values of a text, one after the other.
+
+    Args:
+        whole: whether nothing else may follow them.
 
     Raises:
         Unread: it is something else.
@@ -112,5 +115,7 @@ def values(text: str) -> list[Any]:
             value, at = decoder.raw_decode(text, at)
             found.append(value)
     except (ValueError, RecursionError) as error:
+        if not whole:
+            return found
         raise Unread(f"this is no JSON: {text[at : at + 80]!r}") from error
     return found

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +59,11 @@ def _own_id(value: Any) -> str:
 def _labels(rows: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, str]:
     """Return a name for each row: its own where it has one, else a digest of what it says."""
     labels = {}
+    sizes = Counter(title for title, _ in rows.values())
     for identity, (title, columns) in rows.items():
+        if sizes[title] == 1 and not columns.get("name"):
+            labels[identity] = f"{title} (the only row)"
+            continue
         own = next(
             (columns[name] for name in _NAMES if isinstance(columns.get(name), str) and columns[name]), ""
         )

@@ -136,13 +136,14 @@ def without(value: Any, names: Iterable[str]) -> Any:
 
 def _batch(records: Records, place: str, domain: str, tool: list[str], lines: list[str]) -> list[Any]:
     """Return the objects that several commands of a tool of iproute2 print; one may fail."""
+    whole = True
     try:
         text = programs.run([*tool, "-force", "-batch", "-"], "".join(f"{line}\n" for line in lines))
     except Unread as error:
         records.unread(domain, place, error)
-        text = error.output
+        text, whole = error.output, False
     found: list[Any] = []
-    for value in programs.values(text):
+    for value in programs.values(text, whole=whole):
         found += value if isinstance(value, list) else [value]
     return [item for item in found if item]
 

@@ -84,10 +84,16 @@ def flows(records: Records, bridge: str, _: str, printed: str) -> None:
 
 
 def others(records: Records, bridge: str, what: str, printed: str) -> None:
-    """Record groups and meters, one a line but for the first, which is a header."""
+    """Record groups and meters; the bands of a meter stand on lines of their own below it."""
+    found: list[str] = []
     for line in printed.splitlines()[1:]:
-        if line.strip():
-            records.add(what.removeprefix("dump-").rstrip("s"), f"{bridge} {_COUNTERS.sub('', line).strip()}")
+        text = _COUNTERS.sub("", line).strip()
+        if text.startswith("type=") and found:
+            found[-1] += f" {text}"
+        elif text:
+            found.append(text)
+    for text in found:
+        records.add(f"flow {what.removeprefix('dump-').rstrip('s')}", f"{bridge} {text}")
 
 
 def ports(records: Records, bridge: str, _: str, printed: str) -> None:
