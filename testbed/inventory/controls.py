@@ -93,7 +93,6 @@ _DOMAINS: Mapping[str, str] = {
     "datapath": "NET-01",
     "device": "DEV-02",
     "file": DEFAULT,
-    "files": INTEGRITY,
     "filter": "NET-11",
     "flow": "NET-01",
     "flow group": "NET-01",

@@ -333,7 +333,13 @@ def test_a_change_shows_as_its_record_and_goes_with_it(change: Change) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
     if any(
         text in done.stderr
-        for text in ("not supported", "not available", "Unknown device type", "algorithm not found", "type not found")
+        for text in (
+            "not supported",
+            "not available",
+            "Unknown device type",
+            "algorithm not found",
+            "type not found",
+        )
     ):
         pytest.skip(f"this kernel cannot do it: {done.stderr[-200:]}")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -353,3 +359,30 @@ def test_a_change_shows_as_its_record_and_goes_with_it(change: Change) -> None:
     assert [str(item) for item in more if item.domain not in change.beside] == []
     assert all(item.controls for item in found)
     assert [str(item) for item in _findings(after, before) if item.domain != "file"] == []
+
+
+def test_two_looks_at_an_untouched_place_differ_only_in_what_is_allowed() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can read all of it")
+    request = {
+        "only": ["kernel", "network", "namespaces", "accounts", "files"],
+        "roots": ["/tmp"],
+        "key": "00",
+    }
+    argv = [
+        "unshare",
+        "-mnpiu",
+        "--fork",
+        "--mount-proc",
+        _PYTHON,
+        "-c",
+        _HARNESS,
+        json.dumps(["true", "true", request]),
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=200, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    looks = [parse(look) for look in json.loads(done.stdout)]
+    assert len(looks[0].records) > 500
+    results = [compare("here", now, looks[0], load()) for now in looks[1:]]
+    assert [str(finding) for result in results for finding in result.findings] == []
+    assert all(result.allowed for result in results)

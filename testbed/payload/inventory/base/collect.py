@@ -53,11 +53,11 @@ class Records:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"))
         if len(text) > VALUE:
             text = json.dumps({"cut": text[:VALUE], "length": len(text)})
-        self._append(domain, key[:KEY], text)
+        self._append(domain, printable(key)[:KEY], text)
 
     def unread(self, domain: str, place: str, why: object) -> None:
         """Record that a place of a domain could not be read."""
-        self._append(UNREAD, f"{domain} {place}"[:KEY], json.dumps(str(why)[:400]))
+        self._append(UNREAD, printable(f"{domain} {place}")[:KEY], json.dumps(str(why)[:400]))
 
     def _append(self, domain: str, key: str, value: str) -> None:
         self.size += len(domain) + len(key) + len(value)
@@ -75,6 +75,11 @@ class Records:
             name = json.dumps(key if number == 1 else f"{key} #{number}")
             printed.append(f'{{"domain":{json.dumps(domain)},"key":{name},"value":{value}}}')
         return printed
+
+
+def printable(text: str) -> str:
+    """Return text without halves of characters, which are octets of a file's name."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def read(path: str, limit: int = 2**20) -> str:

@@ -42,7 +42,7 @@ def run(argv: Sequence[str], stdin: str = "", seconds: float = SECONDS, *, any_s
         cwd="/",
     )
     try:
-        out, err = _hear(process, stdin.encode(), time.monotonic() + seconds)
+        out, err = _hear(process, argv[0], stdin.encode(), time.monotonic() + seconds)
         status = process.wait(2)
     except subprocess.TimeoutExpired as error:
         raise Unread(f"{argv[0]} does not end") from error
@@ -51,13 +51,11 @@ def run(argv: Sequence[str], stdin: str = "", seconds: float = SECONDS, *, any_s
         process.wait()
     if status and not any_status:
         told = (err or out).decode(errors="replace").strip()[-300:]
-        raise Unread(
-            f"{' '.join(argv)[:120]}: status {status}: {told}", out.decode(errors="backslashreplace")
-        )
-    return out.decode(errors="backslashreplace")
+        raise Unread(f"{' '.join(argv)[:120]}: status {status}: {told}", _text(out))
+    return _text(out)
 
 
-def _hear(process: subprocess.Popen[bytes], told: bytes, end: float) -> tuple[bytes, bytes]:
+def _hear(process: subprocess.Popen[bytes], name: str, told: bytes, end: float) -> tuple[bytes, bytes]:
     """Write to a program as much as a pipe takes, and read both of its outputs to their end."""
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None  # noqa: PT018
     with process.stdin, process.stdout, process.stderr:
@@ -73,7 +71,7 @@ def _hear(process: subprocess.Popen[bytes], told: bytes, end: float) -> tuple[by
             poll.register(file, select.POLLIN)
         while left:
             if time.monotonic() >= end:
-                raise Unread("it does not end in time")
+                raise Unread(f"{name} does not end in time")
             for file, _ in poll.poll(max(0.0, end - time.monotonic()) * 1000):
                 piece = os.read(file, _PIECE)
                 heard[file] += piece
@@ -81,7 +79,7 @@ def _hear(process: subprocess.Popen[bytes], told: bytes, end: float) -> tuple[by
                     poll.unregister(file)
                     left -= 1
             if len(out) + len(err) > LIMIT:
-                raise Unread(f"it prints more than {LIMIT} octets")
+                raise Unread(f"{name} prints more than {LIMIT} octets")
         return bytes(out), bytes(err)
 
 
@@ -119,3 +117,8 @@ def values(text: str, *, whole: bool = True) -> list[Any]:
             return found
         raise Unread(f"this is no JSON: {text[at : at + 80]!r}") from error
     return found
+
+
+def _text(data: bytes) -> str:
+    """Return output as text; octets that are none stay as they are in names of files."""
+    return data.decode(errors="surrogateescape")

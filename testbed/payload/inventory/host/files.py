@@ -11,9 +11,9 @@ import hmac
 import os
 import stat
 import struct
-import time
 from collections.abc import Iterator
 
+from testbed.payload.inventory.base import programs
 from testbed.payload.inventory.base.collect import Records, Unread, read
 
 _SHOWN = (
@@ -81,14 +81,33 @@ class Walk:
     def __init__(self, records: Records, since: float, key: bytes) -> None:
         self._records, self._since, self._key = records, since, key
         self._left = _ALL
-        self._end = time.monotonic() + _SECONDS
-        self._old = 0
 
     def run(self, roots: list[str] | None = None) -> None:
-        """Walk."""
-        for root in roots or list(self._roots()):
-            self._folder(root)
-        self._records.add("files", "older than the image", self._old > 0)
+        """Walk; the program find does what would take Python several times as long."""
+        wanted = [
+            "(",
+            "-newerct",
+            f"@{self._since:.3f}",
+            "-o",
+            "-type",
+            "f",
+            "-perm",
+            "/6111",
+            ")",
+            "-print0",
+        ]
+        try:
+            text = programs.run(["find", *(roots or list(self._roots())), "-xdev", *wanted], seconds=_SECONDS)
+        except Unread as error:
+            self._records.unread("file", "", error)
+            text = error.output
+        for path in sorted(filter(None, text.split("\0"))):
+            try:
+                self._one(path, os.lstat(path))
+            except FileNotFoundError:
+                continue  # it has gone meanwhile
+            except OSError as error:
+                self._records.unread("file", path, error.strerror)
 
     def _roots(self) -> Iterator[str]:
         seen = set()
@@ -100,50 +119,13 @@ class Walk:
                 seen.add((fields[2], fields[3]))
                 yield place
 
-    def _folder(self, root: str) -> None:
-        try:
-            device = os.lstat(root).st_dev
-        except OSError as error:
-            self._records.unread("file", root, error.strerror)
-            return
-        self._one(root, os.lstat(root))
-        left = [root]
-        while left:
-            folder = left.pop()
-            if time.monotonic() > self._end:
-                self._records.unread(
-                    "file", folder, f"{len(left) + 1} folders were not reached within {_SECONDS:.0f} s"
-                )
-                return
-            try:
-                entries = list(os.scandir(folder))
-            except OSError as error:
-                self._records.unread("file", folder, error.strerror)
-                continue
-            for entry in entries:
-                try:
-                    seen = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue  # it has gone meanwhile
-                except OSError as error:
-                    self._records.unread("file", entry.path, error.strerror)
-                    continue
-                if seen.st_dev == device or not stat.S_ISDIR(seen.st_mode):
-                    self._one(entry.path, seen)
-                    if stat.S_ISDIR(seen.st_mode):
-                        left.append(entry.path)
-
     def _one(self, path: str, seen: os.stat_result) -> None:
         newer = seen.st_ctime > self._since
         plain = stat.S_ISREG(seen.st_mode)
         runs = plain and seen.st_mode & 0o111
-        if not newer and not runs:
-            self._old += 1
-            return
         more = _attributes(path) if newer or runs else {}
         rights = bool(plain and seen.st_mode & (stat.S_ISUID | stat.S_ISGID)) or "security.capability" in more
         if not newer and not rights:
-            self._old += 1
             return
         told: dict[str, object] = {
             "type": _KINDS.get(stat.S_IFMT(seen.st_mode), "?"),
@@ -164,9 +146,7 @@ class Walk:
             told["number"] = f"{os.major(seen.st_rdev)}:{os.minor(seen.st_rdev)}"
         elif stat.S_ISDIR(seen.st_mode):
             told["entries"] = _entries(path)
-        self._records.add(
-            "file", path.encode(errors="surrogateescape").decode(errors="backslashreplace"), told
-        )
+        self._records.add("file", path, told)
 
     def _content(self, path: str, seen: os.stat_result) -> dict[str, object]:
         """Return the digest of a file; keyed, where only some accounts may read what it holds."""

@@ -60,7 +60,7 @@ def collect(records: Records) -> None:
         "/proc/sys/fs/binfmt_misc",
     ):
         for name in _names(folder):
-            if not (folder.endswith("ksm") and name.startswith(_COUNTERS)):
+            if name != "register" and not (folder.endswith("ksm") and name.startswith(_COUNTERS)):
                 _file(records, f"{folder} {name}", f"{folder}/{name}")
     for folder in _names("/proc/sys"):
         if folder != "net":

@@ -87,7 +87,7 @@ _WORDS = (
 def collect(records: Records) -> None:
     """Record every unit that the manager has loaded, and the state of every unit file."""
     shown = programs.run(
-        ["systemctl", "show", "--all", "--no-pager", f"--property={','.join(_SHOWN)}", "*"], seconds=30
+        ["systemctl", "show", "--all", "--no-pager", f"--property={','.join(_SHOWN)}", "*"], seconds=45
     )
     for block in shown.split("\n\n"):
         told = properties(block)
