@@ -135,9 +135,9 @@ def test_objects_of_libvirt_come_from_two_processes(monkeypatch: pytest.MonkeyPa
     def run(argv: list[str], **_: Any) -> str:
         scripts.append(argv[-1])
         if "dumpxml" in argv[-1]:
-            return "<domain type='kvm' id='7'>\n  <name>red.web</name>\n</domain>\n-- end of one --\n<pool/>\n-- end of one --\n"
+            return "<domain type='kvm' id='7'>\n  <name>red.web</name>\n</domain>\nend-of-one-object\n<pool/>\nend-of-one-object\n"
         parts = ["red.web\nits 'name'\n", "", "", "red\n", "", "", " 0a  ceph client.x\n"]
-        return "".join(f"{part}-- end of one --\n" for part in parts)
+        return "".join(f"{part}end-of-one-object\n" for part in parts)
 
     monkeypatch.setattr(programs, "run", run)
     records = Records()

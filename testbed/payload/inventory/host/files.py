@@ -81,9 +81,12 @@ class Walk:
     def __init__(self, records: Records, since: float, key: bytes) -> None:
         self._records, self._since, self._key = records, since, key
         self._left = _ALL
+        self._devices: set[int] = set()
 
     def run(self, roots: list[str] | None = None) -> None:
         """Walk; the program find does what would take Python several times as long."""
+        places = roots or list(self._roots())
+        self._devices = {os.lstat(place).st_dev for place in places if os.path.lexists(place)}
         wanted = [
             "(",
             "-newerct",
@@ -97,11 +100,11 @@ class Walk:
             "-print0",
         ]
         try:
-            text = programs.run(["find", *(roots or list(self._roots())), "-xdev", *wanted], seconds=_SECONDS)
+            text = programs.run(["find", *places, "-xdev", *wanted], seconds=_SECONDS)
         except Unread as error:
             self._records.unread("file", "", error)
             text = error.output
-        for path in sorted(filter(None, text.split("\0"))):
+        for path in sorted(set(text.split("\0")) - {""}):
             try:
                 self._one(path, os.lstat(path))
             except FileNotFoundError:
@@ -144,7 +147,7 @@ class Walk:
             told["to"] = _target(path)
         elif stat.S_ISBLK(seen.st_mode) or stat.S_ISCHR(seen.st_mode):
             told["number"] = f"{os.major(seen.st_rdev)}:{os.minor(seen.st_rdev)}"
-        elif stat.S_ISDIR(seen.st_mode):
+        elif stat.S_ISDIR(seen.st_mode) and seen.st_dev in self._devices:
             told["entries"] = _entries(path)
         self._records.add("file", path, told)
 

@@ -8,7 +8,7 @@ import re
 from testbed.payload.inventory.base import programs
 from testbed.payload.inventory.base.collect import Records, Unread
 
-_MARK = "-- end of one --"
+_MARK = "end-of-one-object"
 _LISTS = {
     "guest": ("list --all --name", "dumpxml"),
     "guest kept": ("list --all --persistent --name", "dumpxml --inactive"),

@@ -57,7 +57,7 @@ def collect(records: Records) -> None:
     for folder in (
         "/sys/kernel/mm/ksm",
         "/sys/devices/system/cpu/vulnerabilities",
-        "/proc/sys/fs/binfmt_misc",
+        *_formats(),
     ):
         for name in _names(folder):
             if name != "register" and not (folder.endswith("ksm") and name.startswith(_COUNTERS)):
@@ -78,6 +78,12 @@ def _names(folder: str) -> list[str]:
         return []
 
 
+def _formats() -> list[str]:
+    """Return the folder of formats that the kernel runs by an interpreter, if it is mounted; to look mounts it."""
+    mounted = any(" - binfmt_misc " in line for line in read("/proc/self/mountinfo", 2**22).splitlines())
+    return ["/proc/sys/fs/binfmt_misc"] if mounted else []
+
+
 def _file(records: Records, name: str, path: str) -> None:
     try:
         records.add("kernel", name, read(path).strip())
@@ -88,9 +94,9 @@ def _file(records: Records, name: str, path: str) -> None:
 
 def settings(records: Records, folder: str, place: str) -> None:
     """Record a folder of /proc/sys whole, but for settings that are secrets."""
-    for path, _, files in os.walk(folder):
-        if path.startswith("/proc/sys/fs/binfmt_misc"):
-            continue
+    for path, folders, files in os.walk(folder):
+        if path == "/proc/sys/fs":
+            folders[:] = [name for name in folders if name != "binfmt_misc"]  # to look there would mount it
         for name in files:
             own = f"{path}/{name}"
             if name in _SECRETS or own.endswith(_ROUTES):

@@ -6,8 +6,9 @@ import re
 
 from testbed.payload.inventory.base import programs
 from testbed.payload.inventory.base.collect import Records, Unread, masked
+from testbed.payload.inventory.host.processes import NUMBERS
 
-_KINDS = "service,socket,timer,path,mount,automount,target,scope,slice,swap"
+_DESCRIBED = (".service", ".socket", ".timer", ".path")  # a description costs the manager its time
 _SHOWN = (
     "Id",
     "LoadState",
@@ -70,9 +71,6 @@ _SHOWN = (
 )
 _RUN = re.compile(r"\s*; (?:start_time|stop_time|pid|code|status)=[^;}]*?(?=\s*[;}])")
 _NEXT = re.compile(r"\s*; next_elapse=[^;}]*?(?=\s*[;}])")
-_NAMES = re.compile(
-    r"(?<=session-)\d+(?=\.scope)|(?<=machine-qemu\\x2d)\d+|(?<=run-u)\d+|(?<=run-r)[0-9a-f]{32}"
-)
 _WORDS = (
     "Requires",
     "Wants",
@@ -86,14 +84,21 @@ _WORDS = (
 
 def collect(records: Records) -> None:
     """Record every unit that the manager has loaded, and the state of every unit file."""
-    shown = programs.run(
-        ["systemctl", "show", "--all", "--no-pager", f"--property={','.join(_SHOWN)}", "*"], seconds=45
-    )
-    for block in shown.split("\n\n"):
-        told = properties(block)
-        name = str(told.pop("Id", ""))
-        if name and not name.endswith(".device"):
-            records.add("unit", _NAMES.sub("N", name), told)
+    shown = []
+    listed = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", "--full"]
+    for words in map(str.split, programs.run(listed, seconds=30).splitlines()):
+        name, states = words[0], words[1:4]
+        if name.endswith(_DESCRIBED) and states[0] == "loaded":
+            shown.append(name)
+        elif not name.endswith(".device"):
+            records.add("unit", NUMBERS.sub("N", name), {"states": " ".join(states)})
+    show = ["systemctl", "show", "--no-pager", f"--property={','.join(_SHOWN)}", *shown]
+    try:
+        for block in programs.run(show, seconds=45).split("\n\n") if shown else []:
+            found = properties(block)
+            records.add("unit", NUMBERS.sub("N", str(found.pop("Id", "?"))), found)
+    except Unread as error:
+        records.unread("unit", "descriptions", error)
     for line in programs.run(
         ["systemctl", "list-unit-files", "--no-legend", "--no-pager", "--plain"], seconds=20
     ).splitlines():
@@ -115,7 +120,7 @@ def properties(block: str) -> dict[str, object]:
         name, _, value = line.partition("=")
         if value and value not in ("no", "[not set]"):
             text = _NEXT.sub("", _RUN.sub("", value)) if name.startswith(("Exec", "Timers")) else value
-            found.setdefault(name, []).append(_NAMES.sub("N", masked(text)))
+            found.setdefault(name, []).append(NUMBERS.sub("N", masked(text)))
     return {
         name: sorted(" ".join(values).split())
         if name in _WORDS
