@@ -124,6 +124,14 @@ def test_a_place_that_cannot_be_read_any_more_is_told() -> None:
     assert compare("node", blind, blind).unread == ()
 
 
+def test_what_could_not_be_read_is_not_missing() -> None:
+    there = Inventory({("sshd", "any port"): ["22"], ("link", "first lo"): {}})
+    blind = Inventory({("unread", "sshd "): "it hangs"})
+    result = compare("node", blind, there)
+    assert [item.domain for item in result.findings] == ["link"]
+    assert result.unread == ("node: sshd : it hangs",)
+
+
 def test_the_list_is_well_formed() -> None:
     names = [line.name for line in load()]
     assert len(names) == len(set(names))
