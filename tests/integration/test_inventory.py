@@ -75,7 +75,14 @@ class Change:
 _LINK = "ip link add brx type bridge"
 _ROOTS = "files"
 CHANGES = (
-    Change("link", _LINK, "ip link del brx", "network", (("link", "first brx"),), ("setting", "queue")),
+    Change(
+        "link",
+        _LINK,
+        "ip link del brx",
+        "network",
+        (("link", "first brx"),),
+        ("setting", "queue", "bridge entry", "bridge port"),
+    ),
     Change(
         "address",
         "ip addr add 192.0.2.7/32 dev lo",
@@ -110,7 +117,7 @@ CHANGES = (
         "ip link del brx",
         "network",
         (("neighbour", "first brx 192.0.2.9"),),
-        ("link", "setting", "queue"),
+        ("link", "setting", "queue", "bridge entry", "bridge port"),
     ),
     Change(
         "flags of a link",
