@@ -24,7 +24,7 @@ def taken(records: Records) -> dict[tuple[str, str], Any]:
 
 def test_rows_of_a_database_are_named_by_what_they_are() -> None:
     port, interface = "11111111-0000-0000-0000-000000000001", "22222222-0000-0000-0000-000000000002"
-    tables = [
+    tables: list[dict[str, Any]] = [
         {
             "caption": "Port table",
             "headings": ["_uuid", "name", "interfaces", "tag"],
