@@ -1,54 +1,174 @@
 """Changes the code that judges, one small change at a time, and counts how many some unit test notices.
 
-    python benchmarks/judges.py [--count 60] [--seed 1] [--only PATH]… [--keep FILE]
+    python benchmarks/judges.py [--count 100] [--seed 1] [--only PATH]… [--covered FILE] [--whole]
 
-Cosmic Ray makes the changes: another comparison, a `not` more, a loop that runs zero times, another exception. They
-are made in a copy of the working tree. One change is drawn at random for each chosen line, so that a long line does not
-count for ten. Prints JSON: changes made, noticed, and each change that no test noticed, with its difference.
+A copy of the working tree is changed, never the tree itself. The unit tests run once, with coverage by test; each
+change is then tried by the tests that run its place. Places are drawn by the seed, spread over the files in proportion
+to their comparisons, conditions, constants, loops, handlers and returns; docstrings, texts and decorators have none.
+Prints JSON: changes made, noticed, ended by the time limit, and each change that no test noticed, with its difference.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import difflib
+import importlib
 import json
 import os
 import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from cosmic_ray.work_db import WorkDB, use_db
-from cosmic_ray.work_item import WorkItem
+import pytest
+from coverage import CoverageData
 
 ROOT = Path(__file__).parents[1]
-JUDGES = ("testbed/verify", "testbed/report", "checks")
-TESTS = "-m pytest -x -q -p no:cacheprovider --numprocesses 2 -m 'not lint' tests/unit"
-TIMEOUT = 180  # seconds for all unit tests on one change; a change that never ends counts as noticed
-# Changes of annotations (`X | None`) and of the arithmetic of texts mean nothing.
-IGNORED = ("core/ReplaceBinaryOperator_BitOr", "core/ReplaceBinaryOperator_Mod", "core/RemoveDecorator")
-CONFIGURATION = """
-[cosmic-ray]
-module-path = {modules}
-timeout = {timeout}.0
-excluded-modules = []
-test-command = {command}
-[cosmic-ray.distributor]
-name = "local"
-"""
+JUDGES = ("testbed/verify", "testbed/report", "testbed/plan/diff.py", "testbed/plan/controls.py", "testbed/plan/readings.py",
+          "testbed/ending.py", "checks")  # fmt: skip
+COMPARED = "checks/"  # of these files, comparisons and conditions only: their numbers and texts make packets and breaches
+PRELOADED = ("hypothesis", "paramiko", "pydantic", "rich.console", "scapy.contrib.geneve", "scapy.layers.dhcp6", "scapy.layers.vxlan",
+             "typer", "yaml")  # fmt: skip
+PYTEST = ("-q", "-p", "no:cacheprovider", "-m", "not lint", "--tb=no")
+COVERAGE = ("--cov=testbed", "--cov=checks", "--cov-context=test", "--cov-report=")
+LIMIT = 120  # seconds for the tests of one change; a change that never ends counts as noticed
+WHOLE = 1200  # seconds for all unit tests
+COMPARISONS: Mapping[type[ast.cmpop], tuple[str, tuple[str, ...]]] = {
+    ast.Eq: ("==", ("!=",)), ast.NotEq: ("!=", ("==",)), ast.Is: ("is", ("is not",)), ast.IsNot: ("is not", ("is",)),
+    ast.In: ("in", ("not in",)), ast.NotIn: ("not in", ("in",)), ast.Lt: ("<", ("<=", ">=")), ast.LtE: ("<=", ("<", ">")),
+    ast.Gt: (">", (">=", "<=")), ast.GtE: (">=", (">", "<")),
+}  # fmt: skip
+ARITHMETIC: Mapping[type[ast.operator], tuple[str, str]] = {ast.Sub: ("-", "+"), ast.BitAnd: ("&", "|"), ast.Mult: ("*", "+")}
+WORDS = {"any": "all", "all": "any", "min": "max", "max": "min", "break": "continue", "continue": "break"}
 
 
-def modules(folder: Path, only: Sequence[str]) -> list[str]:
-    """Return the files that judge, relative to a copy of the tree."""
-    found: list[Path] = []
-    for name in only or JUDGES:
-        found += sorted((folder / name).rglob("*.py")) if (folder / name).is_dir() else [folder / name]
-    return [str(path.relative_to(folder)) for path in found if path.name != "__init__.py"]
+@dataclass(frozen=True)
+class Change:
+    """One small change of a file.
+
+    Args:
+        span: which octets of the file are replaced.
+        lines: first and last line that a test runs if it runs the place.
+
+    """
+
+    file: str
+    operator: str
+    span: tuple[int, int]
+    text: str
+    lines: tuple[int, int]
+
+    def made_in(self, source: bytes) -> bytes:
+        """Return the changed content of the file."""
+        return source[: self.span[0]] + self.text.encode() + source[self.span[1] :]
 
 
-def copy(folder: Path) -> None:
+class Changes(ast.NodeVisitor):
+    """Finds every change of a file, by place; texts, decorators and annotations have none."""
+
+    def __init__(self, file: str, source: bytes) -> None:
+        self._file, self._source = file, source
+        self._starts = [0, *(found.end() for found in re.finditer(b"\n", source))]
+        self._statement = 0
+        self.places: dict[tuple[int, int], list[Change]] = defaultdict(list)
+        self.visit(ast.parse(source))
+
+    def visit(self, node: ast.AST) -> None:
+        """Note the changes of a node and of what is below it."""
+        if isinstance(node, ast.JoinedStr):
+            return
+        before = self._statement
+        if isinstance(node, ast.stmt):
+            self._statement = node.lineno
+        for operator, span, text in self._of(node):
+            last = self._source[: span[1]].count(b"\n") + 1
+            change = Change(self._file, operator, span, text, (self._statement, last))
+            try:
+                compile(change.made_in(self._source), self._file, "exec")
+            except SyntaxError:
+                continue
+            self.places[span].append(change)
+        for name, value in ast.iter_fields(node):
+            if name not in ("decorator_list", "annotation", "returns"):
+                for child in value if isinstance(value, list) else [value]:
+                    if isinstance(child, ast.AST):
+                        self.visit(child)
+        self._statement = before
+
+    def _at(self, node: ast.expr) -> tuple[int, int]:
+        end_line, end_column = node.end_lineno or 0, node.end_col_offset or 0
+        return self._starts[node.lineno - 1] + node.col_offset, self._starts[end_line - 1] + end_column
+
+    def _code(self, node: ast.expr) -> str:
+        start, end = self._at(node)
+        return self._source[start:end].decode()
+
+    def _between(self, left: ast.expr, right: ast.expr, word: str) -> tuple[int, int]:
+        """Return where an operator stands between its operands, beside brackets."""
+        start, end = self._at(left)[1], self._at(right)[0]
+        pattern = rb"\s+".join(re.escape(part.encode()) for part in word.split())
+        found = re.search(rb"(?<![\w<>=!])" + pattern + rb"(?![\w=])", self._source[start:end])
+        return (start + found.start(), start + found.end()) if found else (start, start)
+
+    def _of(self, node: ast.AST) -> Iterator[tuple[str, tuple[int, int], str]]:
+        """Yield operator, octets and new text of each change of a node itself."""
+        yield from self._of_logic(node)
+        if not self._file.startswith(COMPARED):
+            yield from self._of_values(node)
+
+    def _of_logic(self, node: ast.AST) -> Iterator[tuple[str, tuple[int, int], str]]:
+        match node:
+            case ast.Compare():
+                for left, operator, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
+                    word, others = COMPARISONS[type(operator)]
+                    yield from ((f"{word} to {other}", self._between(left, right, word), other) for other in others)
+            case ast.BoolOp():
+                word, other = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
+                for left, right in zip(node.values, node.values[1:], strict=False):
+                    yield f"{word} to {other}", self._between(left, right, word), other
+            case ast.UnaryOp(op=ast.Not()):
+                yield "not left out", self._at(node), f"({self._code(node.operand)})"
+            case ast.If() | ast.While() | ast.IfExp() | ast.Assert():
+                yield "condition negated", self._at(node.test), f"(not ({self._code(node.test)}))"
+            case ast.comprehension():
+                for test in node.ifs:
+                    yield "filter negated", self._at(test), f"(not ({self._code(test)}))"
+            case ast.Constant(value=bool() as value):
+                yield f"{value} to {not value}", self._at(node), str(not value)
+            case ast.Call(func=ast.Name(id=word)) if word in WORDS:
+                yield f"{word} to {WORDS[word]}", self._at(node.func), WORDS[word]
+
+    def _of_values(self, node: ast.AST) -> Iterator[tuple[str, tuple[int, int], str]]:
+        match node:
+            case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
+                yield "number plus 1", self._at(node), f"({self._code(node)} + 1)"
+                yield "number minus 1", self._at(node), f"({self._code(node)} - 1)"
+            case ast.BinOp() if type(node.op) in ARITHMETIC:
+                word, other = ARITHMETIC[type(node.op)]
+                yield f"{word} to {other}", self._between(node.left, node.right, word), other
+            case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant):
+                yield "nothing returned", self._at(value), "None"
+            case ast.For():
+                yield "no round of a loop", self._at(node.iter), "()"
+            case ast.ExceptHandler(type=ast.expr() as kind):
+                yield "other exception", self._at(kind), "ZeroDivisionError"
+            case ast.Break() | ast.Continue():
+                start = self._starts[node.lineno - 1] + node.col_offset
+                word = type(node).__name__.lower()
+                yield f"{word} to {WORDS[word]}", (start, start + len(word)), WORDS[word]
+
+
+def copy_tree(folder: Path) -> None:
     """Copy what git knows of the working tree, and what it does not ignore."""
     list_files = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(list_files, cwd=ROOT, check=True, capture_output=True).stdout
@@ -58,54 +178,135 @@ def copy(folder: Path) -> None:
             shutil.copy2(ROOT / name, folder / name)
 
 
-def sample(database: WorkDB, count: int, seed: int) -> list[WorkItem]:
-    """Return one change for each of so many lines, drawn at random."""
-    lines: dict[tuple[str, int], list[WorkItem]] = {}
-    for item in sorted(database.work_items, key=lambda item: item.job_id):
-        change = item.mutations[0]
-        if not change.operator_name.startswith(IGNORED):
-            lines.setdefault((str(change.module_path), change.start_pos[0]), []).append(item)
+def modules(folder: Path, only: Sequence[str]) -> list[str]:
+    """Return the files that judge, relative to a copy of the tree; sorted by name, so that a moved file moves no draw."""
+    found: set[Path] = set()
+    for name in only or JUDGES:
+        found |= set((folder / name).rglob("*.py")) if (folder / name).is_dir() else {folder / name}
+    return [str(path.relative_to(folder)) for path in sorted(found, key=lambda path: (path.name, path)) if path.name != "__init__.py"]
+
+
+def sample(folder: Path, files: Sequence[str], count: int, seed: int) -> list[Change]:
+    """Return one change at each of so many places; each file gives as large a part of them as it has of all places."""
+    places: list[list[Change]] = []
+    for file in files:
+        of_file = list(Changes(file, (folder / file).read_bytes()).places.values())
+        random.Random(f"{seed} {Path(file).name}").shuffle(of_file)
+        places += of_file
     draw = random.Random(seed)
-    for items in lines.values():
-        items.sort(key=lambda item: (item.mutations[0].operator_name, item.mutations[0].occurrence))
-    return [draw.choice(lines[line]) for line in draw.sample(sorted(lines), min(count, len(lines)))]
+    step = max(1.0, len(places) / count)
+    start = draw.random() * step
+    return [draw.choice(places[int(start + number * step)]) for number in range(min(count, len(places)))]
+
+
+class Tests:
+    """The unit tests of a copy of the tree, and which of them run which line.
+
+    Args:
+        covered: coverage by test, of an earlier run on the same code; all tests are run for it if empty.
+
+    """
+
+    def __init__(self, folder: Path, covered: str) -> None:
+        self._folder, self._output = folder, folder / "output"
+        os.environ.update(PYTHONPATH=str(folder), COVERAGE_FILE=covered or str(folder / "covered"))
+        for name in PRELOADED:
+            importlib.import_module(name)
+        self.unfit: list[str] = []
+        if not covered:
+            self.run(["tests/unit", *COVERAGE], WHOLE, stop="")
+            self.unfit = sorted({line.split()[1].split("[")[0] for line in self._failures()})
+        self._data = CoverageData(os.environ["COVERAGE_FILE"])
+        self._data.read()
+        self._root = next(Path(path).parents[1] for path in self._data.measured_files() if path.endswith("/testbed/errors.py"))
+
+    def of(self, change: Change) -> list[str]:
+        """Return the tests that run the place of a change; a place that runs on import is a matter of all tests of its file."""
+        by_line = self._data.contexts_by_lineno(str(self._root / change.file))
+        first, last = change.lines
+        found = {context for line in range(first, last + 1) for context in by_line.get(line, [])}
+        if found == {""}:
+            found = {context for contexts in by_line.values() for context in contexts}
+        return sorted({context.split("|")[0].split("[")[0] for context in found if context} - set(self.unfit))
+
+    def run(self, tests: Sequence[str], limit: float, stop: str = "-x") -> str:
+        """Return how tests end: nothing if they pass, else the first failure.
+
+        They run in a fork of this process, which has loaded other packages once, but no module of the tree.
+        """
+        child = os.fork()
+        if child == 0:
+            self._become(list(filter(None, [*PYTEST, stop, *tests])))
+        end = time.monotonic() + limit
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            if time.monotonic() > end:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return "time limit"
+            time.sleep(0.05)
+        return "" if ended[1] == 0 else (self._failures() or [f"pytest has ended with {os.waitstatus_to_exitcode(ended[1])}"])[0]
+
+    def _failures(self) -> list[str]:
+        return [line for line in self._output.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR"))]
+
+    def _become(self, arguments: list[str]) -> NoReturn:
+        os.setsid()
+        os.chdir(self._folder)
+        output = os.open(self._output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.path[0] = str(self._folder)
+        os._exit(pytest.main(arguments))
 
 
 def run(folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Make the changes in a copy of the tree and run the unit tests on each."""
-    cosmic = [sys.executable, "-m", "cosmic_ray.cli"]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    configuration, session = folder / "cosmic-ray.toml", folder / "session.sqlite"
-    command = f"{sys.executable} {TESTS}"
-    text = CONFIGURATION.format(modules=json.dumps(modules(folder, options.only)), timeout=TIMEOUT, command=json.dumps(command))
-    configuration.write_text(text)
-    subprocess.run([*cosmic, "init", configuration, session], cwd=folder, env=environment, check=True, stdout=sys.stderr)
-    subprocess.run([*cosmic, "baseline", configuration], cwd=folder, env=environment, check=True, stdout=sys.stderr)
-    with use_db(str(session), WorkDB.Mode.open) as database:
-        chosen = sample(database, options.count, options.seed)
-        database.clear()
-        database.add_work_items(chosen)
-    subprocess.run([*cosmic, "exec", configuration, session], cwd=folder, env=environment, check=True, stdout=sys.stderr)
-    with use_db(str(session), WorkDB.Mode.open) as database:
-        results = list(database.completed_work_items)
-    missed = [
-        {"file": str(item.mutations[0].module_path), "line": item.mutations[0].start_pos[0], "diff": result.diff}
-        for item, result in results
-        if not result.is_killed
-    ]
-    noticed, made = len(results) - len(missed), len(results)
-    return {"seed": options.seed, "changes": made, "noticed": noticed, "ratio": round(noticed / made, 3), "missed": missed}
+    """Make the changes in a copy of the tree, and run the tests on each."""
+    chosen = sample(folder, modules(folder, options.only), options.count, options.seed)
+    tests = Tests(folder, options.covered)
+    missed: list[dict[str, object]] = []
+    noticed_by: Counter[str] = Counter()
+    started = time.monotonic()
+    for number, change in enumerate(chosen):
+        path, source = folder / change.file, (folder / change.file).read_bytes()
+        fitting, kept = tests.of(change), path.stat().st_mtime
+        path.write_bytes(change.made_in(source))
+        os.utime(path, (number, number))  # Python compiles a file again if its time or size has changed
+        try:
+            found = tests.run(fitting, LIMIT) if fitting else ""
+            if not found and options.whole:
+                found = tests.run(["tests/unit"], WHOLE)
+        finally:
+            path.write_bytes(source)
+            os.utime(path, (kept, kept))
+        line = source[: change.span[0]].count(b"\n") + 1
+        print(f"{change.file}:{line} {change.operator}: {found or 'MISSED'}", file=sys.stderr, flush=True)
+        if found:
+            noticed_by[found.split(" - ")[0].removeprefix("FAILED ")] += 1
+            continue
+        before, after = (text.decode().splitlines() for text in (source, change.made_in(source)))
+        diff = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
+        missed.append({"file": change.file, "line": line, "operator": change.operator, "tests": len(fitting), "diff": diff})
+    false = tests.run([name for name in noticed_by if name.startswith("tests/")], WHOLE)
+    if false:
+        sys.exit(f"{false}: this test fails without any change, so what it noticed means nothing")
+    made, noticed = len(chosen), sum(noticed_by.values())
+    return {
+        "seed": options.seed, "changes": made, "noticed": noticed, "by the time limit": noticed_by["time limit"],
+        "ratio": round(noticed / made, 3), "seconds": round(time.monotonic() - started), "missed": missed,
+    }  # fmt: skip
 
 
 def main() -> None:
     """Read the command line, and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=60, help="changes to make")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=int, default=100, help="changes to make")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", action="append", default=[], metavar="PATH", help="a file or folder instead of every judge")
+    parser.add_argument("--covered", metavar="FILE", help="coverage by test, of an earlier run on the same code")
+    parser.add_argument("--whole", action="store_true", help="try all unit tests on what the fitting ones do not notice")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
-        copy(Path(name))
+        copy_tree(Path(name))
         print(json.dumps(run(Path(name), options), indent=1))
 
 
