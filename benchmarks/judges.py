@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
-import importlib
+import gc
+import inspect
 import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -26,8 +28,10 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import NoReturn
 
 import pytest
@@ -37,12 +41,11 @@ ROOT = Path(__file__).parents[1]
 JUDGES = ("testbed/verify", "testbed/report", "testbed/plan/diff.py", "testbed/plan/controls.py", "testbed/plan/readings.py",
           "testbed/ending.py", "checks")  # fmt: skip
 COMPARED = "checks/"  # of these files, comparisons and conditions only: their numbers and texts make packets and breaches
-PRELOADED = ("hypothesis", "paramiko", "pydantic", "rich.console", "scapy.contrib.geneve", "scapy.layers.dhcp6", "scapy.layers.vxlan",
-             "typer", "yaml")  # fmt: skip
-PYTEST = ("-q", "-p", "no:cacheprovider", "-m", "not lint", "--tb=no")
+PYTEST = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not lint", "--tb=no", "-x")
 COVERAGE = ("--cov=testbed", "--cov=checks", "--cov-context=test", "--cov-report=")
-LIMIT = 120  # seconds for the tests of one change; a change that never ends counts as noticed
-WHOLE = 1200  # seconds for all unit tests
+LIMIT = 240  # seconds for the tests of one change; a change that never ends counts as noticed
+WHOLE = 3600  # seconds for all unit tests
+SHARE = 6  # of a processor that is busy with other things, one part in so many counts as time enough
 COMPARISONS: Mapping[type[ast.cmpop], tuple[str, tuple[str, ...]]] = {
     ast.Eq: ("==", ("!=",)), ast.NotEq: ("!=", ("==",)), ast.Is: ("is", ("is not",)), ast.IsNot: ("is not", ("is",)),
     ast.In: ("in", ("not in",)), ast.NotIn: ("not in", ("in",)), ast.Lt: ("<", ("<=", ">=")), ast.LtE: ("<=", ("<", ">")),
@@ -210,14 +213,15 @@ class Tests:
     def __init__(self, folder: Path, covered: str) -> None:
         self._folder, self._output = folder, folder / "output"
         os.environ.update(PYTHONPATH=str(folder), COVERAGE_FILE=covered or str(folder / "covered"))
-        for name in PRELOADED:
-            importlib.import_module(name)
+        sys.path[0] = str(folder)
+        os.chdir(folder)
         self.unfit: list[str] = []
         if not covered:
-            self.run(["tests/unit", *COVERAGE], WHOLE, stop="")
+            self.run(["tests/unit", *COVERAGE, "--maxfail=0"], WHOLE)
             self.unfit = sorted({line.split()[1].split("[")[0] for line in self._failures()})
         self._data = CoverageData(os.environ["COVERAGE_FILE"])
         self._data.read()
+        self.load()
         self._root = next(Path(path).parents[1] for path in self._data.measured_files() if path.endswith("/testbed/errors.py"))
 
     def of(self, change: Change) -> list[str]:
@@ -229,14 +233,29 @@ class Tests:
             found = {context for contexts in by_line.values() for context in contexts}
         return sorted({context.split("|")[0].split("[")[0] for context in found if context} - set(self.unfit))
 
-    def run(self, tests: Sequence[str], limit: float, stop: str = "-x") -> str:
-        """Return how tests end: nothing if they pass, else the first failure.
+    @staticmethod
+    def load() -> None:
+        """Import all unit tests, and with them what they test, into this process: its forks begin with that."""
+        with redirect_stdout(sys.stderr):
+            pytest.main(["--collect-only", "-qq", *PYTEST, "tests/unit"])
 
-        They run in a fork of this process, which has loaded other packages once, but no module of the tree.
+    def try_out(self, change: Change, source: bytes) -> str:
+        """Return what notices a change: first in place of loaded functions, then, if nothing does, with all loaded again."""
+        tests, codes = self.of(change), changed_functions(change, source, str(self._folder / change.file))
+        functions = [item for item in gc.get_objects() if isinstance(item, FunctionType) and item.__code__ in codes] if codes else []
+        found = self.run(tests, LIMIT, {item: codes[item.__code__] for item in functions}) if tests and functions else ""
+        return found or (self.run(tests, LIMIT) if tests else "")
+
+    def run(self, tests: Sequence[str], limit: int, codes: Mapping[FunctionType, CodeType] | None = None) -> str:
+        """Return how tests end in a fork of this process: nothing if they pass, else the first failure.
+
+        Args:
+            codes: other code of loaded functions; if there is none, all modules of the tree are loaded again.
+
         """
         child = os.fork()
         if child == 0:
-            self._become(list(filter(None, [*PYTEST, stop, *tests])))
+            self._become([*PYTEST, *tests], codes or {}, limit)
         end = time.monotonic() + limit
         while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
             if time.monotonic() > end:
@@ -244,19 +263,44 @@ class Tests:
                 os.waitpid(child, 0)
                 return "time limit"
             time.sleep(0.05)
+        if os.WIFSIGNALED(ended[1]):
+            return "time limit"
         return "" if ended[1] == 0 else (self._failures() or [f"pytest has ended with {os.waitstatus_to_exitcode(ended[1])}"])[0]
 
     def _failures(self) -> list[str]:
         return [line for line in self._output.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR"))]
 
-    def _become(self, arguments: list[str]) -> NoReturn:
+    def _become(self, arguments: list[str], codes: Mapping[FunctionType, CodeType], limit: int) -> NoReturn:
         os.setsid()
-        os.chdir(self._folder)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit // SHARE, limit // SHARE))
         output = os.open(self._output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.path[0] = str(self._folder)
+        if not codes:
+            own = f"{self._folder}/"
+            for name in [name for name, module in sys.modules.items() if str(getattr(module, "__file__", "")).startswith(own)]:
+                del sys.modules[name]
+        for function, code in codes.items():
+            function.__code__ = code
         os._exit(pytest.main(arguments))
+
+
+def changed_functions(change: Change, source: bytes, path: str) -> dict[CodeType, CodeType]:
+    """Return the code of each function that a change makes another one; nothing if it changes what runs on import."""
+    old, new = (compile(text, path, "exec", dont_inherit=True) for text in (source, change.made_in(source)))
+    pairs = [(old, new)]
+    found: dict[CodeType, CodeType] = {}
+    while pairs:
+        old, new = pairs.pop()
+        inner = [[item for item in code.co_consts if isinstance(item, CodeType)] for code in (old, new)]
+        outer = [tuple(item for item in code.co_consts if not isinstance(item, CodeType)) for code in (old, new)]
+        bare = [code.replace(co_consts=consts, co_linetable=b"") for code, consts in zip((old, new), outer, strict=True)]
+        if not old.co_flags & inspect.CO_OPTIMIZED and (bare[0] != bare[1] or len(inner[0]) != len(inner[1])):
+            return {}
+        if old.co_flags & inspect.CO_OPTIMIZED and old != new:
+            found[old] = new
+        pairs += zip(*inner, strict=False)
+    return found
 
 
 def run(folder: Path, options: argparse.Namespace) -> dict[str, object]:
@@ -268,11 +312,11 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     started = time.monotonic()
     for number, change in enumerate(chosen):
         path, source = folder / change.file, (folder / change.file).read_bytes()
-        fitting, kept = tests.of(change), path.stat().st_mtime
+        kept = path.stat().st_mtime
         path.write_bytes(change.made_in(source))
         os.utime(path, (number, number))  # Python compiles a file again if its time or size has changed
         try:
-            found = tests.run(fitting, LIMIT) if fitting else ""
+            found = tests.try_out(change, source)
             if not found and options.whole:
                 found = tests.run(["tests/unit"], WHOLE)
         finally:
@@ -285,8 +329,9 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, object]:
             continue
         before, after = (text.decode().splitlines() for text in (source, change.made_in(source)))
         diff = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
-        missed.append({"file": change.file, "line": line, "operator": change.operator, "tests": len(fitting), "diff": diff})
-    false = tests.run([name for name in noticed_by if name.startswith("tests/")], WHOLE)
+        missed.append({"file": change.file, "line": line, "operator": change.operator, "tests": len(tests.of(change)), "diff": diff})
+    used = [name for name in noticed_by if name.startswith("tests/")]
+    false = used and (tests.run(used, WHOLE) or tests.run(used, WHOLE, {main: main.__code__}))  # type: ignore[dict-item]
     if false:
         sys.exit(f"{false}: this test fails without any change, so what it noticed means nothing")
     made, noticed = len(chosen), sum(noticed_by.values())

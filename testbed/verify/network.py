@@ -208,7 +208,8 @@ def _truths(fleet: Fleet, label: str) -> list[Probe]:
 def _require_listeners(answers: Mapping[str, Mapping[str, Any]], ports: Mapping[str, Sequence[int]]) -> None:
     wanted = {f"{protocol}/{port}" for protocol, found in ports.items() for port in found}
     for label, answer in answers.items():
-        missing = wanted - {str(item) for item in answer.get("listening", []) if isinstance(answer.get("listening"), list)}
+        ports_of = answer.get("listening")
+        missing = wanted - {str(item) for item in ports_of} if isinstance(ports_of, list) else wanted
         unready = [nic for nic in listed(answer, "interfaces") if not nic.get("interface") or not nic.get("address")]
         if answer.get("ready") is not True or missing or unready or not listed(answer, "interfaces"):
             raise broken(f"{label} cannot listen", f"missing: {sorted(missing)}, not ready: {unready}, {answer.get('error', '')}")

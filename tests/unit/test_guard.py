@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
     ICMPv6ND_NA,
@@ -15,6 +15,7 @@ from scapy.layers.inet6 import (
     ICMPv6ND_RA,
     ICMPv6NDOptDstLLAddr,
     ICMPv6NDOptSrcLLAddr,
+    ICMPv6Unknown,
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
@@ -52,7 +53,11 @@ def _frame(*layers: Packet, source: str = OWN, target: str = PEER) -> bytes:
     (_frame(IPv6ExtHdrDestOpt(), ICMPv6ND_RA()), True),
     (_frame(IPv6ExtHdrFragment(), ICMPv6ND_NS(tgt=PEER)), True),
     (_frame(IPv6ExtHdrFragment(m=1), ICMPv6EchoRequest(data=bytes(40))), False),
+    (_frame(IPv6ExtHdrFragment(offset=5), ICMPv6ND_RA()), False),
     (_frame(ICMPv6EchoRequest(data=bytes(40)), target=OTHER), False),
+    *((_frame(ICMPv6Unknown(type=kind, msgbody=bytes(40)), target=OTHER), False) for kind in (1, 2, 3, 4, 128, 129)),
+    *((_frame(ICMPv6Unknown(type=kind, msgbody=bytes(40))), True) for kind in (0, 5, 127, 130, 134, 137)),
+    (_frame(TCP(), target=OTHER), False),
     (bytes(Ether() / IP() / ICMP()), False),
 ])  # fmt: skip
 def test_only_the_ends_of_a_flow_speak_of_neighbours(frame: bytes, stopped: bool) -> None:

@@ -194,6 +194,20 @@ def test_a_late_answer_is_charged_beyond_what_was_expected() -> None:
         pass
 
 
+@pytest.mark.parametrize("spent", ["seconds", "octets"])
+def test_an_allowance_that_is_just_spent_is_spent(spent: str) -> None:
+    clock = Clock()
+    found = Allowance("red/web", clock)
+    with found.question(10):
+        clock.now += allowance.SECONDS + 10 - 1
+        found.received(allowance.OCTETS - 1)
+    with found.question(10):
+        clock.now += 10 + (spent == "seconds")
+        found.received(spent == "octets")
+    with pytest.raises(InstrumentError, match="not asked any more"), found.question(10):
+        pass
+
+
 def test_lists_have_an_end() -> None:
     assert listed({"records": [{}, 1, None, {"a": 1}]}, "records") == [{}, {"a": 1}]
     with pytest.raises(InstrumentError, match="too many records"):
