@@ -199,8 +199,8 @@ def test_an_allowance_that_is_just_spent_is_spent(spent: str) -> None:
     clock = Clock()
     found = Allowance("red/web", clock)
     with found.question(10):
-        clock.now += allowance.SECONDS + 10 - 1
-        found.received(allowance.OCTETS - 1)
+        clock.now += budget.SECONDS + 10 - 1
+        found.received(budget.OCTETS - 1)
     with found.question(10):
         clock.now += 10 + (spent == "seconds")
         found.received(spent == "octets")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from testbed.verify.headers import FIELDS, WIDTHS, Cube, cube
+from testbed.verify.openflow.header_space import FIELDS, WIDTHS, Cube, cube
 
 SSH = cube(nw_proto=6, tp_dst=22)
 TCP = cube(nw_proto=6)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from testbed.errors import InstrumentError
-from testbed.verify.worker import Attempt, pid, processes, succeeded
+from testbed.verify.attackers.worker import Attempt, pid, processes, succeeded
 from tests.shapes import lab_of
 
 GUEST = lab_of("one-node").guests[0]

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from testbed.errors import InstrumentError
-from testbed.model.policy import endpoints
-from testbed.verify import network
-from testbed.verify.flows import uses
-from testbed.verify.observation import Observation
-from testbed.verify.probing import Probe, lines, require_receiver, require_sent
-from testbed.verify.tokens import Tokens
+from testbed.model.reachability import endpoints
+from testbed.verify.observation import observe
+from testbed.verify.observation.arrivals import Observation
+from testbed.verify.observation.declared_flows import uses
+from testbed.verify.probe.client import Probe, lines, require_receiver, require_sent
+from testbed.verify.probe.tokens import Tokens
 from tests.shapes import lab_of
 
 LAB = lab_of("two-tenants")
@@ -30,9 +30,9 @@ PORTS = {"tcp": [80], "udp": [53]}
     {"interfaces": None},
 ], ids=str)  # fmt: skip
 def test_a_guest_that_cannot_listen_hears_no_wall(lack: dict[str, Any]) -> None:
-    network._require_listeners({"red/web": LISTENS}, PORTS)
+    observe._require_listeners({"red/web": LISTENS}, PORTS)
     with pytest.raises(InstrumentError, match="red/db cannot listen"):
-        network._require_listeners({"red/web": LISTENS, "red/db": {**LISTENS, **lack}}, PORTS)
+        observe._require_listeners({"red/web": LISTENS, "red/db": {**LISTENS, **lack}}, PORTS)
 
 
 @pytest.mark.parametrize("lack", [
@@ -77,7 +77,7 @@ def _heard(**changes: Any) -> Observation:
             everything.append((use.target.guest, {"label": "elsewhere", "kind": "tcp", "token": TOKENS.of(mark)}))
             answers[mark] = f"ok-{TOKENS.of(mark)}"
         for end in endpoints(LAB):
-            token = f"{network._transaction(TOKENS, stage, end):08x}"
+            token = f"{observe._transaction(TOKENS, stage, end):08x}"
             everything.append((end.guest, {"label": end.interface, "kind": "dhcp", "token": token}))
     for number, (guest, record) in enumerate(everything):
         if number != changes.get("without"):
@@ -91,37 +91,37 @@ CONTROLS = 2 * (len(uses(LAB)) + len(endpoints(LAB)))
 
 @pytest.mark.parametrize("missing", range(CONTROLS))
 def test_no_control_may_be_missing(missing: int) -> None:
-    network._require_controls(FLEET, _heard())
+    observe._require_controls(FLEET, _heard())
     with pytest.raises(InstrumentError, match=r"does not work|heard nothing"):
-        network._require_controls(FLEET, _heard(without=missing))
+        observe._require_controls(FLEET, _heard(without=missing))
 
 
 @pytest.mark.parametrize("mark", [f"{use.mark}{stage}" for use in uses(LAB) for stage in ("before", "after")])
 def test_a_declared_flow_must_be_answered(mark: str) -> None:
     with pytest.raises(InstrumentError, match="does not work"):
-        network._require_controls(FLEET, _heard(silent=mark))
+        observe._require_controls(FLEET, _heard(silent=mark))
 
 
 @pytest.mark.parametrize("instead", [{"label": "elsewhere"}, {"kind": "arp-reply"}, {"token": "00000000"}], ids=str)
 def test_a_control_is_heard_on_its_own_interface(instead: dict[str, str]) -> None:
     end = endpoints(LAB)[0]
     record = {"label": end.interface, "kind": "dhcp", "token": "01020304"}
-    assert network._heard(end, [record], set(), "01020304")
-    assert not network._heard(end, [{**record, **instead}], set(), "01020304")
-    assert network._heard(end, [{**record, "kind": "tcp", "token": "a"}], {"a"}, "01020304")
-    assert not network._heard(end, [{"label": "elsewhere", "token": "a"}], {"a"}, "01020304")
+    assert observe._heard(end, [record], set(), "01020304")
+    assert not observe._heard(end, [{**record, **instead}], set(), "01020304")
+    assert observe._heard(end, [{**record, "kind": "tcp", "token": "a"}], {"a"}, "01020304")
+    assert not observe._heard(end, [{"label": "elsewhere", "token": "a"}], {"a"}, "01020304")
 
 
 def test_a_guest_that_cannot_vouch_is_a_doubt_and_a_deaf_node_is_an_error() -> None:
     said = {end.guest: SOUND for end in endpoints(LAB)}
-    assert network._doubt(FLEET, said, _heard(), _heard()) is None
-    doubt = network._doubt(FLEET, {**said, "red/web": {**SOUND, "dropped": 1}}, _heard(), _heard())
+    assert observe._doubt(FLEET, said, _heard(), _heard()) is None
+    doubt = observe._doubt(FLEET, {**said, "red/web": {**SOUND, "dropped": 1}}, _heard(), _heard())
     assert "red/web" in str(doubt)
-    assert "heard nothing" in str(network._doubt(FLEET, said, _heard(without=CONTROLS - 1), _heard()))
+    assert "heard nothing" in str(observe._doubt(FLEET, said, _heard(without=CONTROLS - 1), _heard()))
     with pytest.raises(InstrumentError, match="a node's recorder did not hear"):
-        network._doubt(FLEET, said, _heard(), _heard(without=0))
+        observe._doubt(FLEET, said, _heard(), _heard(without=0))
     with pytest.raises(InstrumentError, match="cannot vouch"):
-        network._doubt(FLEET, {**said, "red/web": {}}, _heard(), _heard(without=0))
+        observe._doubt(FLEET, {**said, "red/web": {}}, _heard(), _heard(without=0))
 
 
 def test_words_about_witnesses_that_differ() -> None:

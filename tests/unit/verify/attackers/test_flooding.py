@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from testbed.drivers import limits
 from testbed.errors import InstrumentError
+from testbed.plan import policing
 from testbed.plan.resources import Key, Kind
-from testbed.verify import flooding
-from testbed.verify.flooding import Bound, Flood, flood, tracked, unlimited
+from testbed.verify.attackers import flooding
+from testbed.verify.attackers.flooding import Bound, Flood, flood, tracked, unlimited
 from tests.shapes import lab_of
 
 LAB = lab_of("one-node")
@@ -89,7 +89,7 @@ def _unlimited(monkeypatch: pytest.MonkeyPatch, packets: int | None = None, shar
     whole = sum(guest.limits.connections for guest, _ in nics)
     answers = {"ct-zone-list": "\n".join(f"{nic.port} {number}" for number, (_, nic) in enumerate(nics)),
                "ct-get-limits": "\n".join(("default limit=0", *shares, str(whole + more)))}  # fmt: skip
-    monkeypatch.setattr(limits, "observed", lambda *_: live)
+    monkeypatch.setattr(policing, "observed", lambda *_: live)
     node = SimpleNamespace(name="node", read=lambda command: next((text for word, text in answers.items() if word in command), ""))
     fleet: Any = SimpleNamespace(testbed=LAB, machines={"node": node})
     return unlimited(fleet, "node")
@@ -106,7 +106,7 @@ def test_each_limit_of_the_kernel_is_the_declared_one(monkeypatch: pytest.Monkey
 
 
 def test_a_guest_that_does_not_run_has_no_limits_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "observed", lambda *_: {})
+    monkeypatch.setattr(policing, "observed", lambda *_: {})
     fleet: Any = SimpleNamespace(testbed=LAB, machines={"node": SimpleNamespace(name="node", read=lambda _: "1")})
     with pytest.raises(InstrumentError, match="does not run"):
         unlimited(fleet, "node")
