@@ -216,6 +216,7 @@ class Tests:
         sys.path[0] = str(folder)
         os.chdir(folder)
         self.unfit: list[str] = []
+        self._lines: dict[str, dict[int, list[str]]] = {}
         if not covered:
             self.run(["tests/unit", *COVERAGE, "--maxfail=0"], WHOLE)
             self.unfit = sorted({line.split()[1].split("[")[0] for line in self._failures()})
@@ -226,7 +227,8 @@ class Tests:
 
     def of(self, change: Change) -> list[str]:
         """Return the tests that run the place of a change; a place that runs on import is a matter of all tests of its file."""
-        by_line = self._data.contexts_by_lineno(str(self._root / change.file))
+        by_line = self._lines.setdefault(change.file, {}) or self._data.contexts_by_lineno(str(self._root / change.file))
+        self._lines[change.file] = by_line
         first, last = change.lines
         found = {context for line in range(first, last + 1) for context in by_line.get(line, [])}
         if found == {""}:
