@@ -1,4 +1,4 @@
-"""Changes the code that judges, one small change at a time, and counts how many some unit test notices.
+"""Make small changes to the code that judges, and count those that some unit test notices.
 
     python benchmarks/judges.py [--count 100] [--seed 1] [--only PATH]… [--covered FILE] [--whole]
 
@@ -87,7 +87,7 @@ class Changes(ast.NodeVisitor):
         self.visit(ast.parse(source))
 
     def visit(self, node: ast.AST) -> None:
-        """Note the changes of a node and of what is below it."""
+        """Note the changes of a node and of the nodes below it."""
         if isinstance(node, ast.JoinedStr):
             return
         before = self._statement
@@ -172,7 +172,7 @@ class Changes(ast.NodeVisitor):
 
 
 def copy_tree(folder: Path) -> None:
-    """Copy what git knows of the working tree, and what it does not ignore."""
+    """Copy the files of the working tree that git does not ignore."""
     list_files = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(list_files, cwd=ROOT, check=True, capture_output=True).stdout
     for name in filter(None, listed.decode().split("\0")):
@@ -182,7 +182,10 @@ def copy_tree(folder: Path) -> None:
 
 
 def modules(folder: Path, only: Sequence[str]) -> list[str]:
-    """Return the files that judge, relative to a copy of the tree; sorted by name, so that a moved file moves no draw."""
+    """Return the files that judge, relative to a copy of the tree.
+
+    They are sorted by name, so that a file in another folder changes no draw of others.
+    """
     found: set[Path] = set()
     for name in only or JUDGES:
         found |= set((folder / name).rglob("*.py")) if (folder / name).is_dir() else {folder / name}
@@ -190,7 +193,7 @@ def modules(folder: Path, only: Sequence[str]) -> list[str]:
 
 
 def sample(folder: Path, files: Sequence[str], count: int, seed: int) -> list[Change]:
-    """Return one change at each of so many places; each file gives as large a part of them as it has of all places."""
+    """Return one change at each of so many places, spread over the files by their number of places."""
     places: list[list[Change]] = []
     for file in files:
         of_file = list(Changes(file, (folder / file).read_bytes()).places.values())
@@ -226,7 +229,10 @@ class Tests:
         self._root = next(Path(path).parents[1] for path in self._data.measured_files() if path.endswith("/testbed/errors.py"))
 
     def of(self, change: Change) -> list[str]:
-        """Return the tests that run the place of a change; a place that runs on import is a matter of all tests of its file."""
+        """Return the tests that run the place of a change.
+
+        For a place that runs on import only, these are all tests that run its file.
+        """
         by_line = self._lines.setdefault(change.file, {}) or self._data.contexts_by_lineno(str(self._root / change.file))
         self._lines[change.file] = by_line
         first, last = change.lines
@@ -237,19 +243,22 @@ class Tests:
 
     @staticmethod
     def load() -> None:
-        """Import all unit tests, and with them what they test, into this process: its forks begin with that."""
+        """Import all unit tests and the tested modules into this process, for its forks."""
         with redirect_stdout(sys.stderr):
             pytest.main(["--collect-only", "-qq", *PYTEST, "tests/unit"])
 
     def try_out(self, change: Change, source: bytes) -> str:
-        """Return what notices a change: first in place of loaded functions, then, if nothing does, with all loaded again."""
+        """Return the first failure that a change causes.
+
+        First it replaces the code of loaded functions; if no test fails, all modules are loaded again.
+        """
         tests, codes = self.of(change), changed_functions(change, source, str(self._folder / change.file))
         functions = [item for item in gc.get_objects() if isinstance(item, FunctionType) and item.__code__ in codes] if codes else []
         found = self.run(tests, LIMIT, {item: codes[item.__code__] for item in functions}) if tests and functions else ""
         return found or (self.run(tests, LIMIT) if tests else "")
 
     def run(self, tests: Sequence[str], limit: int, codes: Mapping[FunctionType, CodeType] | None = None) -> str:
-        """Return how tests end in a fork of this process: nothing if they pass, else the first failure.
+        """Run tests in a fork of this process; return nothing if they pass, else the first failure.
 
         Args:
             codes: other code of loaded functions; if there is none, all modules of the tree are loaded again.
@@ -288,7 +297,10 @@ class Tests:
 
 
 def changed_functions(change: Change, source: bytes, path: str) -> dict[CodeType, CodeType]:
-    """Return the code of each function that a change makes another one; nothing if it changes what runs on import."""
+    """Return the old and new code of each changed function.
+
+    Nothing, if the change is in code that runs on import.
+    """
     old, new = (compile(text, path, "exec", dont_inherit=True) for text in (source, change.made_in(source)))
     pairs = [(old, new)]
     found: dict[CodeType, CodeType] = {}
@@ -335,7 +347,7 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     used = [name for name in noticed_by if name.startswith("tests/")]
     false = used and (tests.run(used, WHOLE) or tests.run(used, WHOLE, {main: main.__code__}))  # type: ignore[dict-item]
     if false:
-        sys.exit(f"{false}: this test fails without any change, so what it noticed means nothing")
+        sys.exit(f"{false}: this test fails without any change, so its failures prove nothing")
     made, noticed = len(chosen), sum(noticed_by.values())
     return {
         "seed": options.seed, "changes": made, "noticed": noticed, "by the time limit": noticed_by["time limit"],
@@ -350,7 +362,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", action="append", default=[], metavar="PATH", help="a file or folder instead of every judge")
     parser.add_argument("--covered", metavar="FILE", help="coverage by test, of an earlier run on the same code")
-    parser.add_argument("--whole", action="store_true", help="try all unit tests on what the fitting ones do not notice")
+    parser.add_argument("--whole", action="store_true", help="try all unit tests on changes that the fitting ones do not notice")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         copy_tree(Path(name))

@@ -1,4 +1,4 @@
-"""What a flood comes to: counters of a node before and after it, and limits as the node's kernel has them (NET-12)."""
+"""Floods as a node's counters show them, and the limits in the node's kernel (NET-12)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BOUND = Bound(100.0, 50.0)
 
 
 class _Node:
-    """A node that counts: frames from the guest, and those that its switch has looked at, by each of two rules."""
+    """A node with counters: of frames from the guest, and of two rules of its switch."""
 
     name = "node"
 
@@ -78,7 +78,7 @@ def test_connections_are_those_of_a_port_with_a_zone() -> None:
 
 
 def _unlimited(monkeypatch: pytest.MonkeyPatch, packets: int | None = None, share: int | None = None, more: int = 0) -> list[str]:
-    """Return what a node's limits come to if one of the first guest's is another one."""
+    """Return the findings about a node on which one limit of the first guest is different."""
     nics = [(guest, nic) for guest in LAB.guests_on("node") for nic in guest.nics]
     live = {Key("node", Kind.LIMIT, f"{guest.label}/{nic.network}"): {"packets": guest.limits.packets} for guest, nic in nics}
     if packets is not None:

@@ -1,4 +1,4 @@
-"""What a probe in a worker's clothes found it could do: as many answers as attempts, and a positive control at both ends."""
+"""Attempts of a probe that runs as a worker: each is answered, between two positive controls."""
 
 from __future__ import annotations
 

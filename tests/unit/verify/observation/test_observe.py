@@ -1,4 +1,4 @@
-"""Recorders that cannot vouch for a window: each thing that one may lack makes what did not arrive no observation."""
+"""A recorder that lacks anything vouches for no window: a missing frame is then no result."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_probe_that_did_not_leave_is_no_probe(result: dict[str, Any]) -> None:
 
 
 def test_a_guest_is_asked_for_every_probe() -> None:
-    """With the token of its mark: in the frame, or beside what it asks for itself."""
+    """With the token of its mark, in the frame or in the request."""
     sender = endpoints(LAB)[0]
     frame, ask = lines([Probe("one", sender, {"repeat": 2}, lambda token: b"\1" + token), Probe("two", sender, {"kind": "-"})], TOKENS)
     assert frame == {"id": "one", "mac": sender.mac, "repeat": 2, "kind": "frame", "frame": (b"\1" + TOKENS.of("one").encode()).hex()}
