@@ -95,12 +95,7 @@ class Changes(ast.NodeVisitor):
             self._statement = node.lineno
         for operator, span, text in self._of(node):
             last = self._source[: span[1]].count(b"\n") + 1
-            change = Change(self._file, operator, span, text, (self._statement, last))
-            try:
-                compile(change.made_in(self._source), self._file, "exec")
-            except SyntaxError:
-                continue
-            self.places[span].append(change)
+            self.places[span].append(Change(self._file, operator, span, text, (self._statement, last)))
         for name, value in ast.iter_fields(node):
             if name not in ("decorator_list", "annotation", "returns"):
                 for child in value if isinstance(value, list) else [value]:
@@ -202,7 +197,16 @@ def sample(folder: Path, files: Sequence[str], count: int, seed: int) -> list[Ch
     draw = random.Random(seed)
     step = max(1.0, len(places) / count)
     start = draw.random() * step
-    return [draw.choice(places[int(start + number * step)]) for number in range(min(count, len(places)))]
+    drawn = [draw.choice(places[int(start + number * step)]) for number in range(min(count, len(places)))]
+    return [change for change in drawn if _compiles(change.made_in((folder / change.file).read_bytes()))]
+
+
+def _compiles(source: bytes) -> bool:
+    try:
+        compile(source, "-", "exec", dont_inherit=True)
+    except SyntaxError:
+        return False
+    return True
 
 
 class Tests:
