@@ -2,10 +2,17 @@
 
     python benchmarks/judges.py [--count 100] [--seed 1] [--only PATH]… [--covered FILE] [--whole]
 
+<<<<<<< branch
 A copy of the working tree is changed, never the tree itself. The unit tests run once, with coverage by test; each
 change is then tried by the tests that run its place. Places are drawn by the seed, spread over the files in proportion
 to their comparisons, conditions, constants, loops, handlers and returns; docstrings, texts and decorators have none.
 Prints JSON: changes made, noticed, ended by the time limit, and each change that no test noticed, with its difference.
+=======
+Cosmic Ray makes the changes: another comparison, a `not` more, a loop that runs zero times, another
+exception. They are made in a copy of the working tree. One change is drawn at random for each chosen line, so
+that a long line does not count for ten. Prints JSON: changes made, noticed, and each change that no test
+noticed, with its difference.
+>>>>>>> F
 """
 
 from __future__ import annotations
@@ -51,7 +58,11 @@ COMPARISONS: Mapping[type[ast.cmpop], tuple[str, tuple[str, ...]]] = {
     ast.In: ("in", ("not in",)), ast.NotIn: ("not in", ("in",)), ast.Lt: ("<", ("<=", ">=")), ast.LtE: ("<=", ("<", ">")),
     ast.Gt: (">", (">=", "<=")), ast.GtE: (">=", (">", "<")),
 }  # fmt: skip
-ARITHMETIC: Mapping[type[ast.operator], tuple[str, str]] = {ast.Sub: ("-", "+"), ast.BitAnd: ("&", "|"), ast.Mult: ("*", "+")}
+ARITHMETIC: Mapping[type[ast.operator], tuple[str, str]] = {
+    ast.Sub: ("-", "+"),
+    ast.BitAnd: ("&", "|"),
+    ast.Mult: ("*", "+"),
+}
 WORDS = {"any": "all", "all": "any", "min": "max", "max": "min", "break": "continue", "continue": "break"}
 
 
@@ -127,9 +138,13 @@ class Changes(ast.NodeVisitor):
     def _of_logic(self, node: ast.AST) -> Iterator[tuple[str, tuple[int, int], str]]:
         match node:
             case ast.Compare():
-                for left, operator, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
+                for left, operator, right in zip(
+                    [node.left, *node.comparators], node.ops, node.comparators, strict=False
+                ):
                     word, others = COMPARISONS[type(operator)]
-                    yield from ((f"{word} to {other}", self._between(left, right, word), other) for other in others)
+                    yield from (
+                        (f"{word} to {other}", self._between(left, right, word), other) for other in others
+                    )
             case ast.BoolOp():
                 word, other = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
                 for left, right in zip(node.values, node.values[1:], strict=False):
@@ -184,7 +199,11 @@ def modules(folder: Path, only: Sequence[str]) -> list[str]:
     found: set[Path] = set()
     for name in only or JUDGES:
         found |= set((folder / name).rglob("*.py")) if (folder / name).is_dir() else {folder / name}
-    return [str(path.relative_to(folder)) for path in sorted(found, key=lambda path: (path.name, path)) if path.name != "__init__.py"]
+    return [
+        str(path.relative_to(folder))
+        for path in sorted(found, key=lambda path: (path.name, path))
+        if path.name != "__init__.py"
+    ]
 
 
 def sample(folder: Path, files: Sequence[str], count: int, seed: int) -> list[Change]:
@@ -230,14 +249,20 @@ class Tests:
         self._data = CoverageData(os.environ["COVERAGE_FILE"])
         self._data.read()
         self.load()
-        self._root = next(Path(path).parents[1] for path in self._data.measured_files() if path.endswith("/testbed/errors.py"))
+        self._root = next(
+            Path(path).parents[1]
+            for path in self._data.measured_files()
+            if path.endswith("/testbed/errors.py")
+        )
 
     def of(self, change: Change) -> list[str]:
         """Return the tests that run the place of a change.
 
         For a place that runs on import only, these are all tests that run its file.
         """
-        by_line = self._lines.setdefault(change.file, {}) or self._data.contexts_by_lineno(str(self._root / change.file))
+        by_line = self._lines.setdefault(change.file, {}) or self._data.contexts_by_lineno(
+            str(self._root / change.file)
+        )
         self._lines[change.file] = by_line
         first, last = change.lines
         found = {context for line in range(first, last + 1) for context in by_line.get(line, [])}
@@ -257,11 +282,21 @@ class Tests:
         First it replaces the code of loaded functions; if no test fails, all modules are loaded again.
         """
         tests, codes = self.of(change), changed_functions(change, source, str(self._folder / change.file))
-        functions = [item for item in gc.get_objects() if isinstance(item, FunctionType) and item.__code__ in codes] if codes else []
-        found = self.run(tests, LIMIT, {item: codes[item.__code__] for item in functions}) if tests and functions else ""
+        functions = (
+            [item for item in gc.get_objects() if isinstance(item, FunctionType) and item.__code__ in codes]
+            if codes
+            else []
+        )
+        found = (
+            self.run(tests, LIMIT, {item: codes[item.__code__] for item in functions})
+            if tests and functions
+            else ""
+        )
         return found or (self.run(tests, LIMIT) if tests else "")
 
-    def run(self, tests: Sequence[str], limit: int, codes: Mapping[FunctionType, CodeType] | None = None) -> str:
+    def run(
+        self, tests: Sequence[str], limit: int, codes: Mapping[FunctionType, CodeType] | None = None
+    ) -> str:
         """Run tests in a fork of this process; return nothing if they pass, else the first failure.
 
         Args:
@@ -280,10 +315,18 @@ class Tests:
             time.sleep(0.05)
         if os.WIFSIGNALED(ended[1]):
             return "time limit"
-        return "" if ended[1] == 0 else (self._failures() or [f"pytest has ended with {os.waitstatus_to_exitcode(ended[1])}"])[0]
+        return (
+            ""
+            if ended[1] == 0
+            else (self._failures() or [f"pytest has ended with {os.waitstatus_to_exitcode(ended[1])}"])[0]
+        )
 
     def _failures(self) -> list[str]:
-        return [line for line in self._output.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return [
+            line
+            for line in self._output.read_text(errors="replace").splitlines()
+            if line.startswith(("FAILED", "ERROR"))
+        ]
 
     def _become(self, arguments: list[str], codes: Mapping[FunctionType, CodeType], limit: int) -> NoReturn:
         os.setsid()
@@ -293,7 +336,11 @@ class Tests:
         os.dup2(output, 2)
         if not codes:
             own = f"{self._folder}/"
-            for name in [name for name, module in sys.modules.items() if str(getattr(module, "__file__", "")).startswith(own)]:
+            for name in [
+                name
+                for name, module in sys.modules.items()
+                if str(getattr(module, "__file__", "")).startswith(own)
+            ]:
                 del sys.modules[name]
         for function, code in codes.items():
             function.__code__ = code
@@ -311,8 +358,13 @@ def changed_functions(change: Change, source: bytes, path: str) -> dict[CodeType
     while pairs:
         old, new = pairs.pop()
         inner = [[item for item in code.co_consts if isinstance(item, CodeType)] for code in (old, new)]
-        outer = [tuple(item for item in code.co_consts if not isinstance(item, CodeType)) for code in (old, new)]
-        bare = [code.replace(co_consts=consts, co_linetable=b"") for code, consts in zip((old, new), outer, strict=True)]
+        outer = [
+            tuple(item for item in code.co_consts if not isinstance(item, CodeType)) for code in (old, new)
+        ]
+        bare = [
+            code.replace(co_consts=consts, co_linetable=b"")
+            for code, consts in zip((old, new), outer, strict=True)
+        ]
         if not old.co_flags & inspect.CO_OPTIMIZED and (bare[0] != bare[1] or len(inner[0]) != len(inner[1])):
             return {}
         if old.co_flags & inspect.CO_OPTIMIZED and old != new:
@@ -347,7 +399,15 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, object]:
             continue
         before, after = (text.decode().splitlines() for text in (source, change.made_in(source)))
         diff = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
-        missed.append({"file": change.file, "line": line, "operator": change.operator, "tests": len(tests.of(change)), "diff": diff})
+        missed.append(
+            {
+                "file": change.file,
+                "line": line,
+                "operator": change.operator,
+                "tests": len(tests.of(change)),
+                "diff": diff,
+            }
+        )
     used = [name for name in noticed_by if name.startswith("tests/")]
     false = used and (tests.run(used, WHOLE) or tests.run(used, WHOLE, {main: main.__code__}))  # type: ignore[dict-item]
     if false:
@@ -364,9 +424,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=100, help="changes to make")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", action="append", default=[], metavar="PATH", help="a file or folder instead of every judge")
-    parser.add_argument("--covered", metavar="FILE", help="coverage by test, of an earlier run on the same code")
-    parser.add_argument("--whole", action="store_true", help="try all unit tests on changes that the fitting ones do not notice")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PATH", help="a file or folder instead of every judge"
+    )
+    parser.add_argument(
+        "--covered", metavar="FILE", help="coverage by test, of an earlier run on the same code"
+    )
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="try all unit tests on changes that the fitting ones do not notice",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         copy_tree(Path(name))

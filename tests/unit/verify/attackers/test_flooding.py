@@ -77,20 +77,30 @@ def test_connections_are_those_of_a_port_with_a_zone() -> None:
         tracked(SimpleNamespace(name="node", read=lambda _: "other 8"), NIC)  # type: ignore[arg-type]
 
 
-def _unlimited(monkeypatch: pytest.MonkeyPatch, packets: int | None = None, share: int | None = None, more: int = 0) -> list[str]:
+def _unlimited(
+    monkeypatch: pytest.MonkeyPatch, packets: int | None = None, share: int | None = None, more: int = 0
+) -> list[str]:
     """Return the findings about a node on which one limit of the first guest is different."""
     nics = [(guest, nic) for guest in LAB.guests_on("node") for nic in guest.nics]
-    live = {Key("node", Kind.LIMIT, f"{guest.label}/{nic.network}"): {"packets": guest.limits.packets} for guest, nic in nics}
+    live = {
+        Key("node", Kind.LIMIT, f"{guest.label}/{nic.network}"): {"packets": guest.limits.packets}
+        for guest, nic in nics
+    }
     if packets is not None:
         live[Key("node", Kind.LIMIT, f"{GUEST.label}/{NIC.network}")] = {"packets": packets}
-    shares = [f"zone={number},limit={guest.limits.connections},count=0" for number, (guest, _) in enumerate(nics)]
+    shares = [
+        f"zone={number},limit={guest.limits.connections},count=0" for number, (guest, _) in enumerate(nics)
+    ]
     if share is not None:
         shares[0] = f"zone=0,limit={share},count=0"
     whole = sum(guest.limits.connections for guest, _ in nics)
     answers = {"ct-zone-list": "\n".join(f"{nic.port} {number}" for number, (_, nic) in enumerate(nics)),
                "ct-get-limits": "\n".join(("default limit=0", *shares, str(whole + more)))}  # fmt: skip
     monkeypatch.setattr(policing, "observed", lambda *_: live)
-    node = SimpleNamespace(name="node", read=lambda command: next((text for word, text in answers.items() if word in command), ""))
+    node = SimpleNamespace(
+        name="node",
+        read=lambda command: next((text for word, text in answers.items() if word in command), ""),
+    )
     fleet: Any = SimpleNamespace(testbed=LAB, machines={"node": node})
     return unlimited(fleet, "node")
 
@@ -99,14 +109,20 @@ def test_each_limit_of_the_kernel_is_the_declared_one(monkeypatch: pytest.Monkey
     assert _unlimited(monkeypatch) == []
     assert _unlimited(monkeypatch, more=1) == []
     label = f"{GUEST.label}/{NIC.network}"
-    assert _unlimited(monkeypatch, packets=0) == [f"kernel: packets of {label} are limited to 0 and not {GUEST.limits.packets}"]
-    assert _unlimited(monkeypatch, share=7) == [f"kernel: connections of {label} are limited to 7 and not {GUEST.limits.connections}"]
+    assert _unlimited(monkeypatch, packets=0) == [
+        f"kernel: packets of {label} are limited to 0 and not {GUEST.limits.packets}"
+    ]
+    assert _unlimited(monkeypatch, share=7) == [
+        f"kernel: connections of {label} are limited to 7 and not {GUEST.limits.connections}"
+    ]
     (found,) = _unlimited(monkeypatch, more=-1)
     assert "and its guests may have" in found
 
 
 def test_a_guest_that_does_not_run_has_no_limits_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policing, "observed", lambda *_: {})
-    fleet: Any = SimpleNamespace(testbed=LAB, machines={"node": SimpleNamespace(name="node", read=lambda _: "1")})
+    fleet: Any = SimpleNamespace(
+        testbed=LAB, machines={"node": SimpleNamespace(name="node", read=lambda _: "1")}
+    )
     with pytest.raises(InstrumentError, match="does not run"):
         unlimited(fleet, "node")

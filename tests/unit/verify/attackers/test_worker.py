@@ -13,7 +13,13 @@ from tests.shapes import lab_of
 
 GUEST = lab_of("one-node").guests[0]
 ATTEMPTS = (Attempt("read", "/etc/shadow"), Attempt("list", "/var/lib/a b"), Attempt("signal", "1"))
-ANSWERS = [f"read yes {GUEST.root_disk}", "read no /etc/shadow", "list yes /var/lib/a b", "signal no 1", f"read yes {GUEST.root_disk}"]
+ANSWERS = [
+    f"read yes {GUEST.root_disk}",
+    "read no /etc/shadow",
+    "list yes /var/lib/a b",
+    "signal no 1",
+    f"read yes {GUEST.root_disk}",
+]
 
 
 def _machine(*answers: str, number: str = "4711") -> Any:

@@ -20,7 +20,11 @@ LAB = lab_of("two-tenants")
 TOKENS = Tokens("tb-0123abcd-", b"key")
 FLEET: Any = SimpleNamespace(testbed=LAB)
 SOUND: dict[str, Any] = {"alive": True, "overflowed": False, "dropped": 0, "self_test": True, "down": []}
-LISTENS: dict[str, Any] = {"ready": True, "listening": ["tcp/80", "udp/53"], "interfaces": [{"interface": "eth0", "address": "10.0.0.2"}]}
+LISTENS: dict[str, Any] = {
+    "ready": True,
+    "listening": ["tcp/80", "udp/53"],
+    "interfaces": [{"interface": "eth0", "address": "10.0.0.2"}],
+}
 PORTS = {"tcp": [80], "udp": [53]}
 
 
@@ -44,7 +48,9 @@ def test_a_recorder_that_lost_something_vouches_for_nothing(lack: dict[str, Any]
         require_receiver("red/web", {**SOUND, **lack}, self_test=True, down=[])
 
 
-@pytest.mark.parametrize("result", [{}, {"sent": False}, {"sent": 1}, {"sent": None, "error": "down"}], ids=str)
+@pytest.mark.parametrize(
+    "result", [{}, {"sent": False}, {"sent": 1}, {"sent": None, "error": "down"}], ids=str
+)
 def test_a_probe_that_did_not_leave_is_no_probe(result: dict[str, Any]) -> None:
     sender = endpoints(LAB)[0]
     probes = [Probe("one", sender, {}), Probe("two", sender, {})]
@@ -56,9 +62,27 @@ def test_a_probe_that_did_not_leave_is_no_probe(result: dict[str, Any]) -> None:
 def test_a_guest_is_asked_for_every_probe() -> None:
     """With the token of its mark, in the frame or in the request."""
     sender = endpoints(LAB)[0]
-    frame, ask = lines([Probe("one", sender, {"repeat": 2}, lambda token: b"\1" + token), Probe("two", sender, {"kind": "-"})], TOKENS)
-    assert frame == {"id": "one", "mac": sender.mac, "repeat": 2, "kind": "frame", "frame": (b"\1" + TOKENS.of("one").encode()).hex()}
-    assert ask == {"id": "two", "mac": sender.mac, "kind": "-", "address": str(sender.address), "token": TOKENS.of("two")}
+    frame, ask = lines(
+        [
+            Probe("one", sender, {"repeat": 2}, lambda token: b"\1" + token),
+            Probe("two", sender, {"kind": "-"}),
+        ],
+        TOKENS,
+    )
+    assert frame == {
+        "id": "one",
+        "mac": sender.mac,
+        "repeat": 2,
+        "kind": "frame",
+        "frame": (b"\1" + TOKENS.of("one").encode()).hex(),
+    }
+    assert ask == {
+        "id": "two",
+        "mac": sender.mac,
+        "kind": "-",
+        "address": str(sender.address),
+        "token": TOKENS.of("two"),
+    }
 
 
 def _heard(**changes: Any) -> Observation:
@@ -74,7 +98,9 @@ def _heard(**changes: Any) -> Observation:
     for stage in ("before", "after"):
         for use in uses(LAB):
             mark = f"{use.mark}{stage}"
-            everything.append((use.target.guest, {"label": "elsewhere", "kind": "tcp", "token": TOKENS.of(mark)}))
+            everything.append(
+                (use.target.guest, {"label": "elsewhere", "kind": "tcp", "token": TOKENS.of(mark)})
+            )
             answers[mark] = f"ok-{TOKENS.of(mark)}"
         for end in endpoints(LAB):
             token = f"{observe._transaction(TOKENS, stage, end):08x}"
@@ -102,7 +128,9 @@ def test_a_declared_flow_must_be_answered(mark: str) -> None:
         observe._require_controls(FLEET, _heard(silent=mark))
 
 
-@pytest.mark.parametrize("instead", [{"label": "elsewhere"}, {"kind": "arp-reply"}, {"token": "00000000"}], ids=str)
+@pytest.mark.parametrize(
+    "instead", [{"label": "elsewhere"}, {"kind": "arp-reply"}, {"token": "00000000"}], ids=str
+)
 def test_a_control_is_heard_on_its_own_interface(instead: dict[str, str]) -> None:
     end = endpoints(LAB)[0]
     record = {"label": end.interface, "kind": "dhcp", "token": "01020304"}
@@ -129,7 +157,9 @@ def test_words_about_witnesses_that_differ() -> None:
     record = [{"token": TOKENS.of("one")}]
 
     def arrivals(told: list[Any], seen: list[Any]) -> dict[str, str]:
-        return Observation(TOKENS, {guest: [*told, *seen]}, {}, told={guest: told}, seen={guest: seen}).arrivals("one")
+        return Observation(
+            TOKENS, {guest: [*told, *seen]}, {}, told={guest: told}, seen={guest: seen}
+        ).arrivals("one")
 
     assert arrivals(record, record) == {guest: guest}
     assert arrivals([], record) == {guest: f"{guest} (which conceals it)"}
@@ -139,6 +169,10 @@ def test_words_about_witnesses_that_differ() -> None:
 
 def test_a_window_lasts_from_the_first_sighting_to_the_last() -> None:
     guest = endpoints(LAB)[0].guest
-    found = Observation(TOKENS, {guest: [{"token": TOKENS.of("one"), "at": 2.0, "until": 5.5, "times": 3}, {"token": "-"}]}, {})
+    found = Observation(
+        TOKENS,
+        {guest: [{"token": TOKENS.of("one"), "at": 2.0, "until": 5.5, "times": 3}, {"token": "-"}]},
+        {},
+    )
     assert found.windows("one") == [(guest, 3.5, 3)]
     assert Observation(TOKENS, {guest: [{"token": TOKENS.of("one")}]}, {}).windows("one") == [(guest, 0.0, 1)]
