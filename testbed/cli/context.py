@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from testbed.cli.terminal import say
 from testbed.drivers.host import memory
 from testbed.drivers.host.ownership import require_trust
 from testbed.drivers.host.workspace import Workspace, labs, state_root
@@ -18,7 +20,7 @@ from testbed.lab import session
 from testbed.lab.breach_journal import Entry
 from testbed.model.resolve import resolve
 from testbed.model.topology import Testbed
-from testbed.topology_file.loader import read
+from testbed.topology_file.loader import Topology, read
 from testbed.untrusted.text import line
 
 File = Annotated[Path, typer.Argument(help="topology file, or the name of a lab", envvar="TESTBED_TOPOLOGY")]
@@ -47,6 +49,28 @@ def workspace_of(name: str | Path) -> Workspace:
     require_trust(state_root())
     file = None if _known(str(name)) else _file(str(name))
     return Workspace(state_root(), read(file).spec.name if file else str(name))
+
+
+def located(name: str, workspace: Workspace, data: Mapping[str, Any]) -> Topology | None:
+    """Return the topology whose lines a result points to, or None if there is no file of it.
+
+    A file below the current folder is named relative to it, as forges name files of a repository.
+
+    Args:
+        name: a lab's name or a file, as the user gave it.
+        data: content of ``result.json``.
+
+    """
+    file = (None if _known(name) else _file(name)) or (workspace.topology if workspace.topology.is_file() else None)
+    if file is None:
+        say("the lab is down: name its topology file instead of the lab, and the results have lines")
+        return None
+    found = read(file)
+    if resolve(found.spec).digest != data["lab"]["topology_digest"]:
+        say(f"{file} has changed since the run: lines may be wrong")
+    here, there = Path.cwd().resolve(), file.resolve()
+    below = there.is_relative_to(here)
+    return replace(found, file=there.relative_to(here).as_posix() if below else there.as_uri())
 
 
 def _known(name: str) -> Path | None:

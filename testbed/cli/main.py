@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ import typer
 
 from testbed.cli import checkpoint, image, inspect
 from testbed.cli.check import check_walls
-from testbed.cli.context import File, Name, entered, running_lab, to_close, topology_of, workspace_of
+from testbed.cli.context import File, Name, entered, located, running_lab, to_close, topology_of, workspace_of
 from testbed.cli.error_exit import status_of
 from testbed.cli.interrupts import interruptible
 from testbed.cli.terminal import Json, elapsed, out, out_json, say, warn
@@ -37,6 +38,7 @@ from testbed.plan.resources import OUTER, desired, places
 from testbed.report import formats
 from testbed.report import graph as graphs
 from testbed.report.result import content_of
+from testbed.report.sarif import sarif
 from testbed.topology_file.loader import read
 from testbed.topology_file.schema import is_name, json_schema
 from testbed.untrusted.text import line
@@ -203,18 +205,26 @@ def check(
 @app.command()
 def report(
     name: Name,
-    form: Annotated[str, typer.Option("--format", help="text, markdown, junit or json", envvar="TESTBED_REPORT")] = "text",
+    form: Annotated[
+        str, typer.Option("--format", help="text, markdown, junit, sarif or json", envvar="TESTBED_REPORT")
+    ] = "text",
+    folder: Annotated[bool, typer.Option("--folder", help="print the folder of that run, and nothing else")] = False,
 ) -> None:
     """Show the latest run's report in another form."""
     workspace = workspace_of(name)
     _require_finished(workspace)
-    data = content_of((workspace.latest_run() / "result.json").read_text())
-    if form == "json":
+    latest = workspace.latest_run()
+    data = content_of((latest / "result.json").read_text())
+    if folder:
+        out(str(latest))
+    elif form == "json":
         out_json(data, indent=1)
+    elif form == "sarif":
+        out(sarif(data, located(name, workspace, data), version=version("testbed")))
     elif form in _FORMATS:
         out(_FORMATS[form](data))
     else:
-        known = ", ".join((*_FORMATS, "json"))
+        known = ", ".join((*_FORMATS, "sarif", "json"))
         raise UsageError(f"cannot report as {form}", fact=f"known formats: {known}", remedy="use --format with one of these")
 
 

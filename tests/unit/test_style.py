@@ -33,7 +33,7 @@ ALLOWED = {
     "plan.libvirt_xml": BASE | {"topology_file", "model"},
     "plan.host_config": BASE | {"model", "plan.libvirt_xml"},
     "plan": PURE,
-    "report": BASE | {"model"},
+    "report": BASE | {"model", "topology_file"},
     "engine": PURE,
     "drivers.host": BASE | {"topology_file"},
     "drivers": {"drivers.host"},  # pki
