@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import typer
 
@@ -14,6 +16,8 @@ from testbed.lab.guest_recovery import revive
 from testbed.report import formats
 from testbed.report.result import content_of, exit_code
 from testbed.verify.runner.proof_cache import Proving
+
+_SUMMARY = 200_000  # octets; GitHub takes 1 MiB for a step, and other programs of the step may write as well
 
 
 def check_walls(opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False) -> None:
@@ -42,6 +46,7 @@ def _checked(opened: session.Lab, *, prove: Proving, only: list[str], as_json: b
     data = content_of((folder / "result.json").read_text())
     (folder / "report.md").write_text(formats.markdown(data))
     (folder / "junit.xml").write_text(formats.junit(data))
+    summarize(formats.markdown(data))
     if as_json:
         out_json(data, indent=1)
     else:
@@ -50,3 +55,16 @@ def _checked(opened: session.Lab, *, prove: Proving, only: list[str], as_json: b
         out(f"{reach}\n{formats.text(data)}" if reach else formats.text(data))
     say(f"report: {folder}/report.md (also junit.xml, result.json, matrix.json and the evidence)")
     return exit_code(data)
+
+
+def summarize(report: str) -> None:
+    """Add a report to the summary of the job that this process is a step of, if it is one (GITHUB_STEP_SUMMARY).
+
+    A summary that cannot be written changes no verdict.
+    """
+    if file := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            with Path(file).open("a", encoding="utf-8") as opened:
+                opened.write(formats.bounded(report, _SUMMARY))
+        except (OSError, ValueError) as error:
+            say(f"no step summary: {file}: {error}")

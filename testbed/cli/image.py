@@ -36,6 +36,12 @@ def image_list(as_json: Json = False) -> None:
         out("\n".join(lines) or "no images")
 
 
+@app.command("key")
+def image_key() -> None:
+    """Print one key of all images: it changes when one of them has to be baked again."""
+    out(_cache().key())
+
+
 @app.command("bake")
 def image_bake() -> None:
     """Bake what is missing."""

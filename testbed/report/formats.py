@@ -14,6 +14,7 @@ from testbed.untrusted.text import line as _line
 _SIGN = {"pass": "PASS", "fail": "FAIL", "inconclusive": "????", "not-applicable": "n/a "}
 _MANY = 200  # lines of one case in JUnit XML
 _REASON = 150  # characters of the reason why a control was not looked at
+_LEFT_OUT = "\n{} more lines are in report.md, in the folder of the run.\n"
 _NOTHING = "no check passed, failed or was inconclusive: nothing is known about the walls"
 _REFERENCE = re.compile(r"@|://|www\.|mailto:|[#!$%&~^]\w|\bGH-\d", re.IGNORECASE)  # what a forge turns into a link or a call
 
@@ -124,6 +125,19 @@ def markdown(data: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     lines += list(_reasons(data))
     return "\n".join(lines) + "\n"
+
+
+def bounded(report: str, octets: int) -> str:
+    """Return the first lines of a report in Markdown that fit into a number of octets, and how many are left out.
+
+    Each line of `markdown` stands for itself, so a report that is cut between lines stays well-formed.
+    """
+    lines, left = report.splitlines(keepends=True), octets - len(_LEFT_OUT) - 20
+    for number, one in enumerate(lines):
+        left -= len(one.encode())
+        if left < 0:
+            return "".join(lines[:number]) + _LEFT_OUT.format(len(lines) - number)
+    return report
 
 
 def _reasons(data: Mapping[str, Any]) -> Iterator[str]:

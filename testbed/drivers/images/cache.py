@@ -123,6 +123,11 @@ class ImageCache:
             )
         return result
 
+    def key(self) -> str:
+        """Return the digest (hexadecimal) of every recipe's key, by which a pipeline may keep the images."""
+        keys = sorted(f"{recipe.name}-{recipe.key}" for recipe in self.recipes().values())
+        return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+
     def _playbook_digest(self, playbook: str) -> bytes:
         roles = yaml.safe_load((self._playbooks / playbook).read_text())[0]["roles"]
         digest = hashlib.sha256((self._playbooks / playbook).read_bytes())
