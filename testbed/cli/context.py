@@ -61,7 +61,9 @@ def located(name: str, workspace: Workspace, data: Mapping[str, Any]) -> Topolog
         data: content of ``result.json``.
 
     """
-    file = (None if _known(name) else _file(name)) or (workspace.topology if workspace.topology.is_file() else None)
+    file = (None if _known(name) else _file(name)) or (
+        workspace.topology if workspace.topology.is_file() else None
+    )
     if file is None:
         say("the lab is down: name its topology file instead of the lab, and the results have lines")
         return None
@@ -103,7 +105,9 @@ def running_lab(name: str) -> tuple[Testbed, Workspace, lab_namespaces.Enclosure
 
 
 def to_close(left: Sequence[Entry]) -> list[str]:
-    """Return in words, a line for each, what `up` will close because a process was killed after it had opened it."""
+    """Return in words, a line for each, what `up` will close because a process was killed after it had opened
+    it.
+    """
     return [line(f"! close   {entry}") for entry in left]
 
 
