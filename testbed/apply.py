@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.plan.diff import Action, Observed, Plan, diff
 from testbed.plan.resources import OUTER, Key, Kind, Resource
-from testbed.ports import Place, Progress
+from testbed.ports import Place, Progress, Step
 from testbed.trace import Trace
 
 _WORKERS = 4
@@ -32,6 +32,7 @@ def converge(
 
     """
     outer = next(place for place in places if place.name == OUTER)
+    progress(Step.planned(len(places)))
     done = converge_place(desired, outer, progress, trace)
     inner = [place for place in places if place.name != OUTER]
     failures: list[TestbedError] = []
@@ -64,6 +65,7 @@ def converge_place(
     """
     here, trace = {key: resource for key, resource in desired.items() if key.place == place.name}, trace or Trace()
     waited, recovered, seen = (f"{place.name}: {step}" for step in ("waited for", "set right", "observed"))
+    progress(Step.begun(place.name))
     with trace.span(waited, [str(Key(OUTER, Kind.MACHINE, place.name))]):
         place.wait()
     with trace.span(recovered, [waited]):
@@ -71,6 +73,7 @@ def converge_place(
             progress(f"{place.name}: {told}")
     with trace.span(seen, [recovered]):
         observed: Observed = place.observe()
+    progress(Step.ended(place.name))
     return perform(diff(here, observed), place, progress, trace, seen)
 
 
@@ -95,6 +98,7 @@ def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: st
         with trace.span(str(action.key), [str(key) for key in action.after if key in actions] or [seen]):
             place.perform(action)
 
+    progress(Step.planned(len(actions)))
     running: dict[Future[None], Action] = {}
     ended: SimpleQueue[Future[None]] = SimpleQueue()
     done: list[Action] = []
@@ -102,7 +106,7 @@ def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: st
     with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
         while order.is_active():
             for key in order.get_ready():
-                progress(str(actions[key]))
+                progress(Step.begun(str(key), str(actions[key])))
                 future = pool.submit(do, actions[key])
                 running[future] = actions[key]
                 future.add_done_callback(ended.put)
@@ -113,9 +117,10 @@ def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: st
             try:
                 future.result()
             except TestbedError as error:
-                progress(f"failed: {action.key}: {error.what}: {error.fact}")
+                progress(Step.ended(str(action.key), f"failed: {action.key}: {error.what}: {error.fact}", well=False))
                 failures.append(error)
                 continue
+            progress(Step.ended(str(action.key)))
             done.append(action)
             order.done(action.key)
     if failures:

@@ -19,7 +19,7 @@ from testbed.interrupts import ended_at_once, interruptible
 from testbed.model.facts import Accelerator
 from testbed.model.testbed import Testbed
 from testbed.plan.diff import Action
-from testbed.terminal import say, warn
+from testbed.terminal import displayed, say, undisplay, warn
 from testbed.trace import Trace
 
 
@@ -56,7 +56,7 @@ def build(topology: str | Path, way: Way, then: Callable[[lab.Lab, Sequence[Acti
     interruptible()
     testbed, file = topology_of(topology)
     doctor.require(cache_root(), state_root())
-    with way.trace.span("images"):
+    with way.trace.span("images"), displayed("bake"):
         ground = lab.prepare(say, want=way.want)
     say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
     workspace = Workspace(state_root(), testbed.name)
@@ -74,7 +74,7 @@ def build(topology: str | Path, way: Way, then: Callable[[lab.Lab, Sequence[Acti
                 ground = _shortened(ground, testbed, workspace, way)
         taken = lab.enter(testbed, workspace, ground.environment)
         with lab.opened(testbed, workspace, ground, taken, progress=say) as opened:
-            with at_once_on_interrupt():
+            with displayed("up"), at_once_on_interrupt():
                 done = _converge(opened, way.trace)
             then(opened, done)
 
@@ -145,7 +145,7 @@ def _shortened(ground: lab.Ground, testbed: Testbed, workspace: Workspace, way: 
         say(f"going on from the checkpoint {found.name}, saved {found.saved}")
         found.unpack(workspace)
         ground = replace(ground, checkpoint=found)
-    with at_once_on_interrupt():
+    with displayed("save memory"), at_once_on_interrupt():
         return lab.remember(ground, testbed, say, save=new and not found)
 
 
@@ -157,6 +157,7 @@ def at_once_on_interrupt() -> AbstractContextManager[None]:
     """Let a signal end the process at once, without waiting for threads that wait for machines; `up` resumes."""
 
     def end() -> None:
+        undisplay()
         warn("interrupted; what was done stays, and the same command resumes")
         os._exit(Exit.INTERRUPTED)
 

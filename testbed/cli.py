@@ -33,9 +33,10 @@ from testbed.plan.resources import OUTER, desired, places
 from testbed.report import formats
 from testbed.report import graph as graphs
 from testbed.report.result import content_of
+from testbed.report.screen import verdicts
 from testbed.spec.load import read
 from testbed.spec.schema import is_name, json_schema
-from testbed.terminal import Json, elapsed, out, out_json, say, warn
+from testbed.terminal import Json, elapsed, out, out_json, say, show, warn, width
 from testbed.trace import chart
 from testbed.verify.proven import Proving
 
@@ -178,7 +179,7 @@ def graph(
     out(drawers[form](testbed))
 
 
-_FORMATS = {"text": formats.text, "markdown": formats.markdown, "junit": formats.junit}
+_FORMATS = {"markdown": formats.markdown, "junit": formats.junit}
 
 
 @app.command()
@@ -208,10 +209,12 @@ def report(
     data = content_of((workspace.latest_run() / "result.json").read_text())
     if form == "json":
         out_json(data, indent=1)
+    elif form == "text":
+        show(verdicts(data, width()))
     elif form in _FORMATS:
         out(_FORMATS[form](data))
     else:
-        known = ", ".join((*_FORMATS, "json"))
+        known = ", ".join(("text", *_FORMATS, "json"))
         raise UsageError(f"cannot report as {form}", fact=f"known formats: {known}", remedy="use --format with one of these")
 
 

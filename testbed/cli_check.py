@@ -10,9 +10,12 @@ from testbed import lab
 from testbed.drivers.journal import Journal
 from testbed.errors import Exit, InstrumentError, TestbedError
 from testbed.report import formats
+from testbed.report.columns import Line
+from testbed.report.reach import matrices
 from testbed.report.result import content_of, exit_code
+from testbed.report.screen import verdicts
 from testbed.revival import revive
-from testbed.terminal import out, out_json, say
+from testbed.terminal import displayed, out_json, say, show, width
 from testbed.verify.proven import Proving
 
 
@@ -38,15 +41,16 @@ def check_walls(opened: lab.Lab, *, prove: Proving, only: list[str], as_json: bo
 def _checked(opened: lab.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool) -> Exit:
     from testbed.verify import run as runs  # noqa: PLC0415 - scapy and pytest are a fifth of a second
 
-    folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say))
+    with displayed("check"):
+        folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say))
     data = content_of((folder / "result.json").read_text())
     (folder / "report.md").write_text(formats.markdown(data))
     (folder / "junit.xml").write_text(formats.junit(data))
     if as_json:
         out_json(data, indent=1)
     else:
-        matrix = folder / "matrix.json"
-        reach = formats.matrix(json.loads(matrix.read_text())) if matrix.is_file() else ""
-        out(f"{reach}\n{formats.text(data)}" if reach else formats.text(data))
+        file = folder / "matrix.json"
+        reached = matrices(json.loads(file.read_text()), width()) if file.is_file() else []
+        show([*reached, *([Line("")] if reached else []), *verdicts(data, width())])
     say(f"report: {folder}/report.md (also junit.xml, result.json, matrix.json and the evidence)")
     return exit_code(data)

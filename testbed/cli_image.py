@@ -13,7 +13,7 @@ from testbed.drivers import golden
 from testbed.drivers.images import ImageCache
 from testbed.drivers.workspace import cache_root
 from testbed.errors import UsageError
-from testbed.terminal import Json, out, say
+from testbed.terminal import Json, displayed, out, say
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Images: list, bake, verify, rm, prune.")
 
@@ -39,7 +39,9 @@ def image_list(as_json: Json = False) -> None:
 @app.command("bake")
 def image_bake() -> None:
     """Bake what is missing."""
-    for image in _cache().ensure(say).values():
+    with displayed("bake"):
+        images = _cache().ensure(say)
+    for image in images.values():
         out(f"{image.name:12} {image.key}  {image.digest}")
 
 

@@ -43,7 +43,7 @@ from testbed.model.facts import Accelerator, Environment
 from testbed.model.testbed import Role
 from testbed.plan.domains import Hardware, MachineFiles, anonymous_xml
 from testbed.plan.guest_domains import anonymous_guest_xml
-from testbed.ports import Progress
+from testbed.ports import Progress, Step
 
 FORMAT = 1
 _KEPT = 4  # states; each is some 200 MiB
@@ -204,6 +204,7 @@ class Store:
             raise ImageError("cannot save machines", fact=fact, remedy="free some space, or use --cold to do without")
         for image in {image.folder: image for hardware in missing for image in images_under(self._images, hardware.role)}.values():
             image.verify()
+        progress(Step.planned(len(missing)))
         with ThreadPoolExecutor(max_workers=2) as pool:
             for done in [pool.submit(self._save, hardware, progress) for hardware in missing]:
                 done.result()
@@ -213,7 +214,7 @@ class Store:
         made = self.made(hardware)
         target = self._folder / f"golden-{hardware.role}-{_key(made)}"
         partial = self._folder / f"{target.name}.partial-{os.getpid()}"
-        progress(f"booting a {hardware} once, to save its memory")
+        progress(Step.begun(repr(hardware), f"booting a {hardware} once, to save its memory"))
         start = time.monotonic()
         try:
             partial.mkdir()
@@ -233,7 +234,7 @@ class Store:
         finally:
             if partial.exists():
                 remove_tree(partial)
-        progress(f"saved a {hardware} in {time.monotonic() - start:.0f} s")
+        progress(Step.ended(repr(hardware), f"saved a {hardware} in {time.monotonic() - start:.0f} s"))
 
     def _freeze(self, hardware: Hardware, partial: Path) -> None:
         image = self._images[hardware.role]

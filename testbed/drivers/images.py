@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,13 +25,13 @@ from testbed.drivers.cache import BASE, IMAGE, altered, clear_leftovers, crowded
 from testbed.drivers.private import write_public
 from testbed.drivers.process import as_root
 from testbed.errors import ImageError
+from testbed.ports import Progress, Step
 
 _VERSION = "1"
 _NEEDED = 5 * 2**30
 _FULL = 64 * 2**20  # with less than that, a failure is put down to the disk
 _FILES = ("disk.qcow2", "vmlinuz", "initrd", "canary", "volume.qcow2", "pool.qcow2")
 
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +152,7 @@ class ImageCache:
             caches.claim(self._folder)
             clear_leftovers(self._folder)
             self._check_space(len(missing))
+            progress(Step.planned(len(missing)))
             with ThreadPoolExecutor(max_workers=2) as pool:
                 for done in [pool.submit(self._bake, recipe, progress) for recipe in missing]:
                     done.result()
@@ -189,9 +189,11 @@ class ImageCache:
         log = self._folder / f"{recipe.name}.log"
         log.write_text("")
         partial.mkdir()
+        progress(Step.begun(recipe.name))
+        well = False
         try:
             archive = self._base(recipe, progress, log)
-            progress(f"image {recipe.name}: applying {recipe.playbook}")
+            progress(Step.note(recipe.name, f"image {recipe.name}: applying {recipe.playbook}"))
             job = Job(
                 recipe.name,
                 str(archive),
@@ -210,7 +212,7 @@ class ImageCache:
                 error=ImageError,
             )
             self._finish(recipe, partial, target)
-            progress(f"image {recipe.name}: ready")
+            well = True
         except (ImageError, OSError) as error:
             told = self._full(recipe, error)
             if told is None:
@@ -219,6 +221,7 @@ class ImageCache:
         finally:
             if partial.exists():
                 remove_tree(partial)
+            progress(Step.ended(recipe.name, f"image {recipe.name}: {'ready' if well else 'failed'}", well=well))
 
     def _full(self, recipe: Recipe, error: Exception) -> ImageError | None:
         """Return what to tell instead of an error that a full disk has caused, or None."""
@@ -235,7 +238,7 @@ class ImageCache:
         archive = self._folder / f"base-{recipe.name}-{recipe.base_key}.tar"
         if archive.exists():
             return archive
-        progress(f"image {recipe.name}: fetching {len(recipe.packages)} packages and what they need")
+        progress(Step.note(recipe.name, f"image {recipe.name}: fetching {len(recipe.packages)} packages and what they need"))
         partial = self._folder / f"{archive.name}.partial-{os.getpid()}"
         try:
             process.run(

@@ -14,6 +14,7 @@ from threading import Event
 import pytest
 
 from testbed.drivers.journal import Journal
+from testbed.ports import Step
 from testbed.report.result import CheckResult, Verdict
 from testbed.verify import isolation
 from testbed.verify.cases import Case, aside, beyond_local, label_of
@@ -146,11 +147,31 @@ class Checks:
 
     def _run(self, cases: Sequence[Case]) -> None:
         """Look at all; to prove, open each wall in turn, and look at all once more."""
-        self._schedule.go(cases, self._guarded(self._examine))
+        self.trouble.tell(Step.planned(len(cases)))
+        self._pass(cases, self._examine, "")
         if self._prover:
             proving = [case for case in cases if case.proving]
-            self._schedule.go(proving, self._guarded(self._prover.try_all))
-            self._schedule.go(proving, self._guarded(self._prover.look_again))
+            self.trouble.tell(Step.planned(2 * len(proving)))
+            self._pass(proving, self._prover.try_all, ": its breaches")
+            self._pass(proving, self._prover.look_again, ": once more, its breaches closed")
+
+    def _pass(self, cases: Sequence[Case], do: Callable[[Case], None], words: str) -> None:
+        """Do something with every case, and let a display show which ones are at work.
+
+        Args:
+            words: what is done, behind a case's name; empty for the check itself.
+
+        """
+        guarded = self._guarded(do)
+
+        def shown(case: Case) -> None:
+            self.trouble.tell(Step.begun(f"{case.name}{words}"))
+            try:
+                guarded(case)
+            finally:
+                self.trouble.tell(Step.ended(f"{case.name}{words}"))
+
+        self._schedule.go(cases, shown)
 
     def _guarded(self, do: Callable[[Case], None]) -> Callable[[Case], None]:
         """Return the same, raising interrupts only: all else is the case's verdict, or trouble."""
@@ -180,7 +201,7 @@ class Checks:
             outcome, left_out = stands_aside
             self._settle(case, case.result(outcome, left_out=left_out))
             return
-        self.trouble.tell(f"{name}: {declared.objective}")
+        self.trouble.tell(Step.note(name, f"{name}: {declared.objective}"))
         outcome = self._looker.look(case, name)
         if declared.effect > Effect.PROBES:
             case.fleet.new_phase(case.fleet.focus)  # what was observed before it may be so no more
@@ -190,7 +211,8 @@ class Checks:
 
     def _settle(self, case: Case, result: CheckResult) -> None:
         self._found[case.place] = result
-        self.trouble.tell(f"{case.name}: {result.verdict}")
+        well = result.verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE)
+        self.trouble.tell(Step.note(case.name, f"{case.name}: {result.verdict}", well=well))
 
     def _publish(self, case: Case) -> None:
         if case.trials and case.place in self._found:

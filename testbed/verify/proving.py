@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from threading import Event
 
 from testbed.drivers.journal import Journal
-from testbed.report.result import ProofVerdict
+from testbed.ports import Step
+from testbed.report.result import SOUND, ProofVerdict
 from testbed.verify.cases import Case
 from testbed.verify.declare import Breach
 from testbed.verify.looking import Looker
@@ -72,7 +73,7 @@ class Prover:
 
     def _trial(self, case: Case, breach: Breach, before: Sequence[str] = ("green",)) -> Trial:
         """Open a wall, run the check, close the wall."""
-        self._trouble.tell(f"{case.name}: breach: {breach.name}")
+        self._trouble.tell(Step.note(f"{case.name}: its breaches", f"{case.name}: breach: {breach.name}"))
         red: Outcome | None = None
         trial, trouble, left_open = Trial(breach.name, list(before)), "", ""
         case.trials.append(trial)
@@ -127,4 +128,5 @@ class Prover:
                     ):
                         self._proven.remember(case.item.path, *case.names(trial.breach))
             self._publish(case)
-        self._trouble.tell(f"{case.name}: " + ", ".join(str(trial.proof().verdict) for trial in case.trials))
+        found = [trial.proof().verdict for trial in case.trials]
+        self._trouble.tell(Step.note(case.name, f"{case.name}: {', '.join(found)}", well=all(item in SOUND for item in found)))

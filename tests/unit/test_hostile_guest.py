@@ -25,7 +25,7 @@ from testbed.model.policy import endpoints
 from testbed.model.resolve import resolve
 from testbed.plan.domains import NAMESPACE, read_mark
 from testbed.plan.resources import Key, Kind
-from testbed.report import formats
+from testbed.report import formats, screen
 from testbed.report.result import CheckResult, Run, Verdict, to_json
 from testbed.spec.load import read
 from testbed.verify import allowance, pipes
@@ -313,7 +313,7 @@ def test_what_a_guest_says_in_an_error_is_shown_and_obeyed_by_nobody(clock: Cloc
     reason = f"{caught.value.what}: {caught.value.fact}"
     check = CheckResult("NET-01", "fleet", "it holds", "high", Verdict.INCONCLUSIVE, reason, False, 1.0, ())
     data_ = to_json(Run("lab", "ab", {}, "2026-01-01", 1.0, (check,), (), (reason,)))
-    for form in (formats.text, formats.markdown, formats.junit):
+    for form in (screen.text, formats.markdown, formats.junit):
         shown = form(data_)
         assert "said by a guest" in shown
         assert not any(item.lstrip().startswith("::") or "##vso[" in item or not item.isprintable() for item in shown.split("\n"))
