@@ -28,7 +28,6 @@ from testbed.foreign.text import line
 from testbed.ports import Step, StepKind
 from testbed.report.columns import WIDTH, cells, shorten
 
-_PATIENCE = 5.0  # seconds that a stream may take nothing
 _PIECE = 512  # octets that are written at once: a terminal that is ready may still have little room, and a pipe has a page
 _PERIOD = 0.25  # seconds between two pictures
 _ROWS = 8  # pieces of work that are shown, at most
@@ -58,6 +57,14 @@ def width_of(descriptor: int | None) -> int:
     return found or (int(said) if said.isdecimal() and 0 < int(said) < 10_000 else WIDTH)
 
 
+class SteadyConsole(Console):
+    """A console that a closed pipe does not end the program from; it is an error like others."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what rich has caught."""
+        raise  # noqa: PLE0704 - rich calls this where it has caught it
+
+
 class Patient(io.TextIOBase):
     """A stream that waits for its reader no longer than some seconds, and that no closed pipe raises an error from.
 
@@ -67,12 +74,14 @@ class Patient(io.TextIOBase):
 
     """
 
-    def __init__(self, descriptor: int, encoding: str = "utf-8", patience: float = _PATIENCE) -> None:
+    patience = 5.0  # seconds in which the reader may take nothing
+
+    def __init__(self, descriptor: int, encoding: str = "utf-8") -> None:
         super().__init__()
         self._terminal = os.isatty(descriptor)
         self._own = _opened_again(descriptor) if self._terminal else os.dup(descriptor)
         self._polled = self._terminal or stat.S_ISFIFO(os.fstat(self._own).st_mode) or stat.S_ISSOCK(os.fstat(self._own).st_mode)
-        self._encoding, self._patience = encoding, patience
+        self._encoding = encoding
         self._kept: list[str] = []
         self._gone = self._stuck = False
 
@@ -97,7 +106,7 @@ class Patient(io.TextIOBase):
     def flush(self) -> None:
         """Write what is kept; leave it out where nobody takes it in time."""
         data, self._kept = "".join(self._kept).encode(self._encoding, "replace"), []
-        until = time.monotonic() + (0.0 if self._stuck else self._patience)
+        until = time.monotonic() + (0.0 if self._stuck else self.patience)
         while data and not self._gone:
             try:
                 if self._polled and not self._room(until - time.monotonic()):
@@ -114,7 +123,7 @@ class Patient(io.TextIOBase):
                 self._gone = True
                 return
             data, self._stuck = data[taken:], False
-            until = max(until, time.monotonic() + self._patience)
+            until = max(until, time.monotonic() + self.patience)
 
     def _room(self, seconds: float) -> bool:
         poll = select.poll()
@@ -205,7 +214,7 @@ class Display:
         self._title, self._words = title, words
         self.board = Board()
         self._stream = Patient(sys.stderr.fileno(), getattr(sys.stderr, "encoding", None) or "utf-8")
-        self._console = Console(
+        self._console = SteadyConsole(
             file=self._stream,  # type: ignore[arg-type] # as much of a text file as rich uses
             highlight=False, emoji=False, markup=False, no_color=not coloured(self._stream),
             force_terminal=watched(self._stream),

@@ -18,15 +18,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Annotated, TextIO
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from testbed.display import Display, coloured, width_of
+from testbed.display import Display, SteadyConsole, coloured, width_of
 from testbed.errors import TestbedError
 from testbed.foreign import text as foreign
 from testbed.report.columns import Line
 
-ERR = Console(stderr=True, highlight=False, emoji=False, markup=False)  # or parts of IPv6 addresses become pictures
+ERR = SteadyConsole(stderr=True, highlight=False, emoji=False, markup=False)  # or parts of IPv6 addresses become pictures
 Json = Annotated[bool, typer.Option("--json", help="print JSON", envvar="TESTBED_JSON")]
 _DISPLAYS: list[Display] = []  # one at most
 _START = time.monotonic()
@@ -144,7 +143,7 @@ def show(lines: Sequence[Line]) -> None:
     if not coloured(sys.stdout):
         out("\n".join(line.plain for line in lines))
         return
-    console = Console(file=sys.stdout, force_terminal=True, highlight=False, emoji=False, markup=False)
+    console = SteadyConsole(file=sys.stdout, force_terminal=True, highlight=False, emoji=False, markup=False)
     with _aside(), _unless_gone(sys.stdout):
         for line in lines:
             head, rest = (foreign.clean(part) for part in (line.head, line.rest))

@@ -203,7 +203,7 @@ def test_nothing_is_printed_another_way() -> None:
 
 def test_our_own_console_knows_no_markup() -> None:
     tree = ast.parse((ROOT / "testbed/terminal.py").read_text())
-    consoles = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Console"]
+    consoles = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "SteadyConsole"]
     assert consoles
     assert all({item.arg: ast.unparse(item.value) for item in node.keywords}.get("markup") == "False" for node in consoles)
     printed = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in ("ERR.print", "console.print")]
