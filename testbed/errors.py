@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from testbed.foreign.text import block, line
+from testbed.untrusted.text import block, line
 
 
 class Exit(IntEnum):

@@ -1,7 +1,7 @@
 """Text in columns of a terminal: measured in cells, wrapped, shortened, padded. Pure; no text is markup.
 
 A wide character takes two cells, and a combining one none. No line that is made here begins as a command to a CI system
-does, whatever was wrapped: see `testbed.foreign.text`.
+does, whatever was wrapped: see `testbed.untrusted.text`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ def hanging(head: str, text: str, width: int, style: str = "") -> list[Line]:
     start = f"{' ' * min(4, width // 10)}{BAR}"
     room = width - cells(head) - 1
     if room < NARROWEST // 2:  # the head has a line of its own
-        return [*(Line(part, "", style) for part in wrap(head, width)), *(Line(start, item) for item in wrap(text, width - len(start)))]
+        return [
+            *(Line(part, "", style) for part in wrap(head, width)),
+            *(Line(start, item) for item in wrap(text, width - len(start))),
+        ]
     first, *more = wrap(text, width - len(start), room)
     return [Line(head, f" {first}", style), *(Line(start, item) for item in more)]
 
@@ -104,7 +107,9 @@ def _folded(text: str, width: int, later: int) -> Iterator[str]:
     yield piece
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> list[str]:
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()
+) -> list[str]:
     """Return rows under their heads, each column as wide as its widest cell; blanks at the ends are left out.
 
     Args:

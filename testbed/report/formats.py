@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from testbed.foreign.text import barred
-from testbed.foreign.text import line as _line
 from testbed.report.result import SOUND, Unseen, gaps
+from testbed.untrusted.text import barred
+from testbed.untrusted.text import line as _line
 
 _MANY = 200  # lines of one case in JUnit XML
 _REASON = 150  # characters of the reason why a control was not looked at

@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from testbed.foreign.text import line as _line
 from testbed.report.columns import NARROWEST, WIDTH, Line, cells, hanging, pad, shorten
+from testbed.untrusted.text import line as _line
 
 _NAME = 32  # cells of a name
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -41,7 +41,10 @@ def matrices(rows: Sequence[_Row], width: int = WIDTH) -> list[Line]:
     for group in _groups(rows):
         if any(row["observed"] is not None for row in group):
             lines += _matrix(group, width, letters, used)
-    legend = {**{letter: ", ".join(services) for services, letter in letters.items()}, **{s: t for s, t in _SIGNS.items() if s in used}}
+    legend = {
+        **{letter: ", ".join(services) for services, letter in letters.items()},
+        **{s: t for s, t in _SIGNS.items() if s in used},
+    }
     lines += hanging("signs:", "; ".join(f"{sign} {meaning}" for sign, meaning in legend.items()), width)
     wrong = [row for row in seen if bool(row["observed"]) != bool(row["allowed"])]
     for word, which in (("DEAD", False), ("LEAK", True)):
@@ -80,7 +83,9 @@ def _groups(rows: Sequence[_Row]) -> list[list[_Row]]:
     return list(found.values())
 
 
-def _matrix(rows: Sequence[_Row], width: int, letters: dict[tuple[str, ...], str], used: set[str]) -> Iterator[Line]:
+def _matrix(
+    rows: Sequence[_Row], width: int, letters: dict[tuple[str, ...], str], used: set[str]
+) -> Iterator[Line]:
     """Yield a matrix, in as many parts side by side as its targets need.
 
     Args:
@@ -91,7 +96,10 @@ def _matrix(rows: Sequence[_Row], width: int, letters: dict[tuple[str, ...], str
     by_ends: dict[tuple[str, str], list[_Row]] = defaultdict(list)
     for row in rows:
         by_ends[_ends(row)].append(row)
-    names = {name: number for number, name in enumerate(dict.fromkeys(name for pair in by_ends for name in pair), 1)}
+    names = {
+        name: number
+        for number, name in enumerate(dict.fromkeys(name for pair in by_ends for name in pair), 1)
+    }
     targets = [name for name in names if any(target == name for _, target in by_ends)]
     signs = {pair: _sign(found, letters) for pair, found in by_ends.items()}
     used |= set(signs.values())
@@ -107,7 +115,9 @@ def _matrix(rows: Sequence[_Row], width: int, letters: dict[tuple[str, ...], str
             if any(sign not in "- " for sign in shown):
                 cut = pad(shorten(source, label), label)
                 style = _WRONG if {"!", "x"} & set(shown) else ""
-                yield Line(f"{number:>{digits}} {cut}{''.join(f'{sign:>{room}}' for sign in shown)}", "", style)
+                yield Line(
+                    f"{number:>{digits}} {cut}{''.join(f'{sign:>{room}}' for sign in shown)}", "", style
+                )
 
 
 def _sign(rows: Sequence[_Row], letters: dict[tuple[str, ...], str]) -> str:

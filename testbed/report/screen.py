@@ -1,6 +1,6 @@
 """A result as people read it on a terminal or in a CI log. Pure functions of the contents of a run's files.
 
-Every text goes through `testbed.foreign.text`; further lines of foreign text stand behind a bar.
+Every text goes through `testbed.untrusted.text`; further lines of foreign text stand behind a bar.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from testbed.foreign.text import line as _line
 from testbed.report.columns import NARROWEST, WIDTH, Line, cells, hanging, pad, shorten, table, wrap
 from testbed.report.formats import because, headline, unseen
 from testbed.report.result import SOUND
+from testbed.untrusted.text import line as _line
 
 _WORD = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive", "not-applicable": "n/a"}
 _STYLE = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "not-applicable": "dim"}
@@ -72,7 +72,12 @@ def _cases(checks: Sequence[Mapping[str, Any]], width: int) -> Iterator[Line]:
     """Yield the table of all cases, an objective once for all cases of a check that follow one another."""
     heads = ["verdict", "control", "case", "seconds"]
     rows = [
-        [_word(check), shorten(_line(check["id"]), _NAME), shorten(_line(check["case"]), _NAME), _seconds(check["duration_s"])]
+        [
+            _word(check),
+            shorten(_line(check["id"]), _NAME),
+            shorten(_line(check["case"]), _NAME),
+            _seconds(check["duration_s"]),
+        ]
         for check in checks
     ]
     if any(check["proofs"] for check in checks):
@@ -88,7 +93,10 @@ def _cases(checks: Sequence[Mapping[str, Any]], width: int) -> Iterator[Line]:
         before, sign = (check["id"], check["objective"]), _word(check)
         style, rest = _STYLE.get(check["verdict"], ""), row.removeprefix(sign)
         if stacked:
-            yield from (Line(sign, shorten(rest, width - len(sign)), style), *(Line("  ", item) for item in _short(told, width - 2)))
+            yield from (
+                Line(sign, shorten(rest, width - len(sign)), style),
+                *(Line("  ", item) for item in _short(told, width - 2)),
+            )
             continue
         first, *more = _short(told, width - size - 2) or [""]
         yield Line(sign, f"{pad(rest, size - len(sign))}  {first}", style)
@@ -102,7 +110,11 @@ def _word(check: Mapping[str, Any]) -> str:
 def _short(told: str, width: int) -> list[str]:
     """Return the first lines of an objective; an ellipsis ends it where there is more."""
     lines = wrap(told, width) if told else []
-    return lines if len(lines) <= _LINES else [*lines[: _LINES - 1], shorten(f"{lines[_LINES - 1]} {lines[_LINES]}", width)]
+    return (
+        lines
+        if len(lines) <= _LINES
+        else [*lines[: _LINES - 1], shorten(f"{lines[_LINES - 1]} {lines[_LINES]}", width)]
+    )
 
 
 def _notes(data: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], width: int) -> Iterator[Line]:
@@ -111,7 +123,12 @@ def _notes(data: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], width: 
         for proof in check["proofs"]:
             if proof["verdict"] not in SOUND:
                 head = f"{_line(proof['verdict'])} {_place(check)}:"
-                yield from hanging(head, _sentence(f"{_line(proof['breach'])}: {_line(proof['reason'])}"), width, _style(proof))
+                yield from hanging(
+                    head,
+                    _sentence(f"{_line(proof['breach'])}: {_line(proof['reason'])}"),
+                    width,
+                    _style(proof),
+                )
     if gone := unseen(data):
         yield from hanging("not looked at:", _line("; ".join(map(because, gone))), width, "dim")
     for item in data.get("trouble", []):
@@ -120,9 +137,13 @@ def _notes(data: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], width: 
         places: dict[tuple[str, str], list[str]] = defaultdict(list)
         for check in checks:
             if check["verdict"] == verdict:
-                places[shorten(_line(check["id"]), _NAME), _sentence(check["reason"])].append(shorten(_line(check["case"]), _NAME))
+                places[shorten(_line(check["id"]), _NAME), _sentence(check["reason"])].append(
+                    shorten(_line(check["case"]), _NAME)
+                )
         for (control, reason), cases in places.items():
-            yield from hanging(f"{_WORD[verdict]} {control} {', '.join(cases)}:", reason, width, _STYLE[verdict])
+            yield from hanging(
+                f"{_WORD[verdict]} {control} {', '.join(cases)}:", reason, width, _STYLE[verdict]
+            )
 
 
 def _style(proof: Mapping[str, Any]) -> str:
