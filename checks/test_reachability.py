@@ -22,6 +22,7 @@ from checks.support.breaches import (
 from checks.support.flow_shortcuts import shortcut
 from checks.support.lying_guest import concealed
 from checks.support.network_observation import judge, overheard, survey
+from testbed.model.cell import by_pair
 from testbed.plan.ovn_acls import Acl
 from testbed.verify.breach_context import Host, Stage
 from testbed.verify.check import Effect, check
@@ -79,10 +80,10 @@ def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
     fleet.evidence.record("fleet", "matrix", f"{len(found)} cells", "\n".join(rows), time.time())
     for cell, arrived in found:
         fleet.saw(cell, arrived=arrived)
-    leaks = [str(cell) for cell, arrived in found if arrived and not cell.allowed]
-    assert not leaks, f"{len(leaks)} of {len(found)} cells leak: {'; '.join(leaks[:6])}{_concealed(seen.observation)}"
-    dead = [str(cell) for cell, arrived in found if cell.allowed and not arrived]
-    assert not dead, f"{len(dead)} allowed cells do not work: {'; '.join(dead[:6])}"
+    leaks = [cell for cell, arrived in found if arrived and not cell.allowed]
+    assert not leaks, f"{len(leaks)} of {len(found)} cells leak: {by_pair(leaks)}{_concealed(seen.observation)}"
+    dead = [cell for cell, arrived in found if cell.allowed and not arrived]
+    assert not dead, f"{len(dead)} allowed cells do not work: {by_pair(dead)}"
     past = [f"{len(marks)} at {guest}" for guest, marks in seen.observation.past().items()]
     assert not past, f"frames came to guests by a path that their nodes do not see: {'; '.join(past[:6])}"
     seen.require_agreement("NET-01")

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from testbed.cli.display import Board
 from testbed.engine.apply import converge
 from testbed.engine.observe import plan
+from testbed.engine.place import Step
 from testbed.errors import ProvisioningError
 from testbed.model.resolve import resolve
 from testbed.model.topology import Testbed
@@ -70,6 +72,23 @@ def test_a_failure_is_told_and_the_rest_is_done_first() -> None:
     assert Key("node-a", Kind.GUEST, "blue/db") in world.resources
     world.failing.clear()
     assert _up(world, lab) == [guest, Key("node-a", Kind.LIMIT, "red/web/app")]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_display_can_count_what_is_planned_and_what_has_ended(fails: bool) -> None:
+    lab, world, board, told = _lab(), World(), Board(), list[str]()
+    if fails:
+        world.failing.add(Key("node-a", Kind.GUEST, "red/web"))
+    with suppress(ProvisioningError):
+        converge(_wanted(lab), [world.place(name) for name in places(lab)], told.append)
+    for step in told:
+        assert isinstance(step, Step)
+        board.take(step)
+    assert board.planned == len(_wanted(lab)) + len(places(lab))
+    assert board.done == board.planned - (1 if fails else 0)  # a limit of the guest that was not made waits for it
+    assert board.running == []
+    assert board.wrong == fails
+    assert len([step for step in told if step]) == board.done - len(places(lab)) + fails
 
 
 def test_a_breach_shows_as_drift_and_up_repairs_it() -> None:

@@ -24,6 +24,7 @@ from scapy.packet import Packet, Raw
 from testbed.drivers.host import process
 from testbed.drivers.network.rogue_host import Rogue, standing
 from testbed.errors import InstrumentError
+from testbed.model.cell import by_pair
 from testbed.model.exposure import SSH, Contact, Site, Socket, Stand, contacts, machines, rogue
 from testbed.model.topology import LabNetwork
 from testbed.payload.probe.scanner import MAX_ASKS
@@ -264,6 +265,6 @@ def _once_more(fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Conta
 
 def _require_open(cells: Sequence[Contact], states: Sequence[str], stage: str) -> None:
     pairs = zip(cells, states, strict=True)
-    shut = [str(cell) for cell, state in pairs if cell.source.stand is Stand.OUTER and state != "open"]
+    shut = [cell for cell, state in pairs if cell.source.stand is Stand.OUTER and state != "open"]
     if shut:
-        raise broken(f"the administrator does not get what is allowed, {stage} the questions", "; ".join(shut[:4]))
+        raise broken(f"the administrator does not get what is allowed, {stage} the questions", by_pair(shut))
