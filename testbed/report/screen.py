@@ -23,6 +23,7 @@ _OBJECTIVE = 24  # cells; with less room, a case has two lines
 _LINES = 2  # lines of an objective in the table
 _REASON = 600  # characters of a reason; the report has all of it
 _EMPTY = Line("")
+_NUMBERS = frozenset({3, 4})  # columns at the right
 _NAME = 24  # cells of a case's name, and of one in a matrix
 
 
@@ -68,9 +69,8 @@ def _proven(check: Mapping[str, Any]) -> str:
     return f"{sum(item in SOUND for item in asked)}/{len(asked)}" if asked else ""
 
 
-def _cases(checks: Sequence[Mapping[str, Any]], width: int) -> Iterator[Line]:
-    """Yield the table of all cases, an objective once for all cases of a check that follow one another."""
-    heads = ["verdict", "control", "case", "seconds"]
+def _columns(checks: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """Return a head and a row for each case, without objectives; on a narrow terminal the most important columns."""
     rows = [
         [
             _word(check),
@@ -80,13 +80,29 @@ def _cases(checks: Sequence[Mapping[str, Any]], width: int) -> Iterator[Line]:
         ]
         for check in checks
     ]
+    heads = ["verdict", "control", "case", "seconds"]
     if any(check["proofs"] for check in checks):
-        heads.append("proven")
-        rows = [[*row, _proven(check)] for row, check in zip(rows, checks, strict=True)]
-    head, *shown = table(heads, rows, frozenset({3, 4}))
+        wide = [[*row, _proven(check)] for row, check in zip(rows, checks, strict=True)]
+        full = table([*heads, "proven"], wide, _NUMBERS)
+        if max(map(cells, full)) <= width:
+            return full
+    full = table(heads, rows, _NUMBERS)
+    if max(map(cells, full)) <= width:
+        return full
+    heads = ["", "control", "case", "s"]
+    over = max(map(cells, table(heads, rows, _NUMBERS))) - width
+    name = max(4, max(cells(row[2]) for row in rows) - max(0, over))
+    return table(
+        heads, [[word, control, shorten(case, name), time] for word, control, case, time in rows], _NUMBERS
+    )
+
+
+def _cases(checks: Sequence[Mapping[str, Any]], width: int) -> Iterator[Line]:
+    """Yield the table of all cases, an objective once for all cases of a check that follow one another."""
+    head, *shown = _columns(checks, width)
     size = max(map(cells, (head, *shown)))
     stacked = width < size + 2 + _OBJECTIVE
-    yield Line("", shorten(head if stacked else f"{pad(head, size)}  objective", width), "")
+    yield Line("", shorten(head if stacked else f"{pad(head, size)}  objective", width))
     before: object = None
     for check, row in zip(checks, shown, strict=True):
         told = "" if before == (check["id"], check["objective"]) else _line(check["objective"])
