@@ -98,7 +98,11 @@ class _Screen:
 
 
 def _in_terminal(
-    body: str, act: Callable[[int, bytes], None] | None = None, width: int = 80, **more: str
+    body: str,
+    act: Callable[[int, bytes], None] | None = None,
+    width: int = 80,
+    when: bytes = b" left",
+    **more: str,
 ) -> tuple[str, _Screen, int]:
     """Run a program on a terminal; return what it printed, what remains of that on the screen, and how it ended."""
     ours, theirs = pty.openpty()
@@ -119,7 +123,7 @@ def _in_terminal(
         except OSError:
             break
         shown += data
-        if act and b" left" in shown:
+        if act and when in shown:
             act(child.pid, shown)
             act = None
     os.close(ours)
@@ -199,19 +203,25 @@ def test_a_signal_leaves_no_picture(
     assert time.monotonic() - began < 60
 
 
-def test_a_signal_while_the_picture_is_drawn_ends_the_process() -> None:
-    body = """
-inner = display.picture
+@pytest.mark.parametrize("where", ["picture", "Patient.flush"])
+def test_a_signal_while_something_is_drawn_or_printed_ends_the_process(where: str) -> None:
+    body = f"""
+where, inner = {where!r}, display.{where}
 def slow(*given):
-    time.sleep(0.4)
+    if where == "picture" or threading.current_thread() is threading.main_thread():
+        time.sleep(0.2)
     return inner(*given)
-display.picture = slow
+display.{where} = slow
 interruptible()
-with at_once_on_interrupt(): work(steps=4000, seconds=0.001)
+with at_once_on_interrupt(), terminal.displayed("check"):
+    terminal.say(Step.planned(4000))
+    for number in range(4000):
+        terminal.say(Step.note("x", f"line {{number}}", well=False))
 """
-    _, screen, status = _in_terminal(body, lambda pid, _: os.kill(pid, signal.SIGTERM))
+    _, screen, status = _in_terminal(body, lambda pid, _: os.kill(pid, signal.SIGTERM), when=b"line 7")
     assert status == 130
     assert not screen.hidden
+    assert screen.text.splitlines()[-1] == _RESUMES
 
 
 def _without_terminal(body: str, **given: Any) -> subprocess.CompletedProcess[str]:
