@@ -1,7 +1,7 @@
-"""A live display of what goes on, where standard error is a terminal; else one line for each event.
+"""A live display of progress on a terminal; elsewhere, one line for each event.
 
-A terminal that is slow or stopped, and a pipe that is full or closed, hold nothing up: what cannot be written in time is
-left out. Lines go to the stream that standard error was at the beginning, whatever replaces it meanwhile, as pytest does.
+A terminal that is slow or stopped, and a pipe that is full or closed, delay no run: text that cannot be written in time is
+left out. Lines go to the stream that standard error was at the beginning; pytest replaces it while it runs a check.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from testbed.engine.place import Step, StepKind
 from testbed.report.columns import WIDTH, cells, shorten
 from testbed.untrusted.text import line
 
-_PIECE = 512  # octets that are written at once: a terminal that is ready may still have little room, and a pipe has a page
+_PIECE = 512  # octets of one write: a terminal that is ready may have little room; a pipe has a page
 _PERIOD = 0.25  # seconds between two pictures
 _ROWS = 8  # pieces of work that are shown, at most
 _BAR = 30  # cells of the bar, at most
@@ -43,7 +43,7 @@ def watched(stream: object) -> bool:
 
 
 def coloured(stream: object) -> bool:
-    """Tell whether a stream shows colours to a person who has not declined them (https://no-color.org)."""
+    """Tell whether a stream shows colours to a person who has not declined them."""
     return watched(stream) and not os.environ.get("NO_COLOR")
 
 
@@ -58,7 +58,7 @@ def width_of(descriptor: int | None) -> int:
 
 
 class SteadyConsole(Console):
-    """A console that a closed pipe does not end the program from; it is an error like others."""
+    """A console that raises an error for a closed pipe, instead of ending the program."""
 
     def on_broken_pipe(self) -> None:
         """Raise what rich has caught."""
@@ -66,7 +66,7 @@ class SteadyConsole(Console):
 
 
 class Patient(io.TextIOBase):
-    """A stream that waits for its reader no longer than some seconds, and that no closed pipe raises an error from.
+    """A stream that waits for its reader for some seconds at most, and ignores a closed pipe.
 
     Args:
         descriptor: an open file; it is duplicated.
@@ -143,7 +143,10 @@ class Patient(io.TextIOBase):
 
 
 def _opened_again(descriptor: int) -> int:
-    """Return a terminal opened once more, so that only our own writing does not block; or the same one, where we may not."""
+    """Return a terminal opened again, for writing that does not block; a duplicate where that fails.
+
+    The flag belongs to an open file, and the shell shares the one that we were given.
+    """
     try:
         return os.open(
             f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -177,7 +180,7 @@ class Board:
 
     @property
     def running(self) -> list[tuple[float, str]]:
-        """For each piece of work that runs, for how many seconds it has, and what it does now; the longest first."""
+        """Seconds and latest text of each piece of work that runs, the oldest first."""
         now = self._clock()
         with self._lock:
             return [(now - start, text) for start, text in self._running.values()]
@@ -189,7 +192,7 @@ class Board:
 
 
 def picture(title: str, board: Board, width: int, height: int) -> RenderableType:
-    """Return the display: a bar with what is left, and below it what runs now; no line exceeds the width."""
+    """Return the display: a bar, and below it what runs now; no line exceeds the width."""
     total, running = board.total, board.running
     wrong = f", {board.wrong} with problems" if board.wrong else ""
     words = f"{board.done} of {total}, {total - board.done} left{wrong}"
@@ -211,7 +214,7 @@ def picture(title: str, board: Board, width: int, height: int) -> RenderableType
 
 
 class Display:
-    """Shows events on standard error until it is closed: as a picture that is drawn again and again, or as lines.
+    """Shows events on standard error until it is closed: as a picture, or as lines.
 
     Args:
         title: the work as a whole, in a word.
@@ -252,7 +255,7 @@ class Display:
         os.kill(os.getpid(), number)
 
     def show(self, message: str) -> None:
-        """Show a message as a line; one about a piece of work that goes well only changes the picture, where there is one."""
+        """Show a message as a line; where there is a picture, a step that goes well only changes it."""
         step = message if isinstance(message, Step) else None
         if step is not None:
             self.board.take(step)

@@ -1,7 +1,7 @@
 """What the command line prints: results on standard output, progress and errors on standard error.
 
-Nothing else in this package prints, but for the picture that `testbed.cli.display` draws. No text is markup here, and every
-text goes through `testbed.untrusted.text` once more.
+Nothing else in this package prints, but for the picture that `testbed.cli.display` draws. No text is markup here, and
+every text goes through `testbed.untrusted.text` once more.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def displayed(title: str) -> Iterator[None]:
 
 
 def undisplay() -> None:
-    """Take the live display away, if there is one; a signal handler may call it before it ends the process."""
+    """Take the live display away, if there is one; signal handlers may call this."""
     while _DISPLAYS:
         _DISPLAYS.pop().close()
 
@@ -170,7 +170,7 @@ def _aside() -> AbstractContextManager[None]:
 
 @contextmanager
 def _unless_gone(stream: TextIO) -> Iterator[None]:
-    """Let a block print to a reader that may have gone, as head(1) does; what it does not read changes no exit code."""
+    """Let a block print to a reader that may have gone, as head(1) does; no exit code changes."""
     try:
         yield
     except BrokenPipeError:

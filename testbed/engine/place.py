@@ -12,7 +12,7 @@ Progress = Callable[[str], None]
 
 
 class StepKind(Enum):
-    """What a step says of a piece of work."""
+    """The event that a step reports of a piece of work."""
 
     PLANNED = auto()
     BEGUN = auto()
@@ -21,7 +21,7 @@ class StepKind(Enum):
 
 
 class Step(str):
-    """A message of progress about a piece of work, from which a live display learns what runs and what is left.
+    """A message about a piece of work, from which a display learns what runs and what is left.
 
     Where no display is, it is a line as other messages are; an empty one is no line.
 

@@ -48,7 +48,7 @@ class Question:
 
 
 def by_pair(cells: Iterable[Question]) -> str:
-    """Return cells in words: the first pairs of source and target, each with its first services, and how many more there are."""
+    """Return the first pairs of source and target with their first services, and count the rest."""
     pairs: dict[str, list[str]] = {}
     for cell in cells:
         pairs.setdefault(f"{cell.source.label} -> {cell.aim}", []).append(cell.service)

@@ -1,7 +1,7 @@
-"""Text in columns of a terminal: measured in cells, wrapped, shortened, padded. Pure; no text is markup.
+"""Text in columns of a terminal: measured in cells, wrapped, shortened, padded. Pure.
 
-A wide character takes two cells, and a combining one none. No line that is made here begins as a command to a CI system
-does, whatever was wrapped: see `testbed.untrusted.text`.
+A wide character takes two cells, and a combining one none. No text is markup. No wrapped line begins as a command to a CI
+system does: see `testbed.untrusted.text`.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def pad(text: str, width: int) -> str:
 
 
 def wrap(text: str, width: int, first: int | None = None) -> list[str]:
-    """Return the lines of at most so many cells that text makes, broken between words; only a longer word is broken inside.
+    """Return text as lines of at most so many cells, broken between words where that is possible.
 
-    A line that would begin with ``::`` gets a bar, since GitHub obeys such a line whatever white space stands before it.
+    A line that would begin with ``::`` gets a bar, since GitHub obeys such a line, indented or not.
 
     Args:
         first: cells of the first line, if they are others.
@@ -83,7 +83,7 @@ def wrap(text: str, width: int, first: int | None = None) -> list[str]:
 
 
 def hanging(head: str, text: str, width: int, style: str = "") -> list[Line]:
-    """Return text behind a head; its further lines stand further in behind a bar, so that none can pass for one of ours."""
+    """Return text behind a head; each further line stands behind a bar, and cannot pass for ours."""
     start = f"{' ' * min(4, width // 10)}{BAR}"
     room = width - cells(head) - 1
     if room < NARROWEST // 2:  # the head has a line of its own
@@ -96,7 +96,10 @@ def hanging(head: str, text: str, width: int, style: str = "") -> list[Line]:
 
 
 def _folded(text: str, width: int, later: int) -> Iterator[str]:
-    """Yield pieces of text of at most so many cells, later ones of others; a combining character stays with the one before it."""
+    """Yield pieces of text, the first and the later ones of at most so many cells.
+
+    A combining character stays with the one before it.
+    """
     piece, size = "", 0
     for character in text:
         more = get_character_cell_size(character)

@@ -1,6 +1,6 @@
-"""What reached what, as matrices that fit a terminal. Pure functions of the rows of ``matrix.json``.
+"""Matrices of who reached whom, in the width of a terminal. Pure functions of ``matrix.json``.
 
-Guests and each network of the machines have a matrix of their own: rows are sources, columns are targets by their number.
+Guests and each network of the machines have a matrix of their own: rows are sources, columns are targets by number.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _Row = Mapping[str, Any]
 
 
 def matrices(rows: Sequence[_Row], width: int = WIDTH) -> list[Line]:
-    """Return what reached what: how much was observed, a matrix for all that could meet, and what is against the rules.
+    """Return how much was observed, a matrix for all that could meet, and each violation.
 
     Nothing where nothing was observed.
 
@@ -34,7 +34,7 @@ def matrices(rows: Sequence[_Row], width: int = WIDTH) -> list[Line]:
         return []
     width = max(NARROWEST, width)
     denied = sum(not row["observed"] for row in seen)
-    told = f"{len(seen)} of {len(rows)} cells observed, {denied} of them denied; what got through, from rows to columns:"
+    told = f"{len(seen)} of {len(rows)} cells observed, {denied} of them denied; from rows to columns got through:"
     lines = hanging("reach:", told, width)
     letters: dict[tuple[str, ...], str] = {}
     used: set[str] = set()
@@ -58,7 +58,7 @@ def _service(row: _Row) -> str:
 
 
 def _ends(row: _Row) -> tuple[str, str]:
-    """Return source and target; a target that is asked at an address of another network is one with itself."""
+    """Return source and target, the latter without an address of another network."""
     return _line(row["source"]), _line(row["target"]).partition(" at ")[0]
 
 
@@ -70,7 +70,7 @@ def _pairs(rows: Sequence[_Row]) -> dict[str, list[str]]:
 
 
 def _groups(rows: Sequence[_Row]) -> list[list[_Row]]:
-    """Return the rows by those who could meet at all: the guests, and each network of the machines."""
+    """Return the rows of the guests, and of each network of the machines, apart."""
     group: dict[str, set[str]] = {}
     for row in rows:
         one, other = (group.setdefault(name, {name}) for name in _ends(row))
@@ -121,7 +121,7 @@ def _matrix(
 
 
 def _sign(rows: Sequence[_Row], letters: dict[tuple[str, ...], str]) -> str:
-    """Return what stands for a pair: a sign if something is against the rules or was not observed, else a letter for what passes."""
+    """Return the sign of a pair: of the worst finding, or a letter for the services that passed."""
     if any(row["observed"] and not row["allowed"] for row in rows):
         return "!"
     if any(row["allowed"] and row["observed"] is False for row in rows):

@@ -33,7 +33,7 @@ def text(data: Mapping[str, Any], width: int = WIDTH) -> str:
 
 
 def verdicts(data: Mapping[str, Any], width: int = WIDTH) -> list[Line]:
-    """Return a result: all cases by control and case, then what is not sound, failures last, and the headline.
+    """Return a result: all cases, then everything that is not sound, failures last, and the headline.
 
     Args:
         data: content of ``result.json``.
@@ -70,7 +70,7 @@ def _proven(check: Mapping[str, Any]) -> str:
 
 
 def _columns(checks: Sequence[Mapping[str, Any]], width: int) -> list[str]:
-    """Return a head and a row for each case, without objectives; on a narrow terminal the most important columns."""
+    """Return a head and a row for each case, without objectives, with as many columns as fit."""
     rows = [
         [
             _word(check),
@@ -98,7 +98,7 @@ def _columns(checks: Sequence[Mapping[str, Any]], width: int) -> list[str]:
 
 
 def _cases(checks: Sequence[Mapping[str, Any]], width: int) -> Iterator[Line]:
-    """Yield the table of all cases, an objective once for all cases of a check that follow one another."""
+    """Yield the table of all cases; equal objectives below one another are shown once."""
     head, *shown = _columns(checks, width)
     size = max(map(cells, (head, *shown)))
     stacked = width < size + 2 + _OBJECTIVE

@@ -1,4 +1,4 @@
-"""The live display: a picture on a terminal that goes away, and a line for each event where no terminal is."""
+"""The live display: a picture that goes away, and a line for each event without a terminal."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _in_terminal(
     when: bytes = b" left",
     **more: str,
 ) -> tuple[str, _Screen, int]:
-    """Run a program on a terminal; return what it printed, what remains of that on the screen, and how it ended."""
+    """Run a program on a terminal; return its output, the last screen, and its exit status."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     child = subprocess.Popen(

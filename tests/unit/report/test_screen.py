@@ -22,7 +22,7 @@ HOSTILE = (
     "[red]not red[/red] \x1b[31m\u202e \\[/x] 日本語日本語 e\u0301\u0301\u0301\u0301\u0301 ::error::told ::set-output "
     f"##vso[task.complete] \n::warning::told\r\n  ::error::told {'w' * 300} {'漢' * 100} ## [x] \ud800"
 )
-LONG = "a guest reaches another one, although no flow of the topology leads from the one to the other, by IPv6 and by a tag"
+LONG = "a guest reaches another one, although no flow leads from the one to the other, by IPv6 and by a tag, in no time"
 
 
 def _of(
