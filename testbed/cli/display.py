@@ -1,7 +1,8 @@
 """A live display of progress on a terminal; elsewhere, one line for each event.
 
-A terminal that is slow or stopped, and a pipe that is full or closed, delay no run: text that cannot be written in time is
-left out. Lines go to the stream that standard error was at the beginning; pytest replaces it while it runs a check.
+A terminal that is slow or stopped, and a pipe that is full or closed, delay no run: text that cannot be
+written in time is left out. Lines go to the stream that standard error was at the beginning; pytest replaces
+it while it runs a check.
 """
 
 from __future__ import annotations

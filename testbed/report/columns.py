@@ -1,7 +1,7 @@
 """Text in columns of a terminal: measured in cells, wrapped, shortened, padded. Pure.
 
-A wide character takes two cells, and a combining one none. No text is markup. No wrapped line begins as a command to a CI
-system does: see `testbed.untrusted.text`.
+A wide character takes two cells, and a combining one none. No text is markup. No wrapped line begins as a
+command to a CI system does: see `testbed.untrusted.text`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Matrices of who reached whom, in the width of a terminal. Pure functions of ``matrix.json``.
 
-Guests and each network of the machines have a matrix of their own: rows are sources, columns are targets by number.
+Guests and each network of the machines have a matrix of their own: rows are sources, columns are targets by
+number.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def matrices(rows: Sequence[_Row], width: int = WIDTH) -> list[Line]:
         return []
     width = max(NARROWEST, width)
     denied = sum(not row["observed"] for row in seen)
-    told = f"{len(seen)} of {len(rows)} cells observed, {denied} of them denied; from rows to columns got through:"
-    lines = hanging("reach:", told, width)
+    told = f"{len(seen)} of {len(rows)} cells observed, {denied} of them denied"
+    lines = hanging("reach:", f"{told}; from rows to columns got through:", width)
     letters: dict[tuple[str, ...], str] = {}
     used: set[str] = set()
     for group in _groups(rows):

@@ -19,10 +19,11 @@ from testbed.topology_file.loader import read
 
 WIDTHS = (20, 40, 80, 120, 200)
 HOSTILE = (
-    "[red]not red[/red] \x1b[31m\u202e \\[/x] 日本語日本語 e\u0301\u0301\u0301\u0301\u0301 ::error::told ::set-output "
+    "[red]not red[/red] \x1b[31m\u202e \\[/x] "
+    "日本語日本語 e\u0301\u0301\u0301\u0301\u0301 ::error::told ::set-output "
     f"##vso[task.complete] \n::warning::told\r\n  ::error::told {'w' * 300} {'漢' * 100} ## [x] \ud800"
 )
-LONG = "a guest reaches another one, although no flow leads from the one to the other, by IPv6 and by a tag, in no time"
+LONG = "a guest reaches another one, although no flow leads from the one to the other, by IPv6 and by a tag"
 
 
 def _of(
@@ -95,8 +96,13 @@ def test_the_table_is_ordered_by_control_and_case_with_seconds_in_one_column() -
     head, *table = lines[start : lines.index("", start)]
     rows = [line.split() for line in table if not line.startswith(" ")]
     assert [row[1:3] for row in rows] == [
-        ["ACC-01", "node1"], ["ACC-01", "node2"], ["NET-02", "fleet"], ["NET-02", "other"], ["NET-10", "node2"], ["NET-10", "node10"],
-    ]  # fmt: skip
+        ["ACC-01", "node1"],
+        ["ACC-01", "node2"],
+        ["NET-02", "fleet"],
+        ["NET-02", "other"],
+        ["NET-10", "node2"],
+        ["NET-10", "node10"],
+    ]
     assert [row[0] for row in rows] == ["inconclusive", "n/a", "FAIL", "FAIL", "pass", "pass"]
     end = head.index("seconds") + len("seconds")
     assert all(line[:end].endswith(" 12.3") for line in table if not line.startswith(" "))

@@ -319,11 +319,16 @@ def test_a_display_can_count_the_cases_and_the_trials_of_their_breaches(judge, p
     for step in told:
         assert isinstance(step, Step)
         board.take(step)
-    assert board.planned == board.done == (5 if prove else 3)  # a breach is opened, and looked at again, where the check passed
+    # A breach is opened, and looked at again, where the check passed.
+    assert board.planned == board.done == (5 if prove else 3)
     assert board.running == []
     assert [str(step) for step in told if isinstance(step, Step) and not step.well] == ["NET-02.fleet: fail"]
     lines = [line for line in told if line]
     assert lines[:5] == [
-        "NET-01.fleet: it holds", "NET-01.fleet: pass", "NET-02.fleet: it is open", "NET-02.fleet: fail", "NET-03.fleet: not-applicable",
-    ]  # fmt: skip
+        "NET-01.fleet: it holds",
+        "NET-01.fleet: pass",
+        "NET-02.fleet: it is open",
+        "NET-02.fleet: fail",
+        "NET-03.fleet: not-applicable",
+    ]
     assert lines[5:] == (["NET-01.fleet: breach: opens it", "NET-01.fleet: proven"] if prove else [])
