@@ -1,4 +1,6 @@
-"""Carries out plans: places side by side, and in each place the actions in the order of their dependencies."""
+"""Carries out plans: places side by side, and in each place the actions in the order of their
+dependencies.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def _joined(failures: list[TestbedError]) -> TestbedError:
     if len(failures) == 1:
         return failures[0]
     what = f"{len(failures)} parts of the lab could not be provisioned"
-    return ProvisioningError(what, fact="\n".join(map(str, failures)), remedy="correct the causes and run the command again")
+    return ProvisioningError(
+        what, fact="\n".join(map(str, failures)), remedy="correct the causes and run the command again"
+    )
 
 
 def converge_place(
@@ -63,7 +67,10 @@ def converge_place(
         ProvisioningError: something could not be done; what was done stays.
 
     """
-    here, trace = {key: resource for key, resource in desired.items() if key.place == place.name}, trace or Trace()
+    here, trace = (
+        {key: resource for key, resource in desired.items() if key.place == place.name},
+        trace or Trace(),
+    )
     waited, recovered, seen = (f"{place.name}: {step}" for step in ("waited for", "set right", "observed"))
     progress(Step.begun(place.name))
     with trace.span(waited, [str(Key(OUTER, Kind.MACHINE, place.name))]):
@@ -117,7 +124,11 @@ def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: st
             try:
                 future.result()
             except TestbedError as error:
-                progress(Step.ended(str(action.key), f"failed: {action.key}: {error.what}: {error.fact}", well=False))
+                progress(
+                    Step.ended(
+                        str(action.key), f"failed: {action.key}: {error.what}: {error.fact}", well=False
+                    )
+                )
                 failures.append(error)
                 continue
             progress(Step.ended(str(action.key)))

@@ -38,7 +38,9 @@ class Step(str):
     well: bool
 
     @classmethod
-    def _of(cls, kind: StepKind, text: str = "", name: str = "", *, pieces: int = 0, well: bool = True) -> Self:
+    def _of(
+        cls, kind: StepKind, text: str = "", name: str = "", *, pieces: int = 0, well: bool = True
+    ) -> Self:
         step = cls(text)
         step.name, step.kind, step.pieces, step.well = name, kind, pieces, well
         return step

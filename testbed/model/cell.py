@@ -18,7 +18,9 @@ class Named(Protocol):
 
 
 class Question:
-    """May this source use that service of that target? The cells of a matrix are frozen values with these fields."""
+    """May this source use that service of that target? The cells of a matrix are frozen values with these
+    fields.
+    """
 
     __slots__ = ()
     source: Named
@@ -52,7 +54,10 @@ def by_pair(cells: Iterable[Question]) -> str:
     pairs: dict[str, list[str]] = {}
     for cell in cells:
         pairs.setdefault(f"{cell.source.label} -> {cell.aim}", []).append(cell.service)
-    told = [f"{pair}: {', '.join(services[:_SERVICES])}{_more(len(services) - _SERVICES)}" for pair, services in pairs.items()]
+    told = [
+        f"{pair}: {', '.join(services[:_SERVICES])}{_more(len(services) - _SERVICES)}"
+        for pair, services in pairs.items()
+    ]
     return "; ".join(told[:_PAIRS]) + (f"; and {len(told) - _PAIRS} more pairs" if len(told) > _PAIRS else "")
 
 
@@ -61,6 +66,8 @@ def _more(count: int) -> str:
 
 
 def link_local(mac: str) -> IPv6Address:
-    """Return the address that IPv6 gives every interface, made from its MAC address (RFC 4291, appendix A)."""
+    """Return the address that IPv6 gives every interface, made from its MAC address (RFC 4291, appendix
+    A).
+    """
     octets = bytes.fromhex(mac.replace(":", ""))
     return IPv6Address(bytes((0xFE, 0x80, *bytes(6), octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:])))

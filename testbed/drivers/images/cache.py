@@ -20,7 +20,17 @@ import yaml
 
 from testbed.drivers.host import content_store as caches
 from testbed.drivers.host import process
-from testbed.drivers.host.content_store import BASE, IMAGE, altered, clear_leftovers, crowded, entries, file_digest, publish, remove_tree
+from testbed.drivers.host.content_store import (
+    BASE,
+    IMAGE,
+    altered,
+    clear_leftovers,
+    crowded,
+    entries,
+    file_digest,
+    publish,
+    remove_tree,
+)
 from testbed.drivers.host.private_files import write_public
 from testbed.drivers.host.process import as_root
 from testbed.drivers.images import build
@@ -34,13 +44,13 @@ _FULL = 64 * 2**20  # with less than that, a failure is put down to the disk
 _FILES = ("disk.qcow2", "vmlinuz", "initrd", "canary", "volume.qcow2", "pool.qcow2")
 
 
-
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What an image is made of.
 
     Args:
-        key: digest (hexadecimal) of this recipe, of every file of its playbook, and of the program that assembles it.
+        key: digest (hexadecimal) of this recipe, of every file of its playbook, and of the program that
+            assembles it.
 
     """
 
@@ -91,7 +101,9 @@ class Image:
 
         """
         if fact := altered({self.folder / file: digest for file, digest in self.digests.items()}):
-            remedy = f"remove it with `testbed image rm {self.name}` and run the command again: it is made anew"
+            remedy = (
+                f"remove it with `testbed image rm {self.name}` and run the command again: it is made anew"
+            )
             raise ImageError(f"the image {self.name} is not what was baked", fact=fact, remedy=remedy)
 
 
@@ -110,7 +122,9 @@ class ImageCache:
         result = {}
         for name, item in data["images"].items():
             entry = json.dumps([_VERSION, data["suite"], item], sort_keys=True)
-            key = hashlib.sha256(entry.encode() + self._playbook_digest(item["playbook"]) + program).hexdigest()[:16]
+            key = hashlib.sha256(
+                entry.encode() + self._playbook_digest(item["playbook"]) + program
+            ).hexdigest()[:16]
             result[name] = Recipe(
                 name,
                 data["suite"],
@@ -127,8 +141,12 @@ class ImageCache:
         digest = hashlib.sha256((self._playbooks / playbook).read_bytes())
         for role in roles:
             for path in sorted((self._playbooks / "roles" / role).rglob("*")):
-                if path.is_file() and path.parent.name != "__pycache__":  # what has run from here is no part of it
-                    digest.update(str(path.relative_to(self._playbooks)).encode() + b"\0" + path.read_bytes() + b"\0")
+                if (
+                    path.is_file() and path.parent.name != "__pycache__"
+                ):  # what has run from here is no part of it
+                    digest.update(
+                        str(path.relative_to(self._playbooks)).encode() + b"\0" + path.read_bytes() + b"\0"
+                    )
         return digest.digest()
 
     def find(self, recipe: Recipe) -> Image | None:
@@ -175,7 +193,9 @@ class ImageCache:
         image = self.find(recipe)
         if image is None:
             fact = f"{self._folder} has no {recipe.name}-{recipe.key}"
-            raise ImageError(f"the image {recipe.name} is missing", fact=fact, remedy="run `testbed image bake`")
+            raise ImageError(
+                f"the image {recipe.name} is missing", fact=fact, remedy="run `testbed image bake`"
+            )
         return image
 
     def _check_space(self, count: int) -> None:
@@ -222,7 +242,9 @@ class ImageCache:
         finally:
             if partial.exists():
                 remove_tree(partial)
-            progress(Step.ended(recipe.name, f"image {recipe.name}: {'ready' if well else 'failed'}", well=well))
+            progress(
+                Step.ended(recipe.name, f"image {recipe.name}: {'ready' if well else 'failed'}", well=well)
+            )
 
     def _full(self, recipe: Recipe, error: Exception) -> ImageError | None:
         """Return what to tell instead of an error that a full disk has caused, or None."""
@@ -232,14 +254,22 @@ class ImageCache:
         return ImageError(
             f"the disk filled up while the image {recipe.name} was baked",
             fact=f"{self._folder} has {free // 2**20} MiB left, and {str(error).splitlines()[0]}",
-            remedy="free some space (`testbed image prune` helps), or point TESTBED_CACHE_DIR elsewhere; nothing half-done is left",
+            remedy=(
+                "free some space (`testbed image prune` helps), or point TESTBED_CACHE_DIR elsewhere; "
+                "nothing half-done is left"
+            ),
         )
 
     def _base(self, recipe: Recipe, progress: Progress, log: Path) -> Path:
         archive = self._folder / f"base-{recipe.name}-{recipe.base_key}.tar"
         if archive.exists():
             return archive
-        progress(Step.note(recipe.name, f"image {recipe.name}: fetching {len(recipe.packages)} packages and what they need"))
+        progress(
+            Step.note(
+                recipe.name,
+                f"image {recipe.name}: fetching {len(recipe.packages)} packages and what they need",
+            )
+        )
         partial = self._folder / f"{archive.name}.partial-{os.getpid()}"
         try:
             process.run(
@@ -296,7 +326,8 @@ class ImageCache:
     def prune(self) -> list[Path]:
         """Delete what no present recipe names, and leftovers of killed processes; return what was deleted.
 
-        Saved memory stays, see `testbed.drivers.snapshots.machine_memory`; so do checkpoints, proofs, and whatever is not ours.
+        Saved memory stays, see `testbed.drivers.snapshots.machine_memory`; so do checkpoints, proofs, and
+        whatever is not ours.
 
         Raises:
             MachineError, UsageError: the cache folder is not ours.
