@@ -1,12 +1,7 @@
 """What the command line prints: results on standard output, progress and errors on standard error.
 
-<<<<<<< branch
-Nothing else in this package prints, but for the picture that `testbed.cli.display` draws. No text is markup
-here, and every text goes through `testbed.untrusted.text` once more.
-=======
-Nothing else in this package prints. No text is markup here, and every text goes through
-`testbed.untrusted.text` once more.
->>>>>>> F
+Nothing else in this package prints, but for the picture that `testbed.cli.display` draws. No text is
+markup here, and every text goes through `testbed.untrusted.text` once more.
 """
 
 from __future__ import annotations

@@ -56,65 +56,6 @@ def because(item: Mapping[str, Any]) -> str:
     return f"{_part(item)} ({reason[:_REASON]}{'…' if len(reason) > _REASON else ''})"
 
 
-<<<<<<< branch
-=======
-def text(data: Mapping[str, Any]) -> str:
-    """Return plain lines for terminals and CI logs.
-
-    What a guest may have said stands behind a bar: see `testbed.untrusted.text`.
-    """
-    environment = data["environment"]
-    levels = f"nodes under {environment.get('outer', '?')}, guests under {environment.get('inner', '?')}"
-    lines = [_line(f"lab {data['lab']['name']}: {levels}")]
-    for check in data["checks"]:
-        told = (
-            f"{_line(check['id']):7} {_line(check['case']):12} {_line(check['objective'])} "
-            f"({_line(check['duration_s'])} s)"
-        )
-        lines.append(f"{_SIGN[check['verdict']]} {told}")
-        if check["verdict"] != "pass":
-            lines += [f"      {line}" for line in barred(check["reason"], 6)]
-        lines += [
-            f"        {_line(proof['verdict'])}: {_line(proof['breach'])}" + _unless_proven(proof)
-            for proof in check["proofs"]
-        ]
-    lines += [f"trouble: {_line(item)}" for item in data.get("trouble", [])]
-    unseen = _unseen(data)
-    if unseen:
-        lines.append(_line(f"not looked at: {'; '.join(map(_because, unseen))}"))
-    return "\n".join((*lines, headline(data)))
-
-
-def matrix(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the reach matrices in words: what reached what, and how much did not; what was against the rules
-    stands out.
-
-    Nothing where nothing was observed.
-    """
-    seen = [row for row in rows if row["observed"] is not None]
-    if not seen:
-        return ""
-    pairs: dict[str, list[str]] = {}
-    for row in seen:
-        if row["observed"] or row["allowed"]:
-            sign = "" if row["observed"] == row["allowed"] else " (LEAK)" if row["observed"] else " (DEAD)"
-            service = row["protocol"] if row["port"] is None else f"{row['protocol']}/{row['port']}"
-            pairs.setdefault(_line(f"{row['source']} -> {row['target']}"), []).append(f"{service}{sign}")
-    denied = sum(not row["observed"] for row in seen)
-    lines = [f"  {pair}: {', '.join(services)}" for pair, services in pairs.items()]
-    return "\n".join(
-        (
-            f"reach: {len(seen)} of {len(rows)} cells observed, {denied} of them denied; what got through:",
-            *lines,
-        )
-    )
-
-
-def _unless_proven(proof: Mapping[str, Any]) -> str:
-    return "" if proof["verdict"] == "proven" else f" ({_line(proof['reason'])[:300]})"
-
-
->>>>>>> F
 def _cell(text: object) -> str:
     """Return our own words for Markdown; what a forge might make a link of is shown as code."""
     shown = _line(text)

@@ -396,11 +396,6 @@ def test_the_matrix_tells_what_got_through_and_what_is_wrong() -> None:
             "observed": observed,
         }
 
-<<<<<<< branch
-    rows = [row("b", "tcp/5432", True, True), row("b", "arp", True, False), row("c", "icmp", False, True), row("c", "nd", False, False),
-            row("d", "nd", False, None)]  # fmt: skip
-    lines = [line.plain for line in reach.matrices(rows)]
-=======
     rows = [
         row("b", "tcp/5432", True, True),
         row("b", "arp", True, False),
@@ -408,8 +403,7 @@ def test_the_matrix_tells_what_got_through_and_what_is_wrong() -> None:
         row("c", "nd", False, False),
         row("d", "nd", False, None),
     ]
-    lines = formats.matrix(rows).splitlines()
->>>>>>> F
+    lines = [line.plain for line in reach.matrices(rows)]
     assert lines[0].startswith("reach: 4 of 5 cells observed, 2 of them denied")
     assert lines[1:] == [
         "     2  3  4",
