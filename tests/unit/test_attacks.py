@@ -74,8 +74,8 @@ def test_only_false_senders_have_another_mac_address(topology: Path) -> None:
 
 @TOPOLOGY
 def test_the_page_lists_every_attack_and_every_breach(topology: Path) -> None:
-    """docs/attacks.md says of each frame which check watches it, and of each check which breaches prove it."""
-    page = (ROOT / "docs/attacks.md").read_text()
+    """docs/reference/attacks.md says of each frame which check watches it, and of each check which breaches prove it."""
+    page = (ROOT / "docs/reference/attacks.md").read_text()
     rows: dict[str, str] = {}
     for line in page.splitlines():
         if line.startswith("| NET-"):
