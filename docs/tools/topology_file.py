@@ -113,7 +113,7 @@ def _kind(annotation: Any, metadata: Sequence[Any]) -> tuple[str, str, Sequence[
     arguments = [item for item in get_args(annotation) if item is not type(None)]
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _kind(arguments[0], arguments[1:])[:2] + (arguments[1:],)
+        return (*_kind(arguments[0], arguments[1:])[:2], arguments[1:])
     if origin is dict:
         return _mapping(arguments[1])
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
