@@ -29,7 +29,8 @@ def page() -> str:
         "",
         root.help,
         "",
-        "Every option can also be set by the environment variable in the last column. `--help` prints the same facts.",
+        "Every option can also be set by the environment variable in the last column.",
+        "`--help` prints the same facts.",
         "",
         "Errors have three parts: what failed, the fact observed, the remedy.",
         "",
@@ -60,7 +61,8 @@ def _section(name: str, command: Any) -> Iterator[str]:
         yield from ("| argument or option | meaning | default | variable |", "|---|---|---|---|")
         for item in (*arguments, *options):
             word = f"`{_option(item)}`" if _is_option(item) else f"`{_argument(item)}`"
-            yield f"| {_cell(word)} | {_cell(item.help or '')} | {_cell(_default(item))} | {_variable(item)} |"
+            cells = (_cell(word), _cell(item.help or ""), _cell(_default(item)), _variable(item))
+            yield f"| {' | '.join(cells)} |"
         yield ""
 
 

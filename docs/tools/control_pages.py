@@ -1,4 +1,4 @@
-"""Writes the reference page of controls from the declarations in checks/ and the tables of docs/controls.md."""
+"""Writes the reference page of controls from the declarations in checks/ and from docs/controls.md."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def page() -> str:
     lines = [
         "# Controls, checks and breaches",
         "",
-        f"{len(ids)} controls have {len(every)} checks with {breaches} breaches. Threats, observations and clauses come",
-        "from [../controls.md](../controls.md), all else from the declarations in `checks/`.",
+        f"{len(ids)} controls have {len(every)} checks with {breaches} breaches.",
+        "Threats, observations and clauses come from [../controls.md](../controls.md), all else from the declarations in `checks/`.",
         "",
         "| control | severity | checks | breaches | clauses |",
         "|---|---|---|---|---|",
@@ -77,8 +77,8 @@ def page() -> str:
     groups = [(name, list(items)) for name, items in groupby(every, key=lambda check: check.declared.id)]
     for name, items in groups:
         total = sum(len(check.declared.breaches) for check in items)
-        severity = items[0].declared.severity
-        lines.append(f"| [{name}](#{name.lower()}) | {severity} | {len(items)} | {total} | {', '.join(known[name].clauses)} |")
+        severity, own = items[0].declared.severity, ", ".join(known[name].clauses)
+        lines.append(f"| [{name}](#{name.lower()}) | {severity} | {len(items)} | {total} | {own} |")
     for name, items in groups:
         lines += ["", *_section(known[name], claims, items)]
     return "\n".join(lines) + "\n"

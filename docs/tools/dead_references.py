@@ -1,7 +1,7 @@
 """Finds references that lead nowhere, in documents, docstrings and comments.
 
-Covered: links and their anchors, paths and file names, dotted names of modules, control ids, decisions by code (D1) or
-number (0014), sections of docs/design.md. Strings of programs are not read, except docstrings.
+Covered: links and their anchors, paths and file names, dotted names of modules, control ids, decisions by code
+(D1) or number (0014), sections of docs/design.md. Strings of programs are not read, except docstrings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ from pathlib import Path
 
 from docs.tools.catalogue import CONTROL, controls
 
-_FOLDERS = ("testbed", "checks", "tests", "docs", "playbooks", "script", "topologies", "benchmarks", ".ci", ".github")
+_FOLDERS = (
+    "testbed",
+    "checks",
+    "tests",
+    "docs",
+    "playbooks",
+    "script",
+    "topologies",
+    "benchmarks",
+    ".ci",
+    ".github",
+)
 _CODE = ("testbed", "checks", "tests", "playbooks", "script", "topologies", "benchmarks", "docs", ".ci")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _PATH = re.compile(rf"(?<![\w/.~-])(?:{'|'.join(map(re.escape, _FOLDERS))})/[\w./-]*\w(?![\w*]|/?\*)")
@@ -50,7 +61,9 @@ class Tree:
         """Paths of all files below the folders of the project, and of those at the top."""
         found = [path for path in self.root.iterdir() if path.is_file()]
         found += [path for folder in _FOLDERS for path in (self.root / folder).rglob("*") if path.is_file()]
-        return frozenset(path.relative_to(self.root).as_posix() for path in found if "__pycache__" not in path.parts) | set(self.extra)
+        return frozenset(
+            path.relative_to(self.root).as_posix() for path in found if "__pycache__" not in path.parts
+        ) | set(self.extra)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -100,7 +113,11 @@ class Tree:
 
 def dead(tree: Tree) -> list[str]:
     """Return every dead reference of a tree in words, with its file."""
-    return [f"{path}: {finding}" for path in sorted(tree.files) for finding in dict.fromkeys(_findings(tree, path))]
+    return [
+        f"{path}: {finding}"
+        for path in sorted(tree.files)
+        for finding in dict.fromkeys(_findings(tree, path))
+    ]
 
 
 def _findings(tree: Tree, path: str) -> Iterator[str]:
@@ -108,7 +125,7 @@ def _findings(tree: Tree, path: str) -> Iterator[str]:
         text = tree.text(path)
         yield from _links(tree, path, text)
         yield from _words(tree, text)
-    elif path.split("/")[0] in _CODE and not path.startswith(("tests/golden/", "docs/tools/")):
+    elif path.partition("/")[0] in _CODE and not path.startswith(("tests/golden/", "docs/tools/")):
         if path.endswith(".py"):
             yield from _words(tree, prose(tree.text(path)))
         elif path.endswith((".yml", ".yaml", ".sh")) or "." not in path.rpartition("/")[2]:
@@ -155,9 +172,19 @@ def _words(tree: Tree, text: str) -> Iterator[str]:
         known = found[-4:] in tree.decisions if beginning else found in tree.files | tree.folders
         if not known:
             yield f"path {found}"
-    yield from (f"file {found}" for found in _FILE.findall(text) if found not in tree.names | set(_NO_REFERENCE))
-    yield from (f"module {found}" for found in _MODULE.findall(text) if found not in _NO_REFERENCE and not tree.has_module(found))
+    yield from (
+        f"file {found}" for found in _FILE.findall(text) if found not in tree.names | set(_NO_REFERENCE)
+    )
+    yield from (
+        f"module {found}"
+        for found in _MODULE.findall(text)
+        if found not in _NO_REFERENCE and not tree.has_module(found)
+    )
     yield from (f"control {found}" for found in CONTROL.findall(text) if found not in tree.controls)
-    yield from (f"decision D{found}" for found in _CODE_OF_DECISION.findall(text) if f"D{found}" not in tree.decisions)
+    yield from (
+        f"decision D{found}" for found in _CODE_OF_DECISION.findall(text) if f"D{found}" not in tree.decisions
+    )
     yield from (f"decision {found}" for found in _NUMBER.findall(text) if found not in tree.decisions)
-    yield from (f"section {found} of docs/design.md" for found in _SECTION.findall(text) if found not in tree.sections)
+    yield from (
+        f"section {found} of docs/design.md" for found in _SECTION.findall(text) if found not in tree.sections
+    )

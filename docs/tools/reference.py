@@ -1,4 +1,4 @@
-"""Writes the generated pages of docs/reference/, or compares them: `python -m docs.tools.reference [--check]`."""
+"""Writes the generated pages of docs/reference/, or compares them with --check."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def _wrapped(text: str) -> Iterator[str]:
             yield line
         else:
             indent = "  " if line.startswith("- ") else ""
-            yield from textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+            yield from textwrap.wrap(
+                line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            )
 
 
 def outdated() -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Le, MaxLen, MinLen
 from pydantic import BaseModel
@@ -46,23 +46,34 @@ def page() -> str:
     lines = [
         "# Topology file",
         "",
-        "A topology file is YAML. Unknown keys are refused. `testbed validate FILE` reports every mistake in one pass,",
+        "A topology file is YAML. Unknown keys are refused.",
+        "`testbed validate FILE` reports every mistake in one pass,",
         "`testbed validate --schema` prints the JSON Schema for editors.",
         "",
         f"A *name* must {NAME_RULE}.",
         "A *size* is a whole number and a unit, as in `64 MiB`.",
-        "A *flow* is one line, `source -> target service`, where the service is `tcp/PORT`, `udp/PORT` or `icmp`.",
+        "A *flow* is one line, `source -> target service`.",
+        "The service is `tcp/PORT`, `udp/PORT` or `icmp`.",
         "",
     ]
     for place, model in _models("", Spec):
         lines += [f"## {place or 'Top level'}", "", _first_line(model), ""]
-        lines += ["| key | type | default | unit | limits | example | meaning |", "|---|---|---|---|---|---|---|"]
         lines += [
-            f"| `{key.name}` | {key.kind} | {key.default} | {key.unit} | {key.limits} | {key.example} | {key.meaning} |"
-            for key in _keys(model)
+            "| key | type | default | unit | limits | example | meaning |",
+            "|---|---|---|---|---|---|---|",
         ]
+        lines += [f"| `{key.name}` | {' | '.join(list(astuple(key))[1:])} |" for key in _keys(model)]
         lines.append("")
-    lines += [*_rules(), "## Example", "", f"`topologies/{EXAMPLE.name}`:", "", "```yaml", EXAMPLE.read_text().rstrip(), "```"]
+    lines += [
+        *_rules(),
+        "## Example",
+        "",
+        f"`topologies/{EXAMPLE.name}`:",
+        "",
+        "```yaml",
+        EXAMPLE.read_text().rstrip(),
+        "```",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -86,21 +97,41 @@ def _nested(annotation: Any) -> Iterator[tuple[type[BaseModel], bool]]:
 
 def _keys(model: type[BaseModel]) -> Iterator[Key]:
     for name, field in model.model_fields.items():
-        kind, unit, inner = _kind(field.annotation, field.metadata)
-        metadata = [*field.metadata, *inner]
-        example = _shown(field.default, kind) or _EXAMPLES.get(name) or _example(metadata)
+        kind = kind_of(field.annotation, field.metadata)
+        metadata = [*field.metadata, *kind.inner]
+        example = _shown(field.default, kind.words) or _EXAMPLES.get(name) or _example(metadata)
         yield Key(
-            name, kind, _default(model, name, field, kind), unit or _UNITS.get(name, ""), "; ".join(_limits(metadata)),
-            f"`{example}`" if example else "below", (field.description or _meaning(field)).replace("|", "\\|"),
-        )  # fmt: skip
+            name=name,
+            kind=kind.words,
+            default=_default(model, name, field, kind.words),
+            unit=kind.unit or _UNITS.get(name, ""),
+            limits="; ".join(_limits(metadata)),
+            example=f"`{example}`" if example else "below",
+            meaning=(field.description or _meaning(field)).replace("|", "\\|"),
+        )
 
 
 # Examples of keys whose type gives none.
-_EXAMPLES = {"version": "1", "name": "two-tenants", "node": "node-a", "network": "[app, back]", "connections": "64"}
+_EXAMPLES = {
+    "version": "1",
+    "name": "two-tenants",
+    "node": "node-a",
+    "network": "[app, back]",
+    "connections": "64",
+}
 
 
-def _kind(annotation: Any, metadata: Sequence[Any]) -> tuple[str, str, Sequence[Any]]:
-    """Return the type of a value in words, its unit, and the metadata of what is inside of it.
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The type of a value in words, its unit, and the metadata of the values inside it."""
+
+    words: str
+    unit: str = ""
+    inner: Sequence[Any] = ()
+
+
+def kind_of(annotation: Any, metadata: Sequence[Any]) -> Kind:
+    """Return the type that an annotation stands for.
 
     Raises:
         ValueError: this page knows no words for the type.
@@ -109,35 +140,33 @@ def _kind(annotation: Any, metadata: Sequence[Any]) -> tuple[str, str, Sequence[
     for item in metadata:
         reader = getattr(getattr(item, "func", None), "__name__", "")
         if reader in _READ_BY:
-            return (*_READ_BY[reader], ())
-    arguments = [item for item in get_args(annotation) if item is not type(None)]
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return (*_kind(arguments[0], arguments[1:])[:2], arguments[1:])
-    if origin is dict:
-        return _mapping(arguments[1])
+            return Kind(*_READ_BY[reader])
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return "mapping", "", ()
-    if annotation == list[str]:
-        return "name, or list of names", "", ()
+        return Kind("mapping")
+    simple = _SIMPLE.get(annotation)
+    return Kind(simple) if simple else _composed(annotation)
+
+
+_SIMPLE: Mapping[object, str] = {int: "whole number", str: "name", list[str]: "name, or list of names"}
+
+
+def _composed(annotation: Any) -> Kind:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return replace(kind_of(arguments[0], arguments[1:]), inner=arguments[1:])
+    if origin is dict and inspect.isclass(arguments[1]):
+        return Kind("mapping of names")
+    if origin is dict:
+        value = kind_of(arguments[1], ())
+        return replace(value, words=f"mapping of names to: {value.words}")
     if origin is list:
-        return "list of flows", "", list(get_args(arguments[0])[1:])
-    if len(arguments) == 1 and origin is not None and type(None) in get_args(annotation):
-        return _kind(arguments[0], ())
-    simple = {int: "whole number", str: "name"}
-    if annotation in simple:
-        return simple[annotation], "", ()
-    if arguments:
-        return f"`{arguments[0]}`", "", ()
+        return Kind("list of flows", inner=get_args(arguments[0])[1:])
+    if origin is Literal:
+        return Kind(f"`{arguments[0]}`")
+    if type(None) in arguments:
+        return kind_of(arguments[0], ())
     msg = f"no words for {annotation}"
     raise ValueError(msg)
-
-
-def _mapping(value: Any) -> tuple[str, str, Sequence[Any]]:
-    if inspect.isclass(value) and issubclass(value, BaseModel):
-        return "mapping of names", "", ()
-    kind, unit, inner = _kind(value, ())
-    return f"mapping of names to: {kind}", unit, inner
 
 
 def _default(model: type[BaseModel], name: str, field: FieldInfo, kind: str) -> str:
@@ -200,7 +229,8 @@ def _rules() -> list[str]:
         "",
         f"- A node keeps {format_size(rules.NODE_RESERVE)} of its memory for its root partition.",
         f"- The outer machine keeps {format_size(rules.MACHINE_RESERVE)} for itself.",
-        f"- A node runs at most {rules.WORKERS_PER_NODE} guests and tracks {rules.TRACKED_CONNECTIONS} connections.",
+        f"- A node runs at most {rules.WORKERS_PER_NODE} guests.",
+        f"- A node tracks {rules.TRACKED_CONNECTIONS} connections.",
         f"- A node must not have one of the names {', '.join(f'`{name}`' for name in rules.RESERVED_NAMES)}.",
         "- Ranges of one tenant must not overlap. Ranges of different tenants may.",
         "- Ranges of tenants must not overlap the infrastructure networks.",

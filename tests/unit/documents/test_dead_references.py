@@ -50,11 +50,16 @@ def _dead(tmp_path: Path, file: str, text: str) -> list[str]:
 ])  # fmt: skip
 def test_a_dead_reference_of_a_document_is_found(tmp_path: Path, text: str, finding: list[str]) -> None:
     found = _dead(tmp_path, "docs/page.md", text)
-    assert [item for item in found if not (item == "decision 0004" and "decision 0004" not in finding)] == finding
+    assert [
+        item for item in found if not (item == "decision 0004" and "decision 0004" not in finding)
+    ] == finding
 
 
 def test_docstrings_and_comments_are_read_and_strings_are_not(tmp_path: Path) -> None:
-    program = '"""One (D1)."""\n\n\ndef f() -> str:\n    """Two (D2)."""\n    # see docs/gone.md\n    return "D3 and DESIGN.md"\n'
+    program = (
+        '"""One (D1)."""\n\n\n'
+        'def f() -> str:\n    """Two (D2)."""\n    # see docs/gone.md\n    return "D3 and DESIGN.md"\n'
+    )
     assert _dead(tmp_path, "testbed/two.py", program) == ["path docs/gone.md", "decision D2"]
     assert "D3" not in prose(program)
     assert _dead(tmp_path, "script/run", "#!/bin/sh\n# NET-77\necho NET-78\n") == ["control NET-77"]
@@ -75,10 +80,16 @@ def test_every_page_can_be_reached_from_the_index() -> None:
     left = list(linked)
     while left:
         page = left.pop()
-        targets = {(page.parent / name).resolve() for name in re.findall(r"\]\(([^)#]+\.md)", page.read_text()) if ":" not in name}
+        targets = {
+            (page.parent / name).resolve()
+            for name in re.findall(r"\]\(([^)#]+\.md)", page.read_text())
+            if ":" not in name
+        }
         left += targets - linked
         linked |= targets
-    assert [str(page.relative_to(ROOT)) for page in PAGES if page not in linked and page.name != "README.md"] == []
+    assert [
+        str(page.relative_to(ROOT)) for page in PAGES if page not in linked and page.name != "README.md"
+    ] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -94,5 +105,7 @@ def test_the_first_page_is_short() -> None:
 
 @pytest.mark.lint
 def test_the_tools_of_the_documents_are_clean() -> None:
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", "docs"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "docs"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ def test_a_generated_page_is_up_to_date(name: str) -> None:
     assert (FOLDER / name).read_text() == generated(name), "run script/reference"
 
 
-def test_a_page_that_differs_is_reported_and_then_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_page_that_differs_is_reported_and_then_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("docs.tools.reference.FOLDER", tmp_path)
     monkeypatch.setattr("docs.tools.reference.PAGES", {"a.md": lambda: "# A\n\n" + "word " * 50})
     assert main(["--check"]) == 1
@@ -59,12 +62,15 @@ def test_the_page_of_topology_files_has_every_key_with_its_limits() -> None:
     for model in (Spec, NodeSpec, TenantSpec, GuestSpec, LimitsSpec):
         assert all(f"| `{name}` |" in page for name in model.model_fields)
     assert "| `memory` | size | `224 MiB` | KiB, MiB, GiB | 128 MiB to 1024 GiB |" in page
-    assert "| `connections` | whole number | the tenant's, then `256` | connections | from 16; to 65536 |" in page
+    assert (
+        "| `connections` | whole number | the tenant's, then `256` | connections | from 16; to 65536 |"
+        in page
+    )
 
 
 def test_a_type_without_words_is_refused() -> None:
     with pytest.raises(ValueError, match="no words for"):
-        topology_file._kind(complex, ())
+        topology_file.kind_of(complex, ())
 
 
 def test_the_page_of_controls_has_every_breach() -> None:
@@ -74,8 +80,8 @@ def test_the_page_of_controls_has_every_breach() -> None:
     for check in every:
         assert f"**{check.declared.objective}**" in " ".join(page.split())
         assert all(f"- breach: {breach.name}" in page for breach in check.declared.breaches)
-        assert getattr(__import__(f"checks.{check.found.file.removesuffix('.py').replace('/', '.')}", fromlist=["x"]),
-                       check.found.function).__dict__[ATTRIBUTE] is check.declared  # fmt: skip
+        module = import_module("checks." + check.found.file.removesuffix(".py").replace("/", "."))
+        assert getattr(getattr(module, check.found.function), ATTRIBUTE) is check.declared
 
 
 def test_a_control_without_a_clause_that_exists_is_refused() -> None:
