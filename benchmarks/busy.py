@@ -20,7 +20,7 @@ from pathlib import Path
 from soak import odd_verdicts
 
 from testbed.errors import Exit
-from testbed.spec.load import read
+from testbed.topology_file.loader import read
 
 
 @contextmanager

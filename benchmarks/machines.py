@@ -14,13 +14,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from testbed import lab as labs
-from testbed.drivers import enclosure, golden
-from testbed.drivers.workspace import Workspace, cache_root
+from testbed.drivers.host.workspace import Workspace, cache_root
+from testbed.drivers.namespaces import lab_namespaces
+from testbed.drivers.snapshots import machine_memory
+from testbed.lab import session as labs
 from testbed.model.resolve import resolve
 from testbed.plan.diff import Action, Verb
 from testbed.plan.resources import OUTER, Kind
-from testbed.spec.load import read
+from testbed.topology_file.loader import read
 
 
 def _start(topology: Path, state: Path, way: str) -> dict[str, object]:
@@ -61,10 +62,10 @@ def main() -> int:
             Path(folder).chmod(0o755)
             argv = [sys.executable, __file__, "--way", way, str(topology), folder]
             result[way] = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-            found = enclosure.find(read(topology).spec.name, Path(folder))
+            found = lab_namespaces.find(read(topology).spec.name, Path(folder))
             if found is not None:
-                enclosure.destroy(found)
-    result["saved_mib"] = {saved.made["hardware"]: saved.size // 2**20 for saved in golden.stored(cache_root())}
+                lab_namespaces.destroy(found)
+    result["saved_mib"] = {saved.made["hardware"]: saved.size // 2**20 for saved in machine_memory.stored(cache_root())}
     print(json.dumps(result))
     return 0
 

@@ -18,14 +18,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from testbed import lab as labs
-from testbed.drivers.hypervisor import Hypervisor
-from testbed.drivers.workspace import Workspace
+from testbed.drivers.host.workspace import Workspace
+from testbed.drivers.hypervisor.connection import Hypervisor
+from testbed.lab import session as labs
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
-from testbed.verify.network import observe
-from testbed.verify.observation import matrix_probes, reach
-from testbed.verify.probing import end_all
+from testbed.verify.observation.arrivals import matrix_probes, reach
+from testbed.verify.observation.observe import observe
+from testbed.verify.probe.client import end_all
 
 LAB = "matrix"
 NODES = ("node-a", "node-b")

@@ -24,23 +24,23 @@ from typing import Any, cast
 
 from scale import INPUTS, topology
 
-from testbed import lab as labs
-from testbed import resources as packaged
-from testbed.apply import perform
-from testbed.drivers.cache import remove_tree
-from testbed.drivers.central import Central, write_client
+from testbed import data_files as packaged
+from testbed.drivers.host.content_store import remove_tree
+from testbed.drivers.host.private_files import write_secret
+from testbed.drivers.host.process import as_root
+from testbed.drivers.host.workspace import Workspace, cache_root
 from testbed.drivers.pki import Authority
-from testbed.drivers.private import write_secret
-from testbed.drivers.process import as_root
-from testbed.drivers.ssh import Host
-from testbed.drivers.workspace import Workspace, cache_root
+from testbed.drivers.places.controller import Central, write_client
+from testbed.drivers.ssh.client import Host
+from testbed.engine.apply import perform
+from testbed.engine.timing import Trace
+from testbed.lab import session as labs
 from testbed.model.resolve import resolve
-from testbed.model.testbed import Plane, Testbed
-from testbed.plan import northbound
+from testbed.model.topology import Plane, Testbed
+from testbed.plan import ovn_northbound
 from testbed.plan.diff import diff
 from testbed.plan.resources import Key, Kind, Properties, Resource, desired
-from testbed.spec.load import load
-from testbed.trace import Trace
+from testbed.topology_file.loader import load
 
 _SLOWNESS = 90.0  # a time limit of half an hour
 _START = """set -e
@@ -67,8 +67,8 @@ class _Place(Central):
     def observe(self) -> dict[Key, Properties]:
         """Return the switches and ports, and what is in the database besides."""
         found = {Key(self.name, Kind.SWITCH, name): item for name, item in self.northbound.switches().items()}
-        strays = northbound.strays(self.northbound.tables(), self.lab.name)
-        found[Key(self.name, Kind.DATABASE, northbound.NAME)] = dict(northbound.told(strays))
+        strays = ovn_northbound.strays(self.northbound.tables(), self.lab.name)
+        found[Key(self.name, Kind.DATABASE, ovn_northbound.NAME)] = dict(ovn_northbound.told(strays))
         return found | {Key(self.name, Kind.PORT, name): item for name, item in self.northbound.ports().items()}
 
 

@@ -15,9 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from testbed import lab as labs
-from testbed.drivers import enclosure
-from testbed.drivers.workspace import Workspace, state_root
+from testbed.drivers.host.workspace import Workspace, state_root
+from testbed.drivers.namespaces import lab_namespaces
+from testbed.lab import session as labs
 
 CONTROLS = ("PRC", "STO", "CMP", "DEV", "ACC-05")
 TESTS = """
@@ -54,11 +54,11 @@ def main() -> int:
     subprocess.run([str(Path(sys.executable).with_name("testbed")), "check", name, *words], check=True, capture_output=True)
     ours = time.monotonic() - start
     questions = asked(max(workspace.runs.iterdir()))
-    found = enclosure.find(labs.load_applied(workspace).name, workspace.root)
+    found = lab_namespaces.find(labs.load_applied(workspace).name, workspace.root)
     if found is None:
         sys.stderr.write(f"{name} is down\n")
         return 1
-    enclosure.enter(found)
+    lab_namespaces.enter(found)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "test_questions.py"
         file.write_text(TESTS.format(questions=json.dumps(questions), config=str(workspace.ssh_config)))

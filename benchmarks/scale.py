@@ -12,11 +12,11 @@ import subprocess
 import sys
 import time
 
-from testbed.model.facts import Accelerator, Environment
+from testbed.model.environment import Accelerator, Environment
 from testbed.model.resolve import resolve
 from testbed.plan.diff import diff
 from testbed.plan.resources import OUTER, Inputs, desired, places
-from testbed.spec.load import load
+from testbed.topology_file.loader import load
 
 PER_TENANT = 10
 ROUNDS = 3

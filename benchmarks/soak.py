@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from testbed.spec.load import read
+from testbed.topology_file.loader import read
 
 SOUND = ("pass", "not-applicable")
 

@@ -19,20 +19,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from testbed import lab as labs
-from testbed.drivers import enclosure
-from testbed.drivers.golden import make_overlay
-from testbed.drivers.node import Node
-from testbed.drivers.workspace import Workspace
+from testbed.drivers.host.workspace import Workspace
+from testbed.drivers.namespaces import lab_namespaces
+from testbed.drivers.places.node import Node
+from testbed.drivers.snapshots.machine_memory import make_overlay
 from testbed.errors import InstrumentError
-from testbed.model.facts import Accelerator
+from testbed.lab import session as labs
+from testbed.model.environment import Accelerator
 from testbed.model.resolve import resolve
-from testbed.model.testbed import IMAGES, Guest, Machine, Role
+from testbed.model.topology import IMAGES, Guest, Machine, Role
 from testbed.plan.diff import Action, Verb
-from testbed.plan.domains import CREDENTIAL, machine_id
-from testbed.plan.guest_domains import guest_xml
+from testbed.plan.libvirt_xml.guest import guest_xml
+from testbed.plan.libvirt_xml.machine import CREDENTIAL, machine_id
 from testbed.plan.resources import Kind, guest_properties
-from testbed.spec.load import read
+from testbed.topology_file.loader import read
 
 
 def _boot(lab: labs.Lab, machine: Machine) -> None:
@@ -153,9 +153,9 @@ def main() -> int:
         Path(folder).chmod(0o755)
         argv = [sys.executable, __file__, "--floor", str(topology), folder]
         seconds = float(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()[-1])
-        found = enclosure.find(read(topology).spec.name, Path(folder))
+        found = lab_namespaces.find(read(topology).spec.name, Path(folder))
         if found is not None:
-            enclosure.destroy(found)
+            lab_namespaces.destroy(found)
         print(json.dumps(compare(topology, folder, seconds)))
     return 0
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from uuid import UUID, uuid5
 from xml.etree import ElementTree
 
-from checks.breaches import command, load, needs_guest, needs_other_tenants, profile, rules
+from checks.support.breaches import command, load, needs_guest, needs_other_tenants, profile, rules
 from testbed.errors import InstrumentError
 from testbed.model.subjects import sharers
-from testbed.model.testbed import POOLS, Guest
-from testbed.plan.guest_domains import guest_xml
-from testbed.verify import confinement
-from testbed.verify.declare import Breach, Effect, check
+from testbed.model.topology import POOLS, Guest
+from testbed.plan.libvirt_xml.guest import guest_xml
+from testbed.verify.attackers.worker import Attempt, pid, processes, succeeded
+from testbed.verify.breach_context import Stage
+from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.stage import Stage
-from testbed.verify.worker import Attempt, pid, processes, succeeded
+from testbed.verify.witnesses import confinement
 
 _KSM = "/sys/kernel/mm/ksm"
 _COUNT_AREAS = (

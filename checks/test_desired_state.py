@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from checks.breaches import command, controller, where
-from testbed.drivers import limits
-from testbed.drivers.ssh import Host
+from checks.support.breaches import command, controller, where
 from testbed.errors import InstrumentError
-from testbed.model.testbed import Guest
-from testbed.plan.acls import Acl
-from testbed.plan.settings import KERNEL
+from testbed.model.topology import Guest
+from testbed.plan import policing
+from testbed.plan.host_config.settings import KERNEL
+from testbed.plan.ovn_acls import Acl
 from testbed.verify import drift
-from testbed.verify.declare import Breach, Effect, check
+from testbed.verify.breach_context import Host, Stage
+from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet
-from testbed.verify.stage import Stage
 
 _SHOWN = 6
 _EXTRA = Acl("to-lport", 2000, "icmp4", "allow")
@@ -40,7 +39,7 @@ def _switch(stage: Stage) -> str:
 
 def _limit(stage: Stage, packets: int) -> str:
     taps = [_guest(stage).nics[0].tap]
-    return f"{limits.limit(taps, 0)} && {limits.limit(taps, packets)}"
+    return f"{policing.limit(taps, 0)} && {policing.limit(taps, packets)}"
 
 
 @check(

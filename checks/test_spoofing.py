@@ -6,7 +6,8 @@ witnesses speak: packets at the receivers, the sender's node's pipeline, and OVN
 
 from __future__ import annotations
 
-from checks.breaches import (
+from checks.support.attacker_positions import NOWHERE6
+from checks.support.breaches import (
     command,
     has_flow,
     has_neighbours,
@@ -20,18 +21,16 @@ from checks.breaches import (
     switch,
     where,
 )
-from checks.forgeries import STARVATION, THEFT
-from checks.scenes import NOWHERE6
-from checks.shortcuts import shortcut
-from checks.survey import judge, stolen
-from testbed.drivers.ssh import Host
+from checks.support.flow_shortcuts import shortcut
+from checks.support.network_observation import judge, stolen
+from checks.support.spoofed_frames import STARVATION, THEFT
 from testbed.model.subjects import flows
-from testbed.model.testbed import Guest
-from testbed.plan.acls import Acl
-from testbed.plan.neighbours import ATTACH, RULES
-from testbed.verify.declare import Breach, Effect, check
+from testbed.model.topology import Guest
+from testbed.plan.host_config.nd_guard import ATTACH, RULES
+from testbed.plan.ovn_acls import Acl
+from testbed.verify.breach_context import Host, Stage
+from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet
-from testbed.verify.stage import Stage
 
 _UNPINNED = loosened("a port's address pinning is gone", lambda _: [])
 _BY_MAC_ONLY = loosened("a port is pinned by MAC address only", lambda stage: [stage.sender.nic.mac])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from checks.breaches import command, has_strangers, load, needs_guest, rules, where
-from testbed.model.testbed import FIRST_WORKER_UID, IMAGES, POOLS, Guest
-from testbed.verify.declare import Effect, check
+from checks.support.breaches import command, has_strangers, load, needs_guest, rules, where
+from testbed.model.topology import FIRST_WORKER_UID, IMAGES, POOLS, Guest
+from testbed.verify.attackers.worker import Attempt, succeeded
+from testbed.verify.breach_context import Stage
+from testbed.verify.check import Effect, check
 from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.stage import Stage
-from testbed.verify.worker import Attempt, succeeded
 
 BASE = f"{IMAGES}/guest/root.raw"
 

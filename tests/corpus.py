@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from testbed.cli import main as tool
+from testbed.cli.main import main as tool
 
 TOPOLOGIES = sorted((Path(__file__).parents[1] / "topologies").glob("*.yaml"))
 CPU, MEMORY, OUTPUT = 5.0, 300 - 60, 64 * 1024  # seconds, MiB beside those of the loaded program, octets

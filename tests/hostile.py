@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from testbed.errors import InstrumentError
-from testbed.guest import wire
+from testbed.payload.probe import wire
 
 WORDS = "\x1b[31m\r\n::error::said by a guest\n##vso[task.complete]\\[/x]\u202e"
 

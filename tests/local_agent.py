@@ -14,7 +14,7 @@ _MODES = {"r": os.O_RDONLY, "r+": os.O_RDWR}
 
 
 class LocalAgent:
-    """Answers what `testbed.verify.agent.Files` asks.
+    """Answers what `testbed.verify.guest_agent.Files` asks.
 
     Args:
         place: where a path of the guest lies here.

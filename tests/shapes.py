@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from testbed.model.resolve import resolve
-from testbed.model.testbed import Testbed
-from testbed.spec.load import load, read
+from testbed.model.topology import Testbed
+from testbed.topology_file.loader import load, read
 
 TOPOLOGIES = Path(__file__).parents[1] / "topologies"
 

@@ -19,11 +19,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from testbed.errors import InstrumentError
-from testbed.guest import wire as messages
-from testbed.model.policy import ReachMatrix
-from testbed.model.testbed import Guest, Testbed
-from testbed.verify.agent import Files
-from testbed.verify.pipes import FOLDER
+from testbed.model.reachability import ReachMatrix
+from testbed.model.topology import Guest, Testbed
+from testbed.payload.probe import wire as messages
+from testbed.verify.guest_agent import Files
+from testbed.verify.probe.transport import FOLDER
 from tests.local_agent import LocalAgent
 
 _SOL_PACKET, _IGNORE_OUTGOING, _VNET_HEADER, _QDISC_BYPASS = 263, 23, 15, 20

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from testbed.cli import app
+from testbed.cli.main import app
 from testbed.errors import Exit
 
 _EXITS: Mapping[Exit, str] = {

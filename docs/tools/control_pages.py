@@ -9,7 +9,7 @@ from importlib import import_module
 from itertools import groupby
 
 from docs.tools.catalogue import PAGE, ROOT, Control, clauses, controls
-from testbed.verify.declare import ATTRIBUTE, Breach, Declaration, Effect
+from testbed.verify.check import ATTRIBUTE, Breach, Declaration, Effect
 from testbed.verify.inventory import Found, inventory
 
 _EFFECTS = {

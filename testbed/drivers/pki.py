@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from testbed.drivers.private import OWNER, make_folder, write_secret
+from testbed.drivers.host.private_files import OWNER, make_folder, write_secret
 
 _SKEW = timedelta(minutes=10)
 USER_LIFETIME = timedelta(hours=12)

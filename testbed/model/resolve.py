@@ -14,8 +14,8 @@ from dataclasses import asdict
 from ipaddress import IPv4Network
 from uuid import UUID, uuid5
 
-from testbed.garbage import uncollected
-from testbed.model.testbed import (
+from testbed.gc_pause import uncollected
+from testbed.model.topology import (
     FIRST_WORKER_UID,
     AllowedFlow,
     Guest,
@@ -31,8 +31,8 @@ from testbed.model.testbed import (
     Testbed,
     Volume,
 )
-from testbed.spec.rules import CONTROLLER, WORKERS_PER_NODE, limits
-from testbed.spec.schema import ControllerSpec, GuestSpec, NodeSpec, Spec, TenantSpec
+from testbed.topology_file.schema import ControllerSpec, GuestSpec, NodeSpec, Spec, TenantSpec
+from testbed.topology_file.validation import CONTROLLER, WORKERS_PER_NODE, limits
 
 _NAMESPACE = UUID("5f0c6a0e-93cc-5f2e-8f0b-0d8f5d6f7a41")
 _MAX_TUNNEL_KEY = 2**23
@@ -44,7 +44,7 @@ def resolve(spec: Spec) -> Testbed:
     """Return what a valid topology means.
 
     Args:
-        spec: a topology without mistakes; `testbed.spec.load` guarantees that.
+        spec: a topology without mistakes; `testbed.topology_file.loader` guarantees that.
 
     """
     networks = tuple(_lab_network(plane, getattr(spec.infrastructure, plane)) for plane in Plane)

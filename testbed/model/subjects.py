@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 
-from testbed.model.policy import Endpoint, joined
-from testbed.model.testbed import AllowedFlow, Guest, GuestNic, Testbed
+from testbed.model.reachability import Endpoint, joined
+from testbed.model.topology import AllowedFlow, Guest, GuestNic, Testbed
 
 _PREFERRED = ("tcp", "udp", "icmp")  # what says most about a connection comes first
 

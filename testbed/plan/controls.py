@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from testbed.model.testbed import Testbed
-from testbed.plan import northbound
+from testbed.model.topology import Testbed
+from testbed.plan import ovn_northbound
 from testbed.plan.diff import Difference
+from testbed.plan.host_config.settings import settings
 from testbed.plan.resources import Key, Kind
-from testbed.plan.settings import settings
 
 ITSELF = "VMM-04"  # the live configuration equals the desired state
 NOTHING = ""  # a state that opens no wall, such as that of a guest which does not run
@@ -38,7 +38,7 @@ BY_PROPERTY: Mapping[Kind, Mapping[str, str]] = {
         "port": "NET-13", "switch": "NET-01 NET-13", "addresses": "NET-06", "security": "NET-02 NET-03 NET-04 NET-05",
         "dhcp": "NET-06 NET-10", "dhcp6": "NET-06 NET-10", "bandwidth": "NET-12", "connections": "NET-12",
     },
-    Kind.DATABASE: northbound.CONTROLS,
+    Kind.DATABASE: ovn_northbound.CONTROLS,
     Kind.POOL: {"owner": "STO-01", "access": "STO-01"},
     Kind.VOLUME: {"owner": "STO-01", "mode": "STO-01", "links": "STO-01", "size": "DOS-04"},
     Kind.GUEST: {

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from testbed.garbage import uncollected
-from testbed.plan import words
+from testbed.gc_pause import uncollected
+from testbed.plan import descriptions
 from testbed.plan.resources import OUTER, Key, Kind, Properties, Resource, Value
 
 Observed = Mapping[Key, Properties]
@@ -49,13 +49,13 @@ class Difference:
         """Return it in words: which resource, where, and what differs.
 
         Args:
-            guests: see `testbed.plan.words.owners`.
+            guests: see `testbed.plan.descriptions.owners`.
 
         """
-        what = words.resource(self.key)
+        what = descriptions.resource(self.key)
         if not self.name:
             return f"{what} {'does not exist' if self.found is None else 'is not in the topology'}"
-        return f"{what}: {words.change(self.name, self.found, self.wanted, guests)}"
+        return f"{what}: {descriptions.change(self.name, self.found, self.wanted, guests)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def diff(desired: Mapping[Key, Resource], observed: Observed, unseen: frozenset[
             is planned as to be created.
 
     """
-    guests = words.owners(desired)
+    guests = descriptions.owners(desired)
     actions = [action for key in desired if (action := _wanted(desired[key], observed.get(key), unseen, guests))]
     doomed = [key for key in observed if key not in desired]
     doomed.sort(key=lambda key: (_REMOVAL_ORDER.index(key.kind) if key.kind in _REMOVAL_ORDER else 0, key))
@@ -132,7 +132,7 @@ def _wanted(resource: Resource, found: Properties | None, unseen: frozenset[str]
     different = _different(resource, found)
     if not different:
         return None
-    reason = "; ".join(words.change(item.name, item.found, item.wanted, guests) for item in different)
+    reason = "; ".join(descriptions.change(item.name, item.found, item.wanted, guests) for item in different)
     if key.kind in _IN_PLACE:
         verb = Verb.UPDATE
     else:

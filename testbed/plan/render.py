@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from testbed.foreign.text import line
 from testbed.plan.diff import Plan
+from testbed.untrusted.text import line
 
 _SIGNS = {"create": "+", "update": "~", "replace": "±", "resume": ">", "restart": ">", "delete": "-"}
 

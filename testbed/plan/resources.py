@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from testbed.garbage import uncollected
-from testbed.model.facts import Environment
-from testbed.model.testbed import Guest, Machine, Plane, Role, TenantNetwork, Testbed
-from testbed.plan import northbound
-from testbed.plan.acls import acls
-from testbed.plan.neighbours import GUARDS
-from testbed.plan.settings import settings
+from testbed.gc_pause import uncollected
+from testbed.model.environment import Environment
+from testbed.model.topology import Guest, Machine, Plane, Role, TenantNetwork, Testbed
+from testbed.plan import ovn_northbound
+from testbed.plan.host_config.nd_guard import GUARDS
+from testbed.plan.host_config.settings import settings
+from testbed.plan.ovn_acls import acls
 
 OUTER = "outer"
 
@@ -93,7 +93,7 @@ def desired(lab: Testbed, inputs: Inputs) -> dict[Key, Resource]:
     found = [*_outer(lab, inputs), *central(lab)]
     place, logical = lab.controller.name, tuple(item.key for item in found if item.key.kind in (Kind.SWITCH, Kind.PORT))
     # What is too many is told apart from what is ours by its mark, so it is taken away when all of ours is there.
-    found.append(Resource(Key(place, Kind.DATABASE, northbound.NAME), dict(northbound.told(())), logical))
+    found.append(Resource(Key(place, Kind.DATABASE, ovn_northbound.NAME), dict(ovn_northbound.told(())), logical))
     for machine in lab.machines:
         found += [
             Resource(Key(machine.name, Kind.SETTING, item.name), {"value": item.value})

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from testbed.foreign.text import barred
-from testbed.foreign.text import line as _line
 from testbed.report.result import SOUND, Unseen, gaps
+from testbed.untrusted.text import barred
+from testbed.untrusted.text import line as _line
 
 _SIGN = {"pass": "PASS", "fail": "FAIL", "inconclusive": "????", "not-applicable": "n/a "}
 _MANY = 200  # lines of one case in JUnit XML
@@ -56,7 +56,7 @@ def _because(item: Mapping[str, Any]) -> str:
 def text(data: Mapping[str, Any]) -> str:
     """Return plain lines for terminals and CI logs.
 
-    What a guest may have said stands behind a bar: see `testbed.foreign.text`.
+    What a guest may have said stands behind a bar: see `testbed.untrusted.text`.
     """
     environment = data["environment"]
     levels = f"nodes under {environment.get('outer', '?')}, guests under {environment.get('inner', '?')}"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from testbed.foreign.text import line
-from testbed.model.testbed import Guest, LabNetwork, Machine, Tenant, Testbed
+from testbed.model.topology import Guest, LabNetwork, Machine, Tenant, Testbed
+from testbed.untrusted.text import line
 
 
 def dot(lab: Testbed) -> str:

@@ -14,19 +14,19 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from testbed.engine.place import Place
 from testbed.errors import TestbedError
-from testbed.lab import Lab
-from testbed.plan import words
+from testbed.lab.session import Lab
+from testbed.plan import descriptions
 from testbed.plan.controls import ITSELF, SEVERITY, STATE, Walls
 from testbed.plan.diff import Difference, Observed, differences
 from testbed.plan.resources import OUTER, Key, Kind, Properties, Resource
-from testbed.ports import Place
 from testbed.report.result import CheckResult, Verdict
 from testbed.verify.fleet import Fleet
 from testbed.verify.inventory import selects
 
 OBJECTIVE = "The settings that hold this wall are as the topology says"
-_PATIENCE = 15.0  # seconds for a machine that runs to answer; `testbed.verify.run` has waited for it before
+_PATIENCE = 15.0  # seconds for a machine that runs to answer; `testbed.verify.runner.run` has waited for it before
 _SHOWN = 6
 _ALIVE = ("running", "paused", "silent", "waiting")
 _OF_WORKERS = ("worker", "confinement")  # a guest that does not run has no worker to read them from
@@ -127,7 +127,7 @@ def _recorded(fleet: Fleet) -> State:
 def in_words(fleet: Fleet, found: Iterable[Difference]) -> list[str]:
     """Return differences in words, one for each."""
     items = list(found)
-    guests = words.owners(fleet.lab.desired) if items else {}
+    guests = descriptions.owners(fleet.lab.desired) if items else {}
     return [item.told(guests) for item in items]
 
 
@@ -174,7 +174,7 @@ class Watch:
     def results(self) -> list[CheckResult]:
         """One row for each control and place whose settings are not, or were not, as the topology says, or could not be seen."""
         walls, different = Walls.of_lab(self.fleet.testbed), self._all()
-        guests = words.owners(self.fleet.lab.desired) if different else {}
+        guests = descriptions.owners(self.fleet.lab.desired) if different else {}
         rows: dict[tuple[str, str], list[str]] = defaultdict(list)
         for item, when in different:
             for control in walls.endangered(item):

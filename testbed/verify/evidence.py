@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from testbed.drivers.private import OWNER, make_folder, write_secret
+from testbed.drivers.host.private_files import OWNER, make_folder, write_secret
 
 _KEPT = 20_000
 

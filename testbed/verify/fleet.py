@@ -11,18 +11,19 @@ from typing import Any, TypeVar
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host as InfraHost
 
-from testbed.drivers.session import LIMIT, Completed
-from testbed.drivers.ssh import Host
+from testbed.drivers.ssh.client import USER, Host
+from testbed.drivers.ssh.command_session import LIMIT, Completed
 from testbed.errors import InstrumentError
-from testbed.foreign import data
-from testbed.lab import Lab
-from testbed.model.policy import Cell, ReachMatrix
-from testbed.model.surroundings import Contact
-from testbed.model.testbed import Guest, Testbed
-from testbed.verify.agent import Files, run_in_guest
+from testbed.lab.session import Lab
+from testbed.model.exposure import Contact
+from testbed.model.reachability import Cell, ReachMatrix
+from testbed.model.topology import Guest, Testbed
+from testbed.untrusted import bounded_json
+from testbed.verify.cleanup import Leavings
 from testbed.verify.evidence import Evidence
-from testbed.verify.leavings import Leavings
+from testbed.verify.guest_agent import Files, run_in_guest
 
+ADMINISTRATOR = USER  # the account of machines that the administrator logs in with
 _Value = TypeVar("_Value")
 Shown = Callable[[bytes], str]
 
@@ -102,7 +103,7 @@ class Machine:
         """
         text = self.read("python3 -", stdin=f"REQUEST = {request!r}\n{program}".encode(), timeout=timeout)
         try:
-            return data.read(text)
+            return bounded_json.read(text)
         except ValueError as error:
             fact = f"{text[:200]!r} is no JSON"
             raise InstrumentError(f"a probe on {self.name} answered garbage", fact=fact, remedy="repeat the check") from error
@@ -113,7 +114,7 @@ class Fleet:
     """A lab as checks see it.
 
     Args:
-        instruments: the probe's programs in guests and on machines; `testbed.verify.probing` keeps them.
+        instruments: the probe's programs in guests and on machines; `testbed.verify.probe.client` keeps them.
         shared: observations made once per phase (green, breach, reverted) and used by several checks.
         reach: by its words, each cell of the matrices that was observed while every wall was closed, as a row of plain values.
         focus: id of the one check that this phase is about; empty if it is about all.

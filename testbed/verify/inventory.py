@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import UsageError
-from testbed.model.testbed import Testbed
+from testbed.model.topology import Testbed
 
 WHOLE = "fleet"  # label of a case that is about no single machine
 _NAMED = 6  # cases that a message names

@@ -12,25 +12,25 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from testbed import lab as labs
-from testbed import resources
-from testbed.drivers.workspace import Workspace, state_root
-from testbed.lab import Lab
+from testbed import data_files
+from testbed.cli.terminal import out, say
+from testbed.drivers.host.workspace import Workspace, state_root
+from testbed.lab import session as labs
+from testbed.lab.session import Lab
 from testbed.report.result import content_of
-from testbed.terminal import out, say
-from testbed.verify import run
-from testbed.verify.declare import ATTRIBUTE, Breach, Declaration
-from testbed.verify.plugin import members
-from testbed.verify.proven import Proving
-from testbed.verify.stage import Stage
+from testbed.verify.breach_context import Stage
+from testbed.verify.check import ATTRIBUTE, Breach, Declaration
+from testbed.verify.runner import run
+from testbed.verify.runner.plugin import members
+from testbed.verify.runner.proof_cache import Proving
 
 _ALONE = "in the clear"  # whoever still speaks TLS would wait for such a database, and nothing else could be opened
 
 
 def cases(lab: Lab) -> Iterator[tuple[Declaration, Stage]]:
     """Yield each case of each check of the network that this lab has and that is not slow."""
-    sys.path.insert(0, str(resources.checks().parent))
-    for file in sorted(resources.checks().glob("test_*.py")):
+    sys.path.insert(0, str(data_files.checks().parent))
+    for file in sorted(data_files.checks().glob("test_*.py")):
         for function in vars(importlib.import_module(f"checks.{file.stem}")).values():
             declared = getattr(function, ATTRIBUTE, None)
             if declared is None or not declared.id.startswith("NET") or declared.slow:

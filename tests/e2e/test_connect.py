@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.lab import prepare
+from testbed.lab.session import prepare
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800), pytest.mark.skipif(os.geteuid() != 0, reason="a system daemon needs root")]
 ROOT = Path(__file__).parents[2]

@@ -231,11 +231,11 @@ PAUSE = """
 import sys
 from pathlib import Path
 from typing import Any
-from testbed.drivers import enclosure
-from testbed.drivers.hypervisor import Hypervisor
-from testbed.drivers.workspace import Workspace
+from testbed.drivers.namespaces import lab_namespaces
+from testbed.drivers.hypervisor.connection import Hypervisor
+from testbed.drivers.host.workspace import Workspace
 state = Path(sys.argv[1])
-enclosure.enter(enclosure.find("two-tenants", state))
+lab_namespaces.enter(lab_namespaces.find("two-tenants", state))
 workspace = Workspace(state, "two-tenants")
 Hypervisor.embed(workspace.libvirt, workspace.account).suspend("two-tenants.node-b")
 """

@@ -13,15 +13,15 @@ import pytest
 from testbed.errors import TopologyError
 from testbed.model.resolve import resolve
 from testbed.plan.diff import diff
-from testbed.plan.domains import Hardware, MachineFiles, anonymous_xml, machine_xml, read_mark
-from testbed.plan.guest_domains import guest_xml
-from testbed.plan.identity import MachineKeys, identity_files
+from testbed.plan.host_config.identity import MachineKeys, identity_files
+from testbed.plan.host_config.settings import settings
+from testbed.plan.libvirt_xml.guest import guest_xml
+from testbed.plan.libvirt_xml.machine import Hardware, MachineFiles, anonymous_xml, machine_xml, read_mark
 from testbed.plan.render import text
 from testbed.plan.resources import OUTER, desired, guest_properties, machine_properties, places
-from testbed.plan.settings import settings
 from testbed.report.graph import dot, mermaid
-from testbed.spec.load import load, read
-from testbed.spec.schema import GIB
+from testbed.topology_file.loader import load, read
+from testbed.topology_file.schema import GIB
 from tests.sim.simulator import INPUTS
 
 HERE = Path(__file__).parent

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from testbed.model.policy import endpoints
+from testbed.model.reachability import endpoints
 from testbed.model.resolve import resolve
-from testbed.spec.schema import Spec
-from testbed.verify import flows, network, pipes
-from testbed.verify.probing import end_all
+from testbed.topology_file.schema import Spec
+from testbed.verify.observation import declared_flows, observe
+from testbed.verify.probe import transport
+from testbed.verify.probe.client import end_all
 from tests.wire import Node, Switch, Wire
 
 _NUMBERS = count()
@@ -23,9 +24,9 @@ _NUMBERS = count()
 @pytest.fixture
 def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     """Two guests of one tenant, with one flow of each kind, and as little patience as a fast machine needs."""
-    monkeypatch.setattr(network, "_PATIENCE", 3)
-    monkeypatch.setattr(pipes, "_DOUBT", 0.5)
-    monkeypatch.setattr(flows, "_CONTROL", {"timeout": 1, "repeat": 2, "spacing": 0.1})
+    monkeypatch.setattr(observe, "_PATIENCE", 3)
+    monkeypatch.setattr(transport, "_DOUBT", 0.5)
+    monkeypatch.setattr(declared_flows, "_CONTROL", {"timeout": 1, "repeat": 2, "spacing": 0.1})
     tenant = {
         "networks": {"app": ["10.99.0.0/24", "fd00:99::/64"]},
         "guests": {"web": {}, "db": {}},

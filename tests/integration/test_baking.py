@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from testbed.drivers import marks
-from testbed.drivers.images import ImageCache
+from testbed.data_files import playbooks
+from testbed.drivers.host import ownership
+from testbed.drivers.images.cache import ImageCache
 from testbed.errors import ImageError
-from testbed.resources import playbooks
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")]
 
@@ -23,7 +23,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "cache"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m,mode=755", "tmpfs", str(folder)], check=True)
-    marks.claim(folder, marks.CACHE, 0o755)
+    ownership.claim(folder, ownership.CACHE, 0o755)
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
@@ -41,6 +41,6 @@ def test_a_disk_that_fills_up_while_baking(small: Path, tmp_path: Path, monkeypa
         cache.ensure(lambda _: None)
     assert " MiB left" in caught.value.fact
     assert "TESTBED_CACHE_DIR" in caught.value.remedy
-    left = {path.name for path in small.iterdir() if path.suffix != ".log" and path.name != marks.MARK}
+    left = {path.name for path in small.iterdir() if path.suffix != ".log" and path.name != ownership.MARK}
     assert left == {base.name for base in bases}
     assert cache.stored() == []

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.skipif(os.geteuid() != 0, rea
 BORROWED = """
 import json, subprocess
 from pathlib import Path
-from testbed.guest.sender import wearing
+from testbed.payload.probe.sender import wearing
 subprocess.run(["ip", "link", "add", "one", "up", "type", "veth", "peer", "name", "two"], check=True)
 address = Path("/sys/class/net/one/address")
 found = [address.read_text().strip()]

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from testbed import resources
-from testbed.drivers import canary
-from testbed.drivers.images import Image, ImageCache
-from testbed.drivers.workspace import cache_root
+from testbed import data_files
+from testbed.drivers.capabilities import canary
+from testbed.drivers.host.workspace import cache_root
+from testbed.drivers.images.cache import Image, ImageCache
 from testbed.errors import InstrumentError, MachineError
-from testbed.model.facts import Accelerator
+from testbed.model.environment import Accelerator
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
 def image() -> Image:
-    stored = [image for image in ImageCache(cache_root(), resources.playbooks()).stored() if image.name == "node"]
+    stored = [image for image in ImageCache(cache_root(), data_files.playbooks()).stored() if image.name == "node"]
     if not stored:
         pytest.skip(f"{cache_root()} has no node image; `testbed image bake` makes one")
     return stored[-1]

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from testbed.drivers import accounts, process
-from testbed.drivers.accounts import NUMBERS, WITHIN, privileged
-from testbed.drivers.golden import make_overlay
-from testbed.drivers.process import as_root
-from testbed.drivers.workspace import Workspace
+from testbed.drivers.host import accounts, process
+from testbed.drivers.host.accounts import NUMBERS, WITHIN, privileged
+from testbed.drivers.host.process import as_root
+from testbed.drivers.host.workspace import Workspace
+from testbed.drivers.snapshots.machine_memory import make_overlay
 
 ROOT = Path(__file__).parents[2]
 QEMU = shutil.which("qemu-system-x86_64")
@@ -29,10 +29,10 @@ pytestmark = [pytest.mark.integration, pytest.mark.skipif(QEMU is None, reason="
 PROGRAM = """
 import json, os, subprocess, sys
 from pathlib import Path
-from testbed.drivers.freeze import reap
-from testbed.drivers.hypervisor import Hypervisor
-from testbed.drivers.private import write_secret
-from testbed.drivers.workspace import Workspace
+from testbed.drivers.snapshots.capture import reap
+from testbed.drivers.hypervisor.connection import Hypervisor
+from testbed.drivers.host.private_files import write_secret
+from testbed.drivers.host.workspace import Workspace
 reap()
 os.umask(0o077)
 subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run"], check=True)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.integration
 PROGRAM = """
 import json
 from ipaddress import IPv4Interface
-from testbed.drivers.fabric import Fabric
+from testbed.drivers.network.bridges import Fabric
 from testbed.errors import ProvisioningError
 mine, other = Fabric("mine"), Fabric("other")
 mine.create_bridge("br-x", "lab-network=management", IPv4Interface("198.18.0.1/24"))

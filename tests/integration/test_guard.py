@@ -16,15 +16,15 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLA
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from checks.forgeries import forgeries
-from checks.scenes import scenes
-from checks.survey import honest
-from testbed.model.policy import ReachMatrix
+from checks.support.attacker_positions import scenes
+from checks.support.network_observation import honest
+from checks.support.spoofed_frames import forgeries
+from testbed.model.reachability import ReachMatrix
 from testbed.model.resolve import resolve
-from testbed.plan.neighbours import allowed, guarded, links
-from testbed.spec.load import read
-from testbed.verify.guard import Guard
-from testbed.verify.observation import matrix_probes
+from testbed.plan.host_config.nd_guard import allowed, guarded, links
+from testbed.topology_file.loader import read
+from testbed.verify.observation.arrivals import matrix_probes
+from testbed.verify.witnesses.nd_guard_model import Guard
 
 ROOT = Path(__file__).parents[2]
 RULES, ATTACH = (ROOT / "playbooks/roles/switch/files" / name for name in ("neighbours.nft", "guard-neighbours"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import libvirt
 import pytest
 
-from testbed.drivers.hypervisor import Hypervisor
+from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.errors import InstrumentError, ProvisioningError
 
 pytestmark = pytest.mark.integration

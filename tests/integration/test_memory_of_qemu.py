@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.drivers.monitor import Monitor
+from testbed.drivers.hypervisor.qmp import Monitor
 from testbed.errors import ProvisioningError
 
 pytestmark = pytest.mark.integration

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from testbed.drivers.cache import remove_tree
-from testbed.drivers.process import as_root
-from testbed.drivers.workspace import cache_root
+from testbed.drivers.host.content_store import remove_tree
+from testbed.drivers.host.process import as_root
+from testbed.drivers.host.workspace import cache_root
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 ROOT = Path(__file__).parents[2]

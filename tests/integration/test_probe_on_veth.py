@@ -14,17 +14,19 @@ import pytest
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 
-from checks.forgeries import flood, forgeries
-from checks.scenes import scenes
+from checks.support.attacker_positions import scenes
+from checks.support.spoofed_frames import flood, forgeries
 from testbed.errors import InstrumentError
-from testbed.guest.recorder import NOISE
-from testbed.model.policy import Cell, endpoints
-from testbed.verify import flows, network, probing
-from testbed.verify.frames import Frame, arp_reply, framed, of_cell, syn
-from testbed.verify.network import observe
-from testbed.verify.observation import matrix_probes, reach
-from testbed.verify.probing import Probe
-from testbed.verify.tokens import Tokens
+from testbed.model.reachability import Cell, endpoints
+from testbed.payload.probe.recorder import NOISE
+from testbed.verify.observation import declared_flows
+from testbed.verify.observation import observe as network
+from testbed.verify.observation.arrivals import matrix_probes, reach
+from testbed.verify.observation.observe import observe
+from testbed.verify.probe import client
+from testbed.verify.probe.client import Probe
+from testbed.verify.probe.frames import Frame, arp_reply, framed, of_cell, syn
+from testbed.verify.probe.tokens import Tokens
 from tests.wire import Wire
 
 pytestmark = [
@@ -189,7 +191,7 @@ def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire, monkeypatch: p
 
     A receiver that believed a lie finds its neighbour again when it has failed to reach it (RFC 4861, 7.3), and so do the controls.
     """
-    monkeypatch.setattr(flows, "_CONTROL", {"timeout": 5, "repeat": 5, "spacing": 0.1})
+    monkeypatch.setattr(declared_flows, "_CONTROL", {"timeout": 5, "repeat": 5, "spacing": 0.1})
     lies = forgeries(wire)  # type: ignore[arg-type]
     assert {lie.control for lie in lies} == {"NET-02", "NET-03", "NET-04", "NET-05", "NET-06", "NET-07", "NET-08", "NET-11"}
     floods = [flood(scene) for scene in scenes(wire)]  # type: ignore[arg-type]
@@ -206,7 +208,7 @@ def test_a_flood_is_as_fast_as_it_goes(wire: Wire) -> None:
     sent = []
     for timing in ({"spacing": 0.01}, {"spacing": 0}, {"spacing": 0, "pause": 0.1}):
         request = {"phase": "stream", "probes": [line], "duration": 1, **timing}
-        sent.append(probing.in_guest(wire, guest).ask(request)["sent"])  # type: ignore[arg-type]
+        sent.append(client.in_guest(wire, guest).ask(request)["sent"])  # type: ignore[arg-type]
     assert 20 < sent[0] <= 101
     assert sent[1] > 5 * sent[0]
     assert 3 < sent[2] <= 11
@@ -229,7 +231,7 @@ def test_a_held_connection_is_used_until_a_wall_closes(wire: Wire, kind: str, po
     """What is sent after the turn has a name of its own, and shows whether the connection has outlived its rule."""
     web, db = endpoints(wire.testbed)
     guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
-    instrument = probing.in_guest(wire, guest)  # type: ignore[arg-type]
+    instrument = client.in_guest(wire, guest)  # type: ignore[arg-type]
     closes = False
 
     def held(tokens: Tokens) -> None:
@@ -259,7 +261,7 @@ def test_a_held_connection_is_used_until_a_wall_closes(wire: Wire, kind: str, po
 def test_a_throwaway_guest_sends_from_every_interface(wire: Wire) -> None:
     web, db = endpoints(wire.testbed)
     raw = Cell(web, db, "raw", None, allowed=False, reason="-")
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom testbed.guest.first import attack\n"
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom testbed.payload.first_frame import attack\n"
 
     def attacks(tokens: Tokens) -> None:
         octets = of_cell(raw)(tokens.of("first").encode())

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 from testbed.errors import InstrumentError
-from testbed.guest import wire
-from testbed.verify import pipes
-from testbed.verify.agent import Files
-from testbed.verify.pipes import FOLDER, AgentPipe
-from testbed.verify.probing import Instrument
+from testbed.payload.probe import wire
+from testbed.verify.guest_agent import Files
+from testbed.verify.probe import transport
+from testbed.verify.probe.client import Instrument
+from testbed.verify.probe.transport import FOLDER, AgentPipe
 from tests.local_agent import LocalAgent
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -132,7 +132,7 @@ def test_a_program_that_was_killed_is_told_and_the_next_observation_has_another(
     probe: tuple[Instrument, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody waits for the dead."""
-    monkeypatch.setattr(pipes, "_DOUBT", 0.5)
+    monkeypatch.setattr(transport, "_DOUBT", 0.5)
     instrument, folder = probe
     first = instrument.listen(LISTEN)["pid"]
     killed = os.pidfd_open(int((folder / "pid").read_text()))

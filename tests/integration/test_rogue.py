@@ -18,15 +18,15 @@ import json, socket, sys, time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
-from testbed.drivers.fabric import Fabric
-from testbed.drivers.rogue import standing
+from testbed.drivers.network.bridges import Fabric
+from testbed.drivers.network.rogue_host import standing
 from testbed.errors import ProvisioningError
 from testbed.model.resolve import resolve
-from testbed.model.surroundings import Contact, Site, Stand, rogue
-from testbed.model.testbed import Plane
-from testbed.spec.schema import Spec
-from testbed.verify.probing import Instrument
-from testbed.verify.surroundings import on_outer, question
+from testbed.model.exposure import Contact, Site, Stand, rogue
+from testbed.model.topology import Plane
+from testbed.topology_file.schema import Spec
+from testbed.verify.probe.client import Instrument
+from testbed.verify.attackers.service_scan import on_outer, question
 
 guest = {"networks": {"app": "10.99.0.0/24"}, "guests": {"web": {}}, "allow": []}
 lab = resolve(Spec.model_validate({"version": 1, "name": "x", "nodes": {"node": {}}, "tenants": {"red": guest}}))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from testbed.drivers.cache import remove_tree
-from testbed.drivers.process import as_root
-from testbed.drivers.workspace import cache_root
+from testbed.drivers.host.content_store import remove_tree
+from testbed.drivers.host.process import as_root
+from testbed.drivers.host.workspace import cache_root
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 ROOT = Path(__file__).parents[2]
@@ -25,15 +25,15 @@ from pathlib import Path
 from types import SimpleNamespace
 sys.path.insert(0, "benchmarks")
 from northbound import _Place, _served, _wanted
-from testbed.apply import perform
-from testbed.drivers.central import write_client
+from testbed.engine.apply import perform
+from testbed.drivers.places.controller import write_client
 from testbed.drivers.pki import Authority
-from testbed.drivers.workspace import Workspace
+from testbed.drivers.host.workspace import Workspace
 from testbed.model.resolve import resolve
-from testbed.model.testbed import Plane
+from testbed.model.topology import Plane
 from testbed.plan.diff import diff
-from testbed.spec.load import read
-from testbed.trace import Trace
+from testbed.topology_file.loader import read
+from testbed.engine.timing import Trace
 
 folder, lab = Path(sys.argv[1]), resolve(read(Path("topologies/one-node.yaml")).spec)
 workspace = Workspace(folder, lab.name)

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from testbed.errors import InstrumentError
-from testbed.model.policy import Cell, endpoints
-from testbed.verify.frames import of_cell
-from testbed.verify.network import observe
-from testbed.verify.probing import WINDOW, Instrument, Probe, in_guest, lines
-from testbed.verify.tokens import Tokens
+from testbed.model.reachability import Cell, endpoints
+from testbed.verify.observation.observe import observe
+from testbed.verify.probe.client import WINDOW, Instrument, Probe, in_guest, lines
+from testbed.verify.probe.frames import of_cell
+from testbed.verify.probe.tokens import Tokens
 from tests.wire import Wire
 
 pytestmark = [

@@ -18,16 +18,16 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from northbound import _Place, _served, _wanted  # the benchmark serves the same database
 from scale import topology
 
-from testbed.apply import perform
-from testbed.drivers.central import write_client
+from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.pki import Authority
-from testbed.drivers.workspace import Workspace
+from testbed.drivers.places.controller import write_client
+from testbed.engine.apply import perform
+from testbed.engine.timing import Trace
 from testbed.model.resolve import resolve
-from testbed.model.testbed import Plane
+from testbed.model.topology import Plane
 from testbed.plan.diff import diff
 from testbed.plan.resources import Kind
-from testbed.spec.load import load
-from testbed.trace import Trace
+from testbed.topology_file.loader import load
 
 UNDECLARED = """
 ovn-nbctl lr-add out -- lrp-add out up 0a:00:00:00:00:01 192.0.2.1/24 -- lr-nat-add out snat 192.0.2.1 10.0.0.0/24

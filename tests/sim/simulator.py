@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from testbed.errors import ProvisioningError
-from testbed.model.facts import Accelerator, Environment
+from testbed.model.environment import Accelerator, Environment
 from testbed.plan.diff import Action, Observed
 from testbed.plan.resources import OUTER, Inputs, Key, Kind, Properties
 

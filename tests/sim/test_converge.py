@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.apply import converge
+from testbed.engine.apply import converge
+from testbed.engine.observe import plan
 from testbed.errors import ProvisioningError
 from testbed.model.resolve import resolve
-from testbed.model.testbed import Testbed
-from testbed.observe import plan
+from testbed.model.topology import Testbed
 from testbed.plan import render
 from testbed.plan.diff import Action, Plan, Verb
 from testbed.plan.resources import OUTER, Key, Kind, Resource, desired, places
-from testbed.spec.load import load, read
+from testbed.topology_file.loader import load, read
 from tests.sim.simulator import INPUTS, Killed, World
 
 TOPOLOGIES = Path(__file__).parents[2] / "topologies"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from walls import run_body
+
+from tests.fake_checks import run_body
 
 
 @pytest.fixture

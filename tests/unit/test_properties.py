@@ -7,15 +7,15 @@ from typing import Any
 
 from hypothesis import given, settings
 
-from testbed.apply import converge
-from testbed.model.policy import LINK, RESOLUTION, ReachMatrix
+from testbed.engine.apply import converge
+from testbed.engine.observe import plan
+from testbed.model.reachability import LINK, RESOLUTION, ReachMatrix
 from testbed.model.resolve import resolve
-from testbed.model.testbed import Testbed
-from testbed.observe import plan
-from testbed.plan.acls import acls
-from testbed.plan.neighbours import allowed
+from testbed.model.topology import Testbed
+from testbed.plan.host_config.nd_guard import allowed
+from testbed.plan.ovn_acls import acls
 from testbed.plan.resources import desired, places
-from testbed.spec.load import load
+from testbed.topology_file.loader import load
 from tests.sim.simulator import INPUTS, World
 from tests.strategies import topologies
 

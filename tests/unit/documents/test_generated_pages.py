@@ -11,8 +11,8 @@ import typer
 from docs.tools import control_pages, topology_file
 from docs.tools.catalogue import clauses, controls
 from docs.tools.reference import PAGES, generated, main
-from testbed.spec.schema import GuestSpec, LimitsSpec, NodeSpec, Spec, TenantSpec
-from testbed.verify.declare import ATTRIBUTE
+from testbed.topology_file.schema import GuestSpec, LimitsSpec, NodeSpec, Spec, TenantSpec
+from testbed.verify.check import ATTRIBUTE
 
 FOLDER = Path(__file__).parents[3] / "docs/reference"
 

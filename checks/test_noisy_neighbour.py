@@ -1,0 +1,144 @@
+"""A noisy neighbour: what one guest may use up of what all guests of a node share (NET-12)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from checks.support.breaches import command, has_flow, where
+from checks.support.flood_scenario import SLACK, Noise, Outcome, flooded, heart, large_enough, noise_of, over, packets, small_enough
+from testbed.errors import InstrumentError
+from testbed.model.subjects import Attachment, loudest
+from testbed.model.topology import Limits
+from testbed.plan import policing
+from testbed.verify.attackers import flooding
+from testbed.verify.breach_context import Stage
+from testbed.verify.check import Breach, Effect, check
+from testbed.verify.fleet import Fleet
+from testbed.verify.observation.arrivals import Observation
+
+_MET = 0.8  # share of its connections that a guest must come to have, to show that the limit is what holds it back
+
+
+def _loud(stage: Stage) -> Attachment:
+    """Return the interface that makes noise."""
+    return loudest(stage.testbed)[0]
+
+
+def _packets(stage: Stage, packets: int) -> None:
+    one = _loud(stage)
+    host = stage.lab.host(one.guest.node)
+    host.must(f"{policing.limit([one.nic.tap], 0)} && {policing.limit([one.nic.tap], packets)}")
+
+
+def _kernel_limits(stage: Stage) -> bool:
+    one = _loud(stage)
+    return stage.lab.host(one.guest.node).sudo(f"tc filter show dev {one.nic.tap} parent ffff: | grep -q pkts_rate").status == 0
+
+
+def _lifted(name: str, of: Callable[[Stage], Attachment], limit: str) -> Breach:
+    """Return a breach that takes one limit of OVN off a guest's interface."""
+
+    def set_limits(stage: Stage, own: Limits) -> None:
+        stage.northbound.set_limits(of(stage).nic.port, own)
+
+    def live(stage: Stage) -> bool:
+        port = next(port for port in stage.northbound.ports().values() if port["port"] == of(stage).nic.port)
+        return bool(port[limit] != getattr(of(stage).guest.limits, limit))
+
+    return Breach(
+        name,
+        open=lambda stage: set_limits(stage, replace(of(stage).guest.limits, **{limit: 0})),
+        close=lambda stage: set_limits(stage, of(stage).guest.limits),
+        in_force=live,
+    )
+
+
+def _first(stage: Stage) -> Attachment:
+    return Attachment(stage.guest, stage.guest.nics[0])
+
+
+@check(
+    id="NET-12",
+    objective="A guest that floods stays within its limits of packets, bandwidth and connections, and its neighbours do not feel it",
+    severity="medium",
+    effect=Effect.FLOODS,
+    breaches=(
+        Breach(
+            "the limit of packets is gone",
+            open=lambda stage: _packets(stage, 0),
+            close=lambda stage: _packets(stage, _loud(stage).guest.limits.packets),
+            in_force=lambda stage: not _kernel_limits(stage),
+        ),
+        *where(
+            has_flow,
+            _lifted("the limit of bandwidth is gone", _loud, "bandwidth"),
+            _lifted("the limit of connections is gone", _loud, "connections"),
+        ),
+    ),
+)
+def test_a_flood_stays_within_its_limits(fleet: Fleet) -> None:
+    noise = noise_of(fleet)
+    found, observation = flooded(fleet, noise)
+    if not over(noise, found) and _unsure(noise, found, observation):  # the machine may have been busy with something else
+        found, observation = flooded(fleet, noise)
+    fleet.evidence.record("fleet", "flood", f"noise of {noise.sender.label}", str(found), time.time())
+    past = over(noise, found)
+    assert not past, f"{noise.sender.label}: {'; '.join(past)}"
+    weak = _weak(noise, found)
+    if weak:
+        raise InstrumentError("the noise meets no limit", fact=weak[:600], remedy="lower the limits of the guest")
+    if noise.victim is None:
+        return
+    beats = heart(observation, noise.victim, found.asked)
+    fleet.evidence.record("fleet", "heartbeat", noise.victim.label, str(beats), time.time())
+    if beats.ill:
+        what = f"{noise.victim.label} loses its heartbeat without any flood"
+        raise InstrumentError(what, fact=str(beats), remedy="repeat the check when the machine is less busy")
+    assert not beats.harmed, f"{noise.victim.label} loses its heartbeat, twice: {beats}"
+
+
+def _unsure(noise: Noise, found: Outcome, observation: Observation) -> bool:
+    """Tell whether one look at floods that stay within their limits does not settle it."""
+    if _weak(noise, found) or noise.victim is None:
+        return bool(_weak(noise, found))
+    beats = heart(observation, noise.victim, found.asked)
+    return beats.ill or beats.harmed
+
+
+@check(
+    id="NET-12",
+    objective="Every node limits each interface of its guests as the topology says",
+    severity="medium",
+    effect=Effect.OBSERVES,
+    breaches=(
+        command(
+            "a policer is taken off behind the switch's back",
+            opens=lambda s: f"tc qdisc del dev {s.guest.nics[0].tap} ingress",
+            closes=lambda s: (
+                f"{policing.limit([s.guest.nics[0].tap], 0)} && {policing.limit([s.guest.nics[0].tap], s.guest.limits.packets)}"
+            ),
+            shows=lambda s: f"! tc filter show dev {s.guest.nics[0].tap} parent ffff: | grep -q pkts_rate",
+        ),
+        _lifted("a port may have any number of connections", _first, "connections"),
+    ),
+)
+def test_limits_are_in_force(fleet: Fleet) -> None:
+    differences = [text for node in fleet.testbed.nodes for text in flooding.unlimited(fleet, node.name)]
+    assert not differences, f"{len(differences)} limits are not in force: {'; '.join(differences[:6])}"
+
+
+def _weak(noise: Noise, found: Outcome) -> str:
+    """Return why a flood was too weak to meet its limit; the empty string if it was not."""
+    own, small, large = noise.guest.limits, found.small, found.large
+    met = {"small frames": bool(small.switched) and small.offered > small_enough(own).within(small.seconds)}
+    allowed = {
+        "large frames": min(large.offered, packets(own).within(large.seconds)) > large_enough(own).within(large.seconds),
+        "connections": bool(found.sent) and min(found.sent[0], found.opening) > own.connections * SLACK,
+        "tracked connections": found.tracked > own.connections * _MET,
+        "anything at the peer": bool(found.delivered),
+    }
+    met |= allowed if noise.scene.protocol else {}  # without a flow nothing is let through that counts for these limits
+    weak = [name for name, enough in met.items() if not enough]
+    return f"not enough: {', '.join(weak)}: {found}" if weak else ""

@@ -1,0 +1,107 @@
+"""The verbs about checkpoints; `up` starts from one by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated
+
+import typer
+
+from testbed.cli.context import Name, entered, running_lab
+from testbed.cli.terminal import Json, out, say
+from testbed.cli.up import Way, build
+from testbed.drivers.host.workspace import Workspace, cache_root, state_root
+from testbed.drivers.snapshots import checkpoint as checkpoints
+from testbed.engine import observe
+from testbed.errors import ProvisioningError, TestbedError, UsageError
+from testbed.lab import session
+from testbed.lab.breach_journal import Journal
+from testbed.model.resolve import resolve
+from testbed.model.topology import Testbed
+from testbed.topology_file.loader import read
+
+app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Checkpoints: whole labs saved while they run: save, list, restore, rm."
+)
+
+Saved = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="name of a checkpoint")]
+
+
+@app.command("save")
+def save(name: Name, called: Annotated[str, typer.Option("--name", help="the checkpoint's name; the lab's if left out")] = "") -> None:
+    """Save a lab as it runs; it stands still for some seconds. `up` starts the same topology from it."""
+    testbed, workspace, _ = running_lab(name)
+    ground = session.ground()
+    _require_saving(testbed, workspace, ground)
+    store = checkpoints.Store(cache_root(), ground.images, ground.environment)
+    with entered(testbed, workspace, ground) as opened:
+        Journal(workspace).require_closed()
+        plan = observe.plan(opened.desired, opened.places)
+        if plan:
+            fact = f"{len(plan.actions)} differences; the first: {plan.actions[0]}"
+            raise UsageError(f"{testbed.name} is not what its topology says", fact=fact, remedy=f"run `testbed up {name}`, then save it")
+        opened.log_out()
+        saved = store.save(testbed, workspace, opened.outer.hypervisor, called or testbed.name, say)
+        for place in opened.places:  # their clocks have stood still
+            place.recover()
+    out(f"{saved.name}: {saved.size // 2**20} MiB; start from it with `testbed up`, go back to it with `testbed checkpoint restore`")
+
+
+def _require_saving(testbed: Testbed, workspace: Workspace, ground: session.Ground) -> None:
+    """Return if a lab can be saved while its tenants run.
+
+    Raises:
+        UsageError: it cannot.
+
+    """
+    reason = f"{workspace.connection} runs its machines" if workspace.connection else checkpoints.refusal(ground.environment)
+    if reason:
+        remedy = "start it from its topology; machines start from saved memory before their tenants do"
+        raise UsageError(f"{testbed.name} cannot be saved", fact=reason, remedy=remedy)
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the checkpoints, and why one cannot be used."""
+    found = [(item, _unusable(item)) for item in checkpoints.stored(cache_root())]
+    if as_json:
+        out(json.dumps([{"name": item.name, "lab": item.lab, "saved": item.saved, "bytes": item.size, "unusable": reason}
+                        for item, reason in found]))  # fmt: skip
+        return
+    lines = [
+        f"{item.name:20} {item.lab:20} saved {item.saved}, {item.size // 2**20} MiB" + (f"; cannot be used: {reason}" if reason else "")
+        for item, reason in found
+    ]
+    out("\n".join(lines) or "no checkpoints")
+
+
+def _unusable(found: checkpoints.Checkpoint) -> str:
+    """Return why a checkpoint cannot be used on this machine, or the empty string."""
+    try:
+        ground = session.ground()
+        testbed = resolve(read(found.topology).spec)
+    except TestbedError as error:
+        return f"{error.what}: {error.fact}"
+    store = checkpoints.Store(cache_root(), ground.images, ground.environment)
+    return store.unusable(found, testbed, Workspace(state_root(), found.lab))
+
+
+@app.command("rm")
+def rm(name: Saved) -> None:
+    """Remove a checkpoint."""
+    checkpoints.remove(checkpoints.named(cache_root(), name))
+
+
+@app.command("restore")
+def restore(name: Saved) -> None:
+    """Go back to a checkpoint: a lab of that name, if there is one, is taken down, and the saved one goes on."""
+    found = checkpoints.named(cache_root(), name)
+    reason = _unusable(found)
+    if reason:
+        raise ProvisioningError(f"the checkpoint {name} cannot be used", fact=reason, remedy="run `testbed up`, and save the lab anew")
+    workspace = Workspace(state_root(), found.lab)
+    if os.path.lexists(workspace.folder):
+        with workspace.locked():
+            session.destroy(workspace)
+    build(found.topology, Way(checkpoint=found), lambda opened, _: out(f"{opened.testbed.name} is as it was {found.saved}"))

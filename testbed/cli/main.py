@@ -1,0 +1,305 @@
+"""The command line (docs/design.md, section 7): verbs, exit codes, and nothing that another module could do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from testbed.cli import checkpoint, image, inspect
+from testbed.cli.check import check_walls
+from testbed.cli.context import File, Name, entered, running_lab, to_close, topology_of, workspace_of
+from testbed.cli.error_exit import status_of
+from testbed.cli.interrupts import interruptible
+from testbed.cli.terminal import Json, elapsed, out, out_json, say, warn
+from testbed.cli.up import Way, build
+from testbed.drivers.capabilities import doctor as doctors
+from testbed.drivers.host import memory
+from testbed.drivers.host.ownership import lab_mark, marked, require_trust
+from testbed.drivers.host.private_files import PRIVATE_UMASK
+from testbed.drivers.host.workspace import Workspace, cache_root, state_root
+from testbed.drivers.namespaces import lab_namespaces
+from testbed.engine import observe
+from testbed.engine.timing import chart
+from testbed.errors import Exit, TestbedError, UsageError
+from testbed.lab import session
+from testbed.lab.breach_journal import Journal
+from testbed.model.environment import Accelerator
+from testbed.model.resolve import resolve
+from testbed.plan import render
+from testbed.plan.diff import Action, diff
+from testbed.plan.resources import OUTER, desired, places
+from testbed.report import formats
+from testbed.report import graph as graphs
+from testbed.report.result import content_of
+from testbed.topology_file.loader import read
+from testbed.topology_file.schema import is_name, json_schema
+from testbed.untrusted.text import line
+from testbed.verify.runner.proof_cache import Proving
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Emulated hypervisor fleets whose walls are proven.",
+)  # fmt: skip
+app.add_typer(inspect.app)
+app.add_typer(image.app, name="image")
+app.add_typer(checkpoint.app, name="checkpoint")
+
+Connect = Annotated[
+    str, typer.Option("--connect", metavar="URI", help="libvirt that runs the machines; built in if left out", envvar="TESTBED_CONNECT")
+]
+Cold = Annotated[bool, typer.Option("--cold", help="boot machines, and use no saved memory", envvar="TESTBED_COLD")]
+Anew = Annotated[bool, typer.Option("--anew", help="start from the topology, and from no checkpoint", envvar="TESTBED_ANEW")]
+
+
+def _proving(text: str) -> Proving:
+    words = {"": Proving.NOTHING, "0": Proving.NOTHING, "false": Proving.NOTHING, "1": Proving.EVERYTHING, "true": Proving.EVERYTHING}
+    try:
+        return words.get(text.lower()) or Proving(text.lower())
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(Proving)}") from None
+
+
+Prove = Annotated[
+    Proving,
+    typer.Option(
+        "--prove", parser=_proving, metavar="[=changed|one]", envvar="TESTBED_PROVE",
+        help="open each wall and see the check turn red; =changed: where something has changed since it was last proven; "
+        "=one: by one breach of each check, and not always the same one",
+    ),
+]  # fmt: skip
+Accel = Annotated[Accelerator | None, typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR")]
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can do, what it cannot, and how to change that."""
+    findings = doctors.examine(cache_root(), state_root())
+    if as_json:
+        out_json([{"name": f.name, "ok": f.ok, "fact": f.fact, "remedy": f.remedy} for f in findings], indent=1)
+    else:
+        for finding in findings:
+            out(f"{'ok ' if finding.ok else 'NO '} {finding.name}: {finding.fact}")
+            if not finding.ok:
+                out(f"      to do: {finding.remedy}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(Exit.NOT_CAPABLE)
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="topology files")] = [],  # noqa: B006 - typer wants a literal
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of topology files")] = False,
+) -> None:
+    """Check topology files; every mistake is reported in one pass."""
+    if schema:
+        out_json(json_schema(), indent=1)
+    elif not files:
+        raise UsageError("nothing to validate", fact="no file was named", remedy="name a topology file, or use --schema")
+    wrong = []
+    for file in files:
+        try:
+            found = resolve(read(file, machine_memory=memory.total()).spec)
+            out(f"{file}: fine: {len(found.nodes)} nodes, {len(found.tenants)} tenants, {len(found.guests)} guests")
+        except TestbedError as error:
+            wrong.append(error)
+            warn(str(error))
+    if wrong:
+        raise typer.Exit(Exit.USAGE)
+
+
+@app.command()
+def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> None:
+    """Show what `up` would do, and why; change nothing."""
+    testbed, _ = topology_of(topology)
+    ground = session.ground(want=accelerator)
+    workspace = Workspace(state_root(), testbed.name)
+    found = lab_namespaces.find(testbed.name, workspace.root)
+    if found is None:
+        result, left = diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER}), Journal(workspace).entries()
+    else:
+        with entered(testbed, workspace, ground) as opened:
+            result, left = observe.plan(opened.desired, opened.places), Journal(workspace).entries()
+    if as_json:
+        data = render.data(result)
+        out_json({**data, "empty": data["empty"] and not left, "breaches": [entry.data() for entry in left]}, indent=1)
+    else:
+        out("\n".join((*to_close(left), *([] if left and not result else [render.text(result)]))))
+
+
+@app.command()
+def up(
+    topology: File,
+    as_json: Json = False,
+    accelerator: Accel = None,
+    connect: Connect = "",
+    cold: Cold = False,
+    anew: Anew = False,
+    timings: Annotated[bool, typer.Option("--timings", help="draw what took how long", envvar="TESTBED_TIMINGS")] = False,
+) -> None:
+    """Build the lab, or make it again what its topology says."""
+    way = Way(accelerator, connect, cold=cold, anew=anew)
+
+    def tell(opened: session.Lab, done: Sequence[Action]) -> None:
+        spans = way.trace.spans if timings else []
+        if as_json:
+            data = {"lab": opened.testbed.name, "actions": len(done), "seconds": round(elapsed(), 1), "retried": opened.retried,
+                    "closed": opened.closed}  # fmt: skip
+            out_json(data | ({"timings": list(map(asdict, spans))} if timings else {}))
+            return
+        _tell(opened, done)
+        if spans:
+            out(chart(spans))
+
+    build(topology, way, tell)
+
+
+def _tell(opened: session.Lab, done: Sequence[Action]) -> None:
+    name, seconds, retried = opened.testbed.name, elapsed(), ", ".join(opened.retried)
+    for breach in opened.closed:
+        out(f"{name}: closed the breach {line(breach)}")
+    if done:
+        out(f"{name} is up: {len(done)} actions in {seconds:.0f} s" + (f"; started twice: {retried}" if retried else ""))
+    else:
+        out(f"{name}: nothing {'else ' * bool(opened.closed)}to do: the lab is what the topology says.")
+
+
+@app.command()
+def graph(
+    topology: File, form: Annotated[str, typer.Option("--format", help="dot or mermaid", envvar="TESTBED_GRAPH")] = "dot"
+) -> None:
+    """Draw a topology as DOT or Mermaid text."""
+    testbed, _ = topology_of(topology)
+    drawers = {"dot": graphs.dot, "mermaid": graphs.mermaid}
+    if form not in drawers:
+        raise UsageError(f"cannot draw as {form}", fact="known formats: dot, mermaid", remedy="use --format dot or --format mermaid")
+    out(drawers[form](testbed))
+
+
+_FORMATS = {"text": formats.text, "markdown": formats.markdown, "junit": formats.junit}
+
+
+@app.command()
+def check(
+    name: Name,
+    prove: Prove = Proving.NOTHING,
+    only: Annotated[list[str] | None, typer.Option(help="control id or its beginning, repeatable", envvar="TESTBED_ONLY")] = None,
+    slow: Annotated[bool, typer.Option("--slow", help="run what takes minutes as well", envvar="TESTBED_SLOW")] = False,
+    as_json: Json = False,
+) -> None:
+    """Attack the lab's walls and give a verdict."""
+    testbed, workspace, _ = running_lab(name)
+    interruptible()
+    with entered(testbed, workspace, session.ground()) as opened:
+        Journal(workspace).require_closed()
+        check_walls(opened, prove=prove, only=only or [], as_json=as_json, slow=slow)
+
+
+@app.command()
+def report(
+    name: Name,
+    form: Annotated[str, typer.Option("--format", help="text, markdown, junit or json", envvar="TESTBED_REPORT")] = "text",
+) -> None:
+    """Show the latest run's report in another form."""
+    workspace = workspace_of(name)
+    _require_finished(workspace)
+    data = content_of((workspace.latest_run() / "result.json").read_text())
+    if form == "json":
+        out_json(data, indent=1)
+    elif form in _FORMATS:
+        out(_FORMATS[form](data))
+    else:
+        known = ", ".join((*_FORMATS, "json"))
+        raise UsageError(f"cannot report as {form}", fact=f"known formats: {known}", remedy="use --format with one of these")
+
+
+def _require_finished(workspace: Workspace) -> None:
+    """Refuse to show an older run while one that was cut short, and has no result, has left a wall open.
+
+    Raises:
+        ProvisioningError: there is one.
+
+    """
+    journal = Journal(workspace)
+    runs = [entry.record.run if entry.record else "" for entry in journal.entries()]
+    if not all(run and (workspace.runs / run / "result.json").is_file() for run in runs):
+        journal.require_closed()
+
+
+@app.command()
+def run(
+    topology: File,
+    prove: Prove = Proving.NOTHING,
+    as_json: Json = False,
+    accelerator: Accel = None,
+    connect: Connect = "",
+    cold: Cold = False,
+    anew: Anew = False,
+) -> None:
+    """Build a lab, check it and report, in one go; the lab stays up."""
+
+    def examine(opened: session.Lab, done: Sequence[Action]) -> None:
+        testbed = opened.testbed
+        say(f"{testbed.name} is up: {len(done)} actions")
+        try:
+            check_walls(opened, prove=prove, only=[], as_json=as_json)
+        finally:
+            say(f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh {testbed.name} {testbed.nodes[0].name}`. "
+                f"Take it down: `testbed down {testbed.name}`")  # fmt: skip
+
+    build(topology, Way(accelerator, connect, cold=cold, anew=anew), examine)
+
+
+@app.command()
+def down(name: Name) -> None:
+    """Take a lab down; leaves nothing but the reports of its runs."""
+    workspace = workspace_of(name)
+    if os.path.lexists(workspace.folder):
+        with workspace.locked():
+            session.destroy(workspace)
+    elif found := lab_namespaces.find(workspace.lab, workspace.root):
+        lab_namespaces.destroy(found)
+    else:
+        raise UsageError(f"there is no lab {workspace.lab}", fact=f"{workspace.folder} does not exist", remedy="run `testbed status`")
+    out(f"{workspace.lab} is down")
+
+
+@app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list", envvar="TESTBED_DRY_RUN")] = False,
+) -> None:
+    """Find what is left of labs that nobody can name any more, and remove it."""
+    root, count = state_root(), 0
+    require_trust(root)
+    for found in list(lab_namespaces.enclosures(root)):
+        if not (root / found.lab / "topology.yaml").exists():
+            count += 1
+            out(f"namespaces of {found.lab}, held by process {found.pid}")
+            if not dry_run:
+                lab_namespaces.destroy(found)
+    running = {found.lab for found in lab_namespaces.enclosures(root)}
+    for folder in sorted(root.glob("*/v")):
+        name = folder.parent.name
+        if not is_name(name) or not marked(folder.parent, lab_mark(name)):
+            out(f"left alone: {folder.parent}, which does not carry the mark of a lab")
+        elif name not in running:
+            workspace = Workspace(root, name)
+            count += 1
+            out(f"files of {workspace.lab}, which does not run")
+            if not dry_run:
+                with workspace.locked():
+                    session.destroy(workspace)
+    out("nothing to prune" if not count else f"{count} {'found' if dry_run else 'removed'}")
+
+
+def main() -> None:
+    """Run the command line; every error becomes three parts and an exit code (`testbed.cli.error_exit`)."""
+    os.umask(PRIVATE_UMASK)
+    own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    sys.argv[1:own] = [f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]]  # an option whose value may be left out
+    sys.exit(status_of(lambda: app(standalone_mode=False)))

@@ -1,0 +1,167 @@
+"""From a topology file to a lab that runs, by the shortest way that there is: a checkpoint, saved memory, or a boot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from testbed import data_files
+from testbed.cli.context import topology_of
+from testbed.cli.interrupts import ended_at_once, interruptible
+from testbed.cli.terminal import say, warn
+from testbed.drivers.capabilities import doctor
+from testbed.drivers.host.workspace import Workspace, cache_root, state_root
+from testbed.drivers.hypervisor import external_daemon
+from testbed.drivers.namespaces import lab_namespaces
+from testbed.drivers.snapshots.checkpoint import Checkpoint, Store
+from testbed.engine import apply
+from testbed.engine.timing import Trace
+from testbed.errors import Exit, TestbedError, UsageError
+from testbed.lab import session
+from testbed.lab.breach_journal import Journal
+from testbed.model.environment import Accelerator
+from testbed.model.topology import Testbed
+from testbed.plan.diff import Action
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a lab may be built.
+
+    Args:
+        want: accelerator to insist on.
+        connect: URI of the libvirt that runs the machines; the empty string stands for the built-in one, or the lab's own.
+        cold: use no saved memory of any kind.
+        anew: use no checkpoint.
+        checkpoint: the one to use; the latest that fits if left out.
+        trace: learns what took how long.
+
+    """
+
+    want: Accelerator | None = None
+    connect: str = ""
+    cold: bool = False
+    anew: bool = False
+    checkpoint: Checkpoint | None = None
+    trace: Trace = field(default_factory=Trace)
+
+
+def build(topology: str | Path, way: Way, then: Callable[[session.Lab, Sequence[Action]], None]) -> None:
+    """Build a lab, or make it again what its topology says, and go on inside it.
+
+    Args:
+        topology: its file, or the name of a lab.
+        then: is given the lab, and what was done.
+
+    """
+    interruptible()
+    testbed, file = topology_of(topology)
+    doctor.require(cache_root(), state_root())
+    with way.trace.span("images"):
+        ground = session.prepare(say, want=way.want)
+    say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
+    workspace = Workspace(state_root(), testbed.name)
+    workspace.claim()
+    with workspace.locked():
+        _require_same(testbed, workspace)
+        session.apply_copy(file, workspace)
+        _connect(workspace, way.connect)
+        if not workspace.connection and lab_namespaces.find(testbed.name, workspace.root) is None:
+            kvm = ground.environment.outer is Accelerator.KVM
+            if reason := workspace.assign_account(cache_root(), kvm=kvm):
+                say(f"emulators run as you, and not under an account of this lab's: {reason}")
+        if not way.cold:
+            with way.trace.span("saved memory", ["images"]):
+                ground = _shortened(ground, testbed, workspace, way)
+        taken = session.enter(testbed, workspace, ground.environment)
+        with session.opened(testbed, workspace, ground, taken, progress=say) as opened:
+            with at_once_on_interrupt():
+                done = _converge(opened, way.trace)
+            then(opened, done)
+
+
+def _require_same(testbed: Testbed, workspace: Workspace) -> None:
+    """Refuse to change a lab's topology while a breach is written down, which only the topology that it was opened in can close.
+
+    Raises:
+        UsageError: the topology is another one.
+
+    """
+    left = Journal(workspace).entries()
+    if left and session.load_applied(workspace).digest != testbed.digest:
+        what = f"the lab {workspace.lab} cannot get another topology while a wall is open that a breach opened"
+        remedy = f"run `testbed up {workspace.lab}`, which closes it, and then this command; or `testbed down {workspace.lab}`"
+        raise UsageError(what, fact="; ".join(map(str, left)), remedy=remedy)
+
+
+def _converge(opened: session.Lab, trace: Trace) -> list[Action]:
+    """Make a lab what it must be, and close what a killed process had opened.
+
+    Settings come first, since a breach may have cut our own way in; they come again afterwards, for what closing has changed and
+    for what could not be set right before.
+
+    Raises:
+        ProvisioningError: something could not be done, or a breach may still be in force.
+
+    """
+    if not Journal(opened.workspace).entries():
+        return apply.converge(opened.desired, opened.places, say, trace)
+    done: list[Action] = []
+    try:
+        done = apply.converge(opened.desired, opened.places, say, trace)
+    except TestbedError as error:
+        say(f"not yet what it must be: {error.what}: {error.fact}")
+    from testbed.verify.runner.breach_recovery import close_left  # noqa: PLC0415 - checks are loaded only where one has left something open
+
+    opened.closed += close_left(opened, data_files.checks(), say)
+    return done + apply.converge(opened.desired, opened.places, say, trace)
+
+
+def _connect(workspace: Workspace, uri: str) -> None:
+    """Remember which libvirt runs a lab.
+
+    Raises:
+        UsageError: another one does already, or the URI is of no daemon on this machine.
+        MachineError: we cannot use it.
+
+    """
+    if uri in ("", workspace.connection):
+        return
+    external_daemon.require(uri)
+    if lab_namespaces.find(workspace.lab, workspace.root) is not None:
+        fact = f"its machines are run by {workspace.connection or 'the built-in libvirt'}"
+        remedy = f"run `testbed down {workspace.lab}` first"
+        raise UsageError(f"the lab {workspace.lab} cannot move to {uri}", fact=fact, remedy=remedy)
+    workspace.connect(uri)
+
+
+def _shortened(ground: session.Ground, testbed: Testbed, workspace: Workspace, way: Way) -> session.Ground:
+    """Return what a lab stands on, with what its machines can start from: of a new lab's, memory is saved first if need be."""
+    if workspace.connection:
+        say(f"machines boot, without saved memory: {workspace.connection} runs them, perhaps with another QEMU than ours")
+        return ground
+    new = lab_namespaces.find(testbed.name, workspace.root) is None
+    found = _fitting(ground, testbed, workspace, way) if new and not way.anew else None
+    if found:
+        say(f"going on from the checkpoint {found.name}, saved {found.saved}")
+        found.unpack(workspace)
+        ground = replace(ground, checkpoint=found)
+    with at_once_on_interrupt():
+        return session.remember(ground, testbed, say, save=new and not found)
+
+
+def _fitting(ground: session.Ground, testbed: Testbed, workspace: Workspace, way: Way) -> Checkpoint | None:
+    return way.checkpoint or Store(cache_root(), ground.images, ground.environment).find(testbed, workspace)
+
+
+def at_once_on_interrupt() -> AbstractContextManager[None]:
+    """Let a signal end the process at once, without waiting for threads that wait for machines; `up` resumes."""
+
+    def end() -> None:
+        warn("interrupted; what was done stays, and the same command resumes")
+        os._exit(Exit.INTERRUPTED)
+
+    return ended_at_once(end)

@@ -1,0 +1,139 @@
+"""Boots a canary kernel to find out how virtual machines really run here (D7).
+
+``/dev/kvm`` may open, answer its ioctls and still not boot a stock kernel; so only a kernel that came up
+counts. The answer is kept, and asked for again when the kernel, QEMU, the image or the device changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+from testbed.drivers.host import process
+from testbed.drivers.host.private_files import write_public
+from testbed.drivers.images.cache import Image
+from testbed.errors import InstrumentError, MachineError
+from testbed.model.environment import Accelerator, Environment
+
+_MARK = "testbed canary is alive"
+_KVM_DEADLINE = 15.0
+_TCG_DEADLINE = 120.0
+_KVM_REFERENCE = 1.0  # seconds from QEMU's start to the canary's power-off under working KVM on a present-day core
+_SHOWN = 200  # characters of QEMU's own message that a note quotes
+_KVM = Path("/dev/kvm")
+
+
+def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -> Environment:
+    """Return what the outer machine can do.
+
+    Args:
+        image: an image with a kernel and a canary initramfs.
+        cache: folder in which the answer is kept.
+        want: accelerator that the user insists on, or None.
+
+    Raises:
+        MachineError: QEMU is missing, no canary comes up, or not under the accelerator wanted.
+
+    """
+    emulator = process.require("qemu-system-x86_64", package="qemu-system-x86")
+    version = process.run([emulator, "--version"], what="cannot run QEMU", timeout=30, error=MachineError).splitlines()[0]
+    asked = "tcg" if want is Accelerator.TCG else "any"
+    key = [platform.release(), version, image.key, _device(), asked]
+    stored = cache / "canary.json"
+    answer = _stored(stored, key)
+    if answer is None:
+        answer = {"key": key, **_measure(emulator, image, want)}
+        with contextlib.suppress(PermissionError):  # somebody else's cache: ask again next time
+            write_public(stored, json.dumps(answer).encode())
+    if want is Accelerator.KVM and answer["outer"] != Accelerator.KVM:
+        raise MachineError("KVM does not work here", fact=str(answer["note"]), remedy="leave out --accelerator, or fix KVM")
+    versions = (("kernel", platform.release()), ("qemu", version), ("python", platform.python_version()))
+    return Environment(
+        Accelerator(str(answer["outer"])), Accelerator.KVM, float(str(answer["slowness"])), emulator, versions,
+        str(answer["note"]),
+    )  # fmt: skip
+
+
+def _stored(file: Path, key: list[str]) -> dict[str, object] | None:
+    try:
+        answer: dict[str, object] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return answer if isinstance(answer, dict) and answer.get("key") == key else None
+
+
+def _device() -> str:
+    try:
+        found = _KVM.stat()
+    except OSError:
+        return "absent"
+    return f"{found.st_ino} {found.st_rdev} {found.st_mtime_ns} {os.access(_KVM, os.R_OK | os.W_OK)}"
+
+
+def _measure(emulator: str, image: Image, want: Accelerator | None) -> dict[str, object]:
+    note = f"{_KVM} is missing"
+    if want is not Accelerator.TCG and os.access(_KVM, os.R_OK | os.W_OK):
+        note = _kvm_fault(emulator, image)
+        if not note:
+            return {"outer": Accelerator.KVM, "slowness": 1.0, "note": "a canary kernel started under KVM"}
+    elif _KVM.exists():
+        note = f"{_KVM} is there and not used" if want is Accelerator.TCG else f"{_KVM} cannot be opened by this user"
+    try:
+        seconds = boot(emulator, image, Accelerator.TCG, _TCG_DEADLINE)
+    except InstrumentError as error:
+        what = "a canary kernel does not start under emulation"
+        raise MachineError(what, fact=_brief(error.fact), remedy=error.remedy) from error
+    return {"outer": Accelerator.TCG, "slowness": round(max(4.0, seconds / _KVM_REFERENCE), 1), "note": note}
+
+
+def _kvm_fault(emulator: str, image: Image) -> str:
+    """Return why nodes cannot run under KVM, or nothing if they can."""
+    try:
+        boot(emulator, image, Accelerator.KVM, _KVM_DEADLINE)
+    except InstrumentError as error:
+        return f"{_KVM} opens, but a canary kernel did not start under it: {_brief(error.fact)}"
+    return "" if _nested() else "KVM works, but without nested virtualisation; nodes could not run guests"
+
+
+def _brief(fact: str) -> str:
+    """Return what QEMU said in one line, without its warnings."""
+    lines = [" ".join(line.split()) for line in fact.splitlines() if "warning:" not in line]
+    return "; ".join(line for line in lines if line)[:_SHOWN]
+
+
+def boot(emulator: str, image: Image, accelerator: Accelerator, deadline: float) -> float:
+    """Boot the canary and return the seconds until it had spoken and powered off.
+
+    The processor is the one that nodes get. At the deadline (seconds) the emulator is killed.
+
+    Raises:
+        InstrumentError: QEMU failed, or the canary did not speak and power off in time.
+
+    """
+    cpu = "host" if accelerator is Accelerator.KVM else "EPYC"
+    argv = [
+        emulator, "-M", "q35", "-accel", str(accelerator), "-cpu", cpu, "-m", "256", "-display", "none",
+        "-nodefaults", "-no-user-config", "-no-reboot", "-serial", "stdio", "-kernel", str(image.file("vmlinuz")),
+        "-initrd", str(image.file("canary")), "-append", "console=ttyS0 quiet panic=-1",
+    ]  # fmt: skip
+    what = "the canary does not start"
+    start = time.monotonic()
+    output = process.run(argv, what=what, timeout=deadline, error=InstrumentError)
+    seconds = time.monotonic() - start
+    if _MARK not in output:
+        last = " ".join(output.split())[-_SHOWN:] or "nothing"
+        fact = f"QEMU ended after {seconds:.1f} s; the kernel said: {last}"
+        raise InstrumentError(what, fact=fact, remedy="bake the images anew, or see QEMU's own requirements")
+    return seconds
+
+
+def _nested() -> bool:
+    for module in ("kvm_amd", "kvm_intel"):
+        file = Path(f"/sys/module/{module}/parameters/nested")
+        if file.exists() and file.read_text().strip() in ("1", "Y"):
+            return True
+    return False

@@ -1,0 +1,154 @@
+"""Folders of the cache: what is kept in one is published whole, and known by its digests.
+
+What a cache folder holds is ours if it has a name of ours and a manifest that says the same.
+Nothing else is used or removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from testbed.drivers.host import ownership, process
+from testbed.drivers.host.private_files import PUBLIC
+from testbed.drivers.host.process import as_root
+
+_NAME = r"[a-z0-9][a-z0-9-]{0,40}"
+_KEY = r"[0-9a-f]{16}"
+BASE = re.compile(rf"base-{_NAME}-{_KEY}\.tar")  # archives of root file systems
+IMAGE, MEMORY, CHECKPOINT = "manifest.json", "golden.json", "checkpoint.json"  # kinds, by their manifests
+_KINDS = {
+    IMAGE: (re.compile(rf"{_NAME}-{_KEY}"), "{name}-{key}"),
+    MEMORY: (re.compile(rf"golden-{_NAME}-{_KEY}"), "golden-{role}-{key}"),
+    CHECKPOINT: (re.compile(rf"checkpoint-{_NAME}"), "checkpoint-{name}"),
+}
+
+
+def claim(folder: Path) -> None:
+    """Make a cache folder, or mark one that an earlier version of ours has made.
+
+    Raises:
+        MachineError: others can change what is in it.
+        UsageError: it is someone else's folder.
+
+    """
+    ownership.require_trust(folder)
+    ownership.claim(folder, ownership.CACHE, PUBLIC, known=lambda: any(any(entries(folder, kind)) for kind in _KINDS))
+
+
+def require(folder: Path) -> None:
+    """Refuse to remove anything from a folder that is no cache of ours; raises like `claim`."""
+    ownership.require_trust(folder)
+    if folder.exists():
+        claim(folder)
+
+
+def entries(folder: Path, kind: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield what a cache folder keeps of a kind, and what its manifest says.
+
+    Args:
+        kind: IMAGE, MEMORY or CHECKPOINT.
+
+    """
+    pattern, name = _KINDS[kind]
+    for path in sorted(folder.glob("*")):
+        if pattern.fullmatch(path.name) and _owned(path, folder):
+            found = _manifest(path / kind)
+            if found and _named(name, found) == path.name:
+                yield path, found
+
+
+def _named(name: str, manifest: Mapping[str, Any]) -> str:
+    try:
+        return name.format_map(manifest)
+    except (LookupError, AttributeError, ValueError):
+        return ""
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """Return what a manifest says; nothing, if it is none, or another process is removing it."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _owned(path: Path, folder: Path) -> bool:
+    """Tell whether something is a folder, no link to one, and belongs to the account that has the cache."""
+    try:
+        return not path.is_symlink() and path.is_dir() and path.stat().st_uid == folder.stat().st_uid
+    except OSError:
+        return False
+
+
+def clear_leftovers(folder: Path) -> list[Path]:
+    """Delete what killed processes of ours have left half-done in a cache folder; return what was deleted."""
+    names = "|".join((BASE.pattern, *(pattern.pattern for pattern, _ in _KINDS.values())))
+    half = re.compile(rf"(?:{names})\.partial-([0-9]+)")
+    left = [path for path in sorted(folder.glob("*.partial-*")) if _abandoned(path, half)]
+    remove_tree(*left)
+    return left
+
+
+def _abandoned(path: Path, half: re.Pattern[str]) -> bool:
+    found = half.fullmatch(path.name)
+    return bool(found and path.lstat().st_uid == os.geteuid() and not Path(f"/proc/{found[1]}").exists())
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Give a finished folder its name; if another process was faster, its folder stays, since a name stands for one content."""
+    try:
+        partial.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+
+
+def take_back(folder: Path) -> None:
+    """Own again what an emulator's account has got in a folder of the cache, and could make writable."""
+    if os.geteuid() == 0 and folder.is_dir() and folder.stat().st_uid == 0:
+        for path in folder.iterdir():
+            os.chown(path, 0, os.getegid(), follow_symlinks=False)
+
+
+def altered(digests: Mapping[Path, str]) -> str:
+    """Return which file is missing or has not its recorded digest, as the fact of an error; the empty string if none."""
+    for path, recorded in digests.items():
+        found = file_digest(path) if path.exists() else "missing"
+        if found != recorded:
+            return f"{path}: SHA-256 is {found}, recorded is {recorded}"
+    return ""
+
+
+def crowded(folder: Path, needed: int) -> str:
+    """Return that a folder's disk has less free than so many bytes, as the fact of an error; the empty string if it has not."""
+    free = shutil.disk_usage(folder).free
+    return f"{folder} has {free // 2**20} MiB free, and {needed // 2**20} MiB are wanted" if free < needed else ""
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def remove_tree(*paths: Path) -> None:
+    """Delete files and folders; those of subordinate ids too, and of a symbolic link the link.
+
+    Other file systems stay.
+
+    Raises:
+        ProvisioningError: one cannot be deleted.
+
+    """
+    if paths:
+        argv = [*as_root(), "rm", "-rf", "--one-file-system", "--", *map(str, paths)]
+        process.run(argv, what=f"cannot delete {paths[0]}", timeout=300)

@@ -1,0 +1,167 @@
+"""Which folders are ours: marked when we made them, in places where only we write.
+
+Nothing else is ever removed. A mark is a file that says what its folder is. A folder that was there before us
+is marked only while it is empty, so that nobody's folder becomes a state folder, a cache folder or a lab.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+from testbed.drivers.host.private_files import make_folder, write_public
+from testbed.errors import MachineError, TestbedError, UsageError
+
+MARK = ".testbed"
+STATE, CACHE = "testbed state folder", "testbed cache folder"
+_READ = 200  # bytes of a mark
+_SHOWN = 3  # names of what is in a folder of somebody else
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+def lab_mark(name: str) -> str:
+    """Return what the mark of a lab's folder says."""
+    return f"testbed lab {name}"
+
+
+def distrust(folder: Path, *, shared: bool = False) -> str:
+    """Return why files of ours are not safe in a folder, or the empty string.
+
+    Like sshd's StrictModes: only root and we may rename anything on the way, and only we write into the
+    folder. A folder that is missing is as safe as what is above it.
+
+    Args:
+        shared: it may be root's, to read from.
+
+    """
+    if found := _way(folder) or _way(folder.resolve()):
+        return found
+    if not folder.exists():
+        return ""
+    status = folder.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        return f"{folder} is not a folder"
+    if status.st_uid not in ((os.geteuid(), 0) if shared else (os.geteuid(),)):
+        return f"{folder} belongs to uid {status.st_uid}, and we are uid {os.geteuid()}"
+    if status.st_mode & 0o022:
+        return f"{folder} has mode {status.st_mode & 0o7777:04o}: others may write into it"
+    return ""
+
+
+def _way(folder: Path) -> str:
+    """Return who else may change what a path leads to, or the empty string."""
+    for path in chain(reversed(folder.parents), [folder]):
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            return ""
+        if status.st_uid not in (os.geteuid(), 0):
+            return f"{path} belongs to uid {status.st_uid}, and we are uid {os.geteuid()}"
+        if path != folder and status.st_mode & 0o1002 == 0o002 and stat.S_ISDIR(status.st_mode):
+            return f"{path} has mode {status.st_mode & 0o7777:04o}: everybody may replace what is in it"
+    return ""
+
+
+def require_trust(folder: Path, *, shared: bool = False) -> None:
+    """Refuse a state or cache folder that others can change.
+
+    Raises:
+        MachineError: they can.
+
+    """
+    if fact := distrust(folder, shared=shared):
+        raise MachineError(f"{folder} is not safe to use", fact=fact, remedy=remedy_of_distrust(folder))
+
+
+def remedy_of_distrust(folder: Path) -> str:
+    """Return what to do about a folder that others can change."""
+    mend = f"chown {os.geteuid()} {folder} and chmod go-w {folder}"
+    return f"{mend} if it is yours; or name another (TESTBED_STATE_DIR, TESTBED_CACHE_DIR)"
+
+
+def marked(folder: Path, mark: str) -> bool:
+    """Tell whether a folder is ours, and no symbolic link, and carries a mark that is a file of ours."""
+    try:
+        status = folder.lstat()
+        descriptor = os.open(folder / MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    with os.fdopen(descriptor, "rb") as stream:
+        told = os.fstat(descriptor)
+        text = stream.read(_READ).decode(errors="replace") if stat.S_ISREG(told.st_mode) else ""
+    own = told.st_uid == status.st_uid == os.geteuid() and not (told.st_mode | status.st_mode) & 0o022
+    return own and stat.S_ISDIR(status.st_mode) and text.rstrip("\n") == mark
+
+
+def require_mark(folder: Path, mark: str) -> None:
+    """Refuse a folder that we have not made.
+
+    Raises:
+        UsageError: it does not carry the mark.
+
+    """
+    if not marked(folder, mark):
+        raise _foreign(folder, mark)
+
+
+def claim(folder: Path, mark: str, mode: int, *, known: Callable[[], bool] = lambda: False) -> None:
+    """Make a folder of ours; one that is there already must be ours, or empty.
+
+    Args:
+        known: tells of an unmarked folder that is not empty whether an earlier version of ours has made it.
+
+    Raises:
+        UsageError: it is someone else's.
+
+    """
+    try:
+        if not folder.exists():
+            make_folder(folder, mode)
+        if marked(folder, mark):
+            return
+        if not folder.is_symlink() and folder.is_dir() and (not _content(folder) or known()):
+            write_public(folder / MARK, f"{mark}\n".encode())
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made", fact=str(error), remedy="name another place") from error
+    require_mark(folder, mark)
+
+
+def _content(folder: Path) -> list[str]:
+    """Return what is in a folder, but for marks that were being written."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(f".{MARK}."))
+
+
+def _foreign(folder: Path, mark: str) -> TestbedError:
+    if folder.is_symlink():
+        fact = f"it is a symbolic link to {folder.resolve()}"
+    elif not folder.exists():
+        fact = "it does not exist"
+    elif not folder.is_dir():
+        fact = "it is not a folder"
+    else:
+        content = _content(folder)
+        shown = ", ".join(content[:_SHOWN]) or "nothing"
+        more = f" and {len(content) - _SHOWN} more" if len(content) > _SHOWN else ""
+        fact = f"{folder / MARK} does not say so; the folder holds {shown}{more}"
+    other = "name another, which is missing or empty"
+    remedy = f"{other}; or, if an earlier version of testbed made it: echo {mark} > {folder / MARK}"
+    return UsageError(f"{folder} is no {mark} that we may change", fact=fact, remedy=remedy)
+
+
+def require_no_mount(folder: Path) -> None:
+    """Refuse to remove what lies under a mount point, since that is not ours.
+
+    Raises:
+        UsageError: something is mounted in the folder, or on it.
+
+    """
+    place = str(folder.resolve())
+    for line in _MOUNTS.read_text().splitlines():
+        point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split()[4])
+        if point == place or point.startswith(f"{place}/"):
+            remedy = f"umount {point}, then run the command again"
+            raise UsageError(f"{folder} is not removed", fact=f"{point} is a mount point", remedy=remedy)

@@ -1,0 +1,368 @@
+"""libvirt, of the outer machine or of a node: the only file that imports it (D1)."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+# libvirt reads this once, when it is loaded; what it would tell a terminal, its exceptions tell us.
+os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
+
+import libvirt
+import libvirt_qemu
+
+from testbed.drivers.host.accounts import Account
+from testbed.drivers.host.private_files import OWNER, PASSABLE, make_folder, write_secret
+from testbed.drivers.hypervisor.qmp import Monitor
+from testbed.drivers.ssh.command_session import closing_after
+from testbed.errors import InstrumentError, ProvisioningError, TestbedError
+from testbed.plan.libvirt_xml.machine import read_mark
+from testbed.plan.libvirt_xml.storage import pool_xml, volume_xml
+from testbed.untrusted import bounded_json
+from testbed.untrusted.text import line
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "running",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "shutting down",
+    libvirt.VIR_DOMAIN_SHUTOFF: "shut off",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
+}
+_KEEPALIVE_S, _KEEPALIVE_COUNT = 10, 6
+_LONGEST = 120.0  # seconds that a libvirt may take for an answer of its own; the library would wait for ever
+_AGENT_TRIES, _UNHEARD = 3, "synchronization"  # what libvirt says of an agent that it has not even asked
+_XML, _DOMAINS = 2**19, 4096  # characters of a description, and domains of one libvirt
+_LOOK_S = 5.0  # seconds between looks at whether a domain still runs, while an event is awaited
+_QEMU_CONF = """\
+stdio_handler = "file"
+security_driver = "none"
+namespaces = []
+cgroup_controllers = []
+dump_guest_core = 0
+remember_owner = 0
+dynamic_ownership = 0
+user = "+{uid}"
+group = "+{gid}"
+"""  # with dynamic ownership, libvirt would give the images under a machine's disks to the account as well
+_PASSED = ("lib", "run", "log", "cache")  # folders of the embedded libvirt that emulators pass through
+_loop: threading.Thread | None = None
+_loop_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain as libvirt has it."""
+
+    name: str
+    uuid: str
+    state: str
+    xml: str
+
+
+def library_version() -> int:
+    """Return the version of the libvirt library: 1,000,000 × major + 1,000 × minor + release."""
+    return int(libvirt.getVersion())
+
+
+def _start_loop() -> None:
+    """Run libvirt's event loop in a thread; the embedded driver wants it before it is opened."""
+    global _loop  # noqa: PLW0603 - libvirt has one loop per process
+    with _loop_lock:
+        if _loop is None:
+            libvirt.virEventRegisterDefaultImpl()
+            libvirt.registerErrorHandler(lambda *_: None, None)
+            _loop = threading.Thread(target=_run_loop, daemon=True)
+            _loop.start()
+
+
+def _run_loop() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+@contextmanager
+def _said(what: str, error: type[TestbedError] = ProvisioningError) -> Iterator[None]:
+    try:
+        yield
+    except libvirt.libvirtError as failure:
+        fact = line(f"libvirt says: {failure.get_error_message() or failure}")
+        raise error(what, fact=fact, remedy="run `testbed status`; `testbed up` repairs what it can") from failure
+
+
+def _bounded(xml: str) -> str:
+    """Return the description of a domain, which a node gives, unless it is longer than any of ours."""
+    if len(xml) > _XML:
+        fact = f"its XML has {len(xml)} characters"
+        raise ProvisioningError("a virtual machine cannot be read", fact=fact, remedy="run `testbed status`, then rebuild the node")
+    return xml
+
+
+def _ask_agent(domain: Any, request: str, timeout: int, tries: int = _AGENT_TRIES) -> str:  # noqa: ANN401 - libvirt has no types
+    """Return an agent's answer; one that did not tell libvirt within five seconds that it listens has not been asked, and is asked anew."""
+    try:
+        return str(libvirt_qemu.qemuAgentCommand(domain, request, timeout, 0))
+    except libvirt.libvirtError as error:
+        if tries > 1 and error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE and _UNHEARD in (error.get_error_message() or ""):
+            return _ask_agent(domain, request, timeout, tries - 1)
+        raise
+
+
+class Hypervisor:
+    """One libvirt connection."""
+
+    def __init__(self, uri: str, embedded: Path | None = None, cut: Callable[[], object] = lambda: None) -> None:
+        """Open the connection.
+
+        Args:
+            uri: any libvirt URI.
+            embedded: root folder of an embedded libvirt, whose domains must have been found again first.
+            cut: ends what the connection runs over; called if the other side lives and does not answer in time.
+
+        Raises:
+            ProvisioningError: it cannot be opened.
+
+        """
+        self._asked: dict[str, Any] = {}  # domains by name: an agent is asked dozens of times, and a look-up costs a fifth of a question
+        self._cut = cut
+        _start_loop()
+        with _said(f"cannot open the hypervisor {uri}"), closing_after(_LONGEST, cut):
+            self._connection = libvirt.open(uri)
+            if "unix" in uri:  # without it, a call to a node that stands still would never return
+                self._connection.setKeepAlive(_KEEPALIVE_S, _KEEPALIVE_COUNT)
+        if embedded is not None:
+            self._settle(embedded)
+
+    @classmethod
+    def embed(cls, root: Path, account: Account) -> Hypervisor:
+        """Open libvirt's QEMU driver inside this process, with its files below a folder.
+
+        Args:
+            account: whom emulators run as; what they open must be theirs, or readable by everybody.
+
+        """
+        make_folder(root / "etc", OWNER)
+        for name in _PASSED:
+            make_folder(root / name, PASSABLE)
+        write_secret(root / "etc/qemu.conf", _QEMU_CONF.format(uid=account.uid, gid=account.gid).encode())
+        return cls(f"qemu:///embed?root={root}", root)
+
+    def _settle(self, root: Path, timeout: float = 30) -> None:
+        """Wait until every domain that left a status file is found running again, or is given up."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            left = {path.stem for path in (root / "run/qemu").glob("*.xml")}
+            active = {domain.name for domain in self.domains() if domain.state in ("running", "paused")}
+            if left <= active:
+                return
+            time.sleep(0.1)
+
+    def domains(self) -> list[Domain]:
+        """Return every domain."""
+        with _said("cannot list domains"), closing_after(_LONGEST, self._cut):
+            found = self._connection.listAllDomains()
+        if len(found) > _DOMAINS:
+            raise ProvisioningError("domains cannot be listed", fact=f"there are {len(found)}", remedy="rebuild the node")
+        result = []
+        for domain in found:
+            try:
+                state = _STATES.get(domain.state()[0], "unknown")
+                result.append(Domain(domain.name(), domain.UUIDString(), state, _bounded(domain.XMLDesc())))
+            except libvirt.libvirtError:
+                continue
+        return result
+
+    def owned(self, lab: str) -> Iterator[tuple[Domain, str, dict[str, object]]]:
+        """Yield the domains that carry a lab's mark, each with the resource's name and the properties it was made from."""
+        for domain in self.domains():
+            mark = read_mark(domain.xml)
+            if mark is not None and mark[0] == lab:
+                yield domain, mark[1], mark[2]
+
+    def _find(self, name: str) -> Any:  # noqa: ANN401 - libvirt has no types
+        try:
+            self._asked[name] = self._connection.lookupByName(name)
+            return self._asked[name]
+        except libvirt.libvirtError as error:
+            fact = error.get_error_message() or "no such domain"
+            raise InstrumentError(f"{name} does not run", fact=fact, remedy="run `testbed up`") from error
+
+    def create(self, xml: str, *, paused: bool = False) -> None:
+        """Start a transient domain.
+
+        Args:
+            paused: its processors stand still until `resume`.
+
+        """
+        with _said("cannot start a virtual machine"):
+            self._connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+
+    def restore(self, path: str) -> None:
+        """Start a transient domain that a file on its host describes, with the memory that is in it; it stands still until `resume`."""
+        with _said("cannot start a virtual machine from saved memory"):
+            self._connection.restoreFlags(path, None, libvirt.VIR_DOMAIN_SAVE_PAUSED)
+
+    def resize_disk(self, name: str, target: str, size: int) -> None:
+        """Tell a domain how large a disk is.
+
+        Args:
+            target: name of the disk in the guest.
+            size: bytes.
+
+        """
+        with _said(f"cannot change the disk {target} of {name}"):
+            self._find(name).blockResize(target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+
+    def destroy(self, name: str) -> None:
+        """Stop a domain at once; nothing happens if there is none."""
+        try:
+            domain = self._find(name)
+        except InstrumentError:
+            return
+        with _said(f"cannot stop {name}"):
+            try:
+                domain.destroy()
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:  # it may just have ended by itself
+                    raise
+
+    def runs(self, name: str) -> bool:
+        """Tell whether a domain exists and is running."""
+        return any(domain.name == name and domain.state == "running" for domain in self.domains())
+
+    def resume(self, name: str) -> None:
+        """Let a paused domain run on."""
+        with _said(f"cannot resume {name}"):
+            self._find(name).resume()
+
+    def reset(self, name: str) -> None:
+        """Press a domain's reset button."""
+        with _said(f"cannot reset {name}"):
+            self._find(name).reset()
+
+    def attach(self, name: str, device: str) -> None:
+        """Plug a device, described in XML, into a running or paused domain."""
+        with _said(f"cannot plug a device into {name}"):
+            self._find(name).attachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def live_xml(self, name: str) -> str:
+        """Return the XML that starts a domain anew with the hardware that it has now, devices plugged in later included."""
+        with _said(f"cannot describe {name}"):
+            return str(self._find(name).XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE))
+
+    def entitle(self, name: str, title: str) -> None:
+        """Give a running domain another title; the empty string takes it away."""
+        with _said(f"cannot change the title of {name}"):
+            self._find(name).setMetadata(libvirt.VIR_DOMAIN_METADATA_TITLE, title or None, None, None, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def suspend(self, name: str) -> None:
+        """Pause a domain."""
+        with _said(f"cannot pause {name}"):
+            self._find(name).suspend()
+
+    def monitor(self, name: str) -> Monitor:
+        """Return the monitor of a domain's QEMU."""
+        domain = self._find(name)
+
+        def ask(request: str, files: Sequence[int]) -> str:
+            with _said(f"the monitor of {name} does not answer"):
+                answer, _ = libvirt_qemu.qemuMonitorCommandWithFiles(domain, request, list(files))
+                return str(answer)
+
+        return Monitor(ask)
+
+    def wait_for_agent(self, name: str, timeout: float) -> None:
+        """Return when a guest's agent has connected, as libvirt tells by an event.
+
+        A question asked too early costs a line in the log of a host that is busy booting guests.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            InstrumentError: it does not connect in time, or the domain ends.
+
+        """
+        domain, connected = self._find(name), threading.Event()
+        end = time.monotonic() + timeout
+
+        def changed(_connection: object, _domain: object, state: int, *_: object) -> None:
+            if state == libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED:
+                connected.set()
+
+        event = libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE
+        with _said(f"the guest agent of {name} does not connect", InstrumentError):
+            number = self._connection.domainEventRegisterAny(domain, event, changed, None)
+            try:
+                connected_before = ET.fromstring(domain.XMLDesc()).find("devices/channel/target[@state='connected']")
+                while connected_before is None and not connected.wait(_LOOK_S):
+                    if not domain.isActive() or time.monotonic() > end:
+                        fact = "no word of it yet" if domain.isActive() else "the domain has ended"
+                        what = f"the guest agent of {name} does not connect"
+                        raise InstrumentError(what, fact=fact, remedy="run `testbed up`")
+            finally:
+                self._connection.domainEventDeregisterAny(number)
+
+    def agent(self, name: str, command: str, arguments: dict[str, object], timeout: int) -> dict[str, Any]:
+        """Give the guest agent a command and return its answer, which is hostile input (D5).
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            InstrumentError: no answer in time, or no answer that can be read.
+
+        """
+        request = json.dumps({"execute": command, "arguments": arguments})
+        late = closing_after(timeout + _LONGEST, self._cut)
+        with _said(f"the guest agent of {name} does not answer", InstrumentError), late:
+            try:
+                text = _ask_agent(self._asked.get(name) or self._find(name), request, timeout)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN or name not in self._asked:
+                    raise
+                text = _ask_agent(self._find(name), request, timeout)
+        try:
+            answer = bounded_json.read(text)["return"]
+        except (ValueError, KeyError, TypeError) as error:
+            fact = f"{len(text)} characters that are no answer"
+            raise InstrumentError(f"the guest agent of {name} answers garbage", fact=fact, remedy="rebuild the guest") from error
+        return answer if isinstance(answer, dict) else {"value": answer}
+
+    def ensure_pool(self, name: str, folder: str) -> None:
+        """Make a storage pool of a folder, and the folder if it is missing."""
+        with _said(f"cannot make the pool {name}"):
+            if name in {pool.name() for pool in self._connection.listAllStoragePools()}:
+                return
+            self._connection.storagePoolCreateXML(pool_xml(name, folder), libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
+
+    def create_volume(self, pool: str, file: str, *, size: int, owner: int, backing: str | None) -> None:
+        """Make a volume, mode 0600, with an explicit format (STO-02): qcow2 on a raw base, or raw.
+
+        Args:
+            size: bytes.
+            owner: uid and gid of the worker that will open it.
+            backing: path of the read-only base image, or None.
+
+        """
+        xml = volume_xml(file, size=size, owner=owner, backing=backing)
+        with _said(f"cannot make the volume {pool}/{file}"):
+            found = self._connection.storagePoolLookupByName(pool)
+            if file in found.listVolumes():
+                found.refresh()  # libvirt does not notice that a file has been removed
+            found.createXML(xml)
+
+    def close(self) -> None:
+        """Close the connection; domains run on."""
+        self._asked.clear()  # a domain that is still held keeps its connection open, beyond the end of what serves it
+        with _said("cannot close the hypervisor"):
+            self._connection.close()

@@ -1,0 +1,328 @@
+"""OVN's northbound database: the only file that imports ovsdbapp (D3)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from ovs import stream
+from ovsdbapp.backend.ovs_idl import connection
+from ovsdbapp.exceptions import TimeoutException
+from ovsdbapp.schema.ovn_northbound.impl_idl import OvnNbApiIdlImpl
+
+from testbed.drivers.network import northbound_rows
+from testbed.drivers.network.northbound_rows import KBIT, sent_by
+from testbed.errors import ProvisioningError
+from testbed.model.topology import Limits, TenantNetwork
+from testbed.plan.ovn_acls import Acl
+from testbed.plan.ovn_northbound import FOUR, MARK, SIX, TRACKED, Stray, Tables, references
+from testbed.plan.resources import dhcp6_options, dhcp_options
+
+_QOS_PRIORITY = 1000
+
+
+def _labels(row: Any) -> dict[str, str]:  # noqa: ANN401 - the library has no types
+    """Return a row's external ids; one that another thread is just adding has none yet."""
+    found: dict[str, str] = getattr(row, "external_ids", {})
+    return found
+
+
+@contextmanager
+def _said(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (TimeoutException, RuntimeError, ValueError, OSError) as error:
+        fact = f"{type(error).__name__}: {error}"
+        remedy = "look at `testbed logs LAB controller`, then run `testbed up`"
+        raise ProvisioningError(what, fact=fact, remedy=remedy) from error
+
+
+def _idl(remote: str, deadline: float) -> Any:  # noqa: ANN401 - the library has no types
+    """Return the database's replica, once its server listens."""
+    while True:
+        try:
+            return connection.OvsdbIdl.from_server(remote, "OVN_Northbound")
+        except Exception as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(str(error)) from error
+            time.sleep(0.5)
+
+
+def _api_of(own: connection.Connection) -> Any:  # noqa: ANN401 - the library has no types
+    """Return the library's commands by a connection of their own.
+
+    The library keeps one connection for a class: a second object would use the first one's, and end it when it is closed.
+    """
+    return type("Api", (OvnNbApiIdlImpl,), {"_ovsdb_connection": None})(own)
+
+
+class Northbound:
+    """One connection to the northbound database, over TLS."""
+
+    def __init__(
+        self, address: str, lab: str, *, key: Path, certificate: Path, authority: Path, timeout: int, socket: Path | None = None
+    ) -> None:
+        """Open the connection.
+
+        Args:
+            timeout: seconds that the database may take to answer.
+            socket: of the database itself; if given, neither TLS nor a network is in between.
+
+        Raises:
+            ProvisioningError: nobody answers.
+
+        """
+        logging.getLogger("ovsdbapp").setLevel(logging.CRITICAL)
+        stream.Stream.ssl_set_private_key_file(str(key))
+        stream.Stream.ssl_set_certificate_file(str(certificate))
+        stream.Stream.ssl_set_ca_cert_file(str(authority))
+        self._lab = lab
+        self._timeout = timeout
+        self._dhcp_rows: dict[tuple[str, str], list[UUID]] = {}
+        with _said("cannot reach OVN's northbound database"):
+            idl = _idl(f"unix:{socket}" if socket else f"ssl:{address}:6641", time.monotonic() + timeout)
+            self._api = _api_of(connection.Connection(idl, timeout=timeout))
+
+    def close(self) -> None:
+        """End the connection."""
+        with _said("cannot leave OVN's northbound database"):
+            self._api.ovsdb_connection.stop()
+
+    def _tables(self, names: Iterable[str]) -> Tables:
+        return {name: self._api.db_list(name).execute(check_error=True) for name in names}
+
+    def switches(self) -> dict[str, dict[str, Any]]:
+        """Return label and live properties of every switch of this lab."""
+        with _said("cannot read OVN's switches"):
+            return northbound_rows.switches(self._lab, self._tables(northbound_rows.OF_SWITCHES))
+
+    def ports(self) -> dict[str, dict[str, Any]]:
+        """Return label and live properties of every port of this lab."""
+        with _said("cannot read OVN's ports"):
+            return northbound_rows.ports(self._lab, self._tables(northbound_rows.OF_PORTS))
+
+    def tables(self) -> Tables:
+        """Return every row of every table, as the library reads them."""
+        with _said("cannot read OVN's northbound database"):
+            return {name: self._api.db_list(name).execute(check_error=True) for name in sorted(self._api.tables)}
+
+    def remove(self, strays: Iterable[Stray], tables: Tables) -> None:
+        """Take away rows, columns and options that should not be there, all at once.
+
+        Args:
+            tables: what `tables` returned when they were found.
+
+        """
+        strays = list(strays)
+        rows = {stray.row: stray.table for stray in strays if stray.column is None}
+        roots = {name for name, table in self._api.tables.items() if table.is_root}
+        with _said("cannot clear OVN's northbound database"), self._api.transaction(check_error=True) as change:
+            for stray in strays:
+                if stray.column is not None and stray.option is not None:
+                    change.add(self._api.db_remove(stray.table, stray.row, stray.column, stray.option))
+                elif stray.column is not None:
+                    change.add(self._api.db_clear(stray.table, stray.row, stray.column))
+            for table, row, column, key in references(tables, rows):
+                change.add(self._api.db_remove(table, row, column, key))
+            for row, table in rows.items():
+                if table in roots:
+                    change.add(self._api.db_destroy(table, row))
+
+    def set_switch(self, network: TenantNetwork, rules: tuple[Acl, ...]) -> None:
+        """Make an empty switch if there is none, then make it what it must be, all at once: addresses, DHCP, and exactly these rules."""
+        label, six = network.label, network.network6
+        options = {"subnet": str(network.network), "requested-tnl-key": str(network.key), **({"ipv6_prefix": str(six)} if six else {})}
+        with _said(f"cannot configure the switch {label}"):
+            self._api.ls_add(label, may_exist=True).execute(check_error=True)
+            present, dhcp = self._rules(label), {mark: self._dhcp(label, mark) for mark in (FOUR, SIX)}
+            with self._api.transaction(check_error=True) as change:
+                change.add(self._api.db_set("Logical_Switch", label, ("external_ids", {MARK: self._lab})))
+                change.extend(self._to_options(label, options))
+                for row in [row for rule, found in present.items() for row in (found[1:] if rule in rules else found)]:
+                    change.add(self._api.db_remove("Logical_Switch", label, "acls", row))
+                for rule in set(rules) - present.keys():
+                    change.add(self._api.acl_add(label, rule.direction, rule.priority, rule.match, rule.action))
+                change.add(self._to_dhcp(dhcp[FOUR], FOUR, label, str(network.network), dhcp_options(network)))
+                if six:
+                    change.add(self._to_dhcp(dhcp[SIX], SIX, label, str(six), dhcp6_options(network)))
+                elif dhcp[SIX] is not None:
+                    change.add(self._api.dhcp_options_del(dhcp[SIX]))
+                change.add(self._api.db_clear("Logical_Switch", label, "dns_records"))
+                change.extend(command for mark in (FOUR, SIX) for command in self._one_of(mark, label))
+
+    def _one_of(self, mark: str, switch: str) -> Iterator[Any]:
+        """Yield the commands that leave a switch one row of DHCP settings, which the ports of all others then have."""
+        found = self._dhcp_rows.get((mark, switch), [])
+        column = {FOUR: "dhcpv4_options", SIX: "dhcpv6_options"}[mark]
+        for other in found[1:]:
+            for port in self._api.db_list("Logical_Switch_Port", columns=["_uuid", column]).execute(check_error=True):
+                if port[column] == other:
+                    yield self._api.db_set("Logical_Switch_Port", port["_uuid"], (column, found[0]))
+            yield self._api.dhcp_options_del(other)
+
+    def _to_dhcp(self, row: Any, mark: str, switch: str, cidr: str, options: dict[str, str]) -> Any:  # noqa: ANN401 - the library has no types
+        """Return the command that gives a switch these DHCP settings; its row is None if it has none yet."""
+        if row is None:
+            return self._api.db_create_row("DHCP_Options", cidr=cidr, options=options, external_ids={mark: switch})
+        return self._api.dhcp_options_set_options(row, **options)
+
+    def _options(self, switch: str) -> dict[str, str]:
+        found: dict[str, str] = self._api.db_get("Logical_Switch", switch, "other_config").execute(check_error=True)
+        return found
+
+    def _to_options(self, switch: str, options: dict[str, str]) -> Iterator[Any]:
+        """Yield the commands that give a switch exactly these options."""
+        others = set(self._options(switch)) - set(options)
+        if others:
+            yield self._api.db_remove("Logical_Switch", switch, "other_config", *others)
+        yield self._api.db_set("Logical_Switch", switch, ("other_config", options))
+
+    def _rules(self, switch: str) -> dict[Acl, list[UUID]]:
+        """Return the rules of a switch, each with its rows: it may be there several times."""
+        found: dict[Acl, list[UUID]] = defaultdict(list)
+        for row in self._api.acl_list(switch).execute(check_error=True):
+            found[Acl(row.direction, row.priority, row.match, row.action)].append(row.uuid)
+        return found
+
+    def _dhcp(self, switch: str, mark: str) -> UUID | None:
+        """Return the row of a switch's DHCP settings; where it was seen last is looked first, since tables are long in large labs."""
+        rows = self._api.tables["DHCP_Options"].rows
+        first = next(iter(self._dhcp_rows.get((mark, switch), [])), None)
+        if _labels(rows.get(first)).get(mark) != switch:
+            listed = list(rows.data)  # at once: the library's thread may add some meanwhile
+            found: dict[tuple[str, str], list[UUID]] = defaultdict(list)
+            for row in listed:
+                for pair in _labels(rows.get(row)).items():
+                    found[pair].append(row)
+            self._dhcp_rows = found  # when it is complete: ports are made side by side
+            first = next(iter(found.get((mark, switch), [])), None)
+        return first
+
+    def set_port(self, label: str, switch: str, port: str, addresses: str, limits: Limits, *, fresh: bool = False) -> None:
+        """Make a port, or make it what it must be, on the switch it must be on, all at once.
+
+        Args:
+            fresh: there is no port of this label yet, of whatever name and on whatever switch; nobody looks for one.
+
+        """
+        with _said(f"cannot configure the port {label}"):
+            found = None if fresh else self.ports().get(label)
+            if found is not None and (found["switch"] != switch or found["port"] != port):
+                self.delete_port(found["port"])
+            four, six = self._dhcp(switch, FOUR), self._dhcp(switch, SIX)
+            if four is None:
+                msg = f"the switch {switch} has no DHCP settings"
+                raise ValueError(msg)
+            with self._api.transaction(check_error=True) as change:
+                change.add(self._api.lsp_add(switch, port, may_exist=True))
+                change.add(self._api.lsp_set_addresses(port, [addresses]))
+                change.add(self._api.lsp_set_port_security(port, [addresses]))
+                change.add(self._api.db_set("Logical_Switch_Port", port, ("external_ids", {MARK: self._lab, "resource": label})))
+                change.add(self._api.lsp_set_dhcpv4_options(port, four))
+                change.add(self._api.db_set("Logical_Switch_Port", port, ("dhcpv6_options", six or [])))
+                self._limit_port(switch, port, limits, fresh=fresh)
+
+    def _limit_port(self, switch: str, port: str, limits: Limits, *, fresh: bool = False) -> None:
+        """Limit what a port sends and has tracked; 0 takes a limit away. What limits it besides is taken away as well."""
+        rule = (switch, "from-lport", _QOS_PRIORITY, sent_by(port))
+        rates = {"rate": limits.bandwidth // KBIT, "burst": limits.burst // KBIT}
+        with self._api.transaction(check_error=True) as change:
+            change.add(self._api.db_set("Logical_Switch_Port", port, ("options", {TRACKED: str(limits.connections)})))
+            change.extend(() if fresh else self._other_limits(*rule))
+            change.add(self._api.qos_add(*rule, **rates, may_exist=True) if limits.bandwidth else self._api.qos_del(*rule))
+
+    def _other_limits(self, switch: str, direction: str, priority: int, match: str) -> Iterator[Any]:
+        """Yield the commands that remove every row about a match but the first one that is as described."""
+        columns = ["_uuid", "direction", "priority", "match"]
+        rows = self._api.db_list("QoS", columns=columns).execute(check_error=True)
+        alike = {row["_uuid"]: (row["direction"], row["priority"]) for row in rows if row["match"] == match}
+        kept = False
+        if alike:
+            for owner in self._api.db_list("Logical_Switch", columns=["_uuid", "name", "qos_rules"]).execute(check_error=True):
+                for uuid in filter(alike.__contains__, owner["qos_rules"]):
+                    own = owner["name"] == switch and alike[uuid] == (direction, priority)
+                    if kept or not own:
+                        yield self._api.db_remove("Logical_Switch", owner["_uuid"], "qos_rules", uuid)
+                    kept = kept or own
+
+    def delete_port(self, port: str) -> None:
+        """Remove a port."""
+        with _said("cannot remove a port"):
+            owner = self._owner(port)
+            if owner:
+                self._api.qos_del(owner, "from-lport", _QOS_PRIORITY, sent_by(port)).execute(check_error=True)
+            self._api.lsp_del(port, if_exists=True).execute(check_error=True)
+
+    def _owner(self, port: str) -> str:
+        """Return the switch that a port is on, or the empty string."""
+        return next((str(item["switch"]) for item in self.ports().values() if item["port"] == port), "")
+
+    def delete_switch(self, label: str) -> None:
+        """Remove a switch with its DHCP settings."""
+        with _said(f"cannot remove the switch {label}"):
+            for mark in (FOUR, SIX):
+                if self._dhcp(label, mark) is not None:
+                    for row in self._dhcp_rows[mark, label]:
+                        self._api.dhcp_options_del(row).execute(check_error=True)
+            self._api.ls_del(northbound_rows.row_of(label), if_exists=True).execute(check_error=True)
+
+    def sync(self) -> None:
+        """Return when every chassis runs what the database says (``nb_cfg``, as ``ovn-nbctl --wait=hv``).
+
+        Raises:
+            ProvisioningError: one does not in time.
+
+        """
+        with _said("cannot ask OVN whether its chassis are up to date"):
+            row = self._api.db_list("NB_Global").execute(check_error=True)[0]
+            wanted = int(row["nb_cfg"]) + 1
+            self._api.db_set("NB_Global", row["_uuid"], ("nb_cfg", wanted)).execute(check_error=True)
+            end = time.monotonic() + self._timeout
+            while int(self._api.db_list("NB_Global").execute(check_error=True)[0]["hv_cfg"]) < wanted:
+                if time.monotonic() > end:
+                    msg = f"a chassis does not follow within {self._timeout} s"
+                    raise TimeoutError(msg)
+                time.sleep(0.2)
+
+    # What follows opens walls on purpose; only breaches use it.
+
+    def set_security(self, port: str, addresses: list[str]) -> None:
+        """Set a port's allowed source addresses; an empty list allows all."""
+        with _said("cannot change port security"):
+            self._api.lsp_set_port_security(port, addresses).execute(check_error=True)
+        self.sync()
+
+    def set_addresses(self, port: str, addresses: list[str]) -> None:
+        """Set the addresses at which a port is reached; ``unknown`` takes what nobody else is known for."""
+        with _said("cannot change a port's addresses"):
+            self._api.lsp_set_addresses(port, addresses).execute(check_error=True)
+        self.sync()
+
+    def set_limits(self, port: str, limits: Limits) -> None:
+        """Set what a port may use, such as more than the topology allows it."""
+        with _said("cannot change a port's limits"):
+            self._limit_port(self._owner(port), port, limits)
+        self.sync()
+
+    def set_option(self, switch: str, name: str, value: str) -> None:
+        """Set an option of a switch; an empty value removes it."""
+        with _said("cannot change an option of a switch"):
+            present = {key: text for key, text in self._options(switch).items() if key != name}
+            with self._api.transaction(check_error=True) as change:
+                change.extend(self._to_options(switch, present | ({name: value} if value else {})))
+        self.sync()
+
+    def change_rules(self, switch: str, gone: Iterable[Acl], new: Iterable[Acl]) -> None:
+        """Remove some rules of a switch and add others, all at once."""
+        with _said("cannot change rules"), self._api.transaction(check_error=True) as change:
+            for rule in gone:
+                change.add(self._api.acl_del(switch, rule.direction, rule.priority, rule.match))
+            for rule in new:
+                change.add(self._api.acl_add(switch, rule.direction, rule.priority, rule.match, rule.action, may_exist=True))
+        self.sync()

@@ -1,0 +1,153 @@
+"""How a node's guests are started: from the memory that the node keeps, or by a boot; watched, and repeated once if it is dead."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from testbed.drivers.hypervisor.connection import Hypervisor
+from testbed.drivers.snapshots import guest_memory
+from testbed.drivers.ssh.client import Host
+from testbed.errors import InstrumentError, ProvisioningError
+from testbed.model.topology import Guest, Testbed
+from testbed.plan import policing
+from testbed.plan.libvirt_xml.guest import SAVED_VOLUME, guest_xml, is_usual
+from testbed.plan.resources import Properties
+
+_LOOK = 0.5  # seconds between looks at whether a guest has its addresses
+
+
+class Starter:
+    """Starts guests on one node.
+
+    Args:
+        hypervisor: the node's, as it is at the time.
+        renew: makes a guest's root disk anew.
+        patience: seconds that a guest may take until it is ready.
+
+    """
+
+    def __init__(
+        self, lab: Testbed, host: Host, hypervisor: Callable[[], Hypervisor], renew: Callable[[Guest], None], patience: float
+    ) -> None:  # fmt: skip
+        self.retried: list[str] = []
+        self._lab = lab
+        self._host = host
+        self._hypervisor = hypervisor
+        self._renew = renew
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._header: bytes | None = None
+
+    def start(self, guest: Guest, properties: Properties, *, blank: bool) -> None:
+        """Start a guest, limited from its first frame on, and return when its agent answers and it has its addresses.
+
+        Args:
+            properties: what it is made from, for its mark.
+            blank: its root disk is what it was when the memory that the node keeps was saved.
+
+        Raises:
+            ProvisioningError: the second start is dead as well.
+
+        """
+        if not (blank and self._woken(guest, properties)):
+            self._boot(guest, guest_xml(self._lab, guest, properties))
+
+    def keeps(self, guest: Guest) -> bool:
+        """Tell whether the node keeps memory from which a guest can start."""
+        return is_usual(guest) and bool(self._kept())
+
+    def _kept(self) -> bytes:
+        """Return the header of the memory that the node keeps, if it keeps any; it is read once."""
+        with self._lock:
+            if self._header is None:
+                self._header = guest_memory.saved_header(self._host)
+            return self._header
+
+    def _woken(self, guest: Guest, properties: Properties) -> bool:
+        """Start a guest from the memory that the node keeps; tell whether it worked."""
+        try:
+            self._wake(guest, guest_memory.headed(self._kept(), guest_xml(self._lab, guest, properties, waiting=True)))
+        except (InstrumentError, ProvisioningError):
+            self.retried.append(guest.label)
+            self._hypervisor().destroy(guest.domain)
+            self._renew(guest)
+            return False
+        return True
+
+    def _wake(self, guest: Guest, head: bytes) -> None:
+        hypervisor, path = self._hypervisor(), guest_memory.lay_out(self._host, guest, head)
+        ask = partial(hypervisor.agent, guest.domain)
+        try:
+            hypervisor.restore(path)
+        finally:
+            self._host.must(f"rm -f {path}")
+        self._let_go(guest)
+        hypervisor.wait_for_agent(guest.domain, self._patience)
+        for volume in guest.volumes:
+            if volume.size != SAVED_VOLUME:
+                hypervisor.resize_disk(guest.domain, "vdb", volume.size)
+        guest_memory.tell(ask, guest)
+        self._wait(guest)
+        guest_memory.require_identity(ask, guest)
+        hypervisor.entitle(guest.domain, "")
+
+    def _boot(self, guest: Guest, xml: str) -> None:
+        """Boot a guest; a dead start is repeated once, and counted."""
+        for attempt in (1, 2):
+            self._hypervisor().create(xml, paused=True)
+            self._let_go(guest)
+            try:
+                self._wait(guest)
+            except InstrumentError as error:
+                if attempt == 2:
+                    raise ProvisioningError(
+                        f"the guest {guest.label} does not start", fact=error.fact,
+                        remedy=f"look at `testbed logs LAB {guest.node}`, then run `testbed up` again",
+                    ) from error  # fmt: skip
+                self.retried.append(guest.label)
+                self._hypervisor().destroy(guest.domain)
+            else:
+                return
+
+    def _let_go(self, guest: Guest) -> None:
+        """Limit what a guest may send while it stands still, and let it run."""
+        self._host.must(policing.limit([nic.tap for nic in guest.nics], guest.limits.packets))
+        self._hypervisor().resume(guest.domain)
+
+    def _wait(self, guest: Guest) -> None:
+        """Return when the guest's agent answers and every interface has its address.
+
+        Raises:
+            InstrumentError: it does not in time.
+
+        """
+        end = time.monotonic() + self._patience
+        self._hypervisor().wait_for_agent(guest.domain, self._patience)
+        missing = {f"{nic.mac} ipv4" for nic in guest.nics} | {f"{nic.mac} ipv6" for nic in guest.nics if nic.address6}
+        while missing:
+            try:
+                answer = self._hypervisor().agent(guest.domain, "guest-network-get-interfaces", {}, 15)
+                missing -= addressed(answer.get("value"))
+                fact = f"no address on {', '.join(sorted(missing))}"
+            except InstrumentError as error:
+                fact = error.fact
+            if missing and time.monotonic() > end:
+                what = f"the guest {guest.label} is not ready"
+                raise InstrumentError(what, fact=f"after {self._patience:.0f} s: {fact}", remedy="run `testbed up`")
+            if missing:
+                time.sleep(_LOOK)
+
+
+def addressed(interfaces: Any) -> set[str]:  # noqa: ANN401 - a guest's answer may be anything
+    """Return MAC address and family of interfaces with an address that is not link-local, from an untrusted answer."""
+    found = set()
+    for item in interfaces if isinstance(interfaces, list) else []:
+        addresses = item.get("ip-addresses") if isinstance(item, dict) else None
+        for address in addresses if isinstance(addresses, list) else []:
+            if isinstance(address, dict) and not str(address.get("ip-address", "")).startswith("fe80:"):
+                found.add(f"{item.get('hardware-address', '')} {address.get('ip-address-type', '')}")
+    return found

@@ -1,0 +1,269 @@
+"""A node as a place: tenants' pools, volumes and guests, and the root partition's settings."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from testbed.drivers.hypervisor.connection import Domain, Hypervisor
+from testbed.drivers.places import clock, settings_io
+from testbed.drivers.places.guest_start import Starter
+from testbed.drivers.snapshots import guest_memory
+from testbed.drivers.ssh.client import BOOT, Host
+from testbed.errors import InstrumentError, ProvisioningError
+from testbed.model.environment import Environment
+from testbed.model.topology import IMAGES, POOLS, Guest, Machine, Testbed
+from testbed.plan import policing
+from testbed.plan.diff import Action, Verb
+from testbed.plan.host_config.settings import FILTERS, SOCKETS, settings
+from testbed.plan.libvirt_xml.machine import waits
+from testbed.plan.resources import Key, Kind, Properties
+from testbed.topology_file.schema import GIB
+
+_GUEST = 45.0  # seconds that a guest may take until it is ready, alone on a machine with KVM
+_PING = 10  # seconds
+_SIDE_BY_SIDE = 4
+_ROOT_SIZE = 2 * GIB
+_FILES = f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%m %U %n %s %P\\0'"  # a name may have spaces and lines
+_FOLDERS = f"cd {POOLS} && getfacl -pn -- */"
+
+
+class Node:
+    """One node."""
+
+    def __init__(self, lab: Testbed, machine: Machine, host: Host, socket: Path, environment: Environment) -> None:
+        self.lab = lab
+        self.machine = machine
+        self.name = machine.name
+        self.host = host
+        self._blank: set[str] = set()  # paths of root disks that wait for saved memory
+        self._socket, self._uri = socket, f"qemu+unix:///system?socket={socket}"
+        self._slowness = environment.slowness
+        # Guests that start side by side share the node's CPUs.
+        sharing = max(1.0, len(lab.guests_on(machine.name)) / environment.vcpus(machine.vcpus))
+        patience = _GUEST * environment.slowness * (1 + (sharing - 1) / 2)
+        self._starter = Starter(lab, host, lambda: self.hypervisor, self._renew, patience)
+        self._hypervisor: Hypervisor | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def retried(self) -> list[str]:
+        """Guests whose first start was dead, in this process."""
+        return self._starter.retried
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """The node's libvirt, over the ssh connection; opened on first use."""
+        with self._lock:
+            if self._hypervisor is None:
+                self.host.bridge(self._socket, SOCKETS[0])
+                self._hypervisor = Hypervisor(self._uri, cut=self.host.cut)
+            return self._hypervisor
+
+    def reconnect(self) -> None:
+        """Open the node's libvirt anew; a connection does not outlive a boot of the node."""
+        with self._lock:
+            if self._hypervisor is not None:
+                self._hypervisor.close()
+                self._hypervisor = Hypervisor(self._uri, cut=self.host.cut)
+
+    def agent(self, name: str, command: str, arguments: dict[str, object], timeout: int) -> dict[str, Any]:
+        """Pass a command to a guest's agent by the connection that there is now: see `Hypervisor.agent`.
+
+        Whoever keeps a way to a guest keeps this: a hypervisor's own does not outlive a boot of the node.
+        """
+        return self.hypervisor.agent(name, command, arguments, timeout)
+
+    def wait(self) -> None:
+        """Return when the node accepts our login, and has started what it starts at boot.
+
+        Raises:
+            ProvisioningError: it does not in time.
+
+        """
+        self.host.wait(BOOT * self._slowness)
+        seconds = int(BOOT * self._slowness)
+        self.host.sudo(f"timeout {seconds} systemctl is-system-running --wait", timeout=seconds + 60)
+
+    def recover(self) -> tuple[str, ...]:
+        """Wait for what an earlier session left running, and set the clocks of a node that has stood still, and of its guests.
+
+        Its services are among its settings.
+        """
+        self.host.await_orphans()
+        told = clock.set_right(self.host)
+        if told:
+            for guest in self.lab.guests_on(self.name):
+                with suppress(InstrumentError):  # one that does not answer is found when it is looked at
+                    self.hypervisor.agent(guest.domain, "guest-set-time", {"time": time.time_ns()}, _PING)
+        return (told,) if told else ()
+
+    def observe(self) -> dict[Key, Properties]:
+        """Return what this lab has on the node, and the root partition's settings."""
+        found, printed = settings_io.observe(self.host, self.name, settings(self.lab, self.machine), (_FILES, _FOLDERS, FILTERS))
+        files, folders, filters = printed
+        found.update(self._pools(folders))
+        found.update(self._volumes(files))
+        found.update(policing.observed(self.name, self.lab.guests_on(self.name), filters))
+        guests = list(self.hypervisor.owned(self.lab.name))
+        with ThreadPoolExecutor(max_workers=_SIDE_BY_SIDE) as pool:
+            states = list(pool.map(lambda guest: self._state(guest[0]), guests))
+        for (domain, label, properties), state in zip(guests, states, strict=True):
+            found[Key(self.name, Kind.GUEST, label)] = {**properties, **_live(domain), "state": state}  # type: ignore[dict-item]
+        return found
+
+    def _state(self, domain: Domain) -> str:
+        """Return a guest's state.
+
+        One whose start from saved memory was cut short waits, and is nobody. One that runs and whose agent does not answer is
+        silent: nobody can look into it.
+        """
+        if waits(domain.xml):
+            return "waiting"
+        if domain.state == "running":
+            try:
+                self.hypervisor.agent(domain.name, "guest-ping", {}, _PING)
+            except InstrumentError:
+                return "silent"
+        return domain.state
+
+    def console(self, guest: Guest, octets: int) -> bytes:
+        """Return the last octets that a guest has written to its serial console since it was started; untrusted.
+
+        Raises:
+            InstrumentError: the node cannot be asked.
+
+        """
+        return self.host.sudo(f"tail -c {octets} {guest.console} 2>/dev/null || true").stdout
+
+    def _pools(self, text: str) -> dict[Key, Properties]:
+        found: dict[Key, Properties] = {}
+        for told in text.split("# file: ")[1:]:
+            name, *lines = told.splitlines()
+            owner = next((line.removeprefix("# owner: ") for line in lines if line.startswith("# owner: ")), "")
+            access = sorted(line for line in lines if line and not line.startswith("#"))
+            found[Key(self.name, Kind.POOL, name.rstrip("/"))] = {"owner": "root" if owner == "0" else owner, "access": access}
+        found.pop(Key(self.name, Kind.POOL, "lost+found"), None)
+        return found
+
+    def _volumes(self, text: str) -> dict[Key, Properties]:
+        found: dict[Key, Properties] = {}
+        for told in filter(None, text.split("\0")):
+            mode, owner, links, size, path = [*told.split(" ", 4), *[""] * 5][:5]
+            if not (path and all(map(str.isdecimal, (mode, owner, links, size)))):
+                fact = f"{told[:200]!r} describes no file"
+                raise ProvisioningError(f"the volumes of {self.name} cannot be observed", fact=fact, remedy="run `testbed status`")
+            if not path.startswith("lost+found"):
+                shape: Properties = {"mode": mode, "owner": int(owner), "links": int(links), "size": int(size)}
+                found[Key(self.name, Kind.VOLUME, path)] = shape
+        return found
+
+    def perform(self, action: Action) -> None:
+        """Carry out one action."""
+        key = action.key
+        if key.kind is Kind.SETTING:
+            settings_io.repair_setting(self.host, settings(self.lab, self.machine), key.name)
+        elif key.kind is Kind.POOL:
+            self._pool(action)
+        elif key.kind is Kind.VOLUME:
+            self._volume(action)
+        elif key.kind is Kind.LIMIT:
+            if action.verb is not Verb.CREATE:  # an interface that was not there has come with its guest, limited from its first frame on
+                self._limit(key.name)
+        elif action.resource is None:
+            tenant, _, name = key.name.partition("/")
+            self.hypervisor.destroy(f"{tenant}.{name}")
+        elif action.verb is Verb.RESUME:
+            self.hypervisor.resume(self._guest(key.name).domain)
+        else:
+            self._start(self._guest(key.name), action)
+
+    def _limit(self, name: str) -> None:
+        label, _, network = name.rpartition("/")
+        guest = self._guest(label)
+        taps = [nic.tap for nic in guest.nics if nic.network == network]
+        # What the switch believes to be in force already, it does not put into force again.
+        self.host.must(f"{policing.limit(taps, 0)} && {policing.limit(taps, guest.limits.packets)}")
+
+    def _guest(self, label: str) -> Guest:
+        return next(guest for guest in self.lab.guests if guest.label == label)
+
+    def _pool(self, action: Action) -> None:
+        folder = f"{POOLS}/{action.key.name}"
+        if action.resource is None:
+            self.host.must(f"virsh -q pool-destroy {shlex.quote(action.key.name)}; rm -rf --one-file-system {shlex.quote(folder)}")
+            return
+        self.hypervisor.ensure_pool(action.key.name, folder)
+        access = action.resource.properties["access"]
+        entries = ",".join(access) if isinstance(access, list) else ""
+        self.host.must(f"install -d -o root -g root {folder} && setfacl --set {entries} {folder}")
+
+    def _volume(self, action: Action) -> None:
+        pool, _, file = action.key.name.partition("/")
+        path = shlex.quote(f"{POOLS}/{pool}/{file}")
+        if action.resource is None:
+            self._remove_file(f"{POOLS}/{pool}/{file}")
+            return
+        wanted = action.resource.properties
+        owner, size = int(str(wanted["owner"])), int(str(wanted.get("size", 0)))
+        if action.verb is Verb.CREATE:
+            self._create_volume(pool, file, size, owner)
+            return
+        grow = f"; [ $(stat -c %s {path}) -gt {size} ] || truncate -s {size} {path}" if size else ""
+        self.host.must(f"chown {owner}:{owner} {path} && chmod {wanted['mode']} {path}{grow}")
+
+    def _create_volume(self, pool: str, file: str, size: int, owner: int) -> None:
+        """Make a volume that has never been there; the root disk of a guest that can start from saved memory is what it was then."""
+        guest = next((guest for guest in self.lab.guests_on(self.name) if (guest.tenant, guest.root_file) == (pool, file)), None)
+        if guest and self._starter.keeps(guest):
+            guest_memory.lay_disk(self.host, guest)
+            self._blank.add(guest.root_disk)
+        else:
+            self._make_volume(pool, file, size, owner)
+
+    def _make_volume(self, pool: str, file: str, size: int, owner: int) -> None:
+        """Make a raw volume of so many bytes or, for none, a root overlay on the base image."""
+        self.hypervisor.ensure_pool(pool, f"{POOLS}/{pool}")
+        backing = None if size else f"{IMAGES}/guest/root.raw"
+        self.hypervisor.create_volume(pool, file, size=size or _ROOT_SIZE, owner=owner, backing=backing)
+
+    def _start(self, guest: Guest, action: Action) -> None:
+        assert action.resource is not None
+        self.hypervisor.destroy(guest.domain)
+        if action.verb is Verb.REPLACE:
+            self._remove_file(guest.root_disk)
+            self._create_volume(guest.tenant, guest.root_file, 0, guest.uid)
+        blank = guest.root_disk in self._blank
+        self._blank.discard(guest.root_disk)
+        self._starter.start(guest, action.resource.properties, blank=blank)
+
+    def _renew(self, guest: Guest) -> None:
+        """Make a guest's root disk anew, for a boot."""
+        self._remove_file(guest.root_disk)
+        self._make_volume(guest.tenant, guest.root_file, 0, guest.uid)
+
+    def _remove_file(self, path: str) -> None:
+        self.host.must(f"rm -f -- {shlex.quote(path)}")
+
+    def close(self) -> None:
+        """End the connections; they are opened anew on the next use."""
+        if self._hypervisor is not None:
+            self._hypervisor.close()
+            self._hypervisor = None
+        self.host.close()
+        self._socket.unlink(missing_ok=True)
+
+
+def _live(domain: Domain) -> Properties:
+    """Return the properties that the running domain shows, whatever its metadata claims."""
+    root = ET.fromstring(domain.xml)
+    labels = {label.get("model"): label for label in root.findall("seclabel")}
+    worker = labels["dac"].findtext("label", "") if "dac" in labels else ""
+    confinement = "apparmor" if labels.get("apparmor") is not None and labels["apparmor"].get("type") == "dynamic" else "none"
+    return {"worker": worker.partition(":")[0].lstrip("+"), "confinement": confinement}

@@ -1,0 +1,309 @@
+"""One ssh connection per machine, and everything that runs over it: the only file that imports paramiko.
+
+A machine's host key is the one the lab issued, compared byte for byte; nothing is ever learned on first use
+(D6). What a command prints is bounded, and every command has a deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import paramiko
+
+from testbed.drivers.ssh.command_session import BEGIN, PROGRAM, Completed, Session, Stream, closing_after
+from testbed.errors import InstrumentError, ProvisioningError
+from testbed.payload.exec_server import ORPHANS
+
+USER = "admin"
+BOOT = 75.0  # seconds that a machine may take until it accepts our login; stretched by slowness
+_RETRY = 0.5
+_OPENING = 120.0  # seconds that a machine may take to start our program; paramiko would wait for ever
+_ORPHANED = 60.0  # seconds until commands of an earlier session must have ended
+_FAREWELL = 5.0  # seconds that a bridge may take to end; Python does not run our threads any more when the process ends
+_SILENT = logging.NullHandler()  # without one, paramiko's threads print what its exceptions tell us anyway
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach a machine.
+
+    Args:
+        key: file of the administrator's private key; the certificate stands next to it as ``-cert.pub``.
+        host_key: file with the machine's public key in OpenSSH's one-line format.
+        renew: called before each login: the certificate is short-lived, and a command may outlive it.
+
+    """
+
+    name: str
+    address: str
+    key: Path
+    host_key: Path
+    renew: Callable[[], None] = lambda: None
+
+
+class Host:
+    """A machine over ssh, as the lab's administrator. Safe to use from several threads."""
+
+    def __init__(self, access: Access) -> None:
+        logging.getLogger("paramiko").addHandler(_SILENT)
+        self.access = access
+        self._lock = threading.Lock()
+        self._client: paramiko.SSHClient | None = None
+        self._session: Session | None = None
+        self._bridges: dict[socket.socket, threading.Thread] = {}
+        self._pumps: list[threading.Thread] = []
+
+    @property
+    def name(self) -> str:
+        """Name of the machine."""
+        return self.access.name
+
+    def wait(self, deadline: float) -> None:
+        """Return when the machine accepts our login.
+
+        Args:
+            deadline: seconds from now.
+
+        Raises:
+            ProvisioningError: it does not in time.
+
+        """
+        end = time.monotonic() + deadline
+        while True:
+            try:
+                self._connected()
+            except InstrumentError as error:
+                if time.monotonic() > end:
+                    fact = f"no login at {self.access.address} within {deadline:.0f} s; last: {error.fact}"
+                    remedy = f"look at its console with `testbed logs LAB {self.name}`, then run `testbed up` again"
+                    raise ProvisioningError(f"{self.name} does not answer", fact=fact, remedy=remedy) from error
+                time.sleep(_RETRY)
+            else:
+                return
+
+    def _connected(self) -> paramiko.SSHClient:
+        with self._lock:
+            transport = self._client.get_transport() if self._client else None
+            if self._client and transport and transport.is_active():
+                return self._client
+            client = paramiko.SSHClient()
+            kind, encoded = self.access.host_key.read_text().split()[:2]
+            entry = paramiko.hostkeys.HostKeyEntry.from_line(f"{self.access.address} {kind} {encoded}")
+            if entry is None or entry.key is None:
+                raise InstrumentError("a host key is unreadable", fact=str(self.access.host_key), remedy="run `testbed up`")
+            client.get_host_keys().add(self.access.address, kind, entry.key)
+            client.set_missing_host_key_policy(paramiko.RejectPolicy())
+            self.access.renew()
+            try:
+                client.connect(
+                    self.access.address, username=USER, key_filename=str(self.access.key), allow_agent=False,
+                    look_for_keys=False, timeout=5, banner_timeout=20, auth_timeout=60,
+                )  # fmt: skip
+            except (paramiko.SSHException, OSError, EOFError) as error:
+                client.close()
+                fact = f"{type(error).__name__}: {error}"
+                raise InstrumentError(f"cannot log in to {self.name}", fact=fact, remedy="run `testbed status`") from error
+            opened = client.get_transport()
+            if opened is not None:
+                opened.set_keepalive(30)
+            self._client = client
+            return client
+
+    def sudo(self, command: str, *, stdin: bytes = b"", timeout: float = 60) -> Completed:
+        """Run a shell command as root; output is cut at `testbed.drivers.ssh.command_session.LIMIT` bytes.
+
+        Args:
+            stdin: what the command reads.
+            timeout: seconds until it must have ended.
+
+        Raises:
+            InstrumentError: no connection, or no end in time.
+
+        """
+        try:
+            return self._opened_session().run(command, stdin=stdin, timeout=timeout)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise InstrumentError(
+                f"a command did not complete on {self.name}", fact=f"{command[:200]}: {type(error).__name__}: {error}",
+                remedy="run `testbed status`",
+            ) from error  # fmt: skip
+
+    def _opened_session(self) -> Session:
+        client = self._connected()
+        with self._lock:
+            if self._session is None or not self._session.alive:
+                transport = client.get_transport()
+                if transport is None:
+                    raise paramiko.SSHException("connection lost")
+                with closing_after(_OPENING, transport.close):
+                    channel = transport.open_session(timeout=60)
+                    channel.exec_command(f"exec sudo -n -- python3 -ISuc {shlex.quote(BEGIN)}")
+                    channel.sendall(PROGRAM)
+                self._session = Session(channel.sendall, channel.makefile("rb"), transport.close)
+            return self._session
+
+    def must(self, command: str, *, stdin: bytes = b"", timeout: float = 120) -> str:
+        """Run a shell command as root and return its output.
+
+        Raises:
+            ProvisioningError: it fails.
+
+        """
+        try:
+            done = self.sudo(command, stdin=stdin, timeout=timeout)
+        except InstrumentError as error:
+            raise ProvisioningError(error.what, fact=error.fact, remedy=error.remedy) from error
+        if done.status != 0:
+            fact = f"status {done.status}: {(done.stderr or done.stdout)[-800:].decode(errors='replace').strip()}"
+            remedy = f"repeat it there: {command[:300]}"
+            raise ProvisioningError(f"a command failed on {self.name}", fact=fact, remedy=remedy)
+        return done.text
+
+    def await_orphans(self) -> None:
+        """Return when no command runs any more that a session which has ended left behind (`testbed.payload.exec_server`).
+
+        Raises:
+            ProvisioningError: one still runs, long after it should have been killed.
+
+        """
+        self.must(f"flock --wait {_ORPHANED:.0f} {ORPHANS} true")
+
+    def bridge(self, path: Path, far: str) -> None:
+        """Listen on a UNIX socket, and connect everyone who comes to one of the machine, as root."""
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(4)
+        server = threading.Thread(target=self._serve, args=(listener, far), daemon=True)
+        self._bridges[listener] = server
+        server.start()
+
+    def _serve(self, listener: socket.socket, far: str) -> None:
+        while listener.fileno() >= 0:
+            with suppress(OSError):
+                client, _ = listener.accept()
+                try:
+                    self._join(client, self._opened_session().open(far))
+                except (OSError, EOFError, paramiko.SSHException, InstrumentError):
+                    client.close()
+
+    def _join(self, client: socket.socket, stream: Stream) -> None:
+        for way in ((client, stream), (stream, client)):
+            pump = threading.Thread(target=_pump, args=way, daemon=True)
+            self._pumps.append(pump)
+            pump.start()
+
+    def cut(self) -> None:
+        """End the connection at once, whatever other threads are doing with it: what waits for an answer is told that it has ended."""
+        client = self._client
+        if client is not None:
+            client.close()
+
+    def close(self) -> None:
+        """End the connection and every bridge; who still asks something through one is told that it has ended.
+
+        The connection is opened anew when something is next asked of the machine.
+        """
+        for listener in self._bridges:
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        if self._client:
+            self._client.close()
+        for server in self._bridges.values():  # first: it may be about to start a pump
+            server.join(_FAREWELL)
+        for pump in self._pumps:
+            pump.join(_FAREWELL)
+        self._bridges, self._pumps = {}, []
+
+
+def _pump(source: socket.socket | Stream, target: socket.socket | Stream) -> None:
+    with suppress(OSError, EOFError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    for end in (source, target):
+        if isinstance(end, socket.socket):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # a socket that another thread reads is not closed by closing it
+        with suppress(OSError, EOFError):  # the connection under a stream may be gone already
+            end.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """Something to log in with: a key file (its certificate next to it, if there is one), a password, or nothing."""
+
+    name: str
+    user: str
+    key: Path | None = None
+    password: str | None = None
+
+
+def attempts(address: str, credentials: Sequence[Credential], timeout: float = 40) -> dict[str, str]:
+    """Try several credentials of one user over one connection, as an attacker would.
+
+    A credential counts as refused only if the server said so: a connection that ends answers nothing, and what was not
+    answered is not among the answers. sshd ends it in place of an answer to the last of `MaxAuthTries` failures.
+
+    Args:
+        timeout: seconds for each step.
+
+    Returns:
+        ``accepted``, ``refused`` or what else the server said, by the credential's name; nothing follows an ``accepted``.
+
+    Raises:
+        InstrumentError: the machine did not answer the first of them.
+
+    """
+    answers: dict[str, str] = {}
+    transport = None
+    fact = "the connection ended, or nothing came in time"
+    try:
+        transport = paramiko.Transport(socket.create_connection((address, 22), timeout))
+        transport.banner_timeout = transport.auth_timeout = timeout
+        transport.start_client(timeout=timeout)
+        for credential in credentials:
+            end = time.monotonic() + timeout
+            answer = _offer(transport, credential)
+            if answer == "refused" and (time.monotonic() >= end or not transport.is_active()):
+                break  # paramiko tells a time-out and the end of a connection like a refusal
+            answers[credential.name] = answer
+            if answer == "accepted":
+                break
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        fact = f"{type(error).__name__}: {error}"
+    finally:
+        if transport is not None:
+            transport.close()
+    if not answers:
+        raise InstrumentError(f"no answer to a login at {address}", fact=fact, remedy="run `testbed status`")
+    return answers
+
+
+def _offer(transport: paramiko.Transport, credential: Credential) -> str:
+    more: Sequence[str] = ()
+    try:
+        if credential.password is not None:
+            more = transport.auth_password(credential.user, credential.password, fallback=False)
+        elif credential.key is None:
+            transport.auth_none(credential.user)
+        else:
+            private = paramiko.Ed25519Key.from_private_key_file(str(credential.key))
+            certificate = credential.key.with_name(credential.key.name + "-cert.pub")
+            if certificate.exists():
+                private.load_certificate(str(certificate))
+            more = transport.auth_publickey(credential.user, private)
+    except paramiko.AuthenticationException:
+        return "refused"
+    if transport.is_authenticated():
+        return "accepted"
+    return f"accepted, and asked for {', '.join(more)} as well" if more else "refused"

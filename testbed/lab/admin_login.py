@@ -1,0 +1,85 @@
+"""The administrator's login to a lab's machines: one key for each lab, and a certificate that is renewed when it is used (D6)."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import SSHCertificate, load_ssh_public_identity
+
+from testbed.drivers.host.private_files import write_secret
+from testbed.drivers.host.workspace import Workspace
+from testbed.drivers.pki import USER_LIFETIME, Authority
+from testbed.drivers.ssh.client import USER, Access
+from testbed.model.topology import Machine, Plane, Testbed
+
+_ROLE = "node-admin"
+
+
+def access(workspace: Workspace, machine: Machine) -> Access:
+    """Return how to reach a machine; its certificate is renewed before it is used by a command that runs for long."""
+    address = str(machine.address(Plane.MANAGEMENT))
+    host_key = workspace.machine(machine.name) / "host_key.pub"
+    return Access(machine.name, address, _key(workspace), host_key, renew=lambda: renew_in_time(workspace))
+
+
+def renew(workspace: Workspace, authority: Authority) -> None:
+    """Sign the administrator's certificate anew; every command that logs in calls this first, whether it has the lab's lock or not.
+
+    The certificate begins with the lab: the clock of a machine that has stood still is behind until we have logged in and
+    set it. The key stays, so that a command that reads key and certificate meanwhile finds a pair.
+    """
+    key, now = _key(workspace), datetime.now(UTC)
+    with _one_at_a_time(key.parent):
+        known = key.read_bytes() if key.exists() else None
+        identity = authority.user([_ROLE], now=now, start=authority.born - now, key=known)
+        if known is None:
+            write_secret(key, identity.private_key)
+        write_secret(_certificate(key), identity.certificate)
+
+
+def renew_in_time(workspace: Workspace) -> None:
+    """Renew the certificate if more than half of its life is over."""
+    if _life_left(_certificate(_key(workspace))) < USER_LIFETIME / 2:
+        renew(workspace, Authority(workspace.pki))
+
+
+def _life_left(certificate: Path) -> timedelta:
+    try:
+        found = load_ssh_public_identity(certificate.read_bytes())
+    except (OSError, ValueError):
+        return timedelta(0)
+    end = found.valid_before if isinstance(found, SSHCertificate) else 0
+    return timedelta(seconds=end - datetime.now(UTC).timestamp())
+
+
+def write_config(testbed: Testbed, workspace: Workspace, authority: Authority) -> None:
+    """Write the files by which OpenSSH's client logs in to a lab's machines."""
+    addresses = {machine.name: machine.address(Plane.MANAGEMENT) for machine in testbed.machines}
+    known = workspace.folder / "ssh/known_hosts"
+    names = ",".join(str(item) for pair in addresses.items() for item in pair)
+    write_secret(known, f"@cert-authority {names} {authority.ssh_public_key}\n".encode())
+    blocks = [f"Host {name}\n  HostName {address}\n  HostKeyAlias {name}\n" for name, address in addresses.items()]
+    common = (
+        f"Host *\n  User {USER}\n  IdentityFile {_key(workspace)}\n  IdentitiesOnly yes\n"
+        f"  UserKnownHostsFile {known}\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n"
+    )
+    write_secret(workspace.ssh_config, "".join((*blocks, common)).encode())
+
+
+def _key(workspace: Workspace) -> Path:
+    return workspace.folder / "ssh/admin"
+
+
+def _certificate(key: Path) -> Path:
+    return key.with_name(key.name + "-cert.pub")
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    with (folder / "renewal").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

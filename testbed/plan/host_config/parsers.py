@@ -1,0 +1,216 @@
+"""Turns what a machine's commands print into the values of its settings: here, since a program takes 50 ms on an emulated machine.
+
+What is printed comes from a root partition that may have fallen: it is only ever searched and compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from testbed.untrusted import bounded_json
+
+_TABLE = re.compile(r"^table (\S+ \S+) \{(.*?)^\}", re.MULTILINE | re.DOTALL)
+_SET = re.compile(r"^\tset (\S+) \{\n(.*?)^\t\}\n?", re.MULTILINE | re.DOTALL)
+_VERDICT = re.compile(r"^.*(?:accept|reject|drop|counter).*$", re.MULTILINE)
+_COPIES = re.compile(r"^.*\b(?:dup|fwd) to .*$", re.MULTILINE)
+_POLICY = re.compile(r"^src (\S+) dst (\S+) .*dir ([a-z]+) .*proto esp .*mode transport")
+_CONFINED = re.compile(r"libvirt-[0-9a-f-]+ \(enforce\)")
+_UP = 1  # IFF_UP, netdevice(7)
+_RULES = "/etc/nftables.conf:"
+_SYSCTL = "/proc/sys/"
+PROTECTED = "every peer, both ways"
+
+
+def lines(files: str, start: str) -> str:
+    """Return the lines of one file, whose name ends with a colon here, or of all files of a folder, which ends with a slash.
+
+    Args:
+        files: lines, each behind the name of its file and a colon.
+
+    """
+    found = _named(files, start)
+    return "\n".join(found if start.endswith(":") else [line.partition(":")[2] for line in found])
+
+
+def _named(files: str, start: str) -> list[str]:
+    """Return the rest of every line that begins so; only what ends a line for grep ends it here."""
+    return [line[len(start) :] for line in files.split("\n") if line.startswith(start)]
+
+
+def kernel(files: str) -> str:
+    """Return names and values of the kernel's network settings."""
+    return "\n".join(line.replace(":", " ", 1) for line in _named(files, _SYSCTL))
+
+
+def modes(printed: str, of: Sequence[str]) -> str:
+    """Return those lines that tell names, modes and owners of some files."""
+    return "\n".join(line for line in printed.splitlines() if line.partition(" ")[0] in of)
+
+
+def tables(ruleset: str) -> dict[str, str]:
+    """Return what each table of a rule set holds, by family and name."""
+    return dict(_TABLE.findall(ruleset))
+
+
+def elements(ruleset: str, table: str, name: str) -> str:
+    """Return the text of one set of a table; empty if there is none."""
+    sets: dict[str, str] = dict(_SET.findall(tables(ruleset).get(table, "")))
+    return sets.get(name, "")
+
+
+def firewall(ruleset: str, files: str, table: str, others: frozenset[str]) -> str:
+    """Return whether the live table is that of its file but for its sets' elements, its number of rules, and which tables there are.
+
+    Args:
+        ruleset: what the kernel runs.
+        files: lines of files, its own among them, in which the rules stand as the kernel writes them down.
+        table: family and name.
+        others: tables that may be there, and are looked at elsewhere.
+
+    """
+    live, wanted = (_rules(text, table) for text in (ruleset, lines(files, _RULES)))
+    told = "as in the file" if live == wanted else f"not as in the file{_apart(live, wanted)}"
+    names = [f"table {name}" for name in tables(ruleset) if name not in others]
+    return "\n".join((told, str(len(_VERDICT.findall(live))), *names))
+
+
+def _apart(live: str, wanted: str) -> str:
+    """Return the lines of two tables that the other one does not have; the empty string if they differ in their order only."""
+    one, other = live.splitlines(), wanted.splitlines()
+    parts = (("too many", [line for line in one if line not in other]), ("missing", [line for line in other if line not in one]))
+    return "".join(f"; {word}: {', '.join(found)}" for word, found in parts if found)
+
+
+def _rules(text: str, table: str) -> str:
+    """Return a table without its sets, comments and empty lines."""
+    told = map(str.strip, _SET.sub("", tables(text).get(table, "")).splitlines())
+    return "\n".join(line for line in told if line and not line.startswith("#"))
+
+
+def addresses(ruleset: str, table: str, name: str) -> str:
+    """Return the IPv4 addresses of a set, one a line, sorted."""
+    return "\n".join(sorted(re.findall(r"[0-9]+\.[0-9.]+", elements(ruleset, table, name))))
+
+
+def pairs(ruleset: str, table: str, name: str) -> str:
+    """Return the interfaces of a set and what each may name, one pair a line, sorted."""
+    found = re.findall(r'"?(tap[0-9a-f]+)"? \. ([0-9a-fx:]+)', elements(ruleset, table, name))
+    return "\n".join(sorted(f"{device} . {value}" for device, value in found))
+
+
+def protection(policies: str, own: str, peers: Sequence[str]) -> str:
+    """Return whether the kernel asks for ESP in transport mode of what goes to each peer and comes from it, and of nothing else.
+
+    Args:
+        policies: what ``ip -o xfrm policy`` printed.
+        own: a machine's own address, and those of its peers.
+
+    Returns:
+        `PROTECTED`, or a line for each policy that is missing, or stands there beside them.
+
+    """
+    found = {_policy(line) for line in policies.splitlines() if "socket" not in line}
+    wanted = {line for peer in peers for line in (f"in {peer}/32 {own}/32 esp", f"out {own}/32 {peer}/32 esp")}
+    missing, foreign = (f"missing: {line}" for line in wanted - found), (f"not declared: {line}" for line in found - wanted)
+    return "\n".join(sorted((*missing, *foreign))) or PROTECTED
+
+
+def _policy(line: str) -> str:
+    found = _POLICY.match(line)
+    return f"{found[3]} {found[1]} {found[2]} esp" if found else line
+
+
+def bridge(own: str, files: str) -> str:
+    """Return the number of addresses of the integration bridge, and whether it is up."""
+    return f"{len(own.splitlines())}\n{_number(lines(files, '/sys/class/net/br-int/flags:')) & _UP}"
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return -1
+
+
+def delivering(flows: str) -> str:
+    """Return how many rules of OpenFlow's first table deliver at once: OVN's own go on to its pipeline or drop."""
+    rules = [line for line in flows.splitlines() if "actions=" in line]
+    return str(sum("resubmit(" not in line and "actions=drop" not in line for line in rules))
+
+
+def mirrors(filters: str, switch: str, ruleset: str) -> str:
+    """Return what copies or diverts frames: filters that are no policer, mirrors of the switch, rules of any table."""
+    acting = [line.strip() for line in filters.splitlines() if "action order" in line and "police" not in line]
+    named = [str(row[0]) for row in _rows(switch, ["name"])]
+    return "\n".join((*acting, *named, *(line.strip() for line in _COPIES.findall(ruleset))))
+
+
+def claims(switch: str, own: frozenset[tuple[str, str]]) -> str:
+    """Return interfaces that claim a logical port, and the port, one a line: those that are not among a node's own."""
+    named = [(str(name), dict(ids)) for name, (_, ids) in _rows(switch, ["name", "external_ids"])]
+    found = [(name, str(ids["iface-id"])) for name, ids in named if "iface-id" in ids]
+    return "\n".join(" ".join(claim) for claim in found if claim not in own)
+
+
+def _rows(tables: str, columns: list[str]) -> Iterator[list[Any]]:
+    """Yield the rows of those tables of ``ovs-vsctl --format=json`` that have just these columns, each table being a line.
+
+    Raises:
+        ValueError: this is no such output.
+
+    """
+    found = [table for table in map(bounded_json.read, tables.splitlines()) if table["headings"] == columns]
+    if not found:
+        raise ValueError(f"no table of {', '.join(columns)}")
+    for table in found:
+        yield from table["data"]
+
+
+def unconfined(labels: str) -> str:
+    """Return the confinement of workers that are not confined as they must be, one a line."""
+    return "\n".join(line or "none" for line in labels.splitlines() if not _CONFINED.fullmatch(line))
+
+
+def services(printed: str, names: Sequence[str]) -> str:
+    """Return the state of each service, one a line, and whether the integration bridge is there.
+
+    Raises:
+        ValueError: there are not as many states as services.
+
+    """
+    states = printed.splitlines()
+    there = states[-1:] == ["br-int"]
+    told = [f"{name} {state}" for name, state in zip(names, states[: len(states) - there], strict=True)]
+    return "\n".join((*told, "br-int is there" if there else "br-int is not there"))
+
+
+def members(files: str) -> str:
+    """Return the members of libvirt's group."""
+    groups = [line for line in lines(files, "/etc/group:").splitlines() if line.startswith("libvirt:")]
+    return groups[0].rpartition(":")[2]
+
+
+def beneath(files: str, folder: str) -> str:
+    """Return the files of a folder, sorted."""
+    return "\n".join(sorted(line for line in files.splitlines() if line.startswith(f"{folder}/")))
+
+
+def called(files: str, start: str) -> str:
+    """Return the files whose names begin so, sorted."""
+    return "\n".join(sorted(line for line in files.splitlines() if line.rpartition("/")[2].startswith(start)))
+
+
+def additions(files: str) -> str:
+    """Return what is added to every worker's profile, without comments."""
+    added = "\n".join(lines(files, f"/etc/apparmor.d/{folder}") for folder in ("local/", "abstractions/"))
+    return "\n".join(line for line in added.splitlines() if not line.startswith("#")).strip()
+
+
+def read_only(files: str, printed: str, folder: str) -> str:
+    """Return the first option of what is mounted on a folder, and the different modes and owners of its files."""
+    mounts = [line.split() for line in lines(files, "/proc/self/mounts:").splitlines()]
+    options = [words[3].partition(",")[0] for words in mounts if len(words) > 3 and words[1] == folder]
+    shapes = {line.partition(" ")[2] for line in printed.splitlines() if line.startswith(f"{folder}/")}
+    return "\n".join((*options[-1:], *sorted(shapes)))

@@ -1,0 +1,322 @@
+"""Settings of a machine that hold a wall: how to observe each, the value it must have, how to restore it.
+
+They are resources like any other, so that a breach in force shows as drift and ``up`` repairs it
+(docs/decisions/0002). Commands run as root on the machine, in one batch, and those that settings share run once; what
+they print is read here (`testbed.plan.host_config.parsers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from testbed.model.topology import IMAGES, Machine, Plane, Role, Testbed
+from testbed.plan.host_config import parsers, trust
+from testbed.plan.host_config.identity import address_sets
+from testbed.plan.host_config.nd_guard import ATTACH, GUARDS, RULES, allowed, guarded, links
+
+# A machine answers for an address on that address's network only, forwards nothing and speaks no IPv6 (NET-09).
+KERNEL = {
+    "net/ipv4/ip_forward": 0, "net/ipv4/conf/all/rp_filter": 1, "net/ipv4/conf/all/arp_ignore": 2,
+    "net/ipv4/conf/all/accept_redirects": 0, "net/ipv6/conf/all/disable_ipv6": 1,
+}  # fmt: skip
+RULESET = "nft -s list ruleset"
+# Filters of every interface that has any; behind a line that names it, as for every interface of a guest.
+FILTERS = (
+    "cd /sys/class/net; for tap in tap*; do echo interface $tap; done; tc qdisc show | while read -r _ kind _ _ device _; do "
+    "case $kind in clsact|ingress) echo interface $device; "
+    "printf 'filter show dev %s ingress\\nfilter show dev %s egress\\n' $device $device | tc -force -batch - ;; esac; done"
+)
+_SWITCH = "ovs-vsctl -voff --format=json -- --columns=name list mirror -- --columns=name,external_ids list interface"
+# Every line of small files, behind the name of its file: an emulated machine needs 30 ms to start a program.
+TEXTS = (
+    "grep -asH '' /etc/nftables.conf /etc/group /etc/ssh/principals/* /etc/systemd/system/ovs-vswitchd.service.d/* "
+    "/etc/systemd/system/ovn-controller.service.d/* /etc/apparmor.d/local/abstractions/libvirt-qemu "
+    "/etc/apparmor.d/abstractions/libvirt-qemu.d/* /proc/self/mounts /sys/kernel/mm/ksm/run /sys/class/net/br-int/flags "
+    f"{' '.join(f'/proc/sys/{name}' for name in KERNEL)}"
+)
+SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/libvirt-sock-ro", "/run/libvirt/libvirt-admin-sock")
+_MODES = f"stat -c '%n %a %U:%G' {' '.join(SOCKETS)} {IMAGES}/guest/*"
+_LOGINS = "find /root/.ssh /home/*/.ssh /etc/ssh -maxdepth 2 2>/dev/null"
+_TABLE, _NEIGHBOURS = "inet testbed", "netdev neighbours"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting.
+
+    Args:
+        name: what it is.
+        controls: ids of the controls whose wall it holds, with spaces between them.
+        observe: shell commands, each of which prints something.
+        value: what must be read from that.
+        repair: shell commands that restore it.
+        read: turns what the commands print, without surrounding white space, into the value.
+
+    """
+
+    name: str
+    controls: str
+    observe: tuple[str, ...]
+    value: str
+    repair: str
+    read: Callable[..., str] = str
+
+    def reading(self, printed: Mapping[str, str]) -> str:
+        """Return the value that was observed, by command what it printed; never the wanted one if that makes no sense."""
+        texts = [printed[command] for command in self.observe]
+        try:
+            return self.read(*texts)
+        except (ValueError, LookupError, TypeError) as error:
+            return f"unreadable, {error}: {' '.join(texts)}"
+
+
+def settings(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
+    """Return every setting of a machine."""
+    identity = Setting("identity", "ACC-02 NET-08", *trust.identity(lab, machine))
+    common = (*_firewall(lab, machine), *_protection(lab, machine), *_NETWORK, *_ACCESS, identity)
+    profiles = Setting("worker-profiles", "PRC-02 STO-01 STO-07", *trust.profiles(lab, machine))
+    node = (*_ROOT_PARTITION, *_neighbours(lab, machine), _claims(lab, machine), profiles)
+    return (*common, *(node if machine.role is Role.NODE else _CENTRAL))
+
+
+def _claims(lab: Testbed, machine: Machine) -> Setting:
+    """Return that no interface of a node claims a logical port that is not its own (docs/decisions/0013)."""
+    own = [nic for guest in lab.guests_on(machine.name) for nic in guest.nics]
+    known = " ".join(f"-e '{nic.tap} {nic.port}'" for nic in own) or "-e none"
+    foreign = (
+        "ovs-vsctl -voff --format=csv --no-headings --columns=name,external_ids list interface "
+        f"| sed -nE 's/^\"?([^\",]+)\"?,.*iface-id=\"*([0-9a-f-]+).*/\\1 \\2/p' | grep -vxF {known}"
+    )
+    back = " ".join(f"{nic.tap}) ovs-vsctl set interface $name external_ids:iface-id={nic.port} ;;" for nic in own)
+    repair = f"{foreign} | while read -r name port; do case $name in {back} *) ovs-vsctl --if-exists del-port br-int $name ;; esac; done"
+    ours = frozenset((nic.tap, nic.port) for nic in own)
+    return Setting("port-claims", "NET-13", (_SWITCH,), "", repair, partial(parsers.claims, own=ours))
+
+
+def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
+    elements = tuple(_address_set(name, addresses) for name, addresses in address_sets(lab, machine).items())
+    # The file is the wall; what the kernel runs must be that file, rule for rule, and nothing beside it.
+    wanted = "as in the file\n13\ntable inet testbed"
+    others = "nft list tables | grep -v -e '^table netdev neighbours$' -e '^table inet testbed$'"
+    repair = f"{others} | while read -r _ family name; do nft delete table $family $name; done; nft -f /etc/nftables.conf"
+    read = partial(parsers.firewall, table=_TABLE, others=frozenset({_NEIGHBOURS}))
+    return (Setting("firewall", "NET-09", (RULESET, TEXTS), wanted, repair, read), *elements)
+
+
+def _address_set(name: str, addresses: tuple[str, ...]) -> Setting:
+    fill = f"; nft add element inet testbed {name} '{{ {', '.join(addresses)} }}'" if addresses else ""
+    return Setting(
+        name.replace("_", "-"),
+        "NET-08",
+        (RULESET,),
+        "\n".join(sorted(addresses)),
+        f"nft flush set inet testbed {name}{fill}",
+        partial(parsers.addresses, table=_TABLE, name=name),
+    )
+
+
+def _neighbours(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
+    """Return the settings of the guard in front of guests that have IPv6; none where there is no such guest."""
+    devices = " ".join(guarded(lab, machine))
+    if not devices:
+        return ()
+    chain = "nft -s list chain netdev neighbours"
+    rules = (
+        f"file=$(unshare --net sh -c \"nft -f {RULES}; {chain} judge\"); "
+        f"[ -n \"$file\" ] && [ \"$file\" = \"$({chain} judge)\" ] && echo as in the file || echo not as in the file; "
+        f"for device in {devices}; do [ ! -e /sys/class/net/$device ] || "
+        f"[ \"$({chain} $device | sed 1,3d | tr -d '\\t\\n')\" = 'jump judge}}}}' ] || echo $device is not guarded; done"
+    )
+    attach = f"for device in {devices}; do [ ! -e /sys/class/net/$device ] || {ATTACH} $device; done"
+    guard, neighbours, own = GUARDS
+    return (
+        Setting(guard, "NET-05", (rules,), "as in the file", f"nft -f {RULES}; {attach}"),
+        _pairs(neighbours, "NET-01", "allowed", allowed(lab, machine)),
+        _pairs(own, "NET-05", "links", links(lab, machine)),
+    )
+
+
+def _pairs(name: str, control: str, held: str, pairs: tuple[tuple[str, str], ...]) -> Setting:
+    """Return the setting that is a set of the guard: interfaces, and what each of them may name."""
+    lines = sorted(f"{device} . {value}" for device, value in pairs)
+    fill = f"; nft add element netdev neighbours {held} '{{ {', '.join(lines)} }}'" if lines else ""
+    repair = f"nft flush set netdev neighbours {held}{fill}"
+    return Setting(name, control, (RULESET,), "\n".join(lines), repair, partial(parsers.pairs, table=_NEIGHBOURS, name=held))
+
+
+def _protection(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
+    """Return what the kernel must ask of UDP between a node and its peers: ESP, both ways, and no way around it."""
+    peers = address_sets(lab, machine)["tunnel_peers"]
+    if not peers:
+        return ()
+    own = str(machine.address(Plane.FABRIC))
+    repair = "ip xfrm policy flush; systemctl restart strongswan"
+    read = partial(parsers.protection, own=own, peers=peers)
+    return (Setting("tunnel-protection", "NET-08", ("ip -o xfrm policy",), parsers.PROTECTED, repair, read),)
+
+
+_NETWORK = (
+    Setting(
+        "network-stack",
+        "NET-09",
+        (TEXTS,),
+        "\n".join(f"{name} {value}" for name, value in KERNEL.items()),
+        f"sysctl -q -w {' '.join(f'{name}={value}' for name, value in KERNEL.items())}",
+        parsers.kernel,
+    ),
+)
+
+_ACCESS = (
+    Setting(
+        "ssh-drop-ins",
+        "ACC-02",
+        (_LOGINS,),
+        "",
+        "find /etc/ssh/sshd_config.d -mindepth 1 -delete; systemctl reload ssh",
+        partial(parsers.beneath, folder="/etc/ssh/sshd_config.d"),
+    ),
+    Setting(
+        "authorized-keys",
+        "ACC-02",
+        (_LOGINS,),
+        "",
+        "rm -f /root/.ssh/authorized_keys* /home/*/.ssh/authorized_keys* /etc/ssh/authorized_keys*",
+        partial(parsers.called, start="authorized_keys"),
+    ),
+    Setting(
+        "ssh-principals",
+        "ACC-02",
+        (TEXTS,),
+        "node-admin",
+        "rm -f /etc/ssh/principals/*; echo node-admin > /etc/ssh/principals/admin; chmod 0644 /etc/ssh/principals/admin",
+        partial(parsers.lines, start="/etc/ssh/principals/"),
+    ),
+)
+
+SOUTHBOUND = 'read-write role="ovn-controller" pssl:6642'
+
+_CENTRAL = (
+    Setting(
+        "southbound-roles",
+        "NET-08",
+        ("ovn-sbctl get-connection",),
+        SOUTHBOUND,
+        "ovn-sbctl set-connection role=ovn-controller pssl:6642",
+    ),
+    Setting(
+        "northbound-connection",
+        "NET-08",
+        ("ovn-nbctl get-connection",),
+        trust.NORTHBOUND,
+        f"ovn-nbctl set-connection {trust.NORTHBOUND}",
+    ),
+)
+
+_WORKERS = (
+    "grep -alE '^/usr/bin/qemu-system' /proc/[0-9]*/cmdline 2>/dev/null | while read -r file; do "
+    "label=; read -r label < ${file%cmdline}attr/current; echo \"${label:-none}\"; done"
+)
+
+_SERVICES = "ovs-vswitchd ovn-controller libvirtd virtlogd auditd nftables"
+
+_ACTED_ON = "for device in $(tc qdisc show | awk '/clsact|ingress/ {print $5}'); do"
+
+_ROOT_PARTITION = (
+    Setting(
+        "services",
+        "NET-01 NET-08 NET-09 NET-13 AUD-01",  # by service: `testbed.plan.controls`
+        (f"systemctl is-active {_SERVICES}; [ ! -e /sys/class/net/br-int ] || echo br-int",),
+        "\n".join((*(f"{name} active" for name in _SERVICES.split()), "br-int is there")),
+        f"systemctl start {_SERVICES}; for round in $(seq 240); do [ -e /sys/class/net/br-int ] && exit 0; "
+        "sleep 0.5; done; echo br-int does not appear >&2; exit 1",
+        partial(parsers.services, names=tuple(_SERVICES.split())),
+    ),
+    Setting(
+        "memory-deduplication",
+        "CMP-02",
+        (TEXTS,),
+        "0",
+        "echo 2 > /sys/kernel/mm/ksm/run; echo 0 > /sys/kernel/mm/ksm/run",
+        partial(parsers.lines, start="/sys/kernel/mm/ksm/run:"),
+    ),
+    Setting(
+        "integration-bridge",
+        "NET-09",
+        ("ip -o addr show dev br-int", TEXTS),
+        "0\n0",
+        "ip addr flush dev br-int; ip link set br-int down",
+        parsers.bridge,
+    ),
+    Setting(
+        "hand-made-flows",
+        "NET-01",
+        ("ovs-ofctl -voff -O OpenFlow15 dump-flows br-int table=0",),
+        "0",
+        "ovs-ofctl -O OpenFlow15 del-flows br-int; systemctl restart ovn-controller",
+        parsers.delivering,
+    ),
+    Setting(
+        "switch-drop-ins",
+        "NET-13",
+        (TEXTS,),
+        "",
+        "rm -rf /etc/systemd/system/ovs-vswitchd.service.d /etc/systemd/system/ovn-controller.service.d; systemctl daemon-reload",
+        partial(parsers.lines, start="/etc/systemd/system/"),
+    ),
+    Setting(
+        "mirrors",
+        "NET-11",
+        # Policers of the switch are all that may act on frames before the switch does.
+        (FILTERS, _SWITCH, RULESET),
+        "",
+        f"{_ACTED_ON} tc qdisc del dev $device clsact; tc qdisc del dev $device ingress; "
+        "rate=$(ovs-vsctl get interface $device ingress_policing_kpkts_rate) || continue; "
+        "for value in 0 $rate; do ovs-vsctl set interface $device ingress_policing_kpkts_rate=$value; done; done; "
+        "ovs-vsctl clear bridge br-int mirrors",  # tables of nft go with the firewall, which knows of every one
+        parsers.mirrors,
+    ),
+    Setting(
+        "libvirt-sockets",
+        "ACC-05",
+        (_MODES,),
+        "\n".join(f"{socket} 600 root:root" for socket in SOCKETS),
+        f"chown root:root {' '.join(SOCKETS)}; chmod 0600 {' '.join(SOCKETS)}",
+        partial(parsers.modes, of=SOCKETS),
+    ),
+    Setting(
+        "libvirt-group",
+        "ACC-05",
+        (TEXTS,),
+        "",
+        "gpasswd -M '' libvirt",
+        parsers.members,
+    ),
+    Setting(
+        "confinement",
+        "PRC-02",
+        (_WORKERS,),
+        "",
+        "for profile in /etc/apparmor.d/libvirt/libvirt-*-*-*-*-????????????; do "
+        "sed -i -E 's/ flags=\\([^)]*complain[^)]*\\)//' $profile; apparmor_parser -r $profile; done",
+        parsers.unconfined,
+    ),
+    Setting(
+        "profile-additions",
+        "STO-01",
+        (TEXTS,),
+        "",
+        ": > /etc/apparmor.d/local/abstractions/libvirt-qemu; rm -rf /etc/apparmor.d/abstractions/libvirt-qemu.d",
+        parsers.additions,
+    ),
+    Setting(
+        "base-images",
+        "STO-07",
+        (TEXTS, _MODES),
+        "ro\n444 root:root",
+        f"mount -o remount,rw {IMAGES}; chmod 0444 {IMAGES}/guest/*; chown root:root {IMAGES}/guest/*; "
+        f"mount -o remount,ro {IMAGES}",
+        partial(parsers.read_only, folder=IMAGES),
+    ),
+)

@@ -1,0 +1,238 @@
+"""libvirt domain XML of machines: pure functions of the resolved lab.
+
+Every domain says who made it, and from what: lab, name and the properties it was made from stand in its
+metadata, so that a later run can tell what changed (D9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from xml.etree import ElementTree as ET
+
+from testbed.model.environment import Accelerator, Environment
+from testbed.model.topology import IMAGES, Machine, MachineNic, Role, Testbed
+from testbed.plan.libvirt_xml.elements import (
+    NAMESPACE,
+    QEMU,
+    WAITING,
+    add_boot,
+    add_common_devices,
+    add_disk,
+    add_mark,
+    domain_of,
+    mark_waiting,
+    sub,
+    text_of,
+)
+from testbed.untrusted import bounded_json
+
+CREDENTIAL = "opt/io.systemd.credentials/testbed.identity"
+GUEST_TO_SAVE = "opt/testbed/guest"  # of the firmware of a node without identity: the domain of a guest without identity
+ANONYMOUS = "anonymous"  # name of a domain whose memory is to be saved
+_TRANSLATION_CACHE_MIB = 512
+# Emulated CMPXCHG16B leaves an operand in the flags register; kernels die of it now and then (docs/decisions/0015).
+_MISTRANSLATED = ("cx16",)
+# A busy emulator reads clocks late; the kernel's watchdog then gives the TSC up for one that traps on every look.
+_CLOCK = ("tsc=nowatchdog",)
+_NODE = (
+    "apparmor=1 security=apparmor audit=1",
+    f"testbed.mount=/dev/vdb:{IMAGES}:ro,nodev,nosuid,noexec",
+    "testbed.mount=/dev/vdc:/var/lib/testbed/pools:noatime,nodev,nosuid,noexec",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a machine's virtual hardware depends on: machines of equal hardware can start from the same saved memory.
+
+    Args:
+        memory: bytes.
+        vcpus: virtual CPUs that it really gets.
+        nics: interfaces, which are plugged in when it has started.
+
+    """
+
+    role: Role
+    memory: int
+    vcpus: int
+    nics: int
+
+    @classmethod
+    def of(cls, machine: Machine, environment: Environment) -> Hardware:
+        """Return the hardware of a machine."""
+        return cls(machine.role, machine.memory, environment.vcpus(machine.vcpus), len(machine.nics))
+
+    def __str__(self) -> str:
+        return f"{self.role} with {self.memory // 2**20} MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFiles:
+    """Paths on the outer machine that a machine's domain refers to.
+
+    Args:
+        disks: qcow2 overlays in the order vda, vdb, vdc.
+        console: file that receives the serial console from the first byte.
+        direct: the machine's interfaces are macvtaps on devices of the daemon's network namespace, not taps of ours.
+
+    """
+
+    kernel: str
+    initrd: str
+    disks: tuple[str, ...]
+    identity: str
+    console: str
+    direct: bool = False
+
+
+def read_mark(xml: str) -> tuple[str, str, dict[str, object]] | None:
+    """Return lab, resource and properties from a domain's metadata, or None if it is not ours."""
+    mark = ET.fromstring(xml).find(f"metadata/{{{NAMESPACE}}}lab")
+    if mark is None:
+        return None
+    try:
+        properties = bounded_json.read(mark.text or "{}")
+    except ValueError:
+        properties = {}  # a node may have changed it; it then differs from what it must be
+    return mark.get("name", ""), mark.get("resource", ""), properties if isinstance(properties, dict) else {}
+
+
+def interface_count(xml: str) -> int:
+    """Return how many interfaces a domain has."""
+    return len(ET.fromstring(xml).findall("devices/interface"))
+
+
+def machine_id(uuid: str) -> str:
+    """Return the systemd machine id of a machine or guest (32 hexadecimal digits)."""
+    return uuid.replace("-", "")
+
+
+def machine_xml(
+    lab: Testbed, machine: Machine, environment: Environment, files: MachineFiles, properties: Mapping[str, object],
+    *, generation: str = "",
+) -> str:  # fmt: skip
+    """Return the domain of a node or the controller on the outer machine.
+
+    Args:
+        lab: the lab it belongs to.
+        machine: what it is.
+        environment: accelerator and emulator of the outer machine.
+        files: what it is made from.
+        properties: desired properties, recorded in the metadata.
+        generation: random UUID of a machine that waits for saved memory and gets its interfaces afterwards; the empty
+            string stands for a machine that boots.
+
+    """
+    hardware = Hardware.of(machine, environment)
+    root = domain_of(_kind(environment), machine.domain(lab.name), machine.uuid, hardware.memory, hardware.vcpus)
+    add_mark(root, lab.name, machine.name, properties)
+    words = (f"systemd.hostname={machine.name}", f"systemd.machine_id={machine_id(machine.uuid)}")
+    interfaces = [] if generation else [_interface(nic, direct=files.direct) for nic in machine.nics]
+    devices = _machine(root, hardware, environment, files, words, interfaces)
+    identity = sub(root, "sysinfo", type="fwcfg")
+    sub(identity, "entry", name=CREDENTIAL, file=files.identity)
+    if generation:
+        _pluggable(root, devices, hardware, generation)
+        _await_memory(root)
+    return text_of(root)
+
+
+def resumed_xml(saved: str, generation: str) -> str:
+    """Return the domain of a machine that goes on where it was saved.
+
+    Args:
+        saved: the domain that it was then.
+        generation: random UUID, from which its kernel learns that it is not the only one with this memory.
+
+    """
+    root = ET.fromstring(saved)
+    mark_waiting(root)
+    found = root.find("genid")
+    if found is not None:
+        found.text = generation
+    if root.find(f"{{{QEMU}}}commandline") is None:
+        _await_memory(root)
+    return text_of(root)
+
+
+def _await_memory(root: ET.Element) -> None:
+    """Let QEMU wait for saved memory before anything runs."""
+    arguments = sub(root, f"{{{QEMU}}}commandline")
+    for word in ("-incoming", "defer"):
+        sub(arguments, f"{{{QEMU}}}arg", value=word)
+
+
+def waits(xml: str) -> bool:
+    """Tell whether a domain still waits for its memory."""
+    return ET.fromstring(xml).findtext("title") == WAITING
+
+
+def anonymous_xml(hardware: Hardware, environment: Environment, files: MachineFiles, generation: str) -> str:
+    """Return the domain of a machine that has no identity and no interfaces, and whose memory is to be saved."""
+    root = domain_of(_kind(environment), ANONYMOUS, generation, hardware.memory, hardware.vcpus)
+    devices = _machine(root, hardware, environment, files, ("testbed.golden",), ())
+    if hardware.role is Role.NODE:
+        sub(sub(root, "sysinfo", type="fwcfg"), "entry", name=GUEST_TO_SAVE, file=files.identity)
+    _pluggable(root, devices, hardware, generation)
+    return text_of(root)
+
+
+def interface_xml(nic: MachineNic) -> str:
+    """Return an interface, for a machine that has started already."""
+    return text_of(_interface(nic, direct=False))
+
+
+def _kind(environment: Environment) -> str:
+    return "kvm" if environment.outer is Accelerator.KVM else "qemu"
+
+
+def _machine(
+    root: ET.Element, hardware: Hardware, environment: Environment, files: MachineFiles, words: Sequence[str],
+    interfaces: Sequence[ET.Element],
+) -> ET.Element:  # fmt: skip
+    """Add what a machine boots and its hardware to a domain; return its devices."""
+    add_boot(root, files.kernel, files.initrd, (*words, *_CLOCK, *(_NODE if hardware.role is Role.NODE else ())))
+    features = sub(root, "features")
+    sub(features, "acpi")
+    if environment.outer is Accelerator.KVM:
+        sub(root, "cpu", mode="host-passthrough")
+    else:
+        sub(sub(features, "tcg"), "tb-cache", str(_TRANSLATION_CACHE_MIB), unit="MiB")
+        cpu = sub(root, "cpu", mode="custom", match="exact")
+        sub(cpu, "model", "EPYC", fallback="forbid")
+        for feature in ("svm", "npt") if hardware.role is Role.NODE else ():
+            sub(cpu, "feature", policy="require", name=feature)
+        for feature in _MISTRANSLATED:
+            sub(cpu, "feature", policy="disable", name=feature)
+    sub(root, "clock", offset="utc")
+    sub(root, "on_crash", "destroy")
+    devices = sub(root, "devices")
+    sub(devices, "emulator", environment.emulator)
+    for path, target in zip(files.disks, ("vda", "vdb", "vdc"), strict=False):
+        add_disk(devices, path, target, "qcow2", cache="unsafe", discard="unmap")
+    devices.extend(interfaces)
+    serial = sub(devices, "serial", type="pty")
+    sub(serial, "log", file=files.console, append="on")
+    add_common_devices(devices)
+    return devices
+
+
+def _interface(nic: MachineNic, *, direct: bool) -> ET.Element:
+    interface = ET.Element("interface", type="direct" if direct else "ethernet")
+    sub(interface, "mac", address=nic.mac)
+    if direct:
+        sub(interface, "source", dev=nic.tap, mode="passthrough")
+    else:
+        sub(interface, "target", dev=nic.tap, managed="no")
+    sub(interface, "model", type="virtio")
+    return interface
+
+
+def _pluggable(root: ET.Element, devices: ET.Element, hardware: Hardware, generation: str) -> None:
+    """Give a machine a port for every device that it has or will get, and a generation, whose change its kernel notices."""
+    sub(root, "genid", generation)
+    ports = hardware.nics + len(devices.findall("disk")) + len(devices.findall("rng"))
+    sub(devices, "controller", type="pci", index="0", model="pcie-root")
+    for index in range(1, ports + 1):
+        sub(devices, "controller", type="pci", index=str(index), model="pcie-root-port")

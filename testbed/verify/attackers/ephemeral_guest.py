@@ -1,0 +1,200 @@
+"""A throw-away guest that attacks from its first frame on, on a port that OVN does not know yet (NET-13).
+
+It is confined like every other guest, has no disk of its own, and is gone afterwards with all that was made for it; if it
+is left behind, the run says so, and so does the plan, since it carries the lab's mark.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from testbed.drivers.places.node import Node
+from testbed.model.reachability import Endpoint
+from testbed.model.topology import FIRST_WORKER_UID, IMAGES, Guest, GuestNic
+from testbed.plan.libvirt_xml.guest import ONE_BUS, guest_xml
+from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.observation.port_counters import await_frames
+
+NAME = "first.frame"  # no guest of a topology can have a dot in its name
+TAP, SECOND_TAP = "tapfirst0", "tapfirst1"
+BOOT = 90.0  # seconds that it may take until it attacks
+_FOLDER = "/run/testbed-first"
+_PROFILES, _LOGS = "/etc/apparmor.d/libvirt", "/var/log/libvirt/qemu"
+_LIFE = 280.0  # seconds after which it ends by itself
+_MEMORY = 160 * 2**20
+_FLOWING = 20  # frames
+_SLOTS = 2  # one for its disk, one for what is plugged in
+_PROGRAM = Path(__file__).parents[2] / "payload/first_frame.py"
+_INIT = """#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox mount -t proc proc /proc
+for module in $(/bin/busybox cat /modules/order); do /bin/busybox insmod /modules/$module; done
+while [ ! -b /dev/vda ]; do /bin/busybox usleep 20000; done
+/bin/busybox mount -t ext4 -o ro,noload /dev/vda /root
+/bin/busybox mount -t sysfs sysfs /root/sys
+/bin/busybox chroot /root /usr/bin/python3 -I -S - < /attack.py
+/bin/busybox poweroff -f
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Throwaway:
+    """The guest, and the endpoint that it pretends to be."""
+
+    node: Node
+    machine: Machine
+    guest: Guest
+
+    @classmethod
+    def beside(cls, fleet: Fleet, guest: Guest, address: IPv4Address, network: str = "") -> Throwaway:
+        """Return one that belongs to a guest's tenant, on the guest's node.
+
+        Args:
+            address: an address of the network that nobody has.
+            network: one of the guest's networks; its first one if empty.
+
+        """
+        node = fleet.lab.nodes[guest.node]
+        used = {item.uid for item in node.lab.guests_on(node.name)}
+        slot = next(number for number in range(64) if FIRST_WORKER_UID + number not in used)
+        own = str(uuid.uuid5(uuid.UUID(guest.uuid), NAME))  # always the same: libvirt leaves a file for each in the node
+        octets = uuid.uuid4().bytes
+        nic = GuestNic(network or guest.nics[0].network, f"0e:{octets[:5].hex(':')}", address, str(uuid.uuid4()), TAP)
+        return cls(
+            node,
+            fleet.machines[guest.node],
+            replace(
+                guest, name=NAME, uuid=own, memory=_MEMORY, vcpus=1, worker=f"worker{slot:02d}", uid=FIRST_WORKER_UID + slot,
+                nics=(nic,), volumes=(),
+            ),
+        )  # fmt: skip
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Its interface, as frames are addressed from it."""
+        nic = self.guest.nics[0]
+        return Endpoint(self.guest.label, f"{self.guest.tenant}/{nic.network}", nic.mac, nic.address)
+
+    @contextmanager
+    def present(self, fleet: Fleet) -> Iterator[None]:
+        """Take away everything that was made of it while a block ran, each thing for itself, whatever became of the others.
+
+        What libvirt takes away by itself when a guest ends is taken away as well: where a lab is damaged, it may not.
+        """
+        domain, port, place = self.guest.domain, self.guest.nics[0].port, self.guest.node
+        interfaces = " ".join(f"-- --if-exists del-port {tap}" for tap in (TAP, SECOND_TAP))
+        profile = f"{_PROFILES}/libvirt-{self.guest.uuid}"
+        files = (_FOLDER, profile, f"{profile}.files", f"{_LOGS}/{domain}.log*", self.guest.console)
+        removals: dict[str, Callable[[], object]] = {
+            f"the files of {domain} on {place}": lambda: self.node.host.must(f"rm -rf {' '.join(files)}"),
+            f"the interfaces {TAP} and {SECOND_TAP} in the switch of {place}": lambda: self.node.host.must(f"ovs-vsctl {interfaces}"),
+            f"the port {port} of {domain} in OVN's database": lambda: fleet.lab.central.northbound.delete_port(port),
+            f"the guest {domain} on {place}": lambda: self.node.hypervisor.destroy(domain),
+        }
+        with ExitStack() as stack:
+            for what, remove in removals.items():  # the last one first: who uses a thing goes before it
+                stack.enter_context(fleet.leavings.made(what, remove))
+            yield
+
+    def start(self, frames: Sequence[bytes]) -> None:
+        """Start it; nothing of it is known to OVN.
+
+        Raises:
+            ProvisioningError: it does not start.
+
+        """
+        self.node.hypervisor.destroy(self.guest.domain)
+        archive = cpio({"init": _INIT.encode(), "attack.py": _program(frames)})
+        self.node.host.must(f"rm -rf {_FOLDER} && mkdir {_FOLDER} && cat {IMAGES}/guest/initrd - > {_FOLDER}/initrd", stdin=archive)
+        self.node.hypervisor.create(_xml(self.node, self.guest))
+
+    def reset_attacking(self) -> None:
+        """Press its reset button, and return when it has booted and attacks anew.
+
+        Raises:
+            InstrumentError: it does not attack in time.
+
+        """
+        self.node.hypervisor.reset(self.guest.domain)
+        self.require_flowing(TAP, BOOT)
+
+    def plug_attacking(self) -> None:
+        """Plug a second interface in, with the name of a port that OVN does not know; return when it attacks by that.
+
+        Raises:
+            InstrumentError: it does not in time.
+
+        """
+        self.node.hypervisor.attach(self.guest.domain, second_interface(_xml(self.node, self.guest)))
+        self.require_flowing(SECOND_TAP, BOOT)
+
+    def require_flowing(self, tap: str, patience: float) -> None:
+        """Return when its node counts frames from one of its interfaces.
+
+        Args:
+            patience: seconds.
+
+        Raises:
+            InstrumentError: it does not in time.
+
+        """
+        await_frames(self.machine, [tap], _FLOWING, patience)
+
+
+def _program(frames: Sequence[bytes]) -> bytes:
+    return f"{_PROGRAM.read_text()}\nattack({list(frames)!r}, {_LIFE})\n".encode()
+
+
+def _xml(node: Node, guest: Guest) -> str:
+    root = ET.fromstring(guest_xml(node.lab, guest, {}))
+    for path, text in (("os/initrd", f"{_FOLDER}/initrd"), ("os/cmdline", f"console=ttyS0 quiet panic=1 ipv6.disable=1 {ONE_BUS}")):
+        element = root.find(path)
+        assert element is not None
+        element.text = text
+    devices, disk = root.find("devices"), root.find("devices/disk")
+    assert devices is not None
+    assert disk is not None
+    devices.remove(disk)
+    base = ET.fromstring(
+        f"<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{IMAGES}/guest/root.raw'/>"
+        "<target dev='vda' bus='virtio'/><readonly/></disk>"
+    )
+    devices.insert(0, base)
+    ET.SubElement(devices, "controller", type="pci", index="0", model="pcie-root")
+    for _ in range(_SLOTS):
+        ET.SubElement(devices, "controller", type="pci", model="pcie-root-port")
+    return ET.tostring(root, encoding="unicode")
+
+
+def second_interface(domain: str) -> str:
+    """Return an interface like a domain's first, under names of its own, at whatever place is free."""
+    interface = ET.fromstring(domain).find("devices/interface")
+    assert interface is not None
+    for path, name, value in (
+        ("mac", "address", f"0e:{uuid.uuid4().bytes[:5].hex(':')}"),
+        ("target", "dev", SECOND_TAP),
+        ("virtualport/parameters", "interfaceid", str(uuid.uuid4())),
+    ):
+        element = interface.find(path)
+        assert element is not None
+        element.set(name, value)
+    for place in interface.findall("address"):
+        interface.remove(place)
+    return ET.tostring(interface, encoding="unicode")
+
+
+def cpio(files: dict[str, bytes]) -> bytes:
+    """Return an archive of executable files that a kernel unpacks over the one before it (initramfs buffer format, newc)."""
+    parts = []
+    for number, (name, content) in enumerate([*files.items(), ("TRAILER!!!", b"")], start=1):
+        mode = 0o100755 if content else 0
+        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
+        head = b"070701" + b"".join(b"%08x" % field for field in fields) + name.encode() + b"\0"
+        parts.append(head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4))
+    return b"".join(parts)

@@ -1,0 +1,99 @@
+"""One case of a check: what pytest collected, where it happens, and what became of its breaches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from testbed.report.result import CheckResult, Verdict
+from testbed.verify.breach_context import Stage
+from testbed.verify.check import Declaration
+from testbed.verify.fleet import Fleet
+from testbed.verify.inventory import WHOLE
+from testbed.verify.runner.proof import Outcome, Trial
+
+FIXTURES = frozenset({"fleet", "node", "machine", "request"})  # what a local check may ask for
+
+
+@dataclass
+class Case:
+    """One case of a check, and what became of its breaches.
+
+    Args:
+        place: its position among the results.
+        fleet: what it looks through.
+        proving: whether its breaches are to be tried.
+
+    """
+
+    item: pytest.Item
+    declared: Declaration
+    label: str
+    stage: Stage
+    place: int
+    fleet: Fleet
+    proving: bool = False
+    trials: list[Trial] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, item: pytest.Item, declared: Declaration, fleet: Fleet, place: int) -> Case:
+        """Return the case that an item is."""
+        label = label_of(item)
+        return cls(item, declared, label, Stage(fleet.lab, "" if label == WHOLE else label), place, fleet)
+
+    @property
+    def name(self) -> str:
+        """Control and case, as people and files name it."""
+        return f"{self.declared.id}.{self.label}"
+
+    def names(self, breach: str) -> tuple[str, str, str]:
+        """Return what tells a proof from all others."""
+        return self.name, self.declared.objective, breach
+
+    def result(self, outcome: Outcome, **more: Any) -> CheckResult:  # noqa: ANN401 - fields of a result
+        """Return what an outcome is in a report."""
+        return CheckResult(
+            id=self.declared.id,
+            case=self.label,
+            objective=self.declared.objective,
+            severity=self.declared.severity,
+            verdict=outcome.verdict,
+            reason=outcome.reason,
+            simulated=self.declared.simulated,
+            duration_s=round(outcome.duration, 2),
+            evidence=outcome.evidence,
+            **more,
+        )
+
+
+def label_of(item: pytest.Item) -> str:
+    """Return the label of the case that an item is."""
+    parameters = getattr(item, "callspec", None)
+    return str(parameters.id) if parameters is not None else WHOLE
+
+
+def beyond_local(item: pytest.Item) -> list[str]:
+    """Return what a check asks for that one which is local must not."""
+    return sorted(set(getattr(item, "fixturenames", ())) - FIXTURES)
+
+
+def aside(case: Case, *, slow: bool) -> tuple[Outcome, bool] | None:
+    """Return why a case does not run, and whether that is because it takes minutes; None if it runs.
+
+    Args:
+        slow: whether what takes minutes was asked for.
+
+    Raises:
+        TypeError: its declaration gives no reason where it must.
+
+    """
+    reason = case.declared.applies(case.stage)
+    if reason is not None and (not isinstance(reason, str) or not reason.strip()):
+        msg = f"whether it applies is told by {reason!r}, which is neither None nor a reason"
+        raise TypeError(msg)
+    left_out = reason is None and bool(case.declared.slow) and not slow
+    if left_out:
+        reason = f"{case.declared.slow}: ask for it with --slow"
+    return None if reason is None else (Outcome(Verdict.NOT_APPLICABLE, reason, 0.0, ()), left_out)

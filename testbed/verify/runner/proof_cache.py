@@ -1,0 +1,118 @@
+"""What has been proven on this machine, so that only what has changed since is proven again (``check --prove=changed``).
+
+A proof depends on the check and its breaches, on what runs in guests, on what judges (the package `verify` and the
+verdicts of `report`), on everything that these import, and on the lab: its topology, its images and what runs them.
+One digest stands for all of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from threading import Lock
+
+_PACKAGES = ("checks", "testbed")
+_JUDGES = ("testbed/verify/**/*.py", "testbed/report/result.py")
+_ALWAYS = ("checks/**/__init__.py", "testbed/payload/**/*.py", *_JUDGES)
+_KEPT = 5000  # proofs
+_PARSING = Lock()  # Python before 3.12 fails now and then when two threads parse at once ("recursion depth mismatch")
+
+
+class Proving(StrEnum):
+    """Which breaches a run tries: none, all, those of which something has changed since, or of each check the one tried longest ago."""
+
+    NOTHING = "no"
+    EVERYTHING = "all"
+    CHANGED = "changed"
+    ONE = "one"
+
+
+class Proven:
+    """The proofs that a file remembers.
+
+    Args:
+        file: where they are; it need not exist.
+        root: folder of the packages that checks and the tool are.
+        configuration: whatever else a proof depends on.
+        way: which breaches are to be tried; what is proven now is remembered in any case.
+
+    """
+
+    def __init__(self, file: Path, root: Path, configuration: Sequence[str], way: Proving) -> None:
+        self._file, self._root, self._way = file, root, way
+        self._configuration = json.dumps(list(configuration))
+
+    def standing(self, check: Path, *names: str) -> str:
+        """Return when (ISO 8601) something was proven that need not be proven again; the empty string if it must.
+
+        Args:
+            check: file of the check.
+            names: control, case, objective and breach.
+
+        """
+        return self._read().get(self._digest(check, names), "") if self._way is Proving.CHANGED else ""
+
+    def left_out(self, check: Path, each: Sequence[Sequence[str]]) -> set[Sequence[str]]:
+        """Return the names of those breaches of a check that are not to be tried: all but one, and not always the same one."""
+        if self._way is not Proving.ONE or not each:
+            return set()
+        known = self._read()
+        return set(each) - {min(each, key=lambda names: known.get(self._digest(check, names), ""))}
+
+    def remember(self, check: Path, *names: str) -> None:
+        """Note that something has been proven now; a file that cannot be written is no reason to fail."""
+        found = self._read()
+        found[self._digest(check, names)] = datetime.now(UTC).isoformat(timespec="seconds")
+        latest = sorted(found.items(), key=lambda item: item[1])[-_KEPT:]
+        partial = self._file.with_name(f"{self._file.name}.partial")
+        with suppress(OSError):
+            partial.write_text(json.dumps(dict(latest), indent=0))
+            partial.rename(self._file)
+
+    def _read(self) -> dict[str, str]:
+        try:
+            data = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return {str(key): str(value) for key, value in data.items()} if isinstance(data, dict) else {}
+
+    def _digest(self, check: Path, names: Sequence[str]) -> str:
+        with _PARSING:
+            code = code_digest(check, self._root)
+        return hashlib.sha256(json.dumps([code, self._configuration, *names]).encode()).hexdigest()
+
+
+@cache
+def code_digest(file: Path, root: Path) -> str:
+    """Return a digest of a check's file, of those that run in guests or judge, and of all that they import."""
+    found: set[Path] = set()
+    waiting = [file, *(path for pattern in _ALWAYS for path in root.glob(pattern))]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += _imported(path, root)
+    digest = hashlib.sha256()
+    for path in sorted(found):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _imported(path: Path, root: Path) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            module = root.joinpath(*name.split(".")).with_suffix(".py")
+            if name.split(".")[0] in _PACKAGES and module.is_file():
+                yield module

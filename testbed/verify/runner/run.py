@@ -1,0 +1,149 @@
+"""One run of the checks, from a lab to ``result.json``."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from testbed import data_files
+from testbed.drivers.host.run_order import new_folder
+from testbed.drivers.host.workspace import cache_root
+from testbed.drivers.ssh.client import Host
+from testbed.errors import ProvisioningError
+from testbed.lab.breach_journal import Journal
+from testbed.lab.session import Lab
+from testbed.model.exposure import contacts
+from testbed.plan.diff import Observed
+from testbed.plan.resources import OUTER, Key, Kind
+from testbed.report.result import Run, to_json
+from testbed.verify.drift import Watch
+from testbed.verify.evidence import Evidence
+from testbed.verify.fleet import Fleet
+from testbed.verify.probe.client import end_all, start_all
+from testbed.verify.runner import leftovers
+from testbed.verify.runner.execution import Revive
+from testbed.verify.runner.plugin import Checks, require, run_checks
+from testbed.verify.runner.proof_cache import Proven, Proving
+from testbed.verify.runner.trouble import Trouble
+
+_PATIENCE = 60.0  # seconds
+
+
+def examine(
+    lab: Lab, *, prove: Proving, only: tuple[str, ...], progress: Callable[[str], None], slow: bool = False, revive: Revive = tuple
+) -> Path:
+    """Run the checks against a lab and return the run's folder, which holds ``result.json`` and the evidence.
+
+    Args:
+        prove: which breaches to try.
+        only: control ids, or beginnings of them; all if empty.
+        revive: starts guests again that have crashed meanwhile, and returns their labels.
+
+    Raises:
+        KeyboardInterrupt: the run was interrupted; what had been observed is written down all the same.
+        MachineError: this Python would run something else than what is written in the checks.
+        UsageError: `only` selects nothing.
+
+    """
+    controls = require(data_files.checks(), only).controls
+    started, clock = datetime.now(UTC), time.monotonic()
+    folder = new_folder(lab.workspace.runs, started)
+    environment, trouble = _environment(lab), Trouble(progress)
+    fleet = Fleet.of(lab, Evidence(folder / "evidence"))
+    _await_all(lab, trouble)
+    # Phase before the cases: nothing has been sent or changed yet.
+    watch = Watch(fleet, only)
+    with trouble.kept("looking at the configuration before the checks"):
+        watch.begin()
+    plugin = _attack(fleet, _proven(lab, environment, prove), only, trouble, slow=slow, revive=revive)
+    # Phase after the cases: every breach has been taken back, or is reported.
+    trouble.items += plugin.errors
+    if not plugin.interrupted:
+        with trouble.kept("looking at the configuration after the checks"):
+            watch.end()
+    if watch.interrupted or prove is not Proving.NOTHING:
+        trouble.items += watch.trouble
+    trouble.items += [f"still open, perhaps: {entry}" for entry in Journal(lab.workspace).entries()]
+    with trouble.kept("writing matrix.json"):
+        _write_matrix(fleet, folder / "matrix.json")
+    _write(folder, Run(
+        lab.testbed.name, lab.testbed.digest, environment, started.isoformat(timespec="seconds"),
+        round(time.monotonic() - clock, 1), (*plugin.results, *watch.results), (*lab.retried, *plugin.revived),
+        tuple(trouble.items), controls, only,
+    ))  # fmt: skip
+    if plugin.interrupted or watch.interrupted:
+        raise KeyboardInterrupt
+    return folder
+
+
+def _environment(lab: Lab) -> dict[str, str]:
+    ground = lab.ground.environment
+    levels = {"outer": str(ground.outer), "inner": str(ground.inner), "note": ground.note}
+    return {**levels, **dict(ground.versions), **{f"image {image.name}": image.key for image in lab.ground.images.values()}}
+
+
+def _await_all(lab: Lab, trouble: Trouble) -> None:
+    """Wait a while for every machine, and tell of each whether it answers."""
+    machines = lab.outer.observe()
+    with ThreadPoolExecutor(max_workers=len(lab.hosts)) as pool:
+        for told in pool.map(partial(_await, machines=machines), lab.hosts):
+            trouble.tell(told)
+
+
+def _attack(
+    fleet: Fleet, proven: Proven | None, only: tuple[str, ...], trouble: Trouble, *, slow: bool, revive: Revive
+) -> Checks:
+    """Run the checks, and end what they started in guests and on machines in any case."""
+    before = leftovers.look(fleet)
+    try:
+        return run_checks(
+            fleet, data_files.checks(), prove=proven, only=only, progress=trouble.tell,
+            slow=slow, revive=revive, prepare=partial(start_all, fleet),
+        )  # fmt: skip
+    finally:
+        with trouble.kept("ending the programs in guests and on machines"):
+            end_all(fleet)
+        with trouble.kept("looking for what checks have left behind"):
+            trouble.items += leftovers.left_behind(fleet, before)
+
+
+def _write_matrix(fleet: Fleet, file: Path) -> None:
+    rows = {str(cell): cell.as_row() for cell in (*fleet.matrix.cells, *contacts(fleet.testbed))}
+    file.write_text(json.dumps([*(rows | fleet.reach).values()], default=str))
+
+
+def _write(folder: Path, run: Run) -> None:
+    """Write ``result.json``, whole or not at all."""
+    unfinished = folder / "result.json.partial"
+    unfinished.write_text(json.dumps(to_json(run), indent=1, default=str))
+    unfinished.rename(folder / "result.json")
+
+
+def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> Proven | None:
+    if prove is Proving.NOTHING:
+        return None
+    digests = sorted(image.digest for image in lab.ground.images.values())
+    runners = (f"pytest {pytest.__version__}", f"Python {platform.python_version()}")
+    facts = [f"{name}: {value}" for name, value in sorted(environment.items())]
+    configuration = [lab.testbed.digest, *facts, *digests, *runners]
+    return Proven(cache_root() / "proven.json", data_files.checks().parent, configuration, prove)
+
+
+def _await(host: Host, machines: Observed) -> str:
+    """Wait a while for a machine that runs; one that does not answer makes the checks that need it inconclusive."""
+    state = machines.get(Key(OUTER, Kind.MACHINE, host.name), {}).get("state", "not there")
+    if state != "running":
+        return f"{host.name} does not answer: it is {state}"
+    try:
+        host.wait(_PATIENCE)
+    except ProvisioningError as error:
+        return f"{host.name} does not answer: {error.fact}"
+    return f"{host.name} answers"

@@ -1,0 +1,108 @@
+"""The attacks and the page that lists them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from socket import IPPROTO_ICMP, IPPROTO_UDP
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+
+from checks import (
+    test_disruptions,
+    test_guest_services,
+    test_guest_to_host,
+    test_infrastructure_exposure,
+    test_noisy_neighbour,
+    test_overlay,
+    test_ovn_databases,
+    test_reachability,
+    test_spoofing,
+)
+from checks.support.attacker_positions import scenes
+from checks.support.spoofed_frames import forgeries, thefts
+from testbed.model.reachability import ReachMatrix, endpoints
+from testbed.model.resolve import resolve
+from testbed.topology_file.loader import read
+from testbed.verify.check import ATTRIBUTE
+
+ROOT = Path(__file__).parents[3]
+TOPOLOGIES = sorted((ROOT / "topologies").glob("*.yaml"))
+
+
+def _fleet(topology: Path) -> Any:
+    lab = resolve(read(topology).spec)
+    return SimpleNamespace(testbed=lab, matrix=ReachMatrix.of(lab))
+
+
+TOPOLOGY = pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
+
+
+@TOPOLOGY
+def test_every_guest_attacks_in_every_way_that_it_can(topology: Path) -> None:
+    """A forgery has a mark of its own; who has no flow to hide behind sends what every guest may."""
+    fleet = _fleet(topology)
+    lies = forgeries(fleet)
+    assert len({lie.mark for lie in lies}) == len(lies)
+    assert all(re.fullmatch("[a-z0-9]+", lie.mark) for lie in lies)
+    for scene in scenes(fleet):
+        own = {lie.control for lie in lies if lie.sender == scene.sender}
+        assert own == {f"NET-{number:02}" for number in (2, 3, 4, 5, 6, 7, 8, 11)}
+
+
+def test_lies_are_packets_of_the_flow_that_there_is() -> None:
+    """Of UDP or ICMP where no flow of TCP is; without a flow, what a rule lets every guest send to DHCP."""
+    fleet = _fleet(ROOT / "topologies/udp-and-icmp.yaml")
+    kinds = {"red/web": (IPPROTO_UDP, 514), "blue/web": (IPPROTO_ICMP, None), "red/db": (IPPROTO_UDP, 67), "blue/db": (IPPROTO_UDP, 67)}
+    for lie in forgeries(fleet):
+        if lie.meaning == "a packet from a free address of its network":
+            packet = Ether(lie.frame(b"tb-0123abcd-x."))[IP]
+            assert (packet.proto, packet[UDP].dport if UDP in packet else None) == kinds[lie.sender.guest]
+
+
+@TOPOLOGY
+def test_only_false_senders_have_another_mac_address(topology: Path) -> None:
+    """Every other forgery leaves with its own, so that it is not stopped for the wrong reason."""
+    for lie in forgeries(_fleet(topology)):
+        own = Ether(lie.frame(b"tb-0123abcd-x.")).src == lie.sender.mac
+        assert own == (lie.control != "NET-02"), str(lie)
+
+
+@TOPOLOGY
+def test_the_page_lists_every_attack_and_every_breach(topology: Path) -> None:
+    """docs/reference/attacks.md says of each frame which check watches it, and of each check which breaches prove it."""
+    page = (ROOT / "docs/reference/attacks.md").read_text()
+    rows: dict[str, str] = {}
+    for line in page.splitlines():
+        if line.startswith("| NET-"):
+            rows[line[2:8]] = rows.get(line[2:8], "") + line
+    heads = ("a packet", "an IPv6 packet", "an ARP reply in its network's name", "a DHCP offer to (its peer|everybody)", "a message",
+             "a DHCPv6 advertisement to its peer", "Geneve", "VXLAN")  # fmt: skip
+    wrapped = "(a router advertisement|an advertisement of its peer's address) (?=behind|in)"
+    short = re.compile(f"^({'|'.join(heads)}) |^{wrapped}")
+    for lie in forgeries(_fleet(topology)):
+        assert re.sub(short, "", lie.meaning) in rows[lie.control] or "node" in lie.meaning, lie.meaning
+    modules = (test_ovn_databases, test_disruptions, test_infrastructure_exposure, test_noisy_neighbour, test_reachability,
+               test_guest_services, test_spoofing, test_overlay, test_guest_to_host)  # fmt: skip
+    for module in modules:
+        for found in vars(module).values():
+            declared = getattr(found, ATTRIBUTE, None)
+            if declared is not None:
+                assert [breach.name for breach in declared.breaches if breach.name not in rows[declared.id]] == []
+
+
+@TOPOLOGY
+def test_questions_to_dhcp_tell_their_answers_apart(topology: Path) -> None:
+    """No two questions of one protocol share a transaction."""
+    fleet = _fleet(topology)
+    sent = [probe.frame(b"") for scene in scenes(fleet) for probe in thefts(scene) if probe.frame]
+    four = [frame[46:50] for frame in sent if frame[12:14] == b"\x08\0"]
+    six = [frame[63:66] for frame in sent if frame[12:14] == b"\x86\xdd"]
+    everyone = endpoints(fleet.testbed)
+    assert len(set(four)) == len(four) > 40 * len(everyone)
+    assert len(set(six)) == len(six) >= 40 * len([item for item in everyone if item.address6])
+    assert len(four) + len(six) == len(sent)

@@ -1,0 +1,225 @@
+"""Checkpoints: saved whole or not at all, used for exactly what they were made for, and told about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from testbed.drivers.host.content_store import claim
+from testbed.drivers.host.ownership import MARK
+from testbed.drivers.host.workspace import Workspace
+from testbed.drivers.images.cache import Image
+from testbed.drivers.places import clock
+from testbed.drivers.snapshots import checkpoint as checkpoints
+from testbed.drivers.snapshots.checkpoint import Checkpoint, Store, refusal
+from testbed.errors import ProvisioningError, UsageError
+from testbed.model.environment import Accelerator, Environment
+from testbed.model.resolve import resolve
+from testbed.model.topology import Testbed
+from testbed.plan.libvirt_xml.machine import resumed_xml, waits
+from testbed.topology_file.loader import read
+
+ROOT = Path(__file__).parents[4]
+TCG = Environment(Accelerator.TCG, Accelerator.KVM, 4.0, "/usr/bin/qemu", (("qemu", "QEMU 7.2.22"),))
+IMAGES = {name: Image(name, "k", Path("/"), {"disk": name}, "") for name in ("controller", "guest", "node")}
+WORDS = "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='-incoming'/></qemu:commandline>"
+
+
+class Machines:
+    """Stands in for a hypervisor: remembers what was paused and saved, and fails on demand."""
+
+    def __init__(self) -> None:
+        self.paused: list[str] = []
+        self.order: list[str] = []
+        self.failing = ""
+
+    def suspend(self, name: str) -> None:
+        self.paused.append(name)
+
+    def resume(self, name: str) -> None:
+        self.paused.remove(name)
+
+    def live_xml(self, name: str) -> str:
+        return f"<domain><name>{name}</name></domain>"
+
+    def monitor(self, name: str) -> SimpleNamespace:
+        def save(file: Path, _timeout: float) -> None:
+            assert name in self.paused
+            if name == self.failing:
+                raise ProvisioningError("a virtual machine's memory cannot be moved", fact="no", remedy="none")
+            file.write_text(f"memory of {name}")
+
+        return SimpleNamespace(save_memory=save)
+
+
+@pytest.fixture
+def lab() -> Testbed:
+    return resolve(read(ROOT / "topologies/two-tenants.yaml").spec)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, lab: Testbed, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A lab as it lies on the disk, with base images of one kilobyte."""
+    found = Workspace(tmp_path / "state", lab.name)
+    found.create()
+    claim(tmp_path / "cache")
+    found.topology.write_text("a topology")
+    found.pki.mkdir()
+    (found.pki / "ssh-ca").write_text("a secret")
+    (tmp_path / "cache/base").mkdir(parents=True)
+    base = tmp_path / "cache/base/vda.qcow2"
+    base.write_text("what overlays lie on")
+    for machine in lab.machines:
+        found.make(found.machine(machine.name))
+        for name in ("vda.qcow2", "console.log", "identity.tar", "host_key.pub"):
+            (found.machine(machine.name) / name).write_text(f"{name} of {machine.name}")
+    monkeypatch.setattr(checkpoints, "_backing", lambda _: base)
+    return found
+
+
+@pytest.fixture
+def machines() -> Machines:
+    return Machines()
+
+
+@pytest.fixture
+def save(tmp_path: Path, lab: Testbed, workspace: Workspace, machines: Machines) -> Callable[[str], Checkpoint]:
+    return lambda name: _store(tmp_path).save(lab, workspace, machines, name, lambda _: None)  # type: ignore[arg-type]
+
+
+def _store(folder: Path, environment: Environment = TCG) -> Store:
+    return Store(folder / "cache", IMAGES, environment)
+
+
+def test_what_was_saved_is_what_comes_back(
+    tmp_path: Path, lab: Testbed, workspace: Workspace, machines: Machines, save: Callable[[str], Checkpoint]
+) -> None:
+    saved = save("fresh")
+    assert machines.paused == []
+    assert _store(tmp_path).find(lab, workspace) == saved
+    assert saved.folder.stat().st_mode & 0o077 == 0
+    workspace.remove()
+    workspace.create()
+    saved.unpack(workspace)
+    kept = saved.machine("node-a")
+    kept.verify()
+    kept.unpack(workspace.machine("node-a"), workspace.account)
+    assert (workspace.pki / "ssh-ca").read_text() == "a secret"
+    assert {path.name for path in workspace.machine("node-a").iterdir()} == {"vda.qcow2", "console.log", "identity.tar", "host_key.pub"}
+    assert kept.memory.read_text() == f"memory of {lab.machine('node-a').domain(lab.name)}"
+    assert (workspace.machine("controller") / "host_key.pub").read_text() == "host_key.pub of controller"
+
+
+@pytest.mark.parametrize("changed", ["m/node-b/memory", "m/node-b/vda.qcow2", "../base/vda.qcow2"])
+def test_what_has_changed_is_not_used(save: Callable[[str], Checkpoint], changed: str) -> None:
+    saved = save("fresh")
+    (saved.folder / changed).write_text("something else")
+    with pytest.raises(ProvisioningError, match="not what was saved") as caught:
+        saved.machine("node-b").verify()
+    assert Path(changed).name in caught.value.fact
+
+
+def test_a_lab_that_cannot_be_saved_runs_on_and_leaves_nothing(
+    tmp_path: Path, machines: Machines, save: Callable[[str], Checkpoint]
+) -> None:
+    machines.failing = "two-tenants.node-b"
+    with pytest.raises(ProvisioningError, match="cannot be moved"):
+        save("fresh")
+    assert machines.paused == []
+    assert [path.name for path in sorted((tmp_path / "cache").iterdir())] == [MARK, "base"]
+
+
+def test_the_same_name_replaces_and_another_one_does_not(tmp_path: Path, save: Callable[[str], Checkpoint]) -> None:
+    for name in ("one", "two", "one"):
+        save(name)
+    assert sorted(item.name for item in checkpoints.stored(tmp_path / "cache")) == ["one", "two"]
+    checkpoints.remove(checkpoints.named(tmp_path / "cache", "one"))
+    with pytest.raises(UsageError, match="no checkpoint one") as caught:
+        checkpoints.named(tmp_path / "cache", "one")
+    assert caught.value.fact == "there are: two"
+
+
+@pytest.mark.parametrize("name", ["", "../evil", "Upper", "a" * 60, "a b"])
+def test_impossible_names(save: Callable[[str], Checkpoint], name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be called"):
+        save(name)
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        (replace(TCG, versions=(("qemu", "QEMU 9"),)), "its emulator is QEMU 7.2.22, and QEMU 9 is needed"),
+        (replace(TCG, inner=Accelerator.TCG), "its accelerator is tcg, kvm inside, and tcg, tcg inside is needed"),
+    ],
+)
+def test_another_emulator_or_accelerator_is_refused_with_the_reason(
+    tmp_path: Path, lab: Testbed, workspace: Workspace, save: Callable[[str], Checkpoint], environment: Environment, reason: str
+) -> None:
+    saved = save("fresh")
+    store = _store(tmp_path, environment)
+    assert store.unusable(saved, lab, workspace) == reason
+    assert store.find(lab, workspace) is None
+
+
+def test_another_topology_or_folder_is_refused_with_the_reason(
+    tmp_path: Path, lab: Testbed, workspace: Workspace, save: Callable[[str], Checkpoint]
+) -> None:
+    saved = save("fresh")
+    assert _store(tmp_path).unusable(saved, replace(lab, digest="another"), workspace).startswith("its topology is ")
+    elsewhere = Workspace(tmp_path / "elsewhere", lab.name)
+    assert _store(tmp_path).unusable(saved, lab, elsewhere).startswith("its folder is ")
+
+
+@pytest.mark.parametrize("gone", ["m/node-b/memory", "../base/vda.qcow2"])
+def test_what_lacks_a_file_is_refused_with_the_reason(
+    tmp_path: Path, lab: Testbed, workspace: Workspace, save: Callable[[str], Checkpoint], gone: str
+) -> None:
+    saved = save("fresh")
+    (saved.folder / gone).unlink()
+    assert _store(tmp_path).unusable(saved, lab, workspace).endswith(f"{Path(gone).name} is gone")
+    assert _store(tmp_path).find(lab, workspace) is None
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "vendor", "refused"),
+    [(Accelerator.KVM, "AuthenticAMD", True), (Accelerator.KVM, "GenuineIntel", False), (Accelerator.TCG, "AuthenticAMD", False)],
+)
+def test_amd_machines_are_not_saved_while_guests_run_in_them(tmp_path: Path, accelerator: Accelerator, vendor: str, refused: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nvendor_id : {vendor}\n")
+    assert bool(refusal(replace(TCG, outer=accelerator), tmp_path / "cpuinfo")) is refused
+
+
+@pytest.mark.parametrize("words", ["", WORDS])
+def test_a_domain_that_goes_on_waits_for_its_memory_and_is_of_a_new_generation(words: str) -> None:
+    xml = resumed_xml(f"<domain><name>x</name><genid>old</genid>{words}</domain>", "new")
+    assert waits(xml)
+    assert "<genid>new</genid>" in xml
+    assert xml.count("-incoming") == 1
+    assert not waits("<domain><name>x</name></domain>")
+
+
+class Clock:
+    """A machine whose clock is off by some seconds."""
+
+    name = "node-a"
+
+    def __init__(self, off: float) -> None:
+        self.off, self.commands = off, [""]
+
+    def must(self, command: str) -> str:
+        self.commands.append(command)
+        return f"{1000.0 + self.off:.9f}\n"
+
+
+@pytest.mark.parametrize(
+    ("off", "told"), [(0.4, ""), (-3600.0, "set the clock, which was 3600 s behind"), (7.0, "set the clock, which was 7 s ahead")]
+)
+def test_a_clock_that_has_stood_still_is_set(monkeypatch: pytest.MonkeyPatch, off: float, told: str) -> None:
+    monkeypatch.setattr(clock.time, "time", lambda: 1000.0)
+    machine = Clock(off)
+    assert clock.set_right(machine) == told  # type: ignore[arg-type]
+    assert ("date --set=@1000.000" in machine.commands) is bool(told)

@@ -1,0 +1,52 @@
+"""Lanes: what may be done at the same time, and what ends them."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from testbed.engine.parallel import side_by_side
+
+LANES = [[("a", 1), ("a", 2), ("a", 3)], [("b", 1), ("b", 2), ("b", 3)]]
+
+
+def test_lanes_go_side_by_side_and_no_two_are_about_the_same() -> None:
+    lock, now, done, most = threading.Lock(), set(), [], 0
+
+    def do(item: tuple[str, int]) -> None:
+        nonlocal most
+        with lock:
+            assert item[1] not in now
+            now.add(item[1])
+            most = max(most, len(now))
+        time.sleep(0.02)
+        with lock:
+            now.remove(item[1])
+            done.append(item)
+
+    side_by_side(LANES, do, turn=lambda item: item[1], stopped=lambda: False)
+    assert sorted(done) == sorted(item for lane in LANES for item in lane)
+    assert most == 2
+
+
+def test_nothing_is_begun_after_a_stop() -> None:
+    done: list[tuple[str, int]] = []
+    side_by_side(LANES, done.append, turn=lambda item: item[1], stopped=lambda: len(done) >= 2)
+    assert 2 <= len(done) <= 3
+
+
+@pytest.mark.parametrize("broken", [("a", 1), ("b", 2)])
+def test_an_error_ends_every_lane_and_is_raised(broken: tuple[str, int]) -> None:
+    done = []
+
+    def do(item: tuple[str, int]) -> None:
+        if item == broken:
+            raise ValueError("broken")
+        time.sleep(0.05)
+        done.append(item)
+
+    with pytest.raises(ValueError, match="broken"):
+        side_by_side(LANES, do, turn=lambda item: item, stopped=lambda: False)
+    assert len(done) <= 1

@@ -1,0 +1,223 @@
+"""Limits of guests' interfaces: what a file says, whose they are, what the node is told, and what counts as past them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from scapy.layers.inet import ICMP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from checks import test_noisy_neighbour
+from checks.support.flood_scenario import CALM_BEATS, FLOOD_BEATS, LATER_BEATS, Noise, Outcome, _connections, heart, noise_of, over
+from checks.test_noisy_neighbour import _weak
+from testbed.errors import InstrumentError
+from testbed.model.resolve import resolve
+from testbed.model.topology import Testbed
+from testbed.plan import policing
+from testbed.plan.resources import Kind
+from testbed.topology_file.schema import Spec, parse_bandwidth, parse_packets
+from testbed.verify.attackers.flooding import Flood
+from testbed.verify.observation.arrivals import Observation
+from testbed.verify.probe.tokens import Tokens
+from tests.shapes import lab_of
+
+
+def _lab(tenant: dict[str, object], guest: dict[str, object]) -> Testbed:
+    red = {"networks": {"app": "10.0.0.0/24"}, "guests": {"web": {"limits": guest}, "db": {}}, "limits": tenant}
+    return resolve(Spec.model_validate({"version": 1, "name": "x", "nodes": {"node": {}}, "tenants": {"red": red}}))
+
+
+def test_a_guest_comes_before_its_tenant_and_the_tenant_before_the_defaults() -> None:
+    web, db = _lab({"bandwidth": "1 Gbit/s", "packets": "2000/s"}, {"packets": "7000/s"}).guests
+    assert (web.limits.bandwidth, web.limits.packets) == (10**9, 7000)
+    assert (db.limits.bandwidth, db.limits.packets) == (10**9, 2000)
+    assert web.limits.connections == db.limits.connections > 0
+
+
+@pytest.mark.parametrize("text", ["50", "0 Mbit/s", "50 MB/s", "1.5 Mbit/s", 50])
+def test_a_bandwidth_has_a_unit(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a bandwidth; write"):
+        parse_bandwidth(text)
+
+
+@pytest.mark.parametrize("text", ["2000", "1500/s", "0/s", "000/s", 2000])
+def test_a_packet_rate_is_in_thousands(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a packet rate; write"):
+        parse_packets(text)
+
+
+def test_no_limit_is_no_limit() -> None:
+    """There is no way to ask for less than a few connections, or for more than a node tracks."""
+    for connections in (0, 15, 65537):
+        with pytest.raises(ValidationError):
+            _lab({}, {"connections": connections})
+
+
+def test_a_piece_of_64_kib_always_fits_into_a_burst() -> None:
+    assert _lab({}, {"bandwidth": "1 kbit/s"}).guests[0].limits.burst >= 64 * 1024 * 8
+
+
+def test_what_the_kernel_limits_is_read_for_our_interfaces_only() -> None:
+    lab = _lab({}, {})
+    web, db = (guest.nics[0].tap for guest in lab.guests)
+    police = "\taction order 1:  police 0x1 rate 0bit burst 0b mtu 64Kb pkts_rate {} pkts_burst 1000 action drop/continue overhead 0b"
+    names = f"interface {web}\ninterface {db}\ninterface tap*"
+    ours, foreign = f"interface {web}\n{police.format(1000)}", f"interface tap00000000\nan error: of tc\n{police.format(9000)}"
+    text = f"{names}\n{ours}\n{foreign}\n"
+    found = policing.observed("node", lab.guests, text)
+    assert {key.name: item["packets"] for key, item in found.items()} == {"red/web/app": 1000, "red/db/app": 0}
+    assert {key.kind for key in found} == {Kind.LIMIT}
+
+
+def test_a_switch_is_told_thousands() -> None:
+    assert policing.limit(["tap1"], 2000) == "ovs-vsctl set interface tap1 ingress_policing_kpkts_rate=2 ingress_policing_kpkts_burst=2"
+    assert "rate=0" in policing.limit(["tap1"], 0)
+
+
+def _noise(*flows: str) -> Noise:
+    limited = {"bandwidth": "4 Mbit/s", "packets": "1000/s", "connections": 100}
+    red = {"networks": {"app": "10.0.0.0/24"}, "guests": {"web": {"limits": limited}, "db": {}}, "allow": flows}
+    lab = resolve(Spec.model_validate({"version": 1, "name": "x", "nodes": {"node": {}}, "tenants": {"red": red}}))
+    return noise_of(SimpleNamespace(testbed=lab))  # type: ignore[arg-type]
+
+
+_HELD = Outcome(
+    opening=200, tracked=100, large=Flood(12_000, 5000, 4.0), delivered=2_000_000, small=Flood(12_000, 5000, 4.0),
+    sent=[200, 12_000, 12_000],
+)  # fmt: skip
+
+
+def test_noise_within_its_limits_is_none() -> None:
+    assert over(_noise(), _HELD) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (replace(_HELD, tracked=120), "connections are tracked"),
+        (replace(_HELD, delivered=4_000_000), "octets of large frames"),
+        (replace(_HELD, small=Flood(12_000, 9000, 4.0)), "small frames"),
+    ],
+)
+def test_each_limit_that_is_passed_is_told(found: Outcome, words: str) -> None:
+    (told,) = over(_noise(), found)
+    assert words in told
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        replace(_HELD, opening=100),
+        replace(_HELD, sent=[100, 12_000, 12_000]),
+        replace(_HELD, small=Flood(4000, 4000, 4.0)),
+        replace(_HELD, large=Flood(1000, 1000, 4.0)),
+        replace(_HELD, tracked=79),
+        replace(_HELD, delivered=0),
+    ],
+)
+def test_noise_that_meets_no_limit_says_nothing(found: Outcome) -> None:
+    assert _weak(_noise("web -> db tcp/5432"), found)
+    assert not _weak(_noise("web -> db tcp/5432"), _HELD)
+
+
+_QUIET = {CALM_BEATS: 20, FLOOD_BEATS: 40, LATER_BEATS: 20}
+
+
+def _seen(**arrived: int) -> Observation:
+    """Return what a victim heard: so many answers in calm, during floods, and in calm again."""
+    counts = {CALM_BEATS: arrived.get("calm", 20), FLOOD_BEATS: arrived.get("loud", 40), LATER_BEATS: arrived.get("later", 20)}
+    tokens = [(f"{beats:02x}{number:06x}", number / 4) for beats, count in counts.items() for number in range(count)]
+    records = [{"kind": "dhcp", "token": token, "at": at} for token, at in tokens]
+    heard = {_noise("web -> db tcp/5432").victim.guest: records}
+    return Observation(Tokens("tb-", b"key"), heard, {}, told=heard)
+
+
+class _Looks:
+    """Floods as they are looked at, one after another."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *looks: tuple[Outcome, Observation]) -> None:
+        self.looks = list(looks)
+        monkeypatch.setattr(test_noisy_neighbour, "noise_of", lambda _: _noise("web -> db tcp/5432"))
+        monkeypatch.setattr(test_noisy_neighbour, "flooded", lambda *_: self.looks.pop(0))
+        fleet: Any = SimpleNamespace(evidence=SimpleNamespace(record=lambda *_: None))
+        self.judge = partial(test_noisy_neighbour.test_a_flood_stays_within_its_limits, fleet=fleet)
+
+
+_KEPT = replace(_HELD, asked=_QUIET)
+
+
+def test_a_victim_that_feels_nothing_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = _Looks(monkeypatch, (_KEPT, _seen(loud=30)), (_KEPT, _seen(loud=0)))
+    looks.judge()
+    assert len(looks.looks) == 1
+
+
+def test_a_heartbeat_that_is_lost_once_is_slowness_and_twice_is_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    _Looks(monkeypatch, (_KEPT, _seen(loud=10)), (_KEPT, _seen())).judge()
+    with pytest.raises(AssertionError, match="loses its heartbeat, twice"):
+        _Looks(monkeypatch, (_KEPT, _seen(loud=10)), (_KEPT, _seen(loud=10))).judge()
+
+
+@pytest.mark.parametrize("ill", [{"calm": 17}, {"later": 10}, {"calm": 0, "later": 0}])
+def test_a_busy_machine_tells_nothing_of_floods(monkeypatch: pytest.MonkeyPatch, ill: dict[str, int]) -> None:
+    """A heart that loses beats in calm, before or after, is no heart to tell a flood by, whether it loses more or not."""
+    for loud in (0, 10, 40):
+        with pytest.raises(InstrumentError, match="without any flood"):
+            _Looks(monkeypatch, *[(_KEPT, _seen(loud=loud, **ill))] * 2).judge()
+
+
+def test_a_limit_that_is_passed_is_told_whatever_the_heart_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    past = replace(_KEPT, tracked=500)
+    with pytest.raises(AssertionError, match="connections are tracked"):
+        _Looks(monkeypatch, (replace(past, asked={}), _seen(calm=0, loud=0, later=0))).judge()
+
+
+def test_more_beats_than_questions_are_no_heart() -> None:
+    with pytest.raises(InstrumentError, match="20 answers to 19 questions"):
+        heart(_seen(), _noise("web -> db tcp/5432").victim, {**_QUIET, CALM_BEATS: 19})
+
+
+def test_a_second_policer_hides_no_first_one() -> None:
+    """Whichever the kernel tells last."""
+    lab = _lab({}, {})
+    tap = lab.guests[0].nics[0].tap
+    for rates in ((9000, 1000), (1000, 9000)):
+        policers = [f"police 0x{number} rate 0bit pkts_rate {rate} pkts_burst 1000" for number, rate in enumerate(rates)]
+        text = "\n".join((f"interface {tap}", *policers, *policers))  # each is printed with the filters of both directions
+        assert [item["packets"] for item in policing.observed("node", lab.guests, text).values()] == [10_000]
+
+
+def test_without_a_flow_the_limit_of_packets_is_what_noise_can_meet() -> None:
+    """Nothing that counts for the other limits is let through."""
+    small = Outcome(small=_HELD.small, sent=[12_000])
+    assert not _weak(_noise(), small)
+    assert _weak(_noise("web -> db icmp"), small)
+    assert _weak(_noise(), replace(small, small=Flood(4000, 4000, 4.0)))
+    assert "small frames" in over(_noise(), replace(small, small=Flood(12_000, 9000, 4.0)))[0]
+
+
+@pytest.mark.parametrize(("service", "kind"), [("tcp/5432", TCP), ("udp/53", UDP), ("icmp", ICMP)])
+def test_connections_are_of_the_flow_that_is_declared(service: str, kind: type[Packet]) -> None:
+    """Twice as many as there may be, each of them another one to the kernel."""
+    opening, closing = _connections(_noise(f"web -> db {service}"))
+    found = [Ether(frame)[kind] for frame in opening]
+    assert len({item.id if kind is ICMP else item.sport for item in found}) == len(found) == 200
+    assert {item.type if kind is ICMP else item.dport for item in found} == {{TCP: 5432, UDP: 53, ICMP: 8}[kind]}
+    assert len(closing) == (200 if kind is TCP else 0)
+
+
+def test_who_suffers_is_of_another_tenant_where_one_is_near() -> None:
+    def victim(shape: str) -> str | None:
+        noise = noise_of(SimpleNamespace(testbed=lab_of(shape)))  # type: ignore[arg-type]
+        return noise.victim.guest if noise.victim else None
+
+    assert victim("two-tenants") == "blue/db"
+    assert victim("separated") == "red/db"
+    assert victim("one tenant on two nodes") is None
+    assert victim("one guest") is None

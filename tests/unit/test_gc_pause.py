@@ -1,0 +1,46 @@
+"""Looking for garbage is left alone while much is made, and only then."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from testbed.gc_pause import uncollected
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    assert gc.isenabled()
+    yield
+    gc.enable()
+
+
+def test_it_is_looked_for_again_afterwards_whatever_happens() -> None:
+    @uncollected()
+    def fails() -> None:
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert gc.isenabled()
+
+
+def test_one_inside_another_changes_nothing() -> None:
+    @uncollected()
+    def inner() -> bool:
+        return gc.isenabled()
+
+    with uncollected():
+        assert not inner()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_who_has_turned_it_off_finds_it_off() -> None:
+    gc.disable()
+    with uncollected():
+        pass
+    assert not gc.isenabled()
