@@ -1,7 +1,7 @@
 """Finds references that lead nowhere, in documents, docstrings and comments.
 
-Covered: links and their anchors, paths and file names, dotted names of modules, control ids, decisions by code
-(D1) or number (0014), sections of docs/design.md. Strings of programs are not read, except docstrings.
+Covered: links and their anchors, paths and file names, dotted names of modules, control ids, decisions by
+code (D1) or number (0014), sections of docs/design.md. Strings of programs are not read, except docstrings.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FILE = re.compile(r"(?<![\w/.*~-])[A-Za-z_][\w-]*\.(?:md|py)\b")
 _MODULE = re.compile(r"(?<![\w/.-])(?:testbed|checks|tests)(?:\.[A-Za-z_]\w*)+")
 _CODE_OF_DECISION = re.compile(r"(?<![\w-])D([0-9]{1,2})(?![\w-])")
 _NUMBER = re.compile(r"(?<![\w.:+-])00[0-9]{2}(?![\w.:]\w)")
-_SECTION = re.compile(r"design\.md,? section ([0-9]+)")
+_SECTION = re.compile(r"design\.md,?\s+section ([0-9]+)")
 _HEADING = re.compile(r"^#{1,6} +(.+?)\s*$", re.MULTILINE)
 # Words that look like a reference and are none.
 _NO_REFERENCE = {

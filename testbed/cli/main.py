@@ -1,4 +1,4 @@
-"""The command line (docs/design.md, section 7): verbs, exit codes, and nothing that another module could do."""
+"""The command line: verbs, exit codes, and nothing that another module could do (docs/design.md, section 7)."""
 
 from __future__ import annotations
 
@@ -51,14 +51,31 @@ app.add_typer(image.app, name="image")
 app.add_typer(checkpoint.app, name="checkpoint")
 
 Connect = Annotated[
-    str, typer.Option("--connect", metavar="URI", help="libvirt that runs the machines; built in if left out", envvar="TESTBED_CONNECT")
+    str,
+    typer.Option(
+        "--connect",
+        metavar="URI",
+        help="libvirt that runs the machines; built in if left out",
+        envvar="TESTBED_CONNECT",
+    ),
 ]
-Cold = Annotated[bool, typer.Option("--cold", help="boot machines, and use no saved memory", envvar="TESTBED_COLD")]
-Anew = Annotated[bool, typer.Option("--anew", help="start from the topology, and from no checkpoint", envvar="TESTBED_ANEW")]
+Cold = Annotated[
+    bool, typer.Option("--cold", help="boot machines, and use no saved memory", envvar="TESTBED_COLD")
+]
+Anew = Annotated[
+    bool,
+    typer.Option("--anew", help="start from the topology, and from no checkpoint", envvar="TESTBED_ANEW"),
+]
 
 
 def _proving(text: str) -> Proving:
-    words = {"": Proving.NOTHING, "0": Proving.NOTHING, "false": Proving.NOTHING, "1": Proving.EVERYTHING, "true": Proving.EVERYTHING}
+    words = {
+        "": Proving.NOTHING,
+        "0": Proving.NOTHING,
+        "false": Proving.NOTHING,
+        "1": Proving.EVERYTHING,
+        "true": Proving.EVERYTHING,
+    }
     try:
         return words.get(text.lower()) or Proving(text.lower())
     except ValueError:
@@ -68,12 +85,19 @@ def _proving(text: str) -> Proving:
 Prove = Annotated[
     Proving,
     typer.Option(
-        "--prove", parser=_proving, metavar="[=changed|one]", envvar="TESTBED_PROVE",
-        help="open each wall and see the check turn red; =changed: where something has changed since it was last proven; "
+        "--prove",
+        parser=_proving,
+        metavar="[=changed|one]",
+        envvar="TESTBED_PROVE",
+        help="open each wall and see the check turn red; =changed: where something has changed since it was "
+        "last proven; "
         "=one: by one breach of each check, and not always the same one",
     ),
-]  # fmt: skip
-Accel = Annotated[Accelerator | None, typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR")]
+]
+Accel = Annotated[
+    Accelerator | None,
+    typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR"),
+]
 
 
 @app.command()
@@ -81,7 +105,9 @@ def doctor(as_json: Json = False) -> None:
     """Say what this machine can do, what it cannot, and how to change that."""
     findings = doctors.examine(cache_root(), state_root())
     if as_json:
-        out_json([{"name": f.name, "ok": f.ok, "fact": f.fact, "remedy": f.remedy} for f in findings], indent=1)
+        out_json(
+            [{"name": f.name, "ok": f.ok, "fact": f.fact, "remedy": f.remedy} for f in findings], indent=1
+        )
     else:
         for finding in findings:
             out(f"{'ok ' if finding.ok else 'NO '} {finding.name}: {finding.fact}")
@@ -100,12 +126,17 @@ def validate(
     if schema:
         out_json(json_schema(), indent=1)
     elif not files:
-        raise UsageError("nothing to validate", fact="no file was named", remedy="name a topology file, or use --schema")
+        raise UsageError(
+            "nothing to validate", fact="no file was named", remedy="name a topology file, or use --schema"
+        )
     wrong = []
     for file in files:
         try:
             found = resolve(read(file, machine_memory=memory.total()).spec)
-            out(f"{file}: fine: {len(found.nodes)} nodes, {len(found.tenants)} tenants, {len(found.guests)} guests")
+            out(
+                f"{file}: fine: {len(found.nodes)} nodes, {len(found.tenants)} tenants, "
+                f"{len(found.guests)} guests"
+            )
         except TestbedError as error:
             wrong.append(error)
             warn(str(error))
@@ -121,13 +152,19 @@ def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> No
     workspace = Workspace(state_root(), testbed.name)
     found = lab_namespaces.find(testbed.name, workspace.root)
     if found is None:
-        result, left = diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER}), Journal(workspace).entries()
+        result, left = (
+            diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER}),
+            Journal(workspace).entries(),
+        )
     else:
         with entered(testbed, workspace, ground) as opened:
             result, left = observe.plan(opened.desired, opened.places), Journal(workspace).entries()
     if as_json:
         data = render.data(result)
-        out_json({**data, "empty": data["empty"] and not left, "breaches": [entry.data() for entry in left]}, indent=1)
+        out_json(
+            {**data, "empty": data["empty"] and not left, "breaches": [entry.data() for entry in left]},
+            indent=1,
+        )
     else:
         out("\n".join((*to_close(left), *([] if left and not result else [render.text(result)]))))
 
@@ -140,7 +177,9 @@ def up(
     connect: Connect = "",
     cold: Cold = False,
     anew: Anew = False,
-    timings: Annotated[bool, typer.Option("--timings", help="draw what took how long", envvar="TESTBED_TIMINGS")] = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="draw what took how long", envvar="TESTBED_TIMINGS")
+    ] = False,
 ) -> None:
     """Build the lab, or make it again what its topology says."""
     way = Way(accelerator, connect, cold=cold, anew=anew)
@@ -148,8 +187,13 @@ def up(
     def tell(opened: session.Lab, done: Sequence[Action]) -> None:
         spans = way.trace.spans if timings else []
         if as_json:
-            data = {"lab": opened.testbed.name, "actions": len(done), "seconds": round(elapsed(), 1), "retried": opened.retried,
-                    "closed": opened.closed}  # fmt: skip
+            data = {
+                "lab": opened.testbed.name,
+                "actions": len(done),
+                "seconds": round(elapsed(), 1),
+                "retried": opened.retried,
+                "closed": opened.closed,
+            }
             out_json(data | ({"timings": list(map(asdict, spans))} if timings else {}))
             return
         _tell(opened, done)
@@ -164,20 +208,28 @@ def _tell(opened: session.Lab, done: Sequence[Action]) -> None:
     for breach in opened.closed:
         out(f"{name}: closed the breach {line(breach)}")
     if done:
-        out(f"{name} is up: {len(done)} actions in {seconds:.0f} s" + (f"; started twice: {retried}" if retried else ""))
+        out(
+            f"{name} is up: {len(done)} actions in {seconds:.0f} s"
+            + (f"; started twice: {retried}" if retried else "")
+        )
     else:
         out(f"{name}: nothing {'else ' * bool(opened.closed)}to do: the lab is what the topology says.")
 
 
 @app.command()
 def graph(
-    topology: File, form: Annotated[str, typer.Option("--format", help="dot or mermaid", envvar="TESTBED_GRAPH")] = "dot"
+    topology: File,
+    form: Annotated[str, typer.Option("--format", help="dot or mermaid", envvar="TESTBED_GRAPH")] = "dot",
 ) -> None:
     """Draw a topology as DOT or Mermaid text."""
     testbed, _ = topology_of(topology)
     drawers = {"dot": graphs.dot, "mermaid": graphs.mermaid}
     if form not in drawers:
-        raise UsageError(f"cannot draw as {form}", fact="known formats: dot, mermaid", remedy="use --format dot or --format mermaid")
+        raise UsageError(
+            f"cannot draw as {form}",
+            fact="known formats: dot, mermaid",
+            remedy="use --format dot or --format mermaid",
+        )
     out(drawers[form](testbed))
 
 
@@ -188,8 +240,12 @@ _FORMATS = {"text": formats.text, "markdown": formats.markdown, "junit": formats
 def check(
     name: Name,
     prove: Prove = Proving.NOTHING,
-    only: Annotated[list[str] | None, typer.Option(help="control id or its beginning, repeatable", envvar="TESTBED_ONLY")] = None,
-    slow: Annotated[bool, typer.Option("--slow", help="run what takes minutes as well", envvar="TESTBED_SLOW")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="control id or its beginning, repeatable", envvar="TESTBED_ONLY")
+    ] = None,
+    slow: Annotated[
+        bool, typer.Option("--slow", help="run what takes minutes as well", envvar="TESTBED_SLOW")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Attack the lab's walls and give a verdict."""
@@ -203,7 +259,9 @@ def check(
 @app.command()
 def report(
     name: Name,
-    form: Annotated[str, typer.Option("--format", help="text, markdown, junit or json", envvar="TESTBED_REPORT")] = "text",
+    form: Annotated[
+        str, typer.Option("--format", help="text, markdown, junit or json", envvar="TESTBED_REPORT")
+    ] = "text",
 ) -> None:
     """Show the latest run's report in another form."""
     workspace = workspace_of(name)
@@ -215,7 +273,11 @@ def report(
         out(_FORMATS[form](data))
     else:
         known = ", ".join((*_FORMATS, "json"))
-        raise UsageError(f"cannot report as {form}", fact=f"known formats: {known}", remedy="use --format with one of these")
+        raise UsageError(
+            f"cannot report as {form}",
+            fact=f"known formats: {known}",
+            remedy="use --format with one of these",
+        )
 
 
 def _require_finished(workspace: Workspace) -> None:
@@ -249,8 +311,11 @@ def run(
         try:
             check_walls(opened, prove=prove, only=[], as_json=as_json)
         finally:
-            say(f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh {testbed.name} {testbed.nodes[0].name}`. "
-                f"Take it down: `testbed down {testbed.name}`")  # fmt: skip
+            say(
+                f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh "
+                f"{testbed.name} {testbed.nodes[0].name}`. "
+                f"Take it down: `testbed down {testbed.name}`"
+            )
 
     build(topology, Way(accelerator, connect, cold=cold, anew=anew), examine)
 
@@ -265,7 +330,11 @@ def down(name: Name) -> None:
     elif found := lab_namespaces.find(workspace.lab, workspace.root):
         lab_namespaces.destroy(found)
     else:
-        raise UsageError(f"there is no lab {workspace.lab}", fact=f"{workspace.folder} does not exist", remedy="run `testbed status`")
+        raise UsageError(
+            f"there is no lab {workspace.lab}",
+            fact=f"{workspace.folder} does not exist",
+            remedy="run `testbed status`",
+        )
     out(f"{workspace.lab} is down")
 
 
@@ -301,5 +370,7 @@ def main() -> None:
     """Run the command line; every error becomes three parts and an exit code (`testbed.cli.error_exit`)."""
     os.umask(PRIVATE_UMASK)
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    sys.argv[1:own] = [f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]]  # an option whose value may be left out
+    sys.argv[1:own] = [
+        f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]
+    ]  # an option whose value may be left out
     sys.exit(status_of(lambda: app(standalone_mode=False)))

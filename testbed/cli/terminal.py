@@ -1,6 +1,7 @@
 """What the command line prints: results on standard output, progress and errors on standard error.
 
-Nothing else in this package prints. No text is markup here, and every text goes through `testbed.untrusted.text` once more.
+Nothing else in this package prints. No text is markup here, and every text goes through
+`testbed.untrusted.text` once more.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from rich.text import Text
 from testbed.errors import TestbedError
 from testbed.untrusted import text as foreign
 
-ERR = Console(stderr=True, highlight=False, emoji=False, markup=False)  # or parts of IPv6 addresses become pictures
+ERR = Console(
+    stderr=True, highlight=False, emoji=False, markup=False
+)  # or parts of IPv6 addresses become pictures
 Json = Annotated[bool, typer.Option("--json", help="print JSON", envvar="TESTBED_JSON")]
 _START = time.monotonic()
 
@@ -32,7 +35,10 @@ def elapsed() -> float:
 
 def say(message: str) -> None:
     """Tell people who wait what is going on."""
-    ERR.print(Text(f"{elapsed():6.1f} s  ", "dim") + Text(_spaced(foreign.block(message, f"{'':10}| "))), soft_wrap=True)
+    ERR.print(
+        Text(f"{elapsed():6.1f} s  ", "dim") + Text(_spaced(foreign.block(message, f"{'':10}| "))),
+        soft_wrap=True,
+    )
 
 
 def warn(message: str) -> None:
@@ -51,7 +57,9 @@ class _Formatter(logging.Formatter):
 
 
 def guard() -> None:
-    """Let what Python prints by itself, errors of threads and logs of libraries, be printed as everything else is."""
+    """Let what Python prints by itself, errors of threads and logs of libraries, be printed as everything
+    else is.
+    """
     threading.excepthook = lambda told: None if told.exc_value is None else fail_inside(told.exc_value)
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Formatter())
@@ -71,16 +79,24 @@ def fail_inside(error: BaseException) -> None:
 
 def out(text: str) -> None:
     """Print a result."""
-    _write(foreign.unspoken(foreign.clean(text if text.endswith("\n") else text + "\n", max(foreign.SIZE, len(text)))))
+    _write(
+        foreign.unspoken(
+            foreign.clean(text if text.endswith("\n") else text + "\n", max(foreign.SIZE, len(text)))
+        )
+    )
 
 
 def out_json(data: object, indent: int | None = None) -> None:
-    """Print a result as JSON, in ASCII; texts in it keep their value, and no CI system finds a command in them."""
+    """Print a result as JSON, in ASCII; texts in it keep their value, and no CI system finds a command in
+    them.
+    """
     _write(json.dumps(data, indent=indent, default=str).replace("##", "\\u0023#") + "\n")
 
 
 def pass_on(stdout: bytes, stderr: bytes = b"") -> None:
-    """Print what a guest or a machine printed, on the same streams; see `testbed.untrusted.text.passed_on`."""
+    """Print what a guest or a machine printed, on the same streams; see
+    `testbed.untrusted.text.passed_on`.
+    """
     _write(foreign.passed_on(stdout))
     sys.stderr.write(foreign.passed_on(stderr))
 

@@ -38,7 +38,13 @@ _PATIENCE = 60.0  # seconds
 
 
 def examine(
-    lab: Lab, *, prove: Proving, only: tuple[str, ...], progress: Callable[[str], None], slow: bool = False, revive: Revive = tuple
+    lab: Lab,
+    *,
+    prove: Proving,
+    only: tuple[str, ...],
+    progress: Callable[[str], None],
+    slow: bool = False,
+    revive: Revive = tuple,
 ) -> Path:
     """Run the checks against a lab and return the run's folder, which holds ``result.json`` and the evidence.
 
@@ -74,11 +80,21 @@ def examine(
     trouble.items += [f"still open, perhaps: {entry}" for entry in Journal(lab.workspace).entries()]
     with trouble.kept("writing matrix.json"):
         _write_matrix(fleet, folder / "matrix.json")
-    _write(folder, Run(
-        lab.testbed.name, lab.testbed.digest, environment, started.isoformat(timespec="seconds"),
-        round(time.monotonic() - clock, 1), (*plugin.results, *watch.results), (*lab.retried, *plugin.revived),
-        tuple(trouble.items), controls, only,
-    ))  # fmt: skip
+    _write(
+        folder,
+        Run(
+            lab.testbed.name,
+            lab.testbed.digest,
+            environment,
+            started.isoformat(timespec="seconds"),
+            round(time.monotonic() - clock, 1),
+            (*plugin.results, *watch.results),
+            (*lab.retried, *plugin.revived),
+            tuple(trouble.items),
+            controls,
+            only,
+        ),
+    )
     if plugin.interrupted or watch.interrupted:
         raise KeyboardInterrupt
     return folder
@@ -87,7 +103,11 @@ def examine(
 def _environment(lab: Lab) -> dict[str, str]:
     ground = lab.ground.environment
     levels = {"outer": str(ground.outer), "inner": str(ground.inner), "note": ground.note}
-    return {**levels, **dict(ground.versions), **{f"image {image.name}": image.key for image in lab.ground.images.values()}}
+    return {
+        **levels,
+        **dict(ground.versions),
+        **{f"image {image.name}": image.key for image in lab.ground.images.values()},
+    }
 
 
 def _await_all(lab: Lab, trouble: Trouble) -> None:
@@ -99,7 +119,13 @@ def _await_all(lab: Lab, trouble: Trouble) -> None:
 
 
 def _attack(
-    fleet: Fleet, proven: Proven | None, only: tuple[str, ...], trouble: Trouble, *, slow: bool, revive: Revive
+    fleet: Fleet,
+    proven: Proven | None,
+    only: tuple[str, ...],
+    trouble: Trouble,
+    *,
+    slow: bool,
+    revive: Revive,
 ) -> Checks:
     """Run the checks, and end what they started in guests and on machines in any case."""
     before = leftovers.look(fleet)
@@ -138,7 +164,9 @@ def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> Proven 
 
 
 def _await(host: Host, machines: Observed) -> str:
-    """Wait a while for a machine that runs; one that does not answer makes the checks that need it inconclusive."""
+    """Wait a while for a machine that runs; one that does not answer makes the checks that need it
+    inconclusive.
+    """
     state = machines.get(Key(OUTER, Kind.MACHINE, host.name), {}).get("state", "not there")
     if state != "running":
         return f"{host.name} does not answer: it is {state}"
