@@ -1,4 +1,4 @@
-"""The command line: verbs, exit codes, and nothing that another module could do (docs/design.md, section 7)."""
+"""The command line: verbs and exit codes (docs/design.md, section 7). All else is in other modules."""
 
 from __future__ import annotations
 

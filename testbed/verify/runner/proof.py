@@ -1,4 +1,4 @@
-"""The proof of a check by one breach: red while it is in force, green afterwards (docs/design.md, section 6)."""
+"""The proof of a check by one breach: red while it is in force, then green (docs/design.md, section 6)."""
 
 from __future__ import annotations
 
