@@ -35,7 +35,7 @@ from testbed.drivers.host.content_store import (
 from testbed.drivers.host.private_files import write_public
 from testbed.drivers.host.process import as_root
 from testbed.drivers.images import build
-from testbed.drivers.images.build import Job
+from testbed.drivers.images.build import BuildJob
 from testbed.errors import ImageError
 
 _VERSION = "1"
@@ -214,7 +214,7 @@ class ImageCache:
         try:
             archive = self._base(recipe, progress, log)
             progress(f"image {recipe.name}: applying {recipe.playbook}")
-            job = Job(
+            job = BuildJob(
                 recipe.name,
                 str(archive),
                 str(partial),

@@ -16,7 +16,7 @@ from pathlib import Path
 from testbed.drivers.host import process
 from testbed.drivers.network.bridges import Fabric
 from testbed.errors import InstrumentError, ProvisioningError
-from testbed.model.exposure import Site
+from testbed.model.exposure import InfraEndpoint
 from testbed.model.topology import LabNetwork
 
 ROGUE = "rogue"  # kind of its interface; `plan` neither wants nor misses it
@@ -35,7 +35,7 @@ _PROGRAM = (
 class Rogue:
     """A rogue host that stands."""
 
-    site: Site
+    site: InfraEndpoint
     pid: int
 
     def run(self, argv: list[str], stdin: bytes = b"", timeout: float = 60) -> bytes:
@@ -59,8 +59,8 @@ class Rogue:
 
 
 @contextmanager
-def standing(
-    fabric: Fabric, network: LabNetwork, site: Site, routes: Mapping[IPv4Address, IPv4Address]
+def rogue_host(
+    fabric: Fabric, network: LabNetwork, site: InfraEndpoint, routes: Mapping[IPv4Address, IPv4Address]
 ) -> Iterator[Rogue]:
     """Let a rogue host stand on a network while a block runs.
 

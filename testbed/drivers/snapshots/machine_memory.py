@@ -37,7 +37,7 @@ from testbed.drivers.host.private_files import create, write_public
 from testbed.drivers.host.process import as_root
 from testbed.drivers.hypervisor.connection import library_version
 from testbed.drivers.images.cache import Image
-from testbed.drivers.snapshots.capture import Job
+from testbed.drivers.snapshots.capture import CaptureJob
 from testbed.engine.place import Progress
 from testbed.errors import ImageError
 from testbed.model.environment import Accelerator, Environment
@@ -54,7 +54,7 @@ _NOWHERE = MachineFiles("kernel", "initrd", ("vda", "vdb", "vdc"), "", "console"
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class MemorySnapshot:
     """A machine's saved memory, with its disks.
 
     Args:
@@ -128,12 +128,12 @@ def make_overlay(base: Path, overlay: Path) -> Path:
     return overlay
 
 
-def stored(folder: Path) -> list[Saved]:
+def stored(folder: Path) -> list[MemorySnapshot]:
     """Return every state in a cache folder, the latest used first."""
     found = []
     for path, told in entries(folder, MEMORY):
         with suppress(FileNotFoundError):  # another process may be removing it
-            found.append(((path / _MANIFEST).stat().st_mtime, Saved(**told, folder=path)))
+            found.append(((path / _MANIFEST).stat().st_mtime, MemorySnapshot(**told, folder=path)))
     return [saved for _, saved in sorted(found, key=lambda item: item[0], reverse=True)]
 
 
@@ -155,7 +155,7 @@ def prune(folder: Path, images: Set[str] | None = None) -> list[Path]:
     return doomed
 
 
-class Store:
+class SnapshotStore:
     """The saved memories of a cache folder, for machines of some images on this outer machine."""
 
     def __init__(self, folder: Path, images: Mapping[str, Image], environment: Environment) -> None:
@@ -181,7 +181,7 @@ class Store:
             else "none",
         }
 
-    def find(self, hardware: Hardware) -> Saved | str:
+    def find(self, hardware: Hardware) -> MemorySnapshot | str:
         """Return the state for machines of some hardware, or why there is none that may be used."""
         made = self.made(hardware)
         others = [saved for saved in stored(self._folder) if saved.role == hardware.role]
@@ -271,7 +271,9 @@ class Store:
         )
         xml = anonymous_xml(hardware, self._environment, files, str(uuid4()))
         given = [*files.disks, str(console), str(guest)]
-        job = Job(xml, given, str(console), str(partial / "memory"), _BOOT * self._environment.slowness)
+        job = CaptureJob(
+            xml, given, str(console), str(partial / "memory"), _BOOT * self._environment.slowness
+        )
         (partial / "job.json").write_text(json.dumps(asdict(job)))
         process.run(
             [*as_root("--net", "--pid", "--fork", "--kill-child", "--mount-proc"),

@@ -31,8 +31,8 @@ _PLANTED = "planted-key"
 
 
 def plant(workspace: Workspace) -> str:
-    """Make a key that a breach authorises, and that `impostors` tries while it is there; return its public
-    half.
+    """Make a key that a breach authorises, and that `wrong_credentials` tries while it is there; return its
+    public half.
     """
     identity = Authority(workspace.pki).user(["node-admin"], now=datetime.now(UTC))
     planted = workspace.folder / _PLANTED
@@ -48,7 +48,7 @@ def uproot(workspace: Workspace) -> None:
 
 
 @contextmanager
-def impostors(fleet: Fleet, machine: str) -> Iterator[list[Credential]]:
+def wrong_credentials(fleet: Fleet, machine: str) -> Iterator[list[Credential]]:
     """Yield every kind of wrong credential, to be tried on one machine; their keys are gone afterwards."""
     folder = fleet.lab.workspace.folder / "strangers" / machine
     with fleet.leavings.made(f"the keys of strangers for {machine}", partial(_remove, folder)):

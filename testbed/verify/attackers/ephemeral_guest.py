@@ -61,7 +61,7 @@ class Throwaway:
 
         """
         node = fleet.lab.nodes[guest.node]
-        used = {item.uid for item in node.lab.guests_on(node.name)}
+        used = {item.uid for item in node.topology.guests_on(node.name)}
         slot = next(number for number in range(64) if FIRST_WORKER_UID + number not in used)
         own = str(
             uuid.uuid5(uuid.UUID(guest.uuid), NAME)
@@ -173,7 +173,7 @@ def _program(frames: Sequence[bytes]) -> bytes:
 
 
 def _xml(node: Node, guest: Guest) -> str:
-    root = ET.fromstring(guest_xml(node.lab, guest, {}))
+    root = ET.fromstring(guest_xml(node.topology, guest, {}))
     for path, text in (
         ("os/initrd", f"{_FOLDER}/initrd"),
         ("os/cmdline", f"console=ttyS0 quiet panic=1 ipv6.disable=1 {ONE_BUS}"),

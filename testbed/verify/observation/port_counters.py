@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 
 from testbed.verify.fleet import Machine
-from testbed.verify.probe.client import broken
+from testbed.verify.probe.client import inconclusive
 
 _LATE = 20.0  # seconds beyond its patience that the node may take to answer
 # Nothing in these loops is a program of its own: a shell that reads a pipe to which nobody writes is one that
@@ -60,7 +60,7 @@ def await_frames(
     late = machine.read(shlex.join(argv), timeout=patience + _LATE)
     if late:
         idle = ", ".join(file.split("/")[4] for file in late.split())
-        raise broken(
+        raise inconclusive(
             f"guests on {machine.name} are too quiet",
             f"less than {frames:.0f} frames passed {idle} within {patience:.0f} s",
         )

@@ -50,7 +50,7 @@ class Wait:
     longest: float
 
 
-class Pipe(Protocol):
+class Transport(Protocol):
     """The way to one probe; its allowance is what that may cost the run."""
 
     allowance: Allowance
@@ -62,7 +62,7 @@ class Pipe(Protocol):
         """Pass a line on and return what comes back by the name that it gives; raises InstrumentError."""
 
 
-class ShellPipe:
+class ShellTransport:
     """Reaches a probe by programs.
 
     Args:
@@ -98,7 +98,7 @@ def _shell(script: str, timeout: float, *arguments: str) -> list[str]:
     return ["/usr/bin/timeout", f"{timeout:.0f}", "/bin/sh", "-c", script, "probe", FOLDER, *arguments]
 
 
-class AgentPipe:
+class AgentTransport:
     """Reaches the probe in a guest through its agent, which waits for nothing: it finds the answer's file or
     does not.
     """
