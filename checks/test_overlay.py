@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from checks.support.breaches import shell_breach
 from checks.support.tunnel_frames import Injection, Inner, injections, inners
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.exposure import GENEVE, ExposureCell, InfraEndpoint, machines
 from testbed.model.topology import Plane
@@ -25,7 +26,7 @@ from testbed.verify.probe.client import ProbeClient, inconclusive, listed, on_ma
 from testbed.verify.probe.tokens import Tokens
 from testbed.verify.witnesses.firewall_log import ledgers
 
-_SECONDS = 240.0  # after which the observation gives up
+_SECONDS = timeouts.OVERLAY
 _FIREWALL = "nft -f /etc/nftables.conf"
 
 

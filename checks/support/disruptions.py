@@ -16,6 +16,7 @@ from scapy.layers.l2 import Ether
 
 from checks.support.attacker_positions import Position, positions
 from checks.support.spoofed_frames import Forgery, forgeries, of_scene
+from testbed import timeouts
 from testbed.engine.apply import converge_place
 from testbed.errors import InstrumentError
 from testbed.model.reachability import Endpoint, endpoints
@@ -35,11 +36,11 @@ from testbed.verify.probe.tokens import Tokens
 
 _CENTRAL = "ovn-ovsdb-server-nb ovn-ovsdb-server-sb ovn-northd"
 _SERVICES = ("ovs-vswitchd", "ovn-controller")  # before the controller's, as an upgrade does it
-_SECONDS = 280.0  # after which guests give up; must outlast what happens
+_SECONDS = timeouts.DISRUPTED
 _WHILE = 2.0  # seconds of attack after something has happened
-_REBOOT = 200.0  # seconds that a machine may take to boot anew
+_REBOOT = timeouts.REBOOT
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
-_USE = 30.0  # seconds that a connection may take until it is in use
+_USE = timeouts.CONNECTION
 _USED = 5  # frames of a held connection after which it counts as in use
 EARLY, LATE = "holdearly", "holdlate"
 

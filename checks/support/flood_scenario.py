@@ -14,6 +14,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from checks.support.attacker_positions import Position, positions
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.reachability import Endpoint, endpoints
 from testbed.model.subjects import loudest
@@ -37,7 +38,7 @@ _EXCESS = (
     1.05  # how far beyond what a limit may let through a flood must go, to show that the limit holds it back
 )
 _SPACED = 0.002  # seconds between two new connections
-_LONGEST = 200.0  # seconds that the floods may take together
+_LONGEST = timeouts.FLOODS
 _SMALL, LARGE = 60, 1400  # octets
 # how far the kernel's meters may be above a limit; without a limit, what passes is several times as much
 SLACK = 1.15

@@ -20,6 +20,7 @@ from typing import Any
 
 import ansible_runner
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.errors import ImageError, TestbedError
 
@@ -188,7 +189,7 @@ def assemble_pool_volume(target: Path) -> None:
 
 
 def _run(*argv: str) -> str:
-    return process.run(argv, what="cannot assemble the image", timeout=900, error=ImageError)
+    return process.run(argv, what="cannot assemble the image", timeout=timeouts.IMAGE_STEP, error=ImageError)
 
 
 def _bind(root: Path) -> None:

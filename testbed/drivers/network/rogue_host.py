@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.drivers.network.bridges import Fabric
 from testbed.errors import InstrumentError, ProvisioningError
@@ -20,7 +21,7 @@ from testbed.model.exposure import InfraEndpoint
 from testbed.model.topology import LabNetwork
 
 ROGUE = "rogue"  # kind of its interface; `plan` neither wants nor misses it
-_LIFE = 900  # seconds
+_LIFE = int(timeouts.ROGUE_LIFE)
 _INTERFACE = "rogue0"
 # A file system of its own below /run, where the probe has its pipe, and the view of its own interfaces below
 # /sys. It takes its IPv6 address without asking whether anybody else has it.
@@ -85,7 +86,9 @@ def rogue_host(
         "-c",
         _PROGRAM,
     ]
-    with process.held(argv, what=f"no rogue host can stand on {network.plane}", timeout=30) as outer:
+    with process.held(
+        argv, what=f"no rogue host can stand on {network.plane}", timeout=timeouts.ROGUE_HOST
+    ) as outer:
         pid = _only_child(outer)
         fabric.create_rogue(
             f"rogue-{network.plane}"[:15],

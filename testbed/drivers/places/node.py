@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from testbed import timeouts
 from testbed.drivers.hypervisor.connection import Domain, Hypervisor
 from testbed.drivers.places import clock, settings_io
 from testbed.drivers.places.guest_start import GuestStarter
@@ -26,8 +27,8 @@ from testbed.plan.libvirt_xml.machine import waits
 from testbed.plan.resources import Key, Kind, Properties
 from testbed.topology_file.schema import GIB
 
-_GUEST = 45.0  # seconds that a guest may take until it is ready, alone on a machine with KVM
-_PING = 10  # seconds
+_GUEST = timeouts.GUEST_BOOT
+_PING = int(timeouts.GUEST_PING)
 _SIDE_BY_SIDE = 4
 _ROOT_SIZE = 2 * GIB
 _FILES = (

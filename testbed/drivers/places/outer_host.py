@@ -10,6 +10,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from uuid import uuid4
 
+from testbed import timeouts
 from testbed.drivers.host.content_store import take_back
 from testbed.drivers.host.private_files import write_secret
 from testbed.drivers.host.workspace import Workspace
@@ -39,7 +40,7 @@ from testbed.plan.libvirt_xml.machine import (
 )
 from testbed.plan.resources import OUTER, Key, Kind, Properties
 
-_WAKING = 15.0  # seconds for each step of starting from saved memory, stretched by slowness
+_WAKING = timeouts.MEMORY_START
 
 
 @dataclass(frozen=True)

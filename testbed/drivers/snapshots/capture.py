@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.drivers.host.accounts import freezer
 from testbed.drivers.hypervisor.connection import Hypervisor
@@ -130,7 +131,9 @@ def main(file: str) -> int:
     reap()
     try:
         process.run(
-            ["mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run"], what="cannot hide /run", timeout=30
+            ["mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run"],
+            what="cannot hide /run",
+            timeout=timeouts.NAMESPACES,
         )
         freeze(CaptureJob(**json.loads(Path(file).read_text())), Path("/run/v"))
     except TestbedError as error:

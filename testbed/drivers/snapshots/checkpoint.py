@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import content_store as caches
 from testbed.drivers.host import process
 from testbed.drivers.host.accounts import Account
@@ -37,7 +38,7 @@ FORMAT = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 _PREFIX, _MANIFEST = "checkpoint-", CHECKPOINT
 _NEEDED = 2**30  # bytes of free space for each machine
-_SAVE = 60.0  # seconds that a machine's memory may take
+_SAVE = timeouts.MEMORY_SAVE
 _MEMORY, _DOMAIN = "memory", "domain.xml"
 
 
@@ -333,5 +334,5 @@ def _digests(folder: Path) -> dict[str, str]:
 def _backing(overlay: Path) -> Path:
     tool = process.require("qemu-img", package="qemu-utils")
     argv = [tool, "info", "-U", "--output=json", str(overlay)]
-    told = process.run(argv, what=f"cannot read the disk {overlay}", timeout=60)
+    told = process.run(argv, what=f"cannot read the disk {overlay}", timeout=timeouts.DISK)
     return Path(json.loads(told)["full-backing-filename"])

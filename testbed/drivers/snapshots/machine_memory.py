@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
+from testbed import timeouts
 from testbed.drivers.host import content_store as caches
 from testbed.drivers.host import process
 from testbed.drivers.host.content_store import (
@@ -48,7 +49,7 @@ from testbed.plan.libvirt_xml.machine import Hardware, MachineFiles, anonymous_x
 FORMAT = 1
 _KEPT = 4  # states; each is some 200 MiB
 _NEEDED = 2 * 2**30  # bytes of free space for one state
-_BOOT = 120.0  # seconds, stretched by slowness
+_BOOT = timeouts.MEMORY_BOOT
 _MANIFEST = MEMORY
 _NOWHERE = MachineFiles("kernel", "initrd", ("vda", "vdb", "vdc"), "", "console")
 
@@ -124,7 +125,7 @@ def make_overlay(base: Path, overlay: Path) -> Path:
     os.close(create(overlay))
     tool = process.require("qemu-img", package="qemu-utils")
     argv = [tool, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(overlay)]
-    process.run(argv, what=f"cannot make the disk {overlay}", timeout=60)
+    process.run(argv, what=f"cannot make the disk {overlay}", timeout=timeouts.DISK)
     return overlay
 
 

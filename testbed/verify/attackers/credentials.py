@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host.private_files import write_secret
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.pki import Authority, SshIdentity
@@ -18,7 +19,7 @@ from testbed.drivers.ssh.client import USER, Credential, attempts
 from testbed.errors import InstrumentError
 from testbed.verify.fleet import Fleet, Machine
 
-_PENALTY = 120.0  # seconds; sshd's default penalties for failed logins end well before
+_PENALTY = timeouts.LOGIN_PENALTY
 _AT_ONCE = (
     2  # failures of one connection; sshd answers the last of `MaxAuthTries` (3) by ending the connection
 )

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from testbed import timeouts
 from testbed.drivers.places.node import Node
 from testbed.model.reachability import Endpoint
 from testbed.model.topology import FIRST_WORKER_UID, IMAGES, Guest, GuestNic
@@ -23,10 +24,10 @@ from testbed.verify.observation.port_counters import await_frames
 
 NAME = "first.frame"  # no guest of a topology can have a dot in its name
 TAP, SECOND_TAP = "tapfirst0", "tapfirst1"
-BOOT = 90.0  # seconds that it may take until it attacks
+BOOT = timeouts.EPHEMERAL_BOOT
 _FOLDER = "/run/testbed-first"
 _PROFILES, _LOGS = "/etc/apparmor.d/libvirt", "/var/log/libvirt/qemu"
-_LIFE = 280.0  # seconds after which it ends by itself
+_LIFE = timeouts.EPHEMERAL_LIFE
 _MEMORY = 160 * 2**20
 _FLOWING = 20  # frames
 _SLOTS = 2  # one for its disk, one for what is plugged in

@@ -16,6 +16,7 @@ from typing import Any
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.reachability import Endpoint, endpoints, probed_ports
 from testbed.verify.fleet import Fleet
@@ -53,7 +54,7 @@ _HEARING = (
     3.0  # seconds that the last controls may take to be heard; a node that was just flooded answers late
 )
 _TRANSACTIONS = {"before": 1, "after": 2}  # first octet of a DHCP transaction
-_PATIENCE = 30.0  # seconds that guests may take to be seen sending
+_PATIENCE = timeouts.SEEN_SENDING
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from testbed import timeouts
 from testbed.verify.fleet import Machine
 from testbed.verify.probe.client import inconclusive
 
-_LATE = 20.0  # seconds beyond its patience that the node may take to answer
+_LATE = timeouts.COUNTERS
 # Nothing in these loops is a program of its own: a shell that reads a pipe to which nobody writes is one that
 # sleeps.
 _AWAIT = """

@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.reachability import Endpoint
 from testbed.model.topology import Guest
@@ -38,11 +39,11 @@ from testbed.verify.probe.transport import (
 )
 
 WINDOW = 1.0  # seconds that the last frame of a probe has until it counts as stopped
-LIFE = 900.0  # seconds after which a program that nobody asks ends by itself
-CALL = 300.0  # seconds that one phase may take
+LIFE = timeouts.PROBE_LIFE
+CALL = timeouts.PROBE_CALL
 BUDGET = CALL - 60  # seconds of them for sending
-_PROMPT = 60.0  # seconds that an answer may take for nothing, beside those that its question asks for
-_GIVE_UP = 30.0  # seconds that ending a program may take
+_PROMPT = timeouts.PROBE_ANSWER
+_GIVE_UP = timeouts.PROBE_END
 _PROGRAM = Path(__file__).parents[2] / "payload/probe"
 _FILES = (
     "wire",

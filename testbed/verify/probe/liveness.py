@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.probe.client import ProbeClient, inconclusive, on_machine
 
 OUTER = "the outer machine"
 _BEAT = 0.1  # seconds
-_LONGEST = 280.0  # seconds that an observation may take
+_LONGEST = timeouts.BEATING
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import data_files
+from testbed import data_files, timeouts
 from testbed.drivers.host.run_order import new_folder
 from testbed.drivers.host.workspace import cache_root
 from testbed.drivers.ssh.client import Host
@@ -34,7 +34,7 @@ from testbed.verify.runner.plugin import Checks, require, run_checks
 from testbed.verify.runner.proof_cache import ProofCache, Proving
 from testbed.verify.runner.trouble import Trouble
 
-_PATIENCE = 60.0  # seconds
+_PATIENCE = timeouts.CHECK_LOGIN
 
 
 def examine(
