@@ -1,4 +1,4 @@
-"""Who we are on the outer machine, and the accounts that emulators run as (docs/outer-machine.md).
+"""Who we are on the outer machine, and the accounts that emulators run as (docs/reference/outer-machine.md).
 
 Each lab has a number of its own, uid and gid in one, that is in no account database: of the machine, or of
 the user namespace of an ordinary user's labs. A registry outside the state folders says which lab has which
