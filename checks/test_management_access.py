@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 
-from checks.support.breaches import command
+from checks.support.breaches import shell_breach
 from testbed.errors import InstrumentError
 from testbed.model.topology import Role
 from testbed.plan.host_config.settings import SOCKETS
-from testbed.verify.attackers.credentials import CLOCK, EARLY, EXPIRED, impostors, logins, plant, uproot
+from testbed.verify.attackers.credentials import (
+    CLOCK,
+    EARLY,
+    EXPIRED,
+    logins,
+    plant,
+    uproot,
+    wrong_credentials,
+)
 from testbed.verify.attackers.worker import processes
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
@@ -46,7 +54,7 @@ def _key_planted(stage: Stage) -> bool:
 )
 def test_wrong_credentials_never_work(fleet: Fleet, machine: Machine) -> None:
     before = clock_error(machine)
-    with impostors(fleet, machine.name) as strangers:
+    with wrong_credentials(fleet, machine.name) as strangers:
         answers = logins(fleet, machine, strangers)
     error = max(before, clock_error(machine), key=abs)
     dated = {EXPIRED, EARLY} if abs(error) > CLOCK else set()
@@ -120,7 +128,7 @@ def _attempts(fleet: Fleet, node: Machine) -> dict[str, dict[str, str]]:
         InstrumentError: somebody did not try, or has no answer for each socket.
 
     """
-    workers, guests = processes(node), fleet.testbed.guests_on(node.name)
+    workers, guests = processes(node), fleet.topology.guests_on(node.name)
     found = {str(label): (uid, answers) for label, uid, _, _, answers in
              node.python(_CONNECT, {"paths": SOCKETS, "workers": workers})}  # fmt: skip
     needed = {
@@ -169,10 +177,10 @@ def _listeners(node: Machine) -> list[str]:
     effect=Effect.PROBES,
     local=True,
     applies=lambda stage: (
-        None if stage.testbed.machine(stage.case).role is Role.NODE else "no hypervisor here"
+        None if stage.topology.machine(stage.case).role is Role.NODE else "no hypervisor here"
     ),
     breaches=(
-        command(
+        shell_breach(
             "libvirt's socket is open to everybody",
             opens=lambda _: f"chmod 0666 {SOCKETS[0]}",
             closes=lambda _: f"chmod 0600 {SOCKETS[0]}",

@@ -7,15 +7,15 @@ import time
 from checks.support.breaches import (
     ALLOW_ALL,
     TABLE,
-    command,
+    acl_breach,
+    address_breach,
     has_flow,
     has_neighbours,
     has_pair,
     has_sharers,
     mirrored,
     needs_company,
-    readdressed,
-    ruled,
+    shell_breach,
     unjoined,
     where,
 )
@@ -67,7 +67,7 @@ def _pair(stage: Stage) -> str:
         ),
         *where(
             lambda stage: unjoined(stage) is not None,
-            command(
+            shell_breach(
                 "a guest may ask for the IPv6 address of a neighbour that no flow joins it with",
                 opens=lambda s: f"nft add element netdev neighbours allowed {_pair(s)}",
                 closes=lambda s: f"nft destroy element netdev neighbours allowed {_pair(s)}",
@@ -115,10 +115,12 @@ def _concealed(observation: Observation) -> str:
         shortcut(
             "one port that no probe tries leads to another guest", f"tcp,dl_dst={{victim}},tp_dst={_UNTRIED}"
         ),
-        *where(has_neighbours, ruled("a rule allows one port that no probe tries", lambda _: _ALLOW_ONE)),
+        *where(
+            has_neighbours, acl_breach("a rule allows one port that no probe tries", lambda _: _ALLOW_ONE)
+        ),
         *where(
             lambda stage: not (has_pair(stage) or has_neighbours(stage)),
-            command(
+            shell_breach(
                 "one port that no probe tries leads to the root partition",
                 opens=lambda s: f"{TABLE} add-flow br-int '{_to_root(s)},actions=LOCAL'",
                 closes=lambda s: f"{TABLE} --strict del-flows br-int '{_to_root(s)}'",
@@ -152,7 +154,7 @@ def test_no_path_is_left_open(fleet: Fleet) -> None:
     breaches=(
         *where(
             has_flow,
-            readdressed(
+            address_breach(
                 "a port takes frames for unknown MAC addresses",
                 lambda stage: stage.receiver().nic,
                 lambda stage: [stage.receiver().nic.pinned, "unknown"],

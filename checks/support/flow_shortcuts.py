@@ -72,12 +72,12 @@ def rules(stage: Stage, pair: Pair, match: str, actions: str = "") -> list[Rule]
 
 def _tunnel(stage: Stage, peer: str) -> str:
     """Return what names a node's tunnel to another one, in a shell."""
-    address = stage.testbed.machine(peer).address(Plane.FABRIC)
+    address = stage.topology.machine(peer).address(Plane.FABRIC)
     return f"$(ovs-vsctl --bare --columns=name find interface type=geneve options:remote_ip={address})"
 
 
 def _anywhere(stage: Stage) -> Pair | None:
-    return subjects.pair(stage.testbed)
+    return subjects.pair(stage.topology)
 
 
 def shortcut(

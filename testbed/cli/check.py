@@ -10,7 +10,7 @@ from testbed.cli.terminal import out, out_json, say
 from testbed.errors import Exit, InstrumentError, TestbedError
 from testbed.lab import session
 from testbed.lab.breach_journal import Journal
-from testbed.lab.guest_recovery import revive
+from testbed.lab.guest_recovery import restart_crashed_guests
 from testbed.report import formats
 from testbed.report.result import content_of, exit_code
 from testbed.verify.runner.proof_cache import Proving
@@ -25,9 +25,9 @@ def check_walls(
     try:
         code = _checked(opened, prove=prove, only=only, as_json=as_json, slow=slow)
     except KeyboardInterrupt:
-        say(f"interrupted; what had been observed: `testbed report {opened.testbed.name}`")
+        say(f"interrupted; what had been observed: `testbed report {opened.topology.name}`")
         for entry in Journal(opened.workspace).entries():
-            say(f"still open, perhaps: {entry}; `testbed up {opened.testbed.name}` closes it")
+            say(f"still open, perhaps: {entry}; `testbed up {opened.topology.name}` closes it")
         raise typer.Exit(Exit.INTERRUPTED) from None
     except TestbedError:
         raise
@@ -43,7 +43,12 @@ def _checked(opened: session.Lab, *, prove: Proving, only: list[str], as_json: b
     from testbed.verify.runner import run as runs  # noqa: PLC0415 - scapy and pytest are a fifth of a second
 
     folder = runs.examine(
-        opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say)
+        opened,
+        prove=prove,
+        only=tuple(only),
+        progress=say,
+        slow=slow,
+        revive=lambda: restart_crashed_guests(opened, say),
     )
     data = content_of((folder / "result.json").read_text())
     (folder / "report.md").write_text(formats.markdown(data))

@@ -147,7 +147,7 @@ class Command:
             self._leave(file)
 
 
-class Stream:
+class OutputStream:
     """A connection to a UNIX socket of the machine.
 
     Args:
@@ -200,7 +200,7 @@ class Stream:
             self._waiting = b""  # nobody reads any more; what was written to us before is still read
 
 
-class Server:
+class ExecServer:
     """Answers the requests that come in by one file, and writes to another, until there are no more."""
 
     def __init__(self, requests: int, answers: int, orphans: str = ORPHANS, grace: float = GRACE) -> None:
@@ -208,7 +208,7 @@ class Server:
         self._orphans, self._grace = orphans, grace
         self._watch, self._open = Watch(), True
         self._commands: dict[bytes, tuple[float, Command]] = {}
-        self._streams: dict[bytes, Stream] = {}
+        self._streams: dict[bytes, OutputStream] = {}
         self._watch.add(requests, select.POLLIN, lambda _: self._read(requests))
 
     def serve(self) -> None:
@@ -273,7 +273,7 @@ class Server:
 
     def _connect(self, number: bytes, path: bytes) -> None:
         try:
-            self._streams[number] = Stream(
+            self._streams[number] = OutputStream(
                 self._watch, path, lambda data: self._answer(b"data %b" % number, data)
             )
         except OSError:
@@ -291,4 +291,4 @@ class Server:
 
 
 if __name__ == "__main__":
-    Server(0, 1).serve()
+    ExecServer(0, 1).serve()

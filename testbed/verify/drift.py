@@ -196,7 +196,7 @@ class Watch:
         """One row for each control and place whose settings are not, or were not, as the topology says, or
         could not be seen.
         """
-        walls, different = Walls.of_lab(self.fleet.testbed), self._all()
+        walls, different = Walls.of_lab(self.fleet.topology), self._all()
         guests = descriptions.owners(self.fleet.lab.desired) if different else {}
         rows: dict[tuple[str, str], list[str]] = defaultdict(list)
         for item, when in different:

@@ -25,7 +25,7 @@ from testbed.model.resolve import resolve
 from testbed.model.exposure import Contact, Site, Stand, rogue
 from testbed.model.topology import Plane
 from testbed.topology_file.schema import Spec
-from testbed.verify.probe.client import Instrument
+from testbed.verify.probe.client import ProbeClient
 from testbed.verify.attackers.service_scan import on_outer, question
 
 guest = {"networks": {"app": "10.99.0.0/24"}, "guests": {"web": {}}, "allow": []}
@@ -46,11 +46,11 @@ cells.append(replace(cells[4], address=IPv4Address(int(network.gateway) + 200)))
 found = {}
 with standing(fabric, network, site, {}) as host:
     found["links"] = [(link.resource, link.master, link.up) for link in fabric.links()]
-    probe = Instrument("rogue", host.run, sys.executable)
+    probe = ProbeClient("rogue", host.run, sys.executable)
     lines = [question(cell, f"k{number}") for number, cell in enumerate(cells)]
     found["states"] = [item["state"] for item in probe.ask({"phase": "knock", "probes": lines})["results"]]
     back = [question(Contact(here, site, site.address, *service, False, "-"), f"b{number}") for number, service in enumerate(asked[:2])]
-    outer = Instrument("outer", on_outer, sys.executable)
+    outer = ProbeClient("outer", on_outer, sys.executable)
     found["back"] = [item["state"] for item in outer.ask({"phase": "knock", "probes": back})["results"]]
     outer.end()
     found["macs"] = [mac, fabric.links()[0].mac]

@@ -13,7 +13,7 @@ from testbed.engine.apply import converge
 from testbed.engine.observe import plan
 from testbed.errors import ProvisioningError
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.plan import render
 from testbed.plan.diff import Action, Plan, Verb
 from testbed.plan.resources import OUTER, Key, Kind, Resource, desired, places
@@ -23,21 +23,24 @@ from tests.sim.simulator import INPUTS, Killed, World
 TOPOLOGIES = Path(__file__).parents[2] / "topologies"
 
 
-def _lab(name: str = "two-tenants.yaml") -> Testbed:
+def _lab(name: str = "two-tenants.yaml") -> Topology:
     return resolve(read(TOPOLOGIES / name).spec)
 
 
-def _wanted(lab: Testbed) -> dict[Key, Resource]:
-    return desired(lab, INPUTS)
+def _wanted(topology: Topology) -> dict[Key, Resource]:
+    return desired(topology, INPUTS)
 
 
-def _up(world: World, lab: Testbed) -> list[Key]:
-    done = converge(_wanted(lab), [world.place(name) for name in places(lab)], lambda _: None)
+def _up(world: World, topology: Topology) -> list[Key]:
+    done = converge(_wanted(topology), [world.place(name) for name in places(topology)], lambda _: None)
     return [action.key for action in done]
 
 
-def _plan(world: World, lab: Testbed) -> list[str]:
-    return [str(action) for action in plan(_wanted(lab), [world.place(name) for name in places(lab)]).actions]
+def _plan(world: World, topology: Topology) -> list[str]:
+    return [
+        str(action)
+        for action in plan(_wanted(topology), [world.place(name) for name in places(topology)]).actions
+    ]
 
 
 @pytest.mark.parametrize("name", ["one-node.yaml", "two-tenants.yaml", "three-tenants-dual-stack.yaml"])
@@ -125,8 +128,8 @@ def test_a_new_guest_leaves_the_others_in_place() -> None:
     }
 
 
-def _done(world: World, lab: Testbed) -> list:  # type: ignore[type-arg]
-    return converge(_wanted(lab), [world.place(name) for name in places(lab)], lambda _: None)
+def _done(world: World, topology: Topology) -> list:  # type: ignore[type-arg]
+    return converge(_wanted(topology), [world.place(name) for name in places(topology)], lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from testbed import timeouts
 from testbed.drivers.host import content_store as caches
 from testbed.drivers.host import process
 from testbed.drivers.host.content_store import (
@@ -35,7 +36,7 @@ from testbed.drivers.host.content_store import (
 from testbed.drivers.host.private_files import write_public
 from testbed.drivers.host.process import as_root
 from testbed.drivers.images import build
-from testbed.drivers.images.build import Job
+from testbed.drivers.images.build import BuildJob
 from testbed.errors import ImageError
 
 _VERSION = "1"
@@ -214,7 +215,7 @@ class ImageCache:
         try:
             archive = self._base(recipe, progress, log)
             progress(f"image {recipe.name}: applying {recipe.playbook}")
-            job = Job(
+            job = BuildJob(
                 recipe.name,
                 str(archive),
                 str(partial),
@@ -228,7 +229,7 @@ class ImageCache:
             process.run(
                 [*as_root(), sys.executable, "-m", "testbed.drivers.images.build", str(partial / "job.json")],
                 what=f"cannot bake the image {recipe.name}",
-                timeout=1800,
+                timeout=timeouts.IMAGE,
                 error=ImageError,
             )
             self._finish(recipe, partial, target)
@@ -273,7 +274,7 @@ class ImageCache:
                     str(partial),
                 ],
                 what=f"cannot fetch the packages of the image {recipe.name}",
-                timeout=1800,
+                timeout=timeouts.IMAGE,
                 error=ImageError,
                 environment={"INITRD": "No"},
                 log=log,

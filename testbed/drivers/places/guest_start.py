@@ -14,7 +14,7 @@ from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.drivers.snapshots import guest_memory
 from testbed.drivers.ssh.client import Host
 from testbed.errors import InstrumentError, ProvisioningError
-from testbed.model.topology import Guest, Testbed
+from testbed.model.topology import Guest, Topology
 from testbed.plan import policing
 from testbed.plan.libvirt_xml.guest import SAVED_VOLUME, guest_xml, is_usual
 from testbed.plan.resources import Properties
@@ -22,7 +22,7 @@ from testbed.plan.resources import Properties
 _LOOK = 0.5  # seconds between looks at whether a guest has its addresses
 
 
-class Starter:
+class GuestStarter:
     """Starts guests on one node.
 
     Args:
@@ -34,14 +34,14 @@ class Starter:
 
     def __init__(
         self,
-        lab: Testbed,
+        topology: Topology,
         host: Host,
         hypervisor: Callable[[], Hypervisor],
         renew: Callable[[Guest], None],
         patience: float,
     ) -> None:
         self.retried: list[str] = []
-        self._lab = lab
+        self._topology = topology
         self._host = host
         self._hypervisor = hypervisor
         self._renew = renew
@@ -62,7 +62,7 @@ class Starter:
 
         """
         if not (blank and self._woken(guest, properties)):
-            self._boot(guest, guest_xml(self._lab, guest, properties))
+            self._boot(guest, guest_xml(self._topology, guest, properties))
 
     def keeps(self, guest: Guest) -> bool:
         """Tell whether the node keeps memory from which a guest can start."""
@@ -80,7 +80,7 @@ class Starter:
         try:
             self._wake(
                 guest,
-                guest_memory.headed(self._kept(), guest_xml(self._lab, guest, properties, waiting=True)),
+                guest_memory.headed(self._kept(), guest_xml(self._topology, guest, properties, waiting=True)),
             )
         except (InstrumentError, ProvisioningError):
             self.retried.append(guest.label)

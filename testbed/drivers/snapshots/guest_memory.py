@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from testbed import timeouts
 from testbed.drivers.ssh.client import Host
 from testbed.errors import ProvisioningError
 from testbed.model.topology import Guest
@@ -33,7 +34,7 @@ _FIELDS = struct.Struct("=16s5I")
 _VERSIONS = (2, 3)
 _FRESH = 128  # octets
 _REQUEST = "/run/wake"  # where a guest waits to be told who it is
-_CALL = 10  # seconds
+_CALL = int(timeouts.GUEST_CALL)
 
 
 def saved_header(host: Host) -> bytes:

@@ -160,7 +160,7 @@ def unlimited(fleet: Fleet, node: str) -> list[str]:
         InstrumentError: the node cannot be asked, or a guest does not run.
 
     """
-    machine, guests = fleet.machines[node], fleet.testbed.guests_on(node)
+    machine, guests = fleet.machines[node], fleet.topology.guests_on(node)
     packets = policing.observed(node, guests, machine.read(FILTERS))
     own, text = (
         zones(machine),

@@ -110,7 +110,7 @@ def bridges(fleet: Fleet) -> dict[str, Bridge]:
         InstrumentError: one cannot be read.
 
     """
-    fabric = {str(node.address(Plane.FABRIC)): node.name for node in fleet.testbed.nodes}
+    fabric = {str(node.address(Plane.FABRIC)): node.name for node in fleet.topology.nodes}
     return fleet.everywhere(lambda machine: _bridge(machine, fabric))
 
 
@@ -141,8 +141,10 @@ def arrivals(fleet: Fleet, found: Mapping[str, Bridge]) -> list[Arrival]:
         InstrumentError: a switch does what the walk does not know, or a way that must be there is not found.
 
     """
-    own = {item.mac: item for item in endpoints(fleet.testbed)}
-    interfaces = [(own[nic.mac], nic.tap, guest.node) for guest in fleet.testbed.guests for nic in guest.nics]
+    own = {item.mac: item for item in endpoints(fleet.topology)}
+    interfaces = [
+        (own[nic.mac], nic.tap, guest.node) for guest in fleet.topology.guests for nic in guest.nics
+    ]
     owners = {tap: item for item, tap, _ in interfaces}
     return [
         arrival for source, tap, node in interfaces for arrival in _from(found, owners, source, tap, node)

@@ -46,7 +46,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Exit:
+class WalkEnd:
     """Packets that leave a bridge.
 
     Args:
@@ -72,7 +72,7 @@ class Walk:
 
     tables: Tables
     tracked: Sequence[tuple[int, int]]
-    exits: dict[tuple[str, Cube], Exit] = field(default_factory=dict)
+    exits: dict[tuple[str, Cube], WalkEnd] = field(default_factory=dict)
     _done: dict[tuple[int, State], frozenset[State] | None] = field(default_factory=dict)
     _path: list[int] = field(default_factory=list)
     _steps: int = 0
@@ -89,7 +89,7 @@ class Walk:
             "ct": self._track,
         }
 
-    def start(self, cubes: Iterable[Cube]) -> Sequence[Exit]:
+    def start(self, cubes: Iterable[Cube]) -> Sequence[WalkEnd]:
         """Return where packets of some classes can leave that come in with their ``in_port``.
 
         Raises:
@@ -186,7 +186,7 @@ class Walk:
         return (state,)
 
     def _leave(self, port: str, state: State) -> None:
-        self.exits.setdefault((port, state.cube), Exit(port, state.cube, tuple(self._path)))
+        self.exits.setdefault((port, state.cube), WalkEnd(port, state.cube, tuple(self._path)))
 
     def _track(self, value: Mapping[str, Any], state: State) -> Iterable[State]:
         """Let a packet go through connection tracking: a copy goes on in another table, where its state is

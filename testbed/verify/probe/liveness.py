@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.probe.client import Instrument, broken, on_machine
+from testbed.verify.probe.client import ProbeClient, inconclusive, on_machine
 
 OUTER = "the outer machine"
 _BEAT = 0.1  # seconds
-_LONGEST = 280.0  # seconds that an observation may take
+_LONGEST = timeouts.BEATING
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def _moment(machine: Machine, command: str, ours: float) -> Moment:
     try:
         return Moment(float(text.split()[0]), ours + asked, ours + time.monotonic())
     except (ValueError, IndexError) as error:
-        raise broken(f"the clock of {machine.name} cannot be read", repr(text[:80])) from error
+        raise inconclusive(f"the clock of {machine.name} cannot be read", repr(text[:80])) from error
 
 
 def clock_error(machine: Machine) -> float:
@@ -87,12 +88,12 @@ def beating(fleet: Fleet) -> Iterator[dict[str, float]]:
     for name, beat in going.items():
         longest, rested = beat.result().get("longest"), beat.result().get("rested")
         if not isinstance(longest, float | int) or rested is not True:
-            raise broken(f"{name} does not tell whether it stood still", str(beat.result())[:200])
+            raise inconclusive(f"{name} does not tell whether it stood still", str(beat.result())[:200])
         stood[name] = max(float(longest), before[name].behind(after[name]))
     fleet.evidence.record("fleet", "pulse", "how long machines stood still", dict(stood), time.time())
 
 
-def _rest(pool: ThreadPoolExecutor, hearts: Mapping[str, Instrument]) -> None:
+def _rest(pool: ThreadPoolExecutor, hearts: Mapping[str, ProbeClient]) -> None:
     list(pool.map(lambda heart: heart.ask({"phase": "rest"}), hearts.values()))
 
 

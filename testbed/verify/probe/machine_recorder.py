@@ -8,11 +8,11 @@ from testbed.model.topology import Guest
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.probe.client import (
     BUDGET,
-    Instrument,
     Probe,
+    ProbeClient,
     Record,
-    broken,
     everywhere,
+    inconclusive,
     lines,
     listed,
     on_machine,
@@ -39,7 +39,7 @@ def listen_on(fleet: Fleet, machine: Machine, prefix: str, macs: Mapping[str, st
     )
     missing = [nic.get("label") for nic in listed(answer, "interfaces") if not nic.get("interface")]
     if answer.get("ready") is not True or missing:
-        raise broken(f"{machine.name} cannot listen", f"{answer.get('error', '')} {missing}")
+        raise inconclusive(f"{machine.name} cannot listen", f"{answer.get('error', '')} {missing}")
 
 
 def collect_from(fleet: Fleet, machine: Machine, prefix: str, may_be_down: str) -> list[Record]:
@@ -66,6 +66,6 @@ def send_from(fleet: Fleet, guests: Sequence[Guest], tokens: Tokens, probes: Seq
     for guest in guests:
         script = lines([probe for probe in probes if probe.sender.guest == guest.label], tokens)
         requests[guest.label] = {"phase": "send", "budget": BUDGET, "probes": script}
-    sent = everywhere(fleet, guests, Instrument.ask, requests)
+    sent = everywhere(fleet, guests, ProbeClient.ask, requests)
     require_sent(probes, results_of(sent))
     wait_out()

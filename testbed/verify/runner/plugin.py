@@ -23,8 +23,8 @@ from testbed.verify.runner import isolation
 from testbed.verify.runner.breach_trials import Prover
 from testbed.verify.runner.cases import Case, aside, beyond_local, label_of
 from testbed.verify.runner.execution import Looker, Revive
-from testbed.verify.runner.proof import Outcome, untried
-from testbed.verify.runner.proof_cache import Proven
+from testbed.verify.runner.proof import CheckOutcome, skipped_proofs
+from testbed.verify.runner.proof_cache import ProofCache
 from testbed.verify.runner.schedule import Prepare, Schedule
 from testbed.verify.runner.trouble import LONGEST, Trouble, told
 
@@ -33,9 +33,16 @@ class Checks:
     """A pytest plug-in: gives checks their fixtures, runs them, and keeps their results."""
 
     def __init__(
-        self, fleet: Fleet, *, prove: Proven | None, only: tuple[str, ...], progress: Callable[[str], None],
-        slow: bool, revive: Revive, prepare: Prepare,
-    ) -> None:  # fmt: skip
+        self,
+        fleet: Fleet,
+        *,
+        prove: ProofCache | None,
+        only: tuple[str, ...],
+        progress: Callable[[str], None],
+        slow: bool,
+        revive: Revive,
+        prepare: Prepare,
+    ) -> None:
         self.fleet = fleet
         self.interrupted = False
         self.trouble = Trouble(progress)
@@ -93,7 +100,7 @@ class Checks:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Derive the cases from the topology (D10)."""
-        for fixture, found in members(self.fleet.testbed).items():
+        for fixture, found in members(self.fleet.topology).items():
             if fixture in metafunc.fixturenames:
                 metafunc.parametrize(fixture, found, ids=found, indirect=True)
 
@@ -169,7 +176,7 @@ class Checks:
                     self._settle(
                         case,
                         case.result(
-                            Outcome(Verdict.INCONCLUSIVE, f"before the check: {told(error)}", 0.0, ())
+                            CheckOutcome(Verdict.INCONCLUSIVE, f"before the check: {told(error)}", 0.0, ())
                         ),
                     )
 
@@ -187,7 +194,7 @@ class Checks:
         outcome = self._looker.look(case, name)
         if declared.effect > Effect.PROBES:
             case.fleet.new_phase(case.fleet.focus)  # what was observed before it may be so no more
-        proofs = untried(declared, outcome) if self._prover else ()
+        proofs = skipped_proofs(declared, outcome) if self._prover else ()
         self._settle(case, case.result(outcome, proofs=proofs))
         case.proving = self._prover is not None and not proofs
 
@@ -223,7 +230,7 @@ def run_checks(
     fleet: Fleet,
     folder: Path,
     *,
-    prove: Proven | None,
+    prove: ProofCache | None,
     only: tuple[str, ...],
     progress: Callable[[str], None],
     slow: bool = False,
@@ -264,6 +271,6 @@ def run_checks(
             f"pytest ended with {status!r}, which is not {pytest.ExitCode.OK!r}: not everything was checked"
         )
     if not plugin.interrupted and not plugin.left_open:
-        for difference in differences(declared.cases(fleet.testbed, only), plugin.ran):
+        for difference in differences(declared.cases(fleet.topology, only), plugin.ran):
             plugin.trouble.add(difference)
     return plugin

@@ -12,7 +12,7 @@ from testbed.verify.runner.trouble import told
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CheckOutcome:
     """What one run of one check came to."""
 
     verdict: Verdict
@@ -35,7 +35,7 @@ class Trial:
     verdict: ProofVerdict | None = None
     reason: str = ""
 
-    def judge(self, red: Outcome | None, trouble: str) -> None:
+    def judge(self, red: CheckOutcome | None, trouble: str) -> None:
         """Read what the check said while the breach was in force.
 
         Args:
@@ -52,7 +52,7 @@ class Trial:
         else:
             self.reason = red.reason
 
-    def settle(self, again: Outcome) -> None:
+    def settle(self, again: CheckOutcome) -> None:
         """Read what the check said after every breach was reverted."""
         self.steps.append(f"check: {again.verdict}")
         if again.verdict is Verdict.PASS:
@@ -91,7 +91,7 @@ class Trial:
         return Proof(self.verdict, self.breach, self.reason, tuple(self.steps))
 
 
-def untried(declared: Declaration, green: Outcome) -> tuple[Proof, ...]:
+def skipped_proofs(declared: Declaration, green: CheckOutcome) -> tuple[Proof, ...]:
     """Return the proofs of a check whose breaches are not worth trying; none if they are."""
     if not declared.breaches:
         return (Proof(ProofVerdict.UNPROVEN, "", declared.unproven, ()),)
@@ -101,7 +101,7 @@ def untried(declared: Declaration, green: Outcome) -> tuple[Proof, ...]:
     return tuple(Proof(ProofVerdict.BROKEN_INSTRUMENT, breach.name, why, ()) for breach in declared.breaches)
 
 
-def take_back(breach: Breach, stage: Stage) -> str:
+def close_breach(breach: Breach, stage: Stage) -> str:
     """Take a breach back; return the empty string, or why nothing observed on this lab counts any more.
 
     What raises is tried once more: a connection may have been lost. A wall that cannot be seen counts as

@@ -59,7 +59,9 @@ def starts_unconfined(fleet: Fleet, guest: Guest) -> bool:
         f"the guest {loner.domain} on {guest.node}", partial(node.hypervisor.destroy, loner.domain)
     ):
         try:
-            node.hypervisor.create(_unconfined(ET.fromstring(guest_xml(node.lab, loner, {}))), paused=True)
+            node.hypervisor.create(
+                _unconfined(ET.fromstring(guest_xml(node.topology, loner, {}))), paused=True
+            )
         except ProvisioningError as error:
             if _REFUSED in error.fact:
                 return False

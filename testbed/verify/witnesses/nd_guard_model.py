@@ -103,8 +103,8 @@ def guards(fleet: Fleet) -> dict[str, Guard]:
 
 
 def _look(fleet: Fleet, node: Machine) -> Guard | None:
-    member = next(item for item in fleet.testbed.nodes if item.name == node.name)
-    wanted = {item.name: item for item in settings(fleet.testbed, member) if item.name in GUARDS}
+    member = next(item for item in fleet.topology.nodes if item.name == node.name)
+    wanted = {item.name: item for item in settings(fleet.topology, member) if item.name in GUARDS}
     printed = {
         command: node.run(command).text.strip()
         for command in {command for item in wanted.values() for command in item.observe}

@@ -62,7 +62,7 @@ def pipeline(fleet: Fleet, probes: Sequence[Probe]) -> dict[str, str]:
 
     """
     walls = guards(fleet)
-    taps = {nic.mac: (guest.node, nic.tap) for guest in fleet.testbed.guests for nic in guest.nics}
+    taps = {nic.mac: (guest.node, nic.tap) for guest in fleet.topology.guests for nic in guest.nics}
     asked: dict[str, list[tuple[str, str, str]]] = {}
     for probe in probes:
         node, tap = taps[probe.sender.mac]
@@ -141,15 +141,15 @@ def logical(fleet: Fleet) -> list[Finding]:
 
 def _northbound(fleet: Fleet) -> list[Finding]:
     started, northbound = time.time(), fleet.lab.central.northbound
-    place = fleet.testbed.controller.name
+    place = fleet.topology.controller.name
     found: dict[Kind, Mapping[str, Mapping[str, Any]]] = {
         Kind.SWITCH: northbound.switches(),
         Kind.PORT: northbound.ports(),
     }
     fleet.evidence.record(place, "northbound", "switches and ports", found, started)
-    wanted = {resource.key: resource for resource in central(fleet.testbed)}
+    wanted = {resource.key: resource for resource in central(fleet.topology)}
     live = {key: found[key.kind][key.name] for key in wanted if key.name in found[key.kind]}
-    walls, owned = Walls.of_lab(fleet.testbed), owners(wanted)
+    walls, owned = Walls.of_lab(fleet.topology), owners(wanted)
     return [
         Finding(walls.endangered(item), f"northbound: {item.told(owned)}")
         for item in differences(wanted, live)
@@ -157,7 +157,7 @@ def _northbound(fleet: Fleet) -> list[Finding]:
 
 
 def _southbound(fleet: Fleet) -> list[Finding]:
-    machine = fleet.machines[fleet.testbed.controller.name]
+    machine = fleet.machines[fleet.topology.controller.name]
     text = machine.read(
         "ovn-sbctl --format=json --columns=logical_port,port_security,chassis,up list Port_Binding; echo; "
         "ovn-sbctl --format=json --columns=_uuid,name,hostname list Chassis"
@@ -171,7 +171,7 @@ def _southbound(fleet: Fleet) -> list[Finding]:
         raise InstrumentError(
             "OVN's southbound database cannot be read", fact=fact, remedy="repeat the check"
         ) from error
-    nics = [(guest, nic) for guest in fleet.testbed.guests for nic in guest.nics]
+    nics = [(guest, nic) for guest in fleet.topology.guests for nic in guest.nics]
     idle = [guest.label for guest, nic in nics if ports.get(nic.port, {}).get("up") is not True]
     if idle:
         fact = f"OVN says that nothing uses the port of {', '.join(idle[:6])}"

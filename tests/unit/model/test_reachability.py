@@ -6,11 +6,11 @@ from itertools import permutations
 
 from testbed.model.reachability import Cell, ReachMatrix, endpoints, probed_ports, services
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.topology_file.schema import Spec
 
 
-def _lab() -> Testbed:
+def _lab() -> Topology:
     tenant = {
         "networks": {"app": "10.0.0.0/24", "back": ["fd00:b::/64", "10.0.1.0/24"]},
         "guests": {"web": {"network": ["app", "back"]}, "db": {"network": "app"}, "log": {"network": "back"}},

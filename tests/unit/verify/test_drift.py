@@ -35,9 +35,9 @@ class Lab:
     """A simulated lab that is up."""
 
     def __init__(self) -> None:
-        self.world, self.testbed = World(), resolve(read(TOPOLOGY).spec)
-        self.desired = desired(self.testbed, INPUTS)
-        self.places = [self.world.place(name) for name in places(self.testbed)]
+        self.world, self.topology = World(), resolve(read(TOPOLOGY).spec)
+        self.desired = desired(self.topology, INPUTS)
+        self.places = [self.world.place(name) for name in places(self.topology)]
         self.outer = self.places[0]
         self.silent: dict[str, Exception] = {}
         converge(self.desired, self.places, lambda _: None)
@@ -57,9 +57,9 @@ class Fleet:
     """As much of a fleet as a watch needs."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
-        self.lab, self.testbed, self.evidence, self.shared = (
+        self.lab, self.topology, self.evidence, self.shared = (
             lab,
-            lab.testbed,
+            lab.topology,
             Evidence(folder),
             dict[str, Any](),
         )

@@ -20,7 +20,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from testbed.data_files import playbooks
-from testbed.drivers.places.guest_start import Starter
+from testbed.drivers.places.guest_start import GuestStarter
 from testbed.drivers.snapshots import guest_memory
 from testbed.drivers.ssh.client import Host
 from testbed.errors import ProvisioningError
@@ -216,7 +216,7 @@ class Puppet:
 def _started(hypervisor: Puppet, *, blank: bool, kept: bytes) -> tuple[list[str], list[str]]:
     renewed: list[str] = []
     host: Any = SimpleNamespace(sudo=lambda _: SimpleNamespace(stdout=kept), must=lambda *_, **__: "")
-    starter = Starter(
+    starter = GuestStarter(
         LAB, host, lambda: cast(Any, hypervisor), lambda guest: renewed.append(guest.label), 1.0
     )
     starter.start(GUEST, {}, blank=blank and starter.keeps(GUEST))

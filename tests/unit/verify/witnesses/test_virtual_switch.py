@@ -98,7 +98,7 @@ def _findings(databases: Databases, folder: Path) -> list[Finding]:
     machines = {LAB.controller.name: databases}
     return logical(
         SimpleNamespace(
-            testbed=LAB, lab=lab, machines=machines, evidence=Evidence(folder), once=lambda *_: {}
+            topology=LAB, lab=lab, machines=machines, evidence=Evidence(folder), once=lambda *_: {}
         )
     )  # type: ignore[arg-type]
 
