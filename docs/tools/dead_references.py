@@ -38,6 +38,7 @@ _CODE_OF_DECISION = re.compile(r"(?<![\w-])D([0-9]{1,2})(?![\w-])")
 _NUMBER = re.compile(r"(?<![\w.:+-])00[0-9]{2}(?![\w.:]\w)")
 _SECTION = re.compile(r"design\.md,?\s+section ([0-9]+)")
 _HEADING = re.compile(r"^#{1,6} +(.+?)\s*$", re.MULTILINE)
+_OLD_NAME = re.compile(r"← \S+")  # behind the arrow of a table of moves stands a name that is gone
 # Words that look like a reference and are none.
 _NO_REFERENCE = {
     "report.md": "a file of a run's folder",
@@ -97,6 +98,10 @@ class Tree:
         """Return the anchors of a Markdown file, as its headings give them."""
         words = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in _HEADING.findall(self.text(path)))
         return frozenset(word.replace(" ", "-") for word in words)
+
+    def has_path(self, path: str) -> bool:
+        """Return True if a path is a file, with or without its `.py`, or a folder."""
+        return bool({path, f"{path}.py"} & self.files) or path in self.folders
 
     def has_module(self, name: str) -> bool:
         """Return True if a dotted name is a module, a package, or a name that a module contains."""
@@ -166,10 +171,10 @@ def _joined(path: str, name: str) -> str:
 
 
 def _words(tree: Tree, text: str) -> Iterator[str]:
-    text = _LINK.sub("]", text)
+    text = _OLD_NAME.sub("", _LINK.sub("]", text))
     for found in _PATH.findall(text):
         beginning = re.fullmatch(r"docs/decisions/[0-9]{4}", found)
-        known = found[-4:] in tree.decisions if beginning else found in tree.files | tree.folders
+        known = found[-4:] in tree.decisions if beginning else tree.has_path(found)
         if not known:
             yield f"path {found}"
     yield from (

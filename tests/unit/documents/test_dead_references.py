@@ -38,6 +38,7 @@ def _dead(tmp_path: Path, file: str, text: str) -> list[str]:
     ("[a](gone.md)", ["link to gone.md"]),
     ("[a](../testbed/one.py) [b](https://example.org/x.md)", []),
     ("`testbed/one.py` and testbed/two.py", ["path testbed/two.py"]),
+    ("`testbed/one` ← testbed/old, `testbed/new`", ["path testbed/new"]),
     ("`one.py`, `two.py`, OTHER.md", ["file two.py", "file OTHER.md"]),
     ("`testbed.one`, `testbed.one.there`, `testbed.two`", ["module testbed.two"]),
     ("`testbed.one.gone`", ["module testbed.one.gone"]),
