@@ -375,7 +375,7 @@ def test_what_was_silent_is_asked_once_more() -> None:
         return ["open", "silent"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service_scan, "knock", again)
+        patch.setattr(service_scan, "scan", again)
         fleet: Any = None
         assert service_scan._once_more(fleet, {}, cells, ["silent", "open", "silent", "silent"]) == [
             "open",
