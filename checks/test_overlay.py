@@ -18,11 +18,12 @@ from testbed.model.topology import Plane
 from testbed.verify.attackers.service_scan import question, rogue_host_on
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.observation.arrivals import Observation
 from testbed.verify.observation.observe import Attack, observe
 from testbed.verify.observation.tap_witness import require_agreement
 from testbed.verify.probe.client import ProbeClient, inconclusive, listed, on_machine
+from testbed.verify.probe.requests import Knock, Send
 from testbed.verify.probe.tokens import Tokens
 from testbed.verify.witnesses.firewall_log import ledgers
 
@@ -53,7 +54,7 @@ def needs_peers(stage: Stage) -> str | None:
     )
 
 
-def _policies(machine: Machine) -> list[str]:
+def _policies(machine: MachineView) -> list[str]:
     """Return the kernel's policies for IPsec, one a line."""
     return machine.read("ip -o xfrm policy").splitlines()
 
@@ -131,7 +132,7 @@ def test_no_stranger_enters_the_tunnels(fleet: Fleet) -> None:
     assert not open_, f"the kernel does not ask for encryption: {'; '.join(open_[:4])}"
 
 
-def _unencrypted(fleet: Fleet, machine: Machine) -> list[str]:
+def _unencrypted(fleet: Fleet, machine: MachineView) -> list[str]:
     """Return what a node's kernel would send to its peers, or take from them, in the clear."""
     own, lines = fleet.topology.machine(machine.name).address(Plane.FABRIC), _policies(machine)
     peers = [node.address(Plane.FABRIC) for node in fleet.topology.nodes if node.name != machine.name]
@@ -197,9 +198,7 @@ def _from_peers(fleet: Fleet, inner: list[Inner], tokens: Tokens, stage: str) ->
         scripts.setdefault(peer.name, []).append({**question(cell, item.mark), "frame": payload.hex()})
 
     def ask(name: str) -> None:
-        on_machine(fleet, fleet.machines[name]).listen(
-            {"phase": "knock", "window": 2, "probes": scripts[name]}
-        )
+        on_machine(fleet, fleet.machines[name]).listen(Knock(phase="knock", window=2, probes=scripts[name]))
 
     with ThreadPoolExecutor(max_workers=len(scripts)) as pool:
         list(pool.map(ask, scripts))
@@ -229,11 +228,11 @@ def _from_rogue(
     ]
     started = time.monotonic()
     for stage in ("before", "after"):
-        heard = listed(probe.ask({"phase": "knock", "window": 3, "probes": hello}), "results")
+        heard = listed(probe.ask(Knock(phase="knock", window=3, probes=hello)), "results")
         if len(heard) != len(nodes) or any(item.get("state") != "open" for item in heard):
             raise inconclusive(f"not every node hears the rogue host {stage} the injection", str(heard)[:300])
         if stage == "before":
-            sent = listed(probe.ask({"phase": "send", "probes": script}), "results")
+            sent = listed(probe.ask(Send(phase="send", probes=script)), "results")
             unsent = [item for item in sent if item.get("sent") is not True]
             if unsent or len(sent) != len(script):
                 raise inconclusive("the rogue host could not send everything", str(unsent)[:300])

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from testbed import timeouts
 from testbed.errors import InstrumentError
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.client import ProbeClient, inconclusive, on_machine
+from testbed.verify.probe.requests import Beat, Signal
 
 OUTER = "the outer machine"
 _BEAT = 0.1  # seconds
@@ -38,7 +39,7 @@ class Moment:
         return max(0.0, later.asked - self.answered - (later.told - self.told))
 
 
-def _moment(machine: Machine, command: str, ours: float) -> Moment:
+def _moment(machine: MachineView, command: str, ours: float) -> Moment:
     asked = time.monotonic()
     text = machine.read(command)
     try:
@@ -47,7 +48,7 @@ def _moment(machine: Machine, command: str, ours: float) -> Moment:
         raise inconclusive(f"the clock of {machine.name} cannot be read", repr(text[:80])) from error
 
 
-def clock_error(machine: Machine) -> float:
+def clock_error(machine: MachineView) -> float:
     """Return by how many seconds a machine's clock is ahead of ours, at least; negative if it is behind.
 
     Raises:
@@ -74,7 +75,7 @@ def beating(fleet: Fleet) -> Iterator[dict[str, float]]:
     hearts = {name: on_machine(fleet, machine) for name, machine in fleet.machines.items()}
     with ThreadPoolExecutor(max_workers=2 * len(hearts) + 1) as pool, _own_heart(stood):
         going = {
-            name: pool.submit(heart.listen, {"phase": "beat", "duration": _LONGEST})
+            name: pool.submit(heart.listen, Beat(phase="beat", duration=_LONGEST))
             for name, heart in hearts.items()
         }
         try:
@@ -94,7 +95,7 @@ def beating(fleet: Fleet) -> Iterator[dict[str, float]]:
 
 
 def _rest(pool: ThreadPoolExecutor, hearts: Mapping[str, ProbeClient]) -> None:
-    list(pool.map(lambda heart: heart.ask({"phase": "rest"}), hearts.values()))
+    list(pool.map(lambda heart: heart.ask(Signal(phase="rest")), hearts.values()))
 
 
 @contextmanager
