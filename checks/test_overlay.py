@@ -23,6 +23,7 @@ from testbed.verify.observation.arrivals import Observation
 from testbed.verify.observation.observe import Attack, observe
 from testbed.verify.observation.tap_witness import require_agreement
 from testbed.verify.probe.client import ProbeClient, inconclusive, listed, on_machine
+from testbed.verify.probe.requests import Knock, Send
 from testbed.verify.probe.tokens import Tokens
 from testbed.verify.witnesses.firewall_log import ledgers
 
@@ -197,9 +198,7 @@ def _from_peers(fleet: Fleet, inner: list[Inner], tokens: Tokens, stage: str) ->
         scripts.setdefault(peer.name, []).append({**question(cell, item.mark), "frame": payload.hex()})
 
     def ask(name: str) -> None:
-        on_machine(fleet, fleet.machines[name]).listen(
-            {"phase": "knock", "window": 2, "probes": scripts[name]}
-        )
+        on_machine(fleet, fleet.machines[name]).listen(Knock(phase="knock", window=2, probes=scripts[name]))
 
     with ThreadPoolExecutor(max_workers=len(scripts)) as pool:
         list(pool.map(ask, scripts))
@@ -229,11 +228,11 @@ def _from_rogue(
     ]
     started = time.monotonic()
     for stage in ("before", "after"):
-        heard = listed(probe.ask({"phase": "knock", "window": 3, "probes": hello}), "results")
+        heard = listed(probe.ask(Knock(phase="knock", window=3, probes=hello)), "results")
         if len(heard) != len(nodes) or any(item.get("state") != "open" for item in heard):
             raise inconclusive(f"not every node hears the rogue host {stage} the injection", str(heard)[:300])
         if stage == "before":
-            sent = listed(probe.ask({"phase": "send", "probes": script}), "results")
+            sent = listed(probe.ask(Send(phase="send", probes=script)), "results")
             unsent = [item for item in sent if item.get("sent") is not True]
             if unsent or len(sent) != len(script):
                 raise inconclusive("the rogue host could not send everything", str(unsent)[:300])

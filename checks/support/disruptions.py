@@ -32,6 +32,7 @@ from testbed.verify.observation.port_counters import RECEIVED, await_frames
 from testbed.verify.observation.tap_witness import arrived_so_far, require_agreement
 from testbed.verify.probe.client import Probe, in_guest, inconclusive
 from testbed.verify.probe.frames import framed
+from testbed.verify.probe.requests import Hold, Signal
 from testbed.verify.probe.tokens import Tokens
 
 _CENTRAL = "ovn-ovsdb-server-nb ovn-ovsdb-server-sb ovn-northd"
@@ -298,16 +299,16 @@ def _change_policy(fleet: Fleet, tokens: Tokens) -> dict[str, Any]:
     """
     flow, source, target = ordered(fleet.topology)[0]
     switch, rules = _rules(fleet, source, flow)
-    request = {
-        "phase": "hold",
-        "kind": KINDS[flow.protocol],
-        "mac": source.mac,
-        "address": str(source.address),
-        "ip": str(target.address),
-        "port": flow.port or 0,
-        "tokens": [tokens.of(EARLY), tokens.of(LATE)],
-        "duration": _SECONDS,
-    }
+    request = Hold(
+        phase="hold",
+        kind=KINDS[flow.protocol],
+        mac=source.mac,
+        address=str(source.address),
+        ip=str(target.address),
+        port=flow.port or 0,
+        tokens=[tokens.of(EARLY), tokens.of(LATE)],
+        duration=_SECONDS,
+    )
     ask: Callable[..., dict[str, Any]] = in_guest(
         fleet, next(item for item in fleet.topology.guests if item.label == source.guest)
     ).ask
@@ -318,10 +319,10 @@ def _change_policy(fleet: Fleet, tokens: Tokens) -> dict[str, Any]:
         try:
             _require_used(fleet, target)
             fleet.lab.central.northbound.change_rules(switch.label, rules, ())
-            ask({"phase": "turn"})
+            ask(Signal(phase="turn"))
             time.sleep(_WHILE)
         finally:
-            ask({"phase": "release"})
+            ask(Signal(phase="release"))
             held = (
                 holding.result()
             )  # before the rules are back, so that nothing which waited is let through then

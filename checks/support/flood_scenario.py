@@ -28,6 +28,7 @@ from testbed.verify.observation.arrivals import Observation
 from testbed.verify.observation.observe import Attack, observe
 from testbed.verify.probe.client import in_guest
 from testbed.verify.probe.frames import BROADCAST, arp_reply, dhcp_discover
+from testbed.verify.probe.requests import Signal, Stream
 from testbed.verify.probe.tokens import Tokens
 
 _CALM, _BEAT = 5.0, 0.25  # seconds of calm; seconds between two beats of the victim's heart
@@ -165,7 +166,7 @@ def flooded(fleet: Fleet, noise: Noise) -> tuple[FloodOutcome, Observation]:
             try:
                 _make_noise(fleet, noise, found)
             finally:
-                in_guest(fleet, _interface(fleet, noise.victim)[0]).ask({"phase": "halt"})
+                in_guest(fleet, _interface(fleet, noise.victim)[0]).ask(Signal(phase="halt"))
             heart.result()
         time.sleep(_DRAIN)
         beat(noise.victim, LATER_BEATS, _CALM)
@@ -201,7 +202,7 @@ def _make_noise(fleet: Fleet, noise: Noise, found: FloodOutcome) -> None:
         return flooding.flood(
             node, noise.nic,
             lambda: found.sent.append(_send(fleet, noise.sender, frames, 2 * _FLOOD, 0)),
-            lambda: in_guest(fleet, noise.guest).ask({"phase": "halt"}),
+            lambda: in_guest(fleet, noise.guest).ask(Signal(phase="halt")),
             beyond, _FLOOD,
         )  # fmt: skip
 
@@ -229,11 +230,11 @@ def _open_connections(fleet: Fleet, noise: Noise, found: FloodOutcome) -> None:
 
 def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: float, spacing: float) -> int:
     guest, _ = _interface(fleet, sender)
-    once = {"rounds": 1} if spacing else {}
     lines = [{"mac": sender.mac, "frame": frame.hex()} for frame in frames]
-    answer = in_guest(fleet, guest).ask(
-        {"phase": "stream", "probes": lines, "duration": seconds, "spacing": spacing, **once}
-    )
+    request = Stream(phase="stream", probes=lines, duration=seconds, spacing=spacing)
+    if spacing:
+        request["rounds"] = 1
+    answer = in_guest(fleet, guest).ask(request)
     sent = answer.get("sent")
     if not isinstance(sent, int) or not sent:
         raise InstrumentError(

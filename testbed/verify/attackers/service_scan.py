@@ -42,6 +42,7 @@ from testbed.verify.fleet import Fleet
 from testbed.verify.probe import frames
 from testbed.verify.probe.client import ProbeClient, inconclusive, listed, on_machine
 from testbed.verify.probe.liveness import beating
+from testbed.verify.probe.requests import Knock
 from testbed.verify.witnesses.firewall_log import ledgers
 
 _AGREEING = 2.0  # seconds that nodes have to agree on keys, if they have not yet
@@ -280,7 +281,7 @@ def _ask(
     found: list[tuple[str, str]] = []
     for start in range(0, len(script), MAX_ASKS):
         part = script[start : start + MAX_ASKS]
-        answer = instrument.listen({"phase": "knock", "window": window, "probes": part})
+        answer = instrument.listen(Knock(phase="knock", window=window, probes=part))
         told = [(str(item.get("id")), str(item.get("state"))) for item in listed(answer, "results")]
         if [mark for mark, _ in told] != [line["id"] for line in part]:
             fact = f"{len(told)} answers to {len(part)} questions; {answer.get('error', '')}"

@@ -41,6 +41,7 @@ from testbed.verify.probe.client import (
     results_of,
 )
 from testbed.verify.probe.frames import arp_reply, dhcp_discover, framed, nd_option, neighbor_advertisement
+from testbed.verify.probe.requests import Finish, Listen, Request, Send, Signal, Stream
 from testbed.verify.probe.tokens import Tokens
 
 _FLOWING = 5  # frames that tell an attack from a guest that says something of its own
@@ -105,40 +106,36 @@ def observe(
         ]
         for guest in topology.guests
     }
-    common: dict[str, dict[str, object]] = {
-        label: {"token": tokens.prefix, "interfaces": nics} for label, nics in interfaces.items()
-    }
     ports = probed_ports(topology)
 
     def send(
-        script: Callable[[str], list[Probe]], only: Collection[str] = common, **phase: object
+        request: Callable[[str], Request], only: Collection[str] = interfaces
     ) -> dict[str, dict[str, Any]]:
-        requests = {
-            label: {**common[label], **phase, "probes": lines(script(label), tokens)} for label in only
-        }
-        return everywhere(
-            fleet, [guest for guest in topology.guests if guest.label in only], ProbeClient.ask, requests
-        )
+        asked = [guest for guest in topology.guests if guest.label in only]
+        return everywhere(fleet, asked, ProbeClient.ask, {label: request(label) for label in only})
 
     with one_observation(fleet):
         known = sorted({endpoint.mac for endpoint in endpoints(topology)}) if strays else []
-        listen = {"phase": "listen", "patience": 60, "known": known, **ports}
+        listen: dict[str, Request] = {
+            label: Listen(
+                phase="listen",
+                token=tokens.prefix,
+                interfaces=nics,
+                patience=60,
+                known=known,
+                tcp=ports.get("tcp", ()),
+                udp=ports.get("udp", ()),
+            )
+            for label, nics in interfaces.items()
+        }
         with ThreadPoolExecutor(max_workers=1) as pool:
             beside = pool.submit(tap_witness.listen, fleet, tokens.prefix)
-            listening = everywhere(
-                fleet,
-                topology.guests,
-                ProbeClient.listen,
-                {label: {**base, **listen} for label, base in common.items()},
-            )
+            listening = everywhere(fleet, topology.guests, ProbeClient.listen, listen)
             beside.result()
         _require_listeners(listening, ports)
         before = {} if attack else lost(fleet)
         results = _sent(fleet, send, probes, attack, tokens)
-        finish = {
-            label: {**base, "phase": "finish", **_awaited(fleet, label, tokens)}
-            for label, base in common.items()
-        }
+        finish: dict[str, Request] = {label: _finish(fleet, label, tokens) for label in interfaces}
         said = everywhere(fleet, topology.guests, ProbeClient.ask, finish)
         seen = tap_witness.collect(
             fleet, tokens.prefix
@@ -168,35 +165,41 @@ def _sent(
     """Send controls, then probes or an attack, then controls; return what became of each, by guest and
     mark.
     """
-    phase = {"phase": "send", "budget": BUDGET}
 
     def script(label: str) -> list[Probe]:
         own = [probe for probe in probes if probe.sender.guest == label]
         return [*_controls(fleet, label, "before", tokens), *own, *_last_words(fleet, label, tokens)]
 
+    def sent(script: Callable[[str], list[Probe]]) -> dict[str, dict[str, Record]]:
+        return results_of(
+            send(lambda label: Send(phase="send", budget=BUDGET, probes=lines(script(label), tokens)))
+        )
+
     if attack is None:
-        return results_of(send(script, **phase))
-    before = results_of(send(lambda label: _controls(fleet, label, "before", tokens), **phase))
+        return sent(script)
+
+    def stream(label: str) -> Stream:
+        own = [probe for probe in attack.probes if probe.sender.guest == label]
+        found = lines(own, tokens)
+        return Stream(phase="stream", probes=found, duration=attack.seconds, spacing=0, pause=_PAUSE)
+
+    before = sent(lambda label: _controls(fleet, label, "before", tokens))
     attackers = {probe.sender.guest for probe in attack.probes}
     with ThreadPoolExecutor(max_workers=1) as pool:
-        going = {"phase": "stream", "duration": attack.seconds, "spacing": 0, "pause": _PAUSE}
-        own = {
-            label: [probe for probe in attack.probes if probe.sender.guest == label] for label in attackers
-        }
-        streams = pool.submit(lambda: send(own.__getitem__, attackers, **going))
+        streams = pool.submit(lambda: send(stream, attackers))
         try:
             if attackers:
                 _require_flowing(fleet, {probe.sender.mac for probe in attack.probes})
             attack.meanwhile(tokens)
         finally:
-            send(lambda _: [], attackers, phase="halt")
+            send(lambda _: Signal(phase="halt"), attackers)
             lasted = streams.result()
     short = [label for label, answer in lasted.items() if answer.get("halted") is not True]
     if short:
         raise inconclusive(
             f"{', '.join(short)} did not attack all the time", str([lasted[label] for label in short])[:300]
         )
-    after = results_of(send(lambda label: _last_words(fleet, label, tokens), **phase))
+    after = sent(lambda label: _last_words(fleet, label, tokens))
     return {label: {**before[label], **after[label]} for label in before}
 
 
@@ -246,9 +249,9 @@ def _last_words(fleet: Fleet, label: str, tokens: Tokens) -> list[Probe]:
     return [*told, replace(first, fields={**first.fields, "delay": _SETTLING}), *others]
 
 
-def _awaited(fleet: Fleet, label: str, tokens: Tokens) -> dict[str, object]:
-    """Return what a guest's recorder waits for a while at the end: for every interface an answer of DHCP, or
-    a declared flow.
+def _finish(fleet: Fleet, label: str, tokens: Tokens) -> Finish:
+    """Return the last request to a guest's recorder; it waits for every interface's answer of DHCP, or for a
+    declared flow.
     """
     own = [endpoint for endpoint in endpoints(fleet.topology) if endpoint.guest == label]
     flows = [
@@ -257,7 +260,8 @@ def _awaited(fleet: Fleet, label: str, tokens: Tokens) -> dict[str, object]:
         if label in (use.source.guest, use.target.guest)
     ]
     answers = [f"{_transaction(tokens, 'after', endpoint):08x}" for endpoint in own]
-    return {"awaited": [[answer, *flows] for answer in answers], "patience": _HEARING}
+    awaited = [[answer, *flows] for answer in answers]
+    return Finish(phase="finish", token=tokens.prefix, awaited=awaited, patience=_HEARING)
 
 
 def _truths(fleet: Fleet, label: str) -> list[Probe]:

@@ -23,6 +23,7 @@ from testbed.verify.probe.client import (
     on_machine,
     require_receiver,
 )
+from testbed.verify.probe.requests import Finish, Glance, ListenAtTaps
 from testbed.verify.probe.tokens import Tokens
 
 
@@ -39,7 +40,7 @@ def listen(fleet: Fleet, prefix: str) -> None:
     taps = _taps(fleet)
     answers = _on_nodes(
         fleet,
-        lambda node, name: node.listen({"phase": "listen", "token": prefix, "taps": sorted(taps[name])}),
+        lambda node, name: node.listen(ListenAtTaps(phase="listen", token=prefix, taps=sorted(taps[name]))),
     )
     for name, answer in answers.items():
         heard = answer.get("taps")
@@ -59,7 +60,7 @@ def arrived_so_far(fleet: Fleet, tokens: Tokens, marks: Collection[str]) -> set[
         InstrumentError: a guest or a node does not tell.
 
     """
-    request, guests = {"phase": "glance", "token": tokens.prefix}, fleet.topology.guests
+    request, guests = Glance(phase="glance", token=tokens.prefix), fleet.topology.guests
     told = everywhere(fleet, guests, ProbeClient.ask, {guest.label: request for guest in guests})
     handed = _on_nodes(fleet, lambda node, _: node.ask(request))
     found = {token for name, answer in [*told.items(), *handed.items()] for token in _glanced(name, answer)}
@@ -80,7 +81,7 @@ def collect(fleet: Fleet, prefix: str) -> dict[str, list[Record]]:
         InstrumentError: one did not live through the window, or lost something.
 
     """
-    answers = _on_nodes(fleet, lambda node, _: node.ask({"phase": "finish", "token": prefix}))
+    answers = _on_nodes(fleet, lambda node, _: node.ask(Finish(phase="finish", token=prefix)))
     found: dict[str, list[Record]] = {guest.label: [] for guest in fleet.topology.guests}
     for name, taps in _taps(fleet).items():
         require_receiver(name, answers[name], down=[])

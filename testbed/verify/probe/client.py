@@ -26,6 +26,7 @@ from testbed.payload.probe import wire
 from testbed.untrusted import bounded_json
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.probe.frames import Frame
+from testbed.verify.probe.requests import Request, Start, Stop
 from testbed.verify.probe.tokens import Tokens
 from testbed.verify.probe.transport import (
     FOLDER,
@@ -107,7 +108,7 @@ class ProbeClient:
         self._pipe = pipe or ShellTransport(name, run)
         self._started = False
 
-    def listen(self, request: Mapping[str, object], turn: Turn = _ANY_TIME) -> dict[str, Any]:
+    def listen(self, request: Request, turn: Turn = _ANY_TIME) -> dict[str, Any]:
         """Ask what an observation begins with; the program is started anew if it has ended since it was last
         asked.
 
@@ -120,7 +121,7 @@ class ProbeClient:
             self._started = False
         return self.ask(request, turn)
 
-    def ask(self, request: Mapping[str, object], turn: Turn = _ANY_TIME) -> dict[str, Any]:
+    def ask(self, request: Request, turn: Turn = _ANY_TIME) -> dict[str, Any]:
         """Return the answer to one request; it is untrusted.
 
         Args:
@@ -143,7 +144,7 @@ class ProbeClient:
         """
         if self._started:
             return
-        start = {"phase": "start", "folder": FOLDER, "patience": LIFE}
+        start = Start(phase="start", folder=FOLDER, patience=LIFE)
         with self._pipe.allowance.question(_PROMPT):
             text = self._run([self._python, "-I", "-S", "-c", _UNPACK], compose(start), CALL)
         answer = self._read(text, bytes)
@@ -156,7 +157,7 @@ class ProbeClient:
         if self._started:
             self._started = False
             with suppress(InstrumentError):
-                self._pipe.tell(wire.pack({"phase": "stop"}) + b"\n", _GIVE_UP)
+                self._pipe.tell(wire.pack(Stop(phase="stop")) + b"\n", _GIVE_UP)
 
     def _read(self, text: bytes, inflate: Callable[[bytes], bytes]) -> dict[str, Any]:
         try:
@@ -215,8 +216,8 @@ def _kept(fleet: Fleet, name: str, run: Run, pipe: Transport | None = None) -> P
 def everywhere(
     fleet: Fleet,
     guests: Sequence[Guest],
-    ask: Callable[[ProbeClient, Mapping[str, object], Turn], dict[str, Any]],
-    requests: Mapping[str, Mapping[str, object]],
+    ask: Callable[[ProbeClient, Request, Turn], dict[str, Any]],
+    requests: Mapping[str, Request],
 ) -> dict[str, dict[str, Any]]:
     """Ask the instrument in each guest, side by side; of those on one node, one at a time is looked at for
     its answer.

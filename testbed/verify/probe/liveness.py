@@ -17,6 +17,7 @@ from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.probe.client import ProbeClient, inconclusive, on_machine
+from testbed.verify.probe.requests import Beat, Signal
 
 OUTER = "the outer machine"
 _BEAT = 0.1  # seconds
@@ -74,7 +75,7 @@ def beating(fleet: Fleet) -> Iterator[dict[str, float]]:
     hearts = {name: on_machine(fleet, machine) for name, machine in fleet.machines.items()}
     with ThreadPoolExecutor(max_workers=2 * len(hearts) + 1) as pool, _own_heart(stood):
         going = {
-            name: pool.submit(heart.listen, {"phase": "beat", "duration": _LONGEST})
+            name: pool.submit(heart.listen, Beat(phase="beat", duration=_LONGEST))
             for name, heart in hearts.items()
         }
         try:
@@ -94,7 +95,7 @@ def beating(fleet: Fleet) -> Iterator[dict[str, float]]:
 
 
 def _rest(pool: ThreadPoolExecutor, hearts: Mapping[str, ProbeClient]) -> None:
-    list(pool.map(lambda heart: heart.ask({"phase": "rest"}), hearts.values()))
+    list(pool.map(lambda heart: heart.ask(Signal(phase="rest")), hearts.values()))
 
 
 @contextmanager

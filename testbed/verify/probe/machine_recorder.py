@@ -21,6 +21,7 @@ from testbed.verify.probe.client import (
     results_of,
     wait_out,
 )
+from testbed.verify.probe.requests import Finish, Listen, Request, Send
 from testbed.verify.probe.tokens import Tokens
 
 
@@ -35,7 +36,7 @@ def listen_on(fleet: Fleet, machine: Machine, prefix: str, macs: Mapping[str, st
     """
     nics = [{"label": name, "mac": mac, "address": "0.0.0.0"} for name, mac in macs.items()]  # noqa: S104 - not asked for
     answer = on_machine(fleet, machine).listen(
-        {"phase": "listen", "token": prefix, "interfaces": nics, "patience": 0}
+        Listen(phase="listen", token=prefix, interfaces=nics, patience=0)
     )
     missing = [nic.get("label") for nic in listed(answer, "interfaces") if not nic.get("interface")]
     if answer.get("ready") is not True or missing:
@@ -51,7 +52,7 @@ def collect_from(fleet: Fleet, machine: Machine, prefix: str, may_be_down: str) 
     Raises:
         InstrumentError: it did not live through the window, or lost something.
     """
-    answer = on_machine(fleet, machine).ask({"phase": "finish", "token": prefix})
+    answer = on_machine(fleet, machine).ask(Finish(phase="finish", token=prefix))
     require_receiver(machine.name, answer, down=[may_be_down] if answer.get("down") else [])
     return listed(answer, "records")
 
@@ -62,10 +63,10 @@ def send_from(fleet: Fleet, guests: Sequence[Guest], tokens: Tokens, probes: Seq
     Raises:
         InstrumentError: something could not be sent.
     """
-    requests: dict[str, dict[str, object]] = {}
+    requests: dict[str, Request] = {}
     for guest in guests:
         script = lines([probe for probe in probes if probe.sender.guest == guest.label], tokens)
-        requests[guest.label] = {"phase": "send", "budget": BUDGET, "probes": script}
+        requests[guest.label] = Send(phase="send", budget=BUDGET, probes=script)
     sent = everywhere(fleet, guests, ProbeClient.ask, requests)
     require_sent(probes, results_of(sent))
     wait_out()

@@ -161,7 +161,7 @@ def test_a_guest_is_given_its_own_tokens_and_no_others() -> None:
     probes, guests = _probes(fleet), fleet.topology.guests
     for guest in guests:
         own = lines([probe for probe in probes if probe.sender.guest == guest.label], TOKENS)
-        given = json.dumps([own, observe._awaited(fleet, guest.label, TOKENS)])
+        given = json.dumps([own, observe._finish(fleet, guest.label, TOKENS)])
         foreign = [TOKENS.of(probe.mark) for probe in probes if probe.sender.guest != guest.label]
         assert foreign
         assert [token for token in foreign if token in given or token.encode().hex() in given] == []
