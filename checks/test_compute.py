@@ -16,7 +16,7 @@ from testbed.plan.libvirt_xml.guest import guest_xml
 from testbed.verify.attackers.worker import Attempt, pid, processes, succeeded
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses import confinement
 
 _KSM = "/sys/kernel/mm/ksm"
@@ -93,7 +93,7 @@ class _Identity:
     others: frozenset[int]
 
 
-def _identity(node: Machine, worker: int) -> _Identity:
+def _identity(node: MachineView, worker: int) -> _Identity:
     text = node.read(f"cat /proc/{worker}/status")
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     try:
@@ -155,7 +155,7 @@ def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: 
         ),
     ),
 )
-def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None:
+def test_workers_have_accounts_of_their_own(fleet: Fleet, node: MachineView) -> None:
     guests, workers = fleet.topology.guests_on(node.name), processes(node)
     identities = {domain: _identity(node, worker) for domain, worker in workers.items()}
     mixed = _mixed(
@@ -220,7 +220,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
         ),
     ),
 )
-def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
+def test_workers_are_confined(fleet: Fleet, node: MachineView) -> None:
     forbidden = [
         Attempt("read", "/etc/shadow"),
         Attempt("read", "/etc/libvirt/qemu.conf"),
@@ -269,7 +269,7 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
         ),
     ),
 )
-def test_no_page_is_shared(fleet: Fleet, node: Machine) -> None:
+def test_no_page_is_shared(fleet: Fleet, node: MachineView) -> None:
     state = node.read(f"cat {_KSM}/run {_KSM}/pages_shared {_KSM}/pages_sharing").split()
     if len(state) != 3:
         raise InstrumentError(
@@ -320,7 +320,7 @@ def _foreign(stage: Stage) -> str:
         ),
     ),
 )
-def test_every_file_has_one_owner(fleet: Fleet, node: Machine) -> None:
+def test_every_file_has_one_owner(fleet: Fleet, node: MachineView) -> None:
     owners: dict[str, set[str]] = {}
     writable = "[ $((0$(awk '/^flags:/{print $2}' /proc/$p/fdinfo/${fd##*/}) & 3)) -ne 0 ]"
     for domain, worker in processes(node).items():

@@ -35,7 +35,7 @@ from testbed.plan.ovn_acls import Acl
 from testbed.untrusted import bounded_json
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses.virtual_switch import rows
 
 _DROP_IN = "/etc/systemd/system/ovs-vswitchd.service.d"
@@ -203,7 +203,7 @@ def test_connections_end_with_their_rule(fleet: Fleet) -> None:
     assert not found.leaks, f"{len(found.leaks)} kinds of frames leaked: {'; '.join(found.leaks[:6])}"
 
 
-def _claims(node: Machine) -> list[tuple[str, str]]:
+def _claims(node: MachineView) -> list[tuple[str, str]]:
     """Return the interfaces of a node's switch that claim a logical port, whatever the claim looks like, and
     the port.
 
@@ -286,7 +286,7 @@ def _bound(name: str) -> str:
         ),
     ),
 )
-def test_ports_have_their_own_interfaces(fleet: Fleet, node: Machine) -> None:
+def test_ports_have_their_own_interfaces(fleet: Fleet, node: MachineView) -> None:
     found = _claims(node)
     owners = {nic.port: guest.label for guest in fleet.topology.guests for nic in guest.nics}
     wanted = {(nic.tap, nic.port) for guest in fleet.topology.guests_on(node.name) for nic in guest.nics}

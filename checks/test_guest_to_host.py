@@ -21,7 +21,7 @@ from testbed.plan.ovn_acls import Acl
 from testbed.verify.attackers.service_scan import listening
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe import frames
 from testbed.verify.probe.client import Probe, Record, one_observation
 from testbed.verify.probe.machine_recorder import collect_from, listen_on, send_from
@@ -30,7 +30,7 @@ from testbed.verify.probe.tokens import Tokens
 _OWN = ("br-int", *(f"{plane}0" for plane in Plane))
 
 
-def _interfaces(machine: Machine) -> dict[str, str]:
+def _interfaces(machine: MachineView) -> dict[str, str]:
     text = machine.read("cd /sys/class/net && for i in *; do echo $i $(cat $i/address); done")
     return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
 
@@ -53,7 +53,7 @@ def _taps(fleet: Fleet, name: str) -> set[str]:
     return {nic.tap for guest in fleet.topology.guests_on(name) for nic in guest.nics}
 
 
-def _watch(fleet: Fleet, machine: Machine, prefix: str) -> dict[str, str]:
+def _watch(fleet: Fleet, machine: MachineView, prefix: str) -> dict[str, str]:
     """Record on a machine's own interfaces and on its guests' taps; return the MAC addresses of the former by
     name.
     """
@@ -152,7 +152,7 @@ def _first(stage: Stage) -> Guest:
         ),
     ),
 )
-def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> None:
+def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: MachineView) -> None:
     assault = fleet.once("assault", lambda: _attack(fleet))
     probes, taps = assault.probes[node.name], {name: _taps(fleet, name) for name in assault.seen}
     own = taps[node.name]

@@ -20,7 +20,7 @@ from testbed.verify.attackers.credentials import (
 from testbed.verify.attackers.worker import processes
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import ADMINISTRATOR, Fleet, Machine
+from testbed.verify.fleet import ADMINISTRATOR, Fleet, MachineView
 from testbed.verify.probe.liveness import clock_error
 
 _DROP_IN = "/etc/ssh/sshd_config.d/breach.conf"
@@ -52,7 +52,7 @@ def _key_planted(stage: Stage) -> bool:
     local=True,
     breaches=(Breach("a stranger's key is authorised by a drop-in", _plant_key, _remove_key, _key_planted),),
 )
-def test_wrong_credentials_never_work(fleet: Fleet, machine: Machine) -> None:
+def test_wrong_credentials_never_work(fleet: Fleet, machine: MachineView) -> None:
     before = clock_error(machine)
     with wrong_credentials(fleet, machine.name) as strangers:
         answers = logins(fleet, machine, strangers)
@@ -121,7 +121,7 @@ _LIBVIRT = re.compile(r':(16509|16514)\s|"(libvirtd|virt[a-z]+d)"')  # its ports
 _LOGIN = re.compile(r"\S:22\s")
 
 
-def _attempts(fleet: Fleet, node: Machine) -> dict[str, dict[str, str]]:
+def _attempts(fleet: Fleet, node: MachineView) -> dict[str, dict[str, str]]:
     """Return what came of each of libvirt's sockets, by who tried it; see `_CONNECT`.
 
     Raises:
@@ -152,7 +152,7 @@ def _attempts(fleet: Fleet, node: Machine) -> dict[str, dict[str, str]]:
     }
 
 
-def _listeners(node: Machine) -> list[str]:
+def _listeners(node: MachineView) -> list[str]:
     """Return libvirt's listening sockets on networks; the one by which we are logged in shows that sockets
     are told.
 
@@ -188,7 +188,7 @@ def _listeners(node: Machine) -> list[str]:
         ),
     ),
 )
-def test_only_root_reaches_libvirt(fleet: Fleet, node: Machine) -> None:
+def test_only_root_reaches_libvirt(fleet: Fleet, node: MachineView) -> None:
     answers = _attempts(fleet, node)
     controls = [answers.pop(name) for name in _CONTROLS]
     if any(set(control.values()) != {"open"} for control in controls):

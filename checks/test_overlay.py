@@ -18,7 +18,7 @@ from testbed.model.topology import Plane
 from testbed.verify.attackers.service_scan import question, rogue_host_on
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.observation.arrivals import Observation
 from testbed.verify.observation.observe import Attack, observe
 from testbed.verify.observation.tap_witness import require_agreement
@@ -54,7 +54,7 @@ def needs_peers(stage: Stage) -> str | None:
     )
 
 
-def _policies(machine: Machine) -> list[str]:
+def _policies(machine: MachineView) -> list[str]:
     """Return the kernel's policies for IPsec, one a line."""
     return machine.read("ip -o xfrm policy").splitlines()
 
@@ -132,7 +132,7 @@ def test_no_stranger_enters_the_tunnels(fleet: Fleet) -> None:
     assert not open_, f"the kernel does not ask for encryption: {'; '.join(open_[:4])}"
 
 
-def _unencrypted(fleet: Fleet, machine: Machine) -> list[str]:
+def _unencrypted(fleet: Fleet, machine: MachineView) -> list[str]:
     """Return what a node's kernel would send to its peers, or take from them, in the clear."""
     own, lines = fleet.topology.machine(machine.name).address(Plane.FABRIC), _policies(machine)
     peers = [node.address(Plane.FABRIC) for node in fleet.topology.nodes if node.name != machine.name]

@@ -15,7 +15,7 @@ from testbed.model.topology import Plane
 from testbed.plan.host_config.settings import SOUTHBOUND
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 
 _ROLE, _PORT = "role=ovn-controller", 6642
 _TABLES = ("Chassis", "Datapath_Binding", "Logical_Flow", "Port_Binding", "SB_Global")
@@ -173,7 +173,7 @@ def _speaks(name: str, *words: str) -> Breach:
         _speaks("the southbound database speaks in the clear", _ROLE, f"ptcp:{_PORT}"),
     ),
 )
-def test_a_fallen_node_speaks_for_itself_only(fleet: Fleet, node: Machine) -> None:
+def test_a_fallen_node_speaks_for_itself_only(fleet: Fleet, node: MachineView) -> None:
     place = str(fleet.topology.controller.address(Plane.MANAGEMENT))
     answers = node.python(_ATTACK, json.dumps([place, _PORT, node.name, _TABLES]))
     fleet.evidence.record(

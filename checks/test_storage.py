@@ -7,7 +7,7 @@ from testbed.model.topology import FIRST_WORKER_UID, IMAGES, POOLS, Guest
 from testbed.verify.attackers.worker import Attempt, succeeded
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 
 BASE = f"{IMAGES}/guest/root.raw"
 
@@ -88,7 +88,7 @@ def _named(stage: Stage) -> str:
         ),
     ),
 )
-def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: Machine) -> None:
+def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: MachineView) -> None:
     guests = fleet.topology.guests_on(node.name)
     for attacker in guests:
         others = [guest for guest in guests if guest.tenant != attacker.tenant]
@@ -115,7 +115,7 @@ def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: Machine) 
             assert volume.uid == guest.uid, f"{file} belongs to uid {volume.uid}, not to {guest.worker}"
 
 
-def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
+def _require_own_pool(node: MachineView, owners: list[Guest]) -> None:
     """A pool's access list lets its own tenant's workers pass, and nobody else do anything."""
     pool = owners[0].pool
     entries = node.read(f"getfacl -pcn {pool}").split()
@@ -168,7 +168,7 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
         ),
     ),
 )
-def test_base_images_are_immutable(fleet: Fleet, node: Machine) -> None:
+def test_base_images_are_immutable(fleet: Fleet, node: MachineView) -> None:
     readable = Attempt("read", BASE)
     attacks = [
         Attempt("write", BASE),

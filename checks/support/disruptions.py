@@ -24,7 +24,7 @@ from testbed.model.subjects import host, leaver, ordered
 from testbed.model.topology import AllowedFlow, TenantNetwork
 from testbed.plan.ovn_acls import Acl, acls
 from testbed.verify.attackers.ephemeral_guest import BOOT, TAP, Throwaway
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.observation.arrivals import Observation, matrix_probes
 from testbed.verify.observation.declared_flows import KINDS
 from testbed.verify.observation.observe import Attack, observe
@@ -268,11 +268,11 @@ def restart_central(fleet: Fleet) -> None:
 def _restart_nodes(fleet: Fleet, service: str) -> None:
     """Start one part of the switch anew on every node."""
     restart = f"systemctl restart {service} && systemctl is-active {service}"
-    fleet.everywhere(partial(Machine.read, command=restart))
+    fleet.everywhere(partial(MachineView.read, command=restart))
     fleet.lab.central.northbound.sync()
 
 
-def _reboot(machine: Machine) -> None:
+def _reboot(machine: MachineView) -> None:
     before, end = machine.read(_BOOT_ID), time.monotonic() + _REBOOT
     machine.read("systemd-run --quiet --on-active=1 systemctl reboot")
     while True:

@@ -32,7 +32,7 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class FlowSubject:
     """A declared flow on one network that both its ends are attached to."""
 
     declared: AllowedFlow
@@ -69,12 +69,14 @@ def attachments(topology: Topology) -> tuple[Attachment, ...]:
     return tuple(Attachment(guest, nic) for guest in topology.guests for nic in guest.nics)
 
 
-def flows(topology: Topology) -> tuple[Flow, ...]:
+def flows(topology: Topology) -> tuple[FlowSubject, ...]:
     """Return every declared flow that joins two interfaces: those of TCP, then of UDP, then of ICMP, as the
     topology has them.
     """
     own = {item.nic.mac: item for item in attachments(topology)}
-    return tuple(Flow(flow, own[source.mac], own[target.mac]) for flow, source, target in ordered(topology))
+    return tuple(
+        FlowSubject(flow, own[source.mac], own[target.mac]) for flow, source, target in ordered(topology)
+    )
 
 
 def ordered(topology: Topology) -> list[tuple[AllowedFlow, Endpoint, Endpoint]]:
@@ -156,13 +158,13 @@ def leaver(topology: Topology) -> str | None:
     return next(apart, next(iter(left), None))
 
 
-def loudest(topology: Topology) -> tuple[Attachment, Flow | None, Guest | None]:
+def loudest(topology: Topology) -> tuple[Attachment, FlowSubject | None, Guest | None]:
     """Return who makes noise, the flow that it uses, and who suffers: a guest of another tenant on its node,
     if there is one.
 
     Without a flow, and without another guest on the node, the noise is still there.
     """
-    offers: list[tuple[Attachment, Flow | None]] = [(flow.source, flow) for flow in flows(topology)]
+    offers: list[tuple[Attachment, FlowSubject | None]] = [(flow.source, flow) for flow in flows(topology)]
     choices = [
         (_nearest(topology, one, flow), one, flow)
         for one, flow in offers or [(one, None) for one in attachments(topology)]
@@ -171,7 +173,7 @@ def loudest(topology: Topology) -> tuple[Attachment, Flow | None, Guest | None]:
     return one, flow, victim
 
 
-def _nearest(topology: Topology, one: Attachment, flow: Flow | None) -> tuple[int, Guest | None]:
+def _nearest(topology: Topology, one: Attachment, flow: FlowSubject | None) -> tuple[int, Guest | None]:
     """Return who on a guest's node suffers most plainly from its noise, and how plainly: a stranger, a
     bystander, the target, no guest.
     """

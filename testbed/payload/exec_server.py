@@ -37,7 +37,7 @@ ORPHANS = "/run/testbed-orphans"  # locked while commands run whose session has 
 GRACE = 10.0  # seconds that they may take
 
 
-class Watch:
+class FilePoller:
     """Open files, and what is called when one is ready. Who closes a file forgets its number, which the next
     one may have.
     """
@@ -75,7 +75,7 @@ class Command:
 
     """
 
-    def __init__(self, watch: Watch, text: bytes, told: bytes, limit: int) -> None:
+    def __init__(self, watch: FilePoller, text: bytes, told: bytes, limit: int) -> None:
         self.out, self.err = bytearray(), bytearray()
         self._watch, self._told, self._limit = watch, memoryview(told), limit
         pipes = (their_in, told_by), (out, their_out), (err, their_err) = [os.pipe() for _ in range(3)]
@@ -158,7 +158,7 @@ class OutputStream:
 
     """
 
-    def __init__(self, watch: Watch, path: bytes, hand_on: Callable[[bytes], None]) -> None:
+    def __init__(self, watch: FilePoller, path: bytes, hand_on: Callable[[bytes], None]) -> None:
         self._watch, self._hand_on = watch, hand_on
         self._waiting, self._last = b"", False
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -206,7 +206,7 @@ class ExecServer:
     def __init__(self, requests: int, answers: int, orphans: str = ORPHANS, grace: float = GRACE) -> None:
         self._answers, self._come = answers, bytearray()
         self._orphans, self._grace = orphans, grace
-        self._watch, self._open = Watch(), True
+        self._watch, self._open = FilePoller(), True
         self._commands: dict[bytes, tuple[float, Command]] = {}
         self._streams: dict[bytes, OutputStream] = {}
         self._watch.add(requests, select.POLLIN, lambda _: self._read(requests))

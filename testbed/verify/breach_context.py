@@ -11,7 +11,7 @@ from testbed.drivers.ssh.client import Host
 from testbed.errors import InstrumentError
 from testbed.lab.session import Lab
 from testbed.model import subjects
-from testbed.model.subjects import Attachment, Flow, Pair
+from testbed.model.subjects import Attachment, FlowSubject, Pair
 from testbed.model.topology import Guest, Topology
 
 __all__ = ["Host", "Stage"]  # checks import no driver
@@ -75,7 +75,7 @@ class Stage:
         """Return two guests of the fleet that no flow joins."""
         return _there(subjects.pair(self.topology), "every two guests are joined by a flow")
 
-    def flow(self) -> Flow:
+    def flow(self) -> FlowSubject:
         """Return the first declared flow."""
         found = subjects.flows(self.topology)
         return _there(found[0] if found else None, "no flow joins two guests")

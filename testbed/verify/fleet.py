@@ -38,7 +38,7 @@ class RecordedBackend(BaseBackend):  # type: ignore[misc] # testinfra has no typ
 
     NAME = "testbed"
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: MachineView) -> None:
         super().__init__(hostname=machine.name)
         self._machine = machine
 
@@ -48,7 +48,7 @@ class RecordedBackend(BaseBackend):  # type: ignore[misc] # testinfra has no typ
         return self.result(done.status, done.command, done.stdout, done.stderr)
 
 
-class Machine:
+class MachineView:
     """A node or the controller, observed as root over ssh."""
 
     def __init__(self, host: Host, evidence: Evidence) -> None:
@@ -140,7 +140,7 @@ class Fleet:
 
     lab: Lab
     evidence: Evidence
-    machines: dict[str, Machine]
+    machines: dict[str, MachineView]
     matrix: ReachMatrix
     shared: dict[str, tuple[Any, list[dict[str, object]]]] = field(default_factory=dict)
     instruments: dict[str, Any] = field(default_factory=dict)
@@ -152,7 +152,7 @@ class Fleet:
     def of(cls, lab: Lab, evidence: Evidence) -> Fleet:
         """Return the view of a lab."""
         machines = {
-            machine.name: Machine(lab.host(machine.name), evidence) for machine in lab.topology.machines
+            machine.name: MachineView(lab.host(machine.name), evidence) for machine in lab.topology.machines
         }
         return cls(lab, evidence, machines, ReachMatrix.of(lab.topology))
 
@@ -171,7 +171,7 @@ class Fleet:
         own.
         """
         evidence = self.evidence.apart()
-        machines = {name: Machine(self.lab.host(name), evidence) for name in self.machines}
+        machines = {name: MachineView(self.lab.host(name), evidence) for name in self.machines}
         return replace(self, evidence=evidence, machines=machines, shared={}, instruments={})
 
     def once(self, name: str, observe: Callable[[], _Value]) -> _Value:
@@ -195,7 +195,7 @@ class Fleet:
         result: _Value = found
         return result
 
-    def everywhere(self, do: Callable[[Machine], _Value]) -> dict[str, _Value]:
+    def everywhere(self, do: Callable[[MachineView], _Value]) -> dict[str, _Value]:
         """Do something on every node, side by side; return what came of it, by node."""
         nodes = [node.name for node in self.topology.nodes]
         with ThreadPoolExecutor(max_workers=min(len(nodes), 8)) as pool:

@@ -80,7 +80,9 @@ class GuestStarter:
         try:
             self._wake(
                 guest,
-                guest_memory.headed(self._kept(), guest_xml(self._topology, guest, properties, waiting=True)),
+                guest_memory.memory_header(
+                    self._kept(), guest_xml(self._topology, guest, properties, waiting=True)
+                ),
             )
         except (InstrumentError, ProvisioningError):
             self.retried.append(guest.label)
@@ -90,7 +92,7 @@ class GuestStarter:
         return True
 
     def _wake(self, guest: Guest, head: bytes) -> None:
-        hypervisor, path = self._hypervisor(), guest_memory.lay_out(self._host, guest, head)
+        hypervisor, path = self._hypervisor(), guest_memory.place_memory(self._host, guest, head)
         ask = partial(hypervisor.agent, guest.domain)
         try:
             hypervisor.restore(path)
@@ -101,7 +103,7 @@ class GuestStarter:
         for volume in guest.volumes:
             if volume.size != SAVED_VOLUME:
                 hypervisor.resize_disk(guest.domain, "vdb", volume.size)
-        guest_memory.tell(ask, guest)
+        guest_memory.send_identity(ask, guest)
         self._wait(guest)
         guest_memory.require_identity(ask, guest)
         hypervisor.entitle(guest.domain, "")

@@ -17,7 +17,7 @@ from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.pki import Authority, SshIdentity
 from testbed.drivers.ssh.client import USER, Credential, attempts
 from testbed.errors import InstrumentError
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 
 _PENALTY = timeouts.LOGIN_PENALTY
 _AT_ONCE = (
@@ -95,7 +95,7 @@ def _store(folder: Path, name: str, identity: SshIdentity) -> Path:
     return path
 
 
-def logins(fleet: Fleet, machine: Machine, strangers: Sequence[Credential]) -> dict[str, str]:
+def logins(fleet: Fleet, machine: MachineView, strangers: Sequence[Credential]) -> dict[str, str]:
     """Try to log in with each credential and return the answers; the right one, tried before and after, must
     work.
 
@@ -130,7 +130,7 @@ def logins(fleet: Fleet, machine: Machine, strangers: Sequence[Credential]) -> d
 
 
 def _patiently(
-    fleet: Fleet, machine: Machine, group: Sequence[Credential], last: Sequence[Credential]
+    fleet: Fleet, machine: MachineView, group: Sequence[Credential], last: Sequence[Credential]
 ) -> dict[str, str]:
     """Try one user's credentials until each is answered; while sshd shuts us out for earlier failures, wait
     and try again.

@@ -19,7 +19,7 @@ from testbed.drivers.places.node import Node
 from testbed.model.reachability import Endpoint
 from testbed.model.topology import FIRST_WORKER_UID, IMAGES, Guest, GuestNic
 from testbed.plan.libvirt_xml.guest import ONE_BUS, guest_xml
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.observation.port_counters import await_frames
 
 NAME = "first.frame"  # no guest of a topology can have a dot in its name
@@ -49,7 +49,7 @@ class Throwaway:
     """The guest, and the endpoint that it pretends to be."""
 
     node: Node
-    machine: Machine
+    machine: MachineView
     guest: Guest
 
     @classmethod

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 
 from testbed import timeouts
-from testbed.verify.fleet import Machine
+from testbed.verify.fleet import MachineView
 from testbed.verify.probe.client import inconclusive
 
 _LATE = timeouts.COUNTERS
@@ -35,7 +35,7 @@ RECEIVED, SENT = (
 
 
 def await_frames(
-    machine: Machine,
+    machine: MachineView,
     taps: Sequence[str],
     frames: float,
     patience: float,

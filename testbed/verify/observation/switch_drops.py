@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.client import inconclusive
 
 _UPCALLS = re.compile(r"\blost:(\d+)")  # packets that waited for a rule in vain, ovs-dpctl(8)
@@ -30,7 +30,7 @@ def lost(fleet: Fleet) -> Losses:
     )
 
 
-def _lost_by(machine: Machine, taps: Sequence[str]) -> dict[str, int]:
+def _lost_by(machine: MachineView, taps: Sequence[str]) -> dict[str, int]:
     counters = " ".join(f"/sys/class/net/{tap}/statistics/tx_dropped" for tap in taps)
     text = machine.read(f"ovs-appctl dpctl/show; grep -H . {counters or '/dev/null'} || true")
     upcalls, frames = _UPCALLS.findall(text), dict(_DROPPED.findall(text))

@@ -15,7 +15,7 @@ from testbed.errors import InstrumentError
 from testbed.model.reachability import Endpoint, endpoints
 from testbed.model.topology import Plane
 from testbed.untrusted import bounded_json
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.openflow import flow_table, symbolic
 from testbed.verify.openflow.flow_table import Tables
 from testbed.verify.openflow.header_space import FIELDS, Cube, cube
@@ -114,7 +114,7 @@ def bridges(fleet: Fleet) -> dict[str, Bridge]:
     return fleet.everywhere(lambda machine: _bridge(machine, fabric))
 
 
-def _bridge(machine: Machine, fabric: Mapping[str, str]) -> Bridge:
+def _bridge(machine: MachineView, fabric: Mapping[str, str]) -> Bridge:
     text, _, table = machine.read(_READ).rpartition("\n")
     try:
         found = rows(bounded_json.read(table))

@@ -24,7 +24,7 @@ from testbed.model.reachability import Endpoint
 from testbed.model.topology import Guest
 from testbed.payload.probe import wire
 from testbed.untrusted import bounded_json
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.frames import Frame
 from testbed.verify.probe.requests import Request, Start, Stop
 from testbed.verify.probe.tokens import Tokens
@@ -199,7 +199,7 @@ def in_guest(fleet: Fleet, guest: Guest) -> ProbeClient:
     return _kept(fleet, guest.label, run, AgentTransport(fleet, guest))
 
 
-def on_machine(fleet: Fleet, machine: Machine) -> ProbeClient:
+def on_machine(fleet: Fleet, machine: MachineView) -> ProbeClient:
     """Return the instrument on a machine."""
 
     def run(argv: list[str], stdin: bytes, timeout: float) -> bytes:

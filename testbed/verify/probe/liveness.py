@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from testbed import timeouts
 from testbed.errors import InstrumentError
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.client import ProbeClient, inconclusive, on_machine
 from testbed.verify.probe.requests import Beat, Signal
 
@@ -39,7 +39,7 @@ class Moment:
         return max(0.0, later.asked - self.answered - (later.told - self.told))
 
 
-def _moment(machine: Machine, command: str, ours: float) -> Moment:
+def _moment(machine: MachineView, command: str, ours: float) -> Moment:
     asked = time.monotonic()
     text = machine.read(command)
     try:
@@ -48,7 +48,7 @@ def _moment(machine: Machine, command: str, ours: float) -> Moment:
         raise inconclusive(f"the clock of {machine.name} cannot be read", repr(text[:80])) from error
 
 
-def clock_error(machine: Machine) -> float:
+def clock_error(machine: MachineView) -> float:
     """Return by how many seconds a machine's clock is ahead of ours, at least; negative if it is behind.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from testbed.model.topology import Guest
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.client import (
     BUDGET,
     Probe,
@@ -25,7 +25,7 @@ from testbed.verify.probe.requests import Finish, Listen, Request, Send
 from testbed.verify.probe.tokens import Tokens
 
 
-def listen_on(fleet: Fleet, machine: Machine, prefix: str, macs: Mapping[str, str]) -> None:
+def listen_on(fleet: Fleet, machine: MachineView, prefix: str, macs: Mapping[str, str]) -> None:
     """Start a recorder on some interfaces of a machine.
 
     Args:
@@ -43,7 +43,7 @@ def listen_on(fleet: Fleet, machine: Machine, prefix: str, macs: Mapping[str, st
         raise inconclusive(f"{machine.name} cannot listen", f"{answer.get('error', '')} {missing}")
 
 
-def collect_from(fleet: Fleet, machine: Machine, prefix: str, may_be_down: str) -> list[Record]:
+def collect_from(fleet: Fleet, machine: MachineView, prefix: str, may_be_down: str) -> list[Record]:
     """End a machine's recorder and return what it saw.
 
     Args:

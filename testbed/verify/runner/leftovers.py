@@ -14,7 +14,7 @@ from testbed.drivers.network.rogue_host import ROGUE
 from testbed.drivers.places.node import Node
 from testbed.errors import TestbedError
 from testbed.model.topology import Guest, Role
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.transport import FOLDER
 
 # Programs of the probe need a moment to end when they have been told to.
@@ -60,7 +60,7 @@ def _told(task: Callable[[], Iterable[str]]) -> frozenset[str] | str:
         return f"{type(error).__name__}: {error}"
 
 
-def _at(machine: Machine, fleet: Fleet) -> Iterable[str]:
+def _at(machine: MachineView, fleet: Fleet) -> Iterable[str]:
     node = fleet.topology.machine(machine.name).role is Role.NODE
     return machine.read(_LOOK_AT_NODE if node else _LOOK).splitlines()
 

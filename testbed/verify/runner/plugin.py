@@ -18,7 +18,7 @@ from testbed.engine.place import Step
 from testbed.lab.breach_journal import Journal
 from testbed.report.result import CheckResult, Verdict
 from testbed.verify.check import ATTRIBUTE, Declaration, Effect
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.inventory import CaseKey, Inventory, differences, inventory, members, selects
 from testbed.verify.runner import isolation
 from testbed.verify.runner.breach_trials import Prover
@@ -90,12 +90,12 @@ class Checks:
         return self.fleet
 
     @pytest.fixture(name="node")
-    def node_fixture(self, request: pytest.FixtureRequest) -> Machine:
+    def node_fixture(self, request: pytest.FixtureRequest) -> MachineView:
         """The node that a case is about."""
         return self.fleet.machines[request.param]
 
     @pytest.fixture(name="machine")
-    def machine_fixture(self, request: pytest.FixtureRequest) -> Machine:
+    def machine_fixture(self, request: pytest.FixtureRequest) -> MachineView:
         """The node or controller that a case is about."""
         return self.fleet.machines[request.param]
 

@@ -24,7 +24,7 @@ from testbed.model.exposure import contacts
 from testbed.plan.diff import Observed
 from testbed.plan.resources import OUTER, Key, Kind
 from testbed.report.result import Run, to_json
-from testbed.verify.drift import Watch
+from testbed.verify.drift import DriftWatch
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
 from testbed.verify.probe.client import end_all, start_all
@@ -66,7 +66,7 @@ def examine(
     fleet = Fleet.of(lab, Evidence(folder / "evidence"))
     _await_all(lab, trouble)
     # Phase before the cases: nothing has been sent or changed yet.
-    watch = Watch(fleet, only)
+    watch = DriftWatch(fleet, only)
     with trouble.kept("looking at the configuration before the checks"):
         watch.begin()
     plugin = _attack(fleet, _proven(lab, environment, prove), only, trouble, slow=slow, revive=revive)

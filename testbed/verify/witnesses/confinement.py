@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.topology import Guest
 from testbed.plan.libvirt_xml.guest import guest_xml
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses import libvirt_conf
 
 _FILE = "/etc/libvirt/qemu.conf"
@@ -23,7 +23,7 @@ _REFUSED = "nconfined guests are not allowed"  # as libvirt says it
 _NAME = "un.confined"  # no guest of a topology can have a dot in its name
 
 
-def unconfigured(node: Machine) -> list[str]:
+def unconfigured(node: MachineView) -> list[str]:
     """Return what libvirt's file does not say of confinement, or says twice and differently.
 
     Raises:

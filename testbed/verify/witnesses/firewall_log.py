@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.client import inconclusive
 
 _REMEMBERED = 600.0  # seconds for which a firewall remembers what it refused
@@ -79,7 +79,7 @@ class FirewallCounters:
         )
 
 
-def read_ledger(machine: Machine) -> FirewallCounters:
+def read_ledger(machine: MachineView) -> FirewallCounters:
     """Return what a machine's firewall tells now.
 
     Raises:

@@ -17,15 +17,15 @@ from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.exposure import machines, rogue
 from testbed.model.topology import Plane
 from testbed.payload.probe import sender
-from testbed.verify.fleet import Machine
+from testbed.verify.fleet import MachineView
 from testbed.verify.witnesses.firewall_log import FirewallCounters
 
 
-def _machine(stdout: bytes) -> Machine:
+def _machine(stdout: bytes) -> MachineView:
     host: Any = SimpleNamespace(name="node", access=SimpleNamespace(address="-"))
     host.sudo = lambda command, **_: Completed(command, 0, stdout, b"")
     evidence: Any = SimpleNamespace(record=lambda *_: None)
-    return Machine(host, evidence)
+    return MachineView(host, evidence)
 
 
 def test_output_that_was_cut_is_no_output() -> None:

@@ -183,7 +183,7 @@ def test_input_that_a_child_holds_and_nobody_reads_does_not_keep_a_command(sessi
 
 def test_last_words_are_heard_by_who_still_talks(listener: socket.socket) -> None:
     heard: list[bytes] = []
-    watch = exec_server.Watch()
+    watch = exec_server.FilePoller()
     stream = exec_server.OutputStream(watch, listener.getsockname().encode(), heard.append)
     far, _ = listener.accept()
     far.sendall(b"last words")
