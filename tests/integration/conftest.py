@@ -70,4 +70,4 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     finally:
         for holder in holders:
             holder.kill()
-            holder.wait()
+            holder.communicate()  # which closes its pipe as well
