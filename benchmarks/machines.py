@@ -26,15 +26,15 @@ from testbed.plan.resources import OUTER, Kind
 from testbed.topology_file.loader import read
 
 
-def _start(topology: Path, state: Path, way: str) -> dict[str, object]:
-    testbed = resolve(read(topology).spec)
-    ground = labs.prepare(lambda _: None)
+def _start(file: Path, state: Path, way: str) -> dict[str, object]:
+    topology = resolve(read(file).spec)
+    ground = labs.prepare_inputs(lambda _: None)
     if way == "saved":
-        ground = labs.remember(ground, testbed, lambda _: None, save=True)
-    workspace = Workspace(state, testbed.name)
-    labs.enter(testbed, workspace, ground.environment)
+        ground = labs.attach_snapshots(ground, topology, lambda _: None, save=True)
+    workspace = Workspace(state, topology.name)
+    labs.enter(topology, workspace, ground.environment)
     told: list[str] = []
-    with labs.opened(testbed, workspace, ground, progress=told.append) as lab:
+    with labs.open_lab(topology, workspace, ground, progress=told.append) as lab:
         start = time.monotonic()
         for kind in (Kind.NETWORK, Kind.TAP, Kind.MACHINE):
             items = [

@@ -61,7 +61,7 @@ def measure(state: Path) -> dict[str, object]:
     process of its own.
     """
     workspace = Workspace(state, LAB)
-    testbed, ground = labs.load_applied(workspace), labs.ground()
+    topology, ground = labs.load_applied(workspace), labs.load_inputs()
     calls: Counter[str] = Counter()
     plain = Hypervisor.agent
 
@@ -72,8 +72,8 @@ def measure(state: Path) -> dict[str, object]:
         return plain(self, name, command, arguments, timeout)
 
     Hypervisor.agent = counted  # type: ignore[method-assign]
-    labs.enter(testbed, workspace, ground.environment)
-    with labs.opened(testbed, workspace, ground) as lab:
+    labs.enter(topology, workspace, ground.environment)
+    with labs.open_lab(topology, workspace, ground) as lab:
         fleet = Fleet.of(lab, Evidence(workspace.runs / "benchmark"))
         cells, took, wrong = fleet.matrix.cells, list[float](), 0
         try:
@@ -86,7 +86,7 @@ def measure(state: Path) -> dict[str, object]:
                 wrong += sum(arrived != cell.allowed for cell, arrived in found)
         finally:
             end_all(fleet)
-    count, middle = len(testbed.guests), sorted(took)[TIMES // 2]
+    count, middle = len(topology.guests), sorted(took)[TIMES // 2]
     return {
         "guests": count,
         "cells": len(cells),

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from scale import INPUTS, topology
+from scale import INPUTS, topology_text
 
 from testbed import data_files as packaged
 from testbed.drivers.host.content_store import remove_tree
@@ -30,13 +30,13 @@ from testbed.drivers.host.private_files import write_secret
 from testbed.drivers.host.process import as_root
 from testbed.drivers.host.workspace import Workspace, cache_root
 from testbed.drivers.pki import Authority
-from testbed.drivers.places.controller import Central, write_client
+from testbed.drivers.places.controller import Controller, write_client
 from testbed.drivers.ssh.client import Host
 from testbed.engine.apply import perform
 from testbed.engine.timing import Trace
 from testbed.lab import session as labs
 from testbed.model.resolve import resolve
-from testbed.model.topology import Plane, Testbed
+from testbed.model.topology import Plane, Topology
 from testbed.plan import ovn_northbound
 from testbed.plan.diff import diff
 from testbed.plan.resources import Key, Kind, Properties, Resource, desired
@@ -58,7 +58,7 @@ chroot "$1" ovn-northd --detach --no-chdir --log-file=/var/log/northd.log --pidf
 """  # noqa: E501 - lines of a program
 
 
-class _Place(Central):
+class _Place(Controller):
     """A controller of which only the databases are there."""
 
     def wait(self) -> None:
@@ -67,19 +67,19 @@ class _Place(Central):
     def observe(self) -> dict[Key, Properties]:
         """Return the switches and ports, and what is in the database besides."""
         found = {Key(self.name, Kind.SWITCH, name): item for name, item in self.northbound.switches().items()}
-        strays = ovn_northbound.strays(self.northbound.tables(), self.lab.name)
+        strays = ovn_northbound.strays(self.northbound.tables(), self.topology.name)
         found[Key(self.name, Kind.DATABASE, ovn_northbound.NAME)] = dict(ovn_northbound.told(strays))
         return found | {
             Key(self.name, Kind.PORT, name): item for name, item in self.northbound.ports().items()
         }
 
 
-def _wanted(lab: Testbed) -> Mapping[Key, Resource]:
+def _wanted(topology: Topology) -> Mapping[Key, Resource]:
     kinds = (Kind.SWITCH, Kind.PORT, Kind.DATABASE)
     return {
         key: item
-        for key, item in desired(lab, INPUTS).items()
-        if key.place == lab.controller.name and key.kind in kinds
+        for key, item in desired(topology, INPUTS).items()
+        if key.place == topology.controller.name and key.kind in kinds
     }
 
 
@@ -127,24 +127,25 @@ def measure(nodes: int, guests: int, folder: Path) -> dict[str, Any]:
     """Return what the switches and ports of one topology cost; call in a network and mount namespace of one's
     own.
     """
-    lab = resolve(load(topology(nodes, guests), "scale.yaml").spec)
-    workspace = Workspace(folder, lab.name)
+    topology = resolve(load(topology_text(nodes, guests), "scale.yaml").spec)
+    workspace = Workspace(folder, topology.name)
     workspace.create()
     authority = Authority(workspace.pki)
     now = datetime.now(UTC)
-    client = authority.administrator("testbed", start=authority.born, now=now)
+    client = authority.administrator("testbed", start=authority.not_before, now=now)
     write_client(workspace, client.private_key, client.certificate)
     subprocess.run(
-        ["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True
+        ["ip", "address", "add", f"{topology.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"],
+        check=True,
     )
-    with _served(folder, authority, lab.controller.name) as root:
+    with _served(folder, authority, topology.controller.name) as root:
         place = _Place(
-            lab,
+            topology,
             workspace,
-            cast(Host, SimpleNamespace(name=lab.controller.name, close=lambda: None)),
+            cast(Host, SimpleNamespace(name=topology.controller.name, close=lambda: None)),
             _SLOWNESS,
         )
-        wanted = _wanted(lab)
+        wanted = _wanted(topology)
         marks = [time.monotonic()]
         done = perform(diff(wanted, {}), place, lambda _: None, Trace(), "")
         marks.append(time.monotonic())
@@ -172,7 +173,7 @@ def main() -> int:
         print(json.dumps(measure(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))))
         return 0
     nodes, guests = (int(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else (1000, 10_000)
-    labs.prepare(lambda _: None)
+    labs.prepare_inputs(lambda _: None)
     results = []
     for part in (2, 1):
         folder = Path(tempfile.mkdtemp(prefix="tb", dir="/var/tmp"))

@@ -27,7 +27,7 @@ INPUTS = Inputs(
 )
 
 
-def topology(nodes: int, guests: int) -> str:
+def topology_text(nodes: int, guests: int) -> str:
     """Return a topology file: tenants of ten guests in a chain, spread over the nodes, all with the same
     addresses.
     """
@@ -51,13 +51,13 @@ def topology(nodes: int, guests: int) -> str:
 
 def measure(nodes: int, guests: int) -> dict[str, float]:
     """Return what reading, resolving and planning one topology costs in this process."""
-    text = topology(nodes, guests)
+    text = topology_text(nodes, guests)
     marks = [time.perf_counter()]
     spec = load(text, "scale.yaml").spec
     marks.append(time.perf_counter())
-    lab = resolve(spec)
+    topology = resolve(spec)
     marks.append(time.perf_counter())
-    plan = diff(desired(lab, INPUTS), {}, frozenset(places(lab)) - {OUTER})
+    plan = diff(desired(topology, INPUTS), {}, frozenset(places(topology)) - {OUTER})
     marks.append(time.perf_counter())
     steps = {
         name: round(end - start, 2)

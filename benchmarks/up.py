@@ -93,7 +93,7 @@ def _boot(lab: labs.Lab, machine: Machine) -> None:
 
 
 def _guest(lab: labs.Lab, node: Node, guest: Guest) -> None:
-    xml = guest_xml(lab.testbed, guest, guest_properties(guest, lab.ground.inputs))
+    xml = guest_xml(lab.topology, guest, guest_properties(guest, lab.ground.inputs))
     disks = [f"qemu-img create -q -f qcow2 -F raw -b {IMAGES}/guest/root.raw {guest.root_disk}"]
     disks += [
         f"qemu-img create -q -f raw {guest.pool}/{volume.file} {volume.size}" for volume in guest.volumes
@@ -112,24 +112,24 @@ def _guest(lab: labs.Lab, node: Node, guest: Guest) -> None:
 
 def _node(lab: labs.Lab, node: Node) -> None:
     node.host.wait(600)
-    guests = lab.testbed.guests_on(node.name)
+    guests = lab.topology.guests_on(node.name)
     with ThreadPoolExecutor(max_workers=len(guests) or 1) as pool:
         list(pool.map(lambda guest: _guest(lab, node, guest), guests))
 
 
-def floor(topology: Path, state: Path) -> float:
+def floor(file: Path, state: Path) -> float:
     """Return the seconds that the floor takes; runs in a process of its own."""
-    testbed = resolve(read(topology).spec)
-    ground = labs.prepare(lambda _: None)
-    workspace = Workspace(state, testbed.name)
-    labs.enter(testbed, workspace, ground.environment)
-    with labs.opened(testbed, workspace, ground) as lab:
+    topology = resolve(read(file).spec)
+    ground = labs.prepare_inputs(lambda _: None)
+    workspace = Workspace(state, topology.name)
+    labs.enter(topology, workspace, ground.environment)
+    with labs.open_lab(topology, workspace, ground) as lab:
         start = time.monotonic()
         for kind in (Kind.NETWORK, Kind.TAP):
             for key, item in lab.desired.items():
                 if key.kind is kind:
                     lab.outer.perform(Action(Verb.CREATE, key, "", item, ()))
-        for machine in testbed.machines:
+        for machine in topology.machines:
             _boot(lab, machine)
         with ThreadPoolExecutor(max_workers=len(lab.nodes)) as pool:
             list(pool.map(lambda node: _node(lab, node), lab.nodes.values()))
@@ -182,8 +182,8 @@ def main() -> int:
         print(floor(Path(sys.argv[2]), Path(sys.argv[3])))
         return 0
     topology = Path(sys.argv[1] if len(sys.argv) > 1 else "topologies/two-tenants.yaml")
-    labs.remember(
-        labs.prepare(lambda _: None), resolve(read(topology).spec), lambda _: None, save=True
+    labs.attach_snapshots(
+        labs.prepare_inputs(lambda _: None), resolve(read(topology).spec), lambda _: None, save=True
     )  # as much part of the images
     with tempfile.TemporaryDirectory(prefix="tb", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from uuid import UUID, uuid5
 from xml.etree import ElementTree
 
-from checks.support.breaches import command, load, needs_guest, needs_other_tenants, profile, rules
+from checks.support.breaches import load, needs_guest, needs_other_tenants, profile, rules, shell_breach
 from testbed.errors import InstrumentError
 from testbed.model.subjects import sharers
 from testbed.model.topology import POOLS, Guest
@@ -16,7 +16,7 @@ from testbed.plan.libvirt_xml.guest import guest_xml
 from testbed.verify.attackers.worker import Attempt, pid, processes, succeeded
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses import confinement
 
 _KSM = "/sys/kernel/mm/ksm"
@@ -34,7 +34,7 @@ def _lodger(stage: Stage) -> Guest:
     """Return a guest without disks and interfaces, of another tenant if there is one, under the worker
     account of the first guest.
     """
-    host, guest = sharers(stage.testbed, stage.node.name) or (stage.guest, stage.guest)
+    host, guest = sharers(stage.topology, stage.node.name) or (stage.guest, stage.guest)
     return replace(
         guest,
         name=_LODGER,
@@ -48,7 +48,7 @@ def _lodger(stage: Stage) -> Guest:
 
 def _start_lodger(stage: Stage, account: str = "", group: str = "") -> None:
     """Start one more guest, paused: it need not boot for its worker to run."""
-    root = ElementTree.fromstring(guest_xml(stage.testbed, _lodger(stage), {}))
+    root = ElementTree.fromstring(guest_xml(stage.topology, _lodger(stage), {}))
     devices, label = root.find("devices"), root.find("seclabel[@model='dac']/label")
     assert devices is not None
     assert label is not None
@@ -93,7 +93,7 @@ class _Identity:
     others: frozenset[int]
 
 
-def _identity(node: Machine, worker: int) -> _Identity:
+def _identity(node: MachineView, worker: int) -> _Identity:
     text = node.read(f"cat /proc/{worker}/status")
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     try:
@@ -155,8 +155,8 @@ def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: 
         ),
     ),
 )
-def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None:
-    guests, workers = fleet.testbed.guests_on(node.name), processes(node)
+def test_workers_have_accounts_of_their_own(fleet: Fleet, node: MachineView) -> None:
+    guests, workers = fleet.topology.guests_on(node.name), processes(node)
     identities = {domain: _identity(node, worker) for domain, worker in workers.items()}
     mixed = _mixed(
         identities,
@@ -186,7 +186,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
     local=True,
     applies=needs_guest,
     breaches=(
-        command(
+        shell_breach(
             "a worker's profile only complains",
             opens=lambda stage: f"apparmor_parser -r -C {profile(stage.guests[0])}",
             closes=lambda stage: load(stage.guests[0]),
@@ -194,7 +194,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
                 f"grep -q '^libvirt-{stage.guests[0].uuid} (complain)' /sys/kernel/security/apparmor/profiles"
             ),
         ),
-        command(
+        shell_breach(
             "a worker's profile allows everything below /etc",
             opens=lambda stage: f"echo '  /etc/** rw,' >> {rules(stage.guests[0])}; {load(stage.guests[0])}",
             closes=lambda stage: (
@@ -202,7 +202,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
             ),
             shows=lambda stage: f"grep -qF '/etc/** rw,' {rules(stage.guests[0])}",
         ),
-        command(
+        shell_breach(
             "a worker's profile lets it start a shell",
             opens=lambda stage: (
                 f"echo '  /{{usr/,}}bin/dash mrix,' >> {rules(stage.guests[0])}; {load(stage.guests[0])}"
@@ -212,7 +212,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
             ),
             shows=lambda stage: f"grep -qF 'bin/dash mrix,' {rules(stage.guests[0])}",
         ),
-        command(
+        shell_breach(
             "libvirt will not ask for a profile when it starts anew; a comment says that it will",
             opens=lambda _: f"sed -i 's/^{_REQUIRED} = 1$/#&\\n{_REQUIRED} = 0/' {_QEMU}",
             closes=lambda _: f"sed -i -e '/^{_REQUIRED} = 0$/d' -e 's/^#\\({_REQUIRED} = 1\\)$/\\1/' {_QEMU}",
@@ -220,7 +220,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
         ),
     ),
 )
-def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
+def test_workers_are_confined(fleet: Fleet, node: MachineView) -> None:
     forbidden = [
         Attempt("read", "/etc/shadow"),
         Attempt("read", "/etc/libvirt/qemu.conf"),
@@ -231,7 +231,7 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
         Attempt("read", "/proc/1/cmdline"),
         *(Attempt("execute", f"/usr/bin/{name}") for name in ("dash", "bash", "cat", "dd")),
     ]
-    for guest in fleet.testbed.guests_on(node.name):
+    for guest in fleet.topology.guests_on(node.name):
         found = node.read(f"cat /proc/{pid(node, guest)}/attr/current")
         assert found == f"libvirt-{guest.uuid} (enforce)", f"the worker of {guest.label} runs under '{found}'"
         reached = succeeded(node, guest, forbidden, uid=0)
@@ -250,7 +250,7 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
     assert not loose, f"workers without an enforced profile of their own: {told}"
     unconfigured = confinement.unconfigured(node)
     assert not unconfigured, f"libvirt will start guests without a profile: {'; '.join(unconfigured)}"
-    unconfined = confinement.starts_unconfined(fleet, fleet.testbed.guests_on(node.name)[0])
+    unconfined = confinement.starts_unconfined(fleet, fleet.topology.guests_on(node.name)[0])
     assert not unconfined, f"libvirt on {node.name} starts a guest without a profile"
 
 
@@ -261,7 +261,7 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
     effect=Effect.OBSERVES,
     local=True,
     breaches=(
-        command(
+        shell_breach(
             "the kernel merges equal pages",
             opens=lambda _: f"echo 1 > {_KSM}/run",
             closes=lambda _: f"echo 2 > {_KSM}/run; echo 0 > {_KSM}/run",
@@ -269,7 +269,7 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
         ),
     ),
 )
-def test_no_page_is_shared(fleet: Fleet, node: Machine) -> None:
+def test_no_page_is_shared(fleet: Fleet, node: MachineView) -> None:
     state = node.read(f"cat {_KSM}/run {_KSM}/pages_shared {_KSM}/pages_sharing").split()
     if len(state) != 3:
         raise InstrumentError(
@@ -294,7 +294,7 @@ def _foreign(stage: Stage) -> str:
     """Return the pool of another tenant than the first guest's: of one on the node if there is one, else it
     is made for the while.
     """
-    own, names = stage.guest.tenant, [tenant.name for tenant in stage.testbed.tenants]
+    own, names = stage.guest.tenant, [tenant.name for tenant in stage.topology.tenants]
     here = [guest.tenant for guest in stage.guests]
     return f"{POOLS}/{next(name for name in (*here, *names) if name != own)}"
 
@@ -307,7 +307,7 @@ def _foreign(stage: Stage) -> str:
     local=True,
     applies=needs_other_tenants,
     breaches=(
-        command(
+        shell_breach(
             "one tenant's volume is linked into another tenant's pool",
             opens=lambda stage: (
                 f"mkdir -p {_foreign(stage)} && ln {stage.guest.root_disk} {_foreign(stage)}/linked.qcow2"
@@ -320,7 +320,7 @@ def _foreign(stage: Stage) -> str:
         ),
     ),
 )
-def test_every_file_has_one_owner(fleet: Fleet, node: Machine) -> None:
+def test_every_file_has_one_owner(fleet: Fleet, node: MachineView) -> None:
     owners: dict[str, set[str]] = {}
     writable = "[ $((0$(awk '/^flags:/{print $2}' /proc/$p/fdinfo/${fd##*/}) & 3)) -ne 0 ]"
     for domain, worker in processes(node).items():

@@ -15,8 +15,8 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_RS, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from checks.support.attacker_positions import NOWHERE6, Scene, scenes, six_of
-from checks.support.breaches import command, controller, has_six, ruled, six_sender, switch, where
+from checks.support.attacker_positions import NOWHERE6, Position, positions, six_of
+from checks.support.breaches import acl_breach, controller, has_six, shell_breach, six_sender, switch, where
 from testbed.errors import InstrumentError
 from testbed.model.exposure import contacts
 from testbed.model.reachability import Endpoint
@@ -53,7 +53,7 @@ _TOLD6 = {
 def _names(stage: Stage) -> str:
     """Return the record by which a switch would tell another tenant's guest."""
     source = stage.sender.guest
-    other = next((guest for guest in stage.testbed.guests if guest.tenant != source.tenant), source)
+    other = next((guest for guest in stage.topology.guests if guest.tenant != source.tenant), source)
     return f"{other.name}.{other.tenant}={other.nics[0].address}"
 
 
@@ -77,11 +77,11 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
     severity="high",
     effect=Effect.PROBES,
     breaches=(
-        ruled(
+        acl_breach(
             "a rule answers what it refuses",
             lambda stage: (Acl("from-lport", 2000, f"ip4.dst == {_server(stage)} && tcp", "reject"),),
         ),
-        command(
+        shell_breach(
             "a network tells the names of another tenant",
             opens=lambda s: (
                 f"ovn-nbctl --wait=hv --id=@names create dns records:{_names(s)} external_ids:breach=names "
@@ -101,7 +101,7 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
             ),
             where=controller,
         ),
-        command(
+        shell_breach(
             "DHCP names a router, through which guests ask for metadata",
             opens=lambda s: (
                 f"ovn-nbctl --wait=hv set dhcp_options {_of(switch(s))} options:router={METADATA}"
@@ -112,7 +112,7 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
         ),
         *where(
             has_six,
-            command(
+            shell_breach(
                 "DHCPv6 names a name server",
                 opens=lambda s: (
                     f"ovn-nbctl --wait=hv set dhcp_options {_six(s)} options:dns_server='\"{NOWHERE6}\"'"
@@ -136,17 +136,17 @@ def test_guests_are_offered_an_exact_list(fleet: Fleet) -> None:
 
 def _server(stage: Stage) -> str:
     one = stage.sender
-    return str(stage.testbed.tenant(one.guest.tenant).network(one.nic.network).server)
+    return str(stage.topology.tenant(one.guest.tenant).network(one.nic.network).server)
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """What guests were offered, by interface, when they had asked for everything."""
 
-    scenes: list[Scene]
+    scenes: list[Position]
     offers: dict[str, list[Offer]]
 
-    def answered(self, scene: Scene, stage: int) -> bool:
+    def answered(self, scene: Position, stage: int) -> bool:
         """Tell whether DHCP answered a guest's honest question of a stage, and DHCPv6 where the guest has
         IPv6.
         """
@@ -158,15 +158,15 @@ class _Asked:
 
 
 def _ask(fleet: Fleet) -> _Asked:
-    found = scenes(fleet)
+    found = positions(fleet)
     sockets = {socket for sockets in listening(fleet).values() for socket in sockets}
     sockets |= {
         (cell.protocol, cell.port)
-        for cell in contacts(fleet.testbed)
+        for cell in contacts(fleet.topology)
         if cell.protocol in ("tcp", "udp") and cell.port
     }
     sockets |= {(protocol, port) for protocol, ports in _ASKED.items() for port in ports}
-    names = {name for guest in fleet.testbed.guests for name in (guest.name, f"{guest.name}.{guest.tenant}")}
+    names = {name for guest in fleet.topology.guests for name in (guest.name, f"{guest.name}.{guest.tenant}")}
     probes = [probe for scene in found for probe in _questions(scene, sorted(sockets), sorted(names))]
     observation = observe(fleet, probes, strays=True)
     asked = _Asked(found, {scene.sender.label: _offers(observation, scene.sender) for scene in found})
@@ -183,15 +183,15 @@ def _offers(observation: Observation, own: Endpoint) -> list[Offer]:
     return [read_offer(bytes.fromhex(str(item.get("frame", "")))) for item in strays]
 
 
-def _transaction(stage: int, scene: Scene) -> int:
+def _transaction(stage: int, scene: Position) -> int:
     return stage << 24 | scene.number
 
 
-def _transaction6(stage: int, scene: Scene) -> int:
+def _transaction6(stage: int, scene: Position) -> int:
     return stage << 16 | scene.number
 
 
-def _questions(scene: Scene, sockets: list[tuple[str, int]], names: list[str]) -> Iterator[Probe]:
+def _questions(scene: Position, sockets: list[tuple[str, int]], names: list[str]) -> Iterator[Probe]:
     """Yield honest questions to DHCP around everything else that a guest can ask for."""
     own, number = scene.sender, scene.number
     yield from _honest(scene, _BEFORE)
@@ -203,7 +203,7 @@ def _questions(scene: Scene, sockets: list[tuple[str, int]], names: list[str]) -
     yield from _honest(scene, _AFTER)
 
 
-def _honest(scene: Scene, stage: int) -> Iterator[Probe]:
+def _honest(scene: Position, stage: int) -> Iterator[Probe]:
     own, mark = scene.sender, f"q{scene.number}s{stage}"
     yield Probe(f"{mark}four", own, {"repeat": 3}, frames.dhcp_discover(own.mac, _transaction(stage, scene)))
     if own.address6:
@@ -213,7 +213,7 @@ def _honest(scene: Scene, stage: int) -> Iterator[Probe]:
         )
 
 
-def _scan(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
+def _scan(scene: Position, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
     """Yield frames for each service at the network's server, and where clouds have their metadata."""
     link = Ether(src=scene.sender.mac, dst=scene.server.mac)
     for address in (str(scene.server.address), METADATA):
@@ -221,10 +221,10 @@ def _scan(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
         for protocol, port in sockets:
             yield framed(link, packet, frames.syn(port) if protocol == "tcp" else frames.datagram(port))
         yield framed(link, packet, ICMP(id=secrets.randbits(16)))
-        yield framed(scene.shout, frames.arp_request(scene.sender, address))
+        yield framed(scene.broadcast_link, frames.arp_request(scene.sender, address))
 
 
-def _scan6(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
+def _scan6(scene: Position, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
     """Yield the same over IPv6, and questions for routers, for the server's MAC address, and for name
     servers.
     """
@@ -243,7 +243,7 @@ def _scan6(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
     yield frames.dhcp6_question(own, _transaction6(_MALFORMED, scene))
 
 
-def _malformed6(scene: Scene) -> Iterator[Frame]:
+def _malformed6(scene: Position) -> Iterator[Frame]:
     """Yield questions to DHCPv6 that break its rules one by one (RFC 8415)."""
     client = bytes(DHCP6OptClientId(duid=DUID_LL(lladdr=scene.sender.mac)))
     kind = bytes(DHCP6_Solicit(trid=_transaction6(_MALFORMED, scene)))
@@ -258,7 +258,7 @@ def _malformed6(scene: Scene) -> Iterator[Frame]:
         yield _alone(frames.to_dhcp6(scene.sender) / Raw(text))
 
 
-def _resolve(scene: Scene, names: list[str]) -> Iterator[Frame]:
+def _resolve(scene: Position, names: list[str]) -> Iterator[Frame]:
     """Yield questions for the names of all guests, to the server, to where metadata is, and to the
     neighbours.
     """
@@ -273,7 +273,7 @@ def _resolve(scene: Scene, names: list[str]) -> Iterator[Frame]:
         yield _alone(packet / DNS(id=secrets.randbits(16), rd=1, qd=DNSQR(qname=name)))
 
 
-def _malformed(scene: Scene) -> Iterator[Frame]:
+def _malformed(scene: Position) -> Iterator[Frame]:
     """Yield questions to DHCP that break its rules one by one (RFC 2131, RFC 2132)."""
     head = (
         Ether(src=scene.sender.mac, dst=frames.BROADCAST)
@@ -311,7 +311,7 @@ def _alone(packet: Packet) -> Frame:
     return lambda _: text
 
 
-def _beyond(scene: Scene, offers: list[Offer]) -> Iterator[str]:
+def _beyond(scene: Position, offers: list[Offer]) -> Iterator[str]:
     """Yield what a guest was offered beyond an address by its network's server."""
     server, label = scene.server, scene.sender.label
     told, exact = {"DHCP": _TOLD, "DHCPv6": _TOLD6}, {

@@ -11,7 +11,7 @@ from itertools import product
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 
-from checks.support.breaches import TABLE, command, mirrored, needs_guest, ruled
+from checks.support.breaches import TABLE, acl_breach, mirrored, needs_guest, shell_breach
 from checks.support.flow_shortcuts import shortcut
 from checks.support.network_observation import judge
 from testbed.errors import InstrumentError
@@ -21,7 +21,7 @@ from testbed.plan.ovn_acls import Acl
 from testbed.verify.attackers.service_scan import listening
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe import frames
 from testbed.verify.probe.client import Probe, Record, one_observation
 from testbed.verify.probe.machine_recorder import collect_from, listen_on, send_from
@@ -30,7 +30,7 @@ from testbed.verify.probe.tokens import Tokens
 _OWN = ("br-int", *(f"{plane}0" for plane in Plane))
 
 
-def _interfaces(machine: Machine) -> dict[str, str]:
+def _interfaces(machine: MachineView) -> dict[str, str]:
     text = machine.read("cd /sys/class/net && for i in *; do echo $i $(cat $i/address); done")
     return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
 
@@ -50,15 +50,15 @@ class _Assault:
 
 
 def _taps(fleet: Fleet, name: str) -> set[str]:
-    return {nic.tap for guest in fleet.testbed.guests_on(name) for nic in guest.nics}
+    return {nic.tap for guest in fleet.topology.guests_on(name) for nic in guest.nics}
 
 
-def _watch(fleet: Fleet, machine: Machine, prefix: str) -> dict[str, str]:
+def _watch(fleet: Fleet, machine: MachineView, prefix: str) -> dict[str, str]:
     """Record on a machine's own interfaces and on its guests' taps; return the MAC addresses of the former by
     name.
     """
     present = _interfaces(machine)
-    watched, own = {*_OWN, *_taps(fleet, machine.name)}, fleet.testbed.machine(machine.name)
+    watched, own = {*_OWN, *_taps(fleet, machine.name)}, fleet.topology.machine(machine.name)
     needed = {f"{nic.plane}0" for nic in own.nics} | (
         watched - {*_OWN[1:]} if own.role is Role.NODE else set()
     )
@@ -88,10 +88,10 @@ def _attack(fleet: Fleet) -> _Assault:
         )
         probes = {
             node.name: _assault(_senders(fleet, node.name), sockets, own[node.name])
-            for node in fleet.testbed.nodes
+            for node in fleet.topology.nodes
         }
         send_from(
-            fleet, fleet.testbed.guests, tokens, [probe for found in probes.values() for probe in found]
+            fleet, fleet.topology.guests, tokens, [probe for found in probes.values() for probe in found]
         )
         collected = pool.map(lambda machine: collect_from(fleet, machine, tokens.prefix, _OWN[0]), machines)
         return _Assault(tokens, probes, dict(zip(fleet.machines, collected, strict=True)))
@@ -100,8 +100,8 @@ def _attack(fleet: Fleet) -> _Assault:
 def _senders(fleet: Fleet, name: str) -> list[Endpoint]:
     return [
         item
-        for item in endpoints(fleet.testbed)
-        if item.guest in {guest.label for guest in fleet.testbed.guests_on(name)}
+        for item in endpoints(fleet.topology)
+        if item.guest in {guest.label for guest in fleet.topology.guests_on(name)}
     ]
 
 
@@ -112,11 +112,11 @@ def _sockets(fleet: Fleet) -> list[tuple[str, str, int]]:
     told = listening(fleet)
     found = {
         (protocol, str(nic.address), port)
-        for machine in fleet.testbed.machines
+        for machine in fleet.topology.machines
         for protocol, port in told[machine.name]
         for nic in machine.nics
     }
-    gateway = fleet.testbed.lab_network(Plane.MANAGEMENT).gateway
+    gateway = fleet.topology.lab_network(Plane.MANAGEMENT).gateway
     return sorted({*found, ("tcp", str(gateway), 22)})
 
 
@@ -131,7 +131,7 @@ def _first(stage: Stage) -> Guest:
     effect=Effect.PROBES,
     applies=needs_guest,
     breaches=(
-        command(
+        shell_breach(
             "the integration bridge is up and takes a guest's frames",
             opens=lambda s: (
                 f"ip link set br-int up; {TABLE} add-flow br-int "
@@ -152,7 +152,7 @@ def _first(stage: Stage) -> Guest:
         ),
     ),
 )
-def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> None:
+def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: MachineView) -> None:
     assault = fleet.once("assault", lambda: _attack(fleet))
     probes, taps = assault.probes[node.name], {name: _taps(fleet, name) for name in assault.seen}
     own = taps[node.name]
@@ -213,7 +213,7 @@ _TUNNELS = Acl("from-lport", 2000, "udp.dst == {4789, 6081}", "allow")
             "tunnelled frames of a guest are let through to another guest",
             "dl_type=0x0800,nw_proto=17,tp_dst=6081",
         ),
-        ruled("a rule lets guests send to the ends of tunnels", lambda _: (_TUNNELS,)),
+        acl_breach("a rule lets guests send to the ends of tunnels", lambda _: (_TUNNELS,)),
     ),
 )
 def test_tunnels_are_closed_to_guests(fleet: Fleet) -> None:

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from checks.support.breaches import command, has_flow, where
+from checks.support.breaches import has_flow, shell_breach, where
 from checks.support.flood_scenario import (
     SLACK,
+    FloodOutcome,
     Noise,
-    Outcome,
+    exceeded_limits,
     flooded,
     heart,
     large_enough,
     noise_of,
-    over,
     packets,
     small_enough,
 )
@@ -35,7 +35,7 @@ _MET = 0.8
 
 def _loud(stage: Stage) -> Attachment:
     """Return the interface that makes noise."""
-    return loudest(stage.testbed)[0]
+    return loudest(stage.topology)[0]
 
 
 def _packets(stage: Stage, packets: int) -> None:
@@ -101,12 +101,12 @@ def _first(stage: Stage) -> Attachment:
 def test_a_flood_stays_within_its_limits(fleet: Fleet) -> None:
     noise = noise_of(fleet)
     found, observation = flooded(fleet, noise)
-    if not over(noise, found) and _unsure(
+    if not exceeded_limits(noise, found) and _unsure(
         noise, found, observation
     ):  # the machine may have been busy with something else
         found, observation = flooded(fleet, noise)
     fleet.evidence.record("fleet", "flood", f"noise of {noise.sender.label}", str(found), time.time())
-    past = over(noise, found)
+    past = exceeded_limits(noise, found)
     assert not past, f"{noise.sender.label}: {'; '.join(past)}"
     weak = _weak(noise, found)
     if weak:
@@ -123,7 +123,7 @@ def test_a_flood_stays_within_its_limits(fleet: Fleet) -> None:
     assert not beats.harmed, f"{noise.victim.label} loses its heartbeat, twice: {beats}"
 
 
-def _unsure(noise: Noise, found: Outcome, observation: Observation) -> bool:
+def _unsure(noise: Noise, found: FloodOutcome, observation: Observation) -> bool:
     """Tell whether one look at floods that stay within their limits does not settle it."""
     if _weak(noise, found) or noise.victim is None:
         return bool(_weak(noise, found))
@@ -137,7 +137,7 @@ def _unsure(noise: Noise, found: Outcome, observation: Observation) -> bool:
     severity="medium",
     effect=Effect.OBSERVES,
     breaches=(
-        command(
+        shell_breach(
             "a policer is taken off behind the switch's back",
             opens=lambda s: f"tc qdisc del dev {s.guest.nics[0].tap} ingress",
             closes=lambda s: (
@@ -150,11 +150,11 @@ def _unsure(noise: Noise, found: Outcome, observation: Observation) -> bool:
     ),
 )
 def test_limits_are_in_force(fleet: Fleet) -> None:
-    differences = [text for node in fleet.testbed.nodes for text in flooding.unlimited(fleet, node.name)]
+    differences = [text for node in fleet.topology.nodes for text in flooding.unlimited(fleet, node.name)]
     assert not differences, f"{len(differences)} limits are not in force: {'; '.join(differences[:6])}"
 
 
-def _weak(noise: Noise, found: Outcome) -> str:
+def _weak(noise: Noise, found: FloodOutcome) -> str:
     """Return why a flood was too weak to meet its limit; the empty string if it was not."""
     own, small, large = noise.guest.limits, found.small, found.large
     met = {"small frames": bool(small.switched) and small.offered > small_enough(own).within(small.seconds)}

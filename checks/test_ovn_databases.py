@@ -8,14 +8,14 @@ import json
 import time
 from collections.abc import Mapping
 
-from checks.support.breaches import command, controller
+from checks.support.breaches import controller, shell_breach
 from testbed.errors import InstrumentError
 from testbed.model.exposure import NORTHBOUND
 from testbed.model.topology import Plane
 from testbed.plan.host_config.settings import SOUTHBOUND
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 
 _ROLE, _PORT = "role=ovn-controller", 6642
 _TABLES = ("Chassis", "Datapath_Binding", "Logical_Flow", "Port_Binding", "SB_Global")
@@ -173,8 +173,8 @@ def _speaks(name: str, *words: str) -> Breach:
         _speaks("the southbound database speaks in the clear", _ROLE, f"ptcp:{_PORT}"),
     ),
 )
-def test_a_fallen_node_speaks_for_itself_only(fleet: Fleet, node: Machine) -> None:
-    place = str(fleet.testbed.controller.address(Plane.MANAGEMENT))
+def test_a_fallen_node_speaks_for_itself_only(fleet: Fleet, node: MachineView) -> None:
+    place = str(fleet.topology.controller.address(Plane.MANAGEMENT))
     answers = node.python(_ATTACK, json.dumps([place, _PORT, node.name, _TABLES]))
     fleet.evidence.record(
         node.name, "measured", "what OVN's roles leave to a fallen node", answers.get("still"), time.time()
@@ -221,14 +221,14 @@ _CERTIFICATE = "with a machine's certificate"
     severity="critical",
     effect=Effect.PROBES,
     breaches=(
-        command(
+        shell_breach(
             "the northbound database takes the certificate of any machine",
             opens=lambda _: f"cat /run/testbed/ovn/ca.pem >> {_AUTHORITY}",
             closes=lambda _: f"sed -i '/END CERTIFICATE/q' {_AUTHORITY}",
             shows=lambda _: f"[ $(grep -c BEGIN {_AUTHORITY}) = 2 ]",
             where=controller,
         ),
-        command(
+        shell_breach(
             "the northbound database speaks in the clear",
             opens=lambda _: "ovn-nbctl set-connection ptcp:6641",
             closes=lambda _: "ovn-nbctl set-connection pssl:6641",
@@ -239,7 +239,7 @@ _CERTIFICATE = "with a machine's certificate"
 )
 def test_the_northbound_database_knows_administrators_only(fleet: Fleet) -> None:
     # Asked where no firewall is in between: nobody but the administrator's address reaches the port (NET-09).
-    machine = fleet.machines[fleet.testbed.controller.name]
+    machine = fleet.machines[fleet.topology.controller.name]
     program = (
         f"{_STRANGER}\nanswers['strangers'][{_CERTIFICATE!r}] = stranger(secured(*KEYS))\n"
         "print(json.dumps(answers))"

@@ -1,7 +1,7 @@
 """The errors a user can meet, each in three parts: what happened, the fact observed, what to do.
 
 Two families, never mixed. A `TestbedError` says that the tool, the machine or the input is at fault;
-its exit code is part of the command-line contract (DESIGN.md, section 7). That a wall is open is not an
+its exit code is part of the command-line contract (docs/design.md, section 7). That a wall is open is not an
 error of the tool: it is a verdict, raised only by an ``assert`` written in a check.
 """
 

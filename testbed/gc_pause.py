@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """Look for no such garbage meanwhile; where somebody else has said so already, go on like that. Decorates
     functions, too.
     """

@@ -22,7 +22,7 @@ from typing import Any
 
 from testbed.errors import InstrumentError
 from testbed.model.reachability import ReachMatrix
-from testbed.model.topology import Guest, Testbed
+from testbed.model.topology import Guest, Topology
 from testbed.payload.probe import wire as messages
 from testbed.verify.guest_agent import Files
 from testbed.verify.probe.transport import FOLDER
@@ -133,8 +133,13 @@ class Node:
 class Wire:
     """As much of a fleet as the network probes need: two guests, played by network namespaces."""
 
-    def __init__(self, lab: Testbed, folder: Path) -> None:
-        self.testbed, self.matrix, self.folder, self.pids = lab, ReachMatrix.of(lab), folder, dict[str, int]()
+    def __init__(self, topology: Topology, folder: Path) -> None:
+        self.topology, self.matrix, self.folder, self.pids = (
+            topology,
+            ReachMatrix.of(topology),
+            folder,
+            dict[str, int](),
+        )
         self.programs: dict[str, int] = {}
         self.evidence = SimpleNamespace(record=lambda *_: None)
         self.instruments: dict[str, Any] = {}

@@ -22,7 +22,7 @@ NOWHERE, NOWHERE6 = "203.0.113.7", "2001:db8::7"  # RFC 5737, RFC 3849
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class Position:
     """A sender and whom it can pretend to be.
 
     Args:
@@ -58,7 +58,7 @@ class Scene:
         return Ether(src=self.sender.mac, dst=self.peer.mac)
 
     @property
-    def shout(self) -> Ether:
+    def broadcast_link(self) -> Ether:
         """Honest Ethernet to everybody."""
         return Ether(src=self.sender.mac, dst=BROADCAST)
 
@@ -97,13 +97,13 @@ def six_of(end: Endpoint) -> str:
     return str(end.address6 or end.link_local)
 
 
-def scenes(fleet: Fleet) -> list[Scene]:
+def positions(fleet: Fleet) -> list[Position]:
     """Return a scene for every interface of every guest."""
-    lab, everyone, flows = fleet.testbed, endpoints(fleet.testbed), ordered(fleet.testbed)
-    keys = {network.label: network.key for network in lab.switches()}
+    topology, everyone, flows = fleet.topology, endpoints(fleet.topology), ordered(fleet.topology)
+    keys = {network.label: network.key for network in topology.switches()}
     found = []
     for number, sender in enumerate(everyone):
-        network = lab.tenant(sender.tenant).network(sender.interface)
+        network = topology.tenant(sender.tenant).network(sender.interface)
         server = Endpoint("", sender.network, network.server_mac, network.server, network.server6)
         taken = {item.address for item in everyone if item.network == sender.network}
         free = next(address for address in network.network.hosts() if address not in {*taken, network.server})
@@ -114,11 +114,11 @@ def scenes(fleet: Fleet) -> list[Scene]:
         neighbours = [(item, "", 0) for item in everyone if item.network == sender.network and item != sender]
         peer, protocol, port = next(chain(opens, neighbours), (server, "", 0))
         stranger = next((item for item in everyone if item.tenant != sender.tenant), peer)
-        management = str(lab.controller.address(Plane.MANAGEMENT))
-        tunnels = tuple(str(node.address(Plane.FABRIC)) for node in lab.nodes)
+        management = str(topology.controller.address(Plane.MANAGEMENT))
+        tunnels = tuple(str(node.address(Plane.FABRIC)) for node in topology.nodes)
         names = (str(free), str(free6), management)
         found.append(
-            Scene(
+            Position(
                 number,
                 sender,
                 peer,

@@ -29,7 +29,7 @@ def controller(stage: Stage) -> Host:
     return stage.lab.central.host
 
 
-def command(
+def shell_breach(
     name: str,
     *,
     opens: Callable[[Stage], str],
@@ -67,7 +67,7 @@ def needs_guest(stage: Stage) -> str | None:
 
 def needs_other_tenants(stage: Stage) -> str | None:
     """Return why no file on a node could belong to two tenants."""
-    if len(stage.testbed.tenants) < 2:
+    if len(stage.topology.tenants) < 2:
         return "the topology has one tenant, so no file could belong to a second one"
     return needs_guest(stage)
 
@@ -76,7 +76,7 @@ def needs_company(stage: Stage) -> str | None:
     """Return why no guest's frame could come to another guest."""
     return (
         None
-        if len(stage.testbed.guests) > 1
+        if len(stage.topology.guests) > 1
         else "the topology has one guest, so there is no other one that its frames could come to"
     )
 
@@ -118,7 +118,7 @@ def mirrored(
 
     """
     table = re.sub(r"\W", "_", name)
-    return command(
+    return shell_breach(
         name,
         opens=lambda s: (
             f"nft 'add table netdev {table}; add chain netdev {table} copies "
@@ -138,37 +138,37 @@ def where(applies: Callable[[Stage], bool], *breaches: Breach) -> tuple[Breach, 
 
 def has_flow(stage: Stage) -> bool:
     """Tell whether a declared flow joins two guests."""
-    return bool(subjects.flows(stage.testbed))
+    return bool(subjects.flows(stage.topology))
 
 
 def has_pair(stage: Stage) -> bool:
     """Tell whether the fleet has two guests that no flow joins."""
-    return subjects.pair(stage.testbed) is not None
+    return subjects.pair(stage.topology) is not None
 
 
 def has_neighbours(stage: Stage) -> bool:
     """Tell whether two guests share a network."""
-    return subjects.neighbour(stage.testbed, stage.sender) is not None
+    return subjects.neighbour(stage.topology, stage.sender) is not None
 
 
 def has_sharers(stage: Stage) -> bool:
     """Tell whether two guests are on the node of a case."""
-    return subjects.sharers(stage.testbed, stage.node.name) is not None
+    return subjects.sharers(stage.topology, stage.node.name) is not None
 
 
 def has_strangers(stage: Stage) -> bool:
     """Tell whether guests of two tenants are on the node of a case."""
-    return subjects.strangers(stage.testbed, stage.node.name) is not None
+    return subjects.strangers(stage.topology, stage.node.name) is not None
 
 
 def has_six(stage: Stage) -> bool:
     """Tell whether any guest has IPv6."""
-    return any(nic.address6 for guest in stage.testbed.guests for nic in guest.nics)
+    return any(nic.address6 for guest in stage.topology.guests for nic in guest.nics)
 
 
 def six_sender(stage: Stage) -> subjects.Attachment:
     """Return the first interface with IPv6, or the first one of all where none has it."""
-    everyone = subjects.attachments(stage.testbed)
+    everyone = subjects.attachments(stage.topology)
     return next((item for item in everyone if item.nic.address6), everyone[0])
 
 
@@ -176,10 +176,10 @@ def unjoined(stage: Stage) -> tuple[str, str, str] | None:
     """Return node, interface and IPv6 address of two neighbours on a network that no declared flow joins, or
     None.
     """
-    lab = stage.testbed
-    found = {node.name: nd_guard.allowed(lab, node) for node in lab.nodes}
-    own = {item.nic.mac: item for item in subjects.attachments(lab)}
-    for one, other in permutations(endpoints(lab), 2):
+    topology = stage.topology
+    found = {node.name: nd_guard.allowed(topology, node) for node in topology.nodes}
+    own = {item.nic.mac: item for item in subjects.attachments(topology)}
+    for one, other in permutations(endpoints(topology), 2):
         node, tap = own[one.mac].guest.node, own[one.mac].nic.tap
         if one.network == other.network and one.address6 and (tap, str(other.address6)) not in found[node]:
             return node, tap, str(other.address6)
@@ -193,7 +193,7 @@ def switch(stage: Stage) -> str:
     return stage.sender.network
 
 
-def ruled(name: str, rules: Callable[[Stage], tuple[Acl, ...]]) -> Breach:
+def acl_breach(name: str, rules: Callable[[Stage], tuple[Acl, ...]]) -> Breach:
     """Return a breach by rules that are added to the `switch`."""
 
     def in_force(stage: Stage) -> bool:
@@ -209,7 +209,7 @@ def ruled(name: str, rules: Callable[[Stage], tuple[Acl, ...]]) -> Breach:
 
 
 _ALL = tuple(Acl(way, 2000, "ip", "allow") for way in ("from-lport", "to-lport"))
-ALLOW_ALL = ruled("a rule allows all IP inside a tenant's network", lambda _: _ALL)
+ALLOW_ALL = acl_breach("a rule allows all IP inside a tenant's network", lambda _: _ALL)
 
 
 def attacker(stage: Stage) -> GuestNic:
@@ -217,7 +217,7 @@ def attacker(stage: Stage) -> GuestNic:
     return stage.sender.nic
 
 
-def loosened(
+def port_security_breach(
     name: str, security: Callable[[Stage], list[str]], nic: Callable[[Stage], GuestNic] = attacker
 ) -> Breach:
     """Return a breach by other addresses that an interface may use."""
@@ -229,7 +229,7 @@ def loosened(
     )
 
 
-def readdressed(
+def address_breach(
     name: str, nic: Callable[[Stage], GuestNic], addresses: Callable[[Stage], list[str]]
 ) -> Breach:
     """Return a breach by other addresses at which a port is reached, and which DHCP hands out."""

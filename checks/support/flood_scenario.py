@@ -13,7 +13,8 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from checks.support.attacker_positions import Scene, scenes
+from checks.support.attacker_positions import Position, positions
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.reachability import Endpoint, endpoints
 from testbed.model.subjects import loudest
@@ -27,6 +28,7 @@ from testbed.verify.observation.arrivals import Observation
 from testbed.verify.observation.observe import Attack, observe
 from testbed.verify.probe.client import in_guest
 from testbed.verify.probe.frames import BROADCAST, arp_reply, dhcp_discover
+from testbed.verify.probe.requests import Signal, Stream
 from testbed.verify.probe.tokens import Tokens
 
 _CALM, _BEAT = 5.0, 0.25  # seconds of calm; seconds between two beats of the victim's heart
@@ -37,7 +39,7 @@ _EXCESS = (
     1.05  # how far beyond what a limit may let through a flood must go, to show that the limit holds it back
 )
 _SPACED = 0.002  # seconds between two new connections
-_LONGEST = 200.0  # seconds that the floods may take together
+_LONGEST = timeouts.FLOODS
 _SMALL, LARGE = 60, 1400  # octets
 # how far the kernel's meters may be above a limit; without a limit, what passes is several times as much
 SLACK = 1.15
@@ -61,7 +63,7 @@ class Noise:
 
     guest: Guest
     nic: GuestNic
-    scene: Scene
+    scene: Position
     victim: Endpoint | None
 
     @property
@@ -76,7 +78,7 @@ class Noise:
 
 
 @dataclass
-class Outcome:
+class FloodOutcome:
     """What became of the noise, and of the victim's heartbeat.
 
     Args:
@@ -102,21 +104,21 @@ class Outcome:
 
 def noise_of(fleet: Fleet) -> Noise:
     """Return who makes noise, as `testbed.model.subjects.loudest` chooses it."""
-    one, _, suffering = loudest(fleet.testbed)
-    scene = next(scene for scene in scenes(fleet) if scene.sender.mac == one.nic.mac)
+    one, _, suffering = loudest(fleet.topology)
+    scene = next(scene for scene in positions(fleet) if scene.sender.mac == one.nic.mac)
     victim = next(
-        (item for item in endpoints(fleet.testbed) if suffering and item.guest == suffering.label), None
+        (item for item in endpoints(fleet.topology) if suffering and item.guest == suffering.label), None
     )
     return Noise(one.guest, one.nic, scene, victim)
 
 
 def _interface(fleet: Fleet, endpoint: Endpoint) -> tuple[Guest, GuestNic]:
     return next(
-        (guest, nic) for guest in fleet.testbed.guests for nic in guest.nics if nic.mac == endpoint.mac
+        (guest, nic) for guest in fleet.topology.guests for nic in guest.nics if nic.mac == endpoint.mac
     )
 
 
-def over(noise: Noise, found: Outcome) -> list[str]:
+def exceeded_limits(noise: Noise, found: FloodOutcome) -> list[str]:
     """Return which limits the noise has got past."""
     own = noise.guest.limits
     return [
@@ -130,7 +132,7 @@ def over(noise: Noise, found: Outcome) -> list[str]:
             (
                 f"octets of large frames passed in {found.large.seconds} s",
                 found.delivered,
-                octets(own).within(found.large.seconds) * SLACK,
+                byte_budget(own).within(found.large.seconds) * SLACK,
             ),
             ("connections are tracked", found.tracked, own.connections * SLACK),
         )
@@ -138,7 +140,7 @@ def over(noise: Noise, found: Outcome) -> list[str]:
     ]
 
 
-def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
+def flooded(fleet: Fleet, noise: Noise) -> tuple[FloodOutcome, Observation]:
     """Watch the victim's heart in calm, while a guest makes one kind of noise after another until one is past
     its limit, and in calm.
 
@@ -146,7 +148,7 @@ def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
         InstrumentError: something was not observed.
 
     """
-    found = Outcome()
+    found = FloodOutcome()
 
     def beat(victim: Endpoint, beats: int, seconds: float) -> None:
         questions = [
@@ -164,7 +166,7 @@ def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
             try:
                 _make_noise(fleet, noise, found)
             finally:
-                in_guest(fleet, _interface(fleet, noise.victim)[0]).ask({"phase": "halt"})
+                in_guest(fleet, _interface(fleet, noise.victim)[0]).ask(Signal(phase="halt"))
             heart.result()
         time.sleep(_DRAIN)
         beat(noise.victim, LATER_BEATS, _CALM)
@@ -178,7 +180,7 @@ def packets(own: Limits) -> Bound:
     return Bound(own.packets * policing.BURST, own.packets)
 
 
-def octets(own: Limits) -> Bound:
+def byte_budget(own: Limits) -> Bound:
     """Return how many octets a guest may send."""
     return Bound((own.bandwidth * _SAVED + own.burst) / 8, own.bandwidth / 8)
 
@@ -190,33 +192,33 @@ def small_enough(own: Limits) -> Bound:
 
 def large_enough(own: Limits) -> Bound:
     """Return how many large frames go beyond the limit of bandwidth."""
-    return octets(own).times(SLACK * _EXCESS / LARGE)
+    return byte_budget(own).times(SLACK * _EXCESS / LARGE)
 
 
-def _make_noise(fleet: Fleet, noise: Noise, found: Outcome) -> None:
+def _make_noise(fleet: Fleet, noise: Noise, found: FloodOutcome) -> None:
     node = fleet.machines[noise.guest.node]
 
     def flood(frames: Sequence[bytes], beyond: Bound) -> Flood:
         return flooding.flood(
             node, noise.nic,
             lambda: found.sent.append(_send(fleet, noise.sender, frames, 2 * _FLOOD, 0)),
-            lambda: in_guest(fleet, noise.guest).ask({"phase": "halt"}),
+            lambda: in_guest(fleet, noise.guest).ask(Signal(phase="halt")),
             beyond, _FLOOD,
         )  # fmt: skip
 
     if noise.scene.protocol:
         _open_connections(fleet, noise, found)
-        if over(noise, found):
+        if exceeded_limits(noise, found):
             return
         peer, nic = _interface(fleet, noise.peer)
         before = flooding.received(fleet.machines[peer.node], nic)
         found.large = flood([_allowed(noise)], large_enough(noise.guest.limits))
         found.delivered = flooding.received(fleet.machines[peer.node], nic) - before
-    if not over(noise, found):
+    if not exceeded_limits(noise, found):
         found.small = flood(_denied(noise), small_enough(noise.guest.limits))
 
 
-def _open_connections(fleet: Fleet, noise: Noise, found: Outcome) -> None:
+def _open_connections(fleet: Fleet, noise: Noise, found: FloodOutcome) -> None:
     node, (opening, closing) = fleet.machines[noise.guest.node], _connections(noise)
     before = flooding.offered(node, noise.nic)
     found.sent.append(_send(fleet, noise.sender, opening, _OPENING, _SPACED))
@@ -228,11 +230,11 @@ def _open_connections(fleet: Fleet, noise: Noise, found: Outcome) -> None:
 
 def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: float, spacing: float) -> int:
     guest, _ = _interface(fleet, sender)
-    once = {"rounds": 1} if spacing else {}
     lines = [{"mac": sender.mac, "frame": frame.hex()} for frame in frames]
-    answer = in_guest(fleet, guest).ask(
-        {"phase": "stream", "probes": lines, "duration": seconds, "spacing": spacing, **once}
-    )
+    request = Stream(phase="stream", probes=lines, duration=seconds, spacing=spacing)
+    if spacing:
+        request["rounds"] = 1
+    answer = in_guest(fleet, guest).ask(request)
     sent = answer.get("sent")
     if not isinstance(sent, int) or not sent:
         raise InstrumentError(

@@ -22,7 +22,7 @@ _PRIORITY = 200  # above every rule of OVN's in this table
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class ShortcutRule:
     """One OpenFlow rule of a node's first table, as commands; port names are looked up on the node.
 
     Args:
@@ -50,7 +50,7 @@ class Rule:
         return f'{TABLE} dump-flows br-int "table=0,{self.match}" | grep -q priority={_PRIORITY}'
 
 
-def rules(stage: Stage, pair: Pair, match: str, actions: str = "") -> list[Rule]:
+def rules(stage: Stage, pair: Pair, match: str, actions: str = "") -> list[ShortcutRule]:
     """Return the rules by which some frames of an attacker come to a victim.
 
     Args:
@@ -63,21 +63,21 @@ def rules(stage: Stage, pair: Pair, match: str, actions: str = "") -> list[Rule]
     wanted = f"in_port={attacker.nic.tap},{match.format(victim=victim.nic.mac)}"
     start, end = attacker.guest.node, victim.guest.node
     if pair.local:
-        return [Rule(start, wanted, f"{actions}output:{victim.nic.tap}")]
+        return [ShortcutRule(start, wanted, f"{actions}output:{victim.nic.tap}")]
     return [
-        Rule(end, f"in_port={_tunnel(stage, start)},tun_id={_KEY}", f"output:{victim.nic.tap}"),
-        Rule(start, wanted, f"{actions}set_field:{_KEY}->tun_id,output:{_tunnel(stage, end)}"),
+        ShortcutRule(end, f"in_port={_tunnel(stage, start)},tun_id={_KEY}", f"output:{victim.nic.tap}"),
+        ShortcutRule(start, wanted, f"{actions}set_field:{_KEY}->tun_id,output:{_tunnel(stage, end)}"),
     ]
 
 
 def _tunnel(stage: Stage, peer: str) -> str:
     """Return what names a node's tunnel to another one, in a shell."""
-    address = stage.testbed.machine(peer).address(Plane.FABRIC)
+    address = stage.topology.machine(peer).address(Plane.FABRIC)
     return f"$(ovs-vsctl --bare --columns=name find interface type=geneve options:remote_ip={address})"
 
 
 def _anywhere(stage: Stage) -> Pair | None:
-    return subjects.pair(stage.testbed)
+    return subjects.pair(stage.topology)
 
 
 def shortcut(
@@ -90,10 +90,10 @@ def shortcut(
 
     """
 
-    def of(stage: Stage) -> list[Rule]:
+    def of(stage: Stage) -> list[ShortcutRule]:
         return rules(stage, among(stage) or stage.pair(), match, actions)
 
-    def on(stage: Stage, rule: Rule) -> Host:
+    def on(stage: Stage, rule: ShortcutRule) -> Host:
         return stage.lab.host(rule.place)
 
     def opens(stage: Stage) -> None:
@@ -119,7 +119,7 @@ def for_a_while(name: str, match: str, folder: str, service: str) -> Breach:
 
     """
 
-    def script(rule: Rule) -> bytes:
+    def script(rule: ShortcutRule) -> bytes:
         return f"for round in 1 2 3 4 5 6 7 8; do {rule.add}; sleep 0.5; done\n".encode()
 
     def opens(stage: Stage) -> None:

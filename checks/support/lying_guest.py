@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.topology import Guest
 from testbed.verify.breach_context import Stage
@@ -16,7 +17,7 @@ from testbed.verify.guest_agent import run_in_guest
 from testbed.verify.observation.arrivals import CELL
 from testbed.verify.probe.transport import FOLDER
 
-_SECONDS = 60.0  # that a guest may take to change sides
+_SECONDS = timeouts.TAMPERING
 HONEST = (
     "self.seen[seen, label] = [now, now, 1]"  # in `testbed.payload.probe.sniffer`: what makes a frame known
 )

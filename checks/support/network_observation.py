@@ -11,7 +11,7 @@ from itertools import chain
 
 from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 
-from checks.support.attacker_positions import Scene, scenes
+from checks.support.attacker_positions import Position, positions
 from checks.support.spoofed_frames import Forgery, flood, forgeries, thefts
 from testbed.errors import InstrumentError
 from testbed.model.reachability import endpoints
@@ -68,9 +68,12 @@ def survey(fleet: Fleet) -> Survey:
 
 
 def _survey(fleet: Fleet) -> Survey:
-    lies, stages = [lie for lie in forgeries(fleet) if fleet.about(lie.control)], scenes(fleet)
+    lies, stages = [lie for lie in forgeries(fleet) if fleet.about(lie.control)], positions(fleet)
     trusted = {
-        (scene.number, stage): honest(scene, stage) for scene in stages if scene.protocol for stage in _STAGES
+        (scene.number, stage): control_frames(scene, stage)
+        for scene in stages
+        if scene.protocol
+        for stage in _STAGES
     }
     probes = matrix_probes(fleet.matrix.cells) if fleet.about("NET-01") else []
     for scene in stages:
@@ -92,7 +95,7 @@ def _survey(fleet: Fleet) -> Survey:
     return Survey(observation, {probe.mark: probe for probe in probes}, lies)
 
 
-def honest(scene: Scene, stage: str) -> list[Probe]:
+def control_frames(scene: Position, stage: str) -> list[Probe]:
     """Return the frames that the forged ones differ from in one thing each."""
     packet = framed(scene.link, scene.ip(), scene.body())
     reply = framed(scene.link, frames.arp_reply(scene.sender.mac, str(scene.sender.address), scene.peer))
@@ -159,7 +162,7 @@ def stolen(fleet: Fleet, transactions: tuple[int, ...]) -> list[str]:
         InstrumentError: DHCP or DHCPv6 answered none of them.
 
     """
-    found, everyone = survey(fleet), endpoints(fleet.testbed)
+    found, everyone = survey(fleet), endpoints(fleet.topology)
     starts = tuple(f"{number:02x}" for number in transactions)
     kinds = ["dhcp", "dhcp6"] if any(item.address6 for item in everyone) else ["dhcp"]
     answers = [
@@ -190,7 +193,7 @@ def overheard(fleet: Fleet) -> list[str]:
     """
     found, macs = (
         survey(fleet),
-        {guest.label: {nic.mac for nic in guest.nics} for guest in fleet.testbed.guests},
+        {guest.label: {nic.mac for nic in guest.nics} for guest in fleet.topology.guests},
     )
     findings = set()
     for guest, records in found.observation.records.items():

@@ -19,7 +19,7 @@ from scapy.layers.l2 import ARP, LLC, STP, Dot3, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
-from checks.support.attacker_positions import NOWHERE, NOWHERE6, Scene, scenes, six_of
+from checks.support.attacker_positions import NOWHERE, NOWHERE6, Position, positions, six_of
 from testbed.model.reachability import Endpoint
 from testbed.verify.fleet import Fleet
 from testbed.verify.probe import frames
@@ -61,10 +61,10 @@ class Forgery:
 
 def forgeries(fleet: Fleet) -> list[Forgery]:
     """Return every frame that every guest tries to get through."""
-    return [lie for scene in scenes(fleet) for lie in of_scene(scene)]
+    return [lie for scene in positions(fleet) for lie in of_scene(scene)]
 
 
-def of_scene(scene: Scene) -> Iterator[Forgery]:
+def of_scene(scene: Position) -> Iterator[Forgery]:
     """Yield every frame that the sender of a scene tries to get through."""
     makers = {
         "NET-02": false_macs, "NET-03": false_resolutions, "NET-04": false_addresses, "NET-05": false_routers,
@@ -87,7 +87,7 @@ def invented_mac() -> str:
     return "0e:" + secrets.token_bytes(5).hex(":")
 
 
-def false_macs(scene: Scene) -> Iterator[tuple[str, Frame]]:
+def false_macs(scene: Position) -> Iterator[tuple[str, Frame]]:
     """Yield packets of an allowed flow from a MAC address that is not the sender's (NET-02)."""
     lies = {
         "an invented MAC address": invented_mac(),
@@ -103,7 +103,7 @@ def false_macs(scene: Scene) -> Iterator[tuple[str, Frame]]:
         )
 
 
-def borrowed_macs(scene: Scene) -> Iterator[tuple[str, str, Frame]]:
+def borrowed_macs(scene: Position) -> Iterator[tuple[str, str, Frame]]:
     """Yield the same from a MAC address that the guest's own driver has given to its device, and that address
     (NET-02).
     """
@@ -112,24 +112,27 @@ def borrowed_macs(scene: Scene) -> Iterator[tuple[str, str, Frame]]:
         yield f"a packet from {meaning} MAC address, which its driver has taken on", mac, packet
 
 
-def false_resolutions(scene: Scene) -> Iterator[tuple[str, Frame]]:
+def false_resolutions(scene: Position) -> Iterator[tuple[str, Frame]]:
     """Yield ARP that lies about its sender, plain and in every encapsulation (NET-03, CERT/CC VU#855201)."""
     own, server, peer = scene.sender, str(scene.server.address), scene.peer
     yield (
         "an ARP reply with an invented MAC address",
-        framed(scene.shout, frames.arp_reply(invented_mac(), str(own.address), peer)),
+        framed(scene.broadcast_link, frames.arp_reply(invented_mac(), str(own.address), peer)),
     )
     yield (
         "an ARP reply in its peer's name",
-        framed(scene.shout, frames.arp_reply(own.mac, str(peer.address), peer)),
+        framed(scene.broadcast_link, frames.arp_reply(own.mac, str(peer.address), peer)),
     )
     ask = ARP(op=1, hwsrc=own.mac, psrc=server, hwdst="00:00:00:00:00:00", pdst=str(peer.address))
-    yield "an ARP request in its network's name", framed(scene.shout, ask)
+    yield "an ARP request in its network's name", framed(scene.broadcast_link, ask)
     lie = frames.arp_reply(own.mac, server, peer)
     meaning = "an ARP reply in its network's name"
-    yield meaning, framed(scene.shout, lie)
-    yield f"{meaning} in a priority tag", framed(scene.shout, frames.tagged(0), lie)
-    yield f"{meaning} in two priority tags", framed(scene.shout, frames.tagged(0, 0, service=True), lie)
+    yield meaning, framed(scene.broadcast_link, lie)
+    yield f"{meaning} in a priority tag", framed(scene.broadcast_link, frames.tagged(0), lie)
+    yield (
+        f"{meaning} in two priority tags",
+        framed(scene.broadcast_link, frames.tagged(0, 0, service=True), lie),
+    )
     yield f"{meaning} behind LLC and SNAP", frames.snap(own.mac, BROADCAST, lie, 0x0806)
     yield (
         f"{meaning} behind LLC, SNAP and a false length",
@@ -137,7 +140,7 @@ def false_resolutions(scene: Scene) -> Iterator[tuple[str, Frame]]:
     )
 
 
-def false_addresses(scene: Scene) -> Iterator[tuple[str, Frame]]:
+def false_addresses(scene: Position) -> Iterator[tuple[str, Frame]]:
     """Yield packets of an allowed flow from an address that is not the sender's (NET-04, RFC 2827)."""
     lies = {
         "a free address of its network": scene.free,
@@ -153,7 +156,7 @@ def false_addresses(scene: Scene) -> Iterator[tuple[str, Frame]]:
     yield from _false_addresses6(scene)
 
 
-def _false_addresses6(scene: Scene) -> Iterator[tuple[str, Frame]]:
+def _false_addresses6(scene: Position) -> Iterator[tuple[str, Frame]]:
     lies = {
         "a free address": scene.free6,
         "the network's own address": six_of(scene.server),
@@ -183,7 +186,7 @@ def _wraps() -> dict[str, tuple[Packet, ...]]:
     }
 
 
-def source_routes(scene: Scene) -> Iterator[tuple[str, Frame]]:
+def source_routes(scene: Position) -> Iterator[tuple[str, Frame]]:
     """Yield packets of an allowed flow that ask their receiver to pass them on to another tenant's guest
     (NET-04, RFC 5095, RFC 7126).
     """
@@ -196,7 +199,7 @@ def source_routes(scene: Scene) -> Iterator[tuple[str, Frame]]:
         yield "an IPv6 packet with a routing header", framed(scene.link, scene.six(), header, scene.body6())
 
 
-def false_routers(scene: Scene) -> Iterator[tuple[str, Frame]]:
+def false_routers(scene: Position) -> Iterator[tuple[str, Frame]]:
     """Yield Neighbor Discovery that only a router or an address's owner may send, plain and wrapped (NET-05,
     RFC 6105, RFC 7113).
     """
@@ -221,7 +224,7 @@ def false_routers(scene: Scene) -> Iterator[tuple[str, Frame]]:
     yield from _false_neighbors(scene)
 
 
-def _false_neighbors(scene: Scene) -> Iterator[tuple[str, Frame]]:
+def _false_neighbors(scene: Position) -> Iterator[tuple[str, Frame]]:
     """Yield Neighbor Discovery between the ends of a flow that lies in its options alone, or about third
     parties.
     """
@@ -249,7 +252,7 @@ def _to_all_nodes(source: str) -> IPv6:
     return IPv6(src=source, dst=frames.ALL_NODES, hlim=255)
 
 
-def false_servers(scene: Scene) -> Iterator[tuple[str, Frame]]:
+def false_servers(scene: Position) -> Iterator[tuple[str, Frame]]:
     """Yield what only the network's DHCP may send (NET-06)."""
     own, peer = scene.sender, scene.peer
     for meaning, server in (
@@ -259,7 +262,7 @@ def false_servers(scene: Scene) -> Iterator[tuple[str, Frame]]:
         offer = frames.dhcp_offer(server, scene.free, peer)
         yield (
             f"a DHCP offer to everybody in {meaning}",
-            framed(scene.shout, IP(src=server, dst="255.255.255.255"), offer),
+            framed(scene.broadcast_link, IP(src=server, dst="255.255.255.255"), offer),
         )
         yield f"a DHCP offer to its peer in {meaning}", framed(scene.link, scene.ip(server), offer)
     names = {
@@ -274,7 +277,7 @@ def false_servers(scene: Scene) -> Iterator[tuple[str, Frame]]:
         )
 
 
-def tagged_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
+def tagged_frames(scene: Position) -> Iterator[tuple[str, Frame]]:
     """Yield honest packets of an allowed flow in VLAN tags, which no tenant's network uses (NET-07)."""
     tags = {
         "a priority tag": frames.tagged(0),
@@ -289,7 +292,7 @@ def tagged_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
         yield f"an IPv6 packet in {meaning}", framed(scene.link, tag, scene.six(), scene.body6())
 
 
-def tunnelled_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
+def tunnelled_frames(scene: Position) -> Iterator[tuple[str, Frame]]:
     """Yield frames for another tenant's guest in tunnels of the fabric, sent to where nodes take such frames
     (NET-08).
     """
@@ -311,11 +314,11 @@ def tunnelled_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
                 outer = IP(src=source, dst=address, flags=flags)
                 yield (
                     f"{name} to node {node + 1}{meaning}",
-                    framed(scene.shout, outer, tunnel, inner, scene.body()),
+                    framed(scene.broadcast_link, outer, tunnel, inner, scene.body()),
                 )
 
 
-def strays(scene: Scene) -> Iterator[tuple[str, Frame]]:
+def strays(scene: Position) -> Iterator[tuple[str, Frame]]:
     """Yield frames for nobody's MAC address, and those of the protocols that bridges speak among themselves
     (NET-11).
     """
@@ -340,13 +343,13 @@ def strays(scene: Scene) -> Iterator[tuple[str, Frame]]:
         )
 
 
-def flood(scene: Scene) -> Probe:
+def flood(scene: Position) -> Probe:
     """Return frames from many MAC addresses, to fill whatever learns them (NET-11)."""
     frame = framed(Ether(src=scene.sender.mac, dst=BROADCAST, type=frames.TEST), tail=lambda _: Raw(b"flood"))
     return Probe(f"flood{scene.number}", scene.sender, {"copies": _STRANGERS}, frame)
 
 
-def thefts(scene: Scene) -> list[Probe]:
+def thefts(scene: Position) -> list[Probe]:
     """Return questions to DHCP for what is another's, and for more than there is (NET-06)."""
     victims = {item.mac: item for item in (scene.peer, scene.stranger)}.values()
     claims = [(victim, mac) for victim in victims for mac in (victim.mac, scene.sender.mac)]
@@ -367,7 +370,7 @@ def thefts(scene: Scene) -> list[Probe]:
     return found + (_thefts6(scene, list(victims)) if scene.sender.address6 else [])
 
 
-def _thefts6(scene: Scene, victims: list[Endpoint]) -> list[Probe]:
+def _thefts6(scene: Position, victims: list[Endpoint]) -> list[Probe]:
     """Return the same questions to DHCPv6, whose transactions have 24 bits: kind, sender, number."""
     wanted = [
         (THEFT, bytes.fromhex(mac.replace(":", "")), six_of(victim))

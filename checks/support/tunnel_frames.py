@@ -15,7 +15,7 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
 from testbed.model.exposure import GENEVE as GENEVE_PORT
-from testbed.model.exposure import UNUSED, Site, machines
+from testbed.model.exposure import UNUSED, InfraEndpoint, machines
 from testbed.model.exposure import VXLAN as VXLAN_PORT
 from testbed.model.reachability import Endpoint, endpoints
 from testbed.model.subjects import ordered
@@ -23,7 +23,7 @@ from testbed.model.topology import AllowedFlow, Plane
 from testbed.untrusted import bounded_json
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation.declared_flows import body
-from testbed.verify.probe.client import broken
+from testbed.verify.probe.client import inconclusive
 from testbed.verify.probe.tokens import Tokens
 
 _CLASS, _TYPE = (
@@ -99,13 +99,15 @@ def inners(fleet: Fleet) -> Iterator[Inner]:
 
     A node without guests gets a frame for a guest of another one.
     """
-    lab, keys = fleet.testbed, _port_keys(fleet)
-    places = {guest.label: guest.node for guest in lab.guests}
-    ports = {nic.mac: nic.port for guest in lab.guests for nic in guest.nics}
-    networks = {network.label: network.key for network in lab.switches()}
+    topology, keys = fleet.topology, _port_keys(fleet)
+    places = {guest.label: guest.node for guest in topology.guests}
+    ports = {nic.mac: nic.port for guest in topology.guests for nic in guest.nics}
+    networks = {network.label: network.key for network in topology.switches()}
     number = 0
-    for node in lab.nodes:
-        for source, target, protocol, port, flows in _aims(endpoints(lab), ordered(lab), places, node.name):
+    for node in topology.nodes:
+        for source, target, protocol, port, flows in _aims(
+            endpoints(topology), ordered(topology), places, node.name
+        ):
             own = (keys[ports[source.mac]], keys[ports[target.mac]])
             yield Inner(
                 f"g{number}", node.name, source, target, protocol, port, flows, networks[target.network], own
@@ -141,20 +143,22 @@ def _other(everyone: Sequence[Endpoint], one: Endpoint) -> Endpoint:
 
 def _port_keys(fleet: Fleet) -> dict[str, int]:
     """Return the tunnel key of each logical port, as the southbound database has it."""
-    text = fleet.machines[fleet.testbed.controller.name].read(
+    text = fleet.machines[fleet.topology.controller.name].read(
         "ovn-sbctl --format=json --columns=logical_port,tunnel_key list Port_Binding"
     )
     try:
         return {str(name): int(key) for name, key in bounded_json.read(text)["data"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise broken(
+        raise inconclusive(
             "the keys of logical ports cannot be read", f"{type(error).__name__}: {error}"
         ) from error
 
 
-def injections(fleet: Fleet, stranger: Site, inner: list[Inner], tokens: Tokens) -> Iterator[Injection]:
+def injections(
+    fleet: Fleet, stranger: InfraEndpoint, inner: list[Inner], tokens: Tokens
+) -> Iterator[Injection]:
     """Yield every frame in every disguise."""
-    sites = {site.name: site for site in machines(fleet.testbed) if site.plane is Plane.FABRIC}
+    sites = {site.name: site for site in machines(fleet.topology) if site.plane is Plane.FABRIC}
     for item in inner:
         node = sites[item.node]
         peer = next(site for site in sites.values() if site.name != node.name)

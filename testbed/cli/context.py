@@ -19,15 +19,18 @@ from testbed.errors import UsageError
 from testbed.lab import session
 from testbed.lab.breach_journal import Entry
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
-from testbed.topology_file.loader import Topology, read
+from testbed.model.topology import Topology
+from testbed.topology_file.loader import ParsedFile, read
 from testbed.untrusted.text import line
 
-File = Annotated[Path, typer.Argument(help="topology file, or the name of a lab", envvar="TESTBED_TOPOLOGY")]
+File = Annotated[
+    Path,
+    typer.Argument(metavar="topology", help="topology file, or the name of a lab", envvar="TESTBED_TOPOLOGY"),
+]
 Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB")]
 
 
-def topology_of(name: str | Path) -> tuple[Testbed, Path]:
+def topology_of(name: str | Path) -> tuple[Topology, Path]:
     """Return the topology that a file, or the copy of a lab of that name, describes.
 
     Raises:
@@ -51,7 +54,7 @@ def workspace_of(name: str | Path) -> Workspace:
     return Workspace(state_root(), read(file).spec.name if file else str(name))
 
 
-def located(name: str, workspace: Workspace, data: Mapping[str, Any]) -> Topology | None:
+def located(name: str, workspace: Workspace, data: Mapping[str, Any]) -> ParsedFile | None:
     """Return the topology whose lines a result points to, or None if there is no file of it.
 
     A file below the current folder is named relative to it, as forges name files of a repository.
@@ -62,7 +65,7 @@ def located(name: str, workspace: Workspace, data: Mapping[str, Any]) -> Topolog
 
     """
     file = (None if _known(name) else _file(name)) or (
-        workspace.topology if workspace.topology.is_file() else None
+        workspace.topology_file if workspace.topology_file.is_file() else None
     )
     if file is None:
         say("the lab is down: name its topology file instead of the lab, and the results have lines")
@@ -77,7 +80,7 @@ def located(name: str, workspace: Workspace, data: Mapping[str, Any]) -> Topolog
 
 def _known(name: str) -> Path | None:
     """Return the topology that a lab of that name keeps, or None; it comes before a file of that name."""
-    return Workspace(state_root(), name).topology if name in labs(state_root()) else None
+    return Workspace(state_root(), name).topology_file if name in labs(state_root()) else None
 
 
 def _file(text: str) -> Path | None:
@@ -88,7 +91,7 @@ def _file(text: str) -> Path | None:
         return None
 
 
-def running_lab(name: str) -> tuple[Testbed, Workspace, lab_namespaces.Enclosure]:
+def running_lab(name: str) -> tuple[Topology, Workspace, lab_namespaces.Enclosure]:
     """Return a lab that runs.
 
     Raises:
@@ -96,12 +99,12 @@ def running_lab(name: str) -> tuple[Testbed, Workspace, lab_namespaces.Enclosure
 
     """
     workspace = workspace_of(name)
-    testbed = session.load_applied(workspace)
-    found = lab_namespaces.find(testbed.name, workspace.root)
+    topology = session.load_applied(workspace)
+    found = lab_namespaces.find(topology.name, workspace.root)
     if found is None:
         fact = "it has no running namespaces"
-        raise UsageError(f"the lab {testbed.name} is down", fact=fact, remedy=f"run `testbed up {name}`")
-    return testbed, workspace, found
+        raise UsageError(f"the lab {topology.name} is down", fact=fact, remedy=f"run `testbed up {name}`")
+    return topology, workspace, found
 
 
 def to_close(left: Sequence[Entry]) -> list[str]:
@@ -112,9 +115,9 @@ def to_close(left: Sequence[Entry]) -> list[str]:
 
 
 @contextmanager
-def entered(testbed: Testbed, workspace: Workspace, ground: session.Ground) -> Iterator[session.Lab]:
+def entered(topology: Topology, workspace: Workspace, ground: session.BuildInputs) -> Iterator[session.Lab]:
     """Lock a lab, enter its namespaces and build its drivers; afterwards this process stays inside."""
     with workspace.locked():
-        taken = session.enter(testbed, workspace, ground.environment)
-        with session.opened(testbed, workspace, ground, taken) as opened:
+        taken = session.enter(topology, workspace, ground.environment)
+        with session.open_lab(topology, workspace, ground, taken) as opened:
             yield opened

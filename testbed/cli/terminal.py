@@ -1,30 +1,35 @@
 """What the command line prints: results on standard output, progress and errors on standard error.
 
-Nothing else in this package prints. No text is markup here, and every text goes through
-`testbed.untrusted.text` once more.
+Nothing else in this package prints, but for the picture that `testbed.cli.display` draws. No text is
+markup here, and every text goes through `testbed.untrusted.text` once more.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 import time
 import traceback
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Annotated, TextIO
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from testbed.cli.display import Display, SteadyConsole, coloured, width_of
 from testbed.errors import TestbedError
+from testbed.report.columns import Line
 from testbed.untrusted import text as foreign
 
-ERR = Console(
+ERR = SteadyConsole(
     stderr=True, highlight=False, emoji=False, markup=False
 )  # or parts of IPv6 addresses become pictures
 Json = Annotated[bool, typer.Option("--json", help="print JSON", envvar="TESTBED_JSON")]
+_DISPLAYS: list[Display] = []  # one at most
 _START = time.monotonic()
 
 
@@ -33,17 +38,59 @@ def elapsed() -> float:
     return time.monotonic() - _START
 
 
+@contextmanager
+def displayed(title: str) -> Iterator[None]:
+    """Show on one live display what `say` is given while a block runs; where no terminal is, line by line.
+
+    Args:
+        title: what is done, in a word.
+
+    """
+    found = _descriptor(sys.stderr)
+    if found is None or _DISPLAYS:
+        yield
+        return
+    display = Display(title, _words)
+    _DISPLAYS.append(display)
+    try:
+        display.open()
+        yield
+    finally:
+        undisplay()
+
+
+def undisplay() -> None:
+    """Take the live display away, if there is one; signal handlers may call this."""
+    while _DISPLAYS:
+        _DISPLAYS.pop().close()
+
+
 def say(message: str) -> None:
-    """Tell people who wait what is going on."""
-    ERR.print(
-        Text(f"{elapsed():6.1f} s  ", "dim") + Text(_spaced(foreign.block(message, f"{'':10}| "))),
-        soft_wrap=True,
-    )
+    """Show people who wait what goes on: a line, or a step of the work on the live display."""
+    if _DISPLAYS:
+        _DISPLAYS[-1].show(message)
+    elif message:
+        _print(_words(message))
+
+
+def _words(message: str) -> Text:
+    return Text.assemble((f"{elapsed():6.1f} s  ", "dim"), _spaced(foreign.block(message, f"{'':10}| ")))
 
 
 def warn(message: str) -> None:
     """Print a message of several lines on standard error."""
-    ERR.print(Text(_spaced(foreign.unspoken(foreign.clean(message)))), soft_wrap=True)
+    _print(Text(_spaced(foreign.unspoken(foreign.clean(message)))))
+
+
+def _print(text: Text) -> None:
+    """Print on standard error; that its reader has gone ends nothing."""
+    if _DISPLAYS:
+        _DISPLAYS[-1].print(text)
+        return
+    try:
+        ERR.print(Text() + text, soft_wrap=True)
+    except BrokenPipeError:
+        _hush(sys.stderr)
 
 
 def _spaced(text: str) -> str:
@@ -98,10 +145,61 @@ def pass_on(stdout: bytes, stderr: bytes = b"") -> None:
     `testbed.untrusted.text.passed_on`.
     """
     _write(foreign.passed_on(stdout))
-    sys.stderr.write(foreign.passed_on(stderr))
+    with _unless_gone(sys.stderr):
+        sys.stderr.write(foreign.passed_on(stderr))
+        sys.stderr.flush()
+
+
+def show(lines: Sequence[Line]) -> None:
+    """Print a result line by line, in colours where a person watches."""
+    if not coloured(sys.stdout):
+        out("\n".join(line.plain for line in lines))
+        return
+    console = SteadyConsole(file=sys.stdout, force_terminal=True, highlight=False, emoji=False, markup=False)
+    with _aside(), _unless_gone(sys.stdout):
+        for line in lines:
+            head, rest = (foreign.clean(part) for part in (line.head, line.rest))
+            console.print(Text.assemble((head, line.style), rest.rstrip()), soft_wrap=True)
+
+
+def width() -> int:
+    """Return how many cells a line of standard output has."""
+    return width_of(_descriptor(sys.stdout))
 
 
 def _write(text: str) -> None:
     """Write to standard output, whatever alphabet that has."""
     alphabet = getattr(sys.stdout, "encoding", None) or "utf-8"
-    sys.stdout.write(text.encode(alphabet, "replace").decode(alphabet))
+    with _aside(), _unless_gone(sys.stdout):
+        sys.stdout.write(text.encode(alphabet, "replace").decode(alphabet))
+        sys.stdout.flush()
+
+
+def _aside() -> AbstractContextManager[None]:
+    """Let a block print where the live display is."""
+    return _DISPLAYS[-1].paused() if _DISPLAYS else nullcontext()
+
+
+@contextmanager
+def _unless_gone(stream: TextIO) -> Iterator[None]:
+    """Let a block print to a reader that may have gone, as head(1) does; no exit code changes."""
+    try:
+        yield
+    except BrokenPipeError:
+        _hush(stream)
+
+
+def _hush(stream: TextIO) -> None:
+    """Let a stream lead nowhere, so that Python finds nothing amiss when it writes the rest at the end."""
+    found = _descriptor(stream)
+    if found is not None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, found)
+        os.close(nowhere)
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    """Return the descriptor of a stream; None if it has none, as in tests."""
+    with suppress(OSError, ValueError, AttributeError):
+        return stream.fileno()
+    return None

@@ -134,7 +134,7 @@ class Authority:
         return self._administrators.sign(name, start, now + HOST_LIFETIME)
 
     @property
-    def born(self) -> datetime:
+    def not_before(self) -> datetime:
         """From when on this authority's certificates can be valid."""
         return self._machines.certificate.not_valid_before_utc
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from graphlib import TopologicalSorter
 from queue import SimpleQueue
 
-from testbed.engine.place import Place, Progress
+from testbed.engine.place import Place, Progress, Step
 from testbed.engine.timing import Trace
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.plan.diff import Action, Observed, Plan, diff
@@ -34,6 +34,7 @@ def converge(
 
     """
     outer = next(place for place in places if place.name == OUTER)
+    progress(Step.planned(len(places)))
     done = converge_place(desired, outer, progress, trace)
     inner = [place for place in places if place.name != OUTER]
     failures: list[TestbedError] = []
@@ -71,6 +72,7 @@ def converge_place(
         trace or Trace(),
     )
     waited, recovered, seen = (f"{place.name}: {step}" for step in ("waited for", "set right", "observed"))
+    progress(Step.begun(place.name))
     with trace.span(waited, [str(Key(OUTER, Kind.MACHINE, place.name))]):
         place.wait()
     with trace.span(recovered, [waited]):
@@ -78,6 +80,7 @@ def converge_place(
             progress(f"{place.name}: {told}")
     with trace.span(seen, [recovered]):
         observed: Observed = place.observe()
+    progress(Step.ended(place.name))
     return perform(diff(here, observed), place, progress, trace, seen)
 
 
@@ -102,6 +105,7 @@ def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: st
         with trace.span(str(action.key), [str(key) for key in action.after if key in actions] or [seen]):
             place.perform(action)
 
+    progress(Step.planned(len(actions)))
     running: dict[Future[None], Action] = {}
     ended: SimpleQueue[Future[None]] = SimpleQueue()
     done: list[Action] = []
@@ -109,7 +113,7 @@ def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: st
     with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
         while order.is_active():
             for key in order.get_ready():
-                progress(str(actions[key]))
+                progress(Step.begun(str(key), str(actions[key])))
                 future = pool.submit(do, actions[key])
                 running[future] = actions[key]
                 future.add_done_callback(ended.put)
@@ -120,9 +124,14 @@ def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: st
             try:
                 future.result()
             except TestbedError as error:
-                progress(f"failed: {action.key}: {error.what}: {error.fact}")
+                progress(
+                    Step.ended(
+                        str(action.key), f"failed: {action.key}: {error.what}: {error.fact}", well=False
+                    )
+                )
                 failures.append(error)
                 continue
+            progress(Step.ended(str(action.key)))
             done.append(action)
             order.done(action.key)
     if failures:

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def side_by_side(
+def run_in_lanes(
     lanes: Sequence[Sequence[T]],
     do: Callable[[T], None],
     *,

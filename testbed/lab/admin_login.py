@@ -16,7 +16,7 @@ from testbed.drivers.host.private_files import write_secret
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.pki import USER_LIFETIME, Authority
 from testbed.drivers.ssh.client import USER, Access
-from testbed.model.topology import Machine, Plane, Testbed
+from testbed.model.topology import Machine, Plane, Topology
 
 _ROLE = "node-admin"
 
@@ -41,7 +41,7 @@ def renew(workspace: Workspace, authority: Authority) -> None:
     key, now = _key(workspace), datetime.now(UTC)
     with _one_at_a_time(key.parent):
         known = key.read_bytes() if key.exists() else None
-        identity = authority.user([_ROLE], now=now, start=authority.born - now, key=known)
+        identity = authority.user([_ROLE], now=now, start=authority.not_before - now, key=known)
         if known is None:
             write_secret(key, identity.private_key)
         write_secret(_certificate(key), identity.certificate)
@@ -62,9 +62,9 @@ def _life_left(certificate: Path) -> timedelta:
     return timedelta(seconds=end - datetime.now(UTC).timestamp())
 
 
-def write_config(testbed: Testbed, workspace: Workspace, authority: Authority) -> None:
+def write_config(topology: Topology, workspace: Workspace, authority: Authority) -> None:
     """Write the files by which OpenSSH's client logs in to a lab's machines."""
-    addresses = {machine.name: machine.address(Plane.MANAGEMENT) for machine in testbed.machines}
+    addresses = {machine.name: machine.address(Plane.MANAGEMENT) for machine in topology.machines}
     known = workspace.folder / "ssh/known_hosts"
     names = ",".join(str(item) for pair in addresses.items() for item in pair)
     write_secret(known, f"@cert-authority {names} {authority.ssh_public_key}\n".encode())

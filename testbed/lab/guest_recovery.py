@@ -15,7 +15,7 @@ from testbed.untrusted.text import clean
 _LAST = 600  # octets of a console
 
 
-def revive(lab: Lab, progress: Progress) -> tuple[str, ...]:
+def restart_crashed_guests(lab: Lab, progress: Progress) -> tuple[str, ...]:
     """Start guests again whose agents are silent, if nothing else is wrong with a lab: what differs otherwise
     is a finding.
 
@@ -33,7 +33,7 @@ def revive(lab: Lab, progress: Progress) -> tuple[str, ...]:
         ]
         if not silent or others:
             return ()
-        for guest in (item for item in lab.testbed.guests if item.label in silent):
+        for guest in (item for item in lab.topology.guests if item.label in silent):
             last = clean(lab.nodes[guest.node].console(guest, _LAST).decode(errors="replace")).strip()
             progress(f"{guest.label} is silent; the last it has written to its console:\n{last or 'nothing'}")
         for _ in range(2):  # their interfaces are new, and get their limits afterwards

@@ -21,30 +21,30 @@ from testbed.drivers.images.cache import Image, ImageCache
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.network.bridges import Fabric
 from testbed.drivers.pki import Authority
-from testbed.drivers.places.controller import Central, write_client
+from testbed.drivers.places.controller import Controller, write_client
 from testbed.drivers.places.node import Node
-from testbed.drivers.places.outer_host import Outer, destroy_machines
+from testbed.drivers.places.outer_host import OuterHost, destroy_machines
 from testbed.drivers.snapshots.checkpoint import Checkpoint
-from testbed.drivers.snapshots.machine_memory import Saved, Store
+from testbed.drivers.snapshots.machine_memory import MemorySnapshot, SnapshotStore
 from testbed.drivers.ssh.client import Host
 from testbed.engine.place import Place, Progress
 from testbed.errors import TestbedError, UsageError
 from testbed.lab import admin_login
 from testbed.model.environment import Accelerator, Environment
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.plan.libvirt_xml.machine import Hardware
 from testbed.plan.resources import Inputs, Key, Resource, desired
 from testbed.topology_file.loader import read
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class BuildInputs:
     """What a lab stands on: images, what the outer machine can do, and what there is of saved memory."""
 
     images: dict[str, Image]
     environment: Environment
-    memories: Mapping[Hardware, Saved | str] = field(default_factory=dict)
+    memories: Mapping[Hardware, MemorySnapshot | str] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
 
     @property
@@ -53,7 +53,7 @@ class Ground:
         return Inputs(self.environment, {name: image.digest for name, image in self.images.items()})
 
 
-def prepare(progress: Progress, *, want: Accelerator | None = None) -> Ground:
+def prepare_inputs(progress: Progress, *, want: Accelerator | None = None) -> BuildInputs:
     """Bake what is missing, and find out how virtual machines run here.
 
     Raises:
@@ -65,7 +65,7 @@ def prepare(progress: Progress, *, want: Accelerator | None = None) -> Ground:
     return _ground(cache.ensure(progress), want)
 
 
-def ground(*, want: Accelerator | None = None) -> Ground:
+def load_inputs(*, want: Accelerator | None = None) -> BuildInputs:
     """Return what is there already, for commands that look at a lab and build nothing.
 
     Raises:
@@ -76,20 +76,22 @@ def ground(*, want: Accelerator | None = None) -> Ground:
     return _ground(ImageCache(cache_root(), packaged.playbooks()).baked(), want)
 
 
-def _ground(images: dict[str, Image], want: Accelerator | None) -> Ground:
+def _ground(images: dict[str, Image], want: Accelerator | None) -> BuildInputs:
     require_trust(cache_root(), shared=True)
-    return Ground(images, canary.environment(images["node"], cache_root(), want=want))
+    return BuildInputs(images, canary.environment(images["node"], cache_root(), want=want))
 
 
-def remember(ground: Ground, testbed: Testbed, progress: Progress, *, save: bool) -> Ground:
+def attach_snapshots(
+    ground: BuildInputs, topology: Topology, progress: Progress, *, save: bool
+) -> BuildInputs:
     """Return the same ground with the saved memory that a lab's machines can start from.
 
     Args:
         save: boot and save machines of which no memory fits; if that fails, or is not wanted, they have none.
 
     """
-    store = Store(cache_root(), ground.images, ground.environment)
-    wanted = [Hardware.of(machine, ground.environment) for machine in testbed.machines]
+    store = SnapshotStore(cache_root(), ground.images, ground.environment)
+    wanted = [Hardware.of(machine, ground.environment) for machine in topology.machines]
     if save:
         try:
             store.ensure(wanted, progress)
@@ -107,11 +109,11 @@ class Lab:
 
     """
 
-    testbed: Testbed
+    topology: Topology
     workspace: Workspace
-    ground: Ground
-    outer: Outer
-    central: Central
+    ground: BuildInputs
+    outer: OuterHost
+    central: Controller
     nodes: dict[str, Node]
     closed: list[str] = field(default_factory=list)
 
@@ -123,7 +125,7 @@ class Lab:
     @property
     def desired(self) -> dict[Key, Resource]:
         """Every resource that must exist."""
-        return desired(self.testbed, self.ground.inputs)
+        return desired(self.topology, self.ground.inputs)
 
     @property
     def retried(self) -> tuple[str, ...]:
@@ -142,7 +144,7 @@ class Lab:
             UsageError: there is no such machine.
 
         """
-        require_member("machine", name, [machine.name for machine in self.testbed.machines])
+        require_member("machine", name, [machine.name for machine in self.topology.machines])
         return self.central.host if name == self.central.name else self.nodes[name].host
 
     def log_out(self) -> None:
@@ -189,24 +191,24 @@ def require_member(kind: str, name: str, known: Sequence[str]) -> None:
         raise UsageError(f"there is no {kind} {name}", fact=fact, remedy="name one of these")
 
 
-def load_applied(workspace: Workspace) -> Testbed:
+def load_applied(workspace: Workspace) -> Topology:
     """Return the topology that was applied last.
 
     Raises:
         UsageError: there is no such lab.
 
     """
-    if not workspace.topology.exists():
+    if not workspace.topology_file.exists():
         fact = f"{workspace.folder} has no topology"
         raise UsageError(
             f"there is no lab {workspace.lab}",
             fact=fact,
             remedy="run `testbed up TOPOLOGY`, or `testbed status`",
         )
-    return resolve(read(workspace.topology).spec)
+    return resolve(read(workspace.topology_file).spec)
 
 
-def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> Outside | None:
+def enter(topology: Topology, workspace: Workspace, environment: Environment) -> Outside | None:
     """Continue inside the lab's enclosure, which is made if it is missing; see
     `testbed.drivers.namespaces.lab_namespaces`.
 
@@ -218,23 +220,23 @@ def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> O
 
     """
     workspace.create()
-    found = lab_namespaces.find(testbed.name, workspace.root)
+    found = lab_namespaces.find(topology.name, workspace.root)
     outside = Outside.take(workspace.connection, fresh=found is None) if workspace.connection else None
     if found is None:
         group = f":{workspace.account.gid}" if privileged() else ""
         devices = (f"kvm{group}",) if environment.outer is Accelerator.KVM else ()
         found = lab_namespaces.create(
-            testbed.name, workspace.root, devices=devices, python=sys.executable, log=workspace.log
+            topology.name, workspace.root, devices=devices, python=sys.executable, log=workspace.log
         )
     lab_namespaces.enter(found)
     return outside
 
 
 @contextmanager
-def opened(
-    testbed: Testbed,
+def open_lab(
+    topology: Topology,
     workspace: Workspace,
-    ground: Ground,
+    ground: BuildInputs,
     outside: Outside | None = None,
     *,
     progress: Progress = lambda _: None,
@@ -251,7 +253,7 @@ def opened(
     """
     authority = Authority(workspace.pki)
     admin_login.renew(workspace, authority)
-    client = authority.administrator("testbed", start=authority.born, now=datetime.now(UTC))
+    client = authority.administrator("testbed", start=authority.not_before, now=datetime.now(UTC))
     write_client(workspace, client.private_key, client.certificate)
     if not outside:
         workspace.account.admit(workspace.folder)
@@ -259,10 +261,10 @@ def opened(
         Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, workspace.account)
     )
     if outside and outside.fresh:
-        destroy_machines(hypervisor, testbed.name)
-    fabric = Fabric(testbed.name)
-    outer = Outer(
-        testbed,
+        destroy_machines(hypervisor, topology.name)
+    fabric = Fabric(topology.name)
+    outer = OuterHost(
+        topology,
         workspace,
         ground.environment,
         ground.images,
@@ -273,26 +275,26 @@ def opened(
         ground.memories,
         ground.checkpoint,
     )
-    central = Central(
-        testbed,
+    central = Controller(
+        topology,
         workspace,
-        Host(admin_login.access(workspace, testbed.controller)),
+        Host(admin_login.access(workspace, topology.controller)),
         ground.environment.slowness,
     )
     nodes = {
         node.name: Node(
-            testbed,
+            topology,
             node,
             Host(admin_login.access(workspace, node)),
             workspace.machine(node.name) / "libvirt.sock",
             ground.environment,
         )
-        for node in testbed.nodes
+        for node in topology.nodes
     }
-    for machine in testbed.machines:
+    for machine in topology.machines:
         workspace.make(workspace.machine(machine.name))
-    admin_login.write_config(testbed, workspace, authority)
-    lab = Lab(testbed, workspace, ground, outer, central, nodes)
+    admin_login.write_config(topology, workspace, authority)
+    lab = Lab(topology, workspace, ground, outer, central, nodes)
     try:
         yield lab
     finally:
@@ -301,5 +303,5 @@ def opened(
 
 def apply_copy(file: Path, workspace: Workspace) -> None:
     """Remember the topology that is being applied, so that every other command knows it by the lab's name."""
-    if file.resolve() != workspace.topology:
-        write_secret(workspace.topology, file.read_bytes())
+    if file.resolve() != workspace.topology_file:
+        write_secret(workspace.topology_file, file.read_bytes())

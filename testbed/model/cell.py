@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import IPv6Address
 from typing import Protocol
+
+_PAIRS, _SERVICES = 4, 6  # that words of many cells name
 
 
 class Named(Protocol):
@@ -44,6 +47,22 @@ class Question:
 
     def __str__(self) -> str:
         return f"{self.source.label} -> {self.aim} {self.service}"
+
+
+def by_pair(cells: Iterable[Question]) -> str:
+    """Return the first pairs of source and target with their first services, and count the rest."""
+    pairs: dict[str, list[str]] = {}
+    for cell in cells:
+        pairs.setdefault(f"{cell.source.label} -> {cell.aim}", []).append(cell.service)
+    told = [
+        f"{pair}: {', '.join(services[:_SERVICES])}{_more(len(services) - _SERVICES)}"
+        for pair, services in pairs.items()
+    ]
+    return "; ".join(told[:_PAIRS]) + (f"; and {len(told) - _PAIRS} more pairs" if len(told) > _PAIRS else "")
+
+
+def _more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""
 
 
 def link_local(mac: str) -> IPv6Address:

@@ -37,6 +37,6 @@ class Environment:
     def vcpus(self, declared: int) -> int:
         """Return the virtual CPUs that a machine really gets.
 
-        Under emulation several vCPUs corrupt nodes that run KVM (RECIPES.md, soak), so there is one.
+        Under emulation several vCPUs corrupt nodes that run KVM, as long runs have shown; so there is one.
         """
         return declared if self.outer is Accelerator.KVM else 1

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import product
 
 from testbed.model.cell import Question, link_local
-from testbed.model.topology import LabNetwork, Plane, Role, Testbed
+from testbed.model.topology import LabNetwork, Plane, Role, Topology
 
 SSH, NORTHBOUND, SOUTHBOUND, KEYS, GENEVE, VXLAN, UNUSED = 22, 6641, 6642, 500, 6081, 4789, 7
 WITHOUT_PORT = ("arp", "icmp", "nd", "icmp6")
@@ -22,7 +22,7 @@ _FIRST_FREE = 2  # of the hosts that a lab leaves to nobody: 2 to 9 of each infr
 Socket = tuple[str, int]
 
 
-class Stand(StrEnum):
+class EndpointOwner(StrEnum):
     """Who stands at a site."""
 
     ROGUE = "rogue"
@@ -32,7 +32,7 @@ class Stand(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Site:
+class InfraEndpoint:
     """An address on an infrastructure network, and who has it.
 
     Args:
@@ -41,7 +41,7 @@ class Site:
     """
 
     name: str
-    stand: Stand
+    stand: EndpointOwner
     plane: Plane
     mac: str
     address: IPv4Address
@@ -58,7 +58,7 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class Contact(Question):
+class ExposureCell(Question):
     """One question: may this site use that service of a machine?
 
     Args:
@@ -70,8 +70,8 @@ class Contact(Question):
 
     """
 
-    source: Site
-    target: Site
+    source: InfraEndpoint
+    target: InfraEndpoint
     address: IPv4Address
     protocol: str
     port: int | None
@@ -88,30 +88,34 @@ class Contact(Question):
         )
 
 
-def rogue(network: LabNetwork) -> Site:
+def rogue(network: LabNetwork) -> InfraEndpoint:
     """Return the site of a host that does not belong to the fleet."""
     mac = f"0e:72:{network.network.network_address.packed.hex(':')}"
-    return Site("rogue", Stand.ROGUE, network.plane, mac, network.network[_FIRST_FREE])
+    return InfraEndpoint("rogue", EndpointOwner.ROGUE, network.plane, mac, network.network[_FIRST_FREE])
 
 
-def machines(lab: Testbed) -> tuple[Site, ...]:
+def machines(topology: Topology) -> tuple[InfraEndpoint, ...]:
     """Return every interface of every machine."""
-    stands = {Role.CONTROLLER: Stand.CONTROLLER, Role.NODE: Stand.NODE}
+    stands = {Role.CONTROLLER: EndpointOwner.CONTROLLER, Role.NODE: EndpointOwner.NODE}
     return tuple(
-        Site(item.name, stands[item.role], nic.plane, nic.mac, nic.address)
-        for item in lab.machines
+        InfraEndpoint(item.name, stands[item.role], nic.plane, nic.mac, nic.address)
+        for item in topology.machines
         for nic in item.nics
     )
 
 
-def outer(lab: Testbed) -> tuple[Site, ...]:
+def outer(topology: Topology) -> tuple[InfraEndpoint, ...]:
     """Return the outer machine's own ends: the administrator's place."""
     return tuple(
-        Site("outer", Stand.OUTER, item.plane, "", item.gateway) for item in lab.networks if item.gateway
+        InfraEndpoint("outer", EndpointOwner.OUTER, item.plane, "", item.gateway)
+        for item in topology.networks
+        if item.gateway
     )
 
 
-def contacts(lab: Testbed, listening: Mapping[str, frozenset[Socket]] | None = None) -> tuple[Contact, ...]:
+def contacts(
+    topology: Topology, listening: Mapping[str, frozenset[Socket]] | None = None
+) -> tuple[ExposureCell, ...]:
     """Return every question of a lab: each site to each machine on its network, and rogue hosts to other
     networks through it.
 
@@ -120,14 +124,14 @@ def contacts(lab: Testbed, listening: Mapping[str, frozenset[Socket]] | None = N
             fleet has.
 
     """
-    targets = machines(lab)
-    sources = (*map(rogue, lab.networks), *outer(lab), *targets)
-    found: list[Contact] = []
+    targets = machines(topology)
+    sources = (*map(rogue, topology.networks), *outer(topology), *targets)
+    found: list[ExposureCell] = []
     for source, target in product(sources, targets):
         if source.plane == target.plane and source.name != target.name:
             sockets = (listening or {}).get(target.name, frozenset())
             found += _direct(source, target, sockets)
-            if source.stand is Stand.ROGUE:
+            if source.stand is EndpointOwner.ROGUE:
                 others = (
                     item.address
                     for item in targets
@@ -144,18 +148,20 @@ def _services(more: frozenset[Socket]) -> list[tuple[str, int | None]]:
     return [*sorted(known | more)]
 
 
-def _direct(source: Site, target: Site, more: frozenset[Socket]) -> Iterator[Contact]:
+def _direct(source: InfraEndpoint, target: InfraEndpoint, more: frozenset[Socket]) -> Iterator[ExposureCell]:
     services = _services(more)
     six = [(f"{protocol}6", port) for protocol, port in services]
     for protocol, port in (*((name, None) for name in WITHOUT_PORT), *services, *six):
-        yield Contact(
+        yield ExposureCell(
             source, target, target.address, protocol, port, *_verdict(source, target, protocol, port)
         )
 
 
-def _crossing(source: Site, target: Site, address: IPv4Address, more: frozenset[Socket]) -> Iterator[Contact]:
+def _crossing(
+    source: InfraEndpoint, target: InfraEndpoint, address: IPv4Address, more: frozenset[Socket]
+) -> Iterator[ExposureCell]:
     for protocol, port in (("arp", None), ("icmp", None), *_services(more)):
-        yield Contact(
+        yield ExposureCell(
             source,
             target,
             address,
@@ -166,23 +172,37 @@ def _crossing(source: Site, target: Site, address: IPv4Address, more: frozenset[
         )
 
 
-def _verdict(source: Site, target: Site, protocol: str, port: int | None) -> tuple[bool, str]:
+def _verdict(
+    source: InfraEndpoint, target: InfraEndpoint, protocol: str, port: int | None
+) -> tuple[bool, str]:
     if protocol == "arp":
         return True, "neighbours on a network resolve one another"
     if protocol.endswith("6") or protocol == "nd":
         return False, "the fleet's machines speak no IPv6"
     offered = {
-        (Stand.OUTER, Plane.MANAGEMENT, target.stand, "tcp", SSH): "the administrator logs in",
+        (EndpointOwner.OUTER, Plane.MANAGEMENT, target.stand, "tcp", SSH): "the administrator logs in",
         (
-            Stand.OUTER,
+            EndpointOwner.OUTER,
             Plane.MANAGEMENT,
-            Stand.CONTROLLER,
+            EndpointOwner.CONTROLLER,
             "tcp",
             NORTHBOUND,
         ): "the administrator declares the tenants' networks",
-        (Stand.NODE, Plane.MANAGEMENT, Stand.CONTROLLER, "tcp", SOUTHBOUND): "nodes learn what to do",
-        (Stand.NODE, Plane.FABRIC, Stand.NODE, "udp", KEYS): "nodes exchange keys",
-        (Stand.NODE, Plane.FABRIC, Stand.NODE, "udp", GENEVE): "nodes carry tenants' networks to one another",
+        (
+            EndpointOwner.NODE,
+            Plane.MANAGEMENT,
+            EndpointOwner.CONTROLLER,
+            "tcp",
+            SOUTHBOUND,
+        ): "nodes learn what to do",
+        (EndpointOwner.NODE, Plane.FABRIC, EndpointOwner.NODE, "udp", KEYS): "nodes exchange keys",
+        (
+            EndpointOwner.NODE,
+            Plane.FABRIC,
+            EndpointOwner.NODE,
+            "udp",
+            GENEVE,
+        ): "nodes carry tenants' networks to one another",
     }
     reason = offered.get((source.stand, source.plane, target.stand, protocol, port or 0))
     return reason is not None, reason or f"nothing that {target.name} offers to {source.name}"

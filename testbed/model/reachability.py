@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import count, permutations
 
 from testbed.model.cell import Question, link_local
-from testbed.model.topology import AllowedFlow, Testbed
+from testbed.model.topology import AllowedFlow, Topology
 
 FIRST_PROBE_PORT = 7
 PORTLESS = ("arp", "icmp", "raw", "broadcast", "multicast")
@@ -96,12 +96,12 @@ class ReachMatrix:
     cells: tuple[Cell, ...]
 
     @classmethod
-    def of(cls, lab: Testbed) -> ReachMatrix:
+    def of(cls, topology: Topology) -> ReachMatrix:
         """Return the matrix of a lab: every ordered pair of distinct endpoints, every protocol and probed
         port.
         """
-        ports = probed_ports(lab)
-        flows = {tenant.name: tenant.flows for tenant in lab.tenants}
+        ports = probed_ports(topology)
+        flows = {tenant.name: tenant.flows for tenant in topology.tenants}
         return cls(
             tuple(
                 Cell(
@@ -111,7 +111,7 @@ class ReachMatrix:
                     port,
                     *_verdict(flows[source.tenant], source, target, protocol, port),
                 )
-                for source, target in permutations(endpoints(lab), 2)
+                for source, target in permutations(endpoints(topology), 2)
                 for protocol, port in services(source, target, ports)
             )
         )
@@ -133,19 +133,19 @@ class ReachMatrix:
         return [cell.as_row() for cell in self.cells]
 
 
-def endpoints(lab: Testbed) -> tuple[Endpoint, ...]:
+def endpoints(topology: Topology) -> tuple[Endpoint, ...]:
     """Return every interface of every guest."""
     return tuple(
         Endpoint(guest.label, f"{guest.tenant}/{nic.network}", nic.mac, nic.address, nic.address6)
-        for guest in lab.guests
+        for guest in topology.guests
         for nic in guest.nics
     )
 
 
-def probed_ports(lab: Testbed) -> dict[str, tuple[int, ...]]:
+def probed_ports(topology: Topology) -> dict[str, tuple[int, ...]]:
     """Return the ports to probe per protocol: all that any tenant declares, and one that none does."""
     declared: dict[str, set[int]] = {"tcp": set(), "udp": set()}
-    for tenant in lab.tenants:
+    for tenant in topology.tenants:
         for flow in tenant.flows:
             if flow.port is not None:
                 declared[flow.protocol].add(flow.port)
@@ -174,10 +174,10 @@ def services(
     )
 
 
-def joined(lab: Testbed) -> Iterator[tuple[AllowedFlow, Endpoint, Endpoint]]:
+def joined(topology: Topology) -> Iterator[tuple[AllowedFlow, Endpoint, Endpoint]]:
     """Yield every declared flow with its ends, once per network that both ends are attached to."""
-    members = {(endpoint.guest, endpoint.network): endpoint for endpoint in endpoints(lab)}
-    for tenant in lab.tenants:
+    members = {(endpoint.guest, endpoint.network): endpoint for endpoint in endpoints(topology)}
+    for tenant in topology.tenants:
         for flow in tenant.flows:
             for network in tenant.networks:
                 source = members.get((f"{flow.tenant}/{flow.source}", network.label))

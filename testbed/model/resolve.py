@@ -1,4 +1,4 @@
-"""From what is written to what it means: `Spec` to `Testbed`. Pure and deterministic.
+"""From what is written to what it means: `Spec` to `Topology`. Pure and deterministic.
 
 Numbers (addresses, tunnel keys, worker accounts) follow from a hash of the name they belong to, with
 probing on collision, so that adding a guest leaves the others where they are, and tenants that use the
@@ -14,7 +14,7 @@ from dataclasses import asdict
 from ipaddress import IPv4Network
 from uuid import UUID, uuid5
 
-from testbed.gc_pause import uncollected
+from testbed.gc_pause import gc_disabled
 from testbed.model.topology import (
     FIRST_WORKER_UID,
     AllowedFlow,
@@ -28,7 +28,7 @@ from testbed.model.topology import (
     Role,
     Tenant,
     TenantNetwork,
-    Testbed,
+    Topology,
     Volume,
 )
 from testbed.topology_file.schema import ControllerSpec, GuestSpec, NodeSpec, Spec, TenantSpec
@@ -39,8 +39,8 @@ _MAX_TUNNEL_KEY = 2**23
 _PREFIX = {Plane.MANAGEMENT: "mgmt", Plane.FABRIC: "fabr", Plane.STORAGE: "stor"}
 
 
-@uncollected()
-def resolve(spec: Spec) -> Testbed:
+@gc_disabled()
+def resolve(spec: Spec) -> Topology:
     """Return what a valid topology means.
 
     Args:
@@ -64,7 +64,7 @@ def resolve(spec: Spec) -> Testbed:
     )
     slots = _worker_slots(spec)
     tenants = tuple(_tenant(spec, name, tenant, keys, slots) for name, tenant in spec.tenants.items())
-    return Testbed(
+    return Topology(
         spec.name,
         _digest(spec.name, networks, controller, nodes, tenants),
         networks,

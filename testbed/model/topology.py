@@ -254,7 +254,7 @@ class Tenant:
 
 
 @dataclass(frozen=True)
-class Testbed:
+class Topology:
     """A whole lab, resolved.
 
     Args:
@@ -309,7 +309,7 @@ class Testbed:
         """The addresses at which nodes take tunnels, sorted as text."""
         return tuple(sorted(str(node.address(Plane.FABRIC)) for node in self.nodes))
 
-    def without(self, node: str) -> Testbed:
+    def without(self, node: str) -> Topology:
         """Return the same lab without one node's guests, and without the flows that need them."""
         tenants = []
         for tenant in self.tenants:

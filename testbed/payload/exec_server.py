@@ -37,7 +37,7 @@ ORPHANS = "/run/testbed-orphans"  # locked while commands run whose session has 
 GRACE = 10.0  # seconds that they may take
 
 
-class Watch:
+class FilePoller:
     """Open files, and what is called when one is ready. Who closes a file forgets its number, which the next
     one may have.
     """
@@ -75,7 +75,7 @@ class Command:
 
     """
 
-    def __init__(self, watch: Watch, text: bytes, told: bytes, limit: int) -> None:
+    def __init__(self, watch: FilePoller, text: bytes, told: bytes, limit: int) -> None:
         self.out, self.err = bytearray(), bytearray()
         self._watch, self._told, self._limit = watch, memoryview(told), limit
         pipes = (their_in, told_by), (out, their_out), (err, their_err) = [os.pipe() for _ in range(3)]
@@ -147,7 +147,7 @@ class Command:
             self._leave(file)
 
 
-class Stream:
+class OutputStream:
     """A connection to a UNIX socket of the machine.
 
     Args:
@@ -158,7 +158,7 @@ class Stream:
 
     """
 
-    def __init__(self, watch: Watch, path: bytes, hand_on: Callable[[bytes], None]) -> None:
+    def __init__(self, watch: FilePoller, path: bytes, hand_on: Callable[[bytes], None]) -> None:
         self._watch, self._hand_on = watch, hand_on
         self._waiting, self._last = b"", False
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -200,15 +200,15 @@ class Stream:
             self._waiting = b""  # nobody reads any more; what was written to us before is still read
 
 
-class Server:
+class ExecServer:
     """Answers the requests that come in by one file, and writes to another, until there are no more."""
 
     def __init__(self, requests: int, answers: int, orphans: str = ORPHANS, grace: float = GRACE) -> None:
         self._answers, self._come = answers, bytearray()
         self._orphans, self._grace = orphans, grace
-        self._watch, self._open = Watch(), True
+        self._watch, self._open = FilePoller(), True
         self._commands: dict[bytes, tuple[float, Command]] = {}
-        self._streams: dict[bytes, Stream] = {}
+        self._streams: dict[bytes, OutputStream] = {}
         self._watch.add(requests, select.POLLIN, lambda _: self._read(requests))
 
     def serve(self) -> None:
@@ -273,7 +273,7 @@ class Server:
 
     def _connect(self, number: bytes, path: bytes) -> None:
         try:
-            self._streams[number] = Stream(
+            self._streams[number] = OutputStream(
                 self._watch, path, lambda data: self._answer(b"data %b" % number, data)
             )
         except OSError:
@@ -291,4 +291,4 @@ class Server:
 
 
 if __name__ == "__main__":
-    Server(0, 1).serve()
+    ExecServer(0, 1).serve()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.plan import ovn_northbound
 from testbed.plan.diff import Difference
 from testbed.plan.host_config.settings import settings
@@ -123,9 +123,11 @@ class Walls:
     settings: Mapping[Key, str]
 
     @classmethod
-    def of_lab(cls, lab: Testbed) -> Walls:
+    def of_lab(cls, topology: Topology) -> Walls:
         """Return what the resources of a lab hold."""
-        machines = ((machine.name, item) for machine in lab.machines for item in settings(lab, machine))
+        machines = (
+            (machine.name, item) for machine in topology.machines for item in settings(topology, machine)
+        )
         return cls({Key(place, Kind.SETTING, item.name): item.controls for place, item in machines})
 
     def held_by(self, key: Key) -> frozenset[str]:

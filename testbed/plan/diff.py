@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from testbed.gc_pause import uncollected
+from testbed.gc_pause import gc_disabled
 from testbed.plan import descriptions
 from testbed.plan.resources import OUTER, Key, Kind, Properties, Resource, Value
 
@@ -108,7 +108,7 @@ class Plan:
         return bool(self.actions)
 
 
-@uncollected()
+@gc_disabled()
 def diff(desired: Mapping[Key, Resource], observed: Observed, unseen: frozenset[str] = frozenset()) -> Plan:
     """Return what must change.
 

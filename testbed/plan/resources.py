@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from testbed.gc_pause import uncollected
+from testbed.gc_pause import gc_disabled
 from testbed.model.environment import Environment
-from testbed.model.topology import Guest, Machine, Plane, Role, TenantNetwork, Testbed
+from testbed.model.topology import Guest, Machine, Plane, Role, TenantNetwork, Topology
 from testbed.plan import ovn_northbound
 from testbed.plan.host_config.nd_guard import GUARDS
 from testbed.plan.host_config.settings import settings
@@ -82,17 +82,17 @@ class Inputs:
     images: Mapping[str, str]
 
 
-def places(lab: Testbed) -> tuple[str, ...]:
+def places(topology: Topology) -> tuple[str, ...]:
     """Return every place of a lab, the outer machine first."""
-    return (OUTER, *(machine.name for machine in lab.machines))
+    return (OUTER, *(machine.name for machine in topology.machines))
 
 
-@uncollected()
-def desired(lab: Testbed, inputs: Inputs) -> dict[Key, Resource]:
+@gc_disabled()
+def desired(topology: Topology, inputs: Inputs) -> dict[Key, Resource]:
     """Return every resource of a lab by key."""
-    found = [*_outer(lab, inputs), *central(lab)]
+    found = [*_outer(topology, inputs), *central(topology)]
     place, logical = (
-        lab.controller.name,
+        topology.controller.name,
         tuple(item.key for item in found if item.key.kind in (Kind.SWITCH, Kind.PORT)),
     )
     # What is too many is told apart from what is ours by its mark, so it is taken away when all of ours is
@@ -100,35 +100,35 @@ def desired(lab: Testbed, inputs: Inputs) -> dict[Key, Resource]:
     found.append(
         Resource(Key(place, Kind.DATABASE, ovn_northbound.NAME), dict(ovn_northbound.told(())), logical)
     )
-    for machine in lab.machines:
+    for machine in topology.machines:
         found += [
             Resource(Key(machine.name, Kind.SETTING, item.name), {"value": item.value})
-            for item in settings(lab, machine)
+            for item in settings(topology, machine)
         ]
-    for node in lab.nodes:
-        found += _node(node, lab.guests_on(node.name), inputs)
+    for node in topology.nodes:
+        found += _node(node, topology.guests_on(node.name), inputs)
     return {resource.key: resource for resource in found}
 
 
-def _outer(lab: Testbed, inputs: Inputs) -> Iterator[Resource]:
-    for network in lab.networks:
+def _outer(topology: Topology, inputs: Inputs) -> Iterator[Resource]:
+    for network in topology.networks:
         address = f"{network.gateway}/{network.network.prefixlen}" if network.gateway else ""
         yield Resource(
             Key(OUTER, Kind.NETWORK, network.plane), {"bridge": network.bridge, "address": address}
         )
-    for machine in lab.machines:
+    for machine in topology.machines:
         taps = []
         for nic in machine.nics:
             key = Key(OUTER, Kind.TAP, f"{machine.name}/{nic.plane}")
             taps.append(key)
-            properties: Properties = {"interface": nic.tap, "bridge": lab.lab_network(nic.plane).bridge}
+            properties: Properties = {"interface": nic.tap, "bridge": topology.lab_network(nic.plane).bridge}
             yield Resource(key, properties, (Key(OUTER, Kind.NETWORK, nic.plane),))
         yield Resource(
-            Key(OUTER, Kind.MACHINE, machine.name), machine_properties(lab, machine, inputs), tuple(taps)
+            Key(OUTER, Kind.MACHINE, machine.name), machine_properties(topology, machine, inputs), tuple(taps)
         )
 
 
-def machine_properties(lab: Testbed, machine: Machine, inputs: Inputs) -> Properties:
+def machine_properties(topology: Topology, machine: Machine, inputs: Inputs) -> Properties:
     """Return what a machine must be like; a difference in anything but its state replaces it."""
     images = [inputs.images[machine.role]]
     if machine.role is Role.NODE:
@@ -139,7 +139,7 @@ def machine_properties(lab: Testbed, machine: Machine, inputs: Inputs) -> Proper
         "vcpus": inputs.environment.vcpus(machine.vcpus),
         "images": images,
         "interfaces": [f"{nic.plane} {nic.mac} {nic.address} {nic.tap}" for nic in machine.nics],
-        "controller": str(lab.controller.address(Plane.MANAGEMENT)),
+        "controller": str(topology.controller.address(Plane.MANAGEMENT)),
         "state": "running",
     }
 
@@ -164,12 +164,12 @@ def dhcp6_options(network: TenantNetwork) -> dict[str, str]:
     return {"server_id": network.server_mac} if network.network6 else {}
 
 
-def central(lab: Testbed) -> Iterator[Resource]:
+def central(topology: Topology) -> Iterator[Resource]:
     """Yield what OVN's northbound database must hold: a switch for each tenant network, a port for each
     guest's interface.
     """
-    place = lab.controller.name
-    for tenant in lab.tenants:
+    place = topology.controller.name
+    for tenant in topology.tenants:
         for network in tenant.networks:
             switch = Key(place, Kind.SWITCH, network.label)
             yield Resource(

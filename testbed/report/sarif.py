@@ -17,7 +17,7 @@ from urllib.parse import quote
 from testbed.errors import Exit
 from testbed.report.formats import headline
 from testbed.report.result import SOUND, exit_code, gaps
-from testbed.topology_file.loader import Topology
+from testbed.topology_file.loader import ParsedFile
 from testbed.topology_file.validation import CONTROLLER
 from testbed.topology_file.yaml_source import Path, dotted
 from testbed.untrusted.text import clean, line
@@ -38,7 +38,7 @@ _ERRORS = ("fail", "cannot-fail", "dirty-revert")
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 
 
-def sarif(data: Mapping[str, Any], topology: Topology | None = None, *, version: str) -> str:
+def sarif(data: Mapping[str, Any], topology: ParsedFile | None = None, *, version: str) -> str:
     """Return a result as SARIF 2.1.0.
 
     Args:
@@ -184,7 +184,7 @@ def _fingerprints(data: Mapping[str, Any], rule: str, subject: tuple[str, ...]) 
     return {"primaryLocationLineHash": f"{digest[:16]}:1", "testbedCase/v1": digest}
 
 
-def _locations(topology: Topology | None, case: str, words: str) -> dict[str, Any]:
+def _locations(topology: ParsedFile | None, case: str, words: str) -> dict[str, Any]:
     """Return the lines of the machine, of the guests that the words name, or else of the lab."""
     if topology is None:
         return {}
@@ -193,7 +193,7 @@ def _locations(topology: Topology | None, case: str, words: str) -> dict[str, An
     return {"locations": [_location(topology, first)], **({"relatedLocations": related} if related else {})}
 
 
-def _paths(topology: Topology, case: str, words: str) -> list[Path]:
+def _paths(topology: ParsedFile, case: str, words: str) -> list[Path]:
     spec = topology.spec
     found: dict[Path, None] = {}
     if case in spec.nodes:
@@ -206,7 +206,7 @@ def _paths(topology: Topology, case: str, words: str) -> list[Path]:
     return list(found)[: 1 + _RELATED] or [("name",)]
 
 
-def _location(topology: Topology, path: Path) -> dict[str, Any]:
+def _location(topology: ParsedFile, path: Path) -> dict[str, Any]:
     whole = topology.file.startswith("file://")
     place = {"uri": topology.file} if whole else {"uri": quote(topology.file), "uriBaseId": "%SRCROOT%"}
     return {

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from testbed.errors import Mistake, TestbedError, TopologyError, UsageError
-from testbed.gc_pause import uncollected
+from testbed.gc_pause import gc_disabled
 from testbed.topology_file import validation
 from testbed.topology_file.schema import (
     NAME_RULE,
@@ -45,7 +45,7 @@ _PLACES: tuple[tuple[tuple[str | None, ...], type[BaseModel]], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Topology:
+class ParsedFile:
     """A valid file: what it says, and where it says it.
 
     Args:
@@ -60,7 +60,7 @@ class Topology:
     document: Document
 
 
-def read(file: File, *, machine_memory: int | None = None) -> Topology:
+def read(file: File, *, machine_memory: int | None = None) -> ParsedFile:
     """Read a topology file.
 
     Args:
@@ -93,8 +93,8 @@ def _unreadable(file: File, error: Exception) -> TestbedError:
     return UsageError(f"cannot read the topology {file}", fact=fact, remedy=remedy)
 
 
-@uncollected()
-def load(text: str, file: str, *, machine_memory: int | None = None) -> Topology:
+@gc_disabled()
+def load(text: str, file: str, *, machine_memory: int | None = None) -> ParsedFile:
     """Return the topology that a text describes; see `read`."""
     document = parse(text)
     mistakes = list(document.mistakes)
@@ -114,7 +114,7 @@ def load(text: str, file: str, *, machine_memory: int | None = None) -> Topology
         ]
     if mistakes or spec is None:
         raise TopologyError(file, mistakes)
-    return Topology(file, spec, document)
+    return ParsedFile(file, spec, document)
 
 
 def _validate(document: Document) -> tuple[Spec | None, list[Mistake]]:

@@ -348,9 +348,16 @@ class ControllerSpec(_Strict):
 class InfrastructureSpec(_Strict):
     """The networks that join the machines of a lab. They live in the lab's own network namespace."""
 
-    management: Network = IPv4Network("198.18.0.0/24")
-    fabric: Network = IPv4Network("198.18.1.0/24")
-    storage: Network = IPv4Network("198.18.2.0/24")
+    management: Network = Field(
+        default=IPv4Network("198.18.0.0/24"),
+        description="network of administrators and of the controller's services",
+    )
+    fabric: Network = Field(
+        default=IPv4Network("198.18.1.0/24"), description="network of the tunnels between nodes"
+    )
+    storage: Network = Field(
+        default=IPv4Network("198.18.2.0/24"), description="network of the storage of nodes"
+    )
 
 
 class LimitsSpec(_Strict):
@@ -375,7 +382,13 @@ class GuestSpec(_Strict):
         description="network, or list of networks; optional where the tenant has one",
     )
     memory: GuestMemory = Field(default=GUEST_MEMORY, description="RAM of the guest, with unit")
-    vcpus: int = Field(default=1, strict=True, ge=1, le=16)
+    vcpus: int = Field(
+        default=1,
+        strict=True,
+        ge=1,
+        le=16,
+        description="virtual CPUs of the guest, at most those of its node",
+    )
     volumes: dict[Name, VolumeSize] = Field(
         default_factory=dict, max_length=15, description="extra volumes: name and size with unit"
     )

@@ -54,7 +54,7 @@ class Declaration:
     """What a check declares.
 
     Args:
-        id: control id of CONTROLS.md, such as NET-01.
+        id: control id of docs/controls.md, such as NET-01.
         objective: the statement that a pass confirms.
         unproven: reason why there is no breach; only then may `breaches` be empty.
         simulated: True for a statement about real hardware that is made under emulation.

@@ -36,7 +36,7 @@ _OF_WORKERS = ("worker", "confinement")  # a guest that does not run has no work
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class LabState:
     """What one look found.
 
     Args:
@@ -87,13 +87,13 @@ def _stopped(item: Difference) -> bool:
     )
 
 
-def look(lab: Lab) -> State:
+def look(lab: Lab) -> LabState:
     """Return how a lab differs from its topology now; a machine that does not answer hides no other."""
     started, desired = time.monotonic(), lab.desired
     try:
         outer: Observed = lab.outer.observe()
     except TestbedError as error:
-        return State((), {place.name: _told(error) for place in lab.places}, time.monotonic() - started)
+        return LabState((), {place.name: _told(error) for place in lab.places}, time.monotonic() - started)
     others = [place for place in lab.places if place.name != OUTER]
     with ThreadPoolExecutor(max_workers=len(others)) as pool:
         looks = list(pool.map(lambda place: _observe(lab, place, outer), others))
@@ -102,7 +102,7 @@ def look(lab: Lab) -> State:
     for found in looks:
         observed.update(found if not isinstance(found, str) else {})
     seen: dict[Key, Resource] = {key: item for key, item in desired.items() if key.place not in blind}
-    return State(tuple(differences(seen, observed)), blind, time.monotonic() - started, len(seen))
+    return LabState(tuple(differences(seen, observed)), blind, time.monotonic() - started, len(seen))
 
 
 def _observe(lab: Lab, place: Place, outer: Observed) -> Observed | str:
@@ -125,12 +125,12 @@ def _told(error: Exception) -> str:
     )
 
 
-def state(fleet: Fleet) -> State:
+def state(fleet: Fleet) -> LabState:
     """Return how the lab differs from its topology in this phase, with the look as evidence."""
     return fleet.once("state", lambda: _recorded(fleet))
 
 
-def _recorded(fleet: Fleet) -> State:
+def _recorded(fleet: Fleet) -> LabState:
     started = time.time()
     found = look(fleet.lab)
     answer = {
@@ -151,7 +151,7 @@ def in_words(fleet: Fleet, found: Iterable[Difference]) -> list[str]:
 
 
 @dataclass
-class Watch:
+class DriftWatch:
     """The looks at the beginning and at the end of a run, and what they come to.
 
     Args:
@@ -162,7 +162,7 @@ class Watch:
     fleet: Fleet
     only: Sequence[str] = ()
     interrupted: bool = False
-    _looks: dict[str, tuple[State, tuple[str, ...]]] = field(default_factory=dict)
+    _looks: dict[str, tuple[LabState, tuple[str, ...]]] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Look before any check; checks that ask for the state in the same phase are given this one."""
@@ -196,7 +196,7 @@ class Watch:
         """One row for each control and place whose settings are not, or were not, as the topology says, or
         could not be seen.
         """
-        walls, different = Walls.of_lab(self.fleet.testbed), self._all()
+        walls, different = Walls.of_lab(self.fleet.topology), self._all()
         guests = descriptions.owners(self.fleet.lab.desired) if different else {}
         rows: dict[tuple[str, str], list[str]] = defaultdict(list)
         for item, when in different:

@@ -15,9 +15,9 @@ from testbed.drivers.ssh.client import USER, Host
 from testbed.drivers.ssh.command_session import LIMIT, Completed
 from testbed.errors import InstrumentError
 from testbed.lab.session import Lab
-from testbed.model.exposure import Contact
+from testbed.model.exposure import ExposureCell
 from testbed.model.reachability import Cell, ReachMatrix
-from testbed.model.topology import Guest, Testbed
+from testbed.model.topology import Guest, Topology
 from testbed.untrusted import bounded_json
 from testbed.verify.cleanup import Leavings
 from testbed.verify.evidence import Evidence
@@ -38,7 +38,7 @@ class RecordedBackend(BaseBackend):  # type: ignore[misc] # testinfra has no typ
 
     NAME = "testbed"
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: MachineView) -> None:
         super().__init__(hostname=machine.name)
         self._machine = machine
 
@@ -48,7 +48,7 @@ class RecordedBackend(BaseBackend):  # type: ignore[misc] # testinfra has no typ
         return self.result(done.status, done.command, done.stdout, done.stderr)
 
 
-class Machine:
+class MachineView:
     """A node or the controller, observed as root over ssh."""
 
     def __init__(self, host: Host, evidence: Evidence) -> None:
@@ -140,7 +140,7 @@ class Fleet:
 
     lab: Lab
     evidence: Evidence
-    machines: dict[str, Machine]
+    machines: dict[str, MachineView]
     matrix: ReachMatrix
     shared: dict[str, tuple[Any, list[dict[str, object]]]] = field(default_factory=dict)
     instruments: dict[str, Any] = field(default_factory=dict)
@@ -152,26 +152,26 @@ class Fleet:
     def of(cls, lab: Lab, evidence: Evidence) -> Fleet:
         """Return the view of a lab."""
         machines = {
-            machine.name: Machine(lab.host(machine.name), evidence) for machine in lab.testbed.machines
+            machine.name: MachineView(lab.host(machine.name), evidence) for machine in lab.topology.machines
         }
-        return cls(lab, evidence, machines, ReachMatrix.of(lab.testbed))
+        return cls(lab, evidence, machines, ReachMatrix.of(lab.topology))
 
     @property
-    def testbed(self) -> Testbed:
+    def topology(self) -> Topology:
         """The topology."""
-        return self.lab.testbed
+        return self.lab.topology
 
     def without(self, node: str) -> Fleet:
         """Return the view of a lab whose guests on one node are not there; its instruments are the same."""
-        rest = self.testbed.without(node)
-        return replace(self, lab=replace(self.lab, testbed=rest), matrix=ReachMatrix.of(rest), shared={})
+        rest = self.topology.without(node)
+        return replace(self, lab=replace(self.lab, topology=rest), matrix=ReachMatrix.of(rest), shared={})
 
     def apart(self) -> Fleet:
         """Return a view of the same lab for checks that run beside others: evidence and observations are its
         own.
         """
         evidence = self.evidence.apart()
-        machines = {name: Machine(self.lab.host(name), evidence) for name in self.machines}
+        machines = {name: MachineView(self.lab.host(name), evidence) for name in self.machines}
         return replace(self, evidence=evidence, machines=machines, shared={}, instruments={})
 
     def once(self, name: str, observe: Callable[[], _Value]) -> _Value:
@@ -195,9 +195,9 @@ class Fleet:
         result: _Value = found
         return result
 
-    def everywhere(self, do: Callable[[Machine], _Value]) -> dict[str, _Value]:
+    def everywhere(self, do: Callable[[MachineView], _Value]) -> dict[str, _Value]:
         """Do something on every node, side by side; return what came of it, by node."""
-        nodes = [node.name for node in self.testbed.nodes]
+        nodes = [node.name for node in self.topology.nodes]
         with ThreadPoolExecutor(max_workers=min(len(nodes), 8)) as pool:
             return dict(zip(nodes, pool.map(lambda name: do(self.machines[name]), nodes), strict=True))
 
@@ -206,7 +206,7 @@ class Fleet:
         self.shared.clear()
         self.focus = focus
 
-    def saw(self, cell: Cell | Contact, *, arrived: bool) -> None:
+    def saw(self, cell: Cell | ExposureCell, *, arrived: bool) -> None:
         """Remember what was observed of a cell, unless a breach is in force."""
         if not self.focus:
             self.reach[str(cell)] = cell.as_row(arrived)

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.topology import Guest
 from testbed.untrusted import bounded_json
 
 _LIMIT = 2 * 2**20
-_CALL = 20
-_FILE = 60.0  # seconds that a whole file may take
+_CALL = int(timeouts.AGENT_CALL)
+_FILE = timeouts.AGENT_FILE
 _CHUNK = 2**15  # octets written at once; a pipe takes them as a whole
 _READ = 2**19  # octets read at once
 _MISSING = "No such file or directory"

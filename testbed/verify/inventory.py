@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import UsageError
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 
 WHOLE = "fleet"  # label of a case that is about no single machine
 _NAMED = 6  # cases that a message names
@@ -20,11 +20,11 @@ _NAMED = 6  # cases that a message names
 CaseKey = tuple[str, str, str]  # file below the folder, function, label
 
 
-def members(testbed: Testbed) -> dict[str, list[str]]:
+def members(topology: Topology) -> dict[str, list[str]]:
     """Return by fixture the machines that the cases of a check are about, by name."""
     return {
-        "node": [item.name for item in testbed.nodes],
-        "machine": [item.name for item in testbed.machines],
+        "node": [item.name for item in topology.nodes],
+        "machine": [item.name for item in topology.machines],
     }
 
 
@@ -43,10 +43,10 @@ class Found:
     objective: str
     fixtures: tuple[str, ...]
 
-    def labels(self, testbed: Testbed) -> list[str]:
+    def labels(self, topology: Topology) -> list[str]:
         """Return the labels of the cases that it has in a topology."""
         return next(
-            (names for fixture, names in members(testbed).items() if fixture in self.fixtures), [WHOLE]
+            (names for fixture, names in members(topology).items() if fixture in self.fixtures), [WHOLE]
         )
 
 
@@ -88,13 +88,13 @@ class Inventory:
                 remedy="use --only with one of these, or its beginning",
             )
 
-    def cases(self, testbed: Testbed, only: Sequence[str]) -> Counter[CaseKey]:
+    def cases(self, topology: Topology, only: Sequence[str]) -> Counter[CaseKey]:
         """Return every case that must run in a topology."""
         return Counter(
             (item.file, item.function, label)
             for item in self.checks
             if not only or any(selects(word, item.control) for word in only)
-            for label in item.labels(testbed)
+            for label in item.labels(topology)
         )
 
 

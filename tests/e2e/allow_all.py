@@ -39,7 +39,7 @@ def cases(lab: Lab) -> Iterator[tuple[Declaration, Stage]]:
                 continue
             wanted = inspect.signature(function).parameters
             names = next(
-                (found for fixture, found in members(lab.testbed).items() if fixture in wanted), [""]
+                (found for fixture, found in members(lab.topology).items() if fixture in wanted), [""]
             )
             yield from (
                 (declared, Stage(lab, name)) for name in names if declared.applies(Stage(lab, name)) is None
@@ -60,9 +60,9 @@ def walls(lab: Lab) -> Iterator[tuple[Breach, Stage]]:
 def main() -> int:
     """Do it, and print the result."""
     workspace = Workspace(state_root(), sys.argv[1])
-    testbed, ground = labs.load_applied(workspace), labs.ground()
-    labs.enter(testbed, workspace, ground.environment)
-    with workspace.locked(), labs.opened(testbed, workspace, ground) as lab:
+    topology, ground = labs.load_applied(workspace), labs.load_inputs()
+    labs.enter(topology, workspace, ground.environment)
+    with workspace.locked(), labs.open_lab(topology, workspace, ground) as lab:
         with ExitStack() as closing:
             for breach, stage in walls(lab):
                 closing.callback(breach.close, stage)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.lab.session import prepare
+from testbed.lab.session import prepare_inputs
 
 pytestmark = [
     pytest.mark.e2e,
@@ -53,7 +53,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def uri(folder: Path) -> Iterator[str]:
-    accelerator = prepare(lambda _: None).environment.outer
+    accelerator = prepare_inputs(lambda _: None).environment.outer
     argv = [
         "unshare",
         "--mount",

@@ -36,7 +36,7 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     }
     spec = {"version": 1, "name": "veth", "nodes": {"node-a": {}}, "tenants": {"red": tenant}}
     made = Wire(resolve(Spec.model_validate(spec)), tmp_path)
-    ends = endpoints(made.testbed)
+    ends = endpoints(made.topology)
     holders = []
     try:
         for end in ends:
@@ -55,7 +55,7 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
             subprocess.run(["ip", "link", "set", name, "promisc", "on", "up"], check=True)
         made.switch = Switch(names)
         made.node = Node(
-            dict(zip((guest.nics[0].tap for guest in made.testbed.guests), names, strict=True)),
+            dict(zip((guest.nics[0].tap for guest in made.topology.guests), names, strict=True)),
             tmp_path / "node",
         )
         made.switch.start()
@@ -70,4 +70,4 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     finally:
         for holder in holders:
             holder.kill()
-            holder.wait()
+            holder.communicate()  # which closes its pipe as well

@@ -16,7 +16,7 @@ import pytest
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 
-from checks.support.attacker_positions import scenes
+from checks.support.attacker_positions import positions
 from checks.support.spoofed_frames import flood, forgeries
 from testbed.errors import InstrumentError
 from testbed.model.reachability import Cell, endpoints
@@ -56,7 +56,7 @@ def test_everything_arrives_on_an_open_wire(wire: Wire) -> None:
 
 def test_what_leaves_is_not_recorded_as_having_come_in(wire: Wire) -> None:
     """A frame on its way out has arrived nowhere, and costs its sender's recorder nothing."""
-    web, db = endpoints(wire.testbed)
+    web, db = endpoints(wire.topology)
     seen = observe(wire, matrix_probes(wire.matrix.cells))  # type: ignore[arg-type]
     for own, other in ((web, db), (db, web)):
         assert own.mac not in {record["mac"] for record in seen.records[own.guest]}
@@ -95,7 +95,7 @@ def test_a_dropped_frame_is_missed_at_the_receiver_and_nothing_else_is(wire: Wir
     """A wall on the wire stops a kind of frames of one guest; they leave their sender, so only the receiver
     can tell.
     """
-    web, _ = endpoints(wire.testbed)
+    web, _ = endpoints(wire.topology)
     wire.switch.wall = lambda frame: (
         _is_raw(frame) and frame[6:12].hex(":") == web.mac and frame[:6] != frame[6:12]
     )
@@ -142,7 +142,7 @@ def test_an_unanswered_question_for_a_neighbour_is_missed(wire: Wire) -> None:
     """Who is asked for and does not hear it, and whose answer is not heard, is not resolved; the other way
     still works.
     """
-    web, db = endpoints(wire.testbed)
+    web, db = endpoints(wire.topology)
     assert web.address6 is not None
     wire.run(db.guest, "ip", "neigh", "replace", str(web.address6), "lladdr", web.mac, "dev", "nic0")
     wire.switch.wall = _is_solicitation_for(web.address6.packed)
@@ -164,7 +164,7 @@ def _is_raw(frame: bytes) -> bool:
 
 def _strays(wire: Wire) -> list[Probe]:
     """Return a frame that only goes from one guest to the other, one for each."""
-    ends = endpoints(wire.testbed)
+    ends = endpoints(wire.topology)
     return [
         Probe(
             f"raw{source.name}",
@@ -201,7 +201,7 @@ def test_an_attack_that_ends_too_early_is_noticed(wire: Wire) -> None:
 
 def test_a_false_sender_is_seen_where_nothing_stops_it(wire: Wire) -> None:
     """A frame with another sender's MAC address counts as arrived."""
-    web, db = endpoints(wire.testbed)
+    web, db = endpoints(wire.topology)
 
     def segment(mac: str) -> Frame:
         return framed(Ether(src=mac, dst=db.mac), IP(src=str(web.address), dst=str(db.address)), syn(5432))
@@ -230,7 +230,7 @@ def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire, monkeypatch: p
         "NET-08",
         "NET-11",
     }
-    floods = [flood(scene) for scene in scenes(wire)]  # type: ignore[arg-type]
+    floods = [flood(scene) for scene in positions(wire)]  # type: ignore[arg-type]
     seen = observe(wire, [*floods, *(lie.probe for lie in lies)])  # type: ignore[arg-type]
     assert [str(lie) for lie in lies if not seen.sightings(lie.mark)] == []
 
@@ -239,8 +239,8 @@ def test_a_flood_is_as_fast_as_it_goes(wire: Wire) -> None:
     """Without spacing, many more frames leave than with it; with a pause between rounds, one round for
     each.
     """
-    web, _ = endpoints(wire.testbed)
-    guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
+    web, _ = endpoints(wire.topology)
+    guest = next(guest for guest in wire.topology.guests if guest.label == web.guest)
     line = {
         "mac": web.mac,
         "frame": (b"\xff" * 6 + bytes.fromhex(web.mac.replace(":", "")) + b"\x88\xb5").ljust(60, b"\0").hex(),
@@ -259,7 +259,7 @@ def test_noise_is_not_read_and_everything_else_is(wire: Wire) -> None:
     """ARP as long as no honest ARP is stays in the kernel of who receives it; ARP of the usual length does
     not.
     """
-    web, db = endpoints(wire.testbed)
+    web, db = endpoints(wire.topology)
     reply = framed(Ether(src=web.mac, dst=db.mac), arp_reply(web.mac, str(web.address), db))
     long = Probe("long", web, {}, lambda token: reply(token).ljust(NOISE + 1, b"\0") + token)
     seen = observe(wire, [long, Probe("short", web, {}, reply)])  # type: ignore[arg-type]
@@ -280,8 +280,8 @@ def test_a_held_connection_is_used_until_a_wall_closes(
     """What is sent after the turn has a name of its own, and shows whether the connection has outlived its
     rule.
     """
-    web, db = endpoints(wire.testbed)
-    guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
+    web, db = endpoints(wire.topology)
+    guest = next(guest for guest in wire.topology.guests if guest.label == web.guest)
     instrument = client.in_guest(wire, guest)  # type: ignore[arg-type]
     closes = False
 
@@ -319,7 +319,7 @@ def test_a_held_connection_is_used_until_a_wall_closes(
 
 
 def test_a_throwaway_guest_sends_from_every_interface(wire: Wire) -> None:
-    web, db = endpoints(wire.testbed)
+    web, db = endpoints(wire.topology)
     raw = Cell(web, db, "raw", None, allowed=False, reason="-")
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom testbed.payload.first_frame import attack\n"

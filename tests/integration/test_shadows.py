@@ -41,7 +41,7 @@ folder, lab = Path(sys.argv[1]), resolve(read(Path("topologies/one-node.yaml")).
 workspace = Workspace(folder, lab.name)
 workspace.create()
 authority = Authority(workspace.pki)
-client = authority.administrator("testbed", start=authority.born, now=datetime.now(UTC))
+client = authority.administrator("testbed", start=authority.not_before, now=datetime.now(UTC))
 write_client(workspace, client.private_key, client.certificate)
 subprocess.run(["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True)
 web = lab.guests[0].nics[0].port

@@ -35,7 +35,7 @@ Answer = dict[str, Any]
 
 
 def _raw(wire: Wire) -> Probe:
-    source, target = endpoints(wire.testbed)
+    source, target = endpoints(wire.topology)
     return Probe("raw", source, {}, of_cell(Cell(source, target, "raw", None, allowed=False, reason="-")))
 
 
@@ -58,7 +58,7 @@ def test_what_a_guest_conceals_its_node_has_seen(wire: Wire) -> None:
     """Two guests that have agreed on it get nothing across that is not found, and nothing else than that is
     said of them.
     """
-    _, db = endpoints(wire.testbed)
+    _, db = endpoints(wire.topology)
     wire.lie = _without("raw")
     seen = observe(wire, [_raw(wire)])  # type: ignore[arg-type]
     assert seen.arrivals("raw") == {db.guest: f"{db.guest} (which conceals it)"}
@@ -69,7 +69,7 @@ def test_what_a_guest_conceals_its_node_has_seen(wire: Wire) -> None:
 
 def test_the_guest_of_the_breach_conceals_cells_and_nothing_else(wire: Wire, tmp_path: Path) -> None:
     """Its recorder is another; only its node's tells what came in, and the controls are heard by both."""
-    web, db = endpoints(wire.testbed)
+    web, db = endpoints(wire.topology)
     script = tmp_path / "liar"
     script.write_text(liar(sys.executable))
     script.chmod(0o755)
@@ -99,7 +99,7 @@ def test_every_cell_is_seen_by_both(wire: Wire) -> None:
 
 def test_a_deaf_guest_is_a_doubt_and_no_wall(wire: Wire) -> None:
     """What its node handed to it counts all the same; without that, nothing does."""
-    _, db = endpoints(wire.testbed)
+    _, db = endpoints(wire.topology)
     wire.lie = lambda label, answer: (
         {**answer, "records": []} if label == db.guest and "records" in answer else answer
     )
@@ -113,7 +113,7 @@ def test_a_deaf_guest_is_a_doubt_and_no_wall(wire: Wire) -> None:
 
 def test_a_path_past_the_node_is_found_and_a_made_up_one_is_not(wire: Wire) -> None:
     """A token that its sender alone knew has come by some path; one that a guest made up has come by none."""
-    web, db = endpoints(wire.testbed)
+    web, db = endpoints(wire.topology)
     wire.switch.aside = lambda frame: frame[12:14] == b"\x88\xb5"
     seen = observe(wire, [_raw(wire)])  # type: ignore[arg-type]
     assert seen.arrivals("raw") == {db.guest: f"{db.guest} (by a path that its node does not see)"}
@@ -133,7 +133,7 @@ def test_a_path_past_the_node_is_found_and_a_made_up_one_is_not(wire: Wire) -> N
 
 
 def test_what_a_guest_sends_was_not_handed_to_it(wire: Wire) -> None:
-    web, db = endpoints(wire.testbed)
+    web, db = endpoints(wire.topology)
     seen = observe(wire, [_raw(wire)])  # type: ignore[arg-type]
     for own, other in ((web, db), (db, web)):
         assert own.mac not in {record["mac"] for record in seen.seen[own.guest]}
@@ -191,7 +191,7 @@ def test_a_tap_that_goes_away_is_noticed(wire: Wire) -> None:
 
 
 def test_a_tap_that_is_not_there_is_told(wire: Wire) -> None:
-    tap = wire.testbed.guests[0].nics[0].tap
+    tap = wire.topology.guests[0].nics[0].tap
     wire.node.names[tap] = "tbwnone"
     with pytest.raises(InstrumentError, match="node-a cannot record what it hands to its guests") as caught:
         tap_witness.listen(wire, "tb-0123abcd-")  # type: ignore[arg-type]
@@ -202,10 +202,10 @@ def test_a_flood_stays_in_the_kernel(wire: Wire) -> None:
     """Neither a flood at a guest nor one of it costs its node a copy, and a frame with a token is found in
     it.
     """
-    web, db = endpoints(wire.testbed)
-    guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
+    web, db = endpoints(wire.topology)
+    guest = next(guest for guest in wire.topology.guests if guest.label == web.guest)
     node, tokens = on_machine(wire, wire.node), Tokens.fresh()  # type: ignore[arg-type]
-    taps = [nic.tap for guest in wire.testbed.guests for nic in guest.nics]
+    taps = [nic.tap for guest in wire.topology.guests for nic in guest.nics]
     node.listen({"phase": "listen", "token": tokens.prefix, "taps": taps})
     head = bytes.fromhex((db.mac + web.mac).replace(":", "")) + b"\x88\xb5"
     line = {"mac": web.mac, "frame": head.ljust(1400, b"x").hex()}

@@ -18,7 +18,7 @@ from typing import Any, cast
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from northbound import _Place, _served, _wanted  # the benchmark serves the same database
-from scale import topology
+from scale import topology_text
 
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.pki import Authority
@@ -55,22 +55,26 @@ ovn-nbctl set logical_switch_port {port} options:requested-chassis=node type=loc
 def main() -> int:
     """Do it, and print what was told and what was left."""
     folder = Path(sys.argv[1])
-    lab = resolve(load(topology(2, 20), "some.yaml").spec)
-    workspace = Workspace(folder, lab.name)
+    topology = resolve(load(topology_text(2, 20), "some.yaml").spec)
+    workspace = Workspace(folder, topology.name)
     workspace.create()
     authority, now = Authority(workspace.pki), datetime.now(UTC)
-    client = authority.administrator("testbed", start=authority.born, now=now)
+    client = authority.administrator("testbed", start=authority.not_before, now=now)
     write_client(workspace, client.private_key, client.certificate)
     subprocess.run(
-        ["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True
+        ["ip", "address", "add", f"{topology.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"],
+        check=True,
     )
-    guest = lab.guests[0]
+    guest = topology.guests[0]
     names = {"switch": f"{guest.tenant}/{guest.nics[0].network}", "port": guest.nics[0].port}
-    with _served(folder, authority, lab.controller.name) as root:
+    with _served(folder, authority, topology.controller.name) as root:
         place = _Place(
-            lab, workspace, cast(Any, SimpleNamespace(name=lab.controller.name, close=lambda: None)), 9.0
+            topology,
+            workspace,
+            cast(Any, SimpleNamespace(name=topology.controller.name, close=lambda: None)),
+            9.0,
         )
-        wanted = _wanted(lab)
+        wanted = _wanted(topology)
         perform(diff(wanted, {}), place, lambda _: None, Trace(), "")
         for line in UNDECLARED.strip().format(**names).splitlines():
             subprocess.run(["chroot", str(root), "sh", "-ec", line], check=True, stdout=subprocess.DEVNULL)

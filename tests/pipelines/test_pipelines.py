@@ -1,4 +1,4 @@
-"""The action and the templates for pipelines: linted and run, with a stand-in for the tool that ends with 0, 1 or 3."""
+"""The action and the templates for pipelines: linted, and run with a stand-in for the tool."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ SCHEMAS = [
     (EXAMPLES / "github.yml", ["vendor.github-workflows"]),
     (EXAMPLES / "github.yml", ["custom.github-workflows-require-timeout"]),
     (EXAMPLES / "gitlab.yml", ["vendor.gitlab-ci", "--data-transform", "gitlab-ci"]),
-    (EXAMPLES / "azure.yml", ["vendor.azure-pipelines", "--data-transform", "azure-pipelines", "--regex-variant", "nonunicode"]),
+    (
+        EXAMPLES / "azure.yml",
+        ["vendor.azure-pipelines", "--data-transform", "azure-pipelines", "--regex-variant", "nonunicode"],
+    ),
 ]  # fmt: skip
 
 
@@ -122,7 +125,7 @@ def test_every_verb_that_a_recipe_calls_exists() -> None:
 
 @dataclass
 class Site:
-    """A repository with a topology, this project with a stand-in for the tool, and folders for all that is kept.
+    """A repository with a topology, this project with a stand-in, and folders for artifacts.
 
     Args:
         user: the repository that has the topology.
@@ -148,7 +151,8 @@ class Site:
 def repository(folder: Path) -> Path:
     """Make a folder a git repository with one commit."""
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-    for words in (["init", "-q", "-b", "main"], ["add", "-A"], [*identity, "commit", "-q", "-m", "a commit"], ["tag", "v0.1.0"],
+    for words in (["init", "-q", "-b", "main"], ["add", "-A"], [*identity, "commit", "-q", "-m", "a commit"],
+                  ["tag", "v0.1.0"],
                   ["remote", "add", "origin", "https://git.example/owner/topologies.git"]):  # fmt: skip
         done = run("git", *words, at=folder)
         assert done.returncode == 0, done.stderr
@@ -332,7 +336,7 @@ def test_the_action_reports_each_verdict(site: Site, status: str) -> None:
     require_report(site.out / "artifacts/testbed-report", status)
     summary = (site.out / "summary.md").read_text()
     assert summary.startswith(
-        f"# one-node: {dict(zip('013', ('ALL WALLS HOLD', 'OPEN WALLS', 'INCONCLUSIVE'), strict=True))[status]}"
+        f"# one-node: {({'0': 'ALL WALLS HOLD', '1': 'OPEN WALLS', '3': 'INCONCLUSIVE'})[status]}"
     )
     assert not any(line.lstrip().startswith("::error::said") for line in log.splitlines())
     assert (site.out / "scanning.sarif").read_text() == (
@@ -480,7 +484,8 @@ def test_packages_come_before_the_rule_and_then_the_device_is_opened(
         (stubs / name).write_text(f'#!/bin/sh\necho "{name} $1" >>"$STAND_IN_LOG"\n{device}')
         (stubs / name).chmod(0o755)
     program = f"""
-        mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3 && mount -t tmpfs tmpfs /etc && mkdir -p /etc/udev/rules.d
+        mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3
+        mount -t tmpfs tmpfs /etc && mkdir -p /etc/udev/rules.d
         [ "$COMES" != there ] || mknod -m 666 /dev/kvm c 1 3
         {site.tool}/script/pipeline prepare || exit $?
         cat /etc/udev/rules.d/* 2>/dev/null || true"""

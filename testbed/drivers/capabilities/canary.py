@@ -13,6 +13,7 @@ import platform
 import time
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.drivers.host.private_files import write_public
 from testbed.drivers.images.cache import Image
@@ -43,7 +44,7 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
     """
     emulator = process.require("qemu-system-x86_64", package="qemu-system-x86")
     version = process.run(
-        [emulator, "--version"], what="cannot run QEMU", timeout=30, error=MachineError
+        [emulator, "--version"], what="cannot run QEMU", timeout=timeouts.VERSION, error=MachineError
     ).splitlines()[0]
     asked = "tcg" if want is Accelerator.TCG else "any"
     key = [platform.release(), version, image.key, _device(), asked]

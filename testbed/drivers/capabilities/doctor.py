@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import memory, process
 from testbed.drivers.host.accounts import closed_way, privileged
 from testbed.drivers.host.ownership import distrust, remedy_of_distrust
@@ -84,7 +85,9 @@ def _qemu() -> Finding:
     if path is None:
         return Finding("QEMU version", False, "QEMU is missing", "apt install qemu-system-x86")
     try:
-        text = process.run([path, "--version"], what="cannot run QEMU", timeout=30, error=MachineError)
+        text = process.run(
+            [path, "--version"], what="cannot run QEMU", timeout=timeouts.VERSION, error=MachineError
+        )
     except MachineError as error:
         return Finding("QEMU version", False, error.fact[:300], "install QEMU 7.2 or later anew")
     match = re.search(r"version (\d+)\.(\d+)", text)
@@ -135,7 +138,9 @@ def _namespaces() -> Finding:
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user", "--map-auto"]
     argv = [unshare, *user, "--net", "--mount", "--pid", "--fork", "--mount-proc", "true"]
     try:
-        process.run(argv, what="namespaces are not permitted", timeout=20, error=MachineError)
+        process.run(
+            argv, what="namespaces are not permitted", timeout=timeouts.NAMESPACES_TRIED, error=MachineError
+        )
     except MachineError as error:
         remedy = (
             "permit user namespaces (sysctl kernel.unprivileged_userns_clone=1, on Ubuntu also "

@@ -1,4 +1,4 @@
-"""Who we are on the outer machine, and the accounts that emulators run as (docs/outer-machine.md).
+"""Who we are on the outer machine, and the accounts that emulators run as (docs/reference/outer-machine.md).
 
 Each lab has a number of its own, uid and gid in one, that is in no account database: of the machine, or of
 the user namespace of an ordinary user's labs. A registry outside the state folders says which lab has which
@@ -11,7 +11,7 @@ import fcntl
 import os
 import pwd
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,11 +173,19 @@ def _recorded(folder: Path) -> int:
     return int(text) if text.isascii() and text.isdecimal() else 0
 
 
+def _running() -> set[int]:
+    """Return the accounts of all running processes."""
+    found: set[int] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found.add(process.stat().st_uid)
+    return found
+
+
 def _free(taken: dict[int, Path]) -> int:
-    running = {path.stat().st_uid for path in Path("/proc").glob("[0-9]*") if path.exists()}
-    known = {entry.pw_uid for entry in pwd.getpwall()} | running
+    known = {entry.pw_uid for entry in pwd.getpwall()} | _running()
     for number in NUMBERS if privileged() else WITHIN:
         if number not in taken and number not in known:
             return number
-    fact, remedy = f"{len(taken)} labs have one", "take labs down that nobody needs"
+    fact, remedy = f"{len(taken)} labs have one", "take labs down that are not needed"
     raise MachineError("there is no account left for the lab's emulators", fact=fact, remedy=remedy)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from testbed import timeouts
 from testbed.drivers.host import ownership, process
 from testbed.drivers.host.private_files import PUBLIC
 from testbed.drivers.host.process import as_root
@@ -163,4 +164,4 @@ def remove_tree(*paths: Path) -> None:
     """
     if paths:
         argv = [*as_root(), "rm", "-rf", "--one-file-system", "--", *map(str, paths)]
-        process.run(argv, what=f"cannot delete {paths[0]}", timeout=300)
+        process.run(argv, what=f"cannot delete {paths[0]}", timeout=timeouts.DELETION)

@@ -69,7 +69,7 @@ class Workspace:
         return self.root / self.lab
 
     @property
-    def topology(self) -> Path:
+    def topology_file(self) -> Path:
         """Copy of the topology file that was applied last."""
         return self.folder / "topology.yaml"
 

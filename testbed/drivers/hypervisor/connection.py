@@ -19,6 +19,7 @@ os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 import libvirt
 import libvirt_qemu
 
+from testbed import timeouts
 from testbed.drivers.host.accounts import Account
 from testbed.drivers.host.private_files import OWNER, PASSABLE, make_folder, write_secret
 from testbed.drivers.hypervisor.qmp import Monitor
@@ -39,7 +40,7 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
 }
 _KEEPALIVE_S, _KEEPALIVE_COUNT = 10, 6
-_LONGEST = 120.0  # seconds that a libvirt may take for an answer of its own; the library would wait for ever
+_LONGEST = timeouts.LIBVIRT
 _AGENT_TRIES, _UNHEARD = 3, "synchronization"  # what libvirt says of an agent that it has not even asked
 _XML, _DOMAINS = 2**19, 4096  # characters of a description, and domains of one libvirt
 _LOOK_S = 5.0  # seconds between looks at whether a domain still runs, while an event is awaited

@@ -20,6 +20,7 @@ from typing import Any
 
 import ansible_runner
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.errors import ImageError, TestbedError
 
@@ -52,7 +53,7 @@ _CANARY = r"""#!/bin/busybox sh
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BuildJob:
     """One image to assemble; all paths absolute.
 
     Args:
@@ -81,13 +82,13 @@ class Job:
         file.write_text(json.dumps(asdict(self)))
 
     @classmethod
-    def load(cls, file: Path) -> Job:
+    def load(cls, file: Path) -> BuildJob:
         """Read a job that `dump` wrote."""
         values: dict[str, Any] = json.loads(file.read_text())
         return cls(**{**values, "modules": tuple(values["modules"])})
 
 
-def assemble(job: Job) -> None:
+def assemble(job: BuildJob) -> None:
     """Write ``disk.qcow2``, ``vmlinuz``, ``initrd`` and ``packages`` into the job's folder.
 
     Raises:
@@ -188,7 +189,7 @@ def assemble_pool_volume(target: Path) -> None:
 
 
 def _run(*argv: str) -> str:
-    return process.run(argv, what="cannot assemble the image", timeout=900, error=ImageError)
+    return process.run(argv, what="cannot assemble the image", timeout=timeouts.IMAGE_STEP, error=ImageError)
 
 
 def _bind(root: Path) -> None:
@@ -204,7 +205,7 @@ def _unbind(root: Path) -> None:
         _run("umount", "--lazy", str(root / source))
 
 
-def _play(job: Job, root: Path) -> None:
+def _play(job: BuildJob, root: Path) -> None:
     project = Path(job.target) / "ansible"
     project.mkdir()
     failed: list[str] = []
@@ -251,7 +252,7 @@ def _kernel(root: Path, target: Path) -> str:
     return kernels[-1].name.removeprefix("vmlinuz-")
 
 
-def _initramfs(job: Job, root: Path, release: str, target: Path) -> None:
+def _initramfs(job: BuildJob, root: Path, release: str, target: Path) -> None:
     tree = target / "initramfs"
     for folder in ("bin", "dev", "proc", "root", "modules"):
         (tree / folder).mkdir(parents=True)
@@ -341,7 +342,7 @@ def _disk(target: Path, content: Path, size: str, name: str) -> None:
 def main(file: str) -> int:
     """Run the job that a file holds; 0, or 1 with the message on standard error."""
     try:
-        job = Job.load(Path(file))
+        job = BuildJob.load(Path(file))
         assemble(job)
         if job.name == "guest":
             assemble_guest_volume(Path(job.target))

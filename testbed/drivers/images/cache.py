@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import yaml
 
+from testbed import timeouts
 from testbed.drivers.host import content_store as caches
 from testbed.drivers.host import process
 from testbed.drivers.host.content_store import (
@@ -35,15 +35,14 @@ from testbed.drivers.host.content_store import (
 from testbed.drivers.host.private_files import write_public
 from testbed.drivers.host.process import as_root
 from testbed.drivers.images import build
-from testbed.drivers.images.build import Job
+from testbed.drivers.images.build import BuildJob
+from testbed.engine.place import Progress, Step
 from testbed.errors import ImageError
 
 _VERSION = "1"
 _NEEDED = 5 * 2**30
 _FULL = 64 * 2**20  # with less than that, a failure is put down to the disk
 _FILES = ("disk.qcow2", "vmlinuz", "initrd", "canary", "volume.qcow2", "pool.qcow2")
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +177,7 @@ class ImageCache:
             caches.claim(self._folder)
             clear_leftovers(self._folder)
             self._check_space(len(missing))
+            progress(Step.planned(len(missing)))
             with ThreadPoolExecutor(max_workers=2) as pool:
                 for done in [pool.submit(self._bake, recipe, progress) for recipe in missing]:
                     done.result()
@@ -216,10 +216,12 @@ class ImageCache:
         log = self._folder / f"{recipe.name}.log"
         log.write_text("")
         partial.mkdir()
+        progress(Step.begun(recipe.name))
+        well = False
         try:
             archive = self._base(recipe, progress, log)
-            progress(f"image {recipe.name}: applying {recipe.playbook}")
-            job = Job(
+            progress(Step.note(recipe.name, f"image {recipe.name}: applying {recipe.playbook}"))
+            job = BuildJob(
                 recipe.name,
                 str(archive),
                 str(partial),
@@ -233,11 +235,11 @@ class ImageCache:
             process.run(
                 [*as_root(), sys.executable, "-m", "testbed.drivers.images.build", str(partial / "job.json")],
                 what=f"cannot bake the image {recipe.name}",
-                timeout=1800,
+                timeout=timeouts.IMAGE,
                 error=ImageError,
             )
             self._finish(recipe, partial, target)
-            progress(f"image {recipe.name}: ready")
+            well = True
         except (ImageError, OSError) as error:
             told = self._full(recipe, error)
             if told is None:
@@ -246,6 +248,9 @@ class ImageCache:
         finally:
             if partial.exists():
                 remove_tree(partial)
+            progress(
+                Step.ended(recipe.name, f"image {recipe.name}: {'ready' if well else 'failed'}", well=well)
+            )
 
     def _full(self, recipe: Recipe, error: Exception) -> ImageError | None:
         """Return what to tell instead of an error that a full disk has caused, or None."""
@@ -265,7 +270,12 @@ class ImageCache:
         archive = self._folder / f"base-{recipe.name}-{recipe.base_key}.tar"
         if archive.exists():
             return archive
-        progress(f"image {recipe.name}: fetching {len(recipe.packages)} packages and what they need")
+        progress(
+            Step.note(
+                recipe.name,
+                f"image {recipe.name}: fetching {len(recipe.packages)} packages and what they need",
+            )
+        )
         partial = self._folder / f"{archive.name}.partial-{os.getpid()}"
         try:
             process.run(
@@ -278,7 +288,7 @@ class ImageCache:
                     str(partial),
                 ],
                 what=f"cannot fetch the packages of the image {recipe.name}",
-                timeout=1800,
+                timeout=timeouts.IMAGE,
                 error=ImageError,
                 environment={"INITRD": "No"},
                 log=log,

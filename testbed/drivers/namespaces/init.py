@@ -14,6 +14,7 @@ import stat
 import sys
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.errors import MachineError
 
@@ -23,7 +24,10 @@ _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "net/tun")
 
 def _mount(*arguments: str) -> None:
     process.run(
-        ["mount", *arguments], what="cannot prepare the lab's namespaces", timeout=30, error=MachineError
+        ["mount", *arguments],
+        what="cannot prepare the lab's namespaces",
+        timeout=timeouts.NAMESPACES,
+        error=MachineError,
     )
 
 
@@ -82,7 +86,11 @@ def main(arguments: list[str]) -> int:
     """Prepare the namespaces, say so on standard output, then reap until told to end."""
     _mount("-t", "tmpfs", "-o", "mode=755,nosuid,nodev", "run", "/run")
     _private_dev(arguments[2:])
-    process.run(["ip", "link", "set", "lo", "up"], what="cannot prepare the lab's namespaces", timeout=30)
+    process.run(
+        ["ip", "link", "set", "lo", "up"],
+        what="cannot prepare the lab's namespaces",
+        timeout=timeouts.NAMESPACES,
+    )
     sys.stdout.write(f"{READY}\n")
     sys.stdout.flush()
     null = os.open("/dev/null", os.O_RDWR)

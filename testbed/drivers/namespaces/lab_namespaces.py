@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.drivers.namespaces import init
 from testbed.errors import MachineError
@@ -93,7 +94,7 @@ def create(lab: str, state: Path, *, devices: tuple[str, ...], python: str, log:
         "--",
     ]
     argv += [python, "-m", _MODULE, lab, str(state), *devices]
-    first_line = process.spawn(argv, log=log, timeout=60)
+    first_line = process.spawn(argv, log=log, timeout=timeouts.FIRST_LINE)
     found = find(lab, state)
     if first_line != init.READY or found is None:
         raise MachineError(
@@ -114,7 +115,7 @@ def destroy(enclosure: Enclosure) -> None:
     descriptor = os.pidfd_open(enclosure.pid)
     try:
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        if not process.wait_readable(descriptor, timeout=30):
+        if not process.wait_readable(descriptor, timeout=timeouts.NAMESPACES_END):
             raise MachineError(
                 f"the lab {enclosure.lab} does not end",
                 fact=f"its holder, process {enclosure.pid}, is still there 30 s after SIGKILL",

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.drivers.network.bridges import Fabric
 from testbed.errors import InstrumentError, ProvisioningError
-from testbed.model.exposure import Site
+from testbed.model.exposure import InfraEndpoint
 from testbed.model.topology import LabNetwork
 
 ROGUE = "rogue"  # kind of its interface; `plan` neither wants nor misses it
-_LIFE = 900  # seconds
+_LIFE = int(timeouts.ROGUE_LIFE)
 _INTERFACE = "rogue0"
 # A file system of its own below /run, where the probe has its pipe, and the view of its own interfaces below
 # /sys. It takes its IPv6 address without asking whether anybody else has it.
@@ -35,7 +36,7 @@ _PROGRAM = (
 class Rogue:
     """A rogue host that stands."""
 
-    site: Site
+    site: InfraEndpoint
     pid: int
 
     def run(self, argv: list[str], stdin: bytes = b"", timeout: float = 60) -> bytes:
@@ -59,8 +60,8 @@ class Rogue:
 
 
 @contextmanager
-def standing(
-    fabric: Fabric, network: LabNetwork, site: Site, routes: Mapping[IPv4Address, IPv4Address]
+def rogue_host(
+    fabric: Fabric, network: LabNetwork, site: InfraEndpoint, routes: Mapping[IPv4Address, IPv4Address]
 ) -> Iterator[Rogue]:
     """Let a rogue host stand on a network while a block runs.
 
@@ -85,7 +86,9 @@ def standing(
         "-c",
         _PROGRAM,
     ]
-    with process.held(argv, what=f"no rogue host can stand on {network.plane}", timeout=30) as outer:
+    with process.held(
+        argv, what=f"no rogue host can stand on {network.plane}", timeout=timeouts.ROGUE_HOST
+    ) as outer:
         pid = _only_child(outer)
         fabric.create_rogue(
             f"rogue-{network.plane}"[:15],

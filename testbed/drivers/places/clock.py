@@ -12,7 +12,7 @@ from testbed.errors import ProvisioningError
 _TOLERATED = 2.0  # seconds
 
 
-def set_right(host: Host) -> str:
+def sync_clock(host: Host) -> str:
     """Set a machine's clock if it is wrong; return by how much it was, or the empty string.
 
     Raises:

@@ -14,7 +14,7 @@ from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.drivers.snapshots import guest_memory
 from testbed.drivers.ssh.client import Host
 from testbed.errors import InstrumentError, ProvisioningError
-from testbed.model.topology import Guest, Testbed
+from testbed.model.topology import Guest, Topology
 from testbed.plan import policing
 from testbed.plan.libvirt_xml.guest import SAVED_VOLUME, guest_xml, is_usual
 from testbed.plan.resources import Properties
@@ -22,7 +22,7 @@ from testbed.plan.resources import Properties
 _LOOK = 0.5  # seconds between looks at whether a guest has its addresses
 
 
-class Starter:
+class GuestStarter:
     """Starts guests on one node.
 
     Args:
@@ -34,14 +34,14 @@ class Starter:
 
     def __init__(
         self,
-        lab: Testbed,
+        topology: Topology,
         host: Host,
         hypervisor: Callable[[], Hypervisor],
         renew: Callable[[Guest], None],
         patience: float,
     ) -> None:
         self.retried: list[str] = []
-        self._lab = lab
+        self._topology = topology
         self._host = host
         self._hypervisor = hypervisor
         self._renew = renew
@@ -62,7 +62,7 @@ class Starter:
 
         """
         if not (blank and self._woken(guest, properties)):
-            self._boot(guest, guest_xml(self._lab, guest, properties))
+            self._boot(guest, guest_xml(self._topology, guest, properties))
 
     def keeps(self, guest: Guest) -> bool:
         """Tell whether the node keeps memory from which a guest can start."""
@@ -80,7 +80,9 @@ class Starter:
         try:
             self._wake(
                 guest,
-                guest_memory.headed(self._kept(), guest_xml(self._lab, guest, properties, waiting=True)),
+                guest_memory.memory_header(
+                    self._kept(), guest_xml(self._topology, guest, properties, waiting=True)
+                ),
             )
         except (InstrumentError, ProvisioningError):
             self.retried.append(guest.label)
@@ -90,7 +92,7 @@ class Starter:
         return True
 
     def _wake(self, guest: Guest, head: bytes) -> None:
-        hypervisor, path = self._hypervisor(), guest_memory.lay_out(self._host, guest, head)
+        hypervisor, path = self._hypervisor(), guest_memory.place_memory(self._host, guest, head)
         ask = partial(hypervisor.agent, guest.domain)
         try:
             hypervisor.restore(path)
@@ -101,7 +103,7 @@ class Starter:
         for volume in guest.volumes:
             if volume.size != SAVED_VOLUME:
                 hypervisor.resize_disk(guest.domain, "vdb", volume.size)
-        guest_memory.tell(ask, guest)
+        guest_memory.send_identity(ask, guest)
         self._wait(guest)
         guest_memory.require_identity(ask, guest)
         hypervisor.entitle(guest.domain, "")

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from testbed import timeouts
 from testbed.drivers.hypervisor.connection import Domain, Hypervisor
 from testbed.drivers.places import clock, settings_io
-from testbed.drivers.places.guest_start import Starter
+from testbed.drivers.places.guest_start import GuestStarter
 from testbed.drivers.snapshots import guest_memory
 from testbed.drivers.ssh.client import BOOT, Host
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.environment import Environment
-from testbed.model.topology import IMAGES, POOLS, Guest, Machine, Testbed
+from testbed.model.topology import IMAGES, POOLS, Guest, Machine, Topology
 from testbed.plan import policing
 from testbed.plan.diff import Action, Verb
 from testbed.plan.host_config.settings import FILTERS, SOCKETS, settings
@@ -26,8 +27,8 @@ from testbed.plan.libvirt_xml.machine import waits
 from testbed.plan.resources import Key, Kind, Properties
 from testbed.topology_file.schema import GIB
 
-_GUEST = 45.0  # seconds that a guest may take until it is ready, alone on a machine with KVM
-_PING = 10  # seconds
+_GUEST = timeouts.GUEST_BOOT
+_PING = int(timeouts.GUEST_PING)
 _SIDE_BY_SIDE = 4
 _ROOT_SIZE = 2 * GIB
 _FILES = (
@@ -40,9 +41,9 @@ class Node:
     """One node."""
 
     def __init__(
-        self, lab: Testbed, machine: Machine, host: Host, socket: Path, environment: Environment
+        self, topology: Topology, machine: Machine, host: Host, socket: Path, environment: Environment
     ) -> None:
-        self.lab = lab
+        self.topology = topology
         self.machine = machine
         self.name = machine.name
         self.host = host
@@ -50,9 +51,9 @@ class Node:
         self._socket, self._uri = socket, f"qemu+unix:///system?socket={socket}"
         self._slowness = environment.slowness
         # Guests that start side by side share the node's CPUs.
-        sharing = max(1.0, len(lab.guests_on(machine.name)) / environment.vcpus(machine.vcpus))
+        sharing = max(1.0, len(topology.guests_on(machine.name)) / environment.vcpus(machine.vcpus))
         patience = _GUEST * environment.slowness * (1 + (sharing - 1) / 2)
-        self._starter = Starter(lab, host, lambda: self.hypervisor, self._renew, patience)
+        self._starter = GuestStarter(topology, host, lambda: self.hypervisor, self._renew, patience)
         self._hypervisor: Hypervisor | None = None
         self._lock = threading.Lock()
 
@@ -102,9 +103,9 @@ class Node:
         Its services are among its settings.
         """
         self.host.await_orphans()
-        told = clock.set_right(self.host)
+        told = clock.sync_clock(self.host)
         if told:
-            for guest in self.lab.guests_on(self.name):
+            for guest in self.topology.guests_on(self.name):
                 with suppress(InstrumentError):  # one that does not answer is found when it is looked at
                     self.hypervisor.agent(guest.domain, "guest-set-time", {"time": time.time_ns()}, _PING)
         return (told,) if told else ()
@@ -112,13 +113,13 @@ class Node:
     def observe(self) -> dict[Key, Properties]:
         """Return what this lab has on the node, and the root partition's settings."""
         found, printed = settings_io.observe(
-            self.host, self.name, settings(self.lab, self.machine), (_FILES, _FOLDERS, FILTERS)
+            self.host, self.name, settings(self.topology, self.machine), (_FILES, _FOLDERS, FILTERS)
         )
         files, folders, filters = printed
         found.update(self._pools(folders))
         found.update(self._volumes(files))
-        found.update(policing.observed(self.name, self.lab.guests_on(self.name), filters))
-        guests = list(self.hypervisor.owned(self.lab.name))
+        found.update(policing.observed(self.name, self.topology.guests_on(self.name), filters))
+        guests = list(self.hypervisor.owned(self.topology.name))
         with ThreadPoolExecutor(max_workers=_SIDE_BY_SIDE) as pool:
             states = list(pool.map(lambda guest: self._state(guest[0]), guests))
         for (domain, label, properties), state in zip(guests, states, strict=True):
@@ -188,7 +189,7 @@ class Node:
         """Carry out one action."""
         key = action.key
         if key.kind is Kind.SETTING:
-            settings_io.repair_setting(self.host, settings(self.lab, self.machine), key.name)
+            settings_io.repair_setting(self.host, settings(self.topology, self.machine), key.name)
         elif key.kind is Kind.POOL:
             self._pool(action)
         elif key.kind is Kind.VOLUME:
@@ -214,7 +215,7 @@ class Node:
         self.host.must(f"{policing.limit(taps, 0)} && {policing.limit(taps, guest.limits.packets)}")
 
     def _guest(self, label: str) -> Guest:
-        return next(guest for guest in self.lab.guests if guest.label == label)
+        return next(guest for guest in self.topology.guests if guest.label == label)
 
     def _pool(self, action: Action) -> None:
         folder = f"{POOLS}/{action.key.name}"
@@ -250,7 +251,7 @@ class Node:
         guest = next(
             (
                 guest
-                for guest in self.lab.guests_on(self.name)
+                for guest in self.topology.guests_on(self.name)
                 if (guest.tenant, guest.root_file) == (pool, file)
             ),
             None,

@@ -10,6 +10,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from uuid import uuid4
 
+from testbed import timeouts
 from testbed.drivers.host.content_store import take_back
 from testbed.drivers.host.private_files import write_secret
 from testbed.drivers.host.workspace import Workspace
@@ -20,12 +21,12 @@ from testbed.drivers.network.bridges import Fabric
 from testbed.drivers.network.rogue_host import ROGUE
 from testbed.drivers.pki import Authority
 from testbed.drivers.snapshots.capture import AWAKE, wait_for_line
-from testbed.drivers.snapshots.checkpoint import Checkpoint, Kept
-from testbed.drivers.snapshots.machine_memory import Saved, base_disks, images_under, make_overlay
+from testbed.drivers.snapshots.checkpoint import Checkpoint, CheckpointMachine
+from testbed.drivers.snapshots.machine_memory import MemorySnapshot, base_disks, images_under, make_overlay
 from testbed.engine.place import Progress
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.model.environment import Environment
-from testbed.model.topology import Machine, Testbed
+from testbed.model.topology import Machine, Topology
 from testbed.plan.diff import Action, Verb
 from testbed.plan.host_config.identity import MachineKeys, identity_files, pack
 from testbed.plan.libvirt_xml.machine import (
@@ -39,11 +40,11 @@ from testbed.plan.libvirt_xml.machine import (
 )
 from testbed.plan.resources import OUTER, Key, Kind, Properties
 
-_WAKING = 15.0  # seconds for each step of starting from saved memory, stretched by slowness
+_WAKING = timeouts.MEMORY_START
 
 
 @dataclass(frozen=True)
-class Outer:
+class OuterHost:
     """The outer machine, inside the lab's namespaces. What machines are made from is verified when the first
     one is.
 
@@ -55,7 +56,7 @@ class Outer:
 
     """
 
-    lab: Testbed
+    topology: Topology
     workspace: Workspace
     environment: Environment
     images: Mapping[str, Image]
@@ -63,7 +64,7 @@ class Outer:
     fabric: Fabric
     progress: Progress
     outside: Outside | None = None
-    memories: Mapping[Hardware, Saved | str] = field(default_factory=dict)
+    memories: Mapping[Hardware, MemorySnapshot | str] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
     name: str = OUTER
     _verified: set[Path] = field(default_factory=set)
@@ -87,7 +88,7 @@ class Outer:
             if kind == Kind.NETWORK:
                 properties = {"bridge": link.name, "address": " ".join(link.addresses)}
             found[Key(OUTER, Kind(kind), name)] = properties if link.up else {**properties, "link": "down"}
-        for domain, machine, made in self.hypervisor.owned(self.lab.name):
+        for domain, machine, made in self.hypervisor.owned(self.topology.name):
             found[Key(OUTER, Kind.MACHINE, machine)] = {**made, "state": _state(domain, made)}  # type: ignore[dict-item]
         return found
 
@@ -107,10 +108,10 @@ class Outer:
                 str(properties["interface"]), f"{kind}={name}", str(properties["bridge"]), network
             )
         elif action.verb is Verb.RESUME:
-            self.hypervisor.resume(self.lab.machine(name).domain(self.lab.name))
+            self.hypervisor.resume(self.topology.machine(name).domain(self.topology.name))
         else:
-            self.hypervisor.destroy(self.lab.machine(name).domain(self.lab.name))
-            self._start(self.lab.machine(name), action.resource.properties)
+            self.hypervisor.destroy(self.topology.machine(name).domain(self.topology.name))
+            self._start(self.topology.machine(name), action.resource.properties)
 
     def _bridge(self, action: Action) -> None:
         assert action.resource is not None
@@ -126,7 +127,7 @@ class Outer:
 
     def _remove(self, key: Key) -> None:
         if key.kind is Kind.MACHINE:
-            destroy_machines(self.hypervisor, self.lab.name, key.name)
+            destroy_machines(self.hypervisor, self.topology.name, key.name)
             return
         for link in self.fabric.links():
             if link.resource == f"{key.kind}={key.name}":
@@ -141,32 +142,32 @@ class Outer:
                 self._continue(machine, self.checkpoint.machine(machine.name))
                 return
             except TestbedError as error:
-                self.hypervisor.destroy(machine.domain(self.lab.name))
+                self.hypervisor.destroy(machine.domain(self.topology.name))
                 self.progress(
                     f"{machine.name} does not go on from {self.checkpoint.name}: {error.what}: {error.fact}"
                 )
         self.issue_identity(machine, self.workspace.machine(machine.name))
         saved = self.memories.get(Hardware.of(machine, self.environment))
-        if isinstance(saved, Saved):
+        if isinstance(saved, MemorySnapshot):
             try:
                 self._wake(machine, properties, saved)
                 return
             except TestbedError as error:
-                self.hypervisor.destroy(machine.domain(self.lab.name))
+                self.hypervisor.destroy(machine.domain(self.topology.name))
                 saved = f"{error.what}: {error.fact}"
         if saved is not None:
             self.progress(f"{machine.name} boots instead of starting from saved memory: {saved}")
         files = self._files(machine, base_disks(self.images, machine.role))
-        self.hypervisor.create(machine_xml(self.lab, machine, self.environment, files, properties))
+        self.hypervisor.create(machine_xml(self.topology, machine, self.environment, files, properties))
 
-    def _continue(self, machine: Machine, kept: Kept) -> None:
+    def _continue(self, machine: Machine, kept: CheckpointMachine) -> None:
         """Let a machine of a checkpoint go on where it was saved.
 
         Raises:
             ProvisioningError: it is not what was saved, or does not start.
 
         """
-        name = machine.domain(self.lab.name)
+        name = machine.domain(self.topology.name)
         kept.verify()
         kept.unpack(self.workspace.machine(machine.name), self.workspace.account)
         self.hypervisor.create(resumed_xml(kept.xml, str(uuid4())), paused=True)
@@ -195,7 +196,7 @@ class Outer:
             direct=self.outside is not None,
         )
 
-    def _wake(self, machine: Machine, properties: Properties, saved: Saved) -> None:
+    def _wake(self, machine: Machine, properties: Properties, saved: MemorySnapshot) -> None:
         """Start a machine from saved memory, and return when it has taken its identity.
 
         Raises:
@@ -206,8 +207,10 @@ class Outer:
         self._verify(saved)
         saved.use()
         files = self._files(machine, saved.disks)
-        name, patience = machine.domain(self.lab.name), _WAKING * self.environment.slowness
-        xml = machine_xml(self.lab, machine, self.environment, files, properties, generation=str(uuid4()))
+        name, patience = machine.domain(self.topology.name), _WAKING * self.environment.slowness
+        xml = machine_xml(
+            self.topology, machine, self.environment, files, properties, generation=str(uuid4())
+        )
         self.hypervisor.create(xml, paused=True)
         self.hypervisor.monitor(name).load_memory(saved.memory, patience)
         for nic in machine.nics:
@@ -215,7 +218,7 @@ class Outer:
         self.hypervisor.resume(name)
         wait_for_line(Path(files.console), AWAKE, patience, lambda: self.hypervisor.runs(name))
 
-    def _verify(self, kept: Image | Saved) -> None:
+    def _verify(self, kept: Image | MemorySnapshot) -> None:
         """Verify an image or a saved memory, unless that has been done."""
         with self._verifying:
             if kept.folder not in self._verified:
@@ -238,7 +241,7 @@ class Outer:
             authority.tls_ca,
             authority.administrators_ca,
         )
-        write_secret(folder / "identity.tar", pack(identity_files(self.lab, machine, keys)))
+        write_secret(folder / "identity.tar", pack(identity_files(self.topology, machine, keys)))
         write_secret(folder / "host_key.pub", host.public_key.encode())
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.drivers.host.accounts import freezer
 from testbed.drivers.hypervisor.connection import Hypervisor
@@ -30,7 +31,7 @@ _TAIL = 600
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class CaptureJob:
     """A machine to save; all paths absolute.
 
     Args:
@@ -77,7 +78,7 @@ def wait_for_line(console: Path, line: str, timeout: float, running: Callable[[]
         )
 
 
-def freeze(job: Job, state: Path) -> None:
+def freeze(job: CaptureJob, state: Path) -> None:
     """Boot, wait until the machine waits for its identity, and save it.
 
     Args:
@@ -93,13 +94,16 @@ def freeze(job: Job, state: Path) -> None:
     hypervisor = Hypervisor.embed(state, account)
     hypervisor.create(job.xml)
     wait_for_line(
-        Path(job.console), CAN_BE_SAVED, job.patience, lambda: awaited() and hypervisor.runs(ANONYMOUS)
+        Path(job.console),
+        CAN_BE_SAVED,
+        job.patience,
+        lambda: parent_is_alive() and hypervisor.runs(ANONYMOUS),
     )
     hypervisor.suspend(ANONYMOUS)
     hypervisor.monitor(ANONYMOUS).save_memory(Path(job.memory), _SAVE)
 
 
-def awaited() -> bool:
+def parent_is_alive() -> bool:
     """Tell whether somebody still reads our standard output; when the command that started us is killed,
     nobody does.
     """
@@ -127,9 +131,11 @@ def main(file: str) -> int:
     reap()
     try:
         process.run(
-            ["mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run"], what="cannot hide /run", timeout=30
+            ["mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run"],
+            what="cannot hide /run",
+            timeout=timeouts.NAMESPACES,
         )
-        freeze(Job(**json.loads(Path(file).read_text())), Path("/run/v"))
+        freeze(CaptureJob(**json.loads(Path(file).read_text())), Path("/run/v"))
     except TestbedError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import content_store as caches
 from testbed.drivers.host import process
 from testbed.drivers.host.accounts import Account
@@ -31,18 +32,18 @@ from testbed.drivers.snapshots.machine_memory import differences, processor
 from testbed.engine.place import Progress
 from testbed.errors import ProvisioningError, UsageError
 from testbed.model.environment import Accelerator, Environment
-from testbed.model.topology import Machine, Testbed
+from testbed.model.topology import Machine, Topology
 
 FORMAT = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 _PREFIX, _MANIFEST = "checkpoint-", CHECKPOINT
 _NEEDED = 2**30  # bytes of free space for each machine
-_SAVE = 60.0  # seconds that a machine's memory may take
+_SAVE = timeouts.MEMORY_SAVE
 _MEMORY, _DOMAIN = "memory", "domain.xml"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CheckpointMachine:
     """One machine of a checkpoint.
 
     Args:
@@ -107,14 +108,16 @@ class Checkpoint:
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     @property
-    def topology(self) -> Path:
+    def topology_file(self) -> Path:
         """The topology file that the lab was made from."""
         return self.folder / "topology.yaml"
 
-    def machine(self, name: str) -> Kept:
+    def machine(self, name: str) -> CheckpointMachine:
         """Return one of its machines."""
         folder = self.folder / "m" / name
-        return Kept(folder, {folder / path: digest for path, digest in self.digests[name].items()})
+        return CheckpointMachine(
+            folder, {folder / path: digest for path, digest in self.digests[name].items()}
+        )
 
     def unpack(self, workspace: Workspace) -> None:
         """Give a lab that is down the authorities and keys that its saved machines know; machines are
@@ -170,7 +173,7 @@ def refusal(environment: Environment, cpuinfo: Path = Path("/proc/cpuinfo")) -> 
     return "KVM on AMD's processors cannot save a machine in which guests run" if amd else ""
 
 
-class Store:
+class CheckpointStore:
     """The checkpoints of a cache folder, for labs on this outer machine.
 
     Args:
@@ -183,11 +186,11 @@ class Store:
         self._images = images
         self._environment = environment
 
-    def made(self, lab: Testbed, workspace: Workspace) -> dict[str, str]:
+    def made(self, topology: Topology, workspace: Workspace) -> dict[str, str]:
         """Return everything that a saved lab depends on, in words."""
         return {
             "format": str(FORMAT),
-            "topology": lab.digest,
+            "topology": topology.digest,
             "folder": str(workspace.folder),
             "emulator": dict(self._environment.versions).get("qemu", "unknown"),
             "libvirt": str(library_version()),
@@ -196,18 +199,18 @@ class Store:
             "images": " ".join(self._images[name].digest for name in sorted(self._images)),
         }
 
-    def find(self, lab: Testbed, workspace: Workspace) -> Checkpoint | None:
+    def find(self, topology: Topology, workspace: Workspace) -> Checkpoint | None:
         """Return the latest checkpoint that a lab can start from."""
         return next(
             (
                 item
                 for item in stored(self._cache)
-                if item.lab == lab.name and not self.unusable(item, lab, workspace)
+                if item.lab == topology.name and not self.unusable(item, topology, workspace)
             ),
             None,
         )
 
-    def unusable(self, checkpoint: Checkpoint, lab: Testbed, workspace: Workspace) -> str:
+    def unusable(self, checkpoint: Checkpoint, topology: Topology, workspace: Workspace) -> str:
         """Return why a checkpoint cannot be used for a lab, or the empty string."""
         gone = [
             path
@@ -215,12 +218,12 @@ class Store:
             for path in checkpoint.machine(name).digests
             if not path.exists()
         ]
-        return differences(checkpoint.made, self.made(lab, workspace)) or (
+        return differences(checkpoint.made, self.made(topology, workspace)) or (
             f"{gone[0]} is gone" if gone else ""
         )
 
     def save(
-        self, lab: Testbed, workspace: Workspace, hypervisor: Hypervisor, name: str, progress: Progress
+        self, topology: Topology, workspace: Workspace, hypervisor: Hypervisor, name: str, progress: Progress
     ) -> Checkpoint:
         """Save a lab, which stands still meanwhile and runs on afterwards; a checkpoint of that name is
         replaced.
@@ -238,7 +241,7 @@ class Store:
                 remedy="choose another name",
             )
         caches.claim(self._cache)
-        if fact := crowded(self._cache, _NEEDED * len(lab.machines)):
+        if fact := crowded(self._cache, _NEEDED * len(topology.machines)):
             raise ProvisioningError(
                 "there is no room for a checkpoint",
                 fact=fact,
@@ -251,48 +254,49 @@ class Store:
         if target.exists() and name not in {item.name for item in stored(self._cache)}:
             fact, remedy = f"{target} is something else", "choose another name, or remove that by hand"
             raise UsageError(f"a checkpoint cannot be called {name}", fact=fact, remedy=remedy)
-        made, start = self.made(lab, workspace), time.monotonic()
+        made, start = self.made(topology, workspace), time.monotonic()
         try:
             make_folder(partial, OWNER)
-            copy_secret(workspace.topology, partial / "topology.yaml")
+            copy_secret(workspace.topology_file, partial / "topology.yaml")
             copy_secrets(workspace.pki, partial / "pki")
-            with _standing_still(hypervisor, lab):
+            with _standing_still(hypervisor, topology):
                 with ThreadPoolExecutor(max_workers=2) as pool:
                     list(
                         pool.map(
-                            lambda machine: _save(hypervisor, lab, machine, workspace, partial), lab.machines
+                            lambda machine: _save(hypervisor, topology, machine, workspace, partial),
+                            topology.machines,
                         )
                     )
                 stood = time.monotonic() - start
-            names = [machine.name for machine in lab.machines]
+            names = [machine.name for machine in topology.machines]
             with ThreadPoolExecutor(max_workers=2) as pool:
                 digests = dict(
                     zip(names, pool.map(lambda name: _digests(partial / "m" / name), names), strict=True)
                 )
             saved = datetime.now(UTC).isoformat(timespec="seconds")
-            manifest = {"name": name, "lab": lab.name, "saved": saved, "made": made, "digests": digests}
+            manifest = {"name": name, "lab": topology.name, "saved": saved, "made": made, "digests": digests}
             write_secret(partial / _MANIFEST, json.dumps(manifest, indent=1).encode())
             if target.exists():
                 remove_tree(target)
             partial.rename(target)
         except OSError as error:
             raise ProvisioningError(
-                f"the lab {lab.name} cannot be saved", fact=str(error), remedy="run the command again"
+                f"the lab {topology.name} cannot be saved", fact=str(error), remedy="run the command again"
             ) from error
         finally:
             if partial.exists():
                 remove_tree(partial)
         progress(
-            f"saved {lab.name} as {name} in {time.monotonic() - start:.0f} s; it stood still for "
+            f"saved {topology.name} as {name} in {time.monotonic() - start:.0f} s; it stood still for "
             f"{stood:.0f} s"
         )
         return named(self._cache, name)
 
 
 @contextmanager
-def _standing_still(hypervisor: Hypervisor, lab: Testbed) -> Iterator[None]:
+def _standing_still(hypervisor: Hypervisor, topology: Topology) -> Iterator[None]:
     """Pause every machine of a lab; they run on afterwards, whatever happens."""
-    domains = [machine.domain(lab.name) for machine in lab.machines]
+    domains = [machine.domain(topology.name) for machine in topology.machines]
     try:
         for domain in domains:
             hypervisor.suspend(domain)
@@ -303,10 +307,10 @@ def _standing_still(hypervisor: Hypervisor, lab: Testbed) -> Iterator[None]:
 
 
 def _save(
-    hypervisor: Hypervisor, lab: Testbed, machine: Machine, workspace: Workspace, partial: Path
+    hypervisor: Hypervisor, topology: Topology, machine: Machine, workspace: Workspace, partial: Path
 ) -> None:
     """Write a paused machine's memory, its domain and copies of its files."""
-    folder, domain = partial / "m" / machine.name, machine.domain(lab.name)
+    folder, domain = partial / "m" / machine.name, machine.domain(topology.name)
     make_folder(folder.parent, OWNER)
     make_folder(folder, OWNER)
     write_secret(folder / _DOMAIN, hypervisor.live_xml(domain).encode())
@@ -330,5 +334,5 @@ def _digests(folder: Path) -> dict[str, str]:
 def _backing(overlay: Path) -> Path:
     tool = process.require("qemu-img", package="qemu-utils")
     argv = [tool, "info", "-U", "--output=json", str(overlay)]
-    told = process.run(argv, what=f"cannot read the disk {overlay}", timeout=60)
+    told = process.run(argv, what=f"cannot read the disk {overlay}", timeout=timeouts.DISK)
     return Path(json.loads(told)["full-backing-filename"])

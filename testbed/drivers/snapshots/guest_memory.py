@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from testbed import timeouts
 from testbed.drivers.ssh.client import Host
 from testbed.errors import ProvisioningError
 from testbed.model.topology import Guest
@@ -33,7 +34,7 @@ _FIELDS = struct.Struct("=16s5I")
 _VERSIONS = (2, 3)
 _FRESH = 128  # octets
 _REQUEST = "/run/wake"  # where a guest waits to be told who it is
-_CALL = 10  # seconds
+_CALL = int(timeouts.GUEST_CALL)
 
 
 def saved_header(host: Host) -> bytes:
@@ -47,7 +48,7 @@ def saved_header(host: Host) -> bytes:
     return found if len(found) == _HEADER and _FIELDS.unpack_from(found)[1] in _VERSIONS else b""
 
 
-def headed(header: bytes, domain: str) -> bytes:
+def memory_header(header: bytes, domain: str) -> bytes:
     """Return what stands before the memory in the file from which libvirt starts another domain with it.
 
     Args:
@@ -71,7 +72,7 @@ def lay_disk(host: Host, guest: Guest) -> None:
     )
 
 
-def lay_out(host: Host, guest: Guest, head: bytes) -> str:
+def place_memory(host: Host, guest: Guest, head: bytes) -> str:
     """Put a guest's memory together on its node, behind what libvirt must read first; return the file's path.
 
     Raises:
@@ -83,14 +84,14 @@ def lay_out(host: Host, guest: Guest, head: bytes) -> str:
     return path
 
 
-def told(guest: Guest) -> bytes:
+def identity_of(guest: Guest) -> bytes:
     """Return what makes a guest somebody when its memory goes on (playbooks/roles/guest/files/wake)."""
     lines = [guest.name, machine_id(guest.uuid), str(time.time_ns()), secrets.token_hex(_FRESH)]
     lines += [f"{nic.mac}{' dhcp6' if nic.address6 else ''}" for nic in guest.nics]
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def tell(ask: Ask, guest: Guest) -> None:
+def send_identity(ask: Ask, guest: Guest) -> None:
     """Tell a guest who it is, by its agent.
 
     Raises:
@@ -98,7 +99,11 @@ def tell(ask: Ask, guest: Guest) -> None:
 
     """
     handle = ask("guest-file-open", {"path": _REQUEST, "mode": "w"}, _CALL).get("value")
-    ask("guest-file-write", {"handle": handle, "buf-b64": base64.b64encode(told(guest)).decode()}, _CALL)
+    ask(
+        "guest-file-write",
+        {"handle": handle, "buf-b64": base64.b64encode(identity_of(guest)).decode()},
+        _CALL,
+    )
     ask("guest-file-close", {"handle": handle}, _CALL)
 
 

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
+from testbed import timeouts
 from testbed.drivers.host import content_store as caches
 from testbed.drivers.host import process
 from testbed.drivers.host.content_store import (
@@ -37,8 +38,8 @@ from testbed.drivers.host.private_files import create, write_public
 from testbed.drivers.host.process import as_root
 from testbed.drivers.hypervisor.connection import library_version
 from testbed.drivers.images.cache import Image
-from testbed.drivers.snapshots.capture import Job
-from testbed.engine.place import Progress
+from testbed.drivers.snapshots.capture import CaptureJob
+from testbed.engine.place import Progress, Step
 from testbed.errors import ImageError
 from testbed.model.environment import Accelerator, Environment
 from testbed.model.topology import Role
@@ -48,13 +49,13 @@ from testbed.plan.libvirt_xml.machine import Hardware, MachineFiles, anonymous_x
 FORMAT = 1
 _KEPT = 4  # states; each is some 200 MiB
 _NEEDED = 2 * 2**30  # bytes of free space for one state
-_BOOT = 120.0  # seconds, stretched by slowness
+_BOOT = timeouts.MEMORY_BOOT
 _MANIFEST = MEMORY
 _NOWHERE = MachineFiles("kernel", "initrd", ("vda", "vdb", "vdc"), "", "console")
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class MemorySnapshot:
     """A machine's saved memory, with its disks.
 
     Args:
@@ -124,16 +125,16 @@ def make_overlay(base: Path, overlay: Path) -> Path:
     os.close(create(overlay))
     tool = process.require("qemu-img", package="qemu-utils")
     argv = [tool, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(overlay)]
-    process.run(argv, what=f"cannot make the disk {overlay}", timeout=60)
+    process.run(argv, what=f"cannot make the disk {overlay}", timeout=timeouts.DISK)
     return overlay
 
 
-def stored(folder: Path) -> list[Saved]:
+def stored(folder: Path) -> list[MemorySnapshot]:
     """Return every state in a cache folder, the latest used first."""
     found = []
     for path, told in entries(folder, MEMORY):
         with suppress(FileNotFoundError):  # another process may be removing it
-            found.append(((path / _MANIFEST).stat().st_mtime, Saved(**told, folder=path)))
+            found.append(((path / _MANIFEST).stat().st_mtime, MemorySnapshot(**told, folder=path)))
     return [saved for _, saved in sorted(found, key=lambda item: item[0], reverse=True)]
 
 
@@ -155,7 +156,7 @@ def prune(folder: Path, images: Set[str] | None = None) -> list[Path]:
     return doomed
 
 
-class Store:
+class SnapshotStore:
     """The saved memories of a cache folder, for machines of some images on this outer machine."""
 
     def __init__(self, folder: Path, images: Mapping[str, Image], environment: Environment) -> None:
@@ -181,7 +182,7 @@ class Store:
             else "none",
         }
 
-    def find(self, hardware: Hardware) -> Saved | str:
+    def find(self, hardware: Hardware) -> MemorySnapshot | str:
         """Return the state for machines of some hardware, or why there is none that may be used."""
         made = self.made(hardware)
         others = [saved for saved in stored(self._folder) if saved.role == hardware.role]
@@ -212,6 +213,7 @@ class Store:
             image.folder: image for hardware in missing for image in images_under(self._images, hardware.role)
         }.values():
             image.verify()
+        progress(Step.planned(len(missing)))
         with ThreadPoolExecutor(max_workers=2) as pool:
             for done in [pool.submit(self._save, hardware, progress) for hardware in missing]:
                 done.result()
@@ -221,7 +223,7 @@ class Store:
         made = self.made(hardware)
         target = self._folder / f"golden-{hardware.role}-{_key(made)}"
         partial = self._folder / f"{target.name}.partial-{os.getpid()}"
-        progress(f"booting a {hardware} once, to save its memory")
+        progress(Step.begun(repr(hardware), f"booting a {hardware} once, to save its memory"))
         start = time.monotonic()
         try:
             partial.mkdir()
@@ -249,7 +251,7 @@ class Store:
         finally:
             if partial.exists():
                 remove_tree(partial)
-        progress(f"saved a {hardware} in {time.monotonic() - start:.0f} s")
+        progress(Step.ended(repr(hardware), f"saved a {hardware} in {time.monotonic() - start:.0f} s"))
 
     def _freeze(self, hardware: Hardware, partial: Path) -> None:
         image = self._images[hardware.role]
@@ -271,7 +273,9 @@ class Store:
         )
         xml = anonymous_xml(hardware, self._environment, files, str(uuid4()))
         given = [*files.disks, str(console), str(guest)]
-        job = Job(xml, given, str(console), str(partial / "memory"), _BOOT * self._environment.slowness)
+        job = CaptureJob(
+            xml, given, str(console), str(partial / "memory"), _BOOT * self._environment.slowness
+        )
         (partial / "job.json").write_text(json.dumps(asdict(job)))
         process.run(
             [*as_root("--net", "--pid", "--fork", "--kill-child", "--mount-proc"),

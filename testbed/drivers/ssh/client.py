@@ -18,15 +18,16 @@ from pathlib import Path
 
 import paramiko
 
+from testbed import timeouts
 from testbed.drivers.ssh.command_session import BEGIN, PROGRAM, Completed, Session, Stream, closing_after
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.payload.exec_server import ORPHANS
 
 USER = "admin"
-BOOT = 75.0  # seconds that a machine may take until it accepts our login; stretched by slowness
+BOOT = timeouts.LOGIN
 _RETRY = 0.5
-_OPENING = 120.0  # seconds that a machine may take to start our program; paramiko would wait for ever
-_ORPHANED = 60.0  # seconds until commands of an earlier session must have ended
+_OPENING = timeouts.SESSION
+_ORPHANED = timeouts.ORPHANS
 # seconds that a bridge may take to end; Python does not run our threads any more when the process ends
 _FAREWELL = 5.0
 _SILENT = logging.NullHandler()  # without one, paramiko's threads print what its exceptions tell us anyway

@@ -15,6 +15,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO
 
+from testbed import timeouts
+
 PROGRAM = (Path(__file__).parents[2] / "payload/exec_server.py").read_bytes()
 # What Python is told on its command line, which sudo puts into the log of the machine: to read the program,
 # and to become it.
@@ -24,7 +26,7 @@ BEGIN = (
 LIMIT = 4 * 2**20  # bytes kept of each output stream
 _LINE = 100  # bytes
 _UNREAD = 64 * 2**20  # bytes of one stream that wait to be read; a message of libvirt's is half as long
-_GRACE = 20.0  # seconds beyond a command's own deadline that its answer may take to arrive
+_GRACE = timeouts.SESSION_ANSWER
 
 
 @dataclass(frozen=True, slots=True)

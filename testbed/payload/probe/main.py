@@ -34,7 +34,7 @@ _SENDERS = {
     "send": sender.send,
     "stream": sender.stream,
     "hold": sender.hold,
-    "knock": scanner.knock,
+    "knock": scanner.scan,
     "beat": scanner.beat,
 }
 # Files that tell a sender to go on in another way.
@@ -43,7 +43,7 @@ _NOTHING = {"error": "nothing is being recorded for this run", "alive": False}
 Request = dict[str, Any]
 
 
-class Server:
+class ProbeServer:
     """Answers requests one after another, and turns the recorder in between."""
 
     def __init__(self, folder: Path, patience: float, lock: IO[str]) -> None:
@@ -219,7 +219,7 @@ def _serve(folder: Path, patience: float, pipe: int) -> None:
     fcntl.flock(lock, fcntl.LOCK_EX)
     lock.write(str(os.getpid()))
     lock.flush()
-    server = Server(folder, patience, lock)
+    server = ProbeServer(folder, patience, lock)
     os.write(pipe, str(os.getpid()).encode())
     os.close(pipe)
     try:

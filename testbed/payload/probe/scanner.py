@@ -28,7 +28,7 @@ class Ask:
     why.
     """
 
-    def __init__(self, request: Request, outlets: Outlets) -> None:
+    def __init__(self, request: Request, outlets: ScanOutlets) -> None:
         self.name, self.kind, self.state = str(request["id"]), str(request["kind"]), "silent"
         self.data = bytes.fromhex(str(request.get("frame", "")))
         self.expected = re.compile(str(request.get("expect", "")))
@@ -72,7 +72,7 @@ class Ask:
             self._failed(error)
 
 
-class Outlets:
+class ScanOutlets:
     """Sockets to ask through: a client's for each service, and one for the frames of each interface."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
@@ -103,7 +103,7 @@ class Outlets:
         return opened
 
 
-def knock(request: Request) -> Request:
+def scan(request: Request) -> Request:
     """Ask everything in ``probes`` at once, and once more after a second; return the states after ``window``
     seconds.
 
@@ -114,7 +114,7 @@ def knock(request: Request) -> Request:
     if len(request["probes"]) > MAX_ASKS:
         raise ValueError(f"{len(request['probes'])} questions, and {MAX_ASKS} at most")
     with contextlib.ExitStack() as stack:
-        outlets = Outlets(stack)
+        outlets = ScanOutlets(stack)
         asks = [Ask(ask, outlets) for ask in request["probes"]]
         end = time.monotonic() + min(float(request.get("window", 4)), 20.0)
         for last in (min(time.monotonic() + _AGAIN, end), end):

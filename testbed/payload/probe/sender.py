@@ -40,7 +40,7 @@ def send(request: Request) -> Request:
     deadline = time.monotonic() + min(float(request.get("budget", 120)), 1800)
     results = []
     with contextlib.ExitStack() as opened:
-        outlets = Outlets(opened)
+        outlets = FrameOutlets(opened)
         for probe in request["probes"][:MAX_PROBES]:
             time.sleep(min(float(probe.get("delay", 0)), 2))
             result = {"id": probe["id"], "sent": False, "error": "no time left", "answer": ""}
@@ -111,7 +111,7 @@ def stream(request: Request) -> Request:
     end, sent, refused = started + min(float(request["duration"]), 300.0), 0, 0
     frames = [(probe["mac"], bytes.fromhex(probe["frame"])) for probe in request["probes"]]
     with contextlib.ExitStack() as opened:
-        outlets = Outlets(opened, unheard=not spacing)
+        outlets = FrameOutlets(opened, unheard=not spacing)
         turns = [(outlets.at(mac).send, frame) for mac, frame in frames]
         if not (spacing or pause):
             turns *= max(1, _AT_ONCE // max(1, len(turns)))  # a look at the clock costs as much as a frame
@@ -137,7 +137,7 @@ def stream(request: Request) -> Request:
     return {"sent": sent, "refused": refused, "halted": halt.exists(), "lasted": lasted}
 
 
-class Outlets:
+class FrameOutlets:
     """One packet socket for each interface: the kernel lets every opening and closing wait for a grace
     period.
 
@@ -160,7 +160,7 @@ class Outlets:
 
 
 @contextlib.contextmanager
-def wearing(name: str, mac: str) -> Iterator[None]:
+def with_mac(name: str, mac: str) -> Iterator[None]:
     """Let an interface have another MAC address for a while, so that its driver tells the device; none if it
     is empty.
 
@@ -185,13 +185,13 @@ def _as_stranger(frame: bytes) -> bytes:
     return frame[:6] + b"\x0e" + os.urandom(5) + frame[12:]
 
 
-def _attempt(probe: Request, outlets: Outlets) -> Request:
+def _attempt(probe: Request, outlets: FrameOutlets) -> Request:
     try:
         if probe["kind"] in KINDS:
             return {"answer": ask(probe), "sent": True, "error": ""}
         frame = bytes.fromhex(probe["frame"])
         mac = str(probe.get("wears", ""))
-        with wearing(interface_of(probe["mac"]) if mac else "", mac):
+        with with_mac(interface_of(probe["mac"]) if mac else "", mac):
             for number in range(min(int(probe.get("copies", 1)), MAX_PROBES)):
                 outlets.at(probe["mac"]).send(_as_stranger(frame) if number else frame)
     except (OSError, ValueError, KeyError) as error:

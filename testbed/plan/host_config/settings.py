@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from testbed.model.topology import IMAGES, Machine, Plane, Role, Testbed
+from testbed.model.topology import IMAGES, Machine, Plane, Role, Topology
 from testbed.plan.host_config import parsers, trust
 from testbed.plan.host_config.identity import address_sets
 from testbed.plan.host_config.nd_guard import ATTACH, GUARDS, RULES, allowed, guarded, links
@@ -82,18 +82,18 @@ class Setting:
             return f"unreadable, {error}: {' '.join(texts)}"
 
 
-def settings(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
+def settings(topology: Topology, machine: Machine) -> tuple[Setting, ...]:
     """Return every setting of a machine."""
-    identity = Setting("identity", "ACC-02 NET-08", *trust.identity(lab, machine))
-    common = (*_firewall(lab, machine), *_protection(lab, machine), *_NETWORK, *_ACCESS, identity)
-    profiles = Setting("worker-profiles", "PRC-02 STO-01 STO-07", *trust.profiles(lab, machine))
-    node = (*_ROOT_PARTITION, *_neighbours(lab, machine), _claims(lab, machine), profiles)
+    identity = Setting("identity", "ACC-02 NET-08", *trust.identity(topology, machine))
+    common = (*_firewall(topology, machine), *_protection(topology, machine), *_NETWORK, *_ACCESS, identity)
+    profiles = Setting("worker-profiles", "PRC-02 STO-01 STO-07", *trust.profiles(topology, machine))
+    node = (*_ROOT_PARTITION, *_neighbours(topology, machine), _claims(topology, machine), profiles)
     return (*common, *(node if machine.role is Role.NODE else _CENTRAL))
 
 
-def _claims(lab: Testbed, machine: Machine) -> Setting:
+def _claims(topology: Topology, machine: Machine) -> Setting:
     """Return that no interface of a node claims a logical port that is not its own (docs/decisions/0013)."""
-    own = [nic for guest in lab.guests_on(machine.name) for nic in guest.nics]
+    own = [nic for guest in topology.guests_on(machine.name) for nic in guest.nics]
     known = " ".join(f"-e '{nic.tap} {nic.port}'" for nic in own) or "-e none"
     foreign = (
         "ovs-vsctl -voff --format=csv --no-headings --columns=name,external_ids list interface "
@@ -110,8 +110,10 @@ def _claims(lab: Testbed, machine: Machine) -> Setting:
     return Setting("port-claims", "NET-13", (_SWITCH,), "", repair, partial(parsers.claims, own=ours))
 
 
-def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
-    elements = tuple(_address_set(name, addresses) for name, addresses in address_sets(lab, machine).items())
+def _firewall(topology: Topology, machine: Machine) -> tuple[Setting, ...]:
+    elements = tuple(
+        _address_set(name, addresses) for name, addresses in address_sets(topology, machine).items()
+    )
     # The file is the wall; what the kernel runs must be that file, rule for rule, and nothing beside it.
     wanted = "as in the file\n13\ntable inet testbed"
     others = "nft list tables | grep -v -e '^table netdev neighbours$' -e '^table inet testbed$'"
@@ -135,11 +137,11 @@ def _address_set(name: str, addresses: tuple[str, ...]) -> Setting:
     )
 
 
-def _neighbours(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
+def _neighbours(topology: Topology, machine: Machine) -> tuple[Setting, ...]:
     """Return the settings of the guard in front of guests that have IPv6; none where there is no such
     guest.
     """
-    devices = " ".join(guarded(lab, machine))
+    devices = " ".join(guarded(topology, machine))
     if not devices:
         return ()
     chain = "nft -s list chain netdev neighbours"
@@ -155,8 +157,8 @@ def _neighbours(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     guard, neighbours, own = GUARDS
     return (
         Setting(guard, "NET-05", (rules,), "as in the file", f"nft -f {RULES}; {attach}"),
-        _pairs(neighbours, "NET-01", "allowed", allowed(lab, machine)),
-        _pairs(own, "NET-05", "links", links(lab, machine)),
+        _pairs(neighbours, "NET-01", "allowed", allowed(topology, machine)),
+        _pairs(own, "NET-05", "links", links(topology, machine)),
     )
 
 
@@ -175,11 +177,11 @@ def _pairs(name: str, control: str, held: str, pairs: tuple[tuple[str, str], ...
     )
 
 
-def _protection(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
+def _protection(topology: Topology, machine: Machine) -> tuple[Setting, ...]:
     """Return what the kernel must ask of UDP between a node and its peers: ESP, both ways, and no way around
     it.
     """
-    peers = address_sets(lab, machine)["tunnel_peers"]
+    peers = address_sets(topology, machine)["tunnel_peers"]
     if not peers:
         return ()
     own = str(machine.address(Plane.FABRIC))

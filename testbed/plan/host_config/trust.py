@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from testbed.model.topology import IMAGES, Guest, Machine, Testbed
+from testbed.model.topology import IMAGES, Guest, Machine, Topology
 from testbed.plan.host_config.identity import MachineKeys, identity_files
 
 Parts = tuple[tuple[str, ...], str, str, Callable[..., str]]
@@ -26,7 +26,7 @@ PROFILES = f"grep -asH '' {_PROFILES}/libvirt-*"
 NORTHBOUND = "pssl:6641"
 
 
-def identity(lab: Testbed, machine: Machine) -> Parts:
+def identity(topology: Topology, machine: Machine) -> Parts:
     """Return that a machine's keys, authorities and addresses are those that it was given, and that there are
     no others.
 
@@ -34,7 +34,7 @@ def identity(lab: Testbed, machine: Machine) -> Parts:
     database.
     """
     nothing = MachineKeys(b"", b"", "", b"", b"", b"", b"")
-    known = frozenset(identity_files(lab, machine, nothing))
+    known = frozenset(identity_files(topology, machine, nothing))
     compare = f"{_LOADED}tar --compare --directory=/run --file={_CREDENTIAL}"
     listed = "cd /run && find testbed -type f -o -type l"
     own = " ".join(f"-e {name}" for name in sorted({*known, _OWN}))
@@ -59,11 +59,11 @@ def differing(compared: str, listed: str, known: frozenset[str]) -> str:
     return "\n".join((*differences, *foreign))
 
 
-def profiles(lab: Testbed, machine: Machine) -> Parts:
+def profiles(topology: Topology, machine: Machine) -> Parts:
     """Return that the profile of each guest's worker allows what libvirt writes for the guest, and nothing
     else.
     """
-    guests = lab.guests_on(machine.name)
+    guests = topology.guests_on(machine.name)
     allowed = {guest.uuid: "|".join(_rules(guest)) for guest in guests}
     repair = "; ".join(("true", *(_without_additions(uuid, rules) for uuid, rules in allowed.items())))
     return (

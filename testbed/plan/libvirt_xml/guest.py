@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 from uuid import UUID
 from xml.etree import ElementTree as ET
 
-from testbed.model.topology import FIRST_WORKER_UID, IMAGES, Guest, GuestNic, Limits, Testbed, Volume
+from testbed.model.topology import FIRST_WORKER_UID, IMAGES, Guest, GuestNic, Limits, Topology, Volume
 from testbed.plan.libvirt_xml.elements import (
     QEMU,
     add_boot,
@@ -33,7 +33,9 @@ SAVED_VOLUME = 64 * MIB  # size of the volume of the guest whose memory is saved
 _SLOTS = range(1, 31)  # of a q35's root bus; the last one holds the chipset
 
 
-def guest_xml(lab: Testbed, guest: Guest, properties: Mapping[str, object], *, waiting: bool = False) -> str:
+def guest_xml(
+    topology: Topology, guest: Guest, properties: Mapping[str, object], *, waiting: bool = False
+) -> str:
     """Return the domain of a guest on its node: KVM, confined, under an account of its own (PRC-01, PRC-02).
 
     Args:
@@ -43,7 +45,7 @@ def guest_xml(lab: Testbed, guest: Guest, properties: Mapping[str, object], *, w
     root = domain_of("kvm", guest.domain, guest.uuid, guest.memory, guest.vcpus)
     if waiting:
         mark_waiting(root)
-    add_mark(root, lab.name, guest.label, properties)
+    add_mark(root, topology.name, guest.label, properties)
     words = [f"systemd.hostname={guest.name}", f"systemd.machine_id={machine_id(guest.uuid)}"]
     words += [f"testbed.dhcp6={nic.mac}" for nic in guest.nics if nic.address6]
     _guest(root, guest, words)

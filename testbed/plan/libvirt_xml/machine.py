@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
 from testbed.model.environment import Accelerator, Environment
-from testbed.model.topology import IMAGES, Machine, MachineNic, Role, Testbed
+from testbed.model.topology import IMAGES, Machine, MachineNic, Role, Topology
 from testbed.plan.libvirt_xml.elements import (
     NAMESPACE,
     QEMU,
@@ -115,7 +115,7 @@ def machine_id(uuid: str) -> str:
 
 
 def machine_xml(
-    lab: Testbed,
+    topology: Topology,
     machine: Machine,
     environment: Environment,
     files: MachineFiles,
@@ -137,9 +137,9 @@ def machine_xml(
     """
     hardware = Hardware.of(machine, environment)
     root = domain_of(
-        _kind(environment), machine.domain(lab.name), machine.uuid, hardware.memory, hardware.vcpus
+        _kind(environment), machine.domain(topology.name), machine.uuid, hardware.memory, hardware.vcpus
     )
-    add_mark(root, lab.name, machine.name, properties)
+    add_mark(root, topology.name, machine.name, properties)
     words = (f"systemd.hostname={machine.name}", f"systemd.machine_id={machine_id(machine.uuid)}")
     interfaces = [] if generation else [_interface(nic, direct=files.direct) for nic in machine.nics]
     devices = _machine(root, hardware, environment, files, words, interfaces)

@@ -11,14 +11,15 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host.private_files import write_secret
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.pki import Authority, SshIdentity
 from testbed.drivers.ssh.client import USER, Credential, attempts
 from testbed.errors import InstrumentError
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 
-_PENALTY = 120.0  # seconds; sshd's default penalties for failed logins end well before
+_PENALTY = timeouts.LOGIN_PENALTY
 _AT_ONCE = (
     2  # failures of one connection; sshd answers the last of `MaxAuthTries` (3) by ending the connection
 )
@@ -31,8 +32,8 @@ _PLANTED = "planted-key"
 
 
 def plant(workspace: Workspace) -> str:
-    """Make a key that a breach authorises, and that `impostors` tries while it is there; return its public
-    half.
+    """Make a key that a breach authorises, and that `wrong_credentials` tries while it is there; return its
+    public half.
     """
     identity = Authority(workspace.pki).user(["node-admin"], now=datetime.now(UTC))
     planted = workspace.folder / _PLANTED
@@ -48,7 +49,7 @@ def uproot(workspace: Workspace) -> None:
 
 
 @contextmanager
-def impostors(fleet: Fleet, machine: str) -> Iterator[list[Credential]]:
+def wrong_credentials(fleet: Fleet, machine: str) -> Iterator[list[Credential]]:
     """Yield every kind of wrong credential, to be tried on one machine; their keys are gone afterwards."""
     folder = fleet.lab.workspace.folder / "strangers" / machine
     with fleet.leavings.made(f"the keys of strangers for {machine}", partial(_remove, folder)):
@@ -94,7 +95,7 @@ def _store(folder: Path, name: str, identity: SshIdentity) -> Path:
     return path
 
 
-def logins(fleet: Fleet, machine: Machine, strangers: Sequence[Credential]) -> dict[str, str]:
+def logins(fleet: Fleet, machine: MachineView, strangers: Sequence[Credential]) -> dict[str, str]:
     """Try to log in with each credential and return the answers; the right one, tried before and after, must
     work.
 
@@ -129,7 +130,7 @@ def logins(fleet: Fleet, machine: Machine, strangers: Sequence[Credential]) -> d
 
 
 def _patiently(
-    fleet: Fleet, machine: Machine, group: Sequence[Credential], last: Sequence[Credential]
+    fleet: Fleet, machine: MachineView, group: Sequence[Credential], last: Sequence[Credential]
 ) -> dict[str, str]:
     """Try one user's credentials until each is answered; while sshd shuts us out for earlier failures, wait
     and try again.

@@ -14,19 +14,20 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from testbed import timeouts
 from testbed.drivers.places.node import Node
 from testbed.model.reachability import Endpoint
 from testbed.model.topology import FIRST_WORKER_UID, IMAGES, Guest, GuestNic
 from testbed.plan.libvirt_xml.guest import ONE_BUS, guest_xml
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.observation.port_counters import await_frames
 
 NAME = "first.frame"  # no guest of a topology can have a dot in its name
 TAP, SECOND_TAP = "tapfirst0", "tapfirst1"
-BOOT = 90.0  # seconds that it may take until it attacks
+BOOT = timeouts.EPHEMERAL_BOOT
 _FOLDER = "/run/testbed-first"
 _PROFILES, _LOGS = "/etc/apparmor.d/libvirt", "/var/log/libvirt/qemu"
-_LIFE = 280.0  # seconds after which it ends by itself
+_LIFE = timeouts.EPHEMERAL_LIFE
 _MEMORY = 160 * 2**20
 _FLOWING = 20  # frames
 _SLOTS = 2  # one for its disk, one for what is plugged in
@@ -48,7 +49,7 @@ class Throwaway:
     """The guest, and the endpoint that it pretends to be."""
 
     node: Node
-    machine: Machine
+    machine: MachineView
     guest: Guest
 
     @classmethod
@@ -61,7 +62,7 @@ class Throwaway:
 
         """
         node = fleet.lab.nodes[guest.node]
-        used = {item.uid for item in node.lab.guests_on(node.name)}
+        used = {item.uid for item in node.topology.guests_on(node.name)}
         slot = next(number for number in range(64) if FIRST_WORKER_UID + number not in used)
         own = str(
             uuid.uuid5(uuid.UUID(guest.uuid), NAME)
@@ -173,7 +174,7 @@ def _program(frames: Sequence[bytes]) -> bytes:
 
 
 def _xml(node: Node, guest: Guest) -> str:
-    root = ET.fromstring(guest_xml(node.lab, guest, {}))
+    root = ET.fromstring(guest_xml(node.topology, guest, {}))
     for path, text in (
         ("os/initrd", f"{_FOLDER}/initrd"),
         ("os/cmdline", f"console=ttyS0 quiet panic=1 ipv6.disable=1 {ONE_BUS}"),

@@ -16,7 +16,7 @@ from testbed.model.topology import Guest, GuestNic
 from testbed.plan import policing
 from testbed.plan.host_config.settings import FILTERS
 from testbed.plan.resources import Key, Kind
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.observation.port_counters import await_frames
 
 _HALTING = 2.5  # seconds that pass between the decision to end a flood and its end as it is seen from here
@@ -61,7 +61,7 @@ class Bound:
 
 
 def flood(
-    machine: Machine,
+    machine: MachineView,
     nic: GuestNic,
     send: Callable[[], object],
     halt: Callable[[], object],
@@ -94,7 +94,7 @@ def flood(
     return Flood(after[0] - before[0], after[1] - before[1], round(seconds, 2))
 
 
-def _counts(machine: Machine, nic: GuestNic) -> tuple[int, int]:
+def _counts(machine: MachineView, nic: GuestNic) -> tuple[int, int]:
     """Return how many frames an interface has given its node so far, and how many of them the switch has
     looked at.
     """
@@ -106,7 +106,7 @@ def _counts(machine: Machine, nic: GuestNic) -> tuple[int, int]:
     return int(offered), sum(map(int, re.findall(r"n_packets=(\d+)", flows)))
 
 
-def offered(machine: Machine, nic: GuestNic) -> int:
+def offered(machine: MachineView, nic: GuestNic) -> int:
     """Return the frames that an interface of a guest has given its node so far.
 
     Raises:
@@ -116,7 +116,7 @@ def offered(machine: Machine, nic: GuestNic) -> int:
     return int(machine.read(f"cat /sys/class/net/{nic.tap}/statistics/rx_packets"))
 
 
-def received(machine: Machine, nic: GuestNic) -> int:
+def received(machine: MachineView, nic: GuestNic) -> int:
     """Return the octets that a node has handed to an interface of a guest so far.
 
     Raises:
@@ -126,7 +126,7 @@ def received(machine: Machine, nic: GuestNic) -> int:
     return int(machine.read(f"cat /sys/class/net/{nic.tap}/statistics/tx_bytes"))
 
 
-def tracked(machine: Machine, nic: GuestNic) -> int:
+def tracked(machine: MachineView, nic: GuestNic) -> int:
     """Return how many connections that are not closed a node tracks for a port, as its kernel lists them.
 
     Raises:
@@ -147,7 +147,7 @@ def tracked(machine: Machine, nic: GuestNic) -> int:
     )
 
 
-def zones(machine: Machine) -> Mapping[str, int]:
+def zones(machine: MachineView) -> Mapping[str, int]:
     """Return the zone in which a node tracks connections, by port."""
     text = machine.read("ovn-appctl -t ovn-controller ct-zone-list")
     return {port: int(zone) for port, zone in re.findall(r"^(\S+) (\d+)$", text, re.MULTILINE)}
@@ -160,7 +160,7 @@ def unlimited(fleet: Fleet, node: str) -> list[str]:
         InstrumentError: the node cannot be asked, or a guest does not run.
 
     """
-    machine, guests = fleet.machines[node], fleet.testbed.guests_on(node)
+    machine, guests = fleet.machines[node], fleet.topology.guests_on(node)
     packets = policing.observed(node, guests, machine.read(FILTERS))
     own, text = (
         zones(machine),

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from testbed.model.exposure import Contact
+from testbed.model.exposure import ExposureCell
 from testbed.verify.probe.liveness import OUTER
-from testbed.verify.witnesses.firewall_log import Ledger
+from testbed.verify.witnesses.firewall_log import FirewallCounters
 
 WINDOW = 4.0  # seconds that answers have; a neighbour that does not answer is unreachable after three
 _STILL = (
@@ -18,7 +18,7 @@ _STILL = (
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ScanResult:
     """What one question came to.
 
     Args:
@@ -30,7 +30,7 @@ class Reading:
 
     """
 
-    cell: Contact
+    cell: ExposureCell
     state: str
     refused: bool
     passed: bool
@@ -55,8 +55,13 @@ class Reading:
 
 
 def read(
-    cell: Contact, state: str, before: Ledger, after: Ledger, seconds: float, stood: Mapping[str, float]
-) -> Reading:
+    cell: ExposureCell,
+    state: str,
+    before: FirewallCounters,
+    after: FirewallCounters,
+    seconds: float,
+    stood: Mapping[str, float],
+) -> ScanResult:
     """Return what a question came to.
 
     Args:
@@ -70,10 +75,10 @@ def read(
     refused = after.refuses(str(cell.source.address), str(cell.address), cell.protocol, port, seconds)
     full = before.full or after.full if cell.protocol in ("tcp", "udp") else ""
     passed = cell.protocol == "udp" and not full and after.passed("udp", port) > before.passed("udp", port)
-    return Reading(cell, state, refused, passed, full or _stood_still(cell, stood))
+    return ScanResult(cell, state, refused, passed, full or _stood_still(cell, stood))
 
 
-def _stood_still(cell: Contact, stood: Mapping[str, float]) -> str:
+def _stood_still(cell: ExposureCell, stood: Mapping[str, float]) -> str:
     """Return who of those that a question needs stood still for so long that an answer could be late."""
     needed = dict.fromkeys((OUTER, cell.source.name, cell.target.name))
     late = [f"{name} stood still for {stood[name]:.1f} s" for name in needed if stood.get(name, 0.0) > _STILL]

@@ -22,16 +22,27 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
 from testbed.drivers.host import process
-from testbed.drivers.network.rogue_host import Rogue, standing
+from testbed.drivers.network.rogue_host import Rogue, rogue_host
 from testbed.errors import InstrumentError
-from testbed.model.exposure import SSH, Contact, Site, Socket, Stand, contacts, machines, rogue
+from testbed.model.cell import by_pair
+from testbed.model.exposure import (
+    SSH,
+    EndpointOwner,
+    ExposureCell,
+    InfraEndpoint,
+    Socket,
+    contacts,
+    machines,
+    rogue,
+)
 from testbed.model.topology import LabNetwork
 from testbed.payload.probe.scanner import MAX_ASKS
-from testbed.verify.attackers.scan_result import WINDOW, Reading, read
+from testbed.verify.attackers.scan_result import WINDOW, ScanResult, read
 from testbed.verify.fleet import Fleet
 from testbed.verify.probe import frames
-from testbed.verify.probe.client import Instrument, broken, listed, on_machine
+from testbed.verify.probe.client import ProbeClient, inconclusive, listed, on_machine
 from testbed.verify.probe.liveness import beating
+from testbed.verify.probe.requests import Knock
 from testbed.verify.witnesses.firewall_log import ledgers
 
 _AGREEING = 2.0  # seconds that nodes have to agree on keys, if they have not yet
@@ -59,18 +70,18 @@ def _sockets(name: str, text: str) -> frozenset[Socket]:
         words = line.split()
         host, _, port = words[4].rpartition(":") if len(words) > 4 else ("", "", "")
         if not port.isdecimal():
-            raise broken(f"the sockets of {name} cannot be read", repr(line[:200]))
+            raise inconclusive(f"the sockets of {name} cannot be read", repr(line[:200]))
         if not host.startswith("127.") and host != "[::1]":
             found.add((words[0], int(port)))
     if ("tcp", SSH) not in found:
-        raise broken(
+        raise inconclusive(
             f"{name} does not tell every socket that it listens on", f"that of ssh is not among {len(found)}"
         )
     return frozenset(found)
 
 
 @contextmanager
-def standing_on(fleet: Fleet, network: LabNetwork) -> Iterator[tuple[Rogue, Instrument]]:
+def rogue_host_on(fleet: Fleet, network: LabNetwork) -> Iterator[tuple[Rogue, ProbeClient]]:
     """Let a rogue host stand on a network, with routes to the other networks through the machines, and the
     probe on it.
 
@@ -78,14 +89,14 @@ def standing_on(fleet: Fleet, network: LabNetwork) -> Iterator[tuple[Rogue, Inst
         ProvisioningError: the outer machine refuses.
 
     """
-    own = {site.name: site for site in machines(fleet.testbed) if site.plane is network.plane}
+    own = {site.name: site for site in machines(fleet.topology) if site.plane is network.plane}
     routes = {
         site.address: own[site.name].address
-        for site in machines(fleet.testbed)
+        for site in machines(fleet.topology)
         if site.name in own and site.plane is not network.plane
     }
-    with standing(fleet.lab.outer.fabric, network, rogue(network), routes) as found:
-        yield found, Instrument(found.site.label, found.run, sys.executable)
+    with rogue_host(fleet.lab.outer.fabric, network, rogue(network), routes) as found:
+        yield found, ProbeClient(found.site.label, found.run, sys.executable)
 
 
 def on_outer(argv: list[str], stdin: bytes, timeout: float) -> bytes:
@@ -114,33 +125,33 @@ def on_outer(argv: list[str], stdin: bytes, timeout: float) -> bytes:
 
 
 @contextmanager
-def sources(fleet: Fleet) -> Iterator[dict[str, Instrument]]:
+def sources(fleet: Fleet) -> Iterator[dict[str, ProbeClient]]:
     """Yield the probe at every source of `testbed.model.exposure.contacts`, by the source's label or
     machine's name.
     """
     with ExitStack() as stack:
-        found: dict[str, Instrument] = {
+        found: dict[str, ProbeClient] = {
             name: on_machine(fleet, machine) for name, machine in fleet.machines.items()
         }
-        found["outer"] = Instrument("the outer machine", on_outer, sys.executable)
+        found["outer"] = ProbeClient("the outer machine", on_outer, sys.executable)
         stack.enter_context(fleet.leavings.made("the probe on the outer machine", found["outer"].end))
-        for network in fleet.testbed.networks:
-            host, instrument = stack.enter_context(standing_on(fleet, network))
+        for network in fleet.topology.networks:
+            host, instrument = stack.enter_context(rogue_host_on(fleet, network))
             found[host.site.label] = instrument
         yield found
 
 
-def _asker(site: Site) -> str:
-    return site.label if site.stand is Stand.ROGUE else site.name
+def _asker(site: InfraEndpoint) -> str:
+    return site.label if site.stand is EndpointOwner.ROGUE else site.name
 
 
-def _with_mac(fleet: Fleet, site: Site) -> Site:
+def _with_mac(fleet: Fleet, site: InfraEndpoint) -> InfraEndpoint:
     """Return a site with its MAC address; the kernel has chosen that of the outer machine's bridge."""
-    bridge = fleet.testbed.lab_network(site.plane).bridge
+    bridge = fleet.topology.lab_network(site.plane).bridge
     return replace(site, mac=next(link.mac for link in fleet.lab.outer.fabric.links() if link.name == bridge))
 
 
-def question(cell: Contact, name: str) -> dict[str, object]:
+def question(cell: ExposureCell, name: str) -> dict[str, object]:
     """Return a contact as `testbed.payload.probe.scanner` is asked for it."""
     source, base = cell.source, {"id": name, "mac": cell.source.mac}
     if cell.protocol in ("tcp", "udp"):
@@ -159,7 +170,7 @@ def _text(address: object) -> str:
     return ip_address(str(address)).packed.hex()
 
 
-def _arp(cell: Contact) -> tuple[Packet, str]:
+def _arp(cell: ExposureCell) -> tuple[Packet, str]:
     ask = ARP(
         op=1,
         hwsrc=cell.source.mac,
@@ -172,13 +183,13 @@ def _arp(cell: Contact) -> tuple[Packet, str]:
     ) / ask, f"^.{{24}}08060001080006040002.{{12}}{_text(cell.address)}"
 
 
-def _icmp(cell: Contact) -> tuple[Packet, str]:
+def _icmp(cell: ExposureCell) -> tuple[Packet, str]:
     packet = IP(src=str(cell.source.address), dst=str(cell.address)) / ICMP(id=secrets.randbits(16))
     answer = f"^.{{24}}0800.{{18}}01.{{4}}{_text(cell.address)}{_text(cell.source.address)}00"
     return Ether(src=cell.source.mac, dst=cell.target.mac) / packet / Raw(b"testbed"), answer
 
 
-def _six(cell: Contact, layer: Packet, answer: str, mac: str = "", to: str = "") -> tuple[Packet, str]:
+def _six(cell: ExposureCell, layer: Packet, answer: str, mac: str = "", to: str = "") -> tuple[Packet, str]:
     """Return a packet to a link-local address.
 
     Args:
@@ -194,22 +205,22 @@ def _six(cell: Contact, layer: Packet, answer: str, mac: str = "", to: str = "")
     ) / packet, f"^.{{24}}86dd.{{12}}{header}..{ends}{rest}"
 
 
-def _solicitation(cell: Contact) -> tuple[Packet, str]:
+def _solicitation(cell: ExposureCell) -> tuple[Packet, str]:
     group, mac = frames.solicited(str(cell.target.link_local))
     return _six(cell, ICMPv6ND_NS(tgt=str(cell.target.link_local)), "3a-88", mac, group)
 
 
-def _segment(cell: Contact) -> tuple[Packet, str]:
+def _segment(cell: ExposureCell) -> tuple[Packet, str]:
     return _six(cell, frames.syn(cell.port or 0), f"06-{cell.port:04x}")
 
 
-def _datagram(cell: Contact) -> tuple[Packet, str]:
+def _datagram(cell: ExposureCell) -> tuple[Packet, str]:
     packet, answer = _six(cell, frames.datagram(cell.port or 0) / Raw(b"testbed"), f"11-{cell.port:04x}")
     unreachable = _six(cell, Raw(), "3a-01")[1]
     return packet, f"{answer}|{unreachable}"
 
 
-_FRAMES: dict[str, Callable[[Contact], tuple[Packet, str]]] = {
+_FRAMES: dict[str, Callable[[ExposureCell], tuple[Packet, str]]] = {
     "arp": _arp,
     "icmp": _icmp,
     "nd": _solicitation,
@@ -219,8 +230,8 @@ _FRAMES: dict[str, Callable[[Contact], tuple[Packet, str]]] = {
 }
 
 
-def knock(
-    fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], window: float = WINDOW
+def scan(
+    fleet: Fleet, at: Mapping[str, ProbeClient], cells: Sequence[ExposureCell], window: float = WINDOW
 ) -> list[str]:
     """Ask everything, all sources side by side, and return what came of each: see
     `testbed.payload.probe.scanner.Ask`.
@@ -252,11 +263,15 @@ def knock(
         _line(cell, state) for cell, state in zip(cells, states, strict=True) if state.startswith("error")
     ]
     if failed:
-        raise broken(f"{len(failed)} of {len(cells)} questions could not be asked", "; ".join(failed[:4]))
+        raise inconclusive(
+            f"{len(failed)} of {len(cells)} questions could not be asked", "; ".join(failed[:4])
+        )
     return states
 
 
-def _ask(instrument: Instrument, script: Sequence[dict[str, object]], window: float) -> list[tuple[str, str]]:
+def _ask(
+    instrument: ProbeClient, script: Sequence[dict[str, object]], window: float
+) -> list[tuple[str, str]]:
     """Ask at one place, as many questions at once as it takes, and return what came of each.
 
     Raises:
@@ -266,20 +281,20 @@ def _ask(instrument: Instrument, script: Sequence[dict[str, object]], window: fl
     found: list[tuple[str, str]] = []
     for start in range(0, len(script), MAX_ASKS):
         part = script[start : start + MAX_ASKS]
-        answer = instrument.listen({"phase": "knock", "window": window, "probes": part})
+        answer = instrument.listen(Knock(phase="knock", window=window, probes=part))
         told = [(str(item.get("id")), str(item.get("state"))) for item in listed(answer, "results")]
         if [mark for mark, _ in told] != [line["id"] for line in part]:
             fact = f"{len(told)} answers to {len(part)} questions; {answer.get('error', '')}"
-            raise broken(f"{instrument.name} did not ask everything", fact[:300])
+            raise inconclusive(f"{instrument.name} did not ask everything", fact[:300])
         found += told
     return found
 
 
-def _line(cell: Contact, state: str) -> str:
+def _line(cell: ExposureCell, state: str) -> str:
     return f"{cell}: {state}"
 
 
-def survey(fleet: Fleet) -> list[Reading]:
+def scan_all(fleet: Fleet) -> list[ScanResult]:
     """Ask every contact of a lab, between two rounds of what the administrator may; the first also lets nodes
     agree on keys.
 
@@ -289,17 +304,17 @@ def survey(fleet: Fleet) -> list[Reading]:
         InstrumentError: something could not be asked, or the administrator could not use what is allowed.
 
     """
-    cells = contacts(fleet.testbed, listening(fleet))
+    cells = contacts(fleet.topology, listening(fleet))
     control = [cell for cell in cells if cell.allowed]
-    own = [cell for cell in control if cell.source.stand is Stand.OUTER]
+    own = [cell for cell in control if cell.source.stand is EndpointOwner.OUTER]
     with sources(fleet) as at:
-        _require_open(control, knock(fleet, at, control, _AGREEING), "before")
+        _require_open(control, scan(fleet, at, control, _AGREEING), "before")
         before, started = ledgers(fleet), time.monotonic()
         with beating(fleet) as stood:
-            states = knock(fleet, at, cells)
+            states = scan(fleet, at, cells)
             states = _once_more(fleet, at, cells, states)
         after, seconds = ledgers(fleet), time.monotonic() - started
-        _require_open(own, knock(fleet, at, own), "after")
+        _require_open(own, scan(fleet, at, own), "after")
     return [
         read(cell, state, before[cell.target.name], after[cell.target.name], seconds, stood)
         for cell, state in zip(cells, states, strict=True)
@@ -307,7 +322,7 @@ def survey(fleet: Fleet) -> list[Reading]:
 
 
 def _once_more(
-    fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], states: Sequence[str]
+    fleet: Fleet, at: Mapping[str, ProbeClient], cells: Sequence[ExposureCell], states: Sequence[str]
 ) -> list[str]:
     """Return the same states, those of allowed services that were silent as they are when asked again; of
     datagrams, counters tell.
@@ -317,14 +332,14 @@ def _once_more(
         for cell, state in zip(cells, states, strict=True)
     ]
     silent = [number for number, is_dead in enumerate(dead) if is_dead]
-    again = dict(zip(silent, knock(fleet, at, [cells[number] for number in silent]), strict=True))
+    again = dict(zip(silent, scan(fleet, at, [cells[number] for number in silent]), strict=True))
     return [again.get(number, state) for number, state in enumerate(states)]
 
 
-def _require_open(cells: Sequence[Contact], states: Sequence[str], stage: str) -> None:
+def _require_open(cells: Sequence[ExposureCell], states: Sequence[str], stage: str) -> None:
     pairs = zip(cells, states, strict=True)
-    shut = [str(cell) for cell, state in pairs if cell.source.stand is Stand.OUTER and state != "open"]
+    shut = [cell for cell, state in pairs if cell.source.stand is EndpointOwner.OUTER and state != "open"]
     if shut:
-        raise broken(
-            f"the administrator does not get what is allowed, {stage} the questions", "; ".join(shut[:4])
+        raise inconclusive(
+            f"the administrator does not get what is allowed, {stage} the questions", by_pair(shut)
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from testbed.errors import InstrumentError
 from testbed.model.topology import IMAGES, Guest
-from testbed.verify.fleet import Machine
+from testbed.verify.fleet import MachineView
 
 _BUILTINS = """\
 r() { if { :; } 2>/dev/null <"$1"; then echo "read yes $1"; else echo "read no $1"; fi; }
@@ -44,7 +44,7 @@ class Attempt:
         return f"{self.verb[0] if self.verb != 'signal' else 'k'} {shlex.quote(self.target)}"
 
 
-def pid(machine: Machine, guest: Guest) -> int:
+def pid(machine: MachineView, guest: Guest) -> int:
     """Return the process id of a guest's worker.
 
     Raises:
@@ -57,7 +57,7 @@ def pid(machine: Machine, guest: Guest) -> int:
     return int(text)
 
 
-def processes(machine: Machine) -> dict[str, int]:
+def processes(machine: MachineView) -> dict[str, int]:
     """Return the process id of every worker that a machine's libvirt runs, by domain, whether a topology
     knows it or not.
 
@@ -80,7 +80,7 @@ def processes(machine: Machine) -> dict[str, int]:
 
 
 def succeeded(
-    machine: Machine, guest: Guest, attempts: Sequence[Attempt], *, uid: int | None = None
+    machine: MachineView, guest: Guest, attempts: Sequence[Attempt], *, uid: int | None = None
 ) -> set[Attempt]:
     """Try things as a guest's worker and return those that worked.
 

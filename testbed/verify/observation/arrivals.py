@@ -9,7 +9,7 @@ from testbed.errors import InstrumentError
 from testbed.model.reachability import LINK, RESOLUTION, TO_ALL, Cell, Endpoint
 from testbed.untrusted.bounded_json import real, whole
 from testbed.verify.observation import two_witnesses
-from testbed.verify.probe.client import Probe, Record, broken
+from testbed.verify.probe.client import Probe, Record, inconclusive
 from testbed.verify.probe.frames import of_cell
 from testbed.verify.probe.tokens import Tokens
 
@@ -119,7 +119,7 @@ class Observation:
                 if record.get("token") == token
             ]
         except ValueError as error:
-            raise broken("a recorder tells no numbers", str(error)) from error
+            raise inconclusive("a recorder tells no numbers", str(error)) from error
 
     def resolved(self, source: Endpoint, target: Endpoint, protocol: str = "arp") -> bool:
         """Tell whether a question for a target's address reached it, or an answer in its name came back.

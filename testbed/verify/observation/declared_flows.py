@@ -1,6 +1,6 @@
 """How declared flows are used: over every address family that both ends have, as anyone uses such a service.
 
-That a flow works is the positive control of what must not arrive (DESIGN.md, section 6).
+That a flow works is the positive control of what must not arrive (docs/design.md, section 6).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from scapy.packet import Packet
 
 from testbed.model.reachability import Endpoint
 from testbed.model.subjects import ordered
-from testbed.model.topology import AllowedFlow, Testbed
+from testbed.model.topology import AllowedFlow, Topology
 from testbed.verify.probe.client import Probe
 from testbed.verify.probe.frames import datagram, syn
 
@@ -55,10 +55,10 @@ class Use:
         )
 
 
-def uses(lab: Testbed) -> list[Use]:
+def uses(topology: Topology) -> list[Use]:
     """Return every use of every declared flow."""
     found = []
-    for number, (flow, source, target) in enumerate(ordered(lab)):
+    for number, (flow, source, target) in enumerate(ordered(topology)):
         found.append(Use(f"flow{number}", flow, source, target, str(source.address), str(target.address)))
         if source.address6 and target.address6:
             found.append(
@@ -67,9 +67,9 @@ def uses(lab: Testbed) -> list[Use]:
     return found
 
 
-def ends(lab: Testbed) -> list[tuple[Endpoint, Endpoint]]:
+def ends(topology: Topology) -> list[tuple[Endpoint, Endpoint]]:
     """Return every interface that is an end of a flow with every other end that it has, each pair once."""
-    pairs = [pair for _, source, target in ordered(lab) for pair in ((source, target), (target, source))]
+    pairs = [pair for _, source, target in ordered(topology) for pair in ((source, target), (target, source))]
     return list(dict.fromkeys(pairs))
 
 

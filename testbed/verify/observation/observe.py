@@ -3,7 +3,7 @@ their number.
 
 A frame that did not arrive counts only if the receiver's recorder, and its node's beside it, lived through
 the whole window, lost nothing, and heard something with the same tool in the same run, before and after
-(DESIGN.md, section 6).
+(docs/design.md, section 6).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.reachability import Endpoint, endpoints, probed_ports
 from testbed.verify.fleet import Fleet
@@ -27,11 +28,11 @@ from testbed.verify.observation.switch_drops import lost, require_no_loss
 from testbed.verify.probe.client import (
     BUDGET,
     WINDOW,
-    Instrument,
     Probe,
+    ProbeClient,
     Record,
-    broken,
     everywhere,
+    inconclusive,
     lines,
     listed,
     one_observation,
@@ -40,6 +41,7 @@ from testbed.verify.probe.client import (
     results_of,
 )
 from testbed.verify.probe.frames import arp_reply, dhcp_discover, framed, nd_option, neighbor_advertisement
+from testbed.verify.probe.requests import Finish, Listen, Request, Send, Signal, Stream
 from testbed.verify.probe.tokens import Tokens
 
 _FLOWING = 5  # frames that tell an attack from a guest that says something of its own
@@ -53,7 +55,7 @@ _HEARING = (
     3.0  # seconds that the last controls may take to be heard; a node that was just flooded answers late
 )
 _TRANSACTIONS = {"before": 1, "after": 2}  # first octet of a DHCP transaction
-_PATIENCE = 30.0  # seconds that guests may take to be seen sending
+_PATIENCE = timeouts.SEEN_SENDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ def observe(
         InstrumentError: an instrument was not there, died, or a control failed, or a switch lost frames of
             single probes: then nothing was observed.
     """
-    lab, tokens = fleet.testbed, Tokens.fresh()
+    topology, tokens = fleet.topology, Tokens.fresh()
     interfaces = {
         guest.label: [
             {
@@ -102,43 +104,39 @@ def observe(
             }
             for nic in guest.nics
         ]
-        for guest in lab.guests
+        for guest in topology.guests
     }
-    common: dict[str, dict[str, object]] = {
-        label: {"token": tokens.prefix, "interfaces": nics} for label, nics in interfaces.items()
-    }
-    ports = probed_ports(lab)
+    ports = probed_ports(topology)
 
     def send(
-        script: Callable[[str], list[Probe]], only: Collection[str] = common, **phase: object
+        request: Callable[[str], Request], only: Collection[str] = interfaces
     ) -> dict[str, dict[str, Any]]:
-        requests = {
-            label: {**common[label], **phase, "probes": lines(script(label), tokens)} for label in only
-        }
-        return everywhere(
-            fleet, [guest for guest in lab.guests if guest.label in only], Instrument.ask, requests
-        )
+        asked = [guest for guest in topology.guests if guest.label in only]
+        return everywhere(fleet, asked, ProbeClient.ask, {label: request(label) for label in only})
 
     with one_observation(fleet):
-        known = sorted({endpoint.mac for endpoint in endpoints(lab)}) if strays else []
-        listen = {"phase": "listen", "patience": 60, "known": known, **ports}
+        known = sorted({endpoint.mac for endpoint in endpoints(topology)}) if strays else []
+        listen: dict[str, Request] = {
+            label: Listen(
+                phase="listen",
+                token=tokens.prefix,
+                interfaces=nics,
+                patience=60,
+                known=known,
+                tcp=ports.get("tcp", ()),
+                udp=ports.get("udp", ()),
+            )
+            for label, nics in interfaces.items()
+        }
         with ThreadPoolExecutor(max_workers=1) as pool:
             beside = pool.submit(tap_witness.listen, fleet, tokens.prefix)
-            listening = everywhere(
-                fleet,
-                lab.guests,
-                Instrument.listen,
-                {label: {**base, **listen} for label, base in common.items()},
-            )
+            listening = everywhere(fleet, topology.guests, ProbeClient.listen, listen)
             beside.result()
         _require_listeners(listening, ports)
         before = {} if attack else lost(fleet)
         results = _sent(fleet, send, probes, attack, tokens)
-        finish = {
-            label: {**base, "phase": "finish", **_awaited(fleet, label, tokens)}
-            for label, base in common.items()
-        }
-        said = everywhere(fleet, lab.guests, Instrument.ask, finish)
+        finish: dict[str, Request] = {label: _finish(fleet, label, tokens) for label in interfaces}
+        said = everywhere(fleet, topology.guests, ProbeClient.ask, finish)
         seen = tap_witness.collect(
             fleet, tokens.prefix
         )  # after the guests, so that all that they heard has passed their nodes
@@ -167,35 +165,41 @@ def _sent(
     """Send controls, then probes or an attack, then controls; return what became of each, by guest and
     mark.
     """
-    phase = {"phase": "send", "budget": BUDGET}
 
     def script(label: str) -> list[Probe]:
         own = [probe for probe in probes if probe.sender.guest == label]
         return [*_controls(fleet, label, "before", tokens), *own, *_last_words(fleet, label, tokens)]
 
+    def sent(script: Callable[[str], list[Probe]]) -> dict[str, dict[str, Record]]:
+        return results_of(
+            send(lambda label: Send(phase="send", budget=BUDGET, probes=lines(script(label), tokens)))
+        )
+
     if attack is None:
-        return results_of(send(script, **phase))
-    before = results_of(send(lambda label: _controls(fleet, label, "before", tokens), **phase))
+        return sent(script)
+
+    def stream(label: str) -> Stream:
+        own = [probe for probe in attack.probes if probe.sender.guest == label]
+        found = lines(own, tokens)
+        return Stream(phase="stream", probes=found, duration=attack.seconds, spacing=0, pause=_PAUSE)
+
+    before = sent(lambda label: _controls(fleet, label, "before", tokens))
     attackers = {probe.sender.guest for probe in attack.probes}
     with ThreadPoolExecutor(max_workers=1) as pool:
-        going = {"phase": "stream", "duration": attack.seconds, "spacing": 0, "pause": _PAUSE}
-        own = {
-            label: [probe for probe in attack.probes if probe.sender.guest == label] for label in attackers
-        }
-        streams = pool.submit(lambda: send(own.__getitem__, attackers, **going))
+        streams = pool.submit(lambda: send(stream, attackers))
         try:
             if attackers:
                 _require_flowing(fleet, {probe.sender.mac for probe in attack.probes})
             attack.meanwhile(tokens)
         finally:
-            send(lambda _: [], attackers, phase="halt")
+            send(lambda _: Signal(phase="halt"), attackers)
             lasted = streams.result()
     short = [label for label, answer in lasted.items() if answer.get("halted") is not True]
     if short:
-        raise broken(
+        raise inconclusive(
             f"{', '.join(short)} did not attack all the time", str([lasted[label] for label in short])[:300]
         )
-    after = results_of(send(lambda label: _last_words(fleet, label, tokens), **phase))
+    after = sent(lambda label: _last_words(fleet, label, tokens))
     return {label: {**before[label], **after[label]} for label in before}
 
 
@@ -205,10 +209,12 @@ def _require_flowing(fleet: Fleet, macs: set[str]) -> None:
     Raises:
         InstrumentError: one is not within half a minute.
     """
-    lab = fleet.testbed
+    topology = fleet.topology
     taps = {
-        node.name: [nic.tap for guest in lab.guests_on(node.name) for nic in guest.nics if nic.mac in macs]
-        for node in lab.nodes
+        node.name: [
+            nic.tap for guest in topology.guests_on(node.name) for nic in guest.nics if nic.mac in macs
+        ]
+        for node in topology.nodes
     }
     fleet.everywhere(lambda node: await_frames(node, taps[node.name], _FLOWING, _PATIENCE))
 
@@ -220,8 +226,8 @@ def _transaction(tokens: Tokens, stage: str, endpoint: Endpoint) -> int:
 
 def _controls(fleet: Fleet, label: str, stage: str, tokens: Tokens) -> list[Probe]:
     """Return what must arrive: the declared flows, and an answer of the network to every interface."""
-    lines = [use.probe(stage) for use in uses(fleet.testbed) if use.source.guest == label]
-    own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
+    lines = [use.probe(stage) for use in uses(fleet.topology) if use.source.guest == label]
+    own = [endpoint for endpoint in endpoints(fleet.topology) if endpoint.guest == label]
     for number, endpoint in enumerate(own):
         question = dhcp_discover(endpoint.mac, _transaction(tokens, stage, endpoint))
         lines.append(Probe(f"dhcp{stage}{number}", endpoint, {"repeat": 2, "spacing": 0.05}, question))
@@ -243,18 +249,19 @@ def _last_words(fleet: Fleet, label: str, tokens: Tokens) -> list[Probe]:
     return [*told, replace(first, fields={**first.fields, "delay": _SETTLING}), *others]
 
 
-def _awaited(fleet: Fleet, label: str, tokens: Tokens) -> dict[str, object]:
-    """Return what a guest's recorder waits for a while at the end: for every interface an answer of DHCP, or
-    a declared flow.
+def _finish(fleet: Fleet, label: str, tokens: Tokens) -> Finish:
+    """Return the last request to a guest's recorder; it waits for every interface's answer of DHCP, or for a
+    declared flow.
     """
-    own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
+    own = [endpoint for endpoint in endpoints(fleet.topology) if endpoint.guest == label]
     flows = [
         tokens.beginning(f"{use.mark}after")
-        for use in uses(fleet.testbed)
+        for use in uses(fleet.topology)
         if label in (use.source.guest, use.target.guest)
     ]
     answers = [f"{_transaction(tokens, 'after', endpoint):08x}" for endpoint in own]
-    return {"awaited": [[answer, *flows] for answer in answers], "patience": _HEARING}
+    awaited = [[answer, *flows] for answer in answers]
+    return Finish(phase="finish", token=tokens.prefix, awaited=awaited, patience=_HEARING)
 
 
 def _truths(fleet: Fleet, label: str) -> list[Probe]:
@@ -263,7 +270,7 @@ def _truths(fleet: Fleet, label: str) -> list[Probe]:
     """
     told = []
     for number, (own, other) in (
-        (number, pair) for number, pair in enumerate(ends(fleet.testbed)) if pair[0].guest == label
+        (number, pair) for number, pair in enumerate(ends(fleet.topology)) if pair[0].guest == label
     ):
         link = Ether(src=own.mac, dst=other.mac)
         frames = {"arp": framed(link, arp_reply(own.mac, str(own.address), other))}
@@ -286,7 +293,7 @@ def _require_listeners(answers: Mapping[str, Mapping[str, Any]], ports: Mapping[
             nic for nic in listed(answer, "interfaces") if not nic.get("interface") or not nic.get("address")
         ]
         if answer.get("ready") is not True or missing or unready or not listed(answer, "interfaces"):
-            raise broken(
+            raise inconclusive(
                 f"{label} cannot listen",
                 f"missing: {sorted(missing)}, not ready: {unready}, {answer.get('error', '')}",
             )
@@ -310,7 +317,7 @@ def _doubt(
     try:
         _require_controls(fleet, seen)
     except InstrumentError as error:
-        raise doubt or broken(
+        raise doubt or inconclusive(
             "a node's recorder did not hear the controls that guests heard", f"{error.what}: {error.fact}"
         ) from error
     return doubt
@@ -318,21 +325,21 @@ def _doubt(
 
 def _require_controls(fleet: Fleet, observation: Observation) -> None:
     for stage in _TRANSACTIONS:
-        for use in uses(fleet.testbed):
+        for use in uses(fleet.topology):
             mark = f"{use.mark}{stage}"
             if observation.answers.get(mark) != f"ok-{observation.token(mark)}" or not observation.arrived(
                 mark, use.target.guest
             ):
-                raise broken(
+                raise inconclusive(
                     f"the declared flow {use} does not work {stage} the probes",
                     f"answer: {observation.answers.get(mark)!r}",
                 )
-        tokens = {observation.token(f"{use.mark}{stage}") for use in uses(fleet.testbed)}
-        for endpoint in endpoints(fleet.testbed):
+        tokens = {observation.token(f"{use.mark}{stage}") for use in uses(fleet.topology)}
+        for endpoint in endpoints(fleet.topology):
             transaction = f"{_transaction(observation.tokens, stage, endpoint):08x}"
             if not _heard(endpoint, observation.records[endpoint.guest], tokens, transaction):
                 what = f"{endpoint.label} heard nothing {stage} the probes"
-                raise broken(what, "neither an answer of the network's DHCP nor a declared flow")
+                raise inconclusive(what, "neither an answer of the network's DHCP nor a declared flow")
 
 
 def _heard(endpoint: Endpoint, records: Sequence[Record], tokens: set[str], transaction: str) -> bool:

@@ -7,10 +7,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from testbed.verify.fleet import Machine
-from testbed.verify.probe.client import broken
+from testbed import timeouts
+from testbed.verify.fleet import MachineView
+from testbed.verify.probe.client import inconclusive
 
-_LATE = 20.0  # seconds beyond its patience that the node may take to answer
+_LATE = timeouts.COUNTERS
 # Nothing in these loops is a program of its own: a shell that reads a pipe to which nobody writes is one that
 # sleeps.
 _AWAIT = """
@@ -34,7 +35,7 @@ RECEIVED, SENT = (
 
 
 def await_frames(
-    machine: Machine,
+    machine: MachineView,
     taps: Sequence[str],
     frames: float,
     patience: float,
@@ -60,7 +61,7 @@ def await_frames(
     late = machine.read(shlex.join(argv), timeout=patience + _LATE)
     if late:
         idle = ", ".join(file.split("/")[4] for file in late.split())
-        raise broken(
+        raise inconclusive(
             f"guests on {machine.name} are too quiet",
             f"less than {frames:.0f} frames passed {idle} within {patience:.0f} s",
         )

@@ -15,14 +15,15 @@ from testbed.errors import InstrumentError
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation.arrivals import Observation
 from testbed.verify.probe.client import (
-    Instrument,
+    ProbeClient,
     Record,
-    broken,
     everywhere,
+    inconclusive,
     listed,
     on_machine,
     require_receiver,
 )
+from testbed.verify.probe.requests import Finish, Glance, ListenAtTaps
 from testbed.verify.probe.tokens import Tokens
 
 
@@ -39,13 +40,13 @@ def listen(fleet: Fleet, prefix: str) -> None:
     taps = _taps(fleet)
     answers = _on_nodes(
         fleet,
-        lambda node, name: node.listen({"phase": "listen", "token": prefix, "taps": sorted(taps[name])}),
+        lambda node, name: node.listen(ListenAtTaps(phase="listen", token=prefix, taps=sorted(taps[name]))),
     )
     for name, answer in answers.items():
         heard = answer.get("taps")
         missing = sorted(set(taps[name]) - set(map(str, heard if isinstance(heard, list) else [])))
         if answer.get("ready") is not True or missing:
-            raise broken(
+            raise inconclusive(
                 f"{name} cannot record what it hands to its guests",
                 f"missing: {missing}, {answer.get('error', '')}",
             )
@@ -59,8 +60,8 @@ def arrived_so_far(fleet: Fleet, tokens: Tokens, marks: Collection[str]) -> set[
         InstrumentError: a guest or a node does not tell.
 
     """
-    request, guests = {"phase": "glance", "token": tokens.prefix}, fleet.testbed.guests
-    told = everywhere(fleet, guests, Instrument.ask, {guest.label: request for guest in guests})
+    request, guests = Glance(phase="glance", token=tokens.prefix), fleet.topology.guests
+    told = everywhere(fleet, guests, ProbeClient.ask, {guest.label: request for guest in guests})
     handed = _on_nodes(fleet, lambda node, _: node.ask(request))
     found = {token for name, answer in [*told.items(), *handed.items()] for token in _glanced(name, answer)}
     return tokens.marks_of(found) & set(marks)
@@ -69,7 +70,7 @@ def arrived_so_far(fleet: Fleet, tokens: Tokens, marks: Collection[str]) -> set[
 def _glanced(name: str, answer: Mapping[str, Any]) -> set[str]:
     seen = answer.get("seen")
     if not isinstance(seen, list):
-        raise broken(f"{name} does not tell what has come in so far", str(answer)[:200])
+        raise inconclusive(f"{name} does not tell what has come in so far", str(answer)[:200])
     return set(map(str, seen))
 
 
@@ -80,8 +81,8 @@ def collect(fleet: Fleet, prefix: str) -> dict[str, list[Record]]:
         InstrumentError: one did not live through the window, or lost something.
 
     """
-    answers = _on_nodes(fleet, lambda node, _: node.ask({"phase": "finish", "token": prefix}))
-    found: dict[str, list[Record]] = {guest.label: [] for guest in fleet.testbed.guests}
+    answers = _on_nodes(fleet, lambda node, _: node.ask(Finish(phase="finish", token=prefix)))
+    found: dict[str, list[Record]] = {guest.label: [] for guest in fleet.topology.guests}
     for name, taps in _taps(fleet).items():
         require_receiver(name, answers[name], down=[])
         for record in listed(answers[name], "records"):
@@ -107,7 +108,7 @@ def require_agreement(observation: Observation, marks: Collection[str]) -> None:
     for guest, found in observation.concealed().items():
         silent = sorted(found & set(marks))
         if silent:
-            raise broken(
+            raise inconclusive(
                 f"{guest} conceals {len(silent)} frames that its node handed to it", ", ".join(silent[:6])
             )
 
@@ -115,12 +116,12 @@ def require_agreement(observation: Observation, marks: Collection[str]) -> None:
 def _taps(fleet: Fleet) -> dict[str, dict[str, tuple[str, str]]]:
     """Return by node that has guests, and by tap, the guest behind it and the network that it leads to."""
     found: dict[str, dict[str, tuple[str, str]]] = {}
-    for guest in fleet.testbed.guests:
+    for guest in fleet.topology.guests:
         found.setdefault(guest.node, {}).update({nic.tap: (guest.label, nic.network) for nic in guest.nics})
     return found
 
 
-def _on_nodes(fleet: Fleet, ask: Callable[[Instrument, str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _on_nodes(fleet: Fleet, ask: Callable[[ProbeClient, str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Ask the instrument on each node that has guests, side by side."""
     names = list(_taps(fleet))
     if not names:

@@ -1,5 +1,5 @@
 """Two witnesses of what came in at a guest: its own recorder, and its node's on its interfaces. Pure
-(DESIGN.md, section 6).
+(docs/design.md, section 6).
 
 A guest may be deaf, or lie; so its word counts only for frames that it cannot have made up, and never against
 its node's.

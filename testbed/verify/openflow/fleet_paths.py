@@ -15,7 +15,7 @@ from testbed.errors import InstrumentError
 from testbed.model.reachability import Endpoint, endpoints
 from testbed.model.topology import Plane
 from testbed.untrusted import bounded_json
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.openflow import flow_table, symbolic
 from testbed.verify.openflow.flow_table import Tables
 from testbed.verify.openflow.header_space import FIELDS, Cube, cube
@@ -110,11 +110,11 @@ def bridges(fleet: Fleet) -> dict[str, Bridge]:
         InstrumentError: one cannot be read.
 
     """
-    fabric = {str(node.address(Plane.FABRIC)): node.name for node in fleet.testbed.nodes}
+    fabric = {str(node.address(Plane.FABRIC)): node.name for node in fleet.topology.nodes}
     return fleet.everywhere(lambda machine: _bridge(machine, fabric))
 
 
-def _bridge(machine: Machine, fabric: Mapping[str, str]) -> Bridge:
+def _bridge(machine: MachineView, fabric: Mapping[str, str]) -> Bridge:
     text, _, table = machine.read(_READ).rpartition("\n")
     try:
         found = rows(bounded_json.read(table))
@@ -141,8 +141,10 @@ def arrivals(fleet: Fleet, found: Mapping[str, Bridge]) -> list[Arrival]:
         InstrumentError: a switch does what the walk does not know, or a way that must be there is not found.
 
     """
-    own = {item.mac: item for item in endpoints(fleet.testbed)}
-    interfaces = [(own[nic.mac], nic.tap, guest.node) for guest in fleet.testbed.guests for nic in guest.nics]
+    own = {item.mac: item for item in endpoints(fleet.topology)}
+    interfaces = [
+        (own[nic.mac], nic.tap, guest.node) for guest in fleet.topology.guests for nic in guest.nics
+    ]
     owners = {tap: item for item, tap, _ in interfaces}
     return [
         arrival for source, tap, node in interfaces for arrival in _from(found, owners, source, tap, node)

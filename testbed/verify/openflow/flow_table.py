@@ -56,7 +56,7 @@ _LOCAL = 0xFFFFFFFE  # OFPP_LOCAL of OpenFlow 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class FlowRule:
     """One rule of a table.
 
     Args:
@@ -81,7 +81,7 @@ class Rule:
         return self.text.startswith("conjunction(")
 
 
-Tables = Mapping[int, tuple[Rule, ...]]
+Tables = Mapping[int, tuple[FlowRule, ...]]
 
 
 @cache
@@ -117,7 +117,7 @@ def read(text: str) -> Tables:
         InstrumentError: a rule cannot be read, or there is none.
 
     """
-    tables: dict[int, list[Rule]] = {}
+    tables: dict[int, list[FlowRule]] = {}
     for line in text.splitlines():
         if "actions=" in line:
             number, rule = _rule(line)
@@ -127,7 +127,7 @@ def read(text: str) -> Tables:
     return {number: tuple(sorted(rules, key=lambda rule: -rule.priority)) for number, rules in tables.items()}
 
 
-def _rule(line: str) -> tuple[int, Rule]:
+def _rule(line: str) -> tuple[int, FlowRule]:
     try:
         found = OFPFlow(line.strip())
     except (ParseError, ValueError, TypeError, KeyError, IndexError) as error:
@@ -142,7 +142,7 @@ def _rule(line: str) -> tuple[int, Rule]:
             fact = f"{line.strip()[:200]} contradicts itself"
             raise InstrumentError("a rule cannot be read", fact=fact, remedy="report it")
         match, exact = match.narrowed(part), exact and certain
-    return int(found.info.get("table", 0)), Rule(
+    return int(found.info.get("table", 0)), FlowRule(
         int(priority), match, exact, tuple(found.actions), line.partition("actions=")[2]
     )
 

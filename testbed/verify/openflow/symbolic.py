@@ -34,19 +34,19 @@ _EMPTY = tuple(
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class PacketState:
     """A class of packets in the middle of a pipeline, and what the pipeline has put aside."""
 
     cube: Cube
     stack: tuple[tuple[int, int], ...] = ()
 
-    def where(self, cube: Cube) -> State:
+    def where(self, cube: Cube) -> PacketState:
         """Return the same with another class."""
         return replace(self, cube=cube)
 
 
 @dataclass(frozen=True, slots=True)
-class Exit:
+class WalkEnd:
     """Packets that leave a bridge.
 
     Args:
@@ -72,13 +72,13 @@ class Walk:
 
     tables: Tables
     tracked: Sequence[tuple[int, int]]
-    exits: dict[tuple[str, Cube], Exit] = field(default_factory=dict)
-    _done: dict[tuple[int, State], frozenset[State] | None] = field(default_factory=dict)
+    exits: dict[tuple[str, Cube], WalkEnd] = field(default_factory=dict)
+    _done: dict[tuple[int, PacketState], frozenset[PacketState] | None] = field(default_factory=dict)
     _path: list[int] = field(default_factory=list)
     _steps: int = 0
 
     def __post_init__(self) -> None:
-        self._known: dict[str, Callable[[Any, State], Iterable[State]]] = {
+        self._known: dict[str, Callable[[Any, PacketState], Iterable[PacketState]]] = {
             **_PLAIN,
             "resubmit": self._resubmit,
             "goto_table": self._enter,
@@ -89,7 +89,7 @@ class Walk:
             "ct": self._track,
         }
 
-    def start(self, cubes: Iterable[Cube]) -> Sequence[Exit]:
+    def start(self, cubes: Iterable[Cube]) -> Sequence[WalkEnd]:
         """Return where packets of some classes can leave that come in with their ``in_port``.
 
         Raises:
@@ -98,10 +98,10 @@ class Walk:
 
         """
         for cube in _largest([_fresh(cube) for cube in cubes]):
-            self._enter(0, State(cube))
+            self._enter(0, PacketState(cube))
         return tuple(self.exits.values())
 
-    def _enter(self, number: int, state: State) -> frozenset[State]:
+    def _enter(self, number: int, state: PacketState) -> frozenset[PacketState]:
         """Look a class up in a table; return what it may have become when the table is through with it."""
         key = (number, state)
         if key in self._done and (found := self._done[key]) is not None:
@@ -121,7 +121,9 @@ class Walk:
         self._done[key] = frozenset(results)
         return frozenset(results)
 
-    def _taken(self, number: int, state: State) -> Iterator[tuple[Sequence[Mapping[str, Any]], State]]:
+    def _taken(
+        self, number: int, state: PacketState
+    ) -> Iterator[tuple[Sequence[Mapping[str, Any]], PacketState]]:
         """Yield which actions a table may take, and for which part of a class; nothing is done for what no
         rule takes.
         """
@@ -143,13 +145,13 @@ class Walk:
         for actions, cubes in found.values():
             yield from ((actions, state.where(cube)) for cube in _largest(cubes))
 
-    def _act(self, actions: Sequence[Mapping[str, Any]], states: set[State]) -> set[State]:
+    def _act(self, actions: Sequence[Mapping[str, Any]], states: set[PacketState]) -> set[PacketState]:
         for action in actions:
             for name, value in action.items():
                 states = {found for state in states for found in self._do(name, value, state)}
         return states
 
-    def _do(self, name: str, value: Any, state: State) -> Iterable[State]:  # noqa: ANN401 - as `ovs.flow` reads it
+    def _do(self, name: str, value: Any, state: PacketState) -> Iterable[PacketState]:  # noqa: ANN401 - as `ovs.flow` reads it
         if name in _IDLE:
             return (state,)
         if name not in self._known:
@@ -157,7 +159,7 @@ class Walk:
             raise InstrumentError("a rule does what the walk does not know", fact=fact, remedy="report it")
         return self._known[name](value, state)
 
-    def _resubmit(self, value: Mapping[str, Any], state: State) -> Iterable[State]:
+    def _resubmit(self, value: Mapping[str, Any], state: PacketState) -> Iterable[PacketState]:
         table, port = value.get("table") or self._path[-1], value.get("port")
         if port in ("", None):
             return self._enter(int(table), state)
@@ -166,11 +168,11 @@ class Walk:
         moved = state.where(state.cube.put(place, *(flow_table.bits(port, place.width) or (0, 0))))
         return [found.where(found.cube.fill(place, *own)) for found in self._enter(int(table), moved)]
 
-    def _clone(self, value: Sequence[Mapping[str, Any]], state: State) -> Iterable[State]:
+    def _clone(self, value: Sequence[Mapping[str, Any]], state: PacketState) -> Iterable[PacketState]:
         self._act(value, {state})
         return (state,)
 
-    def _output(self, value: Mapping[str, Any], state: State) -> Iterable[State]:
+    def _output(self, value: Mapping[str, Any], state: PacketState) -> Iterable[PacketState]:
         port = value.get("port", value.get("field"))
         register = flow_table.field(port) if isinstance(port, str) and "[" in port else None
         if register is not None:
@@ -179,16 +181,16 @@ class Walk:
         self._leave(str(port), state)
         return (state,)
 
-    def _controller(self, value: object, state: State) -> Iterable[State]:
+    def _controller(self, value: object, state: PacketState) -> Iterable[PacketState]:
         self._leave(CONTROLLER, state)
         if isinstance(value, dict) and value.get("pause"):  # it goes on with an answer in a register
             return (state.where(state.cube.forget(FIELDS["xxreg0"])),)
         return (state,)
 
-    def _leave(self, port: str, state: State) -> None:
-        self.exits.setdefault((port, state.cube), Exit(port, state.cube, tuple(self._path)))
+    def _leave(self, port: str, state: PacketState) -> None:
+        self.exits.setdefault((port, state.cube), WalkEnd(port, state.cube, tuple(self._path)))
 
-    def _track(self, value: Mapping[str, Any], state: State) -> Iterable[State]:
+    def _track(self, value: Mapping[str, Any], state: PacketState) -> Iterable[PacketState]:
         """Let a packet go through connection tracking: a copy goes on in another table, where its state is
         known.
         """
@@ -221,7 +223,7 @@ def _place(value: Mapping[str, Any]) -> Field | None:
     return flow_table.field(value["field"], value.get("start"), value.get("end"))
 
 
-def _set(value: Mapping[str, Any], state: State) -> Iterable[State]:
+def _set(value: Mapping[str, Any], state: PacketState) -> Iterable[PacketState]:
     cube = state.cube
     for name, written in value["value"].items():
         place = flow_table.field(name)
@@ -231,12 +233,12 @@ def _set(value: Mapping[str, Any], state: State) -> Iterable[State]:
     return (state.where(cube),)
 
 
-def _load(value: Mapping[str, Any], state: State) -> Iterable[State]:
+def _load(value: Mapping[str, Any], state: PacketState) -> Iterable[PacketState]:
     place = _place(value["dst"])
     return (state if place is None else state.where(state.cube.fill(place, int(value["value"]))),)
 
 
-def _move(value: Mapping[str, Any], state: State) -> Iterable[State]:
+def _move(value: Mapping[str, Any], state: PacketState) -> Iterable[PacketState]:
     source, target = _place(value["src"]), _place(value["dst"])
     if target is None:
         return (state,)
@@ -247,34 +249,36 @@ def _move(value: Mapping[str, Any], state: State) -> Iterable[State]:
     )
 
 
-def _push(value: Mapping[str, Any], state: State) -> Iterable[State]:
+def _push(value: Mapping[str, Any], state: PacketState) -> Iterable[PacketState]:
     place = _place(value)
     return (replace(state, stack=(*state.stack, (0, 0) if place is None else state.cube.get(place))),)
 
 
-def _pop(value: Mapping[str, Any], state: State) -> Iterable[State]:
+def _pop(value: Mapping[str, Any], state: PacketState) -> Iterable[PacketState]:
     if not state.stack:
         return (state,)
     place = _place(value)
     return (
-        State(state.cube if place is None else state.cube.fill(place, *state.stack[-1]), state.stack[:-1]),
+        PacketState(
+            state.cube if place is None else state.cube.fill(place, *state.stack[-1]), state.stack[:-1]
+        ),
     )
 
 
-def _untracked(_: object, state: State) -> Iterable[State]:
+def _untracked(_: object, state: PacketState) -> Iterable[PacketState]:
     return (state.where(state.cube.fill(FIELDS["ct_state"], 0)),)
 
 
-def _retagged(_: object, state: State) -> Iterable[State]:
+def _retagged(_: object, state: PacketState) -> Iterable[PacketState]:
     return (state.where(state.cube.forget(FIELDS["vlan_tci"], FIELDS["dl_type"])),)
 
 
-def _aged(_: object, state: State) -> Iterable[State]:
+def _aged(_: object, state: PacketState) -> Iterable[PacketState]:
     return (state.where(state.cube.forget(FIELDS["nw_ttl"])),)
 
 
 # Actions that change a packet, or what is kept beside it, and lead nowhere.
-_PLAIN: dict[str, Callable[[Any, State], Iterable[State]]] = {
+_PLAIN: dict[str, Callable[[Any, PacketState], Iterable[PacketState]]] = {
     "set_field": _set, "load": _load, "move": _move, "push": _push, "pop": _pop, "ct_clear": _untracked,
     "push_vlan": _retagged, "pop_vlan": _retagged, "dec_ttl": _aged,
 }  # fmt: skip

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 
-SECONDS = 900.0  # of answers that came late or never, in one run
+SECONDS: float = timeouts.PROBE_BUDGET
 OCTETS = 256 * 2**20  # of answers, in one run, as they are after decompression
 
 

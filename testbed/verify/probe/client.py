@@ -18,22 +18,33 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.reachability import Endpoint
 from testbed.model.topology import Guest
 from testbed.payload.probe import wire
 from testbed.untrusted import bounded_json
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.frames import Frame
+from testbed.verify.probe.requests import Request, Start, Stop
 from testbed.verify.probe.tokens import Tokens
-from testbed.verify.probe.transport import FOLDER, AgentPipe, Pipe, Run, ShellPipe, Turn, Wait, shown
+from testbed.verify.probe.transport import (
+    FOLDER,
+    AgentTransport,
+    Run,
+    ShellTransport,
+    Transport,
+    Turn,
+    Wait,
+    shown,
+)
 
 WINDOW = 1.0  # seconds that the last frame of a probe has until it counts as stopped
-LIFE = 900.0  # seconds after which a program that nobody asks ends by itself
-CALL = 300.0  # seconds that one phase may take
+LIFE = timeouts.PROBE_LIFE
+CALL = timeouts.PROBE_CALL
 BUDGET = CALL - 60  # seconds of them for sending
-_PROMPT = 60.0  # seconds that an answer may take for nothing, beside those that its question asks for
-_GIVE_UP = 30.0  # seconds that ending a program may take
+_PROMPT = timeouts.PROBE_ANSWER
+_GIVE_UP = timeouts.PROBE_END
 _PROGRAM = Path(__file__).parents[2] / "payload/probe"
 _FILES = (
     "wire",
@@ -77,7 +88,7 @@ class Probe:
     frame: Frame | None = None
 
 
-class Instrument:
+class ProbeClient:
     """The probe's program at one place: started when something is first asked of it, then asked through its
     pipe.
 
@@ -89,15 +100,15 @@ class Instrument:
     """
 
     def __init__(
-        self, name: str, run: Run, python: str = "/usr/bin/python3", pipe: Pipe | None = None
+        self, name: str, run: Run, python: str = "/usr/bin/python3", pipe: Transport | None = None
     ) -> None:
         self.name = name
         self._run = run
         self._python = python
-        self._pipe = pipe or ShellPipe(name, run)
+        self._pipe = pipe or ShellTransport(name, run)
         self._started = False
 
-    def listen(self, request: Mapping[str, object], turn: Turn = _ANY_TIME) -> dict[str, Any]:
+    def listen(self, request: Request, turn: Turn = _ANY_TIME) -> dict[str, Any]:
         """Ask what an observation begins with; the program is started anew if it has ended since it was last
         asked.
 
@@ -110,7 +121,7 @@ class Instrument:
             self._started = False
         return self.ask(request, turn)
 
-    def ask(self, request: Mapping[str, object], turn: Turn = _ANY_TIME) -> dict[str, Any]:
+    def ask(self, request: Request, turn: Turn = _ANY_TIME) -> dict[str, Any]:
         """Return the answer to one request; it is untrusted.
 
         Args:
@@ -133,12 +144,12 @@ class Instrument:
         """
         if self._started:
             return
-        start = {"phase": "start", "folder": FOLDER, "patience": LIFE}
+        start = Start(phase="start", folder=FOLDER, patience=LIFE)
         with self._pipe.allowance.question(_PROMPT):
             text = self._run([self._python, "-I", "-S", "-c", _UNPACK], compose(start), CALL)
         answer = self._read(text, bytes)
         if answer.get("started") is not True:
-            raise broken(f"the probe in {self.name} does not start", str(answer)[:200])
+            raise inconclusive(f"the probe in {self.name} does not start", str(answer)[:200])
         self._started = True
 
     def end(self) -> None:
@@ -146,7 +157,7 @@ class Instrument:
         if self._started:
             self._started = False
             with suppress(InstrumentError):
-                self._pipe.tell(wire.pack({"phase": "stop"}) + b"\n", _GIVE_UP)
+                self._pipe.tell(wire.pack(Stop(phase="stop")) + b"\n", _GIVE_UP)
 
     def _read(self, text: bytes, inflate: Callable[[bytes], bytes]) -> dict[str, Any]:
         try:
@@ -154,9 +165,9 @@ class Instrument:
             self._pipe.allowance.received(len(plain))
             answer = bounded_json.read(plain)
         except ValueError as error:
-            raise broken(f"the probe in {self.name} answers garbage", repr(text[:120])) from error
+            raise inconclusive(f"the probe in {self.name} answers garbage", repr(text[:120])) from error
         if not isinstance(answer, dict):
-            raise broken(f"the probe in {self.name} answers garbage", type(answer).__name__)
+            raise inconclusive(f"the probe in {self.name} answers garbage", type(answer).__name__)
         return answer
 
 
@@ -179,16 +190,16 @@ def compose(request: Mapping[str, object]) -> bytes:
     return zlib.compress(program.encode())
 
 
-def in_guest(fleet: Fleet, guest: Guest) -> Instrument:
+def in_guest(fleet: Fleet, guest: Guest) -> ProbeClient:
     """Return the instrument in a guest."""
 
     def run(argv: list[str], stdin: bytes, timeout: float) -> bytes:
         return fleet.in_guest(guest, argv, stdin, timeout=timeout)
 
-    return _kept(fleet, guest.label, run, AgentPipe(fleet, guest))
+    return _kept(fleet, guest.label, run, AgentTransport(fleet, guest))
 
 
-def on_machine(fleet: Fleet, machine: Machine) -> Instrument:
+def on_machine(fleet: Fleet, machine: MachineView) -> ProbeClient:
     """Return the instrument on a machine."""
 
     def run(argv: list[str], stdin: bytes, timeout: float) -> bytes:
@@ -197,16 +208,16 @@ def on_machine(fleet: Fleet, machine: Machine) -> Instrument:
     return _kept(fleet, machine.name, run)
 
 
-def _kept(fleet: Fleet, name: str, run: Run, pipe: Pipe | None = None) -> Instrument:
-    found: Instrument = fleet.instruments.setdefault(name, Instrument(name, run, pipe=pipe))
+def _kept(fleet: Fleet, name: str, run: Run, pipe: Transport | None = None) -> ProbeClient:
+    found: ProbeClient = fleet.instruments.setdefault(name, ProbeClient(name, run, pipe=pipe))
     return found
 
 
 def everywhere(
     fleet: Fleet,
     guests: Sequence[Guest],
-    ask: Callable[[Instrument, Mapping[str, object], Turn], dict[str, Any]],
-    requests: Mapping[str, Mapping[str, object]],
+    ask: Callable[[ProbeClient, Request, Turn], dict[str, Any]],
+    requests: Mapping[str, Request],
 ) -> dict[str, dict[str, Any]]:
     """Ask the instrument in each guest, side by side; of those on one node, one at a time is looked at for
     its answer.
@@ -233,20 +244,20 @@ def end_all(fleet: Fleet) -> None:
     """End every instrument of a fleet."""
     if fleet.instruments:
         with ThreadPoolExecutor(max_workers=8) as pool:
-            list(pool.map(Instrument.end, fleet.instruments.values()))
+            list(pool.map(ProbeClient.end, fleet.instruments.values()))
 
 
 def start_all(fleet: Fleet) -> None:
     """Start the instrument in every guest, and on their nodes, before it is needed; one that does not start
     says so when it is asked.
     """
-    nodes = {guest.node for guest in fleet.testbed.guests}
+    nodes = {guest.node for guest in fleet.topology.guests}
     found = [
-        *(in_guest(fleet, guest) for guest in fleet.testbed.guests),
+        *(in_guest(fleet, guest) for guest in fleet.topology.guests),
         *(on_machine(fleet, fleet.machines[name]) for name in nodes),
     ]
 
-    def start(instrument: Instrument) -> None:
+    def start(instrument: ProbeClient) -> None:
         with suppress(InstrumentError):
             instrument.start()
 
@@ -263,7 +274,7 @@ def listed(answer: Mapping[str, Any], key: str) -> list[Record]:
     """
     found = answer.get(key)
     if isinstance(found, list) and len(found) > _RECORDS:
-        raise broken(f"an answer has too many {key}", f"{len(found)} of them")
+        raise inconclusive(f"an answer has too many {key}", f"{len(found)} of them")
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
@@ -287,7 +298,7 @@ def _line(probe: Probe, token: str) -> dict[str, object]:
     return {"address": str(probe.sender.address), **line, "token": token}
 
 
-def broken(what: str, fact: str) -> InstrumentError:
+def inconclusive(what: str, fact: str) -> InstrumentError:
     """Return the error of an observation that does not count."""
     return InstrumentError(what, fact=fact, remedy="run `testbed status`, then repeat the check")
 
@@ -304,7 +315,7 @@ def require_receiver(name: str, answer: Mapping[str, Any], **more: object) -> No
     wanted = {**_SOUND, **more}
     facts = {fact: answer.get(fact) for fact in wanted}
     if facts != wanted:
-        raise broken(f"the recorder in {name} cannot vouch for the whole window", str(facts))
+        raise inconclusive(f"the recorder in {name} cannot vouch for the whole window", str(facts))
 
 
 def require_sent(probes: Sequence[Probe], results: Mapping[str, Mapping[str, Record]]) -> None:
@@ -316,7 +327,7 @@ def require_sent(probes: Sequence[Probe], results: Mapping[str, Mapping[str, Rec
     for probe in probes:
         result = results[probe.sender.guest].get(probe.mark, {})
         if result.get("sent") is not True:
-            raise broken(
+            raise inconclusive(
                 f"{probe.sender.guest} could not send {probe.mark}",
                 str(result.get("error", "no answer"))[:400],
             )

@@ -13,13 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
-from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.probe.client import Instrument, broken, on_machine
+from testbed.verify.fleet import Fleet, MachineView
+from testbed.verify.probe.client import ProbeClient, inconclusive, on_machine
+from testbed.verify.probe.requests import Beat, Signal
 
 OUTER = "the outer machine"
 _BEAT = 0.1  # seconds
-_LONGEST = 280.0  # seconds that an observation may take
+_LONGEST = timeouts.BEATING
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +39,16 @@ class Moment:
         return max(0.0, later.asked - self.answered - (later.told - self.told))
 
 
-def _moment(machine: Machine, command: str, ours: float) -> Moment:
+def _moment(machine: MachineView, command: str, ours: float) -> Moment:
     asked = time.monotonic()
     text = machine.read(command)
     try:
         return Moment(float(text.split()[0]), ours + asked, ours + time.monotonic())
     except (ValueError, IndexError) as error:
-        raise broken(f"the clock of {machine.name} cannot be read", repr(text[:80])) from error
+        raise inconclusive(f"the clock of {machine.name} cannot be read", repr(text[:80])) from error
 
 
-def clock_error(machine: Machine) -> float:
+def clock_error(machine: MachineView) -> float:
     """Return by how many seconds a machine's clock is ahead of ours, at least; negative if it is behind.
 
     Raises:
@@ -73,7 +75,7 @@ def beating(fleet: Fleet) -> Iterator[dict[str, float]]:
     hearts = {name: on_machine(fleet, machine) for name, machine in fleet.machines.items()}
     with ThreadPoolExecutor(max_workers=2 * len(hearts) + 1) as pool, _own_heart(stood):
         going = {
-            name: pool.submit(heart.listen, {"phase": "beat", "duration": _LONGEST})
+            name: pool.submit(heart.listen, Beat(phase="beat", duration=_LONGEST))
             for name, heart in hearts.items()
         }
         try:
@@ -87,13 +89,13 @@ def beating(fleet: Fleet) -> Iterator[dict[str, float]]:
     for name, beat in going.items():
         longest, rested = beat.result().get("longest"), beat.result().get("rested")
         if not isinstance(longest, float | int) or rested is not True:
-            raise broken(f"{name} does not tell whether it stood still", str(beat.result())[:200])
+            raise inconclusive(f"{name} does not tell whether it stood still", str(beat.result())[:200])
         stood[name] = max(float(longest), before[name].behind(after[name]))
     fleet.evidence.record("fleet", "pulse", "how long machines stood still", dict(stood), time.time())
 
 
-def _rest(pool: ThreadPoolExecutor, hearts: Mapping[str, Instrument]) -> None:
-    list(pool.map(lambda heart: heart.ask({"phase": "rest"}), hearts.values()))
+def _rest(pool: ThreadPoolExecutor, hearts: Mapping[str, ProbeClient]) -> None:
+    list(pool.map(lambda heart: heart.ask(Signal(phase="rest")), hearts.values()))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.topology import Guest
 from testbed.payload.probe import wire
@@ -28,9 +29,9 @@ cat >&3
 exec cat "answer.$2"
 """
 _TELL = 'cd "$1" && exec 3<> in && cat >&3'
-_TIDY = 15  # seconds after which a shell that nobody answers ends by itself
-_TOLD = 10.0  # seconds that a guest may take for nothing until it has been told a line
-_DOUBT = 10.0  # seconds of silence after which a guest is asked whether its probe runs
+_TIDY = int(timeouts.PROBE_SHELL)
+_TOLD = timeouts.PROBE_LINE
+_DOUBT: float = timeouts.PROBE_SILENCE
 
 Run = Callable[[list[str], bytes, float], bytes]
 Turn = AbstractContextManager[Any]
@@ -50,7 +51,7 @@ class Wait:
     longest: float
 
 
-class Pipe(Protocol):
+class Transport(Protocol):
     """The way to one probe; its allowance is what that may cost the run."""
 
     allowance: Allowance
@@ -62,7 +63,7 @@ class Pipe(Protocol):
         """Pass a line on and return what comes back by the name that it gives; raises InstrumentError."""
 
 
-class ShellPipe:
+class ShellTransport:
     """Reaches a probe by programs.
 
     Args:
@@ -98,7 +99,7 @@ def _shell(script: str, timeout: float, *arguments: str) -> list[str]:
     return ["/usr/bin/timeout", f"{timeout:.0f}", "/bin/sh", "-c", script, "probe", FOLDER, *arguments]
 
 
-class AgentPipe:
+class AgentTransport:
     """Reaches the probe in a guest through its agent, which waits for nothing: it finds the answer's file or
     does not.
     """

@@ -1,5 +1,6 @@
-"""Closes breaches that a killed process left open, found again by the names that the journal has (DESIGN.md,
-section 6).
+"""Closes breaches that a killed process left open.
+
+They are found by their names in the journal (docs/design.md, section 6).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from testbed.lab.breach_journal import Entry, Journal, Record
 from testbed.lab.session import Lab
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import ATTRIBUTE, Breach, Declaration
-from testbed.verify.runner.proof import take_back
+from testbed.verify.runner.proof import close_breach
 
 FLEET = "fleet"  # case of a check that is about no machine in particular
 
@@ -53,7 +54,7 @@ def close_left(lab: Lab, folder: Path, progress: Progress) -> list[str]:
             progress(f"closed the breach {entry}")
             closed.append(str(entry))
     if failures:
-        name = lab.testbed.name
+        name = lab.topology.name
         what = f"{len(failures)} of {len(found)} breaches that were left open could not be closed"
         remedy = (
             f"repair the cause and run `testbed up {name}`, or build the lab again: `testbed down {name}`, "
@@ -70,7 +71,7 @@ def _close(lab: Lab, declared: list[Declaration], entry: Entry) -> str:
     breach = find(declared, entry.record)
     if breach is None:
         return f"no check of {entry.record.control} declares it any more, so nobody knows how to close it"
-    return take_back(breach, stage_of(lab, entry.record.case))
+    return close_breach(breach, stage_of(lab, entry.record.case))
 
 
 def declarations(folder: Path) -> Iterator[Declaration]:

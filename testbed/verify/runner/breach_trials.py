@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from threading import Event
 
+from testbed.engine.place import Step
 from testbed.lab.breach_journal import Journal
-from testbed.report.result import ProofVerdict
+from testbed.report.result import SOUND, ProofVerdict
 from testbed.verify.check import Breach
 from testbed.verify.runner.cases import Case
 from testbed.verify.runner.execution import Looker
-from testbed.verify.runner.proof import Outcome, Trial, take_back
-from testbed.verify.runner.proof_cache import Proven
+from testbed.verify.runner.proof import CheckOutcome, Trial, close_breach
+from testbed.verify.runner.proof_cache import ProofCache
 from testbed.verify.runner.trouble import Trouble, told
 
 
@@ -29,7 +30,7 @@ class Prover:
     def __init__(
         self,
         looker: Looker,
-        proven: Proven,
+        proven: ProofCache,
         journal: Journal,
         publish: Callable[[Case], None],
         trouble: Trouble,
@@ -64,7 +65,7 @@ class Prover:
         """Try a breach, once more if nothing was observed; whether the wall is whole again shows at the
         end.
         """
-        before = self._proven.standing(case.item.path, *case.names(breach.name))
+        before = self._proven.proven_at(case.item.path, *case.names(breach.name))
         if before:
             case.trials.append(Trial(breach.name))
             case.trials[-1].recall(before)
@@ -80,8 +81,8 @@ class Prover:
 
     def _trial(self, case: Case, breach: Breach, before: Sequence[str] = ("green",)) -> Trial:
         """Open a wall, run the check, close the wall."""
-        self._trouble.tell(f"{case.name}: breach: {breach.name}")
-        red: Outcome | None = None
+        self._trouble.tell(Step.note(f"{case.name}: its breaches", f"{case.name}: breach: {breach.name}"))
+        red: CheckOutcome | None = None
         trial, trouble, left_open = Trial(breach.name, list(before)), "", ""
         case.trials.append(trial)
         try:
@@ -100,7 +101,7 @@ class Prover:
             trial.judge(red, trouble)
         return trial
 
-    def _opened(self, case: Case, breach: Breach, trial: Trial) -> Outcome | None:
+    def _opened(self, case: Case, breach: Breach, trial: Trial) -> CheckOutcome | None:
         """Open a wall and run the check; return None if the breach has opened nothing."""
         breach.open(case.stage)
         if not breach.in_force(case.stage):
@@ -115,7 +116,7 @@ class Prover:
         """Close a wall; return why it may be open all the same, or the empty string."""
         left_open = f"the breach '{breach.name}' could not be reverted: interrupted"
         try:
-            left_open = take_back(breach, case.stage)
+            left_open = close_breach(breach, case.stage)
         finally:
             if left_open:
                 self.left_open = self.left_open or left_open
@@ -137,4 +138,9 @@ class Prover:
                     ):
                         self._proven.remember(case.item.path, *case.names(trial.breach))
             self._publish(case)
-        self._trouble.tell(f"{case.name}: " + ", ".join(str(trial.proof().verdict) for trial in case.trials))
+        found = [trial.proof().verdict for trial in case.trials]
+        self._trouble.tell(
+            Step.note(
+                case.name, f"{case.name}: {', '.join(found)}", well=all(item in SOUND for item in found)
+            )
+        )

@@ -12,7 +12,7 @@ from testbed.verify.breach_context import Stage
 from testbed.verify.check import Declaration
 from testbed.verify.fleet import Fleet
 from testbed.verify.inventory import WHOLE
-from testbed.verify.runner.proof import Outcome, Trial
+from testbed.verify.runner.proof import CheckOutcome, Trial
 
 FIXTURES = frozenset({"fleet", "node", "machine", "request"})  # what a local check may ask for
 
@@ -52,7 +52,7 @@ class Case:
         """Return what tells a proof from all others."""
         return self.name, self.declared.objective, breach
 
-    def result(self, outcome: Outcome, **more: Any) -> CheckResult:  # noqa: ANN401 - fields of a result
+    def result(self, outcome: CheckOutcome, **more: Any) -> CheckResult:  # noqa: ANN401 - fields of a result
         """Return what an outcome is in a report."""
         return CheckResult(
             id=self.declared.id,
@@ -79,7 +79,7 @@ def beyond_local(item: pytest.Item) -> list[str]:
     return sorted(set(getattr(item, "fixturenames", ())) - FIXTURES)
 
 
-def aside(case: Case, *, slow: bool) -> tuple[Outcome, bool] | None:
+def aside(case: Case, *, slow: bool) -> tuple[CheckOutcome, bool] | None:
     """Return why a case does not run, and whether that is because it takes minutes; None if it runs.
 
     Args:
@@ -96,4 +96,4 @@ def aside(case: Case, *, slow: bool) -> tuple[Outcome, bool] | None:
     left_out = reason is None and bool(case.declared.slow) and not slow
     if left_out:
         reason = f"{case.declared.slow}: ask for it with --slow"
-    return None if reason is None else (Outcome(Verdict.NOT_APPLICABLE, reason, 0.0, ()), left_out)
+    return None if reason is None else (CheckOutcome(Verdict.NOT_APPLICABLE, reason, 0.0, ()), left_out)

@@ -1,4 +1,4 @@
-"""Runs the function of a check, and reads what it came to (DESIGN.md, section 6)."""
+"""Runs the function of a check, and reads what it came to (docs/design.md, section 6)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from _pytest.runner import runtestprotocol
 from testbed.report.result import Verdict
 from testbed.verify.fleet import Fleet
 from testbed.verify.runner.cases import Case
-from testbed.verify.runner.proof import Outcome
+from testbed.verify.runner.proof import CheckOutcome
 from testbed.verify.runner.trouble import LONGEST, Trouble, told
 
 Revive = Callable[[], Sequence[str]]
@@ -44,7 +44,7 @@ class Looker:
         if when == "call" or self._failure is None:
             self._failure = read(found, when, item)
 
-    def look(self, case: Case, name: str) -> Outcome:
+    def look(self, case: Case, name: str) -> CheckOutcome:
         """Run a check, and once more if it observed nothing: a machine may have been slow, or a guest have
         crashed.
         """
@@ -64,7 +64,7 @@ class Looker:
             self._repeated.add(reason)
         return self._insists or not known
 
-    def run(self, case: Case, name: str) -> Outcome:
+    def run(self, case: Case, name: str) -> CheckOutcome:
         """Run a check, with evidence of its own; whatever is raised around it makes a pass inconclusive."""
         started, verdict, reason = time.monotonic(), Verdict.INCONCLUSIVE, ""
         written: list[str] = []
@@ -78,7 +78,7 @@ class Looker:
                 verdict, reason = Verdict.INCONCLUSIVE, f"around the check: {told(error)}"[:LONGEST]
         if verdict is Verdict.PASS and not written:
             verdict, reason = Verdict.INCONCLUSIVE, "the check observed nothing"
-        return Outcome(verdict, reason, time.monotonic() - started, tuple(written))
+        return CheckOutcome(verdict, reason, time.monotonic() - started, tuple(written))
 
     def alive_again(self) -> bool:
         """Tell whether guests had crashed and run again, so that a second look may see more.

@@ -14,7 +14,7 @@ from testbed.drivers.network.rogue_host import ROGUE
 from testbed.drivers.places.node import Node
 from testbed.errors import TestbedError
 from testbed.model.topology import Guest, Role
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.transport import FOLDER
 
 # Programs of the probe need a moment to end when they have been told to.
@@ -43,7 +43,7 @@ def look(fleet: Fleet) -> Look:
     tasks |= {"OVN's database": partial(_rows, fleet), "the outer machine": partial(_outside, fleet)}
     tasks |= {
         guest.label: partial(_inside, fleet, guest)
-        for guest in fleet.testbed.guests
+        for guest in fleet.topology.guests
         if guest.label in fleet.instruments
     }
     with ThreadPoolExecutor(max_workers=len(tasks)) as pool:
@@ -60,8 +60,8 @@ def _told(task: Callable[[], Iterable[str]]) -> frozenset[str] | str:
         return f"{type(error).__name__}: {error}"
 
 
-def _at(machine: Machine, fleet: Fleet) -> Iterable[str]:
-    node = fleet.testbed.machine(machine.name).role is Role.NODE
+def _at(machine: MachineView, fleet: Fleet) -> Iterable[str]:
+    node = fleet.topology.machine(machine.name).role is Role.NODE
     return machine.read(_LOOK_AT_NODE if node else _LOOK).splitlines()
 
 
@@ -72,7 +72,7 @@ def _domains(node: Node) -> Iterator[str]:
 def _rows(fleet: Fleet) -> Iterator[str]:
     # Asked first, since a connection to a database that is not there is waited for as long as one to a slow
     # machine.
-    fleet.machines[fleet.testbed.controller.name].read("systemctl is-active ovn-ovsdb-server-nb")
+    fleet.machines[fleet.topology.controller.name].read("systemctl is-active ovn-ovsdb-server-nb")
     northbound = fleet.lab.central.northbound
     yield from (f"the switch {label}" for label in northbound.switches())
     yield from (f"the port {label} ({port['port']})" for label, port in northbound.ports().items())

@@ -14,17 +14,18 @@ from threading import Event
 
 import pytest
 
+from testbed.engine.place import Step
 from testbed.lab.breach_journal import Journal
 from testbed.report.result import CheckResult, Verdict
 from testbed.verify.check import ATTRIBUTE, Declaration, Effect
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.inventory import CaseKey, Inventory, differences, inventory, members, selects
 from testbed.verify.runner import isolation
 from testbed.verify.runner.breach_trials import Prover
 from testbed.verify.runner.cases import Case, aside, beyond_local, label_of
 from testbed.verify.runner.execution import Looker, Revive
-from testbed.verify.runner.proof import Outcome, untried
-from testbed.verify.runner.proof_cache import Proven
+from testbed.verify.runner.proof import CheckOutcome, skipped_proofs
+from testbed.verify.runner.proof_cache import ProofCache
 from testbed.verify.runner.schedule import Prepare, Schedule
 from testbed.verify.runner.trouble import LONGEST, Trouble, told
 
@@ -33,9 +34,16 @@ class Checks:
     """A pytest plug-in: gives checks their fixtures, runs them, and keeps their results."""
 
     def __init__(
-        self, fleet: Fleet, *, prove: Proven | None, only: tuple[str, ...], progress: Callable[[str], None],
-        slow: bool, revive: Revive, prepare: Prepare,
-    ) -> None:  # fmt: skip
+        self,
+        fleet: Fleet,
+        *,
+        prove: ProofCache | None,
+        only: tuple[str, ...],
+        progress: Callable[[str], None],
+        slow: bool,
+        revive: Revive,
+        prepare: Prepare,
+    ) -> None:
         self.fleet = fleet
         self.interrupted = False
         self.trouble = Trouble(progress)
@@ -82,18 +90,18 @@ class Checks:
         return self.fleet
 
     @pytest.fixture(name="node")
-    def node_fixture(self, request: pytest.FixtureRequest) -> Machine:
+    def node_fixture(self, request: pytest.FixtureRequest) -> MachineView:
         """The node that a case is about."""
         return self.fleet.machines[request.param]
 
     @pytest.fixture(name="machine")
-    def machine_fixture(self, request: pytest.FixtureRequest) -> Machine:
+    def machine_fixture(self, request: pytest.FixtureRequest) -> MachineView:
         """The node or controller that a case is about."""
         return self.fleet.machines[request.param]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Derive the cases from the topology (D10)."""
-        for fixture, found in members(self.fleet.testbed).items():
+        for fixture, found in members(self.fleet.topology).items():
             if fixture in metafunc.fixturenames:
                 metafunc.parametrize(fixture, found, ids=found, indirect=True)
 
@@ -149,11 +157,31 @@ class Checks:
 
     def _run(self, cases: Sequence[Case]) -> None:
         """Look at all; to prove, open each wall in turn, and look at all once more."""
-        self._schedule.go(cases, self._guarded(self._examine))
+        self.trouble.tell(Step.planned(len(cases)))
+        self._pass(cases, self._examine, "")
         if self._prover:
             proving = [case for case in cases if case.proving]
-            self._schedule.go(proving, self._guarded(self._prover.try_all))
-            self._schedule.go(proving, self._guarded(self._prover.look_again))
+            self.trouble.tell(Step.planned(2 * len(proving)))
+            self._pass(proving, self._prover.try_all, ": its breaches")
+            self._pass(proving, self._prover.look_again, ": once more, its breaches closed")
+
+    def _pass(self, cases: Sequence[Case], do: Callable[[Case], None], words: str) -> None:
+        """Do something with every case, and let a display show which ones are at work.
+
+        Args:
+            words: what is done, behind a case's name; empty for the check itself.
+
+        """
+        guarded = self._guarded(do)
+
+        def shown(case: Case) -> None:
+            self.trouble.tell(Step.begun(f"{case.name}{words}"))
+            try:
+                guarded(case)
+            finally:
+                self.trouble.tell(Step.ended(f"{case.name}{words}"))
+
+        self._schedule.go(cases, shown)
 
     def _guarded(self, do: Callable[[Case], None]) -> Callable[[Case], None]:
         """Return the same, raising interrupts only: all else is the case's verdict, or trouble."""
@@ -169,7 +197,7 @@ class Checks:
                     self._settle(
                         case,
                         case.result(
-                            Outcome(Verdict.INCONCLUSIVE, f"before the check: {told(error)}", 0.0, ())
+                            CheckOutcome(Verdict.INCONCLUSIVE, f"before the check: {told(error)}", 0.0, ())
                         ),
                     )
 
@@ -183,17 +211,18 @@ class Checks:
             outcome, left_out = stands_aside
             self._settle(case, case.result(outcome, left_out=left_out))
             return
-        self.trouble.tell(f"{name}: {declared.objective}")
+        self.trouble.tell(Step.note(name, f"{name}: {declared.objective}"))
         outcome = self._looker.look(case, name)
         if declared.effect > Effect.PROBES:
             case.fleet.new_phase(case.fleet.focus)  # what was observed before it may be so no more
-        proofs = untried(declared, outcome) if self._prover else ()
+        proofs = skipped_proofs(declared, outcome) if self._prover else ()
         self._settle(case, case.result(outcome, proofs=proofs))
         case.proving = self._prover is not None and not proofs
 
     def _settle(self, case: Case, result: CheckResult) -> None:
         self._found[case.place] = result
-        self.trouble.tell(f"{case.name}: {result.verdict}")
+        well = result.verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE)
+        self.trouble.tell(Step.note(case.name, f"{case.name}: {result.verdict}", well=well))
 
     def _publish(self, case: Case) -> None:
         if case.trials and case.place in self._found:
@@ -223,7 +252,7 @@ def run_checks(
     fleet: Fleet,
     folder: Path,
     *,
-    prove: Proven | None,
+    prove: ProofCache | None,
     only: tuple[str, ...],
     progress: Callable[[str], None],
     slow: bool = False,
@@ -264,6 +293,6 @@ def run_checks(
             f"pytest ended with {status!r}, which is not {pytest.ExitCode.OK!r}: not everything was checked"
         )
     if not plugin.interrupted and not plugin.left_open:
-        for difference in differences(declared.cases(fleet.testbed, only), plugin.ran):
+        for difference in differences(declared.cases(fleet.topology, only), plugin.ran):
             plugin.trouble.add(difference)
     return plugin

@@ -1,6 +1,4 @@
-"""What became of a breach: whether the check saw it, and saw the wall closed again afterwards (DESIGN.md,
-section 6).
-"""
+"""The proof of a check by one breach: red while it is in force, then green (docs/design.md, section 6)."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from testbed.verify.runner.trouble import told
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CheckOutcome:
     """What one run of one check came to."""
 
     verdict: Verdict
@@ -37,7 +35,7 @@ class Trial:
     verdict: ProofVerdict | None = None
     reason: str = ""
 
-    def judge(self, red: Outcome | None, trouble: str) -> None:
+    def judge(self, red: CheckOutcome | None, trouble: str) -> None:
         """Read what the check said while the breach was in force.
 
         Args:
@@ -54,7 +52,7 @@ class Trial:
         else:
             self.reason = red.reason
 
-    def settle(self, again: Outcome) -> None:
+    def settle(self, again: CheckOutcome) -> None:
         """Read what the check said after every breach was reverted."""
         self.steps.append(f"check: {again.verdict}")
         if again.verdict is Verdict.PASS:
@@ -93,7 +91,7 @@ class Trial:
         return Proof(self.verdict, self.breach, self.reason, tuple(self.steps))
 
 
-def untried(declared: Declaration, green: Outcome) -> tuple[Proof, ...]:
+def skipped_proofs(declared: Declaration, green: CheckOutcome) -> tuple[Proof, ...]:
     """Return the proofs of a check whose breaches are not worth trying; none if they are."""
     if not declared.breaches:
         return (Proof(ProofVerdict.UNPROVEN, "", declared.unproven, ()),)
@@ -103,7 +101,7 @@ def untried(declared: Declaration, green: Outcome) -> tuple[Proof, ...]:
     return tuple(Proof(ProofVerdict.BROKEN_INSTRUMENT, breach.name, why, ()) for breach in declared.breaches)
 
 
-def take_back(breach: Breach, stage: Stage) -> str:
+def close_breach(breach: Breach, stage: Stage) -> str:
     """Take a breach back; return the empty string, or why nothing observed on this lab counts any more.
 
     What raises is tried once more: a connection may have been lost. A wall that cannot be seen counts as

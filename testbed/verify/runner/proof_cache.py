@@ -39,7 +39,7 @@ class Proving(StrEnum):
     ONE = "one"
 
 
-class Proven:
+class ProofCache:
     """The proofs that a file remembers.
 
     Args:
@@ -54,7 +54,7 @@ class Proven:
         self._file, self._root, self._way = file, root, way
         self._configuration = json.dumps(list(configuration))
 
-    def standing(self, check: Path, *names: str) -> str:
+    def proven_at(self, check: Path, *names: str) -> str:
         """Return when (ISO 8601) something was proven that need not be proven again; the empty string if it
         must.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import data_files
+from testbed import data_files, timeouts
 from testbed.drivers.host.run_order import new_folder
 from testbed.drivers.host.workspace import cache_root
 from testbed.drivers.ssh.client import Host
@@ -24,17 +24,17 @@ from testbed.model.exposure import contacts
 from testbed.plan.diff import Observed
 from testbed.plan.resources import OUTER, Key, Kind
 from testbed.report.result import Run, to_json
-from testbed.verify.drift import Watch
+from testbed.verify.drift import DriftWatch
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
 from testbed.verify.probe.client import end_all, start_all
 from testbed.verify.runner import leftovers
 from testbed.verify.runner.execution import Revive
 from testbed.verify.runner.plugin import Checks, require, run_checks
-from testbed.verify.runner.proof_cache import Proven, Proving
+from testbed.verify.runner.proof_cache import ProofCache, Proving
 from testbed.verify.runner.trouble import Trouble
 
-_PATIENCE = 60.0  # seconds
+_PATIENCE = timeouts.CHECK_LOGIN
 
 
 def examine(
@@ -66,7 +66,7 @@ def examine(
     fleet = Fleet.of(lab, Evidence(folder / "evidence"))
     _await_all(lab, trouble)
     # Phase before the cases: nothing has been sent or changed yet.
-    watch = Watch(fleet, only)
+    watch = DriftWatch(fleet, only)
     with trouble.kept("looking at the configuration before the checks"):
         watch.begin()
     plugin = _attack(fleet, _proven(lab, environment, prove), only, trouble, slow=slow, revive=revive)
@@ -83,8 +83,8 @@ def examine(
     _write(
         folder,
         Run(
-            lab.testbed.name,
-            lab.testbed.digest,
+            lab.topology.name,
+            lab.topology.digest,
             environment,
             started.isoformat(timespec="seconds"),
             round(time.monotonic() - clock, 1),
@@ -120,7 +120,7 @@ def _await_all(lab: Lab, trouble: Trouble) -> None:
 
 def _attack(
     fleet: Fleet,
-    proven: Proven | None,
+    proven: ProofCache | None,
     only: tuple[str, ...],
     trouble: Trouble,
     *,
@@ -142,7 +142,7 @@ def _attack(
 
 
 def _write_matrix(fleet: Fleet, file: Path) -> None:
-    rows = {str(cell): cell.as_row() for cell in (*fleet.matrix.cells, *contacts(fleet.testbed))}
+    rows = {str(cell): cell.as_row() for cell in (*fleet.matrix.cells, *contacts(fleet.topology))}
     file.write_text(json.dumps([*(rows | fleet.reach).values()], default=str))
 
 
@@ -153,14 +153,14 @@ def _write(folder: Path, run: Run) -> None:
     unfinished.rename(folder / "result.json")
 
 
-def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> Proven | None:
+def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> ProofCache | None:
     if prove is Proving.NOTHING:
         return None
     digests = sorted(image.digest for image in lab.ground.images.values())
     runners = (f"pytest {pytest.__version__}", f"Python {platform.python_version()}")
     facts = [f"{name}: {value}" for name, value in sorted(environment.items())]
-    configuration = [lab.testbed.digest, *facts, *digests, *runners]
-    return Proven(cache_root() / "proven.json", data_files.checks().parent, configuration, prove)
+    configuration = [lab.topology.digest, *facts, *digests, *runners]
+    return ProofCache(cache_root() / "proven.json", data_files.checks().parent, configuration, prove)
 
 
 def _await(host: Host, machines: Observed) -> str:

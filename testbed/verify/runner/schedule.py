@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from threading import Event
 
-from testbed.engine.parallel import side_by_side
+from testbed.engine.parallel import run_in_lanes
 from testbed.verify.check import Effect
 from testbed.verify.fleet import Fleet
 from testbed.verify.runner.cases import Case
@@ -21,7 +21,7 @@ Do = Callable[[Case], None]
 
 
 class Schedule:
-    """Does things with cases, those of the least effect first (DESIGN.md, section 6, rule 8).
+    """Does things with cases, those of the least effect first (docs/design.md, section 6, rule 8).
 
     Args:
         prepare: gets ready what checks of the whole fleet need, beside local ones that do more than observe.
@@ -76,7 +76,7 @@ class Schedule:
             if prepare and self._prepare:
                 beside.enter_context(ThreadPoolExecutor(max_workers=1)).submit(self._prepared, self._prepare)
                 self._prepare = None
-            side_by_side(
+            run_in_lanes(
                 lanes,
                 do,
                 turn=lambda case: id(case.declared),

@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.topology import Guest
 from testbed.plan.libvirt_xml.guest import guest_xml
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses import libvirt_conf
 
 _FILE = "/etc/libvirt/qemu.conf"
@@ -23,7 +23,7 @@ _REFUSED = "nconfined guests are not allowed"  # as libvirt says it
 _NAME = "un.confined"  # no guest of a topology can have a dot in its name
 
 
-def unconfigured(node: Machine) -> list[str]:
+def unconfigured(node: MachineView) -> list[str]:
     """Return what libvirt's file does not say of confinement, or says twice and differently.
 
     Raises:
@@ -59,7 +59,9 @@ def starts_unconfined(fleet: Fleet, guest: Guest) -> bool:
         f"the guest {loner.domain} on {guest.node}", partial(node.hypervisor.destroy, loner.domain)
     ):
         try:
-            node.hypervisor.create(_unconfined(ET.fromstring(guest_xml(node.lab, loner, {}))), paused=True)
+            node.hypervisor.create(
+                _unconfined(ET.fromstring(guest_xml(node.topology, loner, {}))), paused=True
+            )
         except ProvisioningError as error:
             if _REFUSED in error.fact:
                 return False

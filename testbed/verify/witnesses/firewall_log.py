@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.probe.client import broken
+from testbed.verify.fleet import Fleet, MachineView
+from testbed.verify.probe.client import inconclusive
 
 _REMEMBERED = 600.0  # seconds for which a firewall remembers what it refused
 _ROUNDING = 1.0  # it tells whole seconds
@@ -40,7 +40,7 @@ class Passing:
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class FirewallCounters:
     """What a machine's firewall has done.
 
     Args:
@@ -79,7 +79,7 @@ class Ledger:
         )
 
 
-def read_ledger(machine: Machine) -> Ledger:
+def read_ledger(machine: MachineView) -> FirewallCounters:
     """Return what a machine's firewall tells now.
 
     Raises:
@@ -90,12 +90,12 @@ def read_ledger(machine: Machine) -> Ledger:
     try:
         return parse_ledger(json.loads(text))
     except (ValueError, KeyError, TypeError) as error:
-        raise broken(
+        raise inconclusive(
             f"the firewall of {machine.name} cannot be read", f"{type(error).__name__}: {error}"
         ) from error
 
 
-def parse_ledger(rules: Mapping[str, Any]) -> Ledger:
+def parse_ledger(rules: Mapping[str, Any]) -> FirewallCounters:
     """Return what a ruleset in nft's JSON format tells (libnftables-json(5)).
 
     Raises:
@@ -110,7 +110,9 @@ def parse_ledger(rules: Mapping[str, Any]) -> Ledger:
         source, target, protocol, port = member["elem"]["val"]["concat"]
         refused[source, target, protocol, int(port)] = _REMEMBERED - float(member["elem"]["expires"])
     found = [_passing(item["rule"]["expr"]) for item in rules["nftables"] if "rule" in item]
-    return Ledger(refused, tuple(rule for rule in found if rule is not None), int(sets[0].get("size", 0)))
+    return FirewallCounters(
+        refused, tuple(rule for rule in found if rule is not None), int(sets[0].get("size", 0))
+    )
 
 
 def _passing(parts: Sequence[Mapping[str, Any]]) -> Passing | None:
@@ -149,7 +151,7 @@ def _ports(right: object) -> tuple[tuple[int, int], ...] | None:
     return None
 
 
-def ledgers(fleet: Fleet) -> dict[str, Ledger]:
+def ledgers(fleet: Fleet) -> dict[str, FirewallCounters]:
     """Return what every machine's firewall tells now.
 
     Raises:

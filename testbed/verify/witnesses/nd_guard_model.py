@@ -14,7 +14,7 @@ from ipaddress import IPv6Address, IPv6Network
 from testbed.plan.descriptions import change
 from testbed.plan.host_config.nd_guard import GUARDS
 from testbed.plan.host_config.settings import Setting, settings
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 
 _HARMLESS = frozenset({1, 2, 3, 4, 128, 129})  # ICMPv6 errors and echo, RFC 4443
 _EXTENSIONS, _FRAGMENT, _ICMP6 = frozenset({0, 43, 60}), 44, 58
@@ -102,9 +102,9 @@ def guards(fleet: Fleet) -> dict[str, Guard]:
     )
 
 
-def _look(fleet: Fleet, node: Machine) -> Guard | None:
-    member = next(item for item in fleet.testbed.nodes if item.name == node.name)
-    wanted = {item.name: item for item in settings(fleet.testbed, member) if item.name in GUARDS}
+def _look(fleet: Fleet, node: MachineView) -> Guard | None:
+    member = next(item for item in fleet.topology.nodes if item.name == node.name)
+    wanted = {item.name: item for item in settings(fleet.topology, member) if item.name in GUARDS}
     printed = {
         command: node.run(command).text.strip()
         for command in {command for item in wanted.values() for command in item.observe}

@@ -21,7 +21,7 @@ from testbed.plan.descriptions import change, owners
 from testbed.plan.diff import differences
 from testbed.plan.resources import Kind, central
 from testbed.untrusted import bounded_json
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.client import Probe
 from testbed.verify.witnesses.nd_guard_model import guards
 
@@ -62,7 +62,7 @@ def pipeline(fleet: Fleet, probes: Sequence[Probe]) -> dict[str, str]:
 
     """
     walls = guards(fleet)
-    taps = {nic.mac: (guest.node, nic.tap) for guest in fleet.testbed.guests for nic in guest.nics}
+    taps = {nic.mac: (guest.node, nic.tap) for guest in fleet.topology.guests for nic in guest.nics}
     asked: dict[str, list[tuple[str, str, str]]] = {}
     for probe in probes:
         node, tap = taps[probe.sender.mac]
@@ -90,7 +90,7 @@ def passes(actions: str) -> bool:
     return any(word.strip() not in _WITHIN for word in re.split("[,;]", text))
 
 
-def _trace(machine: Machine, frames: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+def _trace(machine: MachineView, frames: Sequence[tuple[str, str, str]]) -> dict[str, str]:
     answers: dict[str, str] = machine.python(_TRACE, json.dumps(frames))
     silent = [text for text in answers.values() if text.startswith("no answer")]
     if silent or len(answers) != len(frames):
@@ -102,7 +102,7 @@ def _trace(machine: Machine, frames: Sequence[tuple[str, str, str]]) -> dict[str
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class WitnessFinding:
     """One thing that a database or a guard holds and the topology does not say.
 
     Args:
@@ -117,12 +117,12 @@ class Finding:
         return self.text
 
 
-def against(findings: Iterable[Finding], control: str) -> list[str]:
+def against(findings: Iterable[WitnessFinding], control: str) -> list[str]:
     """Return what speaks against one control's wall; what others rest on says nothing about it."""
     return [finding.text for finding in findings if control in finding.controls]
 
 
-def logical(fleet: Fleet) -> list[Finding]:
+def logical(fleet: Fleet) -> list[WitnessFinding]:
     """Return where OVN's databases and the nodes' guards differ from what the topology declares.
 
     Raises:
@@ -135,29 +135,29 @@ def logical(fleet: Fleet) -> list[Finding]:
     return [
         *_northbound(fleet),
         *_southbound(fleet),
-        *(Finding(frozenset({control}), text) for control, text in behind),
+        *(WitnessFinding(frozenset({control}), text) for control, text in behind),
     ]
 
 
-def _northbound(fleet: Fleet) -> list[Finding]:
+def _northbound(fleet: Fleet) -> list[WitnessFinding]:
     started, northbound = time.time(), fleet.lab.central.northbound
-    place = fleet.testbed.controller.name
+    place = fleet.topology.controller.name
     found: dict[Kind, Mapping[str, Mapping[str, Any]]] = {
         Kind.SWITCH: northbound.switches(),
         Kind.PORT: northbound.ports(),
     }
     fleet.evidence.record(place, "northbound", "switches and ports", found, started)
-    wanted = {resource.key: resource for resource in central(fleet.testbed)}
+    wanted = {resource.key: resource for resource in central(fleet.topology)}
     live = {key: found[key.kind][key.name] for key in wanted if key.name in found[key.kind]}
-    walls, owned = Walls.of_lab(fleet.testbed), owners(wanted)
+    walls, owned = Walls.of_lab(fleet.topology), owners(wanted)
     return [
-        Finding(walls.endangered(item), f"northbound: {item.told(owned)}")
+        WitnessFinding(walls.endangered(item), f"northbound: {item.told(owned)}")
         for item in differences(wanted, live)
     ]
 
 
-def _southbound(fleet: Fleet) -> list[Finding]:
-    machine = fleet.machines[fleet.testbed.controller.name]
+def _southbound(fleet: Fleet) -> list[WitnessFinding]:
+    machine = fleet.machines[fleet.topology.controller.name]
     text = machine.read(
         "ovn-sbctl --format=json --columns=logical_port,port_security,chassis,up list Port_Binding; echo; "
         "ovn-sbctl --format=json --columns=_uuid,name,hostname list Chassis"
@@ -171,7 +171,7 @@ def _southbound(fleet: Fleet) -> list[Finding]:
         raise InstrumentError(
             "OVN's southbound database cannot be read", fact=fact, remedy="repeat the check"
         ) from error
-    nics = [(guest, nic) for guest in fleet.testbed.guests for nic in guest.nics]
+    nics = [(guest, nic) for guest in fleet.topology.guests for nic in guest.nics]
     idle = [guest.label for guest, nic in nics if ports.get(nic.port, {}).get("up") is not True]
     if idle:
         fact = f"OVN says that nothing uses the port of {', '.join(idle[:6])}"
@@ -181,13 +181,13 @@ def _southbound(fleet: Fleet) -> list[Finding]:
 
 def _bound(
     guest: Guest, nic: GuestNic, row: Mapping[str, Any], names: Mapping[str, str]
-) -> Iterator[Finding]:
+) -> Iterator[WitnessFinding]:
     """Yield where the row of a guest's port in the southbound database is not what it must be."""
     security, where = row.get("port_security"), names.get(str(row.get("chassis")), "no node")
     live = list(map(str, security)) if isinstance(security, list) else [str(security)] if security else []
     if live != [nic.pinned]:
         told = change("security", live, [nic.pinned], {})
-        yield Finding(
+        yield WitnessFinding(
             pinning(live, [nic.pinned]), f"southbound: interface of {guest.label} on {nic.network}: {told}"
         )
     if where != guest.node:
@@ -195,7 +195,7 @@ def _bound(
             f"southbound: the interface of {guest.label} on {nic.network} is bound on {where}, and must be "
             f"on {guest.node}"
         )
-        yield Finding(frozenset({"NET-08", "NET-13"}), told)
+        yield WitnessFinding(frozenset({"NET-08", "NET-13"}), told)
 
 
 def rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:

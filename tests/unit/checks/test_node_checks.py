@@ -153,9 +153,9 @@ class _Hypervisor:
 
 
 def _fleet(hypervisor: _Hypervisor | None = None, machine: Any = None) -> Any:
-    node = SimpleNamespace(lab=LAB, hypervisor=hypervisor)
+    node = SimpleNamespace(topology=LAB, hypervisor=hypervisor)
     return SimpleNamespace(
-        testbed=LAB,
+        topology=LAB,
         lab=SimpleNamespace(nodes={"node": node}),
         leavings=Leavings(),
         machines={"node": machine},

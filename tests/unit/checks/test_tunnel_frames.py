@@ -14,7 +14,7 @@ from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from checks.support.attacker_positions import scenes
+from checks.support.attacker_positions import positions
 from checks.support.tunnel_frames import injections, inners
 from checks.test_guest_services import _beyond, _questions
 from testbed.model.exposure import machines, rogue
@@ -31,13 +31,13 @@ TOKENS = Tokens("tb-0123abcd-", b"key")
 
 
 def _fleet(name: str) -> Any:
-    lab = resolve(read(next(path for path in TOPOLOGIES if path.stem == name)).spec)
+    topology = resolve(read(next(path for path in TOPOLOGIES if path.stem == name)).spec)
     numbers = count(1)
-    rows = [[nic.port, next(numbers)] for guest in lab.guests for nic in guest.nics]
+    rows = [[nic.port, next(numbers)] for guest in topology.guests for nic in guest.nics]
     controller = SimpleNamespace(
         read=lambda _: json.dumps({"headings": ["logical_port", "tunnel_key"], "data": rows})
     )
-    return SimpleNamespace(testbed=lab, machines={lab.controller.name: controller})
+    return SimpleNamespace(topology=topology, machines={topology.controller.name: controller})
 
 
 def test_every_network_is_attacked_on_every_node_with_its_key_and_ports() -> None:
@@ -46,7 +46,7 @@ def test_every_network_is_attacked_on_every_node_with_its_key_and_ports() -> Non
     """
     fleet = _fleet("two-tenants")
     found = list(inners(fleet))
-    keys = {network.label: network.key for network in fleet.testbed.switches()}
+    keys = {network.label: network.key for network in fleet.topology.switches()}
     assert {item.key for item in found} == set(keys.values())
     assert sum(item.flows for item in found) == 2
     for item in found:
@@ -63,7 +63,7 @@ def test_a_node_without_guests_is_attacked_as_well_and_a_flow_inside_a_node_is_a
     assert [(item.node, item.target.guest, item.flows) for item in found] == [
         ("node-a", "red/web", False), ("node-b", "red/db", True), ("node-c", "blue/web", False),
     ]  # fmt: skip
-    stranger = rogue(fleet.testbed.lab_network(Plane.FABRIC))
+    stranger = rogue(fleet.topology.lab_network(Plane.FABRIC))
     assert {item.node for item in injections(fleet, stranger, found, TOKENS)} == {
         "node-a",
         "node-b",
@@ -84,11 +84,11 @@ def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
     together.
     """
     fleet = _fleet("two-tenants")
-    stranger = rogue(fleet.testbed.lab_network(Plane.FABRIC))
+    stranger = rogue(fleet.topology.lab_network(Plane.FABRIC))
     found = list(injections(fleet, stranger, list(inners(fleet)), TOKENS))
     assert len({item.mark for item in found}) == len(found)
     addresses = {
-        site.name: str(site.address) for site in machines(fleet.testbed) if site.plane is Plane.FABRIC
+        site.name: str(site.address) for site in machines(fleet.topology) if site.plane is Plane.FABRIC
     }
     for item in found:
         first = Ether(item.packets[0])
@@ -106,7 +106,7 @@ def test_questions_of_guests_are_bounded_and_told_apart(topology: Path) -> None:
     where a guest has it.
     """
     fleet = _fleet(topology.stem)
-    for scene in scenes(fleet):
+    for scene in positions(fleet):
         asked = list(_questions(scene, [("tcp", 22), ("udp", 53)], ["web", "db.blue"]))
         assert len({probe.mark for probe in asked}) == len(asked) < MAX_PROBES
         assert all(re.fullmatch("[a-z0-9]+", probe.mark) for probe in asked)
@@ -121,7 +121,7 @@ def test_questions_of_guests_are_bounded_and_told_apart(topology: Path) -> None:
 
 def test_only_an_address_by_dhcp_is_offered() -> None:
     """Another sender, another service, an option too many and a server that is another's are beyond it."""
-    scene = scenes(_fleet("one-node"))[0]
+    scene = positions(_fleet("one-node"))[0]
     server = scene.server.address
     fine = ((1, bytes(4)), (26, bytes(2)), (51, bytes(4)), (53, b"\2"), (54, server.packed))
     assert list(_beyond(scene, [Offer(str(server), "DHCP", "05000000", fine)])) == []

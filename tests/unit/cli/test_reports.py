@@ -1,4 +1,4 @@
-"""The command line's part in reports: SARIF with lines, the folder of a run, the step summary, the key of the images."""
+"""Reports from the command line: SARIF with lines, folders of runs, step summaries, keys of images."""
 
 from __future__ import annotations
 

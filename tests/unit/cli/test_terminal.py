@@ -193,6 +193,8 @@ def test_a_topology_neither_colours_nor_speaks() -> None:
 
 PRINTERS = {
     "testbed/cli/terminal.py": "the one place",
+    "testbed/cli/display.py": "draws the live display for it",
+    "testbed/report/columns.py": "measures text with rich, and prints nothing",
     "testbed/drivers/namespaces/init.py": "a program of its own; says one word to us",
     "testbed/drivers/images/build.py": "a program of its own; what it says is a fact of an error of ours",
     "testbed/drivers/snapshots/capture.py": (
@@ -271,7 +273,9 @@ def test_nothing_is_printed_another_way() -> None:
 def test_our_own_console_knows_no_markup() -> None:
     tree = ast.parse((ROOT / "testbed/cli/terminal.py").read_text())
     consoles = [
-        node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Console"
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "SteadyConsole"
     ]
     assert consoles
     assert all(
@@ -281,10 +285,10 @@ def test_our_own_console_knows_no_markup() -> None:
     printed = [
         node
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "ERR.print"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("ERR.print", "console.print")
     ]
     assert printed
-    assert all(ast.unparse(node.args[0]).startswith("Text(") for node in printed)
+    assert all(ast.unparse(node.args[0]).startswith(("Text(", "Text.assemble(")) for node in printed)
 
 
 @pytest.mark.parametrize("code", _PRINTED)

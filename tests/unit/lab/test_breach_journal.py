@@ -69,19 +69,20 @@ from testbed.model.resolve import resolve
 from testbed.topology_file.loader import read
 from testbed.verify.evidence import Evidence
 from testbed.verify.runner.plugin import run_checks
-from testbed.verify.runner.proof_cache import Proven, Proving
+from testbed.verify.runner.proof_cache import ProofCache, Proving
 
 interruptible()
 state = Path(sys.argv[1])
-lab = resolve(read(Path(sys.argv[2])).spec)
-machines = {machine.name: SimpleNamespace(name=machine.name) for machine in lab.machines}
+topology = resolve(read(Path(sys.argv[2])).spec)
+machines = {machine.name: SimpleNamespace(name=machine.name) for machine in topology.machines}
 workspace = Workspace(state, "lab")
 class Fleet(SimpleNamespace):
     def new_phase(self, focus=""): self.focus = focus
     def apart(self): return self
-fleet = Fleet(testbed=lab, lab=SimpleNamespace(testbed=lab, workspace=workspace), machines=machines, focus="",
+lab = SimpleNamespace(topology=topology, workspace=workspace)
+fleet = Fleet(topology=topology, lab=lab, machines=machines, focus="",
               evidence=Evidence(workspace.runs / "a-run/evidence"))
-proven = Proven(state / "proven.json", state, [], Proving.EVERYTHING)
+proven = ProofCache(state / "proven.json", state, [], Proving.EVERYTHING)
 done = run_checks(fleet, state / "checks", prove=proven, only=(), progress=lambda _: None)
 print("interrupted" if done.interrupted else "ended", len(done.results))
 """
@@ -230,7 +231,7 @@ def test_a_second_signal_while_a_wall_is_closed_leaves_word_of_it(tmp_path: Path
 
 @pytest.fixture
 def lab(workspace: Workspace) -> Any:
-    return SimpleNamespace(testbed=LAB, workspace=workspace, hosts=[], closed=[], desired={}, places=[])
+    return SimpleNamespace(topology=LAB, workspace=workspace, hosts=[], closed=[], desired={}, places=[])
 
 
 def test_what_is_written_down_is_found_again_and_closed(lab: Any, tmp_path: Path) -> None:
@@ -294,8 +295,8 @@ def test_every_breach_of_every_check_is_found_again_by_what_is_written_down() ->
 
 
 @contextmanager
-def _entered(testbed: object, workspace: Workspace, *_: object) -> Iterator[Any]:
-    yield SimpleNamespace(testbed=testbed, workspace=workspace, desired={}, places=[])
+def _entered(topology: object, workspace: Workspace, *_: object) -> Iterator[Any]:
+    yield SimpleNamespace(topology=topology, workspace=workspace, desired={}, places=[])
 
 
 @pytest.fixture
@@ -308,7 +309,7 @@ def command(workspace: Workspace, monkeypatch) -> Callable[..., Any]:
     for module in (main, inspect):
         monkeypatch.setattr(module, "entered", _entered)
         monkeypatch.setattr(module.observe, "observe", lambda *_: ({}, frozenset()))
-        monkeypatch.setattr(module.session, "ground", lambda **_: None)
+        monkeypatch.setattr(module.session, "load_inputs", lambda **_: None)
         monkeypatch.setattr(module.lab_namespaces, "find", lambda *_: object())
     monkeypatch.setattr(main, "running_lab", lambda _: (LAB, workspace, None))
     monkeypatch.setattr(main, "interruptible", lambda: None)
@@ -396,7 +397,7 @@ def test_up_converges_closes_and_converges_again(lab: Any, monkeypatch) -> None:
 
 def test_a_lab_with_an_open_wall_keeps_its_topology(workspace: Workspace) -> None:
     """Another topology has other guests: what was opened on theirs could not be closed any more."""
-    workspace.topology.write_text(TOPOLOGY.read_text())
+    workspace.topology_file.write_text(TOPOLOGY.read_text())
     entry = _write(workspace)
     other = resolve(read(ROOT / "topologies/two-tenants.yaml").spec)
     up._require_same(LAB, workspace)
@@ -413,7 +414,9 @@ def test_an_open_wall_is_not_saved(workspace: Workspace, monkeypatch) -> None:
     monkeypatch.setattr(checkpoint, "running_lab", lambda _: (LAB, workspace, None))
     monkeypatch.setattr(checkpoint, "entered", _entered)
     monkeypatch.setattr(checkpoint, "_require_saving", lambda *_: None)
-    monkeypatch.setattr(checkpoint.session, "ground", lambda: SimpleNamespace(images={}, environment=None))
+    monkeypatch.setattr(
+        checkpoint.session, "load_inputs", lambda: SimpleNamespace(images={}, environment=None)
+    )
     monkeypatch.setattr(checkpoint.observe, "plan", lambda *_: pytest.fail("it was about to be saved"))
     _write(workspace)
     with pytest.raises(TestbedError, match="that a breach opened"):

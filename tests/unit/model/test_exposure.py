@@ -16,27 +16,36 @@ from scapy.layers.inet6 import ICMPv6ND_RA, IPv6
 from scapy.layers.l2 import ARP, Ether
 
 from testbed.errors import InstrumentError
-from testbed.model.exposure import Contact, Plane, Site, Stand, contacts, machines, outer, rogue
+from testbed.model.exposure import (
+    EndpointOwner,
+    ExposureCell,
+    InfraEndpoint,
+    Plane,
+    contacts,
+    machines,
+    outer,
+    rogue,
+)
 from testbed.model.reachability import ReachMatrix
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.payload.probe import scanner
 from testbed.payload.probe.scanner import MAX_ASKS
 from testbed.plan.host_config.identity import address_sets
 from testbed.topology_file.loader import read
 from testbed.topology_file.schema import Spec
 from testbed.verify.attackers import service_scan
-from testbed.verify.attackers.scan_result import Reading
+from testbed.verify.attackers.scan_result import ScanResult
 from testbed.verify.attackers.scan_result import read as read_reading
-from testbed.verify.attackers.service_scan import knock, listening, question
+from testbed.verify.attackers.service_scan import listening, question, scan
 from testbed.verify.probe.liveness import OUTER
 from testbed.verify.witnesses.dhcp_answers import read_offer
-from testbed.verify.witnesses.firewall_log import Ledger, Passing, parse_ledger
+from testbed.verify.witnesses.firewall_log import FirewallCounters, Passing, parse_ledger
 
 TOPOLOGIES = sorted((Path(__file__).parents[3] / "topologies").glob("*.yaml"))
 
 
-def _lab(name: str = "two-tenants") -> Testbed:
+def _lab(name: str = "two-tenants") -> Topology:
     return resolve(read(next(path for path in TOPOLOGIES if path.stem == name)).spec)
 
 
@@ -56,15 +65,15 @@ def test_exactly_these_services_are_offered() -> None:
     }
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
-def test_a_rogue_host_is_offered_nothing_but_arp(topology: Path) -> None:
+@pytest.mark.parametrize("file", TOPOLOGIES, ids=lambda path: path.stem)
+def test_a_rogue_host_is_offered_nothing_but_arp(file: Path) -> None:
     """It asks every machine on its network for everything, by every address that the machine has."""
-    lab = resolve(read(topology).spec)
-    cells = [cell for cell in contacts(lab) if cell.source.stand is Stand.ROGUE]
+    topology = resolve(read(file).spec)
+    cells = [cell for cell in contacts(topology) if cell.source.stand is EndpointOwner.ROGUE]
     assert {cell.protocol for cell in cells if cell.allowed} == {"arp"}
     assert all(cell.address == cell.target.address for cell in cells if cell.allowed)
-    for node in lab.nodes:
-        for network in lab.networks:
+    for node in topology.nodes:
+        for network in topology.networks:
             asked = {
                 cell.address
                 for cell in cells
@@ -73,21 +82,21 @@ def test_a_rogue_host_is_offered_nothing_but_arp(topology: Path) -> None:
             assert asked == {nic.address for nic in node.nics}
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
-def test_the_firewall_s_addresses_say_the_same_as_the_oracle(topology: Path) -> None:
+@pytest.mark.parametrize("file", TOPOLOGIES, ids=lambda path: path.stem)
+def test_the_firewall_s_addresses_say_the_same_as_the_oracle(file: Path) -> None:
     """Two derivations from one topology: who may use a service is who stands in the set of the rule for
     it.
     """
-    lab = resolve(read(topology).spec)
+    topology = resolve(read(file).spec)
     ports = {
         "administrators": 22,
         "tunnel_peers": 6081,
         "northbound_clients": 6641,
         "southbound_clients": 6642,
     }
-    cells = [cell for cell in contacts(lab) if cell.allowed]
-    for machine in lab.machines:
-        for name, addresses in address_sets(lab, machine).items():
+    cells = [cell for cell in contacts(topology) if cell.allowed]
+    for machine in topology.machines:
+        for name, addresses in address_sets(topology, machine).items():
             allowed = {
                 str(cell.source.address)
                 for cell in cells
@@ -125,18 +134,24 @@ def test_rows_are_those_of_the_matrix() -> None:
     assert len({(row["source"], row["target"], row["protocol"], row["port"]) for row in rows}) == len(rows)
 
 
-_SOURCE = Site("rogue", Stand.ROGUE, Plane.FABRIC, "0e:72:c6:12:01:00", IPv4Address("198.18.1.2"))
-_TARGET = Site("node-a", Stand.NODE, Plane.FABRIC, "0a:00:00:00:00:01", IPv4Address("198.18.1.11"))
+_SOURCE = InfraEndpoint(
+    "rogue", EndpointOwner.ROGUE, Plane.FABRIC, "0e:72:c6:12:01:00", IPv4Address("198.18.1.2")
+)
+_TARGET = InfraEndpoint(
+    "node-a", EndpointOwner.NODE, Plane.FABRIC, "0a:00:00:00:00:01", IPv4Address("198.18.1.11")
+)
 
 
-def _ledger(refused: dict[tuple[str, str, str, int], float], packets: int, size: int = 4096) -> Ledger:
-    return Ledger(refused, (Passing("udp", ((6081, 6081),), packets),), size)
+def _ledger(
+    refused: dict[tuple[str, str, str, int], float], packets: int, size: int = 4096
+) -> FirewallCounters:
+    return FirewallCounters(refused, (Passing("udp", ((6081, 6081),), packets),), size)
 
 
 def _reading(
     protocol: str, state: str, refused: float | None = None, passed: int = 0, **more: Any
-) -> Reading:
-    cell = Contact(
+) -> ScanResult:
+    cell = ExposureCell(
         _SOURCE, _TARGET, _TARGET.address, protocol, 6081, allowed=more.get("allowed", False), reason="-"
     )
     told = {} if refused is None else {("198.18.1.2", "198.18.1.11", protocol, 6081): refused}
@@ -308,19 +323,21 @@ class _Knocker:
         return {"results": told[: len(told) - self.lost]}
 
 
-def _seven() -> Testbed:
+def _seven() -> Topology:
     nodes: dict[str, object] = {f"node-{letter}": {} for letter in "abcdefg"}
     red = {"networks": {"app": "10.0.0.0/24"}, "guests": {"web": {"node": "node-a"}}}
     return resolve(Spec.model_validate({"version": 1, "name": "x", "nodes": nodes, "tenants": {"red": red}}))
 
 
-def _knock(lab: Testbed, lost: int = 0) -> tuple[list[_Knocker], int, list[str]]:
-    told = {machine.name: frozenset({("tcp", 4567), ("udp", 4500)}) for machine in lab.machines}
-    cells = [cell for cell in contacts(lab, told) if cell.source.stand is not Stand.OUTER]
+def _knock(topology: Topology, lost: int = 0) -> tuple[list[_Knocker], int, list[str]]:
+    told = {machine.name: frozenset({("tcp", 4567), ("udp", 4500)}) for machine in topology.machines}
+    cells = [cell for cell in contacts(topology, told) if cell.source.stand is not EndpointOwner.OUTER]
     fleet: Any = SimpleNamespace(evidence=SimpleNamespace(record=lambda *_: None))
-    names = {cell.source.label if cell.source.stand is Stand.ROGUE else cell.source.name for cell in cells}
+    names = {
+        cell.source.label if cell.source.stand is EndpointOwner.ROGUE else cell.source.name for cell in cells
+    }
     at: Any = {name: _Knocker(lost) for name in names}
-    return list(at.values()), len(cells), knock(fleet, at, cells)
+    return list(at.values()), len(cells), scan(fleet, at, cells)
 
 
 def test_a_large_fleet_is_asked_everything() -> None:
@@ -339,7 +356,7 @@ def test_a_knocker_leaves_no_question_out() -> None:
     """What is too much for one go is refused, and not cut."""
     line = {"id": "k", "kind": "tcp", "mac": "-", "address": "-", "ip": "-", "port": 1}
     with pytest.raises(ValueError, match="401 questions, and 400 at most"):
-        scanner.knock({"probes": [line] * (MAX_ASKS + 1), "window": 0})
+        scanner.scan({"probes": [line] * (MAX_ASKS + 1), "window": 0})
 
 
 def test_what_was_silent_is_asked_once_more() -> None:
@@ -358,7 +375,7 @@ def test_what_was_silent_is_asked_once_more() -> None:
         return ["open", "silent"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service_scan, "knock", again)
+        patch.setattr(service_scan, "scan", again)
         fleet: Any = None
         assert service_scan._once_more(fleet, {}, cells, ["silent", "open", "silent", "silent"]) == [
             "open",
@@ -380,11 +397,11 @@ def test_questions_expect_answers_and_not_themselves() -> None:
         ("udp6", 7),
     ):
         asked = question(
-            Contact(_SOURCE, _TARGET, _TARGET.address, protocol, port, allowed=False, reason="-"), "k0"
+            ExposureCell(_SOURCE, _TARGET, _TARGET.address, protocol, port, allowed=False, reason="-"), "k0"
         )
         assert not re.search(str(asked["expect"]), str(asked["frame"])), protocol
         back = question(
-            Contact(_TARGET, _SOURCE, _SOURCE.address, protocol, port, allowed=False, reason="-"), "k0"
+            ExposureCell(_TARGET, _SOURCE, _SOURCE.address, protocol, port, allowed=False, reason="-"), "k0"
         )
         assert not re.search(str(asked["expect"]), str(back["frame"])), (
             f"{protocol}: a question of the target is no answer"
@@ -392,7 +409,9 @@ def test_questions_expect_answers_and_not_themselves() -> None:
     reply = Ether(src=_TARGET.mac, dst=_SOURCE.mac) / ARP(
         op=2, hwsrc=_TARGET.mac, psrc="198.18.1.11", pdst="198.18.1.2"
     )
-    asked = question(Contact(_SOURCE, _TARGET, _TARGET.address, "arp", None, allowed=True, reason="-"), "k0")
+    asked = question(
+        ExposureCell(_SOURCE, _TARGET, _TARGET.address, "arp", None, allowed=True, reason="-"), "k0"
+    )
     assert re.search(str(asked["expect"]), bytes(reply).hex())
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from itertools import permutations
 
+from testbed.model.cell import by_pair
 from testbed.model.reachability import Cell, ReachMatrix, endpoints, probed_ports, services
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.topology_file.schema import Spec
 
 
-def _lab() -> Testbed:
+def _lab() -> Topology:
     tenant = {
         "networks": {"app": "10.0.0.0/24", "back": ["fd00:b::/64", "10.0.1.0/24"]},
         "guests": {"web": {"network": ["app", "back"]}, "db": {"network": "app"}, "log": {"network": "back"}},
@@ -35,6 +36,17 @@ def test_every_ordered_pair_has_every_service_once() -> None:
         len(list(services(source, target, ports))) for source, target in permutations(endpoints(lab), 2)
     )
     assert len(cells) == len(set(cells)) == wanted
+
+
+def test_many_cells_are_named_by_pair_and_the_rest_is_counted() -> None:
+    cells = ReachMatrix.of(_lab()).cells
+    told = by_pair(cells)
+    first, *_ = told.split("; ")
+    assert first.startswith("red/web@app -> red/web@back: arp, icmp, raw, broadcast, multicast, nd-link and ")
+    assert told.endswith(f"; and {len(list(permutations(endpoints(_lab()), 2))) - 4} more pairs")
+    assert told.count(" -> ") == 4
+    assert by_pair(cells[:2]) == "red/web@app -> red/web@back: arp, icmp"
+    assert by_pair([]) == ""
 
 
 def test_a_flow_allows_its_port_one_way_only() -> None:

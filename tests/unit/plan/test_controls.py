@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.plan import descriptions
 from testbed.plan.controls import BY_PROPERTY, ITSELF, SEVERITY, STATE, Walls, pinning, rules
 from testbed.plan.diff import Difference
@@ -25,7 +25,7 @@ TOPOLOGIES = sorted((ROOT / "topologies").glob("*.yaml"))
 NO_CHECK = {"AUD-01", "DOS-02", "DOS-03", "DOS-04", "VMM-05"}
 
 
-def _lab(path: Path) -> Testbed:
+def _lab(path: Path) -> Topology:
     return resolve(read(path).spec)
 
 

@@ -20,17 +20,17 @@ from checks.support.flood_scenario import (
     CALM_BEATS,
     FLOOD_BEATS,
     LATER_BEATS,
+    FloodOutcome,
     Noise,
-    Outcome,
     _connections,
+    exceeded_limits,
     heart,
     noise_of,
-    over,
 )
 from checks.test_noisy_neighbour import _weak
 from testbed.errors import InstrumentError
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.plan import policing
 from testbed.plan.resources import Kind
 from testbed.topology_file.schema import Spec, parse_bandwidth, parse_packets
@@ -40,7 +40,7 @@ from testbed.verify.probe.tokens import Tokens
 from tests.shapes import lab_of
 
 
-def _lab(tenant: dict[str, object], guest: dict[str, object]) -> Testbed:
+def _lab(tenant: dict[str, object], guest: dict[str, object]) -> Topology:
     red = {
         "networks": {"app": "10.0.0.0/24"},
         "guests": {"web": {"limits": guest}, "db": {}},
@@ -117,13 +117,13 @@ def _noise(*flows: str) -> Noise:
         "guests": {"web": {"limits": limited}, "db": {}},
         "allow": flows,
     }
-    lab = resolve(
+    topology = resolve(
         Spec.model_validate({"version": 1, "name": "x", "nodes": {"node": {}}, "tenants": {"red": red}})
     )
-    return noise_of(SimpleNamespace(testbed=lab))  # type: ignore[arg-type]
+    return noise_of(SimpleNamespace(topology=topology))  # type: ignore[arg-type]
 
 
-_HELD = Outcome(
+_HELD = FloodOutcome(
     opening=200,
     tracked=100,
     large=Flood(12_000, 5000, 4.0),
@@ -134,7 +134,7 @@ _HELD = Outcome(
 
 
 def test_noise_within_its_limits_is_none() -> None:
-    assert over(_noise(), _HELD) == []
+    assert exceeded_limits(_noise(), _HELD) == []
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_noise_within_its_limits_is_none() -> None:
         (replace(_HELD, small=Flood(12_000, 9000, 4.0)), "small frames"),
     ],
 )
-def test_each_limit_that_is_passed_is_told(found: Outcome, words: str) -> None:
-    (told,) = over(_noise(), found)
+def test_each_limit_that_is_passed_is_told(found: FloodOutcome, words: str) -> None:
+    (told,) = exceeded_limits(_noise(), found)
     assert words in told
 
 
@@ -161,7 +161,7 @@ def test_each_limit_that_is_passed_is_told(found: Outcome, words: str) -> None:
         replace(_HELD, delivered=0),
     ],
 )
-def test_noise_that_meets_no_limit_says_nothing(found: Outcome) -> None:
+def test_noise_that_meets_no_limit_says_nothing(found: FloodOutcome) -> None:
     assert _weak(_noise("web -> db tcp/5432"), found)
     assert not _weak(_noise("web -> db tcp/5432"), _HELD)
 
@@ -187,7 +187,7 @@ def _seen(**arrived: int) -> Observation:
 class _Looks:
     """Floods as they are looked at, one after another."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *looks: tuple[Outcome, Observation]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *looks: tuple[FloodOutcome, Observation]) -> None:
         self.looks = list(looks)
         monkeypatch.setattr(test_noisy_neighbour, "noise_of", lambda _: _noise("web -> db tcp/5432"))
         monkeypatch.setattr(test_noisy_neighbour, "flooded", lambda *_: self.looks.pop(0))
@@ -248,11 +248,11 @@ def test_a_second_policer_hides_no_first_one() -> None:
 
 def test_without_a_flow_the_limit_of_packets_is_what_noise_can_meet() -> None:
     """Nothing that counts for the other limits is let through."""
-    small = Outcome(small=_HELD.small, sent=[12_000])
+    small = FloodOutcome(small=_HELD.small, sent=[12_000])
     assert not _weak(_noise(), small)
     assert _weak(_noise("web -> db icmp"), small)
     assert _weak(_noise(), replace(small, small=Flood(4000, 4000, 4.0)))
-    assert "small frames" in over(_noise(), replace(small, small=Flood(12_000, 9000, 4.0)))[0]
+    assert "small frames" in exceeded_limits(_noise(), replace(small, small=Flood(12_000, 9000, 4.0)))[0]
 
 
 @pytest.mark.parametrize(("service", "kind"), [("tcp/5432", TCP), ("udp/53", UDP), ("icmp", ICMP)])
@@ -269,7 +269,7 @@ def test_connections_are_of_the_flow_that_is_declared(service: str, kind: type[P
 
 def test_who_suffers_is_of_another_tenant_where_one_is_near() -> None:
     def victim(shape: str) -> str | None:
-        noise = noise_of(SimpleNamespace(testbed=lab_of(shape)))  # type: ignore[arg-type]
+        noise = noise_of(SimpleNamespace(topology=lab_of(shape)))  # type: ignore[arg-type]
         return noise.victim.guest if noise.victim else None
 
     assert victim("two-tenants") == "blue/db"

@@ -11,7 +11,7 @@ import pytest
 from testbed.errors import Exit
 from testbed.report.result import CheckResult, Proof, ProofVerdict, Run, Verdict, exit_code, to_json
 from testbed.report.sarif import sarif
-from testbed.topology_file.loader import Topology, load
+from testbed.topology_file.loader import ParsedFile, load
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = ROOT / ".venv/node/node_modules/@microsoft/jest-sarif/lib/schemas/sarif-2.1.0-rtm.5.json"
@@ -36,7 +36,7 @@ HOSTILE = (
 )
 
 
-def topology(file: str = "topologies/a lab.yaml") -> Topology:
+def topology(file: str = "topologies/a lab.yaml") -> ParsedFile:
     return load(TEXT, file)
 
 
@@ -69,7 +69,7 @@ def data(
     return to_json(Run("lab", "ab12", {"outer": "tcg"}, started, 9.5, checks, (), trouble, ("NET-01",)))
 
 
-def run_of(content: dict[str, Any], found: Topology | None = None) -> dict[str, Any]:
+def run_of(content: dict[str, Any], found: ParsedFile | None = None) -> dict[str, Any]:
     written = json.loads(sarif(content, found, version="1.2.3"))
     (only,) = written["runs"]
     assert isinstance(only, dict)

@@ -82,10 +82,10 @@ def test_the_last_words_of_a_silent_guest_stand_behind_a_bar(monkeypatch: pytest
     monkeypatch.setattr(observe, "plan", lambda *_: Plan((silent,)))
     monkeypatch.setattr(apply, "converge", lambda *_: [])
     lab: Any = SimpleNamespace(
-        testbed=LAB, desired={}, places=[], nodes={guest.node: SimpleNamespace(console=lambda *_: words)}
+        topology=LAB, desired={}, places=[], nodes={guest.node: SimpleNamespace(console=lambda *_: words)}
     )
     with terminal.ERR.capture() as said:
-        assert guest_recovery.revive(lab, terminal.say) == (guest.label,)
+        assert guest_recovery.restart_crashed_guests(lab, terminal.say) == (guest.label,)
     shown = said.get()
     _require_obeyed_by_nobody(shown)
     assert shown.split("\n")[-2].endswith("| ends in \\[/x]")

@@ -41,11 +41,11 @@ class World:
         self.raises: dict[str, BaseException] = {}
         self.clings: set[str] = set()
         host = SimpleNamespace(must=self.must)
-        self.node: Any = SimpleNamespace(lab=LAB, name="node", host=host, hypervisor=self)
+        self.node: Any = SimpleNamespace(topology=LAB, name="node", host=host, hypervisor=self)
         machine = SimpleNamespace(read=lambda *_, **__: "", name="node")
         central = SimpleNamespace(northbound=self)
         self.fleet: Any = SimpleNamespace(
-            testbed=LAB,
+            topology=LAB,
             machines={"node": machine},
             leavings=Leavings(),
             lab=SimpleNamespace(nodes={"node": self.node}, central=central),
@@ -193,7 +193,7 @@ def test_rules_that_were_taken_away_come_back(monkeypatch: pytest.MonkeyPatch) -
 
     northbound = SimpleNamespace(change_rules=change)
     fleet: Any = SimpleNamespace(
-        testbed=LAB, leavings=Leavings(), lab=SimpleNamespace(central=SimpleNamespace(northbound=northbound))
+        topology=LAB, leavings=Leavings(), lab=SimpleNamespace(central=SimpleNamespace(northbound=northbound))
     )
     instrument = SimpleNamespace(ask=lambda _: {"answers": [1, 0], "turned": True})
     monkeypatch.setattr(disruptions, "in_guest", lambda *_: instrument)
@@ -237,7 +237,12 @@ def _fleet(tmp_path: Path, **places: Any) -> Any:
     files = places.get("files", _Place(None))
     machines = {"node": machine, "controller": places.get("controller", _Place("active"))}
     return SimpleNamespace(
-        testbed=LAB, machines=machines, lab=lab, instruments={}, leavings=Leavings(), files_of=lambda _: files
+        topology=LAB,
+        machines=machines,
+        lab=lab,
+        instruments={},
+        leavings=Leavings(),
+        files_of=lambda _: files,
     )
 
 

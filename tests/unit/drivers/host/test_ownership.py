@@ -67,7 +67,7 @@ def stranger(tmp_path: Path, root: Path) -> Iterator[Path]:
 def _lab(root: Path, name: str = "demo") -> Workspace:
     workspace = Workspace(root, name)
     workspace.create()
-    workspace.topology.write_text("a topology")
+    workspace.topology_file.write_text("a topology")
     (workspace.machine("node") / "x").parent.mkdir(parents=True, exist_ok=True)
     (workspace.machine("node") / "vda.qcow2").write_text("a disk")
     return workspace
@@ -310,7 +310,7 @@ def test_a_lab_comes_before_a_file_of_its_name(
 
 def test_no_machine_of_another_folder_has_a_console(run: Run, root: Path) -> None:
     workspace = _lab(root)
-    workspace.topology.write_text(
+    workspace.topology_file.write_text(
         (playbooks().parent / "topologies/one-node.yaml").read_text().replace("name: one-node", "name: demo")
     )
     (workspace.folder / "console.log").write_text("a secret")

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from testbed.cli.display import Board
 from testbed.data_files import playbooks
 from testbed.drivers.host.content_store import file_digest, publish
 from testbed.drivers.images import build
-from testbed.drivers.images.cache import ImageCache
+from testbed.drivers.images.cache import ImageCache, Recipe
+from testbed.engine.place import Step
 from testbed.errors import ImageError
 
 
@@ -62,6 +64,30 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
         cache.ensure(lambda _: None)
     assert "1 MiB free" in caught.value.fact
     assert len(cache.stored()) == 1
+
+
+def test_a_display_sees_each_image_begin_and_end(
+    cache: ImageCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def base(_: ImageCache, recipe: Recipe, *__: object) -> Path:
+        if recipe.name == "node":
+            raise ImageError("no network", fact="-", remedy="-")
+        return tmp_path
+
+    told: list[str] = []
+    monkeypatch.setattr(ImageCache, "_base", base)
+    monkeypatch.setattr(ImageCache, "_check_space", lambda *_: None)
+    monkeypatch.setattr(ImageCache, "_finish", lambda *_: None)
+    monkeypatch.setattr("testbed.drivers.host.process.run", lambda *_, **__: "")
+    with pytest.raises(ImageError, match="no network"):
+        cache.ensure(told.append)
+    board = Board()
+    for step in told:
+        assert isinstance(step, Step)
+        board.take(step)
+    assert (board.planned, board.done, board.wrong, board.running) == (2, 2, 1, [])
+    assert "image node: failed" in told
+    assert "image controller: ready" in told
 
 
 def test_the_key_follows_the_playbooks(tmp_path: Path) -> None:

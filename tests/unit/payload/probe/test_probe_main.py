@@ -7,6 +7,7 @@ import os
 import selectors
 import socket
 import zlib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def test_what_was_closed_by_its_neighbour_is_left_alone(tmp_path: Path) -> None:
     """The end of an observation closes sockets that have become readable in the same moment."""
     os.mkfifo(tmp_path / "in")
     with (tmp_path / "pid").open("w") as lock:
-        server = main.Server(tmp_path, 60, lock)
+        server = main.ProbeServer(tmp_path, 60, lock)
         server.selector.unregister(server.pipe)
         pairs = [socket.socketpair() for _ in range(2)]
         done = []
@@ -34,6 +35,8 @@ def test_what_was_closed_by_its_neighbour_is_left_alone(tmp_path: Path) -> None:
             server.selector.register(mine, selectors.EVENT_READ, close_other)
             far.send(b"x")
         server.turn()
+        for end in chain(*pairs):
+            end.close()
         assert done == [b"x"]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.places import controller
-from testbed.drivers.places.controller import Central
+from testbed.drivers.places.controller import Controller
 from testbed.model.resolve import resolve
 from testbed.plan.host_config import trust
 from testbed.plan.host_config.identity import MachineKeys, identity_files, pack
@@ -215,7 +215,7 @@ def test_a_northbound_database_that_is_cut_off_is_observed_by_its_own_socket(
     host: Any = SimpleNamespace(
         sudo=lambda _: answers, bridge=lambda path, far: bridged.append(far), name="controller"
     )
-    place = Central(LAB, Workspace(tmp_path, "lab"), host, 1.0)
+    place = Controller(LAB, Workspace(tmp_path, "lab"), host, 1.0)
     found = place.observe()
     assert found[Key("controller", Kind.SWITCH, "red/app")] == {"acls": []}
     sound = connection == trust.NORTHBOUND

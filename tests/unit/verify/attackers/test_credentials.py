@@ -22,7 +22,7 @@ from testbed.drivers.ssh import client
 from testbed.drivers.ssh.client import USER, Credential, attempts
 from testbed.errors import InstrumentError
 from testbed.verify.attackers import credentials
-from testbed.verify.attackers.credentials import EXPIRED, impostors, logins, plant, uproot
+from testbed.verify.attackers.credentials import EXPIRED, logins, plant, uproot, wrong_credentials
 from testbed.verify.cleanup import Leavings
 
 
@@ -207,7 +207,7 @@ def test_a_planted_key_is_the_unknown_one_until_it_is_taken_away(
     public = plant(fleet.lab.workspace)
 
     def unknown() -> str:
-        with impostors(fleet, "node") as found:
+        with wrong_credentials(fleet, "node") as found:
             key = next(item.key for item in found if item.name == "unknown key")
             assert key is not None
             return " ".join(("ssh-ed25519", paramiko.Ed25519Key.from_private_key_file(str(key)).get_base64()))
@@ -222,7 +222,7 @@ def test_keys_are_gone_after_an_interrupt(lab: tuple[Any, Any, dict[str, Any]]) 
     fleet, _, _ = lab
 
     def interrupted() -> None:
-        with impostors(fleet, "node") as found:
+        with wrong_credentials(fleet, "node") as found:
             assert all(item.key.exists() for item in found if item.key)
             raise KeyboardInterrupt
 

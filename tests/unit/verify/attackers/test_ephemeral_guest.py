@@ -25,12 +25,12 @@ def test_an_archive_is_what_cpio_reads(tmp_path: Path) -> None:
 
 
 def _made() -> tuple[Any, Throwaway]:
-    lab = resolve(read(TOPOLOGY).spec)
-    node = SimpleNamespace(lab=lab, name="node")
+    topology = resolve(read(TOPOLOGY).spec)
+    node = SimpleNamespace(topology=topology, name="node")
     fleet: Any = SimpleNamespace(
-        testbed=lab, lab=SimpleNamespace(nodes={"node": node}), machines={"node": None}
+        topology=topology, lab=SimpleNamespace(nodes={"node": node}), machines={"node": None}
     )
-    return lab, Throwaway.beside(fleet, lab.guests[0], IPv4Address("10.0.0.250"))
+    return topology, Throwaway.beside(fleet, topology.guests[0], IPv4Address("10.0.0.250"))
 
 
 def test_it_is_a_stranger_of_a_known_tenant() -> None:

@@ -24,7 +24,7 @@ from testbed.topology_file.loader import read
 from testbed.verify.observation import observe, tap_witness
 from testbed.verify.observation.arrivals import Observation, matrix_probes
 from testbed.verify.observation.switch_drops import lost, require_no_loss
-from testbed.verify.probe.client import Instrument, Probe
+from testbed.verify.probe.client import Probe, ProbeClient
 from testbed.verify.probe.tokens import Tokens
 
 LAB = resolve(read(Path(__file__).parents[4] / "topologies/two-tenants.yaml").spec)
@@ -43,15 +43,15 @@ def _fleet(
     """Return a fleet whose guests and nodes answer as told, and what they were asked."""
     asked: list[tuple[str, Mapping[str, Any]]] = []
 
-    def ask(instrument: Instrument, request: Mapping[str, Any], *_: object) -> Answer:
+    def ask(instrument: ProbeClient, request: Mapping[str, Any], *_: object) -> Answer:
         asked.append((instrument.name, request))
         return answers(instrument.name, request)
 
     for name in ("ask", "listen"):
-        monkeypatch.setattr(Instrument, name, ask)
+        monkeypatch.setattr(ProbeClient, name, ask)
     machines = {name: SimpleNamespace(name=name) for name in NODES.values()}
     return SimpleNamespace(
-        testbed=LAB, machines=machines, instruments={}, evidence=None, files_of=lambda _: None
+        topology=LAB, machines=machines, instruments={}, evidence=None, files_of=lambda _: None
     ), asked
 
 
@@ -213,7 +213,7 @@ def test_what_a_guest_conceals_is_about_its_own_control(mark: str, blind: set[st
 def _judged(found: Survey, monkeypatch: pytest.MonkeyPatch) -> Any:
     shared = {"survey": found, "pipeline": {"x02": "drop", "x03": "drop"}, "labels": []}
     monkeypatch.setattr(surveys, "survey", lambda _: found)
-    return SimpleNamespace(testbed=LAB, once=lambda name, _: shared[name])
+    return SimpleNamespace(topology=LAB, once=lambda name, _: shared[name])
 
 
 def test_a_lie_that_its_receiver_conceals_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +334,7 @@ def test_what_a_switch_has_lost_is_asked_of_every_node_and_compared() -> None:
 
         nodes = {name: SimpleNamespace(name=name, read=read) for name in NODES.values()}
         return SimpleNamespace(
-            testbed=LAB, everywhere=lambda do: {name: do(node) for name, node in nodes.items()}
+            topology=LAB, everywhere=lambda do: {name: do(node) for name, node in nodes.items()}
         )
 
     before, after = lost(fleet(3)), lost(fleet(4))
@@ -342,7 +342,7 @@ def test_what_a_switch_has_lost_is_asked_of_every_node_and_compared() -> None:
     with pytest.raises(InstrumentError, match=r"node-[ab] lost frames by crowding, not by a wall"):
         require_no_loss(before, after)
     silent = SimpleNamespace(
-        testbed=LAB, everywhere=lambda do: do(SimpleNamespace(name="node-a", read=lambda _: ""))
+        topology=LAB, everywhere=lambda do: do(SimpleNamespace(name="node-a", read=lambda _: ""))
     )
     with pytest.raises(InstrumentError, match="node-a does not tell"):
         lost(silent)  # type: ignore[arg-type]

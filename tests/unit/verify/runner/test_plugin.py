@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from testbed.cli.display import Board
+from testbed.engine.place import Step
 from testbed.errors import Exit
 from testbed.report.result import Verdict
 from testbed.verify.runner.plugin import Checks
@@ -347,3 +349,35 @@ def test_what_observed_nothing_is_looked_at_once_more_for_each_reason(judge) -> 
     plugin = judge(body, progress=told.append)
     assert [verdict for verdict, _ in _verdicts(plugin)] == ["pass", "inconclusive", "inconclusive"]
     assert [text.partition(".")[0] for text in told if "once more" in text] == ["NET-01", "NET-02"]
+
+
+@pytest.mark.parametrize("prove", [False, True])
+def test_a_display_can_count_the_cases_and_the_trials_of_their_breaches(judge, prove: bool) -> None:
+    body = declare() + "def test_it(fleet):\n    assert not look(fleet), 'open'\n"
+    body += (
+        declare(objective="it is open", control="NET-02")
+        + "def test_other(fleet):\n    assert look(fleet), 'open'\n"
+    )
+    body += (
+        declare("breaches=(BREACH,), applies=lambda stage: 'no guest'", control="NET-03")
+        + "def test_none(fleet):\n    look(fleet)\n"
+    )
+    told: list[str] = []
+    judge(body, prove=prove, progress=told.append)
+    board = Board()
+    for step in told:
+        assert isinstance(step, Step)
+        board.take(step)
+    # A breach is opened, and looked at again, where the check passed.
+    assert board.planned == board.done == (5 if prove else 3)
+    assert board.running == []
+    assert [str(step) for step in told if isinstance(step, Step) and not step.well] == ["NET-02.fleet: fail"]
+    lines = [line for line in told if line]
+    assert lines[:5] == [
+        "NET-01.fleet: it holds",
+        "NET-01.fleet: pass",
+        "NET-02.fleet: it is open",
+        "NET-02.fleet: fail",
+        "NET-03.fleet: not-applicable",
+    ]
+    assert lines[5:] == (["NET-01.fleet: breach: opens it", "NET-01.fleet: proven"] if prove else [])

@@ -45,10 +45,10 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     folder = checks_of(tmp_path, declare() + HOLDS)
     monkeypatch.setattr(run.data_files, "checks", lambda: folder)
     monkeypatch.setattr(run, "cache_root", lambda: tmp_path)
-    monkeypatch.setattr(run, "Watch", lambda *_: _Watch())
+    monkeypatch.setattr(run, "DriftWatch", lambda *_: _Watch())
     monkeypatch.setattr(run, "leftovers", SimpleNamespace(look=lambda _: {}, left_behind=lambda *_: []))
     return SimpleNamespace(
-        testbed=topology,
+        topology=topology,
         hosts=hosts,
         host=lambda name: next(host for host in hosts if host.name == name),
         retried=[],

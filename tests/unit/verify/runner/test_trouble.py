@@ -199,17 +199,17 @@ def test_what_starts_guests_again_and_raises_is_trouble(judge: Any) -> None:
 
 
 def test_what_remembers_proofs_and_raises_is_trouble(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("testbed.verify.runner.proof_cache.Proven.remember", _bug)
+    monkeypatch.setattr("testbed.verify.runner.proof_cache.ProofCache.remember", _bug)
     plugin = judge(declare() + HOLDS, prove=True)
     assert _proofs(plugin) == [ProofVerdict.PROVEN]
     assert plugin.errors == ["remembering what is proven of NET-01.fleet: RuntimeError: a bug"]
 
 
-@pytest.mark.parametrize("name", ["standing", "left_out"])
+@pytest.mark.parametrize("name", ["proven_at", "left_out"])
 def test_what_was_proven_before_and_cannot_be_read_is_trouble(
     judge: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(f"testbed.verify.runner.proof_cache.Proven.{name}", _bug)
+    monkeypatch.setattr(f"testbed.verify.runner.proof_cache.ProofCache.{name}", _bug)
     plugin = judge(declare() + HOLDS, prove=True)
     assert "NET-01.fleet: RuntimeError: a bug" in plugin.errors
     assert code(plugin) is Exit.INCONCLUSIVE

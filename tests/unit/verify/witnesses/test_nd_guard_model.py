@@ -88,7 +88,7 @@ def _lab(*ranges: str) -> Any:
 def _fleet(lab: Any, run: Any) -> Any:
     machine = SimpleNamespace(name="node", run=run)
     return SimpleNamespace(
-        testbed=lab, once=lambda _, look: look(), everywhere=lambda do: {"node": do(machine)}
+        topology=lab, once=lambda _, look: look(), everywhere=lambda do: {"node": do(machine)}
     )
 
 
