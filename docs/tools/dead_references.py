@@ -26,10 +26,21 @@ _FOLDERS = (
     "script",
     "topologies",
     "benchmarks",
+    "examples",
     ".ci",
     ".github",
 )
-_CODE = ("testbed", "checks", "tests", "playbooks", "script", "topologies", "benchmarks", "docs", ".ci")
+_CODE = (
+    "testbed",
+    "checks",
+    "tests",
+    "playbooks",
+    "script",
+    "topologies",
+    "benchmarks",
+    "docs",
+    ".ci",
+)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _PATH = re.compile(rf"(?<![\w/.~-])(?:{'|'.join(map(re.escape, _FOLDERS))})/[\w./-]*\w(?![\w*]|/?\*)")
 _FILE = re.compile(r"(?<![\w/.*~-])[A-Za-z_][\w-]*\.(?:md|py)\b")
@@ -42,6 +53,7 @@ _OLD_NAME = re.compile(r"← \S+")  # behind the arrow of a table of moves stand
 # Words that look like a reference and are none.
 _NO_REFERENCE = {
     "report.md": "a file of a run's folder",
+    "testbed.sarif": "a file of a pipeline's report",
     "testbed.golden": "a word of a kernel's command line",
 }
 
