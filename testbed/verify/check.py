@@ -27,7 +27,7 @@ class Effect(IntEnum):
     UNDECLARED = 2
     DISTURBS = 3  # changes a wall's configuration and restores it, or creates a guest and removes it
     FLOODS = 4  # exhausts shared resources
-    RESTARTS = 5  # restarts services, which may lose state
+    RESTARTS = 5  # restarts services, which then drop rules that are not theirs
     REBOOTS = 6  # reboots machines
 
 

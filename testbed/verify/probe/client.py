@@ -57,7 +57,7 @@ _FILES = (
     "scanner",
     "main",
 )
-# The program comes compressed on standard input, since the agent's requests are small and slow.
+# Runs the program that comes compressed on standard input.
 _UNPACK = "import sys, zlib; exec(zlib.decompress(sys.stdin.buffer.read()))"
 _LOADER = """import json, sys, types
 for name, text in [("testbed", ""), ("testbed.payload", ""), ("testbed.payload.probe", ""), *json.loads(%r)]:

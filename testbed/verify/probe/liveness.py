@@ -32,7 +32,7 @@ class Moment:
     answered: float
 
     def behind(self, later: Moment) -> float:
-        """Return the seconds, at least, that a machine's clock lost against ours until a later moment."""
+        """Return the least number of seconds that a machine's clock lost until a later moment."""
         return max(0.0, later.asked - self.answered - (later.told - self.told))
 
 

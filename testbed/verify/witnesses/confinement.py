@@ -22,7 +22,7 @@ _NAME = "un.confined"  # no guest of a topology can have a dot in its name
 
 
 def unconfigured(node: Machine) -> list[str]:
-    """Return the confinement settings of libvirt's file that are missing, wrong or contradictory.
+    """Return libvirt's confinement settings that are missing from its file, wrong or ambiguous.
 
     Raises:
         InstrumentError: the file cannot be parsed as libvirt parses it.

@@ -23,9 +23,9 @@ class Passing:
     """A rule that accepts packets and counts them.
 
     Args:
-        protocol: ``tcp`` or ``udp``, or empty if it matches neither.
-        ports: first and last port of each range of destinations; None if it matches no port, or in a form
-            that is not known.
+        protocol: ``tcp`` or ``udp``; empty if the rule has no condition on them.
+        ports: first and last port of each range of destinations; None if the rule has no condition on
+            ports, or one in an unknown form.
     """
 
     protocol: str
