@@ -1,4 +1,4 @@
-"""Compares the readable state of a lab with its topology: sends and changes nothing."""
+"""The readable state of a lab, compared with its topology: the check changes nothing."""
 
 from __future__ import annotations
 

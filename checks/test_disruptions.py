@@ -259,6 +259,7 @@ def _bound(name: str) -> str:
                 closes=lambda s: "ovs-vsctl set interface {0.tap} external_ids:iface-id={0.port}".format(
                     s.guest.nics[0]
                 ),
+                # 22: length of "external_ids:iface-id="
                 shows=lambda s: (
                     f"ovs-vsctl get interface {s.guest.nics[0].tap} external_ids | grep -q {_thief(s)[22:]}"
                 ),

@@ -1,4 +1,4 @@
-"""Root partitions, controller and fabric, attacked from guests (NET-08, NET-09)."""
+"""Root partitions, controller and fabric, attacked from guests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scans the machines for services, from rogue hosts and from one another (NET-09)."""
+"""The machines' services, scanned from rogue hosts and from one another (NET-09)."""
 
 from __future__ import annotations
 

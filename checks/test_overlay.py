@@ -60,6 +60,7 @@ def _everywhere(stage: Stage, commands: str) -> None:
         node.host.must(commands)
 
 
+# The rule that refuses tunnelled packets which came without IPsec.
 _HANDLE = "$(nft -a list chain inet testbed input | sed -n 's/.*missing goto refuse # handle //p')"
 _TAKE = f"nft delete rule inet testbed input handle {_HANDLE}"
 _SHUT = "nft list chain inet testbed input | grep -q 'missing goto refuse'"

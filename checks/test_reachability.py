@@ -1,4 +1,4 @@
-"""Reachability in tenants' networks: exactly what the topology allows."""
+"""Reachability between guests, compared with the topology: allowed flows and no others."""
 
 from __future__ import annotations
 

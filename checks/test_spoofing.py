@@ -1,4 +1,4 @@
-"""Spoofing: forgeries sent by guests, and recorded at every receiver.
+"""Spoofing: raw frames with false claims from guests, recorded at every receiver.
 
 Each wall has several layers: the port's own addresses, the sender's rules, the receiver's rules. So there
 are three kinds of witnesses: packets at the receivers, the sender's node's pipeline, and OVN's databases.

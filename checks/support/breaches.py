@@ -73,7 +73,7 @@ def needs_other_tenants(stage: Stage) -> str | None:
 
 
 def needs_company(stage: Stage) -> str | None:
-    """Return why no guest's frame could come to another guest, or None."""
+    """Return why no guest's frame could reach another guest, or None."""
     return (
         None
         if len(stage.topology.guests) > 1

@@ -40,7 +40,7 @@ _LONGEST = timeouts.FLOODS
 _SMALL, LARGE = 60, 1400  # octets
 # tolerance of the kernel's meters above a limit; without a limit, several times as much passes
 SLACK = 1.15
-CALM_BEATS, FLOOD_BEATS, LATER_BEATS = 5, 6, 7  # first octet of a DHCP transaction; other checks use 1 to 4
+CALM_BEATS, FLOOD_BEATS, LATER_BEATS = 5, 6, 7  # first octet of a DHCP transaction; controls use 1 and 2
 # share of answers that a victim must have in calm: with less, the machine is too busy to show a flood's
 # effect
 HEALTHY = 0.9

@@ -87,7 +87,7 @@ def invented_mac() -> str:
 
 
 def false_macs(scene: Position) -> Iterator[tuple[str, Frame]]:
-    """Yield an allowed flow's packets from a MAC address not the sender's (NET-02)."""
+    """Yield packets of an allowed flow with another source MAC address (NET-02)."""
     lies = {
         "an invented MAC address": invented_mac(),
         "the receiver's MAC address": scene.peer.mac,
@@ -141,7 +141,7 @@ def false_resolutions(scene: Position) -> Iterator[tuple[str, Frame]]:
 
 
 def false_addresses(scene: Position) -> Iterator[tuple[str, Frame]]:
-    """Yield an allowed flow's packets from an address not the sender's (NET-04, RFC 2827)."""
+    """Yield packets of an allowed flow with another source address (NET-04, RFC 2827)."""
     lies = {
         "a free address of its network": scene.free,
         "the network's own address": str(scene.server.address),

@@ -18,8 +18,8 @@ from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.observation.port_counters import await_frames
 
 _HALTING = 2.5  # seconds between the decision to end a flood and its end as seen from here
-# Waits for two rounds: the present one may have begun before the last frame (ovs-vswitchd(8), UPCALL
-# COMMANDS).
+# Waits until revalidators have added the datapath's counters to the rules'. Two rounds, since the present one
+# may have begun before the last frame (ovs-vswitchd(8), UPCALL COMMANDS).
 _COUNTED = "ovs-appctl revalidator/wait && ovs-appctl revalidator/wait"
 
 

@@ -21,8 +21,7 @@ class ScanResult:
         state: the answer that the source received.
         refused: the machine's firewall recorded a refusal.
         passed: the machine's firewall counted accepted packets on the port during the scan.
-        blind: why silence proves nothing: a machine stalled, or the firewall's set was full. Empty if it
-            proves something.
+        blind: why silence is no evidence: a machine stalled, or the firewall's set was full; else empty.
     """
 
     cell: ExposureCell
@@ -43,7 +42,7 @@ class ScanResult:
 
     @property
     def unclear(self) -> bool:
-        """Whether neither witness saw the packet: it may not have arrived."""
+        """Whether neither witness saw the packet, so that it may not have arrived."""
         seen = self.reached or self.refused
         return not seen and (bool(self.blind) or self.cell.protocol in ("tcp", "udp"))
 

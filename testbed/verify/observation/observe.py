@@ -1,7 +1,7 @@
 """Network probes: every guest listens, sends and is watched, in three requests to each.
 
-A frame that did not arrive counts only if the receiver's recorder, and its node's beside it, lived through
-the whole window, lost nothing, and heard something with the same tool in the same run, before and after
+A missing frame counts only if the receiver's recorder and its node's recorder ran for the whole window,
+lost nothing, and recorded controls before and after it, in the same run and with the same tool
 (docs/design.md, section 6).
 """
 

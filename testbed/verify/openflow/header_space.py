@@ -82,6 +82,7 @@ def _layout() -> Iterator[tuple[str, Field]]:
         whole = Field(offset, width)
         yield name, whole
         if name.startswith("xxreg"):
+            # xreg0 is the upper half of xxreg0, and reg0 its uppermost quarter.
             number = int(name[5:])
             for half in (0, 1):
                 yield f"xreg{2 * number + half}", whole.part(64 * (1 - half), 64 * (1 - half) + 63)

@@ -82,7 +82,7 @@ def nd_option(token: bytes) -> Packet:
 
     The format is that of RFC 4861, 4.6.
     """
-    octets = (2 + len(token) + 7) // 8
+    octets = (2 + len(token) + 7) // 8  # an option's length is in units of 8 octets
     return Raw(bytes((_EXPERIMENT, octets)) + token.ljust(octets * 8 - 2, b"\0"))
 
 

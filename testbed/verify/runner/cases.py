@@ -79,7 +79,7 @@ def beyond_local(item: pytest.Item) -> list[str]:
 
 
 def aside(case: Case, *, slow: bool) -> tuple[CheckOutcome, bool] | None:
-    """Return why a case does not run, and whether as a slow one; None if it runs.
+    """Return the reason why a case does not run, and whether it is slowness; None if it runs.
 
     Args:
         slow: whether checks that take minutes were requested.

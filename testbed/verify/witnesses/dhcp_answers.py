@@ -48,6 +48,8 @@ def read_offer(frame: bytes) -> Offer:
 
 
 def _read(source: str, protocol: int, rest: bytes, dhcp: int) -> Offer:
+    # A UDP header has 8 octets. DHCP: the transaction is at octet 4, options follow after 236 octets. DHCPv6:
+    # the transaction is at octet 1, options follow after 4 octets.
     port = int.from_bytes(rest[:2], "big")
     if (protocol, port) == (17, dhcp):
         if dhcp == _ANSWERS6:

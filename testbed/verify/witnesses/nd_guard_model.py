@@ -59,6 +59,7 @@ class Guard:
             and not self._told(interface, packet[at + 24 : at + 32])
         ):
             return True
+        # A solicitation's target is at octet 8 of the message; an advertisement is judged by its destination.
         about = (packet[at + 8 : at + 24] if kind == _SOLICITATION else packet[24:40]).ljust(16, b"\0")
         return (interface, str(IPv6Address(about))) not in self.allowed
 
