@@ -113,7 +113,7 @@ def _observe(lab: Lab, place: Place, outer: Observed) -> Observed | str:
     try:
         lab.host(place.name).wait(_PATIENCE)
         return place.observe()
-    except Exception as error:  # noqa: BLE001 - a compromised node may print anything; it must not end the run, nor pass
+    except Exception as error:  # noqa: BLE001 - a hostile node must neither end the run nor pass
         return _told(error)
 
 

@@ -57,7 +57,7 @@ def _told(task: Callable[[], Iterable[str]]) -> frozenset[str] | str:
         return frozenset(task())
     except TestbedError as error:
         return f"{error.what}: {error.fact}"
-    except Exception as error:  # noqa: BLE001 - the end of a run reports all that it can, whatever a library raises
+    except Exception as error:  # noqa: BLE001 - the end of a run reports all that it can
         return f"{type(error).__name__}: {error}"
 
 
