@@ -166,8 +166,8 @@ def question(cell: ExposureCell, name: str) -> dict[str, object]:
     return {**base, "kind": "frame", "frame": bytes(frame).ljust(60, b"\0").hex(), "expect": expect}
 
 
-# The functions below return a packet, and a regular expression for the hexadecimal digits of its answer: 24
-# digits of MAC addresses, the ethertype, and so on.
+# `_arp` and the following functions return a packet, and a regular expression for the hexadecimal digits of
+# its answer: 24 digits of MAC addresses, the ethertype, and so on.
 def _text(address: object) -> str:
     return ip_address(str(address)).packed.hex()
 
