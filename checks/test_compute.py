@@ -1,4 +1,4 @@
-"""Compute walls: one confined identity per worker, no shared memory pages, one owner per object."""
+"""Compute walls: one confined identity per worker, no shared pages, one owner per object."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses import confinement
 
 _KSM = "/sys/kernel/mm/ksm"
+# Counts the memory areas of a process, and those with the flag "mg", which the kernel may merge (proc(5)).
 _COUNT_AREAS = (
     'awk \'/^VmFlags:/ {{ areas++; for (i = 2; i <= NF; i++) mergeable += $i == "mg" }} END {{ print '
     "areas + 0, mergeable + 0 }}' "
@@ -31,8 +32,9 @@ _LODGER = "a.lodger"  # no guest of a topology can have a dot in its name
 
 
 def _lodger(stage: Stage) -> Guest:
-    """Return a guest without disks and interfaces, of another tenant if there is one, under the worker
-    account of the first guest.
+    """Return a guest without disks and interfaces, under the worker account of the first guest.
+
+    It belongs to another tenant if there is one.
     """
     host, guest = sharers(stage.topology, stage.node.name) or (stage.guest, stage.guest)
     return replace(
@@ -47,7 +49,7 @@ def _lodger(stage: Stage) -> Guest:
 
 
 def _start_lodger(stage: Stage, account: str = "", group: str = "") -> None:
-    """Start one more guest, paused: it need not boot for its worker to run."""
+    """Start the lodger, paused: its worker runs without a boot."""
     root = ElementTree.fromstring(guest_xml(stage.topology, _lodger(stage), {}))
     devices, label = root.find("devices"), root.find("seclabel[@model='dac']/label")
     assert devices is not None
@@ -60,13 +62,13 @@ def _start_lodger(stage: Stage, account: str = "", group: str = "") -> None:
 
 
 def _stop_lodger(stage: Stage) -> None:
-    """Stop it, and remove its profile, whose file libvirt keeps."""
+    """Stop the lodger, and remove its profile, whose file libvirt keeps."""
     stage.node.hypervisor.destroy(_lodger(stage).domain)
     stage.host.must(f"rm -f {profile(_lodger(stage))} {profile(_lodger(stage))}.files")
 
 
 def _owners(stage: Stage, form: str) -> list[str]:
-    """Return account or group of two workers: of the first guest's, and of the lodger's."""
+    """Return account or group of two workers: the first guest's, and the lodger's."""
     domains = (stage.guest.domain, _lodger(stage).domain)
     files = " ".join(f"/run/libvirt/qemu/{domain}.pid" for domain in domains)
     return stage.host.must(
@@ -84,8 +86,9 @@ def _free_account(stage: Stage) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """Accounts and groups of a process: real, effective, saved and of its file system, and its further
-    groups.
+    """Accounts and groups of a process.
+
+    They are real, effective, saved and of its file system; then its further groups.
     """
 
     accounts: frozenset[int]
@@ -105,13 +108,12 @@ def _identity(node: MachineView, worker: int) -> _Identity:
 
 
 def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: int) -> list[str]:
-    """Return which workers do not run under one account and one group that is theirs alone.
+    """Return the workers that do not run under one account and one group of their own.
 
     Args:
         wanted: the account that the topology gives a guest, by its domain; its group has the same number.
-        kvm: the group that opens /dev/kvm, the only one that they share. A worker without it opens less, and
-            no wall.
-
+        kvm: the group that opens /dev/kvm, the only shared one. A worker without it has fewer permissions,
+            and opens no wall.
     """
     found = []
     for domain, own in identities.items():
@@ -291,8 +293,9 @@ def test_no_page_is_shared(fleet: Fleet, node: MachineView) -> None:
 
 
 def _foreign(stage: Stage) -> str:
-    """Return the pool of another tenant than the first guest's: of one on the node if there is one, else it
-    is made for the while.
+    """Return the pool of another tenant than the first guest's.
+
+    It is that of a tenant on the node if there is one; else the breach creates the pool.
     """
     own, names = stage.guest.tenant, [tenant.name for tenant in stage.topology.tenants]
     here = [guest.tenant for guest in stage.guests]
@@ -322,6 +325,7 @@ def _foreign(stage: Stage) -> str:
 )
 def test_every_file_has_one_owner(fleet: Fleet, node: MachineView) -> None:
     owners: dict[str, set[str]] = {}
+    # The lowest two bits of an open file's flags, in octal, are the access mode; 0 is O_RDONLY (proc(5)).
     writable = "[ $((0$(awk '/^flags:/{print $2}' /proc/$p/fdinfo/${fd##*/}) & 3)) -ne 0 ]"
     for domain, worker in processes(node).items():
         script = (

@@ -1,4 +1,4 @@
-"""Everything that can be read of a lab, compared with its topology: nothing is sent, and nothing changes."""
+"""The readable state of a lab, compared with its topology: the check changes nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN = 6
 _EXTRA = Acl("to-lport", 2000, "icmp4", "allow")
 _BALANCER = "undeclared"
 _FORWARD = "net.ipv4.ip_forward"
-# The kernel sets others when this one changes, such as accept_redirects (ip-sysctl.rst, ip_forward).
+# A change of `ip_forward` resets other parameters, such as accept_redirects (ip-sysctl.rst, ip_forward).
 _CLOSED = " ".join(f"{name}={value}" for name, value in KERNEL.items())
 
 

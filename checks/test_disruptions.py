@@ -1,6 +1,4 @@
-"""Walls over time: guests attack over and over while parts of the switch start anew, guests come and rules go
-(NET-13).
-"""
+"""Walls during disruptions: guests attack while services restart and rules change (NET-13)."""
 
 from __future__ import annotations
 
@@ -64,7 +62,7 @@ def test_walls_hold_while_the_switch_starts_anew(fleet: Fleet) -> None:
 
 
 def _loose_rule(name: str, match: str, actions: Callable[[Stage], str]) -> Breach:
-    """Return a breach by one OpenFlow rule for frames of interfaces that OVN does not know."""
+    """Return a breach by one OpenFlow rule for frames of interfaces unknown to OVN."""
     return shell_breach(
         name,
         opens=lambda s: f"{TABLE} add-flow br-int {match},actions={actions(s)}",
@@ -115,7 +113,7 @@ def test_walls_hold_without_the_controller(fleet: Fleet) -> None:
 
 
 def _others_are_left(stage: Stage) -> str | None:
-    """Return why no guests are left that could attack while a node is away."""
+    """Return why no guests are left that could attack while a node is away, or None."""
     if len(stage.topology.nodes) < 2:
         return "the fleet has one node, so no guest is left while it boots"
     return (
@@ -128,7 +126,7 @@ def _others_are_left(stage: Stage) -> str | None:
 
 
 def _left(stage: Stage) -> Pair | None:
-    """Return two guests that are left while the node is away."""
+    """Return two guests that remain while the node is away, or None."""
     away = leaver(stage.topology)
     return pair(stage.topology.without(away)) if away else None
 
@@ -162,7 +160,7 @@ def test_walls_hold_without_a_node(fleet: Fleet) -> None:
 
 
 def _again(stage: Stage) -> tuple[Acl, ...]:
-    """Return rules for the first declared flow besides its own, as somebody may have left them behind."""
+    """Return second rules for the first declared flow, such as leftovers of an earlier change."""
     flow = stage.flow()
     nic, other = flow.source.nic, flow.target.nic
     return (
@@ -204,12 +202,12 @@ def test_connections_end_with_their_rule(fleet: Fleet) -> None:
 
 
 def _claims(node: MachineView) -> list[tuple[str, str]]:
-    """Return the interfaces of a node's switch that claim a logical port, whatever the claim looks like, and
-    the port.
+    """Return name and logical port of each interface of a node's switch that claims one.
+
+    Claims of any form are included.
 
     Raises:
-        InstrumentError: the switch does not tell.
-
+        InstrumentError: the interfaces cannot be read.
     """
     text = node.read("ovs-vsctl --format=json --columns=name,external_ids list interface")
     try:
@@ -222,7 +220,7 @@ def _claims(node: MachineView) -> list[tuple[str, str]]:
 
 
 def _thief(stage: Stage) -> str:
-    """Return the port that is taken: of another guest than the first one on the node, if there is one."""
+    """Return the setting that claims a port: of the second guest on the node, else of the first."""
     return f"external_ids:iface-id={(stage.sharers()[1] if has_sharers(stage) else stage.guest).nics[0].port}"
 
 
@@ -261,6 +259,7 @@ def _bound(name: str) -> str:
                 closes=lambda s: "ovs-vsctl set interface {0.tap} external_ids:iface-id={0.port}".format(
                     s.guest.nics[0]
                 ),
+                # 22: length of "external_ids:iface-id="
                 shows=lambda s: (
                     f"ovs-vsctl get interface {s.guest.nics[0].tap} external_ids | grep -q {_thief(s)[22:]}"
                 ),

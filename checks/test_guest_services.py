@@ -1,4 +1,4 @@
-"""What the fleet offers to guests: an exact list, asked for from inside every guest (NET-10)."""
+"""Services that the fleet offers to guests: an exact list, requested by guests (NET-10)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from testbed.verify.probe.client import Probe
 from testbed.verify.probe.frames import Frame, framed
 from testbed.verify.witnesses.dhcp_answers import Offer, read_offer
 
-METADATA, METADATA6 = "169.254.169.254", "fd00:ec2::254"  # where clouds keep it
+METADATA, METADATA6 = "169.254.169.254", "fd00:ec2::254"  # address of the metadata service in clouds
 _ASKED = {"tcp": (53, 80, 443), "udp": (53, 67, 69, 123, 161, 547, 5353)}
 _BEFORE, _AFTER, _MALFORMED = (
     5,
@@ -51,7 +51,7 @@ _TOLD6 = {
 
 
 def _names(stage: Stage) -> str:
-    """Return the record by which a switch would tell another tenant's guest."""
+    """Return a DNS record by which a switch would publish another tenant's guest."""
     source = stage.sender.guest
     other = next((guest for guest in stage.topology.guests if guest.tenant != source.tenant), source)
     return f"{other.name}.{other.tenant}={other.nics[0].address}"
@@ -141,14 +141,15 @@ def _server(stage: Stage) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What guests were offered, by interface, when they had asked for everything."""
+    """The offers that guests received after requests for every service, by interface."""
 
     scenes: list[Position]
     offers: dict[str, list[Offer]]
 
     def answered(self, scene: Position, stage: int) -> bool:
-        """Tell whether DHCP answered a guest's honest question of a stage, and DHCPv6 where the guest has
-        IPv6.
+        """Return whether DHCP answered the valid request of a stage.
+
+        So must DHCPv6, if the guest has IPv6.
         """
         wanted = {
             f"{_transaction(stage, scene):08x}",
@@ -192,7 +193,7 @@ def _transaction6(stage: int, scene: Position) -> int:
 
 
 def _questions(scene: Position, sockets: list[tuple[str, int]], names: list[str]) -> Iterator[Probe]:
-    """Yield honest questions to DHCP around everything else that a guest can ask for."""
+    """Yield valid DHCP requests before and after requests for everything else."""
     own, number = scene.sender, scene.number
     yield from _honest(scene, _BEFORE)
     asked = [*_scan(scene, sockets), *_resolve(scene, names), *_malformed(scene)]
@@ -214,7 +215,7 @@ def _honest(scene: Position, stage: int) -> Iterator[Probe]:
 
 
 def _scan(scene: Position, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
-    """Yield frames for each service at the network's server, and where clouds have their metadata."""
+    """Yield frames for each service at the network's server and at clouds' metadata address."""
     link = Ether(src=scene.sender.mac, dst=scene.server.mac)
     for address in (str(scene.server.address), METADATA):
         packet = IP(src=str(scene.sender.address), dst=address)
@@ -225,9 +226,7 @@ def _scan(scene: Position, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
 
 
 def _scan6(scene: Position, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
-    """Yield the same over IPv6, and questions for routers, for the server's MAC address, and for name
-    servers.
-    """
+    """Yield the same over IPv6, and requests for routers, the server's MAC and name servers."""
     own, server = scene.sender, scene.server
     link = Ether(src=own.mac, dst=server.mac)
     for address in (six_of(server), METADATA6):
@@ -244,7 +243,7 @@ def _scan6(scene: Position, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
 
 
 def _malformed6(scene: Position) -> Iterator[Frame]:
-    """Yield questions to DHCPv6 that break its rules one by one (RFC 8415)."""
+    """Yield DHCPv6 requests with one violation of the protocol each (RFC 8415)."""
     client = bytes(DHCP6OptClientId(duid=DUID_LL(lladdr=scene.sender.mac)))
     kind = bytes(DHCP6_Solicit(trid=_transaction6(_MALFORMED, scene)))
     for text in (
@@ -259,9 +258,7 @@ def _malformed6(scene: Position) -> Iterator[Frame]:
 
 
 def _resolve(scene: Position, names: list[str]) -> Iterator[Frame]:
-    """Yield questions for the names of all guests, to the server, to where metadata is, and to the
-    neighbours.
-    """
+    """Yield queries for the names of all guests, to the server, metadata address and neighbours."""
     server, source = scene.server, str(scene.sender.address)
     places = (
         (server.mac, str(server.address), 53),
@@ -274,7 +271,7 @@ def _resolve(scene: Position, names: list[str]) -> Iterator[Frame]:
 
 
 def _malformed(scene: Position) -> Iterator[Frame]:
-    """Yield questions to DHCP that break its rules one by one (RFC 2131, RFC 2132)."""
+    """Yield DHCP requests with one violation of the protocol each (RFC 2131, RFC 2132)."""
     head = (
         Ether(src=scene.sender.mac, dst=frames.BROADCAST)
         / IP(src="0.0.0.0", dst="255.255.255.255")  # noqa: S104 - a frame is no socket
@@ -306,13 +303,13 @@ def _malformed(scene: Position) -> Iterator[Frame]:
 
 
 def _alone(packet: Packet) -> Frame:
-    """Return a frame that carries no token, since its answer would not repeat it."""
+    """Return a frame without a token, since its answer would not repeat it."""
     text = bytes(packet)
     return lambda _: text
 
 
 def _beyond(scene: Position, offers: list[Offer]) -> Iterator[str]:
-    """Yield what a guest was offered beyond an address by its network's server."""
+    """Yield the offers to a guest beyond an address from its network's server."""
     server, label = scene.server, scene.sender.label
     told, exact = {"DHCP": _TOLD, "DHCPv6": _TOLD6}, {
         ("DHCP", _SERVER): server.address.packed,

@@ -1,6 +1,4 @@
-"""What lies under the tenants' networks: root partitions, controller and fabric, attacked from inside
-guests.
-"""
+"""Root partitions, controller and fabric, attacked from guests."""
 
 from __future__ import annotations
 
@@ -37,10 +35,10 @@ def _interfaces(machine: MachineView) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Assault:
-    """Frames of all guests to everything that is not a guest, and what every machine saw meanwhile.
+    """Frames of all guests to all machines, and the records of every machine.
 
     Args:
-        probes: by node, what its guests sent.
+        probes: by node, the probes of its guests.
         seen: by machine, the records of its recorder.
     """
 
@@ -54,9 +52,7 @@ def _taps(fleet: Fleet, name: str) -> set[str]:
 
 
 def _watch(fleet: Fleet, machine: MachineView, prefix: str) -> dict[str, str]:
-    """Record on a machine's own interfaces and on its guests' taps; return the MAC addresses of the former by
-    name.
-    """
+    """Record on a machine's own interfaces and its guests' taps; return the own MAC addresses."""
     present = _interfaces(machine)
     watched, own = {*_OWN, *_taps(fleet, machine.name)}, fleet.topology.machine(machine.name)
     needed = {f"{nic.plane}0" for nic in own.nics} | (
@@ -74,7 +70,7 @@ def _watch(fleet: Fleet, machine: MachineView, prefix: str) -> dict[str, str]:
 
 
 def _attack(fleet: Fleet) -> _Assault:
-    """Let all guests of all nodes attack at once, since starting a program in a guest costs seconds."""
+    """Let all nodes' guests attack at once, since a program's start in a guest costs seconds."""
     tokens = Tokens.fresh()
     machines = list(fleet.machines.values())
     with one_observation(fleet), ThreadPoolExecutor(max_workers=len(machines)) as pool:
@@ -106,9 +102,7 @@ def _senders(fleet: Fleet, name: str) -> list[Endpoint]:
 
 
 def _sockets(fleet: Fleet) -> list[tuple[str, str, int]]:
-    """Return protocol, address and port of every listening socket of every machine, as the machines tell
-    it.
-    """
+    """Return protocol, address and port of every socket that machines report as listening."""
     told = listening(fleet)
     found = {
         (protocol, str(nic.address), port)
@@ -176,8 +170,9 @@ def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: MachineView)
 def _assault(
     senders: list[Endpoint], sockets: list[tuple[str, str, int]], macs: dict[str, str]
 ) -> list[Probe]:
-    """Return one frame for each sender, listening socket and MAC address of the root partition, and ARP for
-    each address.
+    """Return a frame for each sender, socket and MAC address of the root partition.
+
+    ARP requests for each address follow.
     """
     probes = []
     for sender in senders:

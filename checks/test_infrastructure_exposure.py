@@ -1,6 +1,4 @@
-"""The machines under the tenants' networks, asked for everything from everywhere: from rogue hosts, from one
-another (NET-09).
-"""
+"""The machines' services, scanned from rogue hosts and from one another (NET-09)."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ _FIREWALL = "nft -f /etc/nftables.conf"
 
 
 def _accepted(name: str, rule: str) -> Breach:
-    """Return a breach by one more rule in front of a node's firewall."""
+    """Return a breach by an accepting rule before all others of a node's firewall."""
     return shell_breach(
         name,
         opens=lambda _: f"nft insert rule inet testbed input {rule} accept",

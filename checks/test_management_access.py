@@ -1,4 +1,4 @@
-"""Management walls: who may log in, and who may talk to the hypervisor."""
+"""Management walls: logins, and access to the hypervisor."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def test_wrong_credentials_never_work(fleet: Fleet, machine: MachineView) -> Non
         )
 
 
-# Tries libvirt's sockets as every account of the machine, as every worker that runs, and as root before and
-# after.
+# Connects to libvirt's sockets as every account of the machine, as every running worker, and as root before
+# and after. Each attempt has its own process, since a process cannot return from another account to root.
 _CONNECT = """\
 import errno, json, os, pwd, socket
 
@@ -122,11 +122,10 @@ _LOGIN = re.compile(r"\S:22\s")
 
 
 def _attempts(fleet: Fleet, node: MachineView) -> dict[str, dict[str, str]]:
-    """Return what came of each of libvirt's sockets, by who tried it; see `_CONNECT`.
+    """Return the result for each of libvirt's sockets, by account; see `_CONNECT`.
 
     Raises:
-        InstrumentError: somebody did not try, or has no answer for each socket.
-
+        InstrumentError: an account did not try, or has no result for a socket.
     """
     workers, guests = processes(node), fleet.topology.guests_on(node.name)
     found = {str(label): (uid, answers) for label, uid, _, _, answers in
@@ -153,12 +152,12 @@ def _attempts(fleet: Fleet, node: MachineView) -> dict[str, dict[str, str]]:
 
 
 def _listeners(node: MachineView) -> list[str]:
-    """Return libvirt's listening sockets on networks; the one by which we are logged in shows that sockets
-    are told.
+    """Return libvirt's listening sockets on networks.
+
+    The socket of our own ssh session is the positive control.
 
     Raises:
-        InstrumentError: it is not among them.
-
+        InstrumentError: that socket is not listed.
     """
     lines = node.read("ss -Hlntp").splitlines()
     if not any(_LOGIN.search(line) for line in lines):

@@ -1,4 +1,4 @@
-"""A noisy neighbour: what one guest may use up of what all guests of a node share (NET-12)."""
+"""A noisy neighbour: how much of a node's shared resources one guest may use (NET-12)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation.arrivals import Observation
 
-# share of its connections that a guest must come to have, to show that the limit is what holds it back
+# share of its limit of connections that a guest must reach, to show that the limit is in force
 _MET = 0.8
 
 
 def _loud(stage: Stage) -> Attachment:
-    """Return the interface that makes noise."""
+    """Return the interface that sends the flood."""
     return loudest(stage.topology)[0]
 
 
@@ -55,7 +55,7 @@ def _kernel_limits(stage: Stage) -> bool:
 
 
 def _lifted(name: str, of: Callable[[Stage], Attachment], limit: str) -> Breach:
-    """Return a breach that takes one limit of OVN off a guest's interface."""
+    """Return a breach that removes one limit of OVN from a guest's interface."""
 
     def set_limits(stage: Stage, own: Limits) -> None:
         stage.northbound.set_limits(of(stage).nic.port, own)
@@ -103,7 +103,7 @@ def test_a_flood_stays_within_its_limits(fleet: Fleet) -> None:
     found, observation = flooded(fleet, noise)
     if not exceeded_limits(noise, found) and _unsure(
         noise, found, observation
-    ):  # the machine may have been busy with something else
+    ):  # the machine may have been busy
         found, observation = flooded(fleet, noise)
     fleet.evidence.record("fleet", "flood", f"noise of {noise.sender.label}", str(found), time.time())
     past = exceeded_limits(noise, found)
@@ -124,7 +124,7 @@ def test_a_flood_stays_within_its_limits(fleet: Fleet) -> None:
 
 
 def _unsure(noise: Noise, found: FloodOutcome, observation: Observation) -> bool:
-    """Tell whether one look at floods that stay within their limits does not settle it."""
+    """Return whether floods within their limits need a second observation."""
     if _weak(noise, found) or noise.victim is None:
         return bool(_weak(noise, found))
     beats = heart(observation, noise.victim, found.asked)
@@ -165,8 +165,6 @@ def _weak(noise: Noise, found: FloodOutcome) -> str:
         "tracked connections": found.tracked > own.connections * _MET,
         "anything at the peer": bool(found.delivered),
     }
-    met |= (
-        allowed if noise.scene.protocol else {}
-    )  # without a flow nothing is let through that counts for these limits
+    met |= allowed if noise.scene.protocol else {}  # without a flow, no allowed frame counts for these limits
     weak = [name for name, enough in met.items() if not enough]
     return f"not enough: {', '.join(weak)}: {found}" if weak else ""

@@ -1,6 +1,4 @@
-"""The tunnels between nodes, attacked from the fabric by a host that is no node, with the fleet's own
-language (NET-08).
-"""
+"""Tunnels between nodes, attacked from the fabric by a host that is not a node (NET-08)."""
 
 from __future__ import annotations
 
@@ -33,11 +31,10 @@ _FIREWALL = "nft -f /etc/nftables.conf"
 
 @dataclass(frozen=True, slots=True)
 class _Injected:
-    """What became of everything that was injected.
+    """The result of all injected frames.
 
     Args:
-        refused: marks of what the node's firewall says that it has refused.
-
+        refused: marks of the frames that the node's firewall refused.
     """
 
     injections: tuple[Injection, ...]
@@ -46,7 +43,7 @@ class _Injected:
 
 
 def needs_peers(stage: Stage) -> str | None:
-    """Return why a fleet has no tunnels to attack."""
+    """Return why a fleet has no tunnels to attack, or None."""
     return (
         None
         if len(stage.topology.nodes) > 1
@@ -55,7 +52,7 @@ def needs_peers(stage: Stage) -> str | None:
 
 
 def _policies(machine: MachineView) -> list[str]:
-    """Return the kernel's policies for IPsec, one a line."""
+    """Return the kernel's IPsec policies, one a line."""
     return machine.read("ip -o xfrm policy").splitlines()
 
 
@@ -64,13 +61,14 @@ def _everywhere(stage: Stage, commands: str) -> None:
         node.host.must(commands)
 
 
+# The rule that refuses tunnelled packets which came without IPsec.
 _HANDLE = "$(nft -a list chain inet testbed input | sed -n 's/.*missing goto refuse # handle //p')"
 _TAKE = f"nft delete rule inet testbed input handle {_HANDLE}"
 _SHUT = "nft list chain inet testbed input | grep -q 'missing goto refuse'"
 
 
 def _unprotected(name: str) -> Breach:
-    """Return a breach by tunnels as they are without IPsec: a node's address is all that they ask for."""
+    """Return a breach by tunnels without IPsec, which check only a node's address."""
     return Breach(
         name,
         open=lambda stage: _everywhere(stage, f"{_TAKE}; systemctl stop strongswan"),
@@ -133,7 +131,7 @@ def test_no_stranger_enters_the_tunnels(fleet: Fleet) -> None:
 
 
 def _unencrypted(fleet: Fleet, machine: MachineView) -> list[str]:
-    """Return what a node's kernel would send to its peers, or take from them, in the clear."""
+    """Return the peers with which a node's kernel would exchange tunnelled packets in the clear."""
     own, lines = fleet.topology.machine(machine.name).address(Plane.FABRIC), _policies(machine)
     peers = [node.address(Plane.FABRIC) for node in fleet.topology.nodes if node.name != machine.name]
     found = []
@@ -183,8 +181,9 @@ def _inject(fleet: Fleet) -> _Injected:
 
 
 def _from_peers(fleet: Fleet, inner: list[Inner], tokens: Tokens, stage: str) -> None:
-    """Let nodes send the same frames through their own tunnels: what is true of them, and of a node that has
-    fallen.
+    """Let nodes send the same frames through their own tunnels, as positive controls.
+
+    A node that an attacker controls could send the same frames.
     """
     places = {guest.label: guest.node for guest in fleet.topology.guests}
     sites = {site.name: site for site in machines(fleet.topology) if site.plane is Plane.FABRIC}
@@ -207,8 +206,9 @@ def _from_peers(fleet: Fleet, inner: list[Inner], tokens: Tokens, stage: str) ->
 def _from_rogue(
     fleet: Fleet, stranger: InfraEndpoint, probe: ProbeClient, injections: Sequence[Injection]
 ) -> set[str]:
-    """Send everything from the fabric, between two proofs that nodes hear the sender; return the marks of
-    what was refused.
+    """Send all injections from the fabric; return the marks of the refused ones.
+
+    Before and after them, nodes must answer the sender's ARP.
     """
     nodes = [site for site in machines(fleet.topology) if site.plane is Plane.FABRIC]
     hello = [

@@ -1,6 +1,4 @@
-"""The controller's databases, attacked with the keys of machines that have fallen, with others, and with none
-(NET-08).
-"""
+"""The controller's databases, attacked with machines' keys, other keys and none (NET-08)."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from testbed.verify.fleet import Fleet, MachineView
 _ROLE, _PORT = "role=ovn-controller", 6642
 _TABLES = ("Chassis", "Datapath_Binding", "Logical_Flow", "Port_Binding", "SB_Global")
 
-# Speaks OVSDB's protocol (RFC 7047), as a stranger: it asks for the databases' names.
+# An OVSDB client (RFC 7047) without valid credentials, which asks for the names of the databases.
 _STRANGER = """
 import json, os, socket, ssl, subprocess, tempfile, time
 address, port, own, tables = json.loads(REQUEST)
@@ -72,10 +70,9 @@ with tempfile.TemporaryDirectory() as folder:
     answers = {"strangers": {name: stranger(way) for name, way in ways.items()}}
 """  # noqa: E501 - lines of a program
 
-# As the node it marks rows that are not its own, one transaction for each table, and takes the mark off again
-# where that was
-# allowed. Then it does what OVN's roles allow: reads, and claims another node's port, until that node has it
-# back.
+# With the node's credentials it writes a mark into rows of others, in one transaction for each table, and
+# removes the mark where that was allowed. Then it uses the permissions of OVN's roles: it reads, claims
+# another node's port, and waits until that node has it back.
 _ATTACK = f"""{_STRANGER}
 def marking(table, verb, value):
     where = [["name", "!=", own]] if table == "Chassis" else []
@@ -127,15 +124,14 @@ print(json.dumps(answers))
 """  # noqa: E501 - lines of a program
 
 
-_WAYS = 3  # in which a stranger of `_STRANGER` asks
+_WAYS = 3  # ways in which `_STRANGER` connects
 
 
 def _require_refusals(answers: Mapping[str, str], asked: int) -> None:
-    """Return if every stranger was refused: one that was not answered in time was not.
+    """Require that every stranger was refused; a late answer is no refusal.
 
     Raises:
         InstrumentError: one was not refused, or did not ask.
-
     """
     unsure = [
         f"{name}: {answer}" for name, answer in answers.items() if not str(answer).startswith("refused: ")
@@ -152,7 +148,7 @@ def _connect(stage: Stage, *words: str) -> None:
 
 
 def _speaks(name: str, *words: str) -> Breach:
-    """Return a breach by another way in which the southbound database listens."""
+    """Return a breach by another connection setting of the southbound database."""
     return Breach(
         name,
         open=lambda stage: _connect(stage, *words),
@@ -238,7 +234,7 @@ _CERTIFICATE = "with a machine's certificate"
     ),
 )
 def test_the_northbound_database_knows_administrators_only(fleet: Fleet) -> None:
-    # Asked where no firewall is in between: nobody but the administrator's address reaches the port (NET-09).
+    # Runs on the controller, behind its firewall: only the administrator's address reaches the port (NET-09).
     machine = fleet.machines[fleet.topology.controller.name]
     program = (
         f"{_STRANGER}\nanswers['strangers'][{_CERTIFICATE!r}] = stranger(secured(*KEYS))\n"

@@ -1,4 +1,4 @@
-"""What tenants' networks carry: what the topology allows, to whom it is for, and nothing else."""
+"""Reachability between guests, compared with the topology: allowed flows and no others."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
 
 
 def _concealed(observation: Observation) -> str:
-    """Return which guests do not tell of what came in, in words behind others."""
+    """Return, as the end of a message, the guests that conceal received frames."""
     return "".join(
         f"; {guest} conceals {len(marks)} frames" for guest, marks in observation.concealed().items()
     )
@@ -134,7 +134,7 @@ def _concealed(observation: Observation) -> str:
 def test_no_path_is_left_open(fleet: Fleet) -> None:
     survey(
         fleet
-    )  # what the tables promise counts only while packets keep it: declared flows and DHCP must work
+    )  # the result for the tables counts only if packets confirm it: declared flows and DHCP must work
     started, found = time.time(), fleet_paths.arrivals(fleet, fleet_paths.bridges(fleet))
     fleet.evidence.record(
         "fleet", "paths", f"{len(found)} classes of packets", "\n".join(map(str, found))[:20_000], started

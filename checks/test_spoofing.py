@@ -1,7 +1,7 @@
-"""Who a guest can pretend to be, attacked with raw frames from inside guests and watched at every receiver.
+"""Spoofing: raw frames with false claims from guests, recorded at every receiver.
 
-Each wall has several layers: the port's own addresses, the sender's rules, the receiver's rules. So three
-kinds of witnesses speak: packets at the receivers, the sender's node's pipeline, and OVN's databases.
+Each wall has several layers: the port's own addresses, the sender's rules, the receiver's rules. So there
+are three kinds of witnesses: packets at the receivers, the sender's node's pipeline, and OVN's databases.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ def test_source_mac_is_pinned(fleet: Fleet) -> None:
 
 
 def _stranger_of(stage: Stage) -> str:
-    """Return the MAC address of another tenant's guest, else of another guest, else one that no guest has."""
+    """Return the MAC address of another tenant's guest if possible.
+
+    Else it is that of another guest, else an unused one.
+    """
     own = stage.sender.guest
     others = sorted(
         (guest for guest in stage.topology.guests if guest is not own),
@@ -79,15 +82,13 @@ def test_arp_does_not_lie(fleet: Fleet) -> None:
 
 
 def _any_sender(stage: Stage) -> Acl:
-    """Return a rule like the receiver's own, which does not ask for the sender's address once more."""
+    """Return a rule like the receiver's own, but without its match on the sender's address."""
     flow = stage.flow()
     return Acl("to-lport", 2000, f'outport == "{flow.target.nic.port}" && {flow.match}', "allow-related")
 
 
 def _neighbours(stage: Stage) -> tuple[Guest, Guest] | None:
-    """Return source and a guest on its node to which it has no business to send, for a flow that has such a
-    one.
-    """
+    """Return a flow's source and a guest on its node that is no end of the flow, or None."""
     for flow in flows(stage.topology):
         source, ends = flow.source.guest, (flow.source.guest, flow.target.guest)
         others = [guest for guest in stage.topology.guests_on(source.node) if guest not in ends]

@@ -1,4 +1,4 @@
-"""Storage walls, attacked from a worker: the QEMU process of one tenant, taken over."""
+"""Storage walls, attacked from one tenant's QEMU process under an attacker's control."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _stranger_file(stage: Stage) -> str:
 
 
 def _stranger_uid(stage: Stage) -> int:
-    """Return the account of another tenant's worker on the node, or one that no worker there has."""
+    """Return the account of another tenant's worker on the node, or an unused account."""
     if has_strangers(stage):
         return stage.strangers()[1].uid
     used = {guest.uid for guest in stage.guests}
@@ -92,7 +92,7 @@ def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: MachineVi
     guests = fleet.topology.guests_on(node.name)
     for attacker in guests:
         others = [guest for guest in guests if guest.tenant != attacker.tenant]
-        # Of each account, what it may open: of another guest's worker its volumes, of root the folders.
+        # Files that each account may open: another guest's worker its volumes, root the folders.
         attempts = {
             guest.uid: [Attempt(verb, file) for file in guest.disks for verb in ("read", "write")]
             for guest in others
@@ -116,7 +116,7 @@ def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: MachineVi
 
 
 def _require_own_pool(node: MachineView, owners: list[Guest]) -> None:
-    """A pool's access list lets its own tenant's workers pass, and nobody else do anything."""
+    """Require that a pool's access list lets only its own tenant's workers pass."""
     pool = owners[0].pool
     entries = node.read(f"getfacl -pcn {pool}").split()
     known = {
@@ -182,7 +182,7 @@ def test_base_images_are_immutable(fleet: Fleet, node: MachineView) -> None:
         )
     mounts = node.read(
         f"findmnt -no OPTIONS {IMAGES}"
-    ).splitlines()  # several, if one is mounted over another
+    ).splitlines()  # several lines, if one mount covers another
     assert mounts, f"{IMAGES} is not mounted"
     assert all("ro" in options.split(",") for options in mounts), f"{IMAGES} is mounted {'; '.join(mounts)}"
     for line in node.read(f"stat -c '%a %U %n' {IMAGES}/guest/*").splitlines():

@@ -1,4 +1,4 @@
-"""Noise that a guest makes, and the heartbeat of a victim beside it (NET-12)."""
+"""Floods by a guest, and the heartbeat of a victim on the same node (NET-12)."""
 
 from __future__ import annotations
 
@@ -31,34 +31,32 @@ from testbed.verify.probe.frames import BROADCAST, arp_reply, dhcp_discover
 from testbed.verify.probe.requests import Signal, Stream
 from testbed.verify.probe.tokens import Tokens
 
-_CALM, _BEAT = 5.0, 0.25  # seconds of calm; seconds between two beats of the victim's heart
-_DRAIN = 2.0  # seconds after the last flood until a node has worked off what it was given
-_FLOOD, _OPENING = 30.0, 60.0  # seconds that each flood may take; seconds that opening connections may take
-_SAVED = 1.0  # seconds' worth that the kernel's meter saves up besides its burst
-_EXCESS = (
-    1.05  # how far beyond what a limit may let through a flood must go, to show that the limit holds it back
-)
+_CALM, _BEAT = 5.0, 0.25  # seconds of calm; seconds between two requests of the victim's heartbeat
+_DRAIN = 2.0  # seconds after the last flood until a node has processed its queues
+_FLOOD, _OPENING = 30.0, 60.0  # limits in seconds of each flood, and of opening connections
+_SAVED = 1.0  # seconds of rate that the kernel's meter accumulates besides its burst
+_EXCESS = 1.05  # factor above a limit that a flood must reach, to show that the limit is in force
 _SPACED = 0.002  # seconds between two new connections
 _LONGEST = timeouts.FLOODS
 _SMALL, LARGE = 60, 1400  # octets
-# how far the kernel's meters may be above a limit; without a limit, what passes is several times as much
+# tolerance of the kernel's meters above a limit; without a limit, several times as much passes
 SLACK = 1.15
-CALM_BEATS, FLOOD_BEATS, LATER_BEATS = 5, 6, 7  # first octet of a DHCP transaction; other checks use 1 to 4
-# share of its heartbeat that a victim must have in calm: with less, the machine is too busy to tell a flood
-# by it
+CALM_BEATS, FLOOD_BEATS, LATER_BEATS = 5, 6, 7  # first octet of a DHCP transaction; controls use 1 and 2
+# share of answers that a victim must have in calm: with less, the machine is too busy to show a flood's
+# effect
 HEALTHY = 0.9
-LOST = 0.3  # share of it that a victim may lose more during floods than in calm
+LOST = 0.3  # further share of answers that a victim may lose during floods
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Who makes noise, at whom, and who suffers.
+    """The guest that floods, its target, and the victim.
 
     Args:
-        scene: the sender, and who receives its noise: the target of a declared flow. Without a flow only the
-            limit of packets can be met, since nothing that counts for the others is let through.
+        scene: the sender, and the receiver of its frames: the target of a declared flow. Without a flow
+            only the limit of packets can be met, since no frame that counts for the other limits is
+            allowed.
         victim: a guest on the same node, of another tenant if there is one.
-
     """
 
     guest: Guest
@@ -68,29 +66,28 @@ class Noise:
 
     @property
     def sender(self) -> Endpoint:
-        """The interface that the noise comes from."""
+        """The interface that sends the flood."""
         return self.scene.sender
 
     @property
     def peer(self) -> Endpoint:
-        """Whom it is for."""
+        """The receiver of the flood."""
         return self.scene.peer
 
 
 @dataclass
 class FloodOutcome:
-    """What became of the noise, and of the victim's heartbeat.
+    """Counters of the floods, and the requests of the victim's heartbeat.
 
     Args:
-        opening: how many first packets of connections, which a rule allows, came to the node.
-        tracked: how many of them the node tracks.
+        opening: number of first packets of allowed connections that the node received.
+        tracked: number of them that the node tracks.
         large: large frames that a rule allows.
-        delivered: octets of those that the node of the peer has handed over.
+        delivered: octets of those that the node of the peer has delivered.
         small: many small frames that no rule allows.
-        sent: how many frames the guest says that it has sent, for each kind of noise.
-        asked: how many questions the victim has asked in calm and during the floods, by the first octet of
-            their numbers.
-
+        sent: number of frames that the guest reports as sent, for each flood.
+        asked: number of requests of the victim in calm and during the floods, by the first octet of their
+            transactions.
     """
 
     opening: int = 0
@@ -103,7 +100,7 @@ class FloodOutcome:
 
 
 def noise_of(fleet: Fleet) -> Noise:
-    """Return who makes noise, as `testbed.model.subjects.loudest` chooses it."""
+    """Return the flooding guest and its victim, chosen by `testbed.model.subjects.loudest`."""
     one, _, suffering = loudest(fleet.topology)
     scene = next(scene for scene in positions(fleet) if scene.sender.mac == one.nic.mac)
     victim = next(
@@ -119,7 +116,7 @@ def _interface(fleet: Fleet, endpoint: Endpoint) -> tuple[Guest, GuestNic]:
 
 
 def exceeded_limits(noise: Noise, found: FloodOutcome) -> list[str]:
-    """Return which limits the noise has got past."""
+    """Return the limits that the flood exceeded."""
     own = noise.guest.limits
     return [
         f"{value} {name} where {bound:.0f} may"
@@ -141,12 +138,12 @@ def exceeded_limits(noise: Noise, found: FloodOutcome) -> list[str]:
 
 
 def flooded(fleet: Fleet, noise: Noise) -> tuple[FloodOutcome, Observation]:
-    """Watch the victim's heart in calm, while a guest makes one kind of noise after another until one is past
-    its limit, and in calm.
+    """Record the victim's heartbeat before, during and after floods by a guest.
+
+    The guest sends one kind of flood after another, until one exceeds its limit.
 
     Raises:
-        InstrumentError: something was not observed.
-
+        InstrumentError: the observation was not complete.
     """
     found = FloodOutcome()
 
@@ -176,22 +173,22 @@ def flooded(fleet: Fleet, noise: Noise) -> tuple[FloodOutcome, Observation]:
 
 
 def packets(own: Limits) -> Bound:
-    """Return how many packets a guest may send."""
+    """Return the limit of packets of a guest."""
     return Bound(own.packets * policing.BURST, own.packets)
 
 
 def byte_budget(own: Limits) -> Bound:
-    """Return how many octets a guest may send."""
+    """Return the limit of octets of a guest."""
     return Bound((own.bandwidth * _SAVED + own.burst) / 8, own.bandwidth / 8)
 
 
 def small_enough(own: Limits) -> Bound:
-    """Return how many small frames go beyond the limit of packets."""
+    """Return the number of small frames that exceeds the limit of packets."""
     return packets(own).times(_EXCESS)
 
 
 def large_enough(own: Limits) -> Bound:
-    """Return how many large frames go beyond the limit of bandwidth."""
+    """Return the number of large frames that exceeds the limit of bandwidth."""
     return byte_budget(own).times(SLACK * _EXCESS / LARGE)
 
 
@@ -246,11 +243,11 @@ def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: floa
 
 
 def _connections(noise: Noise) -> tuple[list[bytes], list[bytes]]:
-    """Return the first and the last packets of twice as many connections as the sender may have.
+    """Return first and last packets of twice as many connections as the sender may have.
 
-    Segments are signed with a key that their receiver does not have, so that it says nothing (RFC 2385, 4.1):
-    a connection that is refused is closed, and counts for no limit of the kernel's. What is tracked of UDP
-    and ICMP ends by itself, half a minute after its last packet.
+    Segments are signed with a key that their receiver does not have, so that it does not answer (RFC 2385,
+    4.1): a refused connection is closed, and counts for no limit of the kernel. Tracked entries of UDP and
+    ICMP expire by themselves, half a minute after the last packet.
     """
     start, head, port = 20000 + secrets.randbelow(20000), _link(noise) / _ip(noise), noise.scene.port
     signed, own = [("MD5", bytes(16))], range(start, start + 2 * noise.guest.limits.connections)
@@ -265,13 +262,13 @@ def _connections(noise: Noise) -> tuple[list[bytes], list[bytes]]:
 
 
 def _allowed(noise: Noise) -> bytes:
-    """Return a large frame that the rules allow, and that nobody answers or tracks."""
+    """Return a large frame that the rules allow: an ARP reply, neither answered nor tracked."""
     reply = arp_reply(noise.sender.mac, str(noise.sender.address), noise.peer)
     return bytes(_link(noise) / reply).ljust(LARGE, b"\0")
 
 
 def _denied(noise: Noise) -> list[bytes]:
-    """Return small datagrams, segments to ports that no rule allows, fragments, and frames for everybody."""
+    """Return small frames that no rule allows: datagrams, segments, fragments, and broadcasts."""
     shout = Ether(src=noise.sender.mac, dst=BROADCAST)
     closed = noise.scene.port ^ 1
     others = [
@@ -304,12 +301,11 @@ def _ip(noise: Noise, flags: str = "") -> Packet:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a victim heard of the answers to its questions.
+    """Answers to a victim's requests, from its own recorder.
 
     Args:
-        arrived: share of them.
-        silence: longest time between two of them, in seconds.
-
+        arrived: share of answered requests.
+        silence: longest time between two answers, in seconds.
     """
 
     arrived: float
@@ -321,8 +317,9 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Heart:
-    """A victim's heartbeat in calm, during floods, and in calm again, which tells a flood from a machine that
-    is busy anyway.
+    """A victim's heartbeat before, during and after floods.
+
+    The comparison separates the effect of a flood from that of a busy machine.
     """
 
     calm: Heartbeat
@@ -331,9 +328,7 @@ class Heart:
 
     @property
     def ill(self) -> bool:
-        """Whether it lost beats without any flood, so that nothing can be told by those that it lost during
-        one.
-        """
+        """Whether it lost beats without any flood, so that losses during a flood prove nothing."""
         return min(self.calm.arrived, self.later.arrived) < HEALTHY
 
     @property
@@ -346,9 +341,9 @@ class Heart:
 
 
 def heart(observation: Observation, victim: Endpoint, asked: Mapping[int, int]) -> Heart:
-    """Return what a victim heard of the answers to its questions, by its own word; see `Outcome.asked`.
+    """Return a victim's heartbeat from its own records; see `FloodOutcome.asked`.
 
-    Its node may have handed it what it had no time for.
+    Records of its node do not count: the node may have delivered frames that the victim had no time for.
     """
     return Heart(
         *(

@@ -1,4 +1,4 @@
-"""What breaches act on, and where they act: the node of the case at hand, or what the whole fleet has."""
+"""The context of a breach: the lab, and the machine that the case is about."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _Value = TypeVar("_Value")
 class Stage:
     """A lab, and the machine that a case is about.
 
-    What a topology may lack is asked of `testbed.model.subjects` before: where a property here has nothing to
-    return, it raises an InstrumentError.
+    A topology may lack the subject of a breach: ask `testbed.model.subjects` first. A property that has
+    nothing to return raises an InstrumentError.
     """
 
     lab: Lab
@@ -82,22 +82,22 @@ class Stage:
 
     @property
     def sender(self) -> Attachment:
-        """Who attacks a network: the source of the first declared flow, else a guest with a neighbour, else
-        any.
+        """The guest interface that attacks a network.
+
+        It is the source of the first declared flow, else a guest with a neighbour, else any guest.
         """
         return subjects.sender(self.topology)
 
     def receiver(self) -> Attachment:
-        """Return whom that one finds on its network."""
+        """Return the sender's neighbour on its network."""
         return _there(subjects.neighbour(self.topology, self.sender), "no two guests share a network")
 
 
 def _there(found: _Value | None, fact: str) -> _Value:
-    """Return what a topology has.
+    """Return a value that the topology has.
 
     Raises:
-        InstrumentError: it has not. A breach asks its own `applies` first.
-
+        InstrumentError: the topology lacks it. A breach asks its own `applies` first.
     """
     if found is None:
         raise InstrumentError("this topology has not what a breach acts on", fact=fact, remedy="report it")

@@ -1,6 +1,4 @@
-"""What a flood comes to: what a node's ports count, how long it lasted, and how many connections a port has
-tracked (NET-12).
-"""
+"""Measures a flood: a node's frame counters, the duration, and tracked connections (NET-12)."""
 
 from __future__ import annotations
 
@@ -19,21 +17,20 @@ from testbed.plan.resources import Key, Kind
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.observation.port_counters import await_frames
 
-_HALTING = 2.5  # seconds that pass between the decision to end a flood and its end as it is seen from here
-# Twice, since the round that is going on may have begun before the last frame came (ovs-vswitchd(8), UPCALL
-# COMMANDS).
+_HALTING = 2.5  # seconds between the decision to end a flood and its end as seen from here
+# Waits until revalidators have added the datapath's counters to the rules'. Two rounds, since the present one
+# may have begun before the last frame (ovs-vswitchd(8), UPCALL COMMANDS).
 _COUNTED = "ovs-appctl revalidator/wait && ovs-appctl revalidator/wait"
 
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """What one interface has sent, as its node saw it.
+    """Frames that one interface has sent, as its node counted them.
 
     Args:
         offered: frames that came from the guest.
-        switched: those of them that the switch has looked at.
-        seconds: how long that took at most.
-
+        switched: those of them that the switch has processed.
+        seconds: duration at most.
     """
 
     offered: int
@@ -46,17 +43,17 @@ NOTHING = Flood(0, 0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a limit lets through: so much at once, and so much more in every second."""
+    """A token bucket's limit: a burst, and a rate per second."""
 
     burst: float
     rate: float
 
     def within(self, seconds: float) -> float:
-        """Return how much it lets through in some time at most."""
+        """Return the most that passes in `seconds`."""
         return self.burst + self.rate * seconds
 
     def times(self, factor: float) -> Bound:
-        """Return a bound that is so many times as high."""
+        """Return a bound that is `factor` times as high."""
         return Bound(self.burst * factor, self.rate * factor)
 
 
@@ -68,23 +65,23 @@ def flood(
     beyond: Bound,
     patience: float,
 ) -> Flood:
-    """Return what an interface sends while something sends from it, and how long that took, seen from here:
-    no less than the flood.
+    """Measure the frames of an interface while `send` runs, and the duration.
+
+    The duration is measured from here, and is no less than the flood's.
 
     Args:
         halt: ends the sending before its time.
         beyond: frames that are enough.
-        patience: seconds after which it is ended though there were not enough.
+        patience: seconds after which the flood is ended even without enough frames.
 
     Raises:
         InstrumentError: the node cannot be asked.
-
     """
     before, began = _counts(machine, nic), time.monotonic()
     with ThreadPoolExecutor(max_workers=1) as pool:
         sending = pool.submit(send)
         try:
-            with suppress(InstrumentError):  # what there was will be seen
+            with suppress(InstrumentError):  # too few frames; the counters below show how many
                 await_frames(machine, [nic.tap], beyond.within(_HALTING), patience, rate=beyond.rate)
         finally:
             halt()
@@ -95,9 +92,7 @@ def flood(
 
 
 def _counts(machine: MachineView, nic: GuestNic) -> tuple[int, int]:
-    """Return how many frames an interface has given its node so far, and how many of them the switch has
-    looked at.
-    """
+    """Return the frames from an interface so far, and how many of them the switch has processed."""
     offered, _, flows = machine.read(
         f"{_COUNTED} && cat /sys/class/net/{nic.tap}/statistics/rx_packets; "
         "ovs-ofctl -O OpenFlow15 dump-flows br-int table=0,in_port=$(ovs-vsctl get interface "
@@ -107,31 +102,28 @@ def _counts(machine: MachineView, nic: GuestNic) -> tuple[int, int]:
 
 
 def offered(machine: MachineView, nic: GuestNic) -> int:
-    """Return the frames that an interface of a guest has given its node so far.
+    """Return the number of frames that a node has received from a guest's interface so far.
 
     Raises:
         InstrumentError: the node cannot be asked.
-
     """
     return int(machine.read(f"cat /sys/class/net/{nic.tap}/statistics/rx_packets"))
 
 
 def received(machine: MachineView, nic: GuestNic) -> int:
-    """Return the octets that a node has handed to an interface of a guest so far.
+    """Return the number of octets that a node has delivered to a guest's interface so far.
 
     Raises:
         InstrumentError: the node cannot be asked.
-
     """
     return int(machine.read(f"cat /sys/class/net/{nic.tap}/statistics/tx_bytes"))
 
 
 def tracked(machine: MachineView, nic: GuestNic) -> int:
-    """Return how many connections that are not closed a node tracks for a port, as its kernel lists them.
+    """Return the number of open connections that a node's kernel tracks for a port.
 
     Raises:
-        InstrumentError: the node cannot be asked, or gives the port no zone of its own.
-
+        InstrumentError: the node cannot be asked, or the port has no zone of its own.
     """
     zone = zones(machine).get(nic.port)
     if zone is None:
@@ -148,17 +140,16 @@ def tracked(machine: MachineView, nic: GuestNic) -> int:
 
 
 def zones(machine: MachineView) -> Mapping[str, int]:
-    """Return the zone in which a node tracks connections, by port."""
+    """Return each port's connection tracking zone on a node."""
     text = machine.read("ovn-appctl -t ovn-controller ct-zone-list")
     return {port: int(zone) for port, zone in re.findall(r"^(\S+) (\d+)$", text, re.MULTILINE)}
 
 
 def unlimited(fleet: Fleet, node: str) -> list[str]:
-    """Return where a node's kernel limits its guests' interfaces otherwise than the topology says.
+    """Return the differences of a node's kernel limits on guest interfaces from the topology.
 
     Raises:
         InstrumentError: the node cannot be asked, or a guest does not run.
-
     """
     machine, guests = fleet.machines[node], fleet.topology.guests_on(node)
     packets = policing.observed(node, guests, machine.read(FILTERS))

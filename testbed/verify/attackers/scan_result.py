@@ -1,6 +1,4 @@
-"""What a question to a machine came to, by what came back, what its firewall tells, and who stood still
-(NET-09). Pure.
-"""
+"""Judges one contact with a machine by its answer, the firewall and stalls (NET-09). Pure."""
 
 from __future__ import annotations
 
@@ -11,23 +9,19 @@ from testbed.model.exposure import ExposureCell
 from testbed.verify.probe.liveness import OUTER
 from testbed.verify.witnesses.firewall_log import FirewallCounters
 
-WINDOW = 4.0  # seconds that answers have; a neighbour that does not answer is unreachable after three
-_STILL = (
-    WINDOW / 2
-)  # seconds that a machine may stand still: what it is asked a second time it can still answer
+WINDOW = 4.0  # seconds for answers; a silent neighbour is unreachable after three
+_STILL = WINDOW / 2  # seconds that a machine may stall: it can still answer a repeated packet
 
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """What one question came to.
+    """The result of one contact.
 
     Args:
-        state: what came back to who asked.
-        refused: the machine's firewall says that it refused it.
-        passed: the machine's firewall says that it let something pass there meanwhile.
-        blind: why silence says nothing: somebody stood still, or the firewall had no room to tell. Empty if
-            it does.
-
+        state: the answer that the source received.
+        refused: the machine's firewall recorded a refusal.
+        passed: the machine's firewall counted accepted packets on the port during the scan.
+        blind: why silence is no evidence: a machine stalled, or the firewall's set was full; else empty.
     """
 
     cell: ExposureCell
@@ -38,14 +32,17 @@ class ScanResult:
 
     @property
     def reached(self) -> bool:
-        """Whether the service was reached: it answered, or was let pass; a datagram may get no answer."""
+        """Whether the service was reached: it answered, or the firewall accepted the datagram.
+
+        A datagram may get no answer.
+        """
         return self.state in ("open", "refused") or (
             self.cell.protocol == "udp" and not self.refused and self.passed
         )
 
     @property
     def unclear(self) -> bool:
-        """Whether neither witness saw it: it may not even have arrived."""
+        """Whether neither witness saw the packet, so that it may not have arrived."""
         seen = self.reached or self.refused
         return not seen and (bool(self.blind) or self.cell.protocol in ("tcp", "udp"))
 
@@ -62,14 +59,13 @@ def read(
     seconds: float,
     stood: Mapping[str, float],
 ) -> ScanResult:
-    """Return what a question came to.
+    """Return the result of one contact.
 
     Args:
         state: its answer.
-        before: what the firewall told before all questions.
-        after: what it told so many seconds after that.
-        stood: for how many seconds machines stood still meanwhile.
-
+        before: the firewall's counters before all contacts.
+        after: the counters `seconds` later.
+        stood: for how many seconds each machine stalled during the scan.
     """
     port = cell.port or 0
     refused = after.refuses(str(cell.source.address), str(cell.address), cell.protocol, port, seconds)
@@ -79,7 +75,7 @@ def read(
 
 
 def _stood_still(cell: ExposureCell, stood: Mapping[str, float]) -> str:
-    """Return who of those that a question needs stood still for so long that an answer could be late."""
+    """Return the machines of a contact that stalled for so long that an answer could be late."""
     needed = dict.fromkeys((OUTER, cell.source.name, cell.target.name))
     late = [f"{name} stood still for {stood[name]:.1f} s" for name in needed if stood.get(name, 0.0) > _STILL]
     return " and ".join(late)

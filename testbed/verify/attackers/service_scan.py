@@ -1,7 +1,7 @@
-"""Asks every machine, from everywhere on the infrastructure, for everything that it could offer (NET-09).
+"""Scans every machine for services, from every position on the infrastructure (NET-09).
 
-Two witnesses speak about each question: what came back to who asked, and the machine's own firewall, which
-tells what it has refused to whom and how often it let tunnels pass. Frames are not looked for at the target's
+Each contact has two witnesses: the answer that the source receives, and the machine's own firewall, which
+records refusals by source and counts accepted tunnel packets. Frames are not recorded at the target's
 interfaces, which see them before the firewall does.
 """
 
@@ -45,12 +45,13 @@ from testbed.verify.probe.liveness import beating
 from testbed.verify.probe.requests import Knock
 from testbed.verify.witnesses.firewall_log import ledgers
 
-_AGREEING = 2.0  # seconds that nodes have to agree on keys, if they have not yet
+_AGREEING = 2.0  # seconds for nodes to negotiate keys, if they have not yet
 
 
 def listening(fleet: Fleet) -> dict[str, frozenset[Socket]]:
-    """Return protocol and port of every socket that machines listen on, except those only they can reach; as
-    they tell it.
+    """Return protocol and port of every socket that each machine reports as listening.
+
+    Sockets on loopback addresses are left out.
     """
     names = list(fleet.machines)
     with ThreadPoolExecutor(max_workers=len(names)) as pool:
@@ -59,11 +60,10 @@ def listening(fleet: Fleet) -> dict[str, frozenset[Socket]]:
 
 
 def _sockets(name: str, text: str) -> frozenset[Socket]:
-    """Return the sockets of ss(8)'s lines; the one by which we are logged in must be among them.
+    """Parse the lines of ss(8); the socket of our own ssh session must be among them.
 
     Raises:
         InstrumentError: a line cannot be read, or that socket is missing.
-
     """
     found: set[Socket] = set()
     for line in text.splitlines():
@@ -82,12 +82,12 @@ def _sockets(name: str, text: str) -> frozenset[Socket]:
 
 @contextmanager
 def rogue_host_on(fleet: Fleet, network: LabNetwork) -> Iterator[tuple[Rogue, ProbeClient]]:
-    """Let a rogue host stand on a network, with routes to the other networks through the machines, and the
-    probe on it.
+    """Attach a rogue host to a network and yield it with its probe.
+
+    It has routes to the other networks through the machines.
 
     Raises:
         ProvisioningError: the outer machine refuses.
-
     """
     own = {site.name: site for site in machines(fleet.topology) if site.plane is network.plane}
     routes = {
@@ -100,12 +100,12 @@ def rogue_host_on(fleet: Fleet, network: LabNetwork) -> Iterator[tuple[Rogue, Pr
 
 
 def on_outer(argv: list[str], stdin: bytes, timeout: float) -> bytes:
-    """Run a program in the lab's own network namespace, with that namespace's interfaces below /sys.
+    """Run a program in the lab's network namespace, with a /sys that shows its interfaces.
 
     Raises:
-        InstrumentError: it fails, or takes longer than so many seconds.
-
+        InstrumentError: it fails, or takes longer than `timeout` seconds.
     """
+    # A new mount namespace, so that the fresh sysfs of this network namespace hides no other process's /sys.
     seeing = [
         process.require("unshare", package="util-linux"),
         "--mount",
@@ -126,8 +126,9 @@ def on_outer(argv: list[str], stdin: bytes, timeout: float) -> bytes:
 
 @contextmanager
 def sources(fleet: Fleet) -> Iterator[dict[str, ProbeClient]]:
-    """Yield the probe at every source of `testbed.model.exposure.contacts`, by the source's label or
-    machine's name.
+    """Yield the probe at every source of `testbed.model.exposure.contacts`.
+
+    Keys are the source's label or the machine's name.
     """
     with ExitStack() as stack:
         found: dict[str, ProbeClient] = {
@@ -146,13 +147,13 @@ def _asker(site: InfraEndpoint) -> str:
 
 
 def _with_mac(fleet: Fleet, site: InfraEndpoint) -> InfraEndpoint:
-    """Return a site with its MAC address; the kernel has chosen that of the outer machine's bridge."""
+    """Return a site with the MAC address of its bridge, which the kernel chose."""
     bridge = fleet.topology.lab_network(site.plane).bridge
     return replace(site, mac=next(link.mac for link in fleet.lab.outer.fabric.links() if link.name == bridge))
 
 
 def question(cell: ExposureCell, name: str) -> dict[str, object]:
-    """Return a contact as `testbed.payload.probe.scanner` is asked for it."""
+    """Return a contact in the format of `testbed.payload.probe.scanner`."""
     source, base = cell.source, {"id": name, "mac": cell.source.mac}
     if cell.protocol in ("tcp", "udp"):
         client = {
@@ -166,6 +167,8 @@ def question(cell: ExposureCell, name: str) -> dict[str, object]:
     return {**base, "kind": "frame", "frame": bytes(frame).ljust(60, b"\0").hex(), "expect": expect}
 
 
+# `_arp` and the following functions return a packet, and a regular expression for the hexadecimal digits of
+# its answer: 24 digits of MAC addresses, the ethertype, and so on.
 def _text(address: object) -> str:
     return ip_address(str(address)).packed.hex()
 
@@ -190,12 +193,10 @@ def _icmp(cell: ExposureCell) -> tuple[Packet, str]:
 
 
 def _six(cell: ExposureCell, layer: Packet, answer: str, mac: str = "", to: str = "") -> tuple[Packet, str]:
-    """Return a packet to a link-local address.
+    """Return a packet to a link-local address, and a pattern of its answer.
 
     Args:
-        answer: what an answer looks like behind its addresses; ``-`` stands between its next header and the
-            rest.
-
+        answer: hexadecimal pattern of an answer: its next header, ``-``, and the octets after its addresses.
     """
     packet = IPv6(src=str(cell.source.link_local), dst=to or str(cell.target.link_local), hlim=255) / layer
     header, _, rest = answer.partition("-")
@@ -233,15 +234,15 @@ _FRAMES: dict[str, Callable[[ExposureCell], tuple[Packet, str]]] = {
 def scan(
     fleet: Fleet, at: Mapping[str, ProbeClient], cells: Sequence[ExposureCell], window: float = WINDOW
 ) -> list[str]:
-    """Ask everything, all sources side by side, and return what came of each: see
-    `testbed.payload.probe.scanner.Ask`.
+    """Make all contacts, all sources in parallel, and return the state of each.
+
+    See `testbed.payload.probe.scanner.Ask`.
 
     Args:
-        window: seconds that answers have.
+        window: seconds for answers.
 
     Raises:
-        InstrumentError: something could not be asked.
-
+        InstrumentError: a contact could not be made.
     """
     macs = {cell.source: _with_mac(fleet, cell.source) for cell in cells if not cell.source.mac}
     cells = [replace(cell, source=macs.get(cell.source, cell.source)) for cell in cells]
@@ -272,11 +273,10 @@ def scan(
 def _ask(
     instrument: ProbeClient, script: Sequence[dict[str, object]], window: float
 ) -> list[tuple[str, str]]:
-    """Ask at one place, as many questions at once as it takes, and return what came of each.
+    """Make the contacts of one source in batches, and return the state of each.
 
     Raises:
-        InstrumentError: there is not one answer to each.
-
+        InstrumentError: the answers do not match the contacts.
     """
     found: list[tuple[str, str]] = []
     for start in range(0, len(script), MAX_ASKS):
@@ -295,14 +295,13 @@ def _line(cell: ExposureCell, state: str) -> str:
 
 
 def scan_all(fleet: Fleet) -> list[ScanResult]:
-    """Ask every contact of a lab, between two rounds of what the administrator may; the first also lets nodes
-    agree on keys.
+    """Make every contact of a lab, between two rounds of the administrator's allowed contacts.
 
-    What must be answered and was not is asked once more. Meanwhile machines notice whether they stand still.
+    The first round also lets nodes negotiate keys. An allowed service that did not answer is asked once
+    more. During the scan, machines record whether they stall.
 
     Raises:
-        InstrumentError: something could not be asked, or the administrator could not use what is allowed.
-
+        InstrumentError: a contact could not be made, or an allowed contact of the administrator failed.
     """
     cells = contacts(fleet.topology, listening(fleet))
     control = [cell for cell in cells if cell.allowed]
@@ -324,8 +323,9 @@ def scan_all(fleet: Fleet) -> list[ScanResult]:
 def _once_more(
     fleet: Fleet, at: Mapping[str, ProbeClient], cells: Sequence[ExposureCell], states: Sequence[str]
 ) -> list[str]:
-    """Return the same states, those of allowed services that were silent as they are when asked again; of
-    datagrams, counters tell.
+    """Repeat silent contacts to allowed services, and return all states.
+
+    Datagrams are left out: counters show whether they were accepted.
     """
     dead = [
         cell.allowed and cell.protocol != "udp" and state not in ("open", "refused")

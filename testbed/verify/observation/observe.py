@@ -1,8 +1,7 @@
-"""Network probes: every guest listens, sends and is watched, with three questions to each guest whatever
-their number.
+"""Network probes: every guest listens, sends and is watched, in three requests to each.
 
-A frame that did not arrive counts only if the receiver's recorder, and its node's beside it, lived through
-the whole window, lost nothing, and heard something with the same tool in the same run, before and after
+A missing frame counts only if the receiver's recorder and its node's recorder ran for the whole window,
+lost nothing, and recorded controls before and after it, in the same run and with the same tool
 (docs/design.md, section 6).
 """
 
@@ -44,27 +43,24 @@ from testbed.verify.probe.frames import arp_reply, dhcp_discover, framed, nd_opt
 from testbed.verify.probe.requests import Finish, Listen, Request, Send, Signal, Stream
 from testbed.verify.probe.tokens import Tokens
 
-_FLOWING = 5  # frames that tell an attack from a guest that says something of its own
-# seconds between two rounds of a guest that attacks; a guest that never sleeps keeps what starts anew from
-# doing so
+_FLOWING = 5  # frames; more than a guest sends by itself
+# seconds between two rounds of an attacking guest; the pause leaves CPU time for services that restart
 _PAUSE = 0.4
 _SETTLING = max(
     WINDOW, 1.2
-)  # seconds between a guest's last probe and its last words; no less than Linux's locktime
-_HEARING = (
-    3.0  # seconds that the last controls may take to be heard; a node that was just flooded answers late
-)
+)  # seconds between a guest's last probe and its last controls; no less than Linux's locktime
+_HEARING = 3.0  # seconds until the last controls must be recorded; a node that was just flooded answers late
 _TRANSACTIONS = {"before": 1, "after": 2}  # first octet of a DHCP transaction
 _PATIENCE = timeouts.SEEN_SENDING
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """Frames that guests send over and over while something happens, all of them about twice a second.
+    """Frames that guests send repeatedly during an event, all of them about twice a second.
 
     Args:
-        seconds: after how long they give up, if what happens has not ended by then.
-        meanwhile: what happens; it is given the tokens of this observation.
+        seconds: after how long they give up, if the event has not ended by then.
+        meanwhile: causes the event; its argument is the tokens of this observation.
     """
 
     probes: Sequence[Probe]
@@ -80,17 +76,16 @@ def observe(
     strays: bool = False,
     doubts: bool = False,
 ) -> Observation:
-    """Send probes from their senders, with controls around them, while every guest is watched by itself and
-    by its node.
+    """Send probes between controls, while each guest and its node record its frames.
 
     Args:
-        attack: what goes on between the controls instead of single probes.
-        strays: whether to keep what comes in from MAC addresses that are no guest's.
+        attack: replaces the single probes between the controls.
+        strays: whether to keep received frames from MAC addresses of no guest.
         doubts: whether a guest that cannot vouch for the window is a doubt for `require_agreement`, instead
-            of an error, since its node may have seen what must not come in.
+            of an error, since its node may have recorded a forbidden frame.
 
     Raises:
-        InstrumentError: an instrument was not there, died, or a control failed, or a switch lost frames of
+        InstrumentError: an instrument was missing or died, a control failed, or a switch lost frames of
             single probes: then nothing was observed.
     """
     topology, tokens = fleet.topology, Tokens.fresh()
@@ -139,7 +134,7 @@ def observe(
         said = everywhere(fleet, topology.guests, ProbeClient.ask, finish)
         seen = tap_witness.collect(
             fleet, tokens.prefix
-        )  # after the guests, so that all that they heard has passed their nodes
+        )  # after the guests, so that nodes have recorded every frame that guests have
         if before:
             require_no_loss(before, lost(fleet))
     told, others = (
@@ -162,9 +157,7 @@ def _sent(
     attack: Attack | None,
     tokens: Tokens,
 ) -> dict[str, dict[str, Record]]:
-    """Send controls, then probes or an attack, then controls; return what became of each, by guest and
-    mark.
-    """
+    """Send controls, then probes or an attack, then controls; return results by guest and mark."""
 
     def script(label: str) -> list[Probe]:
         own = [probe for probe in probes if probe.sender.guest == label]
@@ -204,10 +197,10 @@ def _sent(
 
 
 def _require_flowing(fleet: Fleet, macs: set[str]) -> None:
-    """Return when every interface that attacks is seen sending, by the counters of its node.
+    """Wait until the node's counters show every attacking interface sending.
 
     Raises:
-        InstrumentError: one is not within half a minute.
+        InstrumentError: an interface does not send within half a minute.
     """
     topology = fleet.topology
     taps = {
@@ -220,12 +213,12 @@ def _require_flowing(fleet: Fleet, macs: set[str]) -> None:
 
 
 def _transaction(tokens: Tokens, stage: str, endpoint: Endpoint) -> int:
-    """Return the number of an interface's question to DHCP, which nobody else can guess."""
+    """Return the number of an interface's DHCP transaction, which no other guest can guess."""
     return tokens.transaction(_TRANSACTIONS[stage], f"dhcp {stage} {endpoint.label}")
 
 
 def _controls(fleet: Fleet, label: str, stage: str, tokens: Tokens) -> list[Probe]:
-    """Return what must arrive: the declared flows, and an answer of the network to every interface."""
+    """Return the probes that must arrive: declared flows, and a DHCP discover of each interface."""
     lines = [use.probe(stage) for use in uses(fleet.topology) if use.source.guest == label]
     own = [endpoint for endpoint in endpoints(fleet.topology) if endpoint.guest == label]
     for number, endpoint in enumerate(own):
@@ -235,11 +228,10 @@ def _controls(fleet: Fleet, label: str, stage: str, tokens: Tokens) -> list[Prob
 
 
 def _last_words(fleet: Fleet, label: str, tokens: Tokens) -> list[Probe]:
-    """Return what a guest sends when the window after its last probe has been waited out: controls, so that
-    nobody went deaf in it.
+    """Return a guest's probes for the end: controls after the window of its last probe.
 
-    What it tells of itself is told when the window begins and when it ends, since Linux changes no ARP entry
-    twice within a second (arp(7), locktime).
+    They show that every receiver still worked. Announcements are sent at the beginning and at the end of
+    the window, since Linux changes no ARP entry twice within a second (arp(7), locktime).
     """
     told = _truths(fleet, label)
     first, *others = [
@@ -250,8 +242,9 @@ def _last_words(fleet: Fleet, label: str, tokens: Tokens) -> list[Probe]:
 
 
 def _finish(fleet: Fleet, label: str, tokens: Tokens) -> Finish:
-    """Return the last request to a guest's recorder; it waits for every interface's answer of DHCP, or for a
-    declared flow.
+    """Return the last request to a guest's recorder.
+
+    The recorder waits for a DHCP answer or a declared flow at every interface.
     """
     own = [endpoint for endpoint in endpoints(fleet.topology) if endpoint.guest == label]
     flows = [
@@ -265,8 +258,9 @@ def _finish(fleet: Fleet, label: str, tokens: Tokens) -> Finish:
 
 
 def _truths(fleet: Fleet, label: str) -> list[Probe]:
-    """Return what a guest tells the other ends of its flows of itself: while a wall is open, they may have
-    believed lies.
+    """Return announcements of a guest's addresses to the other ends of its flows.
+
+    They repair neighbour caches that an open wall may have let others poison.
     """
     told = []
     for number, (own, other) in (
@@ -302,7 +296,7 @@ def _require_listeners(answers: Mapping[str, Mapping[str, Any]], ports: Mapping[
 def _doubt(
     fleet: Fleet, said: Mapping[str, Mapping[str, Any]], told: Observation, seen: Observation
 ) -> InstrumentError | None:
-    """Return why guests' recorders cannot vouch for the whole window, if those of their nodes can.
+    """Return why guests' recorders cannot vouch for the window, if those of their nodes can.
 
     Raises:
         InstrumentError: neither can, or those of the nodes cannot.
@@ -343,9 +337,7 @@ def _require_controls(fleet: Fleet, observation: Observation) -> None:
 
 
 def _heard(endpoint: Endpoint, records: Sequence[Record], tokens: set[str], transaction: str) -> bool:
-    """Tell whether a receiver's recorder heard a control on an interface: an answer of DHCP, or a declared
-    flow.
-    """
+    """Return whether a recorder heard a DHCP answer or a declared flow on an interface."""
     for record in records:
         if record.get("label") == endpoint.interface:
             answer = record.get("kind") == "dhcp" and record.get("token") == transaction

@@ -1,5 +1,6 @@
-"""What a node's kernel counts at its guests' interfaces, awaited there: every look from here costs a node a
-third of a second.
+"""Waits on a node for the frame counters of its guests' interfaces.
+
+The node itself polls them: each command from here costs a node a third of a second.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from testbed.verify.fleet import MachineView
 from testbed.verify.probe.client import inconclusive
 
 _LATE = timeouts.COUNTERS
-# Nothing in these loops is a program of its own: a shell that reads a pipe to which nobody writes is one that
-# sleeps.
+# The loops start no program: reading from a pipe without a writer (descriptor 3) with a timeout is the sleep.
 _AWAIT = """
 frames=$1 rate=$2 patience=$3; shift 3
 exec 3<> <(:)
@@ -31,7 +31,7 @@ exit 0
 RECEIVED, SENT = (
     "tx_packets",
     "rx_packets",
-)  # by a guest: what its interface takes in, the node's end gives out
+)  # from the guest's view: its node's end of the interface transmits what the guest receives
 
 
 def await_frames(
@@ -43,16 +43,15 @@ def await_frames(
     *,
     rate: float = 0,
 ) -> None:
-    """Return when each of some interfaces has counted some more frames.
+    """Wait until each of some interfaces has counted a number of further frames.
 
     Args:
         counter: `SENT` or `RECEIVED` by the guest.
         patience: seconds that this may take, for all of them together.
-        rate: for each second that passes meanwhile, so many frames more are awaited.
+        rate: further frames to wait for, per second that passes.
 
     Raises:
-        InstrumentError: one has not in time, or the node cannot be asked.
-
+        InstrumentError: an interface has not in time, or the node cannot be asked.
     """
     if not taps:
         return

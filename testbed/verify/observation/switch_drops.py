@@ -1,5 +1,6 @@
-"""What nodes' switches have lost by crowding: a frame that must not arrive is sent once, and only a wall may
-stop it.
+"""Counts frames that nodes' switches lost under load.
+
+A frame that must not arrive is sent once, and only a wall may stop it.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from collections.abc import Mapping, Sequence
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.client import inconclusive
 
-_UPCALLS = re.compile(r"\blost:(\d+)")  # packets that waited for a rule in vain, ovs-dpctl(8)
+_UPCALLS = re.compile(r"\blost:(\d+)")  # packets lost before a rule was found for them, ovs-dpctl(8)
 _DROPPED = re.compile(r"^/sys/class/net/([^/\s]+)/statistics/tx_dropped:(\d+)$", re.M)
 Losses = Mapping[str, Mapping[str, int]]
 
 
 def lost(fleet: Fleet) -> Losses:
-    """Return how many packets each node has lost by crowding so far: on the way to its switch's rules, and to
-    its guests.
+    """Return the packets that each node has lost under load so far.
+
+    They are lost between the datapath and its rules (upcalls), or on the way to guests.
 
     Raises:
-        InstrumentError: a node does not tell.
-
+        InstrumentError: a node prints no such counters.
     """
     return fleet.everywhere(
         lambda node: _lost_by(
@@ -40,11 +41,10 @@ def _lost_by(machine: MachineView, taps: Sequence[str]) -> dict[str, int]:
 
 
 def require_no_loss(before: Losses, after: Losses) -> None:
-    """Return if no switch has lost anything meanwhile.
+    """Require that no switch has lost packets between two counts.
 
     Raises:
         InstrumentError: one has.
-
     """
     for node, counts in after.items():
         grown = {

@@ -1,8 +1,7 @@
-"""A witness beside every guest: a recorder on its node, of what the node hands to its interfaces (NET-01 to
-NET-07, NET-11, NET-13).
+"""Recorders on nodes, of frames to guests' interfaces (NET-01 to NET-07, NET-11, NET-13).
 
-One program per node, for all its guests. It must hear the same controls as they, live as long, and lose
-nothing.
+One program per node records for all its guests. It must hear the same controls as they, run as long, and
+lose nothing.
 """
 
 from __future__ import annotations
@@ -31,11 +30,10 @@ def listen(fleet: Fleet, prefix: str) -> None:
     """Start the recorders.
 
     Args:
-        prefix: how the observation's tokens begin.
+        prefix: beginning of the observation's tokens.
 
     Raises:
-        InstrumentError: one does not start, or a tap is not there.
-
+        InstrumentError: a recorder does not start, or a tap is missing.
     """
     taps = _taps(fleet)
     answers = _on_nodes(
@@ -53,12 +51,10 @@ def listen(fleet: Fleet, prefix: str) -> None:
 
 
 def arrived_so_far(fleet: Fleet, tokens: Tokens, marks: Collection[str]) -> set[str]:
-    """Return which of some probes have been seen coming in anywhere, by guests or their nodes, while an
-    observation goes on.
+    """Return which of some probes guests or nodes have recorded, during an observation.
 
     Raises:
-        InstrumentError: a guest or a node does not tell.
-
+        InstrumentError: a guest or a node gives no answer.
     """
     request, guests = Glance(phase="glance", token=tokens.prefix), fleet.topology.guests
     told = everywhere(fleet, guests, ProbeClient.ask, {guest.label: request for guest in guests})
@@ -75,11 +71,10 @@ def _glanced(name: str, answer: Mapping[str, Any]) -> set[str]:
 
 
 def collect(fleet: Fleet, prefix: str) -> dict[str, list[Record]]:
-    """End the recorders and return what they saw, by guest.
+    """End the recorders and return their records, by guest.
 
     Raises:
-        InstrumentError: one did not live through the window, or lost something.
-
+        InstrumentError: one did not run for the whole window, or lost frames.
     """
     answers = _on_nodes(fleet, lambda node, _: node.ask(Finish(phase="finish", token=prefix)))
     found: dict[str, list[Record]] = {guest.label: [] for guest in fleet.topology.guests}
@@ -92,16 +87,15 @@ def collect(fleet: Fleet, prefix: str) -> dict[str, list[Record]]:
 
 
 def require_agreement(observation: Observation, marks: Collection[str]) -> None:
-    """Return if guests can vouch for all that came in, and told of it as their nodes do; asked when nothing
-    of it was forbidden.
+    """Require that guests vouch for the window and recorded the frames that nodes recorded.
+
+    Call it when no forbidden frame arrived.
 
     Args:
         marks: the probes that this is about.
 
     Raises:
-        InstrumentError: a guest could not hear, or concealed something, so its silence says nothing of the
-            rest.
-
+        InstrumentError: a guest could not hear, or concealed something, so its silence proves nothing.
     """
     if observation.doubt is not None:
         raise observation.doubt
@@ -114,7 +108,7 @@ def require_agreement(observation: Observation, marks: Collection[str]) -> None:
 
 
 def _taps(fleet: Fleet) -> dict[str, dict[str, tuple[str, str]]]:
-    """Return by node that has guests, and by tap, the guest behind it and the network that it leads to."""
+    """Return guest and network of each tap, by node with guests and by tap."""
     found: dict[str, dict[str, tuple[str, str]]] = {}
     for guest in fleet.topology.guests:
         found.setdefault(guest.node, {}).update({nic.tap: (guest.label, nic.network) for nic in guest.nics})
@@ -122,7 +116,7 @@ def _taps(fleet: Fleet) -> dict[str, dict[str, tuple[str, str]]]:
 
 
 def _on_nodes(fleet: Fleet, ask: Callable[[ProbeClient, str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Ask the instrument on each node that has guests, side by side."""
+    """Send a request to the probe on each node that has guests, in parallel."""
     names = list(_taps(fleet))
     if not names:
         raise InstrumentError("no node has a guest", fact="nothing to record", remedy="declare a guest")

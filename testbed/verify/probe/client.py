@@ -1,6 +1,6 @@
-"""The probe's program: how it is sent into guests and machines, and how its answers are read.
+"""Client of the probe's program: starts it in guests and on machines, and reads its answers.
 
-What comes back from a guest is hostile: it is JSON of bounded size, or nothing was observed.
+Answers from a guest are hostile: they are JSON of bounded size, or nothing was observed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from testbed.verify.probe.transport import (
     shown,
 )
 
-WINDOW = 1.0  # seconds that the last frame of a probe has until it counts as stopped
+WINDOW = 1.0  # seconds after which the last frame of a probe counts as stopped
 LIFE = timeouts.PROBE_LIFE
 CALL = timeouts.PROBE_CALL
 BUDGET = CALL - 60  # seconds of them for sending
@@ -58,6 +58,7 @@ _FILES = (
     "scanner",
     "main",
 )
+# Runs the program that comes compressed on standard input.
 _UNPACK = "import sys, zlib; exec(zlib.decompress(sys.stdin.buffer.read()))"
 _LOADER = """import json, sys, types
 for name, text in [("testbed", ""), ("testbed.payload", ""), ("testbed.payload.probe", ""), *json.loads(%r)]:
@@ -77,8 +78,8 @@ class Probe:
     """One frame, or one use of a service.
 
     Args:
-        mark: what distinguishes it from every other probe of the run; lower-case letters and digits.
-        fields: what `testbed.payload.probe.main` is told, besides the sender.
+        mark: identifies it among all probes of the run; lower-case letters and digits.
+        fields: parameters for `testbed.payload.probe.main`, besides the sender.
         frame: the frame; None for the use of a service.
     """
 
@@ -89,14 +90,13 @@ class Probe:
 
 
 class ProbeClient:
-    """The probe's program at one place: started when something is first asked of it, then asked through its
-    pipe.
+    """The probe's program at one place, started by the first request and reached by its pipe.
 
     Args:
-        run: runs a program there, with input, for at most so many seconds, and returns its output; raises
+        run: runs a program there with input, for at most `timeout` seconds, and returns its output; raises
             InstrumentError.
         python: interpreter there.
-        pipe: the way to the program once it runs, if it is not by programs as well.
+        pipe: the transport to the running program; by default it runs programs as well.
     """
 
     def __init__(
@@ -109,8 +109,7 @@ class ProbeClient:
         self._started = False
 
     def listen(self, request: Request, turn: Turn = _ANY_TIME) -> dict[str, Any]:
-        """Ask what an observation begins with; the program is started anew if it has ended since it was last
-        asked.
+        """Send the first request of an observation; restart the program if it has ended.
 
         Raises:
             InstrumentError: it does not start.
@@ -125,10 +124,10 @@ class ProbeClient:
         """Return the answer to one request; it is untrusted.
 
         Args:
-            turn: held while it is looked for, where looking costs the place its time.
+            turn: held while the answer is polled, where polling costs time of the place.
 
         Raises:
-            InstrumentError: there is none within `CALL`, or it is garbage.
+            InstrumentError: there is none within `CALL`, or it is invalid.
         """
         self.start()
         name = secrets.token_hex(8)
@@ -172,8 +171,9 @@ class ProbeClient:
 
 
 def _expected(request: Mapping[str, object]) -> float:
-    """Return the seconds that an answer may take for nothing: what the request asks for, and a second for
-    each probe.
+    """Return the seconds that an answer may take without charge.
+
+    They are those that the request names, and a second for each probe.
     """
     named = (request.get(name) for name in ("patience", "duration", "window"))
     probes = request.get("probes")
@@ -182,7 +182,7 @@ def _expected(request: Mapping[str, object]) -> float:
 
 
 def compose(request: Mapping[str, object]) -> bytes:
-    """Return the program that starts the probe, compressed: its files as modules, and one request."""
+    """Return the compressed program that starts the probe: files as modules, and one request."""
     sources = [[f"testbed.payload.probe.{name}", (_PROGRAM / f"{name}.py").read_text()] for name in _FILES]
     program = (
         f"{_LOADER % json.dumps(sources)}\nraise SystemExit(main(json.loads({json.dumps(request)!r})))\n"
@@ -191,7 +191,7 @@ def compose(request: Mapping[str, object]) -> bytes:
 
 
 def in_guest(fleet: Fleet, guest: Guest) -> ProbeClient:
-    """Return the instrument in a guest."""
+    """Return the probe client of a guest."""
 
     def run(argv: list[str], stdin: bytes, timeout: float) -> bytes:
         return fleet.in_guest(guest, argv, stdin, timeout=timeout)
@@ -200,7 +200,7 @@ def in_guest(fleet: Fleet, guest: Guest) -> ProbeClient:
 
 
 def on_machine(fleet: Fleet, machine: MachineView) -> ProbeClient:
-    """Return the instrument on a machine."""
+    """Return the probe client of a machine."""
 
     def run(argv: list[str], stdin: bytes, timeout: float) -> bytes:
         return machine.read(shlex.join(argv), stdin=stdin, timeout=timeout, shown=shown).encode()
@@ -219,8 +219,9 @@ def everywhere(
     ask: Callable[[ProbeClient, Request, Turn], dict[str, Any]],
     requests: Mapping[str, Request],
 ) -> dict[str, dict[str, Any]]:
-    """Ask the instrument in each guest, side by side; of those on one node, one at a time is looked at for
-    its answer.
+    """Send a request to the probe in each guest, in parallel.
+
+    Only one guest of each node is polled for its answer at a time.
     """
     turns = {guest.node: Lock() for guest in guests}
     with ThreadPoolExecutor(max_workers=32) as pool:
@@ -232,7 +233,7 @@ def everywhere(
 
 @contextmanager
 def one_observation(fleet: Fleet) -> Iterator[None]:
-    """End every program if an observation breaks off, so that none goes on recording."""
+    """End every probe program if an observation fails, so that none goes on recording."""
     try:
         yield
     except BaseException:
@@ -241,15 +242,16 @@ def one_observation(fleet: Fleet) -> Iterator[None]:
 
 
 def end_all(fleet: Fleet) -> None:
-    """End every instrument of a fleet."""
+    """End every probe program of a fleet."""
     if fleet.instruments:
         with ThreadPoolExecutor(max_workers=8) as pool:
             list(pool.map(ProbeClient.end, fleet.instruments.values()))
 
 
 def start_all(fleet: Fleet) -> None:
-    """Start the instrument in every guest, and on their nodes, before it is needed; one that does not start
-    says so when it is asked.
+    """Start the probe in every guest and on their nodes before it is needed.
+
+    A probe that does not start raises at its first request.
     """
     nodes = {guest.node for guest in fleet.topology.guests}
     found = [
@@ -266,11 +268,10 @@ def start_all(fleet: Fleet) -> None:
 
 
 def listed(answer: Mapping[str, Any], key: str) -> list[Record]:
-    """Return a list of an untrusted answer without what does not belong in it.
+    """Return the dictionaries of a list in an untrusted answer; other items are dropped.
 
     Raises:
-        InstrumentError: it is longer than any of ours.
-
+        InstrumentError: it is longer than any list of ours.
     """
     found = answer.get(key)
     if isinstance(found, list) and len(found) > _RECORDS:
@@ -279,7 +280,7 @@ def listed(answer: Mapping[str, Any], key: str) -> list[Record]:
 
 
 def results_of(sent: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Record]]:
-    """Return what became of each probe, by guest and mark."""
+    """Return the result of each probe, by guest and mark."""
     return {
         label: {str(item.get("id")): item for item in listed(answer, "results")}
         for label, answer in sent.items()
@@ -287,7 +288,7 @@ def results_of(sent: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Rec
 
 
 def lines(probes: Sequence[Probe], tokens: Tokens) -> list[dict[str, object]]:
-    """Return probes as the guest's program reads them."""
+    """Return probes in the format of the guest's program."""
     return [_line(item, tokens.of(item.mark)) for item in probes]
 
 
@@ -304,10 +305,10 @@ def inconclusive(what: str, fact: str) -> InstrumentError:
 
 
 def require_receiver(name: str, answer: Mapping[str, Any], **more: object) -> None:
-    """Return if a recorder lived through its window and lost nothing.
+    """Require that a recorder ran for its whole window and lost nothing.
 
     Args:
-        more: what else its answer must say.
+        more: further facts that its answer must contain.
 
     Raises:
         InstrumentError: it cannot vouch for the whole window.
@@ -319,7 +320,7 @@ def require_receiver(name: str, answer: Mapping[str, Any], **more: object) -> No
 
 
 def require_sent(probes: Sequence[Probe], results: Mapping[str, Mapping[str, Record]]) -> None:
-    """Return if every probe left its sender.
+    """Require that every probe left its sender.
 
     Raises:
         InstrumentError: one did not.
@@ -334,5 +335,5 @@ def require_sent(probes: Sequence[Probe], results: Mapping[str, Mapping[str, Rec
 
 
 def wait_out() -> None:
-    """Return when nothing that was sent can be on its way any more."""
+    """Wait until no sent frame can still be on its way."""
     time.sleep(WINDOW)

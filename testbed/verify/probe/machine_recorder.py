@@ -1,4 +1,4 @@
-"""Recorders on nodes and the controller, and what guests send while those listen (NET-09)."""
+"""Recorders on nodes and the controller, and probes from guests while they listen (NET-09)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def listen_on(fleet: Fleet, machine: MachineView, prefix: str, macs: Mapping[str
     Raises:
         InstrumentError: it does not start.
     """
-    nics = [{"label": name, "mac": mac, "address": "0.0.0.0"} for name, mac in macs.items()]  # noqa: S104 - not asked for
+    nics = [{"label": name, "mac": mac, "address": "0.0.0.0"} for name, mac in macs.items()]  # noqa: S104 - no socket binds to it
     answer = on_machine(fleet, machine).listen(
         Listen(phase="listen", token=prefix, interfaces=nics, patience=0)
     )
@@ -44,13 +44,13 @@ def listen_on(fleet: Fleet, machine: MachineView, prefix: str, macs: Mapping[str
 
 
 def collect_from(fleet: Fleet, machine: MachineView, prefix: str, may_be_down: str) -> list[Record]:
-    """End a machine's recorder and return what it saw.
+    """End a machine's recorder and return its records.
 
     Args:
         may_be_down: the one interface that need not be up; a wall keeps it down.
 
     Raises:
-        InstrumentError: it did not live through the window, or lost something.
+        InstrumentError: it did not run for the whole window, or lost frames.
     """
     answer = on_machine(fleet, machine).ask(Finish(phase="finish", token=prefix))
     require_receiver(machine.name, answer, down=[may_be_down] if answer.get("down") else [])
@@ -58,10 +58,10 @@ def collect_from(fleet: Fleet, machine: MachineView, prefix: str, may_be_down: s
 
 
 def send_from(fleet: Fleet, guests: Sequence[Guest], tokens: Tokens, probes: Sequence[Probe]) -> None:
-    """Send probes from guests, then wait the window out.
+    """Send probes from guests, then wait for the end of the window.
 
     Raises:
-        InstrumentError: something could not be sent.
+        InstrumentError: a probe could not be sent.
     """
     requests: dict[str, Request] = {}
     for guest in guests:

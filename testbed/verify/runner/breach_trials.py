@@ -1,4 +1,4 @@
-"""Tries the breaches of checks: opens a wall, looks, closes it, and looks again at the end (D10)."""
+"""Tries breaches: opens a wall, runs the check, closes it, and runs the check again (D10)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ class Prover:
     """Tries breaches, until one of them is left open.
 
     Args:
-        proven: what has been proven before.
-        journal: where a breach is written down before it opens.
-        publish: is called whenever the proofs of a case have changed.
+        proven: proofs of earlier runs.
+        journal: records a breach before it opens.
+        publish: called whenever the proofs of a case have changed.
         halted: no breach is opened after it is set.
-
     """
 
     def __init__(
@@ -55,16 +54,14 @@ class Prover:
     def _possible(self, case: Case, breach: Breach) -> bool:
         try:
             return breach.applies(case.stage)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a breach that nobody can try is no proof
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a breach that cannot be tried is no proof
             case.trials.append(Trial(breach.name))
             case.trials[-1].judge(None, f"whether there is such a wall cannot be told: {told(error)}")
             self._publish(case)
             return False
 
     def _try(self, case: Case, breach: Breach) -> None:
-        """Try a breach, once more if nothing was observed; whether the wall is whole again shows at the
-        end.
-        """
+        """Try a breach, and once more if nothing was observed; `look_again` checks the closed wall."""
         before = self._proven.proven_at(case.item.path, *case.names(breach.name))
         if before:
             case.trials.append(Trial(breach.name))
@@ -102,7 +99,7 @@ class Prover:
         return trial
 
     def _opened(self, case: Case, breach: Breach, trial: Trial) -> CheckOutcome | None:
-        """Open a wall and run the check; return None if the breach has opened nothing."""
+        """Open a wall and run the check; return None if the breach is not in force."""
         breach.open(case.stage)
         if not breach.in_force(case.stage):
             return None
@@ -113,7 +110,7 @@ class Prover:
         return red
 
     def _close(self, case: Case, breach: Breach, trial: Trial) -> str:
-        """Close a wall; return why it may be open all the same, or the empty string."""
+        """Close a wall; return the reason why it may still be open, or the empty string."""
         left_open = f"the breach '{breach.name}' could not be reverted: interrupted"
         try:
             left_open = close_breach(breach, case.stage)
@@ -125,7 +122,7 @@ class Prover:
         return left_open
 
     def look_again(self, case: Case) -> None:
-        """Look at a wall whose breaches were tried, now that all are closed."""
+        """Run the check again after all breaches are closed, if any was tried."""
         waiting = [trial for trial in case.trials if trial.verdict is None]
         if waiting:
             again = self._looker.look(case, f"{case.name}.reverted")

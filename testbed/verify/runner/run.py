@@ -46,18 +46,17 @@ def examine(
     slow: bool = False,
     revive: Revive = tuple,
 ) -> Path:
-    """Run the checks against a lab and return the run's folder, which holds ``result.json`` and the evidence.
+    """Run the checks and return the run's folder, with ``result.json`` and the evidence.
 
     Args:
         prove: which breaches to try.
         only: control ids, or beginnings of them; all if empty.
-        revive: starts guests again that have crashed meanwhile, and returns their labels.
+        revive: restarts guests that crashed during the run, and returns their labels.
 
     Raises:
-        KeyboardInterrupt: the run was interrupted; what had been observed is written down all the same.
-        MachineError: this Python would run something else than what is written in the checks.
+        KeyboardInterrupt: the run was interrupted; the observations so far are stored all the same.
+        MachineError: this Python would not run the checks as they are written.
         UsageError: `only` selects nothing.
-
     """
     controls = require(data_files.checks(), only).controls
     started, clock = datetime.now(UTC), time.monotonic()
@@ -70,7 +69,7 @@ def examine(
     with trouble.kept("looking at the configuration before the checks"):
         watch.begin()
     plugin = _attack(fleet, _proven(lab, environment, prove), only, trouble, slow=slow, revive=revive)
-    # Phase after the cases: every breach has been taken back, or is reported.
+    # Phase after the cases: every breach has been reverted, or is reported.
     trouble.items += plugin.errors
     if not plugin.interrupted:
         with trouble.kept("looking at the configuration after the checks"):
@@ -111,7 +110,7 @@ def _environment(lab: Lab) -> dict[str, str]:
 
 
 def _await_all(lab: Lab, trouble: Trouble) -> None:
-    """Wait a while for every machine, and tell of each whether it answers."""
+    """Wait a while for every machine, and report whether each answers."""
     machines = lab.outer.observe()
     with ThreadPoolExecutor(max_workers=len(lab.hosts)) as pool:
         for told in pool.map(partial(_await, machines=machines), lab.hosts):
@@ -127,7 +126,7 @@ def _attack(
     slow: bool,
     revive: Revive,
 ) -> Checks:
-    """Run the checks, and end what they started in guests and on machines in any case."""
+    """Run the checks; in any case, end the programs that they started in guests and on machines."""
     before = leftovers.look(fleet)
     try:
         return run_checks(
@@ -147,7 +146,7 @@ def _write_matrix(fleet: Fleet, file: Path) -> None:
 
 
 def _write(folder: Path, run: Run) -> None:
-    """Write ``result.json``, whole or not at all."""
+    """Write ``result.json`` atomically."""
     unfinished = folder / "result.json.partial"
     unfinished.write_text(json.dumps(to_json(run), indent=1, default=str))
     unfinished.rename(folder / "result.json")
@@ -164,8 +163,9 @@ def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> ProofCa
 
 
 def _await(host: Host, machines: Observed) -> str:
-    """Wait a while for a machine that runs; one that does not answer makes the checks that need it
-    inconclusive.
+    """Wait a while for a running machine; return whether it answers, in words.
+
+    A silent machine makes the checks that need it inconclusive.
     """
     state = machines.get(Key(OUTER, Kind.MACHINE, host.name), {}).get("state", "not there")
     if state != "running":

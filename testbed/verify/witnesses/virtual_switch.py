@@ -1,7 +1,7 @@
-"""Witnesses of a network wall besides packets: OVN's databases, and the nodes' own OpenFlow pipelines.
+"""Witnesses of a network wall besides packets: OVN's databases and nodes' OpenFlow tables.
 
-Packets sample; `pipeline` asks a node's switch what it would do with a frame, and `logical` compares what the
-databases say with what the topology declares (NET-01 to NET-07).
+Packets sample; `pipeline` asks a node's switch for its verdict on a frame, and `logical` compares the
+databases with the topology (NET-01 to NET-07).
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.client import Probe
 from testbed.verify.witnesses.nd_guard_model import guards
 
+# Datapath actions that forward no packet out of the switch.
 _WITHIN = frozenset(
     {"", "drop", "meter", "ct", "ct_clear", "recirc", "hash", "set", "set_masked", "push_vlan", "pop_vlan"}
 )
+# Speaks JSON-RPC to ovs-vswitchd's control socket over one connection: an ovs-appctl process for each frame
+# would be slower.
 _TRACE = """
 import glob, json, socket
 answers, decoder = {}, json.JSONDecoder()
@@ -52,14 +55,12 @@ print(json.dumps(answers))
 
 
 def pipeline(fleet: Fleet, probes: Sequence[Probe]) -> dict[str, str]:
-    """Return by mark what the sender's node would do with each frame now, as actions of its datapath; see
-    `passes`.
+    """Return the verdict of the sender's node on each frame, by mark, as datapath actions.
 
-    What the node's guard stops does not come to its datapath.
+    See `passes`. A frame that the node's guard stops does not reach the datapath: its verdict is ``drop``.
 
     Raises:
-        InstrumentError: a node's switch or guard cannot be asked, or cannot tell.
-
+        InstrumentError: a node's switch or guard cannot be asked, or gives no answer.
     """
     walls = guards(fleet)
     taps = {nic.mac: (guest.node, nic.tap) for guest in fleet.topology.guests for nic in guest.nics}
@@ -81,10 +82,12 @@ def pipeline(fleet: Fleet, probes: Sequence[Probe]) -> dict[str, str]:
 
 
 def passes(actions: str) -> bool:
-    """Tell whether some of a datapath's actions send a frame on: to a port, a tunnel or a program
-    (ovs-actions(7)).
+    """Return whether datapath actions forward a frame.
+
+    Forwarding means an output to a port, a tunnel or a program (ovs-actions(7)).
     """
     text = actions
+    # Remove the innermost brackets until none is left: only names of top-level actions count.
     while (inner := re.sub(r"[({][^(){}]*[)}]", "", text)) != text:
         text = inner
     return any(word.strip() not in _WITHIN for word in re.split("[,;]", text))
@@ -103,11 +106,10 @@ def _trace(machine: MachineView, frames: Sequence[tuple[str, str, str]]) -> dict
 
 @dataclass(frozen=True, slots=True)
 class WitnessFinding:
-    """One thing that a database or a guard holds and the topology does not say.
+    """One difference of a database or a guard from the topology.
 
     Args:
-        controls: ids of those whose wall rests on it.
-
+        controls: ids of the controls whose wall rests on the setting.
     """
 
     controls: frozenset[str]
@@ -118,18 +120,17 @@ class WitnessFinding:
 
 
 def against(findings: Iterable[WitnessFinding], control: str) -> list[str]:
-    """Return what speaks against one control's wall; what others rest on says nothing about it."""
+    """Return the findings that concern one control's wall."""
     return [finding.text for finding in findings if control in finding.controls]
 
 
 def logical(fleet: Fleet) -> list[WitnessFinding]:
-    """Return where OVN's databases and the nodes' guards differ from what the topology declares.
+    """Return the differences of OVN's databases and the nodes' guards from the topology.
 
     Raises:
-        InstrumentError: the southbound database cannot be read, or a guest's port is not in use, so that no
-            packet tells anything.
+        InstrumentError: the southbound database cannot be read, or a guest's port is not in use, so that
+            packets prove nothing.
         ProvisioningError: the northbound database cannot be read.
-
     """
     behind = [finding for guard in guards(fleet).values() for finding in guard.findings]
     return [
@@ -182,7 +183,7 @@ def _southbound(fleet: Fleet) -> list[WitnessFinding]:
 def _bound(
     guest: Guest, nic: GuestNic, row: Mapping[str, Any], names: Mapping[str, str]
 ) -> Iterator[WitnessFinding]:
-    """Yield where the row of a guest's port in the southbound database is not what it must be."""
+    """Yield the mistakes in the southbound database's row of a guest's port."""
     security, where = row.get("port_security"), names.get(str(row.get("chassis")), "no node")
     live = list(map(str, security)) if isinstance(security, list) else [str(security)] if security else []
     if live != [nic.pinned]:
@@ -199,7 +200,7 @@ def _bound(
 
 
 def rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a table as OVSDB's tools print it in JSON (RFC 7047, 5.1)."""
+    """Return the rows of a table in the JSON format of OVSDB's tools (RFC 7047, 5.1)."""
     return [
         {name: _value(cell) for name, cell in zip(table["headings"], row, strict=True)}
         for row in table["data"]
