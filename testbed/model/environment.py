@@ -1,4 +1,4 @@
-"""What was really found: the accelerator of each level, versions, how slow this machine is."""
+"""The environment found at run time: accelerators, versions, slowness of the machine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Matrices of who reached whom, in the width of a terminal. Pure functions of ``matrix.json``.
+"""Matrices of reachability in the width of a terminal. Pure functions of ``matrix.json``.
 
-Guests and each network of the machines have a matrix of their own: rows are sources, columns are targets by
-number.
+Guests have a matrix of their own, and so has each network of the machines. Rows are sources, columns are
+targets by number.
 """
 
 from __future__ import annotations
