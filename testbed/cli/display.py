@@ -38,18 +38,24 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def watched(stream: object) -> bool:
-    """Tell whether a person watches a stream: it is a terminal that can do more than print lines."""
+    """Return whether a person watches a stream.
+
+    So it is with a terminal that can do more than print lines.
+    """
     isatty = getattr(stream, "isatty", lambda: False)
     return bool(isatty()) and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def coloured(stream: object) -> bool:
-    """Tell whether a stream shows colours to a person who has not declined them."""
+    """Return whether a stream shows colours to a person who has not declined them."""
     return watched(stream) and not os.environ.get("NO_COLOR")
 
 
 def width_of(descriptor: int | None) -> int:
-    """Return the cells of a line: of the terminal, else as the environment says, else a fixed number."""
+    """Return the width of a line in cells.
+
+    It is the terminal's, else that of the environment, else a fixed number.
+    """
     found = 0
     if descriptor is not None:
         with suppress(OSError):
@@ -96,7 +102,7 @@ class Patient(io.TextIOBase):
         return self._encoding
 
     def isatty(self) -> bool:
-        """Tell whether it is a terminal."""
+        """Return whether it is a terminal."""
         return self._terminal
 
     def fileno(self) -> int:
@@ -109,13 +115,13 @@ class Patient(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Write what is kept; leave it out where nobody takes it in time."""
+        """Write the kept text; drop it if the reader does not take it in time."""
         data, self._kept = "".join(self._kept).encode(self._encoding, "replace"), []
         until = time.monotonic() + (0.0 if self._stuck else self.patience)
         while data and not self._gone:
             try:
                 if self._polled and not self._room(until - time.monotonic()):
-                    self._stuck = True  # later lines do not wait for what did not move in all that time
+                    self._stuck = True  # the next flush does not wait for this reader
                     return
                 taken = os.write(self._own, data[:_PIECE])
             except BlockingIOError:  # less room than it looked
@@ -144,7 +150,7 @@ class Patient(io.TextIOBase):
 
 
 def _opened_again(descriptor: int) -> int:
-    """Return a terminal opened again, for writing that does not block; a duplicate where that fails.
+    """Return a second, non-blocking descriptor of a terminal; a duplicate where that fails.
 
     The flag belongs to an open file, and the shell shares the one that we were given.
     """
@@ -157,7 +163,7 @@ def _opened_again(descriptor: int) -> int:
 
 
 class Board:
-    """What is planned, what runs and what has ended; safe to use from several threads."""
+    """Counts of steps planned, running and ended; safe to use from several threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()

@@ -20,8 +20,8 @@ def interruptible() -> None:
     """Let SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread from now on.
 
     Ctrl-C as well, although a job that a script starts in the background ignores it. A command under nohup(1)
-    goes on ignoring SIGHUP. What comes while the first signal is new is the same interruption; what comes
-    later is another.
+    goes on ignoring SIGHUP. Signals shortly after the first are part of the same interruption;
+    later ones are another.
     """
     last: list[float] = []
 

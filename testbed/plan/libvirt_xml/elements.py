@@ -1,4 +1,4 @@
-"""What the domains of machines and of guests have in common: pure functions that build libvirt's XML."""
+"""Elements that domains of machines and of guests share: pure functions that build XML."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def domain_of(kind: str, name: str, uuid: str, memory: int, vcpus: int) -> ET.El
 
 
 def add_mark(root: ET.Element, lab: str, name: str, properties: Mapping[str, object]) -> None:
-    """Say in a domain whose it is and what it was made from."""
+    """Record in a domain's metadata its lab, its name and the properties that it was made from."""
     mark = sub(sub(root, "metadata"), f"{{{NAMESPACE}}}lab", name=lab, resource=name)
     mark.text = json.dumps(properties, sort_keys=True)
 
 
 def mark_waiting(root: ET.Element) -> None:
-    """Give a domain the title that says that it waits for its memory."""
+    """Give a domain the title of domains that wait for saved memory."""
     root.insert(0, sub(ET.Element("none"), "title", WAITING))
 
 

@@ -36,10 +36,10 @@ _SLOTS = range(1, 31)  # of a q35's root bus; the last one holds the chipset
 def guest_xml(
     topology: Topology, guest: Guest, properties: Mapping[str, object], *, waiting: bool = False
 ) -> str:
-    """Return the domain of a guest on its node: KVM, confined, under an account of its own (PRC-01, PRC-02).
+    """Return the domain of a guest: KVM, confined, under an account of its own (PRC-01, PRC-02).
 
     Args:
-        waiting: it starts from saved memory, and is nobody until its title is taken away.
+        waiting: it starts from saved memory, and has no identity until its title is removed.
 
     """
     root = domain_of("kvm", guest.domain, guest.uuid, guest.memory, guest.vcpus)
@@ -53,8 +53,9 @@ def guest_xml(
 
 
 def anonymous_guest_xml() -> str:
-    """Return the domain of a guest that has no identity, and whose memory is to be saved: what most guests
-    are like (`is_usual`).
+    """Return the domain of a guest without identity, whose memory is to be saved.
+
+    Its hardware is that of most guests (`is_usual`).
     """
     nic = GuestNic("anonymous", "0e:00:00:00:00:01", IPv4Address(0), "", "tapanonymous")
     guest = Guest(
@@ -72,8 +73,9 @@ def anonymous_guest_xml() -> str:
 
 
 def is_usual(guest: Guest) -> bool:
-    """Tell whether a guest's hardware is that of the guest whose memory is saved, but for the size of its
-    volume.
+    """Return whether a guest's hardware equals that of the guest whose memory is saved.
+
+    The size of its volume may differ.
     """
     return (guest.memory, guest.vcpus, len(guest.nics), len(guest.volumes)) == (GUEST_MEMORY, 1, 1, 1)
 
@@ -119,8 +121,9 @@ def _guest(root: ET.Element, guest: Guest, words: Sequence[str]) -> None:
 
 
 def _on_the_root_bus(devices: ET.Element) -> None:
-    """Put a guest's devices on the PCI root bus, without a bridge for each: every look at one costs a nested
-    exit or more.
+    """Put a guest's devices on the PCI root bus, without a bridge for each.
+
+    Every access to a bridge costs at least one nested exit.
     """
     kinds = ("interface", "disk", "controller[@type='virtio-serial']", "rng")
     for slot, device in zip(
