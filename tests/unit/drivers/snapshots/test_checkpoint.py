@@ -1,4 +1,4 @@
-"""Checkpoints: saved whole or not at all, used for exactly what they were made for, and told about."""
+"""Checkpoints: saved whole or not at all, used only for an equal lab, and reported."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Guests that start from saved memory: what libvirt is given, and what the guest does with what it is
-told.
-"""
+"""Guests that start from saved memory: libvirt's input, and how guests handle messages."""
 
 from __future__ import annotations
 

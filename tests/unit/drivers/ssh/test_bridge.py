@@ -1,4 +1,4 @@
-"""A bridge to a machine: what is at its near end, and how it ends."""
+"""A bridge to a machine: its near end, and how it ends."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""How nodes are asked for what they hand to their guests, and what checks make of two witnesses that
-differ.
-"""
+"""Requests to nodes for frames handed to guests, and verdicts where witnesses differ."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ Answers = Callable[[str, Mapping[str, Any]], Answer]
 def _fleet(
     monkeypatch: pytest.MonkeyPatch, answers: Answers
 ) -> tuple[Any, list[tuple[str, Mapping[str, Any]]]]:
-    """Return a fleet whose guests and nodes answer as told, and what they were asked."""
+    """Return a fleet whose guests and nodes give fixed answers, and a list of their requests."""
     asked: list[tuple[str, Mapping[str, Any]]] = []
 
     def ask(instrument: ProbeClient, request: Mapping[str, Any], *_: object) -> Answer:
@@ -245,8 +243,9 @@ Marks = Mapping[str, list[str]]
 
 
 def _reached(monkeypatch: pytest.MonkeyPatch, told: Marks, seen: Marks, deaf: Marks | None = None) -> None:
-    """Judge the matrix of a lab in which all that is allowed arrived, and some more, of which guests do not
-    tell all.
+    """Judge the matrix of a lab in which all allowed frames arrived, and some others.
+
+    Guests do not report all of them.
     """
     matrix = ReachMatrix.of(LAB)
     allowed: dict[str, list[str]] = {}

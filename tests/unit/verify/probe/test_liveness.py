@@ -17,7 +17,7 @@ from testbed.verify.probe.liveness import OUTER, Moment, beating, clock_error
 
 
 class _Machine:
-    """A machine whose clock shows what it is told to."""
+    """A machine whose clock has a given offset."""
 
     def __init__(self, ahead: float = 0.0, delay: float = 0.0) -> None:
         self.name, self.ahead, self.delay = "node", ahead, delay
@@ -60,7 +60,7 @@ def test_a_machine_notices_that_it_stood_still(tmp_path: Path) -> None:
 
 
 class _Heart:
-    """A machine's probe: beats until it is told to rest."""
+    """A machine's probe that sends beats until it is stopped."""
 
     def __init__(self, answer: dict[str, object]) -> None:
         self.answer, self.rested = answer, threading.Event()

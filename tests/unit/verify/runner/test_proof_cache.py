@@ -1,6 +1,4 @@
-"""What was proven before is known as long as nothing has changed that the proof depends on, and not a moment
-longer.
-"""
+"""An earlier proof counts exactly as long as nothing that it depends on has changed."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ _NUMBERS: Iterator[int] = count()
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two checks, one of which imports what imports something; another file; what runs in guests."""
+    """Two checks, one with indirect imports; another file; a program that runs in guests."""
     files = {
         "checks/test_one.py": "from checks.common import look\n",
         "checks/test_two.py": "import os\n",
