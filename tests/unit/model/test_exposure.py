@@ -219,7 +219,7 @@ def _counting(*parts: object, packets: int = 1, verdict: str = "accept") -> dict
 
 
 def test_the_firewall_s_own_words_are_read() -> None:
-    """nft's JSON: refused connections, each kept for ten minutes, and counters of a port's rules."""
+    """nft's JSON: refused connections, each kept ten minutes, and counters of a port's rules."""
     address = {
         "match": {
             "op": "==",
