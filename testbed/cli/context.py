@@ -61,7 +61,7 @@ def _known(name: str) -> Path | None:
 
 
 def _file(text: str) -> Path | None:
-    """Return the file that a word names, or None."""
+    """Return the file with this path, or None."""
     try:
         return Path(text) if Path(text).is_file() else None
     except (ValueError, OSError):  # no valid name of a file

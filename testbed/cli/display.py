@@ -38,10 +38,7 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def watched(stream: object) -> bool:
-    """Return whether a person watches a stream.
-
-    So it is with a terminal that can do more than print lines.
-    """
+    """Return whether a person may watch a stream: a terminal that can do more than print lines."""
     isatty = getattr(stream, "isatty", lambda: False)
     return bool(isatty()) and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
@@ -171,7 +168,7 @@ class Board:
         self.planned = self.done = self.wrong = 0
 
     def take(self, step: Step) -> None:
-        """Take note of an event."""
+        """Record an event."""
         with self._lock:
             match step.kind:
                 case StepKind.PLANNED:
@@ -194,7 +191,7 @@ class Board:
 
     @property
     def total(self) -> int:
-        """How many pieces of work are known of."""
+        """The number of pieces of work known so far."""
         return max(self.planned, self.done + len(self._running))
 
 
@@ -244,7 +241,7 @@ class Display:
         self._before: dict[int, object] = {}
 
     def open(self) -> None:
-        """Begin; signals that would end the process at once first take the picture away."""
+        """Begin; handlers of signals that end the process at once remove the picture first."""
         if threading.current_thread() is threading.main_thread():
             self._before = {
                 number: signal.getsignal(number)
@@ -279,7 +276,7 @@ class Display:
             self.draw()
 
     def draw(self) -> None:
-        """Draw the picture as things are; there is none before something is known of."""
+        """Draw the current picture; there is none before the first step is known."""
         while not self._lock.acquire(
             timeout=_PERIOD
         ):  # the main thread may hold it in a signal handler that ends us
@@ -324,7 +321,7 @@ class Display:
                 self._live = None
 
     def close(self) -> None:
-        """Take the picture away, end the thread that draws it, and let signals be as they were."""
+        """Remove the picture, end the thread that draws it, and restore the signal handlers."""
         self._over.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()  # no longer than the stream is patient

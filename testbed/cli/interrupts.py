@@ -1,4 +1,4 @@
-"""Signals that end a command: a CI job's time-out and a lost terminal are what Ctrl-C is."""
+"""Signals that end a command: a CI job's time-out and a lost terminal act like Ctrl-C."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def interruptible() -> None:
 
 @contextmanager
 def ended_at_once(end: Callable[[], object]) -> Iterator[None]:
-    """Let the same signals do something else, such as to end the process, while a block runs."""
+    """Handle the same signals by another function, such as to end the process, in a block."""
 
     def handle(*_: object) -> None:
         end()

@@ -67,7 +67,7 @@ def undisplay() -> None:
 
 
 def say(message: str) -> None:
-    """Show people who wait what goes on: a line, or a step of the work on the live display."""
+    """Print progress: a line, or a step of the work on the live display."""
     if _DISPLAYS:
         _DISPLAYS[-1].show(message)
     elif message:
@@ -84,7 +84,7 @@ def warn(message: str) -> None:
 
 
 def _print(text: Text) -> None:
-    """Print on standard error; that its reader has gone ends nothing."""
+    """Print on standard error, and ignore that its reader has gone."""
     if _DISPLAYS:
         _DISPLAYS[-1].print(text)
         return
@@ -112,7 +112,7 @@ def guard() -> None:
 
 
 def fail(error: TestbedError) -> None:
-    """Print an error of ours: what, the fact observed, the remedy."""
+    """Print an error of ours: the failure, the fact observed, the remedy."""
     warn(f"error: {error}")
 
 
@@ -172,7 +172,7 @@ def width() -> int:
 
 
 def _write(text: str) -> None:
-    """Write to standard output, whatever alphabet that has."""
+    """Write to standard output, whatever its encoding."""
     alphabet = getattr(sys.stdout, "encoding", None) or "utf-8"
     with _aside(), _unless_gone(sys.stdout):
         sys.stdout.write(text.encode(alphabet, "replace").decode(alphabet))

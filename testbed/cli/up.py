@@ -110,10 +110,10 @@ def _require_same(topology: Topology, workspace: Workspace) -> None:
 
 
 def _converge(opened: session.Lab, trace: Trace) -> list[Action]:
-    """Make a lab what it must be, and close what a killed process had opened.
+    """Make a lab match its topology, and close breaches that a killed process left open.
 
-    Settings come first, since a breach may have cut our own way in; they come again afterwards, for what
-    closing has changed and for what could not be set right before.
+    Settings come first, since a breach may block our own access. They come again afterwards, for changes that
+    the closing has made, and for resources that could not be repaired before.
 
     Raises:
         ProvisioningError: something could not be done, or a breach may still be in force.
@@ -133,7 +133,7 @@ def _converge(opened: session.Lab, trace: Trace) -> list[Action]:
 
 
 def _connect(workspace: Workspace, uri: str) -> None:
-    """Remember which libvirt runs a lab.
+    """Record the libvirt that runs a lab.
 
     Raises:
         UsageError: another one does already, or the URI is of no daemon on this machine.

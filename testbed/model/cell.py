@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ipaddress import IPv6Address
 from typing import Protocol
 
-_PAIRS, _SERVICES = 4, 6  # that words of many cells name
+_PAIRS, _SERVICES = 4, 6  # the most that a summary of cells names
 
 
 class Named(Protocol):

@@ -22,8 +22,8 @@ class Environment:
         inner: accelerator of the guests; KVM in a node works on emulated SVM too.
         slowness: factor by which deadlines are stretched; 1.0 where KVM works.
         emulator: path of the QEMU binary.
-        versions: name and version of what matters for a verdict.
-        note: why it is this accelerator.
+        versions: name and version of the programs that matter for a verdict.
+        note: the reason for this accelerator.
 
     """
 

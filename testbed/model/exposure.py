@@ -23,7 +23,7 @@ Socket = tuple[str, int]
 
 
 class EndpointOwner(StrEnum):
-    """Who stands at a site."""
+    """The owner of an address on an infrastructure network."""
 
     ROGUE = "rogue"
     OUTER = "outer"
@@ -33,7 +33,7 @@ class EndpointOwner(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class InfraEndpoint:
-    """An address on an infrastructure network, and who has it.
+    """An address on an infrastructure network, and its owner.
 
     Args:
         mac: empty for the outer machine's end, which the kernel names.
@@ -53,7 +53,7 @@ class InfraEndpoint:
 
     @property
     def link_local(self) -> IPv6Address:
-        """The address that IPv6 would give it, made from its MAC address (RFC 4291, appendix A)."""
+        """The IPv6 link-local address that follows from its MAC address (RFC 4291, appendix A)."""
         return link_local(self.mac)
 
 

@@ -17,7 +17,7 @@ from testbed.model.topology import AllowedFlow, Topology
 FIRST_PROBE_PORT = 7
 PORTLESS = ("arp", "icmp", "raw", "broadcast", "multicast")
 PORTLESS6 = ("nd", "icmp6")
-LINK = "-link"  # what stands behind a protocol between link-local addresses, which no topology declares
+LINK = "-link"  # suffix of a protocol between link-local addresses, which no topology declares
 RESOLUTION = ("arp", "nd")
 TO_ALL = (
     "broadcast",

@@ -52,7 +52,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two guests, of which the first must not reach the second by anything that is not declared."""
+    """Two guests; the first must not reach the second except by declared flows."""
 
     attacker: Attachment
     victim: Attachment
@@ -78,7 +78,7 @@ def flows(topology: Topology) -> tuple[Flow, ...]:
 
 
 def ordered(topology: Topology) -> list[tuple[AllowedFlow, Endpoint, Endpoint]]:
-    """Return the same with their ends as the reach matrix names them."""
+    """Return the same flows, with their ends as the reach matrix names them."""
     return sorted(joined(topology), key=lambda item: _PREFERRED.index(item[0].protocol))
 
 

@@ -23,7 +23,7 @@ _IN_PLACE = {
     Kind.LIMIT,
     Kind.DATABASE,
 }
-# What brings an object back whose only difference is its state, and nothing of it is lost.
+# Verbs for an object that differs in its state only; it keeps its content.
 _REVIVAL = {"paused": "resume", "silent": "restart"}
 _REMOVAL_ORDER = (
     Kind.GUEST,
@@ -50,7 +50,7 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One property of a resource that is not what it must be.
+    """One property of a resource that differs from its desired value.
 
     Args:
         name: of the property; empty if the resource is missing or is not in the topology.
@@ -65,7 +65,7 @@ class Difference:
     wanted: Value | None
 
     def told(self, guests: Mapping[str, str]) -> str:
-        """Return it in words: which resource, where, and what differs.
+        """Return the difference in words: the resource, its place, and the property.
 
         Args:
             guests: see `testbed.plan.descriptions.owners`.
@@ -100,7 +100,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Ordered actions; empty when everything is as it must be."""
+    """Ordered actions; empty if the observed state is the desired one."""
 
     actions: tuple[Action, ...]
 

@@ -203,7 +203,7 @@ def _of_row(table: str, row: Row, belongs: _Belongs) -> Iterator[Stray]:
 
 
 def _named(table: str, row: Row) -> str:
-    """Return the table of a row, and what it is called."""
+    """Return the table of a row, and its name."""
     name = (
         row.get("external_ids", {}).get("resource")
         or row.get("name")

@@ -17,7 +17,7 @@ _POLICER = re.compile(
     r"\bpolice (0x[0-9a-f]+) .*\bpkts_rate (\d+)"
 )  # its index in the kernel, and packets per second
 _KPACKETS = 1000
-BURST = 1.0  # seconds' worth of packets that may come at once
+BURST = 1.0  # burst size, as seconds of the limit
 
 
 def observed(node: str, guests: Iterable[Guest], filters: str) -> dict[Key, Properties]:

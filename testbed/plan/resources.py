@@ -38,10 +38,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """Names a resource.
+    """The name of a resource.
 
     Args:
-        place: where it lives: ``outer``, the controller or a node.
+        place: its place: ``outer``, the controller or a node.
 
     """
 

@@ -44,7 +44,7 @@ def cells(text: str) -> int:
 
 
 def shorten(text: str, width: int) -> str:
-    """Return text that takes at most so many cells; an ellipsis stands for the rest."""
+    """Return text of at most `width` cells; an ellipsis stands for the rest."""
     if cells(text) <= width:
         return text
     first = next(_folded(text, max(1, width - 1), width))
@@ -52,7 +52,7 @@ def shorten(text: str, width: int) -> str:
 
 
 def pad(text: str, width: int) -> str:
-    """Return text with blanks behind it, so that it takes so many cells."""
+    """Return text with blanks behind it, so that it takes `width` cells."""
     return text + " " * (width - cells(text))
 
 

@@ -27,7 +27,7 @@ def read(text: bytes | str) -> Any:  # noqa: ANN401 - JSON
     """Return the value of a JSON text from a guest or a node.
 
     Raises:
-        ValueError: it is no JSON (RFC 8259: no NaN, no half of a character), or beyond `OCTETS`, `VALUES`,
+        ValueError: it is no JSON (RFC 8259: no NaN, no lone surrogate), or beyond `OCTETS`, `VALUES`,
             `DEPTH` or `WHOLE`.
 
     """

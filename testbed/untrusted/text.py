@@ -49,7 +49,7 @@ def clean(text: object, limit: int = SIZE) -> str:
 
     Its lines and tabs stay.
 
-    Control characters, characters that turn the direction of writing or show as nothing, lone surrogates and
+    Control characters, bidirectional controls, invisible characters, lone surrogates and
     unassigned code points become U+FFFD.
 
     Args:

@@ -39,12 +39,12 @@ def tunnel_peers(topology: Topology, machine: Machine) -> tuple[str, ...]:
 
 
 def northbound_clients(topology: Topology, machine: Machine) -> tuple[str, ...]:
-    """Return the management addresses that may talk to OVN's northbound database on a machine."""
+    """Return the management addresses that may connect to OVN's northbound database."""
     return administrators(topology) if machine.role is Role.CONTROLLER else ()
 
 
 def southbound_clients(topology: Topology, machine: Machine) -> tuple[str, ...]:
-    """Return the management addresses that may talk to OVN's southbound database on a machine."""
+    """Return the management addresses that may connect to OVN's southbound database."""
     if machine.role is not Role.CONTROLLER:
         return ()
     return tuple(sorted(str(node.address(Plane.MANAGEMENT)) for node in topology.nodes))

@@ -34,7 +34,7 @@ def lines(files: str, start: str) -> str:
 
 
 def _named(files: str, start: str) -> list[str]:
-    """Return the rest of every line that begins so; only what ends a line for grep ends it here."""
+    """Return the rest of every line with this beginning; lines end only where grep ends them."""
     return [line[len(start) :] for line in files.split("\n") if line.startswith(start)]
 
 
@@ -191,7 +191,7 @@ def _rows(tables: str, columns: list[str]) -> Iterator[list[Any]]:
 
 
 def unconfined(labels: str) -> str:
-    """Return the confinement of workers that are not confined as they must be, one a line."""
+    """Return the AppArmor labels of workers that are not confined as required, one a line."""
     return "\n".join(line or "none" for line in labels.splitlines() if not _CONFINED.fullmatch(line))
 
 
@@ -220,7 +220,7 @@ def beneath(files: str, folder: str) -> str:
 
 
 def called(files: str, start: str) -> str:
-    """Return the files whose names begin so, sorted."""
+    """Return the files whose names have this beginning, sorted."""
     return "\n".join(sorted(line for line in files.splitlines() if line.rpartition("/")[2].startswith(start)))
 
 

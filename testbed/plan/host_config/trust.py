@@ -15,13 +15,13 @@ from testbed.plan.host_config.identity import MachineKeys, identity_files
 
 Parts = tuple[tuple[str, ...], str, str, Callable[..., str]]
 
-# What the outer machine gave the machine at its birth; the machine cannot change it.
+# The archive of the machine's identity, from the outer machine; the machine cannot change it.
 _CREDENTIAL = "/sys/firmware/qemu_fw_cfg/by_name/opt/io.systemd.credentials/testbed.identity/raw"
 _LOADED = f"[ -e {_CREDENTIAL} ] || modprobe qemu_fw_cfg; "
 # a machine that starts from saved memory makes it itself (playbooks/roles/base/files/adopt.py)
 _OWN = "testbed/boot_id"
 _PROFILES = "/etc/apparmor.d/libvirt"
-# `Setting.observe` of what stands in every profile of a worker: lines behind the name of their file.
+# `Setting.observe` for the rules in every worker's profile: lines behind the name of their file.
 PROFILES = f"grep -asH '' {_PROFILES}/libvirt-*"
 NORTHBOUND = "pssl:6641"
 
@@ -37,6 +37,7 @@ def identity(topology: Topology, machine: Machine) -> Parts:
     compare = f"{_LOADED}tar --compare --directory=/run --file={_CREDENTIAL}"
     listed = "cd /run && find testbed -type f -o -type l"
     own = " ".join(f"-e {name}" for name in sorted({*known, _OWN}))
+    # tar only compares files of the archive, so others below /run/testbed are listed and removed by themselves.
     foreign = f'{listed} | grep -vxF {own} | while read -r file; do rm -f "$file"; done'
     reload = "systemctl reload ssh; nft -f /etc/nftables.conf"
     repair = (
@@ -78,6 +79,7 @@ def _without_additions(uuid: str, rules: str) -> str:
     does not add them later.
     """
     path, kept = f"{_PROFILES}/libvirt-{uuid}", rf"^\s*(#(?!\s*include).*|{rules}|)$"
+    # The file is overwritten in place, so that it keeps its owner and mode.
     each = (
         f"for file in {path} {path}.files; do [ -e $file ] || continue; grep -P '{kept}' $file > "
         "$file.new; cat $file.new > $file"

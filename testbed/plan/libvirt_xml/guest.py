@@ -22,9 +22,9 @@ from testbed.plan.libvirt_xml.elements import (
 from testbed.plan.libvirt_xml.machine import ANONYMOUS, machine_id
 from testbed.topology_file.schema import GUEST_MEMORY, MIB
 
-# What a nested guest does before its kernel runs, and each look for a bus that is not there, costs its node
+# The firmware's work before a nested guest's kernel runs, and each probe of a missing bus, cost its node time
 # (docs/decisions/0020).
-# With it libvirt asks a worker for each of some 400 CPU properties by itself when it starts, nine seconds
+# With this capability libvirt queries each of some 400 CPU properties when a worker starts: nine seconds
 # under emulation.
 _UNASKED = "cpu-unavailable-features"
 _FIRMWARE = "/var/lib/testbed/qboot.rom"
@@ -81,13 +81,13 @@ def is_usual(guest: Guest) -> bool:
 
 
 def _guest(root: ET.Element, guest: Guest, words: Sequence[str]) -> None:
-    """Add what a guest boots, its hardware and its confinement to a domain."""
+    """Add a guest's kernel, hardware and confinement to a domain."""
     sub(sub(root, "memoryBacking"), "nosharepages")
     add_boot(root, f"{IMAGES}/guest/vmlinux", f"{IMAGES}/guest/initrd", (*words, ONE_BUS), firmware=_FIRMWARE)
     sub(sub(root, "features"), "acpi")
     cpu = sub(root, "cpu", mode="host-passthrough", check="none")
     sub(cpu, "feature", policy="disable", name="svm")
-    # An HPET that the guest has ceased to use still wakes its worker a hundred times a second.
+    # An HPET that the guest no longer uses still wakes its worker a hundred times a second.
     sub(sub(root, "clock", offset="utc"), "timer", name="hpet", present="no")
     sub(root, "on_crash", "destroy")
     devices = sub(root, "devices")

@@ -33,11 +33,11 @@ GUEST_TO_SAVE = (
 )
 ANONYMOUS = "anonymous"  # name of a domain whose memory is to be saved
 _TRANSLATION_CACHE_MIB = 512
-# Emulated CMPXCHG16B leaves an operand in the flags register; kernels die of it now and then
+# Emulated CMPXCHG16B leaves an operand in the flags register; kernels crash of it now and then
 # (docs/decisions/0015).
 _MISTRANSLATED = ("cx16",)
-# A busy emulator reads clocks late; the kernel's watchdog then gives the TSC up for one that traps on every
-# look.
+# A busy emulator reads clocks late; the kernel's watchdog then replaces the TSC by a clock that traps on each
+# read.
 _CLOCK = ("tsc=nowatchdog",)
 _NODE = (
     "apparmor=1 security=apparmor audit=1",
@@ -205,7 +205,7 @@ def _machine(
     root: ET.Element, hardware: Hardware, environment: Environment, files: MachineFiles, words: Sequence[str],
     interfaces: Sequence[ET.Element],
 ) -> ET.Element:  # fmt: skip
-    """Add what a machine boots and its hardware to a domain; return its devices."""
+    """Add a machine's kernel and hardware to a domain; return its devices."""
     add_boot(
         root, files.kernel, files.initrd, (*words, *_CLOCK, *(_NODE if hardware.role is Role.NODE else ()))
     )
