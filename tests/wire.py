@@ -144,10 +144,10 @@ class Wire:
         self.kill_before = ""
         self.switch: Switch
         self.node: Node
-        self.pythons: dict[str, str] = {}  # what starts the probe in a guest, where it is not Python
+        self.pythons: dict[str, str] = {}  # program that starts the probe in a guest, if it is not Python
         self.lie: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda _, answer: (
             answer
-        )  # what a guest makes of its answer
+        )  # changes the answer of a guest
 
     @property
     def machines(self) -> dict[str, Node]:

@@ -58,7 +58,7 @@ def walls(lab: Lab) -> Iterator[tuple[Breach, Stage]]:
 
 
 def main() -> int:
-    """Do it, and print the result."""
+    """Open the breaches, run the checks, revert everything, and print the result."""
     workspace = Workspace(state_root(), sys.argv[1])
     topology, ground = labs.load_applied(workspace), labs.load_inputs()
     labs.enter(topology, workspace, ground.environment)

@@ -73,7 +73,7 @@ def test_one_program_answers_many_questions(probe: tuple[ProbeClient, Path]) -> 
 
 
 def test_a_program_that_was_ended_is_started_anew_when_asked(probe: tuple[ProbeClient, Path]) -> None:
-    """Ending it leaves none behind, and the next observation has one of its own."""
+    """No process is left, and the next observation starts a program of its own."""
     instrument, folder = probe
     first = instrument.listen(LISTEN)["pid"]
     instrument.end()
@@ -95,7 +95,7 @@ def test_what_was_not_recorded_is_not_vouched_for(probe: tuple[ProbeClient, Path
 def test_what_has_come_in_so_far_can_be_asked_while_recording_goes_on(
     probe: tuple[ProbeClient, Path],
 ) -> None:
-    """Of this run only; who asks gives no token away."""
+    """Only frames of this run count, and the request reveals no token."""
     instrument, _ = probe
     instrument.listen({**LISTEN, "udp": [PORT]})
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -135,7 +135,7 @@ def test_nonsense_is_passed_over(probe: tuple[ProbeClient, Path], line: bytes) -
 
 
 def test_what_is_asked_may_be_long(probe: tuple[ProbeClient, Path]) -> None:
-    """Longer than a pipe is by itself, and than a shell's line."""
+    """A request may be longer than a pipe's buffer and than a shell's line."""
     instrument, _ = probe
     listen = {**LISTEN, "known": [secrets.token_hex(6) for _ in range(40_000)]}
     assert instrument.listen(listen)["ready"] is True
@@ -179,7 +179,7 @@ def test_what_a_killed_run_has_left_sending_does_not_outlive_the_next_start(
     "wrong", [{"phase": "_read"}, {"phase": "nothing"}, {"phase": "send"}, {"phase": "listen", "token": "x"}]
 )
 def test_a_wrong_question_gets_an_error(probe: tuple[ProbeClient, Path], wrong: dict[str, object]) -> None:
-    """And the program goes on."""
+    """The program continues."""
     instrument, _ = probe
     assert "error" in instrument.ask(wrong)
     assert instrument.listen(LISTEN)["ready"] is True

@@ -96,7 +96,7 @@ def _claims(topology: Topology, machine: Machine) -> Setting:
     """Return the setting that no interface claims another's logical port (docs/decisions/0013)."""
     own = [nic for guest in topology.guests_on(machine.name) for nic in guest.nics]
     known = " ".join(f"-e '{nic.tap} {nic.port}'" for nic in own) or "-e none"
-    # Prints "interface port" of every claim, without the node's own pairs. The repair gives an own tap its port
+    # Prints "interface port" of every claim but the node's own pairs. The repair gives an own tap its port
     # back, and removes any other interface from the bridge.
     foreign = (
         "ovs-vsctl -voff --format=csv --no-headings --columns=name,external_ids list interface "

@@ -37,7 +37,7 @@ def identity(topology: Topology, machine: Machine) -> Parts:
     compare = f"{_LOADED}tar --compare --directory=/run --file={_CREDENTIAL}"
     listed = "cd /run && find testbed -type f -o -type l"
     own = " ".join(f"-e {name}" for name in sorted({*known, _OWN}))
-    # tar only compares files of the archive, so others below /run/testbed are listed and removed by themselves.
+    # tar only compares files of the archive; so others below /run/testbed are listed, and removed one by one.
     foreign = f'{listed} | grep -vxF {own} | while read -r file; do rm -f "$file"; done'
     reload = "systemctl reload ssh; nft -f /etc/nftables.conf"
     repair = (

@@ -264,7 +264,7 @@ def test_who_is_denied_everything_reaches_nothing() -> None:
 
 @pytest.mark.parametrize("label", [*_labels()[1:-1]])
 def test_every_account_must_be_denied(label: str) -> None:
-    """By each of the sockets; one that is let in and not served is let in."""
+    """Each socket must deny it; an accepted connection counts even if it is not served."""
     for path in SOCKETS:
         for word in ("open", "ECONNREFUSED", "timed out"):
             with pytest.raises(AssertionError, match=re.escape(f"{label} (uid 7): {path} ({word})")):

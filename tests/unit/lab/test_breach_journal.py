@@ -407,7 +407,7 @@ def test_a_lab_with_an_open_wall_keeps_its_topology(workspace: Workspace) -> Non
 
 
 def test_an_open_wall_is_not_saved(workspace: Workspace, monkeypatch) -> None:
-    """A checkpoint would carry it to where no journal is."""
+    """A checkpoint would keep the breach, without the journal that closes it."""
     from testbed.cli import checkpoint  # noqa: PLC0415
 
     monkeypatch.setattr(checkpoint, "running_lab", lambda _: (LAB, workspace, None))

@@ -65,7 +65,7 @@ def test_a_flow_is_allowed_over_both_families_where_both_ends_have_both() -> Non
 
 
 def test_without_ipv6_there_are_only_link_local_cells_of_it() -> None:
-    """A network that has no IPv6 range is asked between link-local addresses alone, as ever."""
+    """A network without an IPv6 range is probed between link-local addresses only."""
     names = set(_cells("red/web@app", "red/db@app"))
     assert {"nd-link", "icmp6-link", "tcp6-link/22"} <= names
     assert not {"nd", "icmp6", "tcp6/22", "multicast6"} & names

@@ -183,7 +183,7 @@ def _seen(**arrived: int) -> Observation:
 
 
 class _Looks:
-    """Floods as they are looked at, one after another."""
+    """Observations of floods, one after another."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *looks: tuple[FloodOutcome, Observation]) -> None:
         self.looks = list(looks)

@@ -349,7 +349,7 @@ def test_what_a_guest_said_is_shown_and_obeyed_by_nobody(form: Any) -> None:
 
 
 def _require_inert(shown: str) -> None:
-    """Only code may hold what a forge makes links, calls or markup of."""
+    """Require that only code holds text that a forge turns into links, calls or markup."""
     tokens = [
         child
         for token in MarkdownIt("commonmark").enable("table").parse(shown)

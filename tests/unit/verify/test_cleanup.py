@@ -126,7 +126,7 @@ def test_nothing_is_left_of_a_guest_that_attacked() -> None:
 @pytest.mark.parametrize("error", EXCEPTIONS, ids=repr)
 @pytest.mark.parametrize("when", [f"{side} {name}" for name in MAKING for side in ("before", "after")])
 def test_nothing_is_left_whatever_breaks_off(when: str, error: Any) -> None:
-    """Every thing has been noted before it was made, and what broke off is what is raised."""
+    """Each object is recorded before it is made, and the original error is raised."""
     world = World()
     world.raises[when] = error if isinstance(error, BaseException) else error()
     with pytest.raises(type(world.raises[when])):

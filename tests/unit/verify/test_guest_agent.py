@@ -99,7 +99,7 @@ def test_a_file_of_nonsense_is_an_instrument_error(answers: list[dict[str, Any]]
 
 
 def test_a_file_ends_where_nothing_comes_any_more() -> None:
-    """Whatever the agent says of it."""
+    """The agent's own report of the end does not matter."""
     puppet = Puppet(
         HANDLE, {"buf-b64": _text(b"ab"), "eof": False}, {"buf-b64": "", "count": 5, "eof": False}, {}
     )

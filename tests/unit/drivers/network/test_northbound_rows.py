@@ -146,7 +146,7 @@ def test_a_rule_that_is_there_twice_shows() -> None:
 
 @pytest.mark.parametrize("turn", [1, -1])
 def test_a_port_on_two_switches_shows(turn: int) -> None:
-    """One of a foreign switch of the same name as well."""
+    """A port of a foreign switch of the same name shows as well."""
     port = _port()
     for other in (
         {**_switch("red/back"), "ports": [port["_uuid"]]},

@@ -86,7 +86,7 @@ class Libvirt:
 
 
 class Fabric:
-    """The lab's networks, of which nothing is wanted here."""
+    """The lab's networks, which do nothing here."""
 
     def links(self) -> list[object]:
         return []

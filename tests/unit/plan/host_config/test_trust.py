@@ -100,7 +100,7 @@ def test_a_profile_is_what_libvirt_writes() -> None:
     ],
 )
 def test_a_rule_more_in_a_profile_is_drift(rule: str) -> None:
-    """Those of the breaches of PRC-02, STO-01 and STO-07 among them."""
+    """Rules of the breaches of PRC-02, STO-01 and STO-07 are among them."""
     assert _profiles(lambda text: f"{text}\n{rule}").splitlines() == [f"{GUEST.label}: {rule.strip()}"] * 2
 
 

@@ -58,7 +58,7 @@ def keys(tmp_path: Path) -> list[Credential]:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Let connections come to a server that allows so many tries."""
+    """Serve connections with a maximum of attempts."""
     opened: list[Any] = []
 
     def start(tries: int, late: float = 0.0) -> None:
@@ -97,7 +97,7 @@ def test_silence_is_no_refusal(serve: Callable[..., None], keys: list[Credential
 
 def test_every_credential_is_answered(serve: Callable[..., None], keys: list[Credential], tmp_path: Path,
                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """However few tries a connection has, as long as one of them is answered."""
+    """It holds however few attempts a connection has, as long as one of them is answered."""
     real = credentials.attempts
 
     def tried(address: str, some: list[Credential]) -> dict[str, str]:

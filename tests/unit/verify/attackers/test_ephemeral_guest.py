@@ -1,4 +1,4 @@
-"""The throw-away guest: its archive, and what it is made of."""
+"""The ephemeral guest: its archive and its resources."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_a_node_that_may_have_missed_something_is_no_witness(
 
 
 def test_what_has_come_in_is_asked_of_guests_and_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of probes that were asked about, by tokens that were handed out."""
+    """Only probes in the request count, by their issued tokens."""
     told = {
         WEB: [TOKENS.of("a")],
         "node-a": [TOKENS.of("b"), TOKENS.of("c")],
@@ -308,7 +308,7 @@ def test_a_leak_that_its_receiver_conceals_turns_the_check_red(monkeypatch: pyte
 def test_a_path_past_the_nodes_turns_the_check_red_whatever_comes_by_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A token that was handed out and is no cell: of the declared flow, say."""
+    """It holds for any issued token, such as one of the declared flow."""
     with pytest.raises(AssertionError, match="by a path that their nodes do not see: 1 at red/db"):
         _reached(monkeypatch, {DB: ["flow0before"]}, {})
 

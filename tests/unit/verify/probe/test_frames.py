@@ -1,4 +1,4 @@
-"""Frames: put together as the RFCs say, and read by the probe without trust."""
+"""Frames: built according to the RFCs, and parsed by the probe without trust."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_probe_finds_who_sent_a_frame(protocol: str) -> None:
     ("raw", "raw", ("", "")),
 ])  # fmt: skip
 def test_the_probe_reads_what_a_frame_says(protocol: str, kind: str, ends: tuple[str, str]) -> None:
-    """Kind, source and target of what scapy put together."""
+    """Kind, source and target of frames that scapy built."""
     seen = parse(_of(protocol), PREFIX)
     assert seen is not None
     assert (seen.kind, (seen.ip, seen.target)) == (kind, ends)

@@ -1,4 +1,4 @@
-"""Whether machines kept going while they were asked."""
+"""Machines that were paused during an observation are detected."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_wrong_clock_is_told_and_a_slow_answer_is_not(ahead: float, at_least: 
 
 
 def test_a_clock_that_stood_still_is_behind() -> None:
-    """By what the answers' own delays cannot explain."""
+    """The lag is more than the delays of the answers can explain."""
     before, after = Moment(100.0, 50.0, 50.5), Moment(106.0, 60.0, 61.0)
     assert before.behind(after) == pytest.approx(3.5)
     assert before.behind(Moment(110.0, 60.0, 61.0)) == 0

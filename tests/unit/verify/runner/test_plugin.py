@@ -274,7 +274,7 @@ WHEN = "def test_it(fleet):\n    fleet.evidence.record('fleet', 'test', str(time
 def test_what_checks_of_the_fleet_need_is_made_ready_beside_the_local_ones(
     judge, tmp_path: Path, more: str, asked: int
 ) -> None:
-    """If there is any."""
+    """Only if there are such checks."""
     made: list[float] = []
 
     def prepare() -> None:

@@ -85,7 +85,7 @@ def test_a_change_in_anything_that_the_check_is_made_of_makes_it_unknown(root: P
     "changed", ["testbed/verify/runner/plugin.py", "testbed/plan/judge.py", "testbed/report/result.py"]
 )
 def test_a_change_in_anything_that_judges_makes_it_unknown(root: Path, changed: str) -> None:
-    """Though the check imports none of it."""
+    """The check need not import it."""
     _proven(root).remember(root / "checks/test_two.py", *NAMES)
     (root / changed).write_text((root / changed).read_text() + "# changed\n")
     assert _proven(root).proven_at(root / "checks/test_two.py", *NAMES) == ""

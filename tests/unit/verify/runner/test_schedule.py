@@ -119,7 +119,7 @@ class Code:
                 self.names[module, alias.asname or alias.name] = (node.module, alias.name)
 
     def reached(self, module: str, function: str) -> Iterator[ast.AST]:
-        """Yield everything that a function's code may come to."""
+        """Yield all code that a function may reach."""
         waiting, known = [(module, function)], set()
         while waiting:
             place = waiting.pop()
