@@ -64,7 +64,7 @@ def _file(text: str) -> Path | None:
     """Return the file with this path, or None."""
     try:
         return Path(text) if Path(text).is_file() else None
-    except (ValueError, OSError):  # no valid name of a file
+    except (ValueError, OSError):  # not a valid name of a file
         return None
 
 

@@ -93,7 +93,7 @@ class Stray:
 
     Args:
         row: its UUID, as the library holds it.
-        column: None if the row as a whole is too many.
+        column: None if the whole row is stray.
         option: of the column; None if the column must be empty.
         told: description for readers.
 
@@ -117,7 +117,8 @@ def told(strays: Sequence[Stray]) -> dict[str, list[str]]:
 def strays(tables: Tables, lab: str) -> list[Stray]:
     """Return everything that does not follow from a lab's topology.
 
-    Resources with a mark of the lab are not among them; they are compared one by one.
+    Marked rows are compared elsewhere, one by one; only their undeclared columns and options are among the
+    strays.
     """
     belongs = _Belongs(tables, lab)
     return [stray for table, rows in tables.items() for row in rows for stray in _of_row(table, row, belongs)]

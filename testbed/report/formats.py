@@ -51,7 +51,7 @@ def _part(item: Mapping[str, Any]) -> str:
 
 
 def because(item: Mapping[str, Any]) -> str:
-    """Return a control that was not looked at with the reason, on one line that stays readable."""
+    """Return a control that was not looked at, with the reason cut to one readable line."""
     reason = _line(item["reason"])
     return f"{_part(item)} ({reason[:_REASON]}{'…' if len(reason) > _REASON else ''})"
 
