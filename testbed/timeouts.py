@@ -1,20 +1,20 @@
-"""How long is waited for what, in seconds, from the machine up to the checks; each with its reason.
+"""All timeouts between the outer machine and the checks, in seconds, each with its reason.
 
-A timeout that is `stretched` is multiplied with the slowness of the machine (`testbed.model.environment`),
-since what it waits for is work of an emulated processor. The others wait for this machine, or have slack for
-any. Intervals between two looks, and the windows in which an observation counts, are no timeouts: they stand
-where they are used. So do the timeouts of programs that run in guests and on machines (`testbed.payload`).
+A timeout that is `stretched` is multiplied by the slowness of the machine (`testbed.model.environment`),
+because it waits for work of an emulated processor. The others wait for the outer machine, or have slack for
+any machine. Polling intervals and the windows of observations are no timeouts; they are defined where they
+are used. So are the timeouts of programs that run in guests and on machines (`testbed.payload`).
 """
 
 from __future__ import annotations
 
 
 class Timeout(float):
-    """A number of seconds.
+    """A timeout in seconds, with its reason.
 
     Args:
-        seconds: how many.
-        reason: what may take so long, and why not longer.
+        seconds: the timeout, before any stretching.
+        reason: the event that is waited for, and why it takes no longer.
         stretched: whether the slowness of the machine multiplies it.
 
     """
@@ -23,7 +23,7 @@ class Timeout(float):
     stretched: bool
 
     def __new__(cls, seconds: float, reason: str, *, stretched: bool = False) -> Timeout:
-        """Return a number that knows its reason."""
+        """Return the number of seconds, with the reason as an attribute."""
         made = super().__new__(cls, seconds)
         made.reason, made.stretched = reason, stretched
         return made

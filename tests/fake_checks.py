@@ -1,4 +1,4 @@
-"""A wall made of nothing, checks of it as files, and a fleet without machines to run them against."""
+"""A simulated wall, files with checks of it, and a fleet without machines for them."""
 
 from __future__ import annotations
 

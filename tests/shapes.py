@@ -1,5 +1,6 @@
-"""Topologies of odd shapes: what a lab may lack, one thing each, so that no wall hangs on what most labs
-have.
+"""Topologies of odd shapes: each lacks one thing that most labs have.
+
+So no wall depends on such a thing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attacks a lab's walls from the command line: runs the checks, prints the result, chooses the exit code."""
+"""Run the checks of a lab from the command line, print the result, choose the exit code."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ _SUMMARY = 200_000  # octets; GitHub takes 1 MiB for a step, and other programs 
 def check_walls(
     opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False
 ) -> None:
-    """Run the checks, and end with the exit code of their result; an error of ours is neither 0 nor a
-    fail.
+    """Run the checks, and end with the exit code of their result.
+
+    An error of the tool is neither 0 nor a fail.
     """
     try:
         code = _checked(opened, prove=prove, only=only, as_json=as_json, slow=slow)

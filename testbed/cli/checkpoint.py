@@ -61,7 +61,7 @@ def save(
 
 
 def _require_saving(topology: Topology, workspace: Workspace, ground: session.BuildInputs) -> None:
-    """Return if a lab can be saved while its tenants run.
+    """Refuse to save a lab that cannot be saved while its tenants run.
 
     Raises:
         UsageError: it cannot.

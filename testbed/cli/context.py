@@ -1,4 +1,4 @@
-"""What verbs of the command line share: how a lab is named, found and entered."""
+"""Functions that the verbs share: how a lab is named, found and entered."""
 
 from __future__ import annotations
 
@@ -79,15 +79,18 @@ def located(name: str, workspace: Workspace, data: Mapping[str, Any]) -> ParsedF
 
 
 def _known(name: str) -> Path | None:
-    """Return the topology that a lab of that name keeps, or None; it comes before a file of that name."""
+    """Return the stored topology of the lab with this name, or None.
+
+    A lab takes precedence over a file of that name.
+    """
     return Workspace(state_root(), name).topology_file if name in labs(state_root()) else None
 
 
 def _file(text: str) -> Path | None:
-    """Return the file that a word names, or None."""
+    """Return the file with this path, or None."""
     try:
         return Path(text) if Path(text).is_file() else None
-    except (ValueError, OSError):  # what no file can be called
+    except (ValueError, OSError):  # not a valid name of a file
         return None
 
 
@@ -108,15 +111,19 @@ def running_lab(name: str) -> tuple[Topology, Workspace, lab_namespaces.Enclosur
 
 
 def to_close(left: Sequence[Entry]) -> list[str]:
-    """Return in words, a line for each, what `up` will close because a process was killed after it had opened
-    it.
+    """Return the breaches that `up` will close, in words, one a line.
+
+    A process that opened them was killed before it closed them.
     """
     return [line(f"! close   {entry}") for entry in left]
 
 
 @contextmanager
 def entered(topology: Topology, workspace: Workspace, ground: session.BuildInputs) -> Iterator[session.Lab]:
-    """Lock a lab, enter its namespaces and build its drivers; afterwards this process stays inside."""
+    """Lock a lab, enter its namespaces and build its drivers.
+
+    The process stays in the namespaces afterwards.
+    """
     with workspace.locked():
         taken = session.enter(topology, workspace, ground.environment)
         with session.open_lab(topology, workspace, ground, taken) as opened:

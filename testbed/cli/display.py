@@ -38,18 +38,21 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def watched(stream: object) -> bool:
-    """Tell whether a person watches a stream: it is a terminal that can do more than print lines."""
+    """Return whether a person may watch a stream: a terminal that can do more than print lines."""
     isatty = getattr(stream, "isatty", lambda: False)
     return bool(isatty()) and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def coloured(stream: object) -> bool:
-    """Tell whether a stream shows colours to a person who has not declined them."""
+    """Return whether a stream shows colours to a person who has not declined them."""
     return watched(stream) and not os.environ.get("NO_COLOR")
 
 
 def width_of(descriptor: int | None) -> int:
-    """Return the cells of a line: of the terminal, else as the environment says, else a fixed number."""
+    """Return the width of a line in cells.
+
+    It is the terminal's, else that of the environment, else a fixed number.
+    """
     found = 0
     if descriptor is not None:
         with suppress(OSError):
@@ -96,7 +99,7 @@ class Patient(io.TextIOBase):
         return self._encoding
 
     def isatty(self) -> bool:
-        """Tell whether it is a terminal."""
+        """Return whether it is a terminal."""
         return self._terminal
 
     def fileno(self) -> int:
@@ -109,13 +112,13 @@ class Patient(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Write what is kept; leave it out where nobody takes it in time."""
+        """Write the kept text; drop it if the reader does not take it in time."""
         data, self._kept = "".join(self._kept).encode(self._encoding, "replace"), []
         until = time.monotonic() + (0.0 if self._stuck else self.patience)
         while data and not self._gone:
             try:
                 if self._polled and not self._room(until - time.monotonic()):
-                    self._stuck = True  # later lines do not wait for what did not move in all that time
+                    self._stuck = True  # the next flush does not wait for this reader
                     return
                 taken = os.write(self._own, data[:_PIECE])
             except BlockingIOError:  # less room than it looked
@@ -144,7 +147,7 @@ class Patient(io.TextIOBase):
 
 
 def _opened_again(descriptor: int) -> int:
-    """Return a terminal opened again, for writing that does not block; a duplicate where that fails.
+    """Return a second, non-blocking descriptor of a terminal; a duplicate where that fails.
 
     The flag belongs to an open file, and the shell shares the one that we were given.
     """
@@ -157,7 +160,7 @@ def _opened_again(descriptor: int) -> int:
 
 
 class Board:
-    """What is planned, what runs and what has ended; safe to use from several threads."""
+    """Counts of steps planned, running and ended; safe to use from several threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
@@ -165,7 +168,7 @@ class Board:
         self.planned = self.done = self.wrong = 0
 
     def take(self, step: Step) -> None:
-        """Take note of an event."""
+        """Record an event."""
         with self._lock:
             match step.kind:
                 case StepKind.PLANNED:
@@ -188,7 +191,7 @@ class Board:
 
     @property
     def total(self) -> int:
-        """How many pieces of work are known of."""
+        """The number of pieces of work known so far."""
         return max(self.planned, self.done + len(self._running))
 
 
@@ -238,7 +241,7 @@ class Display:
         self._before: dict[int, object] = {}
 
     def open(self) -> None:
-        """Begin; signals that would end the process at once first take the picture away."""
+        """Begin; handlers of signals that end the process at once remove the picture first."""
         if threading.current_thread() is threading.main_thread():
             self._before = {
                 number: signal.getsignal(number)
@@ -273,7 +276,7 @@ class Display:
             self.draw()
 
     def draw(self) -> None:
-        """Draw the picture as things are; there is none before something is known of."""
+        """Draw the current picture; there is none before the first step is known."""
         while not self._lock.acquire(
             timeout=_PERIOD
         ):  # the main thread may hold it in a signal handler that ends us
@@ -318,7 +321,7 @@ class Display:
                 self._live = None
 
     def close(self) -> None:
-        """Take the picture away, end the thread that draws it, and let signals be as they were."""
+        """Remove the picture, end the thread that draws it, and restore the signal handlers."""
         self._over.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()  # no longer than the stream is patient

@@ -179,8 +179,9 @@ def logs(
 
 
 def _admitted(name: str, machine: str) -> tuple[Workspace, Machine]:
-    """Enter a lab without its lock, with a valid certificate for its machines; return its workspace and the
-    machine.
+    """Enter a lab without its lock, and return its workspace and the machine.
+
+    A certificate for its machines is renewed before.
     """
     topology, workspace, found = running_lab(name)
     session.require_member("machine", machine, [item.name for item in topology.machines])

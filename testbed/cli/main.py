@@ -1,4 +1,7 @@
-"""The command line: verbs and exit codes (docs/design.md, section 7). All else is in other modules."""
+"""The command line: verbs and exit codes (docs/design.md, section 7).
+
+All else is in other modules.
+"""
 
 from __future__ import annotations
 
@@ -294,7 +297,7 @@ def report(
 
 
 def _require_finished(workspace: Workspace) -> None:
-    """Refuse to show an older run while one that was cut short, and has no result, has left a wall open.
+    """Refuse to show an older run while an interrupted run without a result left a breach open.
 
     Raises:
         ProvisioningError: there is one.
@@ -380,7 +383,10 @@ def prune(
 
 
 def main() -> None:
-    """Run the command line; every error becomes three parts and an exit code (`testbed.cli.error_exit`)."""
+    """Run the command line; every error becomes three parts and an exit code.
+
+    See `testbed.cli.error_exit`.
+    """
     os.umask(PRIVATE_UMASK)
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv[1:own] = [

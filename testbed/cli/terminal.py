@@ -1,7 +1,7 @@
-"""What the command line prints: results on standard output, progress and errors on standard error.
+"""Output of the command line: results on standard output, progress and errors on stderr.
 
-Nothing else in this package prints, but for the picture that `testbed.cli.display` draws. No text is
-markup here, and every text goes through `testbed.untrusted.text` once more.
+No other module of this package prints, except the live display (`testbed.cli.display`). No text is
+interpreted as markup here, and every text goes through `testbed.untrusted.text` once more.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ def elapsed() -> float:
 
 @contextmanager
 def displayed(title: str) -> Iterator[None]:
-    """Show on one live display what `say` is given while a block runs; where no terminal is, line by line.
+    """Show the messages of `say` on one live display while a block runs.
+
+    Without a terminal they are printed line by line.
 
     Args:
-        title: what is done, in a word.
-
+        title: the activity, in a word.
     """
     found = _descriptor(sys.stderr)
     if found is None or _DISPLAYS:
@@ -66,7 +67,7 @@ def undisplay() -> None:
 
 
 def say(message: str) -> None:
-    """Show people who wait what goes on: a line, or a step of the work on the live display."""
+    """Print progress: a line, or a step of the work on the live display."""
     if _DISPLAYS:
         _DISPLAYS[-1].show(message)
     elif message:
@@ -83,7 +84,7 @@ def warn(message: str) -> None:
 
 
 def _print(text: Text) -> None:
-    """Print on standard error; that its reader has gone ends nothing."""
+    """Print on standard error, and ignore that its reader has gone."""
     if _DISPLAYS:
         _DISPLAYS[-1].print(text)
         return
@@ -99,26 +100,27 @@ def _spaced(text: str) -> str:
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """Return what a library logs, which may quote a machine, as a message of ours."""
+        """Return a log record of a library, which may quote a machine, as a message of ours."""
         return f"log: {foreign.block(super().format(record))}"
 
 
 def guard() -> None:
-    """Let what Python prints by itself, errors of threads and logs of libraries, be printed as everything
-    else is.
-    """
+    """Route Python's own output, errors of threads and logs of libraries, through this module."""
     threading.excepthook = lambda told: None if told.exc_value is None else fail_inside(told.exc_value)
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Formatter())
 
 
 def fail(error: TestbedError) -> None:
-    """Print an error of ours: what, the fact observed, the remedy."""
+    """Print an error of ours: the failure, the fact observed, the remedy."""
     warn(f"error: {error}")
 
 
 def fail_inside(error: BaseException) -> None:
-    """Print an error that nothing foresaw, with the places in our code; its text may be a guest's."""
+    """Print an unexpected error, with its places in our code.
+
+    Its text may come from a guest.
+    """
     told = "".join(traceback.format_exception(error))[-foreign.BLOCK :]
     warn(f"error: the tool itself has failed: {foreign.line(repr(error))}\n  | " + foreign.block(told))
     warn("  to do:    report this as a bug; nothing is known about the walls")
@@ -134,15 +136,17 @@ def out(text: str) -> None:
 
 
 def out_json(data: object, indent: int | None = None) -> None:
-    """Print a result as JSON, in ASCII; texts in it keep their value, and no CI system finds a command in
-    them.
+    """Print a result as JSON, in ASCII.
+
+    Texts in it keep their value, and a CI system finds no command in them.
     """
     _write(json.dumps(data, indent=indent, default=str).replace("##", "\\u0023#") + "\n")
 
 
 def pass_on(stdout: bytes, stderr: bytes = b"") -> None:
-    """Print what a guest or a machine printed, on the same streams; see
-    `testbed.untrusted.text.passed_on`.
+    """Print the output of a guest or a machine on the same streams.
+
+    It is cleaned; see `testbed.untrusted.text.passed_on`.
     """
     _write(foreign.passed_on(stdout))
     with _unless_gone(sys.stderr):
@@ -168,7 +172,7 @@ def width() -> int:
 
 
 def _write(text: str) -> None:
-    """Write to standard output, whatever alphabet that has."""
+    """Write to standard output, whatever its encoding."""
     alphabet = getattr(sys.stdout, "encoding", None) or "utf-8"
     with _aside(), _unless_gone(sys.stdout):
         sys.stdout.write(text.encode(alphabet, "replace").decode(alphabet))
@@ -190,7 +194,7 @@ def _unless_gone(stream: TextIO) -> Iterator[None]:
 
 
 def _hush(stream: TextIO) -> None:
-    """Let a stream lead nowhere, so that Python finds nothing amiss when it writes the rest at the end."""
+    """Redirect a stream to /dev/null, so that Python's last flush at exit does not fail."""
     found = _descriptor(stream)
     if found is not None:
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,5 +1,6 @@
-"""From a topology file to a lab that runs, by the shortest way that there is: a checkpoint, saved memory, or
-a boot.
+"""Build a running lab from a topology file, in the shortest way.
+
+The ways are a checkpoint, saved memory, or a boot.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class UpOptions:
         cold: use no saved memory of any kind.
         anew: use no checkpoint.
         checkpoint: the one to use; the latest that fits if left out.
-        trace: learns what took how long.
+        trace: records how long each step takes.
 
     """
 
@@ -55,11 +56,11 @@ class UpOptions:
 def bring_up(
     source: str | Path, way: UpOptions, then: Callable[[session.Lab, Sequence[Action]], None]
 ) -> None:
-    """Build a lab, or make it again what its topology says, and go on inside it.
+    """Build a lab, or bring it back to the state of its topology, and go on inside it.
 
     Args:
         source: the topology's file, or the name of a lab.
-        then: is given the lab, and what was done.
+        then: called with the lab, and the actions that were carried out.
 
     """
     interruptible()
@@ -89,12 +90,12 @@ def bring_up(
 
 
 def _require_same(topology: Topology, workspace: Workspace) -> None:
-    """Refuse to change a lab's topology while a breach is written down, which only the topology that it was
-    opened in can close.
+    """Refuse to change a lab's topology while its journal holds a breach.
+
+    Only the topology that a breach was opened in can close it.
 
     Raises:
         UsageError: the topology is another one.
-
     """
     left = Journal(workspace).entries()
     if left and session.load_applied(workspace).digest != topology.digest:
@@ -109,10 +110,10 @@ def _require_same(topology: Topology, workspace: Workspace) -> None:
 
 
 def _converge(opened: session.Lab, trace: Trace) -> list[Action]:
-    """Make a lab what it must be, and close what a killed process had opened.
+    """Make a lab match its topology, and close breaches that a killed process left open.
 
-    Settings come first, since a breach may have cut our own way in; they come again afterwards, for what
-    closing has changed and for what could not be set right before.
+    Settings come first, since a breach may block our own access. They come again afterwards, for changes that
+    the closing has made, and for resources that could not be repaired before.
 
     Raises:
         ProvisioningError: something could not be done, or a breach may still be in force.
@@ -132,7 +133,7 @@ def _converge(opened: session.Lab, trace: Trace) -> list[Action]:
 
 
 def _connect(workspace: Workspace, uri: str) -> None:
-    """Remember which libvirt runs a lab.
+    """Record the libvirt that runs a lab.
 
     Raises:
         UsageError: another one does already, or the URI is of no daemon on this machine.
@@ -152,8 +153,9 @@ def _connect(workspace: Workspace, uri: str) -> None:
 def _shortened(
     ground: session.BuildInputs, topology: Topology, workspace: Workspace, way: UpOptions
 ) -> session.BuildInputs:
-    """Return what a lab stands on, with what its machines can start from: of a new lab's, memory is saved
-    first if need be.
+    """Add a checkpoint or saved memory to a lab's inputs, so that its machines start from it.
+
+    For a new lab without a checkpoint, missing memory is saved first.
     """
     if workspace.connection:
         say(
@@ -180,8 +182,9 @@ def _fitting(
 
 
 def at_once_on_interrupt() -> AbstractContextManager[None]:
-    """Let a signal end the process at once, without waiting for threads that wait for machines; `up`
-    resumes.
+    """Let a signal end the process at once, without waiting for threads; `up` resumes.
+
+    The threads wait for machines.
     """
 
     def end() -> None:

@@ -1,4 +1,4 @@
-"""What the cells of every reach matrix have in common, and what every interface has by its MAC address."""
+"""Base class of the cells of a matrix, and the link-local address of a MAC address."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ipaddress import IPv6Address
 from typing import Protocol
 
-_PAIRS, _SERVICES = 4, 6  # that words of many cells name
+_PAIRS, _SERVICES = 4, 6  # the most that a summary of cells names
 
 
 class Named(Protocol):
@@ -18,8 +18,9 @@ class Named(Protocol):
 
 
 class Question:
-    """May this source use that service of that target? The cells of a matrix are frozen values with these
-    fields.
+    """A cell of a matrix: may this source use that service of that target?
+
+    The cells are frozen values with these fields.
     """
 
     __slots__ = ()
@@ -37,7 +38,7 @@ class Question:
 
     @property
     def aim(self) -> str:
-        """What is asked."""
+        """The target, as shown to readers."""
         return self.target.label
 
     def as_row(self, observed: bool | None = None) -> dict[str, object]:
@@ -66,8 +67,7 @@ def _more(count: int) -> str:
 
 
 def link_local(mac: str) -> IPv6Address:
-    """Return the address that IPv6 gives every interface, made from its MAC address (RFC 4291, appendix
-    A).
-    """
+    """Return the IPv6 link-local address of a MAC address (RFC 4291, appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))
+    # Modified EUI-64: the universal/local bit is inverted, and ff:fe inserted in the middle.
     return IPv6Address(bytes((0xFE, 0x80, *bytes(6), octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:])))

@@ -1,4 +1,4 @@
-"""What was really found: the accelerator of each level, versions, how slow this machine is."""
+"""The environment found at run time: accelerators, versions, slowness of the machine."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Environment:
         inner: accelerator of the guests; KVM in a node works on emulated SVM too.
         slowness: factor by which deadlines are stretched; 1.0 where KVM works.
         emulator: path of the QEMU binary.
-        versions: name and version of what matters for a verdict.
-        note: why it is this accelerator.
+        versions: name and version of the programs that matter for a verdict.
+        note: the reason for this accelerator.
 
     """
 

@@ -1,6 +1,6 @@
-"""What the machines of a fleet offer to whom: the oracle for everything under the tenants' networks (NET-09).
+"""The services of machines that each site may reach: the oracle for infrastructure (NET-09).
 
-Pure. Derived from the topology alone and not from the firewall's rules, so that a mistake there is not
+Pure. Derived from the topology alone and not from the firewall's rules, so that a mistake in those is not
 repeated here.
 """
 
@@ -17,13 +17,13 @@ from testbed.model.topology import LabNetwork, Plane, Role, Topology
 
 SSH, NORTHBOUND, SOUTHBOUND, KEYS, GENEVE, VXLAN, UNUSED = 22, 6641, 6642, 500, 6081, 4789, 7
 WITHOUT_PORT = ("arp", "icmp", "nd", "icmp6")
-_FIRST_FREE = 2  # of the hosts that a lab leaves to nobody: 2 to 9 of each infrastructure network
+_FIRST_FREE = 2  # of the host numbers that a lab leaves unassigned: 2 to 9 of each infrastructure network
 
 Socket = tuple[str, int]
 
 
 class EndpointOwner(StrEnum):
-    """Who stands at a site."""
+    """The owner of an address on an infrastructure network."""
 
     ROGUE = "rogue"
     OUTER = "outer"
@@ -33,7 +33,7 @@ class EndpointOwner(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class InfraEndpoint:
-    """An address on an infrastructure network, and who has it.
+    """An address on an infrastructure network, and its owner.
 
     Args:
         mac: empty for the outer machine's end, which the kernel names.
@@ -53,7 +53,7 @@ class InfraEndpoint:
 
     @property
     def link_local(self) -> IPv6Address:
-        """The address that IPv6 would give it, made from its MAC address (RFC 4291, appendix A)."""
+        """The IPv6 link-local address that follows from its MAC address (RFC 4291, appendix A)."""
         return link_local(self.mac)
 
 
@@ -62,8 +62,8 @@ class ExposureCell(Question):
     """One question: may this site use that service of a machine?
 
     Args:
-        target: the machine's interface that the question goes to.
-        address: what is asked for there: the interface's own address, or that of the machine on another
+        target: the machine's interface that is probed.
+        address: the destination: the interface's own address, or that of the machine on another
             plane.
         protocol: ``tcp`` and ``udp`` with a port, over IPv6 link-local with a 6; else one of `WITHOUT_PORT`.
         reason: why it is allowed or denied, for a reader.
@@ -80,7 +80,7 @@ class ExposureCell(Question):
 
     @property
     def aim(self) -> str:
-        """What is asked: a site, and the address if it is not the site's own on that network."""
+        """The target, and the address if it is not the target's own on that network."""
         return (
             self.target.label
             if self.address == self.target.address
@@ -116,11 +116,12 @@ def outer(topology: Topology) -> tuple[InfraEndpoint, ...]:
 def contacts(
     topology: Topology, listening: Mapping[str, frozenset[Socket]] | None = None
 ) -> tuple[ExposureCell, ...]:
-    """Return every question of a lab: each site to each machine on its network, and rogue hosts to other
-    networks through it.
+    """Return every question of a lab: from each site to each machine on its network.
+
+    Rogue hosts also try a machine's addresses on other networks, through that machine.
 
     Args:
-        listening: by machine, protocol and port of its sockets, as it tells them; beside those that every
+        listening: by machine, protocol and port of its sockets, as it lists them; beside those that every
             fleet has.
 
     """

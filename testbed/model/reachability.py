@@ -1,7 +1,7 @@
-"""What a topology allows between guests: the oracle that observed reachability is compared with (NET-01).
+"""The traffic that a topology allows between guests: the oracle for reachability (NET-01).
 
-Pure. Derived from the topology alone and not from the rules that `testbed.plan.ovn_acls` writes, so that a
-mistake there is not repeated here.
+Observed reachability is compared with it. Pure. Derived from the topology alone and not from the rules that
+`testbed.plan.ovn_acls` writes, so that a mistake in those is not repeated here.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from testbed.model.topology import AllowedFlow, Topology
 FIRST_PROBE_PORT = 7
 PORTLESS = ("arp", "icmp", "raw", "broadcast", "multicast")
 PORTLESS6 = ("nd", "icmp6")
-LINK = "-link"  # what stands behind a protocol between link-local addresses, which no topology declares
+LINK = "-link"  # suffix of a protocol between link-local addresses, which no topology declares
 RESOLUTION = ("arp", "nd")
 TO_ALL = (
     "broadcast",
     "multicast",
     "multicast6",
-)  # what is said to everybody, whichever target it is asked about
+)  # reach every receiver of a network, whichever target the cell names
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,7 +44,7 @@ class Endpoint:
 
     @property
     def link_local(self) -> IPv6Address:
-        """The address that IPv6 gives every interface, made from its MAC address (RFC 4291, appendix A)."""
+        """The IPv6 link-local address of the interface (RFC 4291, appendix A)."""
         return link_local(self.mac)
 
     @property
@@ -97,8 +97,9 @@ class ReachMatrix:
 
     @classmethod
     def of(cls, topology: Topology) -> ReachMatrix:
-        """Return the matrix of a lab: every ordered pair of distinct endpoints, every protocol and probed
-        port.
+        """Return the matrix of a lab.
+
+        It has a cell for every ordered pair of distinct endpoints, every protocol and every probed port.
         """
         ports = probed_ports(topology)
         flows = {tenant.name: tenant.flows for tenant in topology.tenants}
@@ -143,7 +144,7 @@ def endpoints(topology: Topology) -> tuple[Endpoint, ...]:
 
 
 def probed_ports(topology: Topology) -> dict[str, tuple[int, ...]]:
-    """Return the ports to probe per protocol: all that any tenant declares, and one that none does."""
+    """Return the ports to probe per protocol: all declared ones, and one that is not declared."""
     declared: dict[str, set[int]] = {"tcp": set(), "udp": set()}
     for tenant in topology.tenants:
         for flow in tenant.flows:
@@ -158,8 +159,9 @@ def probed_ports(topology: Topology) -> dict[str, tuple[int, ...]]:
 def services(
     source: Endpoint, target: Endpoint, ports: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, int | None]]:
-    """Yield every protocol and port that one endpoint can try on another, given the addresses that they
-    have.
+    """Yield every protocol and port that one endpoint can try on another.
+
+    They depend on the addresses that both have.
     """
     yield from ((protocol, None) for protocol in PORTLESS)
     families = ["", f"6{LINK}"]

@@ -1,9 +1,8 @@
-"""Which guests, interfaces and flows of a topology something is tried with, chosen from the whole fleet.
-Pure.
+"""Choose the guests, interfaces and flows of a topology that the checks are run with. Pure.
 
 A topology may lack anything: an empty first node, no flow, one tenant only, a single guest. So a choice is
-None where there is nothing to choose, and the caller says what follows from that. Every topology has a guest
-with an interface.
+None where there is nothing to choose, and the caller decides what follows from that. Every topology has a
+guest with an interface.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from itertools import permutations
 from testbed.model.reachability import Endpoint, joined
 from testbed.model.topology import AllowedFlow, Guest, GuestNic, Topology
 
-_PREFERRED = ("tcp", "udp", "icmp")  # what says most about a connection comes first
+_PREFERRED = ("tcp", "udp", "icmp")  # the protocol whose connections show most comes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +40,26 @@ class FlowSubject:
 
     @property
     def match(self) -> str:
-        """What its packets are, as OVN's rules match them, addresses aside."""
+        """The flow's packets as a match of OVN's rules, without addresses."""
         names = {"icmp": "icmp4.type == 8"}
         return names.get(self.declared.protocol, f"{self.declared.protocol}.dst == {self.declared.port}")
 
     @property
     def dual(self) -> bool:
-        """Tell whether both its ends have IPv6."""
+        """Return whether both ends of the flow have IPv6."""
         return bool(self.source.nic.address6 and self.target.nic.address6)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two guests, of which the first must not reach the second by anything that is not declared."""
+    """Two guests; the first must not reach the second except by declared flows."""
 
     attacker: Attachment
     victim: Attachment
 
     @property
     def local(self) -> bool:
-        """Tell whether both are on one node."""
+        """Return whether both guests are on one node."""
         return self.attacker.guest.node == self.victim.guest.node
 
 
@@ -70,8 +69,9 @@ def attachments(topology: Topology) -> tuple[Attachment, ...]:
 
 
 def flows(topology: Topology) -> tuple[FlowSubject, ...]:
-    """Return every declared flow that joins two interfaces: those of TCP, then of UDP, then of ICMP, as the
-    topology has them.
+    """Return every declared flow that joins two interfaces.
+
+    Those of TCP come first, then those of UDP and of ICMP, each in the order of the topology.
     """
     own = {item.nic.mac: item for item in attachments(topology)}
     return tuple(
@@ -80,12 +80,12 @@ def flows(topology: Topology) -> tuple[FlowSubject, ...]:
 
 
 def ordered(topology: Topology) -> list[tuple[AllowedFlow, Endpoint, Endpoint]]:
-    """Return the same with their ends as the reach matrix names them."""
+    """Return the same flows, with their ends as the reach matrix names them."""
     return sorted(joined(topology), key=lambda item: _PREFERRED.index(item[0].protocol))
 
 
 def pair(topology: Topology) -> Pair | None:
-    """Return two guests that no flow joins: of different tenants and on one node, if there are such."""
+    """Return two guests that no flow joins: of different tenants and on one node, if possible."""
     everyone = attachments(topology)
     ends = {frozenset((flow.source.guest.label, flow.target.guest.label)) for flow in flows(topology)}
 
@@ -120,8 +120,9 @@ def strangers(topology: Topology, node: str) -> tuple[Guest, Guest] | None:
 
 
 def sender(topology: Topology) -> Attachment:
-    """Return who attacks a network: the source of the first flow, else a guest with a neighbour on its
-    network, else any guest.
+    """Return the attacker of a network.
+
+    It is the source of the first flow, else a guest with a neighbour on its network, else any guest.
     """
     found = flows(topology)
     if found:
@@ -131,7 +132,10 @@ def sender(topology: Topology) -> Attachment:
 
 
 def neighbour(topology: Topology, one: Attachment) -> Attachment | None:
-    """Return whom an interface finds on its network: the target of its first flow, else any other guest."""
+    """Return a neighbour of an interface on its network, or None.
+
+    It is the target of the interface's first flow, else any other guest.
+    """
     found = next((flow.target for flow in flows(topology) if flow.source == one), None)
     others = (item for item in attachments(topology) if item.network == one.network and item != one)
     return found or next(others, None)
@@ -145,8 +149,9 @@ def host(topology: Topology) -> str:
 
 
 def leaver(topology: Topology) -> str | None:
-    """Return the last node without whose guests two guests are left that must not reach one another: of two
-    tenants, if possible.
+    """Return the last node that can leave the lab while two guests remain that no flow joins.
+
+    Guests of two tenants are preferred. None if there is no such node.
     """
     found = (
         {node.name: pair(topology.without(node.name)) for node in reversed(topology.nodes)}
@@ -159,10 +164,10 @@ def leaver(topology: Topology) -> str | None:
 
 
 def loudest(topology: Topology) -> tuple[Attachment, FlowSubject | None, Guest | None]:
-    """Return who makes noise, the flow that it uses, and who suffers: a guest of another tenant on its node,
-    if there is one.
+    """Return the guest that floods, the flow that it uses, and the guest that suffers from it.
 
-    Without a flow, and without another guest on the node, the noise is still there.
+    The victim is a guest of another tenant on the same node, if there is one. Flow and victim are None where
+    the topology has none; the flood is possible all the same.
     """
     offers: list[tuple[Attachment, FlowSubject | None]] = [(flow.source, flow) for flow in flows(topology)]
     choices = [
@@ -174,8 +179,10 @@ def loudest(topology: Topology) -> tuple[Attachment, FlowSubject | None, Guest |
 
 
 def _nearest(topology: Topology, one: Attachment, flow: FlowSubject | None) -> tuple[int, Guest | None]:
-    """Return who on a guest's node suffers most plainly from its noise, and how plainly: a stranger, a
-    bystander, the target, no guest.
+    """Return the guest on the same node that shows the effect of a flood best, with its rank.
+
+    A guest of another tenant has rank 0, a bystander of the same tenant 1, the flow's target 2; 3 and None
+    where the node has no other guest.
     """
     target = flow.target.guest if flow else None
     near = [guest for guest in topology.guests_on(one.guest.node) if guest is not one.guest]

@@ -1,4 +1,4 @@
-"""What must exist, as resources with flat properties: the desired side of a plan. Pure."""
+"""The resources that must exist, with flat properties: the desired side of a plan. Pure."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """Names a resource.
+    """The name of a resource.
 
     Args:
-        place: where it lives: ``outer``, the controller or a node.
+        place: its place: ``outer``, the controller or a node.
 
     """
 
@@ -58,7 +58,7 @@ class Resource:
     """One thing that must exist.
 
     Args:
-        properties: what it must be like; sizes in bytes.
+        properties: its desired properties; sizes in bytes.
         after: resources of the same place that must exist first.
 
     """
@@ -70,10 +70,10 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the desired state depends on besides the topology.
+    """Inputs of the desired state besides the topology.
 
     Args:
-        environment: what the outer machine can do.
+        environment: capabilities of the outer machine.
         images: digest of each image by name.
 
     """
@@ -95,7 +95,7 @@ def desired(topology: Topology, inputs: Inputs) -> dict[Key, Resource]:
         topology.controller.name,
         tuple(item.key for item in found if item.key.kind in (Kind.SWITCH, Kind.PORT)),
     )
-    # What is too many is told apart from what is ours by its mark, so it is taken away when all of ours is
+    # Strays are recognised by the lack of a mark, so they are removed only when all resources of the lab are
     # there.
     found.append(
         Resource(Key(place, Kind.DATABASE, ovn_northbound.NAME), dict(ovn_northbound.told(())), logical)
@@ -129,7 +129,7 @@ def _outer(topology: Topology, inputs: Inputs) -> Iterator[Resource]:
 
 
 def machine_properties(topology: Topology, machine: Machine, inputs: Inputs) -> Properties:
-    """Return what a machine must be like; a difference in anything but its state replaces it."""
+    """Return the desired properties of a machine; any difference but of its state replaces it."""
     images = [inputs.images[machine.role]]
     if machine.role is Role.NODE:
         images.append(inputs.images["guest"])
@@ -145,7 +145,7 @@ def machine_properties(topology: Topology, machine: Machine, inputs: Inputs) -> 
 
 
 def dhcp_options(network: TenantNetwork) -> dict[str, str]:
-    """Return all that DHCP tells guests of a network, by OVN's names (NET-10).
+    """Return all options of DHCP for guests of a network, by OVN's names (NET-10).
 
     The MTU is 1500 without Geneve (58 octets) and ESP (at most 37: RFC 4303, RFC 4106).
     """
@@ -158,15 +158,17 @@ def dhcp_options(network: TenantNetwork) -> dict[str, str]:
 
 
 def dhcp6_options(network: TenantNetwork) -> dict[str, str]:
-    """Return all that DHCPv6 tells guests of a network, by OVN's names; nothing where the network has no IPv6
-    (NET-10).
+    """Return all options of DHCPv6 for guests of a network, by OVN's names (NET-10).
+
+    Empty where the network has no IPv6.
     """
     return {"server_id": network.server_mac} if network.network6 else {}
 
 
 def central(topology: Topology) -> Iterator[Resource]:
-    """Yield what OVN's northbound database must hold: a switch for each tenant network, a port for each
-    guest's interface.
+    """Yield the resources of OVN's northbound database.
+
+    They are a switch for each tenant network, and a port for each guest's interface.
     """
     place = topology.controller.name
     for tenant in topology.tenants:
@@ -229,7 +231,7 @@ def _node(node: Machine, guests: Sequence[Guest], inputs: Inputs) -> Iterator[Re
 
 
 def guest_properties(guest: Guest, inputs: Inputs) -> Properties:
-    """Return what a guest must be like; a difference in anything but its state replaces it."""
+    """Return the desired properties of a guest; any difference but of its state replaces it."""
     return {
         "memory": guest.memory,
         "vcpus": guest.vcpus,

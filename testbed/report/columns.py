@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rich.cells import get_character_cell_size
 
 WIDTH = 120  # cells of a line where the width is unknown, as in a pipe
-NARROWEST = 20  # cells; a terminal that says less is believed no more
+NARROWEST = 20  # cells; a smaller width reported by a terminal is ignored
 ELLIPSIS = "…"
 BAR = "| "  # before each further line of foreign text
 
@@ -39,12 +39,12 @@ class Line:
 
 
 def cells(text: str) -> int:
-    """Return how many cells text takes, at most: terminals draw some sequences of characters as one."""
+    """Return the maximum width of text in cells; terminals draw some sequences as one character."""
     return sum(map(get_character_cell_size, text))
 
 
 def shorten(text: str, width: int) -> str:
-    """Return text that takes at most so many cells; an ellipsis stands for the rest."""
+    """Return text of at most `width` cells; an ellipsis stands for the rest."""
     if cells(text) <= width:
         return text
     first = next(_folded(text, max(1, width - 1), width))
@@ -52,17 +52,17 @@ def shorten(text: str, width: int) -> str:
 
 
 def pad(text: str, width: int) -> str:
-    """Return text with blanks behind it, so that it takes so many cells."""
+    """Return text with blanks behind it, so that it takes `width` cells."""
     return text + " " * (width - cells(text))
 
 
 def wrap(text: str, width: int, first: int | None = None) -> list[str]:
-    """Return text as lines of at most so many cells, broken between words where that is possible.
+    """Return text as lines of at most `width` cells, broken between words where possible.
 
     A line that would begin with ``::`` gets a bar, since GitHub obeys such a line, indented or not.
 
     Args:
-        first: cells of the first line, if they are others.
+        first: cells of the first line, if its width differs.
 
     """
     spare = len(BAR) if "::" in text else 0
@@ -83,7 +83,7 @@ def wrap(text: str, width: int, first: int | None = None) -> list[str]:
 
 
 def hanging(head: str, text: str, width: int, style: str = "") -> list[Line]:
-    """Return text behind a head; each further line stands behind a bar, and cannot pass for ours."""
+    """Return text behind a head; each further line is marked with a bar as foreign text."""
     start = f"{' ' * min(4, width // 10)}{BAR}"
     room = width - cells(head) - 1
     if room < NARROWEST // 2:  # the head has a line of its own
@@ -113,10 +113,12 @@ def _folded(text: str, width: int, later: int) -> Iterator[str]:
 def table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()
 ) -> list[str]:
-    """Return rows under their heads, each column as wide as its widest cell; blanks at the ends are left out.
+    """Return rows under their heads, each column as wide as its widest cell.
+
+    Blanks at the ends of lines are left out.
 
     Args:
-        right: columns that stand at the right, such as numbers.
+        right: columns that are aligned to the right, such as numbers.
 
     """
     widths = [max(map(cells, column)) for column in zip(heads, *rows, strict=True)]

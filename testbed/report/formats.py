@@ -21,7 +21,7 @@ _REFERENCE = re.compile(
 
 
 def headline(data: Mapping[str, Any]) -> str:
-    """Return the verdict of a whole run in one line, with the controls that it says nothing about."""
+    """Return the verdict of a whole run in one line, with the controls that it does not cover."""
     summary = data["summary"]
     counts = ", ".join(f"{count} {name.replace('_', '-')}" for name, count in summary.items())
     proofs = ", ".join(f"{count} {name}" for name, count in data.get("proofs", {}).items())
@@ -52,24 +52,25 @@ def _part(item: Mapping[str, Any]) -> str:
 
 
 def because(item: Mapping[str, Any]) -> str:
-    """Return a control that was not looked at with the reason, on one line that stays readable."""
+    """Return a control that was not looked at, with the reason cut to one readable line."""
     reason = _line(item["reason"])
     return f"{_part(item)} ({reason[:_REASON]}{'…' if len(reason) > _REASON else ''})"
 
 
 def _cell(text: object) -> str:
-    """Return our own words for Markdown; what a forge might make a link of is shown as code."""
+    """Return our own words for Markdown; text that a forge might turn into a link becomes code."""
     shown = _line(text)
     return _code(shown) if _REFERENCE.search(shown) else re.sub(r"([\\|`*_~<>&\[\]])", r"\\\1", shown)
 
 
 def _code(text: object) -> str:
-    """Return foreign words as Markdown's code, in which nothing is a link, a mention, an issue, a tag or a
-    picture.
+    """Return foreign words as Markdown's code.
+
+    Nothing in it becomes a link, a mention, an issue, a tag or a picture.
     """
     shown = _line(text).replace(
         "|", "\u2502"
-    )  # would end a cell of a table, and cannot be escaped outside of one
+    )  # a bar would end a cell of a table, and cannot be escaped outside of one
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     return f"{fence} {shown} {fence}" if shown else ""
 
@@ -144,7 +145,7 @@ def _reasons(data: Mapping[str, Any]) -> Iterator[str]:
 def junit(data: Mapping[str, Any]) -> str:
     """Return JUnit XML: fail is a failure, inconclusive an error, not-applicable skipped.
 
-    A case has at most one outcome. What makes the exit code of a run differ from 0 shows here too: a check
+    A case has at most one outcome. Every reason for an exit code other than 0 is included: a check
     that cannot fail is a failure, any other proof that did not succeed an error, and so is trouble of the run
     itself.
     """
@@ -196,7 +197,8 @@ def _outcome(case: ET.Element, check: Mapping[str, Any]) -> None:
 
 
 def _lines(text: str) -> str:
-    """Return text in which no line can be taken for one of ours, or for a command: each stands behind a
-    bar.
+    """Return text with a bar before each line.
+
+    So no line can imitate one of the tool's own, or be executed as a command by a CI system.
     """
     return "\n".join(barred(text, _MANY))

@@ -92,8 +92,9 @@ def _dot(*parts: object) -> str:
 
 
 def _mermaid(*parts: object) -> str:
-    """Return lines of a label as Mermaid's quoted text, in which nothing but letters, digits and what
-    addresses have is itself.
+    """Return lines of a label as quoted text for Mermaid.
+
+    All characters but letters, digits and those of addresses are escaped.
     """
     return (
         '"'

@@ -1,7 +1,7 @@
-"""Matrices of who reached whom, in the width of a terminal. Pure functions of ``matrix.json``.
+"""Matrices of reachability in the width of a terminal. Pure functions of ``matrix.json``.
 
-Guests and each network of the machines have a matrix of their own: rows are sources, columns are targets by
-number.
+Guests have a matrix of their own, and so has each network of the machines. Rows are sources, columns are
+targets by number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ _Row = Mapping[str, Any]
 
 
 def matrices(rows: Sequence[_Row], width: int = WIDTH) -> list[Line]:
-    """Return how much was observed, a matrix for all that could meet, and each violation.
+    """Return the number of observations, a matrix of each group, and each violation.
+
+    The groups are the guests and each network of the machines.
 
     Nothing where nothing was observed.
 
@@ -90,8 +92,8 @@ def _matrix(
     """Yield a matrix, in as many parts side by side as its targets need.
 
     Args:
-        letters: learns what stands for which services.
-        used: learns the signs that are in it.
+        letters: the letter of each set of services; extended here.
+        used: the signs that occur; extended here.
 
     """
     by_ends: dict[tuple[str, str], list[_Row]] = defaultdict(list)

@@ -1,6 +1,6 @@
-"""A result as people read it on a terminal or in a CI log. Pure functions of the contents of a run's files.
+"""A result as text for a terminal or a CI log. Pure functions of a run's files.
 
-Every text goes through `testbed.untrusted.text`; further lines of foreign text stand behind a bar.
+Every text goes through `testbed.untrusted.text`; further lines of foreign text get a bar in front.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def text(data: Mapping[str, Any], width: int = WIDTH) -> str:
 
 
 def verdicts(data: Mapping[str, Any], width: int = WIDTH) -> list[Line]:
-    """Return a result: all cases, then everything that is not sound, failures last, and the headline.
+    """Return the lines of a result: cases, notes, failures last, and the headline.
+
+    The notes are everything that is not sound.
 
     Args:
         data: content of ``result.json``.

@@ -1,7 +1,7 @@
-"""Opens a wall of every check of the network at once, runs them all, and takes everything back: python
-allow_all.py LAB
+"""Open a wall of every check of the network at once, run all checks, and revert everything.
 
-Prints the result as ``testbed check --json`` does. A check that passes here would pass anywhere.
+Call it as ``python allow_all.py LAB``. It prints the result as ``testbed check --json`` does. A check that
+passes here would pass anywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from testbed.verify.runner import run
 from testbed.verify.runner.plugin import members
 from testbed.verify.runner.proof_cache import Proving
 
-# whoever still speaks TLS would wait for such a database, and nothing else could be opened
+# clients that still use TLS would wait for such a database, and no other breach could be opened
 _ALONE = "in the clear"
 
 
@@ -58,7 +58,7 @@ def walls(lab: Lab) -> Iterator[tuple[Breach, Stage]]:
 
 
 def main() -> int:
-    """Do it, and print the result."""
+    """Open the breaches, run the checks, revert everything, and print the result."""
     workspace = Workspace(state_root(), sys.argv[1])
     topology, ground = labs.load_applied(workspace), labs.load_inputs()
     labs.enter(topology, workspace, ground.environment)

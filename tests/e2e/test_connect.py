@@ -1,4 +1,4 @@
-"""A lab whose machines are run by a libvirt daemon of the outer machine instead of the built-in one."""
+"""A lab whose machines run under a libvirt daemon of the outer machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 TOPOLOGY = "topologies/one-node.yaml"
 # Nothing of this daemon is seen by another one: its folders are hidden in a mount namespace. So is a /dev/kvm
 # that
-# the canary has refused: where root can open it and QEMU's account can't, libvirt asks QEMU anew at every
+# the canary has refused: where root can open it and QEMU's account can't, libvirt probes QEMU again at every
 # step.
 DAEMON = """
 for folder in /etc/libvirt /run /var/lib/libvirt /var/log/libvirt /var/cache/libvirt; do

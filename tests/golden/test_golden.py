@@ -1,6 +1,6 @@
-"""Exact texts: what good topologies become, and what is said about bad ones.
+"""Exact texts: the plans of good topologies, and the messages about bad ones.
 
-With TESTBED_UPDATE_GOLDEN=1 the files are written anew; read the difference before you keep it.
+With TESTBED_UPDATE_GOLDEN=1 the files are written again; read the difference before you keep it.
 """
 
 from __future__ import annotations

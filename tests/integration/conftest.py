@@ -1,4 +1,4 @@
-"""What several tests with real packets start from."""
+"""Fixtures of the tests with real packets."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ _NUMBERS = count()
 
 @pytest.fixture
 def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
-    """Two guests of one tenant, with one flow of each kind, and as little patience as a fast machine
-    needs.
+    """Two guests of one tenant, with one flow of each kind, and short timeouts.
+
+    A fast machine needs no longer ones.
     """
     monkeypatch.setattr(observe, "_PATIENCE", 3)
     monkeypatch.setattr(transport, "_DOUBT", 0.5)

@@ -27,7 +27,7 @@ print(json.dumps([*found, address.read_text().strip(), Path("/sys/class/net/one/
 
 
 def test_an_interface_wears_a_borrowed_mac_address_for_a_while() -> None:
-    """And stays up meanwhile."""
+    """The interface stays up meanwhile."""
     mount = 'mount -t sysfs sys /sys && exec "$@"'
     argv = ["unshare", "--net", "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", BORROWED]
     own, worn, still, after, flags = json.loads(

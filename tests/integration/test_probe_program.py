@@ -1,4 +1,4 @@
-"""The probe's program as a process: started once, asked through its pipe, unimpressed by nonsense."""
+"""The probe's program as a process: started once, reached by its pipe, robust to bad input."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FINISH: dict[str, object] = {"phase": "finish", "token": "tb-0123abcd-"}
 
 @pytest.fixture(params=["programs", "files"])
 def probe(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[ProbeClient, Path]]:
-    """A program that is reached as those on machines are, and one that is reached as those in guests are."""
+    """A program that is reached like those on machines, and one like those in guests."""
     own = str(tmp_path / "probe")
 
     def run(argv: list[str], stdin: bytes, timeout: float) -> bytes:
@@ -73,7 +73,7 @@ def test_one_program_answers_many_questions(probe: tuple[ProbeClient, Path]) -> 
 
 
 def test_a_program_that_was_ended_is_started_anew_when_asked(probe: tuple[ProbeClient, Path]) -> None:
-    """Ending it leaves none behind, and the next observation has one of its own."""
+    """No process is left, and the next observation starts a program of its own."""
     instrument, folder = probe
     first = instrument.listen(LISTEN)["pid"]
     instrument.end()
@@ -95,7 +95,7 @@ def test_what_was_not_recorded_is_not_vouched_for(probe: tuple[ProbeClient, Path
 def test_what_has_come_in_so_far_can_be_asked_while_recording_goes_on(
     probe: tuple[ProbeClient, Path],
 ) -> None:
-    """Of this run only; who asks gives no token away."""
+    """Only frames of this run count, and the request reveals no token."""
     instrument, _ = probe
     instrument.listen({**LISTEN, "udp": [PORT]})
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -122,7 +122,7 @@ def test_what_has_come_in_so_far_can_be_asked_while_recording_goes_on(
     ],
 )
 def test_nonsense_is_passed_over(probe: tuple[ProbeClient, Path], line: bytes) -> None:
-    """Whoever writes into the pipe does not end the program, and gets no file written."""
+    """Any process that writes into the pipe can neither end the program nor get a file written."""
     instrument, folder = probe
     instrument.listen(LISTEN)
     with (folder / "in").open("wb") as pipe:
@@ -135,7 +135,7 @@ def test_nonsense_is_passed_over(probe: tuple[ProbeClient, Path], line: bytes) -
 
 
 def test_what_is_asked_may_be_long(probe: tuple[ProbeClient, Path]) -> None:
-    """Longer than a pipe is by itself, and than a shell's line."""
+    """A request may be longer than a pipe's buffer and than a shell's line."""
     instrument, _ = probe
     listen = {**LISTEN, "known": [secrets.token_hex(6) for _ in range(40_000)]}
     assert instrument.listen(listen)["ready"] is True
@@ -144,7 +144,7 @@ def test_what_is_asked_may_be_long(probe: tuple[ProbeClient, Path]) -> None:
 def test_a_program_that_was_killed_is_told_and_the_next_observation_has_another(
     probe: tuple[ProbeClient, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody waits for the dead."""
+    """The client does not wait for a dead program."""
     monkeypatch.setattr(transport, "_DOUBT", 0.5)
     instrument, folder = probe
     first = instrument.listen(LISTEN)["pid"]
@@ -160,7 +160,7 @@ def test_a_program_that_was_killed_is_told_and_the_next_observation_has_another(
 def test_what_a_killed_run_has_left_sending_does_not_outlive_the_next_start(
     probe: tuple[ProbeClient, Path],
 ) -> None:
-    """Nobody has told it to stop, and the ports that it holds are wanted."""
+    """The killed run has not stopped it, and the next start needs the ports that it holds."""
     instrument, _ = probe
     listen = {**LISTEN, "udp": [PORT], "patience": 5}
     instrument.listen(listen)
@@ -179,14 +179,14 @@ def test_what_a_killed_run_has_left_sending_does_not_outlive_the_next_start(
     "wrong", [{"phase": "_read"}, {"phase": "nothing"}, {"phase": "send"}, {"phase": "listen", "token": "x"}]
 )
 def test_a_wrong_question_gets_an_error(probe: tuple[ProbeClient, Path], wrong: dict[str, object]) -> None:
-    """And the program goes on."""
+    """The program continues."""
     instrument, _ = probe
     assert "error" in instrument.ask(wrong)
     assert instrument.listen(LISTEN)["ready"] is True
 
 
 def test_a_machine_that_was_paused_has_noticed_it(probe: tuple[ProbeClient, Path]) -> None:
-    """It is asked other things meanwhile, and tells how long it stood still when it is told to rest."""
+    """The probe answers other requests meanwhile, and reports the pause when it is stopped."""
     instrument, folder = probe
     instrument.listen(LISTEN)
     with ThreadPoolExecutor(max_workers=1) as pool:

@@ -1,4 +1,4 @@
-"""A rogue host on a real bridge, in a network namespace of its own: it stands, asks, and is gone."""
+"""A rogue host on a real bridge, in its own network namespace: start, questions, end."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Rows of a real OVN database that share a name or label with ours: each is drift, `up` removes it, and
-nothing of ours with it.
+"""Rows of a real OVN database with a name or label of ours are drift, and `up` removes them.
+
+No row of ours is removed with them.
 """
 
 from __future__ import annotations

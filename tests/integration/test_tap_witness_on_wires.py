@@ -1,5 +1,6 @@
-"""The recorder beside guests, on the near ends of their wires: it sees what a deaf or lying guest conceals,
-and fails loudly.
+"""The recorder on the near ends of guests' wires: it sees frames that a guest conceals.
+
+It fails loudly.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _raw(wire: Wire) -> Probe:
 
 
 def _without(kind: str) -> Callable[[str, Answer], Answer]:
-    """Return what a guest does that conceals some frames, whoever asks it for them."""
+    """Return the answers of a guest that conceals some frames, as a function."""
 
     def lie(_: str, answer: Answer) -> Answer:
         records = [item for item in answer.get("records", []) if f"-{kind}" not in item["token"]]
@@ -55,8 +56,9 @@ def _without(kind: str) -> Callable[[str, Answer], Answer]:
 
 
 def test_what_a_guest_conceals_its_node_has_seen(wire: Wire) -> None:
-    """Two guests that have agreed on it get nothing across that is not found, and nothing else than that is
-    said of them.
+    """Frames that two colluding guests exchange and conceal are found by their node.
+
+    No other frame is reported as concealed.
     """
     _, db = endpoints(wire.topology)
     wire.lie = _without("raw")
@@ -68,7 +70,10 @@ def test_what_a_guest_conceals_its_node_has_seen(wire: Wire) -> None:
 
 
 def test_the_guest_of_the_breach_conceals_cells_and_nothing_else(wire: Wire, tmp_path: Path) -> None:
-    """Its recorder is another; only its node's tells what came in, and the controls are heard by both."""
+    """The breach replaces the guest's recorder; only the node's recorder reports the cells.
+
+    Both see the controls.
+    """
     web, db = endpoints(wire.topology)
     script = tmp_path / "liar"
     script.write_text(liar(sys.executable))
@@ -85,9 +90,7 @@ def test_the_guest_of_the_breach_conceals_cells_and_nothing_else(wire: Wire, tmp
 
 
 def test_every_cell_is_seen_by_both(wire: Wire) -> None:
-    """All protocols of the matrix, in both directions, are found in frames by the node's kernel as by the
-    guests.
-    """
+    """The node's recorder sees all protocols of the matrix, in both directions, as guests do."""
     cells = wire.matrix.cells
     seen = observe(wire, matrix_probes(cells))  # type: ignore[arg-type]
     assert (seen.concealed(), seen.past()) == ({}, {})
@@ -98,7 +101,7 @@ def test_every_cell_is_seen_by_both(wire: Wire) -> None:
 
 
 def test_a_deaf_guest_is_a_doubt_and_no_wall(wire: Wire) -> None:
-    """What its node handed to it counts all the same; without that, nothing does."""
+    """Frames that the node handed to a deaf guest count; without those, the run is inconclusive."""
     _, db = endpoints(wire.topology)
     wire.lie = lambda label, answer: (
         {**answer, "records": []} if label == db.guest and "records" in answer else answer
@@ -112,7 +115,7 @@ def test_a_deaf_guest_is_a_doubt_and_no_wall(wire: Wire) -> None:
 
 
 def test_a_path_past_the_node_is_found_and_a_made_up_one_is_not(wire: Wire) -> None:
-    """A token that its sender alone knew has come by some path; one that a guest made up has come by none."""
+    """A secret token of the sender has arrived by some path; a made-up token by none."""
     web, db = endpoints(wire.topology)
     wire.switch.aside = lambda frame: frame[12:14] == b"\x88\xb5"
     seen = observe(wire, [_raw(wire)])  # type: ignore[arg-type]
@@ -141,7 +144,7 @@ def test_what_a_guest_sends_was_not_handed_to_it(wire: Wire) -> None:
 
 
 def test_what_comes_in_meanwhile_is_asked_of_nodes_as_well(wire: Wire) -> None:
-    """An upheaval ends when something has got through, though the guest that it came to says nothing."""
+    """A disruption ends when a frame has got through, although its receiver does not report it."""
     found: list[set[str]] = []
 
     def meanwhile(tokens: Tokens) -> None:
@@ -178,7 +181,7 @@ def test_a_recorder_that_dies_beside_the_guests_is_noticed(wire: Wire) -> None:
 
 
 def test_a_tap_that_goes_away_is_noticed(wire: Wire) -> None:
-    """It goes down and comes back: what was handed to the guest meanwhile, nobody saw."""
+    """The tap goes down and comes back: frames in between were not recorded."""
     _, name = wire.node.names.values()
 
     def blink(_: Tokens) -> None:
@@ -199,9 +202,7 @@ def test_a_tap_that_is_not_there_is_told(wire: Wire) -> None:
 
 
 def test_a_flood_stays_in_the_kernel(wire: Wire) -> None:
-    """Neither a flood at a guest nor one of it costs its node a copy, and a frame with a token is found in
-    it.
-    """
+    """A flood at or from a guest costs its node no copy; a frame with a token is found in it."""
     web, db = endpoints(wire.topology)
     guest = next(guest for guest in wire.topology.guests if guest.label == web.guest)
     node, tokens = on_machine(wire, wire.node), Tokens.fresh()  # type: ignore[arg-type]

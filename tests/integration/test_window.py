@@ -1,6 +1,4 @@
-"""A frame counts as stopped when it has had its time to arrive, and when those who should have seen it are
-heard of afterwards.
-"""
+"""A frame counts as stopped after its time to arrive, if its receivers still work then."""
 
 from __future__ import annotations
 
@@ -44,7 +42,7 @@ def test_a_frame_that_is_late_by_almost_the_window_is_seen(wire: Wire) -> None:
 
 
 def test_who_goes_deaf_within_the_window_is_noticed(wire: Wire) -> None:
-    """What comes in then would have been missed."""
+    """Frames that arrive after the receiver has gone deaf would have been missed."""
     since: list[float] = []
 
     def deaf(frame: bytes) -> bool:
@@ -71,8 +69,9 @@ def test_a_recorder_waits_for_the_last_controls_and_for_no_more_than_a_while(wir
 def _finished(
     wire: Wire, sender: ProbeClient, receiver: ProbeClient, awaited: list[list[str]]
 ) -> tuple[float, Mapping[str, Any]]:
-    """Return how long a receiver takes to finish that is sent one frame after half a second, and its
-    answer.
+    """Return the time that a receiver takes to finish, and its answer.
+
+    One frame is sent to it after half a second.
     """
     _, end = endpoints(wire.topology)
     nics = [{"label": "app", "mac": end.mac, "address": str(end.address), "address6": ""}]

@@ -1,8 +1,7 @@
-"""Puts into OVN's real northbound database what no topology asks for, and takes it away as `up` does: python
-undeclared_rows.py FOLDER
+"""Put undeclared rows into OVN's real northbound database, and remove them as `up` does.
 
-Call in a network and mount namespace of one's own. Prints as JSON what was told of it, and what was left
-afterwards.
+Call it as ``python undeclared_rows.py FOLDER`` in a network and mount namespace of its own. Prints as JSON
+the rows that were reported, and those that were left afterwards.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ ovn-nbctl set logical_switch_port {port} options:requested-chassis=node type=loc
 
 
 def main() -> int:
-    """Do it, and print what was told and what was left."""
+    """Run all steps, and print the rows that were reported and those that were left."""
     folder = Path(sys.argv[1])
     topology = resolve(load(topology_text(2, 20), "some.yaml").spec)
     workspace = Workspace(folder, topology.name)

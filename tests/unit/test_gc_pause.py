@@ -1,4 +1,4 @@
-"""Looking for garbage is left alone while much is made, and only then."""
+"""The garbage collector is off while many objects are made, and only then."""
 
 from __future__ import annotations
 

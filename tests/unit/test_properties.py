@@ -1,4 +1,4 @@
-"""What must hold for any valid topology."""
+"""Properties of any valid topology."""
 
 from __future__ import annotations
 

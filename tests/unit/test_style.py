@@ -92,8 +92,9 @@ def _packages() -> set[str]:
 
 
 def _place(name: str) -> str:
-    """Return the sub-package of a module, without the package's own name; the module itself if it is at the
-    top.
+    """Return the sub-package of a module, without the package's own name.
+
+    A module at the top is its own place.
     """
     module = PACKAGE.joinpath(*name.split(".")[1:])
     parts = module.relative_to(PACKAGE).parts

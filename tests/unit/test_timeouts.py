@@ -30,7 +30,7 @@ def test_each_timeout_has_a_reason_and_a_use(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_slowness_stretches_what_is_said_to_be_stretched_and_nothing_else(name: str) -> None:
-    """By the source: its name, or the one that a module gives it, is multiplied with the slowness."""
+    """By the source: its name, or a module's alias for it, is multiplied by the slowness."""
     found = False
     for text in SOURCES.values():
         own = [f"timeouts.{name}", *re.findall(rf"^(\w+) = timeouts\.{name}$", text, re.MULTILINE)]

@@ -1,4 +1,4 @@
-"""What a machine needs to know about itself, as the files of one archive (D4).
+"""The identity of a machine as the files of one archive (D4).
 
 The machine unpacks it below /run before its network is up; see ``playbooks/roles/base``. Pure: keys come
 in as text, nothing is read or written.
@@ -39,12 +39,12 @@ def tunnel_peers(topology: Topology, machine: Machine) -> tuple[str, ...]:
 
 
 def northbound_clients(topology: Topology, machine: Machine) -> tuple[str, ...]:
-    """Return the management addresses that may talk to OVN's northbound database on a machine."""
+    """Return the management addresses that may connect to OVN's northbound database."""
     return administrators(topology) if machine.role is Role.CONTROLLER else ()
 
 
 def southbound_clients(topology: Topology, machine: Machine) -> tuple[str, ...]:
-    """Return the management addresses that may talk to OVN's southbound database on a machine."""
+    """Return the management addresses that may connect to OVN's southbound database."""
     if machine.role is not Role.CONTROLLER:
         return ()
     return tuple(sorted(str(node.address(Plane.MANAGEMENT)) for node in topology.nodes))
@@ -143,8 +143,9 @@ _PEER = """  {peer} {{
 
 
 def tunnel_protection(topology: Topology, machine: Machine) -> str:
-    """Return strongSwan's connections of a node: UDP to another node's fabric address is encrypted or not
-    sent (NET-08, RFC 4301).
+    """Return strongSwan's connections of a node (NET-08, RFC 4301).
+
+    UDP to another node's fabric address is encrypted or not sent.
     """
     own = str(machine.address(Plane.FABRIC))
     peers = [node for node in topology.nodes if node.name != machine.name]
@@ -170,8 +171,9 @@ def _chassis(topology: Topology, machine: Machine) -> str:
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """Return the archive of some files: deterministic, public files 0644, the others 0600, every folder
-    0755.
+    """Return a deterministic tar archive of some files.
+
+    Public files have mode 0644, the others 0600, folders 0755.
     """
     stream = io.BytesIO()
     folders: set[str] = set()

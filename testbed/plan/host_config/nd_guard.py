@@ -1,8 +1,8 @@
-"""Who may resolve whom over IPv6, for the guard in front of guests' interfaces (NET-01, NET-05). Pure.
+"""The neighbours that each guest may resolve over IPv6 (NET-01, NET-05). Pure.
 
-OVN's access rules do not reach Neighbor Discovery (docs/decisions/0009), so each node judges it where frames
-come in from a guest: `playbooks/roles/switch/files/neighbours.nft` holds the rules, and this the sets that
-they ask.
+OVN's access rules do not reach Neighbor Discovery (docs/decisions/0009), so each node filters it where frames
+come in from a guest: `playbooks/roles/switch/files/neighbours.nft` holds the rules, and this module the sets
+that they look up.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ def guarded(topology: Topology, node: Machine) -> tuple[str, ...]:
 
 
 def allowed(topology: Topology, node: Machine) -> tuple[tuple[str, str], ...]:
-    """Return interface and address for every neighbour that a guest on a node may ask for and answer,
-    sorted.
+    """Return interface and address of every neighbour that guests on a node may resolve, sorted.
+
+    A guest may ask for such a neighbour, and answer it.
     """
     taps = {nic.mac: nic.tap for guest in topology.guests_on(node.name) for nic in guest.nics if nic.address6}
     pairs = set()
@@ -36,8 +37,9 @@ def allowed(topology: Topology, node: Machine) -> tuple[tuple[str, str], ...]:
 
 
 def links(topology: Topology, node: Machine) -> tuple[tuple[str, str], ...]:
-    """Return interface and MAC address, as nftables writes the number, of every guest's interface with IPv6,
-    sorted.
+    """Return interface and MAC address of every guest's interface with IPv6 on a node, sorted.
+
+    The MAC address is written as a number, as nftables does.
     """
     nics = [nic for guest in topology.guests_on(node.name) for nic in guest.nics if nic.address6]
     return tuple(sorted((nic.tap, f"{int(nic.mac.replace(':', ''), 16):#x}") for nic in nics))

@@ -1,5 +1,6 @@
-"""What is looked at in topologies of odd shapes: which checks do not apply and why, and that each other one
-can be proven.
+"""Applicability in topologies of odd shapes: each check is proven, or does not apply.
+
+The reasons for the latter are listed.
 """
 
 from __future__ import annotations
@@ -96,8 +97,9 @@ def _told(shape: str) -> str:
 
 
 def test_what_does_not_apply_is_known() -> None:
-    """A new case that does not apply, or a new reason, is noticed here; with TESTBED_UPDATE_GOLDEN=1 the file
-    is written anew.
+    """A new case that does not apply, or a new reason, is noticed here.
+
+    With TESTBED_UPDATE_GOLDEN=1 the file is written again.
     """
     told = "\n\n".join(map(_told, [*SHIPPED, *ODD])) + "\n"
     if os.environ.get("TESTBED_UPDATE_GOLDEN"):
@@ -113,8 +115,9 @@ def test_a_reason_is_a_sentence_with_a_subject(shape: str) -> None:
 
 @SHAPE
 def test_what_applies_can_be_proven(shape: str) -> None:
-    """A check that applies has a breach that does, and each such breach finds what it acts on, when it opens
-    and when it closes.
+    """A check that applies has a breach that applies, which finds its objects in the topology.
+
+    That holds when it opens and when it closes.
     """
     for declared, stage in _cases(lab_of(shape)):
         if declared.applies(stage) is None and not declared.id.startswith("ACC"):
@@ -126,8 +129,9 @@ def test_what_applies_can_be_proven(shape: str) -> None:
 
 
 def test_nothing_but_a_wall_that_is_not_there_is_left_out() -> None:
-    """Where a topology lacks a flow, a second tenant on a node, or guests on its first node, the walls of its
-    network are looked at.
+    """Networks of odd topologies are checked for all walls that they have.
+
+    They lack a flow, a second tenant on a node, or guests on the first node.
     """
     for shape in (
         "no flow",

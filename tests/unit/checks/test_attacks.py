@@ -44,7 +44,7 @@ TOPOLOGY = pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path
 
 @TOPOLOGY
 def test_every_guest_attacks_in_every_way_that_it_can(topology: Path) -> None:
-    """A forgery has a mark of its own; who has no flow to hide behind sends what every guest may."""
+    """Each forgery has a mark of its own; a guest without a flow forges traffic of every guest."""
     fleet = _fleet(topology)
     lies = forgeries(fleet)
     assert len({lie.mark for lie in lies}) == len(lies)
@@ -55,7 +55,7 @@ def test_every_guest_attacks_in_every_way_that_it_can(topology: Path) -> None:
 
 
 def test_lies_are_packets_of_the_flow_that_there_is() -> None:
-    """Of UDP or ICMP where no flow of TCP is; without a flow, what a rule lets every guest send to DHCP."""
+    """Forgeries use UDP or ICMP where no flow of TCP is; without a flow, requests to DHCP."""
     fleet = _fleet(ROOT / "topologies/udp-and-icmp.yaml")
     kinds = {
         "red/web": (IPPROTO_UDP, 514),
@@ -79,7 +79,7 @@ def test_only_false_senders_have_another_mac_address(topology: Path) -> None:
 
 @TOPOLOGY
 def test_the_page_lists_every_attack_and_every_breach(topology: Path) -> None:
-    """The page says of each frame which check watches it, and of each check which breaches prove it."""
+    """The page names the check of each frame, and the breaches of each check."""
     page = (ROOT / "docs/reference/attacks.md").read_text()
     rows: dict[str, str] = {}
     for line in page.splitlines():

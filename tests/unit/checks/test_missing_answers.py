@@ -1,4 +1,4 @@
-"""As many answers as questions: what is missing, cut or late is no answer, wherever it is read."""
+"""A missing, cut or late answer is no answer, wherever answers are read."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_whatever_a_port_is_called_it_is_claimed(port: str) -> None:
 
 
 def test_a_full_firewall_vouches_for_no_injection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it has no room to tell is not what it let pass."""
+    """A packet that the full set could not list was not necessarily accepted."""
     stranger = rogue(LAB.lab_network(Plane.FABRIC))
     node = next(site for site in machines(LAB) if site.plane is Plane.FABRIC and site.name == "node")
     injection = Injection("g0", "-", "node", str(stranger.address), str(node.address), 6081, (b"-",))

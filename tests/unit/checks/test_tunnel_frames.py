@@ -1,4 +1,4 @@
-"""What a stranger on the fabric sends, and what guests ask the fleet for."""
+"""The frames of a rogue host on the fabric, and the questions of guests to the fleet."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ def _fleet(name: str) -> Any:
 
 
 def test_every_network_is_attacked_on_every_node_with_its_key_and_ports() -> None:
-    """Where a flow leads to a node, it is what is injected; the option names OVN's ports
-    (ovn-architecture(7)).
+    """Where a flow leads to a node, its packets are injected.
+
+    The option names OVN's ports (ovn-architecture(7)).
     """
     fleet = _fleet("two-tenants")
     found = list(inners(fleet))
@@ -57,7 +58,7 @@ def test_every_network_is_attacked_on_every_node_with_its_key_and_ports() -> Non
 
 
 def test_a_node_without_guests_is_attacked_as_well_and_a_flow_inside_a_node_is_a_control() -> None:
-    """What a node sends through its own tunnel arrives, wherever the source of the flow is."""
+    """A packet that a node sends through its own tunnel arrives, wherever the flow's source is."""
     fleet = _fleet("separated")
     found = list(inners(fleet))
     assert [(item.node, item.target.guest, item.flows) for item in found] == [
@@ -72,16 +73,18 @@ def test_a_node_without_guests_is_attacked_as_well_and_a_flow_inside_a_node_is_a
 
 
 def test_flows_of_datagrams_and_echo_requests_are_injected() -> None:
-    """In a lab without a flow of TCP, what nothing but the tunnel's wall stops is of the protocols that are
-    declared.
+    """In a lab without a flow of TCP, packets of the declared protocols are injected.
+
+    Only the tunnel's wall stops those.
     """
     found = [item.frame(b"x") for item in inners(_fleet("udp-and-icmp")) if item.flows]
     assert {kind for kind in (UDP, ICMP) for frame in found if kind in frame} == {UDP, ICMP}
 
 
 def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
-    """Every disguise of both kinds of tunnels, to the node where the receiver is; fragments carry the token
-    together.
+    """Each disguise of both kinds of tunnels is sent to the receiver's node.
+
+    Fragments carry the token together.
     """
     fleet = _fleet("two-tenants")
     stranger = rogue(fleet.topology.lab_network(Plane.FABRIC))
@@ -102,8 +105,9 @@ def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
 def test_questions_of_guests_are_bounded_and_told_apart(topology: Path) -> None:
-    """Each has a mark of its own, a guest's script stays within what its sender takes, and IPv6 is asked
-    where a guest has it.
+    """Each question has a mark of its own, and IPv6 is used where a guest has it.
+
+    A guest's script stays within the limits of its sender.
     """
     fleet = _fleet(topology.stem)
     for scene in positions(fleet):
@@ -120,7 +124,7 @@ def test_questions_of_guests_are_bounded_and_told_apart(topology: Path) -> None:
 
 
 def test_only_an_address_by_dhcp_is_offered() -> None:
-    """Another sender, another service, an option too many and a server that is another's are beyond it."""
+    """Another sender or service, an extra option, and a foreign server are beyond the offer."""
     scene = positions(_fleet("one-node"))[0]
     server = scene.server.address
     fine = ((1, bytes(4)), (26, bytes(2)), (51, bytes(4)), (53, b"\2"), (54, server.packed))

@@ -68,7 +68,10 @@ def _environment(**more: str) -> dict[str, str]:
 
 
 class _Screen:
-    """As much of a terminal as the display needs: it moves up, erases lines, and keeps what it is given."""
+    """A terminal with the functions that the display needs.
+
+    It moves up, erases lines, and keeps the text.
+    """
 
     def __init__(self, shown: str) -> None:
         self.lines, self.row, self.column, self.hidden = [""], 0, 0, False

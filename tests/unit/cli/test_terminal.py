@@ -1,4 +1,4 @@
-"""What people read is what was said, and no text is obeyed by what shows it."""
+"""The printed text is the given text, and no program that shows it executes a part of it."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_wrong_command_line_is_quoted_and_obeyed_by_nobody(
 def test_an_error_that_nothing_foresaw_is_no_open_wall(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Python's own exit status would be 1, and its message what somebody else said."""
+    """Python's own exit status would be 1, and its message would hold foreign text."""
 
     def fails(*_: object) -> None:
         raise ValueError(HOSTILE)
@@ -224,8 +224,9 @@ _PRINTED = [
 
 
 def _prints(tree: ast.AST) -> list[str]:
-    """Return what a module does that could show text: prints, writes to our own streams, or knows rich or its
-    markup.
+    """Return the statements of a module that could show text.
+
+    They print, write to our own streams, or use rich or its markup.
     """
     found = []
     for node in ast.walk(tree):

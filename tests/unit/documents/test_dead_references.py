@@ -1,4 +1,7 @@
-"""Every reference of a document, docstring or comment leads somewhere, and documents keep their form."""
+"""Every reference of a document, docstring or comment leads somewhere.
+
+Documents keep their form.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated pages of docs/reference/ are those that the program, the schema and the checks give."""
+"""Generated pages of docs/reference/ are up to date with program, schema and checks."""
 
 from __future__ import annotations
 

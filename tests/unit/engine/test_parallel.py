@@ -1,4 +1,4 @@
-"""Lanes: what may be done at the same time, and what ends them."""
+"""Lanes: items that may run at the same time, and events that end them."""
 
 from __future__ import annotations
 

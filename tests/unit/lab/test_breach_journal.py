@@ -1,5 +1,6 @@
-"""What a killed run of the checks leaves: word of the wall that it opened, in whatever moment it is
-killed.
+"""A killed run of the checks leaves an entry of the breach that it opened.
+
+So it is at whatever moment it is killed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ WHEN = "2026-01-01T00:00:00+00:00"
 RECORD = Record("NET-01", "fleet", "opens it", WHEN, "a-run")
 _NUMBERS = count()
 
-# A wall is a file; what happens while it is opened, looked at and closed comes from the test.
+# A wall is a file; the test gives the code that runs while it is opened, looked at and closed.
 WALLS = """
 import os, signal, time
 from pathlib import Path
@@ -191,7 +192,7 @@ def test_a_wall_that_does_not_close_stays_written_down(tmp_path: Path) -> None:
 
 
 def _signalled(folder: Path, *signals: tuple[float, int]) -> str:
-    """Send signals, each after so many seconds, once the wall is open, and return what the run says."""
+    """Send signals after the given delays, once the wall is open, and return the run's output."""
     with _start(folder) as process:
         end = time.monotonic() + 60
         while not (folder / "wall").exists() and time.monotonic() < end:
@@ -270,7 +271,7 @@ def test_what_cannot_be_closed_stays_written_down(
 
 
 def test_a_hidden_check_file_is_not_taken_for_ours(lab: Any, tmp_path: Path) -> None:
-    """Whoever has put another folder of that name first must not decide how a wall is closed."""
+    """A foreign folder of that name, placed first, must not decide how a wall is closed."""
     name = f"walls{next(_NUMBERS)}"
     folder = _walls(tmp_path, name=name)
     other = _walls(tmp_path / "lab", name=name)
@@ -371,9 +372,7 @@ def test_report_does_not_show_an_older_run_instead_of_one_that_was_cut_short(
 
 
 def test_up_converges_closes_and_converges_again(lab: Any, monkeypatch) -> None:
-    """A breach may have cut our own way in: so a first convergence that fails is no reason not to close
-    it.
-    """
+    """A breach may block our own access: breaches are closed even after a failed convergence."""
     steps: list[str] = []
 
     def converge(*_: object) -> list[object]:
@@ -396,7 +395,7 @@ def test_up_converges_closes_and_converges_again(lab: Any, monkeypatch) -> None:
 
 
 def test_a_lab_with_an_open_wall_keeps_its_topology(workspace: Workspace) -> None:
-    """Another topology has other guests: what was opened on theirs could not be closed any more."""
+    """Another topology has other guests: a breach opened on the old ones could not be closed."""
     workspace.topology_file.write_text(TOPOLOGY.read_text())
     entry = _write(workspace)
     other = resolve(read(ROOT / "topologies/two-tenants.yaml").spec)
@@ -408,7 +407,7 @@ def test_a_lab_with_an_open_wall_keeps_its_topology(workspace: Workspace) -> Non
 
 
 def test_an_open_wall_is_not_saved(workspace: Workspace, monkeypatch) -> None:
-    """A checkpoint would carry it to where no journal is."""
+    """A checkpoint would keep the breach, without the journal that closes it."""
     from testbed.cli import checkpoint  # noqa: PLC0415
 
     monkeypatch.setattr(checkpoint, "running_lab", lambda _: (LAB, workspace, None))

@@ -1,4 +1,4 @@
-"""What machines offer to whom: the oracle, and how answers are read."""
+"""Services of machines on the infrastructure: the oracle, and how answers are read."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _lab(name: str = "two-tenants") -> Topology:
 
 
 def test_exactly_these_services_are_offered() -> None:
-    """Whatever is not in this list is denied, from everybody; ARP apart."""
+    """All services outside this list are denied to every source, except ARP."""
     found = {str(cell) for cell in contacts(_lab()) if cell.allowed and cell.protocol != "arp"}
     nodes = ("node-a", "node-b")
     assert found == {
@@ -67,7 +67,7 @@ def test_exactly_these_services_are_offered() -> None:
 
 @pytest.mark.parametrize("file", TOPOLOGIES, ids=lambda path: path.stem)
 def test_a_rogue_host_is_offered_nothing_but_arp(file: Path) -> None:
-    """It asks every machine on its network for everything, by every address that the machine has."""
+    """It tries every service of every machine on its network, at every address of the machine."""
     topology = resolve(read(file).spec)
     cells = [cell for cell in contacts(topology) if cell.source.stand is EndpointOwner.ROGUE]
     assert {cell.protocol for cell in cells if cell.allowed} == {"arp"}
@@ -84,8 +84,9 @@ def test_a_rogue_host_is_offered_nothing_but_arp(file: Path) -> None:
 
 @pytest.mark.parametrize("file", TOPOLOGIES, ids=lambda path: path.stem)
 def test_the_firewall_s_addresses_say_the_same_as_the_oracle(file: Path) -> None:
-    """Two derivations from one topology: who may use a service is who stands in the set of the rule for
-    it.
+    """Two derivations from one topology agree.
+
+    The sources that may use a service are those in the set of its rule.
     """
     topology = resolve(read(file).spec)
     ports = {
@@ -106,7 +107,7 @@ def test_the_firewall_s_addresses_say_the_same_as_the_oracle(file: Path) -> None
 
 
 def test_what_a_machine_listens_on_becomes_a_question() -> None:
-    """A socket that nobody declared is denied to all."""
+    """An undeclared socket is denied to all."""
     lab = _lab()
     cells = [cell for cell in contacts(lab, {"node-a": frozenset({("tcp", 16509)})}) if cell.port == 16509]
     assert cells
@@ -116,8 +117,9 @@ def test_what_a_machine_listens_on_becomes_a_question() -> None:
 
 
 def test_strangers_have_addresses_that_nobody_else_has() -> None:
-    """A rogue host collides with no machine, and the outer machine has no end but on the management
-    network.
+    """A rogue host collides with no machine.
+
+    The outer machine has an interface on the management network only.
     """
     lab = _lab()
     taken = {site.address for site in machines(lab)} | {site.address for site in outer(lab)}
@@ -161,8 +163,9 @@ def _reading(
 
 
 def test_an_answer_or_a_rule_that_lets_pass_is_a_reach() -> None:
-    """TCP and datagrams that answer or are refused by the stack itself were reached; so was a datagram that a
-    rule let pass.
+    """TCP and datagrams that are answered, or refused by the network stack itself, were reached.
+
+    So was a datagram that a rule accepted.
     """
     assert all(
         _reading(protocol, state).reached for protocol in ("tcp", "udp") for state in ("open", "refused")
@@ -173,9 +176,7 @@ def test_an_answer_or_a_rule_that_lets_pass_is_a_reach() -> None:
 
 
 def test_silence_that_no_firewall_vouches_for_is_unclear() -> None:
-    """What was refused before the question says nothing about the question, however long the questions
-    took.
-    """
+    """A refusal before the question is no evidence about the question, however long it took."""
     assert not _reading("tcp", "silent", refused=3.0).unclear
     assert _reading("tcp", "silent").unclear
     assert _reading("udp", "silent", refused=300.0).unclear
@@ -185,9 +186,7 @@ def test_silence_that_no_firewall_vouches_for_is_unclear() -> None:
 @pytest.mark.parametrize("name", ["node-a", "rogue", OUTER])
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "icmp", "nd", "tcp6"])
 def test_the_silence_of_who_stood_still_says_nothing(protocol: str, name: str) -> None:
-    """A pause of the target, of who asks, or of the outer machine is told apart from a wall; who answers has
-    answered.
-    """
+    """A pause of the target, the source or the outer machine is no wall; an answer still counts."""
     found = _reading(protocol, "silent", stood={name: 4.1})
     assert found.unclear
     assert f"{name} stood still for 4.1 s" in str(found)
@@ -198,7 +197,7 @@ def test_the_silence_of_who_stood_still_says_nothing(protocol: str, name: str) -
 
 
 def test_a_firewall_without_room_to_remember_says_nothing() -> None:
-    """Anybody on a network can fill it; then what it let pass meanwhile may have been anybody's."""
+    """Any host of a network can fill the set; packets accepted then may be from any host."""
     found = _reading("udp", "silent", passed=1, others=4096)
     assert found.unclear
     assert not found.reached
@@ -220,7 +219,7 @@ def _counting(*parts: object, packets: int = 1, verdict: str = "accept") -> dict
 
 
 def test_the_firewall_s_own_words_are_read() -> None:
-    """nft's JSON: refused connections with what is left of ten minutes, and counters of rules for a port."""
+    """nft's JSON: refused connections, each kept ten minutes, and counters of a port's rules."""
     address = {
         "match": {
             "op": "==",
@@ -254,8 +253,9 @@ def test_the_firewall_s_own_words_are_read() -> None:
 
 
 def test_every_rule_that_lets_a_port_pass_counts() -> None:
-    """A rule for the same port, for a range or a set of ports, for any port or in words that nobody knows
-    hides no other one.
+    """No rule hides another one.
+
+    Some are for the same port, for a range or a set of ports, for any port, or of unknown form.
     """
     rules = [
         _counting(_port(6081), packets=1),
@@ -287,7 +287,7 @@ _SSH = "tcp LISTEN 0 128 198.18.0.11:22 0.0.0.0:*"
 
 
 def test_sockets_are_read_line_by_line() -> None:
-    """What cannot be read, and a list in which our own login's socket is missing, is no list."""
+    """Unreadable text, and a list without the socket of our own login, is no list."""
     lines = (
         f"{_SSH}\nudp UNCONN 0 0 0.0.0.0:6081 0.0.0.0:*\ntcp LISTEN 0 1 127.0.0.1:7 0.0.0.0:*\ntcp LISTEN "
         "0 1 [::]:9 [::]:*"
@@ -306,8 +306,9 @@ def test_sockets_are_read_line_by_line() -> None:
 
 
 class _Knocker:
-    """Answers as the probe does, but for some questions; each is asked in one piece of those that it is
-    given.
+    """Answers as the probe does, except to some questions.
+
+    Each call's questions are asked in one piece.
     """
 
     name = "node-a"
@@ -353,15 +354,16 @@ def test_an_answer_less_than_there_are_questions_is_told() -> None:
 
 
 def test_a_knocker_leaves_no_question_out() -> None:
-    """What is too much for one go is refused, and not cut."""
+    """Too many questions are refused, not cut."""
     line = {"id": "k", "kind": "tcp", "mac": "-", "address": "-", "ip": "-", "port": 1}
     with pytest.raises(ValueError, match="401 questions, and 400 at most"):
         scanner.scan({"probes": [line] * (MAX_ASKS + 1), "window": 0})
 
 
 def test_what_was_silent_is_asked_once_more() -> None:
-    """A service that answers late is there; one that is silent twice is not; of datagrams the firewall
-    tells.
+    """A service that answers late counts; one that is silent twice does not.
+
+    For datagrams, the firewall's counters decide.
     """
     cells = [cell for cell in contacts(_lab()) if cell.allowed and cell.protocol in ("arp", "udp")]
     cells = [
@@ -416,7 +418,7 @@ def test_questions_expect_answers_and_not_themselves() -> None:
 
 
 def test_offers_are_read_by_bounds() -> None:
-    """What answers a guest is read as far as it is well-formed, and named whatever it is."""
+    """Answers to a guest are parsed as far as they are well-formed, and always get a name."""
     options = [("message-type", "offer"), ("server_id", "10.0.0.1"), ("router", "169.254.169.254"), "end"]
     head = Ether(src="0a:00:00:00:00:09") / IP(src="10.0.0.1", dst="10.0.0.2")
     offer = bytes(head / UDP(sport=67, dport=68) / BOOTP(op=2, xid=0x05000001) / DHCP(options=options))

@@ -1,4 +1,4 @@
-"""The oracle: what a topology allows between guests."""
+"""The oracle: the traffic that a topology allows between guests."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_flow_allows_its_port_one_way_only() -> None:
 
 
 def test_a_flow_is_allowed_over_both_families_where_both_ends_have_both() -> None:
-    """IPv6 follows the same line of the file; what is between link-local addresses never does."""
+    """IPv6 follows the same line of the file; traffic between link-local addresses never does."""
     forward, backward = _cells("red/web@back", "red/log@back"), _cells("red/log@back", "red/web@back")
     assert {name for name, cell in forward.items() if cell.allowed} == {"arp", "nd", "udp/7", "udp6/7"}
     assert {name for name, cell in backward.items() if cell.allowed} == {"arp", "nd"}
@@ -65,7 +65,7 @@ def test_a_flow_is_allowed_over_both_families_where_both_ends_have_both() -> Non
 
 
 def test_without_ipv6_there_are_only_link_local_cells_of_it() -> None:
-    """A network that has no IPv6 range is asked between link-local addresses alone, as ever."""
+    """A network without an IPv6 range is probed between link-local addresses only."""
     names = set(_cells("red/web@app", "red/db@app"))
     assert {"nd-link", "icmp6-link", "tcp6-link/22"} <= names
     assert not {"nd", "icmp6", "tcp6/22", "multicast6"} & names
@@ -97,8 +97,9 @@ def test_allowed_and_denied_partition_the_table() -> None:
 
 
 def test_a_lab_without_a_node_has_no_flow_that_hangs_in_the_air() -> None:
-    """What is left is a lab like every other: its matrix has the guests that are left, and the flows between
-    them.
+    """A lab without a node is like every other lab.
+
+    Its matrix has the remaining guests, and the flows between them.
     """
     guests = {"web": {"node": "node-a"}, "db": {"node": "node-a"}, "log": {"node": "node-b"}}
     tenant = {

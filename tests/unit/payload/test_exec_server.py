@@ -195,9 +195,7 @@ def test_last_words_are_heard_by_who_still_talks(listener: socket.socket) -> Non
 
 
 def test_a_command_whose_session_has_ended_is_killed_and_meanwhile_others_wait(tmp_path: Path) -> None:
-    """A process of ours that is killed leaves on the machine what it had just begun, such as to open a
-    wall.
-    """
+    """A killed process of ours leaves its last command on the machine, such as a breach."""
     lock, quick, slow = (tmp_path / name for name in ("orphans", "quick", "slow"))
     program = exec_server.__file__, f"Server(0, 1, {str(lock)!r}, 2.0).serve()"
     text = Path(program[0]).read_text().replace("Server(0, 1).serve()", program[1])

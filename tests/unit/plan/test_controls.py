@@ -1,5 +1,6 @@
-"""Every resource of every shipped topology says whose wall it holds, and differences are those of the right
-controls.
+"""Every resource of every shipped topology belongs to controls.
+
+Differences endanger the right ones.
 """
 
 from __future__ import annotations

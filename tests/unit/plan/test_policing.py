@@ -1,6 +1,4 @@
-"""Limits of guests' interfaces: what a file says, whose they are, what the node is told, and what counts as
-past them.
-"""
+"""Limits of guests' interfaces: from the file to the node, and when they are exceeded."""
 
 from __future__ import annotations
 
@@ -170,7 +168,7 @@ _QUIET = {CALM_BEATS: 20, FLOOD_BEATS: 40, LATER_BEATS: 20}
 
 
 def _seen(**arrived: int) -> Observation:
-    """Return what a victim heard: so many answers in calm, during floods, and in calm again."""
+    """Return a victim's observation: answers before, during and after floods."""
     counts = {
         CALM_BEATS: arrived.get("calm", 20),
         FLOOD_BEATS: arrived.get("loud", 40),
@@ -185,7 +183,7 @@ def _seen(**arrived: int) -> Observation:
 
 
 class _Looks:
-    """Floods as they are looked at, one after another."""
+    """Observations of floods, one after another."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *looks: tuple[FloodOutcome, Observation]) -> None:
         self.looks = list(looks)
@@ -212,8 +210,9 @@ def test_a_heartbeat_that_is_lost_once_is_slowness_and_twice_is_harm(monkeypatch
 
 @pytest.mark.parametrize("ill", [{"calm": 17}, {"later": 10}, {"calm": 0, "later": 0}])
 def test_a_busy_machine_tells_nothing_of_floods(monkeypatch: pytest.MonkeyPatch, ill: dict[str, int]) -> None:
-    """A heart that loses beats in calm, before or after, is no heart to tell a flood by, whether it loses
-    more or not.
+    """A victim that loses beats in calm, before or after, is no evidence about a flood.
+
+    It does not matter whether it loses more during the flood.
     """
     for loud in (0, 10, 40):
         with pytest.raises(InstrumentError, match="without any flood"):
@@ -232,7 +231,7 @@ def test_more_beats_than_questions_are_no_heart() -> None:
 
 
 def test_a_second_policer_hides_no_first_one() -> None:
-    """Whichever the kernel tells last."""
+    """The order in which the kernel prints them does not matter."""
     lab = _lab({}, {})
     tap = lab.guests[0].nics[0].tap
     for rates in ((9000, 1000), (1000, 9000)):

@@ -1,4 +1,4 @@
-"""Results: what is written can be read, what is not ours is refused, and every form tells the same."""
+"""Results: written ones can be read, foreign ones are refused, and all formats agree."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ PASSED, GONE = _of("NET-01", Verdict.PASS), _of("NET-12", Verdict.NOT_APPLICABLE
 SLOW = _of("NET-01", Verdict.NOT_APPLICABLE, "it boots: ask for it with --slow", left_out=True)
 ALL_SLOW = _of("NET-12", Verdict.NOT_APPLICABLE, "it boots: ask for it with --slow", left_out=True)
 BOTH = ("NET-01", "NET-12")
-# cases, all controls, what was asked for; exit code, first words, the rest of the headline, the line of names
+# cases, all controls, controls asked for; exit code, first words, the rest of the headline, the line of names
 SEEN = [
     (
         (PASSED, _of("NET-12", Verdict.PASS)),
@@ -237,7 +237,7 @@ def test_what_was_not_looked_at_is_said(
 
 
 def test_a_result_of_an_older_version_is_read() -> None:
-    """It has neither the controls nor what was not looked at, and says what follows from its cases."""
+    """It lacks the controls and those not looked at; the latter follow from its cases."""
     data = _data(_check(Verdict.PASS), GONE)
     for key in ("controls", "asked", "not_looked_at"):
         del data[key]
@@ -349,7 +349,7 @@ def test_what_a_guest_said_is_shown_and_obeyed_by_nobody(form: Any) -> None:
 
 
 def _require_inert(shown: str) -> None:
-    """Only code may hold what a forge makes links, calls or markup of."""
+    """Require that only code holds text that a forge turns into links, calls or markup."""
     tokens = [
         child
         for token in MarkdownIt("commonmark").enable("table").parse(shown)

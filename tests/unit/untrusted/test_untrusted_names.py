@@ -1,5 +1,6 @@
-"""Names and reasons from nodes, files and guests in plans, charts and pictures, and what silent guests last
-said.
+"""Names and reasons from nodes, files and guests in plans, charts and pictures.
+
+Also the last output of silent guests.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def test_mermaid_is_quoted() -> None:
 
 
 def test_the_last_words_of_a_silent_guest_stand_behind_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They made the renderer raise, and the run ended green."""
+    """Such output once made the renderer raise, and the run passed."""
     guest = LAB.guests[0]
     words = f"{WORDS}\r\nends in \\[/x]".encode()
     silent = Action(Verb.RESTART, Key(guest.node, Kind.GUEST, guest.label), "-", None, ())

@@ -1,4 +1,4 @@
-"""A lab that is not what its topology says: which rows a run gets from it, before and after the checks."""
+"""Drift of a lab before and after the checks, as rows of a run."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_an_interrupt_at_the_end_keeps_what_was_seen(lab, tmp_path) -> None:
 
 
 def test_a_run_looks_before_and_after_its_checks(lab, tmp_path, monkeypatch) -> None:
-    """A difference that no check knows of is in the result, and so is one that a check has left behind."""
+    """A difference that no check covers is in the result, and so is one left by a check."""
     environment = SimpleNamespace(outer="tcg", inner="kvm", note="", versions={})
     lab.ground = SimpleNamespace(environment=environment, images={})
     lab.workspace = SimpleNamespace(runs=tmp_path / "runs", folder=tmp_path, lab="lab")

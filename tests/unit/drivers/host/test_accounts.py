@@ -1,4 +1,4 @@
-"""Every lab's emulators have an account that no other lab's have, and what they may open is theirs alone."""
+"""Emulators of each lab have an account of their own, which alone may open their files."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_a_daemon_has_its_own_account(
     workspace.connect("qemu:///system")
     assert workspace.account == Account(4711, 4711)
     workspace.create()
-    assert workspace.folder.stat().st_mode & 0o7777 == 0o711  # the daemon may have been told another account
+    assert workspace.folder.stat().st_mode & 0o7777 == 0o711  # the daemon may use another account
 
 
 @as_root

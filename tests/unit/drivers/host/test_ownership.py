@@ -1,6 +1,4 @@
-"""What is not ours stays: folders that others made survive every verb that removes, whatever the verb is
-told.
-"""
+"""Foreign folders survive every verb that removes files, whatever its arguments."""
 
 from __future__ import annotations
 
@@ -52,7 +50,7 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
 @pytest.fixture
 def stranger(tmp_path: Path, root: Path) -> Iterator[Path]:
-    """A folder that somebody else made, which looks as much like a lab as a folder can; it must survive."""
+    """A folder of another origin that looks like a lab; it must survive."""
     folder = tmp_path / "project"
     for name in ("v", "m", "src"):
         (folder / name).mkdir(parents=True)

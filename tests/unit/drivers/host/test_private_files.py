@@ -1,5 +1,6 @@
-"""Secrets and tenants' data are the owner's alone, whatever the umask is, and no link is followed where they
-are written.
+"""Secrets and tenants' data belong to the owner alone, whatever the umask is.
+
+No link is followed where they are written.
 """
 
 from __future__ import annotations

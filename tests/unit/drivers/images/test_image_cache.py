@@ -1,4 +1,4 @@
-"""The image cache: what is stored is verified, named, and pruned."""
+"""The image cache: stored images are verified, named, and pruned."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_the_key_follows_the_program_that_assembles(tmp_path: Path, monkeypatch:
 
 
 def _kernel(payload: bytes, *, sectors: int, offset: int) -> bytes:
-    """Return a kernel that unpacks itself, as far as its header goes (Linux/x86 boot protocol, 1.1)."""
+    """Return a self-extracting kernel with a valid header (Linux/x86 boot protocol, 1.1)."""
     head = bytearray((sectors + 1) * 512)
     head[0x1F1], head[0x202:0x206] = sectors, b"HdrS"
     head[0x248:0x250] = struct.pack("<II", offset, len(payload))

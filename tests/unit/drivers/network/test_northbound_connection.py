@@ -1,5 +1,6 @@
-"""Connections to OVN's northbound database: one that is closed ends no other one, and one serves several
-threads.
+"""Connections to OVN's northbound database: closing one ends no other one.
+
+One connection serves several threads.
 """
 
 from __future__ import annotations
@@ -35,9 +36,7 @@ def test_each_connection_is_used_and_closed_by_itself() -> None:
 
 
 class _Rows:
-    """Rows of DHCP settings; while one is read, another thread looks for the settings of a switch that was
-    found before.
-    """
+    """Rows of DHCP settings; another thread looks up a switch's settings while one is read."""
 
     def __init__(self, switches: list[str]) -> None:
         self.data = {

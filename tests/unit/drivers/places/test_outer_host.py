@@ -1,5 +1,6 @@
-"""The outer machine starts machines from saved memory, and boots them, saying why, when that does not
-work.
+"""The outer machine starts machines from saved memory.
+
+Where that does not work, it boots them and reports the reason.
 """
 
 from __future__ import annotations
@@ -39,9 +40,7 @@ KEY = Key(OUTER, Kind.MACHINE, NODE.name)
 
 
 class Libvirt:
-    """Records what is asked of it; a machine that resumes says that it is awake, unless something is
-    broken.
-    """
+    """Records its calls; a resumed machine reports that it is awake, unless a fault is set."""
 
     def __init__(self, folder: Path) -> None:
         self.console = folder / f"m/{NODE.name}/console.log"
@@ -87,7 +86,7 @@ class Libvirt:
 
 
 class Fabric:
-    """The lab's networks, of which nothing is wanted here."""
+    """The lab's networks, which do nothing here."""
 
     def links(self) -> list[object]:
         return []
@@ -193,8 +192,9 @@ def test_one_without_saved_memory_boots(
 def test_a_start_that_was_cut_short_begins_anew(
     outside: OuterHost, libvirt: Libvirt, plugged: int, verb: Verb
 ) -> None:
-    """A command that is killed leaves a paused machine; without all of its interfaces it would never be
-    reached.
+    """A killed command leaves a paused machine, which is started again from the beginning.
+
+    Without all of its interfaces it would never be reached.
     """
     wanted = desired(LAB, INPUTS)[KEY]
     files = outer_host.MachineFiles("kernel", "initrd", ("vda",), "identity", "console")

@@ -1,4 +1,4 @@
-"""Checkpoints: saved whole or not at all, used for exactly what they were made for, and told about."""
+"""Checkpoints: saved whole or not at all, used only for an equal lab, and reported."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def topology() -> Topology:
 
 @pytest.fixture
 def workspace(tmp_path: Path, topology: Topology, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """A lab as it lies on the disk, with base images of one kilobyte."""
+    """A lab on disk, with base images of one kilobyte."""
     found = Workspace(tmp_path / "state", topology.name)
     found.create()
     claim(tmp_path / "cache")

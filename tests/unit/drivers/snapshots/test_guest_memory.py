@@ -1,6 +1,4 @@
-"""Guests that start from saved memory: what libvirt is given, and what the guest does with what it is
-told.
-"""
+"""Guests that start from saved memory: libvirt's input, and how guests handle messages."""
 
 from __future__ import annotations
 
@@ -58,7 +56,7 @@ def test_where_no_memory_is_kept_that_we_know_guests_boot(answer: bytes) -> None
 
 
 def test_the_saved_guest_has_the_hardware_of_a_usual_one() -> None:
-    """But for what libvirt connects it to, who it is, and what it may use."""
+    """Only its files, connections, identity and confinement differ."""
     assert is_usual(GUEST)
     saved, own = (ET.fromstring(text) for text in (anonymous_guest_xml(), guest_xml(LAB, GUEST, {})))
     for root in (saved, own):

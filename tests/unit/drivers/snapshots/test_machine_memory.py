@@ -1,4 +1,4 @@
-"""Saved memory: it is used for exactly what it was made for, verified, told about, and bounded."""
+"""Saved memory: used only for equal machines, verified, reported, and bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bridge to a machine: what is at its near end, and how it ends."""
+"""A bridge to a machine: its near end, and how it ends."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def host(session: _Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 @pytest.fixture
 def near(host: Host, tmp_path: Path) -> Iterator[socket.socket]:
-    """Who connects to the bridge."""
+    """The client of the bridge."""
     host.bridge(tmp_path / "bridge", "/run/far")
     with socket.socket(socket.AF_UNIX) as connected:
         connected.settimeout(_LATE)

@@ -1,4 +1,4 @@
-"""The probe's server: what is ready at once does not fall over one another."""
+"""The probe's server: events that are ready at the same time do not disturb one another."""
 
 from __future__ import annotations
 
@@ -63,6 +63,6 @@ NO_MESSAGES = [
 
 @pytest.mark.parametrize("line", NO_MESSAGES, ids=range(len(NO_MESSAGES)))
 def test_what_is_no_message_is_told(line: bytes) -> None:
-    """What a guest says may be anything, and may want to fill our memory."""
+    """A message of a guest may be anything, and may try to fill our memory."""
     with pytest.raises(ValueError, match=r"."):
         wire.unpack(line)

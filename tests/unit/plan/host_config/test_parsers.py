@@ -1,4 +1,4 @@
-"""What settings are read from: the words of nft, tc, ip, Open vSwitch and the kernel."""
+"""The sources of settings: the output of nft, tc, ip, Open vSwitch and the kernel."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LIVE = _table("inet testbed", SETS.format(elements="198.18.1.3,\n\t\t\t     198.
 
 
 def _files(**contents: str) -> str:
-    """Return what is printed of files, by their names with two underscores for each slash."""
+    """Return lines of files as printed; names have two underscores for each slash."""
     named = {f"/{name.replace('__', '/')}": text for name, text in contents.items()}
     return "\n".join(f"{name}:{line}" for name, text in named.items() for line in text.splitlines())
 

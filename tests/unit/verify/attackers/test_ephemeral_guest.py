@@ -1,4 +1,4 @@
-"""The throw-away guest: its archive, and what it is made of."""
+"""The ephemeral guest: its archive and its resources."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def _made() -> tuple[Any, Throwaway]:
 
 
 def test_it_is_a_stranger_of_a_known_tenant() -> None:
-    """Nothing of it belongs to a guest of the lab: no account, no port, no address; the plan can take it
-    away.
-    """
+    """It shares no account, port or address with a guest of the lab; the plan can remove it."""
     lab, made = _made()
     assert made.guest.uid not in {guest.uid for guest in lab.guests}
     assert made.endpoint.network == "red/app"

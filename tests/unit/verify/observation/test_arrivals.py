@@ -1,4 +1,4 @@
-"""What counts as arrived, and that an observation which breaks off leaves no recorder behind."""
+"""The evidence for an arrival; an observation that breaks off leaves no recorder behind."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_an_observation_that_breaks_off_ends_what_it_has_started() -> None:
 
 
 def _instrument(answers: list[object]) -> tuple[ProbeClient, list[str]]:
-    """Return an instrument whose program answers as told, and what it was asked."""
+    """Return an instrument whose program gives fixed answers, and a list of its requests."""
     asked: list[str] = []
 
     def run(argv: list[str], stdin: bytes, _: float) -> bytes:

@@ -1,6 +1,4 @@
-"""How nodes are asked for what they hand to their guests, and what checks make of two witnesses that
-differ.
-"""
+"""Requests to nodes for frames handed to guests, and verdicts where witnesses differ."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ Answers = Callable[[str, Mapping[str, Any]], Answer]
 def _fleet(
     monkeypatch: pytest.MonkeyPatch, answers: Answers
 ) -> tuple[Any, list[tuple[str, Mapping[str, Any]]]]:
-    """Return a fleet whose guests and nodes answer as told, and what they were asked."""
+    """Return a fleet whose guests and nodes give fixed answers, and a list of their requests."""
     asked: list[tuple[str, Mapping[str, Any]]] = []
 
     def ask(instrument: ProbeClient, request: Mapping[str, Any], *_: object) -> Answer:
@@ -100,7 +98,7 @@ def test_a_node_that_may_have_missed_something_is_no_witness(
 
 
 def test_what_has_come_in_is_asked_of_guests_and_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of probes that were asked about, by tokens that were handed out."""
+    """Only probes in the request count, by their issued tokens."""
     told = {
         WEB: [TOKENS.of("a")],
         "node-a": [TOKENS.of("b"), TOKENS.of("c")],
@@ -245,8 +243,9 @@ Marks = Mapping[str, list[str]]
 
 
 def _reached(monkeypatch: pytest.MonkeyPatch, told: Marks, seen: Marks, deaf: Marks | None = None) -> None:
-    """Judge the matrix of a lab in which all that is allowed arrived, and some more, of which guests do not
-    tell all.
+    """Judge the matrix of a lab in which all allowed frames arrived, and some others.
+
+    Guests do not report all of them.
     """
     matrix = ReachMatrix.of(LAB)
     allowed: dict[str, list[str]] = {}
@@ -309,7 +308,7 @@ def test_a_leak_that_its_receiver_conceals_turns_the_check_red(monkeypatch: pyte
 def test_a_path_past_the_nodes_turns_the_check_red_whatever_comes_by_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A token that was handed out and is no cell: of the declared flow, say."""
+    """It holds for any issued token, such as one of the declared flow."""
     with pytest.raises(AssertionError, match="by a path that their nodes do not see: 1 at red/db"):
         _reached(monkeypatch, {DB: ["flow0before"]}, {})
 

@@ -1,5 +1,6 @@
-"""Where classes of packets go: small pipelines, and that a class never goes to fewer places than a packet of
-it.
+"""Where classes of packets go, in small pipelines.
+
+A class always goes to every place that a packet of it goes to.
 """
 
 from __future__ import annotations

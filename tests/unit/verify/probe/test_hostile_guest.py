@@ -1,4 +1,4 @@
-"""What a hostile guest, or a hostile machine, can cost a run: seconds and octets, each with a bound."""
+"""The cost of a hostile guest or machine for a run: bounded seconds and octets."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_an_answer_is_an_object_of_bounded_size_or_none(name: str, clock: Clock)
 
 @pytest.mark.parametrize(("cost", "what"), [(1e9, "never"), (19.0, "just in time")])
 def test_a_run_does_not_wait_for_a_guest_for_hours(cost: float, what: str, clock: Clock) -> None:
-    """However many observations there are: what came late or never is charged."""
+    """Late and missing answers are charged, however many observations there are."""
     missing = InstrumentError("-", fact="No such file or directory", remedy="-")
 
     def opened(arguments: dict[str, Any]) -> object:

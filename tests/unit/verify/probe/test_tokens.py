@@ -1,4 +1,4 @@
-"""Tokens: nobody but who made them can make one up, and every frame of every probe still carries its own."""
+"""Tokens cannot be guessed, and every frame of every probe carries its own."""
 
 from __future__ import annotations
 
@@ -119,8 +119,9 @@ def _probes(fleet: Any) -> list[Probe]:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
 def test_a_mark_belongs_to_one_sender(topology: Path) -> None:
-    """What two senders could both know would prove a path from neither; what carries no token needs no mark
-    of its own.
+    """A mark that two senders know would prove a path from neither.
+
+    Frames without a token need no mark of their own.
     """
     owners: dict[str, set[str]] = {}
     for probe in _probes(_fleet(topology)):
@@ -132,8 +133,9 @@ def test_a_mark_belongs_to_one_sender(topology: Path) -> None:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
 def test_every_frame_is_told_by_its_token_where_both_recorders_look(topology: Path) -> None:
-    """Whole, however long it is: in ARP, ND options, data, tags, tunnels and DHCP; within what a node's
-    kernel searches.
+    """The token is whole in ARP, ND options, data, tags, tunnels and DHCP.
+
+    It is within the part of a frame that a node's kernel searches, however long the frame is.
     """
     bare = 0
     for probe in _probes(_fleet(topology)):
@@ -154,9 +156,7 @@ def test_every_frame_is_told_by_its_token_where_both_recorders_look(topology: Pa
 
 
 def test_a_guest_is_given_its_own_tokens_and_no_others() -> None:
-    """All that a guest is asked is searched for the tokens of the others, as text and as the octets of
-    frames.
-    """
+    """Requests to a guest hold no token of another one, as text or as octets of frames."""
     fleet = _fleet(TOPOLOGIES[-1])
     probes, guests = _probes(fleet), fleet.topology.guests
     for guest in guests:

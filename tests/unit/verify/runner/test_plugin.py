@@ -93,8 +93,9 @@ def test_proven(judge) -> None:
 
 
 def test_what_a_breach_leaves_behind_shows_at_the_end(judge) -> None:
-    """A breach that says it is gone, and is not, turns every check red that it was tried on or that watches
-    the same wall.
+    """A breach that claims to be reverted, and is not, fails every check that it was tried on.
+
+    Checks of the same wall fail as well.
     """
     body = (
         'LIES = Breach("lies", opens, lambda s: None, lambda s: WALL["open"] and not '
@@ -187,7 +188,7 @@ def test_a_check_without_a_breach_must_say_why(judge) -> None:
 
 @pytest.mark.parametrize(("slow", "verdict"), [(False, "not-applicable"), (True, "pass")])
 def test_what_takes_minutes_runs_when_asked_for(judge, slow: bool, verdict: str) -> None:
-    """A slow check that nobody asked for says so, and is not a pass."""
+    """A slow check that the run did not ask for gives its reason, and is not a pass."""
     body = declare("breaches=(BREACH,), slow='it boots a machine'")
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet), 'open'\n", slow=slow)
     assert plugin.results[0].verdict == verdict
@@ -273,7 +274,7 @@ WHEN = "def test_it(fleet):\n    fleet.evidence.record('fleet', 'test', str(time
 def test_what_checks_of_the_fleet_need_is_made_ready_beside_the_local_ones(
     judge, tmp_path: Path, more: str, asked: int
 ) -> None:
-    """If there is any."""
+    """Only if there are such checks."""
     made: list[float] = []
 
     def prepare() -> None:
@@ -334,8 +335,9 @@ def test_what_is_no_crash_is_not_tried_again(judge) -> None:
 
 
 def test_what_observed_nothing_is_looked_at_once_more_for_each_reason(judge) -> None:
-    """A node that was slow for a moment costs no verdict; one that is down is not waited for by every check
-    twice.
+    """A node that was slow for a moment costs no verdict.
+
+    One that is down is not waited for twice by every check.
     """
     body = "LOOKS = []\n"
     for control, why in (("NET-01", "slow"), ("NET-02", "down"), ("NET-03", "down")):

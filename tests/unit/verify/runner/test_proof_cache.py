@@ -1,6 +1,4 @@
-"""What was proven before is known as long as nothing has changed that the proof depends on, and not a moment
-longer.
-"""
+"""An earlier proof counts exactly as long as nothing that it depends on has changed."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ _NUMBERS: Iterator[int] = count()
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two checks, one of which imports what imports something; another file; what runs in guests."""
+    """Two checks, one with indirect imports; another file; a program that runs in guests."""
     files = {
         "checks/test_one.py": "from checks.common import look\n",
         "checks/test_two.py": "import os\n",
@@ -87,7 +85,7 @@ def test_a_change_in_anything_that_the_check_is_made_of_makes_it_unknown(root: P
     "changed", ["testbed/verify/runner/plugin.py", "testbed/plan/judge.py", "testbed/report/result.py"]
 )
 def test_a_change_in_anything_that_judges_makes_it_unknown(root: Path, changed: str) -> None:
-    """Though the check imports none of it."""
+    """The check need not import it."""
     _proven(root).remember(root / "checks/test_two.py", *NAMES)
     (root / changed).write_text((root / changed).read_text() + "# changed\n")
     assert _proven(root).proven_at(root / "checks/test_two.py", *NAMES) == ""

@@ -1,5 +1,6 @@
-"""What the witness says of the guard of IPv6 neighbours; `tests/integration/test_guard.py` asks the kernel
-the same.
+"""The witness of the guard of IPv6 neighbours.
+
+`tests/integration/test_guard.py` compares it with the kernel.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _fleet(lab: Any, run: Any) -> Any:
 
 
 def _printed(lab: Any, break_it: str) -> dict[str, str]:
-    """Return what a node prints whose guard is as declared, but for one setting."""
+    """Return the output of a node whose guard is as declared, except for one setting."""
     value = {
         item.name: "something else" if item.name == break_it else item.value
         for item in settings(lab, lab.nodes[0])

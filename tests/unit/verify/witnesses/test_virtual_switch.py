@@ -1,4 +1,4 @@
-"""What the datapath's actions and the databases' tables say."""
+"""The datapath's actions and the databases' tables, as parsed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_table_of_ovsdb_is_read_by_its_headings() -> None:
 
 
 class Databases:
-    """What OVN's databases hold of a lab, and may be made to hold besides."""
+    """OVN's databases of a lab, with rows that tests can add."""
 
     def __init__(self) -> None:
         wanted = list(central(LAB))
