@@ -31,9 +31,7 @@ _GUEST = timeouts.GUEST_BOOT
 _PING = int(timeouts.GUEST_PING)
 _SIDE_BY_SIDE = 4
 _ROOT_SIZE = 2 * GIB
-_FILES = (
-    f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%m %U %n %s %P\\0'"  # NUL-terminated: names may contain spaces and newlines
-)
+_FILES = f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%m %U %n %s %P\\0'"  # names may contain newlines
 _FOLDERS = f"cd {POOLS} && getfacl -pn -- */"
 
 

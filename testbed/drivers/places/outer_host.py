@@ -251,8 +251,8 @@ class OuterHost:
 def _state(domain: Domain, made: Mapping[str, object]) -> str:
     """Return a machine's state: libvirt's, or a state of an interrupted start.
 
-    A machine whose start from saved memory was interrupted waits for its memory or lacks interfaces. It cannot
-    be resumed.
+    A machine whose start from saved memory was interrupted waits for its memory or lacks interfaces. It
+    cannot be resumed.
     """
     if waits(domain.xml):
         return "waiting for its memory"

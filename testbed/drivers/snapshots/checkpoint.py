@@ -1,8 +1,8 @@
 """Checkpoints: a whole running lab, saved with its tenants (docs/decisions/0018).
 
 A checkpoint is a folder of the image cache that only its owner may read, since it holds the lab's keys. It
-contains the lab's authorities, and for each machine its memory, domain and overlays. A checkpoint is used only
-with the emulator, machine type, accelerator, images and topology that made it; otherwise the reason is
+contains the lab's authorities, and for each machine its memory, domain and overlays. A checkpoint is used
+only with the emulator, machine type, accelerator, images and topology that made it; otherwise the reason is
 reported.
 """
 

@@ -1,8 +1,8 @@
-"""Starts guests from memory that was saved before they had an identity (docs/decisions/0026).
+"""Starts guests from memory that was saved before they had an identity.
 
-A node that was started from saved memory also holds saved memory of a guest:
-playbooks/roles/hypervisor/files/before-saving stores it. In the guest, playbooks/roles/guest/files/wake reads
-the identity that this module sends.
+docs/decisions/0026 has the reasons. A node that was started from saved memory also holds saved memory of a
+guest: playbooks/roles/hypervisor/files/before-saving stores it. In the guest,
+playbooks/roles/guest/files/wake reads the identity that this module sends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WAKING = "/run/testbed-waking"
 _HEADER = 92
 _FIELDS = struct.Struct("=16s5I")
 _VERSIONS = (2, 3)
-_FRESH = 128  # octets of randomness for a guest's entropy pool, which the saved memory shares with others
+_FRESH = 128  # random octets for a guest; all that start from one saved memory share its generator's state
 _REQUEST = "/run/wake"  # file through which a guest receives its identity
 _CALL = int(timeouts.GUEST_CALL)
 

@@ -1,8 +1,9 @@
-"""Saved memory of machines, taken during boot before they have an identity (docs/decisions/0014).
+"""Saved memory of machines, taken during boot before they have an identity.
 
-A state is a folder of the image cache with the memory, the overlays that belong to it and a manifest. Its key
-is the digest of all inputs that the saved memory depends on. So a state of another emulator, machine type,
-accelerator or image is never used; the reason is reported if no state fits.
+docs/decisions/0014 has the reasons. A state is a folder of the image cache with the memory, the overlays that
+belong to it and a manifest. Its key is the digest of all inputs that the saved memory depends on. So a state
+of another emulator, machine type, accelerator or image is never used; the reason is reported if no state
+fits.
 """
 
 from __future__ import annotations
