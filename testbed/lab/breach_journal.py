@@ -150,7 +150,7 @@ class Journal:
 
 
 def _read(file: Path) -> Record | None:
-    """Return the record in a file, or None if it is unreadable: then an unknown breach was opened."""
+    """Return the record in a file; None if it is unreadable, and the opened breach unknown."""
     try:
         with file.open("rb") as stream:
             data = json.loads(stream.read(_LIMIT))

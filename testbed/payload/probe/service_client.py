@@ -76,8 +76,8 @@ class Talk:
         if not self.echo:
             self.opened.sendall(token)
             return self.opened.recv(MAX_TEXT).decode(errors="replace")
-        # ICMPv4: we compute the checksum, and answers begin with the IP header. ICMPv6: the kernel computes it,
-        # and answers have no header.
+        # ICMPv4: we compute the checksum, and answers begin with the IP header. ICMPv6: the kernel computes
+        # it, and answers have no header.
         self.number += 1
         request, reply = _ECHO6 if self.six else _ECHO
         text = struct.pack("!BBHHH", request, 0, 0, self.id, self.number % 2**16) + token

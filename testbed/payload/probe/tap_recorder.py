@@ -156,8 +156,8 @@ def _assembled(lines: Sequence[tuple[int, str, str, int] | str]) -> list[Step]:
 def _search(prefix: str) -> list[Step]:
     """Return a filter for frames that contain the beginning of a token of a run.
 
-    It compares one word at every offset: the four random characters after ``tb-`` identify the run. BPF has no
-    loops, so the comparisons are unrolled.
+    It compares one word at every offset: the four random characters after ``tb-`` identify the run. BPF has
+    no loops, so the comparisons are unrolled.
     """
     word = int.from_bytes(prefix.encode()[3:7], "big")
     steps: list[Step] = []
