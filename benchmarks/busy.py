@@ -4,8 +4,8 @@
 
 One process for each processor computes at normal priority while the checks run. The program prints one line
 of JSON for each check: seconds, exit code, and each verdict that is neither pass nor not-applicable; then one
-line with the sums. It exits with 1 if a check failed or more than one was inconclusive: both are wrong, since
-the lab is clean.
+line with the sums. The lab is clean: the program exits with 1 if a check failed or more than one was
+inconclusive.
 """
 
 from __future__ import annotations

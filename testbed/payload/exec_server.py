@@ -10,7 +10,7 @@ words, followed by as many octets as the lengths in the line. Requests, and answ
     data NUMBER OCTETS                       data of a stream; length 0 ends it
 
     done NUMBER STATUS OUTPUT ERRORS         status as in a shell; lengths of both outputs
-    late NUMBER                              timeout; the command and its children were killed
+    late NUMBER                              timeout; the command's process group was killed
     data NUMBER OCTETS                       data of a stream; length 0: the stream has ended
 
 When the client disconnects while commands run, they get some seconds to end, and are killed then. Meanwhile

@@ -148,8 +148,7 @@ def spawn(argv: Sequence[str], *, log: Path, timeout: float) -> str:
 def held(argv: Sequence[str], *, what: str, timeout: float) -> Iterator[int]:
     """Run a program during the block and yield its process id.
 
-    The program ends when its standard input is closed. This happens when the block ends, or with the death of
-    this process.
+    The program must end when its standard input is closed: this happens when the block or this process ends.
 
     Args:
         argv: program and arguments.

@@ -70,8 +70,8 @@ def _private_dev(extra: list[str]) -> None:
 
 
 def _reap_forever() -> None:
-    # sigtimedwait takes blocked signals only. SIGCHLD needs a handler, or the kernel drops it as ignored. The
-    # timeout reaps children whose signals were merged.
+    # sigtimedwait needs blocked signals. SIGCHLD has a handler, since POSIX permits to discard a blocked
+    # signal whose default action is to ignore it.
     signals = {signal.SIGCHLD, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     signal.signal(signal.SIGCHLD, lambda *_: None)
