@@ -134,7 +134,7 @@ def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: st
                     )
                 )
                 failures.append(error)
-                continue
+                continue  # not `order.done`: actions that depend on this one never become ready
             progress(Step.ended(str(action.key)))
             done.append(action)
             order.done(action.key)

@@ -183,6 +183,7 @@ class OutputStream:
 
     def _ready(self, events: int) -> None:
         assert self._file is not None
+        # poll(2) reports POLLHUP and POLLERR unasked; a read distinguishes the end from remaining data
         ended = bool(events & ~select.POLLOUT) and not self._read(self._file)
         if events & select.POLLOUT:
             self._write(self._file)

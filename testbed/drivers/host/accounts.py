@@ -54,6 +54,7 @@ class Account:
 
 def privileged() -> bool:
     """Return whether uid 0 here is the machine's root."""
+    # only the initial user namespace maps all ids to themselves (user_namespaces(7))
     return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
 
 

@@ -102,6 +102,7 @@ def clear_leftovers(folder: Path) -> list[Path]:
 
 
 def _abandoned(path: Path, half: re.Pattern[str]) -> bool:
+    # a partial entry ends with the id of the process that writes it
     found = half.fullmatch(path.name)
     return bool(found and path.lstat().st_uid == os.geteuid() and not Path(f"/proc/{found[1]}").exists())
 

@@ -62,6 +62,7 @@ def _way(folder: Path) -> str:
             return ""
         if status.st_uid not in (os.geteuid(), 0):
             return f"{path} belongs to uid {status.st_uid}, and we are uid {os.geteuid()}"
+        # writable for others and without the sticky bit; /tmp has it, so that only owners rename there
         if path != folder and status.st_mode & 0o1002 == 0o002 and stat.S_ISDIR(status.st_mode):
             return f"{path} has mode {status.st_mode & 0o7777:04o}: everybody may replace what is in it"
     return ""
@@ -165,6 +166,7 @@ def require_no_mount(folder: Path) -> None:
     """
     place = str(folder.resolve())
     for line in _MOUNTS.read_text().splitlines():
+        # mountinfo writes spaces and some other characters as three octal digits (proc(5))
         point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split()[4])
         if point == place or point.startswith(f"{place}/"):
             remedy = f"umount {point}, then run the command again"

@@ -247,6 +247,7 @@ class Workspace:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise self._in_use(stream.read(500).strip()) from error
+            # `remove` may have deleted the file after we opened it: then a lock on it protects nothing
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(descriptor)):
                 raise self._in_use("a process that has just removed it")
             stream.truncate(0)

@@ -137,6 +137,9 @@ def enter(enclosure: Enclosure) -> None:
         MachineError: the kernel refuses.
 
     """
+    # All descriptors are opened before setns changes our view of /proc. The user namespace comes first, since
+    # it grants the rights to enter the others. setns to a process namespace takes effect for children only,
+    # hence the fork.
     descriptors = []
     names = ("net", "mnt", "pid") if os.geteuid() == 0 else ("user", "net", "mnt", "pid")
     for name in names:

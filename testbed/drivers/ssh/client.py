@@ -162,6 +162,7 @@ class Host:
                 if transport is None:
                     raise paramiko.SSHException("connection lost")
                 with closing_after(_OPENING, transport.close):
+                    # -I and -S keep the environment and site packages out and start faster; -u is unbuffered
                     channel = transport.open_session(timeout=60)
                     channel.exec_command(f"exec sudo -n -- python3 -ISuc {shlex.quote(BEGIN)}")
                     channel.sendall(PROGRAM)
