@@ -1,9 +1,10 @@
-"""Machines that boot against machines that start from saved memory, in one run: python benchmarks/machines.py
-[TOPOLOGY]
+"""Compares machines that boot with machines that start from saved memory, in one run.
 
-Of a topology only the machines are started, all side by side, on the same images. Prints, for each way:
-seconds until ssh answers on all of them, and until each has started all that it starts; and the size of the
-saved memory in MiB.
+    python benchmarks/machines.py [TOPOLOGY]
+
+Only the machines of a topology are started, all in parallel, from the same images. For each way, the program
+prints the seconds until the emulators run, until ssh answers on all machines and until systemd has finished
+the boot. It also prints the size of the saved memory in MiB.
 """
 
 from __future__ import annotations

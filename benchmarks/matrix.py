@@ -1,8 +1,10 @@
-"""The reach matrix of 4, 8 and 16 guests, in one run: python benchmarks/matrix.py [GUESTS …]
+"""Measures the reach matrix of 4, 8 and 16 guests, in one run.
 
-Each size gets a lab of its own on two nodes. Prints cells, seconds for one whole observation of the matrix
-(the middle of three), milliseconds for each cell, programs started in each guest through its agent, and how
-much twice as many guests cost.
+    python benchmarks/matrix.py [GUESTS …]
+
+Each size gets a lab of its own on two nodes. The program prints the number of cells, seconds for one whole
+observation of the matrix (the median of three), milliseconds for each cell, programs started in each guest
+through its agent, and the ratio of seconds between one size and the next.
 """
 
 from __future__ import annotations
@@ -29,13 +31,14 @@ from testbed.verify.probe.client import end_all
 
 LAB = "matrix"
 NODES = ("node-a", "node-b")
-TIMES = 3  # observations of each size; the machine's other work is uneven
+TIMES = 3  # observations of each size; the median is used, since other work disturbs
 RESERVE, EACH = 800, 224  # MiB
 
 
 def topology(guests: int) -> str:
-    """Return a topology file: two tenants with the same addresses, their guests on two nodes in turns, one
-    flow each.
+    """Return a topology file with two tenants that have the same addresses and one flow each.
+
+    The guests are distributed alternately over two nodes.
     """
     memory = RESERVE + EACH * guests // len(NODES)
     lines = [
@@ -57,8 +60,10 @@ def topology(guests: int) -> str:
 
 
 def measure(state: Path) -> dict[str, object]:
-    """Return what one observation of a running lab's matrix costs, the probes' programs running; runs in a
-    process of its own.
+    """Return the cost of one observation of a running lab's matrix.
+
+    The probes run already when the measurement begins. Call it in a process of its own, since it enters the
+    lab's enclosure.
     """
     workspace = Workspace(state, LAB)
     topology, ground = labs.load_applied(workspace), labs.load_inputs()

@@ -1,9 +1,11 @@
-"""A large lab's switches and ports in a real OVN, in one run: python benchmarks/northbound.py [NODES GUESTS]
+"""Measures a large lab's switches and ports in a real OVN, in one run.
 
-The controller's own image serves: both databases and ovn-northd run from it in a root folder of their own,
-without any virtual machine, and `up`'s own code makes what a topology of that size asks for, over TLS, and
-looks at it again. Measured for half the size and the whole, each in a process of its own. Prints seconds, and
-the peak memory of every process in MiB. The chassis are not there: what they would compute is not measured.
+    python benchmarks/northbound.py [NODES GUESTS]
+
+Both databases and ovn-northd run from the root file system of the controller's image, without a virtual
+machine. The code of `up` makes the switches and ports of a topology of that size over TLS, and observes them
+again. Half the size and the whole size are measured, each in a process of its own. The program prints
+seconds, and the peak memory of every process in MiB. There are no chassis, so their work is not measured.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ from testbed.plan.resources import Key, Kind, Properties, Resource, desired
 from testbed.topology_file.loader import load
 
 _SLOWNESS = 90.0  # a time limit of half an hour
+# In namespaces of its own: loopback for the controller's address, /dev and /proc for the chroot, the
+# databases as the role makes them, then both servers and ovn-northd as daemons.
 _START = """set -e
 ip link set lo up
 mount --bind /dev "$1/dev"; mount -t proc proc "$1/proc"
@@ -59,13 +63,13 @@ chroot "$1" ovn-northd --detach --no-chdir --log-file=/var/log/northd.log --pidf
 
 
 class _Place(Controller):
-    """A controller of which only the databases are there."""
+    """A controller of which only the databases and ovn-northd run."""
 
     def wait(self) -> None:
-        """Nobody boots."""
+        """Do nothing: there is no machine that boots."""
 
     def observe(self) -> dict[Key, Properties]:
-        """Return the switches and ports, and what is in the database besides."""
+        """Return the switches and ports, and the rows that no topology asked for."""
         found = {Key(self.name, Kind.SWITCH, name): item for name, item in self.northbound.switches().items()}
         strays = ovn_northbound.strays(self.northbound.tables(), self.topology.name)
         found[Key(self.name, Kind.DATABASE, ovn_northbound.NAME)] = dict(ovn_northbound.told(strays))
@@ -85,8 +89,9 @@ def _wanted(topology: Topology) -> Mapping[Key, Resource]:
 
 @contextmanager
 def _served(folder: Path, authority: Authority, name: str) -> Iterator[Path]:
-    """Run the controller's databases and ovn-northd in a root folder, in our own network namespace, and yield
-    that folder.
+    """Run the controller's databases and ovn-northd during the block; yield their root folder.
+
+    They run in our own network namespace.
     """
     root = folder / "root"
     root.mkdir()
@@ -118,14 +123,15 @@ def _pids(root: Path) -> dict[str, int]:
 
 
 def _peak(pid: int) -> int:
-    """Return the most memory that a process has held, in MiB."""
+    """Return the peak memory of a process in MiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) // 1024
 
 
 def measure(nodes: int, guests: int, folder: Path) -> dict[str, Any]:
-    """Return what the switches and ports of one topology cost; call in a network and mount namespace of one's
-    own.
+    """Return the cost of the switches and ports of one topology.
+
+    Call it in network and mount namespaces of its own.
     """
     topology = resolve(load(topology_text(nodes, guests), "scale.yaml").spec)
     workspace = Workspace(folder, topology.name)
@@ -168,7 +174,7 @@ def measure(nodes: int, guests: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure half a size and that size."""
+    """Measure half of a size and that size, and print one JSON document."""
     if sys.argv[1:2] == ["--one"]:
         print(json.dumps(measure(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))))
         return 0

@@ -1,6 +1,4 @@
-"""Carries out plans: places side by side, and in each place the actions in the order of their
-dependencies.
-"""
+"""Carries out plans: places in parallel, actions of a place in the order of dependencies."""
 
 from __future__ import annotations
 
@@ -21,16 +19,19 @@ _WORKERS = 4
 def converge(
     desired: Mapping[Key, Resource], places: Sequence[Place], progress: Progress, trace: Trace | None = None
 ) -> list[Action]:  # fmt: skip
-    """Make the world what it must be, and return what was done.
+    """Bring all places to the desired state and return the actions that were done.
 
-    The outer machine comes first; then every other place is waited for, observed and changed on its own, so
+    The outer machine comes first. Then all other places are awaited, observed and changed in parallel, so
     that no place waits for another.
 
     Args:
-        trace: learns what took how long.
+        desired: the desired state.
+        places: all places of the lab.
+        progress: receives messages.
+        trace: records the duration of each step.
 
     Raises:
-        ProvisioningError: something could not be done; what was done stays, and another run resumes.
+        ProvisioningError: an action failed; completed actions stay, and another run continues.
 
     """
     outer = next(place for place in places if place.name == OUTER)
@@ -61,10 +62,10 @@ def _joined(failures: list[TestbedError]) -> TestbedError:
 def converge_place(
     desired: Mapping[Key, Resource], place: Place, progress: Progress, trace: Trace | None = None
 ) -> list[Action]:  # fmt: skip
-    """Make one place what it must be, as soon as it answers, and return what was done.
+    """Wait for one place, bring it to the desired state, and return the actions that were done.
 
     Raises:
-        ProvisioningError: something could not be done; what was done stays.
+        ProvisioningError: an action failed; completed actions stay.
 
     """
     here, trace = (
@@ -85,14 +86,17 @@ def converge_place(
 
 
 def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: str) -> list[Action]:
-    """Carry out a plan in one place; actions that do not depend on one another run side by side.
+    """Carry out a plan in one place; independent actions run in parallel.
 
     Args:
-        trace: learns what took how long.
-        seen: what came before, in the trace.
+        plan: the plan.
+        place: the place.
+        progress: receives messages.
+        trace: records the duration of each action.
+        seen: name of the step before the plan, in the trace.
 
     Raises:
-        ProvisioningError: an action failed; those that it does not hinder were carried out.
+        ProvisioningError: an action failed; all actions that do not depend on it were carried out.
 
     """
     actions = {action.key: action for action in plan.actions}
@@ -130,7 +134,7 @@ def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: st
                     )
                 )
                 failures.append(error)
-                continue
+                continue  # not `order.done`: actions that depend on this one never become ready
             progress(Step.ended(str(action.key)))
             done.append(action)
             order.done(action.key)

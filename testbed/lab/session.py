@@ -1,4 +1,4 @@
-"""Puts a lab together: drivers built from a topology, inside the lab's namespaces."""
+"""Opens a lab: builds its drivers from a topology, inside the lab's namespaces."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from testbed.topology_file.loader import read
 
 @dataclass(frozen=True, slots=True)
 class BuildInputs:
-    """What a lab stands on: images, what the outer machine can do, and what there is of saved memory."""
+    """Inputs of a lab: images, environment of the outer machine, saved memory and checkpoint."""
 
     images: dict[str, Image]
     environment: Environment
@@ -49,12 +49,12 @@ class BuildInputs:
 
     @property
     def inputs(self) -> Inputs:
-        """What the desired state depends on besides the topology."""
+        """The inputs of the desired state, in addition to the topology."""
         return Inputs(self.environment, {name: image.digest for name, image in self.images.items()})
 
 
 def prepare_inputs(progress: Progress, *, want: Accelerator | None = None) -> BuildInputs:
-    """Bake what is missing, and find out how virtual machines run here.
+    """Bake missing images and measure how virtual machines run on this machine.
 
     Raises:
         ImageError: an image could not be baked.
@@ -66,7 +66,7 @@ def prepare_inputs(progress: Progress, *, want: Accelerator | None = None) -> Bu
 
 
 def load_inputs(*, want: Accelerator | None = None) -> BuildInputs:
-    """Return what is there already, for commands that look at a lab and build nothing.
+    """Return the existing inputs, for commands that read a lab and build nothing.
 
     Raises:
         ImageError: an image is missing.
@@ -84,10 +84,13 @@ def _ground(images: dict[str, Image], want: Accelerator | None) -> BuildInputs:
 def attach_snapshots(
     ground: BuildInputs, topology: Topology, progress: Progress, *, save: bool
 ) -> BuildInputs:
-    """Return the same ground with the saved memory that a lab's machines can start from.
+    """Return the inputs with the saved memory that a lab's machines can start from.
 
     Args:
-        save: boot and save machines of which no memory fits; if that fails, or is not wanted, they have none.
+        ground: inputs without saved memory.
+        topology: topology of the lab.
+        progress: receives messages.
+        save: whether to boot and save machines for which no state fits; if this fails, they boot.
 
     """
     store = SnapshotStore(cache_root(), ground.images, ground.environment)
@@ -102,10 +105,10 @@ def attach_snapshots(
 
 @dataclass
 class Lab:
-    """A lab with everything that acts on it. Only usable inside its enclosure.
+    """A lab with its places; it can be used only inside its enclosure.
 
     Args:
-        closed: breaches that another process had left open, and that this one has closed.
+        closed: breaches that another process had left open and this one has closed.
 
     """
 
@@ -119,26 +122,26 @@ class Lab:
 
     @property
     def places(self) -> list[Place]:
-        """Every place, the outer machine first."""
+        """All places, the outer machine first."""
         return [self.outer, self.central, *self.nodes.values()]
 
     @property
     def desired(self) -> dict[Key, Resource]:
-        """Every resource that must exist."""
+        """All resources that must exist."""
         return desired(self.topology, self.ground.inputs)
 
     @property
     def retried(self) -> tuple[str, ...]:
-        """Guests whose first start was dead, in this process."""
+        """Labels of guests whose first start failed, in this process."""
         return tuple(label for node in self.nodes.values() for label in node.retried)
 
     @property
     def hosts(self) -> list[Host]:
-        """The connection of every machine."""
+        """The ssh connections to all machines."""
         return [self.central.host, *(node.host for node in self.nodes.values())]
 
     def host(self, name: str) -> Host:
-        """Return the connection of a machine.
+        """Return the ssh connection to a machine.
 
         Raises:
             UsageError: there is no such machine.
@@ -148,24 +151,24 @@ class Lab:
         return self.central.host if name == self.central.name else self.nodes[name].host
 
     def log_out(self) -> None:
-        """End every connection to the lab's machines; what is asked next opens one anew."""
+        """Close all connections to the lab's machines; they are opened again on the next use."""
         self.central.close()
         for node in self.nodes.values():
             node.close()
 
     def close(self) -> None:
-        """End every connection; the lab runs on."""
+        """Close all connections; the lab continues to run."""
         self.log_out()
         self.outer.hypervisor.close()
 
 
 def destroy(workspace: Workspace) -> None:
-    """Take a lab down: its machines, its namespaces and its files; the reports of its runs stay.
+    """Take a lab down: its machines, namespaces and files, but not the reports of its runs.
 
     Raises:
         ProvisioningError: libvirt refuses.
         MachineError: the lab's holder does not end.
-        UsageError: something in the lab's folder is not ours; nothing has been done then.
+        UsageError: something in the lab's folder is not ours; nothing has been changed.
 
     """
     workspace.require_removable()
@@ -209,14 +212,15 @@ def load_applied(workspace: Workspace) -> Topology:
 
 
 def enter(topology: Topology, workspace: Workspace, environment: Environment) -> Outside | None:
-    """Continue inside the lab's enclosure, which is made if it is missing; see
-    `testbed.drivers.namespaces.lab_namespaces`.
+    """Continue inside the lab's enclosure, which is made if it is missing.
+
+    `testbed.drivers.namespaces.lab_namespaces` describes how.
 
     Returns:
-        What was taken along, if a libvirt daemon of the outer machine runs the lab's machines.
+        Access to the libvirt daemon of the outer machine, if that runs the lab's machines.
 
     Raises:
-        MachineError: this machine does not permit it.
+        MachineError: this machine does not permit namespaces.
 
     """
     workspace.create()
@@ -241,11 +245,14 @@ def open_lab(
     *,
     progress: Progress = lambda _: None,
 ) -> Iterator[Lab]:
-    """Build the drivers of a lab; call inside its enclosure.
+    """Build the drivers of a lab and close them after the block; call it inside the enclosure.
 
     Args:
-        outside: what `enter` returned.
-        progress: is told of machines that boot although they should have started from saved memory.
+        topology: topology of the lab.
+        workspace: folder of the lab.
+        ground: inputs of the lab.
+        outside: result of `enter`.
+        progress: receives a line for each machine that boots instead of starting from saved memory.
 
     Raises:
         ProvisioningError: the outer hypervisor cannot be opened.
@@ -302,6 +309,6 @@ def open_lab(
 
 
 def apply_copy(file: Path, workspace: Workspace) -> None:
-    """Remember the topology that is being applied, so that every other command knows it by the lab's name."""
+    """Copy the applied topology file into the lab's folder, where other commands find it."""
     if file.resolve() != workspace.topology_file:
         write_secret(workspace.topology_file, file.read_bytes())

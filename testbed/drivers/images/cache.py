@@ -1,7 +1,8 @@
-"""The image cache: bakes what is missing, verifies what is used, forgets what nobody needs.
+"""The image cache: bakes and verifies images, and deletes those without a recipe.
 
-An image is a folder named after the digest of its inputs; it appears in one rename, so that a killed bake
-leaves nothing that looks like an image. Baking happens on the outer machine, natively, with its own network.
+An image is a folder named after the digest of its inputs. It appears in one rename, so that a killed bake
+leaves no folder that looks like an image. Images are baked on the outer machine, outside a lab, with the
+machine's own network.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ from testbed.errors import ImageError
 
 _VERSION = "1"
 _NEEDED = 5 * 2**30
-_FULL = 64 * 2**20  # with less than that, a failure is put down to the disk
+_FULL = 64 * 2**20  # bytes; with less free space than that, an error is reported as a full disk
 _FILES = ("disk.qcow2", "vmlinuz", "initrd", "canary", "volume.qcow2", "pool.qcow2")
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What an image is made of.
+    """The inputs of an image.
 
     Args:
         key: digest (hexadecimal) of this recipe, of every file of its playbook, and of the program that
@@ -65,7 +66,7 @@ class Recipe:
 
     @property
     def base_key(self) -> str:
-        """Digest of what the root file system is made of before the playbook."""
+        """Digest of the inputs of the root file system, before the playbook runs."""
         return hashlib.sha256(json.dumps([_VERSION, self.suite, self.packages]).encode()).hexdigest()[:16]
 
 
@@ -147,9 +148,7 @@ class ImageCache:
         digest = hashlib.sha256((self._playbooks / playbook).read_bytes())
         for role in roles:
             for path in sorted((self._playbooks / "roles" / role).rglob("*")):
-                if (
-                    path.is_file() and path.parent.name != "__pycache__"
-                ):  # what has run from here is no part of it
+                if path.is_file() and path.parent.name != "__pycache__":  # bytecode is no input
                     digest.update(
                         str(path.relative_to(self._playbooks)).encode() + b"\0" + path.read_bytes() + b"\0"
                     )
@@ -165,10 +164,10 @@ class ImageCache:
         return Image(recipe.name, recipe.key, folder, manifest["digests"], manifest["baked"])
 
     def ensure(self, progress: Progress) -> dict[str, Image]:
-        """Bake what is missing, two at a time, and return every image by name.
+        """Bake the missing images, two at a time, and return all images by name.
 
         Raises:
-            ImageError: an image could not be baked; nothing half-done stays behind.
+            ImageError: an image could not be baked; no partial image is left.
 
         """
         recipes = self.recipes()
@@ -253,7 +252,7 @@ class ImageCache:
             )
 
     def _full(self, recipe: Recipe, error: Exception) -> ImageError | None:
-        """Return what to tell instead of an error that a full disk has caused, or None."""
+        """Return the error to raise instead if the disk is full, or None."""
         free = shutil.disk_usage(self._folder).free
         if free > _FULL:
             return None
@@ -315,7 +314,7 @@ class ImageCache:
         publish(partial, target)
 
     def stored(self) -> list[Image]:
-        """Return every image in the cache, wanted or not."""
+        """Return every image in the cache, including those that no recipe names."""
         found = entries(self._folder, IMAGE)
         return [Image(it["name"], it["key"], path, it["digests"], it["baked"]) for path, it in found]
 
@@ -330,10 +329,10 @@ class ImageCache:
         remove_tree(image.folder)
 
     def prune(self) -> list[Path]:
-        """Delete what no present recipe names, and leftovers of killed processes; return what was deleted.
+        """Delete images and archives without a recipe, and leftovers; return the deleted paths.
 
-        Saved memory stays, see `testbed.drivers.snapshots.machine_memory`; so do checkpoints, proofs, and
-        whatever is not ours.
+        Leftovers are partial files of killed processes. Saved memory stays, see
+        `testbed.drivers.snapshots.machine_memory`; so do checkpoints, proofs and files that are not ours.
 
         Raises:
             MachineError, UsageError: the cache folder is not ours.

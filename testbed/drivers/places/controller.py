@@ -56,11 +56,13 @@ class Controller:
 
     @contextmanager
     def _looked_into(self, found: dict[Key, Properties]) -> Iterator[Northbound]:
-        """Yield the northbound database, to be read: by way of ssh and its own socket, where a setting may
-        have cut ours.
+        """Yield a connection to the northbound database, for reading.
+
+        If a setting differs from the plan, it may have cut our TLS connection. Then a connection over ssh to
+        the database's UNIX socket is used.
 
         Args:
-            found: the controller's settings.
+            found: live settings of the controller.
 
         """
         wanted = {
@@ -79,15 +81,16 @@ class Controller:
             northbound.close()
 
     def wait(self) -> None:
-        """Return when the controller accepts our login."""
+        """Wait until the controller accepts our login."""
         self.host.wait(BOOT * self._slowness)
 
     def recover(self) -> list[str]:
-        """Wait for what an earlier session left running, set the clock, start OVN's parts that do not run,
-        and tell what was done.
+        """Set the clock, start OVN's stopped services and return a note for each change.
+
+        Commands that an earlier session left running are awaited first.
 
         Raises:
-            ProvisioningError: one does not start.
+            ProvisioningError: a service does not start.
 
         """
         self.host.await_orphans()
@@ -164,7 +167,7 @@ class Controller:
             )
 
     def close(self) -> None:
-        """End the connections; they are opened anew on the next use."""
+        """Close the connections; they are opened again on the next use."""
         if self._northbound is not None:
             self._northbound.close()
             self._northbound = None
@@ -172,6 +175,6 @@ class Controller:
 
 
 def write_client(workspace: Workspace, key: bytes, certificate: bytes) -> None:
-    """Store our own TLS identity, by which OVN's northbound database knows us."""
+    """Store the TLS key and certificate with which we log in to OVN's northbound database."""
     write_secret(workspace.pki / "client.pem", key)
     write_secret(workspace.pki / "client.crt", certificate)

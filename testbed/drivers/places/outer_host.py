@@ -1,4 +1,4 @@
-"""The outer machine as a place: bridges, taps, and the virtual machines that stand in for hosts."""
+"""The outer machine as a place: bridges, taps and the virtual machines of the lab."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ _WAKING = timeouts.MEMORY_START
 
 @dataclass(frozen=True)
 class OuterHost:
-    """The outer machine, inside the lab's namespaces. What machines are made from is verified when the first
-    one is.
+    """The outer machine, inside the lab's namespaces.
+
+    Images and saved memory are verified once, before the first machine starts from them.
 
     Args:
-        progress: is told of machines that boot against expectation, with the reason.
-        memories: what machines start from, or why there is nothing that they can start from; machines of
-            other hardware boot.
-        checkpoint: where machines go on, in a lab that is started as a whole.
+        progress: receives a line for each machine that cannot start as planned, with the reason.
+        memories: saved memory by hardware, or the reason why there is none; machines of other hardware boot.
+        checkpoint: checkpoint from which the whole lab starts, or None.
 
     """
 
@@ -71,10 +71,10 @@ class OuterHost:
     _verifying: threading.Lock = field(default_factory=threading.Lock)
 
     def wait(self) -> None:
-        """The outer machine is always there."""
+        """Do nothing: the outer machine always runs."""
 
     def recover(self) -> tuple[str, ...]:
-        """Nothing: what the outer machine runs for the lab are resources."""
+        """Do nothing: bridges, taps and machines are resources, and plans repair them."""
         return ()
 
     def observe(self) -> dict[Key, Properties]:
@@ -134,7 +134,10 @@ class OuterHost:
                 self.fabric.delete(link.name)
 
     def _start(self, machine: Machine, properties: Properties) -> None:
-        """Let a machine go on, or start it from saved memory, or boot it: whatever comes first and works."""
+        """Start a machine from the checkpoint, from saved memory or by a boot.
+
+        The first way that is possible and works is used.
+        """
         for image in images_under(self.images, machine.role):
             self._verify(image)
         if self.checkpoint:
@@ -161,10 +164,10 @@ class OuterHost:
         self.hypervisor.create(machine_xml(self.topology, machine, self.environment, files, properties))
 
     def _continue(self, machine: Machine, kept: CheckpointMachine) -> None:
-        """Let a machine of a checkpoint go on where it was saved.
+        """Start a machine from its state in a checkpoint.
 
         Raises:
-            ProvisioningError: it is not what was saved, or does not start.
+            ProvisioningError: a saved file has changed, or the machine does not start.
 
         """
         name = machine.domain(self.topology.name)
@@ -176,7 +179,7 @@ class OuterHost:
         self.hypervisor.resume(name)
 
     def _files(self, machine: Machine, bases: Sequence[Path]) -> MachineFiles:
-        """Make a machine's overlays and console anew, and return the paths of all its files."""
+        """Make new overlays and a new console for a machine; return the paths of all its files."""
         folder, image = self.workspace.machine(machine.name), self.images[machine.role]
         overlays = [
             make_overlay(base, folder / f"vd{letter}.qcow2")
@@ -197,11 +200,11 @@ class OuterHost:
         )
 
     def _wake(self, machine: Machine, properties: Properties, saved: MemorySnapshot) -> None:
-        """Start a machine from saved memory, and return when it has taken its identity.
+        """Start a machine from saved memory and wait until it has applied its identity.
 
         Raises:
-            ImageError: the saved memory is not what was saved.
-            ProvisioningError: it does not start.
+            ImageError: a saved file has changed.
+            ProvisioningError: the machine does not start.
 
         """
         self._verify(saved)
@@ -219,7 +222,7 @@ class OuterHost:
         wait_for_line(Path(files.console), AWAKE, patience, lambda: self.hypervisor.runs(name))
 
     def _verify(self, kept: Image | MemorySnapshot) -> None:
-        """Verify an image or a saved memory, unless that has been done."""
+        """Verify an image or a saved memory, once in this process."""
         with self._verifying:
             if kept.folder not in self._verified:
                 take_back(kept.folder)
@@ -227,7 +230,7 @@ class OuterHost:
                 self._verified.add(kept.folder)
 
     def issue_identity(self, machine: Machine, folder: Path) -> None:
-        """Write a machine's identity archive, with fresh keys, and the host key we shall expect of it."""
+        """Write a machine's identity archive with new keys, and the host key that we will expect."""
         authority = Authority(self.workspace.pki)
         now = datetime.now(UTC)
         host = authority.host(machine.name, [nic.address for nic in machine.nics], now=now)
@@ -246,8 +249,10 @@ class OuterHost:
 
 
 def _state(domain: Domain, made: Mapping[str, object]) -> str:
-    """Return a machine's state; one whose start from saved memory was cut short waits, or lacks interfaces,
-    and nothing revives it.
+    """Return a machine's state: libvirt's, or a state of an interrupted start.
+
+    A machine whose start from saved memory was interrupted waits for its memory or lacks interfaces. It
+    cannot be resumed.
     """
     if waits(domain.xml):
         return "waiting for its memory"
@@ -260,7 +265,12 @@ def _state(domain: Domain, made: Mapping[str, object]) -> str:
 
 
 def destroy_machines(hypervisor: Hypervisor, lab: str, name: str = "") -> None:
-    """Stop a lab's machine, or all of them; they are known by their mark.
+    """Stop a lab's machines, found by their mark.
+
+    Args:
+        hypervisor: libvirt that runs them.
+        lab: name of the lab.
+        name: name of the one machine to stop; all by default.
 
     Raises:
         ProvisioningError: libvirt refuses.

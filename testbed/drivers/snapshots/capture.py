@@ -1,7 +1,7 @@
-"""Boots a machine that has no identity, and saves it; runs as a program of its own, in namespaces of its own.
+"""Boots a machine that has no identity and saves its memory.
 
-``python -m testbed.drivers.snapshots.capture JOB`` is the first process of a process namespace: when it ends,
-everything that it started is gone.
+This runs as a program, in namespaces of its own. ``python -m testbed.drivers.snapshots.capture JOB`` is the
+first process of a process namespace: when it ends, the kernel kills all processes that it started.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.plan.libvirt_xml.machine import ANONYMOUS
 
-CAN_BE_SAVED = "testbed: memory can be saved"  # both are said by playbooks/roles/base/files/adopt.py
+CAN_BE_SAVED = "testbed: memory can be saved"  # playbooks/roles/base/files/adopt.py prints both
 AWAKE = "testbed: identity taken"
 _FAILED = "testbed: failed:"
 _SAVE = 120.0
@@ -35,11 +35,11 @@ class CaptureJob:
     """A machine to save; all paths absolute.
 
     Args:
-        xml: its domain.
-        files: what the emulator must be able to write.
+        xml: description of its domain.
+        files: files that the emulator must be able to write.
         console: file that receives its serial console.
         memory: file to write; must not exist.
-        patience: seconds that the boot may take.
+        patience: seconds until the machine must be ready to be saved.
 
     """
 
@@ -51,14 +51,16 @@ class CaptureJob:
 
 
 def wait_for_line(console: Path, line: str, timeout: float, running: Callable[[], bool]) -> None:
-    """Return when a serial console has shown a line.
+    """Wait until a machine has printed a line on its serial console.
 
     Args:
+        console: file that receives the console's output.
+        line: text to wait for.
         timeout: seconds.
-        running: tells whether the machine still runs.
+        running: returns whether the machine still runs.
 
     Raises:
-        ProvisioningError: it does not in time, or the machine ends.
+        ProvisioningError: the line does not come in time, the machine reports a failure, or it ends.
 
     """
     end = time.monotonic() + timeout
@@ -79,10 +81,11 @@ def wait_for_line(console: Path, line: str, timeout: float, running: Callable[[]
 
 
 def freeze(job: CaptureJob, state: Path) -> None:
-    """Boot, wait until the machine waits for its identity, and save it.
+    """Boot a machine, wait until it is ready for its identity, and save its memory.
 
     Args:
-        state: folder for libvirt; short, since it holds sockets.
+        job: the machine.
+        state: folder for libvirt; the path must be short, since it holds sockets.
 
     Raises:
         ProvisioningError: a step failed.
@@ -104,19 +107,21 @@ def freeze(job: CaptureJob, state: Path) -> None:
 
 
 def parent_is_alive() -> bool:
-    """Tell whether somebody still reads our standard output; when the command that started us is killed,
-    nobody does.
+    """Return whether the process that started us still reads our standard output.
+
+    When that process is killed, the pipe loses its reader.
     """
+    # Without events, poll reports only POLLERR and POLLHUP: here a pipe whose reader is gone.
     poll = select.poll()
     poll.register(1, 0)
     return not poll.poll(0)
 
 
 def reap() -> None:
-    """Continue in a child; this process, the first of its namespace, buries what loses its parent, and ends
-    with the child's status.
+    """Continue in a child process; this process reaps orphans and exits with the child's status.
 
-    Call it while the process has one thread.
+    It is the first process of its namespace, so that orphans become its children. Call it while the process
+    has one thread.
     """
     child = os.fork()
     while child:
@@ -127,7 +132,7 @@ def reap() -> None:
 
 
 def main(file: str) -> int:
-    """Run the job that a file holds; 0, or 1 with the message on standard error."""
+    """Run the job in a file; return 0, or 1 after printing the error to standard error."""
     reap()
     try:
         process.run(

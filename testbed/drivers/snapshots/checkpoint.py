@@ -1,9 +1,9 @@
-"""Checkpoints: a whole lab as it runs, tenants included, to be started again in seconds
-(docs/decisions/0018).
+"""Checkpoints: a whole running lab, saved with its tenants (docs/decisions/0018).
 
-A checkpoint is a folder of the image cache that its owner alone may read, since it holds the lab's keys: the
-lab's authorities, and of each machine its memory, its domain and its overlays. Nothing is used that another
-emulator, machine type, accelerator, image or topology has made; why it is not is told.
+A checkpoint is a folder of the image cache that only its owner may read, since it holds the lab's keys. It
+contains the lab's authorities, and for each machine its memory, domain and overlays. A checkpoint is used
+only with the emulator, machine type, accelerator, images and topology that made it; otherwise the reason is
+reported.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class CheckpointMachine:
     """One machine of a checkpoint.
 
     Args:
-        digests: SHA-256 (hexadecimal) of each of its files, and of what its overlays lie on, by path.
+        folder: folder of its files.
+        digests: SHA-256 (hexadecimal) of its files and of the qcow2 files under its overlays, by path.
 
     """
 
@@ -56,7 +57,7 @@ class CheckpointMachine:
 
     @property
     def xml(self) -> str:
-        """Its domain."""
+        """XML of its domain."""
         return (self.folder / _DOMAIN).read_text()
 
     @property
@@ -68,7 +69,7 @@ class CheckpointMachine:
         """Compare every file with its recorded digest.
 
         Raises:
-            ProvisioningError: one is missing or has changed.
+            ProvisioningError: a file is missing or has changed.
 
         """
         if fact := altered(self.digests):
@@ -76,7 +77,13 @@ class CheckpointMachine:
             raise ProvisioningError("a checkpoint is not what was saved", fact=fact, remedy=remedy)
 
     def unpack(self, folder: Path, account: Account) -> None:
-        """Copy the machine's disks and console to where its emulator looks for them, as an account."""
+        """Copy the machine's disks and console to its folder, for an emulator's account.
+
+        Args:
+            folder: folder of the machine in the lab.
+            account: account of the emulators, which will own the files.
+
+        """
         for path in self.folder.iterdir():
             if path.name not in (_MEMORY, _DOMAIN):
                 copy_secret(path, folder / path.name)
@@ -89,9 +96,10 @@ class Checkpoint:
     """A saved lab.
 
     Args:
-        saved: when (ISO 8601).
-        made: what it was made with, in words.
-        digests: SHA-256 (hexadecimal) of each file; a relative path is below the folder.
+        saved: time (ISO 8601).
+        made: the inputs that it depends on, see `CheckpointStore.made`.
+        digests: SHA-256 (hexadecimal) of each file, by machine and path; relative paths are below the folder
+            of the machine.
 
     """
 
@@ -104,7 +112,7 @@ class Checkpoint:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Size of all files in bytes."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     @property
@@ -120,8 +128,9 @@ class Checkpoint:
         )
 
     def unpack(self, workspace: Workspace) -> None:
-        """Give a lab that is down the authorities and keys that its saved machines know; machines are
-        unpacked as they start.
+        """Copy authorities and host keys into the folder of a lab that is down.
+
+        The files of each machine are copied when it starts.
         """
         if os.path.lexists(workspace.pki):
             remove_tree(workspace.pki)
@@ -141,7 +150,7 @@ def named(cache: Path, name: str) -> Checkpoint:
     """Return the checkpoint of a name.
 
     Raises:
-        UsageError: there is none; the error lists those that there are.
+        UsageError: no checkpoint has that name; the error lists all names.
 
     """
     found = {item.name: item for item in stored(cache)}
@@ -166,7 +175,7 @@ def remove(checkpoint: Checkpoint) -> None:
 def refusal(environment: Environment, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return why nodes cannot be saved while their tenants run, or the empty string.
 
-    What becomes of a nested guest of AMD's KVM when the machine around it is saved is undefined (Linux,
+    With KVM on AMD, saving a machine while it runs nested guests is undefined behaviour (Linux,
     running-nested-guests).
     """
     amd = environment.outer is Accelerator.KVM and "AuthenticAMD" in cpuinfo.read_text()
@@ -177,7 +186,9 @@ class CheckpointStore:
     """The checkpoints of a cache folder, for labs on this outer machine.
 
     Args:
-        images: what machines are made from.
+        cache: folder of the cache.
+        images: images of the machines, by name.
+        environment: environment of the outer machine.
 
     """
 
@@ -187,7 +198,7 @@ class CheckpointStore:
         self._environment = environment
 
     def made(self, topology: Topology, workspace: Workspace) -> dict[str, str]:
-        """Return everything that a saved lab depends on, in words."""
+        """Return the inputs that a saved lab depends on, as text by name."""
         return {
             "format": str(FORMAT),
             "topology": topology.digest,
@@ -225,13 +236,14 @@ class CheckpointStore:
     def save(
         self, topology: Topology, workspace: Workspace, hypervisor: Hypervisor, name: str, progress: Progress
     ) -> Checkpoint:
-        """Save a lab, which stands still meanwhile and runs on afterwards; a checkpoint of that name is
-        replaced.
+        """Save a running lab; a checkpoint of the same name is replaced.
+
+        All machines are paused while they are saved, and resumed afterwards.
 
         Raises:
-            UsageError: the name is impossible, or something else in the cache has it.
-            ProvisioningError: there is not enough space, or a machine cannot be saved; nothing half-done
-                stays behind.
+            UsageError: the name is not valid, or another file in the cache has it.
+            ProvisioningError: there is not enough space, or a machine cannot be saved; no partial checkpoint
+                is left.
 
         """
         if not NAME.fullmatch(name):
@@ -295,7 +307,7 @@ class CheckpointStore:
 
 @contextmanager
 def _standing_still(hypervisor: Hypervisor, topology: Topology) -> Iterator[None]:
-    """Pause every machine of a lab; they run on afterwards, whatever happens."""
+    """Pause all machines of a lab during the block; resume them also after an error."""
     domains = [machine.domain(topology.name) for machine in topology.machines]
     try:
         for domain in domains:
@@ -309,7 +321,7 @@ def _standing_still(hypervisor: Hypervisor, topology: Topology) -> Iterator[None
 def _save(
     hypervisor: Hypervisor, topology: Topology, machine: Machine, workspace: Workspace, partial: Path
 ) -> None:
-    """Write a paused machine's memory, its domain and copies of its files."""
+    """Write the memory, the domain and copies of the files of a paused machine."""
     folder, domain = partial / "m" / machine.name, machine.domain(topology.name)
     make_folder(folder.parent, OWNER)
     make_folder(folder, OWNER)
@@ -321,9 +333,7 @@ def _save(
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Return the digests of a machine's files, by name, and of the overlays under its own, by absolute
-    path.
-    """
+    """Return the digests of a machine's files by name, and of qcow2 files under them by path."""
     below = [base for path in folder.glob("*.qcow2") if (base := _backing(path)).suffix == ".qcow2"]
     return {
         path.name if path.parent == folder else str(path): file_digest(path)
