@@ -27,7 +27,8 @@ from testbed.report.columns import cells
 ROOT = Path(__file__).parents[3]
 HOSTILE = "[red]x[/red] \x1b[2J\x1b[31m\r\n::error::told 日本語 e\u0301\u0301 " + "w" * 300
 RUN = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, which is inherited
 from testbed.cli import display, terminal
 from testbed.cli.up import at_once_on_interrupt
 from testbed.cli.interrupts import interruptible

@@ -110,7 +110,12 @@ def _walls(folder: Path, **parts: str) -> Path:
 def _start(folder: Path) -> subprocess.Popen[str]:
     (folder / "lab").mkdir(exist_ok=True)
     argv = [sys.executable, "-c", PROGRAM, str(folder), str(TOPOLOGY)]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    # The tests may run under nohup, and a child inherits ignored signals.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _write(workspace: Workspace, record: Record = RECORD) -> Entry:
