@@ -6,7 +6,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,11 +25,14 @@ from testbed.plan.ovn_northbound import FOUR, MARK, SIX, TRACKED, Stray, Tables,
 from testbed.plan.resources import dhcp6_options, dhcp_options
 
 _QOS_PRIORITY = 1000
+_POLL = 0.02  # seconds between looks at our copy of the database
 
 
-def _labels(row: Any) -> dict[str, str]:  # noqa: ANN401 - the library has no types
-    """Return a row's external ids; none while another thread is adding the row."""
-    found: dict[str, str] = getattr(row, "external_ids", {})
+def _labels(rows: Any, uuid: UUID | None) -> dict[str, str]:  # noqa: ANN401 - the library has no types
+    """Return a row's external ids; none while the library's thread adds, replaces or removes the row."""
+    found: dict[str, str] = {}
+    with suppress(IndexError, AssertionError):
+        found = getattr(rows.get(uuid), "external_ids", {})
     return found
 
 
@@ -240,15 +243,33 @@ class Northbound:
         """
         rows = self._api.tables["DHCP_Options"].rows
         first = next(iter(self._dhcp_rows.get((mark, switch), [])), None)
-        if _labels(rows.get(first)).get(mark) != switch:
+        if _labels(rows, first).get(mark) != switch:
             listed = list(rows.data)  # a copy: the library's thread may add rows meanwhile
             found: dict[tuple[str, str], list[UUID]] = defaultdict(list)
             for row in listed:
-                for pair in _labels(rows.get(row)).items():
+                for pair in _labels(rows, row).items():
                     found[pair].append(row)
             self._dhcp_rows = found  # assigned when complete: several threads make ports
             first = next(iter(found.get((mark, switch), [])), None)
         return first
+
+    def _await_dhcp(self, switch: str, mark: str) -> UUID:
+        """Return the row of a switch's DHCP settings.
+
+        Our copy of the database may lack a row for some milliseconds: the server's answer to a transaction
+        can come before its update, and the library replaces rows while other threads read.
+
+        Raises:
+            TimeoutError: the switch has no such row.
+
+        """
+        end = time.monotonic() + self._timeout
+        while (found := self._dhcp(switch, mark)) is None:
+            if time.monotonic() > end:
+                msg = f"the switch {switch} has no DHCP settings"
+                raise TimeoutError(msg)
+            time.sleep(_POLL)
+        return found
 
     def set_port(
         self, label: str, switch: str, port: str, addresses: str, limits: Limits, *, fresh: bool = False
@@ -268,10 +289,10 @@ class Northbound:
             found = None if fresh else self.ports().get(label)
             if found is not None and (found["switch"] != switch or found["port"] != port):
                 self.delete_port(found["port"])
-            four, six = self._dhcp(switch, FOUR), self._dhcp(switch, SIX)
-            if four is None:
-                msg = f"the switch {switch} has no DHCP settings"
-                raise ValueError(msg)
+            four = self._await_dhcp(switch, FOUR)
+            six: UUID | list[UUID] = (
+                self._await_dhcp(switch, SIX) if ":" in addresses.partition(" ")[2] else []
+            )
             with self._api.transaction(check_error=True) as change:
                 change.add(self._api.lsp_add(switch, port, may_exist=True))
                 change.add(self._api.lsp_set_addresses(port, [addresses]))
@@ -282,7 +303,7 @@ class Northbound:
                     )
                 )
                 change.add(self._api.lsp_set_dhcpv4_options(port, four))
-                change.add(self._api.db_set("Logical_Switch_Port", port, ("dhcpv6_options", six or [])))
+                change.add(self._api.db_set("Logical_Switch_Port", port, ("dhcpv6_options", six)))
                 self._limit_port(switch, port, limits, fresh=fresh)
 
     def _limit_port(self, switch: str, port: str, limits: Limits, *, fresh: bool = False) -> None:
