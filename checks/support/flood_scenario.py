@@ -36,6 +36,7 @@ _DRAIN = 2.0  # seconds after the last flood until a node has processed its queu
 _FLOOD, _OPENING = 30.0, 60.0  # limits in seconds of each flood, and of opening connections
 _SAVED = 1.0  # seconds of rate that the kernel's meter accumulates besides its burst
 _EXCESS = 1.05  # factor above a limit that a flood must reach, to show that the limit is in force
+_PORTS = 64512  # source ports that are not well-known (RFC 6335); also taken as ids of ICMP
 _SPACED = 0.002  # seconds between two new connections
 _LONGEST = timeouts.FLOODS
 _SMALL, LARGE = 60, 1400  # octets
@@ -249,8 +250,10 @@ def _connections(noise: Noise) -> tuple[list[bytes], list[bytes]]:
     4.1): a refused connection is closed, and counts for no limit of the kernel. Tracked entries of UDP and
     ICMP expire by themselves, half a minute after the last packet.
     """
-    start, head, port = 20000 + secrets.randbelow(20000), _link(noise) / _ip(noise), noise.scene.port
-    signed, own = [("MD5", bytes(16))], range(start, start + 2 * noise.guest.limits.connections)
+    count = min(2 * noise.guest.limits.connections, _PORTS)
+    start = 2**16 - _PORTS + secrets.randbelow(_PORTS - count + 1)
+    head, port = _link(noise) / _ip(noise), noise.scene.port
+    signed, own = [("MD5", bytes(16))], range(start, start + count)
     if noise.scene.protocol == "icmp":
         return [bytes(head / ICMP(id=number, seq=1)) for number in own], []
     if noise.scene.protocol == "udp":

@@ -378,7 +378,8 @@ def prune(
             out(f"files of {workspace.lab}, which does not run")
             if not dry_run:
                 with workspace.locked():
-                    session.destroy(workspace)
+                    if lab_namespaces.find(name, root) is None:  # `up` may have held the lock until now
+                        session.destroy(workspace)
     out("nothing to prune" if not count else f"{count} {'found' if dry_run else 'removed'}")
 
 

@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -307,15 +307,13 @@ class CheckpointStore:
 
 @contextmanager
 def _standing_still(hypervisor: Hypervisor, topology: Topology) -> Iterator[None]:
-    """Pause all machines of a lab during the block; resume them also after an error."""
-    domains = [machine.domain(topology.name) for machine in topology.machines]
-    try:
-        for domain in domains:
+    """Pause all machines of a lab during the block; resume each of them also after an error."""
+    with ExitStack() as paused:
+        for machine in topology.machines:
+            domain = machine.domain(topology.name)
+            paused.callback(hypervisor.resume, domain)
             hypervisor.suspend(domain)
         yield
-    finally:
-        for domain in domains:
-            hypervisor.resume(domain)
 
 
 def _save(

@@ -16,7 +16,17 @@ _TABLE = re.compile(r"^table (\S+ \S+) \{(.*?)^\}", re.MULTILINE | re.DOTALL)
 _SET = re.compile(r"^\tset (\S+) \{\n(.*?)^\t\}\n?", re.MULTILINE | re.DOTALL)
 _VERDICT = re.compile(r"^.*(?:accept|reject|drop|counter).*$", re.MULTILINE)
 _COPIES = re.compile(r"^.*\b(?:dup|fwd) to .*$", re.MULTILINE)
-_POLICY = re.compile(r"^src (\S+) dst (\S+) .*dir ([a-z]+) .*proto esp .*mode transport")
+# A whole policy: another selector or template, or a level "use", would let packets pass in the clear.
+_POLICY = re.compile(
+    r"src (\S+) dst (\S+) proto udp \\\s+dir (in|out) priority \d+ ptype main \\\s+"
+    r"tmpl src 0\.0\.0\.0 dst 0\.0\.0\.0\s*\\\s+"
+    r"proto esp (?:spi 0x[0-9a-f]+ )?reqid \d+ mode transport\s*\\\s*"
+)
+# The actions by which OVN's rules in the first table continue in the pipeline, or end.
+_CONTINUING = re.compile(
+    r"(?:(?:(?:set_field|load|move):[^,()]+|resubmit\(,[0-9]+\)|pop_vlan|strip_vlan|drop)(?:,|$))+"
+)
+_POLICER = re.compile(r"\s*action order \d+:\s+police ")
 _CONFINED = re.compile(r"libvirt-[0-9a-f-]+ \(enforce\)")
 _UP = 1  # IFF_UP, netdevice(7)
 _RULES = "/etc/nftables.conf:"
@@ -129,7 +139,7 @@ def protection(policies: str, own: str, peers: Sequence[str]) -> str:
 
 
 def _policy(line: str) -> str:
-    found = _POLICY.match(line)
+    found = _POLICY.fullmatch(line)
     return f"{found[3]} {found[1]} {found[2]} esp" if found else line
 
 
@@ -150,8 +160,8 @@ def delivering(flows: str) -> str:
 
     OVN's own rules there continue with its pipeline or drop.
     """
-    rules = [line for line in flows.splitlines() if "actions=" in line]
-    return str(sum("resubmit(" not in line and "actions=drop" not in line for line in rules))
+    rules = [line.partition("actions=") for line in flows.splitlines()]
+    return str(sum(bool(found) and _CONTINUING.fullmatch(text.strip()) is None for _, found, text in rules))
 
 
 def mirrors(filters: str, switch: str, ruleset: str) -> str:
@@ -161,7 +171,7 @@ def mirrors(filters: str, switch: str, ruleset: str) -> str:
     of any table.
     """
     acting = [
-        line.strip() for line in filters.splitlines() if "action order" in line and "police" not in line
+        line.strip() for line in filters.splitlines() if "action order" in line and not _POLICER.match(line)
     ]
     named = [str(row[0]) for row in _rows(switch, ["name"])]
     return "\n".join((*acting, *named, *(line.strip() for line in _COPIES.findall(ruleset))))

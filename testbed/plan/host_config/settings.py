@@ -100,7 +100,7 @@ def _claims(topology: Topology, machine: Machine) -> Setting:
     # back, and removes any other interface from the bridge.
     foreign = (
         "ovs-vsctl -voff --format=csv --no-headings --columns=name,external_ids list interface "
-        f'| sed -nE \'s/^"?([^",]+)"?,.*iface-id="*([0-9a-f-]+).*/\\1 \\2/p\' | grep -vxF {known}'
+        f'| sed -nE \'s/^"?([^",]+)"?,.*iface-id="*([^",}}]+).*/\\1 \\2/p\' | grep -vxF {known}'
     )
     back = " ".join(
         f"{nic.tap}) ovs-vsctl set interface $name external_ids:iface-id={nic.port} ;;" for nic in own

@@ -156,7 +156,9 @@ class Walk:
         return self._known[name](value, state)
 
     def _resubmit(self, value: Mapping[str, Any], state: PacketState) -> Iterable[PacketState]:
-        table, port = value.get("table") or self._path[-1], value.get("port")
+        table, port = value.get("table"), value.get("port")
+        if table in ("", None):
+            table = self._path[-1]
         if port in ("", None):
             return self._enter(int(table), state)
         place = FIELDS["in_port"]

@@ -123,6 +123,17 @@ def test_a_folder_without_the_mark_stays_where_labs_are(run: Run, root: Path, st
     assert not (root / "demo").exists()  # does not run, so prune has removed it
 
 
+def test_prune_leaves_a_lab_that_came_up_meanwhile(
+    run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up` may hold the lock while `prune` looks."""
+    _lab(root)
+    monkeypatch.setattr(lab_namespaces, "enclosures", lambda *_: [])
+    monkeypatch.setattr(lab_namespaces, "find", lambda name, folder: (name, folder))
+    run("prune")
+    assert labs(root) == ["demo"]
+
+
 @pytest.mark.parametrize(
     "content", ["testbed lab other\n", "testbed state folder\n", "", "testbed lab project of somebody\n"]
 )

@@ -264,3 +264,22 @@ def test_a_clock_that_has_stood_still_is_set(monkeypatch: pytest.MonkeyPatch, of
     machine = Clock(off)
     assert clock.sync_clock(machine) == told  # type: ignore[arg-type]
     assert ("date --set=@1000.000" in machine.commands) is bool(told)
+
+
+def test_one_machine_that_cannot_go_on_keeps_no_other_machine_paused(topology: Topology) -> None:
+    machines = Machines()
+    names = [machine.domain(topology.name) for machine in topology.machines]
+    resume = machines.resume
+
+    def broken(name: str) -> None:
+        if name == names[-1]:
+            raise ProvisioningError("a virtual machine cannot go on", fact="no", remedy="none")
+        resume(name)
+
+    machines.resume = broken  # type: ignore[method-assign]
+    with (
+        pytest.raises(ProvisioningError, match="cannot go on"),
+        checkpoints._standing_still(machines, topology),
+    ):  # type: ignore[arg-type]
+        assert machines.paused == names
+    assert machines.paused == names[-1:]
