@@ -32,7 +32,8 @@ class _Node:
 
     def read(self, _: str) -> str:
         offered, one, other = self.counts.pop(0)
-        return f"{offered}\n cookie=0x1, n_packets={one}, n_bytes=1 actions=drop\n cookie=0x2, n_packets={other}, n_bytes=2 actions=drop"
+        first = f"cookie=0x1, n_packets={one}, n_bytes=1 actions=drop"
+        return f"{offered}\n {first}\n cookie=0x2, n_packets={other}, n_bytes=2 actions=drop"
 
 
 def test_a_flood_is_what_was_counted_while_it_lasted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +102,7 @@ def _unlimited(
         name="node",
         read=lambda command: next((text for word, text in answers.items() if word in command), ""),
     )
-    fleet: Any = SimpleNamespace(testbed=LAB, machines={"node": node})
+    fleet: Any = SimpleNamespace(topology=LAB, machines={"node": node})
     return unlimited(fleet, "node")
 
 
@@ -122,7 +123,7 @@ def test_each_limit_of_the_kernel_is_the_declared_one(monkeypatch: pytest.Monkey
 def test_a_guest_that_does_not_run_has_no_limits_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policing, "observed", lambda *_: {})
     fleet: Any = SimpleNamespace(
-        testbed=LAB, machines={"node": SimpleNamespace(name="node", read=lambda _: "1")}
+        topology=LAB, machines={"node": SimpleNamespace(name="node", read=lambda _: "1")}
     )
     with pytest.raises(InstrumentError, match="does not run"):
         unlimited(fleet, "node")

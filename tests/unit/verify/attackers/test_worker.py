@@ -34,7 +34,8 @@ def test_what_succeeded_is_what_the_probe_says() -> None:
 
 
 @pytest.mark.parametrize("answers", [
-    [], ANSWERS[:-1], ANSWERS[1:], [*ANSWERS, "read no /etc/shadow"], [ANSWERS[0], ANSWERS[2], ANSWERS[1], *ANSWERS[3:]],
+    [], ANSWERS[:-1], ANSWERS[1:], [*ANSWERS, "read no /etc/shadow"],
+    [ANSWERS[0], ANSWERS[2], ANSWERS[1], *ANSWERS[3:]],
     [ANSWERS[0], "write no /etc/shadow", *ANSWERS[2:]], [ANSWERS[0], "read no /etc/passwd", *ANSWERS[2:]],
 ], ids=str)  # fmt: skip
 def test_a_probe_that_broke_off_tells_nothing(answers: list[str]) -> None:

@@ -18,7 +18,7 @@ from tests.shapes import lab_of
 
 LAB = lab_of("two-tenants")
 TOKENS = Tokens("tb-0123abcd-", b"key")
-FLEET: Any = SimpleNamespace(testbed=LAB)
+FLEET: Any = SimpleNamespace(topology=LAB)
 SOUND: dict[str, Any] = {"alive": True, "overflowed": False, "dropped": 0, "self_test": True, "down": []}
 LISTENS: dict[str, Any] = {
     "ready": True,
@@ -29,8 +29,10 @@ PORTS = {"tcp": [80], "udp": [53]}
 
 
 @pytest.mark.parametrize("lack", [
-    {"ready": False}, {"ready": 1}, {"listening": ["tcp/80"]}, {"listening": "tcp/80 udp/53"}, {"listening": None}, {"listening": 7},
-    {"interfaces": []}, {"interfaces": [{"interface": "", "address": "10.0.0.2"}]}, {"interfaces": [{"interface": "eth0", "address": ""}]},
+    {"ready": False}, {"ready": 1}, {"listening": ["tcp/80"]}, {"listening": "tcp/80 udp/53"},
+    {"listening": None}, {"listening": 7},
+    {"interfaces": []}, {"interfaces": [{"interface": "", "address": "10.0.0.2"}]},
+    {"interfaces": [{"interface": "eth0", "address": ""}]},
     {"interfaces": None},
 ], ids=str)  # fmt: skip
 def test_a_guest_that_cannot_listen_hears_no_wall(lack: dict[str, Any]) -> None:
@@ -40,7 +42,8 @@ def test_a_guest_that_cannot_listen_hears_no_wall(lack: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("lack", [
-    {"alive": False}, {"alive": None}, {"overflowed": True}, {"dropped": 1}, {"dropped": None}, {"self_test": False}, {"down": ["eth0"]},
+    {"alive": False}, {"alive": None}, {"overflowed": True}, {"dropped": 1}, {"dropped": None},
+    {"self_test": False}, {"down": ["eth0"]},
 ], ids=str)  # fmt: skip
 def test_a_recorder_that_lost_something_vouches_for_nothing(lack: dict[str, Any]) -> None:
     require_receiver("red/web", SOUND, self_test=True, down=[])
@@ -89,7 +92,7 @@ def _heard(**changes: Any) -> Observation:
     """Return an observation in which every control was heard, but for changes.
 
     Args:
-        changes: `without`, a place in the list of records; `silent`, the mark of a flow that was not answered.
+        changes: `without`, a place in the list of records; `silent`, the mark of an unanswered flow.
 
     """
     records: dict[str, list[dict[str, Any]]] = {end.guest: [] for end in endpoints(LAB)}

@@ -65,7 +65,8 @@ def test_what_was_forgotten_may_be_anything() -> None:
     (Cube(), "anything"),
     (cube(reg0=1, in_port=3), "anything"),
     (cube(dl_src=0x0A0000000002, dl_type=0x86DD), "dl_src=0a:00:00:00:00:02,dl_type=0x86dd"),
-    (cube(nw_src=0x0A000002, ipv6_dst=0xFD << 120 | 2, arp_tpa=0x0A000003), "nw_src=10.0.0.2,ipv6_dst=fd00::2,arp_tpa=10.0.0.3"),
+    (cube(nw_src=0x0A000002, ipv6_dst=0xFD << 120 | 2, arp_tpa=0x0A000003),
+     "nw_src=10.0.0.2,ipv6_dst=fd00::2,arp_tpa=10.0.0.3"),
     (SSH, "nw_proto=6,tp_dst=22"),
     (Cube().put(FIELDS["nw_dst"], 0x0A000000, 0xFF000000), "nw_dst=0xa000000/0xff000000"),
 ])  # fmt: skip
