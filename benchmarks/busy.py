@@ -1,8 +1,11 @@
-"""Many checks of one clean lab beside a busy machine: python benchmarks/busy.py [RUNS] [TOPOLOGY]
+"""Runs many checks of one clean lab on a busy machine.
 
-One process for each processor computes at normal priority while the checks run. Prints one line of JSON for
-each check: seconds, exit code, and each verdict that is neither pass nor not-applicable; then one with the
-sums. Exits 1 if a check failed, or if more than one was inconclusive: nothing was wrong with the lab.
+    python benchmarks/busy.py [RUNS] [TOPOLOGY]
+
+One process for each processor computes at normal priority while the checks run. The program prints one line
+of JSON for each check: seconds, exit code, and each verdict that is neither pass nor not-applicable; then one
+line with the sums. The lab is clean: the program exits with 1 if a check failed or more than one was
+inconclusive.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from testbed.topology_file.loader import read
 
 @contextmanager
 def busy() -> Iterator[None]:
-    """Keep every processor busy during a block."""
+    """Keep every processor busy during the block."""
     spinning = [
         subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)
     ]

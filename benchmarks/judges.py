@@ -1,11 +1,11 @@
-"""Changes the code that judges, one small change at a time, and counts how many some unit test notices.
+"""Mutation test of the code that decides verdicts: counts mutants that unit tests notice.
 
-    python benchmarks/judges.py [--count 60] [--seed 1] [--only PATH]… [--keep FILE]
+    python benchmarks/judges.py [--count 60] [--seed 1] [--only PATH]…
 
-Cosmic Ray makes the changes: another comparison, a `not` more, a loop that runs zero times, another
-exception. They are made in a copy of the working tree. One change is drawn at random for each chosen line, so
-that a long line does not count for ten. Prints JSON: changes made, noticed, and each change that no test
-noticed, with its difference.
+Cosmic Ray makes the mutants: another comparison, an additional `not`, a loop that runs zero times, another
+exception. They are made in a copy of the working tree. One mutant is drawn at random for each chosen line, so
+that a long line does not count ten times. The program prints JSON: mutants made and noticed, and the
+difference of each mutant that no test noticed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 JUDGES = ("testbed/verify", "testbed/report", "checks")
 TESTS = "-m pytest -x -q -p no:cacheprovider --numprocesses 2 -m 'not lint' tests/unit"
 TIMEOUT = 180  # seconds for all unit tests on one change; a change that never ends counts as noticed
-# Changes of annotations (`X | None`) and of the arithmetic of texts mean nothing.
+# Mutants of annotations (`X | None`), of string formatting with `%` and without a decorator have no meaning.
 IGNORED = ("core/ReplaceBinaryOperator_BitOr", "core/ReplaceBinaryOperator_Mod", "core/RemoveDecorator")
 CONFIGURATION = """
 [cosmic-ray]
@@ -42,7 +42,7 @@ name = "local"
 
 
 def modules(folder: Path, only: Sequence[str]) -> list[str]:
-    """Return the files that judge, relative to a copy of the tree."""
+    """Return the files that decide verdicts, relative to a copy of the tree."""
     found: list[Path] = []
     for name in only or JUDGES:
         found += sorted((folder / name).rglob("*.py")) if (folder / name).is_dir() else [folder / name]
@@ -50,7 +50,7 @@ def modules(folder: Path, only: Sequence[str]) -> list[str]:
 
 
 def copy(folder: Path) -> None:
-    """Copy what git knows of the working tree, and what it does not ignore."""
+    """Copy the files of the working tree that git tracks or does not ignore."""
     list_files = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(list_files, cwd=ROOT, check=True, capture_output=True).stdout
     for name in filter(None, listed.decode().split("\0")):
@@ -60,7 +60,7 @@ def copy(folder: Path) -> None:
 
 
 def sample(database: WorkDB, count: int, seed: int) -> list[WorkItem]:
-    """Return one change for each of so many lines, drawn at random."""
+    """Return one mutant for each of `count` lines, both drawn at random."""
     lines: dict[tuple[str, int], list[WorkItem]] = {}
     for item in sorted(database.work_items, key=lambda item: item.job_id):
         change = item.mutations[0]
@@ -73,7 +73,7 @@ def sample(database: WorkDB, count: int, seed: int) -> list[WorkItem]:
 
 
 def run(folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Make the changes in a copy of the tree and run the unit tests on each."""
+    """Make the mutants in a copy of the tree and run the unit tests on each."""
     cosmic = [sys.executable, "-m", "cosmic_ray.cli"]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     configuration, session = folder / "cosmic-ray.toml", folder / "session.sqlite"
@@ -117,7 +117,7 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, object]:
 
 
 def main() -> None:
-    """Read the command line, and print the figures."""
+    """Read the command line and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=60, help="changes to make")
     parser.add_argument("--seed", type=int, default=1)

@@ -1,15 +1,17 @@
-"""Kills ``up`` and ``check --prove`` at random moments: python benchmarks/kills.py LOG [KILLS] [--seconds N]
-[--seed TEXT]
+"""Kills ``up`` and ``check --prove`` at random moments and verifies the recovery.
 
-Half of the kills are SIGKILL and half SIGTERM, a third of them of ``up``. After each: ``plan`` must name what
-was left, ``up`` must repair it, ``plan`` must be empty then, and the checks whose breach may have been in
-force must pass. A folder, a process and a network namespace of somebody else must be what they were. Each
-kill is a line of JSON in LOG, so that the program goes on where it was ended; with ``--seconds`` it ends by
-itself after that time, and takes the lab down. ``--inside "NET-08:speaks in the clear"``, which can be
-repeated, kills inside those breaches of that control whose names have those words, and at no other moment.
+    python benchmarks/kills.py LOG [KILLS] [--seconds N] [--seed TEXT] [--inside CONTROL:WORDS]…
 
-At the end it prints figures as JSON, and exits 1 if something was wrong. The lab is topologies/one-node.yaml,
-below TESTBED_STATE_DIR, which must be one that nobody else uses.
+Half of the kills are SIGKILL and half SIGTERM; a third of them hits ``up``. After each kill, ``plan`` must
+list the open breaches, ``up`` must repair the lab, the next ``plan`` must be empty, and the checks whose
+breaches may have been in force must pass. A folder, a process and a network namespace that do not belong to
+the lab must be unchanged. Each kill is a line of JSON in LOG, so that a later call continues an interrupted
+one. With ``--seconds`` the program ends after that time and takes the lab down.
+``--inside "NET-08:speaks in the clear"``, which can be repeated, kills only while a breach of that control is
+open whose name has those words.
+
+At the end the program prints figures as JSON, and exits with 1 if something was wrong. The lab is
+topologies/one-node.yaml below TESTBED_STATE_DIR, which no other process may use meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from typing import Any
 PROGRAM = str(Path(sys.executable).with_name("testbed"))
 ROOT = Path(__file__).parents[1]
 TOPOLOGY, LAB = str(ROOT / "topologies/one-node.yaml"), "one-node"
-# Controls of which all breaches are proven in a minute; what takes minutes kills no better.
+# Controls whose breaches are all proven within a minute; slower ones would not show more.
 CONTROLS = (
     "PRC-01",
     "PRC-02",
@@ -46,22 +48,22 @@ CONTROLS = (
     "NET-08",
     "NET-11",
 )
-_ENTER = 6.0  # seconds until a check begins to look
-_IN_VAIN = 10  # commands in a row that end before they are killed
-_OPENING = 2.5  # seconds until a breach that is written down is open
+_ENTER = 6.0  # seconds until a check begins to observe
+_IN_VAIN = 10  # commands in a row that end before they are killed; then the program stops
+_OPENING = 2.5  # seconds until a breach in the journal is open
 _PATIENCE = 400  # seconds that any command may take
-_STARTING = 8.0  # seconds that a command may take until it handles signals, on a busy machine
+_STARTING = 8.0  # seconds until a command handles signals, on a busy machine
 _SETTLED = 130  # exit code of a command that a signal ended
 
 
 class Commands:
-    """The commands of the tool, with what each told."""
+    """Runs commands of the tool and returns their outputs."""
 
     def __init__(self, state: Path) -> None:
         self.variables = {**os.environ, "TESTBED_STATE_DIR": str(state)}
 
     def run(self, *words: str) -> tuple[int, str, str]:
-        """Return exit code and both outputs."""
+        """Run a command and return its exit code, standard output and standard error."""
         done = subprocess.run(
             [PROGRAM, *words],
             check=False,
@@ -73,10 +75,12 @@ class Commands:
         return done.returncode, done.stdout, done.stderr
 
     def kill(self, due: Callable[[float], bool], number: int, *words: str) -> int | None:
-        """Return the exit code of a command that gets a signal when it is due; None if it had ended before.
+        """Run a command, send it a signal and return its exit code; None if it had ended before.
 
         Args:
-            due: is asked after so many seconds.
+            due: returns whether the signal is due, for the seconds since the start.
+            number: number of the signal.
+            words: arguments of the command.
 
         """
         started = time.monotonic()
@@ -94,7 +98,7 @@ class Commands:
             return process.wait()
 
     def plan(self) -> dict[str, Any]:
-        """Return the plan; one that cannot be made has the error's text."""
+        """Return the plan, or an empty one with the text of the error."""
         status, out, err = self.run("plan", LAB, "--json")
         found: dict[str, Any] = (
             json.loads(out)
@@ -105,14 +109,14 @@ class Commands:
 
 
 class Bystanders:
-    """Somebody else's folder, process and network namespace beside the lab."""
+    """A folder, a process and a network namespace that do not belong to the lab."""
 
     def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
         self._folder, self._process = folder, process
         self._before = self._look()
 
     def touched(self) -> list[str]:
-        """Return what is not what it was."""
+        """Return the names of the bystanders that have changed."""
         return [name for name, value in self._look().items() if value != self._before[name]]
 
     def _look(self) -> dict[str, object]:
@@ -128,7 +132,7 @@ class Bystanders:
 
 @contextmanager
 def _bystanders(folder: Path) -> Iterator[Bystanders]:
-    """Put them there while a block runs."""
+    """Make the bystanders for the duration of the block."""
     mine = folder / "not-a-lab"
     mine.mkdir(exist_ok=True)
     (mine / "topology").write_text("somebody else's")
@@ -151,7 +155,7 @@ def _entries(state: Path) -> list[dict[str, str]]:
 
 
 def _within(state: Path, words: str) -> Callable[[float], bool]:
-    """Return what tells that a breach with these words in its name has been open for some seconds."""
+    """Return a predicate for `kill`: a breach with these words has been open for some seconds."""
     seen: list[float] = []
 
     def due(seconds: float) -> bool:
@@ -165,12 +169,16 @@ def _within(state: Path, words: str) -> Callable[[float], bool]:
 def one(
     commands: Commands, state: Path, number: int, seed: str, usual: dict[str, float], inside: str = ""
 ) -> dict[str, Any]:
-    """Kill one command at one moment, let the next ones find and repair it, and return what came of it.
+    """Kill one command, let the next commands repair the lab, and return the result.
 
     Args:
-        usual: seconds that commands have taken which were not killed in time.
-        inside: control and words of a breach, with a colon between them, in which to kill; any moment if
-            empty.
+        commands: commands of the tool.
+        state: folder of the labs.
+        number: number of the kill.
+        seed: seed of the random choices.
+        usual: durations in seconds of commands that ended before the kill, by their last argument.
+        inside: control and words of a breach, with a colon between them, during which to kill; if empty, the
+            moment is random.
 
     """
     chance = random.Random(f"{seed}:{number}")
@@ -206,7 +214,7 @@ def one(
 
 
 def _aftermath(commands: Commands, state: Path, told: dict[str, Any]) -> dict[str, Any]:
-    """Return whether what a kill left was found and repaired by the next commands."""
+    """Return whether the next commands found and repaired the state that a kill left."""
     wrong: list[str] = []
     early = (
         told["status"] == -signal.SIGTERM and told["after_s"] < _STARTING
@@ -256,7 +264,7 @@ def _aftermath(commands: Commands, state: Path, told: dict[str, Any]) -> dict[st
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what all kills of a log come to."""
+    """Return sums and maxima of all kills in a log."""
     killed = [row for row in rows if row["killed"]]
     ended = [row["settled"] for row in killed if row["signal"] == "SIGTERM" and not row["inside"]]
     return {
@@ -278,9 +286,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _leftovers(state: Path) -> list[int]:
-    """Return the processes that still name the state folder on their command line, this one and its parents
-    excepted.
-    """
+    """Return the processes whose command lines still contain the path of the lab's folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -291,7 +297,7 @@ def _leftovers(state: Path) -> list[int]:
 
 
 def main() -> int:
-    """Kill until there are enough, or the time is over."""
+    """Kill commands until the number is reached or the time is over."""
     parser = argparse.ArgumentParser()
     parser.add_argument("log", type=Path)
     parser.add_argument("kills", type=int, nargs="?", default=200)
@@ -312,7 +318,7 @@ def main() -> int:
         while sum(row["killed"] for row in rows) < given.kills and time.monotonic() < end:
             inside = (
                 given.inside[number // 2 % len(given.inside)] if given.inside else ""
-            )  # by each signal once
+            )  # two kills in a row for each, since the signals alternate
             row = one(commands, state, number, given.seed, usual, inside)
             row["touched"] = others.touched()
             if inside and not row["killed"]:

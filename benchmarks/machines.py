@@ -1,9 +1,10 @@
-"""Machines that boot against machines that start from saved memory, in one run: python benchmarks/machines.py
-[TOPOLOGY]
+"""Compares machines that boot with machines that start from saved memory, in one run.
 
-Of a topology only the machines are started, all side by side, on the same images. Prints, for each way:
-seconds until ssh answers on all of them, and until each has started all that it starts; and the size of the
-saved memory in MiB.
+    python benchmarks/machines.py [TOPOLOGY]
+
+Only the machines of a topology are started, all in parallel, from the same images. For each way, the program
+prints the seconds until the emulators run, until ssh answers on all machines and until systemd has finished
+the boot. It also prints the size of the saved memory in MiB.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from testbed.plan.resources import OUTER, Kind
 from testbed.topology_file.loader import read
 
 
-def _start(topology: Path, state: Path, way: str) -> dict[str, object]:
-    testbed = resolve(read(topology).spec)
-    ground = labs.prepare(lambda _: None)
+def _start(file: Path, state: Path, way: str) -> dict[str, object]:
+    topology = resolve(read(file).spec)
+    ground = labs.prepare_inputs(lambda _: None)
     if way == "saved":
-        ground = labs.remember(ground, testbed, lambda _: None, save=True)
-    workspace = Workspace(state, testbed.name)
-    labs.enter(testbed, workspace, ground.environment)
+        ground = labs.attach_snapshots(ground, topology, lambda _: None, save=True)
+    workspace = Workspace(state, topology.name)
+    labs.enter(topology, workspace, ground.environment)
     told: list[str] = []
-    with labs.opened(testbed, workspace, ground, progress=told.append) as lab:
+    with labs.open_lab(topology, workspace, ground, progress=told.append) as lab:
         start = time.monotonic()
         for kind in (Kind.NETWORK, Kind.TAP, Kind.MACHINE):
             items = [

@@ -1,8 +1,10 @@
-"""The reach matrix of 4, 8 and 16 guests, in one run: python benchmarks/matrix.py [GUESTS …]
+"""Measures the reach matrix of 4, 8 and 16 guests, in one run.
 
-Each size gets a lab of its own on two nodes. Prints cells, seconds for one whole observation of the matrix
-(the middle of three), milliseconds for each cell, programs started in each guest through its agent, and how
-much twice as many guests cost.
+    python benchmarks/matrix.py [GUESTS …]
+
+Each size gets a lab of its own on two nodes. The program prints the number of cells, seconds for one whole
+observation of the matrix (the median of three), milliseconds for each cell, programs started in each guest
+through its agent, and the ratio of seconds between one size and the next.
 """
 
 from __future__ import annotations
@@ -29,13 +31,14 @@ from testbed.verify.probe.client import end_all
 
 LAB = "matrix"
 NODES = ("node-a", "node-b")
-TIMES = 3  # observations of each size; the machine's other work is uneven
+TIMES = 3  # observations of each size; the median is used, since other work disturbs
 RESERVE, EACH = 800, 224  # MiB
 
 
 def topology(guests: int) -> str:
-    """Return a topology file: two tenants with the same addresses, their guests on two nodes in turns, one
-    flow each.
+    """Return a topology file with two tenants that have the same addresses and one flow each.
+
+    The guests are distributed alternately over two nodes.
     """
     memory = RESERVE + EACH * guests // len(NODES)
     lines = [
@@ -57,11 +60,13 @@ def topology(guests: int) -> str:
 
 
 def measure(state: Path) -> dict[str, object]:
-    """Return what one observation of a running lab's matrix costs, the probes' programs running; runs in a
-    process of its own.
+    """Return the cost of one observation of a running lab's matrix.
+
+    The probes run already when the measurement begins. Call it in a process of its own, since it enters the
+    lab's enclosure.
     """
     workspace = Workspace(state, LAB)
-    testbed, ground = labs.load_applied(workspace), labs.ground()
+    topology, ground = labs.load_applied(workspace), labs.load_inputs()
     calls: Counter[str] = Counter()
     plain = Hypervisor.agent
 
@@ -72,8 +77,8 @@ def measure(state: Path) -> dict[str, object]:
         return plain(self, name, command, arguments, timeout)
 
     Hypervisor.agent = counted  # type: ignore[method-assign]
-    labs.enter(testbed, workspace, ground.environment)
-    with labs.opened(testbed, workspace, ground) as lab:
+    labs.enter(topology, workspace, ground.environment)
+    with labs.open_lab(topology, workspace, ground) as lab:
         fleet = Fleet.of(lab, Evidence(workspace.runs / "benchmark"))
         cells, took, wrong = fleet.matrix.cells, list[float](), 0
         try:
@@ -86,7 +91,7 @@ def measure(state: Path) -> dict[str, object]:
                 wrong += sum(arrived != cell.allowed for cell, arrived in found)
         finally:
             end_all(fleet)
-    count, middle = len(testbed.guests), sorted(took)[TIMES // 2]
+    count, middle = len(topology.guests), sorted(took)[TIMES // 2]
     return {
         "guests": count,
         "cells": len(cells),

@@ -1,9 +1,11 @@
-"""A large lab's switches and ports in a real OVN, in one run: python benchmarks/northbound.py [NODES GUESTS]
+"""Measures a large lab's switches and ports in a real OVN, in one run.
 
-The controller's own image serves: both databases and ovn-northd run from it in a root folder of their own,
-without any virtual machine, and `up`'s own code makes what a topology of that size asks for, over TLS, and
-looks at it again. Measured for half the size and the whole, each in a process of its own. Prints seconds, and
-the peak memory of every process in MiB. The chassis are not there: what they would compute is not measured.
+    python benchmarks/northbound.py [NODES GUESTS]
+
+Both databases and ovn-northd run from the root file system of the controller's image, without a virtual
+machine. The code of `up` makes the switches and ports of a topology of that size over TLS, and observes them
+again. Half the size and the whole size are measured, each in a process of its own. The program prints
+seconds, and the peak memory of every process in MiB. There are no chassis, so their work is not measured.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from scale import INPUTS, topology
+from scale import INPUTS, topology_text
 
 from testbed import data_files as packaged
 from testbed.drivers.host.content_store import remove_tree
@@ -30,19 +32,21 @@ from testbed.drivers.host.private_files import write_secret
 from testbed.drivers.host.process import as_root
 from testbed.drivers.host.workspace import Workspace, cache_root
 from testbed.drivers.pki import Authority
-from testbed.drivers.places.controller import Central, write_client
+from testbed.drivers.places.controller import Controller, write_client
 from testbed.drivers.ssh.client import Host
 from testbed.engine.apply import perform
 from testbed.engine.timing import Trace
 from testbed.lab import session as labs
 from testbed.model.resolve import resolve
-from testbed.model.topology import Plane, Testbed
+from testbed.model.topology import Plane, Topology
 from testbed.plan import ovn_northbound
 from testbed.plan.diff import diff
 from testbed.plan.resources import Key, Kind, Properties, Resource, desired
 from testbed.topology_file.loader import load
 
 _SLOWNESS = 90.0  # a time limit of half an hour
+# In namespaces of its own: loopback for the controller's address, /dev and /proc for the chroot, the
+# databases as the role makes them, then both servers and ovn-northd as daemons.
 _START = """set -e
 ip link set lo up
 mount --bind /dev "$1/dev"; mount -t proc proc "$1/proc"
@@ -58,35 +62,36 @@ chroot "$1" ovn-northd --detach --no-chdir --log-file=/var/log/northd.log --pidf
 """  # noqa: E501 - lines of a program
 
 
-class _Place(Central):
-    """A controller of which only the databases are there."""
+class _Place(Controller):
+    """A controller of which only the databases and ovn-northd run."""
 
     def wait(self) -> None:
-        """Nobody boots."""
+        """Do nothing: there is no machine that boots."""
 
     def observe(self) -> dict[Key, Properties]:
-        """Return the switches and ports, and what is in the database besides."""
+        """Return the switches and ports, and the rows that no topology asked for."""
         found = {Key(self.name, Kind.SWITCH, name): item for name, item in self.northbound.switches().items()}
-        strays = ovn_northbound.strays(self.northbound.tables(), self.lab.name)
+        strays = ovn_northbound.strays(self.northbound.tables(), self.topology.name)
         found[Key(self.name, Kind.DATABASE, ovn_northbound.NAME)] = dict(ovn_northbound.told(strays))
         return found | {
             Key(self.name, Kind.PORT, name): item for name, item in self.northbound.ports().items()
         }
 
 
-def _wanted(lab: Testbed) -> Mapping[Key, Resource]:
+def _wanted(topology: Topology) -> Mapping[Key, Resource]:
     kinds = (Kind.SWITCH, Kind.PORT, Kind.DATABASE)
     return {
         key: item
-        for key, item in desired(lab, INPUTS).items()
-        if key.place == lab.controller.name and key.kind in kinds
+        for key, item in desired(topology, INPUTS).items()
+        if key.place == topology.controller.name and key.kind in kinds
     }
 
 
 @contextmanager
 def _served(folder: Path, authority: Authority, name: str) -> Iterator[Path]:
-    """Run the controller's databases and ovn-northd in a root folder, in our own network namespace, and yield
-    that folder.
+    """Run the controller's databases and ovn-northd during the block; yield their root folder.
+
+    They run in our own network namespace.
     """
     root = folder / "root"
     root.mkdir()
@@ -118,33 +123,35 @@ def _pids(root: Path) -> dict[str, int]:
 
 
 def _peak(pid: int) -> int:
-    """Return the most memory that a process has held, in MiB."""
+    """Return the peak memory of a process in MiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) // 1024
 
 
 def measure(nodes: int, guests: int, folder: Path) -> dict[str, Any]:
-    """Return what the switches and ports of one topology cost; call in a network and mount namespace of one's
-    own.
+    """Return the cost of the switches and ports of one topology.
+
+    Call it in network and mount namespaces of its own.
     """
-    lab = resolve(load(topology(nodes, guests), "scale.yaml").spec)
-    workspace = Workspace(folder, lab.name)
+    topology = resolve(load(topology_text(nodes, guests), "scale.yaml").spec)
+    workspace = Workspace(folder, topology.name)
     workspace.create()
     authority = Authority(workspace.pki)
     now = datetime.now(UTC)
-    client = authority.administrator("testbed", start=authority.born, now=now)
+    client = authority.administrator("testbed", start=authority.not_before, now=now)
     write_client(workspace, client.private_key, client.certificate)
     subprocess.run(
-        ["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True
+        ["ip", "address", "add", f"{topology.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"],
+        check=True,
     )
-    with _served(folder, authority, lab.controller.name) as root:
+    with _served(folder, authority, topology.controller.name) as root:
         place = _Place(
-            lab,
+            topology,
             workspace,
-            cast(Host, SimpleNamespace(name=lab.controller.name, close=lambda: None)),
+            cast(Host, SimpleNamespace(name=topology.controller.name, close=lambda: None)),
             _SLOWNESS,
         )
-        wanted = _wanted(lab)
+        wanted = _wanted(topology)
         marks = [time.monotonic()]
         done = perform(diff(wanted, {}), place, lambda _: None, Trace(), "")
         marks.append(time.monotonic())
@@ -167,12 +174,12 @@ def measure(nodes: int, guests: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure half a size and that size."""
+    """Measure half of a size and that size, and print one JSON document."""
     if sys.argv[1:2] == ["--one"]:
         print(json.dumps(measure(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))))
         return 0
     nodes, guests = (int(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else (1000, 10_000)
-    labs.prepare(lambda _: None)
+    labs.prepare_inputs(lambda _: None)
     results = []
     for part in (2, 1):
         folder = Path(tempfile.mkdtemp(prefix="tb", dir="/var/tmp"))

@@ -1,10 +1,11 @@
-"""Checks of machines, against the same questions asked one by one by plain pytest-testinfra: python
-benchmarks/one_by_one.py [LAB]
+"""Compares checks of machines with the same commands in plain pytest-testinfra, in one run.
 
-In one run: `testbed check` of the controls that look at machines only, on a lab that is up; then every
-command that its evidence holds, in a test of its own, each over an ssh connection of its own, as testinfra
-asks. A command that reads a program from its input gets none there, and ends at once: what plain testinfra is
-said to need is the least that it needs.
+    python benchmarks/one_by_one.py [LAB]
+
+First, `testbed check` runs the controls that observe machines only, on a running lab. Then every command in
+its evidence runs in a test of its own, each over an ssh connection of its own, as testinfra does it. There, a
+command that reads a program from its standard input gets none and ends at once. So the result for plain
+testinfra is a lower bound.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def test_it(number):
 
 
 def asked(folder: Path) -> list[tuple[str, str, int]]:
-    """Return machine, command and exit status of everything that a run has asked of machines."""
+    """Return machine, command and exit status of all commands that a run sent to machines."""
     found = []
     for file in sorted((folder / "evidence").glob("*.jsonl")):
         for entry in map(json.loads, file.read_text().splitlines()):

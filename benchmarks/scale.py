@@ -1,8 +1,10 @@
-"""Validating and planning large topologies, in one run: python benchmarks/scale.py [NODES GUESTS]
+"""Measures validation and planning of large topologies, in one run.
 
-Each size is measured three times, in turn with the other one, in processes of their own; the quickest of each
-counts, since what else runs on the machine only ever takes time. Prints seconds, peak memory in MiB, and how
-much twice the size costs.
+    python benchmarks/scale.py [NODES GUESTS]
+
+The size and twice the size are measured three times, alternately, in processes of their own. The fastest
+result of each counts, since other work on the machine only adds time. The program prints seconds, peak memory
+in MiB, and the ratio of seconds between the two sizes.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ INPUTS = Inputs(
 )
 
 
-def topology(nodes: int, guests: int) -> str:
-    """Return a topology file: tenants of ten guests in a chain, spread over the nodes, all with the same
-    addresses.
+def topology_text(nodes: int, guests: int) -> str:
+    """Return a topology file with tenants of ten guests each, all with the same addresses.
+
+    The guests of a tenant form a chain of flows, and are distributed over the nodes.
     """
     lines = ["version: 1", "name: scale"]
     lines += [
@@ -50,14 +53,14 @@ def topology(nodes: int, guests: int) -> str:
 
 
 def measure(nodes: int, guests: int) -> dict[str, float]:
-    """Return what reading, resolving and planning one topology costs in this process."""
-    text = topology(nodes, guests)
+    """Return time and peak memory of reading, resolving and planning one topology."""
+    text = topology_text(nodes, guests)
     marks = [time.perf_counter()]
     spec = load(text, "scale.yaml").spec
     marks.append(time.perf_counter())
-    lab = resolve(spec)
+    topology = resolve(spec)
     marks.append(time.perf_counter())
-    plan = diff(desired(lab, INPUTS), {}, frozenset(places(lab)) - {OUTER})
+    plan = diff(desired(topology, INPUTS), {}, frozenset(places(topology)) - {OUTER})
     marks.append(time.perf_counter())
     steps = {
         name: round(end - start, 2)
@@ -79,7 +82,7 @@ def _apart(nodes: int, guests: int) -> dict[str, float]:
 
 
 def main() -> int:
-    """Measure a size and twice that size."""
+    """Measure a size and twice that size, and print one JSON document."""
     if sys.argv[1:2] == ["--one"]:
         print(json.dumps(measure(int(sys.argv[2]), int(sys.argv[3]))))
         return 0

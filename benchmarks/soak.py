@@ -1,8 +1,10 @@
-"""Many runs of up, check and down in a row: python benchmarks/soak.py [RUNS] [TOPOLOGY]
+"""Runs up, check and down many times in a row.
 
-Prints one line of JSON for each run: seconds of each command, and what was not as it should be: an exit code
-that is not 0, a verdict that is neither pass nor not-applicable, a guest that had to be started again. Exits
-1 if there was any.
+    python benchmarks/soak.py [RUNS] [TOPOLOGY]
+
+The program prints one line of JSON for each run: seconds of each command, and a list of findings. A finding
+is an exit code that is not 0, a verdict that is neither pass nor not-applicable, or a guest that had to be
+started again. The program exits with 1 if there was a finding.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ SOUND = ("pass", "not-applicable")
 
 
 def odd_verdicts(text: str) -> list[str]:
-    """Return what a check run says that it should not."""
+    """Return verdicts and restarts in a check's result that a sound lab does not have."""
     try:
         data: dict[str, Any] = json.loads(text)
     except ValueError:
@@ -33,7 +35,7 @@ def odd_verdicts(text: str) -> list[str]:
 
 
 def run(program: str, topology: Path, state: str) -> tuple[dict[str, float], list[str]]:
-    """Return the seconds of up, check and down, and what was wrong with them."""
+    """Run up, check and down; return the seconds of each, and the findings."""
     name, seconds, wrong = read(topology).spec.name, {}, []
     variables = {**os.environ, "TESTBED_STATE_DIR": state}
     for verb, argument, *options in (("up", str(topology)), ("check", name, "--json"), ("down", name)):
@@ -50,7 +52,7 @@ def run(program: str, topology: Path, state: str) -> tuple[dict[str, float], lis
 
 
 def main() -> int:
-    """Do the runs, one after another."""
+    """Run the commands the given number of times."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     topology = Path(sys.argv[2] if len(sys.argv) > 2 else "topologies/two-tenants.yaml")
     program, failed = str(Path(sys.executable).with_name("testbed")), 0

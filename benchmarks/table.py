@@ -1,5 +1,6 @@
-"""Benchmarks' figures beside their aims, as a table and a plot: python benchmarks/table.py UP.json SCALE.json
-[PLOT.svg]
+"""Compares figures of benchmarks with their aims, in a table and a plot.
+
+python benchmarks/table.py UP.json SCALE.json [PLOT.svg]
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from matplotlib import pyplot
 
 
 class Row(NamedTuple):
-    """One figure and the most that it should be."""
+    """One figure with its aim, which is an upper limit."""
 
     what: str
     figure: float
@@ -47,7 +48,7 @@ def rows(up: dict[str, Any], scale: dict[str, Any]) -> list[Row]:
 
 
 def markdown(found: list[Row]) -> str:
-    """Return the table."""
+    """Return the figures as a table in Markdown."""
     lines = ["| | figure | aim | reached |", "|---|---|---|---|"]
     lines += [
         (
@@ -60,7 +61,7 @@ def markdown(found: list[Row]) -> str:
 
 
 def plot(found: list[Row], file: Path) -> None:
-    """Draw every figure as a share of its aim."""
+    """Draw every figure as a share of its aim, into a file."""
     figure, axes = pyplot.subplots(figsize=(9, 4))
     axes.barh(
         [row.what for row in found],
@@ -75,7 +76,7 @@ def plot(found: list[Row], file: Path) -> None:
 
 
 def main() -> int:
-    """Print the table, and draw the plot if it is asked for."""
+    """Print the table, and draw the plot if a file is given."""
     up, scale = (json.loads(Path(name).read_text()) for name in sys.argv[1:3])
     found = rows(up, scale)
     print(markdown(found))

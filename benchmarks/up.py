@@ -1,9 +1,11 @@
-"""``testbed up``, in each of its ways, against the floor, in one run: python benchmarks/up.py [TOPOLOGY]
+"""Compares ``testbed up``, in each of its ways, with the floor, in one run.
 
-The floor: the same images started with plain QEMU and ``virsh create``, all in parallel and by hand, until
-every guest agent answers. No plan, no policy, no addresses awaited. Prints seconds and ratios: from images,
-from a checkpoint, with nothing to do; and MiB: the peak of the `testbed` process, and what the lab's
-emulators hold.
+    python benchmarks/up.py [TOPOLOGY]
+
+The floor is the time that the same images take with plain QEMU and ``virsh create``, all in parallel, until
+every guest agent answers. It has no plan and no policy, and does not wait for addresses. The program prints
+seconds and ratios of `up` from images, from a checkpoint and with nothing to do. It also prints MiB: the peak
+of the `testbed` process, and the memory of the lab's emulators.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ def _boot(lab: labs.Lab, machine: Machine) -> None:
 
 
 def _guest(lab: labs.Lab, node: Node, guest: Guest) -> None:
-    xml = guest_xml(lab.testbed, guest, guest_properties(guest, lab.ground.inputs))
+    xml = guest_xml(lab.topology, guest, guest_properties(guest, lab.ground.inputs))
     disks = [f"qemu-img create -q -f qcow2 -F raw -b {IMAGES}/guest/root.raw {guest.root_disk}"]
     disks += [
         f"qemu-img create -q -f raw {guest.pool}/{volume.file} {volume.size}" for volume in guest.volumes
@@ -103,7 +105,7 @@ def _guest(lab: labs.Lab, node: Node, guest: Guest) -> None:
         f"until [ -e /sys/class/net/br-int ]; do sleep 0.2; done; virsh -q create /run/{guest.domain}.xml",
         timeout=900,
     )
-    while True:  # over the open connection: a virsh for every question would slow down what it waits for
+    while True:  # over the open connection: starting virsh for every ping would slow down the guests
         with suppress(InstrumentError):
             node.hypervisor.agent(guest.domain, "guest-ping", {}, 5)
             return
@@ -112,24 +114,24 @@ def _guest(lab: labs.Lab, node: Node, guest: Guest) -> None:
 
 def _node(lab: labs.Lab, node: Node) -> None:
     node.host.wait(600)
-    guests = lab.testbed.guests_on(node.name)
+    guests = lab.topology.guests_on(node.name)
     with ThreadPoolExecutor(max_workers=len(guests) or 1) as pool:
         list(pool.map(lambda guest: _guest(lab, node, guest), guests))
 
 
-def floor(topology: Path, state: Path) -> float:
-    """Return the seconds that the floor takes; runs in a process of its own."""
-    testbed = resolve(read(topology).spec)
-    ground = labs.prepare(lambda _: None)
-    workspace = Workspace(state, testbed.name)
-    labs.enter(testbed, workspace, ground.environment)
-    with labs.opened(testbed, workspace, ground) as lab:
+def floor(file: Path, state: Path) -> float:
+    """Return the seconds that the floor takes; call it in a process of its own."""
+    topology = resolve(read(file).spec)
+    ground = labs.prepare_inputs(lambda _: None)
+    workspace = Workspace(state, topology.name)
+    labs.enter(topology, workspace, ground.environment)
+    with labs.open_lab(topology, workspace, ground) as lab:
         start = time.monotonic()
         for kind in (Kind.NETWORK, Kind.TAP):
             for key, item in lab.desired.items():
                 if key.kind is kind:
                     lab.outer.perform(Action(Verb.CREATE, key, "", item, ()))
-        for machine in testbed.machines:
+        for machine in topology.machines:
             _boot(lab, machine)
         with ThreadPoolExecutor(max_workers=len(lab.nodes)) as pool:
             list(pool.map(lambda node: _node(lab, node), lab.nodes.values()))
@@ -137,7 +139,7 @@ def floor(topology: Path, state: Path) -> float:
 
 
 def _memory(state: str) -> float:
-    """Return the MiB that the emulators of a state folder hold."""
+    """Return the resident memory of the emulators of a state folder in MiB."""
     total = 0
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -149,7 +151,14 @@ def _memory(state: str) -> float:
 
 
 def compare(topology: Path, folder: str, seconds: float) -> dict[str, float]:
-    """Return what `up` costs in each of its ways, with the seconds of the floor."""
+    """Return the seconds and memory of `up` in each of its ways, with the floor's seconds.
+
+    Args:
+        topology: topology file.
+        folder: folder for the state.
+        seconds: result of `floor`.
+
+    """
     name, program = read(topology).spec.name, str(Path(sys.executable).with_name("testbed"))
     variables = {**os.environ, "TESTBED_STATE_DIR": f"{folder}/up"}
     mark = f"bench-{os.getpid()}"
@@ -177,14 +186,14 @@ def compare(topology: Path, folder: str, seconds: float) -> dict[str, float]:
 
 
 def main() -> int:
-    """Measure all of it in one run and print one JSON document."""
+    """Measure floor and `up` in one run and print one JSON document."""
     if len(sys.argv) == 4 and sys.argv[1] == "--floor":
         print(floor(Path(sys.argv[2]), Path(sys.argv[3])))
         return 0
     topology = Path(sys.argv[1] if len(sys.argv) > 1 else "topologies/two-tenants.yaml")
-    labs.remember(
-        labs.prepare(lambda _: None), resolve(read(topology).spec), lambda _: None, save=True
-    )  # as much part of the images
+    labs.attach_snapshots(
+        labs.prepare_inputs(lambda _: None), resolve(read(topology).spec), lambda _: None, save=True
+    )  # saved memory is prepared before the measurement, as the images are
     with tempfile.TemporaryDirectory(prefix="tb", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)
         argv = [sys.executable, __file__, "--floor", str(topology), folder]

@@ -1,4 +1,4 @@
-"""Compute walls: one confined identity per worker, no shared memory pages, one owner per object."""
+"""Compute walls: one confined identity per worker, no shared pages, one owner per object."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from uuid import UUID, uuid5
 from xml.etree import ElementTree
 
-from checks.support.breaches import command, load, needs_guest, needs_other_tenants, profile, rules
+from checks.support.breaches import load, needs_guest, needs_other_tenants, profile, rules, shell_breach
 from testbed.errors import InstrumentError
 from testbed.model.subjects import sharers
 from testbed.model.topology import POOLS, Guest
@@ -16,10 +16,11 @@ from testbed.plan.libvirt_xml.guest import guest_xml
 from testbed.verify.attackers.worker import Attempt, pid, processes, succeeded
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses import confinement
 
 _KSM = "/sys/kernel/mm/ksm"
+# Counts the memory areas of a process, and those with the flag "mg", which the kernel may merge (proc(5)).
 _COUNT_AREAS = (
     'awk \'/^VmFlags:/ {{ areas++; for (i = 2; i <= NF; i++) mergeable += $i == "mg" }} END {{ print '
     "areas + 0, mergeable + 0 }}' "
@@ -31,10 +32,11 @@ _LODGER = "a.lodger"  # no guest of a topology can have a dot in its name
 
 
 def _lodger(stage: Stage) -> Guest:
-    """Return a guest without disks and interfaces, of another tenant if there is one, under the worker
-    account of the first guest.
+    """Return a guest without disks and interfaces, under the worker account of the first guest.
+
+    It belongs to another tenant if there is one.
     """
-    host, guest = sharers(stage.testbed, stage.node.name) or (stage.guest, stage.guest)
+    host, guest = sharers(stage.topology, stage.node.name) or (stage.guest, stage.guest)
     return replace(
         guest,
         name=_LODGER,
@@ -47,8 +49,8 @@ def _lodger(stage: Stage) -> Guest:
 
 
 def _start_lodger(stage: Stage, account: str = "", group: str = "") -> None:
-    """Start one more guest, paused: it need not boot for its worker to run."""
-    root = ElementTree.fromstring(guest_xml(stage.testbed, _lodger(stage), {}))
+    """Start the lodger, paused: its worker runs without a boot."""
+    root = ElementTree.fromstring(guest_xml(stage.topology, _lodger(stage), {}))
     devices, label = root.find("devices"), root.find("seclabel[@model='dac']/label")
     assert devices is not None
     assert label is not None
@@ -60,13 +62,13 @@ def _start_lodger(stage: Stage, account: str = "", group: str = "") -> None:
 
 
 def _stop_lodger(stage: Stage) -> None:
-    """Stop it, and remove its profile, whose file libvirt keeps."""
+    """Stop the lodger, and remove its profile, whose file libvirt keeps."""
     stage.node.hypervisor.destroy(_lodger(stage).domain)
     stage.host.must(f"rm -f {profile(_lodger(stage))} {profile(_lodger(stage))}.files")
 
 
 def _owners(stage: Stage, form: str) -> list[str]:
-    """Return account or group of two workers: of the first guest's, and of the lodger's."""
+    """Return account or group of two workers: the first guest's, and the lodger's."""
     domains = (stage.guest.domain, _lodger(stage).domain)
     files = " ".join(f"/run/libvirt/qemu/{domain}.pid" for domain in domains)
     return stage.host.must(
@@ -84,8 +86,9 @@ def _free_account(stage: Stage) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """Accounts and groups of a process: real, effective, saved and of its file system, and its further
-    groups.
+    """Accounts and groups of a process.
+
+    They are real, effective, saved and of its file system; then its further groups.
     """
 
     accounts: frozenset[int]
@@ -93,7 +96,7 @@ class _Identity:
     others: frozenset[int]
 
 
-def _identity(node: Machine, worker: int) -> _Identity:
+def _identity(node: MachineView, worker: int) -> _Identity:
     text = node.read(f"cat /proc/{worker}/status")
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     try:
@@ -105,13 +108,12 @@ def _identity(node: Machine, worker: int) -> _Identity:
 
 
 def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: int) -> list[str]:
-    """Return which workers do not run under one account and one group that is theirs alone.
+    """Return the workers that do not run under one account and one group of their own.
 
     Args:
         wanted: the account that the topology gives a guest, by its domain; its group has the same number.
-        kvm: the group that opens /dev/kvm, the only one that they share. A worker without it opens less, and
-            no wall.
-
+        kvm: the group that opens /dev/kvm, the only shared one. A worker without it has fewer permissions,
+            and opens no wall.
     """
     found = []
     for domain, own in identities.items():
@@ -155,8 +157,8 @@ def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: 
         ),
     ),
 )
-def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None:
-    guests, workers = fleet.testbed.guests_on(node.name), processes(node)
+def test_workers_have_accounts_of_their_own(fleet: Fleet, node: MachineView) -> None:
+    guests, workers = fleet.topology.guests_on(node.name), processes(node)
     identities = {domain: _identity(node, worker) for domain, worker in workers.items()}
     mixed = _mixed(
         identities,
@@ -186,7 +188,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
     local=True,
     applies=needs_guest,
     breaches=(
-        command(
+        shell_breach(
             "a worker's profile only complains",
             opens=lambda stage: f"apparmor_parser -r -C {profile(stage.guests[0])}",
             closes=lambda stage: load(stage.guests[0]),
@@ -194,7 +196,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
                 f"grep -q '^libvirt-{stage.guests[0].uuid} (complain)' /sys/kernel/security/apparmor/profiles"
             ),
         ),
-        command(
+        shell_breach(
             "a worker's profile allows everything below /etc",
             opens=lambda stage: f"echo '  /etc/** rw,' >> {rules(stage.guests[0])}; {load(stage.guests[0])}",
             closes=lambda stage: (
@@ -202,7 +204,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
             ),
             shows=lambda stage: f"grep -qF '/etc/** rw,' {rules(stage.guests[0])}",
         ),
-        command(
+        shell_breach(
             "a worker's profile lets it start a shell",
             opens=lambda stage: (
                 f"echo '  /{{usr/,}}bin/dash mrix,' >> {rules(stage.guests[0])}; {load(stage.guests[0])}"
@@ -212,7 +214,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
             ),
             shows=lambda stage: f"grep -qF 'bin/dash mrix,' {rules(stage.guests[0])}",
         ),
-        command(
+        shell_breach(
             "libvirt will not ask for a profile when it starts anew; a comment says that it will",
             opens=lambda _: f"sed -i 's/^{_REQUIRED} = 1$/#&\\n{_REQUIRED} = 0/' {_QEMU}",
             closes=lambda _: f"sed -i -e '/^{_REQUIRED} = 0$/d' -e 's/^#\\({_REQUIRED} = 1\\)$/\\1/' {_QEMU}",
@@ -220,7 +222,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
         ),
     ),
 )
-def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
+def test_workers_are_confined(fleet: Fleet, node: MachineView) -> None:
     forbidden = [
         Attempt("read", "/etc/shadow"),
         Attempt("read", "/etc/libvirt/qemu.conf"),
@@ -231,7 +233,7 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
         Attempt("read", "/proc/1/cmdline"),
         *(Attempt("execute", f"/usr/bin/{name}") for name in ("dash", "bash", "cat", "dd")),
     ]
-    for guest in fleet.testbed.guests_on(node.name):
+    for guest in fleet.topology.guests_on(node.name):
         found = node.read(f"cat /proc/{pid(node, guest)}/attr/current")
         assert found == f"libvirt-{guest.uuid} (enforce)", f"the worker of {guest.label} runs under '{found}'"
         reached = succeeded(node, guest, forbidden, uid=0)
@@ -250,7 +252,7 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
     assert not loose, f"workers without an enforced profile of their own: {told}"
     unconfigured = confinement.unconfigured(node)
     assert not unconfigured, f"libvirt will start guests without a profile: {'; '.join(unconfigured)}"
-    unconfined = confinement.starts_unconfined(fleet, fleet.testbed.guests_on(node.name)[0])
+    unconfined = confinement.starts_unconfined(fleet, fleet.topology.guests_on(node.name)[0])
     assert not unconfined, f"libvirt on {node.name} starts a guest without a profile"
 
 
@@ -261,7 +263,7 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
     effect=Effect.OBSERVES,
     local=True,
     breaches=(
-        command(
+        shell_breach(
             "the kernel merges equal pages",
             opens=lambda _: f"echo 1 > {_KSM}/run",
             closes=lambda _: f"echo 2 > {_KSM}/run; echo 0 > {_KSM}/run",
@@ -269,7 +271,7 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
         ),
     ),
 )
-def test_no_page_is_shared(fleet: Fleet, node: Machine) -> None:
+def test_no_page_is_shared(fleet: Fleet, node: MachineView) -> None:
     state = node.read(f"cat {_KSM}/run {_KSM}/pages_shared {_KSM}/pages_sharing").split()
     if len(state) != 3:
         raise InstrumentError(
@@ -291,10 +293,11 @@ def test_no_page_is_shared(fleet: Fleet, node: Machine) -> None:
 
 
 def _foreign(stage: Stage) -> str:
-    """Return the pool of another tenant than the first guest's: of one on the node if there is one, else it
-    is made for the while.
+    """Return the pool of another tenant than the first guest's.
+
+    It is that of a tenant on the node if there is one; else the breach creates the pool.
     """
-    own, names = stage.guest.tenant, [tenant.name for tenant in stage.testbed.tenants]
+    own, names = stage.guest.tenant, [tenant.name for tenant in stage.topology.tenants]
     here = [guest.tenant for guest in stage.guests]
     return f"{POOLS}/{next(name for name in (*here, *names) if name != own)}"
 
@@ -307,7 +310,7 @@ def _foreign(stage: Stage) -> str:
     local=True,
     applies=needs_other_tenants,
     breaches=(
-        command(
+        shell_breach(
             "one tenant's volume is linked into another tenant's pool",
             opens=lambda stage: (
                 f"mkdir -p {_foreign(stage)} && ln {stage.guest.root_disk} {_foreign(stage)}/linked.qcow2"
@@ -320,8 +323,9 @@ def _foreign(stage: Stage) -> str:
         ),
     ),
 )
-def test_every_file_has_one_owner(fleet: Fleet, node: Machine) -> None:
+def test_every_file_has_one_owner(fleet: Fleet, node: MachineView) -> None:
     owners: dict[str, set[str]] = {}
+    # The lowest two bits of an open file's flags, in octal, are the access mode; 0 is O_RDONLY (proc(5)).
     writable = "[ $((0$(awk '/^flags:/{print $2}' /proc/$p/fdinfo/${fd##*/}) & 3)) -ne 0 ]"
     for domain, worker in processes(node).items():
         script = (

@@ -1,8 +1,8 @@
-"""Everything that can be read of a lab, compared with its topology: nothing is sent, and nothing changes."""
+"""The readable state of a lab, compared with its topology: the check changes nothing."""
 
 from __future__ import annotations
 
-from checks.support.breaches import command, controller, where
+from checks.support.breaches import controller, shell_breach, where
 from testbed.errors import InstrumentError
 from testbed.model.topology import Guest
 from testbed.plan import policing
@@ -17,16 +17,16 @@ _SHOWN = 6
 _EXTRA = Acl("to-lport", 2000, "icmp4", "allow")
 _BALANCER = "undeclared"
 _FORWARD = "net.ipv4.ip_forward"
-# The kernel sets others when this one changes, such as accept_redirects (ip-sysctl.rst, ip_forward).
+# A change of `ip_forward` resets other parameters, such as accept_redirects (ip-sysctl.rst, ip_forward).
 _CLOSED = " ".join(f"{name}={value}" for name, value in KERNEL.items())
 
 
 def _guest(stage: Stage) -> Guest:
-    return stage.testbed.guests[0]
+    return stage.topology.guests[0]
 
 
 def _has_guest(stage: Stage) -> bool:
-    return bool(stage.testbed.guests)
+    return bool(stage.topology.guests)
 
 
 def _node(stage: Stage) -> Host:
@@ -34,7 +34,7 @@ def _node(stage: Stage) -> Host:
 
 
 def _switch(stage: Stage) -> str:
-    return next(stage.testbed.switches()).label
+    return next(stage.topology.switches()).label
 
 
 def _limit(stage: Stage, packets: int) -> str:
@@ -51,20 +51,20 @@ def _limit(stage: Stage, packets: int) -> str:
     severity="high",
     effect=Effect.OBSERVES,
     breaches=(
-        command(
+        shell_breach(
             "a node forwards packets between its networks",
             opens=lambda _: f"sysctl -q -w {_FORWARD}=1",
             closes=lambda _: f"sysctl -q -w {_CLOSED}",
             shows=lambda _: f"[ $(sysctl -n {_FORWARD}) = 1 ]",
         ),
-        command(
+        shell_breach(
             "the controller answers for its addresses on every network",
             opens=lambda _: "sysctl -q -w net.ipv4.conf.all.arp_ignore=0",
             closes=lambda _: "sysctl -q -w net.ipv4.conf.all.arp_ignore=2",
             shows=lambda _: "[ $(sysctl -n net.ipv4.conf.all.arp_ignore) = 0 ]",
             where=controller,
         ),
-        command(
+        shell_breach(
             "OVN has a load balancer that no topology knows",
             opens=lambda _: f"ovn-nbctl --wait=hv lb-add {_BALANCER} 192.0.2.9:80 192.0.2.10:80",
             closes=lambda _: f"ovn-nbctl --wait=hv --if-exists lb-del {_BALANCER}",
@@ -72,7 +72,7 @@ def _limit(stage: Stage, packets: int) -> str:
             where=controller,
         ),
         *where(
-            lambda stage: any(True for _ in stage.testbed.switches()),
+            lambda stage: any(True for _ in stage.topology.switches()),
             Breach(
                 "a network has a rule that no flow asks for",
                 open=lambda stage: stage.northbound.change_rules(_switch(stage), (), (_EXTRA,)),
@@ -82,14 +82,14 @@ def _limit(stage: Stage, packets: int) -> str:
         ),
         *where(
             _has_guest,
-            command(
+            shell_breach(
                 "every account may read a guest's disk",
                 opens=lambda s: f"chmod 0644 {_guest(s).root_disk}",
                 closes=lambda s: f"chmod 0600 {_guest(s).root_disk}",
                 shows=lambda s: f"[ $(stat -c %a {_guest(s).root_disk}) = 644 ]",
                 where=_node,
             ),
-            command(
+            shell_breach(
                 "a guest may send any number of packets",
                 opens=lambda s: _limit(s, 0),
                 closes=lambda s: _limit(s, _guest(s).limits.packets),

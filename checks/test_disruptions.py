@@ -1,6 +1,4 @@
-"""Walls over time: guests attack over and over while parts of the switch start anew, guests come and rules go
-(NET-13).
-"""
+"""Walls during disruptions: guests attack while services restart and rules change (NET-13)."""
 
 from __future__ import annotations
 
@@ -10,16 +8,24 @@ from uuid import NAMESPACE_OID, uuid5
 from checks.support.breaches import (
     ALLOW_ALL,
     TABLE,
-    command,
+    acl_breach,
     has_pair,
     has_sharers,
     mirrored,
     needs_company,
     needs_flow,
-    ruled,
+    shell_breach,
     where,
 )
-from checks.support.disruptions import EARLY, LATE, absence, arrival, departure, upheaval, withdrawal
+from checks.support.disruptions import (
+    EARLY,
+    LATE,
+    controller_reboot,
+    new_guest,
+    node_reboot,
+    rule_removal,
+    service_restarts,
+)
 from checks.support.flow_shortcuts import for_a_while, shortcut
 from testbed.errors import InstrumentError
 from testbed.model.subjects import Pair, leaver, pair
@@ -27,7 +33,7 @@ from testbed.plan.ovn_acls import Acl
 from testbed.untrusted import bounded_json
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses.virtual_switch import rows
 
 _DROP_IN = "/etc/systemd/system/ovs-vswitchd.service.d"
@@ -51,13 +57,13 @@ _DROP_IN = "/etc/systemd/system/ovs-vswitchd.service.d"
     ),
 )
 def test_walls_hold_while_the_switch_starts_anew(fleet: Fleet) -> None:
-    leaks = upheaval(fleet).leaks
+    leaks = service_restarts(fleet).leaks
     assert not leaks, f"{len(leaks)} kinds of frames leaked: {'; '.join(leaks[:6])}"
 
 
 def _loose_rule(name: str, match: str, actions: Callable[[Stage], str]) -> Breach:
-    """Return a breach by one OpenFlow rule for frames of interfaces that OVN does not know."""
-    return command(
+    """Return a breach by one OpenFlow rule for frames of interfaces unknown to OVN."""
+    return shell_breach(
         name,
         opens=lambda s: f"{TABLE} add-flow br-int {match},actions={actions(s)}",
         closes=lambda _: f"{TABLE} --strict del-flows br-int {match}",
@@ -85,7 +91,7 @@ def _loose_rule(name: str, match: str, actions: Callable[[Stage], str]) -> Breac
     ),
 )
 def test_walls_hold_from_the_first_frame(fleet: Fleet) -> None:
-    leaks = arrival(fleet).leaks
+    leaks = new_guest(fleet).leaks
     assert not leaks, f"{len(leaks)} kinds of frames leaked: {'; '.join(leaks[:6])}"
 
 
@@ -102,13 +108,13 @@ def test_walls_hold_from_the_first_frame(fleet: Fleet) -> None:
     ),
 )
 def test_walls_hold_without_the_controller(fleet: Fleet) -> None:
-    leaks = absence(fleet).leaks
+    leaks = controller_reboot(fleet).leaks
     assert not leaks, f"{len(leaks)} kinds of frames leaked: {'; '.join(leaks[:6])}"
 
 
 def _others_are_left(stage: Stage) -> str | None:
-    """Return why no guests are left that could attack while a node is away."""
-    if len(stage.testbed.nodes) < 2:
+    """Return why no guests are left that could attack while a node is away, or None."""
+    if len(stage.topology.nodes) < 2:
         return "the fleet has one node, so no guest is left while it boots"
     return (
         None
@@ -120,9 +126,9 @@ def _others_are_left(stage: Stage) -> str | None:
 
 
 def _left(stage: Stage) -> Pair | None:
-    """Return two guests that are left while the node is away."""
-    away = leaver(stage.testbed)
-    return pair(stage.testbed.without(away)) if away else None
+    """Return two guests that remain while the node is away, or None."""
+    away = leaver(stage.topology)
+    return pair(stage.topology.without(away)) if away else None
 
 
 def _among_left(stage: Stage) -> Pair:
@@ -149,12 +155,12 @@ def _among_left(stage: Stage) -> Pair:
     ),
 )
 def test_walls_hold_without_a_node(fleet: Fleet) -> None:
-    leaks = departure(fleet).leaks
+    leaks = node_reboot(fleet).leaks
     assert not leaks, f"{len(leaks)} kinds of frames leaked: {'; '.join(leaks[:6])}"
 
 
 def _again(stage: Stage) -> tuple[Acl, ...]:
-    """Return rules for the first declared flow besides its own, as somebody may have left them behind."""
+    """Return second rules for the first declared flow, such as leftovers of an earlier change."""
     flow = stage.flow()
     nic, other = flow.source.nic, flow.target.nic
     return (
@@ -180,12 +186,12 @@ def _again(stage: Stage) -> tuple[Acl, ...]:
     effect=Effect.DISTURBS,
     applies=needs_flow,
     breaches=(
-        ruled("a second rule for a flow outlives the first", _again),
+        acl_breach("a second rule for a flow outlives the first", _again),
         ALLOW_ALL,
     ),
 )
 def test_connections_end_with_their_rule(fleet: Fleet) -> None:
-    found = withdrawal(fleet)
+    found = rule_removal(fleet)
     if not found.observation.windows(EARLY):
         raise InstrumentError(
             "the held connection was not seen", fact=str(found.held)[:200], remedy="repeat the check"
@@ -195,13 +201,13 @@ def test_connections_end_with_their_rule(fleet: Fleet) -> None:
     assert not found.leaks, f"{len(found.leaks)} kinds of frames leaked: {'; '.join(found.leaks[:6])}"
 
 
-def _claims(node: Machine) -> list[tuple[str, str]]:
-    """Return the interfaces of a node's switch that claim a logical port, whatever the claim looks like, and
-    the port.
+def _claims(node: MachineView) -> list[tuple[str, str]]:
+    """Return name and logical port of each interface of a node's switch that claims one.
+
+    Claims of any form are included.
 
     Raises:
-        InstrumentError: the switch does not tell.
-
+        InstrumentError: the interfaces cannot be read.
     """
     text = node.read("ovs-vsctl --format=json --columns=name,external_ids list interface")
     try:
@@ -214,7 +220,7 @@ def _claims(node: Machine) -> list[tuple[str, str]]:
 
 
 def _thief(stage: Stage) -> str:
-    """Return the port that is taken: of another guest than the first one on the node, if there is one."""
+    """Return the setting that claims a port: of the second guest on the node, else of the first."""
     return f"external_ids:iface-id={(stage.sharers()[1] if has_sharers(stage) else stage.guest).nics[0].port}"
 
 
@@ -235,7 +241,7 @@ def _bound(name: str) -> str:
     breaches=(
         *where(
             lambda stage: bool(stage.guests),
-            command(
+            shell_breach(
                 "a second interface takes a guest's port",
                 opens=lambda s: (
                     f"ovs-vsctl add-port br-int thief -- set interface thief type=internal {_thief(s)}; "
@@ -247,18 +253,19 @@ def _bound(name: str) -> str:
         ),
         *where(
             has_sharers,
-            command(
+            shell_breach(
                 "a guest's interface is moved to another guest's port",
                 opens=lambda s: f"ovs-vsctl set interface {s.guest.nics[0].tap} {_thief(s)}",
                 closes=lambda s: "ovs-vsctl set interface {0.tap} external_ids:iface-id={0.port}".format(
                     s.guest.nics[0]
                 ),
+                # 22: length of "external_ids:iface-id="
                 shows=lambda s: (
                     f"ovs-vsctl get interface {s.guest.nics[0].tap} external_ids | grep -q {_thief(s)[22:]}"
                 ),
             ),
         ),
-        command(
+        shell_breach(
             "an interface waits for a port that is still to come",
             opens=lambda s: (
                 "ovs-vsctl add-port br-int early -- set interface early type=internal "
@@ -267,7 +274,7 @@ def _bound(name: str) -> str:
             closes=lambda _: "ovs-vsctl --if-exists del-port br-int early",
             shows=lambda s: f"ovs-vsctl get interface early external_ids | grep -q {_later(s)}",
         ),
-        command(
+        shell_breach(
             "an interface claims a port whose name is no number",
             opens=lambda _: (
                 "ovs-vsctl add-port br-int odd -- set interface odd type=internal "
@@ -278,10 +285,10 @@ def _bound(name: str) -> str:
         ),
     ),
 )
-def test_ports_have_their_own_interfaces(fleet: Fleet, node: Machine) -> None:
+def test_ports_have_their_own_interfaces(fleet: Fleet, node: MachineView) -> None:
     found = _claims(node)
-    owners = {nic.port: guest.label for guest in fleet.testbed.guests for nic in guest.nics}
-    wanted = {(nic.tap, nic.port) for guest in fleet.testbed.guests_on(node.name) for nic in guest.nics}
+    owners = {nic.port: guest.label for guest in fleet.topology.guests for nic in guest.nics}
+    wanted = {(nic.tap, nic.port) for guest in fleet.topology.guests_on(node.name) for nic in guest.nics}
     missing = wanted - {*found}
     stolen = [
         f"{name} claims the port of {owners.get(port, 'nobody')}"

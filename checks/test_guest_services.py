@@ -1,4 +1,4 @@
-"""What the fleet offers to guests: an exact list, asked for from inside every guest (NET-10)."""
+"""Services that the fleet offers to guests: an exact list, requested by guests (NET-10)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_RS, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from checks.support.attacker_positions import NOWHERE6, Scene, scenes, six_of
-from checks.support.breaches import command, controller, has_six, ruled, six_sender, switch, where
+from checks.support.attacker_positions import NOWHERE6, Position, positions, six_of
+from checks.support.breaches import acl_breach, controller, has_six, shell_breach, six_sender, switch, where
 from testbed.errors import InstrumentError
 from testbed.model.exposure import contacts
 from testbed.model.reachability import Endpoint
@@ -32,7 +32,7 @@ from testbed.verify.probe.client import Probe
 from testbed.verify.probe.frames import Frame, framed
 from testbed.verify.witnesses.dhcp_answers import Offer, read_offer
 
-METADATA, METADATA6 = "169.254.169.254", "fd00:ec2::254"  # where clouds keep it
+METADATA, METADATA6 = "169.254.169.254", "fd00:ec2::254"  # address of the metadata service in clouds
 _ASKED = {"tcp": (53, 80, 443), "udp": (53, 67, 69, 123, 161, 547, 5353)}
 _BEFORE, _AFTER, _MALFORMED = (
     5,
@@ -51,9 +51,9 @@ _TOLD6 = {
 
 
 def _names(stage: Stage) -> str:
-    """Return the record by which a switch would tell another tenant's guest."""
+    """Return a DNS record by which a switch would publish another tenant's guest."""
     source = stage.sender.guest
-    other = next((guest for guest in stage.testbed.guests if guest.tenant != source.tenant), source)
+    other = next((guest for guest in stage.topology.guests if guest.tenant != source.tenant), source)
     return f"{other.name}.{other.tenant}={other.nics[0].address}"
 
 
@@ -77,11 +77,11 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
     severity="high",
     effect=Effect.PROBES,
     breaches=(
-        ruled(
+        acl_breach(
             "a rule answers what it refuses",
             lambda stage: (Acl("from-lport", 2000, f"ip4.dst == {_server(stage)} && tcp", "reject"),),
         ),
-        command(
+        shell_breach(
             "a network tells the names of another tenant",
             opens=lambda s: (
                 f"ovn-nbctl --wait=hv --id=@names create dns records:{_names(s)} external_ids:breach=names "
@@ -101,7 +101,7 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
             ),
             where=controller,
         ),
-        command(
+        shell_breach(
             "DHCP names a router, through which guests ask for metadata",
             opens=lambda s: (
                 f"ovn-nbctl --wait=hv set dhcp_options {_of(switch(s))} options:router={METADATA}"
@@ -112,7 +112,7 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
         ),
         *where(
             has_six,
-            command(
+            shell_breach(
                 "DHCPv6 names a name server",
                 opens=lambda s: (
                     f"ovn-nbctl --wait=hv set dhcp_options {_six(s)} options:dns_server='\"{NOWHERE6}\"'"
@@ -136,19 +136,20 @@ def test_guests_are_offered_an_exact_list(fleet: Fleet) -> None:
 
 def _server(stage: Stage) -> str:
     one = stage.sender
-    return str(stage.testbed.tenant(one.guest.tenant).network(one.nic.network).server)
+    return str(stage.topology.tenant(one.guest.tenant).network(one.nic.network).server)
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What guests were offered, by interface, when they had asked for everything."""
+    """The offers that guests received after requests for every service, by interface."""
 
-    scenes: list[Scene]
+    scenes: list[Position]
     offers: dict[str, list[Offer]]
 
-    def answered(self, scene: Scene, stage: int) -> bool:
-        """Tell whether DHCP answered a guest's honest question of a stage, and DHCPv6 where the guest has
-        IPv6.
+    def answered(self, scene: Position, stage: int) -> bool:
+        """Return whether DHCP answered the valid request of a stage.
+
+        So must DHCPv6, if the guest has IPv6.
         """
         wanted = {
             f"{_transaction(stage, scene):08x}",
@@ -158,15 +159,15 @@ class _Asked:
 
 
 def _ask(fleet: Fleet) -> _Asked:
-    found = scenes(fleet)
+    found = positions(fleet)
     sockets = {socket for sockets in listening(fleet).values() for socket in sockets}
     sockets |= {
         (cell.protocol, cell.port)
-        for cell in contacts(fleet.testbed)
+        for cell in contacts(fleet.topology)
         if cell.protocol in ("tcp", "udp") and cell.port
     }
     sockets |= {(protocol, port) for protocol, ports in _ASKED.items() for port in ports}
-    names = {name for guest in fleet.testbed.guests for name in (guest.name, f"{guest.name}.{guest.tenant}")}
+    names = {name for guest in fleet.topology.guests for name in (guest.name, f"{guest.name}.{guest.tenant}")}
     probes = [probe for scene in found for probe in _questions(scene, sorted(sockets), sorted(names))]
     observation = observe(fleet, probes, strays=True)
     asked = _Asked(found, {scene.sender.label: _offers(observation, scene.sender) for scene in found})
@@ -183,16 +184,16 @@ def _offers(observation: Observation, own: Endpoint) -> list[Offer]:
     return [read_offer(bytes.fromhex(str(item.get("frame", "")))) for item in strays]
 
 
-def _transaction(stage: int, scene: Scene) -> int:
+def _transaction(stage: int, scene: Position) -> int:
     return stage << 24 | scene.number
 
 
-def _transaction6(stage: int, scene: Scene) -> int:
+def _transaction6(stage: int, scene: Position) -> int:
     return stage << 16 | scene.number
 
 
-def _questions(scene: Scene, sockets: list[tuple[str, int]], names: list[str]) -> Iterator[Probe]:
-    """Yield honest questions to DHCP around everything else that a guest can ask for."""
+def _questions(scene: Position, sockets: list[tuple[str, int]], names: list[str]) -> Iterator[Probe]:
+    """Yield valid DHCP requests before and after requests for everything else."""
     own, number = scene.sender, scene.number
     yield from _honest(scene, _BEFORE)
     asked = [*_scan(scene, sockets), *_resolve(scene, names), *_malformed(scene)]
@@ -203,7 +204,7 @@ def _questions(scene: Scene, sockets: list[tuple[str, int]], names: list[str]) -
     yield from _honest(scene, _AFTER)
 
 
-def _honest(scene: Scene, stage: int) -> Iterator[Probe]:
+def _honest(scene: Position, stage: int) -> Iterator[Probe]:
     own, mark = scene.sender, f"q{scene.number}s{stage}"
     yield Probe(f"{mark}four", own, {"repeat": 3}, frames.dhcp_discover(own.mac, _transaction(stage, scene)))
     if own.address6:
@@ -213,21 +214,19 @@ def _honest(scene: Scene, stage: int) -> Iterator[Probe]:
         )
 
 
-def _scan(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
-    """Yield frames for each service at the network's server, and where clouds have their metadata."""
+def _scan(scene: Position, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
+    """Yield frames for each service at the network's server and at clouds' metadata address."""
     link = Ether(src=scene.sender.mac, dst=scene.server.mac)
     for address in (str(scene.server.address), METADATA):
         packet = IP(src=str(scene.sender.address), dst=address)
         for protocol, port in sockets:
             yield framed(link, packet, frames.syn(port) if protocol == "tcp" else frames.datagram(port))
         yield framed(link, packet, ICMP(id=secrets.randbits(16)))
-        yield framed(scene.shout, frames.arp_request(scene.sender, address))
+        yield framed(scene.broadcast_link, frames.arp_request(scene.sender, address))
 
 
-def _scan6(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
-    """Yield the same over IPv6, and questions for routers, for the server's MAC address, and for name
-    servers.
-    """
+def _scan6(scene: Position, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
+    """Yield the same over IPv6, and requests for routers, the server's MAC and name servers."""
     own, server = scene.sender, scene.server
     link = Ether(src=own.mac, dst=server.mac)
     for address in (six_of(server), METADATA6):
@@ -243,8 +242,8 @@ def _scan6(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
     yield frames.dhcp6_question(own, _transaction6(_MALFORMED, scene))
 
 
-def _malformed6(scene: Scene) -> Iterator[Frame]:
-    """Yield questions to DHCPv6 that break its rules one by one (RFC 8415)."""
+def _malformed6(scene: Position) -> Iterator[Frame]:
+    """Yield DHCPv6 requests with one violation of the protocol each (RFC 8415)."""
     client = bytes(DHCP6OptClientId(duid=DUID_LL(lladdr=scene.sender.mac)))
     kind = bytes(DHCP6_Solicit(trid=_transaction6(_MALFORMED, scene)))
     for text in (
@@ -258,10 +257,8 @@ def _malformed6(scene: Scene) -> Iterator[Frame]:
         yield _alone(frames.to_dhcp6(scene.sender) / Raw(text))
 
 
-def _resolve(scene: Scene, names: list[str]) -> Iterator[Frame]:
-    """Yield questions for the names of all guests, to the server, to where metadata is, and to the
-    neighbours.
-    """
+def _resolve(scene: Position, names: list[str]) -> Iterator[Frame]:
+    """Yield queries for the names of all guests, to the server, metadata address and neighbours."""
     server, source = scene.server, str(scene.sender.address)
     places = (
         (server.mac, str(server.address), 53),
@@ -273,8 +270,8 @@ def _resolve(scene: Scene, names: list[str]) -> Iterator[Frame]:
         yield _alone(packet / DNS(id=secrets.randbits(16), rd=1, qd=DNSQR(qname=name)))
 
 
-def _malformed(scene: Scene) -> Iterator[Frame]:
-    """Yield questions to DHCP that break its rules one by one (RFC 2131, RFC 2132)."""
+def _malformed(scene: Position) -> Iterator[Frame]:
+    """Yield DHCP requests with one violation of the protocol each (RFC 2131, RFC 2132)."""
     head = (
         Ether(src=scene.sender.mac, dst=frames.BROADCAST)
         / IP(src="0.0.0.0", dst="255.255.255.255")  # noqa: S104 - a frame is no socket
@@ -306,13 +303,13 @@ def _malformed(scene: Scene) -> Iterator[Frame]:
 
 
 def _alone(packet: Packet) -> Frame:
-    """Return a frame that carries no token, since its answer would not repeat it."""
+    """Return a frame without a token, since its answer would not repeat it."""
     text = bytes(packet)
     return lambda _: text
 
 
-def _beyond(scene: Scene, offers: list[Offer]) -> Iterator[str]:
-    """Yield what a guest was offered beyond an address by its network's server."""
+def _beyond(scene: Position, offers: list[Offer]) -> Iterator[str]:
+    """Yield the offers to a guest beyond an address from its network's server."""
     server, label = scene.server, scene.sender.label
     told, exact = {"DHCP": _TOLD, "DHCPv6": _TOLD6}, {
         ("DHCP", _SERVER): server.address.packed,

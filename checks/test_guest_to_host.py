@@ -1,6 +1,4 @@
-"""What lies under the tenants' networks: root partitions, controller and fabric, attacked from inside
-guests.
-"""
+"""Root partitions, controller and fabric, attacked from guests."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from itertools import product
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 
-from checks.support.breaches import TABLE, command, mirrored, needs_guest, ruled
+from checks.support.breaches import TABLE, acl_breach, mirrored, needs_guest, shell_breach
 from checks.support.flow_shortcuts import shortcut
 from checks.support.network_observation import judge
 from testbed.errors import InstrumentError
@@ -21,7 +19,7 @@ from testbed.plan.ovn_acls import Acl
 from testbed.verify.attackers.service_scan import listening
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe import frames
 from testbed.verify.probe.client import Probe, Record, one_observation
 from testbed.verify.probe.machine_recorder import collect_from, listen_on, send_from
@@ -30,17 +28,17 @@ from testbed.verify.probe.tokens import Tokens
 _OWN = ("br-int", *(f"{plane}0" for plane in Plane))
 
 
-def _interfaces(machine: Machine) -> dict[str, str]:
+def _interfaces(machine: MachineView) -> dict[str, str]:
     text = machine.read("cd /sys/class/net && for i in *; do echo $i $(cat $i/address); done")
     return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
 
 
 @dataclass(frozen=True, slots=True)
 class _Assault:
-    """Frames of all guests to everything that is not a guest, and what every machine saw meanwhile.
+    """Frames of all guests to all machines, and the records of every machine.
 
     Args:
-        probes: by node, what its guests sent.
+        probes: by node, the probes of its guests.
         seen: by machine, the records of its recorder.
     """
 
@@ -50,15 +48,13 @@ class _Assault:
 
 
 def _taps(fleet: Fleet, name: str) -> set[str]:
-    return {nic.tap for guest in fleet.testbed.guests_on(name) for nic in guest.nics}
+    return {nic.tap for guest in fleet.topology.guests_on(name) for nic in guest.nics}
 
 
-def _watch(fleet: Fleet, machine: Machine, prefix: str) -> dict[str, str]:
-    """Record on a machine's own interfaces and on its guests' taps; return the MAC addresses of the former by
-    name.
-    """
+def _watch(fleet: Fleet, machine: MachineView, prefix: str) -> dict[str, str]:
+    """Record on a machine's own interfaces and its guests' taps; return the own MAC addresses."""
     present = _interfaces(machine)
-    watched, own = {*_OWN, *_taps(fleet, machine.name)}, fleet.testbed.machine(machine.name)
+    watched, own = {*_OWN, *_taps(fleet, machine.name)}, fleet.topology.machine(machine.name)
     needed = {f"{nic.plane}0" for nic in own.nics} | (
         watched - {*_OWN[1:]} if own.role is Role.NODE else set()
     )
@@ -74,7 +70,7 @@ def _watch(fleet: Fleet, machine: Machine, prefix: str) -> dict[str, str]:
 
 
 def _attack(fleet: Fleet) -> _Assault:
-    """Let all guests of all nodes attack at once, since starting a program in a guest costs seconds."""
+    """Let all nodes' guests attack at once, since a program's start in a guest costs seconds."""
     tokens = Tokens.fresh()
     machines = list(fleet.machines.values())
     with one_observation(fleet), ThreadPoolExecutor(max_workers=len(machines)) as pool:
@@ -88,10 +84,10 @@ def _attack(fleet: Fleet) -> _Assault:
         )
         probes = {
             node.name: _assault(_senders(fleet, node.name), sockets, own[node.name])
-            for node in fleet.testbed.nodes
+            for node in fleet.topology.nodes
         }
         send_from(
-            fleet, fleet.testbed.guests, tokens, [probe for found in probes.values() for probe in found]
+            fleet, fleet.topology.guests, tokens, [probe for found in probes.values() for probe in found]
         )
         collected = pool.map(lambda machine: collect_from(fleet, machine, tokens.prefix, _OWN[0]), machines)
         return _Assault(tokens, probes, dict(zip(fleet.machines, collected, strict=True)))
@@ -100,23 +96,21 @@ def _attack(fleet: Fleet) -> _Assault:
 def _senders(fleet: Fleet, name: str) -> list[Endpoint]:
     return [
         item
-        for item in endpoints(fleet.testbed)
-        if item.guest in {guest.label for guest in fleet.testbed.guests_on(name)}
+        for item in endpoints(fleet.topology)
+        if item.guest in {guest.label for guest in fleet.topology.guests_on(name)}
     ]
 
 
 def _sockets(fleet: Fleet) -> list[tuple[str, str, int]]:
-    """Return protocol, address and port of every listening socket of every machine, as the machines tell
-    it.
-    """
+    """Return protocol, address and port of every socket that machines report as listening."""
     told = listening(fleet)
     found = {
         (protocol, str(nic.address), port)
-        for machine in fleet.testbed.machines
+        for machine in fleet.topology.machines
         for protocol, port in told[machine.name]
         for nic in machine.nics
     }
-    gateway = fleet.testbed.lab_network(Plane.MANAGEMENT).gateway
+    gateway = fleet.topology.lab_network(Plane.MANAGEMENT).gateway
     return sorted({*found, ("tcp", str(gateway), 22)})
 
 
@@ -131,7 +125,7 @@ def _first(stage: Stage) -> Guest:
     effect=Effect.PROBES,
     applies=needs_guest,
     breaches=(
-        command(
+        shell_breach(
             "the integration bridge is up and takes a guest's frames",
             opens=lambda s: (
                 f"ip link set br-int up; {TABLE} add-flow br-int "
@@ -152,7 +146,7 @@ def _first(stage: Stage) -> Guest:
         ),
     ),
 )
-def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> None:
+def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: MachineView) -> None:
     assault = fleet.once("assault", lambda: _attack(fleet))
     probes, taps = assault.probes[node.name], {name: _taps(fleet, name) for name in assault.seen}
     own = taps[node.name]
@@ -176,8 +170,9 @@ def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> 
 def _assault(
     senders: list[Endpoint], sockets: list[tuple[str, str, int]], macs: dict[str, str]
 ) -> list[Probe]:
-    """Return one frame for each sender, listening socket and MAC address of the root partition, and ARP for
-    each address.
+    """Return a frame for each sender, socket and MAC address of the root partition.
+
+    ARP requests for each address follow.
     """
     probes = []
     for sender in senders:
@@ -213,7 +208,7 @@ _TUNNELS = Acl("from-lport", 2000, "udp.dst == {4789, 6081}", "allow")
             "tunnelled frames of a guest are let through to another guest",
             "dl_type=0x0800,nw_proto=17,tp_dst=6081",
         ),
-        ruled("a rule lets guests send to the ends of tunnels", lambda _: (_TUNNELS,)),
+        acl_breach("a rule lets guests send to the ends of tunnels", lambda _: (_TUNNELS,)),
     ),
 )
 def test_tunnels_are_closed_to_guests(fleet: Fleet) -> None:

@@ -1,16 +1,14 @@
-"""The machines under the tenants' networks, asked for everything from everywhere: from rogue hosts, from one
-another (NET-09).
-"""
+"""The machines' services, scanned from rogue hosts and from one another (NET-09)."""
 
 from __future__ import annotations
 
 import time
 
-from checks.support.breaches import command, controller
+from checks.support.breaches import controller, shell_breach
 from testbed.errors import InstrumentError
 from testbed.model.exposure import rogue
 from testbed.model.topology import Plane
-from testbed.verify.attackers.service_scan import survey
+from testbed.verify.attackers.service_scan import scan_all
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet
@@ -19,8 +17,8 @@ _FIREWALL = "nft -f /etc/nftables.conf"
 
 
 def _accepted(name: str, rule: str) -> Breach:
-    """Return a breach by one more rule in front of a node's firewall."""
-    return command(
+    """Return a breach by an accepting rule before all others of a node's firewall."""
+    return shell_breach(
         name,
         opens=lambda _: f"nft insert rule inet testbed input {rule} accept",
         closes=lambda _: _FIREWALL,
@@ -29,7 +27,7 @@ def _accepted(name: str, rule: str) -> Breach:
 
 
 def _stranger(stage: Stage) -> str:
-    return str(rogue(stage.testbed.lab_network(Plane.MANAGEMENT)).address)
+    return str(rogue(stage.topology.lab_network(Plane.MANAGEMENT)).address)
 
 
 _ARP = "sysctl -q -w net.ipv4.conf.all.arp_ignore"
@@ -48,14 +46,14 @@ _ARP = "sysctl -q -w net.ipv4.conf.all.arp_ignore"
             "a node takes logins from anybody on its management network", 'iifname "management0" tcp dport 22'
         ),
         _accepted("a node takes everything that comes in on the fabric", 'iifname "fabric0"'),
-        command(
+        shell_breach(
             "a host that is no node may talk to the controller's database",
             opens=lambda s: f"nft add element inet testbed southbound_clients '{{ {_stranger(s)} }}'",
             closes=lambda s: f"nft destroy element inet testbed southbound_clients '{{ {_stranger(s)} }}'",
             shows=lambda s: f"nft get element inet testbed southbound_clients '{{ {_stranger(s)} }}'",
             where=controller,
         ),
-        command(
+        shell_breach(
             "a node answers for its addresses on every network",
             opens=lambda _: f"{_ARP}=0",
             closes=lambda _: f"{_ARP}=2",
@@ -64,7 +62,7 @@ _ARP = "sysctl -q -w net.ipv4.conf.all.arp_ignore"
     ),
 )
 def test_machines_offer_what_they_must(fleet: Fleet) -> None:
-    found = fleet.once("surroundings", lambda: survey(fleet))
+    found = fleet.once("surroundings", lambda: scan_all(fleet))
     fleet.evidence.record(
         "fleet", "surroundings", f"{len(found)} cells", "\n".join(map(str, found)), time.time()
     )

@@ -1,18 +1,26 @@
-"""Management walls: who may log in, and who may talk to the hypervisor."""
+"""Management walls: logins, and access to the hypervisor."""
 
 from __future__ import annotations
 
 import re
 
-from checks.support.breaches import command
+from checks.support.breaches import shell_breach
 from testbed.errors import InstrumentError
 from testbed.model.topology import Role
 from testbed.plan.host_config.settings import SOCKETS
-from testbed.verify.attackers.credentials import CLOCK, EARLY, EXPIRED, impostors, logins, plant, uproot
+from testbed.verify.attackers.credentials import (
+    CLOCK,
+    EARLY,
+    EXPIRED,
+    logins,
+    plant,
+    uproot,
+    wrong_credentials,
+)
 from testbed.verify.attackers.worker import processes
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import ADMINISTRATOR, Fleet, Machine
+from testbed.verify.fleet import ADMINISTRATOR, Fleet, MachineView
 from testbed.verify.probe.liveness import clock_error
 
 _DROP_IN = "/etc/ssh/sshd_config.d/breach.conf"
@@ -44,9 +52,9 @@ def _key_planted(stage: Stage) -> bool:
     local=True,
     breaches=(Breach("a stranger's key is authorised by a drop-in", _plant_key, _remove_key, _key_planted),),
 )
-def test_wrong_credentials_never_work(fleet: Fleet, machine: Machine) -> None:
+def test_wrong_credentials_never_work(fleet: Fleet, machine: MachineView) -> None:
     before = clock_error(machine)
-    with impostors(fleet, machine.name) as strangers:
+    with wrong_credentials(fleet, machine.name) as strangers:
         answers = logins(fleet, machine, strangers)
     error = max(before, clock_error(machine), key=abs)
     dated = {EXPIRED, EARLY} if abs(error) > CLOCK else set()
@@ -65,8 +73,8 @@ def test_wrong_credentials_never_work(fleet: Fleet, machine: Machine) -> None:
         )
 
 
-# Tries libvirt's sockets as every account of the machine, as every worker that runs, and as root before and
-# after.
+# Connects to libvirt's sockets as every account of the machine, as every running worker, and as root before
+# and after. Each attempt has its own process, since a process cannot return from another account to root.
 _CONNECT = """\
 import errno, json, os, pwd, socket
 
@@ -113,14 +121,13 @@ _LIBVIRT = re.compile(r':(16509|16514)\s|"(libvirtd|virt[a-z]+d)"')  # its ports
 _LOGIN = re.compile(r"\S:22\s")
 
 
-def _attempts(fleet: Fleet, node: Machine) -> dict[str, dict[str, str]]:
-    """Return what came of each of libvirt's sockets, by who tried it; see `_CONNECT`.
+def _attempts(fleet: Fleet, node: MachineView) -> dict[str, dict[str, str]]:
+    """Return the result for each of libvirt's sockets, by account; see `_CONNECT`.
 
     Raises:
-        InstrumentError: somebody did not try, or has no answer for each socket.
-
+        InstrumentError: an account did not try, or has no result for a socket.
     """
-    workers, guests = processes(node), fleet.testbed.guests_on(node.name)
+    workers, guests = processes(node), fleet.topology.guests_on(node.name)
     found = {str(label): (uid, answers) for label, uid, _, _, answers in
              node.python(_CONNECT, {"paths": SOCKETS, "workers": workers})}  # fmt: skip
     needed = {
@@ -144,13 +151,13 @@ def _attempts(fleet: Fleet, node: Machine) -> dict[str, dict[str, str]]:
     }
 
 
-def _listeners(node: Machine) -> list[str]:
-    """Return libvirt's listening sockets on networks; the one by which we are logged in shows that sockets
-    are told.
+def _listeners(node: MachineView) -> list[str]:
+    """Return libvirt's listening sockets on networks.
+
+    The socket of our own ssh session is the positive control.
 
     Raises:
-        InstrumentError: it is not among them.
-
+        InstrumentError: that socket is not listed.
     """
     lines = node.read("ss -Hlntp").splitlines()
     if not any(_LOGIN.search(line) for line in lines):
@@ -169,10 +176,10 @@ def _listeners(node: Machine) -> list[str]:
     effect=Effect.PROBES,
     local=True,
     applies=lambda stage: (
-        None if stage.testbed.machine(stage.case).role is Role.NODE else "no hypervisor here"
+        None if stage.topology.machine(stage.case).role is Role.NODE else "no hypervisor here"
     ),
     breaches=(
-        command(
+        shell_breach(
             "libvirt's socket is open to everybody",
             opens=lambda _: f"chmod 0666 {SOCKETS[0]}",
             closes=lambda _: f"chmod 0600 {SOCKETS[0]}",
@@ -180,7 +187,7 @@ def _listeners(node: Machine) -> list[str]:
         ),
     ),
 )
-def test_only_root_reaches_libvirt(fleet: Fleet, node: Machine) -> None:
+def test_only_root_reaches_libvirt(fleet: Fleet, node: MachineView) -> None:
     answers = _attempts(fleet, node)
     controls = [answers.pop(name) for name in _CONTROLS]
     if any(set(control.values()) != {"open"} for control in controls):

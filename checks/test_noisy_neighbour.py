@@ -1,4 +1,4 @@
-"""A noisy neighbour: what one guest may use up of what all guests of a node share (NET-12)."""
+"""A noisy neighbour: how much of a node's shared resources one guest may use (NET-12)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from checks.support.breaches import command, has_flow, where
+from checks.support.breaches import has_flow, shell_breach, where
 from checks.support.flood_scenario import (
     SLACK,
+    FloodOutcome,
     Noise,
-    Outcome,
+    exceeded_limits,
     flooded,
     heart,
     large_enough,
     noise_of,
-    over,
     packets,
     small_enough,
 )
@@ -29,13 +29,13 @@ from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation.arrivals import Observation
 
-# share of its connections that a guest must come to have, to show that the limit is what holds it back
+# share of its limit of connections that a guest must reach, to show that the limit is in force
 _MET = 0.8
 
 
 def _loud(stage: Stage) -> Attachment:
-    """Return the interface that makes noise."""
-    return loudest(stage.testbed)[0]
+    """Return the interface that sends the flood."""
+    return loudest(stage.topology)[0]
 
 
 def _packets(stage: Stage, packets: int) -> None:
@@ -55,7 +55,7 @@ def _kernel_limits(stage: Stage) -> bool:
 
 
 def _lifted(name: str, of: Callable[[Stage], Attachment], limit: str) -> Breach:
-    """Return a breach that takes one limit of OVN off a guest's interface."""
+    """Return a breach that removes one limit of OVN from a guest's interface."""
 
     def set_limits(stage: Stage, own: Limits) -> None:
         stage.northbound.set_limits(of(stage).nic.port, own)
@@ -101,12 +101,12 @@ def _first(stage: Stage) -> Attachment:
 def test_a_flood_stays_within_its_limits(fleet: Fleet) -> None:
     noise = noise_of(fleet)
     found, observation = flooded(fleet, noise)
-    if not over(noise, found) and _unsure(
+    if not exceeded_limits(noise, found) and _unsure(
         noise, found, observation
-    ):  # the machine may have been busy with something else
+    ):  # the machine may have been busy
         found, observation = flooded(fleet, noise)
     fleet.evidence.record("fleet", "flood", f"noise of {noise.sender.label}", str(found), time.time())
-    past = over(noise, found)
+    past = exceeded_limits(noise, found)
     assert not past, f"{noise.sender.label}: {'; '.join(past)}"
     weak = _weak(noise, found)
     if weak:
@@ -123,8 +123,8 @@ def test_a_flood_stays_within_its_limits(fleet: Fleet) -> None:
     assert not beats.harmed, f"{noise.victim.label} loses its heartbeat, twice: {beats}"
 
 
-def _unsure(noise: Noise, found: Outcome, observation: Observation) -> bool:
-    """Tell whether one look at floods that stay within their limits does not settle it."""
+def _unsure(noise: Noise, found: FloodOutcome, observation: Observation) -> bool:
+    """Return whether floods within their limits need a second observation."""
     if _weak(noise, found) or noise.victim is None:
         return bool(_weak(noise, found))
     beats = heart(observation, noise.victim, found.asked)
@@ -137,7 +137,7 @@ def _unsure(noise: Noise, found: Outcome, observation: Observation) -> bool:
     severity="medium",
     effect=Effect.OBSERVES,
     breaches=(
-        command(
+        shell_breach(
             "a policer is taken off behind the switch's back",
             opens=lambda s: f"tc qdisc del dev {s.guest.nics[0].tap} ingress",
             closes=lambda s: (
@@ -150,11 +150,11 @@ def _unsure(noise: Noise, found: Outcome, observation: Observation) -> bool:
     ),
 )
 def test_limits_are_in_force(fleet: Fleet) -> None:
-    differences = [text for node in fleet.testbed.nodes for text in flooding.unlimited(fleet, node.name)]
+    differences = [text for node in fleet.topology.nodes for text in flooding.unlimited(fleet, node.name)]
     assert not differences, f"{len(differences)} limits are not in force: {'; '.join(differences[:6])}"
 
 
-def _weak(noise: Noise, found: Outcome) -> str:
+def _weak(noise: Noise, found: FloodOutcome) -> str:
     """Return why a flood was too weak to meet its limit; the empty string if it was not."""
     own, small, large = noise.guest.limits, found.small, found.large
     met = {"small frames": bool(small.switched) and small.offered > small_enough(own).within(small.seconds)}
@@ -165,8 +165,6 @@ def _weak(noise: Noise, found: Outcome) -> str:
         "tracked connections": found.tracked > own.connections * _MET,
         "anything at the peer": bool(found.delivered),
     }
-    met |= (
-        allowed if noise.scene.protocol else {}
-    )  # without a flow nothing is let through that counts for these limits
+    met |= allowed if noise.scene.protocol else {}  # without a flow, no allowed frame counts for these limits
     weak = [name for name, enough in met.items() if not enough]
     return f"not enough: {', '.join(weak)}: {found}" if weak else ""

@@ -1,6 +1,4 @@
-"""The tunnels between nodes, attacked from the fabric by a host that is no node, with the fleet's own
-language (NET-08).
-"""
+"""Tunnels between nodes, attacked from the fabric by a host that is not a node (NET-08)."""
 
 from __future__ import annotations
 
@@ -9,33 +7,34 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from checks.support.breaches import command
+from checks.support.breaches import shell_breach
 from checks.support.tunnel_frames import Injection, Inner, injections, inners
+from testbed import timeouts
 from testbed.errors import InstrumentError
-from testbed.model.exposure import GENEVE, Contact, Site, machines
+from testbed.model.exposure import GENEVE, ExposureCell, InfraEndpoint, machines
 from testbed.model.topology import Plane
-from testbed.verify.attackers.service_scan import question, standing_on
+from testbed.verify.attackers.service_scan import question, rogue_host_on
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.observation.arrivals import Observation
 from testbed.verify.observation.observe import Attack, observe
 from testbed.verify.observation.tap_witness import require_agreement
-from testbed.verify.probe.client import Instrument, broken, listed, on_machine
+from testbed.verify.probe.client import ProbeClient, inconclusive, listed, on_machine
+from testbed.verify.probe.requests import Knock, Send
 from testbed.verify.probe.tokens import Tokens
 from testbed.verify.witnesses.firewall_log import ledgers
 
-_SECONDS = 240.0  # after which the observation gives up
+_SECONDS = timeouts.OVERLAY
 _FIREWALL = "nft -f /etc/nftables.conf"
 
 
 @dataclass(frozen=True, slots=True)
 class _Injected:
-    """What became of everything that was injected.
+    """The result of all injected frames.
 
     Args:
-        refused: marks of what the node's firewall says that it has refused.
-
+        refused: marks of the frames that the node's firewall refused.
     """
 
     injections: tuple[Injection, ...]
@@ -44,16 +43,16 @@ class _Injected:
 
 
 def needs_peers(stage: Stage) -> str | None:
-    """Return why a fleet has no tunnels to attack."""
+    """Return why a fleet has no tunnels to attack, or None."""
     return (
         None
-        if len(stage.testbed.nodes) > 1
+        if len(stage.topology.nodes) > 1
         else "the fleet has one node, so there are no tunnels between nodes"
     )
 
 
-def _policies(machine: Machine) -> list[str]:
-    """Return the kernel's policies for IPsec, one a line."""
+def _policies(machine: MachineView) -> list[str]:
+    """Return the kernel's IPsec policies, one a line."""
     return machine.read("ip -o xfrm policy").splitlines()
 
 
@@ -62,13 +61,14 @@ def _everywhere(stage: Stage, commands: str) -> None:
         node.host.must(commands)
 
 
+# The rule that refuses tunnelled packets which came without IPsec.
 _HANDLE = "$(nft -a list chain inet testbed input | sed -n 's/.*missing goto refuse # handle //p')"
 _TAKE = f"nft delete rule inet testbed input handle {_HANDLE}"
 _SHUT = "nft list chain inet testbed input | grep -q 'missing goto refuse'"
 
 
 def _unprotected(name: str) -> Breach:
-    """Return a breach by tunnels as they are without IPsec: a node's address is all that they ask for."""
+    """Return a breach by tunnels without IPsec, which check only a node's address."""
     return Breach(
         name,
         open=lambda stage: _everywhere(stage, f"{_TAKE}; systemctl stop strongswan"),
@@ -80,8 +80,8 @@ def _unprotected(name: str) -> Breach:
 
 
 def _bypass(stage: Stage) -> str:
-    peer = next(node for node in stage.testbed.nodes if node.name != stage.node.name)
-    own = stage.testbed.machine(stage.node.name)
+    peer = next(node for node in stage.topology.nodes if node.name != stage.node.name)
+    own = stage.topology.machine(stage.node.name)
     return f"src {peer.address(Plane.FABRIC)} dst {own.address(Plane.FABRIC)} proto udp dport 6081 dir in"
 
 
@@ -96,19 +96,19 @@ def _bypass(stage: Stage) -> str:
     applies=needs_peers,
     breaches=(
         _unprotected("tunnels between nodes are in the clear"),
-        command(
+        shell_breach(
             "a node takes tunnelled frames in the clear",
             opens=lambda _: _TAKE,
             closes=lambda _: _FIREWALL,
             shows=lambda _: f"! {_SHUT}",
         ),
-        command(
+        shell_breach(
             "a node takes tunnelled frames from any address",
             opens=lambda _: 'nft insert rule inet testbed input iifname "fabric0" udp dport 6081 accept',
             closes=lambda _: _FIREWALL,
             shows=lambda _: "nft list chain inet testbed input | grep -q '\"fabric0\" udp dport 6081 accept'",
         ),
-        command(
+        shell_breach(
             "a node's kernel lets tunnelled frames of a peer pass in the clear",
             opens=lambda s: f"ip xfrm policy add {_bypass(s)} priority 1 action allow",
             closes=lambda s: f"while ip xfrm policy delete {_bypass(s)} 2>/dev/null; do :; done",
@@ -126,14 +126,14 @@ def test_no_stranger_enters_the_tunnels(fleet: Fleet) -> None:
         f"{len(taken)} of {len(found.injections)} were not refused by the firewall: {'; '.join(taken[:4])}"
     )
     require_agreement(found.observation, {item.mark for item in found.injections})
-    open_ = [text for node in fleet.testbed.nodes for text in _unencrypted(fleet, fleet.machines[node.name])]
+    open_ = [text for node in fleet.topology.nodes for text in _unencrypted(fleet, fleet.machines[node.name])]
     assert not open_, f"the kernel does not ask for encryption: {'; '.join(open_[:4])}"
 
 
-def _unencrypted(fleet: Fleet, machine: Machine) -> list[str]:
-    """Return what a node's kernel would send to its peers, or take from them, in the clear."""
-    own, lines = fleet.testbed.machine(machine.name).address(Plane.FABRIC), _policies(machine)
-    peers = [node.address(Plane.FABRIC) for node in fleet.testbed.nodes if node.name != machine.name]
+def _unencrypted(fleet: Fleet, machine: MachineView) -> list[str]:
+    """Return the peers with which a node's kernel would exchange tunnelled packets in the clear."""
+    own, lines = fleet.topology.machine(machine.name).address(Plane.FABRIC), _policies(machine)
+    peers = [node.address(Plane.FABRIC) for node in fleet.topology.nodes if node.name != machine.name]
     found = []
     for peer in peers:
         for way, ends in (
@@ -152,10 +152,10 @@ def _unencrypted(fleet: Fleet, machine: Machine) -> list[str]:
 
 def _inject(fleet: Fleet) -> _Injected:
     inner = list(inners(fleet))
-    network = fleet.testbed.lab_network(Plane.FABRIC)
+    network = fleet.topology.lab_network(Plane.FABRIC)
     found: list[Injection] = []
     refused: set[str] = set()
-    with standing_on(fleet, network) as (host, probe):
+    with rogue_host_on(fleet, network) as (host, probe):
 
         def meanwhile(tokens: Tokens) -> None:
             found.extend(injections(fleet, host.site, inner, tokens))
@@ -181,36 +181,39 @@ def _inject(fleet: Fleet) -> _Injected:
 
 
 def _from_peers(fleet: Fleet, inner: list[Inner], tokens: Tokens, stage: str) -> None:
-    """Let nodes send the same frames through their own tunnels: what is true of them, and of a node that has
-    fallen.
+    """Let nodes send the same frames through their own tunnels, as positive controls.
+
+    A node that an attacker controls could send the same frames.
     """
-    places = {guest.label: guest.node for guest in fleet.testbed.guests}
-    sites = {site.name: site for site in machines(fleet.testbed) if site.plane is Plane.FABRIC}
+    places = {guest.label: guest.node for guest in fleet.topology.guests}
+    sites = {site.name: site for site in machines(fleet.topology) if site.plane is Plane.FABRIC}
     scripts: dict[str, list[Mapping[str, object]]] = {}
     for item in inner:
         node = sites[item.node]
         peer = sites.get(places[item.source.guest], node)
         peer = peer if peer != node else next(site for site in sites.values() if site != node)
-        cell = Contact(peer, node, node.address, "udp", GENEVE, True, "-")
+        cell = ExposureCell(peer, node, node.address, "udp", GENEVE, True, "-")
         payload = bytes(item.geneve(tokens.of(f"{item.mark}{stage}").encode()))
         scripts.setdefault(peer.name, []).append({**question(cell, item.mark), "frame": payload.hex()})
 
     def ask(name: str) -> None:
-        on_machine(fleet, fleet.machines[name]).listen(
-            {"phase": "knock", "window": 2, "probes": scripts[name]}
-        )
+        on_machine(fleet, fleet.machines[name]).listen(Knock(phase="knock", window=2, probes=scripts[name]))
 
     with ThreadPoolExecutor(max_workers=len(scripts)) as pool:
         list(pool.map(ask, scripts))
 
 
-def _from_rogue(fleet: Fleet, stranger: Site, probe: Instrument, injections: Sequence[Injection]) -> set[str]:
-    """Send everything from the fabric, between two proofs that nodes hear the sender; return the marks of
-    what was refused.
+def _from_rogue(
+    fleet: Fleet, stranger: InfraEndpoint, probe: ProbeClient, injections: Sequence[Injection]
+) -> set[str]:
+    """Send all injections from the fabric; return the marks of the refused ones.
+
+    Before and after them, nodes must answer the sender's ARP.
     """
-    nodes = [site for site in machines(fleet.testbed) if site.plane is Plane.FABRIC]
+    nodes = [site for site in machines(fleet.topology) if site.plane is Plane.FABRIC]
     hello = [
-        question(Contact(stranger, site, site.address, "arp", None, True, "-"), site.name) for site in nodes
+        question(ExposureCell(stranger, site, site.address, "arp", None, True, "-"), site.name)
+        for site in nodes
     ]
     script = [
         {
@@ -225,18 +228,18 @@ def _from_rogue(fleet: Fleet, stranger: Site, probe: Instrument, injections: Seq
     ]
     started = time.monotonic()
     for stage in ("before", "after"):
-        heard = listed(probe.ask({"phase": "knock", "window": 3, "probes": hello}), "results")
+        heard = listed(probe.ask(Knock(phase="knock", window=3, probes=hello)), "results")
         if len(heard) != len(nodes) or any(item.get("state") != "open" for item in heard):
-            raise broken(f"not every node hears the rogue host {stage} the injection", str(heard)[:300])
+            raise inconclusive(f"not every node hears the rogue host {stage} the injection", str(heard)[:300])
         if stage == "before":
-            sent = listed(probe.ask({"phase": "send", "probes": script}), "results")
+            sent = listed(probe.ask(Send(phase="send", probes=script)), "results")
             unsent = [item for item in sent if item.get("sent") is not True]
             if unsent or len(sent) != len(script):
-                raise broken("the rogue host could not send everything", str(unsent)[:300])
+                raise inconclusive("the rogue host could not send everything", str(unsent)[:300])
     told, seconds = ledgers(fleet), time.monotonic() - started
     for name, ledger in told.items():
         if ledger.full:
-            raise broken(f"{name} may have refused more than it tells", ledger.full)
+            raise inconclusive(f"{name} may have refused more than it tells", ledger.full)
     return {
         item.mark
         for item in injections

@@ -1,6 +1,4 @@
-"""The controller's databases, attacked with the keys of machines that have fallen, with others, and with none
-(NET-08).
-"""
+"""The controller's databases, attacked with machines' keys, other keys and none (NET-08)."""
 
 from __future__ import annotations
 
@@ -8,19 +6,19 @@ import json
 import time
 from collections.abc import Mapping
 
-from checks.support.breaches import command, controller
+from checks.support.breaches import controller, shell_breach
 from testbed.errors import InstrumentError
 from testbed.model.exposure import NORTHBOUND
 from testbed.model.topology import Plane
 from testbed.plan.host_config.settings import SOUTHBOUND
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 
 _ROLE, _PORT = "role=ovn-controller", 6642
 _TABLES = ("Chassis", "Datapath_Binding", "Logical_Flow", "Port_Binding", "SB_Global")
 
-# Speaks OVSDB's protocol (RFC 7047), as a stranger: it asks for the databases' names.
+# An OVSDB client (RFC 7047) without valid credentials, which asks for the names of the databases.
 _STRANGER = """
 import json, os, socket, ssl, subprocess, tempfile, time
 address, port, own, tables = json.loads(REQUEST)
@@ -72,10 +70,9 @@ with tempfile.TemporaryDirectory() as folder:
     answers = {"strangers": {name: stranger(way) for name, way in ways.items()}}
 """  # noqa: E501 - lines of a program
 
-# As the node it marks rows that are not its own, one transaction for each table, and takes the mark off again
-# where that was
-# allowed. Then it does what OVN's roles allow: reads, and claims another node's port, until that node has it
-# back.
+# With the node's credentials it writes a mark into rows of others, in one transaction for each table, and
+# removes the mark where that was allowed. Then it uses the permissions of OVN's roles: it reads, claims
+# another node's port, and waits until that node has it back.
 _ATTACK = f"""{_STRANGER}
 def marking(table, verb, value):
     where = [["name", "!=", own]] if table == "Chassis" else []
@@ -127,15 +124,14 @@ print(json.dumps(answers))
 """  # noqa: E501 - lines of a program
 
 
-_WAYS = 3  # in which a stranger of `_STRANGER` asks
+_WAYS = 3  # ways in which `_STRANGER` connects
 
 
 def _require_refusals(answers: Mapping[str, str], asked: int) -> None:
-    """Return if every stranger was refused: one that was not answered in time was not.
+    """Require that every stranger was refused; a late answer is no refusal.
 
     Raises:
         InstrumentError: one was not refused, or did not ask.
-
     """
     unsure = [
         f"{name}: {answer}" for name, answer in answers.items() if not str(answer).startswith("refused: ")
@@ -152,7 +148,7 @@ def _connect(stage: Stage, *words: str) -> None:
 
 
 def _speaks(name: str, *words: str) -> Breach:
-    """Return a breach by another way in which the southbound database listens."""
+    """Return a breach by another connection setting of the southbound database."""
     return Breach(
         name,
         open=lambda stage: _connect(stage, *words),
@@ -173,8 +169,8 @@ def _speaks(name: str, *words: str) -> Breach:
         _speaks("the southbound database speaks in the clear", _ROLE, f"ptcp:{_PORT}"),
     ),
 )
-def test_a_fallen_node_speaks_for_itself_only(fleet: Fleet, node: Machine) -> None:
-    place = str(fleet.testbed.controller.address(Plane.MANAGEMENT))
+def test_a_fallen_node_speaks_for_itself_only(fleet: Fleet, node: MachineView) -> None:
+    place = str(fleet.topology.controller.address(Plane.MANAGEMENT))
     answers = node.python(_ATTACK, json.dumps([place, _PORT, node.name, _TABLES]))
     fleet.evidence.record(
         node.name, "measured", "what OVN's roles leave to a fallen node", answers.get("still"), time.time()
@@ -221,14 +217,14 @@ _CERTIFICATE = "with a machine's certificate"
     severity="critical",
     effect=Effect.PROBES,
     breaches=(
-        command(
+        shell_breach(
             "the northbound database takes the certificate of any machine",
             opens=lambda _: f"cat /run/testbed/ovn/ca.pem >> {_AUTHORITY}",
             closes=lambda _: f"sed -i '/END CERTIFICATE/q' {_AUTHORITY}",
             shows=lambda _: f"[ $(grep -c BEGIN {_AUTHORITY}) = 2 ]",
             where=controller,
         ),
-        command(
+        shell_breach(
             "the northbound database speaks in the clear",
             opens=lambda _: "ovn-nbctl set-connection ptcp:6641",
             closes=lambda _: "ovn-nbctl set-connection pssl:6641",
@@ -238,8 +234,8 @@ _CERTIFICATE = "with a machine's certificate"
     ),
 )
 def test_the_northbound_database_knows_administrators_only(fleet: Fleet) -> None:
-    # Asked where no firewall is in between: nobody but the administrator's address reaches the port (NET-09).
-    machine = fleet.machines[fleet.testbed.controller.name]
+    # Runs on the controller, behind its firewall: only the administrator's address reaches the port (NET-09).
+    machine = fleet.machines[fleet.topology.controller.name]
     program = (
         f"{_STRANGER}\nanswers['strangers'][{_CERTIFICATE!r}] = stranger(secured(*KEYS))\n"
         "print(json.dumps(answers))"

@@ -1,4 +1,4 @@
-"""What tenants' networks carry: what the topology allows, to whom it is for, and nothing else."""
+"""Reachability between guests, compared with the topology: allowed flows and no others."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import time
 from checks.support.breaches import (
     ALLOW_ALL,
     TABLE,
-    command,
+    acl_breach,
+    address_breach,
     has_flow,
     has_neighbours,
     has_pair,
     has_sharers,
     mirrored,
     needs_company,
-    readdressed,
-    ruled,
+    shell_breach,
     unjoined,
     where,
 )
 from checks.support.flow_shortcuts import shortcut
 from checks.support.lying_guest import concealed
 from checks.support.network_observation import judge, overheard, survey
+from testbed.model.cell import by_pair
 from testbed.plan.ovn_acls import Acl
 from testbed.verify.breach_context import Host, Stage
 from testbed.verify.check import Effect, check
@@ -67,7 +68,7 @@ def _pair(stage: Stage) -> str:
         ),
         *where(
             lambda stage: unjoined(stage) is not None,
-            command(
+            shell_breach(
                 "a guest may ask for the IPv6 address of a neighbour that no flow joins it with",
                 opens=lambda s: f"nft add element netdev neighbours allowed {_pair(s)}",
                 closes=lambda s: f"nft destroy element netdev neighbours allowed {_pair(s)}",
@@ -86,19 +87,19 @@ def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
     fleet.evidence.record("fleet", "matrix", f"{len(found)} cells", "\n".join(rows), time.time())
     for cell, arrived in found:
         fleet.saw(cell, arrived=arrived)
-    leaks = [str(cell) for cell, arrived in found if arrived and not cell.allowed]
+    leaks = [cell for cell, arrived in found if arrived and not cell.allowed]
     assert not leaks, (
-        f"{len(leaks)} of {len(found)} cells leak: {'; '.join(leaks[:6])}{_concealed(seen.observation)}"
+        f"{len(leaks)} of {len(found)} cells leak: {by_pair(leaks)}{_concealed(seen.observation)}"
     )
-    dead = [str(cell) for cell, arrived in found if cell.allowed and not arrived]
-    assert not dead, f"{len(dead)} allowed cells do not work: {'; '.join(dead[:6])}"
+    dead = [cell for cell, arrived in found if cell.allowed and not arrived]
+    assert not dead, f"{len(dead)} allowed cells do not work: {by_pair(dead)}"
     past = [f"{len(marks)} at {guest}" for guest, marks in seen.observation.past().items()]
     assert not past, f"frames came to guests by a path that their nodes do not see: {'; '.join(past[:6])}"
     seen.require_agreement("NET-01")
 
 
 def _concealed(observation: Observation) -> str:
-    """Return which guests do not tell of what came in, in words behind others."""
+    """Return, as the end of a message, the guests that conceal received frames."""
     return "".join(
         f"; {guest} conceals {len(marks)} frames" for guest, marks in observation.concealed().items()
     )
@@ -115,10 +116,12 @@ def _concealed(observation: Observation) -> str:
         shortcut(
             "one port that no probe tries leads to another guest", f"tcp,dl_dst={{victim}},tp_dst={_UNTRIED}"
         ),
-        *where(has_neighbours, ruled("a rule allows one port that no probe tries", lambda _: _ALLOW_ONE)),
+        *where(
+            has_neighbours, acl_breach("a rule allows one port that no probe tries", lambda _: _ALLOW_ONE)
+        ),
         *where(
             lambda stage: not (has_pair(stage) or has_neighbours(stage)),
-            command(
+            shell_breach(
                 "one port that no probe tries leads to the root partition",
                 opens=lambda s: f"{TABLE} add-flow br-int '{_to_root(s)},actions=LOCAL'",
                 closes=lambda s: f"{TABLE} --strict del-flows br-int '{_to_root(s)}'",
@@ -131,7 +134,7 @@ def _concealed(observation: Observation) -> str:
 def test_no_path_is_left_open(fleet: Fleet) -> None:
     survey(
         fleet
-    )  # what the tables promise counts only while packets keep it: declared flows and DHCP must work
+    )  # the result for the tables counts only if packets confirm it: declared flows and DHCP must work
     started, found = time.time(), fleet_paths.arrivals(fleet, fleet_paths.bridges(fleet))
     fleet.evidence.record(
         "fleet", "paths", f"{len(found)} classes of packets", "\n".join(map(str, found))[:20_000], started
@@ -152,7 +155,7 @@ def test_no_path_is_left_open(fleet: Fleet) -> None:
     breaches=(
         *where(
             has_flow,
-            readdressed(
+            address_breach(
                 "a port takes frames for unknown MAC addresses",
                 lambda stage: stage.receiver().nic,
                 lambda stage: [stage.receiver().nic.pinned, "unknown"],

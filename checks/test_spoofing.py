@@ -1,22 +1,22 @@
-"""Who a guest can pretend to be, attacked with raw frames from inside guests and watched at every receiver.
+"""Spoofing: raw frames with false claims from guests, recorded at every receiver.
 
-Each wall has several layers: the port's own addresses, the sender's rules, the receiver's rules. So three
-kinds of witnesses speak: packets at the receivers, the sender's node's pipeline, and OVN's databases.
+Each wall has several layers: the port's own addresses, the sender's rules, the receiver's rules. So there
+are three kinds of witnesses: packets at the receivers, the sender's node's pipeline, and OVN's databases.
 """
 
 from __future__ import annotations
 
 from checks.support.attacker_positions import NOWHERE6
 from checks.support.breaches import (
-    command,
+    acl_breach,
+    address_breach,
     has_flow,
     has_neighbours,
     has_pair,
     has_six,
-    loosened,
     mirrored,
-    readdressed,
-    ruled,
+    port_security_breach,
+    shell_breach,
     six_sender,
     switch,
     where,
@@ -32,8 +32,10 @@ from testbed.verify.breach_context import Host, Stage
 from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 
-_UNPINNED = loosened("a port's address pinning is gone", lambda _: [])
-_BY_MAC_ONLY = loosened("a port is pinned by MAC address only", lambda stage: [stage.sender.nic.mac])
+_UNPINNED = port_security_breach("a port's address pinning is gone", lambda _: [])
+_BY_MAC_ONLY = port_security_breach(
+    "a port is pinned by MAC address only", lambda stage: [stage.sender.nic.mac]
+)
 
 
 @check(
@@ -43,7 +45,7 @@ _BY_MAC_ONLY = loosened("a port is pinned by MAC address only", lambda stage: [s
     effect=Effect.PROBES,
     breaches=(
         _UNPINNED,
-        loosened(
+        port_security_breach(
             "a port may use another tenant's MAC address as well",
             lambda stage: [stage.sender.nic.pinned, _stranger_of(stage)],
         ),
@@ -55,10 +57,13 @@ def test_source_mac_is_pinned(fleet: Fleet) -> None:
 
 
 def _stranger_of(stage: Stage) -> str:
-    """Return the MAC address of another tenant's guest, else of another guest, else one that no guest has."""
+    """Return the MAC address of another tenant's guest if possible.
+
+    Else it is that of another guest, else an unused one.
+    """
     own = stage.sender.guest
     others = sorted(
-        (guest for guest in stage.testbed.guests if guest is not own),
+        (guest for guest in stage.topology.guests if guest is not own),
         key=lambda guest: guest.tenant == own.tenant,
     )
     return others[0].nics[0].mac if others else f"0e{own.nics[0].mac[2:]}"
@@ -77,18 +82,16 @@ def test_arp_does_not_lie(fleet: Fleet) -> None:
 
 
 def _any_sender(stage: Stage) -> Acl:
-    """Return a rule like the receiver's own, which does not ask for the sender's address once more."""
+    """Return a rule like the receiver's own, but without its match on the sender's address."""
     flow = stage.flow()
     return Acl("to-lport", 2000, f'outport == "{flow.target.nic.port}" && {flow.match}', "allow-related")
 
 
 def _neighbours(stage: Stage) -> tuple[Guest, Guest] | None:
-    """Return source and a guest on its node to which it has no business to send, for a flow that has such a
-    one.
-    """
-    for flow in flows(stage.testbed):
+    """Return a flow's source and a guest on its node that is no end of the flow, or None."""
+    for flow in flows(stage.topology):
         source, ends = flow.source.guest, (flow.source.guest, flow.target.guest)
-        others = [guest for guest in stage.testbed.guests_on(source.node) if guest not in ends]
+        others = [guest for guest in stage.topology.guests_on(source.node) if guest not in ends]
         if others and source.nics[0] == flow.source.nic:
             return source, others[0]
     return None
@@ -103,7 +106,7 @@ def _any_six(stage: Stage) -> list[str]:
     return [
         (
             f"{one.nic.mac} {one.nic.address} "
-            f"{stage.testbed.tenant(one.guest.tenant).network(one.nic.network).network6}"
+            f"{stage.topology.tenant(one.guest.tenant).network(one.nic.network).network6}"
         )
     ]
 
@@ -115,7 +118,9 @@ def _any_six(stage: Stage) -> list[str]:
     effect=Effect.PROBES,
     breaches=(
         _BY_MAC_ONLY,
-        *where(has_flow, ruled("the receiver's rule takes any sender", lambda stage: (_any_sender(stage),))),
+        *where(
+            has_flow, acl_breach("the receiver's rule takes any sender", lambda stage: (_any_sender(stage),))
+        ),
         shortcut("packets of another address go past the pinning", "dl_type=0x0800,nw_src=203.0.113.7"),
         shortcut(
             "IPv6 packets of another address go past the pinning", f"dl_type=0x86dd,ipv6_src={NOWHERE6}"
@@ -131,7 +136,7 @@ def _any_six(stage: Stage) -> list[str]:
         ),
         *where(
             has_six,
-            loosened(
+            port_security_breach(
                 "a port may use every IPv6 address of its network",
                 _any_six,
                 lambda stage: six_sender(stage).nic,
@@ -168,14 +173,14 @@ def _guarded(stage: Stage) -> Host:
         ),
         *where(
             has_six,
-            command(
+            shell_breach(
                 "the guard lets router advertisements through",
                 opens=lambda _: "nft insert rule netdev neighbours judge icmpv6 type nd-router-advert return",
                 closes=lambda _: f"nft -f {RULES}",
                 shows=lambda _: "nft list chain netdev neighbours judge | grep -q nd-router-advert",
                 where=_guarded,
             ),
-            command(
+            shell_breach(
                 "the guard lets guests tell any MAC address",
                 opens=lambda _: (
                     "nft insert rule netdev neighbours judge icmpv6 type nd-neighbor-solicit return"
@@ -186,7 +191,7 @@ def _guarded(stage: Stage) -> Host:
                 ),
                 where=_guarded,
             ),
-            command(
+            shell_breach(
                 "a guest's interface is not guarded",
                 opens=lambda stage: f"nft flush chain netdev neighbours {_tap(stage)}",
                 closes=lambda stage: f"{ATTACH} {_tap(stage)}",
@@ -218,11 +223,11 @@ def _answers(port: int) -> tuple[Acl, ...]:
     severity="high",
     effect=Effect.PROBES,
     breaches=(
-        ruled("guests of a network may answer DHCP", lambda _: _answers(67)),
-        ruled("guests of a network may answer DHCPv6", lambda _: _answers(547)),
+        acl_breach("guests of a network may answer DHCP", lambda _: _answers(67)),
+        acl_breach("guests of a network may answer DHCPv6", lambda _: _answers(547)),
         *where(
             has_neighbours,
-            readdressed(
+            address_breach(
                 "DHCP hands a guest another's address",
                 lambda stage: stage.sender.nic,
                 lambda stage: [f"{stage.sender.nic.mac} {stage.receiver().nic.addresses}"],

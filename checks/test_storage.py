@@ -1,13 +1,13 @@
-"""Storage walls, attacked from a worker: the QEMU process of one tenant, taken over."""
+"""Storage walls, attacked from one tenant's QEMU process under an attacker's control."""
 
 from __future__ import annotations
 
-from checks.support.breaches import command, has_strangers, load, needs_guest, rules, where
+from checks.support.breaches import has_strangers, load, needs_guest, rules, shell_breach, where
 from testbed.model.topology import FIRST_WORKER_UID, IMAGES, POOLS, Guest
 from testbed.verify.attackers.worker import Attempt, succeeded
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import Effect, check
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 
 BASE = f"{IMAGES}/guest/root.raw"
 
@@ -17,7 +17,7 @@ def _stranger_file(stage: Stage) -> str:
 
 
 def _stranger_uid(stage: Stage) -> int:
-    """Return the account of another tenant's worker on the node, or one that no worker there has."""
+    """Return the account of another tenant's worker on the node, or an unused account."""
     if has_strangers(stage):
         return stage.strangers()[1].uid
     used = {guest.uid for guest in stage.guests}
@@ -55,13 +55,13 @@ def _named(stage: Stage) -> str:
     local=True,
     applies=needs_guest,
     breaches=(
-        command(
+        shell_breach(
             "a volume's mode is 0666",
             opens=lambda stage: f"chmod 0666 {stage.guests[-1].disks[-1]}",
             closes=lambda stage: f"chmod 0600 {stage.guests[-1].disks[-1]}",
             shows=lambda stage: f"[ $(stat -c %a {stage.guests[-1].disks[-1]}) = 666 ]",
         ),
-        command(
+        shell_breach(
             "a pool's access list lets another tenant's worker in",
             opens=lambda stage: f"setfacl -m u:{_stranger_uid(stage)}:x {stage.guest.pool}",
             closes=lambda stage: f"setfacl -x u:{_stranger_uid(stage)} {stage.guest.pool}",
@@ -69,7 +69,7 @@ def _named(stage: Stage) -> str:
         ),
         *where(
             has_strangers,
-            command(
+            shell_breach(
                 "a worker's profile names another tenant's volume",
                 opens=lambda stage: (
                     f"echo '  \"{_stranger_file(stage)}\" rw,' >> {rules(stage.guest)}; {load(stage.guest)}"
@@ -79,7 +79,7 @@ def _named(stage: Stage) -> str:
                 ),
                 shows=_named,
             ),
-            command(
+            shell_breach(
                 "mode, pool and profile all let a worker at another tenant's volume",
                 opens=_open_all_layers,
                 closes=_close_all_layers,
@@ -88,11 +88,11 @@ def _named(stage: Stage) -> str:
         ),
     ),
 )
-def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: Machine) -> None:
-    guests = fleet.testbed.guests_on(node.name)
+def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: MachineView) -> None:
+    guests = fleet.topology.guests_on(node.name)
     for attacker in guests:
         others = [guest for guest in guests if guest.tenant != attacker.tenant]
-        # Of each account, what it may open: of another guest's worker its volumes, of root the folders.
+        # Files that each account may open: another guest's worker its volumes, root the folders.
         attempts = {
             guest.uid: [Attempt(verb, file) for file in guest.disks for verb in ("read", "write")]
             for guest in others
@@ -115,8 +115,8 @@ def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: Machine) 
             assert volume.uid == guest.uid, f"{file} belongs to uid {volume.uid}, not to {guest.worker}"
 
 
-def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
-    """A pool's access list lets its own tenant's workers pass, and nobody else do anything."""
+def _require_own_pool(node: MachineView, owners: list[Guest]) -> None:
+    """Require that a pool's access list lets only its own tenant's workers pass."""
     pool = owners[0].pool
     entries = node.read(f"getfacl -pcn {pool}").split()
     known = {
@@ -140,7 +140,7 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
     breaches=(
         *where(
             lambda stage: bool(stage.guests),
-            command(
+            shell_breach(
                 (
                     "the images are mounted read-write, the base image is world-writable, and a worker's "
                     "profile allows it"
@@ -160,7 +160,7 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
                 ),
             ),
         ),
-        command(
+        shell_breach(
             "the images are mounted read-write",
             opens=lambda _: f"mount -o remount,rw {IMAGES}",
             closes=lambda _: f"mount -o remount,ro {IMAGES}",
@@ -168,21 +168,21 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
         ),
     ),
 )
-def test_base_images_are_immutable(fleet: Fleet, node: Machine) -> None:
+def test_base_images_are_immutable(fleet: Fleet, node: MachineView) -> None:
     readable = Attempt("read", BASE)
     attacks = [
         Attempt("write", BASE),
         Attempt("write", f"{IMAGES}/guest/vmlinux"),
         Attempt("write", f"{IMAGES}/guest/initrd"),
     ]
-    for attacker in fleet.testbed.guests_on(node.name):
+    for attacker in fleet.topology.guests_on(node.name):
         reached = succeeded(node, attacker, [readable, *attacks])
         assert reached <= {readable}, (
             f"the worker of {attacker.label} could: {', '.join(sorted(map(str, reached - {readable})))}"
         )
     mounts = node.read(
         f"findmnt -no OPTIONS {IMAGES}"
-    ).splitlines()  # several, if one is mounted over another
+    ).splitlines()  # several lines, if one mount covers another
     assert mounts, f"{IMAGES} is not mounted"
     assert all("ro" in options.split(",") for options in mounts), f"{IMAGES} is mounted {'; '.join(mounts)}"
     for line in node.read(f"stat -c '%a %U %n' {IMAGES}/guest/*").splitlines():

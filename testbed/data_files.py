@@ -1,4 +1,7 @@
-"""Where playbooks, checks and example topologies are: in a checkout, or next to an installed package."""
+"""Paths of the folders of playbooks, checks and example topologies.
+
+They are in the checkout, or below ``share/testbed`` of an installed package.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The errors a user can meet, each in three parts: what happened, the fact observed, what to do.
+"""Errors that users meet, in three parts: the failure, the fact observed, the remedy.
 
-Two families, never mixed. A `TestbedError` says that the tool, the machine or the input is at fault;
-its exit code is part of the command-line contract (DESIGN.md, section 7). That a wall is open is not an
+Two families, never mixed. A `TestbedError` means that the tool, the machine or the input is at fault;
+its exit code is part of the command-line contract (docs/design.md, section 7). That a wall is open is not an
 error of the tool: it is a verdict, raised only by an ``assert`` written in a check.
 """
 
@@ -27,12 +27,12 @@ class Exit(IntEnum):
 
 
 class TestbedError(Exception):
-    """Root of all errors shown to a user.
+    """Root of all errors that users see.
 
     Args:
-        what: one sentence that says what could not be done.
-        fact: what was observed.
-        remedy: what the reader can do about it.
+        what: the failure, in one sentence.
+        fact: the observation that shows it.
+        remedy: an action that the reader can take.
 
     """
 
@@ -46,7 +46,7 @@ class TestbedError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        bar = f"{'':10}| "  # what was observed may be a guest's words, and has as many lines as it likes
+        bar = f"{'':10}| "  # the fact may quote a guest: of any number of lines
         return (
             f"{line(self.what)}\n  observed: {block(self.fact, bar)}\n  to do:    {block(self.remedy, bar)}"
         )
@@ -65,11 +65,11 @@ class MachineError(TestbedError):
 
 
 class ImageError(TestbedError):
-    """An image could not be baked, or is not what it was."""
+    """An image could not be built, or has changed since it was built."""
 
 
 class ProvisioningError(TestbedError):
-    """A part of the lab did not reach its desired state; running the command again resumes."""
+    """A part of the lab did not reach its desired state; the same command, run again, resumes."""
 
 
 class LockedError(TestbedError):
@@ -84,7 +84,7 @@ class InstrumentError(TestbedError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Mistake:
-    """One thing wrong in a topology file.
+    """One mistake in a topology file.
 
     Args:
         line: line of the file, from 1.

@@ -1,8 +1,7 @@
-"""When Python looks for garbage that refers to itself: not while objects by the hundred thousand are made to
-stay.
+"""Pause Python's cyclic garbage collector while many objects are made that stay alive.
 
-It looks whenever there are a quarter more objects than there were, at all of them; for large topologies that
-is half of what reading, resolving and planning cost.
+A full collection starts whenever the number of objects has grown by a quarter, and visits all of them. For
+large topologies that is half of the time for reading, resolving and planning.
 """
 
 from __future__ import annotations
@@ -13,9 +12,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Look for no such garbage meanwhile; where somebody else has said so already, go on like that. Decorates
-    functions, too.
+def gc_disabled() -> Iterator[None]:
+    """Disable the cyclic garbage collector inside the block.
+
+    Calls can be nested: only the outermost enables it again, and only if it was enabled before. Works as a
+    decorator, too.
     """
     before = gc.isenabled()
     gc.disable()

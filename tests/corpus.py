@@ -230,7 +230,10 @@ def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def _of_values(draw: random.Random) -> str:
-    """Return a shipped topology with one to three of its values replaced, removed, renamed or added to."""
+    """Return a shipped topology after one to three random changes of its values.
+
+    Values are replaced, removed, renamed or added.
+    """
     data = yaml.safe_load(draw.choice(TOPOLOGIES).read_text())
     for _ in range(draw.randint(1, 3)):
         paths = list(_paths(data))
@@ -296,7 +299,10 @@ def _of_text(draw: random.Random) -> str:
 
 
 def corpus(count: int, seed: int) -> list[tuple[str, str]]:
-    """Return so many hostile files as pairs of name and text; the fixed ones come first, if there is room."""
+    """Return `count` hostile files as pairs of name and text.
+
+    The fixed ones come first, if there is room.
+    """
     draw = random.Random(seed)
     fixed = [*OTHERS.items(), *((name, make()) for name, make in EXPENSIVE.items())]
     if count < len(fixed) * 2:
@@ -310,8 +316,9 @@ def corpus(count: int, seed: int) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one file was answered: exit code, output (both streams), seconds of CPU, MiB of memory taken for
-    it.
+    """The command's answer to one file.
+
+    It has the exit code, the output (both streams), seconds of CPU, and MiB of memory used.
     """
 
     code: int

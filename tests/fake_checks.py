@@ -1,4 +1,4 @@
-"""A wall made of nothing, checks of it as files, and a fleet without machines to run them against."""
+"""A simulated wall, files with checks of it, and a fleet without machines for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from testbed.report.result import Run, exit_code, to_json
 from testbed.topology_file.loader import read
 from testbed.verify.evidence import Evidence
 from testbed.verify.runner.plugin import Checks, run_checks
-from testbed.verify.runner.proof_cache import Proven, Proving
+from testbed.verify.runner.proof_cache import ProofCache, Proving
 
 NUMBERS = count()
 TOPOLOGY = Path(__file__).parents[1] / "topologies/one-node.yaml"
@@ -41,7 +41,7 @@ BREACH = Breach("opens it", opens, closes, lambda stage: WALL["open"])
 class FakeFleet:
     """As much of a fleet as the plug-in needs."""
 
-    testbed: Any
+    topology: Any
     evidence: Evidence
     machines: dict[str, Any]
     lab: Any
@@ -56,14 +56,14 @@ class FakeFleet:
         return replace(self, evidence=self.evidence.apart())
 
 
-def fake_fleet(folder: Path, topology: Path = TOPOLOGY) -> FakeFleet:
+def fake_fleet(folder: Path, file: Path = TOPOLOGY) -> FakeFleet:
     """Return a fleet whose machines have names and nothing else."""
-    lab = resolve(read(topology).spec)
-    machines = {machine.name: SimpleNamespace(name=machine.name) for machine in lab.machines}
-    nodes = {node.name: machines[node.name] for node in lab.nodes}
+    topology = resolve(read(file).spec)
+    machines = {machine.name: SimpleNamespace(name=machine.name) for machine in topology.machines}
+    nodes = {node.name: machines[node.name] for node in topology.nodes}
     (folder / "lab").mkdir(exist_ok=True)
-    opened = SimpleNamespace(testbed=lab, nodes=nodes, workspace=Workspace(folder, "lab"))
-    return FakeFleet(lab, Evidence(folder / "evidence"), machines, opened)
+    opened = SimpleNamespace(topology=topology, nodes=nodes, workspace=Workspace(folder, "lab"))
+    return FakeFleet(topology, Evidence(folder / "evidence"), machines, opened)
 
 
 def checks_of(folder: Path, body: str) -> Path:
@@ -79,7 +79,7 @@ def run_body(
 ) -> Checks:
     """Run the checks of one file."""
     given.setdefault("progress", lambda _: None)
-    proven = Proven(folder / "proven.json", folder, [], Proving.EVERYTHING) if prove else None
+    proven = ProofCache(folder / "proven.json", folder, [], Proving.EVERYTHING) if prove else None
     fleet: Any = fake_fleet(folder)
     return run_checks(fleet, checks_of(folder, body), prove=proven, only=only, **given)
 

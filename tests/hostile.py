@@ -1,4 +1,4 @@
-"""Guests and machines that do everything to keep us waiting, to fill our memory, or to speak in our name."""
+"""Hostile guests and machines, which delay answers, fill our memory, or imitate our output."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class HostileAgent:
     """A guest's agent as libvirt shows it: each question costs time, and may have an answer.
 
     Args:
-        answers: by command, what it answers; an exception is raised. A function is asked each time.
+        answers: the answer to each command; an exception is raised, a function is called each time.
         cost: seconds of each answer; libvirt gives up after the time-out of the question.
 
     """

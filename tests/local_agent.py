@@ -1,5 +1,6 @@
-"""A guest agent whose guest is this machine: it opens files as the real one does (QEMU's
-qga/commands-posix.c).
+"""A guest agent whose guest is this machine.
+
+It opens files as the real one does (QEMU's qga/commands-posix.c).
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Topologies of odd shapes: what a lab may lack, one thing each, so that no wall hangs on what most labs
-have.
+"""Topologies of odd shapes: each lacks one thing that most labs have.
+
+So no wall depends on such a thing.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.topology_file.loader import load, read
 
 TOPOLOGIES = Path(__file__).parents[1] / "topologies"
@@ -69,7 +70,7 @@ ODD = {
 SHIPPED = sorted(path.stem for path in TOPOLOGIES.glob("*.yaml"))
 
 
-def lab_of(name: str) -> Testbed:
+def lab_of(name: str) -> Topology:
     """Return a topology by the name of its shape, or of its file."""
     if name in ODD:
         return resolve(load(f"version: 1\nname: odd\n{ODD[name]}", f"{name}.yaml", machine_memory=None).spec)

@@ -1,6 +1,4 @@
-"""Two guests, played by network namespaces, and between them a wire that can drop or delay what it is told
-to.
-"""
+"""Two guests as network namespaces, and between them a wire that can drop or delay frames."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from typing import Any
 
 from testbed.errors import InstrumentError
 from testbed.model.reachability import ReachMatrix
-from testbed.model.topology import Guest, Testbed
+from testbed.model.topology import Guest, Topology
 from testbed.payload.probe import wire as messages
 from testbed.verify.guest_agent import Files
 from testbed.verify.probe.transport import FOLDER
@@ -41,7 +39,7 @@ class Switch(threading.Thread):
         self.late: Callable[[bytes], float] = lambda _: 0  # seconds by which a frame is delayed
         self.aside: Callable[[bytes], bool] = lambda _: (
             False
-        )  # frames that go past whoever sniffs here (packet(7))
+        )  # frames that bypass packet sockets here (packet(7))
         self.stopped = 0
         self.ending = False
         self.ends = [socket.socket(socket.AF_PACKET, socket.SOCK_RAW) for _ in names]
@@ -72,11 +70,11 @@ class Switch(threading.Thread):
 
 
 class Node:
-    """The guests' node, played by this namespace: its taps are the near ends of the guests' wires.
+    """The guests' node, in this namespace: its taps are the near ends of the guests' wires.
 
     Args:
         names: name of the near end by tap.
-        folder: where its probe lives.
+        folder: where its probe is.
     """
 
     name = "node-a"
@@ -133,18 +131,23 @@ class Node:
 class Wire:
     """As much of a fleet as the network probes need: two guests, played by network namespaces."""
 
-    def __init__(self, lab: Testbed, folder: Path) -> None:
-        self.testbed, self.matrix, self.folder, self.pids = lab, ReachMatrix.of(lab), folder, dict[str, int]()
+    def __init__(self, topology: Topology, folder: Path) -> None:
+        self.topology, self.matrix, self.folder, self.pids = (
+            topology,
+            ReachMatrix.of(topology),
+            folder,
+            dict[str, int](),
+        )
         self.programs: dict[str, int] = {}
         self.evidence = SimpleNamespace(record=lambda *_: None)
         self.instruments: dict[str, Any] = {}
         self.kill_before = ""
         self.switch: Switch
         self.node: Node
-        self.pythons: dict[str, str] = {}  # what starts the probe in a guest, where it is not Python
+        self.pythons: dict[str, str] = {}  # program that starts the probe in a guest, if it is not Python
         self.lie: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda _, answer: (
             answer
-        )  # what a guest makes of its answer
+        )  # changes the answer of a guest
 
     @property
     def machines(self) -> dict[str, Node]:

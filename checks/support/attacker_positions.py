@@ -1,4 +1,4 @@
-"""Where an attacker stands: who sends, and whom it can pretend to be."""
+"""Positions of attackers: the senders, and the identities that each can claim."""
 
 from __future__ import annotations
 
@@ -22,21 +22,20 @@ NOWHERE, NOWHERE6 = "203.0.113.7", "2001:db8::7"  # RFC 5737, RFC 3849
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """A sender and whom it can pretend to be.
+class Position:
+    """A sender and the identities that it can claim.
 
     Args:
         peer: the other end of a flow that the sender may open, else a neighbour, else the network's own
             server.
-        protocol: the flow's; empty where the sender has none. Its packets are then what a rule lets every
-            guest send.
+        protocol: the flow's; empty where the sender has none. Its packets are then those that a rule allows
+            to every guest.
         port: the flow's port; 0 where there is none.
-        free: an address of the network that nobody has.
-        free6: an IPv6 address that nobody has, of the network if it has any.
+        free: an unused address of the network.
+        free6: an unused IPv6 address, of the network if it has any.
         management: an address of the fleet's own.
         tunnels: addresses at which nodes take tunnelled frames.
         key: tunnel key of the stranger's network.
-
     """
 
     number: int
@@ -54,16 +53,16 @@ class Scene:
 
     @property
     def link(self) -> Ether:
-        """Honest Ethernet to the peer."""
+        """Ethernet header to the peer, with true addresses."""
         return Ether(src=self.sender.mac, dst=self.peer.mac)
 
     @property
-    def shout(self) -> Ether:
-        """Honest Ethernet to everybody."""
+    def broadcast_link(self) -> Ether:
+        """Ethernet header to all, with the true source address."""
         return Ether(src=self.sender.mac, dst=BROADCAST)
 
     def ip(self, source: str = "", flags: str = "") -> Packet:
-        """Return IPv4 to the peer, from the sender unless told otherwise."""
+        """Return an IPv4 header to the peer, from the sender unless another source is given."""
         return IP(
             src=source or str(self.sender.address),
             dst=str(self.peer.address),
@@ -72,19 +71,19 @@ class Scene:
         )
 
     def six(self, source: str = "", hops: int = 64) -> Packet:
-        """Return IPv6 to the peer, from the sender unless told otherwise."""
+        """Return an IPv6 header to the peer, from the sender unless another source is given."""
         return IPv6(src=source or six_of(self.sender), dst=six_of(self.peer), hlim=hops)
 
     def body(self) -> Packet:
-        """Return what a packet of the flow holds behind its IPv4 header; without a flow, what a rule lets
-        every guest send.
+        """Return the layer behind the IPv4 header of the flow's first packet.
 
-        To the network's server that would be a question to DHCP, which is answered; so it is a segment then.
+        Without a flow it is a client's message to DHCP, which a rule allows to every guest. To the
+        network's server, which would answer that, it is a TCP segment.
         """
         return self._body(six=False)
 
     def body6(self) -> Packet:
-        """Return the same behind an IPv6 header."""
+        """Return the same layer behind an IPv6 header."""
         return self._body(six=True)
 
     def _body(self, *, six: bool) -> Packet:
@@ -97,13 +96,13 @@ def six_of(end: Endpoint) -> str:
     return str(end.address6 or end.link_local)
 
 
-def scenes(fleet: Fleet) -> list[Scene]:
-    """Return a scene for every interface of every guest."""
-    lab, everyone, flows = fleet.testbed, endpoints(fleet.testbed), ordered(fleet.testbed)
-    keys = {network.label: network.key for network in lab.switches()}
+def positions(fleet: Fleet) -> list[Position]:
+    """Return a position for every interface of every guest."""
+    topology, everyone, flows = fleet.topology, endpoints(fleet.topology), ordered(fleet.topology)
+    keys = {network.label: network.key for network in topology.switches()}
     found = []
     for number, sender in enumerate(everyone):
-        network = lab.tenant(sender.tenant).network(sender.interface)
+        network = topology.tenant(sender.tenant).network(sender.interface)
         server = Endpoint("", sender.network, network.server_mac, network.server, network.server6)
         taken = {item.address for item in everyone if item.network == sender.network}
         free = next(address for address in network.network.hosts() if address not in {*taken, network.server})
@@ -114,11 +113,11 @@ def scenes(fleet: Fleet) -> list[Scene]:
         neighbours = [(item, "", 0) for item in everyone if item.network == sender.network and item != sender]
         peer, protocol, port = next(chain(opens, neighbours), (server, "", 0))
         stranger = next((item for item in everyone if item.tenant != sender.tenant), peer)
-        management = str(lab.controller.address(Plane.MANAGEMENT))
-        tunnels = tuple(str(node.address(Plane.FABRIC)) for node in lab.nodes)
+        management = str(topology.controller.address(Plane.MANAGEMENT))
+        tunnels = tuple(str(node.address(Plane.FABRIC)) for node in topology.nodes)
         names = (str(free), str(free6), management)
         found.append(
-            Scene(
+            Position(
                 number,
                 sender,
                 peer,

@@ -1,4 +1,4 @@
-"""Parts that checks and their breaches are built from."""
+"""Building blocks of checks and their breaches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def controller(stage: Stage) -> Host:
     return stage.lab.central.host
 
 
-def command(
+def shell_breach(
     name: str,
     *,
     opens: Callable[[Stage], str],
@@ -57,7 +57,7 @@ def command(
 
 
 def needs_guest(stage: Stage) -> str | None:
-    """Return why a check of one node has nothing to look at there."""
+    """Return why a check of one node has nothing to observe there, or None."""
     return (
         None
         if stage.guests
@@ -66,23 +66,23 @@ def needs_guest(stage: Stage) -> str | None:
 
 
 def needs_other_tenants(stage: Stage) -> str | None:
-    """Return why no file on a node could belong to two tenants."""
-    if len(stage.testbed.tenants) < 2:
+    """Return why no file on a node could belong to two tenants, or None."""
+    if len(stage.topology.tenants) < 2:
         return "the topology has one tenant, so no file could belong to a second one"
     return needs_guest(stage)
 
 
 def needs_company(stage: Stage) -> str | None:
-    """Return why no guest's frame could come to another guest."""
+    """Return why no guest's frame could reach another guest, or None."""
     return (
         None
-        if len(stage.testbed.guests) > 1
+        if len(stage.topology.guests) > 1
         else "the topology has one guest, so there is no other one that its frames could come to"
     )
 
 
 def needs_flow(stage: Stage) -> str | None:
-    """Return why there is no connection whose rule could be taken away."""
+    """Return why there is no connection whose rule could be removed, or None."""
     return (
         None
         if has_flow(stage)
@@ -96,29 +96,28 @@ def profile(guest: Guest) -> str:
 
 
 def rules(guest: Guest) -> str:
-    """Return the path of the file of a guest's profile that names what its worker may open."""
+    """Return the path of the file that lists the paths which a guest's profile allows."""
     return f"{profile(guest)}.files"
 
 
 def load(guest: Guest) -> str:
-    """Return the command that puts a guest's profile into force as it stands on disk."""
+    """Return the command that loads a guest's profile from disk into the kernel."""
     return f"apparmor_parser -r {profile(guest)}"
 
 
 def mirrored(
     name: str, source: Callable[[Stage], Guest], device: Callable[[Stage], str], match: str = ""
 ) -> Breach:
-    """Return a breach by which a device of a guest's node sends copies of what the guest's first interface
-    sends.
+    """Return a breach by which a device sends copies of frames from the guest's first interface.
 
-    By nft, since the switch replaces what stands beside its policer whenever an interface changes.
+    It uses nft, since the switch replaces other tc filters beside its policer whenever an interface
+    changes.
 
     Args:
-        match: which frames, as nft(8) is told; all if empty.
-
+        match: expression of nft(8) that selects frames; all if empty.
     """
     table = re.sub(r"\W", "_", name)
-    return command(
+    return shell_breach(
         name,
         opens=lambda s: (
             f"nft 'add table netdev {table}; add chain netdev {table} copies "
@@ -132,54 +131,52 @@ def mirrored(
 
 
 def where(applies: Callable[[Stage], bool], *breaches: Breach) -> tuple[Breach, ...]:
-    """Return breaches that are tried only where a topology has the wall that they open."""
+    """Return breaches that apply only to topologies with the wall that they open."""
     return tuple(replace(breach, applies=applies) for breach in breaches)
 
 
 def has_flow(stage: Stage) -> bool:
-    """Tell whether a declared flow joins two guests."""
-    return bool(subjects.flows(stage.testbed))
+    """Return whether a declared flow joins two guests."""
+    return bool(subjects.flows(stage.topology))
 
 
 def has_pair(stage: Stage) -> bool:
-    """Tell whether the fleet has two guests that no flow joins."""
-    return subjects.pair(stage.testbed) is not None
+    """Return whether the fleet has two guests that no flow joins."""
+    return subjects.pair(stage.topology) is not None
 
 
 def has_neighbours(stage: Stage) -> bool:
-    """Tell whether two guests share a network."""
-    return subjects.neighbour(stage.testbed, stage.sender) is not None
+    """Return whether two guests share a network."""
+    return subjects.neighbour(stage.topology, stage.sender) is not None
 
 
 def has_sharers(stage: Stage) -> bool:
-    """Tell whether two guests are on the node of a case."""
-    return subjects.sharers(stage.testbed, stage.node.name) is not None
+    """Return whether two guests are on the node of a case."""
+    return subjects.sharers(stage.topology, stage.node.name) is not None
 
 
 def has_strangers(stage: Stage) -> bool:
-    """Tell whether guests of two tenants are on the node of a case."""
-    return subjects.strangers(stage.testbed, stage.node.name) is not None
+    """Return whether guests of two tenants are on the node of a case."""
+    return subjects.strangers(stage.topology, stage.node.name) is not None
 
 
 def has_six(stage: Stage) -> bool:
-    """Tell whether any guest has IPv6."""
-    return any(nic.address6 for guest in stage.testbed.guests for nic in guest.nics)
+    """Return whether any guest has IPv6."""
+    return any(nic.address6 for guest in stage.topology.guests for nic in guest.nics)
 
 
 def six_sender(stage: Stage) -> subjects.Attachment:
-    """Return the first interface with IPv6, or the first one of all where none has it."""
-    everyone = subjects.attachments(stage.testbed)
+    """Return the first interface with IPv6, else the first one."""
+    everyone = subjects.attachments(stage.topology)
     return next((item for item in everyone if item.nic.address6), everyone[0])
 
 
 def unjoined(stage: Stage) -> tuple[str, str, str] | None:
-    """Return node, interface and IPv6 address of two neighbours on a network that no declared flow joins, or
-    None.
-    """
-    lab = stage.testbed
-    found = {node.name: nd_guard.allowed(lab, node) for node in lab.nodes}
-    own = {item.nic.mac: item for item in subjects.attachments(lab)}
-    for one, other in permutations(endpoints(lab), 2):
+    """Return node, interface and IPv6 address of two neighbours without a flow, or None."""
+    topology = stage.topology
+    found = {node.name: nd_guard.allowed(topology, node) for node in topology.nodes}
+    own = {item.nic.mac: item for item in subjects.attachments(topology)}
+    for one, other in permutations(endpoints(topology), 2):
         node, tap = own[one.mac].guest.node, own[one.mac].nic.tap
         if one.network == other.network and one.address6 and (tap, str(other.address6)) not in found[node]:
             return node, tap, str(other.address6)
@@ -187,14 +184,15 @@ def unjoined(stage: Stage) -> tuple[str, str, str] | None:
 
 
 def switch(stage: Stage) -> str:
-    """Return the logical switch of the first declared flow, or else of a network with a guest, if possible
-    with two.
+    """Return the logical switch of the network that `testbed.model.subjects.sender` attacks.
+
+    It is that of the first declared flow, else of a network with a guest, if possible with two.
     """
     return stage.sender.network
 
 
-def ruled(name: str, rules: Callable[[Stage], tuple[Acl, ...]]) -> Breach:
-    """Return a breach by rules that are added to the `switch`."""
+def acl_breach(name: str, rules: Callable[[Stage], tuple[Acl, ...]]) -> Breach:
+    """Return a breach by ACLs that are added to the `switch`."""
 
     def in_force(stage: Stage) -> bool:
         present = stage.northbound.switches()[switch(stage)]["acls"]
@@ -209,18 +207,18 @@ def ruled(name: str, rules: Callable[[Stage], tuple[Acl, ...]]) -> Breach:
 
 
 _ALL = tuple(Acl(way, 2000, "ip", "allow") for way in ("from-lport", "to-lport"))
-ALLOW_ALL = ruled("a rule allows all IP inside a tenant's network", lambda _: _ALL)
+ALLOW_ALL = acl_breach("a rule allows all IP inside a tenant's network", lambda _: _ALL)
 
 
 def attacker(stage: Stage) -> GuestNic:
-    """Return the interface of who attacks a network."""
+    """Return the interface that attacks a network."""
     return stage.sender.nic
 
 
-def loosened(
+def port_security_breach(
     name: str, security: Callable[[Stage], list[str]], nic: Callable[[Stage], GuestNic] = attacker
 ) -> Breach:
-    """Return a breach by other addresses that an interface may use."""
+    """Return a breach by a port security that differs from the pinned addresses."""
     return Breach(
         name,
         open=lambda stage: stage.northbound.set_security(nic(stage).port, security(stage)),
@@ -229,10 +227,10 @@ def loosened(
     )
 
 
-def readdressed(
+def address_breach(
     name: str, nic: Callable[[Stage], GuestNic], addresses: Callable[[Stage], list[str]]
 ) -> Breach:
-    """Return a breach by other addresses at which a port is reached, and which DHCP hands out."""
+    """Return a breach by other addresses at which a port is reached, and which DHCP offers."""
     return Breach(
         name,
         open=lambda stage: stage.northbound.set_addresses(nic(stage).port, addresses(stage)),

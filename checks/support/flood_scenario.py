@@ -1,4 +1,4 @@
-"""Noise that a guest makes, and the heartbeat of a victim beside it (NET-12)."""
+"""Floods by a guest, and the heartbeat of a victim on the same node (NET-12)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from checks.support.attacker_positions import Scene, scenes
+from checks.support.attacker_positions import Position, positions
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.reachability import Endpoint, endpoints
 from testbed.model.subjects import loudest
@@ -27,68 +28,67 @@ from testbed.verify.observation.arrivals import Observation
 from testbed.verify.observation.observe import Attack, observe
 from testbed.verify.probe.client import in_guest
 from testbed.verify.probe.frames import BROADCAST, arp_reply, dhcp_discover
+from testbed.verify.probe.requests import Signal, Stream
 from testbed.verify.probe.tokens import Tokens
 
-_CALM, _BEAT = 5.0, 0.25  # seconds of calm; seconds between two beats of the victim's heart
-_DRAIN = 2.0  # seconds after the last flood until a node has worked off what it was given
-_FLOOD, _OPENING = 30.0, 60.0  # seconds that each flood may take; seconds that opening connections may take
-_SAVED = 1.0  # seconds' worth that the kernel's meter saves up besides its burst
-_EXCESS = (
-    1.05  # how far beyond what a limit may let through a flood must go, to show that the limit holds it back
-)
+_CALM, _BEAT = 5.0, 0.25  # seconds of calm; seconds between two requests of the victim's heartbeat
+_DRAIN = 2.0  # seconds after the last flood until a node has processed its queues
+_FLOOD, _OPENING = 30.0, 60.0  # limits in seconds of each flood, and of opening connections
+_SAVED = 1.0  # seconds of rate that the kernel's meter accumulates besides its burst
+_EXCESS = 1.05  # factor above a limit that a flood must reach, to show that the limit is in force
+_PORTS = 64512  # source ports that are not well-known (RFC 6335); also taken as ids of ICMP
 _SPACED = 0.002  # seconds between two new connections
-_LONGEST = 200.0  # seconds that the floods may take together
+_LONGEST = timeouts.FLOODS
 _SMALL, LARGE = 60, 1400  # octets
-# how far the kernel's meters may be above a limit; without a limit, what passes is several times as much
+# tolerance of the kernel's meters above a limit; without a limit, several times as much passes
 SLACK = 1.15
-CALM_BEATS, FLOOD_BEATS, LATER_BEATS = 5, 6, 7  # first octet of a DHCP transaction; other checks use 1 to 4
-# share of its heartbeat that a victim must have in calm: with less, the machine is too busy to tell a flood
-# by it
+CALM_BEATS, FLOOD_BEATS, LATER_BEATS = 5, 6, 7  # first octet of a DHCP transaction; controls use 1 and 2
+# share of answers that a victim must have in calm: with less, the machine is too busy to show a flood's
+# effect
 HEALTHY = 0.9
-LOST = 0.3  # share of it that a victim may lose more during floods than in calm
+LOST = 0.3  # further share of answers that a victim may lose during floods
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Who makes noise, at whom, and who suffers.
+    """The guest that floods, its target, and the victim.
 
     Args:
-        scene: the sender, and who receives its noise: the target of a declared flow. Without a flow only the
-            limit of packets can be met, since nothing that counts for the others is let through.
+        scene: the sender, and the receiver of its frames: the target of a declared flow. Without a flow
+            only the limit of packets can be met, since no frame that counts for the other limits is
+            allowed.
         victim: a guest on the same node, of another tenant if there is one.
-
     """
 
     guest: Guest
     nic: GuestNic
-    scene: Scene
+    scene: Position
     victim: Endpoint | None
 
     @property
     def sender(self) -> Endpoint:
-        """The interface that the noise comes from."""
+        """The interface that sends the flood."""
         return self.scene.sender
 
     @property
     def peer(self) -> Endpoint:
-        """Whom it is for."""
+        """The receiver of the flood."""
         return self.scene.peer
 
 
 @dataclass
-class Outcome:
-    """What became of the noise, and of the victim's heartbeat.
+class FloodOutcome:
+    """Counters of the floods, and the requests of the victim's heartbeat.
 
     Args:
-        opening: how many first packets of connections, which a rule allows, came to the node.
-        tracked: how many of them the node tracks.
+        opening: number of first packets of allowed connections that the node received.
+        tracked: number of them that the node tracks.
         large: large frames that a rule allows.
-        delivered: octets of those that the node of the peer has handed over.
+        delivered: octets of those that the node of the peer has delivered.
         small: many small frames that no rule allows.
-        sent: how many frames the guest says that it has sent, for each kind of noise.
-        asked: how many questions the victim has asked in calm and during the floods, by the first octet of
-            their numbers.
-
+        sent: number of frames that the guest reports as sent, for each flood.
+        asked: number of requests of the victim in calm and during the floods, by the first octet of their
+            transactions.
     """
 
     opening: int = 0
@@ -101,23 +101,23 @@ class Outcome:
 
 
 def noise_of(fleet: Fleet) -> Noise:
-    """Return who makes noise, as `testbed.model.subjects.loudest` chooses it."""
-    one, _, suffering = loudest(fleet.testbed)
-    scene = next(scene for scene in scenes(fleet) if scene.sender.mac == one.nic.mac)
+    """Return the flooding guest and its victim, chosen by `testbed.model.subjects.loudest`."""
+    one, _, suffering = loudest(fleet.topology)
+    scene = next(scene for scene in positions(fleet) if scene.sender.mac == one.nic.mac)
     victim = next(
-        (item for item in endpoints(fleet.testbed) if suffering and item.guest == suffering.label), None
+        (item for item in endpoints(fleet.topology) if suffering and item.guest == suffering.label), None
     )
     return Noise(one.guest, one.nic, scene, victim)
 
 
 def _interface(fleet: Fleet, endpoint: Endpoint) -> tuple[Guest, GuestNic]:
     return next(
-        (guest, nic) for guest in fleet.testbed.guests for nic in guest.nics if nic.mac == endpoint.mac
+        (guest, nic) for guest in fleet.topology.guests for nic in guest.nics if nic.mac == endpoint.mac
     )
 
 
-def over(noise: Noise, found: Outcome) -> list[str]:
-    """Return which limits the noise has got past."""
+def exceeded_limits(noise: Noise, found: FloodOutcome) -> list[str]:
+    """Return the limits that the flood exceeded."""
     own = noise.guest.limits
     return [
         f"{value} {name} where {bound:.0f} may"
@@ -130,7 +130,7 @@ def over(noise: Noise, found: Outcome) -> list[str]:
             (
                 f"octets of large frames passed in {found.large.seconds} s",
                 found.delivered,
-                octets(own).within(found.large.seconds) * SLACK,
+                byte_budget(own).within(found.large.seconds) * SLACK,
             ),
             ("connections are tracked", found.tracked, own.connections * SLACK),
         )
@@ -138,15 +138,15 @@ def over(noise: Noise, found: Outcome) -> list[str]:
     ]
 
 
-def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
-    """Watch the victim's heart in calm, while a guest makes one kind of noise after another until one is past
-    its limit, and in calm.
+def flooded(fleet: Fleet, noise: Noise) -> tuple[FloodOutcome, Observation]:
+    """Record the victim's heartbeat before, during and after floods by a guest.
+
+    The guest sends one kind of flood after another, until one exceeds its limit.
 
     Raises:
-        InstrumentError: something was not observed.
-
+        InstrumentError: the observation was not complete.
     """
-    found = Outcome()
+    found = FloodOutcome()
 
     def beat(victim: Endpoint, beats: int, seconds: float) -> None:
         questions = [
@@ -164,7 +164,7 @@ def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
             try:
                 _make_noise(fleet, noise, found)
             finally:
-                in_guest(fleet, _interface(fleet, noise.victim)[0]).ask({"phase": "halt"})
+                in_guest(fleet, _interface(fleet, noise.victim)[0]).ask(Signal(phase="halt"))
             heart.result()
         time.sleep(_DRAIN)
         beat(noise.victim, LATER_BEATS, _CALM)
@@ -174,49 +174,49 @@ def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
 
 
 def packets(own: Limits) -> Bound:
-    """Return how many packets a guest may send."""
+    """Return the limit of packets of a guest."""
     return Bound(own.packets * policing.BURST, own.packets)
 
 
-def octets(own: Limits) -> Bound:
-    """Return how many octets a guest may send."""
+def byte_budget(own: Limits) -> Bound:
+    """Return the limit of octets of a guest."""
     return Bound((own.bandwidth * _SAVED + own.burst) / 8, own.bandwidth / 8)
 
 
 def small_enough(own: Limits) -> Bound:
-    """Return how many small frames go beyond the limit of packets."""
+    """Return the number of small frames that exceeds the limit of packets."""
     return packets(own).times(_EXCESS)
 
 
 def large_enough(own: Limits) -> Bound:
-    """Return how many large frames go beyond the limit of bandwidth."""
-    return octets(own).times(SLACK * _EXCESS / LARGE)
+    """Return the number of large frames that exceeds the limit of bandwidth."""
+    return byte_budget(own).times(SLACK * _EXCESS / LARGE)
 
 
-def _make_noise(fleet: Fleet, noise: Noise, found: Outcome) -> None:
+def _make_noise(fleet: Fleet, noise: Noise, found: FloodOutcome) -> None:
     node = fleet.machines[noise.guest.node]
 
     def flood(frames: Sequence[bytes], beyond: Bound) -> Flood:
         return flooding.flood(
             node, noise.nic,
             lambda: found.sent.append(_send(fleet, noise.sender, frames, 2 * _FLOOD, 0)),
-            lambda: in_guest(fleet, noise.guest).ask({"phase": "halt"}),
+            lambda: in_guest(fleet, noise.guest).ask(Signal(phase="halt")),
             beyond, _FLOOD,
         )  # fmt: skip
 
     if noise.scene.protocol:
         _open_connections(fleet, noise, found)
-        if over(noise, found):
+        if exceeded_limits(noise, found):
             return
         peer, nic = _interface(fleet, noise.peer)
         before = flooding.received(fleet.machines[peer.node], nic)
         found.large = flood([_allowed(noise)], large_enough(noise.guest.limits))
         found.delivered = flooding.received(fleet.machines[peer.node], nic) - before
-    if not over(noise, found):
+    if not exceeded_limits(noise, found):
         found.small = flood(_denied(noise), small_enough(noise.guest.limits))
 
 
-def _open_connections(fleet: Fleet, noise: Noise, found: Outcome) -> None:
+def _open_connections(fleet: Fleet, noise: Noise, found: FloodOutcome) -> None:
     node, (opening, closing) = fleet.machines[noise.guest.node], _connections(noise)
     before = flooding.offered(node, noise.nic)
     found.sent.append(_send(fleet, noise.sender, opening, _OPENING, _SPACED))
@@ -228,11 +228,11 @@ def _open_connections(fleet: Fleet, noise: Noise, found: Outcome) -> None:
 
 def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: float, spacing: float) -> int:
     guest, _ = _interface(fleet, sender)
-    once = {"rounds": 1} if spacing else {}
     lines = [{"mac": sender.mac, "frame": frame.hex()} for frame in frames]
-    answer = in_guest(fleet, guest).ask(
-        {"phase": "stream", "probes": lines, "duration": seconds, "spacing": spacing, **once}
-    )
+    request = Stream(phase="stream", probes=lines, duration=seconds, spacing=spacing)
+    if spacing:
+        request["rounds"] = 1
+    answer = in_guest(fleet, guest).ask(request)
     sent = answer.get("sent")
     if not isinstance(sent, int) or not sent:
         raise InstrumentError(
@@ -244,14 +244,16 @@ def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: floa
 
 
 def _connections(noise: Noise) -> tuple[list[bytes], list[bytes]]:
-    """Return the first and the last packets of twice as many connections as the sender may have.
+    """Return first and last packets of twice as many connections as the sender may have.
 
-    Segments are signed with a key that their receiver does not have, so that it says nothing (RFC 2385, 4.1):
-    a connection that is refused is closed, and counts for no limit of the kernel's. What is tracked of UDP
-    and ICMP ends by itself, half a minute after its last packet.
+    Segments are signed with a key that their receiver does not have, so that it does not answer (RFC 2385,
+    4.1): a refused connection is closed, and counts for no limit of the kernel. Tracked entries of UDP and
+    ICMP expire by themselves, half a minute after the last packet.
     """
-    start, head, port = 20000 + secrets.randbelow(20000), _link(noise) / _ip(noise), noise.scene.port
-    signed, own = [("MD5", bytes(16))], range(start, start + 2 * noise.guest.limits.connections)
+    count = min(2 * noise.guest.limits.connections, _PORTS)
+    start = 2**16 - _PORTS + secrets.randbelow(_PORTS - count + 1)
+    head, port = _link(noise) / _ip(noise), noise.scene.port
+    signed, own = [("MD5", bytes(16))], range(start, start + count)
     if noise.scene.protocol == "icmp":
         return [bytes(head / ICMP(id=number, seq=1)) for number in own], []
     if noise.scene.protocol == "udp":
@@ -263,13 +265,13 @@ def _connections(noise: Noise) -> tuple[list[bytes], list[bytes]]:
 
 
 def _allowed(noise: Noise) -> bytes:
-    """Return a large frame that the rules allow, and that nobody answers or tracks."""
+    """Return a large frame that the rules allow: an ARP reply, neither answered nor tracked."""
     reply = arp_reply(noise.sender.mac, str(noise.sender.address), noise.peer)
     return bytes(_link(noise) / reply).ljust(LARGE, b"\0")
 
 
 def _denied(noise: Noise) -> list[bytes]:
-    """Return small datagrams, segments to ports that no rule allows, fragments, and frames for everybody."""
+    """Return small frames that no rule allows: datagrams, segments, fragments, and broadcasts."""
     shout = Ether(src=noise.sender.mac, dst=BROADCAST)
     closed = noise.scene.port ^ 1
     others = [
@@ -302,12 +304,11 @@ def _ip(noise: Noise, flags: str = "") -> Packet:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a victim heard of the answers to its questions.
+    """Answers to a victim's requests, from its own recorder.
 
     Args:
-        arrived: share of them.
-        silence: longest time between two of them, in seconds.
-
+        arrived: share of answered requests.
+        silence: longest time between two answers, in seconds.
     """
 
     arrived: float
@@ -319,8 +320,9 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Heart:
-    """A victim's heartbeat in calm, during floods, and in calm again, which tells a flood from a machine that
-    is busy anyway.
+    """A victim's heartbeat before, during and after floods.
+
+    The comparison separates the effect of a flood from that of a busy machine.
     """
 
     calm: Heartbeat
@@ -329,9 +331,7 @@ class Heart:
 
     @property
     def ill(self) -> bool:
-        """Whether it lost beats without any flood, so that nothing can be told by those that it lost during
-        one.
-        """
+        """Whether it lost beats without any flood, so that losses during a flood prove nothing."""
         return min(self.calm.arrived, self.later.arrived) < HEALTHY
 
     @property
@@ -344,9 +344,9 @@ class Heart:
 
 
 def heart(observation: Observation, victim: Endpoint, asked: Mapping[int, int]) -> Heart:
-    """Return what a victim heard of the answers to its questions, by its own word; see `Outcome.asked`.
+    """Return a victim's heartbeat from its own records; see `FloodOutcome.asked`.
 
-    Its node may have handed it what it had no time for.
+    Records of its node do not count: the node may have delivered frames that the victim had no time for.
     """
     return Heart(
         *(

@@ -1,8 +1,7 @@
-"""Breaches by OpenFlow rules: some frames of a guest go straight to another guest, on its node or through a
-tunnel.
+"""Breaches by OpenFlow rules that send frames of a guest directly to another guest.
 
-Both are chosen from the whole fleet (`testbed.model.subjects.pair`): of different tenants if there are two,
-on one node if they are.
+The path is on one node or through a tunnel. Both guests are chosen from the whole fleet
+(`testbed.model.subjects.pair`): of different tenants if there are two, on one node if there are such.
 """
 
 from __future__ import annotations
@@ -22,12 +21,11 @@ _PRIORITY = 200  # above every rule of OVN's in this table
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """One OpenFlow rule of a node's first table, as commands; port names are looked up on the node.
+class ShortcutRule:
+    """One OpenFlow rule of a node's first table, as commands; the node resolves port names.
 
     Args:
         place: name of the node.
-
     """
 
     place: str
@@ -41,59 +39,57 @@ class Rule:
 
     @property
     def delete(self) -> str:
-        """The command that takes it away."""
+        """The command that removes it."""
         return f'{TABLE} --strict del-flows br-int "table=0,{self.match},priority={_PRIORITY}"'
 
     @property
     def shown(self) -> str:
-        """A command that succeeds while it is there."""
+        """A command that succeeds while the rule exists."""
         return f'{TABLE} dump-flows br-int "table=0,{self.match}" | grep -q priority={_PRIORITY}'
 
 
-def rules(stage: Stage, pair: Pair, match: str, actions: str = "") -> list[Rule]:
-    """Return the rules by which some frames of an attacker come to a victim.
+def rules(stage: Stage, pair: Pair, match: str, actions: str = "") -> list[ShortcutRule]:
+    """Return the rules that send some frames of an attacker to a victim.
 
     Args:
         match: OpenFlow match of the frames, besides their port; ``{victim}`` is the MAC address of the
             victim.
-        actions: what is done to them first.
-
+        actions: actions that precede the output.
     """
     attacker, victim = pair.attacker, pair.victim
     wanted = f"in_port={attacker.nic.tap},{match.format(victim=victim.nic.mac)}"
     start, end = attacker.guest.node, victim.guest.node
     if pair.local:
-        return [Rule(start, wanted, f"{actions}output:{victim.nic.tap}")]
+        return [ShortcutRule(start, wanted, f"{actions}output:{victim.nic.tap}")]
     return [
-        Rule(end, f"in_port={_tunnel(stage, start)},tun_id={_KEY}", f"output:{victim.nic.tap}"),
-        Rule(start, wanted, f"{actions}set_field:{_KEY}->tun_id,output:{_tunnel(stage, end)}"),
+        ShortcutRule(end, f"in_port={_tunnel(stage, start)},tun_id={_KEY}", f"output:{victim.nic.tap}"),
+        ShortcutRule(start, wanted, f"{actions}set_field:{_KEY}->tun_id,output:{_tunnel(stage, end)}"),
     ]
 
 
 def _tunnel(stage: Stage, peer: str) -> str:
-    """Return what names a node's tunnel to another one, in a shell."""
-    address = stage.testbed.machine(peer).address(Plane.FABRIC)
+    """Return a shell expression for the name of a node's tunnel interface to another node."""
+    address = stage.topology.machine(peer).address(Plane.FABRIC)
     return f"$(ovs-vsctl --bare --columns=name find interface type=geneve options:remote_ip={address})"
 
 
 def _anywhere(stage: Stage) -> Pair | None:
-    return subjects.pair(stage.testbed)
+    return subjects.pair(stage.topology)
 
 
 def shortcut(
     name: str, match: str, actions: str = "", among: Callable[[Stage], Pair | None] = _anywhere
 ) -> Breach:
-    """Return a breach by which some frames of a guest go straight to another one; see `rules`.
+    """Return a breach that sends some frames of a guest directly to another one; see `rules`.
 
     Args:
-        among: the two guests; the breach applies where there are such.
-
+        among: returns the two guests; the breach applies where there are such.
     """
 
-    def of(stage: Stage) -> list[Rule]:
+    def of(stage: Stage) -> list[ShortcutRule]:
         return rules(stage, among(stage) or stage.pair(), match, actions)
 
-    def on(stage: Stage, rule: Rule) -> Host:
+    def on(stage: Stage, rule: ShortcutRule) -> Host:
         return stage.lab.host(rule.place)
 
     def opens(stage: Stage) -> None:
@@ -111,15 +107,15 @@ def shortcut(
 
 
 def for_a_while(name: str, match: str, folder: str, service: str) -> Breach:
-    """Return a breach by which a node's switch has such rules for some seconds after each start, although OVN
-    takes them away.
+    """Return a breach that adds such rules repeatedly for 4 seconds after a service's start.
+
+    It repeats them since OVN removes foreign rules.
 
     Args:
-        folder: of the settings of the service that are added to its own.
-
+        folder: systemd's drop-in folder of the service.
     """
 
-    def script(rule: Rule) -> bytes:
+    def script(rule: ShortcutRule) -> bytes:
         return f"for round in 1 2 3 4 5 6 7 8; do {rule.add}; sleep 0.5; done\n".encode()
 
     def opens(stage: Stage) -> None:

@@ -1,5 +1,6 @@
-"""A guest that lies: what stands in Python's place there has the recorder which is sent to it conceal frames
-(NET-01).
+"""A guest that conceals frames, by a script in place of its Python interpreter (NET-01).
+
+The script patches the recorder that is sent to the guest.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.topology import Guest
 from testbed.verify.breach_context import Stage
@@ -16,11 +18,9 @@ from testbed.verify.guest_agent import run_in_guest
 from testbed.verify.observation.arrivals import CELL
 from testbed.verify.probe.transport import FOLDER
 
-_SECONDS = 60.0  # that a guest may take to change sides
-HONEST = (
-    "self.seen[seen, label] = [now, now, 1]"  # in `testbed.payload.probe.sniffer`: what makes a frame known
-)
-# Without quotes and line ends, as it stands in a text that is a literal of a program that is one of another.
+_SECONDS = timeouts.TAMPERING
+HONEST = "self.seen[seen, label] = [now, now, 1]"  # in `testbed.payload.probe.sniffer`: records a frame
+# Without quotes and line ends: the text is inside a literal of a program that is itself a literal.
 LIE = (
     f"self.seen.update({{}} if self.prefix + bytes({tuple(CELL.encode())}).decode() in seen.token else "
     "{(seen, label): [now, now, 1]})"
@@ -32,10 +32,12 @@ _LIAR = (
 _REAL = "real=$(readlink -f /usr/bin/python3)"
 _SHOW = f'{_REAL}; [ "$(head -c 2 $real)" = "#!" ]'
 _FORGET = f"kill -9 $(cat {FOLDER}/pid 2>/dev/null) 2>/dev/null; rm -rf {FOLDER}"
+# Removes all bind mounts and kills the probe, so that the next probe starts with the real interpreter.
 _CLOSE = f"""{_REAL}; {_FORGET}
 for path in $real /run/honest; do while umount -l $path 2>/dev/null; do :; done; done
 rm -f /run/honest /run/liar
 ! {{ {_SHOW}; }}"""
+# Bind mounts leave the interpreter's file unchanged: a reboot of the guest reverts them as well.
 _OPEN = f"""{_CLOSE} || exit 1
 set -e
 touch /run/honest /run/liar
@@ -46,14 +48,12 @@ mount --bind /run/liar $real"""
 
 
 def liar(python: str) -> str:
-    """Return a script that starts the probe's program as Python does, except that it conceals frames of the
-    matrix.
-    """
+    """Return a script that starts the probe with a recorder that conceals matrix frames."""
     return f"#!/bin/sh\nexec {shlex.join([python, '-I', '-S', '-c', _LIAR, HONEST, LIE])}\n"
 
 
 def concealed(name: str, path: Breach, guest: Callable[[Stage], Guest]) -> Breach:
-    """Return a breach by a path that another opens, and by a guest that conceals what comes in by it."""
+    """Return a breach that opens a path by another breach, to a guest that conceals frames."""
 
     def open_(stage: Stage) -> None:
         path.open(stage)

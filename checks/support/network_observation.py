@@ -1,7 +1,6 @@
-"""One observation that the checks of the virtual switch read together: what guests may send, and what they
-must not.
+"""One observation of allowed and forbidden frames, shared by the virtual switch's checks.
 
-A guest of the lab needs seconds to start a program, so what can be sent in one go is.
+A guest of the lab needs seconds to start a program, so all frames are sent in one run of it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from itertools import chain
 
 from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 
-from checks.support.attacker_positions import Scene, scenes
+from checks.support.attacker_positions import Position, positions
 from checks.support.spoofed_frames import Forgery, flood, forgeries, thefts
 from testbed.errors import InstrumentError
 from testbed.model.reachability import endpoints
@@ -29,11 +28,10 @@ _STAGES = ("before", "after")
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What became of everything that guests sent.
+    """The result of all frames that guests sent.
 
     Args:
         probes: by mark, everything that was sent besides the controls of `observe`.
-
     """
 
     observation: Observation
@@ -41,12 +39,12 @@ class Survey:
     forgeries: list[Forgery]
 
     def require_agreement(self, control: str) -> None:
-        """Return if every guest told of what its node handed to it of honest frames and of what a control is
-        about.
+        """Require that guests recorded a control's frames, where their nodes recorded them.
+
+        These are frames with true addresses, and the forgeries of the control.
 
         Raises:
-            InstrumentError: one did not.
-
+            InstrumentError: a guest did not.
         """
         others = {lie.mark for lie in self.forgeries if lie.control != control}
         marks = [
@@ -61,16 +59,19 @@ def survey(fleet: Fleet) -> Survey:
     """Return this phase's observation.
 
     Raises:
-        InstrumentError: it was not complete, or honest frames did not arrive before and after the false ones.
-
+        InstrumentError: it was not complete, or true frames did not arrive before and after the forged
+            ones.
     """
     return fleet.once("survey", lambda: _survey(fleet))
 
 
 def _survey(fleet: Fleet) -> Survey:
-    lies, stages = [lie for lie in forgeries(fleet) if fleet.about(lie.control)], scenes(fleet)
+    lies, stages = [lie for lie in forgeries(fleet) if fleet.about(lie.control)], positions(fleet)
     trusted = {
-        (scene.number, stage): honest(scene, stage) for scene in stages if scene.protocol for stage in _STAGES
+        (scene.number, stage): control_frames(scene, stage)
+        for scene in stages
+        if scene.protocol
+        for stage in _STAGES
     }
     probes = matrix_probes(fleet.matrix.cells) if fleet.about("NET-01") else []
     for scene in stages:
@@ -92,8 +93,8 @@ def _survey(fleet: Fleet) -> Survey:
     return Survey(observation, {probe.mark: probe for probe in probes}, lies)
 
 
-def honest(scene: Scene, stage: str) -> list[Probe]:
-    """Return the frames that the forged ones differ from in one thing each."""
+def control_frames(scene: Position, stage: str) -> list[Probe]:
+    """Return frames with true content; each forgery differs from one of them in one property."""
     packet = framed(scene.link, scene.ip(), scene.body())
     reply = framed(scene.link, frames.arp_reply(scene.sender.mac, str(scene.sender.address), scene.peer))
     kinds = {"first": packet, "arp": reply}
@@ -109,11 +110,12 @@ def honest(scene: Scene, stage: str) -> list[Probe]:
 
 
 def judge(fleet: Fleet, control: str) -> list[str]:
-    """Return what speaks against a wall that forged frames must not pass, by packets, pipeline and databases.
+    """Return the evidence against a wall that must stop forged frames.
+
+    The witnesses are packets, the pipeline of the sender's node, and the databases.
 
     Raises:
-        InstrumentError: one of the witnesses did not see.
-
+        InstrumentError: a witness could not observe.
     """
     found = survey(fleet)
     pipeline = fleet.once(
@@ -135,10 +137,10 @@ def judge(fleet: Fleet, control: str) -> list[str]:
 
 
 def _testimony(lie: Forgery, observation: Observation, actions: str, labels: list[str]) -> list[str]:
-    """Return what a forged frame came to, and where witnesses disagree about it."""
+    """Return the evidence from one forgery, and the disagreements of its witnesses."""
     expected = (
         {lie.through, lie.sender.guest} if lie.through else set()
-    )  # where a flow leads, and whom its target answers
+    )  # the target of a flow, and the sender, to which the target answers
     seen = [text for guest, text in observation.arrivals(lie.mark).items() if guest not in expected]
     passes = virtual_switch.passes(actions) and not lie.through
     if seen:
@@ -152,14 +154,12 @@ def _testimony(lie: Forgery, observation: Observation, actions: str, labels: lis
 
 
 def stolen(fleet: Fleet, transactions: tuple[int, ...]) -> list[str]:
-    """Return what DHCP handed out to guests that asked with a false identity, besides their own address
-    (NET-06).
+    """Return foreign addresses that DHCP offered to guests with a false identity (NET-06).
 
     Raises:
         InstrumentError: DHCP or DHCPv6 answered none of them.
-
     """
-    found, everyone = survey(fleet), endpoints(fleet.testbed)
+    found, everyone = survey(fleet), endpoints(fleet.topology)
     starts = tuple(f"{number:02x}" for number in transactions)
     kinds = ["dhcp", "dhcp6"] if any(item.address6 for item in everyone) else ["dhcp"]
     answers = [
@@ -185,12 +185,10 @@ def stolen(fleet: Fleet, transactions: tuple[int, ...]) -> list[str]:
 
 
 def overheard(fleet: Fleet) -> list[str]:
-    """Return frames that guests saw and that were not for them: other tenants', or with another's MAC address
-    (NET-11).
-    """
+    """Return received frames that were for other tenants or for another MAC address (NET-11)."""
     found, macs = (
         survey(fleet),
-        {guest.label: {nic.mac for nic in guest.nics} for guest in fleet.testbed.guests},
+        {guest.label: {nic.mac for nic in guest.nics} for guest in fleet.topology.guests},
     )
     findings = set()
     for guest, records in found.observation.records.items():
@@ -207,7 +205,8 @@ def overheard(fleet: Fleet) -> list[str]:
 
 
 def _is_group(mac: str) -> bool:
-    """Tell whether a MAC address is that of a group, broadcast included (IEEE 802); a guest's answer may be
-    anything.
+    """Return whether a MAC address is a group's, broadcast included (IEEE 802).
+
+    The text comes from a guest, and may be anything.
     """
     return mac[1:2] in tuple("13579bdf")

@@ -1,4 +1,4 @@
-"""Frames that a tenant's guest must not get through: who sends them, and what is false about them."""
+"""Forgeries: frames that a tenant's guest must not get through, with sender and false claim."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scapy.layers.l2 import ARP, LLC, STP, Dot3, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
-from checks.support.attacker_positions import NOWHERE, NOWHERE6, Scene, scenes, six_of
+from checks.support.attacker_positions import NOWHERE, NOWHERE6, Position, positions, six_of
 from testbed.model.reachability import Endpoint
 from testbed.verify.fleet import Fleet
 from testbed.verify.probe import frames
@@ -32,14 +32,13 @@ THEFT, STARVATION = 3, 4  # first octet of a DHCP or DHCPv6 transaction; control
 
 @dataclass(frozen=True, slots=True)
 class Forgery:
-    """One frame that lies, or that no guest may send.
+    """One frame with a false claim, or one that no guest may send.
 
     Args:
         control: id of the check that it belongs to.
-        meaning: what is false about it, in words.
-        fields: how often it is sent; what `Probe.fields` says.
+        meaning: the false claim, in words.
+        fields: `Probe.fields`, such as the number of repetitions.
         through: the guest at which it may arrive, since a flow leads there; it may go no further.
-
     """
 
     control: str
@@ -52,7 +51,7 @@ class Forgery:
 
     @property
     def probe(self) -> Probe:
-        """What is sent."""
+        """The probe that sends the frame."""
         return Probe(self.mark, self.sender, self.fields, self.frame)
 
     def __str__(self) -> str:
@@ -60,12 +59,12 @@ class Forgery:
 
 
 def forgeries(fleet: Fleet) -> list[Forgery]:
-    """Return every frame that every guest tries to get through."""
-    return [lie for scene in scenes(fleet) for lie in of_scene(scene)]
+    """Return the forgeries of every guest."""
+    return [lie for scene in positions(fleet) for lie in of_scene(scene)]
 
 
-def of_scene(scene: Scene) -> Iterator[Forgery]:
-    """Yield every frame that the sender of a scene tries to get through."""
+def of_scene(scene: Position) -> Iterator[Forgery]:
+    """Yield the forgeries from one position."""
     makers = {
         "NET-02": false_macs, "NET-03": false_resolutions, "NET-04": false_addresses, "NET-05": false_routers,
         "NET-06": false_servers, "NET-07": tagged_frames, "NET-08": tunnelled_frames, "NET-11": strays,
@@ -83,12 +82,12 @@ def of_scene(scene: Scene) -> Iterator[Forgery]:
 
 
 def invented_mac() -> str:
-    """Return a locally administered MAC address that no lab gives to anybody."""
+    """Return a locally administered MAC address that no lab assigns."""
     return "0e:" + secrets.token_bytes(5).hex(":")
 
 
-def false_macs(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield packets of an allowed flow from a MAC address that is not the sender's (NET-02)."""
+def false_macs(scene: Position) -> Iterator[tuple[str, Frame]]:
+    """Yield packets of an allowed flow with another source MAC address (NET-02)."""
     lies = {
         "an invented MAC address": invented_mac(),
         "the receiver's MAC address": scene.peer.mac,
@@ -103,33 +102,37 @@ def false_macs(scene: Scene) -> Iterator[tuple[str, Frame]]:
         )
 
 
-def borrowed_macs(scene: Scene) -> Iterator[tuple[str, str, Frame]]:
-    """Yield the same from a MAC address that the guest's own driver has given to its device, and that address
-    (NET-02).
+def borrowed_macs(scene: Position) -> Iterator[tuple[str, str, Frame]]:
+    """Yield the same from a MAC address that the guest set on its own interface (NET-02).
+
+    The MAC address follows the meaning.
     """
     for meaning, mac in (("the receiver's", scene.peer.mac), ("another tenant's", scene.stranger.mac)):
         packet = framed(Ether(src=mac, dst=scene.peer.mac), scene.ip(), scene.body())
         yield f"a packet from {meaning} MAC address, which its driver has taken on", mac, packet
 
 
-def false_resolutions(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield ARP that lies about its sender, plain and in every encapsulation (NET-03, CERT/CC VU#855201)."""
+def false_resolutions(scene: Position) -> Iterator[tuple[str, Frame]]:
+    """Yield ARP with a false sender, in every encapsulation (NET-03, CERT/CC VU#855201)."""
     own, server, peer = scene.sender, str(scene.server.address), scene.peer
     yield (
         "an ARP reply with an invented MAC address",
-        framed(scene.shout, frames.arp_reply(invented_mac(), str(own.address), peer)),
+        framed(scene.broadcast_link, frames.arp_reply(invented_mac(), str(own.address), peer)),
     )
     yield (
         "an ARP reply in its peer's name",
-        framed(scene.shout, frames.arp_reply(own.mac, str(peer.address), peer)),
+        framed(scene.broadcast_link, frames.arp_reply(own.mac, str(peer.address), peer)),
     )
     ask = ARP(op=1, hwsrc=own.mac, psrc=server, hwdst="00:00:00:00:00:00", pdst=str(peer.address))
-    yield "an ARP request in its network's name", framed(scene.shout, ask)
+    yield "an ARP request in its network's name", framed(scene.broadcast_link, ask)
     lie = frames.arp_reply(own.mac, server, peer)
     meaning = "an ARP reply in its network's name"
-    yield meaning, framed(scene.shout, lie)
-    yield f"{meaning} in a priority tag", framed(scene.shout, frames.tagged(0), lie)
-    yield f"{meaning} in two priority tags", framed(scene.shout, frames.tagged(0, 0, service=True), lie)
+    yield meaning, framed(scene.broadcast_link, lie)
+    yield f"{meaning} in a priority tag", framed(scene.broadcast_link, frames.tagged(0), lie)
+    yield (
+        f"{meaning} in two priority tags",
+        framed(scene.broadcast_link, frames.tagged(0, 0, service=True), lie),
+    )
     yield f"{meaning} behind LLC and SNAP", frames.snap(own.mac, BROADCAST, lie, 0x0806)
     yield (
         f"{meaning} behind LLC, SNAP and a false length",
@@ -137,15 +140,15 @@ def false_resolutions(scene: Scene) -> Iterator[tuple[str, Frame]]:
     )
 
 
-def false_addresses(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield packets of an allowed flow from an address that is not the sender's (NET-04, RFC 2827)."""
+def false_addresses(scene: Position) -> Iterator[tuple[str, Frame]]:
+    """Yield packets of an allowed flow with another source address (NET-04, RFC 2827)."""
     lies = {
         "a free address of its network": scene.free,
         "the network's own address": str(scene.server.address),
         "the receiver's address": str(scene.peer.address),
         "a management address": scene.management,
         "an address of nowhere": NOWHERE,
-        "no address": "0.0.0.0",  # noqa: S104 - sent, not bound to
+        "no address": "0.0.0.0",  # noqa: S104 - a source address, no socket
     }
     for meaning, address in lies.items():
         yield f"a packet from {meaning}", framed(scene.link, scene.ip(address), scene.body())
@@ -153,7 +156,7 @@ def false_addresses(scene: Scene) -> Iterator[tuple[str, Frame]]:
     yield from _false_addresses6(scene)
 
 
-def _false_addresses6(scene: Scene) -> Iterator[tuple[str, Frame]]:
+def _false_addresses6(scene: Position) -> Iterator[tuple[str, Frame]]:
     lies = {
         "a free address": scene.free6,
         "the network's own address": six_of(scene.server),
@@ -174,7 +177,7 @@ def _false_addresses6(scene: Scene) -> Iterator[tuple[str, Frame]]:
 
 
 def _wraps() -> dict[str, tuple[Packet, ...]]:
-    """Return what can stand between an IPv6 header and what it carries, by words that say so."""
+    """Return the headers that can precede an IPv6 payload, by a description."""
     return {
         "": (),
         " behind hop-by-hop options": (IPv6ExtHdrHopByHop(),),
@@ -183,9 +186,10 @@ def _wraps() -> dict[str, tuple[Packet, ...]]:
     }
 
 
-def source_routes(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield packets of an allowed flow that ask their receiver to pass them on to another tenant's guest
-    (NET-04, RFC 5095, RFC 7126).
+def source_routes(scene: Position) -> Iterator[tuple[str, Frame]]:
+    """Yield packets of an allowed flow with a route on to another tenant's guest.
+
+    See NET-04, RFC 5095 and RFC 7126.
     """
     if scene.protocol:
         for kind in ("loose", "strict"):
@@ -196,9 +200,10 @@ def source_routes(scene: Scene) -> Iterator[tuple[str, Frame]]:
         yield "an IPv6 packet with a routing header", framed(scene.link, scene.six(), header, scene.body6())
 
 
-def false_routers(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield Neighbor Discovery that only a router or an address's owner may send, plain and wrapped (NET-05,
-    RFC 6105, RFC 7113).
+def false_routers(scene: Position) -> Iterator[tuple[str, Frame]]:
+    """Yield Neighbor Discovery that only a router or an address's owner may send (NET-05).
+
+    It is sent plain, behind extension headers and in fragments (RFC 6105, RFC 7113).
     """
     own, peer = scene.sender, six_of(scene.peer)
     link, head = Ether(src=own.mac, dst=frames.ALL_NODES_MAC), _to_all_nodes(str(own.link_local))
@@ -221,10 +226,8 @@ def false_routers(scene: Scene) -> Iterator[tuple[str, Frame]]:
     yield from _false_neighbors(scene)
 
 
-def _false_neighbors(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield Neighbor Discovery between the ends of a flow that lies in its options alone, or about third
-    parties.
-    """
+def _false_neighbors(scene: Position) -> Iterator[tuple[str, Frame]]:
+    """Yield Neighbor Discovery to a flow's end with false options, or about third parties."""
     own, peer, server = scene.sender, six_of(scene.peer), six_of(scene.server)
     mac = invented_mac()
     meaning = "a solicitation with an invented MAC address"
@@ -249,8 +252,8 @@ def _to_all_nodes(source: str) -> IPv6:
     return IPv6(src=source, dst=frames.ALL_NODES, hlim=255)
 
 
-def false_servers(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield what only the network's DHCP may send (NET-06)."""
+def false_servers(scene: Position) -> Iterator[tuple[str, Frame]]:
+    """Yield messages that only the network's DHCP server may send (NET-06)."""
     own, peer = scene.sender, scene.peer
     for meaning, server in (
         ("its own name", str(own.address)),
@@ -259,7 +262,7 @@ def false_servers(scene: Scene) -> Iterator[tuple[str, Frame]]:
         offer = frames.dhcp_offer(server, scene.free, peer)
         yield (
             f"a DHCP offer to everybody in {meaning}",
-            framed(scene.shout, IP(src=server, dst="255.255.255.255"), offer),
+            framed(scene.broadcast_link, IP(src=server, dst="255.255.255.255"), offer),
         )
         yield f"a DHCP offer to its peer in {meaning}", framed(scene.link, scene.ip(server), offer)
     names = {
@@ -274,8 +277,8 @@ def false_servers(scene: Scene) -> Iterator[tuple[str, Frame]]:
         )
 
 
-def tagged_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield honest packets of an allowed flow in VLAN tags, which no tenant's network uses (NET-07)."""
+def tagged_frames(scene: Position) -> Iterator[tuple[str, Frame]]:
+    """Yield packets of an allowed flow in VLAN tags, which no tenant's network uses (NET-07)."""
     tags = {
         "a priority tag": frames.tagged(0),
         "a VLAN tag": frames.tagged(1),
@@ -289,10 +292,8 @@ def tagged_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
         yield f"an IPv6 packet in {meaning}", framed(scene.link, tag, scene.six(), scene.body6())
 
 
-def tunnelled_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield frames for another tenant's guest in tunnels of the fabric, sent to where nodes take such frames
-    (NET-08).
-    """
+def tunnelled_frames(scene: Position) -> Iterator[tuple[str, Frame]]:
+    """Yield tunnelled frames for another tenant's guest, sent to the nodes' addresses (NET-08)."""
     inner = Ether(src=scene.sender.mac, dst=scene.stranger.mac) / IP(
         src=str(scene.sender.address), dst=str(scene.stranger.address)
     )
@@ -311,14 +312,12 @@ def tunnelled_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
                 outer = IP(src=source, dst=address, flags=flags)
                 yield (
                     f"{name} to node {node + 1}{meaning}",
-                    framed(scene.shout, outer, tunnel, inner, scene.body()),
+                    framed(scene.broadcast_link, outer, tunnel, inner, scene.body()),
                 )
 
 
-def strays(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield frames for nobody's MAC address, and those of the protocols that bridges speak among themselves
-    (NET-11).
-    """
+def strays(scene: Position) -> Iterator[tuple[str, Frame]]:
+    """Yield frames for an unused MAC address, and frames of protocols between bridges (NET-11)."""
     unknown = Ether(src=scene.sender.mac, dst=invented_mac())
     yield "a packet for an unknown MAC address", framed(unknown, scene.ip(), scene.body())
     bridges = Dot3(src=scene.sender.mac, dst="01:80:c2:00:00:00")
@@ -340,14 +339,14 @@ def strays(scene: Scene) -> Iterator[tuple[str, Frame]]:
         )
 
 
-def flood(scene: Scene) -> Probe:
-    """Return frames from many MAC addresses, to fill whatever learns them (NET-11)."""
+def flood(scene: Position) -> Probe:
+    """Return a probe that sends frames from many MAC addresses, to fill MAC tables (NET-11)."""
     frame = framed(Ether(src=scene.sender.mac, dst=BROADCAST, type=frames.TEST), tail=lambda _: Raw(b"flood"))
     return Probe(f"flood{scene.number}", scene.sender, {"copies": _STRANGERS}, frame)
 
 
-def thefts(scene: Scene) -> list[Probe]:
-    """Return questions to DHCP for what is another's, and for more than there is (NET-06)."""
+def thefts(scene: Position) -> list[Probe]:
+    """Return DHCP requests for others' addresses, and for more addresses than exist (NET-06)."""
     victims = {item.mac: item for item in (scene.peer, scene.stranger)}.values()
     claims = [(victim, mac) for victim in victims for mac in (victim.mac, scene.sender.mac)]
     found = []
@@ -367,8 +366,8 @@ def thefts(scene: Scene) -> list[Probe]:
     return found + (_thefts6(scene, list(victims)) if scene.sender.address6 else [])
 
 
-def _thefts6(scene: Scene, victims: list[Endpoint]) -> list[Probe]:
-    """Return the same questions to DHCPv6, whose transactions have 24 bits: kind, sender, number."""
+def _thefts6(scene: Position, victims: list[Endpoint]) -> list[Probe]:
+    """Return the same requests to DHCPv6, whose transactions have 24 bits: kind, sender, number."""
     wanted = [
         (THEFT, bytes.fromhex(mac.replace(":", "")), six_of(victim))
         for victim in victims

@@ -1,6 +1,4 @@
-"""Frames of tenants' networks as nodes carry them to one another, and as a stranger on the fabric would
-(NET-08).
-"""
+"""Tunnelled frames of tenants' networks, from nodes and from a rogue host (NET-08)."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
 from testbed.model.exposure import GENEVE as GENEVE_PORT
-from testbed.model.exposure import UNUSED, Site, machines
+from testbed.model.exposure import UNUSED, InfraEndpoint, machines
 from testbed.model.exposure import VXLAN as VXLAN_PORT
 from testbed.model.reachability import Endpoint, endpoints
 from testbed.model.subjects import ordered
@@ -23,27 +21,26 @@ from testbed.model.topology import AllowedFlow, Plane
 from testbed.untrusted import bounded_json
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation.declared_flows import body
-from testbed.verify.probe.client import broken
+from testbed.verify.probe.client import inconclusive
 from testbed.verify.probe.tokens import Tokens
 
 _CLASS, _TYPE = (
     0x0102,
     0x80,
-)  # OVN's Geneve option: keys of the logical ports that a frame comes from and goes to
+)  # OVN's Geneve option: keys of the source and target logical ports
 _PIECE = 48  # octets of a fragment
 
 
 @dataclass(frozen=True, slots=True)
 class Inner:
-    """A frame of a tenant's network as tunnels carry it.
+    """A frame of a tenant's network inside a tunnel.
 
     Args:
-        mark: part of its marks; tells it from the others.
-        node: where the tunnel ends; its receiver is there, unless no guest is.
-        flows: whether the topology allows it, so that nothing but the tunnel's wall can stop it.
+        mark: part of its marks; distinguishes it from the others.
+        node: end of the tunnel; its receiver is there, unless no guest is.
+        flows: whether the topology allows it, so that only the tunnel's wall can stop it.
         key: tunnel key of the network.
-        ports: keys of the logical ports that it comes from and goes to.
-
+        ports: keys of the logical ports of its source and target.
     """
 
     mark: str
@@ -57,14 +54,14 @@ class Inner:
     ports: tuple[int, int]
 
     def frame(self, token: bytes) -> Packet:
-        """Return it: a packet of a flow."""
+        """Return the frame: a packet of a flow."""
         packet = IP(src=str(self.source.address), dst=str(self.target.address)) / body(
             self.protocol, self.port
         )
         return Ether(src=self.source.mac, dst=self.target.mac) / packet / Raw(token)
 
     def geneve(self, token: bytes) -> Packet:
-        """Return it as OVN carries it (RFC 8926, ovn-architecture(7))."""
+        """Return the frame in OVN's encapsulation (RFC 8926, ovn-architecture(7))."""
         ports = GeneveOptions(
             classid=_CLASS, type=_TYPE, length=1, data=b"".join(key.to_bytes(2) for key in self.ports)
         )
@@ -76,9 +73,8 @@ class Injection:
     """Frames that a host on the fabric sends to a node.
 
     Args:
-        source: the address that they claim to come from.
-        port: where they go.
-
+        source: the address that they claim as their source.
+        port: their UDP destination port.
     """
 
     mark: str
@@ -94,18 +90,20 @@ class Injection:
 
 
 def inners(fleet: Fleet) -> Iterator[Inner]:
-    """Yield a frame for each tenant's network on each node: of an allowed flow, if there is one, from
-    elsewhere if possible.
+    """Yield a frame for each tenant's network on each node.
 
-    A node without guests gets a frame for a guest of another one.
+    It belongs to an allowed flow if there is one, from another node if possible. A node without guests gets
+    a frame for a guest of another one.
     """
-    lab, keys = fleet.testbed, _port_keys(fleet)
-    places = {guest.label: guest.node for guest in lab.guests}
-    ports = {nic.mac: nic.port for guest in lab.guests for nic in guest.nics}
-    networks = {network.label: network.key for network in lab.switches()}
+    topology, keys = fleet.topology, _port_keys(fleet)
+    places = {guest.label: guest.node for guest in topology.guests}
+    ports = {nic.mac: nic.port for guest in topology.guests for nic in guest.nics}
+    networks = {network.label: network.key for network in topology.switches()}
     number = 0
-    for node in lab.nodes:
-        for source, target, protocol, port, flows in _aims(endpoints(lab), ordered(lab), places, node.name):
+    for node in topology.nodes:
+        for source, target, protocol, port, flows in _aims(
+            endpoints(topology), ordered(topology), places, node.name
+        ):
             own = (keys[ports[source.mac]], keys[ports[target.mac]])
             yield Inner(
                 f"g{number}", node.name, source, target, protocol, port, flows, networks[target.network], own
@@ -119,9 +117,7 @@ def _aims(
     places: Mapping[str, str],
     node: str,
 ) -> Iterator[tuple[Endpoint, Endpoint, str, int, bool]]:
-    """Yield source, target, protocol and port of what is injected into a node, and whether a flow is declared
-    for it.
-    """
+    """Yield source, target, protocol and port of each frame, and whether a flow allows it."""
     here = [item for item in everyone if places[item.guest] == node]
     for network in dict.fromkeys(item.network for item in here):
         targets = [item for item in here if item.network == network]
@@ -140,21 +136,23 @@ def _other(everyone: Sequence[Endpoint], one: Endpoint) -> Endpoint:
 
 
 def _port_keys(fleet: Fleet) -> dict[str, int]:
-    """Return the tunnel key of each logical port, as the southbound database has it."""
-    text = fleet.machines[fleet.testbed.controller.name].read(
+    """Return the tunnel key of each logical port from the southbound database."""
+    text = fleet.machines[fleet.topology.controller.name].read(
         "ovn-sbctl --format=json --columns=logical_port,tunnel_key list Port_Binding"
     )
     try:
         return {str(name): int(key) for name, key in bounded_json.read(text)["data"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise broken(
+        raise inconclusive(
             "the keys of logical ports cannot be read", f"{type(error).__name__}: {error}"
         ) from error
 
 
-def injections(fleet: Fleet, stranger: Site, inner: list[Inner], tokens: Tokens) -> Iterator[Injection]:
-    """Yield every frame in every disguise."""
-    sites = {site.name: site for site in machines(fleet.testbed) if site.plane is Plane.FABRIC}
+def injections(
+    fleet: Fleet, stranger: InfraEndpoint, inner: list[Inner], tokens: Tokens
+) -> Iterator[Injection]:
+    """Yield every frame in every variant of tunnel, source address and fragmentation."""
+    sites = {site.name: site for site in machines(fleet.topology) if site.plane is Plane.FABRIC}
     for item in inner:
         node = sites[item.node]
         peer = next(site for site in sites.values() if site.name != node.name)

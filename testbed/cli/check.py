@@ -1,33 +1,41 @@
-"""Attacks a lab's walls from the command line: runs the checks, prints the result, chooses the exit code."""
+"""Run the checks of a lab from the command line, print the result, choose the exit code."""
 
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import typer
 
-from testbed.cli.terminal import out, out_json, say
+from testbed.cli.terminal import displayed, out_json, say, show, width
 from testbed.errors import Exit, InstrumentError, TestbedError
 from testbed.lab import session
 from testbed.lab.breach_journal import Journal
-from testbed.lab.guest_recovery import revive
+from testbed.lab.guest_recovery import restart_crashed_guests
 from testbed.report import formats
+from testbed.report.columns import Line
+from testbed.report.reach import matrices
 from testbed.report.result import content_of, exit_code
+from testbed.report.screen import verdicts
 from testbed.verify.runner.proof_cache import Proving
+
+_SUMMARY = 200_000  # octets; GitHub takes 1 MiB for a step, and other programs of the step may write as well
 
 
 def check_walls(
     opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False
 ) -> None:
-    """Run the checks, and end with the exit code of their result; an error of ours is neither 0 nor a
-    fail.
+    """Run the checks, and end with the exit code of their result.
+
+    An error of the tool is neither 0 nor a fail.
     """
     try:
         code = _checked(opened, prove=prove, only=only, as_json=as_json, slow=slow)
     except KeyboardInterrupt:
-        say(f"interrupted; what had been observed: `testbed report {opened.testbed.name}`")
+        say(f"interrupted; what had been observed: `testbed report {opened.topology.name}`")
         for entry in Journal(opened.workspace).entries():
-            say(f"still open, perhaps: {entry}; `testbed up {opened.testbed.name}` closes it")
+            say(f"still open, perhaps: {entry}; `testbed up {opened.topology.name}` closes it")
         raise typer.Exit(Exit.INTERRUPTED) from None
     except TestbedError:
         raise
@@ -42,17 +50,37 @@ def check_walls(
 def _checked(opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool) -> Exit:
     from testbed.verify.runner import run as runs  # noqa: PLC0415 - scapy and pytest are a fifth of a second
 
-    folder = runs.examine(
-        opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say)
-    )
+    with displayed("check"):
+        folder = runs.examine(
+            opened,
+            prove=prove,
+            only=tuple(only),
+            progress=say,
+            slow=slow,
+            revive=lambda: restart_crashed_guests(opened, say),
+        )
     data = content_of((folder / "result.json").read_text())
     (folder / "report.md").write_text(formats.markdown(data))
     (folder / "junit.xml").write_text(formats.junit(data))
+    summarize(formats.markdown(data))
     if as_json:
         out_json(data, indent=1)
     else:
-        matrix = folder / "matrix.json"
-        reach = formats.matrix(json.loads(matrix.read_text())) if matrix.is_file() else ""
-        out(f"{reach}\n{formats.text(data)}" if reach else formats.text(data))
+        file = folder / "matrix.json"
+        reached = matrices(json.loads(file.read_text()), width()) if file.is_file() else []
+        show([*reached, *([Line("")] if reached else []), *verdicts(data, width())])
     say(f"report: {folder}/report.md (also junit.xml, result.json, matrix.json and the evidence)")
     return exit_code(data)
+
+
+def summarize(report: str) -> None:
+    """Add a report to the step summary of the surrounding job (GITHUB_STEP_SUMMARY), if there is one.
+
+    A summary that cannot be written changes no verdict.
+    """
+    if file := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            with Path(file).open("a", encoding="utf-8") as opened:
+                opened.write(formats.bounded(report, _SUMMARY))
+        except (OSError, ValueError) as error:
+            say(f"no step summary: {file}: {error}")

@@ -10,7 +10,7 @@ import typer
 
 from testbed.cli.context import Name, entered, running_lab
 from testbed.cli.terminal import Json, out, say
-from testbed.cli.up import Way, build
+from testbed.cli.up import UpOptions, bring_up
 from testbed.drivers.host.workspace import Workspace, cache_root, state_root
 from testbed.drivers.snapshots import checkpoint as checkpoints
 from testbed.engine import observe
@@ -18,7 +18,7 @@ from testbed.errors import ProvisioningError, TestbedError, UsageError
 from testbed.lab import session
 from testbed.lab.breach_journal import Journal
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.topology_file.loader import read
 
 app = typer.Typer(
@@ -36,22 +36,22 @@ def save(
     called: Annotated[str, typer.Option("--name", help="the checkpoint's name; the lab's if left out")] = "",
 ) -> None:
     """Save a lab as it runs; it stands still for some seconds. `up` starts the same topology from it."""
-    testbed, workspace, _ = running_lab(name)
-    ground = session.ground()
-    _require_saving(testbed, workspace, ground)
-    store = checkpoints.Store(cache_root(), ground.images, ground.environment)
-    with entered(testbed, workspace, ground) as opened:
+    topology, workspace, _ = running_lab(name)
+    ground = session.load_inputs()
+    _require_saving(topology, workspace, ground)
+    store = checkpoints.CheckpointStore(cache_root(), ground.images, ground.environment)
+    with entered(topology, workspace, ground) as opened:
         Journal(workspace).require_closed()
         plan = observe.plan(opened.desired, opened.places)
         if plan:
             fact = f"{len(plan.actions)} differences; the first: {plan.actions[0]}"
             raise UsageError(
-                f"{testbed.name} is not what its topology says",
+                f"{topology.name} is not what its topology says",
                 fact=fact,
                 remedy=f"run `testbed up {name}`, then save it",
             )
         opened.log_out()
-        saved = store.save(testbed, workspace, opened.outer.hypervisor, called or testbed.name, say)
+        saved = store.save(topology, workspace, opened.outer.hypervisor, called or topology.name, say)
         for place in opened.places:  # their clocks have stood still
             place.recover()
     out(
@@ -60,8 +60,8 @@ def save(
     )
 
 
-def _require_saving(testbed: Testbed, workspace: Workspace, ground: session.Ground) -> None:
-    """Return if a lab can be saved while its tenants run.
+def _require_saving(topology: Topology, workspace: Workspace, ground: session.BuildInputs) -> None:
+    """Refuse to save a lab that cannot be saved while its tenants run.
 
     Raises:
         UsageError: it cannot.
@@ -74,7 +74,7 @@ def _require_saving(testbed: Testbed, workspace: Workspace, ground: session.Grou
     )
     if reason:
         remedy = "start it from its topology; machines start from saved memory before their tenants do"
-        raise UsageError(f"{testbed.name} cannot be saved", fact=reason, remedy=remedy)
+        raise UsageError(f"{topology.name} cannot be saved", fact=reason, remedy=remedy)
 
 
 @app.command("list")
@@ -108,12 +108,12 @@ def list_(as_json: Json = False) -> None:
 def _unusable(found: checkpoints.Checkpoint) -> str:
     """Return why a checkpoint cannot be used on this machine, or the empty string."""
     try:
-        ground = session.ground()
-        testbed = resolve(read(found.topology).spec)
+        ground = session.load_inputs()
+        topology = resolve(read(found.topology_file).spec)
     except TestbedError as error:
         return f"{error.what}: {error.fact}"
-    store = checkpoints.Store(cache_root(), ground.images, ground.environment)
-    return store.unusable(found, testbed, Workspace(state_root(), found.lab))
+    store = checkpoints.CheckpointStore(cache_root(), ground.images, ground.environment)
+    return store.unusable(found, topology, Workspace(state_root(), found.lab))
 
 
 @app.command("rm")
@@ -139,8 +139,8 @@ def restore(name: Saved) -> None:
     if os.path.lexists(workspace.folder):
         with workspace.locked():
             session.destroy(workspace)
-    build(
-        found.topology,
-        Way(checkpoint=found),
-        lambda opened, _: out(f"{opened.testbed.name} is as it was {found.saved}"),
+    bring_up(
+        found.topology_file,
+        UpOptions(checkpoint=found),
+        lambda opened, _: out(f"{opened.topology.name} is as it was {found.saved}"),
     )

@@ -1,14 +1,16 @@
-"""What verbs of the command line share: how a lab is named, found and entered."""
+"""Functions that the verbs share: how a lab is named, found and entered."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from testbed.cli.terminal import say
 from testbed.drivers.host import memory
 from testbed.drivers.host.ownership import require_trust
 from testbed.drivers.host.workspace import Workspace, labs, state_root
@@ -17,15 +19,18 @@ from testbed.errors import UsageError
 from testbed.lab import session
 from testbed.lab.breach_journal import Entry
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
-from testbed.topology_file.loader import read
+from testbed.model.topology import Topology
+from testbed.topology_file.loader import ParsedFile, read
 from testbed.untrusted.text import line
 
-File = Annotated[Path, typer.Argument(help="topology file, or the name of a lab", envvar="TESTBED_TOPOLOGY")]
+File = Annotated[
+    Path,
+    typer.Argument(metavar="topology", help="topology file, or the name of a lab", envvar="TESTBED_TOPOLOGY"),
+]
 Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB")]
 
 
-def topology_of(name: str | Path) -> tuple[Testbed, Path]:
+def topology_of(name: str | Path) -> tuple[Topology, Path]:
     """Return the topology that a file, or the copy of a lab of that name, describes.
 
     Raises:
@@ -49,20 +54,47 @@ def workspace_of(name: str | Path) -> Workspace:
     return Workspace(state_root(), read(file).spec.name if file else str(name))
 
 
+def located(name: str, workspace: Workspace, data: Mapping[str, Any]) -> ParsedFile | None:
+    """Return the topology whose lines a result points to, or None if there is no file of it.
+
+    A file below the current folder is named relative to it, as forges name files of a repository.
+
+    Args:
+        name: a lab's name or a file, as the user gave it.
+        data: content of ``result.json``.
+
+    """
+    file = (None if _known(name) else _file(name)) or (
+        workspace.topology_file if workspace.topology_file.is_file() else None
+    )
+    if file is None:
+        say("the lab is down: name its topology file instead of the lab, and the results have lines")
+        return None
+    found = read(file)
+    if resolve(found.spec).digest != data["lab"]["topology_digest"]:
+        say(f"{file} has changed since the run: lines may be wrong")
+    here, there = Path.cwd().resolve(), file.resolve()
+    below = there.is_relative_to(here)
+    return replace(found, file=there.relative_to(here).as_posix() if below else there.as_uri())
+
+
 def _known(name: str) -> Path | None:
-    """Return the topology that a lab of that name keeps, or None; it comes before a file of that name."""
-    return Workspace(state_root(), name).topology if name in labs(state_root()) else None
+    """Return the stored topology of the lab with this name, or None.
+
+    A lab takes precedence over a file of that name.
+    """
+    return Workspace(state_root(), name).topology_file if name in labs(state_root()) else None
 
 
 def _file(text: str) -> Path | None:
-    """Return the file that a word names, or None."""
+    """Return the file with this path, or None."""
     try:
         return Path(text) if Path(text).is_file() else None
-    except (ValueError, OSError):  # what no file can be called
+    except (ValueError, OSError):  # not a valid name of a file
         return None
 
 
-def running_lab(name: str) -> tuple[Testbed, Workspace, lab_namespaces.Enclosure]:
+def running_lab(name: str) -> tuple[Topology, Workspace, lab_namespaces.Enclosure]:
     """Return a lab that runs.
 
     Raises:
@@ -70,25 +102,29 @@ def running_lab(name: str) -> tuple[Testbed, Workspace, lab_namespaces.Enclosure
 
     """
     workspace = workspace_of(name)
-    testbed = session.load_applied(workspace)
-    found = lab_namespaces.find(testbed.name, workspace.root)
+    topology = session.load_applied(workspace)
+    found = lab_namespaces.find(topology.name, workspace.root)
     if found is None:
         fact = "it has no running namespaces"
-        raise UsageError(f"the lab {testbed.name} is down", fact=fact, remedy=f"run `testbed up {name}`")
-    return testbed, workspace, found
+        raise UsageError(f"the lab {topology.name} is down", fact=fact, remedy=f"run `testbed up {name}`")
+    return topology, workspace, found
 
 
 def to_close(left: Sequence[Entry]) -> list[str]:
-    """Return in words, a line for each, what `up` will close because a process was killed after it had opened
-    it.
+    """Return the breaches that `up` will close, in words, one a line.
+
+    A process that opened them was killed before it closed them.
     """
     return [line(f"! close   {entry}") for entry in left]
 
 
 @contextmanager
-def entered(testbed: Testbed, workspace: Workspace, ground: session.Ground) -> Iterator[session.Lab]:
-    """Lock a lab, enter its namespaces and build its drivers; afterwards this process stays inside."""
+def entered(topology: Topology, workspace: Workspace, ground: session.BuildInputs) -> Iterator[session.Lab]:
+    """Lock a lab, enter its namespaces and build its drivers.
+
+    The process stays in the namespaces afterwards.
+    """
     with workspace.locked():
-        taken = session.enter(testbed, workspace, ground.environment)
-        with session.opened(testbed, workspace, ground, taken) as opened:
+        taken = session.enter(topology, workspace, ground.environment)
+        with session.open_lab(topology, workspace, ground, taken) as opened:
             yield opened

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from testbed import data_files as packaged
-from testbed.cli.terminal import Json, out, say
+from testbed.cli.terminal import Json, displayed, out, say
 from testbed.drivers.host.workspace import cache_root
 from testbed.drivers.images.cache import ImageCache
 from testbed.drivers.snapshots import machine_memory
@@ -45,10 +45,18 @@ def image_list(as_json: Json = False) -> None:
         out("\n".join(lines) or "no images")
 
 
+@app.command("key")
+def image_key() -> None:
+    """Print one key of all images: it changes when one of them has to be baked again."""
+    out(_cache().key())
+
+
 @app.command("bake")
 def image_bake() -> None:
     """Bake what is missing."""
-    for image in _cache().ensure(say).values():
+    with displayed("bake"):
+        images = _cache().ensure(say)
+    for image in images.values():
         out(f"{image.name:12} {image.key}  {image.digest}")
 
 

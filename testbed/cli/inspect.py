@@ -48,15 +48,15 @@ def status(
             out("\n".join(f"{r['lab']}  {'running' if r['running'] else 'down'}" for r in rows) or "no labs")
         return
     workspace = workspace_of(name)
-    testbed = session.load_applied(workspace)
-    if lab_namespaces.find(testbed.name, workspace.root) is None:
+    topology = session.load_applied(workspace)
+    if lab_namespaces.find(topology.name, workspace.root) is None:
         left = Journal(workspace).entries()
         if as_json:
-            out_json({"lab": testbed.name, "running": False, "breaches": [entry.data() for entry in left]})
+            out_json({"lab": topology.name, "running": False, "breaches": [entry.data() for entry in left]})
         else:
-            out("\n".join((f"{testbed.name} is down", *to_close(left))))
+            out("\n".join((f"{topology.name} is down", *to_close(left))))
         return
-    with entered(testbed, workspace, session.ground()) as opened:
+    with entered(topology, workspace, session.load_inputs()) as opened:
         found, unseen = observe.observe(opened.desired, opened.places)
         drift, left = diff(opened.desired, found, unseen), Journal(workspace).entries()
     rows = [
@@ -68,7 +68,7 @@ def status(
         breaches = [entry.data() for entry in left]
         out_json(
             {
-                "lab": testbed.name,
+                "lab": topology.name,
                 "running": True,
                 "objects": rows,
                 "drift": render.data(drift)["actions"],
@@ -112,10 +112,10 @@ def execute(
     """Run a program in a guest through its agent; what a terminal or a CI system would obey in its output is
     replaced.
     """
-    testbed, workspace, _ = running_lab(name)
-    guests = {item.label: item for item in testbed.guests}
+    topology, workspace, _ = running_lab(name)
+    guests = {item.label: item for item in topology.guests}
     session.require_member("guest", guest, list(guests))
-    with entered(testbed, workspace, session.ground()) as opened:
+    with entered(topology, workspace, session.load_inputs()) as opened:
         found = guests[guest]
         done = run_in_guest(opened.nodes[found.node], found, command, b"", timeout)
     pass_on(done.stdout, done.stderr)
@@ -149,10 +149,10 @@ def _machines_console(name: str, machine: str) -> bytes:
 
 
 def _guests_console(name: str, label: str) -> bytes:
-    testbed, workspace, _ = running_lab(name)
-    guests = {item.label: item for item in testbed.guests}
+    topology, workspace, _ = running_lab(name)
+    guests = {item.label: item for item in topology.guests}
     session.require_member("guest", label, list(guests))
-    with entered(testbed, workspace, session.ground()) as opened:
+    with entered(topology, workspace, session.load_inputs()) as opened:
         return opened.nodes[guests[label].node].console(guests[label], _SHOWN)
 
 
@@ -179,11 +179,12 @@ def logs(
 
 
 def _admitted(name: str, machine: str) -> tuple[Workspace, Machine]:
-    """Enter a lab without its lock, with a valid certificate for its machines; return its workspace and the
-    machine.
+    """Enter a lab without its lock, and return its workspace and the machine.
+
+    A certificate for its machines is renewed before.
     """
-    testbed, workspace, found = running_lab(name)
-    session.require_member("machine", machine, [item.name for item in testbed.machines])
+    topology, workspace, found = running_lab(name)
+    session.require_member("machine", machine, [item.name for item in topology.machines])
     admin_login.renew(workspace, Authority(workspace.pki))
     lab_namespaces.enter(found)
-    return workspace, next(item for item in testbed.machines if item.name == machine)
+    return workspace, next(item for item in topology.machines if item.name == machine)

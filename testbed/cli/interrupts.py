@@ -1,4 +1,4 @@
-"""Signals that end a command: a CI job's time-out and a lost terminal are what Ctrl-C is."""
+"""Signals that end a command: a CI job's time-out and a lost terminal act like Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def interruptible() -> None:
     """Let SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread from now on.
 
     Ctrl-C as well, although a job that a script starts in the background ignores it. A command under nohup(1)
-    goes on ignoring SIGHUP. What comes while the first signal is new is the same interruption; what comes
-    later is another.
+    goes on ignoring SIGHUP. Signals shortly after the first are part of the same interruption;
+    later ones are another.
     """
     last: list[float] = []
 
@@ -36,7 +36,7 @@ def interruptible() -> None:
 
 @contextmanager
 def ended_at_once(end: Callable[[], object]) -> Iterator[None]:
-    """Let the same signals do something else, such as to end the process, while a block runs."""
+    """Handle the same signals by another function, such as to end the process, in a block."""
 
     def handle(*_: object) -> None:
         end()

@@ -1,4 +1,7 @@
-"""The command line (DESIGN.md, section 7): verbs, exit codes, and nothing that another module could do."""
+"""The command line: verbs and exit codes (docs/design.md, section 7).
+
+All else is in other modules.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +17,11 @@ import typer
 
 from testbed.cli import checkpoint, image, inspect, inventory
 from testbed.cli.check import check_walls
-from testbed.cli.context import File, Name, entered, running_lab, to_close, topology_of, workspace_of
+from testbed.cli.context import File, Name, entered, located, running_lab, to_close, topology_of, workspace_of
 from testbed.cli.error_exit import status_of
 from testbed.cli.interrupts import interruptible
-from testbed.cli.terminal import Json, elapsed, out, out_json, say, warn
-from testbed.cli.up import Way, build
+from testbed.cli.terminal import Json, elapsed, out, out_json, say, show, warn, width
+from testbed.cli.up import UpOptions, bring_up
 from testbed.drivers.capabilities import doctor as doctors
 from testbed.drivers.host import memory
 from testbed.drivers.host.ownership import lab_mark, marked, require_trust
@@ -37,6 +41,8 @@ from testbed.plan.resources import OUTER, desired, places
 from testbed.report import formats
 from testbed.report import graph as graphs
 from testbed.report.result import content_of
+from testbed.report.sarif import sarif
+from testbed.report.screen import verdicts
 from testbed.topology_file.loader import read
 from testbed.topology_file.schema import is_name, json_schema
 from testbed.untrusted.text import line
@@ -146,19 +152,19 @@ def validate(
 
 
 @app.command()
-def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> None:
+def plan(source: File, as_json: Json = False, accelerator: Accel = None) -> None:
     """Show what `up` would do, and why; change nothing."""
-    testbed, _ = topology_of(topology)
-    ground = session.ground(want=accelerator)
-    workspace = Workspace(state_root(), testbed.name)
-    found = lab_namespaces.find(testbed.name, workspace.root)
+    topology, _ = topology_of(source)
+    ground = session.load_inputs(want=accelerator)
+    workspace = Workspace(state_root(), topology.name)
+    found = lab_namespaces.find(topology.name, workspace.root)
     if found is None:
         result, left = (
-            diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER}),
+            diff(desired(topology, ground.inputs), {}, frozenset(places(topology)) - {OUTER}),
             Journal(workspace).entries(),
         )
     else:
-        with entered(testbed, workspace, ground) as opened:
+        with entered(topology, workspace, ground) as opened:
             result, left = observe.plan(opened.desired, opened.places), Journal(workspace).entries()
     if as_json:
         data = render.data(result)
@@ -172,7 +178,7 @@ def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> No
 
 @app.command()
 def up(
-    topology: File,
+    source: File,
     as_json: Json = False,
     accelerator: Accel = None,
     connect: Connect = "",
@@ -183,13 +189,13 @@ def up(
     ] = False,
 ) -> None:
     """Build the lab, or make it again what its topology says."""
-    way = Way(accelerator, connect, cold=cold, anew=anew)
+    way = UpOptions(accelerator, connect, cold=cold, anew=anew)
 
     def tell(opened: session.Lab, done: Sequence[Action]) -> None:
         spans = way.trace.spans if timings else []
         if as_json:
             data = {
-                "lab": opened.testbed.name,
+                "lab": opened.topology.name,
                 "actions": len(done),
                 "seconds": round(elapsed(), 1),
                 "retried": opened.retried,
@@ -201,11 +207,11 @@ def up(
         if spans:
             out(chart(spans))
 
-    build(topology, way, tell)
+    bring_up(source, way, tell)
 
 
 def _tell(opened: session.Lab, done: Sequence[Action]) -> None:
-    name, seconds, retried = opened.testbed.name, elapsed(), ", ".join(opened.retried)
+    name, seconds, retried = opened.topology.name, elapsed(), ", ".join(opened.retried)
     for breach in opened.closed:
         out(f"{name}: closed the breach {line(breach)}")
     if done:
@@ -219,11 +225,11 @@ def _tell(opened: session.Lab, done: Sequence[Action]) -> None:
 
 @app.command()
 def graph(
-    topology: File,
+    source: File,
     form: Annotated[str, typer.Option("--format", help="dot or mermaid", envvar="TESTBED_GRAPH")] = "dot",
 ) -> None:
     """Draw a topology as DOT or Mermaid text."""
-    testbed, _ = topology_of(topology)
+    topology, _ = topology_of(source)
     drawers = {"dot": graphs.dot, "mermaid": graphs.mermaid}
     if form not in drawers:
         raise UsageError(
@@ -231,10 +237,10 @@ def graph(
             fact="known formats: dot, mermaid",
             remedy="use --format dot or --format mermaid",
         )
-    out(drawers[form](testbed))
+    out(drawers[form](topology))
 
 
-_FORMATS = {"text": formats.text, "markdown": formats.markdown, "junit": formats.junit}
+_FORMATS = {"markdown": formats.markdown, "junit": formats.junit}
 
 
 @app.command()
@@ -250,9 +256,9 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Attack the lab's walls and give a verdict."""
-    testbed, workspace, _ = running_lab(name)
+    topology, workspace, _ = running_lab(name)
     interruptible()
-    with entered(testbed, workspace, session.ground()) as opened:
+    with entered(topology, workspace, session.load_inputs()) as opened:
         Journal(workspace).require_closed()
         check_walls(opened, prove=prove, only=only or [], as_json=as_json, slow=slow)
 
@@ -261,19 +267,29 @@ def check(
 def report(
     name: Name,
     form: Annotated[
-        str, typer.Option("--format", help="text, markdown, junit or json", envvar="TESTBED_REPORT")
+        str, typer.Option("--format", help="text, markdown, junit, sarif or json", envvar="TESTBED_REPORT")
     ] = "text",
+    folder: Annotated[
+        bool, typer.Option("--folder", help="print the folder of that run, and nothing else")
+    ] = False,
 ) -> None:
     """Show the latest run's report in another form."""
     workspace = workspace_of(name)
     _require_finished(workspace)
-    data = content_of((workspace.latest_run() / "result.json").read_text())
-    if form == "json":
+    latest = workspace.latest_run()
+    data = content_of((latest / "result.json").read_text())
+    if folder:
+        out(str(latest))
+    elif form == "json":
         out_json(data, indent=1)
+    elif form == "sarif":
+        out(sarif(data, located(name, workspace, data), version=version("testbed")))
+    elif form == "text":
+        show(verdicts(data, width()))
     elif form in _FORMATS:
         out(_FORMATS[form](data))
     else:
-        known = ", ".join((*_FORMATS, "json"))
+        known = ", ".join(("text", *_FORMATS, "sarif", "json"))
         raise UsageError(
             f"cannot report as {form}",
             fact=f"known formats: {known}",
@@ -282,7 +298,7 @@ def report(
 
 
 def _require_finished(workspace: Workspace) -> None:
-    """Refuse to show an older run while one that was cut short, and has no result, has left a wall open.
+    """Refuse to show an older run while an interrupted run without a result left a breach open.
 
     Raises:
         ProvisioningError: there is one.
@@ -296,7 +312,7 @@ def _require_finished(workspace: Workspace) -> None:
 
 @app.command()
 def run(
-    topology: File,
+    source: File,
     prove: Prove = Proving.NOTHING,
     as_json: Json = False,
     accelerator: Accel = None,
@@ -307,18 +323,18 @@ def run(
     """Build a lab, check it and report, in one go; the lab stays up."""
 
     def examine(opened: session.Lab, done: Sequence[Action]) -> None:
-        testbed = opened.testbed
-        say(f"{testbed.name} is up: {len(done)} actions")
+        topology = opened.topology
+        say(f"{topology.name} is up: {len(done)} actions")
         try:
             check_walls(opened, prove=prove, only=[], as_json=as_json)
         finally:
             say(
-                f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh "
-                f"{testbed.name} {testbed.nodes[0].name}`. "
-                f"Take it down: `testbed down {testbed.name}`"
+                f"the lab stays up. Look around: `testbed status {topology.name}`, `testbed ssh "
+                f"{topology.name} {topology.nodes[0].name}`. "
+                f"Take it down: `testbed down {topology.name}`"
             )
 
-    build(topology, Way(accelerator, connect, cold=cold, anew=anew), examine)
+    bring_up(source, UpOptions(accelerator, connect, cold=cold, anew=anew), examine)
 
 
 @app.command()
@@ -363,12 +379,16 @@ def prune(
             out(f"files of {workspace.lab}, which does not run")
             if not dry_run:
                 with workspace.locked():
-                    session.destroy(workspace)
+                    if lab_namespaces.find(name, root) is None:  # `up` may have held the lock until now
+                        session.destroy(workspace)
     out("nothing to prune" if not count else f"{count} {'found' if dry_run else 'removed'}")
 
 
 def main() -> None:
-    """Run the command line; every error becomes three parts and an exit code (`testbed.cli.error_exit`)."""
+    """Run the command line; every error becomes three parts and an exit code.
+
+    See `testbed.cli.error_exit`.
+    """
     os.umask(PRIVATE_UMASK)
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv[1:own] = [

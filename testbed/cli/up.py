@@ -1,5 +1,6 @@
-"""From a topology file to a lab that runs, by the shortest way that there is: a checkpoint, saved memory, or
-a boot.
+"""Build a running lab from a topology file, in the shortest way.
+
+The ways are a checkpoint, saved memory, or a boot.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ from pathlib import Path
 from testbed import data_files
 from testbed.cli.context import topology_of
 from testbed.cli.interrupts import ended_at_once, interruptible
-from testbed.cli.terminal import say, warn
+from testbed.cli.terminal import displayed, say, undisplay, warn
 from testbed.drivers.capabilities import doctor
 from testbed.drivers.host.workspace import Workspace, cache_root, state_root
 from testbed.drivers.hypervisor import external_daemon
 from testbed.drivers.namespaces import lab_namespaces
-from testbed.drivers.snapshots.checkpoint import Checkpoint, Store
+from testbed.drivers.snapshots.checkpoint import Checkpoint, CheckpointStore
 from testbed.engine import apply
 from testbed.engine.timing import Trace
 from testbed.errors import Exit, TestbedError, UsageError
 from testbed.lab import session
 from testbed.lab.breach_journal import Journal
 from testbed.model.environment import Accelerator
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.plan.diff import Action
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class UpOptions:
     """How a lab may be built.
 
     Args:
@@ -40,7 +41,7 @@ class Way:
         cold: use no saved memory of any kind.
         anew: use no checkpoint.
         checkpoint: the one to use; the latest that fits if left out.
-        trace: learns what took how long.
+        trace: records how long each step takes.
 
     """
 
@@ -52,50 +53,52 @@ class Way:
     trace: Trace = field(default_factory=Trace)
 
 
-def build(topology: str | Path, way: Way, then: Callable[[session.Lab, Sequence[Action]], None]) -> None:
-    """Build a lab, or make it again what its topology says, and go on inside it.
+def bring_up(
+    source: str | Path, way: UpOptions, then: Callable[[session.Lab, Sequence[Action]], None]
+) -> None:
+    """Build a lab, or bring it back to the state of its topology, and go on inside it.
 
     Args:
-        topology: its file, or the name of a lab.
-        then: is given the lab, and what was done.
+        source: the topology's file, or the name of a lab.
+        then: called with the lab, and the actions that were carried out.
 
     """
     interruptible()
-    testbed, file = topology_of(topology)
+    topology, file = topology_of(source)
     doctor.require(cache_root(), state_root())
-    with way.trace.span("images"):
-        ground = session.prepare(say, want=way.want)
+    with way.trace.span("images"), displayed("bake"):
+        ground = session.prepare_inputs(say, want=way.want)
     say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
-    workspace = Workspace(state_root(), testbed.name)
+    workspace = Workspace(state_root(), topology.name)
     workspace.claim()
     with workspace.locked():
-        _require_same(testbed, workspace)
+        _require_same(topology, workspace)
         session.apply_copy(file, workspace)
         _connect(workspace, way.connect)
-        if not workspace.connection and lab_namespaces.find(testbed.name, workspace.root) is None:
+        if not workspace.connection and lab_namespaces.find(topology.name, workspace.root) is None:
             kvm = ground.environment.outer is Accelerator.KVM
             if reason := workspace.assign_account(cache_root(), kvm=kvm):
                 say(f"emulators run as you, and not under an account of this lab's: {reason}")
         if not way.cold:
             with way.trace.span("saved memory", ["images"]):
-                ground = _shortened(ground, testbed, workspace, way)
-        taken = session.enter(testbed, workspace, ground.environment)
-        with session.opened(testbed, workspace, ground, taken, progress=say) as opened:
-            with at_once_on_interrupt():
+                ground = _shortened(ground, topology, workspace, way)
+        taken = session.enter(topology, workspace, ground.environment)
+        with session.open_lab(topology, workspace, ground, taken, progress=say) as opened:
+            with displayed("up"), at_once_on_interrupt():
                 done = _converge(opened, way.trace)
             then(opened, done)
 
 
-def _require_same(testbed: Testbed, workspace: Workspace) -> None:
-    """Refuse to change a lab's topology while a breach is written down, which only the topology that it was
-    opened in can close.
+def _require_same(topology: Topology, workspace: Workspace) -> None:
+    """Refuse to change a lab's topology while its journal holds a breach.
+
+    Only the topology that a breach was opened in can close it.
 
     Raises:
         UsageError: the topology is another one.
-
     """
     left = Journal(workspace).entries()
-    if left and session.load_applied(workspace).digest != testbed.digest:
+    if left and session.load_applied(workspace).digest != topology.digest:
         what = (
             f"the lab {workspace.lab} cannot get another topology while a wall is open that a breach opened"
         )
@@ -107,10 +110,10 @@ def _require_same(testbed: Testbed, workspace: Workspace) -> None:
 
 
 def _converge(opened: session.Lab, trace: Trace) -> list[Action]:
-    """Make a lab what it must be, and close what a killed process had opened.
+    """Make a lab match its topology, and close breaches that a killed process left open.
 
-    Settings come first, since a breach may have cut our own way in; they come again afterwards, for what
-    closing has changed and for what could not be set right before.
+    Settings come first, since a breach may block our own access. They come again afterwards, for changes that
+    the closing has made, and for resources that could not be repaired before.
 
     Raises:
         ProvisioningError: something could not be done, or a breach may still be in force.
@@ -130,7 +133,7 @@ def _converge(opened: session.Lab, trace: Trace) -> list[Action]:
 
 
 def _connect(workspace: Workspace, uri: str) -> None:
-    """Remember which libvirt runs a lab.
+    """Record the libvirt that runs a lab.
 
     Raises:
         UsageError: another one does already, or the URI is of no daemon on this machine.
@@ -147,9 +150,12 @@ def _connect(workspace: Workspace, uri: str) -> None:
     workspace.connect(uri)
 
 
-def _shortened(ground: session.Ground, testbed: Testbed, workspace: Workspace, way: Way) -> session.Ground:
-    """Return what a lab stands on, with what its machines can start from: of a new lab's, memory is saved
-    first if need be.
+def _shortened(
+    ground: session.BuildInputs, topology: Topology, workspace: Workspace, way: UpOptions
+) -> session.BuildInputs:
+    """Add a checkpoint or saved memory to a lab's inputs, so that its machines start from it.
+
+    For a new lab without a checkpoint, missing memory is saved first.
     """
     if workspace.connection:
         say(
@@ -157,26 +163,32 @@ def _shortened(ground: session.Ground, testbed: Testbed, workspace: Workspace, w
             "another QEMU than ours"
         )
         return ground
-    new = lab_namespaces.find(testbed.name, workspace.root) is None
-    found = _fitting(ground, testbed, workspace, way) if new and not way.anew else None
+    new = lab_namespaces.find(topology.name, workspace.root) is None
+    found = _fitting(ground, topology, workspace, way) if new and not way.anew else None
     if found:
         say(f"going on from the checkpoint {found.name}, saved {found.saved}")
         found.unpack(workspace)
         ground = replace(ground, checkpoint=found)
-    with at_once_on_interrupt():
-        return session.remember(ground, testbed, say, save=new and not found)
+    with displayed("save memory"), at_once_on_interrupt():
+        return session.attach_snapshots(ground, topology, say, save=new and not found)
 
 
-def _fitting(ground: session.Ground, testbed: Testbed, workspace: Workspace, way: Way) -> Checkpoint | None:
-    return way.checkpoint or Store(cache_root(), ground.images, ground.environment).find(testbed, workspace)
+def _fitting(
+    ground: session.BuildInputs, topology: Topology, workspace: Workspace, way: UpOptions
+) -> Checkpoint | None:
+    return way.checkpoint or CheckpointStore(cache_root(), ground.images, ground.environment).find(
+        topology, workspace
+    )
 
 
 def at_once_on_interrupt() -> AbstractContextManager[None]:
-    """Let a signal end the process at once, without waiting for threads that wait for machines; `up`
-    resumes.
+    """Let a signal end the process at once, without waiting for threads; `up` resumes.
+
+    The threads wait for machines.
     """
 
     def end() -> None:
+        undisplay()
         warn("interrupted; what was done stays, and the same command resumes")
         os._exit(Exit.INTERRUPTED)
 

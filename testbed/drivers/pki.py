@@ -1,8 +1,9 @@
-"""A lab's certificate authorities, and what they sign (D6).
+"""A lab's certificate authorities and the certificates that they sign (D6).
 
-One Ed25519 key signs ssh certificates of users and hosts; one ECDSA key signs the X.509 certificates of
-machines, because OpenSSL reads those everywhere, and another those of administrators, so that a fallen
-machine is none of them (NET-08). All stay in the lab's own folder, mode 0600, and end with the lab.
+One Ed25519 key signs ssh certificates of users and hosts. One ECDSA key signs the X.509 certificates of
+machines: every OpenSSL can verify ECDSA. Another ECDSA key signs those of administrators, so that a
+compromised machine's certificate does not count as an administrator's (NET-08). All keys stay in the lab's
+folder, mode 0600, and are deleted with the lab.
 """
 
 from __future__ import annotations
@@ -83,11 +84,11 @@ class Authority:
         """Sign a user key for some roles.
 
         Args:
-            principals: roles the certificate stands for.
+            principals: roles that the certificate grants.
             now: time from which validity is counted.
-            lifetime: how long after ``now`` it ends; negative for an expired one.
-            start: when it begins, relative to ``now``.
-            key: the private key, in OpenSSH's format; a fresh one if left out.
+            lifetime: end of the validity, relative to ``now``; negative for an expired certificate.
+            start: begin of the validity, relative to ``now``.
+            key: the private key, in OpenSSH's format; a new one by default.
 
         """
         return self._ssh(SSHCertificateType.USER, principals, "testbed", (now + start, now + lifetime), key)
@@ -124,18 +125,27 @@ class Authority:
         return SshIdentity(private, certificate.public_bytes() + b"\n", public + "\n")
 
     def tls(self, name: str, *, now: datetime) -> TlsIdentity:
-        """Sign a machine's TLS key: OVN's roles compare its common name with the chassis, IPsec its other
-        name with the peer.
+        """Sign a new TLS key of a machine.
+
+        OVN's roles compare the certificate's common name with the chassis. IPsec compares its subject
+        alternative name with the peer.
         """
         return self._machines.sign(name, now - _SKEW, now + HOST_LIFETIME)
 
     def administrator(self, name: str, *, start: datetime, now: datetime) -> TlsIdentity:
-        """Sign the TLS key of somebody who may change OVN's northbound database, from some time on."""
+        """Sign a new TLS key of an administrator, who may change OVN's northbound database.
+
+        Args:
+            name: common name of the certificate.
+            start: begin of the validity.
+            now: time from which its lifetime is counted.
+
+        """
         return self._administrators.sign(name, start, now + HOST_LIFETIME)
 
     @property
-    def born(self) -> datetime:
-        """From when on this authority's certificates can be valid."""
+    def not_before(self) -> datetime:
+        """Begin of the validity of the authority's own certificate."""
         return self._machines.certificate.not_valid_before_utc
 
     @property
@@ -158,7 +168,7 @@ class _Issuer:
 
     @classmethod
     def stored(cls, folder: Path, file: str, name: str) -> _Issuer:
-        """Return the authority of a file, made if it is not there."""
+        """Return the authority that a file stores; make it if it is missing."""
         key = _stored_key(folder / f"{file}.pem", lambda: ec.generate_private_key(ec.SECP256R1()))
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             msg = f"{folder}/{file}.pem holds a key of an unexpected kind"

@@ -1,6 +1,4 @@
-"""Carries out plans: places side by side, and in each place the actions in the order of their
-dependencies.
-"""
+"""Carries out plans: places in parallel, actions of a place in the order of dependencies."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from graphlib import TopologicalSorter
 from queue import SimpleQueue
 
-from testbed.engine.place import Place, Progress
+from testbed.engine.place import Place, Progress, Step
 from testbed.engine.timing import Trace
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.plan.diff import Action, Observed, Plan, diff
@@ -21,19 +19,23 @@ _WORKERS = 4
 def converge(
     desired: Mapping[Key, Resource], places: Sequence[Place], progress: Progress, trace: Trace | None = None
 ) -> list[Action]:  # fmt: skip
-    """Make the world what it must be, and return what was done.
+    """Bring all places to the desired state and return the actions that were done.
 
-    The outer machine comes first; then every other place is waited for, observed and changed on its own, so
+    The outer machine comes first. Then all other places are awaited, observed and changed in parallel, so
     that no place waits for another.
 
     Args:
-        trace: learns what took how long.
+        desired: the desired state.
+        places: all places of the lab.
+        progress: receives messages.
+        trace: records the duration of each step.
 
     Raises:
-        ProvisioningError: something could not be done; what was done stays, and another run resumes.
+        ProvisioningError: an action failed; completed actions stay, and another run continues.
 
     """
     outer = next(place for place in places if place.name == OUTER)
+    progress(Step.planned(len(places)))
     done = converge_place(desired, outer, progress, trace)
     inner = [place for place in places if place.name != OUTER]
     failures: list[TestbedError] = []
@@ -60,10 +62,10 @@ def _joined(failures: list[TestbedError]) -> TestbedError:
 def converge_place(
     desired: Mapping[Key, Resource], place: Place, progress: Progress, trace: Trace | None = None
 ) -> list[Action]:  # fmt: skip
-    """Make one place what it must be, as soon as it answers, and return what was done.
+    """Wait for one place, bring it to the desired state, and return the actions that were done.
 
     Raises:
-        ProvisioningError: something could not be done; what was done stays.
+        ProvisioningError: an action failed; completed actions stay.
 
     """
     here, trace = (
@@ -71,6 +73,7 @@ def converge_place(
         trace or Trace(),
     )
     waited, recovered, seen = (f"{place.name}: {step}" for step in ("waited for", "set right", "observed"))
+    progress(Step.begun(place.name))
     with trace.span(waited, [str(Key(OUTER, Kind.MACHINE, place.name))]):
         place.wait()
     with trace.span(recovered, [waited]):
@@ -78,18 +81,22 @@ def converge_place(
             progress(f"{place.name}: {told}")
     with trace.span(seen, [recovered]):
         observed: Observed = place.observe()
+    progress(Step.ended(place.name))
     return perform(diff(here, observed), place, progress, trace, seen)
 
 
 def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: str) -> list[Action]:
-    """Carry out a plan in one place; actions that do not depend on one another run side by side.
+    """Carry out a plan in one place; independent actions run in parallel.
 
     Args:
-        trace: learns what took how long.
-        seen: what came before, in the trace.
+        plan: the plan.
+        place: the place.
+        progress: receives messages.
+        trace: records the duration of each action.
+        seen: name of the step before the plan, in the trace.
 
     Raises:
-        ProvisioningError: an action failed; those that it does not hinder were carried out.
+        ProvisioningError: an action failed; all actions that do not depend on it were carried out.
 
     """
     actions = {action.key: action for action in plan.actions}
@@ -102,6 +109,7 @@ def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: st
         with trace.span(str(action.key), [str(key) for key in action.after if key in actions] or [seen]):
             place.perform(action)
 
+    progress(Step.planned(len(actions)))
     running: dict[Future[None], Action] = {}
     ended: SimpleQueue[Future[None]] = SimpleQueue()
     done: list[Action] = []
@@ -109,7 +117,7 @@ def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: st
     with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
         while order.is_active():
             for key in order.get_ready():
-                progress(str(actions[key]))
+                progress(Step.begun(str(key), str(actions[key])))
                 future = pool.submit(do, actions[key])
                 running[future] = actions[key]
                 future.add_done_callback(ended.put)
@@ -120,9 +128,14 @@ def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: st
             try:
                 future.result()
             except TestbedError as error:
-                progress(f"failed: {action.key}: {error.what}: {error.fact}")
+                progress(
+                    Step.ended(
+                        str(action.key), f"failed: {action.key}: {error.what}: {error.fact}", well=False
+                    )
+                )
                 failures.append(error)
-                continue
+                continue  # not `order.done`: actions that depend on this one never become ready
+            progress(Step.ended(str(action.key)))
             done.append(action)
             order.done(action.key)
     if failures:

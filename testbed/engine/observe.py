@@ -1,4 +1,4 @@
-"""What exists of a lab, gathered from all its places."""
+"""Observes a lab: collects the existing resources of all its places."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from testbed.plan.resources import OUTER, Key, Properties, Resource
 
 
 def observe(desired: Mapping[Key, Resource], places: Sequence[Place]) -> tuple[Observed, frozenset[str]]:
-    """Return what exists, and the places that could not be looked into because their machine does not run.
+    """Return the existing resources, and the places whose machine does not run.
 
     Raises:
         ProvisioningError: a machine runs and cannot be observed.
@@ -34,6 +34,6 @@ def _look(place: Place) -> Observed:
 
 
 def plan(desired: Mapping[Key, Resource], places: Sequence[Place]) -> Plan:
-    """Return what `testbed.engine.apply.converge` would do now."""
+    """Return the actions that `testbed.engine.apply.converge` would do now."""
     observed, unseen = observe(desired, places)
     return diff(desired, observed, unseen)

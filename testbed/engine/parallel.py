@@ -1,4 +1,4 @@
-"""Work that several machines are about, side by side: a lane for each machine (docs/decisions/0021)."""
+"""Runs work on several machines in parallel, in a lane for each (docs/decisions/0021)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def side_by_side(
+def run_in_lanes(
     lanes: Sequence[Sequence[T]],
     do: Callable[[T], None],
     *,
@@ -18,14 +18,17 @@ def side_by_side(
     stopped: Callable[[], bool],
     interrupted: Event | None = None,
 ) -> None:
-    """Do something with every item of every lane, one after another in each lane, and each lane beginning
-    elsewhere.
+    """Call a function for every item: lanes in parallel, the items of a lane in sequence.
+
+    Each lane starts at another position, so that lanes with the same items meet less often. After an error or
+    an interrupt no more items are started; it is raised when all running items have ended.
 
     Args:
-        turn: what no two items may share that are done at the same time.
-        stopped: whether nothing more shall be begun. Nor is anything begun after an error or an interrupt,
-            which is raised when all that was begun has ended.
-        interrupted: is set by an interrupt, so that what was begun can end sooner.
+        lanes: the items of each lane.
+        do: the function.
+        turn: returns the exclusive key of an item; items with equal keys never run at the same time.
+        stopped: returns whether no more items shall be started.
+        interrupted: set after an interrupt, so that running items can end early.
 
     """
     turns = {turn(item): Lock() for lane in lanes for item in lane}

@@ -1,35 +1,91 @@
-"""What the engine needs from the world: protocols that drivers, and the simulator of the tests, fulfil."""
+"""Protocols of the engine, which drivers and the simulator of the tests implement."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from enum import Enum, auto
+from typing import Protocol, Self
 
 from testbed.plan.diff import Action, Observed
 
 Progress = Callable[[str], None]
 
 
+class StepKind(Enum):
+    """The event that a step reports."""
+
+    PLANNED = auto()
+    BEGUN = auto()
+    NOTE = auto()
+    ENDED = auto()
+
+
+class Step(str):
+    """A progress message about a task, from which a display shows running and remaining work.
+
+    Without a display, it is printed as a line like other messages; an empty one is not printed.
+
+    Args:
+        name: name of the task, unique among running tasks.
+        pieces: number of tasks that are planned.
+        well: False if the message must be shown even if all else succeeds.
+
+    """
+
+    name: str
+    kind: StepKind
+    pieces: int
+    well: bool
+
+    @classmethod
+    def _of(
+        cls, kind: StepKind, text: str = "", name: str = "", *, pieces: int = 0, well: bool = True
+    ) -> Self:
+        step = cls(text)
+        step.name, step.kind, step.pieces, step.well = name, kind, pieces, well
+        return step
+
+    @classmethod
+    def planned(cls, pieces: int) -> Self:
+        """Return the message that a number of further tasks is planned; each will begin and end."""
+        return cls._of(StepKind.PLANNED, pieces=pieces)
+
+    @classmethod
+    def begun(cls, name: str, text: str = "") -> Self:
+        """Return the message that a task begins."""
+        return cls._of(StepKind.BEGUN, text, name)
+
+    @classmethod
+    def note(cls, name: str, text: str, *, well: bool = True) -> Self:
+        """Return a message about a running task."""
+        return cls._of(StepKind.NOTE, text, name, well=well)
+
+    @classmethod
+    def ended(cls, name: str, text: str = "", *, well: bool = True) -> Self:
+        """Return the message that a task has ended."""
+        return cls._of(StepKind.ENDED, text, name, well=well)
+
+
 class Place(Protocol):
-    """Where resources live: the outer machine, the controller or a node."""
+    """A place with resources: the outer machine, the controller or a node."""
 
     @property
     def name(self) -> str:
         """Name of the place."""
 
     def wait(self) -> None:
-        """Return when the place can be observed.
+        """Wait until the place can be observed.
 
         Raises:
-            ProvisioningError: it is not ready before its deadline.
+            ProvisioningError: the place is not ready before its deadline.
 
         """
 
     def recover(self) -> Sequence[str]:
-        """Set right what must be before the place can be observed, and return in words what was done.
+        """Repair conditions that would prevent observation; return a note for each repair.
 
         Raises:
-            ProvisioningError: it cannot be set right.
+            ProvisioningError: a repair fails.
 
         """
 
@@ -37,9 +93,9 @@ class Place(Protocol):
         """Return every resource of this lab that exists here, with live properties."""
 
     def perform(self, action: Action) -> None:
-        """Carry out one action; doing it a second time does no harm.
+        """Carry out one action; it must be idempotent.
 
         Raises:
-            ProvisioningError: it could not be done.
+            ProvisioningError: the action failed.
 
         """

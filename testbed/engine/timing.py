@@ -1,4 +1,4 @@
-"""What took how long, and what everything else had to wait for. Pure, except for its clock."""
+"""Records durations of steps and finds the critical path; pure, except for its clock."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ _NAME = 80  # characters of a name
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One piece of work.
+    """One measured step.
 
     Args:
-        start: seconds since the trace began; so is `end`.
-        after: names of what had to be done before, as far as it was done at all.
+        name: name of the step.
+        start: seconds since the trace began.
+        end: seconds since the trace began.
+        after: names of the steps that it waited for.
 
     """
 
@@ -31,7 +33,7 @@ class Span:
 
 
 class Trace:
-    """Collects spans; safe to use from several threads."""
+    """A collection of spans, which several threads may use at the same time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -41,7 +43,7 @@ class Trace:
 
     @contextmanager
     def span(self, name: str, after: Sequence[str] = ()) -> Iterator[None]:
-        """Measure what is done meanwhile, whether it succeeds or not."""
+        """Measure the block, whether it succeeds or not."""
         start = self._clock() - self._began
         try:
             yield
@@ -51,14 +53,15 @@ class Trace:
 
     @property
     def spans(self) -> list[Span]:
-        """All that has ended, in the order in which it began."""
+        """The completed spans, in the order of their start."""
         with self._lock:
             return sorted(self._spans, key=lambda span: (span.start, span.end))
 
 
 def critical_path(spans: Sequence[Span]) -> list[Span]:
-    """Return the chain that nothing else could have made shorter: from the last end backwards, always to what
-    was waited for longest.
+    """Return the critical path of spans, in order of time.
+
+    It starts from the span that ends last, and goes back to the predecessor that ended last each time.
     """
     by_name = {span.name: span for span in spans}
     path: list[Span] = []
@@ -72,8 +75,9 @@ def critical_path(spans: Sequence[Span]) -> list[Span]:
 
 
 def chart(spans: Sequence[Span]) -> str:
-    """Draw spans as bars over time, those of the critical path marked with an asterisk; the empty string if
-    there are none.
+    """Return a bar chart of spans over time, or "" without spans.
+
+    An asterisk marks the spans of the critical path.
     """
     if not spans:
         return ""
@@ -81,7 +85,7 @@ def chart(spans: Sequence[Span]) -> str:
     total = max(span.end for span in spans) or 1.0
     shown = {
         span.name: line(span.name, _NAME) for span in spans
-    }  # what is not in the topology is called as its node calls it
+    }  # names of resources outside the topology come from nodes and are untrusted
     names = max(map(len, shown.values()))
     lines = [f"  {'':{names}}  seconds  0{f'{total:.0f}':>{_WIDTH - 1}}"]
     for span in spans:

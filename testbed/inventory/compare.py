@@ -14,7 +14,7 @@ from testbed.inventory.records import UNREAD, Inventory
 
 _SHOWN = 240  # characters of a value in words
 _MISSING = object()
-# Domains that a collector records, by the name under which it reports that it could not read; others have its name.
+# Domains of a collector, by the name under which it reports that it could not read; others have its name.
 _COLLECTED = {
     "units": ("unit", "unit file", "manager's environment"),
     "guests": ("guest", "guest kept", "pool", "libvirt network", "libvirt filter", "host device"),

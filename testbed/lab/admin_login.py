@@ -1,5 +1,6 @@
-"""The administrator's login to a lab's machines: one key for each lab, and a certificate that is renewed when
-it is used (D6).
+"""The administrator's login to a lab's machines.
+
+Each lab has one key, and a short-lived certificate that is renewed when it is used (D6).
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from testbed.drivers.host.private_files import write_secret
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.pki import USER_LIFETIME, Authority
 from testbed.drivers.ssh.client import USER, Access
-from testbed.model.topology import Machine, Plane, Testbed
+from testbed.model.topology import Machine, Plane, Topology
 
 _ROLE = "node-admin"
 
 
 def access(workspace: Workspace, machine: Machine) -> Access:
-    """Return how to reach a machine; its certificate is renewed before it is used by a command that runs for
-    long.
+    """Return address and keys of a machine.
+
+    A command that runs for a long time renews the certificate before a login, if necessary.
     """
     address = str(machine.address(Plane.MANAGEMENT))
     host_key = workspace.machine(machine.name) / "host_key.pub"
@@ -31,24 +33,24 @@ def access(workspace: Workspace, machine: Machine) -> Access:
 
 
 def renew(workspace: Workspace, authority: Authority) -> None:
-    """Sign the administrator's certificate anew; every command that logs in calls this first, whether it has
-    the lab's lock or not.
+    """Renew the administrator's certificate.
 
-    The certificate begins with the lab: the clock of a machine that has stood still is behind until we have
-    logged in and set it. The key stays, so that a command that reads key and certificate meanwhile finds a
-    pair.
+    Every command that logs in calls this first, whether it holds the lab's lock or not. The certificate is
+    valid from the beginning of the lab: after a pause, a machine's clock runs late until we have logged in
+    and set it. The key stays the same, so that a command that reads key and certificate meanwhile finds a
+    matching pair.
     """
     key, now = _key(workspace), datetime.now(UTC)
     with _one_at_a_time(key.parent):
         known = key.read_bytes() if key.exists() else None
-        identity = authority.user([_ROLE], now=now, start=authority.born - now, key=known)
+        identity = authority.user([_ROLE], now=now, start=authority.not_before - now, key=known)
         if known is None:
             write_secret(key, identity.private_key)
         write_secret(_certificate(key), identity.certificate)
 
 
 def renew_in_time(workspace: Workspace) -> None:
-    """Renew the certificate if more than half of its life is over."""
+    """Renew the certificate if more than half of its lifetime is over."""
     if _life_left(_certificate(_key(workspace))) < USER_LIFETIME / 2:
         renew(workspace, Authority(workspace.pki))
 
@@ -62,9 +64,9 @@ def _life_left(certificate: Path) -> timedelta:
     return timedelta(seconds=end - datetime.now(UTC).timestamp())
 
 
-def write_config(testbed: Testbed, workspace: Workspace, authority: Authority) -> None:
-    """Write the files by which OpenSSH's client logs in to a lab's machines."""
-    addresses = {machine.name: machine.address(Plane.MANAGEMENT) for machine in testbed.machines}
+def write_config(topology: Topology, workspace: Workspace, authority: Authority) -> None:
+    """Write known_hosts and configuration for OpenSSH's client."""
+    addresses = {machine.name: machine.address(Plane.MANAGEMENT) for machine in topology.machines}
     known = workspace.folder / "ssh/known_hosts"
     names = ",".join(str(item) for pair in addresses.items() for item in pair)
     write_secret(known, f"@cert-authority {names} {authority.ssh_public_key}\n".encode())

@@ -1,5 +1,6 @@
-"""The breaches in force in a lab, written down before they open: a process that is killed meanwhile leaves
-word of them.
+"""The journal of open breaches of a lab.
+
+Each breach is recorded before it opens, so that a record remains if the process is killed.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ _LIMIT = 64 * 1024  # octets of an entry
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is written down of a breach.
+    """The record of one breach.
 
     Args:
         control: id of the control whose check declares the breach.
-        case: the machine that the case of the check is about, or ``fleet``.
-        breach: its name.
-        opened: when it was about to open, as ISO 8601 text.
+        case: machine of the check's case, or ``fleet``.
+        breach: name of the breach.
+        opened: time just before it was opened, as ISO 8601 text.
         run: name of the run of the checks that opened it.
 
     """
@@ -47,8 +48,9 @@ class Entry:
     """One file of the journal.
 
     Args:
-        record: what it says; None if it cannot be read.
-        closed: whether the breach is known to be closed, so that the entry can go.
+        file: path of the file.
+        record: its content; None if it cannot be read.
+        closed: whether the breach is known to be closed, so that the entry can be removed.
 
     """
 
@@ -60,15 +62,15 @@ class Entry:
         return str(self.record) if self.record else f"a breach whose entry {self.file} cannot be read"
 
     def data(self) -> dict[str, str]:
-        """Return it as JSON-able values."""
+        """Return the entry as values for JSON."""
         return asdict(self.record) if self.record else {"breach": str(self)}
 
 
 class Journal:
-    """The entries of one lab: a file for each, since several breaches of different machines may be in force
-    at the same time.
+    """The journal of one lab, with one file for each entry.
 
-    Only who has locked the lab writes here.
+    Several breaches of different machines may be open at the same time. Only the process that has locked the
+    lab writes here.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -76,17 +78,17 @@ class Journal:
         self._folder = workspace.folder / "breaches"
 
     def entries(self) -> list[Entry]:
-        """Return what is written down, the oldest first; unreadable entries at the end."""
+        """Return all entries, the oldest first and unreadable ones at the end."""
         found = [Entry(file, _read(file)) for file in sorted(self._folder.glob("*.json"))]
         return sorted(
             found, key=lambda entry: (entry.record is None, entry.record.opened if entry.record else "")
         )
 
     def require_closed(self) -> None:
-        """Return if no breach is written down: only then does a verdict on the lab mean something.
+        """Refuse a lab with recorded breaches: verdicts on it would mean nothing.
 
         Raises:
-            ProvisioningError: there is one; the error names each.
+            ProvisioningError: the journal has entries; the error names each.
 
         """
         found = self.entries()
@@ -100,11 +102,12 @@ class Journal:
 
     @contextmanager
     def holding(self, control: str, case: str, breach: str, run: str) -> Iterator[Entry]:
-        """Keep an entry on disk while a block opens a breach and closes it; the entry goes only if the block
-        says that it is closed.
+        """Keep an entry on disk during the block, which opens and closes a breach.
+
+        The entry is removed only if the block sets its ``closed``.
 
         Raises:
-            ProvisioningError: it cannot be written; the block has not run.
+            ProvisioningError: the entry cannot be written; the block has not run.
 
         """
         record = Record(control, case, breach, datetime.now(UTC).isoformat(timespec="seconds"), run)
@@ -121,7 +124,7 @@ class Journal:
                 self.remove(entry)
 
     def _write(self, record: Record) -> Entry:
-        """Write an entry so that it is on disk, whole, when this returns."""
+        """Write an entry; it is complete on disk when this returns."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         _sync(self._folder.parent)
         file = self._folder / f"{secrets.token_hex(8)}.json"
@@ -136,18 +139,18 @@ class Journal:
         return Entry(file, record)
 
     def remove(self, entry: Entry) -> None:
-        """Take an entry away; one that is gone does no harm."""
+        """Remove an entry; a missing one is no error."""
         entry.file.unlink(missing_ok=True)
         _sync(self._folder)
 
     def sweep(self) -> None:
-        """Take away what killed processes had begun to write: their breaches had not been opened yet."""
+        """Remove partial entries of killed processes; their breaches were not opened yet."""
         for file in self._folder.glob("*.partial"):
             file.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> Record | None:
-    """Return what an entry says, or None: then something was opened, and nobody can tell what."""
+    """Return the record in a file; None if it is unreadable, and the opened breach unknown."""
     try:
         with file.open("rb") as stream:
             data = json.loads(stream.read(_LIMIT))
@@ -157,7 +160,7 @@ def _read(file: Path) -> Record | None:
 
 
 def _sync(folder: Path) -> None:
-    """Put a folder's list of files on disk (fsync(2))."""
+    """Write a folder's list of files to disk (fsync(2))."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

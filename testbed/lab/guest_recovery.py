@@ -1,6 +1,4 @@
-"""Brings guests back that have crashed while they were observed; under emulation, nested guests do so now and
-then.
-"""
+"""Restarts guests that crashed during checks; under emulation, nested guests sometimes do."""
 
 from __future__ import annotations
 
@@ -15,12 +13,13 @@ from testbed.untrusted.text import clean
 _LAST = 600  # octets of a console
 
 
-def revive(lab: Lab, progress: Progress) -> tuple[str, ...]:
-    """Start guests again whose agents are silent, if nothing else is wrong with a lab: what differs otherwise
-    is a finding.
+def restart_crashed_guests(lab: Lab, progress: Progress) -> tuple[str, ...]:
+    """Restart guests whose agents are silent, if this is the lab's only drift.
+
+    Any other drift is a finding for the checks, and must not be repaired here.
 
     Returns:
-        Their labels.
+        Labels of the restarted guests.
 
     """
     try:
@@ -33,10 +32,10 @@ def revive(lab: Lab, progress: Progress) -> tuple[str, ...]:
         ]
         if not silent or others:
             return ()
-        for guest in (item for item in lab.testbed.guests if item.label in silent):
+        for guest in (item for item in lab.topology.guests if item.label in silent):
             last = clean(lab.nodes[guest.node].console(guest, _LAST).decode(errors="replace")).strip()
             progress(f"{guest.label} is silent; the last it has written to its console:\n{last or 'nothing'}")
-        for _ in range(2):  # their interfaces are new, and get their limits afterwards
+        for _ in range(2):  # the second pass sets the limits of their new interfaces
             apply.converge(lab.desired, lab.places, progress)
     except TestbedError as error:
         progress(f"guests cannot be started again: {error.what}: {error.fact}")

@@ -1,4 +1,4 @@
-"""Puts a lab together: drivers built from a topology, inside the lab's namespaces."""
+"""Opens a lab: builds its drivers from a topology, inside the lab's namespaces."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from testbed.drivers.images.cache import Image, ImageCache
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.network.bridges import Fabric
 from testbed.drivers.pki import Authority
-from testbed.drivers.places.controller import Central, write_client
+from testbed.drivers.places.controller import Controller, write_client
 from testbed.drivers.places.node import Node
-from testbed.drivers.places.outer_host import Outer, destroy_machines
+from testbed.drivers.places.outer_host import OuterHost, destroy_machines
 from testbed.drivers.snapshots.checkpoint import Checkpoint
-from testbed.drivers.snapshots.machine_memory import Saved, Store
+from testbed.drivers.snapshots.machine_memory import MemorySnapshot, SnapshotStore
 from testbed.drivers.ssh.client import Host
 from testbed.engine.place import Place, Progress
 from testbed.errors import TestbedError, UsageError
 from testbed.lab import admin_login
 from testbed.model.environment import Accelerator, Environment
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.plan.libvirt_xml.machine import Hardware
 from testbed.plan.resources import Inputs, Key, Resource, desired
 from testbed.topology_file.loader import read
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """What a lab stands on: images, what the outer machine can do, and what there is of saved memory."""
+class BuildInputs:
+    """Inputs of a lab: images, environment of the outer machine, saved memory and checkpoint."""
 
     images: dict[str, Image]
     environment: Environment
-    memories: Mapping[Hardware, Saved | str] = field(default_factory=dict)
+    memories: Mapping[Hardware, MemorySnapshot | str] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
 
     @property
     def inputs(self) -> Inputs:
-        """What the desired state depends on besides the topology."""
+        """The inputs of the desired state, in addition to the topology."""
         return Inputs(self.environment, {name: image.digest for name, image in self.images.items()})
 
 
-def prepare(progress: Progress, *, want: Accelerator | None = None) -> Ground:
-    """Bake what is missing, and find out how virtual machines run here.
+def prepare_inputs(progress: Progress, *, want: Accelerator | None = None) -> BuildInputs:
+    """Bake missing images and measure how virtual machines run on this machine.
 
     Raises:
         ImageError: an image could not be baked.
@@ -65,8 +65,8 @@ def prepare(progress: Progress, *, want: Accelerator | None = None) -> Ground:
     return _ground(cache.ensure(progress), want)
 
 
-def ground(*, want: Accelerator | None = None) -> Ground:
-    """Return what is there already, for commands that look at a lab and build nothing.
+def load_inputs(*, want: Accelerator | None = None) -> BuildInputs:
+    """Return the existing inputs, for commands that read a lab and build nothing.
 
     Raises:
         ImageError: an image is missing.
@@ -76,20 +76,25 @@ def ground(*, want: Accelerator | None = None) -> Ground:
     return _ground(ImageCache(cache_root(), packaged.playbooks()).baked(), want)
 
 
-def _ground(images: dict[str, Image], want: Accelerator | None) -> Ground:
+def _ground(images: dict[str, Image], want: Accelerator | None) -> BuildInputs:
     require_trust(cache_root(), shared=True)
-    return Ground(images, canary.environment(images["node"], cache_root(), want=want))
+    return BuildInputs(images, canary.environment(images["node"], cache_root(), want=want))
 
 
-def remember(ground: Ground, testbed: Testbed, progress: Progress, *, save: bool) -> Ground:
-    """Return the same ground with the saved memory that a lab's machines can start from.
+def attach_snapshots(
+    ground: BuildInputs, topology: Topology, progress: Progress, *, save: bool
+) -> BuildInputs:
+    """Return the inputs with the saved memory that a lab's machines can start from.
 
     Args:
-        save: boot and save machines of which no memory fits; if that fails, or is not wanted, they have none.
+        ground: inputs without saved memory.
+        topology: topology of the lab.
+        progress: receives messages.
+        save: whether to boot and save machines for which no state fits; if this fails, they boot.
 
     """
-    store = Store(cache_root(), ground.images, ground.environment)
-    wanted = [Hardware.of(machine, ground.environment) for machine in testbed.machines]
+    store = SnapshotStore(cache_root(), ground.images, ground.environment)
+    wanted = [Hardware.of(machine, ground.environment) for machine in topology.machines]
     if save:
         try:
             store.ensure(wanted, progress)
@@ -100,70 +105,70 @@ def remember(ground: Ground, testbed: Testbed, progress: Progress, *, save: bool
 
 @dataclass
 class Lab:
-    """A lab with everything that acts on it. Only usable inside its enclosure.
+    """A lab with its places; it can be used only inside its enclosure.
 
     Args:
-        closed: breaches that another process had left open, and that this one has closed.
+        closed: breaches that another process had left open and this one has closed.
 
     """
 
-    testbed: Testbed
+    topology: Topology
     workspace: Workspace
-    ground: Ground
-    outer: Outer
-    central: Central
+    ground: BuildInputs
+    outer: OuterHost
+    central: Controller
     nodes: dict[str, Node]
     closed: list[str] = field(default_factory=list)
 
     @property
     def places(self) -> list[Place]:
-        """Every place, the outer machine first."""
+        """All places, the outer machine first."""
         return [self.outer, self.central, *self.nodes.values()]
 
     @property
     def desired(self) -> dict[Key, Resource]:
-        """Every resource that must exist."""
-        return desired(self.testbed, self.ground.inputs)
+        """All resources that must exist."""
+        return desired(self.topology, self.ground.inputs)
 
     @property
     def retried(self) -> tuple[str, ...]:
-        """Guests whose first start was dead, in this process."""
+        """Labels of guests whose first start failed, in this process."""
         return tuple(label for node in self.nodes.values() for label in node.retried)
 
     @property
     def hosts(self) -> list[Host]:
-        """The connection of every machine."""
+        """The ssh connections to all machines."""
         return [self.central.host, *(node.host for node in self.nodes.values())]
 
     def host(self, name: str) -> Host:
-        """Return the connection of a machine.
+        """Return the ssh connection to a machine.
 
         Raises:
             UsageError: there is no such machine.
 
         """
-        require_member("machine", name, [machine.name for machine in self.testbed.machines])
+        require_member("machine", name, [machine.name for machine in self.topology.machines])
         return self.central.host if name == self.central.name else self.nodes[name].host
 
     def log_out(self) -> None:
-        """End every connection to the lab's machines; what is asked next opens one anew."""
+        """Close all connections to the lab's machines; they are opened again on the next use."""
         self.central.close()
         for node in self.nodes.values():
             node.close()
 
     def close(self) -> None:
-        """End every connection; the lab runs on."""
+        """Close all connections; the lab continues to run."""
         self.log_out()
         self.outer.hypervisor.close()
 
 
 def destroy(workspace: Workspace) -> None:
-    """Take a lab down: its machines, its namespaces and its files; the reports of its runs stay.
+    """Take a lab down: its machines, namespaces and files, but not the reports of its runs.
 
     Raises:
         ProvisioningError: libvirt refuses.
         MachineError: the lab's holder does not end.
-        UsageError: something in the lab's folder is not ours; nothing has been done then.
+        UsageError: something in the lab's folder is not ours; nothing has been changed.
 
     """
     workspace.require_removable()
@@ -189,61 +194,65 @@ def require_member(kind: str, name: str, known: Sequence[str]) -> None:
         raise UsageError(f"there is no {kind} {name}", fact=fact, remedy="name one of these")
 
 
-def load_applied(workspace: Workspace) -> Testbed:
+def load_applied(workspace: Workspace) -> Topology:
     """Return the topology that was applied last.
 
     Raises:
         UsageError: there is no such lab.
 
     """
-    if not workspace.topology.exists():
+    if not workspace.topology_file.exists():
         fact = f"{workspace.folder} has no topology"
         raise UsageError(
             f"there is no lab {workspace.lab}",
             fact=fact,
             remedy="run `testbed up TOPOLOGY`, or `testbed status`",
         )
-    return resolve(read(workspace.topology).spec)
+    return resolve(read(workspace.topology_file).spec)
 
 
-def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> Outside | None:
-    """Continue inside the lab's enclosure, which is made if it is missing; see
-    `testbed.drivers.namespaces.lab_namespaces`.
+def enter(topology: Topology, workspace: Workspace, environment: Environment) -> Outside | None:
+    """Continue inside the lab's enclosure, which is made if it is missing.
+
+    `testbed.drivers.namespaces.lab_namespaces` describes how.
 
     Returns:
-        What was taken along, if a libvirt daemon of the outer machine runs the lab's machines.
+        Access to the libvirt daemon of the outer machine, if that runs the lab's machines.
 
     Raises:
-        MachineError: this machine does not permit it.
+        MachineError: this machine does not permit namespaces.
 
     """
     workspace.create()
-    found = lab_namespaces.find(testbed.name, workspace.root)
+    found = lab_namespaces.find(topology.name, workspace.root)
     outside = Outside.take(workspace.connection, fresh=found is None) if workspace.connection else None
     if found is None:
         group = f":{workspace.account.gid}" if privileged() else ""
         devices = (f"kvm{group}",) if environment.outer is Accelerator.KVM else ()
         found = lab_namespaces.create(
-            testbed.name, workspace.root, devices=devices, python=sys.executable, log=workspace.log
+            topology.name, workspace.root, devices=devices, python=sys.executable, log=workspace.log
         )
     lab_namespaces.enter(found)
     return outside
 
 
 @contextmanager
-def opened(
-    testbed: Testbed,
+def open_lab(
+    topology: Topology,
     workspace: Workspace,
-    ground: Ground,
+    ground: BuildInputs,
     outside: Outside | None = None,
     *,
     progress: Progress = lambda _: None,
 ) -> Iterator[Lab]:
-    """Build the drivers of a lab; call inside its enclosure.
+    """Build the drivers of a lab and close them after the block; call it inside the enclosure.
 
     Args:
-        outside: what `enter` returned.
-        progress: is told of machines that boot although they should have started from saved memory.
+        topology: topology of the lab.
+        workspace: folder of the lab.
+        ground: inputs of the lab.
+        outside: result of `enter`.
+        progress: receives a line for each machine that boots instead of starting from saved memory.
 
     Raises:
         ProvisioningError: the outer hypervisor cannot be opened.
@@ -251,7 +260,7 @@ def opened(
     """
     authority = Authority(workspace.pki)
     admin_login.renew(workspace, authority)
-    client = authority.administrator("testbed", start=authority.born, now=datetime.now(UTC))
+    client = authority.administrator("testbed", start=authority.not_before, now=datetime.now(UTC))
     write_client(workspace, client.private_key, client.certificate)
     if not outside:
         workspace.account.admit(workspace.folder)
@@ -259,10 +268,10 @@ def opened(
         Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, workspace.account)
     )
     if outside and outside.fresh:
-        destroy_machines(hypervisor, testbed.name)
-    fabric = Fabric(testbed.name)
-    outer = Outer(
-        testbed,
+        destroy_machines(hypervisor, topology.name)
+    fabric = Fabric(topology.name)
+    outer = OuterHost(
+        topology,
         workspace,
         ground.environment,
         ground.images,
@@ -273,26 +282,26 @@ def opened(
         ground.memories,
         ground.checkpoint,
     )
-    central = Central(
-        testbed,
+    central = Controller(
+        topology,
         workspace,
-        Host(admin_login.access(workspace, testbed.controller)),
+        Host(admin_login.access(workspace, topology.controller)),
         ground.environment.slowness,
     )
     nodes = {
         node.name: Node(
-            testbed,
+            topology,
             node,
             Host(admin_login.access(workspace, node)),
             workspace.machine(node.name) / "libvirt.sock",
             ground.environment,
         )
-        for node in testbed.nodes
+        for node in topology.nodes
     }
-    for machine in testbed.machines:
+    for machine in topology.machines:
         workspace.make(workspace.machine(machine.name))
-    admin_login.write_config(testbed, workspace, authority)
-    lab = Lab(testbed, workspace, ground, outer, central, nodes)
+    admin_login.write_config(topology, workspace, authority)
+    lab = Lab(topology, workspace, ground, outer, central, nodes)
     try:
         yield lab
     finally:
@@ -300,6 +309,6 @@ def opened(
 
 
 def apply_copy(file: Path, workspace: Workspace) -> None:
-    """Remember the topology that is being applied, so that every other command knows it by the lab's name."""
-    if file.resolve() != workspace.topology:
-        write_secret(workspace.topology, file.read_bytes())
+    """Copy the applied topology file into the lab's folder, where other commands find it."""
+    if file.resolve() != workspace.topology_file:
+        write_secret(workspace.topology_file, file.read_bytes())

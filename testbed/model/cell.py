@@ -1,9 +1,12 @@
-"""What the cells of every reach matrix have in common, and what every interface has by its MAC address."""
+"""Base class of the cells of a matrix, and the link-local address of a MAC address."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import IPv6Address
 from typing import Protocol
+
+_PAIRS, _SERVICES = 4, 6  # the most that a summary of cells names
 
 
 class Named(Protocol):
@@ -15,8 +18,9 @@ class Named(Protocol):
 
 
 class Question:
-    """May this source use that service of that target? The cells of a matrix are frozen values with these
-    fields.
+    """A cell of a matrix: may this source use that service of that target?
+
+    The cells are frozen values with these fields.
     """
 
     __slots__ = ()
@@ -34,7 +38,7 @@ class Question:
 
     @property
     def aim(self) -> str:
-        """What is asked."""
+        """The target, as shown to readers."""
         return self.target.label
 
     def as_row(self, observed: bool | None = None) -> dict[str, object]:
@@ -46,9 +50,24 @@ class Question:
         return f"{self.source.label} -> {self.aim} {self.service}"
 
 
+def by_pair(cells: Iterable[Question]) -> str:
+    """Return the first pairs of source and target with their first services, and count the rest."""
+    pairs: dict[str, list[str]] = {}
+    for cell in cells:
+        pairs.setdefault(f"{cell.source.label} -> {cell.aim}", []).append(cell.service)
+    told = [
+        f"{pair}: {', '.join(services[:_SERVICES])}{_more(len(services) - _SERVICES)}"
+        for pair, services in pairs.items()
+    ]
+    return "; ".join(told[:_PAIRS]) + (f"; and {len(told) - _PAIRS} more pairs" if len(told) > _PAIRS else "")
+
+
+def _more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""
+
+
 def link_local(mac: str) -> IPv6Address:
-    """Return the address that IPv6 gives every interface, made from its MAC address (RFC 4291, appendix
-    A).
-    """
+    """Return the IPv6 link-local address of a MAC address (RFC 4291, appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))
+    # Modified EUI-64: the universal/local bit is inverted, and ff:fe inserted in the middle.
     return IPv6Address(bytes((0xFE, 0x80, *bytes(6), octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:])))

@@ -1,4 +1,4 @@
-"""What was really found: the accelerator of each level, versions, how slow this machine is."""
+"""The environment found at run time: accelerators, versions, slowness of the machine."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Environment:
         inner: accelerator of the guests; KVM in a node works on emulated SVM too.
         slowness: factor by which deadlines are stretched; 1.0 where KVM works.
         emulator: path of the QEMU binary.
-        versions: name and version of what matters for a verdict.
-        note: why it is this accelerator.
+        versions: name and version of the programs that matter for a verdict.
+        note: the reason for this accelerator.
 
     """
 
@@ -37,6 +37,6 @@ class Environment:
     def vcpus(self, declared: int) -> int:
         """Return the virtual CPUs that a machine really gets.
 
-        Under emulation several vCPUs corrupt nodes that run KVM (RECIPES.md, soak), so there is one.
+        Under emulation several vCPUs corrupt nodes that run KVM, as long runs have shown; so there is one.
         """
         return declared if self.outer is Accelerator.KVM else 1

@@ -1,6 +1,6 @@
-"""What the machines of a fleet offer to whom: the oracle for everything under the tenants' networks (NET-09).
+"""The services of machines that each site may reach: the oracle for infrastructure (NET-09).
 
-Pure. Derived from the topology alone and not from the firewall's rules, so that a mistake there is not
+Pure. Derived from the topology alone and not from the firewall's rules, so that a mistake in those is not
 repeated here.
 """
 
@@ -13,17 +13,17 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import product
 
 from testbed.model.cell import Question, link_local
-from testbed.model.topology import LabNetwork, Plane, Role, Testbed
+from testbed.model.topology import LabNetwork, Plane, Role, Topology
 
 SSH, NORTHBOUND, SOUTHBOUND, KEYS, GENEVE, VXLAN, UNUSED = 22, 6641, 6642, 500, 6081, 4789, 7
 WITHOUT_PORT = ("arp", "icmp", "nd", "icmp6")
-_FIRST_FREE = 2  # of the hosts that a lab leaves to nobody: 2 to 9 of each infrastructure network
+_FIRST_FREE = 2  # of the host numbers that a lab leaves unassigned: 2 to 9 of each infrastructure network
 
 Socket = tuple[str, int]
 
 
-class Stand(StrEnum):
-    """Who stands at a site."""
+class EndpointOwner(StrEnum):
+    """The owner of an address on an infrastructure network."""
 
     ROGUE = "rogue"
     OUTER = "outer"
@@ -32,8 +32,8 @@ class Stand(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Site:
-    """An address on an infrastructure network, and who has it.
+class InfraEndpoint:
+    """An address on an infrastructure network, and its owner.
 
     Args:
         mac: empty for the outer machine's end, which the kernel names.
@@ -41,7 +41,7 @@ class Site:
     """
 
     name: str
-    stand: Stand
+    stand: EndpointOwner
     plane: Plane
     mac: str
     address: IPv4Address
@@ -53,25 +53,25 @@ class Site:
 
     @property
     def link_local(self) -> IPv6Address:
-        """The address that IPv6 would give it, made from its MAC address (RFC 4291, appendix A)."""
+        """The IPv6 link-local address that follows from its MAC address (RFC 4291, appendix A)."""
         return link_local(self.mac)
 
 
 @dataclass(frozen=True, slots=True)
-class Contact(Question):
+class ExposureCell(Question):
     """One question: may this site use that service of a machine?
 
     Args:
-        target: the machine's interface that the question goes to.
-        address: what is asked for there: the interface's own address, or that of the machine on another
+        target: the machine's interface that is probed.
+        address: the destination: the interface's own address, or that of the machine on another
             plane.
         protocol: ``tcp`` and ``udp`` with a port, over IPv6 link-local with a 6; else one of `WITHOUT_PORT`.
         reason: why it is allowed or denied, for a reader.
 
     """
 
-    source: Site
-    target: Site
+    source: InfraEndpoint
+    target: InfraEndpoint
     address: IPv4Address
     protocol: str
     port: int | None
@@ -80,7 +80,7 @@ class Contact(Question):
 
     @property
     def aim(self) -> str:
-        """What is asked: a site, and the address if it is not the site's own on that network."""
+        """The target, and the address if it is not the target's own on that network."""
         return (
             self.target.label
             if self.address == self.target.address
@@ -88,46 +88,51 @@ class Contact(Question):
         )
 
 
-def rogue(network: LabNetwork) -> Site:
+def rogue(network: LabNetwork) -> InfraEndpoint:
     """Return the site of a host that does not belong to the fleet."""
     mac = f"0e:72:{network.network.network_address.packed.hex(':')}"
-    return Site("rogue", Stand.ROGUE, network.plane, mac, network.network[_FIRST_FREE])
+    return InfraEndpoint("rogue", EndpointOwner.ROGUE, network.plane, mac, network.network[_FIRST_FREE])
 
 
-def machines(lab: Testbed) -> tuple[Site, ...]:
+def machines(topology: Topology) -> tuple[InfraEndpoint, ...]:
     """Return every interface of every machine."""
-    stands = {Role.CONTROLLER: Stand.CONTROLLER, Role.NODE: Stand.NODE}
+    stands = {Role.CONTROLLER: EndpointOwner.CONTROLLER, Role.NODE: EndpointOwner.NODE}
     return tuple(
-        Site(item.name, stands[item.role], nic.plane, nic.mac, nic.address)
-        for item in lab.machines
+        InfraEndpoint(item.name, stands[item.role], nic.plane, nic.mac, nic.address)
+        for item in topology.machines
         for nic in item.nics
     )
 
 
-def outer(lab: Testbed) -> tuple[Site, ...]:
+def outer(topology: Topology) -> tuple[InfraEndpoint, ...]:
     """Return the outer machine's own ends: the administrator's place."""
     return tuple(
-        Site("outer", Stand.OUTER, item.plane, "", item.gateway) for item in lab.networks if item.gateway
+        InfraEndpoint("outer", EndpointOwner.OUTER, item.plane, "", item.gateway)
+        for item in topology.networks
+        if item.gateway
     )
 
 
-def contacts(lab: Testbed, listening: Mapping[str, frozenset[Socket]] | None = None) -> tuple[Contact, ...]:
-    """Return every question of a lab: each site to each machine on its network, and rogue hosts to other
-    networks through it.
+def contacts(
+    topology: Topology, listening: Mapping[str, frozenset[Socket]] | None = None
+) -> tuple[ExposureCell, ...]:
+    """Return every question of a lab: from each site to each machine on its network.
+
+    Rogue hosts also try a machine's addresses on other networks, through that machine.
 
     Args:
-        listening: by machine, protocol and port of its sockets, as it tells them; beside those that every
+        listening: by machine, protocol and port of its sockets, as it lists them; beside those that every
             fleet has.
 
     """
-    targets = machines(lab)
-    sources = (*map(rogue, lab.networks), *outer(lab), *targets)
-    found: list[Contact] = []
+    targets = machines(topology)
+    sources = (*map(rogue, topology.networks), *outer(topology), *targets)
+    found: list[ExposureCell] = []
     for source, target in product(sources, targets):
         if source.plane == target.plane and source.name != target.name:
             sockets = (listening or {}).get(target.name, frozenset())
             found += _direct(source, target, sockets)
-            if source.stand is Stand.ROGUE:
+            if source.stand is EndpointOwner.ROGUE:
                 others = (
                     item.address
                     for item in targets
@@ -144,18 +149,20 @@ def _services(more: frozenset[Socket]) -> list[tuple[str, int | None]]:
     return [*sorted(known | more)]
 
 
-def _direct(source: Site, target: Site, more: frozenset[Socket]) -> Iterator[Contact]:
+def _direct(source: InfraEndpoint, target: InfraEndpoint, more: frozenset[Socket]) -> Iterator[ExposureCell]:
     services = _services(more)
     six = [(f"{protocol}6", port) for protocol, port in services]
     for protocol, port in (*((name, None) for name in WITHOUT_PORT), *services, *six):
-        yield Contact(
+        yield ExposureCell(
             source, target, target.address, protocol, port, *_verdict(source, target, protocol, port)
         )
 
 
-def _crossing(source: Site, target: Site, address: IPv4Address, more: frozenset[Socket]) -> Iterator[Contact]:
+def _crossing(
+    source: InfraEndpoint, target: InfraEndpoint, address: IPv4Address, more: frozenset[Socket]
+) -> Iterator[ExposureCell]:
     for protocol, port in (("arp", None), ("icmp", None), *_services(more)):
-        yield Contact(
+        yield ExposureCell(
             source,
             target,
             address,
@@ -166,23 +173,37 @@ def _crossing(source: Site, target: Site, address: IPv4Address, more: frozenset[
         )
 
 
-def _verdict(source: Site, target: Site, protocol: str, port: int | None) -> tuple[bool, str]:
+def _verdict(
+    source: InfraEndpoint, target: InfraEndpoint, protocol: str, port: int | None
+) -> tuple[bool, str]:
     if protocol == "arp":
         return True, "neighbours on a network resolve one another"
     if protocol.endswith("6") or protocol == "nd":
         return False, "the fleet's machines speak no IPv6"
     offered = {
-        (Stand.OUTER, Plane.MANAGEMENT, target.stand, "tcp", SSH): "the administrator logs in",
+        (EndpointOwner.OUTER, Plane.MANAGEMENT, target.stand, "tcp", SSH): "the administrator logs in",
         (
-            Stand.OUTER,
+            EndpointOwner.OUTER,
             Plane.MANAGEMENT,
-            Stand.CONTROLLER,
+            EndpointOwner.CONTROLLER,
             "tcp",
             NORTHBOUND,
         ): "the administrator declares the tenants' networks",
-        (Stand.NODE, Plane.MANAGEMENT, Stand.CONTROLLER, "tcp", SOUTHBOUND): "nodes learn what to do",
-        (Stand.NODE, Plane.FABRIC, Stand.NODE, "udp", KEYS): "nodes exchange keys",
-        (Stand.NODE, Plane.FABRIC, Stand.NODE, "udp", GENEVE): "nodes carry tenants' networks to one another",
+        (
+            EndpointOwner.NODE,
+            Plane.MANAGEMENT,
+            EndpointOwner.CONTROLLER,
+            "tcp",
+            SOUTHBOUND,
+        ): "nodes learn what to do",
+        (EndpointOwner.NODE, Plane.FABRIC, EndpointOwner.NODE, "udp", KEYS): "nodes exchange keys",
+        (
+            EndpointOwner.NODE,
+            Plane.FABRIC,
+            EndpointOwner.NODE,
+            "udp",
+            GENEVE,
+        ): "nodes carry tenants' networks to one another",
     }
     reason = offered.get((source.stand, source.plane, target.stand, protocol, port or 0))
     return reason is not None, reason or f"nothing that {target.name} offers to {source.name}"

@@ -1,7 +1,7 @@
-"""What a topology allows between guests: the oracle that observed reachability is compared with (NET-01).
+"""The traffic that a topology allows between guests: the oracle for reachability (NET-01).
 
-Pure. Derived from the topology alone and not from the rules that `testbed.plan.ovn_acls` writes, so that a
-mistake there is not repeated here.
+Observed reachability is compared with it. Pure. Derived from the topology alone and not from the rules that
+`testbed.plan.ovn_acls` writes, so that a mistake in those is not repeated here.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import count, permutations
 
 from testbed.model.cell import Question, link_local
-from testbed.model.topology import AllowedFlow, Testbed
+from testbed.model.topology import AllowedFlow, Topology
 
 FIRST_PROBE_PORT = 7
 PORTLESS = ("arp", "icmp", "raw", "broadcast", "multicast")
 PORTLESS6 = ("nd", "icmp6")
-LINK = "-link"  # what stands behind a protocol between link-local addresses, which no topology declares
+LINK = "-link"  # suffix of a protocol between link-local addresses, which no topology declares
 RESOLUTION = ("arp", "nd")
 TO_ALL = (
     "broadcast",
     "multicast",
     "multicast6",
-)  # what is said to everybody, whichever target it is asked about
+)  # reach every receiver of a network, whichever target the cell names
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,7 +44,7 @@ class Endpoint:
 
     @property
     def link_local(self) -> IPv6Address:
-        """The address that IPv6 gives every interface, made from its MAC address (RFC 4291, appendix A)."""
+        """The IPv6 link-local address of the interface (RFC 4291, appendix A)."""
         return link_local(self.mac)
 
     @property
@@ -96,12 +96,13 @@ class ReachMatrix:
     cells: tuple[Cell, ...]
 
     @classmethod
-    def of(cls, lab: Testbed) -> ReachMatrix:
-        """Return the matrix of a lab: every ordered pair of distinct endpoints, every protocol and probed
-        port.
+    def of(cls, topology: Topology) -> ReachMatrix:
+        """Return the matrix of a lab.
+
+        It has a cell for every ordered pair of distinct endpoints, every protocol and every probed port.
         """
-        ports = probed_ports(lab)
-        flows = {tenant.name: tenant.flows for tenant in lab.tenants}
+        ports = probed_ports(topology)
+        flows = {tenant.name: tenant.flows for tenant in topology.tenants}
         return cls(
             tuple(
                 Cell(
@@ -111,7 +112,7 @@ class ReachMatrix:
                     port,
                     *_verdict(flows[source.tenant], source, target, protocol, port),
                 )
-                for source, target in permutations(endpoints(lab), 2)
+                for source, target in permutations(endpoints(topology), 2)
                 for protocol, port in services(source, target, ports)
             )
         )
@@ -133,19 +134,19 @@ class ReachMatrix:
         return [cell.as_row() for cell in self.cells]
 
 
-def endpoints(lab: Testbed) -> tuple[Endpoint, ...]:
+def endpoints(topology: Topology) -> tuple[Endpoint, ...]:
     """Return every interface of every guest."""
     return tuple(
         Endpoint(guest.label, f"{guest.tenant}/{nic.network}", nic.mac, nic.address, nic.address6)
-        for guest in lab.guests
+        for guest in topology.guests
         for nic in guest.nics
     )
 
 
-def probed_ports(lab: Testbed) -> dict[str, tuple[int, ...]]:
-    """Return the ports to probe per protocol: all that any tenant declares, and one that none does."""
+def probed_ports(topology: Topology) -> dict[str, tuple[int, ...]]:
+    """Return the ports to probe per protocol: all declared ones, and one that is not declared."""
     declared: dict[str, set[int]] = {"tcp": set(), "udp": set()}
-    for tenant in lab.tenants:
+    for tenant in topology.tenants:
         for flow in tenant.flows:
             if flow.port is not None:
                 declared[flow.protocol].add(flow.port)
@@ -158,8 +159,9 @@ def probed_ports(lab: Testbed) -> dict[str, tuple[int, ...]]:
 def services(
     source: Endpoint, target: Endpoint, ports: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, int | None]]:
-    """Yield every protocol and port that one endpoint can try on another, given the addresses that they
-    have.
+    """Yield every protocol and port that one endpoint can try on another.
+
+    They depend on the addresses that both have.
     """
     yield from ((protocol, None) for protocol in PORTLESS)
     families = ["", f"6{LINK}"]
@@ -174,10 +176,10 @@ def services(
     )
 
 
-def joined(lab: Testbed) -> Iterator[tuple[AllowedFlow, Endpoint, Endpoint]]:
+def joined(topology: Topology) -> Iterator[tuple[AllowedFlow, Endpoint, Endpoint]]:
     """Yield every declared flow with its ends, once per network that both ends are attached to."""
-    members = {(endpoint.guest, endpoint.network): endpoint for endpoint in endpoints(lab)}
-    for tenant in lab.tenants:
+    members = {(endpoint.guest, endpoint.network): endpoint for endpoint in endpoints(topology)}
+    for tenant in topology.tenants:
         for flow in tenant.flows:
             for network in tenant.networks:
                 source = members.get((f"{flow.tenant}/{flow.source}", network.label))

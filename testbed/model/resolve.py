@@ -1,8 +1,8 @@
-"""From what is written to what it means: `Spec` to `Testbed`. Pure and deterministic.
+"""Resolve a `Spec` into a `Topology` with all values derived. Pure and deterministic.
 
-Numbers (addresses, tunnel keys, worker accounts) follow from a hash of the name they belong to, with
-probing on collision, so that adding a guest leaves the others where they are, and tenants that use the
-same names and ranges get the same addresses: the wall has to tell them apart.
+Numbers (addresses, tunnel keys, worker accounts) follow from a hash of the name they belong to, with probing
+on collision. So a new guest leaves the numbers of the others unchanged, and tenants that use the same names
+and ranges get the same addresses: the wall has to keep them apart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict
 from ipaddress import IPv4Network
 from uuid import UUID, uuid5
 
-from testbed.gc_pause import uncollected
+from testbed.gc_pause import gc_disabled
 from testbed.model.topology import (
     FIRST_WORKER_UID,
     AllowedFlow,
@@ -28,7 +28,7 @@ from testbed.model.topology import (
     Role,
     Tenant,
     TenantNetwork,
-    Testbed,
+    Topology,
     Volume,
 )
 from testbed.topology_file.schema import ControllerSpec, GuestSpec, NodeSpec, Spec, TenantSpec
@@ -39,9 +39,9 @@ _MAX_TUNNEL_KEY = 2**23
 _PREFIX = {Plane.MANAGEMENT: "mgmt", Plane.FABRIC: "fabr", Plane.STORAGE: "stor"}
 
 
-@uncollected()
-def resolve(spec: Spec) -> Testbed:
-    """Return what a valid topology means.
+@gc_disabled()
+def resolve(spec: Spec) -> Topology:
+    """Return the topology that a valid file describes.
 
     Args:
         spec: a topology without mistakes; `testbed.topology_file.loader` guarantees that.
@@ -64,7 +64,7 @@ def resolve(spec: Spec) -> Testbed:
     )
     slots = _worker_slots(spec)
     tenants = tuple(_tenant(spec, name, tenant, keys, slots) for name, tenant in spec.tenants.items())
-    return Testbed(
+    return Topology(
         spec.name,
         _digest(spec.name, networks, controller, nodes, tenants),
         networks,
@@ -92,7 +92,7 @@ def _spread(names: Iterable[str], slots: range, salt: str) -> dict[str, int]:
 
 
 def _mac(*parts: str) -> str:
-    """Return a locally administered unicast MAC address; 40 hashed bits make a collision a curiosity."""
+    """Return a locally administered unicast MAC; 40 hashed bits make collisions improbable."""
     octets = hashlib.sha256("\0".join(("mac", *parts)).encode()).digest()[:5]
     return ":".join(f"{octet:02x}" for octet in (0x0A, *octets))
 
@@ -251,7 +251,5 @@ def _digest(
 
 
 def _present(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Leave out what a network without IPv6 has not, so that such a lab keeps the digest that it always
-    had.
-    """
+    """Leave out the IPv6 fields of a network without IPv6, so that its lab keeps its digest."""
     return {name: value for name, value in pairs if value is not None or not name.endswith("6")}

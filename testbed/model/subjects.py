@@ -1,9 +1,8 @@
-"""Which guests, interfaces and flows of a topology something is tried with, chosen from the whole fleet.
-Pure.
+"""Choose the guests, interfaces and flows of a topology that the checks are run with. Pure.
 
 A topology may lack anything: an empty first node, no flow, one tenant only, a single guest. So a choice is
-None where there is nothing to choose, and the caller says what follows from that. Every topology has a guest
-with an interface.
+None where there is nothing to choose, and the caller decides what follows from that. Every topology has a
+guest with an interface.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from testbed.model.reachability import Endpoint, joined
-from testbed.model.topology import AllowedFlow, Guest, GuestNic, Testbed
+from testbed.model.topology import AllowedFlow, Guest, GuestNic, Topology
 
-_PREFERRED = ("tcp", "udp", "icmp")  # what says most about a connection comes first
+_PREFERRED = ("tcp", "udp", "icmp")  # the protocol whose connections show most comes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class FlowSubject:
     """A declared flow on one network that both its ends are attached to."""
 
     declared: AllowedFlow
@@ -41,51 +40,54 @@ class Flow:
 
     @property
     def match(self) -> str:
-        """What its packets are, as OVN's rules match them, addresses aside."""
+        """The flow's packets as a match of OVN's rules, without addresses."""
         names = {"icmp": "icmp4.type == 8"}
         return names.get(self.declared.protocol, f"{self.declared.protocol}.dst == {self.declared.port}")
 
     @property
     def dual(self) -> bool:
-        """Tell whether both its ends have IPv6."""
+        """Return whether both ends of the flow have IPv6."""
         return bool(self.source.nic.address6 and self.target.nic.address6)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two guests, of which the first must not reach the second by anything that is not declared."""
+    """Two guests; the first must not reach the second except by declared flows."""
 
     attacker: Attachment
     victim: Attachment
 
     @property
     def local(self) -> bool:
-        """Tell whether both are on one node."""
+        """Return whether both guests are on one node."""
         return self.attacker.guest.node == self.victim.guest.node
 
 
-def attachments(lab: Testbed) -> tuple[Attachment, ...]:
+def attachments(topology: Topology) -> tuple[Attachment, ...]:
     """Return every interface of every guest, in the order of the topology."""
-    return tuple(Attachment(guest, nic) for guest in lab.guests for nic in guest.nics)
+    return tuple(Attachment(guest, nic) for guest in topology.guests for nic in guest.nics)
 
 
-def flows(lab: Testbed) -> tuple[Flow, ...]:
-    """Return every declared flow that joins two interfaces: those of TCP, then of UDP, then of ICMP, as the
-    topology has them.
+def flows(topology: Topology) -> tuple[FlowSubject, ...]:
+    """Return every declared flow that joins two interfaces.
+
+    Those of TCP come first, then those of UDP and of ICMP, each in the order of the topology.
     """
-    own = {item.nic.mac: item for item in attachments(lab)}
-    return tuple(Flow(flow, own[source.mac], own[target.mac]) for flow, source, target in ordered(lab))
+    own = {item.nic.mac: item for item in attachments(topology)}
+    return tuple(
+        FlowSubject(flow, own[source.mac], own[target.mac]) for flow, source, target in ordered(topology)
+    )
 
 
-def ordered(lab: Testbed) -> list[tuple[AllowedFlow, Endpoint, Endpoint]]:
-    """Return the same with their ends as the reach matrix names them."""
-    return sorted(joined(lab), key=lambda item: _PREFERRED.index(item[0].protocol))
+def ordered(topology: Topology) -> list[tuple[AllowedFlow, Endpoint, Endpoint]]:
+    """Return the same flows, with their ends as the reach matrix names them."""
+    return sorted(joined(topology), key=lambda item: _PREFERRED.index(item[0].protocol))
 
 
-def pair(lab: Testbed) -> Pair | None:
-    """Return two guests that no flow joins: of different tenants and on one node, if there are such."""
-    everyone = attachments(lab)
-    ends = {frozenset((flow.source.guest.label, flow.target.guest.label)) for flow in flows(lab)}
+def pair(topology: Topology) -> Pair | None:
+    """Return two guests that no flow joins: of different tenants and on one node, if possible."""
+    everyone = attachments(topology)
+    ends = {frozenset((flow.source.guest.label, flow.target.guest.label)) for flow in flows(topology)}
 
     def pairs(*, strangers: bool, local: bool) -> Iterator[Pair]:
         for one, other in permutations(everyone, 2):
@@ -105,48 +107,55 @@ def pair(lab: Testbed) -> Pair | None:
     )
 
 
-def sharers(lab: Testbed, node: str) -> tuple[Guest, Guest] | None:
+def sharers(topology: Topology, node: str) -> tuple[Guest, Guest] | None:
     """Return two guests on a node: of different tenants, if there are such."""
-    guests = lab.guests_on(node)
-    return strangers(lab, node) or (guests[:2] if len(guests) > 1 else None)  # type: ignore[return-value] # two of them
+    guests = topology.guests_on(node)
+    return strangers(topology, node) or (guests[:2] if len(guests) > 1 else None)  # type: ignore[return-value] # two of them
 
 
-def strangers(lab: Testbed, node: str) -> tuple[Guest, Guest] | None:
+def strangers(topology: Topology, node: str) -> tuple[Guest, Guest] | None:
     """Return the first guest on a node and one of another tenant there."""
-    guests = lab.guests_on(node)
+    guests = topology.guests_on(node)
     return next(((guests[0], guest) for guest in guests if guest.tenant != guests[0].tenant), None)
 
 
-def sender(lab: Testbed) -> Attachment:
-    """Return who attacks a network: the source of the first flow, else a guest with a neighbour on its
-    network, else any guest.
+def sender(topology: Topology) -> Attachment:
+    """Return the attacker of a network.
+
+    It is the source of the first flow, else a guest with a neighbour on its network, else any guest.
     """
-    found = flows(lab)
+    found = flows(topology)
     if found:
         return found[0].source
-    everyone = attachments(lab)
-    return next((one for one in everyone if neighbour(lab, one) is not None), everyone[0])
+    everyone = attachments(topology)
+    return next((one for one in everyone if neighbour(topology, one) is not None), everyone[0])
 
 
-def neighbour(lab: Testbed, one: Attachment) -> Attachment | None:
-    """Return whom an interface finds on its network: the target of its first flow, else any other guest."""
-    found = next((flow.target for flow in flows(lab) if flow.source == one), None)
-    others = (item for item in attachments(lab) if item.network == one.network and item != one)
+def neighbour(topology: Topology, one: Attachment) -> Attachment | None:
+    """Return a neighbour of an interface on its network, or None.
+
+    It is the target of the interface's first flow, else any other guest.
+    """
+    found = next((flow.target for flow in flows(topology) if flow.source == one), None)
+    others = (item for item in attachments(topology) if item.network == one.network and item != one)
     return found or next(others, None)
 
 
-def host(lab: Testbed) -> str:
+def host(topology: Topology) -> str:
     """Return the first node that has guests, else the first one."""
-    return next((node.name for node in lab.nodes if lab.guests_on(node.name)), lab.nodes[0].name)
+    return next(
+        (node.name for node in topology.nodes if topology.guests_on(node.name)), topology.nodes[0].name
+    )
 
 
-def leaver(lab: Testbed) -> str | None:
-    """Return the last node without whose guests two guests are left that must not reach one another: of two
-    tenants, if possible.
+def leaver(topology: Topology) -> str | None:
+    """Return the last node that can leave the lab while two guests remain that no flow joins.
+
+    Guests of two tenants are preferred. None if there is no such node.
     """
     found = (
-        {node.name: pair(lab.without(node.name)) for node in reversed(lab.nodes)}
-        if len(lab.nodes) > 1
+        {node.name: pair(topology.without(node.name)) for node in reversed(topology.nodes)}
+        if len(topology.nodes) > 1
         else {}
     )
     left = {name: rest for name, rest in found.items() if rest is not None}
@@ -154,26 +163,28 @@ def leaver(lab: Testbed) -> str | None:
     return next(apart, next(iter(left), None))
 
 
-def loudest(lab: Testbed) -> tuple[Attachment, Flow | None, Guest | None]:
-    """Return who makes noise, the flow that it uses, and who suffers: a guest of another tenant on its node,
-    if there is one.
+def loudest(topology: Topology) -> tuple[Attachment, FlowSubject | None, Guest | None]:
+    """Return the guest that floods, the flow that it uses, and the guest that suffers from it.
 
-    Without a flow, and without another guest on the node, the noise is still there.
+    The victim is a guest of another tenant on the same node, if there is one. Flow and victim are None where
+    the topology has none; the flood is possible all the same.
     """
-    offers: list[tuple[Attachment, Flow | None]] = [(flow.source, flow) for flow in flows(lab)]
+    offers: list[tuple[Attachment, FlowSubject | None]] = [(flow.source, flow) for flow in flows(topology)]
     choices = [
-        (_nearest(lab, one, flow), one, flow)
-        for one, flow in offers or [(one, None) for one in attachments(lab)]
+        (_nearest(topology, one, flow), one, flow)
+        for one, flow in offers or [(one, None) for one in attachments(topology)]
     ]
     (_, victim), one, flow = min(choices, key=lambda choice: choice[0][0])
     return one, flow, victim
 
 
-def _nearest(lab: Testbed, one: Attachment, flow: Flow | None) -> tuple[int, Guest | None]:
-    """Return who on a guest's node suffers most plainly from its noise, and how plainly: a stranger, a
-    bystander, the target, no guest.
+def _nearest(topology: Topology, one: Attachment, flow: FlowSubject | None) -> tuple[int, Guest | None]:
+    """Return the guest on the same node that shows the effect of a flood best, with its rank.
+
+    A guest of another tenant has rank 0, a bystander of the same tenant 1, the flow's target 2; 3 and None
+    where the node has no other guest.
     """
     target = flow.target.guest if flow else None
-    near = [guest for guest in lab.guests_on(one.guest.node) if guest is not one.guest]
+    near = [guest for guest in topology.guests_on(one.guest.node) if guest is not one.guest]
     ranked = ((int(guest.tenant == one.guest.tenant) + int(guest is target), guest) for guest in near)
     return min(ranked, key=lambda item: item[0], default=(3, None))

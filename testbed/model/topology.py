@@ -1,4 +1,4 @@
-"""What a topology means: every name, MAC, address, tunnel key, account and path decided.
+"""A topology with every name, MAC, address, tunnel key, account and path decided.
 
 Frozen values without behaviour beyond look-ups. Sizes are bytes. Two loads of the same file give equal
 values; nothing in here depends on the machine that runs the lab.
@@ -20,7 +20,7 @@ _LARGEST = 640_000  # bits
 
 
 class Role(StrEnum):
-    """What a machine is for; also the name of its image."""
+    """The role of a machine; also the name of its image."""
 
     NODE = "node"
     CONTROLLER = "controller"
@@ -135,7 +135,7 @@ class GuestNic:
 
     @property
     def pinned(self) -> str:
-        """What it may send from, as OVN writes it: its MAC address and its addresses."""
+        """The source addresses that it may use, in OVN's notation: its MAC and IP addresses."""
         return f"{self.mac} {self.addresses}"
 
 
@@ -150,7 +150,7 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What each interface of a guest may use of what it shares with other guests (NET-12).
+    """Limits of an interface of a guest on resources shared with other guests (NET-12).
 
     Args:
         bandwidth: bits per second that it may send.
@@ -165,8 +165,9 @@ class Limits:
 
     @property
     def burst(self) -> int:
-        """Bits that may come at once: a guest may hand over 64 KiB in one piece, and a smaller burst would
-        never let it pass.
+        """Bits that may be sent at once.
+
+        A guest may hand over 64 KiB in one piece; a smaller burst would never let it pass.
         """
         return max(self.bandwidth // 10, _LARGEST)
 
@@ -254,7 +255,7 @@ class Tenant:
 
 
 @dataclass(frozen=True)
-class Testbed:
+class Topology:
     """A whole lab, resolved.
 
     Args:
@@ -309,7 +310,7 @@ class Testbed:
         """The addresses at which nodes take tunnels, sorted as text."""
         return tuple(sorted(str(node.address(Plane.FABRIC)) for node in self.nodes))
 
-    def without(self, node: str) -> Testbed:
+    def without(self, node: str) -> Topology:
         """Return the same lab without one node's guests, and without the flows that need them."""
         tenants = []
         for tenant in self.tenants:

@@ -1,21 +1,20 @@
-"""Runs commands, and carries streams to UNIX sockets, for one ssh session, several at a time; sent to
-machines of the lab.
+"""Server of a command session: runs commands and forwards streams to UNIX sockets.
 
-A login, sudo and PAM cost ten times what a small command costs under emulation; so they are paid once per
-session. Stands alone: one file, and of the standard library only what an emulated machine reads in no time. A
-message is a line of words, and as many octets behind it as the line says. Requests, and the answers to them:
+It is sent to machines of the lab and serves one ssh session, several requests at a time. Under emulation,
+login, sudo and PAM cost ten times as much as a small command; so they are needed once per session. The
+program is one file, and imports only modules that an emulated machine loads quickly. A message is a line of
+words, followed by as many octets as the lengths in the line. Requests, and answers:
 
-    run NUMBER SECONDS LIMIT COMMAND INPUT   length of each; of an output, LIMIT octets are kept
-    open NUMBER PATH                         a stream to a UNIX socket, by the length of its path
-    data NUMBER OCTETS                       of a stream; none ends it
+    run NUMBER SECONDS LIMIT COMMAND INPUT   lengths of both; LIMIT octets of each output are kept
+    open NUMBER PATH                         stream to a UNIX socket; length of its path
+    data NUMBER OCTETS                       data of a stream; length 0 ends it
 
-    done NUMBER STATUS OUTPUT ERRORS         status as a shell tells it; length of each
-    late NUMBER                              the command did not end in time; it was killed, and what it had
-    started data NUMBER OCTETS                       of a stream; none: it has ended
+    done NUMBER STATUS OUTPUT ERRORS         status as in a shell; lengths of both outputs
+    late NUMBER                              timeout; the command's process group was killed
+    data NUMBER OCTETS                       data of a stream; length 0: the stream has ended
 
-When the requests end while commands run, nobody waits for them any more: they have some seconds to end by
-themselves, and are killed then. Meanwhile a lock on a file tells other sessions, which change what these
-commands change, to wait.
+When the client disconnects while commands run, they get some seconds to end, and are killed then. Meanwhile
+the server holds a lock on a file. Other sessions wait for it, so that no two sessions change the same things.
 """
 
 from __future__ import annotations
@@ -32,14 +31,15 @@ if TYPE_CHECKING:
 
 _PIECE = 65536  # octets
 _SIGKILL, _SIGPIPE, _SIGXFSZ = 9, 13, 25  # signal(7)
-_CANNOT_RUN = 126  # what a shell tells of a command that it cannot start
-ORPHANS = "/run/testbed-orphans"  # locked while commands run whose session has ended
-GRACE = 10.0  # seconds that they may take
+_CANNOT_RUN = 126  # a shell's status for a command that it cannot start
+ORPHANS = "/run/testbed-orphans"  # locked while commands of an ended session still run
+GRACE = 10.0  # seconds after which they are killed
 
 
-class Watch:
-    """Open files, and what is called when one is ready. Who closes a file forgets its number, which the next
-    one may have.
+class FilePoller:
+    """Open file descriptors with a callback for each, which runs when the file is ready.
+
+    Files are closed by `close` only: it also removes the callback, since the kernel reuses the number.
     """
 
     def __init__(self) -> None:
@@ -47,35 +47,40 @@ class Watch:
         self._calls: dict[int, Callable[[int], object]] = {}
 
     def add(self, file: int, events: int, call: Callable[[int], object]) -> None:
-        """Watch a file for events of poll(2)."""
+        """Watch a file for events of poll(2) and call a function with them."""
         self._poll.register(file, events)
         self._calls[file] = call
 
     def want(self, file: int, events: int) -> None:
-        """Watch a file for other events."""
+        """Change the events for which a file is watched."""
         self._poll.modify(file, events)
 
     def close(self, file: int) -> None:
-        """Close a file."""
+        """Close a file and remove its callback."""
         del self._calls[file]
         self._poll.unregister(file)
         os.close(file)
 
     def serve(self, seconds: float | None) -> None:
-        """Wait until a file is ready, but not for longer than this, and call what is to be called."""
+        """Wait until a file is ready or the time (seconds) is over, and run the callbacks."""
         for file, events in self._poll.poll(None if seconds is None else max(0.0, seconds) * 1000):
             self._calls[file](events)
 
 
 class Command:
-    """A shell command that runs, what it is told, and what it tells.
+    """A running shell command with its standard input and its outputs.
+
+    Args:
+        watch: file descriptors to add the command's pipes to.
+        text: the command.
+        limit: octets to keep of each output.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: the command cannot be started.
 
     """
 
-    def __init__(self, watch: Watch, text: bytes, told: bytes, limit: int) -> None:
+    def __init__(self, watch: FilePoller, text: bytes, told: bytes, limit: int) -> None:
         self.out, self.err = bytearray(), bytearray()
         self._watch, self._told, self._limit = watch, memoryview(told), limit
         pipes = (their_in, told_by), (out, their_out), (err, their_err) = [os.pipe() for _ in range(3)]
@@ -127,7 +132,7 @@ class Command:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended, and tells nothing more; what it was told and has not read does not count."""
+        """Whether the process has exited and its outputs are closed; unread input is ignored."""
         return not self._open
 
     def status(self) -> int:
@@ -137,7 +142,7 @@ class Command:
         return code if code >= 0 else 128 - code
 
     def kill(self) -> None:
-        """End it, and what it has started in its session."""
+        """Kill the command and the other processes of its process group."""
         os.killpg(self._pid, _SIGKILL)
         os.waitpid(self._pid, 0)
         self._let_go()
@@ -147,18 +152,20 @@ class Command:
             self._leave(file)
 
 
-class Stream:
+class OutputStream:
     """A connection to a UNIX socket of the machine.
 
     Args:
-        hand_on: is given what is read; nothing when the other side has ended it.
+        watch: file descriptors to add the connection to.
+        path: path of the socket.
+        hand_on: called with data that was read; with b"" when the other side has closed the connection.
 
     Raises:
-        OSError: nobody listens there.
+        OSError: no process listens on the socket.
 
     """
 
-    def __init__(self, watch: Watch, path: bytes, hand_on: Callable[[bytes], None]) -> None:
+    def __init__(self, watch: FilePoller, path: bytes, hand_on: Callable[[bytes], None]) -> None:
         self._watch, self._hand_on = watch, hand_on
         self._waiting, self._last = b"", False
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -168,7 +175,7 @@ class Stream:
         watch.add(self._file, select.POLLIN, self._ready)
 
     def send(self, data: bytes) -> None:
-        """Write to it as soon as possible; nothing ends it, after what was written before."""
+        """Write data when the socket is ready; b"" closes the connection after earlier data."""
         self._waiting += data
         self._last = self._last or not data
         if self._file is not None:
@@ -176,6 +183,7 @@ class Stream:
 
     def _ready(self, events: int) -> None:
         assert self._file is not None
+        # poll(2) reports POLLHUP and POLLERR unasked; a read distinguishes the end from remaining data
         ended = bool(events & ~select.POLLOUT) and not self._read(self._file)
         if events & select.POLLOUT:
             self._write(self._file)
@@ -197,22 +205,30 @@ class Stream:
         try:
             self._waiting = self._waiting[os.write(file, self._waiting[:_PIECE]) :]
         except OSError:
-            self._waiting = b""  # nobody reads any more; what was written to us before is still read
+            self._waiting = b""  # the peer reads no more; data that it sent before is still read
 
 
-class Server:
-    """Answers the requests that come in by one file, and writes to another, until there are no more."""
+class ExecServer:
+    """Reads requests from one file and writes answers to another, until the requests end.
+
+    Args:
+        requests: descriptor to read from.
+        answers: descriptor to write to.
+        orphans: file to lock while commands of an ended session still run.
+        grace: seconds after which these commands are killed.
+
+    """
 
     def __init__(self, requests: int, answers: int, orphans: str = ORPHANS, grace: float = GRACE) -> None:
         self._answers, self._come = answers, bytearray()
         self._orphans, self._grace = orphans, grace
-        self._watch, self._open = Watch(), True
+        self._watch, self._open = FilePoller(), True
         self._commands: dict[bytes, tuple[float, Command]] = {}
-        self._streams: dict[bytes, Stream] = {}
+        self._streams: dict[bytes, OutputStream] = {}
         self._watch.add(requests, select.POLLIN, lambda _: self._read(requests))
 
     def serve(self) -> None:
-        """Do it; who ends the requests leaves running commands some seconds to end by themselves."""
+        """Serve until the requests end; commands that still run then get `grace` seconds to end."""
         self._turn(lambda: self._open)
         if self._commands:
             fcntl.flock(os.open(self._orphans, os.O_WRONLY | os.O_CREAT, 0o600), fcntl.LOCK_SH)
@@ -220,13 +236,13 @@ class Server:
             self._commands = {
                 number: (min(end, late), command) for number, (late, command) in self._commands.items()
             }
-            self._answers = os.open(os.devnull, os.O_WRONLY)  # who would read them is gone
+            self._answers = os.open(os.devnull, os.O_WRONLY)  # the client is gone
             for stream in self._streams.values():
                 stream.send(b"")
             self._turn(lambda: bool(self._commands))
 
     def _turn(self, go_on: Callable[[], bool]) -> None:
-        """Watch, and answer for commands that have ended or are late."""
+        """Run callbacks, and send an answer for each command that has ended or is late."""
         while go_on():
             ends = [end for end, _ in self._commands.values()]
             self._watch.serve(min(ends) - time.monotonic() if ends else None)
@@ -247,6 +263,7 @@ class Server:
             self._open = False
             self._watch.close(file)
         while (end := self._come.find(b"\n") + 1) > 0:
+            # Only `run` has two lengths at its end; the others have one, and 0 stands for the second.
             kind, number, *words = bytes(self._come[:end]).split()
             *limits, first, second = [*words, b"0"] if kind != b"run" else words
             middle = end + int(first)
@@ -273,7 +290,7 @@ class Server:
 
     def _connect(self, number: bytes, path: bytes) -> None:
         try:
-            self._streams[number] = Stream(
+            self._streams[number] = OutputStream(
                 self._watch, path, lambda data: self._answer(b"data %b" % number, data)
             )
         except OSError:
@@ -285,10 +302,10 @@ class Server:
         while left:
             try:
                 left = left[os.write(self._answers, left) :]
-            except BrokenPipeError:  # who asked is gone
+            except BrokenPipeError:  # the client is gone
                 self._open = False
                 return
 
 
 if __name__ == "__main__":
-    Server(0, 1).serve()
+    ExecServer(0, 1).serve()

@@ -1,8 +1,7 @@
-"""Attacks from the first moment on: sends frames from every interface that there is, and from each that comes
-along (NET-13).
+"""Sends frames from every interface as soon as it exists (NET-13).
 
-Runs as the only program of a throw-away guest, started by its initramfs; of the standard library it imports
-little, since a nested guest takes seconds to read what `socket` and `pathlib` are made of.
+This is the only program of a throw-away guest, started by its initramfs. It imports few modules, since a
+nested guest takes seconds to load `socket` and `pathlib`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,16 @@ _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 1
 
 
 def attack(frames: list[bytes], seconds: float, spacing: float = 0.005) -> dict[str, int]:
-    """Send frames in turns from every interface but the loopback; return how many left, by interface."""
+    """Send frames in rounds from every interface but the loopback; count the sent ones by name.
+
+    Interfaces that appear meanwhile are used as well.
+
+    Args:
+        frames: frames of a round.
+        seconds: duration.
+        spacing: seconds between two frames.
+
+    """
     end, sent = time.monotonic() + seconds, dict[str, int]()
     sockets: dict[str, socket.socket] = {}
     try:
@@ -38,7 +46,8 @@ def attack(frames: list[bytes], seconds: float, spacing: float = 0.005) -> dict[
 
 
 def _opened(name: str) -> socket.socket:
-    """Take an interface up and return a socket that sends from it."""
+    """Set an interface up and return a socket that sends from it."""
+    # struct ifreq (netdevice(7)): 16 octets of name, then a union whose first two octets are the flags
     control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     request = struct.pack("16sh14x", name.encode(), 0)
     flags = struct.unpack("16sh14x", fcntl.ioctl(control, _GET_FLAGS, request))[1]

@@ -1,5 +1,6 @@
-"""Which controls' walls a resource holds, property by property: what a difference endangers (VMM-04).
-Pure.
+"""The controls whose wall each resource holds, property by property (VMM-04). Pure.
+
+A difference in a property endangers them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.plan import ovn_northbound
 from testbed.plan.diff import Difference
 from testbed.plan.host_config.settings import settings
@@ -102,7 +103,7 @@ _SERVICES = {
     "libvirtd": ITSELF,
     "virtlogd": ITSELF,
 }
-# What a rule of OVN is about besides who may reach whom: servers of DHCP and DHCPv6, the ends of tunnels.
+# Further controls that a rule of OVN concerns: servers of DHCP and DHCPv6, the ends of tunnels.
 _ABOUT = (
     (re.compile(r"udp\.src == \{?[^&|}]*\b(?:67|547)\b"), "NET-06"),
     (re.compile(r"udp\.dst == \{?[^&|}]*\b(?:4789|6081)\b"), "NET-08"),
@@ -113,7 +114,7 @@ _OPTIONS = {"vlan-passthru": "NET-07", "mcast": "NET-11"}  # of a switch, by the
 
 @dataclass(frozen=True, slots=True)
 class Walls:
-    """What the resources of a lab hold.
+    """The controls of all resources of a lab.
 
     Args:
         settings: controls of each setting, with spaces between them.
@@ -123,9 +124,11 @@ class Walls:
     settings: Mapping[Key, str]
 
     @classmethod
-    def of_lab(cls, lab: Testbed) -> Walls:
-        """Return what the resources of a lab hold."""
-        machines = ((machine.name, item) for machine in lab.machines for item in settings(lab, machine))
+    def of_lab(cls, topology: Topology) -> Walls:
+        """Return the controls of all resources of a lab."""
+        machines = (
+            (machine.name, item) for machine in topology.machines for item in settings(topology, machine)
+        )
         return cls({Key(place, Kind.SETTING, item.name): item.controls for place, item in machines})
 
     def held_by(self, key: Key) -> frozenset[str]:
@@ -158,11 +161,10 @@ def _services(found: Iterable[str], wanted: Iterable[str]) -> frozenset[str]:
 
 
 def rules(found: Iterable[str], wanted: Iterable[str]) -> frozenset[str]:
-    """Return whose wall is in doubt where a switch has other rules than it must have: NET-01's, and what a
-    rule is about besides.
+    """Return the controls in doubt where the rules of a switch differ from the declared ones.
 
-    A rule that takes from any sender what a declared one takes from a single sender is the receiver's part of
-    NET-04.
+    NET-01 is always among them; others follow from the packets that an extra rule matches. An extra rule that
+    accepts from any sender what a declared rule accepts from one sender undoes the receiver's part of NET-04.
     """
     found, wanted = set(found), set(wanted)
     about = {control for text in found - wanted for pattern, control in _ABOUT if pattern.search(text)}
@@ -177,8 +179,10 @@ def _match(text: str) -> str:
 
 
 def _addresses(found: Iterable[str], _: Iterable[str]) -> frozenset[str]:
-    """Return whose wall is in doubt where a port is reached at other addresses: it hears others' frames, or
-    DHCP hands out others'.
+    """Return the controls in doubt where a port has other addresses than its own.
+
+    With "unknown" it receives the frames of others (NET-11); else DHCP hands out addresses of others
+    (NET-06).
     """
     return frozenset({"NET-11" if "unknown" in " ".join(found).split() else "NET-06"})
 
@@ -189,8 +193,9 @@ def _options(found: Iterable[str], _: Iterable[str]) -> frozenset[str]:
 
 
 def pinning(found: Iterable[str], wanted: Iterable[str]) -> frozenset[str]:
-    """Return whose wall is in doubt where a port may use other source addresses than its own (ovn-nb(5),
-    port_security).
+    """Return the controls in doubt where a port may use other source addresses than its own.
+
+    The format is that of `port_security` in ovn-nb(5).
     """
     ours = {word for item in wanted for word in item.split()}
     entries = [item.split() for item in found]
@@ -207,7 +212,7 @@ def pinning(found: Iterable[str], wanted: Iterable[str]) -> frozenset[str]:
     return frozenset(doubts or {"NET-02", "NET-04"})
 
 
-# Where what differs tells more than that it differs: by kind, and property or name of the setting.
+# Differences whose content narrows the controls down: by kind, and property or name of the setting.
 _CLOSER: Mapping[tuple[Kind, str], Callable[[Iterable[str], Iterable[str]], frozenset[str]]] = {
     (Kind.SETTING, "services"): _services, (Kind.SWITCH, "acls"): rules, (Kind.SWITCH, "options"): _options,
     (Kind.PORT, "security"): pinning, (Kind.PORT, "addresses"): _addresses,

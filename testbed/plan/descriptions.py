@@ -1,5 +1,6 @@
-"""Differences between what is there and what must be, in words for people who have not read the code.
-Pure.
+"""Describe differences between observed and desired state in words. Pure.
+
+The words are for people who have not read the code.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ _KINDS = {
 
 
 def resource(key: Key) -> str:
-    """Return what a resource is, and where."""
+    """Return the kind, name and place of a resource in words."""
     return f"{_KINDS.get(key.kind, str(key.kind))} {_plain(key.name)} on {key.place}"
 
 
 def _plain(text: object) -> str:
-    """Return text that a machine told on one line and bounded; what a terminal would obey is replaced."""
+    """Return text from a machine, bounded and on one line, without control characters."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in str(text)[:_LONGEST])
 
 
@@ -92,7 +93,7 @@ def listed(items: Sequence[str]) -> str:
 
 
 def rule(text: str, guests: Mapping[str, str]) -> str:
-    """Return what a rule of OVN allows or denies; any other text as it is."""
+    """Return the traffic that a rule of OVN allows or denies; any other text as it is."""
     parts = _RULE.fullmatch(text)
     if parts is None:
         return f"'{text}'"

@@ -1,4 +1,4 @@
-"""Desired minus observed: what must change, and why. Pure."""
+"""Desired state minus observed state: the changes to make, each with its reason. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from testbed.gc_pause import uncollected
+from testbed.gc_pause import gc_disabled
 from testbed.plan import descriptions
 from testbed.plan.resources import OUTER, Key, Kind, Properties, Resource, Value
 
@@ -23,7 +23,7 @@ _IN_PLACE = {
     Kind.LIMIT,
     Kind.DATABASE,
 }
-# What brings an object back whose only difference is its state, and nothing of it is lost.
+# Verbs for an object that differs in its state only; it keeps its content.
 _REVIVAL = {"paused": "resume", "silent": "restart"}
 _REMOVAL_ORDER = (
     Kind.GUEST,
@@ -38,7 +38,7 @@ _REMOVAL_ORDER = (
 
 
 class Verb(StrEnum):
-    """What an action does to its resource."""
+    """The effect of an action on its resource."""
 
     CREATE = "create"
     UPDATE = "update"
@@ -50,7 +50,7 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One property of a resource that is not what it must be.
+    """One property of a resource that differs from its desired value.
 
     Args:
         name: of the property; empty if the resource is missing or is not in the topology.
@@ -65,7 +65,7 @@ class Difference:
     wanted: Value | None
 
     def told(self, guests: Mapping[str, str]) -> str:
-        """Return it in words: which resource, where, and what differs.
+        """Return the difference in words: the resource, its place, and the property.
 
         Args:
             guests: see `testbed.plan.descriptions.owners`.
@@ -100,7 +100,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Ordered actions; empty when everything is as it must be."""
+    """Ordered actions; empty if the observed state is the desired one."""
 
     actions: tuple[Action, ...]
 
@@ -108,15 +108,15 @@ class Plan:
         return bool(self.actions)
 
 
-@uncollected()
+@gc_disabled()
 def diff(desired: Mapping[Key, Resource], observed: Observed, unseen: frozenset[str] = frozenset()) -> Plan:
-    """Return what must change.
+    """Return the plan that leads from the observed to the desired state.
 
     Args:
         desired: every resource that must exist.
         observed: every resource of ours that exists, with live properties.
-        unseen: places that could not be observed because their machine does not run; what must exist there
-            is planned as to be created.
+        unseen: places that could not be observed because their machine does not run; their resources
+            are planned to be created.
 
     """
     guests = descriptions.owners(desired)
@@ -133,8 +133,9 @@ def diff(desired: Mapping[Key, Resource], observed: Observed, unseen: frozenset[
 
 
 def differences(desired: Mapping[Key, Resource], observed: Observed) -> list[Difference]:
-    """Return what is not as it must be, property by property; places that were not observed must not be among
-    the desired.
+    """Return every difference between desired and observed state, property by property.
+
+    Places that were not observed must not be among the desired resources.
     """
     found = [item for key in desired for item in _different(desired[key], observed.get(key))]
     return found + [Difference(key, "", key.name, None) for key in observed if key not in desired]
@@ -173,7 +174,10 @@ def _wanted(
 
 
 def unseen_places(desired: Mapping[Key, Resource], observed: Observed) -> frozenset[str]:
-    """Return the machines that are not running, or will be replaced: nothing in them counts as existing."""
+    """Return the machines that are not running, or will be replaced.
+
+    Nothing in them counts as existing.
+    """
     gone = set()
     for key, resource in desired.items():
         if key.place == OUTER and key.kind is Kind.MACHINE:

@@ -1,9 +1,8 @@
-"""OVN access rules of a tenant network: the topology's flows, and nothing else (NET-01, NET-04).
+"""OVN access rules of a tenant network: only the topology's flows (NET-01, NET-04).
 
-``from-lport`` rules say who may send what to whom, so that a denied packet dies on the sender's node;
-``to-lport`` rules say the same once more in front of the receiver. Below both stands a drop of everything.
-OVN lets IPv6 Neighbor Discovery past all of them, whatever they say (ovn-northd(8)):
-`testbed.plan.host_config.nd_guard` holds that wall.
+``from-lport`` rules filter on the sender's node, so that a denied packet is dropped there; ``to-lport`` rules
+repeat the decision in front of the receiver. The lowest priority of both drops everything. OVN accepts IPv6
+Neighbor Discovery before all of them (ovn-northd(8)): `testbed.plan.host_config.nd_guard` filters it.
 """
 
 from __future__ import annotations
@@ -65,8 +64,9 @@ def _flow(flow: AllowedFlow, source: GuestNic, target: GuestNic) -> Iterator[Acl
 
 
 def _resolution(source: GuestNic, target: GuestNic) -> list[Acl]:
-    """Return the rules that let one end of a flow resolve the other's address; for IPv6, see
-    `testbed.plan.host_config.nd_guard`.
+    """Return the rules that let one end of a flow resolve the other's address over IPv4.
+
+    For IPv6, see `testbed.plan.host_config.nd_guard`.
     """
     send = f'inport == "{source.port}" && arp.tpa == {target.address}'
     accept = f'outport == "{target.port}" && arp.spa == {source.address}'

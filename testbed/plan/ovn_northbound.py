@@ -1,8 +1,7 @@
-"""What OVN's northbound database must not hold: any row, column or option that does not follow from the
-topology (NET-01). Pure.
+"""Find rows, columns and options of OVN's northbound database that no topology explains.
 
-Deny by default, for a database: what `testbed.plan.resources.central` asks for is compared there, and all
-else is one too many (ovn-nb(5)).
+Pure (NET-01). Deny by default, for a database: the resources of `testbed.plan.resources.central` are compared
+there, and all else is reported as stray (ovn-nb(5)).
 """
 
 from __future__ import annotations
@@ -94,9 +93,9 @@ class Stray:
 
     Args:
         row: its UUID, as the library holds it.
-        column: None if the row as a whole is too many.
+        column: None if the whole row is stray.
         option: of the column; None if the column must be empty.
-        told: it in words.
+        told: description for readers.
 
     """
 
@@ -108,7 +107,7 @@ class Stray:
 
 
 def told(strays: Sequence[Stray]) -> dict[str, list[str]]:
-    """Return by table, as properties of a resource, what should not be there."""
+    """Return the descriptions of strays by table, as properties of a resource."""
     found: dict[str, list[str]] = {table: [] for table in CONTROLS}
     for stray in strays:
         found[stray.table if stray.table in CONTROLS else REST].append(stray.told)
@@ -116,16 +115,19 @@ def told(strays: Sequence[Stray]) -> dict[str, list[str]]:
 
 
 def strays(tables: Tables, lab: str) -> list[Stray]:
-    """Return everything that does not follow from a lab's topology, besides what is compared resource by
-    resource.
+    """Return everything that does not follow from a lab's topology.
+
+    Marked rows are compared elsewhere, one by one; only their undeclared columns and options are among the
+    strays.
     """
     belongs = _Belongs(tables, lab)
     return [stray for table, rows in tables.items() for row in rows for stray in _of_row(table, row, belongs)]
 
 
 def references(tables: Tables, gone: Container[Any]) -> Iterator[tuple[str, Any, str, Any]]:
-    """Yield where a row that stays refers to one that goes: its table, UUID and column, and the UUID of the
-    other.
+    """Yield each reference from a row that stays to a row that goes.
+
+    Each has the table, UUID and column of the row that stays, and the UUID of the other.
 
     Args:
         gone: UUIDs of the rows that go.
@@ -148,7 +150,7 @@ def references(tables: Tables, gone: Container[Any]) -> Iterator[tuple[str, Any,
 
 
 class _Belongs:
-    """Tells whether a row may be there."""
+    """Decides whether a row may be in the database."""
 
     def __init__(self, tables: Tables, lab: str) -> None:
         switches = [row for row in tables.get("Logical_Switch", ()) if row["external_ids"].get(MARK) == lab]
@@ -202,7 +204,7 @@ def _of_row(table: str, row: Row, belongs: _Belongs) -> Iterator[Stray]:
 
 
 def _named(table: str, row: Row) -> str:
-    """Return the table of a row, and what it is called."""
+    """Return the table of a row, and its name."""
     name = (
         row.get("external_ids", {}).get("resource")
         or row.get("name")

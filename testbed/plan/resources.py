@@ -1,4 +1,4 @@
-"""What must exist, as resources with flat properties: the desired side of a plan. Pure."""
+"""The resources that must exist, with flat properties: the desired side of a plan. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from testbed.gc_pause import uncollected
+from testbed.gc_pause import gc_disabled
 from testbed.model.environment import Environment
-from testbed.model.topology import Guest, Machine, Plane, Role, TenantNetwork, Testbed
+from testbed.model.topology import Guest, Machine, Plane, Role, TenantNetwork, Topology
 from testbed.plan import ovn_northbound
 from testbed.plan.host_config.nd_guard import GUARDS
 from testbed.plan.host_config.settings import settings
@@ -38,10 +38,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """Names a resource.
+    """The name of a resource.
 
     Args:
-        place: where it lives: ``outer``, the controller or a node.
+        place: its place: ``outer``, the controller or a node.
 
     """
 
@@ -58,7 +58,7 @@ class Resource:
     """One thing that must exist.
 
     Args:
-        properties: what it must be like; sizes in bytes.
+        properties: its desired properties; sizes in bytes.
         after: resources of the same place that must exist first.
 
     """
@@ -70,10 +70,10 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the desired state depends on besides the topology.
+    """Inputs of the desired state besides the topology.
 
     Args:
-        environment: what the outer machine can do.
+        environment: capabilities of the outer machine.
         images: digest of each image by name.
 
     """
@@ -82,54 +82,54 @@ class Inputs:
     images: Mapping[str, str]
 
 
-def places(lab: Testbed) -> tuple[str, ...]:
+def places(topology: Topology) -> tuple[str, ...]:
     """Return every place of a lab, the outer machine first."""
-    return (OUTER, *(machine.name for machine in lab.machines))
+    return (OUTER, *(machine.name for machine in topology.machines))
 
 
-@uncollected()
-def desired(lab: Testbed, inputs: Inputs) -> dict[Key, Resource]:
+@gc_disabled()
+def desired(topology: Topology, inputs: Inputs) -> dict[Key, Resource]:
     """Return every resource of a lab by key."""
-    found = [*_outer(lab, inputs), *central(lab)]
+    found = [*_outer(topology, inputs), *central(topology)]
     place, logical = (
-        lab.controller.name,
+        topology.controller.name,
         tuple(item.key for item in found if item.key.kind in (Kind.SWITCH, Kind.PORT)),
     )
-    # What is too many is told apart from what is ours by its mark, so it is taken away when all of ours is
+    # Strays are recognised by the lack of a mark, so they are removed only when all resources of the lab are
     # there.
     found.append(
         Resource(Key(place, Kind.DATABASE, ovn_northbound.NAME), dict(ovn_northbound.told(())), logical)
     )
-    for machine in lab.machines:
+    for machine in topology.machines:
         found += [
             Resource(Key(machine.name, Kind.SETTING, item.name), {"value": item.value})
-            for item in settings(lab, machine)
+            for item in settings(topology, machine)
         ]
-    for node in lab.nodes:
-        found += _node(node, lab.guests_on(node.name), inputs)
+    for node in topology.nodes:
+        found += _node(node, topology.guests_on(node.name), inputs)
     return {resource.key: resource for resource in found}
 
 
-def _outer(lab: Testbed, inputs: Inputs) -> Iterator[Resource]:
-    for network in lab.networks:
+def _outer(topology: Topology, inputs: Inputs) -> Iterator[Resource]:
+    for network in topology.networks:
         address = f"{network.gateway}/{network.network.prefixlen}" if network.gateway else ""
         yield Resource(
             Key(OUTER, Kind.NETWORK, network.plane), {"bridge": network.bridge, "address": address}
         )
-    for machine in lab.machines:
+    for machine in topology.machines:
         taps = []
         for nic in machine.nics:
             key = Key(OUTER, Kind.TAP, f"{machine.name}/{nic.plane}")
             taps.append(key)
-            properties: Properties = {"interface": nic.tap, "bridge": lab.lab_network(nic.plane).bridge}
+            properties: Properties = {"interface": nic.tap, "bridge": topology.lab_network(nic.plane).bridge}
             yield Resource(key, properties, (Key(OUTER, Kind.NETWORK, nic.plane),))
         yield Resource(
-            Key(OUTER, Kind.MACHINE, machine.name), machine_properties(lab, machine, inputs), tuple(taps)
+            Key(OUTER, Kind.MACHINE, machine.name), machine_properties(topology, machine, inputs), tuple(taps)
         )
 
 
-def machine_properties(lab: Testbed, machine: Machine, inputs: Inputs) -> Properties:
-    """Return what a machine must be like; a difference in anything but its state replaces it."""
+def machine_properties(topology: Topology, machine: Machine, inputs: Inputs) -> Properties:
+    """Return the desired properties of a machine; any difference but of its state replaces it."""
     images = [inputs.images[machine.role]]
     if machine.role is Role.NODE:
         images.append(inputs.images["guest"])
@@ -139,13 +139,13 @@ def machine_properties(lab: Testbed, machine: Machine, inputs: Inputs) -> Proper
         "vcpus": inputs.environment.vcpus(machine.vcpus),
         "images": images,
         "interfaces": [f"{nic.plane} {nic.mac} {nic.address} {nic.tap}" for nic in machine.nics],
-        "controller": str(lab.controller.address(Plane.MANAGEMENT)),
+        "controller": str(topology.controller.address(Plane.MANAGEMENT)),
         "state": "running",
     }
 
 
 def dhcp_options(network: TenantNetwork) -> dict[str, str]:
-    """Return all that DHCP tells guests of a network, by OVN's names (NET-10).
+    """Return all options of DHCP for guests of a network, by OVN's names (NET-10).
 
     The MTU is 1500 without Geneve (58 octets) and ESP (at most 37: RFC 4303, RFC 4106).
     """
@@ -158,18 +158,20 @@ def dhcp_options(network: TenantNetwork) -> dict[str, str]:
 
 
 def dhcp6_options(network: TenantNetwork) -> dict[str, str]:
-    """Return all that DHCPv6 tells guests of a network, by OVN's names; nothing where the network has no IPv6
-    (NET-10).
+    """Return all options of DHCPv6 for guests of a network, by OVN's names (NET-10).
+
+    Empty where the network has no IPv6.
     """
     return {"server_id": network.server_mac} if network.network6 else {}
 
 
-def central(lab: Testbed) -> Iterator[Resource]:
-    """Yield what OVN's northbound database must hold: a switch for each tenant network, a port for each
-    guest's interface.
+def central(topology: Topology) -> Iterator[Resource]:
+    """Yield the resources of OVN's northbound database.
+
+    They are a switch for each tenant network, and a port for each guest's interface.
     """
-    place = lab.controller.name
-    for tenant in lab.tenants:
+    place = topology.controller.name
+    for tenant in topology.tenants:
         for network in tenant.networks:
             switch = Key(place, Kind.SWITCH, network.label)
             yield Resource(
@@ -229,7 +231,7 @@ def _node(node: Machine, guests: Sequence[Guest], inputs: Inputs) -> Iterator[Re
 
 
 def guest_properties(guest: Guest, inputs: Inputs) -> Properties:
-    """Return what a guest must be like; a difference in anything but its state replaces it."""
+    """Return the desired properties of a guest; any difference but of its state replaces it."""
     return {
         "memory": guest.memory,
         "vcpus": guest.vcpus,

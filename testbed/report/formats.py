@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -11,9 +11,9 @@ from testbed.report.result import SOUND, Unseen, gaps
 from testbed.untrusted.text import barred
 from testbed.untrusted.text import line as _line
 
-_SIGN = {"pass": "PASS", "fail": "FAIL", "inconclusive": "????", "not-applicable": "n/a "}
 _MANY = 200  # lines of one case in JUnit XML
 _REASON = 150  # characters of the reason why a control was not looked at
+_LEFT_OUT = "\n{} more lines are in report.md, in the folder of the run.\n"
 _NOTHING = "no check passed, failed or was inconclusive: nothing is known about the walls"
 _REFERENCE = re.compile(
     r"@|://|www\.|mailto:|[#!$%&~^]\w|\bGH-\d", re.IGNORECASE
@@ -21,7 +21,7 @@ _REFERENCE = re.compile(
 
 
 def headline(data: Mapping[str, Any]) -> str:
-    """Return the verdict of a whole run in one line, with the controls that it says nothing about."""
+    """Return the verdict of a whole run in one line, with the controls that it does not cover."""
     summary = data["summary"]
     counts = ", ".join(f"{count} {name.replace('_', '-')}" for name, count in summary.items())
     proofs = ", ".join(f"{count} {name}" for name, count in data.get("proofs", {}).items())
@@ -33,15 +33,15 @@ def headline(data: Mapping[str, Any]) -> str:
         word = "NOT ALL PROVEN"
     else:
         word = "ALL WALLS LOOKED AT HOLD" if data.get("not_looked_at") else "ALL WALLS HOLD"
-    unseen = ", ".join(_part(item) for item in _unseen(data))
+    gone = ", ".join(_part(item) for item in unseen(data))
     asked = ", ".join(map(str, data.get("asked", [])))
-    parts = {"breaches: {}": proofs, "not looked at: {}": unseen, "only {} was asked for": asked}
+    parts = {"breaches: {}": proofs, "not looked at: {}": gone, "only {} was asked for": asked}
     return _line(
         "; ".join((f"{word}: {counts}", *(form.format(told) for form, told in parts.items() if told)))
     )
 
 
-def _unseen(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def unseen(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the controls that were asked for and were not looked at, or in some cases not."""
     return [item for item in data.get("not_looked_at", []) if item["why"] != Unseen.NOT_ASKED]
 
@@ -51,81 +51,26 @@ def _part(item: Mapping[str, Any]) -> str:
     return str(item["id"]) if whole else f"{item['id']} in {item['cases']} of {item['of']} cases"
 
 
-def _because(item: Mapping[str, Any]) -> str:
-    """Return a control that was not looked at with the reason, on one line that stays readable."""
+def because(item: Mapping[str, Any]) -> str:
+    """Return a control that was not looked at, with the reason cut to one readable line."""
     reason = _line(item["reason"])
     return f"{_part(item)} ({reason[:_REASON]}{'…' if len(reason) > _REASON else ''})"
 
 
-def text(data: Mapping[str, Any]) -> str:
-    """Return plain lines for terminals and CI logs.
-
-    What a guest may have said stands behind a bar: see `testbed.untrusted.text`.
-    """
-    environment = data["environment"]
-    levels = f"nodes under {environment.get('outer', '?')}, guests under {environment.get('inner', '?')}"
-    lines = [_line(f"lab {data['lab']['name']}: {levels}")]
-    for check in data["checks"]:
-        told = (
-            f"{_line(check['id']):7} {_line(check['case']):12} {_line(check['objective'])} "
-            f"({_line(check['duration_s'])} s)"
-        )
-        lines.append(f"{_SIGN[check['verdict']]} {told}")
-        if check["verdict"] != "pass":
-            lines += [f"      {line}" for line in barred(check["reason"], 6)]
-        lines += [
-            f"        {_line(proof['verdict'])}: {_line(proof['breach'])}" + _unless_proven(proof)
-            for proof in check["proofs"]
-        ]
-    lines += [f"trouble: {_line(item)}" for item in data.get("trouble", [])]
-    unseen = _unseen(data)
-    if unseen:
-        lines.append(_line(f"not looked at: {'; '.join(map(_because, unseen))}"))
-    return "\n".join((*lines, headline(data)))
-
-
-def matrix(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the reach matrices in words: what reached what, and how much did not; what was against the rules
-    stands out.
-
-    Nothing where nothing was observed.
-    """
-    seen = [row for row in rows if row["observed"] is not None]
-    if not seen:
-        return ""
-    pairs: dict[str, list[str]] = {}
-    for row in seen:
-        if row["observed"] or row["allowed"]:
-            sign = "" if row["observed"] == row["allowed"] else " (LEAK)" if row["observed"] else " (DEAD)"
-            service = row["protocol"] if row["port"] is None else f"{row['protocol']}/{row['port']}"
-            pairs.setdefault(_line(f"{row['source']} -> {row['target']}"), []).append(f"{service}{sign}")
-    denied = sum(not row["observed"] for row in seen)
-    lines = [f"  {pair}: {', '.join(services)}" for pair, services in pairs.items()]
-    return "\n".join(
-        (
-            f"reach: {len(seen)} of {len(rows)} cells observed, {denied} of them denied; what got through:",
-            *lines,
-        )
-    )
-
-
-def _unless_proven(proof: Mapping[str, Any]) -> str:
-    return "" if proof["verdict"] == "proven" else f" ({_line(proof['reason'])[:300]})"
-
-
 def _cell(text: object) -> str:
-    """Return our own words for Markdown; what a forge might make a link of is shown as code."""
+    """Return our own words for Markdown; text that a forge might turn into a link becomes code."""
     shown = _line(text)
     return _code(shown) if _REFERENCE.search(shown) else re.sub(r"([\\|`*_~<>&\[\]])", r"\\\1", shown)
 
 
 def _code(text: object) -> str:
-    """Return foreign words as Markdown's code, in which nothing is a link, a mention, an issue, a tag or a
-    picture.
+    """Return foreign words as Markdown's code.
+
+    Nothing in it becomes a link, a mention, an issue, a tag or a picture.
     """
     shown = _line(text).replace(
         "|", "\u2502"
-    )  # would end a cell of a table, and cannot be escaped outside of one
+    )  # a bar would end a cell of a table, and cannot be escaped outside of one
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     return f"{fence} {shown} {fence}" if shown else ""
 
@@ -153,6 +98,19 @@ def markdown(data: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     lines += list(_reasons(data))
     return "\n".join(lines) + "\n"
+
+
+def bounded(report: str, octets: int) -> str:
+    """Return the first lines of a Markdown report that fit, and the number of lines left out.
+
+    Each line of `markdown` stands for itself, so a report that is cut between lines stays well-formed.
+    """
+    lines, left = report.splitlines(keepends=True), octets - len(_LEFT_OUT) - 20
+    for number, one in enumerate(lines):
+        left -= len(one.encode())
+        if left < 0:
+            return "".join(lines[:number]) + _LEFT_OUT.format(len(lines) - number)
+    return report
 
 
 def _reasons(data: Mapping[str, Any]) -> Iterator[str]:
@@ -187,7 +145,7 @@ def _reasons(data: Mapping[str, Any]) -> Iterator[str]:
 def junit(data: Mapping[str, Any]) -> str:
     """Return JUnit XML: fail is a failure, inconclusive an error, not-applicable skipped.
 
-    A case has at most one outcome. What makes the exit code of a run differ from 0 shows here too: a check
+    A case has at most one outcome. Every reason for an exit code other than 0 is included: a check
     that cannot fail is a failure, any other proof that did not succeed an error, and so is trouble of the run
     itself.
     """
@@ -197,9 +155,9 @@ def junit(data: Mapping[str, Any]) -> str:
         time=_line(data["duration_s"]),
         timestamp=_line(data["started"]),
     )
-    unseen = [("not looked at", _because(item)) for item in data.get("not_looked_at", [])]
+    gone = [("not looked at", because(item)) for item in data.get("not_looked_at", [])]
     told = ET.SubElement(suite, "properties")
-    for name, value in (("headline", headline(data)), *unseen):
+    for name, value in (("headline", headline(data)), *gone):
         ET.SubElement(told, "property", name=name, value=_line(value))
     for check in data["checks"]:
         name = _line(f"{check['case']}: {check['objective']}")
@@ -209,8 +167,8 @@ def junit(data: Mapping[str, Any]) -> str:
         _outcome(case, check)
     summary = data["summary"]
     observed = summary["pass"] or summary["fail"] or summary["inconclusive"]
-    gone = [f"{item['id']} was not looked at: {item['reason']}" for item in gaps(data)]
-    for item in [*data.get("trouble", []), *gone] or ([] if observed else [_NOTHING]):
+    amiss = [f"{item['id']} was not looked at: {item['reason']}" for item in gaps(data)]
+    for item in [*data.get("trouble", []), *amiss] or ([] if observed else [_NOTHING]):
         case = ET.SubElement(suite, "testcase", classname="run", name=_line(item)[:200], time="0")
         ET.SubElement(case, "error", message=_line(item)[:500]).text = _lines(item)
     suite.set("tests", str(len(suite.findall("testcase"))))
@@ -239,7 +197,8 @@ def _outcome(case: ET.Element, check: Mapping[str, Any]) -> None:
 
 
 def _lines(text: str) -> str:
-    """Return text in which no line can be taken for one of ours, or for a command: each stands behind a
-    bar.
+    """Return text with a bar before each line.
+
+    So no line can imitate one of the tool's own, or be executed as a command by a CI system.
     """
     return "\n".join(barred(text, _MANY))

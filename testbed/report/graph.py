@@ -9,25 +9,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from testbed.model.topology import Guest, LabNetwork, Machine, Tenant, Testbed
+from testbed.model.topology import Guest, LabNetwork, Machine, Tenant, Topology
 from testbed.untrusted.text import line
 
 
-def dot(lab: Testbed) -> str:
+def dot(topology: Topology) -> str:
     """Return a topology in Graphviz's language."""
-    lines = [f"digraph {_dot(lab.name)} {{", "  rankdir=LR; node [shape=box];"]
+    lines = [f"digraph {_dot(topology.name)} {{", "  rankdir=LR; node [shape=box];"]
     lines += [
         f"  {_dot(f'plane {net.plane}')} [shape=ellipse, label={_dot(*_captions(net))}];"
-        for net in lab.networks
+        for net in topology.networks
     ]
-    for machine in lab.machines:
+    for machine in topology.machines:
         own = _dot(f"machine {machine.name}")
         lines.append(f"  {own} [style=bold, label={_dot(*_captions(machine))}];")
         lines += [
             f"  {own} -> {_dot(f'plane {nic.plane}')} [arrowhead=none, label={_dot(nic.address)}];"
             for nic in machine.nics
         ]
-    for tenant in lab.tenants:
+    for tenant in topology.tenants:
         lines += [f"  subgraph {_dot(f'cluster tenant {tenant.name}')} {{", f"    label={_dot(tenant.name)};"]
         lines += [
             f"    {_dot(f'network {net.label}')} [shape=ellipse, label={_dot(net.name, net.ranges)}];"
@@ -44,25 +44,25 @@ def dot(lab: Testbed) -> str:
         lines.append("  }")
     lines += [
         f"  {_dot(f'guest {guest.label}')} -> {_dot(f'machine {guest.node}')} [style=dashed, arrowhead=none];"
-        for guest in lab.guests
+        for guest in topology.guests
     ]
     lines += [
         f"  {_dot(f'guest {one}')} -> {_dot(f'guest {other}')} [color=green, label={_dot(service)}];"
-        for one, other, service in _flows(lab)
+        for one, other, service in _flows(topology)
     ]
     return "\n".join((*lines, "}")) + "\n"
 
 
-def mermaid(lab: Testbed) -> str:
+def mermaid(topology: Topology) -> str:
     """Return a topology in Mermaid's language."""
-    ids = _identifiers(lab)
+    ids = _identifiers(topology)
     lines = ["flowchart LR"]
-    lines += [f"  {ids[f'plane {net.plane}']}([{_mermaid(*_captions(net))}])" for net in lab.networks]
-    for machine in lab.machines:
+    lines += [f"  {ids[f'plane {net.plane}']}([{_mermaid(*_captions(net))}])" for net in topology.networks]
+    for machine in topology.machines:
         own = ids[f"machine {machine.name}"]
         lines.append(f"  {own}[{_mermaid(*_captions(machine))}]")
         lines += [f"  {own} ---|{_mermaid(nic.address)}| {ids[f'plane {nic.plane}']}" for nic in machine.nics]
-    for index, tenant in enumerate(lab.tenants):
+    for index, tenant in enumerate(topology.tenants):
         lines.append(f"  subgraph t{index}[{_mermaid(tenant.name)}]")
         lines += [
             f"    {ids[f'network {net.label}']}([{_mermaid(net.name, net.ranges)}])"
@@ -76,10 +76,12 @@ def mermaid(lab: Testbed) -> str:
             for guest, net, at in _attachments(tenant)
         ]
         lines.append("  end")
-    lines += [f"  {ids[f'guest {guest.label}']} -.- {ids[f'machine {guest.node}']}" for guest in lab.guests]
+    lines += [
+        f"  {ids[f'guest {guest.label}']} -.- {ids[f'machine {guest.node}']}" for guest in topology.guests
+    ]
     lines += [
         f"  {ids[f'guest {one}']} -->|{_mermaid(service)}| {ids[f'guest {other}']}"
-        for one, other, service in _flows(lab)
+        for one, other, service in _flows(topology)
     ]
     return "\n".join(lines) + "\n"
 
@@ -90,8 +92,9 @@ def _dot(*parts: object) -> str:
 
 
 def _mermaid(*parts: object) -> str:
-    """Return lines of a label as Mermaid's quoted text, in which nothing but letters, digits and what
-    addresses have is itself.
+    """Return lines of a label as quoted text for Mermaid.
+
+    All characters but letters, digits and those of addresses are escaped.
     """
     return (
         '"'
@@ -112,11 +115,11 @@ def _captions(item: LabNetwork | Machine | Guest) -> tuple[object, object]:
             return item.name, f"on {item.node}"
 
 
-def _identifiers(lab: Testbed) -> dict[str, str]:
-    names = [f"plane {network.plane}" for network in lab.networks]
-    names += [f"machine {machine.name}" for machine in lab.machines]
-    names += [f"network {network.label}" for network in lab.switches()]
-    names += [f"guest {guest.label}" for guest in lab.guests]
+def _identifiers(topology: Topology) -> dict[str, str]:
+    names = [f"plane {network.plane}" for network in topology.networks]
+    names += [f"machine {machine.name}" for machine in topology.machines]
+    names += [f"network {network.label}" for network in topology.switches()]
+    names += [f"guest {guest.label}" for guest in topology.guests]
     return {name: f"n{index}" for index, name in enumerate(names)}
 
 
@@ -126,7 +129,7 @@ def _attachments(tenant: Tenant) -> Iterator[tuple[str, str, str]]:
             yield guest.label, f"{tenant.name}/{nic.network}", nic.addresses
 
 
-def _flows(lab: Testbed) -> Iterator[tuple[str, str, str]]:
-    for tenant in lab.tenants:
+def _flows(topology: Topology) -> Iterator[tuple[str, str, str]]:
+    for tenant in topology.tenants:
         for flow in tenant.flows:
             yield f"{tenant.name}/{flow.source}", f"{tenant.name}/{flow.target}", flow.service

@@ -1,4 +1,4 @@
-"""The one canonical result of a run (schema 1), its JSON, and the exit code that follows from it. Pure."""
+"""The result of a run (schema 1), its JSON, and the exit code that follows. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA = 1
 
 
 class Verdict(StrEnum):
-    """What a check found."""
+    """The verdict of a check."""
 
     PASS = "pass"  # noqa: S105 - a verdict, not a password
     FAIL = "fail"
@@ -26,10 +26,10 @@ class Verdict(StrEnum):
 
 
 class ProofVerdict(StrEnum):
-    """What running a check against its breach showed, from worst to best; or has shown, if nothing has
-    changed since.
+    """Verdicts of a proof (a check run against its breach), from worst to best.
 
-    What was not asked for comes last: it takes nothing from what was.
+    PROVEN_BEFORE is a proof from an earlier run; nothing has changed since. LEFT_OUT comes last, since a
+    breach that the run did not ask for takes nothing from the check's verdict.
     """
 
     DIRTY_REVERT = "dirty-revert"
@@ -53,7 +53,7 @@ class Unseen(StrEnum):
 
 SOUND = frozenset(
     {ProofVerdict.PROVEN, ProofVerdict.PROVEN_BEFORE, ProofVerdict.LEFT_OUT}
-)  # left out because somebody asked for it
+)  # LEFT_OUT: the user asked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Proof:
     """One breach tried on one case of a check.
 
     Args:
-        reason: what the check said while the breach was in force, or why there is no proof.
+        reason: the check's message while the breach was in force, or why there is no proof.
         steps: what happened, in order.
 
     """
@@ -110,7 +110,7 @@ class Run:
         started: ISO 8601, UTC.
         retried_starts: guests whose first start was dead, or that crashed while they were observed and were
             started again.
-        trouble: what kept the run from being complete; it is then never a pass.
+        trouble: events that kept the run from being complete; it is then never a pass.
         controls: ids of all controls that there are; files of older versions have none.
         asked: control ids, or beginnings of them, that alone were asked for; empty if all were.
 
@@ -129,7 +129,7 @@ class Run:
 
 
 def not_looked_at(run: Run) -> list[dict[str, Any]]:
-    """Return each control that no case looked at, or that some case would look at which was left out.
+    """Return each control that no case looked at, or of which a case was left out.
 
     Returns:
         By control: its id, how many of how many cases did not look, an `Unseen`, and the reasons in words.
@@ -155,9 +155,9 @@ def not_looked_at(run: Run) -> list[dict[str, Any]]:
 
 
 def gaps(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the controls that were not looked at although they should have been; such a run is no pass.
+    """Return the controls that should have been looked at and were not; such a run is no pass.
 
-    Where a topology has nothing to look at, and says why, or where others were asked for, nothing is amiss.
+    A control that does not apply to the topology, or that the run did not ask for, is no gap.
 
     Args:
         data: content of ``result.json``.
@@ -188,7 +188,7 @@ def to_json(run: Run) -> dict[str, Any]:
         "checks": [_check(check) for check in run.checks],
     }
     found: dict[str, Any] = json.loads(json.dumps(data, ensure_ascii=False).encode(errors="replace"))
-    return found  # without halves of characters, which a guest may say and no reader of JSON takes
+    return found  # without lone surrogates, which a guest may send and JSON readers refuse
 
 
 def _check(check: CheckResult) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def from_json(data: object) -> Run:
 
 
 def content_of(text: str) -> dict[str, Any]:
-    """Return what a run's ``result.json`` holds.
+    """Return the content of a run's ``result.json``, given its text.
 
     Args:
         text: of that file.

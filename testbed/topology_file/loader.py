@@ -1,4 +1,4 @@
-"""From text to a `Spec`, or to every mistake of the file in one pass.
+"""Parse a topology file into a `Spec`, or report every mistake of the file at once.
 
 A value that the schema refuses is cut out, and the rules still run on what is left; so one wrong unit
 does not hide a dangling reference. No disk, no network: `read` is the one function that opens a file.
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from testbed.errors import Mistake, TestbedError, TopologyError, UsageError
-from testbed.gc_pause import uncollected
+from testbed.gc_pause import gc_disabled
 from testbed.topology_file import validation
 from testbed.topology_file.schema import (
     NAME_RULE,
@@ -30,7 +30,7 @@ from testbed.topology_file.schema import (
 )
 from testbed.topology_file.yaml_source import Document, Limit, Path, Value, at, dotted, parse, shown
 
-_ENOUGH = 1000  # findings of the rules; twenty are shown, and a file with more is not read on
+_ENOUGH = 1000  # findings of the rules at most; twenty are shown, the others are not looked for
 _PLACEHOLDERS: dict[Path, Value] = {("name",): "cut", ("version",): 1}
 _PLACES: tuple[tuple[tuple[str | None, ...], type[BaseModel]], ...] = (
     ((), Spec),
@@ -45,8 +45,8 @@ _PLACES: tuple[tuple[tuple[str | None, ...], type[BaseModel]], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Topology:
-    """A valid file: what it says, and where it says it.
+class ParsedFile:
+    """A valid file: its content, and the line of each part of it.
 
     Args:
         file: path as the user gave it.
@@ -60,7 +60,7 @@ class Topology:
     document: Document
 
 
-def read(file: File, *, machine_memory: int | None = None) -> Topology:
+def read(file: File, *, machine_memory: int | None = None) -> ParsedFile:
     """Read a topology file.
 
     Args:
@@ -76,7 +76,7 @@ def read(file: File, *, machine_memory: int | None = None) -> Topology:
     try:
         with file.open(encoding="utf-8") as opened:
             text = opened.read(Limit.CHARACTERS + 1)  # a device or a pipe may never end
-    except (OSError, ValueError) as error:  # what is no text, or no path
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not a path
         raise _unreadable(file, error) from error
     return load(text, str(file), machine_memory=machine_memory)
 
@@ -93,9 +93,9 @@ def _unreadable(file: File, error: Exception) -> TestbedError:
     return UsageError(f"cannot read the topology {file}", fact=fact, remedy=remedy)
 
 
-@uncollected()
-def load(text: str, file: str, *, machine_memory: int | None = None) -> Topology:
-    """Return the topology that a text describes; see `read`."""
+@gc_disabled()
+def load(text: str, file: str, *, machine_memory: int | None = None) -> ParsedFile:
+    """Return the topology that a text describes; arguments and errors are those of `read`."""
     document = parse(text)
     mistakes = list(document.mistakes)
     if document.data is None and not mistakes:
@@ -114,7 +114,7 @@ def load(text: str, file: str, *, machine_memory: int | None = None) -> Topology
         ]
     if mistakes or spec is None:
         raise TopologyError(file, mistakes)
-    return Topology(file, spec, document)
+    return ParsedFile(file, spec, document)
 
 
 def _validate(document: Document) -> tuple[Spec | None, list[Mistake]]:
@@ -138,15 +138,16 @@ def _validate(document: Document) -> tuple[Spec | None, list[Mistake]]:
 
 
 def _unshared(value: Value) -> Value:
-    """Return a copy in which places that one alias stands for can be cut one by one."""
+    """Return a copy without shared objects, so that each use of an alias can be cut separately."""
     if isinstance(value, dict):
         return {key: _unshared(inner) for key, inner in value.items()}
     return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _without_unknown_keys(data: Value, document: Document) -> dict[Path, Mistake]:
-    """Remove the keys that the format does not have, and return the mistakes; pydantic needs a kilobyte for
-    each.
+    """Remove the keys that the format does not have, and return a mistake for each.
+
+    Done before pydantic runs, because each of its errors takes a kilobyte of memory.
     """
     mistakes: dict[Path, Mistake] = {}
     for pattern, model in _PLACES:
@@ -217,7 +218,7 @@ _KINDS = {
 
 
 def _explain(detail: ErrorDetails, place: Path) -> tuple[str, str]:  # noqa: PLR0911 - a table of kinds
-    """Return a fact and a remedy in words of the format; pydantic's speak of Python."""
+    """Return a fact and a remedy in words of the format; those of pydantic are about Python."""
     name, kind, found = (place[-1] if place else ""), detail["type"], detail["input"]
     context = detail.get("ctx", {})
     match kind:

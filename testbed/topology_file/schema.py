@@ -1,7 +1,7 @@
-"""What a user writes: the topology file as pydantic models.
+"""The topology file as pydantic models.
 
-Unknown keys are refused. Names are the keys of mappings, sizes carry units, a flow is one line.
-Nothing here knows what the words mean to one another; `rules` does.
+Unknown keys are refused. Names are the keys of mappings, sizes carry units, a flow is one line. Rules about
+references between parts of a file are in `testbed.topology_file.validation`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from testbed.topology_file.yaml_source import shown
 
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 MAX_INTERFACES = 8  # of a guest: a q35 machine has slots for them beside its volumes
-GUEST_MEMORY = 224 * MIB  # unless a topology says otherwise
+GUEST_MEMORY = 224 * MIB  # the default of a topology file
 _UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB}
 _SIZE = re.compile(r"^([1-9][0-9]*)\s*(KiB|MiB|GiB)$")
 _NAME = r"^[a-z]([a-z0-9-]{0,18}[a-z0-9])?$"
@@ -66,7 +66,7 @@ def parse_size(value: object) -> int:
 
 
 def format_size(size: int) -> str:
-    """Return a size in bytes the way a topology file writes it."""
+    """Return a size in bytes as text in the form of a topology file."""
     for unit, factor in reversed(_UNITS.items()):
         if size >= factor and size % factor == 0:
             return f"{size // factor} {unit}"
@@ -91,7 +91,9 @@ def parse_bandwidth(value: object) -> int:
 
 
 def parse_packets(value: object) -> int:
-    """Return packets per second from text such as ``2000/s``; Open vSwitch counts them in thousands.
+    """Return packets per second from text such as ``2000/s``.
+
+    Open vSwitch counts them in thousands.
 
     Raises:
         ValueError: the text is no packet rate, or not in thousands.
@@ -200,7 +202,7 @@ def _unicast_network(network: IPv6Network) -> IPv6Network:
 
 
 def is_name(text: str) -> bool:
-    """Tell whether a text can be the name of a lab, a machine, a tenant, a guest, a network or a volume."""
+    """Return whether a text is a valid name of a lab, machine, tenant, guest, network or volume."""
     return re.fullmatch(_NAME, text) is not None
 
 
@@ -272,7 +274,7 @@ class _Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _nothing_is_empty(cls, data: object) -> object:
-        """Read ``node-a:`` without a value as a mapping without keys: every default counts."""
+        """Read a key without a value, such as ``node-a:``, as an empty mapping: all defaults apply."""
         return {} if data is None else data
 
 
@@ -348,9 +350,16 @@ class ControllerSpec(_Strict):
 class InfrastructureSpec(_Strict):
     """The networks that join the machines of a lab. They live in the lab's own network namespace."""
 
-    management: Network = IPv4Network("198.18.0.0/24")
-    fabric: Network = IPv4Network("198.18.1.0/24")
-    storage: Network = IPv4Network("198.18.2.0/24")
+    management: Network = Field(
+        default=IPv4Network("198.18.0.0/24"),
+        description="network of administrators and of the controller's services",
+    )
+    fabric: Network = Field(
+        default=IPv4Network("198.18.1.0/24"), description="network of the tunnels between nodes"
+    )
+    storage: Network = Field(
+        default=IPv4Network("198.18.2.0/24"), description="network of the storage of nodes"
+    )
 
 
 class LimitsSpec(_Strict):
@@ -375,7 +384,13 @@ class GuestSpec(_Strict):
         description="network, or list of networks; optional where the tenant has one",
     )
     memory: GuestMemory = Field(default=GUEST_MEMORY, description="RAM of the guest, with unit")
-    vcpus: int = Field(default=1, strict=True, ge=1, le=16)
+    vcpus: int = Field(
+        default=1,
+        strict=True,
+        ge=1,
+        le=16,
+        description="virtual CPUs of the guest, at most those of its node",
+    )
     volumes: dict[Name, VolumeSize] = Field(
         default_factory=dict, max_length=15, description="extra volumes: name and size with unit"
     )
@@ -426,8 +441,9 @@ def json_schema() -> dict[str, object]:
 
 
 def _close(schema: object) -> None:
-    """Refuse, in place, every key that no pattern of names matches: pydantic leaves mappings open for
-    those.
+    """Refuse, in place, every key that does not match a pattern of names.
+
+    Pydantic leaves mappings with such patterns open.
     """
     if isinstance(schema, dict):
         if "patternProperties" in schema:

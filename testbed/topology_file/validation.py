@@ -1,7 +1,7 @@
-"""What the words of a topology mean to one another: references, addresses, memory.
+"""The rules across a whole topology file: references, addresses, memory.
 
-Each rule is a generator of `Finding` triples: place in the document, what is wrong, what is allowed.
-Rules never raise, and none depends on another having passed.
+Each rule is a generator of `Finding` triples: place in the document, mistake, remedy. Rules never raise, and
+no rule depends on another one having passed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MACHINE_RESERVE = 1024 * MIB
 WORKERS_PER_NODE = 64
 TRACKED_CONNECTIONS = 65536
 DEFAULT_LIMITS = {"bandwidth": 5_000_000, "packets": 1000, "connections": 256}
-_COMPARED = 500  # names; to find the nearest one takes milliseconds above that, for each mistake
+_COMPARED = 500  # names; above that, the search for the nearest one takes milliseconds for each mistake
 CUT_FLOW = "- -> - icmp"
 RESERVED_NAMES = (CONTROLLER, "outer")
 
@@ -29,7 +29,7 @@ Finding = tuple[Path, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """Names that the file declares, valid or not; so that one mistake is not reported as two."""
+    """Names that the file declares, valid or not, so that one mistake is not reported twice."""
 
     nodes: frozenset[str]
     networks: dict[str, frozenset[str]]
@@ -61,7 +61,7 @@ def among(name: str, allowed: Iterable[str]) -> str:
 
 
 def limits(tenant: TenantSpec, guest: GuestSpec) -> dict[str, int]:
-    """Return the limits of a guest's interfaces: its own, else its tenant's, else the defaults (NET-12)."""
+    """Return a guest's limits: its own, else its tenant's, else the defaults (NET-12)."""
     given = (item.model_dump(exclude_none=True) for item in (tenant.limits, guest.limits))
     return {**DEFAULT_LIMITS, **next(given), **next(given)}
 
@@ -70,7 +70,7 @@ def check(spec: Spec, declared: Declared, *, machine_memory: int | None) -> Iter
     """Yield every finding of every rule.
 
     Args:
-        spec: what is left of the file after refused values were cut out.
+        spec: the file without the values that were refused and cut out.
         declared: names as the file declares them.
         machine_memory: RAM of the outer machine in bytes, or None to skip the rule that needs it.
 

@@ -1,8 +1,7 @@
-"""A YAML file as plain values plus the line of every key and item.
+"""A YAML file as plain values, with the line of every key and item.
 
-Refuses what makes a topology file ambiguous or expensive: duplicate keys, tags, merge keys, and more of
-anything than `Limit` allows. The events of libyaml are read one by one, so that a file over a limit costs
-nothing beyond it.
+Refuses ambiguous or expensive parts: duplicate keys, tags, merge keys, and more of anything than `Limit`
+allows. The events of libyaml are read one by one, so that reading stops at the first excess.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from testbed.errors import Mistake
 
 
 class Limit(IntEnum):
-    """The most that a file may have of something; ten thousand guests need a tenth to a half of it."""
+    """Maximum counts and sizes of a file; ten thousand guests need a tenth to a half of each."""
 
     CHARACTERS = 2**22
     VALUES = 250_000  # once aliases are expanded
@@ -59,7 +58,7 @@ Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]
 
 
 def dotted(path: Path) -> str:
-    """Return a path the way messages show it: ``tenants.red.allow[0]``."""
+    """Return a path in the form used in messages: ``tenants.red.allow[0]``."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
@@ -67,7 +66,7 @@ def dotted(path: Path) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value of a file the way the file would write it, cut to 60 characters."""
+    """Return a value in the notation of the file, cut to 60 characters."""
     match value:
         case None:
             return "nothing"
@@ -84,7 +83,7 @@ def shown(value: object) -> str:
 
 @dataclass
 class Document:
-    """Values of a file, where each one stands, and what is wrong with the text itself."""
+    """The values of a file, the line of each, and the mistakes of the text itself."""
 
     data: Value = None
     lines: dict[Path, int] = field(default_factory=dict)
@@ -98,7 +97,7 @@ class Document:
 
 
 def at(value: Value, path: Path) -> Value:
-    """Return what stands at a path below a value, or None."""
+    """Return the value at a path below another value, or None."""
     for part in path:
         if isinstance(value, dict) and part in value:
             value = value[str(part)]
@@ -110,7 +109,7 @@ def at(value: Value, path: Path) -> Value:
 
 
 class _RefusedError(Exception):
-    """The rest of the file is not read: it is over a limit, or no topology."""
+    """The file is over a limit, or cannot be a topology; reading stops here."""
 
     def __init__(self, line: int, fact: str, remedy: str) -> None:
         super().__init__(fact)
@@ -120,7 +119,7 @@ class _RefusedError(Exception):
 class _Reader:
     """Builds values from the events of libyaml's parser.
 
-    What a plain scalar means is decided here: PyYAML's own answer would be that of YAML 1.1, where "no" is
+    Plain scalars are resolved here, because PyYAML's resolver follows YAML 1.1, where "no" is
     false.
     """
 
@@ -194,7 +193,7 @@ class _Reader:
                 )
             key = _text(event)
             if key in values or (key == "<<" and event.implicit[0]):
-                # Its value is read as if it stood beside the mapping: it counts, and has a line.
+                # Read under a path of its own: the value counts towards the limit, and its line is recorded.
                 self._value((*path, key, "again"), depth)
                 self._mistake(line, (*path, key), *_unusable_key(key, first.get(key)))
                 continue
@@ -245,8 +244,9 @@ def _unusable_key(key: str, first: int | None) -> tuple[str, str]:
 
 
 def _scalar(tag: str, text: str) -> bool | int | float | str | None:
-    """Return the value of a scalar by the core schema (YAML 1.2.2, 10.3.2); what it cannot read stays
-    text.
+    """Return the value of a scalar by the core schema (YAML 1.2.2, 10.3.2).
+
+    A scalar that its tag does not fit stays text.
     """
     name = tag.rpartition(":")[2]
     if tag == _PLAIN:

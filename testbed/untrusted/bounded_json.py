@@ -1,7 +1,7 @@
-"""JSON that a guest or a node gave, read within bounds. Pure.
+"""Read JSON from a guest or a node within bounds. Pure.
 
-Small text can stand for large objects: an empty list takes three octets as text and sixty in memory. So the
-text is counted before it is parsed. What is out of bounds is no answer: `ValueError`.
+Short text can become large objects: an empty list takes three octets as text and sixty in memory. So the text
+is counted before it is parsed. Text beyond the bounds is refused with `ValueError`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ WHOLE = 2**53  # no integer is beyond it (RFC 8259, 6)
 _DIGITS = 20
 _STRING = re.compile(
     r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL
-)  # possessive: what cannot be a text costs no second look
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character beyond U+FFFF; alone it is none (RFC 8259, 8.2)
+)  # possessive quantifiers: no backtracking on a hostile text
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # one surrogate of a pair; invalid alone (RFC 8259, 8.2)
 _BRACKET = re.compile(r"[\[\]{}]")
 
 
@@ -27,7 +27,7 @@ def read(text: bytes | str) -> Any:  # noqa: ANN401 - JSON
     """Return the value of a JSON text from a guest or a node.
 
     Raises:
-        ValueError: it is no JSON (RFC 8259: no NaN, no half of a character), or beyond `OCTETS`, `VALUES`,
+        ValueError: it is no JSON (RFC 8259: no NaN, no lone surrogate), or beyond `OCTETS`, `VALUES`,
             `DEPTH` or `WHOLE`.
 
     """

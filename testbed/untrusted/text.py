@@ -1,8 +1,8 @@
-"""Text that a guest, a node, a console or a file gave, made harmless for whoever shows it. Pure.
+"""Make text from guests, nodes, consoles and files safe to display. Pure.
 
-Every such text goes through `clean`; the other functions decide about its lines. What obeys text is a
-terminal (escape sequences, directions of writing), an XML parser, and a CI system that reads our output:
-GitHub obeys lines that begin with ``::``, whatever white space stands before it, Azure and TeamCity obey
+Every such text goes through `clean`; the other functions arrange its lines. Three kinds of readers interpret
+text: a terminal (escape sequences, bidirectional controls), an XML parser, and a CI system that reads our
+output. GitHub executes lines that begin with ``::``, after any white space; Azure and TeamCity execute
 ``##vso[`` and ``##teamcity[`` anywhere in a line.
 """
 
@@ -17,8 +17,8 @@ BLOCK, LINES = 8000, 60  # characters and lines of one message
 BAR = "  | "  # before each line but the first of a message
 _UNKNOWN = "\ufffd"
 _CUT = " … (cut)"
-_MARKS = 3  # marks that may stand upon one character; more of them paint over other lines
-# What shows as nothing although Python calls it printable (Unicode's Default_Ignorable_Code_Point, and the
+_MARKS = 3  # combining marks on one character; more of them paint over other lines
+# Invisible characters that Python calls printable (Unicode's Default_Ignorable_Code_Point, and the
 # empty Braille cell).
 _EMPTY = (
     (0x034F, 0x034F),
@@ -36,7 +36,7 @@ _SPOKEN = re.compile(r"^(?=[^\S\n]*::)", re.MULTILINE)
 
 
 class _Harmless(dict[int, int]):
-    """A table for `str.translate`: each character as it is, or what stands for it."""
+    """A table for `str.translate` that maps each unsafe character to U+FFFD."""
 
     def __missing__(self, code: int) -> int:
         shown = chr(code).isprintable() and not any(first <= code <= last for first, last in _EMPTY)
@@ -45,9 +45,11 @@ class _Harmless(dict[int, int]):
 
 
 def clean(text: object, limit: int = SIZE) -> str:
-    """Return text of bounded length that nothing obeys; its lines and tabs stay.
+    """Return text of bounded length without anything that a terminal or CI system would execute.
 
-    Control characters, characters that turn the direction of writing or show as nothing, lone surrogates and
+    Its lines and tabs stay.
+
+    Control characters, bidirectional controls, invisible characters, lone surrogates and
     unassigned code points become U+FFFD.
 
     Args:
@@ -73,13 +75,14 @@ def _without_towers(text: str) -> str:
 
 
 def line(text: object, limit: int = LINE) -> str:
-    """Return cleaned text on one line, so that it cannot pass for another line of ours."""
+    """Return cleaned text on one line; it cannot imitate a line of the tool's own output."""
     return clean(" ".join(clean(text, 4 * limit).split()), limit)
 
 
 def block(text: object, bar: str = BAR) -> str:
-    """Return cleaned text whose lines but the first stand behind a bar; at most `BLOCK` characters and
-    `LINES` lines.
+    """Return cleaned text of several lines, each but the first behind a bar.
+
+    It has at most `BLOCK` characters and `LINES` lines.
     """
     first, *rest = clean(text, BLOCK).rstrip().split("\n", LINES) or [""]
     more = [_CUT.strip()] if len(rest) == LINES else []
@@ -92,12 +95,10 @@ def barred(text: object, lines: int) -> list[str]:
 
 
 def unspoken(text: str) -> str:
-    """Return text of which no line begins as a command to a CI system does; such lines get a bar."""
+    """Return text with a bar before each line that a CI system would execute as a command."""
     return _SPOKEN.sub("| ", text)
 
 
 def passed_on(data: bytes) -> str:
-    """Return what a guest or machine printed, for somebody who asked for it: cleaned, line by line as it
-    was.
-    """
+    """Return the output of a guest or machine for display, cleaned, with its lines as they were."""
     return unspoken(clean(data.decode(errors="replace"), max(SIZE, len(data))))

@@ -1,4 +1,4 @@
-"""What breaches act on, and where they act: the node of the case at hand, or what the whole fleet has."""
+"""The context of a breach: the lab, and the machine that the case is about."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from testbed.drivers.ssh.client import Host
 from testbed.errors import InstrumentError
 from testbed.lab.session import Lab
 from testbed.model import subjects
-from testbed.model.subjects import Attachment, Flow, Pair
-from testbed.model.topology import Guest, Testbed
+from testbed.model.subjects import Attachment, FlowSubject, Pair
+from testbed.model.topology import Guest, Topology
 
 __all__ = ["Host", "Stage"]  # checks import no driver
 
@@ -23,22 +23,22 @@ _Value = TypeVar("_Value")
 class Stage:
     """A lab, and the machine that a case is about.
 
-    What a topology may lack is asked of `testbed.model.subjects` before: where a property here has nothing to
-    return, it raises an InstrumentError.
+    A topology may lack the subject of a breach: ask `testbed.model.subjects` first. A property that has
+    nothing to return raises an InstrumentError.
     """
 
     lab: Lab
     case: str
 
     @property
-    def testbed(self) -> Testbed:
+    def topology(self) -> Topology:
         """The topology."""
-        return self.lab.testbed
+        return self.lab.topology
 
     @property
     def node(self) -> Node:
         """The node of this case; for cases about the whole fleet the first one that has guests."""
-        return self.lab.nodes.get(self.case) or self.lab.nodes[subjects.host(self.testbed)]
+        return self.lab.nodes.get(self.case) or self.lab.nodes[subjects.host(self.topology)]
 
     @property
     def host(self) -> Host:
@@ -53,7 +53,7 @@ class Stage:
     @property
     def guests(self) -> tuple[Guest, ...]:
         """Guests on the node of this case."""
-        return self.testbed.guests_on(self.node.name)
+        return self.topology.guests_on(self.node.name)
 
     @property
     def guest(self) -> Guest:
@@ -62,42 +62,42 @@ class Stage:
 
     def strangers(self) -> tuple[Guest, Guest]:
         """Return two guests of different tenants on the node of this case."""
-        found = subjects.strangers(self.testbed, self.node.name)
+        found = subjects.strangers(self.topology, self.node.name)
         return _there(found, f"{self.node.name} has no guests of two tenants")
 
     def sharers(self) -> tuple[Guest, Guest]:
         """Return two guests on the node of this case, of different tenants if there are such."""
         return _there(
-            subjects.sharers(self.testbed, self.node.name), f"{self.node.name} has fewer than two guests"
+            subjects.sharers(self.topology, self.node.name), f"{self.node.name} has fewer than two guests"
         )
 
     def pair(self) -> Pair:
         """Return two guests of the fleet that no flow joins."""
-        return _there(subjects.pair(self.testbed), "every two guests are joined by a flow")
+        return _there(subjects.pair(self.topology), "every two guests are joined by a flow")
 
-    def flow(self) -> Flow:
+    def flow(self) -> FlowSubject:
         """Return the first declared flow."""
-        found = subjects.flows(self.testbed)
+        found = subjects.flows(self.topology)
         return _there(found[0] if found else None, "no flow joins two guests")
 
     @property
     def sender(self) -> Attachment:
-        """Who attacks a network: the source of the first declared flow, else a guest with a neighbour, else
-        any.
+        """The guest interface that attacks a network.
+
+        It is the source of the first declared flow, else a guest with a neighbour, else any guest.
         """
-        return subjects.sender(self.testbed)
+        return subjects.sender(self.topology)
 
     def receiver(self) -> Attachment:
-        """Return whom that one finds on its network."""
-        return _there(subjects.neighbour(self.testbed, self.sender), "no two guests share a network")
+        """Return the sender's neighbour on its network."""
+        return _there(subjects.neighbour(self.topology, self.sender), "no two guests share a network")
 
 
 def _there(found: _Value | None, fact: str) -> _Value:
-    """Return what a topology has.
+    """Return a value that the topology has.
 
     Raises:
-        InstrumentError: it has not. A breach asks its own `applies` first.
-
+        InstrumentError: the topology lacks it. A breach asks its own `applies` first.
     """
     if found is None:
         raise InstrumentError("this topology has not what a breach acts on", fact=fact, remedy="report it")

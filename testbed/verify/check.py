@@ -1,4 +1,4 @@
-"""How a check says what it is: id, objective, severity, and the breaches that must turn it red (D10)."""
+"""Declaration of a check: id, objective, severity, and breaches that must turn it red (D10)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Effect(IntEnum):
-    """What a check does to the world, from least to most: checks run in this order, for evidence comes first.
+    """How much a check changes the lab, from least to most.
+
+    Checks run in this order, since evidence comes first.
 
     A check without a declared effect runs after all that are declared harmless, and before all that disturb.
     """
 
-    OBSERVES = 0  # reads what is there, and sends nothing
-    PROBES = 1  # sends traffic, logs in, or tries what an attacker would; what it asks stays as it was
+    OBSERVES = 0  # only reads
+    PROBES = 1  # sends traffic, logs in or attempts attacks; changes no configuration
     UNDECLARED = 2
-    DISTURBS = 3  # changes what walls are made of and puts it back, or makes a guest and takes it away
-    FLOODS = 4  # uses up what all share
-    RESTARTS = 5  # starts services anew, which then forget what is not theirs
-    REBOOTS = 6  # starts machines anew
+    DISTURBS = 3  # changes a wall's configuration and restores it, or creates a guest and removes it
+    FLOODS = 4  # exhausts shared resources
+    RESTARTS = 5  # restarts services, which then drop rules that are not theirs
+    REBOOTS = 6  # reboots machines
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,11 @@ class Breach:
     """The smallest change that opens the wall a check watches.
 
     Args:
-        name: what it does, in words.
+        name: the change, in words.
         open: makes the change.
-        close: takes it back; must also work when `open` was only half done.
-        in_force: tells whether the wall is really open now, without using the check.
-        applies: tells whether a topology has the wall at all; a breach of what is not there is not tried.
-
+        close: reverts it; must also work when `open` was only half done.
+        in_force: returns whether the wall is really open now, without using the check.
+        applies: returns whether a topology has the wall at all; otherwise the breach is not tried.
     """
 
     name: str
@@ -51,19 +52,18 @@ class Breach:
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What a check declares.
+    """The declaration of one check.
 
     Args:
-        id: control id of CONTROLS.md, such as NET-01.
+        id: control id of docs/controls.md, such as NET-01.
         objective: the statement that a pass confirms.
         unproven: reason why there is no breach; only then may `breaches` be empty.
         simulated: True for a statement about real hardware that is made under emulation.
-        applies: returns why the check has nothing to look at in a topology, or None.
-        slow: why it runs only when it is asked for; empty if it always does.
-        local: it looks at the machine of its case alone, and so do its breaches: it may run beside those of
+        applies: returns the reason why the check has nothing to observe in a topology, or None.
+        slow: reason why it runs only on request; empty if it always runs.
+        local: it observes only the machine of its case, and so do its breaches: it may run beside those of
             other machines.
-        effect: what it does to the world, breaches aside; the order of a run follows from it.
-
+        effect: how much it changes the lab, breaches aside; the order of a run follows from it.
     """
 
     id: str
@@ -80,7 +80,7 @@ class Declaration:
 
 def check(
     *,
-    id: str,  # noqa: A002 - the field's own word
+    id: str,  # noqa: A002 - the name of the declaration's field
     objective: str,
     severity: str,
     breaches: tuple[Breach, ...] = (),
@@ -94,8 +94,7 @@ def check(
     """Declare a test function as a check.
 
     Raises:
-        ValueError: the declaration is incomplete: a check without a breach says why.
-
+        ValueError: the declaration is incomplete: a check without a breach must give a reason.
     """
     if not breaches and not unproven:
         msg = f"{id} declares no breach; a check that nobody can turn red proves nothing"

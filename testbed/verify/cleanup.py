@@ -1,9 +1,8 @@
-"""What checks make on a lab, and how each thing is taken away again, whatever happens meanwhile (NET-13,
-ACC-02).
+"""Removal of everything that checks create on a lab, even after errors (NET-13, ACC-02).
 
-A thing is noted before it is made, so that an interrupt in between finds it noted. Taking away must work as
-well when the thing is not there, or is half made. What could not be taken away stays noted, is tried once
-more at the end of the run, and is then told as trouble of the run.
+Each thing is registered before it is created, so that an interrupt in between finds it registered. Removal
+must also work when the thing is absent or half created. A thing that could not be removed stays registered,
+is tried once more at the end of the run, and is then reported as trouble of the run.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class _Thing:
 
 
 class Leavings:
-    """What is there because a check has made it. Safe to use from several threads."""
+    """Registry of things that checks have created and not yet removed. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -29,15 +28,14 @@ class Leavings:
 
     @contextmanager
     def made(self, what: str, remove: Callable[[], object]) -> Iterator[None]:
-        """Let a block make something, and take it away when the block ends, by whatever exception.
+        """Register a thing that the block creates, and remove it when the block ends.
 
-        An error while it is taken away does not hide what the block raises, and raises nothing itself:
-        `clear` tells it.
+        It is removed after an exception as well. An error of the removal does not hide the exception of the
+        block, and raises nothing itself: `clear` reports it.
 
         Args:
-            what: what it is and where, as people are told if it stays.
-            remove: takes it away, if it is there.
-
+            what: the thing and its place, as a report names it if it stays.
+            remove: removes it, if it exists.
         """
         thing = _Thing(what, remove)
         with self._lock:
@@ -48,18 +46,19 @@ class Leavings:
             self._take_away(thing)
 
     def clear(self) -> list[str]:
-        """Take away what is still there, the latest first; return a line for each thing that stays."""
+        """Remove all remaining things, the latest first; return a line for each that stays."""
         with self._lock:
             left = list(reversed(self._things))
         return [f"{thing.what} is left behind: {why}" for thing in left if (why := self._take_away(thing))]
 
     def _take_away(self, thing: _Thing) -> str:
-        """Return why a thing could not be taken away; the empty string if it could. An interrupt leaves it
-        noted.
+        """Remove one thing; return the reason if that fails, else the empty string.
+
+        An interrupt leaves the thing registered.
         """
         try:
             thing.remove()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the rest must be taken away as well
+        except Exception as error:  # noqa: BLE001 - after any error, the rest must be removed as well
             return f"{type(error).__name__}: {getattr(error, 'fact', '') or error}"[:300]
         with self._lock:
             if thing in self._things:

@@ -1,10 +1,10 @@
-"""Judges a lab's configuration before and after the checks: what is not as the topology says endangers
-controls (VMM-04).
+"""Judges a lab's configuration before and after the checks (VMM-04).
 
-A look changes nothing. A difference is a fail of the controls whose wall it holds; one that was there at the
-beginning and has gone by the end was repaired by a check without a word, and stays a fail. A place that
-cannot be looked at makes its controls inconclusive. A guest or machine that does not run opens no wall:
-checks that need it are inconclusive by themselves.
+A difference from the topology endangers controls. A look changes nothing. A difference is a fail of the
+controls whose wall rests on that setting. If it was there at the beginning and is gone at the end, a check
+repaired it without a report, and the fail stays. A place that cannot be observed makes its controls
+inconclusive. A guest or machine that does not run opens no wall: checks that need it are inconclusive by
+themselves.
 """
 
 from __future__ import annotations
@@ -28,23 +28,22 @@ from testbed.verify.inventory import selects
 
 OBJECTIVE = "The settings that hold this wall are as the topology says"
 _PATIENCE = (
-    15.0  # seconds for a machine that runs to answer; `testbed.verify.runner.run` has waited for it before
+    15.0  # seconds for a running machine to answer; `testbed.verify.runner.run` has waited for it before
 )
 _SHOWN = 6
 _ALIVE = ("running", "paused", "silent", "waiting")
-_OF_WORKERS = ("worker", "confinement")  # a guest that does not run has no worker to read them from
+_OF_WORKERS = ("worker", "confinement")  # properties of the worker, absent in a stopped guest
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """What one look found.
+class LabState:
+    """The result of one comparison of the lab with its topology.
 
     Args:
-        different: what is not as it must be, where it could be looked at.
-        blind: why a place could not be looked at, by place.
-        seconds: how long the look took.
-        resources: how many were compared.
-
+        different: the differences, in places that could be observed.
+        blind: the reason why a place could not be observed, by place.
+        seconds: duration of the comparison.
+        resources: number of compared resources.
     """
 
     different: tuple[Difference, ...]
@@ -58,9 +57,7 @@ class State:
         return [item for item in self.different if item not in idle]
 
     def idle(self) -> list[Difference]:
-        """Return the differences that are of state: guests and machines that do not run, and what has gone
-        with them.
-        """
+        """Return the differences that mean a stopped guest or machine, and their consequences."""
         gone = {
             (item.key.place, item.key.name)
             for item in self.different
@@ -72,7 +69,7 @@ class State:
 
 
 def _gone_with(item: Difference, guests: Container[tuple[str, str]]) -> bool:
-    """Tell whether a difference follows from that some guests, by place and name, do not run."""
+    """Return whether a difference is a consequence of stopped guests, given by place and name."""
     key = item.key
     if key.kind is Kind.LIMIT and not item.name and item.found is None:
         return (key.place, key.name.rpartition("/")[0]) in guests
@@ -80,20 +77,23 @@ def _gone_with(item: Difference, guests: Container[tuple[str, str]]) -> bool:
 
 
 def _stopped(item: Difference) -> bool:
-    """Tell whether a difference is that a guest or machine is not there, or does not run."""
+    """Return whether a difference means that a guest or machine is absent or does not run."""
     absent = not item.name and item.found is None
     return item.key.kind in (Kind.GUEST, Kind.MACHINE) and (
         absent or (item.name == STATE and item.found not in _ALIVE)
     )
 
 
-def look(lab: Lab) -> State:
-    """Return how a lab differs from its topology now; a machine that does not answer hides no other."""
+def look(lab: Lab) -> LabState:
+    """Return the present differences between a lab and its topology.
+
+    A machine that does not answer hides no other machine.
+    """
     started, desired = time.monotonic(), lab.desired
     try:
         outer: Observed = lab.outer.observe()
     except TestbedError as error:
-        return State((), {place.name: _told(error) for place in lab.places}, time.monotonic() - started)
+        return LabState((), {place.name: _told(error) for place in lab.places}, time.monotonic() - started)
     others = [place for place in lab.places if place.name != OUTER]
     with ThreadPoolExecutor(max_workers=len(others)) as pool:
         looks = list(pool.map(lambda place: _observe(lab, place, outer), others))
@@ -102,18 +102,18 @@ def look(lab: Lab) -> State:
     for found in looks:
         observed.update(found if not isinstance(found, str) else {})
     seen: dict[Key, Resource] = {key: item for key, item in desired.items() if key.place not in blind}
-    return State(tuple(differences(seen, observed)), blind, time.monotonic() - started, len(seen))
+    return LabState(tuple(differences(seen, observed)), blind, time.monotonic() - started, len(seen))
 
 
 def _observe(lab: Lab, place: Place, outer: Observed) -> Observed | str:
-    """Return what exists in a place, or why that cannot be told."""
+    """Return the resources of a place, or the reason why it could not be observed."""
     state = outer.get(Key(OUTER, Kind.MACHINE, place.name), {}).get(STATE, "not there")
     if state != "running":
         return f"it is {state}"
     try:
         lab.host(place.name).wait(_PATIENCE)
         return place.observe()
-    except Exception as error:  # noqa: BLE001 - a node that has fallen may print anything; it must not end the run, nor pass
+    except Exception as error:  # noqa: BLE001 - a hostile node must neither end the run nor pass
         return _told(error)
 
 
@@ -125,12 +125,12 @@ def _told(error: Exception) -> str:
     )
 
 
-def state(fleet: Fleet) -> State:
-    """Return how the lab differs from its topology in this phase, with the look as evidence."""
+def state(fleet: Fleet) -> LabState:
+    """Return the lab's differences from its topology in this phase, recorded as evidence."""
     return fleet.once("state", lambda: _recorded(fleet))
 
 
-def _recorded(fleet: Fleet) -> State:
+def _recorded(fleet: Fleet) -> LabState:
     started = time.time()
     found = look(fleet.lab)
     answer = {
@@ -144,33 +144,33 @@ def _recorded(fleet: Fleet) -> State:
 
 
 def in_words(fleet: Fleet, found: Iterable[Difference]) -> list[str]:
-    """Return differences in words, one for each."""
+    """Return each difference in words."""
     items = list(found)
     guests = descriptions.owners(fleet.lab.desired) if items else {}
     return [item.told(guests) for item in items]
 
 
 @dataclass
-class Watch:
-    """The looks at the beginning and at the end of a run, and what they come to.
+class DriftWatch:
+    """Comparisons at the beginning and at the end of a run, and the results from both.
 
     Args:
-        only: beginnings of the ids of the controls that were asked for; all if empty.
-
+        only: beginnings of the ids of the requested controls; all controls if empty.
     """
 
     fleet: Fleet
     only: Sequence[str] = ()
     interrupted: bool = False
-    _looks: dict[str, tuple[State, tuple[str, ...]]] = field(default_factory=dict)
+    _looks: dict[str, tuple[LabState, tuple[str, ...]]] = field(default_factory=dict)
 
     def begin(self) -> None:
-        """Look before any check; checks that ask for the state in the same phase are given this one."""
+        """Compare before any check runs; checks of the same phase share this result."""
         self._look("begin")
 
     def end(self) -> None:
-        """Look once more, after the last check; an interrupt ends the look, and what the checks found
-        stays.
+        """Compare again after the last check.
+
+        An interrupt ends the comparison; the results of the checks stay.
         """
         self.fleet.new_phase()
         try:
@@ -185,7 +185,7 @@ class Watch:
 
     @property
     def trouble(self) -> list[str]:
-        """What does not run at the end, in words; and that there was no look at the end."""
+        """Guests and machines that do not run at the end, or a note that there was no final look."""
         if self.interrupted:
             return ["interrupted: there was no look at the configuration after the checks"]
         idle = self._looks["end"][0].idle() if "end" in self._looks else []
@@ -193,10 +193,8 @@ class Watch:
 
     @property
     def results(self) -> list[CheckResult]:
-        """One row for each control and place whose settings are not, or were not, as the topology says, or
-        could not be seen.
-        """
-        walls, different = Walls.of_lab(self.fleet.testbed), self._all()
+        """One result for each control and place with a wrong setting, or with settings not observed."""
+        walls, different = Walls.of_lab(self.fleet.topology), self._all()
         guests = descriptions.owners(self.fleet.lab.desired) if different else {}
         rows: dict[tuple[str, str], list[str]] = defaultdict(list)
         for item, when in different:
@@ -213,7 +211,7 @@ class Watch:
         )
 
     def _all(self) -> list[tuple[Difference, str]]:
-        """Return every difference that may have opened a wall, and when it was seen."""
+        """Return every difference that may have opened a wall, and the time at which it was seen."""
         before, after = (self._looks[when][0] if when in self._looks else None for when in ("begin", "end"))
         first = before.open() if before else []
         if after is None:
@@ -261,7 +259,7 @@ class Watch:
 
 
 def _since(item: Difference, now: Container[tuple[Key, str]], blind: Container[str]) -> str:
-    """Return when a difference of the beginning was seen."""
+    """Return, in words, when a difference of the beginning was seen."""
     if (item.key, item.name) in now:
         return "from the beginning to the end"
     if item.key.place in blind:

@@ -1,4 +1,4 @@
-"""Everything observed on the way to a verdict, written down where it is observed (D11)."""
+"""Records every observation behind a verdict at the moment it is made (D11)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KEPT = 20_000
 
 
 class Evidence:
-    """Collects observations; each check run gets those made during it, and those it shares with others."""
+    """Collects observations; each check run gets its own, and those it shares with others."""
 
     def __init__(self, folder: Path) -> None:
         for path in (folder.parent, folder):
@@ -27,19 +27,18 @@ class Evidence:
 
     @property
     def run(self) -> str:
-        """Name of the run of the checks that it belongs to."""
+        """Name of the run that the evidence belongs to."""
         return self._folder.parent.name
 
     def apart(self) -> Evidence:
-        """Return another collector into the same folder."""
+        """Return another collector that writes into the same folder."""
         return Evidence(self._folder)
 
     def record(self, host: str, kind: str, request: str, answer: object, started: float) -> None:
-        """Note one observation; texts are cut at 20,000 characters.
+        """Record one observation; texts are cut at 20,000 characters.
 
         Args:
             started: wall-clock time at which it began, in seconds since the epoch.
-
         """
         entry: dict[str, object] = {
             "time": round(started, 3),
@@ -53,7 +52,7 @@ class Evidence:
             self._entries.append(entry)
 
     def share(self, entries: list[dict[str, object]]) -> None:
-        """Count observations that were made earlier as part of the present check."""
+        """Add earlier observations to those of the present check."""
         with self._lock:
             self._entries += [entry for entry in entries if entry not in self._entries]
 
@@ -65,8 +64,9 @@ class Evidence:
 
     @contextmanager
     def of(self, name: str) -> Iterator[list[str]]:
-        """Collect for one run of one check; the list receives the file that was written, if there was
-        anything.
+        """Collect for one run of one check.
+
+        The yielded list receives the name of the file, if one is written.
         """
         with self._lock:
             self._entries = []

@@ -1,4 +1,4 @@
-"""What checks see: read-only views of machines, workers and guests, every look recorded as evidence."""
+"""Read-only views of machines, workers and guests for checks; every look is evidence."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from testbed.drivers.ssh.client import USER, Host
 from testbed.drivers.ssh.command_session import LIMIT, Completed
 from testbed.errors import InstrumentError
 from testbed.lab.session import Lab
-from testbed.model.exposure import Contact
+from testbed.model.exposure import ExposureCell
 from testbed.model.reachability import Cell, ReachMatrix
-from testbed.model.topology import Guest, Testbed
+from testbed.model.topology import Guest, Topology
 from testbed.untrusted import bounded_json
 from testbed.verify.cleanup import Leavings
 from testbed.verify.evidence import Evidence
@@ -29,7 +29,7 @@ Shown = Callable[[bytes], str]
 
 
 def plain(text: bytes) -> str:
-    """Return output as text; what is no text is shown as such."""
+    """Return output as text; octets that are not UTF-8 become replacement characters."""
     return text.decode(errors="replace")
 
 
@@ -38,17 +38,17 @@ class RecordedBackend(BaseBackend):  # type: ignore[misc] # testinfra has no typ
 
     NAME = "testbed"
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: MachineView) -> None:
         super().__init__(hostname=machine.name)
         self._machine = machine
 
     def run(self, command: str, *args: str, **_: Any) -> CommandResult:  # noqa: ANN401 - testinfra's signature
-        """Run a command as testinfra asks for it."""
+        """Run a command for testinfra."""
         done = self._machine.run(self.get_command(command, *args))
         return self.result(done.status, done.command, done.stdout, done.stderr)
 
 
-class Machine:
+class MachineView:
     """A node or the controller, observed as root over ssh."""
 
     def __init__(self, host: Host, evidence: Evidence) -> None:
@@ -64,11 +64,10 @@ class Machine:
         """Run a command as root and record it.
 
         Args:
-            shown: how its output reads as evidence.
+            shown: formats the output for the evidence.
 
         Raises:
             InstrumentError: it did not complete, or its output was cut.
-
         """
         started = time.time()
         try:
@@ -90,11 +89,10 @@ class Machine:
         return done
 
     def read(self, command: str, *, stdin: bytes = b"", timeout: float = 90, shown: Shown = plain) -> str:
-        """Run a command that must succeed, and return what it printed, stripped; see `run`.
+        """Run a command that must succeed, and return its stripped output; see `run`.
 
         Raises:
             InstrumentError: it failed or did not complete: nothing was observed.
-
         """
         done = self.run(command, stdin=stdin, timeout=timeout, shown=shown)
         if done.status != 0:
@@ -107,12 +105,12 @@ class Machine:
         return done.text.strip()
 
     def python(self, program: str, request: object, timeout: float = 120) -> Any:  # noqa: ANN401 - JSON
-        """Run a Python program there, with a request on its first line of input, and return the JSON it
-        prints.
+        """Run a Python program on the machine and return the JSON that it prints.
+
+        The program finds the request in its variable ``REQUEST``.
 
         Raises:
             InstrumentError: it failed, or printed something else.
-
         """
         text = self.read("python3 -", stdin=f"REQUEST = {request!r}\n{program}".encode(), timeout=timeout)
         try:
@@ -129,18 +127,18 @@ class Fleet:
     """A lab as checks see it.
 
     Args:
-        instruments: the probe's programs in guests and on machines; `testbed.verify.probe.client` keeps them.
+        instruments: the probe's programs in guests and on machines; `testbed.verify.probe.client` keeps
+            them.
         shared: observations made once per phase (green, breach, reverted) and used by several checks.
-        reach: by its words, each cell of the matrices that was observed while every wall was closed, as a row
-            of plain values.
+        reach: each matrix cell that was observed while every wall was closed, as a row of plain values, by
+            the cell's text.
         focus: id of the one check that this phase is about; empty if it is about all.
-        leavings: what checks have made on the lab and must take away; all views of a lab share it.
-
+        leavings: things that checks have created on the lab and must remove; all views of a lab share it.
     """
 
     lab: Lab
     evidence: Evidence
-    machines: dict[str, Machine]
+    machines: dict[str, MachineView]
     matrix: ReachMatrix
     shared: dict[str, tuple[Any, list[dict[str, object]]]] = field(default_factory=dict)
     instruments: dict[str, Any] = field(default_factory=dict)
@@ -152,34 +150,35 @@ class Fleet:
     def of(cls, lab: Lab, evidence: Evidence) -> Fleet:
         """Return the view of a lab."""
         machines = {
-            machine.name: Machine(lab.host(machine.name), evidence) for machine in lab.testbed.machines
+            machine.name: MachineView(lab.host(machine.name), evidence) for machine in lab.topology.machines
         }
-        return cls(lab, evidence, machines, ReachMatrix.of(lab.testbed))
+        return cls(lab, evidence, machines, ReachMatrix.of(lab.topology))
 
     @property
-    def testbed(self) -> Testbed:
+    def topology(self) -> Topology:
         """The topology."""
-        return self.lab.testbed
+        return self.lab.topology
 
     def without(self, node: str) -> Fleet:
-        """Return the view of a lab whose guests on one node are not there; its instruments are the same."""
-        rest = self.testbed.without(node)
-        return replace(self, lab=replace(self.lab, testbed=rest), matrix=ReachMatrix.of(rest), shared={})
+        """Return a view of the lab without the guests of one node; it shares the instruments."""
+        rest = self.topology.without(node)
+        return replace(self, lab=replace(self.lab, topology=rest), matrix=ReachMatrix.of(rest), shared={})
 
     def apart(self) -> Fleet:
-        """Return a view of the same lab for checks that run beside others: evidence and observations are its
-        own.
+        """Return a view of the same lab for checks that run beside others.
+
+        Evidence and observations are its own.
         """
         evidence = self.evidence.apart()
-        machines = {name: Machine(self.lab.host(name), evidence) for name in self.machines}
+        machines = {name: MachineView(self.lab.host(name), evidence) for name in self.machines}
         return replace(self, evidence=evidence, machines=machines, shared={}, instruments={})
 
     def once(self, name: str, observe: Callable[[], _Value]) -> _Value:
         """Return an observation of this phase, made now or by an earlier check.
 
         Raises:
-            InstrumentError: it broke off, now or then; a second try would take as long and mean as little.
-
+            InstrumentError: the observation failed, now or earlier; a second attempt would take as long and
+                fail alike.
         """
         if name not in self.shared:
             before = self.evidence.entries
@@ -195,28 +194,28 @@ class Fleet:
         result: _Value = found
         return result
 
-    def everywhere(self, do: Callable[[Machine], _Value]) -> dict[str, _Value]:
-        """Do something on every node, side by side; return what came of it, by node."""
-        nodes = [node.name for node in self.testbed.nodes]
+    def everywhere(self, do: Callable[[MachineView], _Value]) -> dict[str, _Value]:
+        """Call a function for every node in parallel; return the results by node."""
+        nodes = [node.name for node in self.topology.nodes]
         with ThreadPoolExecutor(max_workers=min(len(nodes), 8)) as pool:
             return dict(zip(nodes, pool.map(lambda name: do(self.machines[name]), nodes), strict=True))
 
     def new_phase(self, focus: str = "") -> None:
-        """Forget shared observations: the world has changed."""
+        """Discard shared observations, since the lab has changed."""
         self.shared.clear()
         self.focus = focus
 
-    def saw(self, cell: Cell | Contact, *, arrived: bool) -> None:
-        """Remember what was observed of a cell, unless a breach is in force."""
+    def saw(self, cell: Cell | ExposureCell, *, arrived: bool) -> None:
+        """Record the observed state of a cell, unless a breach is in force."""
         if not self.focus:
             self.reach[str(cell)] = cell.as_row(arrived)
 
     def about(self, control: str) -> bool:
-        """Tell whether this phase needs what a check looks at."""
+        """Return whether this phase needs the observations of a control's check."""
         return self.focus in ("", control)
 
     def files_of(self, guest: Guest) -> Files:
-        """Return a guest's files; what is in them is untrusted."""
+        """Return access to a guest's files; their content is untrusted."""
         return Files(self.lab.nodes[guest.node], guest)
 
     def in_guest(self, guest: Guest, argv: list[str], stdin: bytes = b"", timeout: float = 90) -> bytes:

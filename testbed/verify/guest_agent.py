@@ -1,5 +1,6 @@
-"""Runs programs in a guest through its agent. What comes back is bounded, timed and never interpreted
-(D5).
+"""Runs programs in a guest through its agent.
+
+Answers are bounded, timed and never interpreted (D5).
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.topology import Guest
 from testbed.untrusted import bounded_json
 
 _LIMIT = 2 * 2**20
-_CALL = 20
-_FILE = 60.0  # seconds that a whole file may take
-_CHUNK = 2**15  # octets written at once; a pipe takes them as a whole
-_READ = 2**19  # octets read at once
+_CALL = int(timeouts.AGENT_CALL)
+_FILE = timeouts.AGENT_FILE
+_CHUNK = 2**15  # octets per write; a pipe takes them as a whole
+_READ = 2**19  # octets per read
 _MISSING = "No such file or directory"
 
 
 class Agent(Protocol):
-    """Who passes commands to a guest's agent."""
+    """A channel to the agents of guests."""
 
     def agent(self, name: str, command: str, arguments: dict[str, object], timeout: int) -> dict[str, Any]:
         """Return the agent's answer; raises InstrumentError."""
@@ -34,7 +36,7 @@ class Agent(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a program in a guest gave back; untrusted."""
+    """The result of a program in a guest; untrusted."""
 
     status: int
     stdout: bytes
@@ -48,7 +50,8 @@ def run_in_guest(agent: Agent, guest: Guest, argv: Sequence[str], stdin: bytes, 
         timeout: seconds until it must have ended.
 
     Raises:
-        InstrumentError: the agent does not answer, answers nonsense, or the program does not end in time.
+        InstrumentError: the agent does not answer or gives an invalid answer, or the program does not end in
+            time.
 
     """
     arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
@@ -74,30 +77,29 @@ def run_in_guest(agent: Agent, guest: Guest, argv: Sequence[str], stdin: bytes, 
 
 
 def pause(lasted: float, cost: float) -> float:
-    """Return how many seconds to wait before a guest is asked again: questions take a quarter of its node's
-    time at most.
+    """Return the number of seconds to wait before a guest's agent is asked again.
+
+    The questions take at most a quarter of the node's time.
 
     Args:
-        lasted: seconds that it has already been waited for.
+        lasted: seconds waited so far.
         cost: seconds that the last question took.
-
     """
     return min(max(3 * cost, lasted / 4, 0.05), 1.0)
 
 
 class Files:
-    """A guest's files, opened by its agent; none of them is waited for."""
+    """Access to a guest's files through its agent; no call blocks on a pipe."""
 
     def __init__(self, agent: Agent, guest: Guest, clock: Callable[[], float] = time.monotonic) -> None:
         self._agent, self._guest, self._clock = agent, guest, clock
 
     def read(self, path: str) -> bytes | None:
-        """Return what is in a file now, at most 2 MiB; None if there is no such file.
+        """Return the present content of a file, at most 2 MiB; None if there is no such file.
 
         Raises:
-            InstrumentError: the agent does not answer, answers nonsense, or takes longer than a minute for
-                all of it.
-
+            InstrumentError: the agent does not answer, gives an invalid answer, or needs more than a minute
+                for the whole file.
         """
         end = self._clock() + _FILE
         with self._opened(path, "r", end) as handle:
@@ -114,14 +116,14 @@ class Files:
                     return bytes(text)
 
     def write(self, path: str, text: bytes) -> bool:
-        """Write into a file or a pipe that is there; return whether it is there.
+        """Write into an existing file or pipe; return whether it exists.
 
         Raises:
             InstrumentError: the agent does not answer, or the pipe does not take all of it within a minute.
-
         """
         end = self._clock() + _FILE
-        with self._opened(path, "r+", end) as handle:  # does not wait for a reader, as "w" would (fifo(7))
+        # "r+" does not block until a reader opens the pipe, as "w" would (fifo(7)).
+        with self._opened(path, "r+", end) as handle:
             for at in range(0, len(text), _CHUNK) if handle is not None else ():
                 chunk = text[at : at + _CHUNK]
                 answer = self._ask(
@@ -148,7 +150,7 @@ class Files:
             self._ask("guest-file-close", {"handle": handle}, self._clock() + _CALL)
 
     def _ask(self, command: str, arguments: dict[str, object], end: float) -> dict[str, Any]:
-        """Ask the agent, whose answer must be there at a time of our clock."""
+        """Send a command to the agent, with a deadline on our clock."""
         left = end - self._clock()
         if left <= 0:
             fact = f"{command} has not ended within {_FILE:.0f} s"

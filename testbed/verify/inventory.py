@@ -1,6 +1,6 @@
-"""Which checks there are and which cases they must have, read from their source text: pytest is not asked.
+"""Lists the checks and their required cases from the source text, without pytest.
 
-What pytest collected and ran is compared with it, so that a case which is lost on the way is missed.
+The cases that pytest collected and ran are compared with this list, so that a lost case is noticed.
 """
 
 from __future__ import annotations
@@ -12,29 +12,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import UsageError
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 
-WHOLE = "fleet"  # label of a case that is about no single machine
-_NAMED = 6  # cases that a message names
+WHOLE = "fleet"  # label of a case that is about the whole fleet
+_NAMED = 6  # most cases that a message names
 
 CaseKey = tuple[str, str, str]  # file below the folder, function, label
 
 
-def members(testbed: Testbed) -> dict[str, list[str]]:
-    """Return by fixture the machines that the cases of a check are about, by name."""
+def members(topology: Topology) -> dict[str, list[str]]:
+    """Return the names of the machines that cases are about, by fixture."""
     return {
-        "node": [item.name for item in testbed.nodes],
-        "machine": [item.name for item in testbed.machines],
+        "node": [item.name for item in topology.nodes],
+        "machine": [item.name for item in topology.machines],
     }
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A declaration as it stands in a file.
+    """A declaration as it is written in a file.
 
     Args:
         fixtures: names of the function's parameters.
-
     """
 
     file: str
@@ -43,10 +42,10 @@ class Found:
     objective: str
     fixtures: tuple[str, ...]
 
-    def labels(self, testbed: Testbed) -> list[str]:
-        """Return the labels of the cases that it has in a topology."""
+    def labels(self, topology: Topology) -> list[str]:
+        """Return the labels of the check's cases in a topology."""
         return next(
-            (names for fixture, names in members(testbed).items() if fixture in self.fixtures), [WHOLE]
+            (names for fixture, names in members(topology).items() if fixture in self.fixtures), [WHOLE]
         )
 
 
@@ -55,8 +54,7 @@ class Inventory:
     """All checks of a folder.
 
     Args:
-        oddities: what is wrong with how they are declared, in words.
-
+        oddities: mistakes in the declarations, in words.
     """
 
     checks: tuple[Found, ...]
@@ -68,14 +66,13 @@ class Inventory:
         return tuple(sorted({item.control for item in self.checks}))
 
     def require(self, only: Sequence[str]) -> None:
-        """Return if each word selects a control.
+        """Require that each word selects a control.
 
         Args:
             only: control ids, or beginnings of them.
 
         Raises:
-            UsageError: one does not.
-
+            UsageError: a word selects none.
         """
         wrong = [
             word for word in only if not word or not any(selects(word, control) for control in self.controls)
@@ -88,23 +85,23 @@ class Inventory:
                 remedy="use --only with one of these, or its beginning",
             )
 
-    def cases(self, testbed: Testbed, only: Sequence[str]) -> Counter[CaseKey]:
+    def cases(self, topology: Topology, only: Sequence[str]) -> Counter[CaseKey]:
         """Return every case that must run in a topology."""
         return Counter(
             (item.file, item.function, label)
             for item in self.checks
             if not only or any(selects(word, item.control) for word in only)
-            for label in item.labels(testbed)
+            for label in item.labels(topology)
         )
 
 
 def selects(word: str, control: str) -> bool:
-    """Tell whether a control is meant by its id or the beginning of it."""
+    """Return whether a word is a control's id or the beginning of it."""
     return control.upper().startswith(word.upper())
 
 
 def inventory(folder: Path) -> Inventory:
-    """Read the declarations of all files of a folder; one that cannot be read is an oddity."""
+    """Read the declarations of all files of a folder; an unreadable file is an oddity."""
     checks: list[Found] = []
     oddities: list[str] = []
     for path in sorted(folder.rglob("*.py")):
@@ -135,11 +132,10 @@ def _declared(file: str, tree: ast.Module) -> Iterator[Found]:
 
 
 def _text(file: str, function: str, value: ast.expr | None, key: str) -> str:
-    """Return a text that is written out; what is computed could differ from what runs.
+    """Return the text of a literal; a computed text could differ at run time.
 
     Raises:
-        ValueError: it is not written out.
-
+        ValueError: the value is not a literal text.
     """
     if not isinstance(value, ast.Constant) or not isinstance(value.value, str):
         msg = f"{file}: {key} of {function} is not written out as a text"
@@ -148,7 +144,7 @@ def _text(file: str, function: str, value: ast.expr | None, key: str) -> str:
 
 
 def differences(expected: Counter[CaseKey], ran: Counter[CaseKey]) -> list[str]:
-    """Return in words where what ran is not what must run; nothing if it is."""
+    """Return the differences between expected and run cases, in words; empty if there are none."""
     missing, more = expected - ran, ran - expected
     found = []
     if missing:

@@ -1,7 +1,7 @@
-"""Opens a wall of every check of the network at once, runs them all, and takes everything back: python
-allow_all.py LAB
+"""Open a wall of every check of the network at once, run all checks, and revert everything.
 
-Prints the result as ``testbed check --json`` does. A check that passes here would pass anywhere.
+Call it as ``python allow_all.py LAB``. It prints the result as ``testbed check --json`` does. A check that
+passes here would pass anywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from testbed.verify.runner import run
 from testbed.verify.runner.plugin import members
 from testbed.verify.runner.proof_cache import Proving
 
-# whoever still speaks TLS would wait for such a database, and nothing else could be opened
+# clients that still use TLS would wait for such a database, and no other breach could be opened
 _ALONE = "in the clear"
 
 
@@ -39,7 +39,7 @@ def cases(lab: Lab) -> Iterator[tuple[Declaration, Stage]]:
                 continue
             wanted = inspect.signature(function).parameters
             names = next(
-                (found for fixture, found in members(lab.testbed).items() if fixture in wanted), [""]
+                (found for fixture, found in members(lab.topology).items() if fixture in wanted), [""]
             )
             yield from (
                 (declared, Stage(lab, name)) for name in names if declared.applies(Stage(lab, name)) is None
@@ -58,11 +58,11 @@ def walls(lab: Lab) -> Iterator[tuple[Breach, Stage]]:
 
 
 def main() -> int:
-    """Do it, and print the result."""
+    """Open the breaches, run the checks, revert everything, and print the result."""
     workspace = Workspace(state_root(), sys.argv[1])
-    testbed, ground = labs.load_applied(workspace), labs.ground()
-    labs.enter(testbed, workspace, ground.environment)
-    with workspace.locked(), labs.opened(testbed, workspace, ground) as lab:
+    topology, ground = labs.load_applied(workspace), labs.load_inputs()
+    labs.enter(topology, workspace, ground.environment)
+    with workspace.locked(), labs.open_lab(topology, workspace, ground) as lab:
         with ExitStack() as closing:
             for breach, stage in walls(lab):
                 closing.callback(breach.close, stage)

@@ -1,4 +1,4 @@
-"""A lab whose machines are run by a libvirt daemon of the outer machine instead of the built-in one."""
+"""A lab whose machines run under a libvirt daemon of the outer machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.lab.session import prepare
+from testbed.lab.session import prepare_inputs
 
 pytestmark = [
     pytest.mark.e2e,
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 TOPOLOGY = "topologies/one-node.yaml"
 # Nothing of this daemon is seen by another one: its folders are hidden in a mount namespace. So is a /dev/kvm
 # that
-# the canary has refused: where root can open it and QEMU's account can't, libvirt asks QEMU anew at every
+# the canary has refused: where root can open it and QEMU's account can't, libvirt probes QEMU again at every
 # step.
 DAEMON = """
 for folder in /etc/libvirt /run /var/lib/libvirt /var/log/libvirt /var/cache/libvirt; do
@@ -53,7 +53,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def uri(folder: Path) -> Iterator[str]:
-    accelerator = prepare(lambda _: None).environment.outer
+    accelerator = prepare_inputs(lambda _: None).environment.outer
     argv = [
         "unshare",
         "--mount",

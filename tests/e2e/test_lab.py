@@ -1,5 +1,6 @@
-"""The main job on a real lab: up, check --prove, up again, drift, faults, down. Takes minutes under
-emulation.
+"""The main job on a real lab: up, check --prove, up again, drift, faults, down.
+
+Takes minutes under emulation.
 """
 
 from __future__ import annotations
@@ -144,8 +145,9 @@ def test_2_guests_that_started_from_one_memory_share_nothing(environment: dict[s
 
 
 def test_2_what_libvirt_knows_of_qemu_it_learnt_before_memory_was_saved(environment: dict[str, str]) -> None:
-    """And it holds what it learnt then for valid, or it would have written it anew. Of other emulators it
-    learns when it is asked.
+    """Libvirt's cached capabilities of QEMU are older than its start, so they were still valid.
+
+    It would have written invalid ones again. Other emulators are probed when they are needed.
     """
     look = (
         'sudo stat -c %Y /var/cache/libvirt/qemu/capabilities/*.xml; date -d "$(systemctl show -P '
@@ -156,7 +158,7 @@ def test_2_what_libvirt_knows_of_qemu_it_learnt_before_memory_was_saved(environm
 
 
 def test_2_a_saved_lab_goes_on_where_it_was(environment: dict[str, str]) -> None:
-    """What follows runs in a lab from a checkpoint, so that every check is proven there."""
+    """The later tests run in a lab from a checkpoint, so that every check is proven there."""
     look = "cat /proc/sys/kernel/random/boot_id; ls /run/later 2>&1; sudo od -An -tx1 -N16 /dev/urandom"
     _testbed(environment, "checkpoint", "save", LAB, "--name", CHECKPOINT)
     try:

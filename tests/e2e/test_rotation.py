@@ -1,7 +1,7 @@
-"""One more topology on a real lab: up, check, down. Each commit gets one of them, so that no run takes much
-longer.
+"""One more topology on a real lab: up, check, down.
 
-``TESTBED_ROTATION=NAME`` takes another one. `script/prove` proves all of them.
+Each commit gets one of them, so that no run takes much longer. ``TESTBED_ROTATION=NAME`` takes another one.
+`script/prove` proves all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NOT_THERE = "no guest runs on node-a, so "  # of separated
 
 
 def turn() -> str:
-    """Return whose turn it is: by the commit that is tested, or by its name in the environment."""
+    """Return the topology of this run: by the tested commit, or by its name in the environment."""
     wanted = os.environ.get("TESTBED_ROTATION")
     if wanted:
         return wanted
@@ -56,7 +56,7 @@ def _testbed(environment: dict[str, str], *words: str) -> str:
 
 
 def test_the_walls_of_another_topology_hold(environment: dict[str, str]) -> None:
-    """And of its network nothing is left out but what is slow."""
+    """Of its network, only slow checks are left out."""
     name = turn()
     file = f"topologies/{name}.yaml"
     _testbed(environment, "up", file)

@@ -1,6 +1,6 @@
-"""Exact texts: what good topologies become, and what is said about bad ones.
+"""Exact texts: the plans of good topologies, and the messages about bad ones.
 
-With TESTBED_UPDATE_GOLDEN=1 the files are written anew; read the difference before you keep it.
+With TESTBED_UPDATE_GOLDEN=1 the files are written again; read the difference before you keep it.
 """
 
 from __future__ import annotations
@@ -46,30 +46,30 @@ def test_a_bad_topology_is_told_everything_at_once(name: str) -> None:
     "name", ["one-node", "two-tenants", "three-tenants-dual-stack", "separated", "udp-and-icmp"]
 )
 def test_a_good_topology_becomes_this(name: str) -> None:
-    lab = resolve(read(TOPOLOGIES / f"{name}.yaml").spec)
-    plan = diff(desired(lab, INPUTS), {}, frozenset(places(lab)) - {OUTER})
+    topology = resolve(read(TOPOLOGIES / f"{name}.yaml").spec)
+    plan = diff(desired(topology, INPUTS), {}, frozenset(places(topology)) - {OUTER})
     _same(HERE / f"good/{name}.plan.txt", text(plan) + "\n")
-    _same(HERE / f"good/{name}.dot", dot(lab))
-    _same(HERE / f"good/{name}.mmd", mermaid(lab))
-    node, guest = lab.nodes[0], lab.guests[0]
+    _same(HERE / f"good/{name}.dot", dot(topology))
+    _same(HERE / f"good/{name}.mmd", mermaid(topology))
+    node, guest = topology.nodes[0], topology.guests[0]
     files = MachineFiles(
         "/i/vmlinuz", "/i/initrd", ("/m/vda", "/m/vdb", "/m/vdc"), "/m/identity.tar", "/m/console.log"
     )
-    properties = machine_properties(lab, node, INPUTS)
-    xml = machine_xml(lab, node, INPUTS.environment, files, properties)
-    assert read_mark(xml) == (lab.name, node.name, dict(properties))
+    properties = machine_properties(topology, node, INPUTS)
+    xml = machine_xml(topology, node, INPUTS.environment, files, properties)
+    assert read_mark(xml) == (topology.name, node.name, dict(properties))
     _same(HERE / f"good/{name}.node.xml", xml)
-    woken = machine_xml(lab, node, INPUTS.environment, files, properties, generation="a-random-uuid")
+    woken = machine_xml(topology, node, INPUTS.environment, files, properties, generation="a-random-uuid")
     _same(HERE / f"good/{name}.woken.xml", woken)
     saved = anonymous_xml(
         Hardware.of(node, INPUTS.environment), INPUTS.environment, files, "another-random-uuid"
     )
     assert read_mark(saved) is None
     _same(HERE / f"good/{name}.saved.xml", saved)
-    _same(HERE / f"good/{name}.guest.xml", guest_xml(lab, guest, guest_properties(guest, INPUTS)))
+    _same(HERE / f"good/{name}.guest.xml", guest_xml(topology, guest, guest_properties(guest, INPUTS)))
     lines = [
         "\n  ".join((f"{item.name}: {item.value!r}", *item.observe, item.repair))
-        for item in settings(lab, node)
+        for item in settings(topology, node)
     ]
     _same(HERE / f"good/{name}.settings.txt", "\n".join(lines) + "\n")
     keys = MachineKeys(
@@ -82,6 +82,7 @@ def test_a_good_topology_becomes_this(name: str) -> None:
         b"administrators",
     )
     parts = [
-        f"== {path}\n{content.decode()}" for path, content in sorted(identity_files(lab, node, keys).items())
+        f"== {path}\n{content.decode()}"
+        for path, content in sorted(identity_files(topology, node, keys).items())
     ]
     _same(HERE / f"good/{name}.identity.txt", "\n".join(parts) + "\n")

@@ -1,4 +1,4 @@
-"""What several tests with real packets start from."""
+"""Fixtures of the tests with real packets."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ _NUMBERS = count()
 
 @pytest.fixture
 def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
-    """Two guests of one tenant, with one flow of each kind, and as little patience as a fast machine
-    needs.
+    """Two guests of one tenant, with one flow of each kind, and short timeouts.
+
+    A fast machine needs no longer ones.
     """
     monkeypatch.setattr(observe, "_PATIENCE", 3)
     monkeypatch.setattr(transport, "_DOUBT", 0.5)
@@ -36,7 +37,7 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     }
     spec = {"version": 1, "name": "veth", "nodes": {"node-a": {}}, "tenants": {"red": tenant}}
     made = Wire(resolve(Spec.model_validate(spec)), tmp_path)
-    ends = endpoints(made.testbed)
+    ends = endpoints(made.topology)
     holders = []
     try:
         for end in ends:
@@ -55,7 +56,7 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
             subprocess.run(["ip", "link", "set", name, "promisc", "on", "up"], check=True)
         made.switch = Switch(names)
         made.node = Node(
-            dict(zip((guest.nics[0].tap for guest in made.testbed.guests), names, strict=True)),
+            dict(zip((guest.nics[0].tap for guest in made.topology.guests), names, strict=True)),
             tmp_path / "node",
         )
         made.switch.start()
@@ -70,4 +71,4 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     finally:
         for holder in holders:
             holder.kill()
-            holder.wait()
+            holder.communicate()  # which closes its pipe as well

@@ -14,20 +14,20 @@ pytestmark = [pytest.mark.integration, pytest.mark.skipif(os.geteuid() != 0, rea
 BORROWED = """
 import json, subprocess
 from pathlib import Path
-from testbed.payload.probe.sender import wearing
+from testbed.payload.probe.sender import with_mac
 subprocess.run(["ip", "link", "add", "one", "up", "type", "veth", "peer", "name", "two"], check=True)
 address = Path("/sys/class/net/one/address")
 found = [address.read_text().strip()]
-with wearing("one", "0a:00:00:00:00:07"):
+with with_mac("one", "0a:00:00:00:00:07"):
     found.append(address.read_text().strip())
-    with wearing("one", ""):
+    with with_mac("one", ""):
         found.append(address.read_text().strip())
 print(json.dumps([*found, address.read_text().strip(), Path("/sys/class/net/one/flags").read_text().strip()]))
 """
 
 
 def test_an_interface_wears_a_borrowed_mac_address_for_a_while() -> None:
-    """And stays up meanwhile."""
+    """The interface stays up meanwhile."""
     mount = 'mount -t sysfs sys /sys && exec "$@"'
     argv = ["unshare", "--net", "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", BORROWED]
     own, worn, still, after, flags = json.loads(

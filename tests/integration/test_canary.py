@@ -1,4 +1,4 @@
-"""A real kernel under a real emulator: what the tool says of this machine is what happens on it."""
+"""A real kernel under a real emulator: the tool's findings about this machine are true."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A real emulator under an account of a lab's own: it opens its files, and can change no image under its
-disks.
+"""A real emulator under a lab's account opens its files, and cannot change a base image.
 
 As root, the account is one of the machine; for an ordinary user with subordinate ids, one of a user
 namespace.
@@ -70,7 +69,7 @@ XML = """
 
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
-    """A lab with one disk, in a folder that other accounts pass through, as pytest's own are not."""
+    """A lab with one disk, in a folder that other accounts can traverse, unlike pytest's own."""
     if subprocess.run([*as_root(), "true"], check=False, capture_output=True).returncode != 0:
         pytest.skip("this user has no subordinate ids, or may make no user namespaces")
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:

@@ -1,4 +1,4 @@
-"""The guard of IPv6 neighbours, with the kernel: what it stops is what its witness says that it stops."""
+"""The guard of IPv6 neighbours in the kernel: it stops the frames that its witness predicts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from checks.support.attacker_positions import scenes
-from checks.support.network_observation import honest
+from checks.support.attacker_positions import positions
+from checks.support.network_observation import control_frames
 from checks.support.spoofed_frames import forgeries
 from testbed.model.reachability import ReachMatrix
 from testbed.model.resolve import resolve
@@ -42,8 +42,9 @@ NODE = LAB.nodes[0]
 
 
 def _unable() -> str:
-    """Return why this machine cannot load the rules, which are written for the nftables of the nodes; empty
-    if it can.
+    """Return why this machine cannot load the rules; empty if it can.
+
+    They are written for the nftables of the nodes.
     """
     if os.geteuid() != 0 or shutil.which("nft") is None:
         return "needs root and nft"
@@ -103,12 +104,15 @@ print(json.dumps([passes(tap, bytes.fromhex(frame)) for tap, frame in request["f
 
 
 def _frames() -> list[tuple[str, str, bytes]]:
-    """Return everything that guests of the node send in a survey over IPv6: name, interface, frame."""
-    fleet: Any = SimpleNamespace(testbed=LAB, matrix=ReachMatrix.of(LAB))
+    """Return all frames that guests of the node send in an observation over IPv6.
+
+    Each has a name, an interface and its content.
+    """
+    fleet: Any = SimpleNamespace(topology=LAB, matrix=ReachMatrix.of(LAB))
     taps = {nic.mac: nic.tap for guest in LAB.guests_on(NODE.name) for nic in guest.nics}
     probes = list(matrix_probes(fleet.matrix.cells))
     probes += [lie.probe for lie in forgeries(fleet)]
-    probes += [probe for scene in scenes(fleet) if scene.port for probe in honest(scene, "before")]
+    probes += [probe for scene in positions(fleet) if scene.port for probe in control_frames(scene, "before")]
     sent = [
         (probe.mark, taps[probe.sender.mac], probe.frame(b"tb-0-x."))
         for probe in probes

@@ -62,7 +62,7 @@ def test_a_hypervisor_that_is_not_there() -> None:
 def test_a_guest_that_was_created_anew_is_asked_though_an_older_one_was_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A domain that has ended is no domain any more, whatever has its name now."""
+    """A domain that has ended is not used, although a new one has its name."""
     hypervisor = Hypervisor("test:///default")
     gone = libvirt.libvirtError("")
     gone.err = (libvirt.VIR_ERR_NO_DOMAIN, 0, "no domain with matching uuid", 0, "", None, None, 0, 0)

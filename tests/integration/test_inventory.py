@@ -1,4 +1,4 @@
-"""Changes of each kind, made in namespaces of their own: each shows as exactly its record, and is gone when it is undone."""
+"""Changes of each kind, in namespaces: each shows as its record, and is gone when it is undone."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ request["since"] = time.time() - 0.05
 def look():
     return [json.loads(line) for line in inventory(request)[1:]]
 def shell(text):
-    done = subprocess.run(["bash", "-ec", text], capture_output=True, text=True, start_new_session=True, timeout=30)
+    done = subprocess.run(["bash", "-ec", text], capture_output=True, text=True,
+                          start_new_session=True, timeout=30)
     assert done.returncode == 0, text + done.stderr
-subprocess.run("mount -t tmpfs tmp /tmp; mount -t tmpfs run /run; mkdir /run/netns; ip link set lo up", shell=True, check=True)
+subprocess.run("mount -t tmpfs tmp /tmp; mount -t tmpfs run /run; mkdir /run/netns; ip link set lo up",
+               shell=True, check=True)
 os.chdir("/tmp")
 shell("touch old; sleep 0.1")
 before = look()
@@ -48,7 +50,8 @@ s.bind(%s)
 %s
 open("ready", "w").close()
 time.sleep(60)
-' < /dev/null > /dev/null 2>&1 & echo $! > pid; for i in $(seq 100); do [ -e ready ] && break; sleep 0.05; done; rm ready"""
+' < /dev/null > /dev/null 2>&1 & echo $! > pid; for i in $(seq 100); do [ -e ready ] && break; sleep .1; done
+rm ready"""
 _END = "kill $(cat pid); rm pid; sleep 0.2"
 
 

@@ -1,6 +1,4 @@
-"""Real QEMUs: the memory that one of them saves is loaded by another one, and refused by one of another
-shape.
-"""
+"""Real QEMUs: memory saved by one is loaded by another one, and refused by other hardware."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""OVN's real databases and ovn-northd, from the controller's image and without a machine: what `up` makes
-there is what it asked for.
+"""OVN's real databases and ovn-northd: their content after `up` is the desired one.
+
+The programs come from the controller's image, and run without a machine.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The probe with real packets: two network namespaces, and between them a wire that can drop what it is told
-to.
-"""
+"""The probe with real packets: two network namespaces, and a wire that can drop frames."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ import pytest
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 
-from checks.support.attacker_positions import scenes
+from checks.support.attacker_positions import positions
 from checks.support.spoofed_frames import flood, forgeries
 from testbed.errors import InstrumentError
 from testbed.model.reachability import Cell, endpoints
@@ -56,7 +54,7 @@ def test_everything_arrives_on_an_open_wire(wire: Wire) -> None:
 
 def test_what_leaves_is_not_recorded_as_having_come_in(wire: Wire) -> None:
     """A frame on its way out has arrived nowhere, and costs its sender's recorder nothing."""
-    web, db = endpoints(wire.testbed)
+    web, db = endpoints(wire.topology)
     seen = observe(wire, matrix_probes(wire.matrix.cells))  # type: ignore[arg-type]
     for own, other in ((web, db), (db, web)):
         assert own.mac not in {record["mac"] for record in seen.records[own.guest]}
@@ -64,7 +62,7 @@ def test_what_leaves_is_not_recorded_as_having_come_in(wire: Wire) -> None:
 
 
 def test_a_switch_that_loses_frames_is_no_wall(wire: Wire) -> None:
-    """What a crowded switch has dropped says nothing about its rules."""
+    """Frames that an overloaded switch has dropped are no evidence about its rules."""
 
     def crowd(frame: bytes) -> bool:
         wire.node.lost += _is_raw(frame)
@@ -83,7 +81,7 @@ def test_a_dead_recorder_is_noticed(wire: Wire) -> None:
 
 
 def _is_of(number: int, *, six: bool = False) -> Callable[[bytes], bool]:
-    """Return what tells frames of a protocol; of Neighbor Discovery it tells none."""
+    """Return a predicate for frames of a protocol; Neighbor Discovery is not among them."""
     if six:
         return lambda frame: (
             frame[12:14] == b"\x86\xdd" and frame[20] == number and frame[54] not in (135, 136)
@@ -92,10 +90,11 @@ def _is_of(number: int, *, six: bool = False) -> Callable[[bytes], bool]:
 
 
 def test_a_dropped_frame_is_missed_at_the_receiver_and_nothing_else_is(wire: Wire) -> None:
-    """A wall on the wire stops a kind of frames of one guest; they leave their sender, so only the receiver
-    can tell.
+    """A wall on the wire stops one kind of frames of one guest; only the receiver misses them.
+
+    The frames leave their sender.
     """
-    web, _ = endpoints(wire.testbed)
+    web, _ = endpoints(wire.topology)
     wire.switch.wall = lambda frame: (
         _is_raw(frame) and frame[6:12].hex(":") == web.mac and frame[:6] != frame[6:12]
     )
@@ -139,10 +138,11 @@ def _is_solicitation_for(address: bytes) -> Callable[[bytes], bool]:
 
 
 def test_an_unanswered_question_for_a_neighbour_is_missed(wire: Wire) -> None:
-    """Who is asked for and does not hear it, and whose answer is not heard, is not resolved; the other way
-    still works.
+    """A neighbour whose solicitation or advertisement is dropped is not resolved.
+
+    The other direction still works.
     """
-    web, db = endpoints(wire.testbed)
+    web, db = endpoints(wire.topology)
     assert web.address6 is not None
     wire.run(db.guest, "ip", "neigh", "replace", str(web.address6), "lladdr", web.mac, "dev", "nic0")
     wire.switch.wall = _is_solicitation_for(web.address6.packed)
@@ -164,7 +164,7 @@ def _is_raw(frame: bytes) -> bool:
 
 def _strays(wire: Wire) -> list[Probe]:
     """Return a frame that only goes from one guest to the other, one for each."""
-    ends = endpoints(wire.testbed)
+    ends = endpoints(wire.topology)
     return [
         Probe(
             f"raw{source.name}",
@@ -193,7 +193,7 @@ def test_a_wall_that_opens_for_a_moment_leaks_for_that_moment(wire: Wire) -> Non
 
 
 def test_an_attack_that_ends_too_early_is_noticed(wire: Wire) -> None:
-    """What happens after the last frame was sent has not been watched."""
+    """The time after the last frame of the attack has not been observed."""
     attack = network.Attack(_strays(wire), 2, lambda _: time.sleep(3))
     with pytest.raises(InstrumentError, match="did not attack all the time"):
         observe(wire, (), attack)  # type: ignore[arg-type]
@@ -201,7 +201,7 @@ def test_an_attack_that_ends_too_early_is_noticed(wire: Wire) -> None:
 
 def test_a_false_sender_is_seen_where_nothing_stops_it(wire: Wire) -> None:
     """A frame with another sender's MAC address counts as arrived."""
-    web, db = endpoints(wire.testbed)
+    web, db = endpoints(wire.topology)
 
     def segment(mac: str) -> Frame:
         return framed(Ether(src=mac, dst=db.mac), IP(src=str(web.address), dst=str(db.address)), syn(5432))
@@ -212,10 +212,9 @@ def test_a_false_sender_is_seen_where_nothing_stops_it(wire: Wire) -> None:
 
 
 def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No frame of an attack is lost by its sender or unreadable at its receiver: what a check does not see
-    was stopped.
+    """Without a wall, every frame of an attack arrives: a frame that a check misses was stopped.
 
-    A receiver that believed a lie finds its neighbour again when it has failed to reach it (RFC 4861, 7.3),
+    A receiver with a poisoned cache finds its neighbour again when it has failed to reach it (RFC 4861, 7.3),
     and so do the controls.
     """
     monkeypatch.setattr(declared_flows, "_CONTROL", {"timeout": 5, "repeat": 5, "spacing": 0.1})
@@ -230,17 +229,18 @@ def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire, monkeypatch: p
         "NET-08",
         "NET-11",
     }
-    floods = [flood(scene) for scene in scenes(wire)]  # type: ignore[arg-type]
+    floods = [flood(scene) for scene in positions(wire)]  # type: ignore[arg-type]
     seen = observe(wire, [*floods, *(lie.probe for lie in lies)])  # type: ignore[arg-type]
     assert [str(lie) for lie in lies if not seen.sightings(lie.mark)] == []
 
 
 def test_a_flood_is_as_fast_as_it_goes(wire: Wire) -> None:
-    """Without spacing, many more frames leave than with it; with a pause between rounds, one round for
-    each.
+    """Without spacing, many more frames leave than with it.
+
+    With a pause between rounds, one round leaves for each.
     """
-    web, _ = endpoints(wire.testbed)
-    guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
+    web, _ = endpoints(wire.topology)
+    guest = next(guest for guest in wire.topology.guests if guest.label == web.guest)
     line = {
         "mac": web.mac,
         "frame": (b"\xff" * 6 + bytes.fromhex(web.mac.replace(":", "")) + b"\x88\xb5").ljust(60, b"\0").hex(),
@@ -256,10 +256,8 @@ def test_a_flood_is_as_fast_as_it_goes(wire: Wire) -> None:
 
 
 def test_noise_is_not_read_and_everything_else_is(wire: Wire) -> None:
-    """ARP as long as no honest ARP is stays in the kernel of who receives it; ARP of the usual length does
-    not.
-    """
-    web, db = endpoints(wire.testbed)
+    """ARP frames longer than any honest ones stay in the receiver's kernel; usual ones are read."""
+    web, db = endpoints(wire.topology)
     reply = framed(Ether(src=web.mac, dst=db.mac), arp_reply(web.mac, str(web.address), db))
     long = Probe("long", web, {}, lambda token: reply(token).ljust(NOISE + 1, b"\0") + token)
     seen = observe(wire, [long, Probe("short", web, {}, reply)])  # type: ignore[arg-type]
@@ -277,11 +275,12 @@ def test_noise_is_not_read_and_everything_else_is(wire: Wire) -> None:
 def test_a_held_connection_is_used_until_a_wall_closes(
     wire: Wire, kind: str, port: int, number: int, arrived: str
 ) -> None:
-    """What is sent after the turn has a name of its own, and shows whether the connection has outlived its
-    rule.
+    """Frames sent after the change of rules have names of their own.
+
+    They show whether the connection has outlived its rule.
     """
-    web, db = endpoints(wire.testbed)
-    guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
+    web, db = endpoints(wire.topology)
+    guest = next(guest for guest in wire.topology.guests if guest.label == web.guest)
     instrument = client.in_guest(wire, guest)  # type: ignore[arg-type]
     closes = False
 
@@ -319,7 +318,7 @@ def test_a_held_connection_is_used_until_a_wall_closes(
 
 
 def test_a_throwaway_guest_sends_from_every_interface(wire: Wire) -> None:
-    web, db = endpoints(wire.testbed)
+    web, db = endpoints(wire.topology)
     raw = Cell(web, db, "raw", None, allowed=False, reason="-")
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom testbed.payload.first_frame import attack\n"

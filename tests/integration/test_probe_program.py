@@ -1,4 +1,4 @@
-"""The probe's program as a process: started once, asked through its pipe, unimpressed by nonsense."""
+"""The probe's program as a process: started once, reached by its pipe, robust to bad input."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from testbed.errors import InstrumentError
 from testbed.payload.probe import wire
 from testbed.verify.guest_agent import Files
 from testbed.verify.probe import transport
-from testbed.verify.probe.client import Instrument
-from testbed.verify.probe.transport import FOLDER, AgentPipe
+from testbed.verify.probe.client import ProbeClient
+from testbed.verify.probe.transport import FOLDER, AgentTransport
 from tests.local_agent import LocalAgent
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -35,8 +35,8 @@ FINISH: dict[str, object] = {"phase": "finish", "token": "tb-0123abcd-"}
 
 
 @pytest.fixture(params=["programs", "files"])
-def probe(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Instrument, Path]]:
-    """A program that is reached as those on machines are, and one that is reached as those in guests are."""
+def probe(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[ProbeClient, Path]]:
+    """A program that is reached like those on machines, and one like those in guests."""
     own = str(tmp_path / "probe")
 
     def run(argv: list[str], stdin: bytes, timeout: float) -> bytes:
@@ -51,7 +51,9 @@ def probe(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Inst
     guest = SimpleNamespace(label="red/web", domain="red.web")
     files = Files(LocalAgent(lambda path: path.replace(FOLDER, own)), guest)  # type: ignore[arg-type]
     fleet: Any = SimpleNamespace(evidence=SimpleNamespace(record=lambda *_: None), files_of=lambda _: files)
-    instrument = Instrument("here", run, pipe=AgentPipe(fleet, guest) if request.param == "files" else None)  # type: ignore[arg-type]
+    instrument = ProbeClient(
+        "here", run, pipe=AgentTransport(fleet, guest) if request.param == "files" else None
+    )  # type: ignore[arg-type]
     yield instrument, Path(own)
     instrument.end()
     end = time.monotonic() + 10
@@ -60,7 +62,7 @@ def probe(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Inst
     assert not Path(own).exists()
 
 
-def test_one_program_answers_many_questions(probe: tuple[Instrument, Path]) -> None:
+def test_one_program_answers_many_questions(probe: tuple[ProbeClient, Path]) -> None:
     """Each observation has its own recorder, in the same process."""
     instrument, _ = probe
     pids = set()
@@ -70,8 +72,8 @@ def test_one_program_answers_many_questions(probe: tuple[Instrument, Path]) -> N
     assert len(pids) == 1
 
 
-def test_a_program_that_was_ended_is_started_anew_when_asked(probe: tuple[Instrument, Path]) -> None:
-    """Ending it leaves none behind, and the next observation has one of its own."""
+def test_a_program_that_was_ended_is_started_anew_when_asked(probe: tuple[ProbeClient, Path]) -> None:
+    """No process is left, and the next observation starts a program of its own."""
     instrument, folder = probe
     first = instrument.listen(LISTEN)["pid"]
     instrument.end()
@@ -82,7 +84,7 @@ def test_a_program_that_was_ended_is_started_anew_when_asked(probe: tuple[Instru
     assert instrument.listen(LISTEN)["pid"] != first
 
 
-def test_what_was_not_recorded_is_not_vouched_for(probe: tuple[Instrument, Path]) -> None:
+def test_what_was_not_recorded_is_not_vouched_for(probe: tuple[ProbeClient, Path]) -> None:
     """A recorder that has ended, or that belongs to another run, is not alive."""
     instrument, _ = probe
     assert instrument.ask(FINISH)["alive"] is False
@@ -90,8 +92,10 @@ def test_what_was_not_recorded_is_not_vouched_for(probe: tuple[Instrument, Path]
     assert instrument.ask({**FINISH, "token": "tb-ffffffff-"})["alive"] is False
 
 
-def test_what_has_come_in_so_far_can_be_asked_while_recording_goes_on(probe: tuple[Instrument, Path]) -> None:
-    """Of this run only; who asks gives no token away."""
+def test_what_has_come_in_so_far_can_be_asked_while_recording_goes_on(
+    probe: tuple[ProbeClient, Path],
+) -> None:
+    """Only frames of this run count, and the request reveals no token."""
     instrument, _ = probe
     instrument.listen({**LISTEN, "udp": [PORT]})
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -117,8 +121,8 @@ def test_what_has_come_in_so_far_can_be_asked_while_recording_goes_on(probe: tup
         wire.pack({"answer": "../../etc/x", "phase": "finish"}),
     ],
 )
-def test_nonsense_is_passed_over(probe: tuple[Instrument, Path], line: bytes) -> None:
-    """Whoever writes into the pipe does not end the program, and gets no file written."""
+def test_nonsense_is_passed_over(probe: tuple[ProbeClient, Path], line: bytes) -> None:
+    """Any process that writes into the pipe can neither end the program nor get a file written."""
     instrument, folder = probe
     instrument.listen(LISTEN)
     with (folder / "in").open("wb") as pipe:
@@ -130,17 +134,17 @@ def test_nonsense_is_passed_over(probe: tuple[Instrument, Path], line: bytes) ->
     ]
 
 
-def test_what_is_asked_may_be_long(probe: tuple[Instrument, Path]) -> None:
-    """Longer than a pipe is by itself, and than a shell's line."""
+def test_what_is_asked_may_be_long(probe: tuple[ProbeClient, Path]) -> None:
+    """A request may be longer than a pipe's buffer and than a shell's line."""
     instrument, _ = probe
     listen = {**LISTEN, "known": [secrets.token_hex(6) for _ in range(40_000)]}
     assert instrument.listen(listen)["ready"] is True
 
 
 def test_a_program_that_was_killed_is_told_and_the_next_observation_has_another(
-    probe: tuple[Instrument, Path], monkeypatch: pytest.MonkeyPatch
+    probe: tuple[ProbeClient, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody waits for the dead."""
+    """The client does not wait for a dead program."""
     monkeypatch.setattr(transport, "_DOUBT", 0.5)
     instrument, folder = probe
     first = instrument.listen(LISTEN)["pid"]
@@ -154,9 +158,9 @@ def test_a_program_that_was_killed_is_told_and_the_next_observation_has_another(
 
 
 def test_what_a_killed_run_has_left_sending_does_not_outlive_the_next_start(
-    probe: tuple[Instrument, Path],
+    probe: tuple[ProbeClient, Path],
 ) -> None:
-    """Nobody has told it to stop, and the ports that it holds are wanted."""
+    """The killed run has not stopped it, and the next start needs the ports that it holds."""
     instrument, _ = probe
     listen = {**LISTEN, "udp": [PORT], "patience": 5}
     instrument.listen(listen)
@@ -174,15 +178,15 @@ def test_what_a_killed_run_has_left_sending_does_not_outlive_the_next_start(
 @pytest.mark.parametrize(
     "wrong", [{"phase": "_read"}, {"phase": "nothing"}, {"phase": "send"}, {"phase": "listen", "token": "x"}]
 )
-def test_a_wrong_question_gets_an_error(probe: tuple[Instrument, Path], wrong: dict[str, object]) -> None:
-    """And the program goes on."""
+def test_a_wrong_question_gets_an_error(probe: tuple[ProbeClient, Path], wrong: dict[str, object]) -> None:
+    """The program continues."""
     instrument, _ = probe
     assert "error" in instrument.ask(wrong)
     assert instrument.listen(LISTEN)["ready"] is True
 
 
-def test_a_machine_that_was_paused_has_noticed_it(probe: tuple[Instrument, Path]) -> None:
-    """It is asked other things meanwhile, and tells how long it stood still when it is told to rest."""
+def test_a_machine_that_was_paused_has_noticed_it(probe: tuple[ProbeClient, Path]) -> None:
+    """The probe answers other requests meanwhile, and reports the pause when it is stopped."""
     instrument, folder = probe
     instrument.listen(LISTEN)
     with ThreadPoolExecutor(max_workers=1) as pool:

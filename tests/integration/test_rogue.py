@@ -1,4 +1,4 @@
-"""A rogue host on a real bridge, in a network namespace of its own: it stands, asks, and is gone."""
+"""A rogue host on a real bridge, in its own network namespace: start, questions, end."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from testbed.drivers.network.bridges import Fabric
-from testbed.drivers.network.rogue_host import standing
+from testbed.drivers.network.rogue_host import rogue_host
 from testbed.errors import ProvisioningError
 from testbed.model.resolve import resolve
-from testbed.model.exposure import Contact, Site, Stand, rogue
+from testbed.model.exposure import ExposureCell, InfraEndpoint, EndpointOwner, rogue
 from testbed.model.topology import Plane
 from testbed.topology_file.schema import Spec
-from testbed.verify.probe.client import Instrument
+from testbed.verify.probe.client import ProbeClient
 from testbed.verify.attackers.service_scan import on_outer, question
 
 guest = {"networks": {"app": "10.99.0.0/24"}, "guests": {"web": {}}, "allow": []}
@@ -37,31 +37,31 @@ fabric.create_tap("tap-x", "tap=x", network.bridge)
 for name, value in (("accept_dad", "0"), ("disable_ipv6", "1"), ("disable_ipv6", "0")):  # its MAC address is another one now
     Path(f"/proc/sys/net/ipv6/conf/{network.bridge}/{name}").write_text(value)
 mac = fabric.links()[0].mac
-here = Site("outer", Stand.OUTER, Plane.MANAGEMENT, mac, network.gateway)
+here = InfraEndpoint("outer", EndpointOwner.OUTER, Plane.MANAGEMENT, mac, network.gateway)
 listener = socket.create_server((str(network.gateway), 6641))
 site = rogue(network)
 asked = [("arp", None), ("icmp", None), ("icmp6", None), ("nd", None), ("tcp", 6641), ("tcp", 7), ("udp", 7), ("tcp6", 7)]
-cells = [Contact(site, here, here.address, *service, False, "-") for service in asked]
+cells = [ExposureCell(site, here, here.address, *service, False, "-") for service in asked]
 cells.append(replace(cells[4], address=IPv4Address(int(network.gateway) + 200)))
 found = {}
-with standing(fabric, network, site, {}) as host:
+with rogue_host(fabric, network, site, {}) as host:
     found["links"] = [(link.resource, link.master, link.up) for link in fabric.links()]
-    probe = Instrument("rogue", host.run, sys.executable)
+    probe = ProbeClient("rogue", host.run, sys.executable)
     lines = [question(cell, f"k{number}") for number, cell in enumerate(cells)]
     found["states"] = [item["state"] for item in probe.ask({"phase": "knock", "probes": lines})["results"]]
-    back = [question(Contact(here, site, site.address, *service, False, "-"), f"b{number}") for number, service in enumerate(asked[:2])]
-    outer = Instrument("outer", on_outer, sys.executable)
+    back = [question(ExposureCell(here, site, site.address, *service, False, "-"), f"b{number}") for number, service in enumerate(asked[:2])]
+    outer = ProbeClient("outer", on_outer, sys.executable)
     found["back"] = [item["state"] for item in outer.ask({"phase": "knock", "probes": back})["results"]]
     outer.end()
     found["macs"] = [mac, fabric.links()[0].mac]
     found["own"] = host.run(["/bin/sh", "-c", "ls /sys/class/net"]).decode().split()
 try:
-    with standing(fabric, network, site, {}):
+    with rogue_host(fabric, network, site, {}):
         raise KeyError("what a check raises")
 except KeyError:
     pass
 try:
-    with standing(fabric, replace(network, bridge="none"), site, {}):
+    with rogue_host(fabric, replace(network, bridge="none"), site, {}):
         found["error"] = "it stands"
 except ProvisioningError as error:
     found["error"] = error.what

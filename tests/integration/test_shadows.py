@@ -1,5 +1,6 @@
-"""Rows of a real OVN database that share a name or label with ours: each is drift, `up` removes it, and
-nothing of ours with it.
+"""Rows of a real OVN database with a name or label of ours are drift, and `up` removes them.
+
+No row of ours is removed with them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ folder, lab = Path(sys.argv[1]), resolve(read(Path("topologies/one-node.yaml")).
 workspace = Workspace(folder, lab.name)
 workspace.create()
 authority = Authority(workspace.pki)
-client = authority.administrator("testbed", start=authority.born, now=datetime.now(UTC))
+client = authority.administrator("testbed", start=authority.not_before, now=datetime.now(UTC))
 write_client(workspace, client.private_key, client.certificate)
 subprocess.run(["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True)
 web = lab.guests[0].nics[0].port

@@ -1,5 +1,6 @@
-"""The recorder beside guests, on the near ends of their wires: it sees what a deaf or lying guest conceals,
-and fails loudly.
+"""The recorder on the near ends of guests' wires: it sees frames that a guest conceals.
+
+It fails loudly.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ Answer = dict[str, Any]
 
 
 def _raw(wire: Wire) -> Probe:
-    source, target = endpoints(wire.testbed)
+    source, target = endpoints(wire.topology)
     return Probe("raw", source, {}, of_cell(Cell(source, target, "raw", None, allowed=False, reason="-")))
 
 
 def _without(kind: str) -> Callable[[str, Answer], Answer]:
-    """Return what a guest does that conceals some frames, whoever asks it for them."""
+    """Return the answers of a guest that conceals some frames, as a function."""
 
     def lie(_: str, answer: Answer) -> Answer:
         records = [item for item in answer.get("records", []) if f"-{kind}" not in item["token"]]
@@ -55,10 +56,11 @@ def _without(kind: str) -> Callable[[str, Answer], Answer]:
 
 
 def test_what_a_guest_conceals_its_node_has_seen(wire: Wire) -> None:
-    """Two guests that have agreed on it get nothing across that is not found, and nothing else than that is
-    said of them.
+    """Frames that two colluding guests exchange and conceal are found by their node.
+
+    No other frame is reported as concealed.
     """
-    _, db = endpoints(wire.testbed)
+    _, db = endpoints(wire.topology)
     wire.lie = _without("raw")
     seen = observe(wire, [_raw(wire)])  # type: ignore[arg-type]
     assert seen.arrivals("raw") == {db.guest: f"{db.guest} (which conceals it)"}
@@ -68,8 +70,11 @@ def test_what_a_guest_conceals_its_node_has_seen(wire: Wire) -> None:
 
 
 def test_the_guest_of_the_breach_conceals_cells_and_nothing_else(wire: Wire, tmp_path: Path) -> None:
-    """Its recorder is another; only its node's tells what came in, and the controls are heard by both."""
-    web, db = endpoints(wire.testbed)
+    """The breach replaces the guest's recorder; only the node's recorder reports the cells.
+
+    Both see the controls.
+    """
+    web, db = endpoints(wire.topology)
     script = tmp_path / "liar"
     script.write_text(liar(sys.executable))
     script.chmod(0o755)
@@ -85,9 +90,7 @@ def test_the_guest_of_the_breach_conceals_cells_and_nothing_else(wire: Wire, tmp
 
 
 def test_every_cell_is_seen_by_both(wire: Wire) -> None:
-    """All protocols of the matrix, in both directions, are found in frames by the node's kernel as by the
-    guests.
-    """
+    """The node's recorder sees all protocols of the matrix, in both directions, as guests do."""
     cells = wire.matrix.cells
     seen = observe(wire, matrix_probes(cells))  # type: ignore[arg-type]
     assert (seen.concealed(), seen.past()) == ({}, {})
@@ -98,8 +101,8 @@ def test_every_cell_is_seen_by_both(wire: Wire) -> None:
 
 
 def test_a_deaf_guest_is_a_doubt_and_no_wall(wire: Wire) -> None:
-    """What its node handed to it counts all the same; without that, nothing does."""
-    _, db = endpoints(wire.testbed)
+    """Frames that the node handed to a deaf guest count; without those, the run is inconclusive."""
+    _, db = endpoints(wire.topology)
     wire.lie = lambda label, answer: (
         {**answer, "records": []} if label == db.guest and "records" in answer else answer
     )
@@ -112,8 +115,8 @@ def test_a_deaf_guest_is_a_doubt_and_no_wall(wire: Wire) -> None:
 
 
 def test_a_path_past_the_node_is_found_and_a_made_up_one_is_not(wire: Wire) -> None:
-    """A token that its sender alone knew has come by some path; one that a guest made up has come by none."""
-    web, db = endpoints(wire.testbed)
+    """A secret token of the sender has arrived by some path; a made-up token by none."""
+    web, db = endpoints(wire.topology)
     wire.switch.aside = lambda frame: frame[12:14] == b"\x88\xb5"
     seen = observe(wire, [_raw(wire)])  # type: ignore[arg-type]
     assert seen.arrivals("raw") == {db.guest: f"{db.guest} (by a path that its node does not see)"}
@@ -133,7 +136,7 @@ def test_a_path_past_the_node_is_found_and_a_made_up_one_is_not(wire: Wire) -> N
 
 
 def test_what_a_guest_sends_was_not_handed_to_it(wire: Wire) -> None:
-    web, db = endpoints(wire.testbed)
+    web, db = endpoints(wire.topology)
     seen = observe(wire, [_raw(wire)])  # type: ignore[arg-type]
     for own, other in ((web, db), (db, web)):
         assert own.mac not in {record["mac"] for record in seen.seen[own.guest]}
@@ -141,7 +144,7 @@ def test_what_a_guest_sends_was_not_handed_to_it(wire: Wire) -> None:
 
 
 def test_what_comes_in_meanwhile_is_asked_of_nodes_as_well(wire: Wire) -> None:
-    """An upheaval ends when something has got through, though the guest that it came to says nothing."""
+    """A disruption ends when a frame has got through, although its receiver does not report it."""
     found: list[set[str]] = []
 
     def meanwhile(tokens: Tokens) -> None:
@@ -178,7 +181,7 @@ def test_a_recorder_that_dies_beside_the_guests_is_noticed(wire: Wire) -> None:
 
 
 def test_a_tap_that_goes_away_is_noticed(wire: Wire) -> None:
-    """It goes down and comes back: what was handed to the guest meanwhile, nobody saw."""
+    """The tap goes down and comes back: frames in between were not recorded."""
     _, name = wire.node.names.values()
 
     def blink(_: Tokens) -> None:
@@ -191,7 +194,7 @@ def test_a_tap_that_goes_away_is_noticed(wire: Wire) -> None:
 
 
 def test_a_tap_that_is_not_there_is_told(wire: Wire) -> None:
-    tap = wire.testbed.guests[0].nics[0].tap
+    tap = wire.topology.guests[0].nics[0].tap
     wire.node.names[tap] = "tbwnone"
     with pytest.raises(InstrumentError, match="node-a cannot record what it hands to its guests") as caught:
         tap_witness.listen(wire, "tb-0123abcd-")  # type: ignore[arg-type]
@@ -199,13 +202,11 @@ def test_a_tap_that_is_not_there_is_told(wire: Wire) -> None:
 
 
 def test_a_flood_stays_in_the_kernel(wire: Wire) -> None:
-    """Neither a flood at a guest nor one of it costs its node a copy, and a frame with a token is found in
-    it.
-    """
-    web, db = endpoints(wire.testbed)
-    guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
+    """A flood at or from a guest costs its node no copy; a frame with a token is found in it."""
+    web, db = endpoints(wire.topology)
+    guest = next(guest for guest in wire.topology.guests if guest.label == web.guest)
     node, tokens = on_machine(wire, wire.node), Tokens.fresh()  # type: ignore[arg-type]
-    taps = [nic.tap for guest in wire.testbed.guests for nic in guest.nics]
+    taps = [nic.tap for guest in wire.topology.guests for nic in guest.nics]
     node.listen({"phase": "listen", "token": tokens.prefix, "taps": taps})
     head = bytes.fromhex((db.mac + web.mac).replace(":", "")) + b"\x88\xb5"
     line = {"mac": web.mac, "frame": head.ljust(1400, b"x").hex()}

@@ -1,6 +1,4 @@
-"""A frame counts as stopped when it has had its time to arrive, and when those who should have seen it are
-heard of afterwards.
-"""
+"""A frame counts as stopped after its time to arrive, if its receivers still work then."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ import pytest
 from testbed.errors import InstrumentError
 from testbed.model.reachability import Cell, endpoints
 from testbed.verify.observation.observe import observe
-from testbed.verify.probe.client import WINDOW, Instrument, Probe, in_guest, lines
+from testbed.verify.probe.client import WINDOW, Probe, ProbeClient, in_guest, lines
 from testbed.verify.probe.frames import of_cell
 from testbed.verify.probe.tokens import Tokens
 from tests.wire import Wire
@@ -29,7 +27,7 @@ TOKENS = Tokens("tb-test-", b"key")
 
 
 def _raw(wire: Wire) -> Probe:
-    source, target = endpoints(wire.testbed)
+    source, target = endpoints(wire.topology)
     return Probe("raw", source, {}, of_cell(Cell(source, target, "raw", None, allowed=False, reason="-")))
 
 
@@ -38,13 +36,13 @@ def _is_raw(frame: bytes) -> bool:
 
 
 def test_a_frame_that_is_late_by_almost_the_window_is_seen(wire: Wire) -> None:
-    _, db = endpoints(wire.testbed)
+    _, db = endpoints(wire.topology)
     wire.switch.late = lambda frame: 0.9 * WINDOW * _is_raw(frame)
     assert observe(wire, [_raw(wire)]).sightings("raw") == [db.guest]  # type: ignore[arg-type]
 
 
 def test_who_goes_deaf_within_the_window_is_noticed(wire: Wire) -> None:
-    """What comes in then would have been missed."""
+    """Frames that arrive after the receiver has gone deaf would have been missed."""
     since: list[float] = []
 
     def deaf(frame: bytes) -> bool:
@@ -58,8 +56,8 @@ def test_who_goes_deaf_within_the_window_is_noticed(wire: Wire) -> None:
 
 
 def test_a_recorder_waits_for_the_last_controls_and_for_no_more_than_a_while(wire: Wire) -> None:
-    guests = {guest.label: in_guest(wire, guest) for guest in wire.testbed.guests}  # type: ignore[arg-type]
-    web, db = (guests[end.guest] for end in endpoints(wire.testbed))
+    guests = {guest.label: in_guest(wire, guest) for guest in wire.topology.guests}  # type: ignore[arg-type]
+    web, db = (guests[end.guest] for end in endpoints(wire.topology))
     seconds, answer = _finished(wire, web, db, [["tb-test-raw-", "tb-test-other-"]])
     assert TOKENS.of("raw") in [record["token"] for record in answer["records"]]
     assert 0.4 < seconds < 3
@@ -69,12 +67,13 @@ def test_a_recorder_waits_for_the_last_controls_and_for_no_more_than_a_while(wir
 
 
 def _finished(
-    wire: Wire, sender: Instrument, receiver: Instrument, awaited: list[list[str]]
+    wire: Wire, sender: ProbeClient, receiver: ProbeClient, awaited: list[list[str]]
 ) -> tuple[float, Mapping[str, Any]]:
-    """Return how long a receiver takes to finish that is sent one frame after half a second, and its
-    answer.
+    """Return the time that a receiver takes to finish, and its answer.
+
+    One frame is sent to it after half a second.
     """
-    _, end = endpoints(wire.testbed)
+    _, end = endpoints(wire.topology)
     nics = [{"label": "app", "mac": end.mac, "address": str(end.address), "address6": ""}]
     receiver.listen({"phase": "listen", "token": "tb-test-", "interfaces": nics, "patience": 10})
     probe = {**lines([_raw(wire)], TOKENS)[0], "delay": 0.5}

@@ -1,8 +1,7 @@
-"""Puts into OVN's real northbound database what no topology asks for, and takes it away as `up` does: python
-undeclared_rows.py FOLDER
+"""Put undeclared rows into OVN's real northbound database, and remove them as `up` does.
 
-Call in a network and mount namespace of one's own. Prints as JSON what was told of it, and what was left
-afterwards.
+Call it as ``python undeclared_rows.py FOLDER`` in a network and mount namespace of its own. Prints as JSON
+the rows that were reported, and those that were left afterwards.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any, cast
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from northbound import _Place, _served, _wanted  # the benchmark serves the same database
-from scale import topology
+from scale import topology_text
 
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.pki import Authority
@@ -53,24 +52,28 @@ ovn-nbctl set logical_switch_port {port} options:requested-chassis=node type=loc
 
 
 def main() -> int:
-    """Do it, and print what was told and what was left."""
+    """Run all steps, and print the rows that were reported and those that were left."""
     folder = Path(sys.argv[1])
-    lab = resolve(load(topology(2, 20), "some.yaml").spec)
-    workspace = Workspace(folder, lab.name)
+    topology = resolve(load(topology_text(2, 20), "some.yaml").spec)
+    workspace = Workspace(folder, topology.name)
     workspace.create()
     authority, now = Authority(workspace.pki), datetime.now(UTC)
-    client = authority.administrator("testbed", start=authority.born, now=now)
+    client = authority.administrator("testbed", start=authority.not_before, now=now)
     write_client(workspace, client.private_key, client.certificate)
     subprocess.run(
-        ["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True
+        ["ip", "address", "add", f"{topology.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"],
+        check=True,
     )
-    guest = lab.guests[0]
+    guest = topology.guests[0]
     names = {"switch": f"{guest.tenant}/{guest.nics[0].network}", "port": guest.nics[0].port}
-    with _served(folder, authority, lab.controller.name) as root:
+    with _served(folder, authority, topology.controller.name) as root:
         place = _Place(
-            lab, workspace, cast(Any, SimpleNamespace(name=lab.controller.name, close=lambda: None)), 9.0
+            topology,
+            workspace,
+            cast(Any, SimpleNamespace(name=topology.controller.name, close=lambda: None)),
+            9.0,
         )
-        wanted = _wanted(lab)
+        wanted = _wanted(topology)
         perform(diff(wanted, {}), place, lambda _: None, Trace(), "")
         for line in UNDECLARED.strip().format(**names).splitlines():
             subprocess.run(["chroot", str(root), "sh", "-ec", line], check=True, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""A world without machines: places that remember resources, and can be told to fail or to be killed."""
+"""A world without machines: places that store resources, and can fail or be killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Killed(BaseException):
 
 @dataclass
 class World:
-    """What exists, in all places.
+    """The existing resources of all places.
 
     Args:
         failing: keys whose actions fail.
@@ -57,7 +57,7 @@ class SimulatedPlace:
         return ()
 
     def observe(self) -> Observed:
-        """Return what exists here."""
+        """Return the resources of this place."""
         found: dict[Key, Properties] = {}
         for key, properties in list(self.world.resources.items()):
             if key.place == self.name:

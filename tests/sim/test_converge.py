@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from testbed.cli.display import Board
 from testbed.engine.apply import converge
 from testbed.engine.observe import plan
+from testbed.engine.place import Step
 from testbed.errors import ProvisioningError
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.plan import render
 from testbed.plan.diff import Action, Plan, Verb
 from testbed.plan.resources import OUTER, Key, Kind, Resource, desired, places
@@ -23,21 +25,24 @@ from tests.sim.simulator import INPUTS, Killed, World
 TOPOLOGIES = Path(__file__).parents[2] / "topologies"
 
 
-def _lab(name: str = "two-tenants.yaml") -> Testbed:
+def _lab(name: str = "two-tenants.yaml") -> Topology:
     return resolve(read(TOPOLOGIES / name).spec)
 
 
-def _wanted(lab: Testbed) -> dict[Key, Resource]:
-    return desired(lab, INPUTS)
+def _wanted(topology: Topology) -> dict[Key, Resource]:
+    return desired(topology, INPUTS)
 
 
-def _up(world: World, lab: Testbed) -> list[Key]:
-    done = converge(_wanted(lab), [world.place(name) for name in places(lab)], lambda _: None)
+def _up(world: World, topology: Topology) -> list[Key]:
+    done = converge(_wanted(topology), [world.place(name) for name in places(topology)], lambda _: None)
     return [action.key for action in done]
 
 
-def _plan(world: World, lab: Testbed) -> list[str]:
-    return [str(action) for action in plan(_wanted(lab), [world.place(name) for name in places(lab)]).actions]
+def _plan(world: World, topology: Topology) -> list[str]:
+    return [
+        str(action)
+        for action in plan(_wanted(topology), [world.place(name) for name in places(topology)]).actions
+    ]
 
 
 @pytest.mark.parametrize("name", ["one-node.yaml", "two-tenants.yaml", "three-tenants-dual-stack.yaml"])
@@ -70,6 +75,25 @@ def test_a_failure_is_told_and_the_rest_is_done_first() -> None:
     assert Key("node-a", Kind.GUEST, "blue/db") in world.resources
     world.failing.clear()
     assert _up(world, lab) == [guest, Key("node-a", Kind.LIMIT, "red/web/app")]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_display_can_count_what_is_planned_and_what_has_ended(fails: bool) -> None:
+    lab, world, board, told = _lab(), World(), Board(), list[str]()
+    if fails:
+        world.failing.add(Key("node-a", Kind.GUEST, "red/web"))
+    with suppress(ProvisioningError):
+        converge(_wanted(lab), [world.place(name) for name in places(lab)], told.append)
+    for step in told:
+        assert isinstance(step, Step)
+        board.take(step)
+    assert board.planned == len(_wanted(lab)) + len(places(lab))
+    assert board.done == board.planned - (
+        1 if fails else 0
+    )  # a limit of the guest that was not made waits for it
+    assert board.running == []
+    assert board.wrong == fails
+    assert len([step for step in told if step]) == board.done - len(places(lab)) + fails
 
 
 def test_a_breach_shows_as_drift_and_up_repairs_it() -> None:
@@ -125,8 +149,8 @@ def test_a_new_guest_leaves_the_others_in_place() -> None:
     }
 
 
-def _done(world: World, lab: Testbed) -> list:  # type: ignore[type-arg]
-    return converge(_wanted(lab), [world.place(name) for name in places(lab)], lambda _: None)
+def _done(world: World, topology: Topology) -> list:  # type: ignore[type-arg]
+    return converge(_wanted(topology), [world.place(name) for name in places(topology)], lambda _: None)
 
 
 @pytest.mark.parametrize(

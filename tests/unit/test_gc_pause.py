@@ -1,4 +1,4 @@
-"""Looking for garbage is left alone while much is made, and only then."""
+"""The garbage collector is off while many objects are made, and only then."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from testbed.gc_pause import uncollected
+from testbed.gc_pause import gc_disabled
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def _collected() -> Iterator[None]:
 
 
 def test_it_is_looked_for_again_afterwards_whatever_happens() -> None:
-    @uncollected()
+    @gc_disabled()
     def fails() -> None:
         assert not gc.isenabled()
         raise ZeroDivisionError
@@ -29,11 +29,11 @@ def test_it_is_looked_for_again_afterwards_whatever_happens() -> None:
 
 
 def test_one_inside_another_changes_nothing() -> None:
-    @uncollected()
+    @gc_disabled()
     def inner() -> bool:
         return gc.isenabled()
 
-    with uncollected():
+    with gc_disabled():
         assert not inner()
         assert not gc.isenabled()
     assert gc.isenabled()
@@ -41,6 +41,6 @@ def test_one_inside_another_changes_nothing() -> None:
 
 def test_who_has_turned_it_off_finds_it_off() -> None:
     gc.disable()
-    with uncollected():
+    with gc_disabled():
         pass
     assert not gc.isenabled()

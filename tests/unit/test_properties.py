@@ -1,4 +1,4 @@
-"""What must hold for any valid topology."""
+"""Properties of any valid topology."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from testbed.engine.apply import converge
 from testbed.engine.observe import plan
 from testbed.model.reachability import LINK, RESOLUTION, ReachMatrix
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.plan.host_config.nd_guard import allowed
 from testbed.plan.ovn_acls import acls
 from testbed.plan.resources import desired, places
@@ -22,7 +22,7 @@ from tests.strategies import topologies
 MANY = settings(max_examples=60, deadline=None)
 
 
-def _lab(data: dict[str, Any]) -> Testbed:
+def _lab(data: dict[str, Any]) -> Topology:
     return resolve(load(json.dumps(data), "random").spec)
 
 

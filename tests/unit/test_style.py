@@ -17,7 +17,7 @@ pytestmark = pytest.mark.lint
 # What each sub-package may import of the package, besides itself (docs/decisions/0032). From the bottom up: a
 # name stands for all that is below it, so that `drivers` covers `drivers.ssh`. A module at the top stands for
 # itself.
-BASE = {"errors", "gc_pause", "untrusted"}
+BASE = {"errors", "gc_pause", "timeouts", "untrusted"}
 PURE = BASE | {"topology_file", "model", "plan", "plan.host_config", "plan.libvirt_xml"}
 HOST = PURE | {"drivers.host"}
 VERIFY = PURE | {"drivers", "engine.place", "lab", "verify"}
@@ -26,6 +26,7 @@ ALLOWED = {
     "untrusted": set(),
     "errors": {"untrusted"},
     "gc_pause": set(),
+    "timeouts": set(),
     "data_files": {"errors"},
     "payload": set(),
     "payload.inventory.base": set(),
@@ -39,7 +40,7 @@ ALLOWED = {
     "plan.host_config": BASE | {"model", "plan.libvirt_xml"},
     "plan": PURE,
     "inventory": PURE,
-    "report": BASE | {"model"},
+    "report": BASE | {"model", "topology_file"},
     "engine": PURE,
     "drivers.host": BASE | {"topology_file"},
     "drivers": {"drivers.host"},  # pki
@@ -47,7 +48,7 @@ ALLOWED = {
     "drivers.ssh": HOST | {"payload"},
     "drivers.hypervisor": HOST | {"drivers.ssh"},
     "drivers.network": HOST,
-    "drivers.images": HOST,
+    "drivers.images": HOST | {"engine.place"},
     "drivers.snapshots": HOST | {"drivers.hypervisor", "drivers.images", "drivers.ssh", "engine.place"},
     "drivers.capabilities": HOST | {"drivers.hypervisor", "drivers.images"},
     "drivers.places": HOST | {"drivers", "engine.place", "inventory"},
@@ -96,8 +97,9 @@ def _packages() -> set[str]:
 
 
 def _place(name: str) -> str:
-    """Return the sub-package of a module, without the package's own name; the module itself if it is at the
-    top.
+    """Return the sub-package of a module, without the package's own name.
+
+    A module at the top is its own place.
     """
     module = PACKAGE.joinpath(*name.split(".")[1:])
     parts = module.relative_to(PACKAGE).parts

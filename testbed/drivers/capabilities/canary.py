@@ -1,7 +1,7 @@
-"""Boots a canary kernel to find out how virtual machines really run here (D7).
+"""Boots a canary kernel to measure how virtual machines run on this machine (D7).
 
-``/dev/kvm`` may open, answer its ioctls and still not boot a stock kernel; so only a kernel that came up
-counts. The answer is kept, and asked for again when the kernel, QEMU, the image or the device changed.
+``/dev/kvm`` may open, answer its ioctls and still not boot a stock kernel. So only a booted kernel counts as
+evidence. The answer is stored, and measured again when kernel, QEMU, image or device have changed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import platform
 import time
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.drivers.host.private_files import write_public
 from testbed.drivers.images.cache import Image
@@ -30,7 +31,7 @@ _KVM = Path("/dev/kvm")
 
 
 def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -> Environment:
-    """Return what the outer machine can do.
+    """Return the environment of the outer machine: accelerator, slowness and versions.
 
     Args:
         image: an image with a kernel and a canary initramfs.
@@ -38,12 +39,12 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
         want: accelerator that the user insists on, or None.
 
     Raises:
-        MachineError: QEMU is missing, no canary comes up, or not under the accelerator wanted.
+        MachineError: QEMU is missing, or no canary boots, or none under the requested accelerator.
 
     """
     emulator = process.require("qemu-system-x86_64", package="qemu-system-x86")
     version = process.run(
-        [emulator, "--version"], what="cannot run QEMU", timeout=30, error=MachineError
+        [emulator, "--version"], what="cannot run QEMU", timeout=timeouts.VERSION, error=MachineError
     ).splitlines()[0]
     asked = "tcg" if want is Accelerator.TCG else "any"
     key = [platform.release(), version, image.key, _device(), asked]
@@ -51,7 +52,7 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
     answer = _stored(stored, key)
     if answer is None:
         answer = {"key": key, **_measure(emulator, image, want)}
-        with contextlib.suppress(PermissionError):  # somebody else's cache: ask again next time
+        with contextlib.suppress(PermissionError):  # another account's cache: measure again next time
             write_public(stored, json.dumps(answer).encode())
     if want is Accelerator.KVM and answer["outer"] != Accelerator.KVM:
         raise MachineError(
@@ -105,7 +106,7 @@ def _measure(emulator: str, image: Image, want: Accelerator | None) -> dict[str,
 
 
 def _kvm_fault(emulator: str, image: Image) -> str:
-    """Return why nodes cannot run under KVM, or nothing if they can."""
+    """Return why nodes cannot run under KVM, or the empty string."""
     try:
         boot(emulator, image, Accelerator.KVM, _KVM_DEADLINE)
     except InstrumentError as error:
@@ -114,18 +115,18 @@ def _kvm_fault(emulator: str, image: Image) -> str:
 
 
 def _brief(fact: str) -> str:
-    """Return what QEMU said in one line, without its warnings."""
+    """Return QEMU's messages in one line, shortened, without warnings."""
     lines = [" ".join(line.split()) for line in fact.splitlines() if "warning:" not in line]
     return "; ".join(line for line in lines if line)[:_SHOWN]
 
 
 def boot(emulator: str, image: Image, accelerator: Accelerator, deadline: float) -> float:
-    """Boot the canary and return the seconds until it had spoken and powered off.
+    """Boot the canary and return the seconds until it had printed its mark and powered off.
 
-    The processor is the one that nodes get. At the deadline (seconds) the emulator is killed.
+    The processor model is that of nodes. The emulator is killed at the deadline (seconds).
 
     Raises:
-        InstrumentError: QEMU failed, or the canary did not speak and power off in time.
+        InstrumentError: QEMU failed, or the canary did not print its mark and power off in time.
 
     """
     cpu = "host" if accelerator is Accelerator.KVM else "EPYC"

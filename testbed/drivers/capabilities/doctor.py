@@ -1,4 +1,4 @@
-"""What the outer machine lacks: every finding in one pass, each with what to do about it."""
+"""Examines the outer machine: all findings in one pass, each with its remedy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import memory, process
 from testbed.drivers.host.accounts import closed_way, privileged
 from testbed.drivers.host.ownership import distrust, remedy_of_distrust
@@ -38,7 +39,7 @@ _TUN = Path("/dev/net/tun")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at."""
+    """Result of one examination."""
 
     name: str
     ok: bool
@@ -47,7 +48,7 @@ class Finding:
 
 
 def examine(cache: Path, state: Path) -> list[Finding]:
-    """Look at everything that the tool needs of this machine."""
+    """Examine all requirements of the tool on this machine."""
     looks: list[Callable[[], Finding]] = [_qemu, _libvirt, _driver, _account, _tun, _namespaces, _memory]
     trust = [_trust(cache, shared=True), _trust(state, shared=False)]
     space = [_space(folder) for folder in (cache, state)]
@@ -55,10 +56,10 @@ def examine(cache: Path, state: Path) -> list[Finding]:
 
 
 def require(cache: Path, state: Path) -> None:
-    """Refuse to start on a machine that cannot do it.
+    """Refuse a machine that cannot run a lab.
 
     Raises:
-        MachineError: it lacks something; the error names everything at once.
+        MachineError: a requirement is not met; the error names all of these.
 
     """
     missing = [finding for finding in examine(cache, state) if not finding.ok]
@@ -84,7 +85,9 @@ def _qemu() -> Finding:
     if path is None:
         return Finding("QEMU version", False, "QEMU is missing", "apt install qemu-system-x86")
     try:
-        text = process.run([path, "--version"], what="cannot run QEMU", timeout=30, error=MachineError)
+        text = process.run(
+            [path, "--version"], what="cannot run QEMU", timeout=timeouts.VERSION, error=MachineError
+        )
     except MachineError as error:
         return Finding("QEMU version", False, error.fact[:300], "install QEMU 7.2 or later anew")
     match = re.search(r"version (\d+)\.(\d+)", text)
@@ -135,7 +138,9 @@ def _namespaces() -> Finding:
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user", "--map-auto"]
     argv = [unshare, *user, "--net", "--mount", "--pid", "--fork", "--mount-proc", "true"]
     try:
-        process.run(argv, what="namespaces are not permitted", timeout=20, error=MachineError)
+        process.run(
+            argv, what="namespaces are not permitted", timeout=timeouts.NAMESPACES_TRIED, error=MachineError
+        )
     except MachineError as error:
         remedy = (
             "permit user namespaces (sysctl kernel.unprivileged_userns_clone=1, on Ubuntu also "
@@ -165,7 +170,11 @@ def _trust(folder: Path, *, shared: bool) -> Finding:
 
 
 def _ways(*folders: Path) -> Iterator[Finding]:
-    """Emulators open their files by path, under accounts of their own; without root they can do without."""
+    """Yield for each folder whether accounts of emulators can reach it.
+
+    Emulators open their files by path, under accounts of their own. Without root this is no error: emulators
+    then run as the user.
+    """
     for folder in folders:
         closed, root = closed_way(folder), privileged()
         fact = closed or "accounts of emulators may pass"
@@ -185,7 +194,7 @@ def _space(folder: Path) -> Finding:
 
 
 def _kvm() -> Finding:
-    """KVM is not needed; whether it works is for the canary to say (D7)."""
+    """Report whether /dev/kvm opens; never an error, since the canary decides if KVM works (D7)."""
     there = os.access("/dev/kvm", os.R_OK | os.W_OK)
     fact = (
         "/dev/kvm opens; `up` boots a canary to see whether it works"

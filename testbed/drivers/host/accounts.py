@@ -1,8 +1,9 @@
-"""Who we are on the outer machine, and the accounts that emulators run as (docs/outer-machine.md).
+"""Accounts of the outer machine: our own, and those that emulators run as.
 
-Each lab has a number of its own, uid and gid in one, that is in no account database: of the machine, or of
-the user namespace of an ordinary user's labs. A registry outside the state folders says which lab has which
-number, so that two labs never share one.
+docs/reference/outer-machine.md describes them. Each lab has a number of its own, used as uid and as gid. The
+number is in no account database. For root's labs it is an id of the machine, for the labs of an ordinary user
+an id of the user namespace. A registry outside the state folders maps numbers to labs, so that two labs never
+share a number.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import fcntl
 import os
 import pwd
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from testbed.drivers.host.private_files import OWNER, make_folder, write_secret
 from testbed.errors import MachineError
 
 # "Unused" in systemd's table (systemd.io/UIDS-GIDS), beyond useradd's subordinate ids and SSSD's usual range.
-FREEZER = 2_100_000_000  # of machines that are nobody's: those whose memory is saved for every lab
+FREEZER = 2_100_000_000  # of machines whose memory is saved for all labs; they belong to no lab
 NUMBERS = range(FREEZER + 1, FREEZER + 2**16)
 WITHIN = range(
     60_001, 65_000
@@ -40,24 +41,25 @@ class Account:
     )
 
     def give(self, path: Path) -> None:
-        """Let the account, and it alone, open a file; a symbolic link is not followed."""
+        """Let only this account open a file; a symbolic link is not followed."""
         os.chown(path, self.uid, self.gid if self.reader is None else self.reader, follow_symlinks=False)
         if self.reader is not None and not path.is_symlink():
             path.chmod(0o640)
 
     def admit(self, folder: Path) -> None:
-        """Let the account, and no other but ours, pass through a folder of ours."""
+        """Let this account pass through a folder of ours; all others except ours are kept out."""
         os.chown(folder, -1, self.gid, follow_symlinks=False)
         folder.chmod(0o710)
 
 
 def privileged() -> bool:
-    """Tell whether uid 0 here is the machine's root."""
+    """Return whether uid 0 here is the machine's root."""
+    # only the initial user namespace maps all ids to themselves (user_namespaces(7))
     return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
 
 
 def freezer() -> Account:
-    """Return the account of machines whose memory is saved: in a user namespace, our own."""
+    """Return the account of machines whose memory is saved; in a user namespace, our own."""
     return Account(FREEZER, FREEZER) if privileged() else ourselves()
 
 
@@ -67,10 +69,12 @@ def ourselves() -> Account:
 
 
 def daemon() -> Account:
-    """Return the account under which libvirt's daemon runs emulators, as Debian and Ubuntu set it up.
+    """Return the account under which libvirt's daemon runs emulators.
+
+    The name is the one that Debian and Ubuntu use.
 
     Raises:
-        MachineError: there is none.
+        MachineError: the account is missing.
 
     """
     try:
@@ -84,7 +88,8 @@ def daemon() -> Account:
 def of_lab(folder: Path) -> Account:
     """Return the account of a lab's emulators; raises like `daemon`.
 
-    Without root, a lab's own account exists in its user namespace alone; where it has none, it is ours.
+    Without root, a lab's own account exists only in the user namespace of the lab. Outside it, and for a lab
+    without a number, the result is our own account.
     """
     number = _recorded(folder)
     if privileged():
@@ -95,7 +100,7 @@ def of_lab(folder: Path) -> Account:
 
 
 def _mapped(number: int) -> bool:
-    """Tell whether our user namespace has an id."""
+    """Return whether our user namespace maps a number, as uid and as gid."""
     for kind in ("uid", "gid"):
         rows = [
             tuple(map(int, row.split())) for row in Path(f"/proc/self/{kind}_map").read_text().splitlines()
@@ -106,14 +111,14 @@ def _mapped(number: int) -> bool:
 
 
 def registry_folder() -> Path:
-    """Return the folder that says which lab has which number: root's, or the user's own."""
+    """Return the folder of the registry of numbers: root's, or the user's own."""
     return (
         Path("/var/lib/testbed-accounts") if privileged() else Path.home() / ".local/state/testbed-accounts"
     )
 
 
 def closed_way(*folders: Path) -> str:
-    """Return which folder on the way to others does not let every account pass, or the empty string."""
+    """Return the first folder on the given paths that others cannot pass, with its mode, or ""."""
     for folder in folders:
         for path in (folder, *folder.parents):
             if path.exists() and not path.stat().st_mode & 0o001:
@@ -122,10 +127,11 @@ def closed_way(*folders: Path) -> str:
 
 
 def assign(folder: Path, registry: Path) -> None:
-    """Give a lab the number that it has already, or one that no other lab has.
+    """Record the number of a lab: the one that it has already, or a free one.
 
     Args:
-        folder: the lab's.
+        folder: folder of the lab.
+        registry: folder with one file per number, which holds the path of the lab's folder.
 
     Raises:
         MachineError: others can change the registry, or all numbers are taken.
@@ -152,7 +158,7 @@ def _locked(registry: Path) -> Iterator[None]:
 
 
 def _taken(registry: Path) -> dict[int, Path]:
-    """Return which lab has which number; entries of labs that are gone, or have another one, are removed."""
+    """Return the labs' folders by number; remove entries that the lab's folder does not confirm."""
     taken = {}
     for entry in registry.iterdir():
         if entry.name.isdecimal():
@@ -165,7 +171,7 @@ def _taken(registry: Path) -> dict[int, Path]:
 
 
 def _recorded(folder: Path) -> int:
-    """Return the number that a lab's folder says is the lab's, or 0."""
+    """Return the number that is recorded in a lab's folder, or 0."""
     try:
         text = (folder / _FILE).read_text().strip()
     except (OSError, ValueError):
@@ -173,11 +179,19 @@ def _recorded(folder: Path) -> int:
     return int(text) if text.isascii() and text.isdecimal() else 0
 
 
+def _running() -> set[int]:
+    """Return the accounts of all running processes."""
+    found: set[int] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found.add(process.stat().st_uid)
+    return found
+
+
 def _free(taken: dict[int, Path]) -> int:
-    running = {path.stat().st_uid for path in Path("/proc").glob("[0-9]*") if path.exists()}
-    known = {entry.pw_uid for entry in pwd.getpwall()} | running
+    known = {entry.pw_uid for entry in pwd.getpwall()} | _running()
     for number in NUMBERS if privileged() else WITHIN:
         if number not in taken and number not in known:
             return number
-    fact, remedy = f"{len(taken)} labs have one", "take labs down that nobody needs"
+    fact, remedy = f"{len(taken)} labs have one", "take labs down that are not needed"
     raise MachineError("there is no account left for the lab's emulators", fact=fact, remedy=remedy)

@@ -1,6 +1,6 @@
-"""Folders of the cache: what is kept in one is published whole, and known by its digests.
+"""Folders of the cache: each entry is published whole and identified by its digests.
 
-What a cache folder holds is ours if it has a name of ours and a manifest that says the same.
+An entry of a cache folder is ours if its name matches one of our patterns and agrees with its manifest.
 Nothing else is used or removed.
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from testbed import timeouts
 from testbed.drivers.host import ownership, process
 from testbed.drivers.host.private_files import PUBLIC
 from testbed.drivers.host.process import as_root
@@ -32,11 +33,11 @@ _KINDS = {
 
 
 def claim(folder: Path) -> None:
-    """Make a cache folder, or mark one that an earlier version of ours has made.
+    """Make a cache folder, or mark one that an earlier version of testbed made.
 
     Raises:
-        MachineError: others can change what is in it.
-        UsageError: it is someone else's folder.
+        MachineError: other accounts can change its content.
+        UsageError: the folder holds something else.
 
     """
     ownership.require_trust(folder)
@@ -53,7 +54,7 @@ def require(folder: Path) -> None:
 
 
 def entries(folder: Path, kind: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield what a cache folder keeps of a kind, and what its manifest says.
+    """Yield path and manifest of each entry of one kind in a cache folder.
 
     Args:
         kind: IMAGE, MEMORY or CHECKPOINT.
@@ -75,7 +76,7 @@ def _named(name: str, manifest: Mapping[str, Any]) -> str:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """Return what a manifest says; nothing, if it is none, or another process is removing it."""
+    """Return a manifest's content; empty if it is not valid or another process is removing it."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
@@ -84,7 +85,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _owned(path: Path, folder: Path) -> bool:
-    """Tell whether something is a folder, no link to one, and belongs to the account that has the cache."""
+    """Return whether a path is a folder, not a link, and has the same owner as the cache."""
     try:
         return not path.is_symlink() and path.is_dir() and path.stat().st_uid == folder.stat().st_uid
     except OSError:
@@ -92,7 +93,7 @@ def _owned(path: Path, folder: Path) -> bool:
 
 
 def clear_leftovers(folder: Path) -> list[Path]:
-    """Delete what killed processes of ours have left half-done in a cache folder; return what was deleted."""
+    """Delete partial entries of processes of ours that no longer run; return their paths."""
     names = "|".join((BASE.pattern, *(pattern.pattern for pattern, _ in _KINDS.values())))
     half = re.compile(rf"(?:{names})\.partial-([0-9]+)")
     left = [path for path in sorted(folder.glob("*.partial-*")) if _abandoned(path, half)]
@@ -101,13 +102,15 @@ def clear_leftovers(folder: Path) -> list[Path]:
 
 
 def _abandoned(path: Path, half: re.Pattern[str]) -> bool:
+    # a partial entry ends with the id of the process that writes it
     found = half.fullmatch(path.name)
     return bool(found and path.lstat().st_uid == os.geteuid() and not Path(f"/proc/{found[1]}").exists())
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Give a finished folder its name; if another process was faster, its folder stays, since a name stands
-    for one content.
+    """Give a finished folder its final name.
+
+    If another process was faster, its folder stays: a name identifies one content.
     """
     try:
         partial.rename(target)
@@ -117,16 +120,17 @@ def publish(partial: Path, target: Path) -> None:
 
 
 def take_back(folder: Path) -> None:
-    """Own again what an emulator's account has got in a folder of the cache, and could make writable."""
+    """Make root the owner of the files in a cache folder again.
+
+    An emulator's account owned them while it wrote them, and an owner could make them writable.
+    """
     if os.geteuid() == 0 and folder.is_dir() and folder.stat().st_uid == 0:
         for path in folder.iterdir():
             os.chown(path, 0, os.getegid(), follow_symlinks=False)
 
 
 def altered(digests: Mapping[Path, str]) -> str:
-    """Return which file is missing or has not its recorded digest, as the fact of an error; the empty string
-    if none.
-    """
+    """Return the fact of an error if a file is missing or has another digest, or ""."""
     for path, recorded in digests.items():
         found = file_digest(path) if path.exists() else "missing"
         if found != recorded:
@@ -135,8 +139,11 @@ def altered(digests: Mapping[Path, str]) -> str:
 
 
 def crowded(folder: Path, needed: int) -> str:
-    """Return that a folder's disk has less free than so many bytes, as the fact of an error; the empty string
-    if it has not.
+    """Return the fact of an error if a folder's disk has too little free space, or "".
+
+    Args:
+        needed: bytes.
+
     """
     free = shutil.disk_usage(folder).free
     return (
@@ -153,14 +160,14 @@ def file_digest(path: Path) -> str:
 
 
 def remove_tree(*paths: Path) -> None:
-    """Delete files and folders; those of subordinate ids too, and of a symbolic link the link.
+    """Delete files and folders, including those that subordinate ids own.
 
-    Other file systems stay.
+    Symbolic links are not followed, and other file systems are not entered.
 
     Raises:
-        ProvisioningError: one cannot be deleted.
+        ProvisioningError: one of them cannot be deleted.
 
     """
     if paths:
         argv = [*as_root(), "rm", "-rf", "--one-file-system", "--", *map(str, paths)]
-        process.run(argv, what=f"cannot delete {paths[0]}", timeout=300)
+        process.run(argv, what=f"cannot delete {paths[0]}", timeout=timeouts.DELETION)

@@ -9,14 +9,14 @@ ROOT = Path("/")
 
 
 def total() -> int:
-    """Return the bytes of RAM that this machine, or the tightest control group around us, has."""
+    """Return the bytes of RAM of this machine, or the smallest limit of our control groups."""
     lines = (ROOT / "proc/meminfo").read_text().splitlines()
     installed = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:"))
     return min((installed, *_limits()))
 
 
 def _limits() -> Iterator[int]:
-    """Yield the limits of our control group and of all groups around it, of version 2 and of version 1."""
+    """Yield the memory limits (bytes) of our control group and its parents, cgroup v2 and v1."""
     control = ROOT / "proc/self/cgroup"
     for line in control.read_text().splitlines() if control.exists() else ():
         _, controllers, path = line.split(":", 2)

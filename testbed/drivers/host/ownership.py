@@ -1,7 +1,8 @@
-"""Which folders are ours: marked when we made them, in places where only we write.
+"""Marks that identify our folders, and checks that only we can write to them.
 
-Nothing else is ever removed. A mark is a file that says what its folder is. A folder that was there before us
-is marked only while it is empty, so that nobody's folder becomes a state folder, a cache folder or a lab.
+A folder without a mark is never removed. A mark is a file that names the kind of its folder. A folder that
+existed before is marked only while it is empty, so that a user's own folder never becomes a state folder, a
+cache folder or a lab.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from testbed.errors import MachineError, TestbedError, UsageError
 MARK = ".testbed"
 STATE, CACHE = "testbed state folder", "testbed cache folder"
 _READ = 200  # bytes of a mark
-_SHOWN = 3  # names of what is in a folder of somebody else
+_SHOWN = 3  # names that an error lists of a folder that is not ours
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
 def lab_mark(name: str) -> str:
-    """Return what the mark of a lab's folder says."""
+    """Return the text of the mark in a lab's folder."""
     return f"testbed lab {name}"
 
 
 def distrust(folder: Path, *, shared: bool = False) -> str:
-    """Return why files of ours are not safe in a folder, or the empty string.
+    """Return why our files are not safe in a folder, or the empty string.
 
-    Like sshd's StrictModes: only root and we may rename anything on the way, and only we write into the
-    folder. A folder that is missing is as safe as what is above it.
+    The rule is that of sshd's StrictModes: only root and we may rename anything on the path, and only we may
+    write into the folder. A missing folder is as safe as its parents.
 
     Args:
-        shared: it may be root's, to read from.
+        shared: the folder may belong to root, and we read from it.
 
     """
     if found := _way(folder) or _way(folder.resolve()):
@@ -53,7 +54,7 @@ def distrust(folder: Path, *, shared: bool = False) -> str:
 
 
 def _way(folder: Path) -> str:
-    """Return who else may change what a path leads to, or the empty string."""
+    """Return the part of a path through which other accounts can redirect it, or ""."""
     for path in chain(reversed(folder.parents), [folder]):
         try:
             status = path.lstat()
@@ -61,16 +62,17 @@ def _way(folder: Path) -> str:
             return ""
         if status.st_uid not in (os.geteuid(), 0):
             return f"{path} belongs to uid {status.st_uid}, and we are uid {os.geteuid()}"
+        # writable for others and without the sticky bit; /tmp has it, so that only owners rename there
         if path != folder and status.st_mode & 0o1002 == 0o002 and stat.S_ISDIR(status.st_mode):
             return f"{path} has mode {status.st_mode & 0o7777:04o}: everybody may replace what is in it"
     return ""
 
 
 def require_trust(folder: Path, *, shared: bool = False) -> None:
-    """Refuse a state or cache folder that others can change.
+    """Refuse a state or cache folder that other accounts can change.
 
     Raises:
-        MachineError: they can.
+        MachineError: another account can change it.
 
     """
     if fact := distrust(folder, shared=shared):
@@ -78,13 +80,16 @@ def require_trust(folder: Path, *, shared: bool = False) -> None:
 
 
 def remedy_of_distrust(folder: Path) -> str:
-    """Return what to do about a folder that others can change."""
+    """Return the remedy for a folder that other accounts can change."""
     mend = f"chown {os.geteuid()} {folder} and chmod go-w {folder}"
     return f"{mend} if it is yours; or name another (TESTBED_STATE_DIR, TESTBED_CACHE_DIR)"
 
 
 def marked(folder: Path, mark: str) -> bool:
-    """Tell whether a folder is ours, and no symbolic link, and carries a mark that is a file of ours."""
+    """Return whether a folder is ours and holds the mark.
+
+    Folder and mark must belong to us, must not be symbolic links and must not be writable for others.
+    """
     try:
         status = folder.lstat()
         descriptor = os.open(folder / MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -109,13 +114,13 @@ def require_mark(folder: Path, mark: str) -> None:
 
 
 def claim(folder: Path, mark: str, mode: int, *, known: Callable[[], bool] = lambda: False) -> None:
-    """Make a folder of ours; one that is there already must be ours, or empty.
+    """Make a marked folder; an existing one must be ours, or empty.
 
     Args:
-        known: tells of an unmarked folder that is not empty whether an earlier version of ours has made it.
+        known: returns whether an earlier version of testbed made a folder that has content and no mark.
 
     Raises:
-        UsageError: it is someone else's.
+        UsageError: the folder is not ours.
 
     """
     try:
@@ -131,7 +136,7 @@ def claim(folder: Path, mark: str, mode: int, *, known: Callable[[], bool] = lam
 
 
 def _content(folder: Path) -> list[str]:
-    """Return what is in a folder, but for marks that were being written."""
+    """Return the names in a folder, without half-written marks."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(f".{MARK}."))
 
 
@@ -153,7 +158,7 @@ def _foreign(folder: Path, mark: str) -> TestbedError:
 
 
 def require_no_mount(folder: Path) -> None:
-    """Refuse to remove what lies under a mount point, since that is not ours.
+    """Refuse to remove a folder with a mount point, since the mounted files are not ours.
 
     Raises:
         UsageError: something is mounted in the folder, or on it.
@@ -161,6 +166,7 @@ def require_no_mount(folder: Path) -> None:
     """
     place = str(folder.resolve())
     for line in _MOUNTS.read_text().splitlines():
+        # mountinfo writes spaces and some other characters as three octal digits (proc(5))
         point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split()[4])
         if point == place or point.startswith(f"{place}/"):
             remedy = f"umount {point}, then run the command again"

@@ -1,6 +1,7 @@
-"""Files and folders whose mode we decide, whatever the umask is; the only way in which secrets are written.
+"""Writes files and folders with explicit modes, independent of the umask.
 
-A file appears whole or not at all, under a name that nothing else had, and no symbolic link is followed.
+All secrets are written by this module. A file appears complete or not at all: its content goes into a new
+file with an unused name, which is then renamed. No symbolic link is followed.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PRIVATE_UMASK = 0o077  # of our own processes: what they write is the owner's
-USUAL_UMASK = 0o022  # of programs that we start: they make images, and what other accounts must open
+PRIVATE_UMASK = 0o077  # of our own processes: only the owner reads their files
+USUAL_UMASK = 0o022  # of programs that we start: they make images and files that other accounts open
 OWNER = 0o700  # folders that only we enter
 PASSABLE = 0o711  # folders that others pass through, and do not list
 PUBLIC = 0o755  # folders that others list
@@ -21,10 +22,12 @@ _CHUNK = 2**30
 
 @contextmanager
 def written(path: Path, mode: int = 0o600) -> Iterator[int]:
-    """Give the descriptor of a new file, which takes a name when the block ends, in place of what had it.
+    """Yield the descriptor of a new file, which gets its name when the block ends.
+
+    It replaces the file that had the name.
 
     Raises:
-        OSError: the folder is missing or full; nothing half-done stays behind.
+        OSError: the folder is missing or full; no partial file is left.
 
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
@@ -57,7 +60,7 @@ def write_secret(path: Path, content: bytes) -> None:
 
 
 def write_public(path: Path, content: bytes) -> None:
-    """Write a file that everybody reads, complete or not at all."""
+    """Write a file that all accounts can read, complete or not at all."""
     _write(path, content, 0o644)
 
 
@@ -93,10 +96,12 @@ def copy_secrets(source: Path, target: Path) -> None:
 
 
 def make_folder(folder: Path, mode: int) -> None:
-    """Make a folder with a mode, or give that to one that is there; what is missing above it is passable.
+    """Make a folder with a mode, or change the mode of an existing one.
+
+    Missing parents are made with mode 0755.
 
     Raises:
-        OSError: something else has that name, a symbolic link included, or it belongs to another account.
+        OSError: the path is a file or a symbolic link, or belongs to another account.
 
     """
     for above in reversed(folder.parents):

@@ -1,4 +1,4 @@
-"""Runs programs on the outer machine: the only file that imports subprocess.
+"""Runs programs on the outer machine; no other file imports subprocess.
 
 Every run has a deadline. A failure is reported once, where it happened, with the end of the program's
 own output and the command line to repeat it.
@@ -23,7 +23,7 @@ _SBIN = "/usr/sbin:/sbin"
 
 
 def find(program: str) -> str | None:
-    """Return the path of a program, also where only root looks for it; None if it is not installed."""
+    """Return the path of a program, from PATH, /usr/sbin or /sbin; None if it is not installed."""
     return shutil.which(program) or shutil.which(program, path=_SBIN)
 
 
@@ -56,13 +56,13 @@ def run(
 
     Args:
         argv: program and arguments; no shell.
-        what: what fails if it fails, as in "cannot bake the image node".
+        what: summary of the error, such as "cannot bake the image node".
         timeout: seconds after which it is killed.
         error: class to raise.
         environment: variables to add to our own.
         log: file that receives both output streams instead; the result is then empty.
         cwd: folder to run in.
-        stdin: what it reads, unless there is a log.
+        stdin: standard input of the program; not used with a log.
 
     Raises:
         TestbedError: of the class given, when the program is missing, fails or takes too long.
@@ -118,12 +118,14 @@ def _repeat(argv: Sequence[str], log: Path | None = None) -> str:
 
 
 def spawn(argv: Sequence[str], *, log: Path, timeout: float) -> str:
-    """Start a program that outlives this process, in a session of its own; return its first line of output.
+    """Start a program that outlives this process and return its first line of output.
+
+    The program runs in a session of its own.
 
     Args:
         argv: program and arguments.
         log: file that receives its standard error.
-        timeout: seconds to wait for that line; an empty line stands for none.
+        timeout: seconds to wait for that line; the result is empty if it does not come.
 
     """
     with log.open("wb") as stream:
@@ -144,15 +146,18 @@ def spawn(argv: Sequence[str], *, log: Path, timeout: float) -> str:
 
 @contextmanager
 def held(argv: Sequence[str], *, what: str, timeout: float) -> Iterator[int]:
-    """Run a program for as long as a block lasts, or its own process lives: it ends when its input does; give
-    its process id.
+    """Run a program during the block and yield its process id.
+
+    The program must end when its standard input is closed: this happens when the block or this process ends.
 
     Args:
-        timeout: seconds until it must have said ``ready`` on its standard output, and again until it must
-            have ended.
+        argv: program and arguments.
+        what: summary of the error.
+        timeout: seconds to wait for ``ready`` on its standard output, and seconds to wait for its end; after
+            that it is killed.
 
     Raises:
-        ProvisioningError: it says something else, or nothing.
+        ProvisioningError: it prints another line, or none in time.
 
     """
     child = subprocess.Popen(
@@ -178,14 +183,24 @@ def held(argv: Sequence[str], *, what: str, timeout: float) -> Iterator[int]:
 
 
 def wait_readable(descriptor: int, *, timeout: float) -> bool:
-    """Wait until a descriptor (pipe, socket, pidfd) can be read; False after that many seconds."""
+    """Wait until a descriptor (pipe, socket, pidfd) is readable; False after the timeout.
+
+    Args:
+        timeout: seconds.
+
+    """
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout * 1000))
 
 
 def as_root(*more: str) -> list[str]:
-    """Return the prefix that gives a program a mount namespace and more, and uid 0 in it."""
+    """Return the command prefix that runs a program as uid 0 in a new mount namespace.
+
+    Args:
+        more: further options of unshare(1).
+
+    """
     unshare = require("unshare", package="util-linux")
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user", "--map-auto"]
     return [unshare, *user, "--mount", *more, "--propagation", "private"]

@@ -1,4 +1,4 @@
-"""The order of a lab's runs: by a number that only grows, since a clock can be set back."""
+"""Order of a lab's runs: by a number that only grows, since a clock can be set back."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _NUMBERED = re.compile(r"(\d{6,})-\d{8}T\d{6}-[0-9a-f]+")
 
 
 def place(folder: Path) -> tuple[int, str]:
-    """Return what to sort the folders of runs by; those of older versions have no number, and come first."""
+    """Return the sort key of a run's folder; folders of older versions have number 0."""
     found = _NUMBERED.fullmatch(folder.name)
     return (int(found[1]) if found else 0, folder.name)
 
 
 def new_folder(runs: Path, started: datetime) -> Path:
-    """Make the folder of a new run, behind all that are there. The lab must be locked.
+    """Make the folder of a new run, with the next number; the lab must be locked.
 
     Raises:
         FileExistsError: another run made it meanwhile.

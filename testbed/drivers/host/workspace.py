@@ -1,4 +1,7 @@
-"""The folder of a lab: only what the world cannot tell, such as keys and logs (D9), and the lock."""
+"""The folder of a lab: keys, logs and the lock.
+
+It holds only data that cannot be read from the running lab (D9).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from testbed.topology_file.schema import NAME_RULE, is_name
 
 _LOCK = "lock"
 _KVM = Path("/dev/kvm")
-_SHOWN = 60  # characters of what is no name
+_SHOWN = 60  # characters of an invalid name that an error shows
 
 
 def state_root() -> Path:
@@ -36,10 +39,14 @@ def cache_root() -> Path:
 
 
 def require_name(kind: str, text: str) -> None:
-    """Refuse what cannot be the name of a lab or a machine, and so is never part of a path.
+    """Refuse a text that is not a valid name; an invalid name never becomes part of a path.
+
+    Args:
+        kind: "lab" or "machine", for the error.
+        text: the name that the user gave.
 
     Raises:
-        UsageError: it breaks the rule of names in a topology.
+        UsageError: the text breaks the rule for names in a topology.
 
     """
     if not is_name(text):
@@ -69,7 +76,7 @@ class Workspace:
         return self.root / self.lab
 
     @property
-    def topology(self) -> Path:
+    def topology_file(self) -> Path:
         """Copy of the topology file that was applied last."""
         return self.folder / "topology.yaml"
 
@@ -95,7 +102,7 @@ class Workspace:
 
     @property
     def connection(self) -> str:
-        """The libvirt URI that runs the lab's machines; the empty string stands for the built-in libvirt."""
+        """The libvirt URI that runs the lab's machines; empty for the built-in libvirt."""
         file = self.folder / "connect"
         return file.read_text() if file.exists() else ""
 
@@ -111,9 +118,11 @@ class Workspace:
     def assign_account(self, cache: Path, *, kvm: bool) -> str:
         """Give the lab an account of its own, or return why its emulators run as the user.
 
+        The result is empty if the lab has its own account.
+
         Args:
             cache: folder of the images.
-            kvm: whether emulators need the device.
+            kvm: whether emulators need /dev/kvm.
 
         Raises:
             MachineError: see `testbed.drivers.host.accounts.assign`.
@@ -128,7 +137,7 @@ class Workspace:
 
     @property
     def log(self) -> Path:
-        """Messages of the lab's holder."""
+        """Log of the process that holds the lab's enclosure."""
         return self.folder / "holder.log"
 
     def machine(self, name: str) -> Path:
@@ -142,11 +151,11 @@ class Workspace:
         return self.folder / "m" / name
 
     def claim(self) -> None:
-        """Make the state folder and the lab's folder, each with its mark; harmless when they are there.
+        """Make the state folder and the lab's folder with their marks, unless they exist.
 
         Raises:
-            MachineError: others can change what is in the state folder.
-            UsageError: one of them is there, and not ours.
+            MachineError: other accounts can change the content of the state folder.
+            UsageError: one of them exists and is not ours.
 
         """
         ownership.require_trust(self.root)
@@ -157,7 +166,7 @@ class Workspace:
         """Refuse a lab that we have not made.
 
         Raises:
-            MachineError: others can change what is in the state folder.
+            MachineError: other accounts can change the content of the state folder.
             UsageError: the state folder or the lab's folder does not carry our mark.
 
         """
@@ -166,9 +175,9 @@ class Workspace:
         ownership.require_mark(self.folder, ownership.lab_mark(self.lab))
 
     def create(self) -> None:
-        """Make the folders that every lab has; harmless when they are there."""
+        """Make the folders that every lab has, unless they exist."""
         self.claim()
-        passed = [self.folder] if self.connection else []  # by which account, the daemon's settings say
+        passed = [self.folder] if self.connection else []  # the daemon's settings decide which account passes
         for folder in (*passed, self.folder / "m", self.libvirt):
             self.make(folder)
         for folder in (self.folder / "ssh", self.runs):
@@ -179,7 +188,7 @@ class Workspace:
         make_folder(folder, PASSABLE)
 
     def require_removable(self) -> None:
-        """Refuse to remove a lab of which something is not ours.
+        """Refuse to remove a lab that is not ours, or that has a mount point in its folder.
 
         Raises:
             MachineError, UsageError: see `require`; or something is mounted in its folder.
@@ -189,7 +198,10 @@ class Workspace:
         ownership.require_no_mount(self.folder)
 
     def remove(self) -> None:
-        """Delete everything but the reports of check runs; the mark goes last, so that it can be done again.
+        """Delete all files of the lab except the reports of check runs.
+
+        Without reports the folder goes too. The mark is deleted last, so that an interrupted removal can be
+        repeated.
 
         Raises:
             MachineError, UsageError: see `require_removable`.
@@ -204,7 +216,7 @@ class Workspace:
             self.folder.rmdir()
 
     def latest_run(self) -> Path:
-        """Return the folder of the latest run, whatever the clock said when it ran.
+        """Return the folder of the latest run, by number and not by clock.
 
         Raises:
             UsageError: there is none.
@@ -220,7 +232,7 @@ class Workspace:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes off this lab.
+        """Lock the lab against other processes during the block.
 
         Raises:
             LockedError: another process works on it; the error names it.
@@ -235,6 +247,7 @@ class Workspace:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise self._in_use(stream.read(500).strip()) from error
+            # `remove` may have deleted the file after we opened it: then a lock on it protects nothing
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(descriptor)):
                 raise self._in_use("a process that has just removed it")
             stream.truncate(0)
@@ -251,7 +264,7 @@ class Workspace:
 
 
 def labs(root: Path) -> list[str]:
-    """Return the labs of ours that have a topology."""
+    """Return the names of our labs that have a topology, sorted."""
     names = sorted(path.parent.name for path in root.glob("*/topology.yaml"))
     return [
         name for name in names if is_name(name) and ownership.marked(root / name, ownership.lab_mark(name))

@@ -1,4 +1,4 @@
-"""libvirt, of the outer machine or of a node: the only file that imports it (D1)."""
+"""Connections to libvirt on the outer machine or a node; no other file imports libvirt (D1)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-# libvirt reads this once, when it is loaded; what it would tell a terminal, its exceptions tell us.
+# libvirt reads this once, when it is loaded. Its log stays off the terminal: exceptions carry the messages.
 os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 
 import libvirt
 import libvirt_qemu
 
+from testbed import timeouts
 from testbed.drivers.host.accounts import Account
 from testbed.drivers.host.private_files import OWNER, PASSABLE, make_folder, write_secret
 from testbed.drivers.hypervisor.qmp import Monitor
@@ -39,8 +40,8 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
 }
 _KEEPALIVE_S, _KEEPALIVE_COUNT = 10, 6
-_LONGEST = 120.0  # seconds that a libvirt may take for an answer of its own; the library would wait for ever
-_AGENT_TRIES, _UNHEARD = 3, "synchronization"  # what libvirt says of an agent that it has not even asked
+_LONGEST = timeouts.LIBVIRT
+_AGENT_TRIES, _UNHEARD = 3, "synchronization"  # in libvirt's message if the agent never received the command
 _XML, _DOMAINS = 2**19, 4096  # characters of a description, and domains of one libvirt
 _LOOK_S = 5.0  # seconds between looks at whether a domain still runs, while an event is awaited
 _QEMU_CONF = """\
@@ -53,7 +54,7 @@ remember_owner = 0
 dynamic_ownership = 0
 user = "+{uid}"
 group = "+{gid}"
-"""  # with dynamic ownership, libvirt would give the images under a machine's disks to the account as well
+"""  # with dynamic ownership, libvirt would chown the shared images under a machine's disks, too
 _PASSED = ("lib", "run", "log", "cache")  # folders of the embedded libvirt that emulators pass through
 _loop: threading.Thread | None = None
 _loop_lock = threading.Lock()
@@ -61,7 +62,7 @@ _loop_lock = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A domain as libvirt has it."""
+    """A domain as libvirt reports it."""
 
     name: str
     uuid: str
@@ -75,7 +76,7 @@ def library_version() -> int:
 
 
 def _start_loop() -> None:
-    """Run libvirt's event loop in a thread; the embedded driver wants it before it is opened."""
+    """Run libvirt's event loop in a thread; the embedded driver needs it before it is opened."""
     global _loop  # noqa: PLW0603 - libvirt has one loop per process
     with _loop_lock:
         if _loop is None:
@@ -102,7 +103,7 @@ def _said(what: str, error: type[TestbedError] = ProvisioningError) -> Iterator[
 
 
 def _bounded(xml: str) -> str:
-    """Return the description of a domain, which a node gives, unless it is longer than any of ours."""
+    """Return a domain's XML as a node sent it; raise if it is longer than any of ours can be."""
     if len(xml) > _XML:
         fact = f"its XML has {len(xml)} characters"
         raise ProvisioningError(
@@ -114,8 +115,10 @@ def _bounded(xml: str) -> str:
 
 
 def _ask_agent(domain: Any, request: str, timeout: int, tries: int = _AGENT_TRIES) -> str:  # noqa: ANN401 - libvirt has no types
-    """Return an agent's answer; one that did not tell libvirt within five seconds that it listens has not
-    been asked, and is asked anew.
+    """Return an agent's answer; try again if the agent never received the command.
+
+    libvirt synchronizes with the agent first, with a limit of five seconds. If this fails, the command was
+    not sent, and it is safe to repeat it.
     """
     try:
         return str(libvirt_qemu.qemuAgentCommand(domain, request, timeout, 0))
@@ -139,23 +142,23 @@ class Hypervisor:
 
         Args:
             uri: any libvirt URI.
-            embedded: root folder of an embedded libvirt, whose domains must have been found again first.
-            cut: ends what the connection runs over; called if the other side lives and does not answer in
-                time.
+            embedded: root folder of an embedded libvirt; its constructor waits until the running domains are
+                known again.
+            cut: closes the transport of the connection; called if the other side does not answer in time.
 
         Raises:
-            ProvisioningError: it cannot be opened.
+            ProvisioningError: the connection cannot be opened.
 
         """
         self._asked: dict[
             str, Any
-            # domains by name: an agent is asked dozens of times, and a look-up costs a fifth of a question
+            # domains by name: each agent gets dozens of commands, and a look-up costs a fifth of a command
         ] = {}
         self._cut = cut
         _start_loop()
         with _said(f"cannot open the hypervisor {uri}"), closing_after(_LONGEST, cut):
             self._connection = libvirt.open(uri)
-            if "unix" in uri:  # without it, a call to a node that stands still would never return
+            if "unix" in uri:  # without it, a call to a node that hangs would never return
                 self._connection.setKeepAlive(_KEEPALIVE_S, _KEEPALIVE_COUNT)
         if embedded is not None:
             self._settle(embedded)
@@ -165,7 +168,9 @@ class Hypervisor:
         """Open libvirt's QEMU driver inside this process, with its files below a folder.
 
         Args:
-            account: whom emulators run as; what they open must be theirs, or readable by everybody.
+            root: folder for the files.
+            account: account of the emulators; it must own their files, or all accounts must be able to read
+                them.
 
         """
         make_folder(root / "etc", OWNER)
@@ -175,7 +180,10 @@ class Hypervisor:
         return cls(f"qemu:///embed?root={root}", root)
 
     def _settle(self, root: Path, timeout: float = 30) -> None:
-        """Wait until every domain that left a status file is found running again, or is given up."""
+        """Wait until each domain with a status file is running, or libvirt has removed its file.
+
+        After the timeout (seconds) this returns without an error.
+        """
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             left = {path.stem for path in (root / "run/qemu").glob("*.xml")}
@@ -202,9 +210,7 @@ class Hypervisor:
         return result
 
     def owned(self, lab: str) -> Iterator[tuple[Domain, str, dict[str, object]]]:
-        """Yield the domains that carry a lab's mark, each with the resource's name and the properties it was
-        made from.
-        """
+        """Yield the domains with a lab's mark, each with its resource's name and properties."""
         for domain in self.domains():
             mark = read_mark(domain.xml)
             if mark is not None and mark[0] == lab:
@@ -222,23 +228,23 @@ class Hypervisor:
         """Start a transient domain.
 
         Args:
-            paused: its processors stand still until `resume`.
+            xml: description of the domain.
+            paused: its processors do not run until `resume`.
 
         """
         with _said("cannot start a virtual machine"):
             self._connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
 
     def restore(self, path: str) -> None:
-        """Start a transient domain that a file on its host describes, with the memory that is in it; it
-        stands still until `resume`.
-        """
+        """Start a transient domain from a save file on its host; it is paused until `resume`."""
         with _said("cannot start a virtual machine from saved memory"):
             self._connection.restoreFlags(path, None, libvirt.VIR_DOMAIN_SAVE_PAUSED)
 
     def resize_disk(self, name: str, target: str, size: int) -> None:
-        """Tell a domain how large a disk is.
+        """Set the size of a running domain's disk.
 
         Args:
+            name: name of the domain.
             target: name of the disk in the guest.
             size: bytes.
 
@@ -247,7 +253,7 @@ class Hypervisor:
             self._find(name).blockResize(target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
 
     def destroy(self, name: str) -> None:
-        """Stop a domain at once; nothing happens if there is none."""
+        """Stop a domain at once; a missing domain is no error."""
         try:
             domain = self._find(name)
         except InstrumentError:
@@ -260,16 +266,16 @@ class Hypervisor:
                     raise
 
     def runs(self, name: str) -> bool:
-        """Tell whether a domain exists and is running."""
+        """Return whether a domain exists and is running."""
         return any(domain.name == name and domain.state == "running" for domain in self.domains())
 
     def resume(self, name: str) -> None:
-        """Let a paused domain run on."""
+        """Resume a paused domain."""
         with _said(f"cannot resume {name}"):
             self._find(name).resume()
 
     def reset(self, name: str) -> None:
-        """Press a domain's reset button."""
+        """Reset a domain, as its reset button would."""
         with _said(f"cannot reset {name}"):
             self._find(name).reset()
 
@@ -279,8 +285,9 @@ class Hypervisor:
             self._find(name).attachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def live_xml(self, name: str) -> str:
-        """Return the XML that starts a domain anew with the hardware that it has now, devices plugged in
-        later included.
+        """Return the XML that starts a domain again with its present hardware.
+
+        Devices that were plugged in later are included.
         """
         with _said(f"cannot describe {name}"):
             return str(
@@ -288,7 +295,7 @@ class Hypervisor:
             )
 
     def entitle(self, name: str, title: str) -> None:
-        """Give a running domain another title; the empty string takes it away."""
+        """Set the title of a running domain; the empty string removes it."""
         with _said(f"cannot change the title of {name}"):
             self._find(name).setMetadata(
                 libvirt.VIR_DOMAIN_METADATA_TITLE, title or None, None, None, libvirt.VIR_DOMAIN_AFFECT_LIVE
@@ -311,15 +318,17 @@ class Hypervisor:
         return Monitor(ask)
 
     def wait_for_agent(self, name: str, timeout: float) -> None:
-        """Return when a guest's agent has connected, as libvirt tells by an event.
+        """Wait until a guest's agent has connected, by libvirt's event.
 
-        A question asked too early costs a line in the log of a host that is busy booting guests.
+        Commands are not used for polling: each early one costs a line in the log of a host that is busy
+        booting guests.
 
         Args:
+            name: name of the domain.
             timeout: seconds.
 
         Raises:
-            InstrumentError: it does not connect in time, or the domain ends.
+            InstrumentError: the agent does not connect in time, or the domain ends.
 
         """
         domain, connected = self._find(name), threading.Event()
@@ -345,13 +354,16 @@ class Hypervisor:
                 self._connection.domainEventDeregisterAny(number)
 
     def agent(self, name: str, command: str, arguments: dict[str, object], timeout: int) -> dict[str, Any]:
-        """Give the guest agent a command and return its answer, which is hostile input (D5).
+        """Send a command to the guest agent and return its answer, which is untrusted input (D5).
 
         Args:
+            name: name of the domain.
+            command: name of the command.
+            arguments: arguments of the command.
             timeout: seconds.
 
         Raises:
-            InstrumentError: no answer in time, or no answer that can be read.
+            InstrumentError: no answer in time, or an answer that is not valid.
 
         """
         request = json.dumps({"execute": command, "arguments": arguments})
@@ -373,7 +385,7 @@ class Hypervisor:
         return answer if isinstance(answer, dict) else {"value": answer}
 
     def ensure_pool(self, name: str, folder: str) -> None:
-        """Make a storage pool of a folder, and the folder if it is missing."""
+        """Make a storage pool for a folder, unless it exists; the folder is made if it is missing."""
         with _said(f"cannot make the pool {name}"):
             if name in {pool.name() for pool in self._connection.listAllStoragePools()}:
                 return
@@ -382,9 +394,11 @@ class Hypervisor:
             )
 
     def create_volume(self, pool: str, file: str, *, size: int, owner: int, backing: str | None) -> None:
-        """Make a volume, mode 0600, with an explicit format (STO-02): qcow2 on a raw base, or raw.
+        """Make a volume with mode 0600 and an explicit format (STO-02): qcow2 on a raw base, or raw.
 
         Args:
+            pool: name of the pool.
+            file: name of the volume.
             size: bytes.
             owner: uid and gid of the worker that will open it.
             backing: path of the read-only base image, or None.
@@ -399,7 +413,7 @@ class Hypervisor:
 
     def close(self) -> None:
         """Close the connection; domains run on."""
-        # a domain that is still held keeps its connection open, beyond the end of what serves it
+        # each domain object holds a reference to the connection, which would stay open after its server ends
         self._asked.clear()
         with _said("cannot close the hypervisor"):
             self._connection.close()

@@ -1,5 +1,4 @@
-"""What a process takes along into a lab's enclosure where a libvirt daemon of the outer machine runs the
-nodes.
+"""Access to a libvirt daemon of the outer machine from inside a lab's enclosure.
 
 The daemon lives in the outer machine's namespaces, the lab's networks in the lab's own. A node's interface is
 therefore one end of a veth pair: its other end is attached to the lab's bridge.
@@ -24,8 +23,8 @@ class Outside:
     Args:
         uri: the libvirt URI, with a socket that can be reached from inside.
         network: descriptor of the outer machine's network namespace.
-        fresh: whether the enclosure is new, so that whatever the daemon still runs for the lab lost its
-            networks.
+        fresh: whether the enclosure is new; domains that the daemon still runs for the lab have then lost
+            their networks.
 
     """
 
@@ -35,11 +34,13 @@ class Outside:
 
     @classmethod
     def take(cls, uri: str, *, fresh: bool) -> Outside:
-        """Open what is needed; call before the process enters the enclosure, which hides it.
+        """Open the outer machine's root folder and network namespace.
+
+        Call it before the process enters the enclosure, which hides both.
 
         Raises:
-            UsageError: the URI is of no daemon on this machine.
-            MachineError: we cannot use it.
+            UsageError: the URI does not name a daemon on this machine.
+            MachineError: we cannot use the daemon.
 
         """
         path = require(uri)
@@ -52,8 +53,8 @@ def require(uri: str) -> Path:
     """Return the socket of a daemon that can run labs.
 
     Raises:
-        UsageError: the URI is of no daemon on this machine.
-        MachineError: we cannot use it.
+        UsageError: the URI does not name a daemon on this machine.
+        MachineError: we cannot use the daemon.
 
     """
     path = socket_of(uri)
@@ -70,7 +71,7 @@ def require(uri: str) -> Path:
 
 
 def socket_of(uri: str) -> Path:
-    """Return the path of the socket that a libvirt URI means.
+    """Return the path of the socket that belongs to a libvirt URI.
 
     Raises:
         UsageError: it is not a URI of a QEMU daemon on this machine.

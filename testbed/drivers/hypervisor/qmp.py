@@ -1,8 +1,7 @@
-"""A QEMU's monitor (QMP), as far as saving and loading memory needs it.
+"""A client of QEMU's monitor (QMP) that saves and loads a domain's memory.
 
-libvirt can save and restore as well, but its restore insists on the name and the UUID that were saved; here
-one saved memory starts many machines. What is written is QEMU's own migration stream, without a header of
-libvirt's.
+libvirt can save and restore as well, but its restore requires the saved name and UUID. Here one saved memory
+starts many machines. The file holds QEMU's own migration stream, without libvirt's header.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ Ask = Callable[[str, Sequence[int]], str]
 
 
 class Monitor:
-    """One domain's monitor.
+    """The monitor of one domain.
 
     Args:
-        ask: passes one request (JSON) and descriptors on, and returns the answer; raises `ProvisioningError`.
+        ask: sends one request (JSON) with descriptors and returns the answer; raises `ProvisioningError`.
 
     """
 
@@ -40,7 +39,7 @@ class Monitor:
         self._ask = ask
 
     def _command(self, execute: str, files: Sequence[int] = (), **arguments: object) -> dict[str, Any]:
-        """Give a command, its arguments with underscores in place of hyphens, and return its answer."""
+        """Send a command and return its answer; underscores in argument names become hyphens."""
         given = {name.replace("_", "-"): value for name, value in arguments.items()}
         answer = json.loads(self._ask(json.dumps({"execute": execute, "arguments": given}), files))
         if "error" in answer:
@@ -49,10 +48,11 @@ class Monitor:
         return found
 
     def save_memory(self, file: Path, timeout: float) -> None:
-        """Write the memory of a paused domain to a new file; afterwards the domain is of no more use.
+        """Write the memory of a paused domain to a new file; the domain stays paused.
 
         Args:
-            timeout: seconds that may pass until more of it comes, and until QEMU says that this was all.
+            file: path of the new file.
+            timeout: seconds between two pieces of data, and from the last one to QEMU's "completed".
 
         Raises:
             ProvisioningError: QEMU refuses, or it takes too long.
@@ -73,9 +73,10 @@ class Monitor:
             os.fsync(target.fileno())
 
     def load_memory(self, file: Path, timeout: float) -> None:
-        """Give a domain that waits for it the memory that a file holds; it stays paused.
+        """Load memory from a file into a domain that waits for it; the domain stays paused.
 
         Args:
+            file: path of the saved memory.
             timeout: seconds.
 
         Raises:
@@ -89,7 +90,10 @@ class Monitor:
         self._wait(timeout)
 
     def _pass_on(self, descriptor: int) -> None:
-        """Give QEMU a descriptor, of which nothing stays open here."""
+        """Send a descriptor to QEMU and close our copy.
+
+        The copy must be closed: as long as it is open, the other end of the pipe sees no end of file.
+        """
         try:
             self._command("getfd", [descriptor], fdname="memory")
         finally:
@@ -120,7 +124,7 @@ def _cannot_be_moved(fact: str) -> ProvisioningError:
 
 
 def _fill(file: Path, pipe: int) -> None:
-    """Write a file into a pipe; where that ends too early, QEMU tells so."""
+    """Write a file into a pipe; errors are ignored, since QEMU reports a stream that is cut off."""
     with suppress(OSError), os.fdopen(pipe, "wb", buffering=0) as target, file.open("rb") as source:
         while os.sendfile(target.fileno(), source.fileno(), None, _CHUNK):
             pass

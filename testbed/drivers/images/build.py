@@ -1,8 +1,9 @@
-"""Turns a Debian root file system into an image; runs as a program of its own, as root of its namespaces.
+"""Builds an image from a Debian root file system.
 
-``python -m testbed.drivers.images.build JOB`` reads one JSON job, unpacks the archive, applies the playbook
-in a chroot with ansible-runner, and writes disk, kernel and initramfs into the job's folder. It needs a mount
-namespace (so that nothing it mounts is seen elsewhere) and uid 0 in a user namespace at least.
+This runs as a program: ``python -m testbed.drivers.images.build JOB`` reads one JSON job, unpacks the
+archive, applies the playbook in a chroot with ansible-runner, and writes disk, kernel and initramfs into the
+job's folder. It needs a mount namespace, so that its mounts are not visible elsewhere, and uid 0, at least in
+a user namespace.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import ansible_runner
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.errors import ImageError, TestbedError
 
@@ -44,6 +46,7 @@ done
 exec /bin/busybox switch_root /root /sbin/init
 """
 _ZSTANDARD = bytes.fromhex("28b52ffd")  # RFC 8878, 3.1.1
+# The text that testbed.drivers.capabilities.canary looks for, then power-off, so that QEMU ends.
 _CANARY = r"""#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox echo "testbed canary is alive" > /dev/ttyS0
@@ -52,7 +55,7 @@ _CANARY = r"""#!/bin/busybox sh
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BuildJob:
     """One image to assemble; all paths absolute.
 
     Args:
@@ -61,7 +64,7 @@ class Job:
         target: folder that receives the results; must exist.
         playbooks: folder of playbooks and roles.
         playbook: file name in it.
-        size: size of the disk, as mke2fs reads it.
+        size: size of the disk, in the format of mke2fs.
         modules: kernel modules that the initramfs loads.
         busybox: a static busybox.
 
@@ -81,13 +84,13 @@ class Job:
         file.write_text(json.dumps(asdict(self)))
 
     @classmethod
-    def load(cls, file: Path) -> Job:
+    def load(cls, file: Path) -> BuildJob:
         """Read a job that `dump` wrote."""
         values: dict[str, Any] = json.loads(file.read_text())
         return cls(**{**values, "modules": tuple(values["modules"])})
 
 
-def assemble(job: Job) -> None:
+def assemble(job: BuildJob) -> None:
     """Write ``disk.qcow2``, ``vmlinuz``, ``initrd`` and ``packages`` into the job's folder.
 
     Raises:
@@ -152,22 +155,19 @@ def assemble_guest_volume(target: Path) -> None:
 
 
 def packed_kernel(image: bytes) -> bytes:
-    """Return what is packed in a kernel that unpacks itself: an ELF file, which QEMU can start where it
-    stands.
+    """Return the compressed payload of a bzImage: an ELF kernel, which QEMU can start directly.
 
     Source: the Linux/x86 boot protocol, 1.3 (setup_sects, payload_offset and payload_length).
 
     Raises:
-        ImageError: it is no such kernel, or packed otherwise than with Zstandard.
+        ImageError: the file is not a bzImage, or its payload is not compressed with Zstandard.
 
     """
     if image[0x202:0x206] != b"HdrS":
         raise _odd_kernel("it has no header of the Linux boot protocol")
     offset, length = struct.unpack_from("<II", image, 0x248)
     start = (image[0x1F1] + 1) * 512 + offset
-    payload = image[
-        start : start + length - 4
-    ]  # the last four octets tell how long it is when it is unpacked
+    payload = image[start : start + length - 4]  # the last four octets are the uncompressed length
     if not payload.startswith(_ZSTANDARD):
         raise _odd_kernel(f"what is packed in it begins with {payload[:4].hex()}, and not as Zstandard does")
     return payload
@@ -188,7 +188,7 @@ def assemble_pool_volume(target: Path) -> None:
 
 
 def _run(*argv: str) -> str:
-    return process.run(argv, what="cannot assemble the image", timeout=900, error=ImageError)
+    return process.run(argv, what="cannot assemble the image", timeout=timeouts.IMAGE_STEP, error=ImageError)
 
 
 def _bind(root: Path) -> None:
@@ -197,14 +197,15 @@ def _bind(root: Path) -> None:
 
 
 def _unbind(root: Path) -> None:
-    """Detach what `_bind` has attached, each tree as a whole: in a user namespace its parts cannot be
-    detached by themselves.
+    """Unmount the trees that `_bind` has mounted.
+
+    Each is unmounted as a whole: in a user namespace, the kernel does not permit to unmount its parts.
     """
     for source in ("sys", "dev", "proc"):
         _run("umount", "--lazy", str(root / source))
 
 
-def _play(job: Job, root: Path) -> None:
+def _play(job: BuildJob, root: Path) -> None:
     project = Path(job.target) / "ansible"
     project.mkdir()
     failed: list[str] = []
@@ -251,7 +252,7 @@ def _kernel(root: Path, target: Path) -> str:
     return kernels[-1].name.removeprefix("vmlinuz-")
 
 
-def _initramfs(job: Job, root: Path, release: str, target: Path) -> None:
+def _initramfs(job: BuildJob, root: Path, release: str, target: Path) -> None:
     tree = target / "initramfs"
     for folder in ("bin", "dev", "proc", "root", "modules"):
         (tree / folder).mkdir(parents=True)
@@ -277,11 +278,12 @@ def _cpio(tree: Path, init: str, archive: Path) -> None:
 
 
 def _module_files(modules: Path, names: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files of modules and of all that they depend on, in loading order; what is built in needs no
-    file.
+    """Yield the files of modules and their dependencies, in loading order.
+
+    Modules that are built into the kernel have no file.
 
     Raises:
-        ImageError: the kernel has no such module.
+        ImageError: the kernel does not have one of the modules.
 
     """
     builtin = {
@@ -339,9 +341,9 @@ def _disk(target: Path, content: Path, size: str, name: str) -> None:
 
 
 def main(file: str) -> int:
-    """Run the job that a file holds; 0, or 1 with the message on standard error."""
+    """Run the job in a file; return 0, or 1 after printing the error to standard error."""
     try:
-        job = Job.load(Path(file))
+        job = BuildJob.load(Path(file))
         assemble(job)
         if job.name == "guest":
             assemble_guest_volume(Path(job.target))

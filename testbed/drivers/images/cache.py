@@ -1,7 +1,8 @@
-"""The image cache: bakes what is missing, verifies what is used, forgets what nobody needs.
+"""The image cache: bakes and verifies images, and deletes those without a recipe.
 
-An image is a folder named after the digest of its inputs; it appears in one rename, so that a killed bake
-leaves nothing that looks like an image. Baking happens on the outer machine, natively, with its own network.
+An image is a folder named after the digest of its inputs. It appears in one rename, so that a killed bake
+leaves no folder that looks like an image. Images are baked on the outer machine, outside a lab, with the
+machine's own network.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from testbed import timeouts
 from testbed.drivers.host import content_store as caches
 from testbed.drivers.host import process
 from testbed.drivers.host.content_store import (
@@ -35,20 +36,19 @@ from testbed.drivers.host.content_store import (
 from testbed.drivers.host.private_files import write_public
 from testbed.drivers.host.process import as_root
 from testbed.drivers.images import build
-from testbed.drivers.images.build import Job
+from testbed.drivers.images.build import BuildJob
+from testbed.engine.place import Progress, Step
 from testbed.errors import ImageError
 
 _VERSION = "1"
 _NEEDED = 5 * 2**30
-_FULL = 64 * 2**20  # with less than that, a failure is put down to the disk
+_FULL = 64 * 2**20  # bytes; with less free space than that, an error is reported as a full disk
 _FILES = ("disk.qcow2", "vmlinuz", "initrd", "canary", "volume.qcow2", "pool.qcow2")
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What an image is made of.
+    """The inputs of an image.
 
     Args:
         key: digest (hexadecimal) of this recipe, of every file of its playbook, and of the program that
@@ -66,7 +66,7 @@ class Recipe:
 
     @property
     def base_key(self) -> str:
-        """Digest of what the root file system is made of before the playbook."""
+        """Digest of the inputs of the root file system, before the playbook runs."""
         return hashlib.sha256(json.dumps([_VERSION, self.suite, self.packages]).encode()).hexdigest()[:16]
 
 
@@ -138,14 +138,17 @@ class ImageCache:
             )
         return result
 
+    def key(self) -> str:
+        """Return the digest (hexadecimal) of every recipe's key, by which a pipeline may keep the images."""
+        keys = sorted(f"{recipe.name}-{recipe.key}" for recipe in self.recipes().values())
+        return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+
     def _playbook_digest(self, playbook: str) -> bytes:
         roles = yaml.safe_load((self._playbooks / playbook).read_text())[0]["roles"]
         digest = hashlib.sha256((self._playbooks / playbook).read_bytes())
         for role in roles:
             for path in sorted((self._playbooks / "roles" / role).rglob("*")):
-                if (
-                    path.is_file() and path.parent.name != "__pycache__"
-                ):  # what has run from here is no part of it
+                if path.is_file() and path.parent.name != "__pycache__":  # bytecode is no input
                     digest.update(
                         str(path.relative_to(self._playbooks)).encode() + b"\0" + path.read_bytes() + b"\0"
                     )
@@ -161,10 +164,10 @@ class ImageCache:
         return Image(recipe.name, recipe.key, folder, manifest["digests"], manifest["baked"])
 
     def ensure(self, progress: Progress) -> dict[str, Image]:
-        """Bake what is missing, two at a time, and return every image by name.
+        """Bake the missing images, two at a time, and return all images by name.
 
         Raises:
-            ImageError: an image could not be baked; nothing half-done stays behind.
+            ImageError: an image could not be baked; no partial image is left.
 
         """
         recipes = self.recipes()
@@ -173,6 +176,7 @@ class ImageCache:
             caches.claim(self._folder)
             clear_leftovers(self._folder)
             self._check_space(len(missing))
+            progress(Step.planned(len(missing)))
             with ThreadPoolExecutor(max_workers=2) as pool:
                 for done in [pool.submit(self._bake, recipe, progress) for recipe in missing]:
                     done.result()
@@ -211,10 +215,12 @@ class ImageCache:
         log = self._folder / f"{recipe.name}.log"
         log.write_text("")
         partial.mkdir()
+        progress(Step.begun(recipe.name))
+        well = False
         try:
             archive = self._base(recipe, progress, log)
-            progress(f"image {recipe.name}: applying {recipe.playbook}")
-            job = Job(
+            progress(Step.note(recipe.name, f"image {recipe.name}: applying {recipe.playbook}"))
+            job = BuildJob(
                 recipe.name,
                 str(archive),
                 str(partial),
@@ -228,11 +234,11 @@ class ImageCache:
             process.run(
                 [*as_root(), sys.executable, "-m", "testbed.drivers.images.build", str(partial / "job.json")],
                 what=f"cannot bake the image {recipe.name}",
-                timeout=1800,
+                timeout=timeouts.IMAGE,
                 error=ImageError,
             )
             self._finish(recipe, partial, target)
-            progress(f"image {recipe.name}: ready")
+            well = True
         except (ImageError, OSError) as error:
             told = self._full(recipe, error)
             if told is None:
@@ -241,9 +247,12 @@ class ImageCache:
         finally:
             if partial.exists():
                 remove_tree(partial)
+            progress(
+                Step.ended(recipe.name, f"image {recipe.name}: {'ready' if well else 'failed'}", well=well)
+            )
 
     def _full(self, recipe: Recipe, error: Exception) -> ImageError | None:
-        """Return what to tell instead of an error that a full disk has caused, or None."""
+        """Return the error to raise instead if the disk is full, or None."""
         free = shutil.disk_usage(self._folder).free
         if free > _FULL:
             return None
@@ -260,7 +269,12 @@ class ImageCache:
         archive = self._folder / f"base-{recipe.name}-{recipe.base_key}.tar"
         if archive.exists():
             return archive
-        progress(f"image {recipe.name}: fetching {len(recipe.packages)} packages and what they need")
+        progress(
+            Step.note(
+                recipe.name,
+                f"image {recipe.name}: fetching {len(recipe.packages)} packages and what they need",
+            )
+        )
         partial = self._folder / f"{archive.name}.partial-{os.getpid()}"
         try:
             process.run(
@@ -273,7 +287,7 @@ class ImageCache:
                     str(partial),
                 ],
                 what=f"cannot fetch the packages of the image {recipe.name}",
-                timeout=1800,
+                timeout=timeouts.IMAGE,
                 error=ImageError,
                 environment={"INITRD": "No"},
                 log=log,
@@ -300,7 +314,7 @@ class ImageCache:
         publish(partial, target)
 
     def stored(self) -> list[Image]:
-        """Return every image in the cache, wanted or not."""
+        """Return every image in the cache, including those that no recipe names."""
         found = entries(self._folder, IMAGE)
         return [Image(it["name"], it["key"], path, it["digests"], it["baked"]) for path, it in found]
 
@@ -315,10 +329,10 @@ class ImageCache:
         remove_tree(image.folder)
 
     def prune(self) -> list[Path]:
-        """Delete what no present recipe names, and leftovers of killed processes; return what was deleted.
+        """Delete images and archives without a recipe, and leftovers; return the deleted paths.
 
-        Saved memory stays, see `testbed.drivers.snapshots.machine_memory`; so do checkpoints, proofs, and
-        whatever is not ours.
+        Leftovers are partial files of killed processes. Saved memory stays, see
+        `testbed.drivers.snapshots.machine_memory`; so do checkpoints, proofs and files that are not ours.
 
         Raises:
             MachineError, UsageError: the cache folder is not ours.

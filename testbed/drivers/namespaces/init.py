@@ -1,9 +1,10 @@
-"""First process of a lab's namespaces: keeps them alive, gives them a private /run and /dev, reaps orphans.
+"""The first process of a lab's namespaces.
 
-Runs as ``python -m testbed.drivers.namespaces.init LAB STATE [DEVICE[:GROUP] …]`` in new network, mount and
-process namespaces. When it ends, the kernel ends everything in them; so taking a lab down is one kill (D2).
-Device nodes that are not named are not there: a guest's emulator never sees the outer machine's disks, and
-an accelerator that does not work is out of sight (D7).
+It keeps them alive, mounts a private /run and /dev, and reaps orphans. It runs as
+``python -m testbed.drivers.namespaces.init LAB STATE [DEVICE[:GROUP] …]`` in new network, mount and process
+namespaces. When it ends, the kernel kills all processes in them; so one kill takes a lab down (D2). /dev has
+only the listed device nodes: a guest's emulator never sees the outer machine's disks, and an accelerator that
+does not work is hidden (D7).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import stat
 import sys
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.errors import MachineError
 
@@ -23,12 +25,15 @@ _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "net/tun")
 
 def _mount(*arguments: str) -> None:
     process.run(
-        ["mount", *arguments], what="cannot prepare the lab's namespaces", timeout=30, error=MachineError
+        ["mount", *arguments],
+        what="cannot prepare the lab's namespaces",
+        timeout=timeouts.NAMESPACES,
+        error=MachineError,
     )
 
 
 def _made(device: Path, target: Path, group: int) -> bool:
-    """Make a node of a device that a group may open, and tell whether we may make one."""
+    """Make a device node that a group may open; return False if mknod is not permitted."""
     try:
         os.mknod(target, stat.S_IFCHR | 0o660, device.stat().st_rdev)
     except PermissionError:
@@ -39,6 +44,7 @@ def _made(device: Path, target: Path, group: int) -> bool:
 
 
 def _private_dev(extra: list[str]) -> None:
+    # Built aside and moved at the end: the sources of the bind mounts are in the /dev that it covers.
     staging = Path("/run/dev")
     staging.mkdir()
     _mount("-t", "tmpfs", "-o", "mode=755,nosuid", "dev", str(staging))
@@ -64,6 +70,8 @@ def _private_dev(extra: list[str]) -> None:
 
 
 def _reap_forever() -> None:
+    # sigtimedwait needs blocked signals. SIGCHLD has a handler, since POSIX permits to discard a blocked
+    # signal whose default action is to ignore it.
     signals = {signal.SIGCHLD, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -79,10 +87,14 @@ def _reap_forever() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Prepare the namespaces, say so on standard output, then reap until told to end."""
+    """Prepare the namespaces, print ``ready``, then reap orphans until SIGTERM."""
     _mount("-t", "tmpfs", "-o", "mode=755,nosuid,nodev", "run", "/run")
     _private_dev(arguments[2:])
-    process.run(["ip", "link", "set", "lo", "up"], what="cannot prepare the lab's namespaces", timeout=30)
+    process.run(
+        ["ip", "link", "set", "lo", "up"],
+        what="cannot prepare the lab's namespaces",
+        timeout=timeouts.NAMESPACES,
+    )
     sys.stdout.write(f"{READY}\n")
     sys.stdout.flush()
     null = os.open("/dev/null", os.O_RDWR)

@@ -1,9 +1,9 @@
-"""A lab's enclosure: network, mount and process namespaces of its own, and a user namespace for ordinary
-users.
+"""A lab's enclosure: its network, mount and process namespaces.
 
-The first process in it is the holder. Finding a lab's enclosure is finding its holder in /proc; nothing is
-written down that could be stale. Entering forks: the child works inside, the parent only waits, so that
-what libvirt starts in the child outlives it under the holder.
+An ordinary user's lab has a user namespace as well. The first process in the enclosure is the holder. A lab's
+enclosure is found by its holder in /proc, so that no record of it can be stale. Entering forks: the child
+works inside and the parent only waits. Emulators that libvirt starts in the child outlive it, as children of
+the holder.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.drivers.namespaces import init
 from testbed.errors import MachineError
@@ -26,7 +27,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Enclosure:
-    """The namespaces of a lab, named by the process that holds them."""
+    """The namespaces of a lab, identified by the process that holds them."""
 
     lab: str
     state: Path
@@ -34,7 +35,7 @@ class Enclosure:
 
 
 def enclosures(state: Path | None = None) -> Iterator[Enclosure]:
-    """Yield the running enclosures of this user, of one state folder or of all."""
+    """Yield this user's running enclosures, of one state folder or of all."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -50,7 +51,7 @@ def enclosures(state: Path | None = None) -> Iterator[Enclosure]:
 
 
 def _is_first(entry: Path) -> bool:
-    """Tell whether a process is the first of a process namespace below ours."""
+    """Return whether a process has id 1 in a process namespace below ours."""
     for line in (entry / "status").read_text().splitlines():
         if line.startswith("NSpid:"):
             numbers = line.split()[1:]
@@ -69,9 +70,9 @@ def create(lab: str, state: Path, *, devices: tuple[str, ...], python: str, log:
     Args:
         lab: the lab's name.
         state: the tool's state folder, part of the lab's identity.
-        devices: device nodes below /dev that the lab may use beside the harmless ones, such as ``kvm``,
-            or ``kvm:GID`` for one that a group may open, where we may make it.
-        python: interpreter to run the holder with.
+        devices: device nodes below /dev that the lab may use in addition to the harmless ones, such as
+            ``kvm``, or ``kvm:GID`` for a node that a group may open, if we may make one.
+        python: interpreter that runs the holder.
         log: file for the holder's messages.
 
     Raises:
@@ -93,7 +94,7 @@ def create(lab: str, state: Path, *, devices: tuple[str, ...], python: str, log:
         "--",
     ]
     argv += [python, "-m", _MODULE, lab, str(state), *devices]
-    first_line = process.spawn(argv, log=log, timeout=60)
+    first_line = process.spawn(argv, log=log, timeout=timeouts.FIRST_LINE)
     found = find(lab, state)
     if first_line != init.READY or found is None:
         raise MachineError(
@@ -114,7 +115,7 @@ def destroy(enclosure: Enclosure) -> None:
     descriptor = os.pidfd_open(enclosure.pid)
     try:
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        if not process.wait_readable(descriptor, timeout=30):
+        if not process.wait_readable(descriptor, timeout=timeouts.NAMESPACES_END):
             raise MachineError(
                 f"the lab {enclosure.lab} does not end",
                 fact=f"its holder, process {enclosure.pid}, is still there 30 s after SIGKILL",
@@ -127,14 +128,18 @@ def destroy(enclosure: Enclosure) -> None:
 
 
 def enter(enclosure: Enclosure) -> None:
-    """Continue inside the enclosure, in a child process; the parent waits and ends with the child's status.
+    """Continue in a child process inside the enclosure.
 
-    Call it while the process has one thread. The child dies with its parent.
+    The parent waits and exits with the child's status. Call it while the process has one thread. The kernel
+    kills the child when the parent ends.
 
     Raises:
         MachineError: the kernel refuses.
 
     """
+    # All descriptors are opened before setns changes our view of /proc. The user namespace comes first, since
+    # it grants the rights to enter the others. setns to a process namespace takes effect for children only,
+    # hence the fork.
     descriptors = []
     names = ("net", "mnt", "pid") if os.geteuid() == 0 else ("user", "net", "mnt", "pid")
     for name in names:
@@ -162,6 +167,6 @@ def enter(enclosure: Enclosure) -> None:
 
 
 def _forward(child: int, received: int) -> None:
-    """Pass a signal on, except Ctrl-C: the terminal has given it to the child already."""
+    """Forward a signal to the child, except Ctrl-C: the terminal has sent it already."""
     if received != signal.SIGINT or not os.isatty(0):
         os.kill(child, received)

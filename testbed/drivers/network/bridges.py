@@ -1,8 +1,7 @@
-"""Bridges and taps of a lab, in the network namespace this process is in: the only file that imports
-pyroute2.
+"""Bridges and taps of a lab, in the network namespace of this process.
 
-Every interface carries the lab's name and its properties in its alias; what has no such alias is never
-touched.
+No other file imports pyroute2. Every interface carries the lab's name and its resource in its alias. An
+interface without such an alias is never changed.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _MARK = "testbed"
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface of ours as the kernel has it.
+    """An interface of ours as the kernel reports it.
 
     Args:
         master: name of the bridge it is attached to, or "".
@@ -68,7 +67,12 @@ class Fabric:
                 )
 
     def create_bridge(self, name: str, resource: str, address: IPv4Interface | None) -> None:
-        """Make a bridge; with an address, the outer machine takes part in its network.
+        """Make a bridge; with an address, this network namespace is a host of its network.
+
+        Args:
+            name: name of the interface.
+            resource: resource that the alias names.
+            address: address of the bridge, or None.
 
         Raises:
             ProvisioningError: the kernel refuses.
@@ -87,6 +91,9 @@ class Fabric:
         """Make a tap and attach it to a bridge.
 
         Args:
+            name: name of the interface.
+            resource: resource that the alias names.
+            bridge: name of the bridge.
             outer_network: descriptor of a network namespace. If given, make a veth pair instead of a tap; its
                 other end goes there under the same name, and disappears with ours.
 
@@ -104,13 +111,18 @@ class Fabric:
             self._finish(route, index, resource)
 
     def create_rogue(self, name: str, resource: str, bridge: str, peer: str, mac: str, process: int) -> None:
-        """Attach a network namespace to a bridge by a veth pair, which disappears with the namespace.
+        """Attach a network namespace to a bridge by a veth pair.
+
+        The pair disappears with the namespace.
 
         Args:
+            name: name of our end.
+            resource: resource that the alias names.
+            bridge: name of the bridge.
             peer: name of the end in the namespace.
-            mac: its MAC address; ours gets one so high that the bridge keeps its own, which is the lowest of
-                its ports'.
-            process: a process in it.
+            mac: MAC address of that end. Our end gets a higher one: a bridge takes the lowest address of its
+                ports, and its address must not change.
+            process: id of a process in the namespace.
 
         Raises:
             ProvisioningError: the kernel refuses.
@@ -139,7 +151,7 @@ class Fabric:
 
 
 class _netlink:  # noqa: N801 - used as a function
-    """A netlink socket whose errors are ours."""
+    """A netlink socket whose errors are raised as `ProvisioningError`."""
 
     def __init__(self, what: str) -> None:
         self._what = what

@@ -1,4 +1,4 @@
-"""OVN's northbound database: the only file that imports ovsdbapp (D3)."""
+"""A client of OVN's northbound database; no other file imports ovsdbapp (D3)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,11 +25,14 @@ from testbed.plan.ovn_northbound import FOUR, MARK, SIX, TRACKED, Stray, Tables,
 from testbed.plan.resources import dhcp6_options, dhcp_options
 
 _QOS_PRIORITY = 1000
+_POLL = 0.02  # seconds between looks at our copy of the database
 
 
-def _labels(row: Any) -> dict[str, str]:  # noqa: ANN401 - the library has no types
-    """Return a row's external ids; one that another thread is just adding has none yet."""
-    found: dict[str, str] = getattr(row, "external_ids", {})
+def _labels(rows: Any, uuid: UUID | None) -> dict[str, str]:  # noqa: ANN401 - the library has no types
+    """Return a row's external ids; none while the library's thread adds, replaces or removes the row."""
+    found: dict[str, str] = {}
+    with suppress(IndexError, AssertionError):
+        found = getattr(rows.get(uuid), "external_ids", {})
     return found
 
 
@@ -44,7 +47,7 @@ def _said(what: str) -> Iterator[None]:
 
 
 def _idl(remote: str, deadline: float) -> Any:  # noqa: ANN401 - the library has no types
-    """Return the database's replica, once its server listens."""
+    """Return a replica of the database; try again until its server listens, or the deadline."""
     while True:
         try:
             return connection.OvsdbIdl.from_server(remote, "OVN_Northbound")
@@ -55,10 +58,10 @@ def _idl(remote: str, deadline: float) -> Any:  # noqa: ANN401 - the library has
 
 
 def _api_of(own: connection.Connection) -> Any:  # noqa: ANN401 - the library has no types
-    """Return the library's commands by a connection of their own.
+    """Return the library's commands on a connection of their own.
 
-    The library keeps one connection for a class: a second object would use the first one's, and end it when
-    it is closed.
+    The library keeps one connection per class. A second object of the same class would use the connection of
+    the first, and would stop it when it is closed. So each object gets a class of its own.
     """
     return type("Api", (OvnNbApiIdlImpl,), {"_ovsdb_connection": None})(own)
 
@@ -80,11 +83,16 @@ class Northbound:
         """Open the connection.
 
         Args:
-            timeout: seconds that the database may take to answer.
-            socket: of the database itself; if given, neither TLS nor a network is in between.
+            address: address of the controller; TLS on port 6641.
+            lab: name of the lab, whose rows are read and written.
+            key: file of the client's private key.
+            certificate: file of the client's certificate.
+            authority: file of the certificate authority of the server.
+            timeout: seconds until the database must answer.
+            socket: UNIX socket of the database; if given, it is used instead of TLS and the network.
 
         Raises:
-            ProvisioningError: nobody answers.
+            ProvisioningError: the database does not answer in time.
 
         """
         logging.getLogger("ovsdbapp").setLevel(logging.CRITICAL)
@@ -117,17 +125,18 @@ class Northbound:
             return northbound_rows.ports(self._lab, self._tables(northbound_rows.OF_PORTS))
 
     def tables(self) -> Tables:
-        """Return every row of every table, as the library reads them."""
+        """Return all rows of all tables, with the library's types."""
         with _said("cannot read OVN's northbound database"):
             return {
                 name: self._api.db_list(name).execute(check_error=True) for name in sorted(self._api.tables)
             }
 
     def remove(self, strays: Iterable[Stray], tables: Tables) -> None:
-        """Take away rows, columns and options that should not be there, all at once.
+        """Remove rows, columns and options that no topology asked for, in one transaction.
 
         Args:
-            tables: what `tables` returned when they were found.
+            strays: rows, columns and options to remove.
+            tables: result of `tables` in which the strays were found.
 
         """
         strays = list(strays)
@@ -149,8 +158,10 @@ class Northbound:
                     change.add(self._api.db_destroy(table, row))
 
     def set_switch(self, network: TenantNetwork, rules: tuple[Acl, ...]) -> None:
-        """Make an empty switch if there is none, then make it what it must be, all at once: addresses, DHCP,
-        and exactly these rules.
+        """Make a switch if it is missing, and set its addresses, DHCP and ACLs.
+
+        One transaction changes an existing switch, so that no state in between has fewer rules. Other ACLs
+        and duplicates are removed.
         """
         label, six = network.label, network.network6
         options = {
@@ -183,8 +194,9 @@ class Northbound:
                 change.extend(command for mark in (FOUR, SIX) for command in self._one_of(mark, label))
 
     def _one_of(self, mark: str, switch: str) -> Iterator[Any]:
-        """Yield the commands that leave a switch one row of DHCP settings, which the ports of all others then
-        have.
+        """Yield the commands that leave a switch one row of DHCP settings.
+
+        Ports that refer to one of the removed rows get the row that stays.
         """
         found = self._dhcp_rows.get((mark, switch), [])
         column = {FOUR: "dhcpv4_options", SIX: "dhcpv6_options"}[mark]
@@ -197,7 +209,7 @@ class Northbound:
             yield self._api.dhcp_options_del(other)
 
     def _to_dhcp(self, row: Any, mark: str, switch: str, cidr: str, options: dict[str, str]) -> Any:  # noqa: ANN401 - the library has no types
-        """Return the command that gives a switch these DHCP settings; its row is None if it has none yet."""
+        """Return the command that gives a switch these DHCP settings; row None makes a new row."""
         if row is None:
             return self._api.db_create_row(
                 "DHCP_Options", cidr=cidr, options=options, external_ids={mark: switch}
@@ -218,46 +230,69 @@ class Northbound:
         yield self._api.db_set("Logical_Switch", switch, ("other_config", options))
 
     def _rules(self, switch: str) -> dict[Acl, list[UUID]]:
-        """Return the rules of a switch, each with its rows: it may be there several times."""
+        """Return the rules of a switch, each with the ids of its rows; duplicates have several."""
         found: dict[Acl, list[UUID]] = defaultdict(list)
         for row in self._api.acl_list(switch).execute(check_error=True):
             found[Acl(row.direction, row.priority, row.match, row.action)].append(row.uuid)
         return found
 
     def _dhcp(self, switch: str, mark: str) -> UUID | None:
-        """Return the row of a switch's DHCP settings; where it was seen last is looked first, since tables
-        are long in large labs.
+        """Return the row of a switch's DHCP settings, or None.
+
+        The row of the last look-up is tried first, since the table is long in large labs.
         """
         rows = self._api.tables["DHCP_Options"].rows
         first = next(iter(self._dhcp_rows.get((mark, switch), [])), None)
-        if _labels(rows.get(first)).get(mark) != switch:
-            listed = list(rows.data)  # at once: the library's thread may add some meanwhile
+        if _labels(rows, first).get(mark) != switch:
+            listed = list(rows.data)  # a copy: the library's thread may add rows meanwhile
             found: dict[tuple[str, str], list[UUID]] = defaultdict(list)
             for row in listed:
-                for pair in _labels(rows.get(row)).items():
+                for pair in _labels(rows, row).items():
                     found[pair].append(row)
-            self._dhcp_rows = found  # when it is complete: ports are made side by side
+            self._dhcp_rows = found  # assigned when complete: several threads make ports
             first = next(iter(found.get((mark, switch), [])), None)
         return first
+
+    def _await_dhcp(self, switch: str, mark: str) -> UUID:
+        """Return the row of a switch's DHCP settings.
+
+        Our copy of the database may lack a row for some milliseconds: the server's answer to a transaction
+        can come before its update, and the library replaces rows while other threads read.
+
+        Raises:
+            TimeoutError: the switch has no such row.
+
+        """
+        end = time.monotonic() + self._timeout
+        while (found := self._dhcp(switch, mark)) is None:
+            if time.monotonic() > end:
+                msg = f"the switch {switch} has no DHCP settings"
+                raise TimeoutError(msg)
+            time.sleep(_POLL)
+        return found
 
     def set_port(
         self, label: str, switch: str, port: str, addresses: str, limits: Limits, *, fresh: bool = False
     ) -> None:
-        """Make a port, or make it what it must be, on the switch it must be on, all at once.
+        """Make a port on a switch, or correct the existing one.
 
         Args:
-            fresh: there is no port of this label yet, of whatever name and on whatever switch; nobody looks
-                for one.
+            label: name of the port's resource.
+            switch: name of the switch.
+            port: name of the port.
+            addresses: MAC and IP addresses, also those that port security allows.
+            limits: limits of the port.
+            fresh: no port has this label yet, on any switch; an existing one is then not looked for.
 
         """
         with _said(f"cannot configure the port {label}"):
             found = None if fresh else self.ports().get(label)
             if found is not None and (found["switch"] != switch or found["port"] != port):
                 self.delete_port(found["port"])
-            four, six = self._dhcp(switch, FOUR), self._dhcp(switch, SIX)
-            if four is None:
-                msg = f"the switch {switch} has no DHCP settings"
-                raise ValueError(msg)
+            four = self._await_dhcp(switch, FOUR)
+            six: UUID | list[UUID] = (
+                self._await_dhcp(switch, SIX) if ":" in addresses.partition(" ")[2] else []
+            )
             with self._api.transaction(check_error=True) as change:
                 change.add(self._api.lsp_add(switch, port, may_exist=True))
                 change.add(self._api.lsp_set_addresses(port, [addresses]))
@@ -268,12 +303,13 @@ class Northbound:
                     )
                 )
                 change.add(self._api.lsp_set_dhcpv4_options(port, four))
-                change.add(self._api.db_set("Logical_Switch_Port", port, ("dhcpv6_options", six or [])))
+                change.add(self._api.db_set("Logical_Switch_Port", port, ("dhcpv6_options", six)))
                 self._limit_port(switch, port, limits, fresh=fresh)
 
     def _limit_port(self, switch: str, port: str, limits: Limits, *, fresh: bool = False) -> None:
-        """Limit what a port sends and has tracked; 0 takes a limit away. What limits it besides is taken away
-        as well.
+        """Set a port's limits on bandwidth and tracked connections; 0 removes the limit.
+
+        Unless the port is fresh, other QoS rows about it are removed.
         """
         rule = (switch, "from-lport", _QOS_PRIORITY, sent_by(port))
         rates = {"rate": limits.bandwidth // KBIT, "burst": limits.burst // KBIT}
@@ -289,7 +325,7 @@ class Northbound:
             )
 
     def _other_limits(self, switch: str, direction: str, priority: int, match: str) -> Iterator[Any]:
-        """Yield the commands that remove every row about a match but the first one that is as described."""
+        """Yield the commands that remove all QoS rows with a match but the first correct one."""
         columns = ["_uuid", "direction", "priority", "match"]
         rows = self._api.db_list("QoS", columns=columns).execute(check_error=True)
         alike = {row["_uuid"]: (row["direction"], row["priority"]) for row in rows if row["match"] == match}
@@ -326,10 +362,12 @@ class Northbound:
             self._api.ls_del(northbound_rows.row_of(label), if_exists=True).execute(check_error=True)
 
     def sync(self) -> None:
-        """Return when every chassis runs what the database says (``nb_cfg``, as ``ovn-nbctl --wait=hv``).
+        """Wait until every chassis has applied the database.
+
+        The counter is ``nb_cfg``, as with ``ovn-nbctl --wait=hv``.
 
         Raises:
-            ProvisioningError: one does not in time.
+            ProvisioningError: a chassis has not applied it within the timeout.
 
         """
         with _said("cannot ask OVN whether its chassis are up to date"):
@@ -343,7 +381,7 @@ class Northbound:
                     raise TimeoutError(msg)
                 time.sleep(0.2)
 
-    # What follows opens walls on purpose; only breaches use it.
+    # The methods below open walls on purpose; only breaches use them.
 
     def set_security(self, port: str, addresses: list[str]) -> None:
         """Set a port's allowed source addresses; an empty list allows all."""
@@ -352,13 +390,13 @@ class Northbound:
         self.sync()
 
     def set_addresses(self, port: str, addresses: list[str]) -> None:
-        """Set the addresses at which a port is reached; ``unknown`` takes what nobody else is known for."""
+        """Set a port's addresses; ``unknown`` delivers frames for unknown MAC addresses to it."""
         with _said("cannot change a port's addresses"):
             self._api.lsp_set_addresses(port, addresses).execute(check_error=True)
         self.sync()
 
     def set_limits(self, port: str, limits: Limits) -> None:
-        """Set what a port may use, such as more than the topology allows it."""
+        """Set a port's limits, such as higher ones than the topology allows."""
         with _said("cannot change a port's limits"):
             self._limit_port(self._owner(port), port, limits)
         self.sync()
@@ -372,7 +410,7 @@ class Northbound:
         self.sync()
 
     def change_rules(self, switch: str, gone: Iterable[Acl], new: Iterable[Acl]) -> None:
-        """Remove some rules of a switch and add others, all at once."""
+        """Remove some rules of a switch and add others, in one transaction."""
         with _said("cannot change rules"), self._api.transaction(check_error=True) as change:
             for rule in gone:
                 change.add(self._api.acl_del(switch, rule.direction, rule.priority, rule.match))

@@ -1,9 +1,8 @@
-"""Rows of OVN's northbound database as properties of a lab's switches and ports. Pure. No row hides another
-one.
+"""Converts rows of OVN's northbound database into properties of switches and ports.
 
-Names of switches, external ids and matches of rules need not be unique. Of several rows with the same label
-one keeps it, and the others get a label of their own, which no topology asks for: so they are drift, and `up`
-removes them.
+This module is pure. No row hides another one: names of switches, external ids and matches of rules need not
+be unique. Of several rows with the same label, one keeps it and the others get a label of their own. No
+topology asks for those: so they are drift, and `up` removes them.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ OF_PORTS = ("Logical_Switch", "Logical_Switch_Port", "DHCP_Options", "QoS")
 
 
 def sent_by(port: str) -> str:
-    """Return the match of what a port sends."""
+    """Return the OVN match for packets that a port sends."""
     return f'inport == "{port}"'
 
 
@@ -69,7 +68,7 @@ def _acl(row: Row) -> Acl:
 
 
 def _settings(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the options of all rows of DHCP settings, and how many rows there are if it is not one."""
+    """Return the options of all rows of DHCP settings, with the number of rows if above one."""
     found = sorted(f"{name}={value}" for options in rows for name, value in options.items())
     return [*found, f"in {len(rows)} rows"] if len(rows) > 1 else found
 
@@ -112,12 +111,12 @@ def _up(row: Row) -> bool:
 
 
 def _rate(rates: Sequence[int]) -> int | str:
-    """Return the rate that a port is limited to; of several limits the words that say so."""
+    """Return a port's rate limit (bits per second, 0: none), or a text about several limits."""
     return f"{len(rates)} limits: {', '.join(map(str, rates))}" if len(rates) > 1 else sum(rates)
 
 
 def _owners(lab: str, tables: Tables) -> dict[UUID, list[str]]:
-    """Return the labels of the switches that each port is on; one that is not the lab's is called so."""
+    """Return the labels of the switches of each port; the text names foreign ones as such."""
     labels = {row["_uuid"]: label for label, row in _switches(lab, tables)}
     found: dict[UUID, list[str]] = defaultdict(list)
     for row in tables["Logical_Switch"]:
@@ -129,8 +128,9 @@ def _owners(lab: str, tables: Tables) -> dict[UUID, list[str]]:
 def _told_apart(
     rows: Iterable[Row], label: Callable[[Row], str], order: Callable[[Row], Any], name: str
 ) -> list[tuple[str, Row]]:  # fmt: skip
-    """Return rows with labels that differ: of those with the same one, all but the first have a column's
-    value behind it.
+    """Return rows with unique labels.
+
+    Of several rows with one label, the first in the order keeps it. The others get a column's value appended.
     """
     seen: set[str] = set()
     found = []

@@ -1,8 +1,8 @@
-"""A host that does not belong to the fleet, on one of its infrastructure networks: a network namespace inside
-the lab's.
+"""A rogue host: a host on an infrastructure network that does not belong to the fleet.
 
-It lives as long as the block that uses it, and never longer than our own process: its first process ends with
-its input, and the kernel then ends everything in it and removes its interface.
+It is a network namespace inside the lab's, and exists during the block that uses it. It never outlives our
+process: its first process ends with its standard input, and the kernel then kills all processes in the
+namespace and removes its interface.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.drivers.network.bridges import Fabric
 from testbed.errors import InstrumentError, ProvisioningError
-from testbed.model.exposure import Site
+from testbed.model.exposure import InfraEndpoint
 from testbed.model.topology import LabNetwork
 
-ROGUE = "rogue"  # kind of its interface; `plan` neither wants nor misses it
-_LIFE = 900  # seconds
+ROGUE = "rogue"  # kind of its interface; no plan contains this kind
+_LIFE = int(timeouts.ROGUE_LIFE)
 _INTERFACE = "rogue0"
-# A file system of its own below /run, where the probe has its pipe, and the view of its own interfaces below
-# /sys. It takes its IPv6 address without asking whether anybody else has it.
+# Mounts a sysfs that shows its own interfaces, and a tmpfs on /run, where the probe has its pipe. Duplicate
+# address detection is off, so that the IPv6 address can be used at once.
 _PROGRAM = (
     "mount -t sysfs sys /sys && mount -t tmpfs run /run || exit; echo 0 2>/dev/null > "
     "/proc/sys/net/ipv6/conf/default/accept_dad; "
@@ -33,16 +34,21 @@ _PROGRAM = (
 
 @dataclass(frozen=True, slots=True)
 class Rogue:
-    """A rogue host that stands."""
+    """A running rogue host."""
 
-    site: Site
+    site: InfraEndpoint
     pid: int
 
     def run(self, argv: list[str], stdin: bytes = b"", timeout: float = 60) -> bytes:
-        """Run a program there and return what it prints.
+        """Run a program on the rogue host and return its standard output.
+
+        Args:
+            argv: program and arguments.
+            stdin: standard input of the program.
+            timeout: seconds.
 
         Raises:
-            InstrumentError: it fails, or takes longer than so many seconds.
+            InstrumentError: the program fails or does not end in time.
 
         """
         enter = [
@@ -59,13 +65,16 @@ class Rogue:
 
 
 @contextmanager
-def standing(
-    fabric: Fabric, network: LabNetwork, site: Site, routes: Mapping[IPv4Address, IPv4Address]
+def rogue_host(
+    fabric: Fabric, network: LabNetwork, site: InfraEndpoint, routes: Mapping[IPv4Address, IPv4Address]
 ) -> Iterator[Rogue]:
-    """Let a rogue host stand on a network while a block runs.
+    """Run a rogue host on a network during the block.
 
     Args:
-        routes: by address elsewhere, the neighbour that it sends packets for it to.
+        fabric: interfaces of the lab.
+        network: network that the host is attached to.
+        site: name and addresses of the host.
+        routes: gateway on the network for each remote address.
 
     Raises:
         ProvisioningError: the kernel refuses a namespace or an interface.
@@ -85,7 +94,9 @@ def standing(
         "-c",
         _PROGRAM,
     ]
-    with process.held(argv, what=f"no rogue host can stand on {network.plane}", timeout=30) as outer:
+    with process.held(
+        argv, what=f"no rogue host can stand on {network.plane}", timeout=timeouts.ROGUE_HOST
+    ) as outer:
         pid = _only_child(outer)
         fabric.create_rogue(
             f"rogue-{network.plane}"[:15],

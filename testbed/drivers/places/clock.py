@@ -1,6 +1,4 @@
-"""Clocks of machines: one that has stood still, paused or saved, goes on with the time at which it
-stopped.
-"""
+"""Corrects clocks of machines; after a pause or a restore, a clock runs late."""
 
 from __future__ import annotations
 
@@ -12,13 +10,14 @@ from testbed.errors import ProvisioningError
 _TOLERATED = 2.0  # seconds
 
 
-def set_right(host: Host) -> str:
-    """Set a machine's clock if it is wrong; return by how much it was, or the empty string.
+def sync_clock(host: Host) -> str:
+    """Set a machine's clock if it is wrong; return a note with the difference, or "".
 
     Raises:
-        ProvisioningError: it cannot be read or set.
+        ProvisioningError: the clock cannot be read or set.
 
     """
+    # The reading is compared with the middle of the call, and half the call's duration is its uncertainty.
     asked = time.time()
     text = host.must("date +%s.%N").strip()
     answered = time.time()

@@ -12,7 +12,7 @@ from testbed.drivers.network.northbound import Northbound
 from testbed.drivers.places import clock, settings_io
 from testbed.drivers.ssh.client import BOOT, Host
 from testbed.errors import ProvisioningError
-from testbed.model.topology import Plane, Testbed
+from testbed.model.topology import Plane, Topology
 from testbed.plan import ovn_northbound as northbound
 from testbed.plan.diff import Action, Verb
 from testbed.plan.host_config.settings import settings
@@ -23,17 +23,17 @@ _SOCKET = "/run/ovn/ovnnb_db.sock"  # of the northbound database, on the control
 _SERVICES = ("ovn-ovsdb-server-nb", "ovn-ovsdb-server-sb", "ovn-northd")
 
 
-class Central:
+class Controller:
     """The controller."""
 
-    def __init__(self, lab: Testbed, workspace: Workspace, host: Host, slowness: float) -> None:
-        self.lab = lab
-        self.name = lab.controller.name
+    def __init__(self, topology: Topology, workspace: Workspace, host: Host, slowness: float) -> None:
+        self.topology = topology
+        self.name = topology.controller.name
         self.host = host
         self._workspace = workspace
         self._slowness = slowness
         self._northbound: Northbound | None = None
-        self._limits = {nic.port: guest.limits for guest in lab.guests for nic in guest.nics}
+        self._limits = {nic.port: guest.limits for guest in topology.guests for nic in guest.nics}
 
     @property
     def northbound(self) -> Northbound:
@@ -45,8 +45,8 @@ class Central:
     def _connect(self, socket: Path | None = None) -> Northbound:
         folder = self._workspace.pki
         return Northbound(
-            str(self.lab.controller.address(Plane.MANAGEMENT)),
-            self.lab.name,
+            str(self.topology.controller.address(Plane.MANAGEMENT)),
+            self.topology.name,
             key=folder / "client.pem",
             certificate=folder / "client.crt",
             authority=folder / "tls-ca.crt",
@@ -56,16 +56,18 @@ class Central:
 
     @contextmanager
     def _looked_into(self, found: dict[Key, Properties]) -> Iterator[Northbound]:
-        """Yield the northbound database, to be read: by way of ssh and its own socket, where a setting may
-        have cut ours.
+        """Yield a connection to the northbound database, for reading.
+
+        If a setting differs from the plan, it may have cut our TLS connection. Then a connection over ssh to
+        the database's UNIX socket is used.
 
         Args:
-            found: the controller's settings.
+            found: live settings of the controller.
 
         """
         wanted = {
             Key(self.name, Kind.SETTING, item.name): {"value": item.value}
-            for item in settings(self.lab, self.lab.controller)
+            for item in settings(self.topology, self.topology.controller)
         }
         if found == wanted:
             yield self.northbound
@@ -79,19 +81,20 @@ class Central:
             northbound.close()
 
     def wait(self) -> None:
-        """Return when the controller accepts our login."""
+        """Wait until the controller accepts our login."""
         self.host.wait(BOOT * self._slowness)
 
     def recover(self) -> list[str]:
-        """Wait for what an earlier session left running, set the clock, start OVN's parts that do not run,
-        and tell what was done.
+        """Set the clock, start OVN's stopped services and return a note for each change.
+
+        Commands that an earlier session left running are awaited first.
 
         Raises:
-            ProvisioningError: one does not start.
+            ProvisioningError: a service does not start.
 
         """
         self.host.await_orphans()
-        told, stopped = clock.set_right(self.host), self._stopped()
+        told, stopped = clock.sync_clock(self.host), self._stopped()
         if stopped:
             self.host.must(f"systemctl reset-failed {' '.join(stopped)}; systemctl start {' '.join(stopped)}")
         return [*([told] if told else []), *(f"restarted {name}, which did not run" for name in stopped)]
@@ -122,13 +125,15 @@ class Central:
                 "run `testbed up`, which starts them again",
             )
             raise ProvisioningError("OVN's switches cannot be observed", fact=fact, remedy=remedy)
-        found, _ = settings_io.observe(self.host, self.name, settings(self.lab, self.lab.controller))
+        found, _ = settings_io.observe(
+            self.host, self.name, settings(self.topology, self.topology.controller)
+        )
         with self._looked_into(found) as database:
             for label, properties in database.switches().items():
                 found[Key(self.name, Kind.SWITCH, label)] = properties
             for label, properties in database.ports().items():
                 found[Key(self.name, Kind.PORT, label)] = properties
-            strays = northbound.strays(database.tables(), self.lab.name)
+            strays = northbound.strays(database.tables(), self.topology.name)
         found[Key(self.name, Kind.DATABASE, northbound.NAME)] = dict(northbound.told(strays))
         return found
 
@@ -136,16 +141,16 @@ class Central:
         """Carry out one action."""
         key = action.key
         if key.kind is Kind.SETTING:
-            settings_io.repair_setting(self.host, settings(self.lab, self.lab.controller), key.name)
+            settings_io.repair_setting(self.host, settings(self.topology, self.topology.controller), key.name)
         elif key.kind is Kind.DATABASE:
             tables = self.northbound.tables()
-            self.northbound.remove(northbound.strays(tables, self.lab.name), tables)
+            self.northbound.remove(northbound.strays(tables, self.topology.name), tables)
         elif key.kind is Kind.SWITCH and action.resource is None:
             self.northbound.delete_switch(key.name)
         elif key.kind is Kind.SWITCH:
             tenant, _, name = key.name.partition("/")
-            network = self.lab.tenant(tenant).network(name)
-            self.northbound.set_switch(network, acls(self.lab.tenant(tenant), network))
+            network = self.topology.tenant(tenant).network(name)
+            self.northbound.set_switch(network, acls(self.topology.tenant(tenant), network))
         elif key.kind is Kind.PORT and action.resource is None:
             found = self.northbound.ports().get(key.name)
             if found is not None:
@@ -162,7 +167,7 @@ class Central:
             )
 
     def close(self) -> None:
-        """End the connections; they are opened anew on the next use."""
+        """Close the connections; they are opened again on the next use."""
         if self._northbound is not None:
             self._northbound.close()
             self._northbound = None
@@ -170,6 +175,6 @@ class Central:
 
 
 def write_client(workspace: Workspace, key: bytes, certificate: bytes) -> None:
-    """Store our own TLS identity, by which OVN's northbound database knows us."""
+    """Store the TLS key and certificate with which we log in to OVN's northbound database."""
     write_secret(workspace.pki / "client.pem", key)
     write_secret(workspace.pki / "client.crt", certificate)

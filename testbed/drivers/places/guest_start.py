@@ -1,5 +1,6 @@
-"""How a node's guests are started: from the memory that the node keeps, or by a boot; watched, and repeated
-once if it is dead.
+"""Starts a node's guests: from the memory that the node keeps, or by a boot.
+
+A boot that fails is repeated once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.drivers.snapshots import guest_memory
 from testbed.drivers.ssh.client import Host
 from testbed.errors import InstrumentError, ProvisioningError
-from testbed.model.topology import Guest, Testbed
+from testbed.model.topology import Guest, Topology
 from testbed.plan import policing
 from testbed.plan.libvirt_xml.guest import SAVED_VOLUME, guest_xml, is_usual
 from testbed.plan.resources import Properties
@@ -22,26 +23,28 @@ from testbed.plan.resources import Properties
 _LOOK = 0.5  # seconds between looks at whether a guest has its addresses
 
 
-class Starter:
+class GuestStarter:
     """Starts guests on one node.
 
     Args:
-        hypervisor: the node's, as it is at the time.
-        renew: makes a guest's root disk anew.
-        patience: seconds that a guest may take until it is ready.
+        topology: topology of the lab.
+        host: ssh connection to the node.
+        hypervisor: returns the node's present libvirt connection.
+        renew: makes a new root disk for a guest.
+        patience: seconds until a guest must be ready.
 
     """
 
     def __init__(
         self,
-        lab: Testbed,
+        topology: Topology,
         host: Host,
         hypervisor: Callable[[], Hypervisor],
         renew: Callable[[Guest], None],
         patience: float,
     ) -> None:
         self.retried: list[str] = []
-        self._lab = lab
+        self._topology = topology
         self._host = host
         self._hypervisor = hypervisor
         self._renew = renew
@@ -50,37 +53,44 @@ class Starter:
         self._header: bytes | None = None
 
     def start(self, guest: Guest, properties: Properties, *, blank: bool) -> None:
-        """Start a guest, limited from its first frame on, and return when its agent answers and it has its
-        addresses.
+        """Start a guest and wait until its agent answers and it has its addresses.
+
+        Its packet limits are in force before its first frame.
 
         Args:
-            properties: what it is made from, for its mark.
-            blank: its root disk is what it was when the memory that the node keeps was saved.
+            guest: the guest.
+            properties: properties of its resource, for its mark.
+            blank: whether its root disk is in the state that belongs to the memory that the node keeps.
 
         Raises:
-            ProvisioningError: the second start is dead as well.
+            ProvisioningError: the second boot fails as well.
 
         """
         if not (blank and self._woken(guest, properties)):
-            self._boot(guest, guest_xml(self._lab, guest, properties))
+            self._boot(guest, guest_xml(self._topology, guest, properties))
 
     def keeps(self, guest: Guest) -> bool:
-        """Tell whether the node keeps memory from which a guest can start."""
+        """Return whether the node keeps memory from which a guest can start."""
         return is_usual(guest) and bool(self._kept())
 
     def _kept(self) -> bytes:
-        """Return the header of the memory that the node keeps, if it keeps any; it is read once."""
+        """Return the header of the memory that the node keeps, or b""; it is read once."""
         with self._lock:
             if self._header is None:
                 self._header = guest_memory.saved_header(self._host)
             return self._header
 
     def _woken(self, guest: Guest, properties: Properties) -> bool:
-        """Start a guest from the memory that the node keeps; tell whether it worked."""
+        """Start a guest from the memory that the node keeps and return whether this worked.
+
+        After a failure the guest has a new root disk, for a boot.
+        """
         try:
             self._wake(
                 guest,
-                guest_memory.headed(self._kept(), guest_xml(self._lab, guest, properties, waiting=True)),
+                guest_memory.memory_header(
+                    self._kept(), guest_xml(self._topology, guest, properties, waiting=True)
+                ),
             )
         except (InstrumentError, ProvisioningError):
             self.retried.append(guest.label)
@@ -90,7 +100,7 @@ class Starter:
         return True
 
     def _wake(self, guest: Guest, head: bytes) -> None:
-        hypervisor, path = self._hypervisor(), guest_memory.lay_out(self._host, guest, head)
+        hypervisor, path = self._hypervisor(), guest_memory.place_memory(self._host, guest, head)
         ask = partial(hypervisor.agent, guest.domain)
         try:
             hypervisor.restore(path)
@@ -101,13 +111,13 @@ class Starter:
         for volume in guest.volumes:
             if volume.size != SAVED_VOLUME:
                 hypervisor.resize_disk(guest.domain, "vdb", volume.size)
-        guest_memory.tell(ask, guest)
+        guest_memory.send_identity(ask, guest)
         self._wait(guest)
         guest_memory.require_identity(ask, guest)
         hypervisor.entitle(guest.domain, "")
 
     def _boot(self, guest: Guest, xml: str) -> None:
-        """Boot a guest; a dead start is repeated once, and counted."""
+        """Boot a guest; a failed boot is repeated once and recorded in `retried`."""
         for attempt in (1, 2):
             self._hypervisor().create(xml, paused=True)
             self._let_go(guest)
@@ -125,15 +135,15 @@ class Starter:
                 return
 
     def _let_go(self, guest: Guest) -> None:
-        """Limit what a guest may send while it stands still, and let it run."""
+        """Set the packet limits of a paused guest, then resume it."""
         self._host.must(policing.limit([nic.tap for nic in guest.nics], guest.limits.packets))
         self._hypervisor().resume(guest.domain)
 
     def _wait(self, guest: Guest) -> None:
-        """Return when the guest's agent answers and every interface has its address.
+        """Wait until the guest's agent answers and every interface has its addresses.
 
         Raises:
-            InstrumentError: it does not in time.
+            InstrumentError: the guest is not ready in time.
 
         """
         end = time.monotonic() + self._patience
@@ -158,8 +168,11 @@ class Starter:
 
 
 def addressed(interfaces: Any) -> set[str]:  # noqa: ANN401 - a guest's answer may be anything
-    """Return MAC address and family of interfaces with an address that is not link-local, from an untrusted
-    answer.
+    """Return MAC address and family of each address that is not link-local.
+
+    Args:
+        interfaces: untrusted answer of a guest's agent.
+
     """
     found = set()
     for item in interfaces if isinstance(interfaces, list) else []:

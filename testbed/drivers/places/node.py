@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from testbed import timeouts
 from testbed.drivers.hypervisor.connection import Domain, Hypervisor
 from testbed.drivers.places import clock, settings_io
-from testbed.drivers.places.guest_start import Starter
+from testbed.drivers.places.guest_start import GuestStarter
 from testbed.drivers.snapshots import guest_memory
 from testbed.drivers.ssh.client import BOOT, Host
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.environment import Environment
-from testbed.model.topology import IMAGES, POOLS, Guest, Machine, Testbed
+from testbed.model.topology import IMAGES, POOLS, Guest, Machine, Topology
 from testbed.plan import policing
 from testbed.plan.diff import Action, Verb
 from testbed.plan.host_config.settings import FILTERS, SOCKETS, settings
@@ -26,13 +27,11 @@ from testbed.plan.libvirt_xml.machine import waits
 from testbed.plan.resources import Key, Kind, Properties
 from testbed.topology_file.schema import GIB
 
-_GUEST = 45.0  # seconds that a guest may take until it is ready, alone on a machine with KVM
-_PING = 10  # seconds
+_GUEST = timeouts.GUEST_BOOT
+_PING = int(timeouts.GUEST_PING)
 _SIDE_BY_SIDE = 4
 _ROOT_SIZE = 2 * GIB
-_FILES = (
-    f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%m %U %n %s %P\\0'"  # a name may have spaces and lines
-)
+_FILES = f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%m %U %n %s %P\\0'"  # names may contain newlines
 _FOLDERS = f"cd {POOLS} && getfacl -pn -- */"
 
 
@@ -40,25 +39,25 @@ class Node:
     """One node."""
 
     def __init__(
-        self, lab: Testbed, machine: Machine, host: Host, socket: Path, environment: Environment
+        self, topology: Topology, machine: Machine, host: Host, socket: Path, environment: Environment
     ) -> None:
-        self.lab = lab
+        self.topology = topology
         self.machine = machine
         self.name = machine.name
         self.host = host
-        self._blank: set[str] = set()  # paths of root disks that wait for saved memory
+        self._blank: set[str] = set()  # root disks copied for saved memory, not started yet
         self._socket, self._uri = socket, f"qemu+unix:///system?socket={socket}"
         self._slowness = environment.slowness
-        # Guests that start side by side share the node's CPUs.
-        sharing = max(1.0, len(lab.guests_on(machine.name)) / environment.vcpus(machine.vcpus))
+        # Guests that start at the same time share the node's CPUs.
+        sharing = max(1.0, len(topology.guests_on(machine.name)) / environment.vcpus(machine.vcpus))
         patience = _GUEST * environment.slowness * (1 + (sharing - 1) / 2)
-        self._starter = Starter(lab, host, lambda: self.hypervisor, self._renew, patience)
+        self._starter = GuestStarter(topology, host, lambda: self.hypervisor, self._renew, patience)
         self._hypervisor: Hypervisor | None = None
         self._lock = threading.Lock()
 
     @property
     def retried(self) -> list[str]:
-        """Guests whose first start was dead, in this process."""
+        """Labels of guests whose first start failed, in this process."""
         return self._starter.retried
 
     @property
@@ -71,24 +70,24 @@ class Node:
             return self._hypervisor
 
     def reconnect(self) -> None:
-        """Open the node's libvirt anew; a connection does not outlive a boot of the node."""
+        """Reopen the connection to the node's libvirt, which does not survive a boot of the node."""
         with self._lock:
             if self._hypervisor is not None:
                 self._hypervisor.close()
                 self._hypervisor = Hypervisor(self._uri, cut=self.host.cut)
 
     def agent(self, name: str, command: str, arguments: dict[str, object], timeout: int) -> dict[str, Any]:
-        """Pass a command to a guest's agent by the connection that there is now: see `Hypervisor.agent`.
+        """Send a command to a guest's agent over the present connection: see `Hypervisor.agent`.
 
-        Whoever keeps a way to a guest keeps this: a hypervisor's own does not outlive a boot of the node.
+        Long-lived clients of an agent keep this method. A `Hypervisor` does not survive a boot of the node.
         """
         return self.hypervisor.agent(name, command, arguments, timeout)
 
     def wait(self) -> None:
-        """Return when the node accepts our login, and has started what it starts at boot.
+        """Wait until the node accepts our login and systemd has finished the boot.
 
         Raises:
-            ProvisioningError: it does not in time.
+            ProvisioningError: the node does not accept our login in time.
 
         """
         self.host.wait(BOOT * self._slowness)
@@ -96,29 +95,29 @@ class Node:
         self.host.sudo(f"timeout {seconds} systemctl is-system-running --wait", timeout=seconds + 60)
 
     def recover(self) -> tuple[str, ...]:
-        """Wait for what an earlier session left running, and set the clocks of a node that has stood still,
-        and of its guests.
+        """Set the clocks of a node and its guests after a pause; return a note if one was set.
 
-        Its services are among its settings.
+        Commands that an earlier session left running are awaited first. The node's services are not started
+        here: they are among its settings.
         """
         self.host.await_orphans()
-        told = clock.set_right(self.host)
+        told = clock.sync_clock(self.host)
         if told:
-            for guest in self.lab.guests_on(self.name):
-                with suppress(InstrumentError):  # one that does not answer is found when it is looked at
+            for guest in self.topology.guests_on(self.name):
+                with suppress(InstrumentError):  # `observe` reports a guest that does not answer
                     self.hypervisor.agent(guest.domain, "guest-set-time", {"time": time.time_ns()}, _PING)
         return (told,) if told else ()
 
     def observe(self) -> dict[Key, Properties]:
-        """Return what this lab has on the node, and the root partition's settings."""
+        """Return this lab's resources on the node, and the root partition's settings."""
         found, printed = settings_io.observe(
-            self.host, self.name, settings(self.lab, self.machine), (_FILES, _FOLDERS, FILTERS)
+            self.host, self.name, settings(self.topology, self.machine), (_FILES, _FOLDERS, FILTERS)
         )
         files, folders, filters = printed
         found.update(self._pools(folders))
         found.update(self._volumes(files))
-        found.update(policing.observed(self.name, self.lab.guests_on(self.name), filters))
-        guests = list(self.hypervisor.owned(self.lab.name))
+        found.update(policing.observed(self.name, self.topology.guests_on(self.name), filters))
+        guests = list(self.hypervisor.owned(self.topology.name))
         with ThreadPoolExecutor(max_workers=_SIDE_BY_SIDE) as pool:
             states = list(pool.map(lambda guest: self._state(guest[0]), guests))
         for (domain, label, properties), state in zip(guests, states, strict=True):
@@ -126,10 +125,10 @@ class Node:
         return found
 
     def _state(self, domain: Domain) -> str:
-        """Return a guest's state.
+        """Return a guest's state: libvirt's, "waiting" or "silent".
 
-        One whose start from saved memory was cut short waits, and is nobody. One that runs and whose agent
-        does not answer is silent: nobody can look into it.
+        A guest is "waiting" if its start from saved memory was interrupted: it has no identity. It is
+        "silent" if it runs and its agent does not answer: checks cannot observe it.
         """
         if waits(domain.xml):
             return "waiting"
@@ -141,11 +140,14 @@ class Node:
         return domain.state
 
     def console(self, guest: Guest, octets: int) -> bytes:
-        """Return the last octets that a guest has written to its serial console since it was started;
-        untrusted.
+        """Return the end of a guest's serial console since its start; untrusted.
+
+        Args:
+            guest: the guest.
+            octets: maximum length.
 
         Raises:
-            InstrumentError: the node cannot be asked.
+            InstrumentError: the node does not answer.
 
         """
         return self.host.sudo(f"tail -c {octets} {guest.console} 2>/dev/null || true").stdout
@@ -188,7 +190,7 @@ class Node:
         """Carry out one action."""
         key = action.key
         if key.kind is Kind.SETTING:
-            settings_io.repair_setting(self.host, settings(self.lab, self.machine), key.name)
+            settings_io.repair_setting(self.host, settings(self.topology, self.machine), key.name)
         elif key.kind is Kind.POOL:
             self._pool(action)
         elif key.kind is Kind.VOLUME:
@@ -196,7 +198,7 @@ class Node:
         elif key.kind is Kind.LIMIT:
             if (
                 action.verb is not Verb.CREATE
-            ):  # an interface that was not there has come with its guest, limited from its first frame on
+            ):  # a new interface has come with its guest, whose start has set the limit
                 self._limit(key.name)
         elif action.resource is None:
             tenant, _, name = key.name.partition("/")
@@ -210,11 +212,11 @@ class Node:
         label, _, network = name.rpartition("/")
         guest = self._guest(label)
         taps = [nic.tap for nic in guest.nics if nic.network == network]
-        # What the switch believes to be in force already, it does not put into force again.
+        # Setting 0 first forces a change: the switch ignores a value that it has recorded already.
         self.host.must(f"{policing.limit(taps, 0)} && {policing.limit(taps, guest.limits.packets)}")
 
     def _guest(self, label: str) -> Guest:
-        return next(guest for guest in self.lab.guests if guest.label == label)
+        return next(guest for guest in self.topology.guests if guest.label == label)
 
     def _pool(self, action: Action) -> None:
         folder = f"{POOLS}/{action.key.name}"
@@ -244,13 +246,14 @@ class Node:
         self.host.must(f"chown {owner}:{owner} {path} && chmod {wanted['mode']} {path}{grow}")
 
     def _create_volume(self, pool: str, file: str, size: int, owner: int) -> None:
-        """Make a volume that has never been there; the root disk of a guest that can start from saved memory
-        is what it was then.
+        """Make a new volume.
+
+        The root disk of a guest that can start from saved memory is a copy of the disk saved with it.
         """
         guest = next(
             (
                 guest
-                for guest in self.lab.guests_on(self.name)
+                for guest in self.topology.guests_on(self.name)
                 if (guest.tenant, guest.root_file) == (pool, file)
             ),
             None,
@@ -262,7 +265,7 @@ class Node:
             self._make_volume(pool, file, size, owner)
 
     def _make_volume(self, pool: str, file: str, size: int, owner: int) -> None:
-        """Make a raw volume of so many bytes or, for none, a root overlay on the base image."""
+        """Make a raw volume of a size (bytes) or, for size 0, a root overlay on the base image."""
         self.hypervisor.ensure_pool(pool, f"{POOLS}/{pool}")
         backing = None if size else f"{IMAGES}/guest/root.raw"
         self.hypervisor.create_volume(pool, file, size=size or _ROOT_SIZE, owner=owner, backing=backing)
@@ -278,7 +281,7 @@ class Node:
         self._starter.start(guest, action.resource.properties, blank=blank)
 
     def _renew(self, guest: Guest) -> None:
-        """Make a guest's root disk anew, for a boot."""
+        """Replace a guest's root disk by a new one, for a boot."""
         self._remove_file(guest.root_disk)
         self._make_volume(guest.tenant, guest.root_file, 0, guest.uid)
 
@@ -286,7 +289,7 @@ class Node:
         self.host.must(f"rm -f -- {shlex.quote(path)}")
 
     def close(self) -> None:
-        """End the connections; they are opened anew on the next use."""
+        """Close the connections; they are opened again on the next use."""
         if self._hypervisor is not None:
             self._hypervisor.close()
             self._hypervisor = None
@@ -295,7 +298,7 @@ class Node:
 
 
 def _live(domain: Domain) -> Properties:
-    """Return the properties that the running domain shows, whatever its metadata claims."""
+    """Return worker and confinement from the live XML of a domain, not from its metadata."""
     root = ET.fromstring(domain.xml)
     labels = {label.get("model"): label for label in root.findall("seclabel")}
     worker = labels["dac"].findtext("label", "") if "dac" in labels else ""

@@ -1,4 +1,4 @@
-"""The outer machine as a place: bridges, taps, and the virtual machines that stand in for hosts."""
+"""The outer machine as a place: bridges, taps and the virtual machines of the lab."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from uuid import uuid4
 
+from testbed import timeouts
 from testbed.drivers.host.content_store import take_back
 from testbed.drivers.host.private_files import write_secret
 from testbed.drivers.host.workspace import Workspace
@@ -20,12 +21,12 @@ from testbed.drivers.network.bridges import Fabric
 from testbed.drivers.network.rogue_host import ROGUE
 from testbed.drivers.pki import Authority
 from testbed.drivers.snapshots.capture import AWAKE, wait_for_line
-from testbed.drivers.snapshots.checkpoint import Checkpoint, Kept
-from testbed.drivers.snapshots.machine_memory import Saved, base_disks, images_under, make_overlay
+from testbed.drivers.snapshots.checkpoint import Checkpoint, CheckpointMachine
+from testbed.drivers.snapshots.machine_memory import MemorySnapshot, base_disks, images_under, make_overlay
 from testbed.engine.place import Progress
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.model.environment import Environment
-from testbed.model.topology import Machine, Testbed
+from testbed.model.topology import Machine, Topology
 from testbed.plan.diff import Action, Verb
 from testbed.plan.host_config.identity import MachineKeys, identity_files, pack
 from testbed.plan.libvirt_xml.machine import (
@@ -39,23 +40,23 @@ from testbed.plan.libvirt_xml.machine import (
 )
 from testbed.plan.resources import OUTER, Key, Kind, Properties
 
-_WAKING = 15.0  # seconds for each step of starting from saved memory, stretched by slowness
+_WAKING = timeouts.MEMORY_START
 
 
 @dataclass(frozen=True)
-class Outer:
-    """The outer machine, inside the lab's namespaces. What machines are made from is verified when the first
-    one is.
+class OuterHost:
+    """The outer machine, inside the lab's namespaces.
+
+    Images and saved memory are verified once, before the first machine starts from them.
 
     Args:
-        progress: is told of machines that boot against expectation, with the reason.
-        memories: what machines start from, or why there is nothing that they can start from; machines of
-            other hardware boot.
-        checkpoint: where machines go on, in a lab that is started as a whole.
+        progress: receives a line for each machine that cannot start as planned, with the reason.
+        memories: saved memory by hardware, or the reason why there is none; machines of other hardware boot.
+        checkpoint: checkpoint from which the whole lab starts, or None.
 
     """
 
-    lab: Testbed
+    topology: Topology
     workspace: Workspace
     environment: Environment
     images: Mapping[str, Image]
@@ -63,17 +64,17 @@ class Outer:
     fabric: Fabric
     progress: Progress
     outside: Outside | None = None
-    memories: Mapping[Hardware, Saved | str] = field(default_factory=dict)
+    memories: Mapping[Hardware, MemorySnapshot | str] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
     name: str = OUTER
     _verified: set[Path] = field(default_factory=set)
     _verifying: threading.Lock = field(default_factory=threading.Lock)
 
     def wait(self) -> None:
-        """The outer machine is always there."""
+        """Do nothing: the outer machine always runs."""
 
     def recover(self) -> tuple[str, ...]:
-        """Nothing: what the outer machine runs for the lab are resources."""
+        """Do nothing: bridges, taps and machines are resources, and plans repair them."""
         return ()
 
     def observe(self) -> dict[Key, Properties]:
@@ -87,7 +88,7 @@ class Outer:
             if kind == Kind.NETWORK:
                 properties = {"bridge": link.name, "address": " ".join(link.addresses)}
             found[Key(OUTER, Kind(kind), name)] = properties if link.up else {**properties, "link": "down"}
-        for domain, machine, made in self.hypervisor.owned(self.lab.name):
+        for domain, machine, made in self.hypervisor.owned(self.topology.name):
             found[Key(OUTER, Kind.MACHINE, machine)] = {**made, "state": _state(domain, made)}  # type: ignore[dict-item]
         return found
 
@@ -107,10 +108,10 @@ class Outer:
                 str(properties["interface"]), f"{kind}={name}", str(properties["bridge"]), network
             )
         elif action.verb is Verb.RESUME:
-            self.hypervisor.resume(self.lab.machine(name).domain(self.lab.name))
+            self.hypervisor.resume(self.topology.machine(name).domain(self.topology.name))
         else:
-            self.hypervisor.destroy(self.lab.machine(name).domain(self.lab.name))
-            self._start(self.lab.machine(name), action.resource.properties)
+            self.hypervisor.destroy(self.topology.machine(name).domain(self.topology.name))
+            self._start(self.topology.machine(name), action.resource.properties)
 
     def _bridge(self, action: Action) -> None:
         assert action.resource is not None
@@ -126,14 +127,17 @@ class Outer:
 
     def _remove(self, key: Key) -> None:
         if key.kind is Kind.MACHINE:
-            destroy_machines(self.hypervisor, self.lab.name, key.name)
+            destroy_machines(self.hypervisor, self.topology.name, key.name)
             return
         for link in self.fabric.links():
             if link.resource == f"{key.kind}={key.name}":
                 self.fabric.delete(link.name)
 
     def _start(self, machine: Machine, properties: Properties) -> None:
-        """Let a machine go on, or start it from saved memory, or boot it: whatever comes first and works."""
+        """Start a machine from the checkpoint, from saved memory or by a boot.
+
+        The first way that is possible and works is used.
+        """
         for image in images_under(self.images, machine.role):
             self._verify(image)
         if self.checkpoint:
@@ -141,32 +145,32 @@ class Outer:
                 self._continue(machine, self.checkpoint.machine(machine.name))
                 return
             except TestbedError as error:
-                self.hypervisor.destroy(machine.domain(self.lab.name))
+                self.hypervisor.destroy(machine.domain(self.topology.name))
                 self.progress(
                     f"{machine.name} does not go on from {self.checkpoint.name}: {error.what}: {error.fact}"
                 )
         self.issue_identity(machine, self.workspace.machine(machine.name))
         saved = self.memories.get(Hardware.of(machine, self.environment))
-        if isinstance(saved, Saved):
+        if isinstance(saved, MemorySnapshot):
             try:
                 self._wake(machine, properties, saved)
                 return
             except TestbedError as error:
-                self.hypervisor.destroy(machine.domain(self.lab.name))
+                self.hypervisor.destroy(machine.domain(self.topology.name))
                 saved = f"{error.what}: {error.fact}"
         if saved is not None:
             self.progress(f"{machine.name} boots instead of starting from saved memory: {saved}")
         files = self._files(machine, base_disks(self.images, machine.role))
-        self.hypervisor.create(machine_xml(self.lab, machine, self.environment, files, properties))
+        self.hypervisor.create(machine_xml(self.topology, machine, self.environment, files, properties))
 
-    def _continue(self, machine: Machine, kept: Kept) -> None:
-        """Let a machine of a checkpoint go on where it was saved.
+    def _continue(self, machine: Machine, kept: CheckpointMachine) -> None:
+        """Start a machine from its state in a checkpoint.
 
         Raises:
-            ProvisioningError: it is not what was saved, or does not start.
+            ProvisioningError: a saved file has changed, or the machine does not start.
 
         """
-        name = machine.domain(self.lab.name)
+        name = machine.domain(self.topology.name)
         kept.verify()
         kept.unpack(self.workspace.machine(machine.name), self.workspace.account)
         self.hypervisor.create(resumed_xml(kept.xml, str(uuid4())), paused=True)
@@ -175,7 +179,7 @@ class Outer:
         self.hypervisor.resume(name)
 
     def _files(self, machine: Machine, bases: Sequence[Path]) -> MachineFiles:
-        """Make a machine's overlays and console anew, and return the paths of all its files."""
+        """Make new overlays and a new console for a machine; return the paths of all its files."""
         folder, image = self.workspace.machine(machine.name), self.images[machine.role]
         overlays = [
             make_overlay(base, folder / f"vd{letter}.qcow2")
@@ -195,19 +199,21 @@ class Outer:
             direct=self.outside is not None,
         )
 
-    def _wake(self, machine: Machine, properties: Properties, saved: Saved) -> None:
-        """Start a machine from saved memory, and return when it has taken its identity.
+    def _wake(self, machine: Machine, properties: Properties, saved: MemorySnapshot) -> None:
+        """Start a machine from saved memory and wait until it has applied its identity.
 
         Raises:
-            ImageError: the saved memory is not what was saved.
-            ProvisioningError: it does not start.
+            ImageError: a saved file has changed.
+            ProvisioningError: the machine does not start.
 
         """
         self._verify(saved)
         saved.use()
         files = self._files(machine, saved.disks)
-        name, patience = machine.domain(self.lab.name), _WAKING * self.environment.slowness
-        xml = machine_xml(self.lab, machine, self.environment, files, properties, generation=str(uuid4()))
+        name, patience = machine.domain(self.topology.name), _WAKING * self.environment.slowness
+        xml = machine_xml(
+            self.topology, machine, self.environment, files, properties, generation=str(uuid4())
+        )
         self.hypervisor.create(xml, paused=True)
         self.hypervisor.monitor(name).load_memory(saved.memory, patience)
         for nic in machine.nics:
@@ -215,8 +221,8 @@ class Outer:
         self.hypervisor.resume(name)
         wait_for_line(Path(files.console), AWAKE, patience, lambda: self.hypervisor.runs(name))
 
-    def _verify(self, kept: Image | Saved) -> None:
-        """Verify an image or a saved memory, unless that has been done."""
+    def _verify(self, kept: Image | MemorySnapshot) -> None:
+        """Verify an image or a saved memory, once in this process."""
         with self._verifying:
             if kept.folder not in self._verified:
                 take_back(kept.folder)
@@ -224,7 +230,7 @@ class Outer:
                 self._verified.add(kept.folder)
 
     def issue_identity(self, machine: Machine, folder: Path) -> None:
-        """Write a machine's identity archive, with fresh keys, and the host key we shall expect of it."""
+        """Write a machine's identity archive with new keys, and the host key that we will expect."""
         authority = Authority(self.workspace.pki)
         now = datetime.now(UTC)
         host = authority.host(machine.name, [nic.address for nic in machine.nics], now=now)
@@ -238,13 +244,15 @@ class Outer:
             authority.tls_ca,
             authority.administrators_ca,
         )
-        write_secret(folder / "identity.tar", pack(identity_files(self.lab, machine, keys)))
+        write_secret(folder / "identity.tar", pack(identity_files(self.topology, machine, keys)))
         write_secret(folder / "host_key.pub", host.public_key.encode())
 
 
 def _state(domain: Domain, made: Mapping[str, object]) -> str:
-    """Return a machine's state; one whose start from saved memory was cut short waits, or lacks interfaces,
-    and nothing revives it.
+    """Return a machine's state: libvirt's, or a state of an interrupted start.
+
+    A machine whose start from saved memory was interrupted waits for its memory or lacks interfaces. It
+    cannot be resumed.
     """
     if waits(domain.xml):
         return "waiting for its memory"
@@ -257,7 +265,12 @@ def _state(domain: Domain, made: Mapping[str, object]) -> str:
 
 
 def destroy_machines(hypervisor: Hypervisor, lab: str, name: str = "") -> None:
-    """Stop a lab's machine, or all of them; they are known by their mark.
+    """Stop a lab's machines, found by their mark.
+
+    Args:
+        hypervisor: libvirt that runs them.
+        lab: name of the lab.
+        name: name of the one machine to stop; all by default.
 
     Raises:
         ProvisioningError: libvirt refuses.

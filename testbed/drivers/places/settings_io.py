@@ -1,4 +1,4 @@
-"""Settings of a machine, all observed by one command over ssh."""
+"""Reads and repairs settings of a machine; one command over ssh reads all of them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,21 @@ _LIMIT = 4000
 
 
 def read_all(host: Host, commands: Iterable[str], timeout: float = 180) -> dict[str, str]:
-    """Run shell commands as root, in one go and each of them once, and return what each printed, stripped.
+    """Run shell commands as root in one call; return each one's output, stripped.
+
+    A command that is listed twice runs once.
+
+    Args:
+        host: the machine.
+        commands: shell commands.
+        timeout: seconds for all of them.
 
     Raises:
-        ProvisioningError: the machine does not answer, or not to every command.
+        ProvisioningError: the machine does not answer, or a command's output is missing.
 
     """
+    # A random token separates the outputs: a file on the machine cannot contain it and fake a separator. Each
+    # command runs in a subshell, so that `cd` or `exit` does not affect the next one.
     token = secrets.token_hex(8)
     each = list(dict.fromkeys(commands))
     lines = [f"printf '\\n{token}\\n'\n( {command}\n ) 2>&1" for command in each]
@@ -33,7 +42,13 @@ def read_all(host: Host, commands: Iterable[str], timeout: float = 180) -> dict[
 def observe(
     host: Host, place: str, wanted: Sequence[Setting], others: Sequence[str] = ()
 ) -> tuple[dict[Key, Properties], list[str]]:
-    """Return the live value of every setting, and what other commands printed.
+    """Return the live value of every setting, and the output of other commands.
+
+    Args:
+        host: the machine.
+        place: name of the place, for the keys.
+        wanted: settings to read.
+        others: further shell commands.
 
     Raises:
         ProvisioningError: the machine does not answer.

@@ -1,7 +1,7 @@
-"""Boots a machine that has no identity, and saves it; runs as a program of its own, in namespaces of its own.
+"""Boots a machine that has no identity and saves its memory.
 
-``python -m testbed.drivers.snapshots.capture JOB`` is the first process of a process namespace: when it ends,
-everything that it started is gone.
+This runs as a program, in namespaces of its own. ``python -m testbed.drivers.snapshots.capture JOB`` is the
+first process of a process namespace: when it ends, the kernel kills all processes that it started.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import process
 from testbed.drivers.host.accounts import freezer
 from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.plan.libvirt_xml.machine import ANONYMOUS
 
-CAN_BE_SAVED = "testbed: memory can be saved"  # both are said by playbooks/roles/base/files/adopt.py
+CAN_BE_SAVED = "testbed: memory can be saved"  # playbooks/roles/base/files/adopt.py prints both
 AWAKE = "testbed: identity taken"
 _FAILED = "testbed: failed:"
 _SAVE = 120.0
@@ -30,15 +31,15 @@ _TAIL = 600
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class CaptureJob:
     """A machine to save; all paths absolute.
 
     Args:
-        xml: its domain.
-        files: what the emulator must be able to write.
+        xml: description of its domain.
+        files: files that the emulator must be able to write.
         console: file that receives its serial console.
         memory: file to write; must not exist.
-        patience: seconds that the boot may take.
+        patience: seconds until the machine must be ready to be saved.
 
     """
 
@@ -50,14 +51,16 @@ class Job:
 
 
 def wait_for_line(console: Path, line: str, timeout: float, running: Callable[[], bool]) -> None:
-    """Return when a serial console has shown a line.
+    """Wait until a machine has printed a line on its serial console.
 
     Args:
+        console: file that receives the console's output.
+        line: text to wait for.
         timeout: seconds.
-        running: tells whether the machine still runs.
+        running: returns whether the machine still runs.
 
     Raises:
-        ProvisioningError: it does not in time, or the machine ends.
+        ProvisioningError: the line does not come in time, the machine reports a failure, or it ends.
 
     """
     end = time.monotonic() + timeout
@@ -77,11 +80,12 @@ def wait_for_line(console: Path, line: str, timeout: float, running: Callable[[]
         )
 
 
-def freeze(job: Job, state: Path) -> None:
-    """Boot, wait until the machine waits for its identity, and save it.
+def freeze(job: CaptureJob, state: Path) -> None:
+    """Boot a machine, wait until it is ready for its identity, and save its memory.
 
     Args:
-        state: folder for libvirt; short, since it holds sockets.
+        job: the machine.
+        state: folder for libvirt; the path must be short, since it holds sockets.
 
     Raises:
         ProvisioningError: a step failed.
@@ -93,26 +97,31 @@ def freeze(job: Job, state: Path) -> None:
     hypervisor = Hypervisor.embed(state, account)
     hypervisor.create(job.xml)
     wait_for_line(
-        Path(job.console), CAN_BE_SAVED, job.patience, lambda: awaited() and hypervisor.runs(ANONYMOUS)
+        Path(job.console),
+        CAN_BE_SAVED,
+        job.patience,
+        lambda: parent_is_alive() and hypervisor.runs(ANONYMOUS),
     )
     hypervisor.suspend(ANONYMOUS)
     hypervisor.monitor(ANONYMOUS).save_memory(Path(job.memory), _SAVE)
 
 
-def awaited() -> bool:
-    """Tell whether somebody still reads our standard output; when the command that started us is killed,
-    nobody does.
+def parent_is_alive() -> bool:
+    """Return whether the process that started us still reads our standard output.
+
+    When that process is killed, the pipe loses its reader.
     """
+    # Without events, poll reports only POLLERR and POLLHUP: here a pipe whose reader is gone.
     poll = select.poll()
     poll.register(1, 0)
     return not poll.poll(0)
 
 
 def reap() -> None:
-    """Continue in a child; this process, the first of its namespace, buries what loses its parent, and ends
-    with the child's status.
+    """Continue in a child process; this process reaps orphans and exits with the child's status.
 
-    Call it while the process has one thread.
+    It is the first process of its namespace, so that orphans become its children. Call it while the process
+    has one thread.
     """
     child = os.fork()
     while child:
@@ -123,13 +132,15 @@ def reap() -> None:
 
 
 def main(file: str) -> int:
-    """Run the job that a file holds; 0, or 1 with the message on standard error."""
+    """Run the job in a file; return 0, or 1 after printing the error to standard error."""
     reap()
     try:
         process.run(
-            ["mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run"], what="cannot hide /run", timeout=30
+            ["mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run"],
+            what="cannot hide /run",
+            timeout=timeouts.NAMESPACES,
         )
-        freeze(Job(**json.loads(Path(file).read_text())), Path("/run/v"))
+        freeze(CaptureJob(**json.loads(Path(file).read_text())), Path("/run/v"))
     except TestbedError as error:
         sys.stderr.write(f"{error}\n")
         return 1

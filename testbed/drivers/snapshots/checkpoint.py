@@ -1,9 +1,9 @@
-"""Checkpoints: a whole lab as it runs, tenants included, to be started again in seconds
-(docs/decisions/0018).
+"""Checkpoints: a whole running lab, saved with its tenants (docs/decisions/0018).
 
-A checkpoint is a folder of the image cache that its owner alone may read, since it holds the lab's keys: the
-lab's authorities, and of each machine its memory, its domain and its overlays. Nothing is used that another
-emulator, machine type, accelerator, image or topology has made; why it is not is told.
+A checkpoint is a folder of the image cache that only its owner may read, since it holds the lab's keys. It
+contains the lab's authorities, and for each machine its memory, domain and overlays. A checkpoint is used
+only with the emulator, machine type, accelerator, images and topology that made it; otherwise the reason is
+reported.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host import content_store as caches
 from testbed.drivers.host import process
 from testbed.drivers.host.accounts import Account
@@ -31,22 +32,23 @@ from testbed.drivers.snapshots.machine_memory import differences, processor
 from testbed.engine.place import Progress
 from testbed.errors import ProvisioningError, UsageError
 from testbed.model.environment import Accelerator, Environment
-from testbed.model.topology import Machine, Testbed
+from testbed.model.topology import Machine, Topology
 
 FORMAT = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 _PREFIX, _MANIFEST = "checkpoint-", CHECKPOINT
 _NEEDED = 2**30  # bytes of free space for each machine
-_SAVE = 60.0  # seconds that a machine's memory may take
+_SAVE = timeouts.MEMORY_SAVE
 _MEMORY, _DOMAIN = "memory", "domain.xml"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CheckpointMachine:
     """One machine of a checkpoint.
 
     Args:
-        digests: SHA-256 (hexadecimal) of each of its files, and of what its overlays lie on, by path.
+        folder: folder of its files.
+        digests: SHA-256 (hexadecimal) of its files and of the qcow2 files under its overlays, by path.
 
     """
 
@@ -55,7 +57,7 @@ class Kept:
 
     @property
     def xml(self) -> str:
-        """Its domain."""
+        """XML of its domain."""
         return (self.folder / _DOMAIN).read_text()
 
     @property
@@ -67,7 +69,7 @@ class Kept:
         """Compare every file with its recorded digest.
 
         Raises:
-            ProvisioningError: one is missing or has changed.
+            ProvisioningError: a file is missing or has changed.
 
         """
         if fact := altered(self.digests):
@@ -75,7 +77,13 @@ class Kept:
             raise ProvisioningError("a checkpoint is not what was saved", fact=fact, remedy=remedy)
 
     def unpack(self, folder: Path, account: Account) -> None:
-        """Copy the machine's disks and console to where its emulator looks for them, as an account."""
+        """Copy the machine's disks and console to its folder, for an emulator's account.
+
+        Args:
+            folder: folder of the machine in the lab.
+            account: account of the emulators, which will own the files.
+
+        """
         for path in self.folder.iterdir():
             if path.name not in (_MEMORY, _DOMAIN):
                 copy_secret(path, folder / path.name)
@@ -88,9 +96,10 @@ class Checkpoint:
     """A saved lab.
 
     Args:
-        saved: when (ISO 8601).
-        made: what it was made with, in words.
-        digests: SHA-256 (hexadecimal) of each file; a relative path is below the folder.
+        saved: time (ISO 8601).
+        made: the inputs that it depends on, see `CheckpointStore.made`.
+        digests: SHA-256 (hexadecimal) of each file, by machine and path; relative paths are below the folder
+            of the machine.
 
     """
 
@@ -103,22 +112,25 @@ class Checkpoint:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Size of all files in bytes."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     @property
-    def topology(self) -> Path:
+    def topology_file(self) -> Path:
         """The topology file that the lab was made from."""
         return self.folder / "topology.yaml"
 
-    def machine(self, name: str) -> Kept:
+    def machine(self, name: str) -> CheckpointMachine:
         """Return one of its machines."""
         folder = self.folder / "m" / name
-        return Kept(folder, {folder / path: digest for path, digest in self.digests[name].items()})
+        return CheckpointMachine(
+            folder, {folder / path: digest for path, digest in self.digests[name].items()}
+        )
 
     def unpack(self, workspace: Workspace) -> None:
-        """Give a lab that is down the authorities and keys that its saved machines know; machines are
-        unpacked as they start.
+        """Copy authorities and host keys into the folder of a lab that is down.
+
+        The files of each machine are copied when it starts.
         """
         if os.path.lexists(workspace.pki):
             remove_tree(workspace.pki)
@@ -138,7 +150,7 @@ def named(cache: Path, name: str) -> Checkpoint:
     """Return the checkpoint of a name.
 
     Raises:
-        UsageError: there is none; the error lists those that there are.
+        UsageError: no checkpoint has that name; the error lists all names.
 
     """
     found = {item.name: item for item in stored(cache)}
@@ -163,18 +175,20 @@ def remove(checkpoint: Checkpoint) -> None:
 def refusal(environment: Environment, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return why nodes cannot be saved while their tenants run, or the empty string.
 
-    What becomes of a nested guest of AMD's KVM when the machine around it is saved is undefined (Linux,
+    With KVM on AMD, saving a machine while it runs nested guests is undefined behaviour (Linux,
     running-nested-guests).
     """
     amd = environment.outer is Accelerator.KVM and "AuthenticAMD" in cpuinfo.read_text()
     return "KVM on AMD's processors cannot save a machine in which guests run" if amd else ""
 
 
-class Store:
+class CheckpointStore:
     """The checkpoints of a cache folder, for labs on this outer machine.
 
     Args:
-        images: what machines are made from.
+        cache: folder of the cache.
+        images: images of the machines, by name.
+        environment: environment of the outer machine.
 
     """
 
@@ -183,11 +197,11 @@ class Store:
         self._images = images
         self._environment = environment
 
-    def made(self, lab: Testbed, workspace: Workspace) -> dict[str, str]:
-        """Return everything that a saved lab depends on, in words."""
+    def made(self, topology: Topology, workspace: Workspace) -> dict[str, str]:
+        """Return the inputs that a saved lab depends on, as text by name."""
         return {
             "format": str(FORMAT),
-            "topology": lab.digest,
+            "topology": topology.digest,
             "folder": str(workspace.folder),
             "emulator": dict(self._environment.versions).get("qemu", "unknown"),
             "libvirt": str(library_version()),
@@ -196,18 +210,18 @@ class Store:
             "images": " ".join(self._images[name].digest for name in sorted(self._images)),
         }
 
-    def find(self, lab: Testbed, workspace: Workspace) -> Checkpoint | None:
+    def find(self, topology: Topology, workspace: Workspace) -> Checkpoint | None:
         """Return the latest checkpoint that a lab can start from."""
         return next(
             (
                 item
                 for item in stored(self._cache)
-                if item.lab == lab.name and not self.unusable(item, lab, workspace)
+                if item.lab == topology.name and not self.unusable(item, topology, workspace)
             ),
             None,
         )
 
-    def unusable(self, checkpoint: Checkpoint, lab: Testbed, workspace: Workspace) -> str:
+    def unusable(self, checkpoint: Checkpoint, topology: Topology, workspace: Workspace) -> str:
         """Return why a checkpoint cannot be used for a lab, or the empty string."""
         gone = [
             path
@@ -215,20 +229,21 @@ class Store:
             for path in checkpoint.machine(name).digests
             if not path.exists()
         ]
-        return differences(checkpoint.made, self.made(lab, workspace)) or (
+        return differences(checkpoint.made, self.made(topology, workspace)) or (
             f"{gone[0]} is gone" if gone else ""
         )
 
     def save(
-        self, lab: Testbed, workspace: Workspace, hypervisor: Hypervisor, name: str, progress: Progress
+        self, topology: Topology, workspace: Workspace, hypervisor: Hypervisor, name: str, progress: Progress
     ) -> Checkpoint:
-        """Save a lab, which stands still meanwhile and runs on afterwards; a checkpoint of that name is
-        replaced.
+        """Save a running lab; a checkpoint of the same name is replaced.
+
+        All machines are paused while they are saved, and resumed afterwards.
 
         Raises:
-            UsageError: the name is impossible, or something else in the cache has it.
-            ProvisioningError: there is not enough space, or a machine cannot be saved; nothing half-done
-                stays behind.
+            UsageError: the name is not valid, or another file in the cache has it.
+            ProvisioningError: there is not enough space, or a machine cannot be saved; no partial checkpoint
+                is left.
 
         """
         if not NAME.fullmatch(name):
@@ -238,7 +253,7 @@ class Store:
                 remedy="choose another name",
             )
         caches.claim(self._cache)
-        if fact := crowded(self._cache, _NEEDED * len(lab.machines)):
+        if fact := crowded(self._cache, _NEEDED * len(topology.machines)):
             raise ProvisioningError(
                 "there is no room for a checkpoint",
                 fact=fact,
@@ -251,62 +266,61 @@ class Store:
         if target.exists() and name not in {item.name for item in stored(self._cache)}:
             fact, remedy = f"{target} is something else", "choose another name, or remove that by hand"
             raise UsageError(f"a checkpoint cannot be called {name}", fact=fact, remedy=remedy)
-        made, start = self.made(lab, workspace), time.monotonic()
+        made, start = self.made(topology, workspace), time.monotonic()
         try:
             make_folder(partial, OWNER)
-            copy_secret(workspace.topology, partial / "topology.yaml")
+            copy_secret(workspace.topology_file, partial / "topology.yaml")
             copy_secrets(workspace.pki, partial / "pki")
-            with _standing_still(hypervisor, lab):
+            with _standing_still(hypervisor, topology):
                 with ThreadPoolExecutor(max_workers=2) as pool:
                     list(
                         pool.map(
-                            lambda machine: _save(hypervisor, lab, machine, workspace, partial), lab.machines
+                            lambda machine: _save(hypervisor, topology, machine, workspace, partial),
+                            topology.machines,
                         )
                     )
                 stood = time.monotonic() - start
-            names = [machine.name for machine in lab.machines]
+            names = [machine.name for machine in topology.machines]
             with ThreadPoolExecutor(max_workers=2) as pool:
                 digests = dict(
                     zip(names, pool.map(lambda name: _digests(partial / "m" / name), names), strict=True)
                 )
             saved = datetime.now(UTC).isoformat(timespec="seconds")
-            manifest = {"name": name, "lab": lab.name, "saved": saved, "made": made, "digests": digests}
+            manifest = {"name": name, "lab": topology.name, "saved": saved, "made": made, "digests": digests}
             write_secret(partial / _MANIFEST, json.dumps(manifest, indent=1).encode())
             if target.exists():
                 remove_tree(target)
             partial.rename(target)
         except OSError as error:
             raise ProvisioningError(
-                f"the lab {lab.name} cannot be saved", fact=str(error), remedy="run the command again"
+                f"the lab {topology.name} cannot be saved", fact=str(error), remedy="run the command again"
             ) from error
         finally:
             if partial.exists():
                 remove_tree(partial)
         progress(
-            f"saved {lab.name} as {name} in {time.monotonic() - start:.0f} s; it stood still for "
+            f"saved {topology.name} as {name} in {time.monotonic() - start:.0f} s; it stood still for "
             f"{stood:.0f} s"
         )
         return named(self._cache, name)
 
 
 @contextmanager
-def _standing_still(hypervisor: Hypervisor, lab: Testbed) -> Iterator[None]:
-    """Pause every machine of a lab; they run on afterwards, whatever happens."""
-    domains = [machine.domain(lab.name) for machine in lab.machines]
-    try:
-        for domain in domains:
+def _standing_still(hypervisor: Hypervisor, topology: Topology) -> Iterator[None]:
+    """Pause all machines of a lab during the block; resume each of them also after an error."""
+    with ExitStack() as paused:
+        for machine in topology.machines:
+            domain = machine.domain(topology.name)
+            paused.callback(hypervisor.resume, domain)
             hypervisor.suspend(domain)
         yield
-    finally:
-        for domain in domains:
-            hypervisor.resume(domain)
 
 
 def _save(
-    hypervisor: Hypervisor, lab: Testbed, machine: Machine, workspace: Workspace, partial: Path
+    hypervisor: Hypervisor, topology: Topology, machine: Machine, workspace: Workspace, partial: Path
 ) -> None:
-    """Write a paused machine's memory, its domain and copies of its files."""
-    folder, domain = partial / "m" / machine.name, machine.domain(lab.name)
+    """Write the memory, the domain and copies of the files of a paused machine."""
+    folder, domain = partial / "m" / machine.name, machine.domain(topology.name)
     make_folder(folder.parent, OWNER)
     make_folder(folder, OWNER)
     write_secret(folder / _DOMAIN, hypervisor.live_xml(domain).encode())
@@ -317,9 +331,7 @@ def _save(
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Return the digests of a machine's files, by name, and of the overlays under its own, by absolute
-    path.
-    """
+    """Return the digests of a machine's files by name, and of qcow2 files under them by path."""
     below = [base for path in folder.glob("*.qcow2") if (base := _backing(path)).suffix == ".qcow2"]
     return {
         path.name if path.parent == folder else str(path): file_digest(path)
@@ -330,5 +342,5 @@ def _digests(folder: Path) -> dict[str, str]:
 def _backing(overlay: Path) -> Path:
     tool = process.require("qemu-img", package="qemu-utils")
     argv = [tool, "info", "-U", "--output=json", str(overlay)]
-    told = process.run(argv, what=f"cannot read the disk {overlay}", timeout=60)
+    told = process.run(argv, what=f"cannot read the disk {overlay}", timeout=timeouts.DISK)
     return Path(json.loads(told)["full-backing-filename"])

@@ -1,8 +1,8 @@
-"""Guests that go on from memory that was saved before they were anybody (docs/decisions/0026).
+"""Starts guests from memory that was saved before they had an identity.
 
-A node that has started from saved memory has a guest's as well:
-playbooks/roles/hypervisor/files/before-saving puts it there. What a guest is told when it wakes,
-playbooks/roles/guest/files/wake reads.
+docs/decisions/0026 has the reasons. A node that was started from saved memory also holds saved memory of a
+guest: playbooks/roles/hypervisor/files/before-saving stores it. In the guest,
+playbooks/roles/guest/files/wake reads the identity that this module sends.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from testbed import timeouts
 from testbed.drivers.ssh.client import Host
 from testbed.errors import ProvisioningError
 from testbed.model.topology import Guest
@@ -24,20 +25,19 @@ Ask = Callable[[str, dict[str, object], int], dict[str, Any]]  # a guest's agent
 
 _SAVED = "/var/lib/testbed/saved-guest"
 _WAKING = "/run/testbed-waking"
-# What libvirt puts before a domain's XML and its memory: 16 octets of magic, then version, length of the XML
-# with the
-# zero behind it, whether it ran, format of the memory, and where a cookie lies behind the XML; then nothing
-# up to here.
+# Header of libvirt's save files, before the domain's XML and the memory: 16 octets of magic, then five 32-bit
+# integers in host byte order, then zeros. The integers are the version, the length of the XML with its final
+# NUL, whether the domain was running, the format of the memory, and the offset of a cookie behind the XML.
 _HEADER = 92
 _FIELDS = struct.Struct("=16s5I")
 _VERSIONS = (2, 3)
-_FRESH = 128  # octets
-_REQUEST = "/run/wake"  # where a guest waits to be told who it is
-_CALL = 10  # seconds
+_FRESH = 128  # random octets for a guest; all that start from one saved memory share its generator's state
+_REQUEST = "/run/wake"  # file through which a guest receives its identity
+_CALL = int(timeouts.GUEST_CALL)
 
 
 def saved_header(host: Host) -> bytes:
-    """Return the header of the memory that a node keeps for its guests; nothing if it keeps none.
+    """Return the header of the memory that a node keeps for its guests, or b"".
 
     Raises:
         InstrumentError: the node does not answer.
@@ -47,11 +47,12 @@ def saved_header(host: Host) -> bytes:
     return found if len(found) == _HEADER and _FIELDS.unpack_from(found)[1] in _VERSIONS else b""
 
 
-def headed(header: bytes, domain: str) -> bytes:
-    """Return what stands before the memory in the file from which libvirt starts another domain with it.
+def memory_header(header: bytes, domain: str) -> bytes:
+    """Return the start of a libvirt save file that restores the saved memory as another domain.
 
     Args:
-        domain: XML of that domain.
+        header: header of the saved memory, whose magic, version and format are kept.
+        domain: XML of the other domain.
 
     """
     magic, version, _, _, form, _ = _FIELDS.unpack_from(header)
@@ -60,10 +61,10 @@ def headed(header: bytes, domain: str) -> bytes:
 
 
 def lay_disk(host: Host, guest: Guest) -> None:
-    """Make a guest's root disk what it was when memory was saved.
+    """Copy the disk that belongs to the saved memory to a guest's root disk.
 
     Raises:
-        ProvisioningError: the node cannot.
+        ProvisioningError: the copy fails on the node.
 
     """
     host.must(
@@ -71,11 +72,11 @@ def lay_disk(host: Host, guest: Guest) -> None:
     )
 
 
-def lay_out(host: Host, guest: Guest, head: bytes) -> str:
-    """Put a guest's memory together on its node, behind what libvirt must read first; return the file's path.
+def place_memory(host: Host, guest: Guest, head: bytes) -> str:
+    """Write a guest's save file on its node, with a new header, and return its path.
 
     Raises:
-        ProvisioningError: the node cannot.
+        ProvisioningError: the file cannot be written.
 
     """
     path = f"{_WAKING}/{guest.domain}"
@@ -83,31 +84,35 @@ def lay_out(host: Host, guest: Guest, head: bytes) -> str:
     return path
 
 
-def told(guest: Guest) -> bytes:
-    """Return what makes a guest somebody when its memory goes on (playbooks/roles/guest/files/wake)."""
+def identity_of(guest: Guest) -> bytes:
+    """Return the identity for a guest, as playbooks/roles/guest/files/wake reads it."""
     lines = [guest.name, machine_id(guest.uuid), str(time.time_ns()), secrets.token_hex(_FRESH)]
     lines += [f"{nic.mac}{' dhcp6' if nic.address6 else ''}" for nic in guest.nics]
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def tell(ask: Ask, guest: Guest) -> None:
-    """Tell a guest who it is, by its agent.
+def send_identity(ask: Ask, guest: Guest) -> None:
+    """Send a guest its identity, through its agent.
 
     Raises:
-        InstrumentError: the agent does not answer, or nobody waits in the guest.
+        InstrumentError: the agent does not answer, or no process in the guest waits for the identity.
 
     """
     handle = ask("guest-file-open", {"path": _REQUEST, "mode": "w"}, _CALL).get("value")
-    ask("guest-file-write", {"handle": handle, "buf-b64": base64.b64encode(told(guest)).decode()}, _CALL)
+    ask(
+        "guest-file-write",
+        {"handle": handle, "buf-b64": base64.b64encode(identity_of(guest)).decode()},
+        _CALL,
+    )
     ask("guest-file-close", {"handle": handle}, _CALL)
 
 
 def require_identity(ask: Ask, guest: Guest) -> None:
-    """Return if a guest has become somebody.
+    """Check that a guest has applied its identity, by its host name.
 
     Raises:
         InstrumentError: the agent does not answer.
-        ProvisioningError: it has not.
+        ProvisioningError: the guest has another host name.
 
     """
     answer = ask("guest-get-host-name", {}, _CALL)

@@ -1,8 +1,9 @@
-"""Golden memory: machines saved in the middle of their boot, before they are anybody (docs/decisions/0014).
+"""Saved memory of machines, taken during boot before they have an identity.
 
-A state is a folder of the image cache with the memory, the frozen overlays that belong to it and a manifest.
-Its key is the digest of everything that the saved memory depends on, so that a state of another emulator,
-machine type, accelerator or image is never used; why there is none that fits is told.
+docs/decisions/0014 has the reasons. A state is a folder of the image cache with the memory, the overlays that
+belong to it and a manifest. Its key is the digest of all inputs that the saved memory depends on. So a state
+of another emulator, machine type, accelerator or image is never used; the reason is reported if no state
+fits.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
+from testbed import timeouts
 from testbed.drivers.host import content_store as caches
 from testbed.drivers.host import process
 from testbed.drivers.host.content_store import (
@@ -37,8 +39,8 @@ from testbed.drivers.host.private_files import create, write_public
 from testbed.drivers.host.process import as_root
 from testbed.drivers.hypervisor.connection import library_version
 from testbed.drivers.images.cache import Image
-from testbed.drivers.snapshots.capture import Job
-from testbed.engine.place import Progress
+from testbed.drivers.snapshots.capture import CaptureJob
+from testbed.engine.place import Progress, Step
 from testbed.errors import ImageError
 from testbed.model.environment import Accelerator, Environment
 from testbed.model.topology import Role
@@ -48,18 +50,18 @@ from testbed.plan.libvirt_xml.machine import Hardware, MachineFiles, anonymous_x
 FORMAT = 1
 _KEPT = 4  # states; each is some 200 MiB
 _NEEDED = 2 * 2**30  # bytes of free space for one state
-_BOOT = 120.0  # seconds, stretched by slowness
+_BOOT = timeouts.MEMORY_BOOT
 _MANIFEST = MEMORY
 _NOWHERE = MachineFiles("kernel", "initrd", ("vda", "vdb", "vdc"), "", "console")
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class MemorySnapshot:
     """A machine's saved memory, with its disks.
 
     Args:
-        saved: when (ISO 8601).
-        made: what it was made with, in words; see `Store.made`.
+        saved: time (ISO 8601).
+        made: the inputs that it depends on, see `SnapshotStore.made`.
         digests: SHA-256 (hexadecimal) of each file.
 
     """
@@ -73,7 +75,7 @@ class Saved:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Size of all files in bytes."""
         return sum((self.folder / name).stat().st_size for name in self.digests)
 
     @property
@@ -83,7 +85,7 @@ class Saved:
 
     @property
     def disks(self) -> list[Path]:
-        """The frozen overlays, in the order vda, vdb, vdc."""
+        """The saved overlays, in the order vda, vdb, vdc."""
         return sorted(self.folder / name for name in self.digests if name != "memory")
 
     def verify(self) -> None:
@@ -100,8 +102,8 @@ class Saved:
             raise ImageError(f"the saved {self.role} is not what was saved", fact=fact, remedy=remedy)
 
     def use(self) -> None:
-        """Note that a machine starts from it."""
-        with suppress(OSError):  # the cache may be somebody else's
+        """Record that a machine starts from it, in the manifest's modification time."""
+        with suppress(OSError):  # the cache may belong to another account
             os.utime(self.folder / _MANIFEST)
 
 
@@ -119,29 +121,33 @@ def base_disks(images: Mapping[str, Image], role: Role) -> list[Path]:
 
 
 def make_overlay(base: Path, overlay: Path) -> Path:
-    """Make an empty qcow2 overlay on an image, in place of any that is there; only its owner reads it."""
+    """Make an empty qcow2 overlay on an image, readable only for its owner.
+
+    An existing overlay is replaced.
+    """
     overlay.unlink(missing_ok=True)
     os.close(create(overlay))
     tool = process.require("qemu-img", package="qemu-utils")
     argv = [tool, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(overlay)]
-    process.run(argv, what=f"cannot make the disk {overlay}", timeout=60)
+    process.run(argv, what=f"cannot make the disk {overlay}", timeout=timeouts.DISK)
     return overlay
 
 
-def stored(folder: Path) -> list[Saved]:
-    """Return every state in a cache folder, the latest used first."""
+def stored(folder: Path) -> list[MemorySnapshot]:
+    """Return every state in a cache folder, the most recently used first."""
     found = []
     for path, told in entries(folder, MEMORY):
         with suppress(FileNotFoundError):  # another process may be removing it
-            found.append(((path / _MANIFEST).stat().st_mtime, Saved(**told, folder=path)))
+            found.append(((path / _MANIFEST).stat().st_mtime, MemorySnapshot(**told, folder=path)))
     return [saved for _, saved in sorted(found, key=lambda item: item[0], reverse=True)]
 
 
 def prune(folder: Path, images: Set[str] | None = None) -> list[Path]:
-    """Delete the states used least beyond a few; return what was deleted.
+    """Delete all but the most recently used states and return the deleted folders.
 
     Args:
-        images: digests of images; states of others are deleted too.
+        folder: folder of the cache.
+        images: digests of the present images; states of other images are deleted, too.
 
     Raises:
         MachineError, UsageError: the cache folder is not ours.
@@ -155,8 +161,8 @@ def prune(folder: Path, images: Set[str] | None = None) -> list[Path]:
     return doomed
 
 
-class Store:
-    """The saved memories of a cache folder, for machines of some images on this outer machine."""
+class SnapshotStore:
+    """The saved memory in a cache folder, for given images on this outer machine."""
 
     def __init__(self, folder: Path, images: Mapping[str, Image], environment: Environment) -> None:
         self._folder = folder
@@ -164,7 +170,7 @@ class Store:
         self._environment = environment
 
     def made(self, hardware: Hardware) -> dict[str, str]:
-        """Return everything that a machine's memory depends on, in words."""
+        """Return the inputs that a machine's memory depends on, as text by name."""
         kvm = self._environment.outer is Accelerator.KVM
         shape = anonymous_xml(hardware, self._environment, _NOWHERE, "")
         return {
@@ -181,8 +187,8 @@ class Store:
             else "none",
         }
 
-    def find(self, hardware: Hardware) -> Saved | str:
-        """Return the state for machines of some hardware, or why there is none that may be used."""
+    def find(self, hardware: Hardware) -> MemorySnapshot | str:
+        """Return the state for machines of some hardware, or why there is no usable one."""
         made = self.made(hardware)
         others = [saved for saved in stored(self._folder) if saved.role == hardware.role]
         for saved in others:
@@ -193,10 +199,10 @@ class Store:
         return f"the saved {hardware.role} cannot be used: {differences(others[0].made, made)}"
 
     def ensure(self, wanted: Iterable[Hardware], progress: Progress) -> None:
-        """Save what is missing, two at a time.
+        """Save the missing states, two at a time.
 
         Raises:
-            ImageError, ProvisioningError: a machine could not be saved; nothing half-done stays behind.
+            ImageError, ProvisioningError: a machine could not be saved; no partial state is left.
 
         """
         missing = [hardware for hardware in dict.fromkeys(wanted) if isinstance(self.find(hardware), str)]
@@ -212,6 +218,7 @@ class Store:
             image.folder: image for hardware in missing for image in images_under(self._images, hardware.role)
         }.values():
             image.verify()
+        progress(Step.planned(len(missing)))
         with ThreadPoolExecutor(max_workers=2) as pool:
             for done in [pool.submit(self._save, hardware, progress) for hardware in missing]:
                 done.result()
@@ -221,7 +228,7 @@ class Store:
         made = self.made(hardware)
         target = self._folder / f"golden-{hardware.role}-{_key(made)}"
         partial = self._folder / f"{target.name}.partial-{os.getpid()}"
-        progress(f"booting a {hardware} once, to save its memory")
+        progress(Step.begun(repr(hardware), f"booting a {hardware} once, to save its memory"))
         start = time.monotonic()
         try:
             partial.mkdir()
@@ -249,7 +256,7 @@ class Store:
         finally:
             if partial.exists():
                 remove_tree(partial)
-        progress(f"saved a {hardware} in {time.monotonic() - start:.0f} s")
+        progress(Step.ended(repr(hardware), f"saved a {hardware} in {time.monotonic() - start:.0f} s"))
 
     def _freeze(self, hardware: Hardware, partial: Path) -> None:
         image = self._images[hardware.role]
@@ -271,7 +278,9 @@ class Store:
         )
         xml = anonymous_xml(hardware, self._environment, files, str(uuid4()))
         given = [*files.disks, str(console), str(guest)]
-        job = Job(xml, given, str(console), str(partial / "memory"), _BOOT * self._environment.slowness)
+        job = CaptureJob(
+            xml, given, str(console), str(partial / "memory"), _BOOT * self._environment.slowness
+        )
         (partial / "job.json").write_text(json.dumps(asdict(job)))
         process.run(
             [*as_root("--net", "--pid", "--fork", "--kill-child", "--mount-proc"),
@@ -287,9 +296,7 @@ def _key(made: Mapping[str, str]) -> str:
 
 
 def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
-    """Return in what the making of a saved state differs from what is needed; the empty string if in
-    nothing.
-    """
+    """Return the inputs in which a saved state differs from the required ones, or ""."""
     differing = [name for name, value in wanted.items() if found.get(name) != value]
     return "; ".join(
         f"its {name} is {found.get(name, 'unknown')}, and {wanted[name]} is needed" for name in differing
@@ -297,7 +304,7 @@ def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
 
 
 def processor() -> str:
-    """Return the outer machine's processor, which KVM shows to machines as it is."""
+    """Return a digest of the outer machine's processor, which KVM passes through to machines."""
     lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     wanted = ("vendor_id", "cpu family", "model", "stepping", "microcode", "flags")
     facts = [line for line in lines if line.partition("\t")[0].strip() in wanted]

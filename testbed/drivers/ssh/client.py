@@ -1,7 +1,7 @@
-"""One ssh connection per machine, and everything that runs over it: the only file that imports paramiko.
+"""An ssh client with one connection per machine; no other file imports paramiko.
 
-A machine's host key is the one the lab issued, compared byte for byte; nothing is ever learned on first use
-(D6). What a command prints is bounded, and every command has a deadline.
+A machine's host key must be the one that the lab issued, compared byte for byte. No host key is ever accepted
+on first use (D6). Output of commands is limited, and every command has a deadline.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from pathlib import Path
 
 import paramiko
 
+from testbed import timeouts
 from testbed.drivers.ssh.command_session import BEGIN, PROGRAM, Completed, Session, Stream, closing_after
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.payload.exec_server import ORPHANS
 
 USER = "admin"
-BOOT = 75.0  # seconds that a machine may take until it accepts our login; stretched by slowness
+BOOT = timeouts.LOGIN
 _RETRY = 0.5
-_OPENING = 120.0  # seconds that a machine may take to start our program; paramiko would wait for ever
-_ORPHANED = 60.0  # seconds until commands of an earlier session must have ended
-# seconds that a bridge may take to end; Python does not run our threads any more when the process ends
+_OPENING = timeouts.SESSION
+_ORPHANED = timeouts.ORPHANS
+# seconds for a bridge's threads to end; Python stops daemon threads when the process ends
 _FAREWELL = 5.0
-_SILENT = logging.NullHandler()  # without one, paramiko's threads print what its exceptions tell us anyway
+_SILENT = logging.NullHandler()  # without it, paramiko's threads print errors that also come as exceptions
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How to reach a machine.
+    """Address and keys of a machine.
 
     Args:
-        key: file of the administrator's private key; the certificate stands next to it as ``-cert.pub``.
+        key: file of the administrator's private key; the certificate is next to it as ``-cert.pub``.
         host_key: file with the machine's public key in OpenSSH's one-line format.
         renew: called before each login: the certificate is short-lived, and a command may outlive it.
 
@@ -51,7 +52,10 @@ class Access:
 
 
 class Host:
-    """A machine over ssh, as the lab's administrator. Safe to use from several threads."""
+    """An ssh connection to a machine, as the lab's administrator.
+
+    Several threads may use it at the same time.
+    """
 
     def __init__(self, access: Access) -> None:
         logging.getLogger("paramiko").addHandler(_SILENT)
@@ -68,13 +72,13 @@ class Host:
         return self.access.name
 
     def wait(self, deadline: float) -> None:
-        """Return when the machine accepts our login.
+        """Wait until the machine accepts our login.
 
         Args:
             deadline: seconds from now.
 
         Raises:
-            ProvisioningError: it does not in time.
+            ProvisioningError: the machine does not accept it in time.
 
         """
         end = time.monotonic() + deadline
@@ -128,14 +132,17 @@ class Host:
             return client
 
     def sudo(self, command: str, *, stdin: bytes = b"", timeout: float = 60) -> Completed:
-        """Run a shell command as root; output is cut at `testbed.drivers.ssh.command_session.LIMIT` bytes.
+        """Run a shell command as root.
+
+        Output is cut at `testbed.drivers.ssh.command_session.LIMIT` bytes.
 
         Args:
-            stdin: what the command reads.
-            timeout: seconds until it must have ended.
+            command: the command.
+            stdin: standard input of the command.
+            timeout: seconds until the command must have ended.
 
         Raises:
-            InstrumentError: no connection, or no end in time.
+            InstrumentError: there is no connection, or the command does not end in time.
 
         """
         try:
@@ -155,6 +162,7 @@ class Host:
                 if transport is None:
                     raise paramiko.SSHException("connection lost")
                 with closing_after(_OPENING, transport.close):
+                    # -I and -S keep the environment and site packages out and start faster; -u is unbuffered
                     channel = transport.open_session(timeout=60)
                     channel.exec_command(f"exec sudo -n -- python3 -ISuc {shlex.quote(BEGIN)}")
                     channel.sendall(PROGRAM)
@@ -165,7 +173,7 @@ class Host:
         """Run a shell command as root and return its output.
 
         Raises:
-            ProvisioningError: it fails.
+            ProvisioningError: the command fails.
 
         """
         try:
@@ -182,17 +190,22 @@ class Host:
         return done.text
 
     def await_orphans(self) -> None:
-        """Return when no command runs any more that a session which has ended left behind
-        (`testbed.payload.exec_server`).
+        """Wait until the commands of closed sessions have ended (`testbed.payload.exec_server`).
 
         Raises:
-            ProvisioningError: one still runs, long after it should have been killed.
+            ProvisioningError: a command still runs, long after it should have been killed.
 
         """
         self.must(f"flock --wait {_ORPHANED:.0f} {ORPHANS} true")
 
     def bridge(self, path: Path, far: str) -> None:
-        """Listen on a UNIX socket, and connect everyone who comes to one of the machine, as root."""
+        """Forward a local UNIX socket to one of the machine, opened there as root.
+
+        Args:
+            path: local socket, made new.
+            far: path of the machine's socket.
+
+        """
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
@@ -218,18 +231,15 @@ class Host:
             pump.start()
 
     def cut(self) -> None:
-        """End the connection at once, whatever other threads are doing with it: what waits for an answer is
-        told that it has ended.
-        """
+        """Close the connection at once; calls that wait in other threads end with an error."""
         client = self._client
         if client is not None:
             client.close()
 
     def close(self) -> None:
-        """End the connection and every bridge; who still asks something through one is told that it has
-        ended.
+        """Close the connection and all bridges; clients of the bridges see the end of their streams.
 
-        The connection is opened anew when something is next asked of the machine.
+        The connection is opened again by the next command.
         """
         for listener in self._bridges:
             with suppress(OSError):
@@ -253,15 +263,16 @@ def _pump(source: socket.socket | Stream, target: socket.socket | Stream) -> Non
             with suppress(OSError):
                 end.shutdown(
                     socket.SHUT_RDWR
-                )  # a socket that another thread reads is not closed by closing it
+                )  # close() alone does not wake another thread that reads from the socket
         with suppress(OSError, EOFError):  # the connection under a stream may be gone already
             end.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """Something to log in with: a key file (its certificate next to it, if there is one), a password, or
-    nothing.
+    """A credential for a login: a key file, a password, or none.
+
+    A certificate is used as well if it is next to the key file.
     """
 
     name: str
@@ -273,19 +284,21 @@ class Credential:
 def attempts(address: str, credentials: Sequence[Credential], timeout: float = 40) -> dict[str, str]:
     """Try several credentials of one user over one connection, as an attacker would.
 
-    A credential counts as refused only if the server said so: a connection that ends answers nothing, and
-    what was not answered is not among the answers. sshd ends it in place of an answer to the last of
-    `MaxAuthTries` failures.
+    A credential counts as refused only if the server refused it: a connection that ends is no answer, and the
+    result has no entry for it. sshd closes the connection instead of answering the last of `MaxAuthTries`
+    failures.
 
     Args:
+        address: address of the machine.
+        credentials: credentials, in the order of the attempts.
         timeout: seconds for each step.
 
     Returns:
-        ``accepted``, ``refused`` or what else the server said, by the credential's name; nothing follows an
-            ``accepted``.
+        ``accepted``, ``refused`` or another answer of the server, by the credential's name; the attempts end
+            with the first ``accepted``.
 
     Raises:
-        InstrumentError: the machine did not answer the first of them.
+        InstrumentError: the machine did not answer the first attempt.
 
     """
     answers: dict[str, str] = {}
@@ -299,7 +312,7 @@ def attempts(address: str, credentials: Sequence[Credential], timeout: float = 4
             end = time.monotonic() + timeout
             answer = _offer(transport, credential)
             if answer == "refused" and (time.monotonic() >= end or not transport.is_active()):
-                break  # paramiko tells a time-out and the end of a connection like a refusal
+                break  # paramiko reports a timeout and a closed connection like a refusal
             answers[credential.name] = answer
             if answer == "accepted":
                 break

@@ -1,5 +1,6 @@
-"""The near end of a machine's session; the far end is `testbed.payload.exec_server`, which says what a
-message looks like.
+"""The client of a machine's command session.
+
+The server is `testbed.payload.exec_server`; its docstring describes the messages.
 """
 
 from __future__ import annotations
@@ -15,21 +16,26 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO
 
+from testbed import timeouts
+
 PROGRAM = (Path(__file__).parents[2] / "payload/exec_server.py").read_bytes()
-# What Python is told on its command line, which sudo puts into the log of the machine: to read the program,
-# and to become it.
+# Bootstrap passed to `python3 -c`: reads the program from standard input and executes it. It is short because
+# sudo writes the command line into the machine's log.
 BEGIN = (
     f"import os;p=b''\nwhile len(p)<{len(PROGRAM)}:p+=os.read(0,{len(PROGRAM)}-len(p))or os._exit(1)\nexec(p)"
 )
 LIMIT = 4 * 2**20  # bytes kept of each output stream
 _LINE = 100  # bytes
-_UNREAD = 64 * 2**20  # bytes of one stream that wait to be read; a message of libvirt's is half as long
-_GRACE = 20.0  # seconds beyond a command's own deadline that its answer may take to arrive
+_UNREAD = 64 * 2**20  # unread bytes of one stream; libvirt's longest message has half of it
+_GRACE = timeouts.SESSION_ANSWER
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """What a command gave back; output is cut at the limit. 128 + n stands for signal n, as in a shell."""
+    """Result of a command.
+
+    Output is cut at the limit. Status 128 + n means signal n, as in a shell.
+    """
 
     command: str
     status: int
@@ -44,8 +50,14 @@ class Completed:
 
 @contextmanager
 def closing_after(seconds: float, close: Callable[[], object]) -> Iterator[None]:
-    """Close something if a block lasts longer, for calls that have no deadline of their own and end with what
-    they work on.
+    """Call a function if the block lasts longer than a time.
+
+    This is for calls that have no timeout, but end when the connection that they use is closed.
+
+    Args:
+        seconds: the time.
+        close: closes the connection; runs in another thread.
+
     """
     timer = threading.Timer(seconds, close)
     timer.daemon = True
@@ -57,7 +69,10 @@ def closing_after(seconds: float, close: Callable[[], object]) -> Iterator[None]
 
 
 class Stream:
-    """A connection to a UNIX socket of the machine, to be used like one; it ends with its session."""
+    """A connection to a UNIX socket of the machine, with methods of a socket.
+
+    It ends with its session.
+    """
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
         self._write = write
@@ -66,10 +81,10 @@ class Stream:
         self._come, self._gone = 0, 0  # bytes; each is counted by one thread only
 
     def arrived(self, data: bytes) -> None:
-        """Take what the machine has sent; nothing, if it has ended the connection.
+        """Queue data from the machine; empty data ends the connection.
 
         Raises:
-            EOFError: it sends more than is read.
+            EOFError: too much data waits to be read.
 
         """
         self._come += len(data)
@@ -79,14 +94,14 @@ class Stream:
         self._read.put(data)
 
     def recv(self, _: int) -> bytes:
-        """Wait for what the machine sends, however much it is; nothing, if the connection has ended."""
+        """Wait for data from the machine and return it, whatever its length; empty at the end."""
         data = b"" if self._ended else self._read.get()
         self._gone += len(data)
         self._ended = self._ended or not data
         return data
 
     def sendall(self, data: bytes) -> None:
-        """Send to the machine.
+        """Send data to the machine.
 
         Raises:
             EOFError: the session has ended.
@@ -95,7 +110,7 @@ class Stream:
         self._write(data)
 
     def close(self) -> None:
-        """End the connection, and let who waits for something know.
+        """End the connection; a thread that waits in `recv` gets empty data.
 
         Raises:
             EOFError: the session has ended.
@@ -106,11 +121,14 @@ class Stream:
 
 
 class Session:
-    """Commands and streams over one pair of streams. Safe to use from several threads; useless once its far
-    end is gone.
+    """Commands and streams, multiplexed over one pair of streams.
+
+    Several threads may use it at the same time. It cannot be used again after the server has ended.
 
     Args:
-        close: ends both streams, also for a thread that waits in `write` for a far end that reads nothing.
+        write: sends octets to the server.
+        answers: octets from the server.
+        close: closes both streams; this also ends a `write` that waits because the server does not read.
 
     """
 
@@ -128,17 +146,19 @@ class Session:
 
     @property
     def alive(self) -> bool:
-        """Whether the far end was there when it was last heard of."""
+        """Whether the session has not ended yet, as far as is known."""
         return self._alive
 
     def run(self, command: str, *, stdin: bytes, timeout: float) -> Completed:
         """Run a shell command.
 
         Args:
+            command: the command.
+            stdin: its standard input.
             timeout: seconds until it must have ended.
 
         Raises:
-            EOFError: the far end is gone, or talks nonsense.
+            EOFError: the session has ended, or the server sent an invalid message.
             TimeoutError: the command did not end in time.
 
         """
@@ -158,10 +178,12 @@ class Session:
         return Completed(command, *answer)
 
     def open(self, path: str) -> Stream:
-        """Return a connection to a UNIX socket of the machine, which ends at once if nobody listens there.
+        """Return a connection to a UNIX socket of the machine.
+
+        The connection ends at once if no process listens on the socket.
 
         Raises:
-            EOFError: the far end is gone.
+            EOFError: the session has ended.
 
         """
         number, name = next(self._numbers), path.encode()
@@ -182,7 +204,7 @@ class Session:
             while line := self._answers.readline(_LINE):
                 self._take(line)
         except (OSError, EOFError, ValueError, LookupError, TypeError):
-            pass  # whatever it was, nothing that comes after it can be trusted
+            pass  # after an invalid message, the position in the stream is unknown
         self._end()
 
     def _take(self, line: bytes) -> None:

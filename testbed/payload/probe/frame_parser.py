@@ -1,4 +1,4 @@
-"""What frames say about themselves. Pure, and without trust: every frame is read by bounds."""
+"""Parses untrusted frames with checks of all bounds; this module is pure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _ARP, _IPV4, _IPV6 = 0x0806, 0x0800, 0x86DD
 
 
 class Seen(NamedTuple):
-    """What a frame says about itself.
+    """The fields of a frame that checks compare.
 
-    ``token`` may be empty for ARP and for Neighbor Discovery, and is the transaction id for an answer of
-    DHCP, whose ``target`` is the address that it hands out; ``to`` is the MAC address that the frame is for.
+    ``token`` may be empty for ARP and for Neighbor Discovery. For a reply of DHCP, ``token`` is the
+    transaction id and ``target`` the offered address. ``to`` is the frame's destination MAC address.
     """
 
     kind: str
@@ -30,14 +30,15 @@ def _mac_text(octets: bytes) -> str:
 
 
 def find_token(data: bytes, prefix: str) -> str:
-    """Return the first token of a run in some bytes, or the empty string."""
+    """Return the first token with a run's prefix in some bytes, or the empty string."""
     found = re.search(re.escape(prefix).encode() + rb"[a-z0-9-]{1,64}\.", data[:SNAP])
     return found[0].decode() if found else ""
 
 
 def parse(frame: bytes, prefix: str) -> Seen | None:
-    """Return what a frame says if it is ARP, Neighbor Discovery, an answer of DHCP, or carries a token of
-    this run.
+    """Return the fields of a frame, or None if it is of no interest.
+
+    ARP, Neighbor Discovery, replies of DHCP and frames with a token of this run are of interest.
     """
     if len(frame) < 14:
         return None
@@ -46,6 +47,7 @@ def parse(frame: bytes, prefix: str) -> Seen | None:
 
 
 def _parse(frame: bytes, prefix: str) -> Seen | None:
+    # At most two VLAN tags (802.1Q, 802.1ad) may stand before the ethertype.
     source, at = _mac_text(frame[6:12]), 12
     while frame[at : at + 2] in (b"\x81\x00", b"\x88\xa8") and at < 20:
         at += 4
@@ -62,6 +64,7 @@ def _parse(frame: bytes, prefix: str) -> Seen | None:
 
 
 def _parse_arp(body: bytes, token: str) -> Seen | None:
+    # hardware type Ethernet, protocol IPv4, lengths of both addresses (RFC 826)
     if len(body) < 28 or body[:6] != b"\0\x01\x08\0\x06\x04":
         return None
     kind = {1: "arp-request", 2: "arp-reply"}.get(int.from_bytes(body[6:8], "big"))
@@ -75,10 +78,10 @@ def _parse_ipv6(body: bytes, mac: str, token: str) -> Seen | None:
     )
     if (
         body[6] == 58 and len(body) >= 64 and body[40] in (135, 136)
-    ):  # no extension headers in between (RFC 4861)
+    ):  # ICMPv6, neighbour solicitation or advertisement, without extension headers (RFC 4861)
         told = (sender, asked) if body[40] == 135 else (asked, target)
         return Seen("nd-request" if body[40] == 135 else "nd-reply", token, mac, *told)
-    if (
+    if (  # UDP from port 547 to 546, advertise or reply (RFC 8415)
         not token
         and body[6] == 17
         and body[40:44] == b"\x02\x23\x02\x22"
@@ -89,13 +92,11 @@ def _parse_ipv6(body: bytes, mac: str, token: str) -> Seen | None:
 
 
 def _handed_out(options: bytes) -> str:
-    """Return the address that an answer of DHCPv6 hands out, or the empty string (RFC 8415, 21.4 and
-    21.6).
-    """
+    """Return the address in the options of a DHCPv6 reply, or "" (RFC 8415, 21.4 and 21.6)."""
     while len(options) >= 4:
         code, size = (int.from_bytes(options[at : at + 2], "big") for at in (0, 2))
         if code == 3:
-            options = options[16:]  # what is inside of an IA_NA, after its three fields
+            options = options[16:]  # options inside an IA_NA, behind its header and three fields
         elif code == 5 and len(options) >= 20:
             return socket.inet_ntop(socket.AF_INET6, options[4:20])
         else:
@@ -107,6 +108,7 @@ def _parse_ipv4(body: bytes, mac: str, token: str) -> Seen | None:
     sender, target = socket.inet_ntoa(body[12:16]), socket.inet_ntoa(body[16:20])
     rest = body[(body[0] & 15) * 4 :]
     if not token:
+        # UDP from port 67 to 68, BOOTREPLY (RFC 2131); the transaction id and `yiaddr` are kept
         if body[9] == 17 and rest[:4] == b"\0\x43\0\x44" and len(rest) >= 28 and rest[8] == 2:
             return Seen(
                 "dhcp",

@@ -1,4 +1,4 @@
-"""Interfaces of this machine: found by MAC address, asked for addresses, opened for frames."""
+"""Functions for interfaces of this machine: names, addresses and packet sockets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def interface_of(mac: str) -> str:
 
 
 def has_address(name: str, address: str) -> bool:
-    """Tell whether an interface has an IPv4 address as its first one (SIOCGIFADDR)."""
+    """Return whether an interface's first IPv4 address is a given one (SIOCGIFADDR)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control, contextlib.suppress(OSError):
         answer = fcntl.ioctl(control, 0x8915, struct.pack("256s", name.encode()[:15]))
         return socket.inet_ntoa(answer[20:24]) == address
@@ -27,9 +27,8 @@ def has_address(name: str, address: str) -> bool:
 
 
 def has_address6(name: str, address: str) -> bool:
-    """Tell whether an interface has an IPv6 address that it may use: not tentative, no duplicate (if_inet6,
-    IFA_F_*).
-    """
+    """Return whether an interface has an IPv6 address that it may use."""
+    # /proc/net/if_inet6; 0x48 is IFA_F_TENTATIVE | IFA_F_DADFAILED
     with contextlib.suppress(OSError, ValueError):
         wanted = socket.inet_pton(socket.AF_INET6, address).hex()
         for line in Path("/proc/net/if_inet6").read_text().splitlines():
@@ -40,7 +39,7 @@ def has_address6(name: str, address: str) -> bool:
 
 
 def packet_socket(name: str, protocol: int) -> socket.socket:
-    """Return a socket for the frames of one interface; protocol 0 receives none, 3 all."""
+    """Return a packet socket of one interface; protocol 0 receives no frames, 3 all (packet(7))."""
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
     opened.bind((name, protocol))
     return opened

@@ -1,10 +1,10 @@
-"""Observer and sender inside a guest or on a machine: started once, then asked through a pipe (NET-01 to
-NET-13).
+"""The probe: records and sends frames inside a guest or on a machine (NET-01 to NET-13).
 
-Runs as root, on the standard library only; `testbed.verify.probe.client.compose` puts its files into one
-program. Starting an interpreter costs a nested guest seconds, so the process stays between observations, in
-which it has nothing open but its pipe, and ends by itself when nobody asks any more. Each question is a line
-(`testbed.payload.probe.wire`); its answer goes into a pipe that the asker has made, or else into a file.
+It runs as root, with the standard library only; `testbed.verify.probe.client.compose` puts its files into one
+program. Starting an interpreter costs a nested guest seconds. So the process is started once and stays
+between observations; then only its pipe is open. It exits when no request has come for a long time. Each
+request is a line in the pipe (`testbed.payload.probe.wire`). Its answer goes into a pipe that the client has
+made, or else into a file.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ _SENDERS = {
     "send": sender.send,
     "stream": sender.stream,
     "hold": sender.hold,
-    "knock": scanner.knock,
+    "knock": scanner.scan,
     "beat": scanner.beat,
 }
-# Files that tell a sender to go on in another way.
+# Files whose existence changes how a running sender continues, or ends it.
 _SIGNALS = {"send": (), "stream": ("halt",), "hold": ("turn", "release"), "knock": (), "beat": ("rest",)}
 _NOTHING = {"error": "nothing is being recorded for this run", "alive": False}
 Request = dict[str, Any]
 
 
-class Server:
-    """Answers requests one after another, and turns the recorder in between."""
+class ProbeServer:
+    """Answers requests in their order and runs the recorder between them."""
 
     def __init__(self, folder: Path, patience: float, lock: IO[str]) -> None:
         self.folder, self.patience, self.lock = folder, patience, lock
         self.selector = selectors.DefaultSelector()
         self.pipe = os.open(folder / "in", os.O_RDWR | os.O_NONBLOCK)
-        fcntl.fcntl(self.pipe, fcntl.F_SETPIPE_SZ, 2**20)  # for who writes without waiting
+        fcntl.fcntl(self.pipe, fcntl.F_SETPIPE_SZ, 2**20)  # for clients that write without blocking
         self.selector.register(self.pipe, selectors.EVENT_READ, self.read)
         self.text, self.ending = b"", False
         self.recorder: Recorder | TapRecorder | None = None
@@ -62,7 +62,7 @@ class Server:
         }  # fmt: skip
 
     def run(self) -> None:
-        """Work until told to stop, or until nobody has asked for long."""
+        """Serve until a stop request, or until no request has come for `patience` seconds."""
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while not self.ending and time.monotonic() < self.asked + self.patience:
             self.turn()
@@ -73,13 +73,13 @@ class Server:
                 path.unlink(missing_ok=True)
 
     def turn(self) -> None:
-        """Do what is ready; what is done for one may have closed another that was ready as well."""
+        """Run the callbacks of ready files; skip a file that another callback has just closed."""
         for key, _ in self.selector.select(0.5):
             if self.selector.get_map().get(key.fd) == key:
                 key.data(key.fileobj)
 
     def read(self, pipe: int) -> None:
-        """Take what has come in, and answer every line that is complete."""
+        """Read from the pipe and answer each complete line."""
         self.text += os.read(pipe, 65536)
         *lines, self.text = self.text.split(b"\n")
         if len(self.text) > MAX_REQUEST:
@@ -93,7 +93,10 @@ class Server:
                     self.answer(str(request["answer"]), reply, slow=request["phase"] in _SENDERS)
 
     def reply_to(self, request: Request) -> Callable[[], Request]:
-        """Do what must be done in this process; return what the answering process does."""
+        """Do the part of a request that this process must do; return a function for the rest.
+
+        The function makes the answer. A sender's function runs in a child process.
+        """
         phase = str(request["phase"])
         if phase in _SENDERS:
             for name in _SIGNALS[phase]:
@@ -107,7 +110,7 @@ class Server:
         return lambda: reply
 
     def _listen(self, request: Request) -> Request:
-        """Record what comes in by interfaces of this machine, or what goes out to its guests by taps."""
+        """Start to record frames: incoming ones of interfaces, or those that taps give to guests."""
         self._finish(request)
         prefix = _prefix(request)
         if "taps" in request:
@@ -117,13 +120,13 @@ class Server:
         return self.recorder.prepare(request)
 
     def _current(self, request: Request) -> Recorder | TapRecorder | None:
-        """Return the recorder of the run that a request is about, if it is recorded."""
+        """Return the recorder if it belongs to the run of a request, or None."""
         return (
             self.recorder if self.recorder is not None and self.recorder.prefix == _prefix(request) else None
         )
 
     def _glance(self, request: Request) -> Request:
-        """Tell which tokens have come in so far."""
+        """Return the tokens that were recorded so far."""
         current = self._current(request)
         return (
             {"seen": sorted(token for token in current.tokens() if token.startswith(current.prefix))}
@@ -150,8 +153,9 @@ class Server:
         return {"stopped": True}
 
     def answer(self, name: str, reply: Callable[[], Request], *, slow: bool) -> None:
-        """Give an answer; where it takes time, or a pipe waits for it, in a process of its own, so that the
-        recorder goes on.
+        """Write an answer; a child process does it if this takes time or the client waits at a pipe.
+
+        So the recorder never waits.
         """
         if not _ANSWER.fullmatch(name):
             return
@@ -191,7 +195,7 @@ def _prefix(request: Request) -> str:
 
 
 def start(request: Request) -> Request:
-    """Start the process that outlives this program, in place of any that runs; return its id."""
+    """Start the probe as a daemon, replace a running one, and return its process id."""
     stop(request)
     folder = Path(request["folder"])
     folder.mkdir(mode=0o700, parents=True)
@@ -219,7 +223,7 @@ def _serve(folder: Path, patience: float, pipe: int) -> None:
     fcntl.flock(lock, fcntl.LOCK_EX)
     lock.write(str(os.getpid()))
     lock.flush()
-    server = Server(folder, patience, lock)
+    server = ProbeServer(folder, patience, lock)
     os.write(pipe, str(os.getpid()).encode())
     os.close(pipe)
     try:
@@ -231,8 +235,9 @@ def _serve(folder: Path, patience: float, pipe: int) -> None:
 
 
 def _forget(folder: Path) -> None:
-    """Remove the folder, which is flat; `shutil` would cost a nested guest as much as all the rest that is
-    imported.
+    """Remove the probe's folder, which has no subfolders.
+
+    `shutil` is avoided: in a nested guest its import takes as long as all the others together.
     """
     with suppress(OSError):
         for path in list(folder.iterdir()):
@@ -241,7 +246,7 @@ def _forget(folder: Path) -> None:
 
 
 def _running(folder: Path) -> bool:
-    """Tell whether the process runs: it holds the lock on its file for as long as it lives."""
+    """Return whether the probe runs: it holds the lock on its file as long as it lives."""
     with suppress(FileNotFoundError), (folder / "pid").open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -251,9 +256,7 @@ def _running(folder: Path) -> bool:
 
 
 def stop(request: Request) -> Request:
-    """End the process and those that it has sending, if its lock says that it runs, and forget what it has
-    seen.
-    """
+    """Kill the probe with its senders, if its lock is held, and remove its folder."""
     folder, stopped = Path(request["folder"]), False
     with suppress(FileNotFoundError, ProcessLookupError):
         if _running(folder):
@@ -266,7 +269,7 @@ def stop(request: Request) -> Request:
 
 
 def main(request: Request) -> int:
-    """Start or stop the process, and print what came of it."""
+    """Start or stop the probe and print the result."""
     try:
         answer, status = {"start": start, "stop": stop}[request["phase"]](request), 0
     except (OSError, ValueError, KeyError, TypeError) as error:

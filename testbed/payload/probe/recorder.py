@@ -1,5 +1,6 @@
-"""Recorder in a guest: sniffs on its interfaces and listens on ports; remembers what carries a token of the
-run.
+"""Recorder in a guest: captures frames on its interfaces and listens on ports.
+
+It keeps frames and messages that carry a token of the run.
 """
 
 from __future__ import annotations
@@ -33,8 +34,11 @@ from testbed.payload.probe.sniffer import (
 
 MAX_STRAYS, MAX_TEXT = 64, 160
 _TEST, _STAGES = 0x88B5, ("start", "end")
-# The kernel keeps to itself what a nested guest could not read fast enough and nobody asks for: ARP of more
-# than `NOISE` octets, and what leaves this machine, except frames from an interface to itself.
+# BPF filter, since a nested guest could not read all frames fast enough. It drops ARP of more than `NOISE`
+# octets, and outgoing frames except those whose source is their destination: the self-test. A step consists
+# of operation, steps to skip if true, steps to skip if false, and operand. Line 1: is it outgoing? Lines 2
+# and 3 compare destination (octets 0 to 5) and source (6 to 11), first four octets, then two. Line 4: is it
+# ARP, and long? Line 5: drop, or keep.
 _WANTED: tuple[Step, ...] = (
     (LOAD, 0, 0, PACKET_TYPE), (EQUAL, 0, 8, OUTGOING),
     (LOAD, 0, 0, 0), (TO_X, 0, 0, 0), (LOAD, 0, 0, 6), (EQUAL_X, 0, 8, 0),
@@ -45,7 +49,7 @@ _WANTED: tuple[Step, ...] = (
 
 
 def _addressed(name: str, nic: dict[str, str]) -> bool:
-    """Tell whether an interface has every address that it is told to have."""
+    """Return whether an interface has all addresses that the request lists for it."""
     six = nic.get("address6", "")
     return bool(name) and has_address(name, nic["address"]) and (not six or has_address6(name, six))
 
@@ -61,7 +65,7 @@ def _server(kind: str, family: socket.AddressFamily) -> socket.socket:
 
 
 class Recorder(Sniffer):
-    """Sniffs and listens as long as its owner turns the selector and calls what is ready."""
+    """Captures and listens; its owner runs the selector and the callbacks of ready sockets."""
 
     def __init__(self, prefix: str, nics: list[dict[str, str]], selector: selectors.BaseSelector) -> None:
         super().__init__(prefix, selector)
@@ -73,10 +77,10 @@ class Recorder(Sniffer):
         self.strays: set[tuple[bytes, str]] = set()
 
     def prepare(self, request: Request) -> Request:
-        """Open everything, with retries until ``patience`` seconds have passed; return the ready state.
+        """Open all sockets and return the state; retry for ``patience`` seconds.
 
-        If ``known`` is given, frames without a token from other MAC addresses than these are kept as they
-        are: strays.
+        If ``known`` is given, strays are kept as well: frames without a token from MAC addresses that are not
+        in it.
         """
         self.known = {bytes.fromhex(mac.replace(":", "")) for mac in request.get("known", [])}
         deadline = time.monotonic() + min(float(request.get("patience", 10)), 120.0)
@@ -118,7 +122,7 @@ class Recorder(Sniffer):
         ]
 
     def _listen(self, kind: str, port: int, errors: dict[str, str]) -> bool:
-        """Listen on a port in every family that some interface has an address of; both or none."""
+        """Listen on a port with IPv4, and with IPv6 if an interface has it; all or none of them."""
         families = (
             (socket.AF_INET, socket.AF_INET6)
             if any(nic.get("address6") for nic in self.nics)
@@ -144,7 +148,7 @@ class Recorder(Sniffer):
         return True
 
     def take(self, frame: bytes, kind: int, label: str) -> None:
-        """Remember what came in, and whether this recorder's own frames were heard."""
+        """Record an incoming frame, or the recorder's own test frame when it leaves."""
         if kind == OUTGOING:
             self.tested |= {
                 (label, stage)
@@ -159,7 +163,7 @@ class Recorder(Sniffer):
             self._keep(frame, label)
 
     def _keep(self, frame: bytes, label: str) -> None:
-        """Keep a frame of a sender that is not known."""
+        """Keep a frame from a MAC address that is not known, up to a limit."""
         if frame[6:12] not in self.known and (frame, label) not in self.strays:
             if len(self.strays) < MAX_STRAYS:
                 self.strays.add((frame, label))
@@ -205,14 +209,15 @@ class Recorder(Sniffer):
         self.remember(Seen(kind, token, "", sender, own), label)
 
     def expire(self) -> None:
-        """Close connections that say nothing."""
+        """Close connections whose time to send is over."""
         now = time.monotonic()
         for connection in [opened for opened, end in self.open.items() if end < now]:
             self._close(connection)
 
     def state(self) -> Request:
-        """Return what came in, with everything that the kernel still holds, after a last frame that must be
-        seen.
+        """Return the recorded state, including frames that the kernel still holds.
+
+        A last test frame is sent first; if it was recorded, the recorder worked until now.
         """
         self.self_test("end")
         state = super().state()
@@ -221,7 +226,7 @@ class Recorder(Sniffer):
         return {**state, "self_test": tested, "strays": strays}
 
     def self_test(self, stage: str) -> None:
-        """Send a frame from each interface to itself; a recorder that hears at all sees it leave."""
+        """Send a test frame from each interface; a working recorder captures it as it leaves."""
         for nic in self.nics:
             with contextlib.suppress(OSError), outlet(nic["mac"]) as out:
                 out.send(_test_frame(nic["mac"], self._test_token(stage).encode()))
@@ -230,11 +235,11 @@ class Recorder(Sniffer):
         return f"{self.prefix}self-{stage}."
 
     def close(self) -> None:
-        """Stop sniffing and listening."""
+        """Stop to capture and to listen."""
         super().close()
         self.forget([*self.servers, *self.open])
 
 
 def _test_frame(mac: str, payload: bytes) -> bytes:
-    """Return a frame of an ethertype for experiments, from an interface to itself."""
+    """Return a frame from an interface to itself, with an ethertype for experiments (IEEE 802)."""
     return (bytes.fromhex(mac.replace(":", "")) * 2 + struct.pack("!H", _TEST) + payload).ljust(60, b"\0")

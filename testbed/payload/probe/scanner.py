@@ -1,4 +1,4 @@
-"""Asks many services at once and tells what came back: as ordinary clients do, or with frames (NET-09)."""
+"""Scans many services at once, with ordinary sockets or with frames (NET-09)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from testbed.payload.probe.interfaces import interface_of, packet_socket
 from testbed.payload.probe.recorder import MAX_TEXT
 
 MAX_ASKS = 400  # at once; most of them have a socket of their own
-_AGAIN = 1.0  # seconds after which what was not answered is sent once more
+_AGAIN = 1.0  # seconds after which unanswered requests are sent again
 _EVERYTHING, _BURST = 3, 500
 _BEAT = 0.1  # seconds
 _UNREACHABLE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
@@ -24,11 +24,12 @@ Request = dict[str, Any]
 
 
 class Ask:
-    """One question and its state: ``open``, ``refused``, ``unreachable``, ``silent``, or ``error`` and
-    why.
+    """One request to a service, with its state.
+
+    The state is ``open``, ``refused``, ``unreachable``, ``silent``, or ``error`` with the reason.
     """
 
-    def __init__(self, request: Request, outlets: Outlets) -> None:
+    def __init__(self, request: Request, outlets: ScanOutlets) -> None:
         self.name, self.kind, self.state = str(request["id"]), str(request["kind"]), "silent"
         self.data = bytes.fromhex(str(request.get("frame", "")))
         self.expected = re.compile(str(request.get("expect", "")))
@@ -43,7 +44,7 @@ class Ask:
         return self.state == "silent"
 
     def send(self) -> None:
-        """Ask, or ask again; TCP does so by itself."""
+        """Send the request, first or again; TCP retransmits by itself."""
         if self.kind != "tcp" and self.waiting:
             try:
                 self.socket.send(self.data)
@@ -60,7 +61,7 @@ class Ask:
             self.state = f"error: {error!r}"[:MAX_TEXT]
 
     def read(self) -> None:
-        """Take what has come back to a client's socket."""
+        """Read the answer or the error of a client's socket."""
         try:
             if self.kind == "udp":
                 self.socket.recv(SNAP)
@@ -72,16 +73,17 @@ class Ask:
             self._failed(error)
 
 
-class Outlets:
-    """Sockets to ask through: a client's for each service, and one for the frames of each interface."""
+class ScanOutlets:
+    """Sockets of a scan: one for each service, and one packet socket for each interface."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self.stack = stack
         self.wires: dict[str, socket.socket] = {}
 
     def wire(self, request: Request) -> socket.socket:
-        """Return the socket for the frames of an interface; the kernel lets every opening wait for a grace
-        period.
+        """Return the packet socket of an interface, opened once.
+
+        Each opening waits for a grace period of the kernel (RCU).
         """
         mac = request["mac"]
         if mac not in self.wires:
@@ -92,7 +94,7 @@ class Outlets:
         return self.wires[mac]
 
     def client(self, request: Request) -> socket.socket:
-        """Return a socket that is on its way to a service."""
+        """Return a socket that is connecting to a service."""
         kind = socket.SOCK_STREAM if request["kind"] == "tcp" else socket.SOCK_DGRAM
         opened = self.stack.enter_context(socket.socket(socket.AF_INET, kind))
         opened.setblocking(False)
@@ -103,18 +105,19 @@ class Outlets:
         return opened
 
 
-def knock(request: Request) -> Request:
-    """Ask everything in ``probes`` at once, and once more after a second; return the states after ``window``
-    seconds.
+def scan(request: Request) -> Request:
+    """Send all requests in ``probes`` at once and return their states after ``window`` seconds.
+
+    Unanswered requests are sent again after a second.
 
     Raises:
-        ValueError: there are more than `MAX_ASKS`; none is asked.
+        ValueError: there are more than `MAX_ASKS`; none is sent.
 
     """
     if len(request["probes"]) > MAX_ASKS:
         raise ValueError(f"{len(request['probes'])} questions, and {MAX_ASKS} at most")
     with contextlib.ExitStack() as stack:
-        outlets = Outlets(stack)
+        outlets = ScanOutlets(stack)
         asks = [Ask(ask, outlets) for ask in request["probes"]]
         end = time.monotonic() + min(float(request.get("window", 4)), 20.0)
         for last in (min(time.monotonic() + _AGAIN, end), end):
@@ -130,10 +133,12 @@ def knock(request: Request) -> Request:
 
 
 def beat(request: Request) -> Request:
-    """Notice how long this machine stands still, until the file ``rest`` appears or for ``duration`` seconds.
+    """Measure the longest pause of this machine.
+
+    The measurement ends when the file ``rest`` appears, or after ``duration`` seconds.
 
     Returns:
-        the ``longest`` time, in seconds, by which a short sleep was longer than asked for.
+        ``longest`` delay, in seconds, by which a short sleep exceeded its time; whether ``rest`` appeared.
 
     """
     rest, now, longest = Path(request["rest"]), time.monotonic(), 0.0
@@ -146,7 +151,7 @@ def beat(request: Request) -> Request:
 
 
 def _turn(asks: list[Ask], seconds: float) -> None:
-    """Wait for answers, and give each to those who wait for it."""
+    """Wait for answers and update the requests that they belong to."""
     poll = select.poll()
     found: dict[int, list[Ask]] = {}
     for ask in asks:

@@ -1,4 +1,4 @@
-"""Sends what it is given: frames as octets, and uses of services as anyone uses them."""
+"""Sends frames as given octets, and uses services as an ordinary client."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Request = dict[str, Any]
 
 
 def ask(probe: Request) -> str:
-    """Use a service as anyone does, from the probe's own interface; return its answer.
+    """Use a service as an ordinary client, from the probe's interface, and return its answer.
 
     Raises:
-        OSError: refused, unreachable, or no answer in time.
+        OSError: the service refuses, is unreachable or does not answer in time.
 
     """
     with Talk(probe, min(float(probe.get("timeout", 5)), 60)) as talk:
@@ -36,11 +36,14 @@ def ask(probe: Request) -> str:
 
 
 def send(request: Request) -> Request:
-    """Send every probe, within ``budget`` seconds, each after a ``delay``; return what became of each."""
+    """Send every probe and return a result for each.
+
+    A probe is sent after its ``delay`` in seconds, and only within the first ``budget`` seconds.
+    """
     deadline = time.monotonic() + min(float(request.get("budget", 120)), 1800)
     results = []
     with contextlib.ExitStack() as opened:
-        outlets = Outlets(opened)
+        outlets = FrameOutlets(opened)
         for probe in request["probes"][:MAX_PROBES]:
             time.sleep(min(float(probe.get("delay", 0)), 2))
             result = {"id": probe["id"], "sent": False, "error": "no time left", "answer": ""}
@@ -54,13 +57,13 @@ def send(request: Request) -> Request:
 
 
 def hold(request: Request) -> Request:
-    """Keep one conversation open and use it each ``spacing`` seconds, until the file ``release`` appears or
-    for ``duration`` seconds.
+    """Keep one connection open and use it every ``spacing`` seconds.
 
-    Once the file ``turn`` exists, the last of the two ``tokens`` is sent instead of the first.
+    This ends when the file ``release`` appears, or after ``duration`` seconds. Once the file ``turn`` exists,
+    the last of the two ``tokens`` is sent instead of the first.
 
     Returns:
-        how many ``answers`` came before and after the turn; ``error`` is how it ended, if it did.
+        number of ``answers`` before and after the turn; ``error`` that ended the connection, or "".
 
     """
     release, turn, end = (
@@ -85,13 +88,14 @@ def hold(request: Request) -> Request:
 
 
 def stream(request: Request) -> Request:
-    """Send the frames of every probe in turns until the file ``halt`` appears, or for ``duration`` seconds,
-    or so many ``rounds``.
+    """Send the frames of all probes in rounds.
+
+    This ends when the file ``halt`` appears, after ``duration`` seconds, or after ``rounds`` rounds.
 
     Args:
-        request: ``spacing`` is the number of seconds between two frames; 0 stands for as fast as it goes,
-            past the queues and past the recorder of this guest. ``pause`` is the number of seconds between
-            two rounds.
+        request: ``spacing`` is the number of seconds between two frames; 0 means as fast as possible, without
+            the interface's queue and unseen by this guest's recorder. ``pause`` is the number of seconds
+            between two rounds.
 
     Raises:
         ValueError: there are more than `MAX_PROBES`; none is sent.
@@ -111,10 +115,10 @@ def stream(request: Request) -> Request:
     end, sent, refused = started + min(float(request["duration"]), 300.0), 0, 0
     frames = [(probe["mac"], bytes.fromhex(probe["frame"])) for probe in request["probes"]]
     with contextlib.ExitStack() as opened:
-        outlets = Outlets(opened, unheard=not spacing)
+        outlets = FrameOutlets(opened, unheard=not spacing)
         turns = [(outlets.at(mac).send, frame) for mac, frame in frames]
         if not (spacing or pause):
-            turns *= max(1, _AT_ONCE // max(1, len(turns)))  # a look at the clock costs as much as a frame
+            turns *= max(1, _AT_ONCE // max(1, len(turns)))  # reading the clock costs as much as a frame
         while turns and rounds > 0 and time.monotonic() < end and not halt.exists():
             rounds -= 1
             for send, frame in turns:
@@ -137,13 +141,15 @@ def stream(request: Request) -> Request:
     return {"sent": sent, "refused": refused, "halted": halt.exists(), "lasted": lasted}
 
 
-class Outlets:
-    """One packet socket for each interface: the kernel lets every opening and closing wait for a grace
-    period.
+class FrameOutlets:
+    """Packet sockets, one for each interface.
+
+    They are kept, since each opening and closing waits for a grace period of the kernel (RCU).
 
     Args:
-        unheard: frames go to the driver at once, so that nobody who sniffs in this guest has to read them
-            (packet(7)).
+        stack: closes the sockets.
+        unheard: whether frames go directly to the driver, so that recorders in this guest do not receive them
+            (PACKET_QDISC_BYPASS, packet(7)).
 
     """
 
@@ -160,14 +166,20 @@ class Outlets:
 
 
 @contextlib.contextmanager
-def wearing(name: str, mac: str) -> Iterator[None]:
-    """Let an interface have another MAC address for a while, so that its driver tells the device; none if it
-    is empty.
+def with_mac(name: str, mac: str) -> Iterator[None]:
+    """Give an interface another MAC address during the block.
+
+    The driver passes the address to the device.
+
+    Args:
+        name: name of the interface.
+        mac: the address; if empty, the interface keeps its own.
 
     Raises:
         OSError: the driver refuses.
 
     """
+    # struct ifreq (netdevice(7)): 16 octets of name, 2 of address family, 6 of MAC address
     if not mac:
         yield
         return
@@ -185,13 +197,13 @@ def _as_stranger(frame: bytes) -> bytes:
     return frame[:6] + b"\x0e" + os.urandom(5) + frame[12:]
 
 
-def _attempt(probe: Request, outlets: Outlets) -> Request:
+def _attempt(probe: Request, outlets: FrameOutlets) -> Request:
     try:
         if probe["kind"] in KINDS:
             return {"answer": ask(probe), "sent": True, "error": ""}
         frame = bytes.fromhex(probe["frame"])
         mac = str(probe.get("wears", ""))
-        with wearing(interface_of(probe["mac"]) if mac else "", mac):
+        with with_mac(interface_of(probe["mac"]) if mac else "", mac):
             for number in range(min(int(probe.get("copies", 1)), MAX_PROBES)):
                 outlets.at(probe["mac"]).send(_as_stranger(frame) if number else frame)
     except (OSError, ValueError, KeyError) as error:

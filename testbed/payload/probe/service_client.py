@@ -1,4 +1,4 @@
-"""Conversations with a service over TCP, UDP or ICMP, from one interface, as anyone holds them."""
+"""An ordinary client of a service over TCP, UDP or ICMP, bound to one interface."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ KINDS = frozenset(_TYPES)
 
 
 class Talk:
-    """One conversation: a connection, or datagrams and echo requests that belong together.
+    """A client's socket: a TCP connection, or one for UDP datagrams or echo requests.
 
     Args:
         probe: ``kind``, the ``mac`` of the interface, the own ``address``, and ``ip`` and ``port`` of the
             service.
-        patience: seconds that connecting and each answer may take.
+        patience: timeout in seconds for the connection and for each answer.
 
     Raises:
-        OSError: refused, unreachable, or no connection in time.
+        OSError: the service refuses, is unreachable, or does not accept the connection in time.
 
     """
 
@@ -49,33 +49,35 @@ class Talk:
             raise
 
     def __enter__(self) -> Talk:
-        """Begin."""
+        """Return the open client."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it."""
+        """Close the socket."""
         self.opened.close()
 
     def end_at_once(self) -> None:
-        """Let nothing be sent on after the end, which a connection would do."""
+        """Make `close` reset a TCP connection, so that unsent data is not sent afterwards."""
         if self.kind == "tcp-connect":
             self.opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def wait_for(self, patience: float) -> None:
-        """Wait so many seconds for each answer from now on."""
+        """Set the timeout (seconds) for each further answer."""
         self.patience = patience
         self.opened.settimeout(patience)
 
     def say(self, token: bytes) -> str:
-        """Say something and return what is answered; an echo is told as a service would answer.
+        """Send a token and return the answer; an echo is returned in the form of a service's answer.
 
         Raises:
-            OSError: the conversation has ended, or there is no answer in time.
+            OSError: the connection has ended, or there is no answer in time.
 
         """
         if not self.echo:
             self.opened.sendall(token)
             return self.opened.recv(MAX_TEXT).decode(errors="replace")
+        # ICMPv4: we compute the checksum, and answers begin with the IP header. ICMPv6: the kernel computes
+        # it, and answers have no header.
         self.number += 1
         request, reply = _ECHO6 if self.six else _ECHO
         text = struct.pack("!BBHHH", request, 0, 0, self.id, self.number % 2**16) + token
@@ -86,14 +88,14 @@ class Talk:
             answer = answer if self.six else answer[(answer[0] & 15) * 4 :]
             if (
                 answer[:2] == bytes((reply, 0)) and answer[4:6] == text[4:6]
-            ):  # or that of an earlier request, which is late
+            ):  # a late answer to an earlier request counts, too
                 return f"ok-{answer[8 : 8 + MAX_TEXT].decode(errors='replace')}"
         msg = "no echo in time"
         raise TimeoutError(msg)
 
 
 def _checksum(text: bytes) -> bytes:
-    """Return the Internet checksum of a message that has zeros in its place (RFC 1071)."""
+    """Return the Internet checksum of a message whose checksum field is zero (RFC 1071)."""
     total = sum(struct.unpack(f"!{(len(text) + 1) // 2}H", text + b"\0" * (len(text) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

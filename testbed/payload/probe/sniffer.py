@@ -1,4 +1,4 @@
-"""Reads the frames of interfaces and remembers what they say; what is told of them is bounded."""
+"""Base class of recorders: captures frames on interfaces and keeps a limited record."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from testbed.payload.probe.interfaces import packet_socket
 
 MAX_RECORDS = 2000
 NOISE = 1000  # octets; no honest ARP frame is as long
-OUTGOING = 4  # how the kernel calls a packet that leaves this machine (packet(7), PACKET_OUTGOING)
+OUTGOING = 4  # type of a packet that leaves this machine (packet(7), PACKET_OUTGOING)
 _BUFFER = 4 << 20  # octets
 _ATTACH_FILTER = 26
 _PACKET_ADD_MEMBERSHIP, _PACKET_STATISTICS, _SOL_PACKET, _PROMISCUOUS = 1, 6, 263, 1
 _ETH_P_ALL = 3
-# Instructions of the kernel's packet filter, and where it tells of what kind a packet is (linux/filter.h,
-# SKF_AD_PKTTYPE).
+# Instructions of classic BPF, and the offset at which a filter reads the packet type (linux/filter.h,
+# SKF_AD_OFF + SKF_AD_PKTTYPE).
 LOAD, LOAD_HALF, LOAD_BYTE, LOAD_AT_X, LOAD_LENGTH, HEADER_TO_X, TO_X = (
     0x20,
     0x28,
@@ -36,35 +36,37 @@ LOAD, LOAD_HALF, LOAD_BYTE, LOAD_AT_X, LOAD_LENGTH, HEADER_TO_X, TO_X = (
 )
 JUMP, EQUAL, EQUAL_X, GREATER, RETURN = 0x05, 0x15, 0x1D, 0x25, 0x06
 PACKET_TYPE = 0xFFFFF004
-Step = tuple[int, int, int, int]  # instruction, how many to skip if so, if not, and a number
+Step = tuple[int, int, int, int]  # instruction, steps to skip if true, if false, operand
 Request = dict[str, Any]
 
 
 def attach(opened: socket.socket, steps: Sequence[Step]) -> None:
-    """Let the kernel keep frames to itself that a filter refuses.
+    """Attach a BPF filter to a socket; the kernel drops frames that it refuses.
 
     Raises:
-        OSError: the kernel does not take the filter.
+        OSError: the kernel does not accept the filter.
 
     """
+    # an array of struct sock_filter, then struct sock_fprog with its length and address
     program = b"".join(struct.pack("HBBI", *step) for step in steps)
     text = array(
         "B", program
-    )  # of which the address can be told without ctypes, which takes a nested guest a second to import
+    )  # an array knows its address; importing ctypes for that takes a nested guest a second
     opened.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("HL", len(steps), text.buffer_info()[0]))
 
 
 class Sniffer:
-    """Sniffs as long as its owner turns the selector and calls what is ready.
+    """Captures frames; its owner runs the selector and the callbacks of ready sockets.
 
     Args:
-        prefix: how the tokens of the run begin.
-        most: how many kinds of frames are kept.
+        prefix: prefix of the run's tokens.
+        selector: selector that the sockets are registered with.
+        most: maximum number of different frames that are kept.
 
     """
 
-    buffer_option = socket.SO_RCVBUF  # no more than the machine gives to everybody (socket(7))
-    promiscuous = True  # whether frames for other MAC addresses must come in
+    buffer_option = socket.SO_RCVBUF  # limited by the machine's rmem_max (socket(7))
+    promiscuous = True  # whether frames for other MAC addresses are captured
 
     def __init__(self, prefix: str, selector: selectors.BaseSelector, most: int = MAX_RECORDS) -> None:
         self.prefix, self.selector, self.most = prefix, selector, most
@@ -75,22 +77,24 @@ class Sniffer:
         self.started = time.monotonic()
 
     def take(self, frame: bytes, kind: int, label: str) -> None:
-        """Read one frame.
+        """Handle one captured frame.
 
         Args:
-            kind: which way it goes, as the kernel says (packet(7), sll_pkttype).
+            frame: the frame, cut at `SNAP` octets.
+            kind: packet type, such as `OUTGOING` (packet(7), sll_pkttype).
+            label: label of the interface.
 
         """
         raise NotImplementedError
 
     def expire(self) -> None:
-        """Do what is due from time to time."""
+        """Do periodic work; a subclass may override it."""
 
     def sniff(self, name: str, label: str, steps: Sequence[Step]) -> None:
-        """Sniff on an interface, through a filter.
+        """Capture frames of an interface that pass a filter.
 
         Raises:
-            OSError: there is no such interface, or the kernel does not take the filter.
+            OSError: the interface is missing, or the kernel does not accept the filter.
 
         """
         sniffer = packet_socket(name, _ETH_P_ALL)
@@ -108,7 +112,7 @@ class Sniffer:
         self.selector.register(sniffer, selectors.EVENT_READ, lambda opened: self.drain(opened, label))
 
     def drain(self, sniffer: socket.socket, label: str) -> None:
-        """Take the frames that the kernel holds."""
+        """Handle the frames that wait in the kernel's buffer, up to 5000."""
         for frame, kind in self._frames(sniffer, label):
             self.take(frame, kind, label)
 
@@ -126,7 +130,7 @@ class Sniffer:
                 yield frame, source[2]
 
     def remember(self, seen: Seen, label: str) -> None:
-        """Remember when something came in first and last, and how often."""
+        """Record first time, last time and count of a frame; set `overflowed` if there are too many."""
         now, times = time.monotonic(), self.seen.get((seen, label))
         if times is not None:
             times[1:] = now, times[2] + 1
@@ -136,14 +140,15 @@ class Sniffer:
             self.overflowed = True
 
     def tokens(self) -> set[str]:
-        """Return the tokens of all that has come in so far."""
+        """Return the tokens of all recorded frames."""
         return {seen.token for seen, _ in self.seen}
 
     def hear(self, awaited: list[list[str]], patience: float) -> None:
-        """Go on until one token of each group has come in, for so many seconds at most.
+        """Capture until one token of each group was recorded, or until a timeout.
 
         Args:
-            awaited: how those tokens begin; who waits for a token need not know it.
+            awaited: groups of prefixes of tokens; the client need not know whole tokens.
+            patience: timeout in seconds, at most 10.
 
         """
         end = time.monotonic() + min(patience, 10.0)
@@ -157,7 +162,7 @@ class Sniffer:
                 self.drain(sniffer, label)
 
     def state(self) -> Request:
-        """Return what came in, with everything that the kernel still holds."""
+        """Return the recorded frames, including those in the kernel's buffer, and losses."""
         for sniffer, label in self.sniffers:
             self.drain(sniffer, label)
             counts = sniffer.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
@@ -174,11 +179,11 @@ class Sniffer:
         }
 
     def close(self) -> None:
-        """Stop sniffing."""
+        """Stop to capture."""
         self.forget([sniffer for sniffer, _ in self.sniffers])
 
     def forget(self, sockets: Sequence[socket.socket]) -> None:
-        """Close sockets, whether or not something waits for what comes in by them."""
+        """Close sockets, whether they are registered with the selector or not."""
         for opened in sockets:
             with contextlib.suppress(KeyError):
                 self.selector.unregister(opened)

@@ -1,8 +1,9 @@
-"""Recorder on a node beside those in its guests: remembers what the node hands to its guests' interfaces.
+"""Recorder on a node: captures frames that the node sends to its guests' interfaces.
 
-What goes to a guest leaves its node by a tap, so for the node it is outgoing. The kernel looks for the run's
-tokens itself, so that a flood costs the node no copies: of what carries none, only answers of DHCP, ARP and
-Neighbor Discovery come to this program, since their senders cannot put a token into them.
+It is independent of the recorders in the guests. A frame to a guest leaves its node by a tap, so for the node
+it is outgoing. A BPF filter looks for the run's tokens, so that a flood costs the node no copies. Of frames
+without a token, only replies of DHCP, ARP and Neighbor Discovery pass the filter, since their senders cannot
+put a token into them.
 """
 
 from __future__ import annotations
@@ -36,22 +37,22 @@ MOST = 4 * MAX_RECORDS
 SEARCHED = 640  # octets of a frame in which a token may begin; those of all probes begin within 400
 _HEAD = 14  # octets of an Ethernet header
 _BLOCK = 100  # offsets between two places that accept a frame; a jump skips 255 instructions at most
-_WHOLE = 0x40000  # octets that are kept of a frame
+_WHOLE = 0x40000  # maximum of octets that are captured of a frame
 _ACCEPT, _REFUSE = (RETURN, 0, 0, _WHOLE), (RETURN, 0, 0, 0)
 
 
 class TapRecorder(Sniffer):
-    """Sniffs on the taps of a node as long as its owner turns the selector and calls what is ready."""
+    """Captures on the taps of a node; its owner runs the selector and the callbacks."""
 
-    promiscuous = False  # nothing that goes out is left out
-    buffer_option = 33  # SO_RCVBUFFORCE: more than the machine gives to everybody (socket(7))
+    promiscuous = False  # a packet socket receives all outgoing frames anyway
+    buffer_option = 33  # SO_RCVBUFFORCE: not limited by rmem_max (socket(7))
 
     def __init__(self, prefix: str, taps: list[str], selector: selectors.BaseSelector) -> None:
         super().__init__(prefix, selector, min(MAX_RECORDS * max(1, len(taps)), MOST))
         self.taps, self.ignored = taps, 0
 
     def prepare(self, _: Request) -> Request:
-        """Sniff on every tap; return those that are there."""
+        """Start to capture on every tap and return the names of the existing ones."""
         found = []
         for name in self.taps:
             try:
@@ -64,8 +65,9 @@ class TapRecorder(Sniffer):
         return {"ready": True, "taps": found}
 
     def _sniff(self, name: str) -> None:
-        """Sniff on a tap; where the kernel has no room for the whole filter, this program looks for tokens
-        itself.
+        """Capture on a tap; if the kernel has no memory for the whole filter, use a simple one.
+
+        The simple filter passes all outgoing frames, and this program looks for tokens in them.
         """
         try:
             self.sniff(name, name, outgoing(worth(self.prefix)))
@@ -75,7 +77,7 @@ class TapRecorder(Sniffer):
             self.sniff(name, name, outgoing([_ACCEPT]))
 
     def take(self, frame: bytes, kind: int, label: str) -> None:
-        """Remember what a frame says that goes to a guest."""
+        """Record a frame to a guest, or count it in `ignored`."""
         seen = parse(frame, self.prefix) if kind == OUTGOING else None
         if seen:
             self.remember(seen, label)
@@ -83,25 +85,27 @@ class TapRecorder(Sniffer):
             self.ignored += 1
 
     def state(self) -> Request:
-        """Return what went to guests, and how many frames came to this program that say nothing."""
+        """Return the recorded state with the number of ignored frames."""
         return {**super().state(), "ignored": self.ignored}
 
 
 def outgoing(steps: Sequence[Step]) -> list[Step]:
-    """Return a filter for what a node hands to a guest, and another one lets through."""
+    """Return a filter that refuses frames that are not outgoing, followed by given steps."""
     return [(LOAD, 0, 0, PACKET_TYPE), (EQUAL, 1, 0, OUTGOING), _REFUSE, *steps]
 
 
 def worth(prefix: str) -> list[Step]:
-    """Return a filter for frames with a token of a run, ARP, Neighbor Discovery, and answers of DHCP.
+    """Return a filter for frames with a token, ARP, Neighbor Discovery and replies of DHCP.
 
-    What is too short for a step is refused by the kernel, and too short for a token as well.
+    The kernel refuses a frame that is too short for a step. Such a frame is also too short for a token.
     """
     return [*_assembled(_KINDS), *_search(prefix)]
 
 
-# Instruction, where to go on if so and if not (at the next line if that is empty), and a number; or the name
-# of the next line.
+# Each line is an instruction, its targets if true and if false (the next line if empty) and its operand; or a
+# label of the next line. Offsets count from the Ethernet header: 12 ethertype; in IPv4 23 protocol, and ports
+# behind the header of variable length (loaded into X); in IPv6 20 next header, 54 ICMPv6 type or UDP ports.
+# 0x00430044 is ports 67 to 68 (DHCP), 0x02230222 ports 547 to 546 (DHCPv6), 135 and 136 Neighbor Discovery.
 _KINDS: tuple[tuple[int, str, str, int] | str, ...] = (
     (LOAD_HALF, "", "", 12),
     (EQUAL, "arp", "", 0x0806),
@@ -135,7 +139,7 @@ _KINDS: tuple[tuple[int, str, str, int] | str, ...] = (
 
 
 def _assembled(lines: Sequence[tuple[int, str, str, int] | str]) -> list[Step]:
-    """Return steps whose jumps are by number."""
+    """Return the steps of labelled lines, with relative jumps."""
     steps, names = list[tuple[int, str, str, int]](), dict[str, int]()
     for line in lines:
         if isinstance(line, str):
@@ -150,8 +154,10 @@ def _assembled(lines: Sequence[tuple[int, str, str, int] | str]) -> list[Step]:
 
 
 def _search(prefix: str) -> list[Step]:
-    """Return a filter for frames in which a token of a run begins, by four of the characters that no other
-    run shares.
+    """Return a filter for frames that contain the beginning of a token of a run.
+
+    It compares one word at every offset: the four random characters after ``tb-`` identify the run. BPF has
+    no loops, so the comparisons are unrolled.
     """
     word = int.from_bytes(prefix.encode()[3:7], "big")
     steps: list[Step] = []

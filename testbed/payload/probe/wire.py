@@ -1,7 +1,7 @@
-"""How the probe and whoever asks it write to one another: JSON, compressed, one line of text for each
-message.
+"""The message format between the probe and its clients: compressed JSON in one line of text.
 
-A nested guest's agent passes a hundred kilobytes on in as many tenths of a second; frames are repetitive.
+A nested guest's agent transfers about one kilobyte in a tenth of a second. Frames are repetitive, so
+compression helps.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ MAX_MESSAGE = 16 * 2**20  # octets before compression
 
 
 def pack(message: object) -> bytes:
-    """Return a message as one line without its end."""
+    """Return a message as one line, without the newline."""
     return base64.b64encode(zlib.compress(json.dumps(message).encode()))
 
 
 def unpack(line: bytes) -> Any:  # noqa: ANN401 - JSON
-    """Return the message of a line from who asks, which need not be one; what a guest says is read within
-    closer bounds.
+    """Return the message in a client's line; lines of guests need stricter limits.
 
     Raises:
-        ValueError: it is none, or longer than `MAX_MESSAGE`.
+        ValueError: the line is not a message, or the message is longer than `MAX_MESSAGE`.
 
     """
     try:
@@ -34,10 +33,10 @@ def unpack(line: bytes) -> Any:  # noqa: ANN401 - JSON
 
 
 def inflate(line: bytes) -> bytes:
-    """Return the JSON text of a line, which need not be a message.
+    """Return the decompressed text of an untrusted line; it need not be JSON.
 
     Raises:
-        ValueError: it is none, or longer than `MAX_MESSAGE`.
+        ValueError: the line cannot be decompressed, or the text is longer than `MAX_MESSAGE`.
 
     """
     decoder = zlib.decompressobj()

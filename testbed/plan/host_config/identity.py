@@ -1,4 +1,4 @@
-"""What a machine needs to know about itself, as the files of one archive (D4).
+"""The identity of a machine as the files of one archive (D4).
 
 The machine unpacks it below /run before its network is up; see ``playbooks/roles/base``. Pure: keys come
 in as text, nothing is read or written.
@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from testbed.model.topology import Machine, Plane, Role, Testbed
+from testbed.model.topology import Machine, Plane, Role, Topology
 from testbed.plan.libvirt_xml.machine import machine_id
 
 _PUBLIC = ("systemd/", "testbed/hosts", "testbed/hostname", "testbed/machine-id")
@@ -30,32 +30,32 @@ class MachineKeys:
     administrators_authority: bytes
 
 
-def tunnel_peers(lab: Testbed, machine: Machine) -> tuple[str, ...]:
+def tunnel_peers(topology: Topology, machine: Machine) -> tuple[str, ...]:
     """Return the tunnel addresses that a node accepts Geneve from (NET-08)."""
     if machine.role is not Role.NODE:
         return ()
     own = str(machine.address(Plane.FABRIC))
-    return tuple(end for end in lab.tunnel_ends if end != own)
+    return tuple(end for end in topology.tunnel_ends if end != own)
 
 
-def northbound_clients(lab: Testbed, machine: Machine) -> tuple[str, ...]:
-    """Return the management addresses that may talk to OVN's northbound database on a machine."""
-    return administrators(lab) if machine.role is Role.CONTROLLER else ()
+def northbound_clients(topology: Topology, machine: Machine) -> tuple[str, ...]:
+    """Return the management addresses that may connect to OVN's northbound database."""
+    return administrators(topology) if machine.role is Role.CONTROLLER else ()
 
 
-def southbound_clients(lab: Testbed, machine: Machine) -> tuple[str, ...]:
-    """Return the management addresses that may talk to OVN's southbound database on a machine."""
+def southbound_clients(topology: Topology, machine: Machine) -> tuple[str, ...]:
+    """Return the management addresses that may connect to OVN's southbound database."""
     if machine.role is not Role.CONTROLLER:
         return ()
-    return tuple(sorted(str(node.address(Plane.MANAGEMENT)) for node in lab.nodes))
+    return tuple(sorted(str(node.address(Plane.MANAGEMENT)) for node in topology.nodes))
 
 
-def administrators(lab: Testbed) -> tuple[str, ...]:
+def administrators(topology: Topology) -> tuple[str, ...]:
     """Return the addresses from which machines accept ssh."""
-    return (str(lab.lab_network(Plane.MANAGEMENT).gateway),)
+    return (str(topology.lab_network(Plane.MANAGEMENT).gateway),)
 
 
-def identity_files(lab: Testbed, machine: Machine, keys: MachineKeys) -> dict[str, bytes]:
+def identity_files(topology: Topology, machine: Machine, keys: MachineKeys) -> dict[str, bytes]:
     """Return path (relative to /run) and content of every file of a machine's identity."""
     files: dict[str, bytes] = {
         "testbed/hostname": f"{machine.name}\n".encode(),
@@ -65,13 +65,13 @@ def identity_files(lab: Testbed, machine: Machine, keys: MachineKeys) -> dict[st
         "testbed/ssh/host_key-cert.pub": keys.host_certificate,
         "testbed/ssh/user_ca.pub": keys.user_authority.encode() + b"\n",
         "testbed/ssh/listen.conf": f"ListenAddress {machine.address(Plane.MANAGEMENT)}\n".encode(),
-        "testbed/nftables/identity.nft": _nftables(lab, machine).encode(),
+        "testbed/nftables/identity.nft": _nftables(topology, machine).encode(),
         "testbed/ovn/key.pem": keys.tls_key,
         "testbed/ovn/certificate.pem": keys.tls_certificate,
         "testbed/ovn/ca.pem": keys.tls_authority,
     }
     for nic in machine.nics:
-        network = lab.lab_network(nic.plane).network
+        network = topology.lab_network(nic.plane).network
         name = f"{nic.plane}0"
         files[f"systemd/network/10-{name}.link"] = (
             f"[Match]\nMACAddress={nic.mac}\n\n[Link]\nName={name}\n".encode()
@@ -83,27 +83,27 @@ def identity_files(lab: Testbed, machine: Machine, keys: MachineKeys) -> dict[st
     if machine.role is Role.CONTROLLER:
         files["testbed/ovn/administrators.pem"] = keys.administrators_authority
     if machine.role is Role.NODE:
-        files["testbed/ovn/chassis.sh"] = _chassis(lab, machine).encode()
-    if tunnel_peers(lab, machine):
-        files["testbed/swanctl/swanctl.conf"] = tunnel_protection(lab, machine).encode()
+        files["testbed/ovn/chassis.sh"] = _chassis(topology, machine).encode()
+    if tunnel_peers(topology, machine):
+        files["testbed/swanctl/swanctl.conf"] = tunnel_protection(topology, machine).encode()
         files["testbed/swanctl/private/node.pem"] = keys.tls_key
         files["testbed/swanctl/x509/node.pem"] = keys.tls_certificate
         files["testbed/swanctl/x509ca/ca.pem"] = keys.tls_authority
     return files
 
 
-def address_sets(lab: Testbed, machine: Machine) -> dict[str, tuple[str, ...]]:
+def address_sets(topology: Topology, machine: Machine) -> dict[str, tuple[str, ...]]:
     """Return the addresses of each set that the firewall's rules refer to."""
     return {
-        "administrators": administrators(lab),
-        "tunnel_peers": tunnel_peers(lab, machine),
-        "northbound_clients": northbound_clients(lab, machine),
-        "southbound_clients": southbound_clients(lab, machine),
+        "administrators": administrators(topology),
+        "tunnel_peers": tunnel_peers(topology, machine),
+        "northbound_clients": northbound_clients(topology, machine),
+        "southbound_clients": southbound_clients(topology, machine),
     }
 
 
-def _nftables(lab: Testbed, machine: Machine) -> str:
-    sets = address_sets(lab, machine)
+def _nftables(topology: Topology, machine: Machine) -> str:
+    sets = address_sets(topology, machine)
     return "".join(
         f"add element inet testbed {name} {{ {', '.join(addresses)} }}\n"
         for name, addresses in sets.items()
@@ -142,12 +142,13 @@ _PEER = """  {peer} {{
 """
 
 
-def tunnel_protection(lab: Testbed, machine: Machine) -> str:
-    """Return strongSwan's connections of a node: UDP to another node's fabric address is encrypted or not
-    sent (NET-08, RFC 4301).
+def tunnel_protection(topology: Topology, machine: Machine) -> str:
+    """Return strongSwan's connections of a node (NET-08, RFC 4301).
+
+    UDP to another node's fabric address is encrypted or not sent.
     """
     own = str(machine.address(Plane.FABRIC))
-    peers = [node for node in lab.nodes if node.name != machine.name]
+    peers = [node for node in topology.nodes if node.name != machine.name]
     blocks = [
         _PEER.format(own=machine.name, own_address=own, peer=peer.name, address=peer.address(Plane.FABRIC))
         for peer in peers
@@ -155,8 +156,8 @@ def tunnel_protection(lab: Testbed, machine: Machine) -> str:
     return f"connections {{\n{''.join(blocks)}}}\n"
 
 
-def _chassis(lab: Testbed, machine: Machine) -> str:
-    controller = lab.controller.address(Plane.MANAGEMENT)
+def _chassis(topology: Topology, machine: Machine) -> str:
+    controller = topology.controller.address(Plane.MANAGEMENT)
     settings = (
         f"system-id={machine.name}",
         f"hostname={machine.name}",
@@ -170,8 +171,9 @@ def _chassis(lab: Testbed, machine: Machine) -> str:
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """Return the archive of some files: deterministic, public files 0644, the others 0600, every folder
-    0755.
+    """Return a deterministic tar archive of some files.
+
+    Public files have mode 0644, the others 0600, folders 0755.
     """
     stream = io.BytesIO()
     folders: set[str] = set()

@@ -1,7 +1,7 @@
-"""Turns what a machine's commands print into the values of its settings: here, since a program takes 50 ms on
-an emulated machine.
+"""Parse the output of a machine's commands into the values of its settings.
 
-What is printed comes from a root partition that may have fallen: it is only ever searched and compared.
+It is parsed on the outer machine, since a program takes 50 ms on an emulated machine. The output comes from a
+root partition that may be compromised: it is only searched and compared.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ _TABLE = re.compile(r"^table (\S+ \S+) \{(.*?)^\}", re.MULTILINE | re.DOTALL)
 _SET = re.compile(r"^\tset (\S+) \{\n(.*?)^\t\}\n?", re.MULTILINE | re.DOTALL)
 _VERDICT = re.compile(r"^.*(?:accept|reject|drop|counter).*$", re.MULTILINE)
 _COPIES = re.compile(r"^.*\b(?:dup|fwd) to .*$", re.MULTILINE)
-_POLICY = re.compile(r"^src (\S+) dst (\S+) .*dir ([a-z]+) .*proto esp .*mode transport")
+# A whole policy: another selector or template, or a level "use", would let packets pass in the clear.
+_POLICY = re.compile(
+    r"src (\S+) dst (\S+) proto udp \\\s+dir (in|out) priority \d+ ptype main \\\s+"
+    r"tmpl src 0\.0\.0\.0 dst 0\.0\.0\.0\s*\\\s+"
+    r"proto esp (?:spi 0x[0-9a-f]+ )?reqid \d+ mode transport\s*\\\s*"
+)
+# The actions by which OVN's rules in the first table continue in the pipeline, or end.
+_CONTINUING = re.compile(
+    r"(?:(?:(?:set_field|load|move):[^,()]+|resubmit\(,[0-9]+\)|pop_vlan|strip_vlan|drop)(?:,|$))+"
+)
+_POLICER = re.compile(r"\s*action order \d+:\s+police ")
 _CONFINED = re.compile(r"libvirt-[0-9a-f-]+ \(enforce\)")
 _UP = 1  # IFF_UP, netdevice(7)
 _RULES = "/etc/nftables.conf:"
@@ -25,19 +35,16 @@ PROTECTED = "every peer, both ways"
 
 
 def lines(files: str, start: str) -> str:
-    """Return the lines of one file, whose name ends with a colon here, or of all files of a folder, which
-    ends with a slash.
+    """Return the lines of one file, or of all files of a folder.
 
-    Args:
-        files: lines, each behind the name of its file and a colon.
-
+    The file's name ends with a colon, the folder's with a slash.
     """
     found = _named(files, start)
     return "\n".join(found if start.endswith(":") else [line.partition(":")[2] for line in found])
 
 
 def _named(files: str, start: str) -> list[str]:
-    """Return the rest of every line that begins so; only what ends a line for grep ends it here."""
+    """Return the rest of every line with this beginning; lines end only where grep ends them."""
     return [line[len(start) :] for line in files.split("\n") if line.startswith(start)]
 
 
@@ -47,12 +54,12 @@ def kernel(files: str) -> str:
 
 
 def modes(printed: str, of: Sequence[str]) -> str:
-    """Return those lines that tell names, modes and owners of some files."""
+    """Return those lines with name, mode and owner that belong to the given files."""
     return "\n".join(line for line in printed.splitlines() if line.partition(" ")[0] in of)
 
 
 def tables(ruleset: str) -> dict[str, str]:
-    """Return what each table of a rule set holds, by family and name."""
+    """Return the content of each table of a rule set, by family and name."""
     return dict(_TABLE.findall(ruleset))
 
 
@@ -63,15 +70,15 @@ def elements(ruleset: str, table: str, name: str) -> str:
 
 
 def firewall(ruleset: str, files: str, table: str, others: frozenset[str]) -> str:
-    """Return whether the live table is that of its file but for its sets' elements, its number of rules, and
-    which tables there are.
+    """Return whether the live table equals its file, its number of rules, and the other tables.
+
+    Elements of sets are not compared.
 
     Args:
-        ruleset: what the kernel runs.
-        files: lines of files, its own among them, in which the rules stand as the kernel writes them down.
+        ruleset: the rules that the kernel runs.
+        files: lines of files; one holds the rules as the kernel lists them.
         table: family and name.
-        others: tables that may be there, and are looked at elsewhere.
-
+        others: tables that may exist, and are compared elsewhere.
     """
     live, wanted = (_rules(text, table) for text in (ruleset, lines(files, _RULES)))
     told = "as in the file" if live == wanted else f"not as in the file{_apart(live, wanted)}"
@@ -80,8 +87,9 @@ def firewall(ruleset: str, files: str, table: str, others: frozenset[str]) -> st
 
 
 def _apart(live: str, wanted: str) -> str:
-    """Return the lines of two tables that the other one does not have; the empty string if they differ in
-    their order only.
+    """Return the lines of two tables that the other one does not have.
+
+    The empty string means that they differ in their order only.
     """
     one, other = live.splitlines(), wanted.splitlines()
     parts = (
@@ -109,15 +117,14 @@ def pairs(ruleset: str, table: str, name: str) -> str:
 
 
 def protection(policies: str, own: str, peers: Sequence[str]) -> str:
-    """Return whether the kernel asks for ESP in transport mode of what goes to each peer and comes from it,
-    and of nothing else.
+    """Return whether the kernel demands ESP in transport mode to and from each peer only.
 
     Args:
-        policies: what ``ip -o xfrm policy`` printed.
+        policies: output of ``ip -o xfrm policy``.
         own: a machine's own address, and those of its peers.
 
     Returns:
-        `PROTECTED`, or a line for each policy that is missing, or stands there beside them.
+        `PROTECTED`, or a line for each policy that is missing or not declared.
 
     """
     found = {_policy(line) for line in policies.splitlines() if "socket" not in line}
@@ -132,7 +139,7 @@ def protection(policies: str, own: str, peers: Sequence[str]) -> str:
 
 
 def _policy(line: str) -> str:
-    found = _POLICY.match(line)
+    found = _POLICY.fullmatch(line)
     return f"{found[3]} {found[1]} {found[2]} esp" if found else line
 
 
@@ -149,39 +156,41 @@ def _number(text: str) -> int:
 
 
 def delivering(flows: str) -> str:
-    """Return how many rules of OpenFlow's first table deliver at once: OVN's own go on to its pipeline or
-    drop.
+    """Return the number of rules of OpenFlow's first table that deliver frames at once.
+
+    OVN's own rules there continue with its pipeline or drop.
     """
-    rules = [line for line in flows.splitlines() if "actions=" in line]
-    return str(sum("resubmit(" not in line and "actions=drop" not in line for line in rules))
+    rules = [line.partition("actions=") for line in flows.splitlines()]
+    return str(sum(bool(found) and _CONTINUING.fullmatch(text.strip()) is None for _, found, text in rules))
 
 
 def mirrors(filters: str, switch: str, ruleset: str) -> str:
-    """Return what copies or diverts frames: filters that are no policer, mirrors of the switch, rules of any
-    table.
+    """Return everything that copies or diverts frames, one a line.
+
+    It is looked for among traffic control's filters that are no policers, the switch's mirrors, and the rules
+    of any table.
     """
     acting = [
-        line.strip() for line in filters.splitlines() if "action order" in line and "police" not in line
+        line.strip() for line in filters.splitlines() if "action order" in line and not _POLICER.match(line)
     ]
     named = [str(row[0]) for row in _rows(switch, ["name"])]
     return "\n".join((*acting, *named, *(line.strip() for line in _COPIES.findall(ruleset))))
 
 
 def claims(switch: str, own: frozenset[tuple[str, str]]) -> str:
-    """Return interfaces that claim a logical port, and the port, one a line: those that are not among a
-    node's own.
-    """
+    """Return the interfaces that claim a logical port not their own, with the port, one a line."""
     named = [(str(name), dict(ids)) for name, (_, ids) in _rows(switch, ["name", "external_ids"])]
     found = [(name, str(ids["iface-id"])) for name, ids in named if "iface-id" in ids]
     return "\n".join(" ".join(claim) for claim in found if claim not in own)
 
 
 def _rows(tables: str, columns: list[str]) -> Iterator[list[Any]]:
-    """Yield the rows of those tables of ``ovs-vsctl --format=json`` that have just these columns, each table
-    being a line.
+    """Yield the rows of the tables with exactly these columns.
+
+    Each line is a table, as ``ovs-vsctl --format=json`` prints it.
 
     Raises:
-        ValueError: this is no such output.
+        ValueError: no table has these columns, or a line is no JSON.
 
     """
     found = [table for table in map(bounded_json.read, tables.splitlines()) if table["headings"] == columns]
@@ -192,7 +201,7 @@ def _rows(tables: str, columns: list[str]) -> Iterator[list[Any]]:
 
 
 def unconfined(labels: str) -> str:
-    """Return the confinement of workers that are not confined as they must be, one a line."""
+    """Return the AppArmor labels of workers that are not confined as required, one a line."""
     return "\n".join(line or "none" for line in labels.splitlines() if not _CONFINED.fullmatch(line))
 
 
@@ -221,19 +230,20 @@ def beneath(files: str, folder: str) -> str:
 
 
 def called(files: str, start: str) -> str:
-    """Return the files whose names begin so, sorted."""
+    """Return the files whose names have this beginning, sorted."""
     return "\n".join(sorted(line for line in files.splitlines() if line.rpartition("/")[2].startswith(start)))
 
 
 def additions(files: str) -> str:
-    """Return what is added to every worker's profile, without comments."""
+    """Return the rules that are added to every worker's profile, without comments."""
     added = "\n".join(lines(files, f"/etc/apparmor.d/{folder}") for folder in ("local/", "abstractions/"))
     return "\n".join(line for line in added.splitlines() if not line.startswith("#")).strip()
 
 
 def read_only(files: str, printed: str, folder: str) -> str:
-    """Return the first option of what is mounted on a folder, and the different modes and owners of its
-    files.
+    """Return the first option of the mount on a folder, and the modes and owners of its files.
+
+    Of several mounts the last counts. Equal modes and owners are listed once.
     """
     mounts = [line.split() for line in lines(files, "/proc/self/mounts:").splitlines()]
     options = [words[3].partition(",")[0] for words in mounts if len(words) > 3 and words[1] == folder]

@@ -1,8 +1,8 @@
-"""Settings of a machine that hold a wall: how to observe each, the value it must have, how to restore it.
+"""Settings of a machine that hold a wall: how each is observed, desired and restored.
 
 They are resources like any other, so that a breach in force shows as drift and ``up`` repairs it
-(docs/decisions/0002). Commands run as root on the machine, in one batch, and those that settings share run
-once; what they print is read here (`testbed.plan.host_config.parsers`).
+(docs/decisions/0002). Commands run as root on the machine, in one batch, and shared commands run
+once; their output is parsed here (`testbed.plan.host_config.parsers`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from testbed.model.topology import IMAGES, Machine, Plane, Role, Testbed
+from testbed.model.topology import IMAGES, Machine, Plane, Role, Topology
 from testbed.plan.host_config import parsers, trust
 from testbed.plan.host_config.identity import address_sets
 from testbed.plan.host_config.nd_guard import ATTACH, GUARDS, RULES, allowed, guarded, links
@@ -55,12 +55,12 @@ class Setting:
     """One setting.
 
     Args:
-        name: what it is.
+        name: its name among the settings of the machine.
         controls: ids of the controls whose wall it holds, with spaces between them.
         observe: shell commands, each of which prints something.
-        value: what must be read from that.
+        value: the value that must be read from their output.
         repair: shell commands that restore it.
-        read: turns what the commands print, without surrounding white space, into the value.
+        read: parses the commands' output, without surrounding white space, into the value.
 
     """
 
@@ -72,8 +72,9 @@ class Setting:
     read: Callable[..., str] = str
 
     def reading(self, printed: Mapping[str, str]) -> str:
-        """Return the value that was observed, by command what it printed; never the wanted one if that makes
-        no sense.
+        """Return the observed value, given the output of each command.
+
+        Output that cannot be parsed gives a text that never equals the desired value.
         """
         texts = [printed[command] for command in self.observe]
         try:
@@ -82,22 +83,24 @@ class Setting:
             return f"unreadable, {error}: {' '.join(texts)}"
 
 
-def settings(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
+def settings(topology: Topology, machine: Machine) -> tuple[Setting, ...]:
     """Return every setting of a machine."""
-    identity = Setting("identity", "ACC-02 NET-08", *trust.identity(lab, machine))
-    common = (*_firewall(lab, machine), *_protection(lab, machine), *_NETWORK, *_ACCESS, identity)
-    profiles = Setting("worker-profiles", "PRC-02 STO-01 STO-07", *trust.profiles(lab, machine))
-    node = (*_ROOT_PARTITION, *_neighbours(lab, machine), _claims(lab, machine), profiles)
+    identity = Setting("identity", "ACC-02 NET-08", *trust.identity(topology, machine))
+    common = (*_firewall(topology, machine), *_protection(topology, machine), *_NETWORK, *_ACCESS, identity)
+    profiles = Setting("worker-profiles", "PRC-02 STO-01 STO-07", *trust.profiles(topology, machine))
+    node = (*_ROOT_PARTITION, *_neighbours(topology, machine), _claims(topology, machine), profiles)
     return (*common, *(node if machine.role is Role.NODE else _CENTRAL))
 
 
-def _claims(lab: Testbed, machine: Machine) -> Setting:
-    """Return that no interface of a node claims a logical port that is not its own (docs/decisions/0013)."""
-    own = [nic for guest in lab.guests_on(machine.name) for nic in guest.nics]
+def _claims(topology: Topology, machine: Machine) -> Setting:
+    """Return the setting that no interface claims another's logical port (docs/decisions/0013)."""
+    own = [nic for guest in topology.guests_on(machine.name) for nic in guest.nics]
     known = " ".join(f"-e '{nic.tap} {nic.port}'" for nic in own) or "-e none"
+    # Prints "interface port" of every claim but the node's own pairs. The repair gives an own tap its port
+    # back, and removes any other interface from the bridge.
     foreign = (
         "ovs-vsctl -voff --format=csv --no-headings --columns=name,external_ids list interface "
-        f'| sed -nE \'s/^"?([^",]+)"?,.*iface-id="*([0-9a-f-]+).*/\\1 \\2/p\' | grep -vxF {known}'
+        f'| sed -nE \'s/^"?([^",]+)"?,.*iface-id="*([^",}}]+).*/\\1 \\2/p\' | grep -vxF {known}'
     )
     back = " ".join(
         f"{nic.tap}) ovs-vsctl set interface $name external_ids:iface-id={nic.port} ;;" for nic in own
@@ -110,9 +113,11 @@ def _claims(lab: Testbed, machine: Machine) -> Setting:
     return Setting("port-claims", "NET-13", (_SWITCH,), "", repair, partial(parsers.claims, own=ours))
 
 
-def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
-    elements = tuple(_address_set(name, addresses) for name, addresses in address_sets(lab, machine).items())
-    # The file is the wall; what the kernel runs must be that file, rule for rule, and nothing beside it.
+def _firewall(topology: Topology, machine: Machine) -> tuple[Setting, ...]:
+    elements = tuple(
+        _address_set(name, addresses) for name, addresses in address_sets(topology, machine).items()
+    )
+    # The kernel's rules must equal the file's, rule for rule, without another table.
     wanted = "as in the file\n13\ntable inet testbed"
     others = "nft list tables | grep -v -e '^table netdev neighbours$' -e '^table inet testbed$'"
     repair = (
@@ -135,13 +140,17 @@ def _address_set(name: str, addresses: tuple[str, ...]) -> Setting:
     )
 
 
-def _neighbours(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
-    """Return the settings of the guard in front of guests that have IPv6; none where there is no such
-    guest.
+def _neighbours(topology: Topology, machine: Machine) -> tuple[Setting, ...]:
+    """Return the settings of the guard in front of guests that have IPv6.
+
+    There are none where no guest of the machine has IPv6.
     """
-    devices = " ".join(guarded(lab, machine))
+    devices = " ".join(guarded(topology, machine))
     if not devices:
         return ()
+    # The file's rules are loaded in a new network namespace and listed there, so that both sides of the
+    # comparison are printed by the same nft. `sed 1,3d` removes the lines of table, chain and hook: only the
+    # jump may be left.
     chain = "nft -s list chain netdev neighbours"
     rules = (
         f'file=$(unshare --net sh -c "nft -f {RULES}; {chain} judge"); '
@@ -155,13 +164,13 @@ def _neighbours(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     guard, neighbours, own = GUARDS
     return (
         Setting(guard, "NET-05", (rules,), "as in the file", f"nft -f {RULES}; {attach}"),
-        _pairs(neighbours, "NET-01", "allowed", allowed(lab, machine)),
-        _pairs(own, "NET-05", "links", links(lab, machine)),
+        _pairs(neighbours, "NET-01", "allowed", allowed(topology, machine)),
+        _pairs(own, "NET-05", "links", links(topology, machine)),
     )
 
 
 def _pairs(name: str, control: str, held: str, pairs: tuple[tuple[str, str], ...]) -> Setting:
-    """Return the setting that is a set of the guard: interfaces, and what each of them may name."""
+    """Return the setting for a set of the guard: pairs of an interface and a value it may name."""
     lines = sorted(f"{device} . {value}" for device, value in pairs)
     fill = f"; nft add element netdev neighbours {held} '{{ {', '.join(lines)} }}'" if lines else ""
     repair = f"nft flush set netdev neighbours {held}{fill}"
@@ -175,11 +184,12 @@ def _pairs(name: str, control: str, held: str, pairs: tuple[tuple[str, str], ...
     )
 
 
-def _protection(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
-    """Return what the kernel must ask of UDP between a node and its peers: ESP, both ways, and no way around
-    it.
+def _protection(topology: Topology, machine: Machine) -> tuple[Setting, ...]:
+    """Return the setting of the kernel's policies for UDP between a node and its peers.
+
+    They must demand ESP in both directions, without an exception.
     """
-    peers = address_sets(lab, machine)["tunnel_peers"]
+    peers = address_sets(topology, machine)["tunnel_peers"]
     if not peers:
         return ()
     own = str(machine.address(Plane.FABRIC))
@@ -248,6 +258,8 @@ _CENTRAL = (
     ),
 )
 
+# AppArmor's label of each QEMU process is in /proc/PID/attr/current. An empty one is printed as "none", which
+# is never accepted: a process without a label is unconfined.
 _WORKERS = (
     "grep -alE '^/usr/bin/qemu-system' /proc/[0-9]*/cmdline 2>/dev/null | while read -r file; do "
     'label=; read -r label < ${file%cmdline}attr/current; echo "${label:-none}"; done'
@@ -272,6 +284,7 @@ _ROOT_PARTITION = (
         "CMP-02",
         (TEXTS,),
         "0",
+        # 2 unmerges all pages that are shared already; 0 alone would leave them merged
         "echo 2 > /sys/kernel/mm/ksm/run; echo 0 > /sys/kernel/mm/ksm/run",
         partial(parsers.lines, start="/sys/kernel/mm/ksm/run:"),
     ),
@@ -305,14 +318,15 @@ _ROOT_PARTITION = (
     Setting(
         "mirrors",
         "NET-11",
-        # Policers of the switch are all that may act on frames before the switch does.
+        # Only policers may act on frames before the switch does. The rate is set to 0 and back, since
+        # Open vSwitch configures the policers only when the value changes.
         (FILTERS, _SWITCH, RULESET),
         "",
         f"{_ACTED_ON} tc qdisc del dev $device clsact; tc qdisc del dev $device ingress; "
         "rate=$(ovs-vsctl get interface $device ingress_policing_kpkts_rate) || continue; "
         "for value in 0 $rate; do ovs-vsctl set interface $device ingress_policing_kpkts_rate=$value; "
         "done; done; "
-        # tables of nft go with the firewall, which knows of every one
+        # other tables of nft are deleted by the repair of the setting `firewall`
         "ovs-vsctl clear bridge br-int mirrors",
         parsers.mirrors,
     ),

@@ -1,7 +1,7 @@
-"""What a machine trusts, and what its workers may open: how it is observed, what it must be, how it is
-restored. Pure.
+"""The credentials that a machine trusts, and the files that its workers may open. Pure.
 
-Each function returns what `testbed.plan.host_config.settings.Setting` needs besides a name and controls.
+Each function returns the parts of a `testbed.plan.host_config.settings.Setting` besides its name and
+controls: how it is observed, its value, and how it is restored.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from testbed.model.topology import IMAGES, Guest, Machine, Testbed
+from testbed.model.topology import IMAGES, Guest, Machine, Topology
 from testbed.plan.host_config.identity import MachineKeys, identity_files
 
 Parts = tuple[tuple[str, ...], str, str, Callable[..., str]]
 
-# What the outer machine gave the machine at its birth; the machine cannot change it.
+# The archive of the machine's identity, from the outer machine; the machine cannot change it.
 _CREDENTIAL = "/sys/firmware/qemu_fw_cfg/by_name/opt/io.systemd.credentials/testbed.identity/raw"
 _LOADED = f"[ -e {_CREDENTIAL} ] || modprobe qemu_fw_cfg; "
 # a machine that starts from saved memory makes it itself (playbooks/roles/base/files/adopt.py)
 _OWN = "testbed/boot_id"
 _PROFILES = "/etc/apparmor.d/libvirt"
-# `Setting.observe` of what stands in every profile of a worker: lines behind the name of their file.
+# `Setting.observe` for the rules in every worker's profile: lines behind the name of their file.
 PROFILES = f"grep -asH '' {_PROFILES}/libvirt-*"
 NORTHBOUND = "pssl:6641"
 
 
-def identity(lab: Testbed, machine: Machine) -> Parts:
-    """Return that a machine's keys, authorities and addresses are those that it was given, and that there are
-    no others.
+def identity(topology: Topology, machine: Machine) -> Parts:
+    """Return the setting that a machine has only its own keys, authorities and addresses.
 
     Among them are the authority that signs administrators' certificates for ssh, and that of OVN's northbound
     database.
     """
     nothing = MachineKeys(b"", b"", "", b"", b"", b"", b"")
-    known = frozenset(identity_files(lab, machine, nothing))
+    known = frozenset(identity_files(topology, machine, nothing))
     compare = f"{_LOADED}tar --compare --directory=/run --file={_CREDENTIAL}"
     listed = "cd /run && find testbed -type f -o -type l"
     own = " ".join(f"-e {name}" for name in sorted({*known, _OWN}))
+    # tar only compares files of the archive; so others below /run/testbed are listed, and removed one by one.
     foreign = f'{listed} | grep -vxF {own} | while read -r file; do rm -f "$file"; done'
     reload = "systemctl reload ssh; nft -f /etc/nftables.conf"
     repair = (
@@ -48,9 +48,9 @@ def identity(lab: Testbed, machine: Machine) -> Parts:
 
 
 def differing(compared: str, listed: str, known: frozenset[str]) -> str:
-    """Return what differs from a machine's identity: lines of tar(1), and files that are not in the archive.
+    """Return the differences from a machine's identity: tar(1)'s lines, and foreign files.
 
-    That a file was written anew, as it was, is no difference.
+    A file that was written again with the same content is no difference.
     """
     differences = [line for line in compared.splitlines() if not line.endswith(": Mod time differs")]
     foreign = [
@@ -59,11 +59,9 @@ def differing(compared: str, listed: str, known: frozenset[str]) -> str:
     return "\n".join((*differences, *foreign))
 
 
-def profiles(lab: Testbed, machine: Machine) -> Parts:
-    """Return that the profile of each guest's worker allows what libvirt writes for the guest, and nothing
-    else.
-    """
-    guests = lab.guests_on(machine.name)
+def profiles(topology: Topology, machine: Machine) -> Parts:
+    """Return the setting that profiles of workers hold libvirt's rules for each guest only."""
+    guests = topology.guests_on(machine.name)
     allowed = {guest.uuid: "|".join(_rules(guest)) for guest in guests}
     repair = "; ".join(("true", *(_without_additions(uuid, rules) for uuid, rules in allowed.items())))
     return (
@@ -75,12 +73,13 @@ def profiles(lab: Testbed, machine: Machine) -> Parts:
 
 
 def _without_additions(uuid: str, rules: str) -> str:
-    """Return the command that takes out of a profile what is not allowed, and puts it into force.
+    """Return the command that removes foreign rules from a guest's profile, and loads it.
 
-    It is not written anew: libvirt itself adds rules to it while a guest starts, which its helper does not
-    know later.
+    The profile is not generated again: libvirt adds rules to it while a guest starts, and libvirt's helper
+    does not add them later.
     """
     path, kept = f"{_PROFILES}/libvirt-{uuid}", rf"^\s*(#(?!\s*include).*|{rules}|)$"
+    # The file is overwritten in place, so that it keeps its owner and mode.
     each = (
         f"for file in {path} {path}.files; do [ -e $file ] || continue; grep -P '{kept}' $file > "
         "$file.new; cat $file.new > $file"
@@ -89,13 +88,12 @@ def _without_additions(uuid: str, rules: str) -> str:
 
 
 def additional(files: str, allowed: Mapping[str, str], labels: Mapping[str, str]) -> str:
-    """Return the rules in the profiles of some guests' workers that are not among those allowed, each behind
-    the guest's label.
+    """Return the rules in guests' profiles that are not allowed, each behind the guest's label.
 
     Args:
         files: lines, each behind the name of its file and a colon.
         allowed: regular expression that a rule must match, by the guest's UUID.
-
+        labels: label of each guest, by its UUID.
     """
     found: list[str] = []
     patterns: dict[str, re.Pattern[str]] = {}
@@ -116,8 +114,9 @@ def additional(files: str, allowed: Mapping[str, str], labels: Mapping[str, str]
 
 
 def _rules(guest: Guest) -> Iterator[str]:
-    """Yield regular expressions of what libvirt writes into the two files of a guest's profile
-    (virt-aa-helper).
+    """Yield regular expressions of libvirt's rules in the two files of a guest's profile.
+
+    Their source is virt-aa-helper.
     """
     yield from map(re.escape, ("#include <tunables/global>", "#include <abstractions/libvirt-qemu>", "}"))
     yield re.escape(f"#include if exists <libvirt/libvirt-{guest.uuid}.files>")

@@ -1,4 +1,4 @@
-"""What the domains of machines and of guests have in common: pure functions that build libvirt's XML."""
+"""Elements that domains of machines and of guests share: pure functions that build XML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 NAMESPACE = "https://testbed.invalid/lab/1"
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
-WAITING = "waits for its memory"  # title of a domain that nothing but its memory brings to life
+WAITING = "waits for its memory"  # title of a domain that starts only from saved memory
 _QUIET = "quiet loglevel=3 systemd.show_status=no"
 ET.register_namespace("testbed", NAMESPACE)
 ET.register_namespace("qemu", QEMU)
@@ -22,7 +22,7 @@ def sub(parent: ET.Element, tag: str, text: str | None = None, **attributes: str
 
 
 def domain_of(kind: str, name: str, uuid: str, memory: int, vcpus: int) -> ET.Element:
-    """Return a domain with a name, so many bytes of memory and so many CPUs."""
+    """Return a domain with its name, memory in bytes, and number of CPUs."""
     root = ET.Element("domain", type=kind)
     sub(root, "name", name)
     sub(root, "uuid", uuid)
@@ -32,18 +32,18 @@ def domain_of(kind: str, name: str, uuid: str, memory: int, vcpus: int) -> ET.El
 
 
 def add_mark(root: ET.Element, lab: str, name: str, properties: Mapping[str, object]) -> None:
-    """Say in a domain whose it is and what it was made from."""
+    """Record in a domain's metadata its lab, its name and the properties that it was made from."""
     mark = sub(sub(root, "metadata"), f"{{{NAMESPACE}}}lab", name=lab, resource=name)
     mark.text = json.dumps(properties, sort_keys=True)
 
 
 def mark_waiting(root: ET.Element) -> None:
-    """Give a domain the title that says that it waits for its memory."""
+    """Give a domain the title of domains that wait for saved memory."""
     root.insert(0, sub(ET.Element("none"), "title", WAITING))
 
 
 def add_boot(root: ET.Element, kernel: str, initrd: str, words: Iterable[str], *, firmware: str = "") -> None:
-    """Let a domain boot a kernel of its host, with some words of its own on the command line."""
+    """Let a domain boot a kernel of its host, with further words on the command line."""
     boot = sub(root, "os")
     sub(boot, "type", "hvm", arch="x86_64", machine="q35")
     if firmware:
@@ -62,7 +62,7 @@ def add_disk(devices: ET.Element, path: str, target: str, form: str, **driver: s
 
 
 def add_common_devices(devices: ET.Element) -> None:
-    """Add what every domain has, and take away what none needs."""
+    """Add the devices that every domain has, and switch off libvirt's defaults that none needs."""
     sub(devices, "controller", type="usb", model="none")
     sub(devices, "memballoon", model="none")
     sub(sub(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")

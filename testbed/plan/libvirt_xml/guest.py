@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 from uuid import UUID
 from xml.etree import ElementTree as ET
 
-from testbed.model.topology import FIRST_WORKER_UID, IMAGES, Guest, GuestNic, Limits, Testbed, Volume
+from testbed.model.topology import FIRST_WORKER_UID, IMAGES, Guest, GuestNic, Limits, Topology, Volume
 from testbed.plan.libvirt_xml.elements import (
     QEMU,
     add_boot,
@@ -22,9 +22,9 @@ from testbed.plan.libvirt_xml.elements import (
 from testbed.plan.libvirt_xml.machine import ANONYMOUS, machine_id
 from testbed.topology_file.schema import GUEST_MEMORY, MIB
 
-# What a nested guest does before its kernel runs, and each look for a bus that is not there, costs its node
+# The firmware's work before a nested guest's kernel runs, and each probe of a missing bus, cost its node time
 # (docs/decisions/0020).
-# With it libvirt asks a worker for each of some 400 CPU properties by itself when it starts, nine seconds
+# With this capability libvirt queries each of some 400 CPU properties when a worker starts: nine seconds
 # under emulation.
 _UNASKED = "cpu-unavailable-features"
 _FIRMWARE = "/var/lib/testbed/qboot.rom"
@@ -33,17 +33,19 @@ SAVED_VOLUME = 64 * MIB  # size of the volume of the guest whose memory is saved
 _SLOTS = range(1, 31)  # of a q35's root bus; the last one holds the chipset
 
 
-def guest_xml(lab: Testbed, guest: Guest, properties: Mapping[str, object], *, waiting: bool = False) -> str:
-    """Return the domain of a guest on its node: KVM, confined, under an account of its own (PRC-01, PRC-02).
+def guest_xml(
+    topology: Topology, guest: Guest, properties: Mapping[str, object], *, waiting: bool = False
+) -> str:
+    """Return the domain of a guest: KVM, confined, under an account of its own (PRC-01, PRC-02).
 
     Args:
-        waiting: it starts from saved memory, and is nobody until its title is taken away.
+        waiting: it starts from saved memory, and has no identity until its title is removed.
 
     """
     root = domain_of("kvm", guest.domain, guest.uuid, guest.memory, guest.vcpus)
     if waiting:
         mark_waiting(root)
-    add_mark(root, lab.name, guest.label, properties)
+    add_mark(root, topology.name, guest.label, properties)
     words = [f"systemd.hostname={guest.name}", f"systemd.machine_id={machine_id(guest.uuid)}"]
     words += [f"testbed.dhcp6={nic.mac}" for nic in guest.nics if nic.address6]
     _guest(root, guest, words)
@@ -51,8 +53,9 @@ def guest_xml(lab: Testbed, guest: Guest, properties: Mapping[str, object], *, w
 
 
 def anonymous_guest_xml() -> str:
-    """Return the domain of a guest that has no identity, and whose memory is to be saved: what most guests
-    are like (`is_usual`).
+    """Return the domain of a guest without identity, whose memory is to be saved.
+
+    Its hardware is that of most guests (`is_usual`).
     """
     nic = GuestNic("anonymous", "0e:00:00:00:00:01", IPv4Address(0), "", "tapanonymous")
     guest = Guest(
@@ -70,20 +73,21 @@ def anonymous_guest_xml() -> str:
 
 
 def is_usual(guest: Guest) -> bool:
-    """Tell whether a guest's hardware is that of the guest whose memory is saved, but for the size of its
-    volume.
+    """Return whether a guest's hardware equals that of the guest whose memory is saved.
+
+    The size of its volume may differ.
     """
     return (guest.memory, guest.vcpus, len(guest.nics), len(guest.volumes)) == (GUEST_MEMORY, 1, 1, 1)
 
 
 def _guest(root: ET.Element, guest: Guest, words: Sequence[str]) -> None:
-    """Add what a guest boots, its hardware and its confinement to a domain."""
+    """Add a guest's kernel, hardware and confinement to a domain."""
     sub(sub(root, "memoryBacking"), "nosharepages")
     add_boot(root, f"{IMAGES}/guest/vmlinux", f"{IMAGES}/guest/initrd", (*words, ONE_BUS), firmware=_FIRMWARE)
     sub(sub(root, "features"), "acpi")
     cpu = sub(root, "cpu", mode="host-passthrough", check="none")
     sub(cpu, "feature", policy="disable", name="svm")
-    # An HPET that the guest has ceased to use still wakes its worker a hundred times a second.
+    # An HPET that the guest no longer uses still wakes its worker a hundred times a second.
     sub(sub(root, "clock", offset="utc"), "timer", name="hpet", present="no")
     sub(root, "on_crash", "destroy")
     devices = sub(root, "devices")
@@ -117,8 +121,9 @@ def _guest(root: ET.Element, guest: Guest, words: Sequence[str]) -> None:
 
 
 def _on_the_root_bus(devices: ET.Element) -> None:
-    """Put a guest's devices on the PCI root bus, without a bridge for each: every look at one costs a nested
-    exit or more.
+    """Put a guest's devices on the PCI root bus, without a bridge for each.
+
+    Every access to a bridge costs at least one nested exit.
     """
     kinds = ("interface", "disk", "controller[@type='virtio-serial']", "rng")
     for slot, device in zip(

@@ -1,7 +1,7 @@
 """libvirt domain XML of machines: pure functions of the resolved lab.
 
-Every domain says who made it, and from what: lab, name and the properties it was made from stand in its
-metadata, so that a later run can tell what changed (D9).
+The metadata of every domain holds its lab, its name and the properties that it was made from, so that a later
+run can detect changes (D9).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
 from testbed.model.environment import Accelerator, Environment
-from testbed.model.topology import IMAGES, Machine, MachineNic, Role, Testbed
+from testbed.model.topology import IMAGES, Machine, MachineNic, Role, Topology
 from testbed.plan.libvirt_xml.elements import (
     NAMESPACE,
     QEMU,
@@ -33,11 +33,11 @@ GUEST_TO_SAVE = (
 )
 ANONYMOUS = "anonymous"  # name of a domain whose memory is to be saved
 _TRANSLATION_CACHE_MIB = 512
-# Emulated CMPXCHG16B leaves an operand in the flags register; kernels die of it now and then
+# Emulated CMPXCHG16B leaves an operand in the flags register; kernels crash of it now and then
 # (docs/decisions/0015).
 _MISTRANSLATED = ("cx16",)
-# A busy emulator reads clocks late; the kernel's watchdog then gives the TSC up for one that traps on every
-# look.
+# A busy emulator reads clocks late; the kernel's watchdog then replaces the TSC by a clock that traps on each
+# read.
 _CLOCK = ("tsc=nowatchdog",)
 _NODE = (
     "apparmor=1 security=apparmor audit=1",
@@ -48,14 +48,15 @@ _NODE = (
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What a machine's virtual hardware depends on: machines of equal hardware can start from the same saved
-    memory.
+    """The virtual hardware of a machine, as far as saved memory depends on it.
+
+    Machines of equal hardware can start from the same saved memory.
 
     Args:
+        role: the role of the machine.
         memory: bytes.
         vcpus: virtual CPUs that it really gets.
         nics: interfaces, which are plugged in when it has started.
-
     """
 
     role: Role
@@ -115,7 +116,7 @@ def machine_id(uuid: str) -> str:
 
 
 def machine_xml(
-    lab: Testbed,
+    topology: Topology,
     machine: Machine,
     environment: Environment,
     files: MachineFiles,
@@ -126,10 +127,10 @@ def machine_xml(
     """Return the domain of a node or the controller on the outer machine.
 
     Args:
-        lab: the lab it belongs to.
-        machine: what it is.
+        topology: the lab it belongs to.
+        machine: the node or controller.
         environment: accelerator and emulator of the outer machine.
-        files: what it is made from.
+        files: disks, kernel and other files that it uses.
         properties: desired properties, recorded in the metadata.
         generation: random UUID of a machine that waits for saved memory and gets its interfaces afterwards;
             the empty string stands for a machine that boots.
@@ -137,9 +138,9 @@ def machine_xml(
     """
     hardware = Hardware.of(machine, environment)
     root = domain_of(
-        _kind(environment), machine.domain(lab.name), machine.uuid, hardware.memory, hardware.vcpus
+        _kind(environment), machine.domain(topology.name), machine.uuid, hardware.memory, hardware.vcpus
     )
-    add_mark(root, lab.name, machine.name, properties)
+    add_mark(root, topology.name, machine.name, properties)
     words = (f"systemd.hostname={machine.name}", f"systemd.machine_id={machine_id(machine.uuid)}")
     interfaces = [] if generation else [_interface(nic, direct=files.direct) for nic in machine.nics]
     devices = _machine(root, hardware, environment, files, words, interfaces)
@@ -177,14 +178,12 @@ def _await_memory(root: ET.Element) -> None:
 
 
 def waits(xml: str) -> bool:
-    """Tell whether a domain still waits for its memory."""
+    """Return whether a domain still waits for its memory."""
     return ET.fromstring(xml).findtext("title") == WAITING
 
 
 def anonymous_xml(hardware: Hardware, environment: Environment, files: MachineFiles, generation: str) -> str:
-    """Return the domain of a machine that has no identity and no interfaces, and whose memory is to be
-    saved.
-    """
+    """Return the domain of a machine without identity and interfaces, for saving its memory."""
     root = domain_of(_kind(environment), ANONYMOUS, generation, hardware.memory, hardware.vcpus)
     devices = _machine(root, hardware, environment, files, ("testbed.golden",), ())
     if hardware.role is Role.NODE:
@@ -206,7 +205,7 @@ def _machine(
     root: ET.Element, hardware: Hardware, environment: Environment, files: MachineFiles, words: Sequence[str],
     interfaces: Sequence[ET.Element],
 ) -> ET.Element:  # fmt: skip
-    """Add what a machine boots and its hardware to a domain; return its devices."""
+    """Add a machine's kernel and hardware to a domain; return its devices."""
     add_boot(
         root, files.kernel, files.initrd, (*words, *_CLOCK, *(_NODE if hardware.role is Role.NODE else ()))
     )
@@ -247,8 +246,9 @@ def _interface(nic: MachineNic, *, direct: bool) -> ET.Element:
 
 
 def _pluggable(root: ET.Element, devices: ET.Element, hardware: Hardware, generation: str) -> None:
-    """Give a machine a port for every device that it has or will get, and a generation, whose change its
-    kernel notices.
+    """Give a machine a port for every device that it has or will get, and a generation.
+
+    The kernel notices when the generation changes.
     """
     sub(root, "genid", generation)
     ports = hardware.nics + len(devices.findall("disk")) + len(devices.findall("rng"))

@@ -1,4 +1,4 @@
-"""Credentials that must not work, and one that must: material of ACC-02."""
+"""Credentials that must be refused, and one that must be accepted, for ACC-02."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+from testbed import timeouts
 from testbed.drivers.host.private_files import write_secret
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.pki import Authority, SshIdentity
 from testbed.drivers.ssh.client import USER, Credential, attempts
 from testbed.errors import InstrumentError
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 
-_PENALTY = 120.0  # seconds; sshd's default penalties for failed logins end well before
-_AT_ONCE = (
-    2  # failures of one connection; sshd answers the last of `MaxAuthTries` (3) by ending the connection
-)
+_PENALTY = timeouts.LOGIN_PENALTY
+_AT_ONCE = 2  # failures per connection; sshd ends the connection at the last of `MaxAuthTries` (3)
 _APART = timedelta(hours=1)  # between now and the validity of a certificate that is not valid now
 CLOCK = (
     _APART.total_seconds() / 2
@@ -31,8 +30,9 @@ _PLANTED = "planted-key"
 
 
 def plant(workspace: Workspace) -> str:
-    """Make a key that a breach authorises, and that `impostors` tries while it is there; return its public
-    half.
+    """Create a key that a breach authorises; return its public half.
+
+    `wrong_credentials` tries it while it exists.
     """
     identity = Authority(workspace.pki).user(["node-admin"], now=datetime.now(UTC))
     planted = workspace.folder / _PLANTED
@@ -42,14 +42,14 @@ def plant(workspace: Workspace) -> str:
 
 
 def uproot(workspace: Workspace) -> None:
-    """Remove the key that `plant` has made."""
+    """Remove the key that `plant` created."""
     for name in (_PLANTED, f"{_PLANTED}.pub"):
         (workspace.folder / name).unlink(missing_ok=True)
 
 
 @contextmanager
-def impostors(fleet: Fleet, machine: str) -> Iterator[list[Credential]]:
-    """Yield every kind of wrong credential, to be tried on one machine; their keys are gone afterwards."""
+def wrong_credentials(fleet: Fleet, machine: str) -> Iterator[list[Credential]]:
+    """Yield every kind of wrong credential for one machine; the keys are removed afterwards."""
     folder = fleet.lab.workspace.folder / "strangers" / machine
     with fleet.leavings.made(f"the keys of strangers for {machine}", partial(_remove, folder)):
         _remove(folder)
@@ -94,17 +94,17 @@ def _store(folder: Path, name: str, identity: SshIdentity) -> Path:
     return path
 
 
-def logins(fleet: Fleet, machine: Machine, strangers: Sequence[Credential]) -> dict[str, str]:
-    """Try to log in with each credential and return the answers; the right one, tried before and after, must
-    work.
+def logins(fleet: Fleet, machine: MachineView, strangers: Sequence[Credential]) -> dict[str, str]:
+    """Try to log in with each credential and return the answers.
+
+    The right credential is tried before and after, and must be accepted.
 
     Returns:
-        ``refused``, or what else the machine said, by credential: an answer for each.
+        ``refused``, or another answer of the machine, by credential: an answer for each.
 
     Raises:
-        InstrumentError: the machine did not answer, or refuses the right credential, so that refusals mean
+        InstrumentError: the machine did not answer, or refuses the right credential, so that refusals prove
             nothing.
-
     """
     answers: dict[str, str] = {}
     right = [Credential("the right credential", USER, fleet.lab.workspace.folder / "ssh/admin")]
@@ -129,16 +129,16 @@ def logins(fleet: Fleet, machine: Machine, strangers: Sequence[Credential]) -> d
 
 
 def _patiently(
-    fleet: Fleet, machine: Machine, group: Sequence[Credential], last: Sequence[Credential]
+    fleet: Fleet, machine: MachineView, group: Sequence[Credential], last: Sequence[Credential]
 ) -> dict[str, str]:
-    """Try one user's credentials until each is answered; while sshd shuts us out for earlier failures, wait
-    and try again.
+    """Try one user's credentials until each is answered.
+
+    While sshd refuses our connections as a penalty for earlier failures, wait and try again.
 
     Args:
-        last: the right credential, with which a connection ends where the user has one: sshd gives penalties
-            to sources of connections on which nobody has logged in (sshd_config(5), PerSourcePenalties), and
-            would shut us out for half a minute.
-
+        last: the right credential, which ends each connection where the user has one: sshd penalises
+            sources of connections without a successful login (sshd_config(5), PerSourcePenalties), and
+            would refuse our connections for half a minute.
     """
     waiting = sorted(group, key=lambda item: item.key is not None or item.password is not None)
     answers: dict[str, str] = {}
@@ -147,7 +147,7 @@ def _patiently(
         started = time.time()
         nothing = (
             waiting[0].key is None and waiting[0].password is None
-        )  # which sshd does not count as a failure
+        )  # sshd does not count an attempt without a credential as a failure
         some = waiting[: _AT_ONCE + nothing]
         request = f"log in with: {', '.join(credential.name for credential in some)}"
         try:

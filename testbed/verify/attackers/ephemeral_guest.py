@@ -1,7 +1,8 @@
-"""A throw-away guest that attacks from its first frame on, on a port that OVN does not know yet (NET-13).
+"""An ephemeral guest that attacks from its first frame on, on a port new to OVN (NET-13).
 
-It is confined like every other guest, has no disk of its own, and is gone afterwards with all that was made
-for it; if it is left behind, the run says so, and so does the plan, since it carries the lab's mark.
+It is confined like every other guest, has no disk of its own, and is removed afterwards with everything
+that was created for it. If it is left behind, the run reports it, and so does the plan, since it carries
+the lab's mark.
 """
 
 from __future__ import annotations
@@ -14,23 +15,26 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from testbed import timeouts
 from testbed.drivers.places.node import Node
 from testbed.model.reachability import Endpoint
 from testbed.model.topology import FIRST_WORKER_UID, IMAGES, Guest, GuestNic
 from testbed.plan.libvirt_xml.guest import ONE_BUS, guest_xml
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.observation.port_counters import await_frames
 
 NAME = "first.frame"  # no guest of a topology can have a dot in its name
 TAP, SECOND_TAP = "tapfirst0", "tapfirst1"
-BOOT = 90.0  # seconds that it may take until it attacks
+BOOT = timeouts.EPHEMERAL_BOOT
 _FOLDER = "/run/testbed-first"
 _PROFILES, _LOGS = "/etc/apparmor.d/libvirt", "/var/log/libvirt/qemu"
-_LIFE = 280.0  # seconds after which it ends by itself
+_LIFE = timeouts.EPHEMERAL_LIFE
 _MEMORY = 160 * 2**20
 _FLOWING = 20  # frames
-_SLOTS = 2  # one for its disk, one for what is plugged in
+_SLOTS = 2  # one for its disk, one for the interface that is plugged in
 _PROGRAM = Path(__file__).parents[2] / "payload/first_frame.py"
+# Runs as process 1, from an initramfs over the guest image's own: loads modules in that image's order, waits
+# for the disk, and starts the attack without systemd, so that the guest sends no other frame before it.
 _INIT = """#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox mount -t proc proc /proc
@@ -45,10 +49,10 @@ while [ ! -b /dev/vda ]; do /bin/busybox usleep 20000; done
 
 @dataclass(frozen=True, slots=True)
 class Throwaway:
-    """The guest, and the endpoint that it pretends to be."""
+    """The ephemeral guest, and the endpoint that it pretends to be."""
 
     node: Node
-    machine: Machine
+    machine: MachineView
     guest: Guest
 
     @classmethod
@@ -56,16 +60,15 @@ class Throwaway:
         """Return one that belongs to a guest's tenant, on the guest's node.
 
         Args:
-            address: an address of the network that nobody has.
+            address: an unused address of the network.
             network: one of the guest's networks; its first one if empty.
-
         """
         node = fleet.lab.nodes[guest.node]
-        used = {item.uid for item in node.lab.guests_on(node.name)}
+        used = {item.uid for item in node.topology.guests_on(node.name)}
         slot = next(number for number in range(64) if FIRST_WORKER_UID + number not in used)
         own = str(
             uuid.uuid5(uuid.UUID(guest.uuid), NAME)
-        )  # always the same: libvirt leaves a file for each in the node
+        )  # always the same, since libvirt leaves a file for each UUID on the node
         octets = uuid.uuid4().bytes
         nic = GuestNic(
             network or guest.nics[0].network, f"0e:{octets[:5].hex(':')}", address, str(uuid.uuid4()), TAP
@@ -88,17 +91,15 @@ class Throwaway:
 
     @property
     def endpoint(self) -> Endpoint:
-        """Its interface, as frames are addressed from it."""
+        """Its interface, as the source of frames."""
         nic = self.guest.nics[0]
         return Endpoint(self.guest.label, f"{self.guest.tenant}/{nic.network}", nic.mac, nic.address)
 
     @contextmanager
     def present(self, fleet: Fleet) -> Iterator[None]:
-        """Take away everything that was made of it while a block ran, each thing for itself, whatever became
-        of the others.
+        """Remove everything of the guest after the block, each thing independently of the others.
 
-        What libvirt takes away by itself when a guest ends is taken away as well: where a lab is damaged, it
-        may not.
+        This includes resources that libvirt removes when a guest ends: in a damaged lab it may not.
         """
         domain, port, place = self.guest.domain, self.guest.nics[0].port, self.guest.node
         interfaces = " ".join(f"-- --if-exists del-port {tap}" for tap in (TAP, SECOND_TAP))
@@ -115,16 +116,15 @@ class Throwaway:
             f"the guest {domain} on {place}": lambda: self.node.hypervisor.destroy(domain),
         }
         with ExitStack() as stack:
-            for what, remove in removals.items():  # the last one first: who uses a thing goes before it
+            for what, remove in removals.items():  # removed last to first, users first
                 stack.enter_context(fleet.leavings.made(what, remove))
             yield
 
     def start(self, frames: Sequence[bytes]) -> None:
-        """Start it; nothing of it is known to OVN.
+        """Start the guest; OVN does not know its port.
 
         Raises:
             ProvisioningError: it does not start.
-
         """
         self.node.hypervisor.destroy(self.guest.domain)
         archive = cpio({"init": _INIT.encode(), "attack.py": _program(frames)})
@@ -135,35 +135,31 @@ class Throwaway:
         self.node.hypervisor.create(_xml(self.node, self.guest))
 
     def reset_attacking(self) -> None:
-        """Press its reset button, and return when it has booted and attacks anew.
+        """Reset the guest, and return when it has booted and attacks again.
 
         Raises:
             InstrumentError: it does not attack in time.
-
         """
         self.node.hypervisor.reset(self.guest.domain)
         self.require_flowing(TAP, BOOT)
 
     def plug_attacking(self) -> None:
-        """Plug a second interface in, with the name of a port that OVN does not know; return when it attacks
-        by that.
+        """Plug in a second interface on a port unknown to OVN; return when it sends attacks.
 
         Raises:
-            InstrumentError: it does not in time.
-
+            InstrumentError: it does not attack in time.
         """
         self.node.hypervisor.attach(self.guest.domain, second_interface(_xml(self.node, self.guest)))
         self.require_flowing(SECOND_TAP, BOOT)
 
     def require_flowing(self, tap: str, patience: float) -> None:
-        """Return when its node counts frames from one of its interfaces.
+        """Return when the node counts frames from one of the guest's interfaces.
 
         Args:
             patience: seconds.
 
         Raises:
-            InstrumentError: it does not in time.
-
+            InstrumentError: too few frames in time.
         """
         await_frames(self.machine, [tap], _FLOWING, patience)
 
@@ -173,7 +169,7 @@ def _program(frames: Sequence[bytes]) -> bytes:
 
 
 def _xml(node: Node, guest: Guest) -> str:
-    root = ET.fromstring(guest_xml(node.lab, guest, {}))
+    root = ET.fromstring(guest_xml(node.topology, guest, {}))
     for path, text in (
         ("os/initrd", f"{_FOLDER}/initrd"),
         ("os/cmdline", f"console=ttyS0 quiet panic=1 ipv6.disable=1 {ONE_BUS}"),
@@ -198,7 +194,7 @@ def _xml(node: Node, guest: Guest) -> str:
 
 
 def second_interface(domain: str) -> str:
-    """Return an interface like a domain's first, under names of its own, at whatever place is free."""
+    """Return a copy of a domain's first interface with new names and no fixed PCI address."""
     interface = ET.fromstring(domain).find("devices/interface")
     assert interface is not None
     for path, name, value in (
@@ -215,8 +211,11 @@ def second_interface(domain: str) -> str:
 
 
 def cpio(files: dict[str, bytes]) -> bytes:
-    """Return an archive of executable files that a kernel unpacks over the one before it (initramfs buffer
-    format, newc).
+    """Return an archive of executable files, which the kernel unpacks over the preceding one.
+
+    The format is newc (kernel documentation, initramfs buffer format): the header's fields are inode, mode,
+    uid, gid, links, time, size, four device numbers, length of the name with its NUL, and a checksum; names
+    and contents are padded to 4 octets.
     """
     parts = []
     for number, (name, content) in enumerate([*files.items(), ("TRAILER!!!", b"")], start=1):

@@ -1,6 +1,4 @@
-"""What a flood comes to: what a node's ports count, how long it lasted, and how many connections a port has
-tracked (NET-12).
-"""
+"""Measures a flood: a node's frame counters, the duration, and tracked connections (NET-12)."""
 
 from __future__ import annotations
 
@@ -16,24 +14,23 @@ from testbed.model.topology import Guest, GuestNic
 from testbed.plan import policing
 from testbed.plan.host_config.settings import FILTERS
 from testbed.plan.resources import Key, Kind
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.observation.port_counters import await_frames
 
-_HALTING = 2.5  # seconds that pass between the decision to end a flood and its end as it is seen from here
-# Twice, since the round that is going on may have begun before the last frame came (ovs-vswitchd(8), UPCALL
-# COMMANDS).
+_HALTING = 2.5  # seconds between the decision to end a flood and its end as seen from here
+# Waits until revalidators have added the datapath's counters to the rules'. Two rounds, since the present one
+# may have begun before the last frame (ovs-vswitchd(8), UPCALL COMMANDS).
 _COUNTED = "ovs-appctl revalidator/wait && ovs-appctl revalidator/wait"
 
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """What one interface has sent, as its node saw it.
+    """Frames that one interface has sent, as its node counted them.
 
     Args:
         offered: frames that came from the guest.
-        switched: those of them that the switch has looked at.
-        seconds: how long that took at most.
-
+        switched: those of them that the switch has processed.
+        seconds: duration at most.
     """
 
     offered: int
@@ -46,45 +43,45 @@ NOTHING = Flood(0, 0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a limit lets through: so much at once, and so much more in every second."""
+    """A token bucket's limit: a burst, and a rate per second."""
 
     burst: float
     rate: float
 
     def within(self, seconds: float) -> float:
-        """Return how much it lets through in some time at most."""
+        """Return the most that passes in `seconds`."""
         return self.burst + self.rate * seconds
 
     def times(self, factor: float) -> Bound:
-        """Return a bound that is so many times as high."""
+        """Return a bound that is `factor` times as high."""
         return Bound(self.burst * factor, self.rate * factor)
 
 
 def flood(
-    machine: Machine,
+    machine: MachineView,
     nic: GuestNic,
     send: Callable[[], object],
     halt: Callable[[], object],
     beyond: Bound,
     patience: float,
 ) -> Flood:
-    """Return what an interface sends while something sends from it, and how long that took, seen from here:
-    no less than the flood.
+    """Measure the frames of an interface while `send` runs, and the duration.
+
+    The duration is measured from here, and is no less than the flood's.
 
     Args:
         halt: ends the sending before its time.
         beyond: frames that are enough.
-        patience: seconds after which it is ended though there were not enough.
+        patience: seconds after which the flood is ended even without enough frames.
 
     Raises:
         InstrumentError: the node cannot be asked.
-
     """
     before, began = _counts(machine, nic), time.monotonic()
     with ThreadPoolExecutor(max_workers=1) as pool:
         sending = pool.submit(send)
         try:
-            with suppress(InstrumentError):  # what there was will be seen
+            with suppress(InstrumentError):  # too few frames; the counters below show how many
                 await_frames(machine, [nic.tap], beyond.within(_HALTING), patience, rate=beyond.rate)
         finally:
             halt()
@@ -94,10 +91,8 @@ def flood(
     return Flood(after[0] - before[0], after[1] - before[1], round(seconds, 2))
 
 
-def _counts(machine: Machine, nic: GuestNic) -> tuple[int, int]:
-    """Return how many frames an interface has given its node so far, and how many of them the switch has
-    looked at.
-    """
+def _counts(machine: MachineView, nic: GuestNic) -> tuple[int, int]:
+    """Return the frames from an interface so far, and how many of them the switch has processed."""
     offered, _, flows = machine.read(
         f"{_COUNTED} && cat /sys/class/net/{nic.tap}/statistics/rx_packets; "
         "ovs-ofctl -O OpenFlow15 dump-flows br-int table=0,in_port=$(ovs-vsctl get interface "
@@ -106,32 +101,29 @@ def _counts(machine: Machine, nic: GuestNic) -> tuple[int, int]:
     return int(offered), sum(map(int, re.findall(r"n_packets=(\d+)", flows)))
 
 
-def offered(machine: Machine, nic: GuestNic) -> int:
-    """Return the frames that an interface of a guest has given its node so far.
+def offered(machine: MachineView, nic: GuestNic) -> int:
+    """Return the number of frames that a node has received from a guest's interface so far.
 
     Raises:
         InstrumentError: the node cannot be asked.
-
     """
     return int(machine.read(f"cat /sys/class/net/{nic.tap}/statistics/rx_packets"))
 
 
-def received(machine: Machine, nic: GuestNic) -> int:
-    """Return the octets that a node has handed to an interface of a guest so far.
+def received(machine: MachineView, nic: GuestNic) -> int:
+    """Return the number of octets that a node has delivered to a guest's interface so far.
 
     Raises:
         InstrumentError: the node cannot be asked.
-
     """
     return int(machine.read(f"cat /sys/class/net/{nic.tap}/statistics/tx_bytes"))
 
 
-def tracked(machine: Machine, nic: GuestNic) -> int:
-    """Return how many connections that are not closed a node tracks for a port, as its kernel lists them.
+def tracked(machine: MachineView, nic: GuestNic) -> int:
+    """Return the number of open connections that a node's kernel tracks for a port.
 
     Raises:
-        InstrumentError: the node cannot be asked, or gives the port no zone of its own.
-
+        InstrumentError: the node cannot be asked, or the port has no zone of its own.
     """
     zone = zones(machine).get(nic.port)
     if zone is None:
@@ -147,20 +139,19 @@ def tracked(machine: Machine, nic: GuestNic) -> int:
     )
 
 
-def zones(machine: Machine) -> Mapping[str, int]:
-    """Return the zone in which a node tracks connections, by port."""
+def zones(machine: MachineView) -> Mapping[str, int]:
+    """Return each port's connection tracking zone on a node."""
     text = machine.read("ovn-appctl -t ovn-controller ct-zone-list")
     return {port: int(zone) for port, zone in re.findall(r"^(\S+) (\d+)$", text, re.MULTILINE)}
 
 
 def unlimited(fleet: Fleet, node: str) -> list[str]:
-    """Return where a node's kernel limits its guests' interfaces otherwise than the topology says.
+    """Return the differences of a node's kernel limits on guest interfaces from the topology.
 
     Raises:
         InstrumentError: the node cannot be asked, or a guest does not run.
-
     """
-    machine, guests = fleet.machines[node], fleet.testbed.guests_on(node)
+    machine, guests = fleet.machines[node], fleet.topology.guests_on(node)
     packets = policing.observed(node, guests, machine.read(FILTERS))
     own, text = (
         zones(machine),

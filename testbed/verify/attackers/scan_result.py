@@ -1,36 +1,30 @@
-"""What a question to a machine came to, by what came back, what its firewall tells, and who stood still
-(NET-09). Pure.
-"""
+"""Judges one contact with a machine by its answer, the firewall and stalls (NET-09). Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from testbed.model.exposure import Contact
+from testbed.model.exposure import ExposureCell
 from testbed.verify.probe.liveness import OUTER
-from testbed.verify.witnesses.firewall_log import Ledger
+from testbed.verify.witnesses.firewall_log import FirewallCounters
 
-WINDOW = 4.0  # seconds that answers have; a neighbour that does not answer is unreachable after three
-_STILL = (
-    WINDOW / 2
-)  # seconds that a machine may stand still: what it is asked a second time it can still answer
+WINDOW = 4.0  # seconds for answers; a silent neighbour is unreachable after three
+_STILL = WINDOW / 2  # seconds that a machine may stall: it can still answer a repeated packet
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What one question came to.
+class ScanResult:
+    """The result of one contact.
 
     Args:
-        state: what came back to who asked.
-        refused: the machine's firewall says that it refused it.
-        passed: the machine's firewall says that it let something pass there meanwhile.
-        blind: why silence says nothing: somebody stood still, or the firewall had no room to tell. Empty if
-            it does.
-
+        state: the answer that the source received.
+        refused: the machine's firewall recorded a refusal.
+        passed: the machine's firewall counted accepted packets on the port during the scan.
+        blind: why silence is no evidence: a machine stalled, or the firewall's set was full; else empty.
     """
 
-    cell: Contact
+    cell: ExposureCell
     state: str
     refused: bool
     passed: bool
@@ -38,14 +32,17 @@ class Reading:
 
     @property
     def reached(self) -> bool:
-        """Whether the service was reached: it answered, or was let pass; a datagram may get no answer."""
+        """Whether the service was reached: it answered, or the firewall accepted the datagram.
+
+        A datagram may get no answer.
+        """
         return self.state in ("open", "refused") or (
             self.cell.protocol == "udp" and not self.refused and self.passed
         )
 
     @property
     def unclear(self) -> bool:
-        """Whether neither witness saw it: it may not even have arrived."""
+        """Whether neither witness saw the packet, so that it may not have arrived."""
         seen = self.reached or self.refused
         return not seen and (bool(self.blind) or self.cell.protocol in ("tcp", "udp"))
 
@@ -55,26 +52,30 @@ class Reading:
 
 
 def read(
-    cell: Contact, state: str, before: Ledger, after: Ledger, seconds: float, stood: Mapping[str, float]
-) -> Reading:
-    """Return what a question came to.
+    cell: ExposureCell,
+    state: str,
+    before: FirewallCounters,
+    after: FirewallCounters,
+    seconds: float,
+    stood: Mapping[str, float],
+) -> ScanResult:
+    """Return the result of one contact.
 
     Args:
         state: its answer.
-        before: what the firewall told before all questions.
-        after: what it told so many seconds after that.
-        stood: for how many seconds machines stood still meanwhile.
-
+        before: the firewall's counters before all contacts.
+        after: the counters `seconds` later.
+        stood: for how many seconds each machine stalled during the scan.
     """
     port = cell.port or 0
     refused = after.refuses(str(cell.source.address), str(cell.address), cell.protocol, port, seconds)
     full = before.full or after.full if cell.protocol in ("tcp", "udp") else ""
     passed = cell.protocol == "udp" and not full and after.passed("udp", port) > before.passed("udp", port)
-    return Reading(cell, state, refused, passed, full or _stood_still(cell, stood))
+    return ScanResult(cell, state, refused, passed, full or _stood_still(cell, stood))
 
 
-def _stood_still(cell: Contact, stood: Mapping[str, float]) -> str:
-    """Return who of those that a question needs stood still for so long that an answer could be late."""
+def _stood_still(cell: ExposureCell, stood: Mapping[str, float]) -> str:
+    """Return the machines of a contact that stalled for so long that an answer could be late."""
     needed = dict.fromkeys((OUTER, cell.source.name, cell.target.name))
     late = [f"{name} stood still for {stood[name]:.1f} s" for name in needed if stood.get(name, 0.0) > _STILL]
     return " and ".join(late)

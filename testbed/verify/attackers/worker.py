@@ -1,9 +1,9 @@
-"""A worker's identity, worn by a probe: what could somebody do who has taken over one QEMU process?
+"""A probe with a worker's identity: the powers of an attacker who controls one QEMU process.
 
 The probe joins the worker's mount namespace, takes its uid, groups and AppArmor profile, drops every
-capability, and then uses shell built-ins only. A shell takes the profile on by itself, since the profile lets
-it start nothing. Its positive control is the worker's own volume: it must open before and after everything
-else, or nothing was observed.
+capability, and then uses shell built-ins only. The shell itself changes to the profile, since the profile
+allows it to start nothing. Its positive control is the worker's own volume: it must open before and after
+all attempts, or nothing was observed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 from testbed.errors import InstrumentError
 from testbed.model.topology import IMAGES, Guest
-from testbed.verify.fleet import Machine
+from testbed.verify.fleet import MachineView
 
+# Shell functions of built-ins. A redirection alone opens a file; `exec` in a subshell returns status 126 or
+# 127 if the program could not be started; signal 0 only checks the permission (kill(2)).
 _BUILTINS = """\
 r() { if { :; } 2>/dev/null <"$1"; then echo "read yes $1"; else echo "read no $1"; fi; }
 w() { if { :; } 2>/dev/null >>"$1"; then echo "write yes $1"; else echo "write no $1"; fi; }
@@ -23,14 +25,13 @@ l() { found=no; for entry in "$1"/*; do if [ "$entry" != "$1/*" ]; then found=ye
 e() { (exec "$1") >/dev/null 2>&1 </dev/null; case $? in 126|127) echo "execute no $1" ;; *) echo "execute yes $1" ;; esac; }
 k() { if kill -0 "$1" 2>/dev/null; then echo "signal yes $1"; else echo "signal no $1"; fi; }
 """  # noqa: E501 - lines of a program
+# $0 is the profile's name; the kernel changes the profile of the process that writes (aa_change_profile(2)).
 _PUT_ON = 'echo "changeprofile $0" > /proc/$$/attr/current || exit 1\n'
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One thing that a probe tries: ``read``, ``write``, ``list`` or ``execute`` a path, or ``signal`` a
-    process.
-    """
+    """One attempt: ``read``, ``write``, ``list`` or ``execute`` a path, or ``signal`` a process."""
 
     verb: str
     target: str
@@ -44,7 +45,7 @@ class Attempt:
         return f"{self.verb[0] if self.verb != 'signal' else 'k'} {shlex.quote(self.target)}"
 
 
-def pid(machine: Machine, guest: Guest) -> int:
+def pid(machine: MachineView, guest: Guest) -> int:
     """Return the process id of a guest's worker.
 
     Raises:
@@ -57,13 +58,13 @@ def pid(machine: Machine, guest: Guest) -> int:
     return int(text)
 
 
-def processes(machine: Machine) -> dict[str, int]:
-    """Return the process id of every worker that a machine's libvirt runs, by domain, whether a topology
-    knows it or not.
+def processes(machine: MachineView) -> dict[str, int]:
+    """Return the process id of every worker of a machine's libvirt, by domain.
+
+    Workers that the topology does not know are included.
 
     Raises:
         InstrumentError: none runs, or the process id of one cannot be read.
-
     """
     text = machine.read(
         "cd /run/libvirt/qemu && for file in *.pid; do [ $file = driver.pid ] || echo ${file%.pid} "
@@ -80,19 +81,18 @@ def processes(machine: Machine) -> dict[str, int]:
 
 
 def succeeded(
-    machine: Machine, guest: Guest, attempts: Sequence[Attempt], *, uid: int | None = None
+    machine: MachineView, guest: Guest, attempts: Sequence[Attempt], *, uid: int | None = None
 ) -> set[Attempt]:
-    """Try things as a guest's worker and return those that worked.
+    """Make attempts as a guest's worker and return those that succeeded.
 
     Args:
-        uid: account to take instead of the worker's, which may do all of it, so that only the AppArmor
-            profile stands in the way (PRC-02). The positive control is then the base image, which every
-            profile allows.
+        uid: account to take instead of the worker's; it has the permissions for all attempts, so that only
+            the AppArmor profile can refuse them (PRC-02). The positive control is then the base image,
+            which every profile allows.
 
     Raises:
         InstrumentError: the probe did not run to its end, or its positive control did not open before and
             after.
-
     """
     own = Attempt("read", guest.root_disk if uid is None else f"{IMAGES}/guest/root.raw")
     script = _BUILTINS + "\n".join(item.shell for item in (own, *attempts, own))
@@ -113,6 +113,7 @@ def succeeded(
 
 
 def _wear(worker: int, uid: int | None, script: str) -> str:
+    # The profile's name is read, and the worker's cgroup joined, before nsenter changes the mount namespace.
     account = (
         "--reuid $(awk '/^Uid:/{print $2}' /proc/$p/status) --regid $(awk '/^Gid:/{print $2}' "
         "/proc/$p/status) "

@@ -1,4 +1,4 @@
-"""What receivers saw, and what that says about the cells of the matrix. Pure."""
+"""Frames that receivers recorded, and the matrix cells that they decide. Pure."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from testbed.errors import InstrumentError
 from testbed.model.reachability import LINK, RESOLUTION, TO_ALL, Cell, Endpoint
 from testbed.untrusted.bounded_json import real, whole
 from testbed.verify.observation import two_witnesses
-from testbed.verify.probe.client import Probe, Record, broken
+from testbed.verify.probe.client import Probe, Record, inconclusive
 from testbed.verify.probe.frames import of_cell
 from testbed.verify.probe.tokens import Tokens
 
-CELL = "cell"  # how the marks of probes begin that ask cells of the matrix
-TRUTH = "truth"  # how the marks of frames begin by which ends of flows tell of themselves unasked
+CELL = "cell"  # prefix of the marks of probes for matrix cells
+TRUTH = "truth"  # prefix of the marks of unsolicited announcements between the ends of flows
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the receivers saw of a set of probes.
+    """Frames that the receivers recorded from a set of probes.
 
     Args:
-        records: by guest, every frame of this run that counts as having come in, whichever of the two
-            witnesses saw it.
-        answers: by mark, what the sender got back.
-        strays: by guest, frames without a token that came in from MAC addresses that are no guest's.
-        told: by guest, what its own recorder says.
-        seen: by guest, what its node's recorder saw going to it.
-        doubt: why guests' recorders cannot vouch for the whole window, if they cannot: then there is no pass.
+        records: by guest, every frame of this run that counts as received, from either witness.
+        answers: by mark, the answer that the sender received.
+        strays: by guest, received frames without a token from MAC addresses of no guest.
+        told: by guest, the records of its own recorder.
+        seen: by guest, the records of its node's recorder, of frames going to it.
+        doubt: why the guests' recorders cannot vouch for the whole window, if they cannot: then there is no
+            pass.
     """
 
     tokens: Tokens
@@ -44,7 +44,7 @@ class Observation:
         cls, tokens: Tokens, told: Mapping[str, Sequence[Record]], seen: Mapping[str, Sequence[Record]],
         answers: Mapping[str, str], strays: Mapping[str, Sequence[Record]], doubt: InstrumentError | None,
     ) -> Observation:  # fmt: skip
-        """Return what two witnesses make known together."""
+        """Return the observation that follows from two witnesses."""
         records = {guest: two_witnesses.counted(tokens, told[guest], seen.get(guest, [])) for guest in told}
         return cls(tokens, records, answers, strays, told, seen, doubt)
 
@@ -53,13 +53,11 @@ class Observation:
         return self.tokens.of(mark)
 
     def arrived(self, mark: str, guest: str) -> bool:
-        """Tell whether a probe's frame was seen coming in at a guest, by either of the two witnesses."""
+        """Return whether either witness recorded a probe's frame at a guest."""
         return two_witnesses.holds(self.records[guest], self.token(mark))
 
     def arrivals(self, mark: str) -> dict[str, str]:
-        """Return the guests at which a probe's frame was seen coming in, each with words that say where
-        witnesses differ.
-        """
+        """Return the guests at which a probe's frame was recorded, and where witnesses differ."""
         return {guest: f"{guest}{self._word(mark, guest)}" for guest in self.sightings(mark)}
 
     def _word(self, mark: str, guest: str) -> str:
@@ -76,12 +74,13 @@ class Observation:
         )
 
     def concealed(self) -> dict[str, set[str]]:
-        """Return by guest the marks of frames that its node handed to it, and that it does not tell of."""
+        """Return by guest the marks of frames that only its node recorded."""
         return self._only(self.seen, self.told)
 
     def past(self) -> dict[str, set[str]]:
-        """Return by guest the marks of frames that it tells of, and that its node did not hand to it by its
-        interfaces.
+        """Return by guest the marks of frames that only the guest recorded.
+
+        They did not come through the interfaces that its node watches.
         """
         return self._only(self.told, self.seen)
 
@@ -95,16 +94,14 @@ class Observation:
         return {guest: marks for guest, marks in found.items() if marks}
 
     def sightings(self, mark: str) -> list[str]:
-        """Return the guests at which a probe's frame was seen coming in."""
+        """Return the guests at which a probe's frame was recorded."""
         return [guest for guest in self.records if self.arrived(mark, guest)]
 
     def windows(self, mark: str) -> list[tuple[str, float, int]]:
-        """Return guest, seconds between the first and the last sighting, and number of sightings of a probe's
-        frames.
+        """Return guest, seconds from first to last sighting, and number of sightings of a probe.
 
         Raises:
-            InstrumentError: a guest's recorder tells no numbers.
-
+            InstrumentError: a guest's recorder gives no numbers.
         """
         token = self.token(mark)
         try:
@@ -119,17 +116,16 @@ class Observation:
                 if record.get("token") == token
             ]
         except ValueError as error:
-            raise broken("a recorder tells no numbers", str(error)) from error
+            raise inconclusive("a recorder tells no numbers", str(error)) from error
 
     def resolved(self, source: Endpoint, target: Endpoint, protocol: str = "arp") -> bool:
-        """Tell whether a question for a target's address reached it, or an answer in its name came back.
+        """Return whether a request for a target's address reached it, or was answered in its name.
 
-        A request that the source made for somebody else's address says nothing about this target.
+        A request of the source for another address proves nothing about this target.
 
         Args:
-            protocol: ``arp``, or ``nd`` for the declared IPv6 address, or that with `LINK` for the link-local
-                one.
-
+            protocol: ``arp``, or ``nd`` for the declared IPv6 address, or that with `LINK` for the
+                link-local one.
         """
         own = {"arp": target.address, "nd": target.address6, f"nd{LINK}": target.link_local}
         address, word = str(own[protocol]), protocol.removesuffix(LINK)
@@ -138,17 +134,16 @@ class Observation:
         return self._heard(target, asked) or self._heard(source, answered)
 
     def _heard(self, receiver: Endpoint, wanted: Mapping[str, str]) -> bool:
-        """Tell whether a receiver has heard such a frame; what an end tells unasked is no answer."""
+        """Return whether a receiver recorded such a frame; unsolicited announcements do not count."""
         found = (item for item in self.records[receiver.guest] if wanted.items() <= item.items())
         return any(not self.tokens.mark_of(item.get("token")).startswith(TRUTH) for item in found)
 
 
 def matrix_probes(cells: Sequence[Cell]) -> list[Probe]:
-    """Return one raw probe for each cell, addressed so that only the wall can stop it; cells that ask the
-    same share one.
+    """Return one raw probe for each cell, addressed so that only the wall can stop it.
 
-    What must arrive is sent twice. What must not is sent once: it counts only if its node lost nothing on the
-    way.
+    Cells with the same frame share one probe. A frame that must arrive is sent twice. A forbidden frame is
+    sent once: its absence counts only if its node lost nothing on the way.
     """
     probes: dict[str, Probe] = {}
     for mark, cell in zip(_marks(cells), cells, strict=True):
@@ -157,9 +152,7 @@ def matrix_probes(cells: Sequence[Cell]) -> list[Probe]:
 
 
 def _marks(cells: Sequence[Cell]) -> list[str]:
-    """Return the mark of each cell's probe: what one source says to everybody is one frame, whoever may hear
-    it.
-    """
+    """Return the mark of each cell's probe; a source's frame to a group is one probe."""
     first: dict[tuple[Endpoint, str], int] = {}
     return [
         CELL
@@ -169,7 +162,7 @@ def _marks(cells: Sequence[Cell]) -> list[str]:
 
 
 def reach(cells: Sequence[Cell], observation: Observation) -> list[tuple[Cell, bool]]:
-    """Return cells whose probes were sent, each with what was observed: whether it arrived (NET-01)."""
+    """Return cells whose probes were sent, each with whether its probe arrived (NET-01)."""
     found = []
     for mark, cell in zip(_marks(cells), cells, strict=True):
         if cell.protocol.removesuffix(LINK) in RESOLUTION:

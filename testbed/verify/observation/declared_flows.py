@@ -1,6 +1,6 @@
-"""How declared flows are used: over every address family that both ends have, as anyone uses such a service.
+"""Uses of declared flows, over every address family that both ends have.
 
-That a flow works is the positive control of what must not arrive (DESIGN.md, section 6).
+A flow that works is the positive control for frames that must not arrive (docs/design.md, section 6).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from scapy.packet import Packet
 
 from testbed.model.reachability import Endpoint
 from testbed.model.subjects import ordered
-from testbed.model.topology import AllowedFlow, Testbed
+from testbed.model.topology import AllowedFlow, Topology
 from testbed.verify.probe.client import Probe
 from testbed.verify.probe.frames import datagram, syn
 
@@ -22,13 +22,13 @@ KINDS = {
     "tcp": "tcp-connect",
     "udp": "udp-ask",
     "icmp": "icmp-echo",
-}  # what the sender in a guest calls the use of each protocol
-_CONTROL = {"timeout": 10, "repeat": 3, "spacing": 1}  # seconds, tries, seconds: how a declared flow is used
+}  # kinds of probes of the sender in a guest, by protocol
+_CONTROL = {"timeout": 10, "repeat": 3, "spacing": 1}  # seconds, tries, seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A declared flow as it is used over one of the address families that both its ends have."""
+    """The use of a declared flow over one address family that both ends have."""
 
     mark: str
     flow: AllowedFlow
@@ -38,7 +38,7 @@ class Use:
     address: str
 
     def probe(self, stage: str) -> Probe:
-        """Return the use of the service that must be answered."""
+        """Return a probe that uses the service; it must be answered."""
         fields = {
             "kind": KINDS[self.flow.protocol],
             "address": self.own,
@@ -55,10 +55,10 @@ class Use:
         )
 
 
-def uses(lab: Testbed) -> list[Use]:
+def uses(topology: Topology) -> list[Use]:
     """Return every use of every declared flow."""
     found = []
-    for number, (flow, source, target) in enumerate(ordered(lab)):
+    for number, (flow, source, target) in enumerate(ordered(topology)):
         found.append(Use(f"flow{number}", flow, source, target, str(source.address), str(target.address)))
         if source.address6 and target.address6:
             found.append(
@@ -67,19 +67,17 @@ def uses(lab: Testbed) -> list[Use]:
     return found
 
 
-def ends(lab: Testbed) -> list[tuple[Endpoint, Endpoint]]:
-    """Return every interface that is an end of a flow with every other end that it has, each pair once."""
-    pairs = [pair for _, source, target in ordered(lab) for pair in ((source, target), (target, source))]
+def ends(topology: Topology) -> list[tuple[Endpoint, Endpoint]]:
+    """Return each pair of interfaces that are ends of one flow, in both directions, once."""
+    pairs = [pair for _, source, target in ordered(topology) for pair in ((source, target), (target, source))]
     return list(dict.fromkeys(pairs))
 
 
 def body(protocol: str, port: int, *, six: bool = False) -> Packet:
-    """Return what the first packet of a flow holds behind its IP header, without its payload.
+    """Return the layer behind the IP header of a flow's first packet, without its payload.
 
     Args:
-        protocol: of a flow; of none if it is empty: then what a rule lets every guest send, a client's
-            message to DHCP.
-
+        protocol: of a flow; if empty, the layer is a client's message to DHCP, which every guest may send.
     """
     if protocol == "icmp":
         return ICMPv6EchoRequest(id=secrets.randbits(16)) if six else ICMP(id=secrets.randbits(16))

@@ -1,5 +1,6 @@
-"""What a node's kernel counts at its guests' interfaces, awaited there: every look from here costs a node a
-third of a second.
+"""Waits on a node for the frame counters of its guests' interfaces.
+
+The node itself polls them: each command from here costs a node a third of a second.
 """
 
 from __future__ import annotations
@@ -7,12 +8,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from testbed.verify.fleet import Machine
-from testbed.verify.probe.client import broken
+from testbed import timeouts
+from testbed.verify.fleet import MachineView
+from testbed.verify.probe.client import inconclusive
 
-_LATE = 20.0  # seconds beyond its patience that the node may take to answer
-# Nothing in these loops is a program of its own: a shell that reads a pipe to which nobody writes is one that
-# sleeps.
+_LATE = timeouts.COUNTERS
+# The loops start no program: reading from a pipe without a writer (descriptor 3) with a timeout is the sleep.
 _AWAIT = """
 frames=$1 rate=$2 patience=$3; shift 3
 exec 3<> <(:)
@@ -30,11 +31,11 @@ exit 0
 RECEIVED, SENT = (
     "tx_packets",
     "rx_packets",
-)  # by a guest: what its interface takes in, the node's end gives out
+)  # from the guest's view: its node's end of the interface transmits what the guest receives
 
 
 def await_frames(
-    machine: Machine,
+    machine: MachineView,
     taps: Sequence[str],
     frames: float,
     patience: float,
@@ -42,16 +43,15 @@ def await_frames(
     *,
     rate: float = 0,
 ) -> None:
-    """Return when each of some interfaces has counted some more frames.
+    """Wait until each of some interfaces has counted a number of further frames.
 
     Args:
         counter: `SENT` or `RECEIVED` by the guest.
         patience: seconds that this may take, for all of them together.
-        rate: for each second that passes meanwhile, so many frames more are awaited.
+        rate: further frames to wait for, per second that passes.
 
     Raises:
-        InstrumentError: one has not in time, or the node cannot be asked.
-
+        InstrumentError: an interface has not in time, or the node cannot be asked.
     """
     if not taps:
         return
@@ -60,7 +60,7 @@ def await_frames(
     late = machine.read(shlex.join(argv), timeout=patience + _LATE)
     if late:
         idle = ", ".join(file.split("/")[4] for file in late.split())
-        raise broken(
+        raise inconclusive(
             f"guests on {machine.name} are too quiet",
             f"less than {frames:.0f} frames passed {idle} within {patience:.0f} s",
         )

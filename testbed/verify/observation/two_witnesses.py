@@ -1,8 +1,7 @@
-"""Two witnesses of what came in at a guest: its own recorder, and its node's on its interfaces. Pure
-(DESIGN.md, section 6).
+"""Compares two witnesses of received frames: a guest's recorder and its node's. Pure.
 
-A guest may be deaf, or lie; so its word counts only for frames that it cannot have made up, and never against
-its node's.
+A guest may be deaf, or lie; so its records count only for frames that it cannot have invented, and never
+against its node's (docs/design.md, section 6).
 """
 
 from __future__ import annotations
@@ -15,18 +14,18 @@ from testbed.verify.probe.tokens import Tokens
 _LISTENERS = (
     "tcp-accepted",
     "udp-received",
-)  # kinds of records that are no frames; only the guest itself can know
+)  # kinds of records that are no frames; only the guest itself can make them
 Records = Sequence[Mapping[str, Any]]
 
 
 def counted(tokens: Tokens, told: Records, seen: Records) -> list[Mapping[str, Any]]:
-    """Return the records of one guest that are evidence: all of its node's, and of its own those that it
-    cannot have made up.
+    """Return the records of one guest that are evidence.
+
+    These are all of its node's, and those of its own that it cannot have invented.
 
     Args:
-        told: what the guest's recorder says.
-        seen: what its node's recorder says that it handed to the guest.
-
+        told: the records of the guest's recorder.
+        seen: the records of its node's recorder, of frames handed to the guest.
     """
     common = tokens.marks_of(record.get("token") for record in seen)
     own = ((record, tokens.mark_of(record.get("token"))) for record in told)
@@ -47,5 +46,5 @@ def only(tokens: Tokens, one: Records, other: Records) -> set[str]:
 
 
 def holds(records: Records, token: str) -> bool:
-    """Tell whether a token is among some records."""
+    """Return whether some record carries a token."""
     return any(record.get("token") == token for record in records)

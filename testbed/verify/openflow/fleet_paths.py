@@ -1,9 +1,8 @@
-"""Where any packet at all can go that a guest sends: a walk over every node's tables, from port to port
-(NET-01).
+"""Computes where any packet of a guest can go, over the tables of all nodes (NET-01).
 
-Packets sample, and `testbed.verify.witnesses.virtual_switch.pipeline` asks about single frames; this asks
-about all of them at once. IPv6's neighbour and listener discovery is left out inside a network: the nodes'
-guards stand in front of these tables (NET-05).
+Packets sample, and `testbed.verify.witnesses.virtual_switch.pipeline` asks about single frames; this walk
+covers all packets at once. IPv6's neighbour and listener discovery is left out inside a network: the nodes'
+guards filter it before these tables (NET-05).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from testbed.errors import InstrumentError
 from testbed.model.reachability import Endpoint, endpoints
 from testbed.model.topology import Plane
 from testbed.untrusted import bounded_json
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.openflow import flow_table, symbolic
 from testbed.verify.openflow.flow_table import Tables
 from testbed.verify.openflow.header_space import FIELDS, Cube, cube
@@ -29,7 +28,7 @@ _ANYTHING, _GUARDED_SERVICE = ("anything", None), ("guarded", None)
 _LEFT_OUT = ("nd",)
 _DHCP = cube(
     dl_type=0x0800, nw_proto=17, tp_src=68, tp_dst=67
-)  # what every interface may say, whatever flows there are
+)  # DHCP requests, which every interface may send
 
 Service = tuple[str, int | None]
 
@@ -67,12 +66,11 @@ class Bridge:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A class of packets of a guest's interface that can come out somewhere.
+    """A class of packets from a guest's interface that can leave at some place.
 
     Args:
-        target: the interface of a guest, or what else a switch calls the place.
-        path: the tables that they come through, by node.
-
+        target: the interface of a guest, or the switch's name of the place.
+        path: the tables on the way, by node.
     """
 
     source: Endpoint
@@ -82,9 +80,7 @@ class Arrival:
 
     @property
     def service(self) -> Service:
-        """What the packets are, as cells of the reach matrix name it, or what they are besides: guarded, or
-        anything.
-        """
+        """Service of the packets, named as in cells of the reach matrix; else guarded, or anything."""
         kind, above, port = (self.cube.number(name) for name in ("dl_type", "nw_proto", "tp_dst"))
         if kind is None or (kind, None if kind == 0x0806 else above) not in _SERVICES:
             return _ANYTHING
@@ -98,23 +94,22 @@ class Arrival:
         )
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         target = self.target if isinstance(self.target, str) else self.target.label
         return f"{self.source.label} -> {target}: {self.cube}, by {self.path}"
 
 
 def bridges(fleet: Fleet) -> dict[str, Bridge]:
-    """Return the switch of every node as it is now.
+    """Return the present switch of every node.
 
     Raises:
         InstrumentError: one cannot be read.
-
     """
-    fabric = {str(node.address(Plane.FABRIC)): node.name for node in fleet.testbed.nodes}
+    fabric = {str(node.address(Plane.FABRIC)): node.name for node in fleet.topology.nodes}
     return fleet.everywhere(lambda machine: _bridge(machine, fabric))
 
 
-def _bridge(machine: Machine, fabric: Mapping[str, str]) -> Bridge:
+def _bridge(machine: MachineView, fabric: Mapping[str, str]) -> Bridge:
     text, _, table = machine.read(_READ).rpartition("\n")
     try:
         found = rows(bounded_json.read(table))
@@ -130,19 +125,20 @@ def _bridge(machine: Machine, fabric: Mapping[str, str]) -> Bridge:
 
 
 def arrivals(fleet: Fleet, found: Mapping[str, Bridge]) -> list[Arrival]:
-    """Return where packets of every guest's interface can go, other than back to it.
+    """Return the places that packets of every guest's interface can reach, other than itself.
 
-    On its own network an interface is asked for what belongs to no connection, since a connection begins with
-    such a packet; everywhere else for every packet. Of each interface the walk must find that a program is
-    given its questions to DHCP: where no flow is declared, a walk that sees nothing at all would look like a
-    wall.
+    Inside its own network, only packets that belong to no connection are walked, since a connection begins
+    with such a packet; to all other places, every packet. For each interface the walk must find that a
+    program receives its DHCP requests: where no flow is declared, a walk that sees nothing would look like
+    a closed wall.
 
     Raises:
-        InstrumentError: a switch does what the walk does not know, or a way that must be there is not found.
-
+        InstrumentError: a switch uses an action unknown to the walk, or a path that must exist is not found.
     """
-    own = {item.mac: item for item in endpoints(fleet.testbed)}
-    interfaces = [(own[nic.mac], nic.tap, guest.node) for guest in fleet.testbed.guests for nic in guest.nics]
+    own = {item.mac: item for item in endpoints(fleet.topology)}
+    interfaces = [
+        (own[nic.mac], nic.tap, guest.node) for guest in fleet.topology.guests for nic in guest.nics
+    ]
     owners = {tap: item for item, tap, _ in interfaces}
     return [
         arrival for source, tap, node in interfaces for arrival in _from(found, owners, source, tap, node)
@@ -181,8 +177,9 @@ def _travel(
     tracked: Sequence[tuple[int, int]],
     way: str = "",
 ) -> Iterator[tuple[str, Cube, str]]:
-    """Yield by which interface packets leave, what they have become, and by which way; tunnels are followed
-    once.
+    """Yield the interface at which packets leave, their class there, and their path.
+
+    A tunnel to another node is followed once.
     """
     bridge = found[node]
     peers = {port: name for name, port in bridge.tunnels.items()}
@@ -203,12 +200,10 @@ def _travel(
 
 
 def unexpected(fleet: Fleet, found: Sequence[Arrival]) -> list[str]:
-    """Return what can arrive somewhere although no declared flow leads there, one line for each pair and
-    service.
+    """Return the arrivals that no declared flow allows, one line for each pair and service.
 
     Raises:
         InstrumentError: a declared flow was not found, so that others may be missing as well.
-
     """
     allowed = {(cell.source, cell.target, (cell.protocol, cell.port)) for cell in fleet.matrix.allowed()}
     seen = {(arrival.source, arrival.target, arrival.service) for arrival in found}

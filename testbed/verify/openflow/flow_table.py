@@ -1,6 +1,4 @@
-"""The rules of an Open vSwitch bridge, made ready for a walk: each one's match as a class of packets, and its
-actions.
-"""
+"""Parses the rules of an Open vSwitch bridge into classes of packets and actions."""
 
 from __future__ import annotations
 
@@ -56,15 +54,14 @@ _LOCAL = 0xFFFFFFFE  # OFPP_LOCAL of OpenFlow 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class FlowRule:
     """One rule of a table.
 
     Args:
-        match: a class that holds every packet which the rule takes.
+        match: a class that holds every packet which the rule matches.
         exact: whether it holds no others.
-        actions: as `ovs.flow` reads them.
+        actions: as `ovs.flow` parses them.
         text: the actions as the switch prints them.
-
     """
 
     priority: int
@@ -75,18 +72,19 @@ class Rule:
 
     @property
     def partial(self) -> bool:
-        """Tell whether it takes no packet by itself, but is a part of a conjunctive match
-        (ovs-actions(7)).
-        """
+        """Whether it matches no packet by itself, as a part of a conjunctive match (ovs-actions(7))."""
         return self.text.startswith("conjunction(")
 
 
-Tables = Mapping[int, tuple[Rule, ...]]
+Tables = Mapping[int, tuple[FlowRule, ...]]
 
 
 @cache
 def field(name: str, start: int | None = None, end: int | None = None) -> Field | None:
-    """Return a field by one of its names, or some bits of it; None if it is not followed."""
+    """Return a field by one of its names, or a range of its bits.
+
+    None means that the walk ignores the field.
+    """
     plain = re.sub(r"^(nxm|oxm)_(of|nx)_", "", name.partition("[")[0].lower())
     plain = re.sub(r"^pkt_reg", "xreg", re.sub(r"^(tcp|udp|sctp)_(src|dst)$", r"tp_\2", plain))
     found = FIELDS.get(_OTHER_NAMES.get(plain, plain))
@@ -94,7 +92,7 @@ def field(name: str, start: int | None = None, end: int | None = None) -> Field 
 
 
 def bits(value: object, width: int) -> tuple[int, int] | None:
-    """Return a value as `ovs.flow` reads it, and its mask; None if it is none of a number."""
+    """Return the number and mask of a value that `ovs.flow` parsed; None if it is not a number."""
     ones = (1 << width) - 1
     match value:
         case IntMask():
@@ -111,13 +109,12 @@ def bits(value: object, width: int) -> tuple[int, int] | None:
 
 
 def read(text: str) -> Tables:
-    """Return the rules of a bridge by table, as `DUMP` prints them, the first that matches first.
+    """Return the rules of a bridge by table, highest priority first, from the output of `DUMP`.
 
     Raises:
         InstrumentError: a rule cannot be read, or there is none.
-
     """
-    tables: dict[int, list[Rule]] = {}
+    tables: dict[int, list[FlowRule]] = {}
     for line in text.splitlines():
         if "actions=" in line:
             number, rule = _rule(line)
@@ -127,7 +124,7 @@ def read(text: str) -> Tables:
     return {number: tuple(sorted(rules, key=lambda rule: -rule.priority)) for number, rules in tables.items()}
 
 
-def _rule(line: str) -> tuple[int, Rule]:
+def _rule(line: str) -> tuple[int, FlowRule]:
     try:
         found = OFPFlow(line.strip())
     except (ParseError, ValueError, TypeError, KeyError, IndexError) as error:
@@ -142,13 +139,13 @@ def _rule(line: str) -> tuple[int, Rule]:
             fact = f"{line.strip()[:200]} contradicts itself"
             raise InstrumentError("a rule cannot be read", fact=fact, remedy="report it")
         match, exact = match.narrowed(part), exact and certain
-    return int(found.info.get("table", 0)), Rule(
+    return int(found.info.get("table", 0)), FlowRule(
         int(priority), match, exact, tuple(found.actions), line.partition("actions=")[2]
     )
 
 
 def _part(name: str, value: object) -> tuple[Cube, bool]:
-    """Return what one condition of a rule narrows its class to, and whether that says all of it."""
+    """Return the class that one condition of a rule matches, and whether the class is exact."""
     if name in _PROTOCOLS:
         kind, above = _PROTOCOLS[name]
         found = Cube().put(FIELDS["dl_type"], kind, 0xFFFF)

@@ -1,9 +1,8 @@
-"""Classes of packets: which bits of a packet, and of what a switch keeps beside it, are known, and which may
-be anything.
+"""Classes of packets: which bits of a packet and its metadata are known, and which are free.
 
 A class is a ternary cube over all fields that Open vSwitch knows and that a walk has to follow (Kazemian,
 Varghese and McKeown, "Header space analysis: static checking for networks", NSDI 2012). A field that is not
-among `WIDTHS` may be anything at any time, so a class is never smaller than what it stands for.
+among `WIDTHS` may be anything at any time, so a class is never smaller than the set of packets it represents.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ _ADDRESSES = {"nw": IPv4Address, "arp": IPv4Address, "ipv6": IPv6Address, "nd": 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Where a field lies in a cube, in bits from its least significant one."""
+    """Position of a field in a cube, in bits from its least significant one."""
 
     offset: int
     width: int
@@ -69,11 +68,11 @@ class Field:
 
     @property
     def ones(self) -> int:
-        """The same mask, at the field's place."""
+        """The same mask, shifted to the field's position."""
         return self.whole << self.offset
 
     def part(self, start: int, end: int) -> Field:
-        """Return some bits of a field, both ends included."""
+        """Return a range of a field's bits, both ends included."""
         return Field(self.offset + start, end - start + 1)
 
 
@@ -83,6 +82,7 @@ def _layout() -> Iterator[tuple[str, Field]]:
         whole = Field(offset, width)
         yield name, whole
         if name.startswith("xxreg"):
+            # xreg0 is the upper half of xxreg0, and reg0 its uppermost quarter.
             number = int(name[5:])
             for half in (0, 1):
                 yield f"xreg{2 * number + half}", whole.part(64 * (1 - half), 64 * (1 - half) + 63)
@@ -108,28 +108,28 @@ class Cube:
     known: int = 0
 
     def meets(self, other: Cube) -> bool:
-        """Tell whether some packet belongs to both classes."""
+        """Return whether some packet belongs to both classes."""
         return not (self.value ^ other.value) & self.known & other.known
 
     def within(self, other: Cube) -> bool:
-        """Tell whether every packet of this class belongs to the other one."""
+        """Return whether every packet of this class belongs to the other one."""
         return not other.known & ~self.known and self.meets(other)
 
     def narrowed(self, other: Cube) -> Cube:
-        """Return what belongs to both classes, which must meet."""
+        """Return the intersection of both classes, which must not be empty."""
         return Cube(self.value | other.value, self.known | other.known)
 
     def outside(self, other: Cube) -> Cube | None:
-        """Return a class that holds every packet of this one that does not belong to the other, or None if
-        there is no such packet.
+        """Return a class with every packet of this one outside the other; None if there is none.
 
-        It is no larger than this one, and exact where at most one bit tells the two apart.
+        It is no larger than this one, and exact where at most one bit distinguishes the two.
         """
         if not self.meets(other):
             return self
         missing = other.known & ~self.known
         if not missing:
             return None
+        # One missing bit (a power of two): the complement is a cube. More bits: it is not, so keep all.
         return (
             Cube(self.value | (missing & ~other.value), self.known | missing)
             if not missing & (missing - 1)
@@ -137,11 +137,11 @@ class Cube:
         )
 
     def get(self, field: Field) -> tuple[int, int]:
-        """Return a field's known bits, and which they are."""
+        """Return a field's known bits, and the mask of known bits."""
         return (self.value & field.ones) >> field.offset, (self.known & field.ones) >> field.offset
 
     def number(self, name: str) -> int | None:
-        """Return the value of a field by its name, or None if any of its bits may be anything."""
+        """Return the value of a field by its name, or None if any of its bits is free."""
         field = FIELDS[name]
         value, known = self.get(field)
         return value if known == field.whole else None
@@ -169,14 +169,14 @@ class Cube:
         return self.put(field, value, field.whole, known)
 
     def forget(self, *fields: Field) -> Cube:
-        """Return the class after some fields have become anything."""
+        """Return the class after some fields have become unknown."""
         found = self
         for item in fields:
             found = found.fill(item, 0, 0)
         return found
 
     def __str__(self) -> str:
-        """The fields of the packet that are known, for people."""
+        """Return the known fields of the packet, for people."""
         return (
             ",".join(_told(name, *self.get(FIELDS[name])) for name in _SHOWN if self.get(FIELDS[name])[1])
             or "anything"
@@ -184,7 +184,7 @@ class Cube:
 
 
 def cube(**fields: int) -> Cube:
-    """Return the class in which whole fields have certain values."""
+    """Return the class in which the given fields have the given values."""
     found = Cube()
     for name, value in fields.items():
         found = found.fill(FIELDS[name], value)

@@ -1,5 +1,6 @@
-"""What one guest or machine may cost one run: so that nobody who answers late, or much, or never, holds a run
-for hours.
+"""Limits the cost of one guest or machine for one run.
+
+A place that answers late, too much or never must not hold a run for hours.
 """
 
 from __future__ import annotations
@@ -8,19 +9,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 
-SECONDS = 900.0  # of answers that came late or never, in one run
-OCTETS = 256 * 2**20  # of answers, in one run, as they are after decompression
+SECONDS: float = timeouts.PROBE_BUDGET
+OCTETS = 256 * 2**20  # of answers in one run, after decompression
 
 
 class Allowance:
-    """What is left of it for one guest or machine.
+    """The rest of the budget of one guest or machine.
 
     Args:
         name: of the guest or machine.
         clock: seconds; for tests.
-
     """
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,15 +30,13 @@ class Allowance:
 
     @contextmanager
     def question(self, expected: float) -> Iterator[None]:
-        """Charge for one question: all of its time if there is no answer, else what it takes longer than it
-        should.
+        """Charge for one request: its duration if unanswered, else the delay of the answer.
 
         Args:
-            expected: seconds that the answer may take for nothing.
+            expected: seconds that are not charged if an answer comes.
 
         Raises:
-            InstrumentError: nothing is left, and the question is not asked.
-
+            InstrumentError: the budget is used up, and the request is not sent.
         """
         if self._seconds <= 0 or self._octets <= 0:
             what = f"{self._name} is not asked any more in this run"
@@ -56,5 +55,5 @@ class Allowance:
         self._seconds -= max(0.0, self._clock() - began - expected)
 
     def received(self, octets: int) -> None:
-        """Charge for an answer."""
+        """Charge for the octets of an answer."""
         self._octets -= octets

@@ -1,6 +1,6 @@
-"""The probe's program: how it is sent into guests and machines, and how its answers are read.
+"""Client of the probe's program: starts it in guests and on machines, and reads its answers.
 
-What comes back from a guest is hostile: it is JSON of bounded size, or nothing was observed.
+Answers from a guest are hostile: they are JSON of bounded size, or nothing was observed.
 """
 
 from __future__ import annotations
@@ -18,22 +18,33 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.reachability import Endpoint
 from testbed.model.topology import Guest
 from testbed.payload.probe import wire
 from testbed.untrusted import bounded_json
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.frames import Frame
+from testbed.verify.probe.requests import Request, Start, Stop
 from testbed.verify.probe.tokens import Tokens
-from testbed.verify.probe.transport import FOLDER, AgentPipe, Pipe, Run, ShellPipe, Turn, Wait, shown
+from testbed.verify.probe.transport import (
+    FOLDER,
+    AgentTransport,
+    Run,
+    ShellTransport,
+    Transport,
+    Turn,
+    Wait,
+    shown,
+)
 
-WINDOW = 1.0  # seconds that the last frame of a probe has until it counts as stopped
-LIFE = 900.0  # seconds after which a program that nobody asks ends by itself
-CALL = 300.0  # seconds that one phase may take
+WINDOW = 1.0  # seconds after which the last frame of a probe counts as stopped
+LIFE = timeouts.PROBE_LIFE
+CALL = timeouts.PROBE_CALL
 BUDGET = CALL - 60  # seconds of them for sending
-_PROMPT = 60.0  # seconds that an answer may take for nothing, beside those that its question asks for
-_GIVE_UP = 30.0  # seconds that ending a program may take
+_PROMPT = timeouts.PROBE_ANSWER
+_GIVE_UP = timeouts.PROBE_END
 _PROGRAM = Path(__file__).parents[2] / "payload/probe"
 _FILES = (
     "wire",
@@ -47,6 +58,7 @@ _FILES = (
     "scanner",
     "main",
 )
+# Runs the program that comes compressed on standard input.
 _UNPACK = "import sys, zlib; exec(zlib.decompress(sys.stdin.buffer.read()))"
 _LOADER = """import json, sys, types
 for name, text in [("testbed", ""), ("testbed.payload", ""), ("testbed.payload.probe", ""), *json.loads(%r)]:
@@ -66,8 +78,8 @@ class Probe:
     """One frame, or one use of a service.
 
     Args:
-        mark: what distinguishes it from every other probe of the run; lower-case letters and digits.
-        fields: what `testbed.payload.probe.main` is told, besides the sender.
+        mark: identifies it among all probes of the run; lower-case letters and digits.
+        fields: parameters for `testbed.payload.probe.main`, besides the sender.
         frame: the frame; None for the use of a service.
     """
 
@@ -77,29 +89,27 @@ class Probe:
     frame: Frame | None = None
 
 
-class Instrument:
-    """The probe's program at one place: started when something is first asked of it, then asked through its
-    pipe.
+class ProbeClient:
+    """The probe's program at one place, started by the first request and reached by its pipe.
 
     Args:
-        run: runs a program there, with input, for at most so many seconds, and returns its output; raises
+        run: runs a program there with input, for at most `timeout` seconds, and returns its output; raises
             InstrumentError.
         python: interpreter there.
-        pipe: the way to the program once it runs, if it is not by programs as well.
+        pipe: the transport to the running program; by default it runs programs as well.
     """
 
     def __init__(
-        self, name: str, run: Run, python: str = "/usr/bin/python3", pipe: Pipe | None = None
+        self, name: str, run: Run, python: str = "/usr/bin/python3", pipe: Transport | None = None
     ) -> None:
         self.name = name
         self._run = run
         self._python = python
-        self._pipe = pipe or ShellPipe(name, run)
+        self._pipe = pipe or ShellTransport(name, run)
         self._started = False
 
-    def listen(self, request: Mapping[str, object], turn: Turn = _ANY_TIME) -> dict[str, Any]:
-        """Ask what an observation begins with; the program is started anew if it has ended since it was last
-        asked.
+    def listen(self, request: Request, turn: Turn = _ANY_TIME) -> dict[str, Any]:
+        """Send the first request of an observation; restart the program if it has ended.
 
         Raises:
             InstrumentError: it does not start.
@@ -110,14 +120,14 @@ class Instrument:
             self._started = False
         return self.ask(request, turn)
 
-    def ask(self, request: Mapping[str, object], turn: Turn = _ANY_TIME) -> dict[str, Any]:
+    def ask(self, request: Request, turn: Turn = _ANY_TIME) -> dict[str, Any]:
         """Return the answer to one request; it is untrusted.
 
         Args:
-            turn: held while it is looked for, where looking costs the place its time.
+            turn: held while the answer is polled, where polling costs time of the place.
 
         Raises:
-            InstrumentError: there is none within `CALL`, or it is garbage.
+            InstrumentError: there is none within `CALL`, or it is invalid.
         """
         self.start()
         name = secrets.token_hex(8)
@@ -133,12 +143,12 @@ class Instrument:
         """
         if self._started:
             return
-        start = {"phase": "start", "folder": FOLDER, "patience": LIFE}
+        start = Start(phase="start", folder=FOLDER, patience=LIFE)
         with self._pipe.allowance.question(_PROMPT):
             text = self._run([self._python, "-I", "-S", "-c", _UNPACK], compose(start), CALL)
         answer = self._read(text, bytes)
         if answer.get("started") is not True:
-            raise broken(f"the probe in {self.name} does not start", str(answer)[:200])
+            raise inconclusive(f"the probe in {self.name} does not start", str(answer)[:200])
         self._started = True
 
     def end(self) -> None:
@@ -146,7 +156,7 @@ class Instrument:
         if self._started:
             self._started = False
             with suppress(InstrumentError):
-                self._pipe.tell(wire.pack({"phase": "stop"}) + b"\n", _GIVE_UP)
+                self._pipe.tell(wire.pack(Stop(phase="stop")) + b"\n", _GIVE_UP)
 
     def _read(self, text: bytes, inflate: Callable[[bytes], bytes]) -> dict[str, Any]:
         try:
@@ -154,15 +164,16 @@ class Instrument:
             self._pipe.allowance.received(len(plain))
             answer = bounded_json.read(plain)
         except ValueError as error:
-            raise broken(f"the probe in {self.name} answers garbage", repr(text[:120])) from error
+            raise inconclusive(f"the probe in {self.name} answers garbage", repr(text[:120])) from error
         if not isinstance(answer, dict):
-            raise broken(f"the probe in {self.name} answers garbage", type(answer).__name__)
+            raise inconclusive(f"the probe in {self.name} answers garbage", type(answer).__name__)
         return answer
 
 
 def _expected(request: Mapping[str, object]) -> float:
-    """Return the seconds that an answer may take for nothing: what the request asks for, and a second for
-    each probe.
+    """Return the seconds that an answer may take without charge.
+
+    They are those that the request names, and a second for each probe.
     """
     named = (request.get(name) for name in ("patience", "duration", "window"))
     probes = request.get("probes")
@@ -171,7 +182,7 @@ def _expected(request: Mapping[str, object]) -> float:
 
 
 def compose(request: Mapping[str, object]) -> bytes:
-    """Return the program that starts the probe, compressed: its files as modules, and one request."""
+    """Return the compressed program that starts the probe: files as modules, and one request."""
     sources = [[f"testbed.payload.probe.{name}", (_PROGRAM / f"{name}.py").read_text()] for name in _FILES]
     program = (
         f"{_LOADER % json.dumps(sources)}\nraise SystemExit(main(json.loads({json.dumps(request)!r})))\n"
@@ -179,17 +190,17 @@ def compose(request: Mapping[str, object]) -> bytes:
     return zlib.compress(program.encode())
 
 
-def in_guest(fleet: Fleet, guest: Guest) -> Instrument:
-    """Return the instrument in a guest."""
+def in_guest(fleet: Fleet, guest: Guest) -> ProbeClient:
+    """Return the probe client of a guest."""
 
     def run(argv: list[str], stdin: bytes, timeout: float) -> bytes:
         return fleet.in_guest(guest, argv, stdin, timeout=timeout)
 
-    return _kept(fleet, guest.label, run, AgentPipe(fleet, guest))
+    return _kept(fleet, guest.label, run, AgentTransport(fleet, guest))
 
 
-def on_machine(fleet: Fleet, machine: Machine) -> Instrument:
-    """Return the instrument on a machine."""
+def on_machine(fleet: Fleet, machine: MachineView) -> ProbeClient:
+    """Return the probe client of a machine."""
 
     def run(argv: list[str], stdin: bytes, timeout: float) -> bytes:
         return machine.read(shlex.join(argv), stdin=stdin, timeout=timeout, shown=shown).encode()
@@ -197,19 +208,20 @@ def on_machine(fleet: Fleet, machine: Machine) -> Instrument:
     return _kept(fleet, machine.name, run)
 
 
-def _kept(fleet: Fleet, name: str, run: Run, pipe: Pipe | None = None) -> Instrument:
-    found: Instrument = fleet.instruments.setdefault(name, Instrument(name, run, pipe=pipe))
+def _kept(fleet: Fleet, name: str, run: Run, pipe: Transport | None = None) -> ProbeClient:
+    found: ProbeClient = fleet.instruments.setdefault(name, ProbeClient(name, run, pipe=pipe))
     return found
 
 
 def everywhere(
     fleet: Fleet,
     guests: Sequence[Guest],
-    ask: Callable[[Instrument, Mapping[str, object], Turn], dict[str, Any]],
-    requests: Mapping[str, Mapping[str, object]],
+    ask: Callable[[ProbeClient, Request, Turn], dict[str, Any]],
+    requests: Mapping[str, Request],
 ) -> dict[str, dict[str, Any]]:
-    """Ask the instrument in each guest, side by side; of those on one node, one at a time is looked at for
-    its answer.
+    """Send a request to the probe in each guest, in parallel.
+
+    Only one guest of each node is polled for its answer at a time.
     """
     turns = {guest.node: Lock() for guest in guests}
     with ThreadPoolExecutor(max_workers=32) as pool:
@@ -221,7 +233,7 @@ def everywhere(
 
 @contextmanager
 def one_observation(fleet: Fleet) -> Iterator[None]:
-    """End every program if an observation breaks off, so that none goes on recording."""
+    """End every probe program if an observation fails, so that none goes on recording."""
     try:
         yield
     except BaseException:
@@ -230,23 +242,24 @@ def one_observation(fleet: Fleet) -> Iterator[None]:
 
 
 def end_all(fleet: Fleet) -> None:
-    """End every instrument of a fleet."""
+    """End every probe program of a fleet."""
     if fleet.instruments:
         with ThreadPoolExecutor(max_workers=8) as pool:
-            list(pool.map(Instrument.end, fleet.instruments.values()))
+            list(pool.map(ProbeClient.end, fleet.instruments.values()))
 
 
 def start_all(fleet: Fleet) -> None:
-    """Start the instrument in every guest, and on their nodes, before it is needed; one that does not start
-    says so when it is asked.
+    """Start the probe in every guest and on their nodes before it is needed.
+
+    A probe that does not start raises at its first request.
     """
-    nodes = {guest.node for guest in fleet.testbed.guests}
+    nodes = {guest.node for guest in fleet.topology.guests}
     found = [
-        *(in_guest(fleet, guest) for guest in fleet.testbed.guests),
+        *(in_guest(fleet, guest) for guest in fleet.topology.guests),
         *(on_machine(fleet, fleet.machines[name]) for name in nodes),
     ]
 
-    def start(instrument: Instrument) -> None:
+    def start(instrument: ProbeClient) -> None:
         with suppress(InstrumentError):
             instrument.start()
 
@@ -255,20 +268,19 @@ def start_all(fleet: Fleet) -> None:
 
 
 def listed(answer: Mapping[str, Any], key: str) -> list[Record]:
-    """Return a list of an untrusted answer without what does not belong in it.
+    """Return the dictionaries of a list in an untrusted answer; other items are dropped.
 
     Raises:
-        InstrumentError: it is longer than any of ours.
-
+        InstrumentError: it is longer than any list of ours.
     """
     found = answer.get(key)
     if isinstance(found, list) and len(found) > _RECORDS:
-        raise broken(f"an answer has too many {key}", f"{len(found)} of them")
+        raise inconclusive(f"an answer has too many {key}", f"{len(found)} of them")
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def results_of(sent: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Record]]:
-    """Return what became of each probe, by guest and mark."""
+    """Return the result of each probe, by guest and mark."""
     return {
         label: {str(item.get("id")): item for item in listed(answer, "results")}
         for label, answer in sent.items()
@@ -276,7 +288,7 @@ def results_of(sent: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Rec
 
 
 def lines(probes: Sequence[Probe], tokens: Tokens) -> list[dict[str, object]]:
-    """Return probes as the guest's program reads them."""
+    """Return probes in the format of the guest's program."""
     return [_line(item, tokens.of(item.mark)) for item in probes]
 
 
@@ -287,16 +299,16 @@ def _line(probe: Probe, token: str) -> dict[str, object]:
     return {"address": str(probe.sender.address), **line, "token": token}
 
 
-def broken(what: str, fact: str) -> InstrumentError:
+def inconclusive(what: str, fact: str) -> InstrumentError:
     """Return the error of an observation that does not count."""
     return InstrumentError(what, fact=fact, remedy="run `testbed status`, then repeat the check")
 
 
 def require_receiver(name: str, answer: Mapping[str, Any], **more: object) -> None:
-    """Return if a recorder lived through its window and lost nothing.
+    """Require that a recorder ran for its whole window and lost nothing.
 
     Args:
-        more: what else its answer must say.
+        more: further facts that its answer must contain.
 
     Raises:
         InstrumentError: it cannot vouch for the whole window.
@@ -304,11 +316,11 @@ def require_receiver(name: str, answer: Mapping[str, Any], **more: object) -> No
     wanted = {**_SOUND, **more}
     facts = {fact: answer.get(fact) for fact in wanted}
     if facts != wanted:
-        raise broken(f"the recorder in {name} cannot vouch for the whole window", str(facts))
+        raise inconclusive(f"the recorder in {name} cannot vouch for the whole window", str(facts))
 
 
 def require_sent(probes: Sequence[Probe], results: Mapping[str, Mapping[str, Record]]) -> None:
-    """Return if every probe left its sender.
+    """Require that every probe left its sender.
 
     Raises:
         InstrumentError: one did not.
@@ -316,12 +328,12 @@ def require_sent(probes: Sequence[Probe], results: Mapping[str, Mapping[str, Rec
     for probe in probes:
         result = results[probe.sender.guest].get(probe.mark, {})
         if result.get("sent") is not True:
-            raise broken(
+            raise inconclusive(
                 f"{probe.sender.guest} could not send {probe.mark}",
                 str(result.get("error", "no answer"))[:400],
             )
 
 
 def wait_out() -> None:
-    """Return when nothing that was sent can be on its way any more."""
+    """Wait until no sent frame can still be on its way."""
     time.sleep(WINDOW)

@@ -1,7 +1,8 @@
-"""Frames that probes and attackers send, put together with scapy (docs/decisions/0006).
+"""Frames of probes and attackers, built with scapy (docs/decisions/0006).
 
-A frame is a function of its probe's token, which it carries somewhere that its protocol allows, so that every
-sighting can be told from all other traffic. Addresses are text; nothing here looks at the outer machine.
+A frame is a function of its probe's token, which it carries somewhere that its protocol allows, so that
+every sighting can be distinguished from all other traffic. Addresses are text; nothing here reads the outer
+machine.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _EXPERIMENT = 253  # ND option type for experiments, RFC 4727
 
 
 def framed(*layers: Packet, tail: Callable[[bytes], Packet] = Raw) -> Frame:
-    """Return a frame of some layers that ends with its token, padded to the minimum length of Ethernet."""
+    """Return a frame of layers that ends with its token, padded to Ethernet's minimum length."""
     stack = reduce(truediv, layers)
     return lambda token: bytes(stack / tail(token)).ljust(_MINIMUM, b"\0")
 
@@ -77,24 +78,23 @@ def datagram(port: int) -> Packet:
 
 
 def nd_option(token: bytes) -> Packet:
-    """Return a token as an option of Neighbor Discovery, so that the message stays well-formed (RFC 4861,
-    4.6).
+    """Return a token as a Neighbor Discovery option, so that the message stays well-formed.
+
+    The format is that of RFC 4861, 4.6.
     """
-    octets = (2 + len(token) + 7) // 8
+    octets = (2 + len(token) + 7) // 8  # an option's length is in units of 8 octets
     return Raw(bytes((_EXPERIMENT, octets)) + token.ljust(octets * 8 - 2, b"\0"))
 
 
 def solicited(address: str) -> tuple[str, str]:
-    """Return the multicast address, and its MAC address, at which the owner of an IPv6 address is asked (RFC
-    4291, 2.7.1).
-    """
+    """Return an IPv6 address's solicited-node multicast address and its MAC (RFC 4291, 2.7.1)."""
     last = int.from_bytes(bytes(IPv6(dst=address))[-3:])
     text = f"{last:06x}"
     return f"ff02::1:ff{text[:2]}:{text[2:]}", f"33:33:ff:{text[:2]}:{text[2:4]}:{text[4:]}"
 
 
 def of_cell(cell: Cell) -> Frame:
-    """Return what asks a cell of the matrix, addressed so that only the wall can stop it."""
+    """Return the frame for a matrix cell, addressed so that only the wall can stop it."""
     return _PROBES[cell.protocol](cell.source, cell.target, cell.port or 0)
 
 
@@ -115,7 +115,7 @@ def _six(ends: Ends, layer: Packet) -> Frame:
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Two endpoints, and the IPv6 addresses by which they are meant."""
+    """Two endpoints, and the IPv6 addresses with which they communicate."""
 
     source: Endpoint
     target: Endpoint
@@ -124,26 +124,25 @@ class Ends:
 
     @classmethod
     def linked(cls, source: Endpoint, target: Endpoint) -> Ends:
-        """Return two endpoints by their link-local addresses."""
+        """Return two endpoints with their link-local addresses."""
         return cls(source, target, str(source.link_local), str(target.link_local))
 
     @classmethod
     def declared(cls, source: Endpoint, target: Endpoint) -> Ends:
-        """Return two endpoints by the addresses that the topology gives them."""
+        """Return two endpoints with the addresses that the topology gives them."""
         return cls(source, target, str(source.address6), str(target.address6))
 
     @property
     def link(self) -> Ether:
-        """Honest Ethernet from one to the other."""
+        """Ethernet header from source to target, with their true addresses."""
         return Ether(src=self.source.mac, dst=self.target.mac)
 
 
 def neighbor_solicitation(source: str, target: str, mac: str) -> Packet:
-    """Return a question for the MAC address of an IPv6 address, and its frame's MAC address (RFC 4861, 4.3).
+    """Return a neighbor solicitation with its Ethernet header (RFC 4861, 4.3).
 
     Args:
-        mac: MAC address that the question tells of its source.
-
+        mac: MAC address that the solicitation announces for its source.
     """
     group, group_mac = solicited(target)
     return (
@@ -152,9 +151,7 @@ def neighbor_solicitation(source: str, target: str, mac: str) -> Packet:
 
 
 def neighbor_question(target: str, mac: str) -> Packet:
-    """Return the body of a question for the MAC address of an IPv6 address, which tells that of its
-    source.
-    """
+    """Return the body of a neighbor solicitation, which announces its source's MAC address."""
     return ICMPv6ND_NS(tgt=target) / ICMPv6NDOptSrcLLAddr(lladdr=mac)
 
 
@@ -197,23 +194,24 @@ _PROBES: dict[str, Callable[[Endpoint, Endpoint, int], Frame]] = {
 
 
 def arp_request(source: Endpoint, address: str) -> Packet:
-    """Return an honest ARP request (RFC 826)."""
+    """Return an ARP request with the sender's true addresses (RFC 826)."""
     return ARP(op=1, hwsrc=source.mac, psrc=str(source.address), hwdst="00:00:00:00:00:00", pdst=address)
 
 
 def arp_reply(mac: str, address: str, target: Endpoint) -> Packet:
-    """Return an ARP reply that nobody asked for: an address is at a MAC address (RFC 826)."""
+    """Return an unsolicited ARP reply that binds an address to a MAC address (RFC 826)."""
     return ARP(op=2, hwsrc=mac, psrc=address, hwdst=target.mac, pdst=str(target.address))
 
 
 def dhcp_discover(mac: str, transaction: int, *, wanted: str = "", client: bytes = b"") -> Frame:
-    """Return a DHCP discover message; it needs no token, since its answer repeats the transaction (RFC 2131).
+    """Return a DHCP discover message (RFC 2131).
+
+    It needs no token, since its answer repeats the transaction.
 
     Args:
         mac: source MAC address of the frame.
         wanted: address to ask for.
         client: hardware address in the message, if not that of the frame (6 octets).
-
     """
     options: list[object] = [("message-type", "discover"), ("param_req_list", [1, 3, 51])]
     if wanted:
@@ -228,8 +226,9 @@ def dhcp_discover(mac: str, transaction: int, *, wanted: str = "", client: bytes
 
 
 def dhcp_offer(server: str, offered: str, client: Endpoint) -> Packet:
-    """Return the body of a DHCP offer that makes its sender the client's server, router and name server (RFC
-    2131).
+    """Return the body of a DHCP offer (RFC 2131).
+
+    It makes its sender the client's server, router and name server.
     """
     boot = BOOTP(
         op=2,
@@ -249,7 +248,7 @@ def dhcp_offer(server: str, offered: str, client: Endpoint) -> Packet:
 
 
 def to_dhcp6(sender: Endpoint) -> Packet:
-    """Return the head of a client's message to the DHCPv6 servers of its link (RFC 8415)."""
+    """Return the headers of a client's message to the DHCPv6 servers of its link (RFC 8415)."""
     return (
         Ether(src=sender.mac, dst=_SERVERS_MAC)
         / IPv6(src=str(sender.link_local), dst=_SERVERS)
@@ -258,14 +257,14 @@ def to_dhcp6(sender: Endpoint) -> Packet:
 
 
 def dhcp6_solicit(sender: Endpoint, transaction: int, client: bytes, wanted: str = "") -> Frame:
-    """Return a DHCPv6 solicit message; it needs no token, since its answer repeats the transaction (RFC
-    8415).
+    """Return a DHCPv6 solicit message (RFC 8415).
+
+    It needs no token, since its answer repeats the transaction.
 
     Args:
         transaction: 24 bits.
-        client: hardware address that the client is known by (6 octets).
+        client: hardware address in the client's identifier (6 octets).
         wanted: address to ask for.
-
     """
     told = DHCP6OptClientId(duid=DUID_LL(lladdr=client.hex(":"))) / DHCP6OptElapsedTime()
     asked = DHCP6OptIA_NA(iaid=1, ianaopts=[DHCP6OptIAAddress(addr=wanted)] if wanted else [])
@@ -273,8 +272,9 @@ def dhcp6_solicit(sender: Endpoint, transaction: int, client: bytes, wanted: str
 
 
 def dhcp6_question(sender: Endpoint, transaction: int) -> Frame:
-    """Return a DHCPv6 information request that asks for every name server and domain (RFC 8415, 18.2.6; RFC
-    3646).
+    """Return a DHCPv6 information request for name servers and search domains.
+
+    See RFC 8415, 18.2.6, and RFC 3646.
     """
     told = (
         DHCP6OptClientId(duid=DUID_LL(lladdr=sender.mac))
@@ -285,19 +285,20 @@ def dhcp6_question(sender: Endpoint, transaction: int) -> Frame:
 
 
 def dhcp6_advertise() -> Packet:
-    """Return the head of a DHCPv6 advertisement (RFC 8415)."""
+    """Return the headers of a DHCPv6 advertisement (RFC 8415)."""
     return UDP(sport=547, dport=546) / DHCP6_Advertise(trid=secrets.randbits(24))
 
 
 def source_route(kind: str, via: str) -> IPOption:
-    """Return an IPv4 option that names an address to pass by: ``loose`` or ``strict`` (RFC 791, 3.1; RFC
-    7126, 4.3).
+    """Return an IPv4 source route option via an address: ``loose`` or ``strict``.
+
+    See RFC 791, 3.1, and RFC 7126, 4.3.
     """
     return {"loose": IPOption_LSRR, "strict": IPOption_SSRR}[kind](routers=[via])
 
 
 def routing_header(via: str) -> Packet:
-    """Return an IPv6 routing header of type 0 that names an address to go to next (RFC 5095)."""
+    """Return an IPv6 routing header of type 0 via an address (RFC 5095)."""
     return IPv6ExtHdrRouting(type=0, segleft=1, addresses=[via])
 
 
@@ -308,7 +309,7 @@ def router_advertisement(mac: str) -> Packet:
 
 
 def neighbor_advertisement(address: str, mac: str, *, solicited_: int = 0) -> Packet:
-    """Return an advertisement that overrides what neighbours know of an address (RFC 4861, 4.4)."""
+    """Return an advertisement that overrides an address in neighbours' caches (RFC 4861, 4.4)."""
     return ICMPv6ND_NA(tgt=address, R=0, S=solicited_, O=1) / ICMPv6NDOptDstLLAddr(lladdr=mac)
 
 
@@ -318,7 +319,7 @@ def redirect(router: str, destination: str) -> Packet:
 
 
 def listener_report(mac: str, source: str) -> tuple[Packet, ...]:
-    """Return a report that its sender listens to a group, as its layers (RFC 9777)."""
+    """Return the layers of a report that its sender listens to a group (RFC 9777)."""
     head = IPv6(src=source, dst="ff02::16", hlim=1) / IPv6ExtHdrHopByHop(options=[RouterAlert()])
     return (
         Ether(src=mac, dst="33:33:00:00:00:16"),
@@ -339,11 +340,10 @@ def tagged(*tags: int, service: bool = False) -> Packet:
 
 
 def snap(source: str, target: str, payload: Packet, ethertype: int, *, length: int | None = None) -> Frame:
-    """Return an IEEE 802.3 frame whose payload stands behind LLC and SNAP headers (RFC 1042).
+    """Return an IEEE 802.3 frame with its payload behind LLC and SNAP headers (RFC 1042).
 
     Args:
-        length: what the length field claims; the truth if None.
-
+        length: value of the length field; the true length if None.
     """
     return framed(
         Dot3(src=source, dst=target, len=length),

@@ -1,7 +1,7 @@
-"""How the probe's program is reached at one place: a line goes into its pipe, and the answer comes back.
+"""Transports to a probe's program: a line goes into its pipe, and an answer returns.
 
 On a machine, a shell does both. In a guest its agent opens the files itself: every program that a guest
-starts costs its node a tenth of a second under emulation, and a question to the agent a quarter of that
+starts costs its node a tenth of a second under emulation, and a request to the agent a quarter of that
 (docs/decisions/0017).
 """
 
@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.topology import Guest
 from testbed.payload.probe import wire
@@ -21,6 +22,8 @@ from testbed.verify.guest_agent import Files, pause
 from testbed.verify.probe.budget import Allowance
 
 FOLDER = "/run/testbed-probe"
+# The probe holds a lock on its file `pid` while it runs. Opening the pipe for reading and writing does not
+# block (fifo(7)); `cat` blocks until the probe opens the answer's pipe.
 _ASK = """cd "$1" 2>/dev/null && ! flock -n pid true || { echo "the probe does not run" >&2; exit 75; }
 mkfifo -m 600 "answer.$2" || exit 76
 exec 3<> in
@@ -28,9 +31,9 @@ cat >&3
 exec cat "answer.$2"
 """
 _TELL = 'cd "$1" && exec 3<> in && cat >&3'
-_TIDY = 15  # seconds after which a shell that nobody answers ends by itself
-_TOLD = 10.0  # seconds that a guest may take for nothing until it has been told a line
-_DOUBT = 10.0  # seconds of silence after which a guest is asked whether its probe runs
+_TIDY = int(timeouts.PROBE_SHELL)
+_TOLD = timeouts.PROBE_LINE
+_DOUBT: float = timeouts.PROBE_SILENCE
 
 Run = Callable[[list[str], bytes, float], bytes]
 Turn = AbstractContextManager[Any]
@@ -41,33 +44,31 @@ class Wait:
     """How long an answer may take.
 
     Args:
-        expected: seconds that are charged to nobody.
-        longest: seconds after which there is none.
-
+        expected: seconds that are not charged.
+        longest: seconds after which the request fails.
     """
 
     expected: float
     longest: float
 
 
-class Pipe(Protocol):
-    """The way to one probe; its allowance is what that may cost the run."""
+class Transport(Protocol):
+    """A way to one probe; its allowance limits the cost for the run."""
 
     allowance: Allowance
 
     def tell(self, line: bytes, timeout: float) -> None:
-        """Pass a line on and wait for no answer; raises InstrumentError."""
+        """Send a line without waiting for an answer; raises InstrumentError."""
 
     def ask(self, name: str, line: bytes, wait: Wait, turn: Turn) -> bytes:
-        """Pass a line on and return what comes back by the name that it gives; raises InstrumentError."""
+        """Send a line and return the answer with the given name; raises InstrumentError."""
 
 
-class ShellPipe:
-    """Reaches a probe by programs.
+class ShellTransport:
+    """Reaches a probe by running programs.
 
     Args:
-        run: runs a program there, with input, for at most so many seconds, and returns its output.
-
+        run: runs a program there with input, for at most `timeout` seconds, and returns its output.
     """
 
     def __init__(self, name: str, run: Run) -> None:
@@ -75,20 +76,18 @@ class ShellPipe:
         self._run = run
 
     def tell(self, line: bytes, timeout: float) -> None:
-        """Pass a line on and wait for no answer.
+        """Send a line without waiting for an answer.
 
         Raises:
             InstrumentError: there is no pipe.
-
         """
         self._run(_shell(_TELL, timeout), line, timeout + _TIDY)
 
-    def ask(self, name: str, line: bytes, wait: Wait, turn: Turn) -> bytes:  # noqa: ARG002 - it waits without asking
-        """Pass a line on and return what comes back by the name that it gives.
+    def ask(self, name: str, line: bytes, wait: Wait, turn: Turn) -> bytes:  # noqa: ARG002 - it waits without polling
+        """Send a line and return the answer with the given name.
 
         Raises:
             InstrumentError: the probe does not run, or does not answer in time.
-
         """
         with self.allowance.question(wait.expected):
             return self._run(_shell(_ASK, wait.longest + _TIDY, name), line, wait.longest + 2 * _TIDY)
@@ -98,10 +97,8 @@ def _shell(script: str, timeout: float, *arguments: str) -> list[str]:
     return ["/usr/bin/timeout", f"{timeout:.0f}", "/bin/sh", "-c", script, "probe", FOLDER, *arguments]
 
 
-class AgentPipe:
-    """Reaches the probe in a guest through its agent, which waits for nothing: it finds the answer's file or
-    does not.
-    """
+class AgentTransport:
+    """Reaches the probe in a guest through its agent, by polling for the answer's file."""
 
     def __init__(self, fleet: Fleet, guest: Guest) -> None:
         self.allowance = Allowance(guest.label)
@@ -109,25 +106,23 @@ class AgentPipe:
         self._files: Files = fleet.files_of(guest)
 
     def tell(self, line: bytes, timeout: float) -> None:  # noqa: ARG002 - the agent's own limit is shorter
-        """Pass a line on and wait for no answer.
+        """Send a line without waiting for an answer.
 
         Raises:
             InstrumentError: there is no pipe, or the agent does not answer.
-
         """
         if not self._files.write(f"{FOLDER}/in", line):
             raise self._silent()
 
     def ask(self, name: str, line: bytes, wait: Wait, turn: Turn) -> bytes:
-        """Pass a line on and return what comes back by the name that it gives.
+        """Send a line and return the answer with the given name.
 
         Args:
-            turn: held while the answer is looked for: of several guests that work on the same question, one
-                is looked at.
+            turn: held while the answer is polled: of several guests with the same request, one is polled at
+                a time.
 
         Raises:
             InstrumentError: the probe does not run, does not answer in time, or the agent does not answer.
-
         """
         started = time.time()
         try:
@@ -163,9 +158,7 @@ class AgentPipe:
             time.sleep(pause(lasted, cost))
 
     def _runs(self) -> bool:
-        """Tell whether the probe holds the lock on its file, as it does for as long as it lives
-        (proc_locks(5)).
-        """
+        """Return whether the probe holds the lock on its file, as long as it runs (proc_locks(5))."""
         pid, locks = self._files.read(f"{FOLDER}/pid"), self._files.read("/proc/locks")
         held = [line.split() for line in (locks or b"").splitlines()]
         return any(words[1:2] == [b"FLOCK"] and words[4:5] == [pid] for words in held)
@@ -183,7 +176,7 @@ class AgentPipe:
 
 
 def shown(text: bytes) -> str:
-    """Return an answer of the probe as people read it; evidence has it so."""
+    """Return an answer of the probe as text for the evidence."""
     try:
         return wire.inflate(text.strip()).decode(errors="replace")
     except ValueError:

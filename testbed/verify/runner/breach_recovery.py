@@ -1,5 +1,6 @@
-"""Closes breaches that a killed process left open, found again by the names that the journal has (DESIGN.md,
-section 6).
+"""Closes breaches that a killed process left open.
+
+They are found by their names in the journal (docs/design.md, section 6).
 """
 
 from __future__ import annotations
@@ -15,27 +16,27 @@ from testbed.lab.breach_journal import Entry, Journal, Record
 from testbed.lab.session import Lab
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import ATTRIBUTE, Breach, Declaration
-from testbed.verify.runner.proof import take_back
+from testbed.verify.runner.proof import close_breach
 
-FLEET = "fleet"  # case of a check that is about no machine in particular
+FLEET = "fleet"  # case of a check about the whole fleet
 
 
 def stage_of(lab: Lab, case: str) -> Stage:
-    """Return where the breaches of a case act."""
+    """Return the context in which the breaches of a case act."""
     return Stage(lab, "" if case == FLEET else case)
 
 
 def close_left(lab: Lab, folder: Path, progress: Progress) -> list[str]:
-    """Close every breach that is written down, and return which ones; each entry goes when its breach is seen
-    not to be in force.
+    """Close every breach in the journal, and return the closed ones.
+
+    An entry is removed when its breach is seen not to be in force.
 
     Args:
-        folder: where the checks are.
+        folder: folder of the checks.
 
     Raises:
-        ProvisioningError: a breach is still in force, or no check declares it any more; the others are closed
-            all the same.
-
+        ProvisioningError: a breach is still in force, or no check declares it any more; the others are
+            closed all the same.
     """
     journal = Journal(lab.workspace)
     journal.sweep()
@@ -53,7 +54,7 @@ def close_left(lab: Lab, folder: Path, progress: Progress) -> list[str]:
             progress(f"closed the breach {entry}")
             closed.append(str(entry))
     if failures:
-        name = lab.testbed.name
+        name = lab.topology.name
         what = f"{len(failures)} of {len(found)} breaches that were left open could not be closed"
         remedy = (
             f"repair the cause and run `testbed up {name}`, or build the lab again: `testbed down {name}`, "
@@ -64,21 +65,20 @@ def close_left(lab: Lab, folder: Path, progress: Progress) -> list[str]:
 
 
 def _close(lab: Lab, declared: list[Declaration], entry: Entry) -> str:
-    """Close one breach; return the empty string, or why it may still be open."""
+    """Close one breach; return the empty string, or the reason why it may still be open."""
     if entry.record is None:
         return "so nobody knows what was opened"
     breach = find(declared, entry.record)
     if breach is None:
         return f"no check of {entry.record.control} declares it any more, so nobody knows how to close it"
-    return take_back(breach, stage_of(lab, entry.record.case))
+    return close_breach(breach, stage_of(lab, entry.record.case))
 
 
 def declarations(folder: Path) -> Iterator[Declaration]:
-    """Yield what the checks of a folder declare.
+    """Yield the declarations of a folder's checks.
 
     Raises:
         ProvisioningError: a file cannot be loaded, or Python finds another one of its name.
-
     """
     for file in sorted(folder.glob("test_*.py")):
         try:
@@ -103,8 +103,9 @@ def declarations(folder: Path) -> Iterator[Declaration]:
 
 
 def find(declared: list[Declaration], record: Record) -> Breach | None:
-    """Return the breach that a record names, if there still is one; those of one control and name do the
-    same.
+    """Return the breach that a record names, or None.
+
+    Breaches of one control with the same name are the same.
     """
     of_control = (
         breach

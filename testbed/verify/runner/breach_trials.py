@@ -1,17 +1,18 @@
-"""Tries the breaches of checks: opens a wall, looks, closes it, and looks again at the end (D10)."""
+"""Tries breaches: opens a wall, runs the check, closes it, and runs the check again (D10)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from threading import Event
 
+from testbed.engine.place import Step
 from testbed.lab.breach_journal import Journal
-from testbed.report.result import ProofVerdict
+from testbed.report.result import SOUND, ProofVerdict
 from testbed.verify.check import Breach
 from testbed.verify.runner.cases import Case
 from testbed.verify.runner.execution import Looker
-from testbed.verify.runner.proof import Outcome, Trial, take_back
-from testbed.verify.runner.proof_cache import Proven
+from testbed.verify.runner.proof import CheckOutcome, Trial, close_breach
+from testbed.verify.runner.proof_cache import ProofCache
 from testbed.verify.runner.trouble import Trouble, told
 
 
@@ -19,17 +20,16 @@ class Prover:
     """Tries breaches, until one of them is left open.
 
     Args:
-        proven: what has been proven before.
-        journal: where a breach is written down before it opens.
-        publish: is called whenever the proofs of a case have changed.
+        proven: proofs of earlier runs.
+        journal: records a breach before it opens.
+        publish: called whenever the proofs of a case have changed.
         halted: no breach is opened after it is set.
-
     """
 
     def __init__(
         self,
         looker: Looker,
-        proven: Proven,
+        proven: ProofCache,
         journal: Journal,
         publish: Callable[[Case], None],
         trouble: Trouble,
@@ -54,17 +54,15 @@ class Prover:
     def _possible(self, case: Case, breach: Breach) -> bool:
         try:
             return breach.applies(case.stage)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a breach that nobody can try is no proof
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a breach that cannot be tried is no proof
             case.trials.append(Trial(breach.name))
             case.trials[-1].judge(None, f"whether there is such a wall cannot be told: {told(error)}")
             self._publish(case)
             return False
 
     def _try(self, case: Case, breach: Breach) -> None:
-        """Try a breach, once more if nothing was observed; whether the wall is whole again shows at the
-        end.
-        """
-        before = self._proven.standing(case.item.path, *case.names(breach.name))
+        """Try a breach, and once more if nothing was observed; `look_again` checks the closed wall."""
+        before = self._proven.proven_at(case.item.path, *case.names(breach.name))
         if before:
             case.trials.append(Trial(breach.name))
             case.trials[-1].recall(before)
@@ -80,8 +78,8 @@ class Prover:
 
     def _trial(self, case: Case, breach: Breach, before: Sequence[str] = ("green",)) -> Trial:
         """Open a wall, run the check, close the wall."""
-        self._trouble.tell(f"{case.name}: breach: {breach.name}")
-        red: Outcome | None = None
+        self._trouble.tell(Step.note(f"{case.name}: its breaches", f"{case.name}: breach: {breach.name}"))
+        red: CheckOutcome | None = None
         trial, trouble, left_open = Trial(breach.name, list(before)), "", ""
         case.trials.append(trial)
         try:
@@ -100,8 +98,8 @@ class Prover:
             trial.judge(red, trouble)
         return trial
 
-    def _opened(self, case: Case, breach: Breach, trial: Trial) -> Outcome | None:
-        """Open a wall and run the check; return None if the breach has opened nothing."""
+    def _opened(self, case: Case, breach: Breach, trial: Trial) -> CheckOutcome | None:
+        """Open a wall and run the check; return None if the breach is not in force."""
         breach.open(case.stage)
         if not breach.in_force(case.stage):
             return None
@@ -112,10 +110,10 @@ class Prover:
         return red
 
     def _close(self, case: Case, breach: Breach, trial: Trial) -> str:
-        """Close a wall; return why it may be open all the same, or the empty string."""
+        """Close a wall; return the reason why it may still be open, or the empty string."""
         left_open = f"the breach '{breach.name}' could not be reverted: interrupted"
         try:
-            left_open = take_back(breach, case.stage)
+            left_open = close_breach(breach, case.stage)
         finally:
             if left_open:
                 self.left_open = self.left_open or left_open
@@ -124,7 +122,7 @@ class Prover:
         return left_open
 
     def look_again(self, case: Case) -> None:
-        """Look at a wall whose breaches were tried, now that all are closed."""
+        """Run the check again after all breaches are closed, if any was tried."""
         waiting = [trial for trial in case.trials if trial.verdict is None]
         if waiting:
             again = self._looker.look(case, f"{case.name}.reverted")
@@ -137,4 +135,9 @@ class Prover:
                     ):
                         self._proven.remember(case.item.path, *case.names(trial.breach))
             self._publish(case)
-        self._trouble.tell(f"{case.name}: " + ", ".join(str(trial.proof().verdict) for trial in case.trials))
+        found = [trial.proof().verdict for trial in case.trials]
+        self._trouble.tell(
+            Step.note(
+                case.name, f"{case.name}: {', '.join(found)}", well=all(item in SOUND for item in found)
+            )
+        )

@@ -1,4 +1,4 @@
-"""One case of a check: what pytest collected, where it happens, and what became of its breaches."""
+"""One case of a check: its pytest item, its machine, and the trials of its breaches."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from testbed.verify.breach_context import Stage
 from testbed.verify.check import Declaration
 from testbed.verify.fleet import Fleet
 from testbed.verify.inventory import WHOLE
-from testbed.verify.runner.proof import Outcome, Trial
+from testbed.verify.runner.proof import CheckOutcome, Trial
 
-FIXTURES = frozenset({"fleet", "node", "machine", "request"})  # what a local check may ask for
+FIXTURES = frozenset({"fleet", "node", "machine", "request"})  # fixtures that a local check may request
 
 
 @dataclass
 class Case:
-    """One case of a check, and what became of its breaches.
+    """One case of a check, and the trials of its breaches.
 
     Args:
         place: its position among the results.
-        fleet: what it looks through.
+        fleet: the view of the lab through which it observes.
         proving: whether its breaches are to be tried.
-
     """
 
     item: pytest.Item
@@ -39,21 +38,21 @@ class Case:
 
     @classmethod
     def of(cls, item: pytest.Item, declared: Declaration, fleet: Fleet, place: int) -> Case:
-        """Return the case that an item is."""
+        """Return the case of a pytest item."""
         label = label_of(item)
         return cls(item, declared, label, Stage(fleet.lab, "" if label == WHOLE else label), place, fleet)
 
     @property
     def name(self) -> str:
-        """Control and case, as people and files name it."""
+        """Control and case, as in messages and names of files."""
         return f"{self.declared.id}.{self.label}"
 
     def names(self, breach: str) -> tuple[str, str, str]:
-        """Return what tells a proof from all others."""
+        """Return the names that identify the proof by a breach."""
         return self.name, self.declared.objective, breach
 
-    def result(self, outcome: Outcome, **more: Any) -> CheckResult:  # noqa: ANN401 - fields of a result
-        """Return what an outcome is in a report."""
+    def result(self, outcome: CheckOutcome, **more: Any) -> CheckResult:  # noqa: ANN401 - fields of a result
+        """Return the result that reports an outcome."""
         return CheckResult(
             id=self.declared.id,
             case=self.label,
@@ -69,25 +68,24 @@ class Case:
 
 
 def label_of(item: pytest.Item) -> str:
-    """Return the label of the case that an item is."""
+    """Return the label of a pytest item's case."""
     parameters = getattr(item, "callspec", None)
     return str(parameters.id) if parameters is not None else WHOLE
 
 
 def beyond_local(item: pytest.Item) -> list[str]:
-    """Return what a check asks for that one which is local must not."""
+    """Return the fixtures that a check requests and a local check must not."""
     return sorted(set(getattr(item, "fixturenames", ())) - FIXTURES)
 
 
-def aside(case: Case, *, slow: bool) -> tuple[Outcome, bool] | None:
-    """Return why a case does not run, and whether that is because it takes minutes; None if it runs.
+def aside(case: Case, *, slow: bool) -> tuple[CheckOutcome, bool] | None:
+    """Return the reason why a case does not run, and whether it is slowness; None if it runs.
 
     Args:
-        slow: whether what takes minutes was asked for.
+        slow: whether checks that take minutes were requested.
 
     Raises:
         TypeError: its declaration gives no reason where it must.
-
     """
     reason = case.declared.applies(case.stage)
     if reason is not None and (not isinstance(reason, str) or not reason.strip()):
@@ -96,4 +94,4 @@ def aside(case: Case, *, slow: bool) -> tuple[Outcome, bool] | None:
     left_out = reason is None and bool(case.declared.slow) and not slow
     if left_out:
         reason = f"{case.declared.slow}: ask for it with --slow"
-    return None if reason is None else (Outcome(Verdict.NOT_APPLICABLE, reason, 0.0, ()), left_out)
+    return None if reason is None else (CheckOutcome(Verdict.NOT_APPLICABLE, reason, 0.0, ()), left_out)

@@ -1,4 +1,4 @@
-"""Runs the function of a check, and reads what it came to (DESIGN.md, section 6)."""
+"""Runs the function of a check and derives its outcome (docs/design.md, section 6)."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from _pytest.runner import runtestprotocol
 from testbed.report.result import Verdict
 from testbed.verify.fleet import Fleet
 from testbed.verify.runner.cases import Case
-from testbed.verify.runner.proof import Outcome
+from testbed.verify.runner.proof import CheckOutcome
 from testbed.verify.runner.trouble import LONGEST, Trouble, told
 
 Revive = Callable[[], Sequence[str]]
 
 
 class Looker:
-    """Looks at walls, one case of a check after another, or several side by side.
+    """Runs checks, one case after another, or several in parallel.
 
     Args:
-        fleet: what pytest's fixtures give; a case with another view of it is run without pytest.
-        revive: starts guests again that have crashed, and returns their labels.
-        insists: whether a check that observed nothing is run once more each time; else once for each reason,
+        fleet: the view that pytest's fixtures give; a case with another view is run without pytest.
+        revive: restarts crashed guests, and returns their labels.
+        insists: whether a check that observed nothing is repeated each time; else once for each reason,
             since on a lab that is down every check would wait twice for the same machines.
-
     """
 
     def __init__(self, fleet: Fleet, *, revive: Revive, insists: bool, trouble: Trouble) -> None:
         self.revived: list[str] = []
-        self.shared = RLock()  # held while something is changed that all lanes share
+        self.shared = RLock()  # held while state that all lanes share is changed
         self._fleet, self._insists, self._trouble = fleet, insists, trouble
         self._revive: Revive | None = revive
         self._repeated: set[str] = set()
         self._failure: tuple[Verdict, str] | None = None
 
     def keep(self, found: pytest.ExceptionInfo[BaseException], when: str, item: pytest.Item) -> None:
-        """Keep what an exception comes to that pytest met; of several, what the check's function raised."""
+        """Keep the outcome of an exception from pytest; that of the check's function has priority."""
         if when == "call" or self._failure is None:
             self._failure = read(found, when, item)
 
-    def look(self, case: Case, name: str) -> Outcome:
-        """Run a check, and once more if it observed nothing: a machine may have been slow, or a guest have
-        crashed.
+    def look(self, case: Case, name: str) -> CheckOutcome:
+        """Run a check, and repeat it if it observed nothing.
+
+        A machine may have been slow, or a guest may have crashed.
         """
         outcome = self.run(case, name)
         if outcome.verdict is Verdict.INCONCLUSIVE and (
@@ -58,14 +58,14 @@ class Looker:
         return outcome
 
     def _worth_repeating(self, reason: str) -> bool:
-        """Tell whether a second look may see more; for a reason that came before, only while proving."""
+        """Return whether a repetition may observe more; for a known reason, only while proving."""
         with self.shared:
             known = reason in self._repeated
             self._repeated.add(reason)
         return self._insists or not known
 
-    def run(self, case: Case, name: str) -> Outcome:
-        """Run a check, with evidence of its own; whatever is raised around it makes a pass inconclusive."""
+    def run(self, case: Case, name: str) -> CheckOutcome:
+        """Run a check with its own evidence; an error outside its code makes a pass inconclusive."""
         started, verdict, reason = time.monotonic(), Verdict.INCONCLUSIVE, ""
         written: list[str] = []
         try:
@@ -78,12 +78,12 @@ class Looker:
                 verdict, reason = Verdict.INCONCLUSIVE, f"around the check: {told(error)}"[:LONGEST]
         if verdict is Verdict.PASS and not written:
             verdict, reason = Verdict.INCONCLUSIVE, "the check observed nothing"
-        return Outcome(verdict, reason, time.monotonic() - started, tuple(written))
+        return CheckOutcome(verdict, reason, time.monotonic() - started, tuple(written))
 
     def alive_again(self) -> bool:
-        """Tell whether guests had crashed and run again, so that a second look may see more.
+        """Restart crashed guests; return whether there were any, so that a repetition may see more.
 
-        Where that is not why nothing was observed, it is not asked again in this run.
+        Once none was found, it is not tried again in this run.
         """
         with self.shared:
             found: Sequence[str] = ()
@@ -107,7 +107,7 @@ class Looker:
         except (
             Exception,
             SystemExit,
-        ):  # such as pytest.exit(): what it had set up would spoil every case behind it
+        ):  # such as pytest.exit(): fixtures that are still set up would spoil every later case
             with suppress(Exception):
                 case.item.session._setupstate.teardown_exact(None)
             raise
@@ -123,13 +123,13 @@ def _apart(case: Case) -> tuple[Verdict, str]:
     try:
         function: pytest.Function = case.item  # type: ignore[assignment] # only functions have a declaration
         function.obj(**{name: given[name] for name in function.fixturenames if name in given})
-    except BaseException:  # noqa: BLE001 - as pytest takes them; an interrupt reaches the main thread alone
+    except BaseException:  # noqa: BLE001 - as pytest catches them; only the main thread receives an interrupt
         return read(pytest.ExceptionInfo.from_current(), "call", case.item)
     return Verdict.PASS, ""
 
 
 def read(found: pytest.ExceptionInfo[BaseException], when: str, item: pytest.Item) -> tuple[Verdict, str]:
-    """Read an exception: only an assertion written in the check's own file is a fail."""
+    """Return the outcome of an exception: only an assertion in the check's own file is a fail."""
     error, where = found.value, Path(str(found.traceback[-1].path))
     if when == "call" and isinstance(error, AssertionError) and where == item.path:
         return Verdict.FAIL, str(error).partition("\nassert ")[0][:LONGEST]

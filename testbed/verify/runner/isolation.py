@@ -1,7 +1,8 @@
-"""Keeps the environment from changing what is checked: variables, settings of pytest, other packages.
+"""Keeps the environment from changing the checks: variables, settings of pytest, packages.
 
-The checks of the tool's own folder run, all of them, whatever pytest is told by files and variables around
-us. What cannot be undone once Python runs is refused: asserts that were left out, code that ran before ours.
+The checks of the tool's own folder run, all of them, whatever files and variables around us configure for
+pytest. Influences that cannot be undone once Python runs are refused: removed asserts, and code that ran
+before ours.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from pathlib import Path
 
 from testbed.errors import MachineError
 
-_BEFORE_US = ("sitecustomize", "usercustomize")  # what Python starts by itself, site(7)
+_BEFORE_US = (
+    "sitecustomize",
+    "usercustomize",
+)  # modules that Python imports by itself at its start (Python's documentation of `site`)
 
 
 def require_plain_python() -> None:
-    """Return if this Python runs every assert, and started no code of a folder that the environment names.
+    """Require that this Python runs every assert, and started no code named by the environment.
 
     Raises:
         MachineError: it does not.
-
     """
     if sys.flags.optimize:
         fact = f"it runs with optimisation {sys.flags.optimize} (PYTHONOPTIMIZE, or -O)"
@@ -64,7 +67,7 @@ def _started_before_us() -> list[str]:
 
 @contextmanager
 def without_settings_of_pytest() -> Iterator[None]:
-    """Hide every variable that pytest obeys while a block runs, and let it load no installed plug-in."""
+    """Hide pytest's environment variables during the block, and disable installed plug-ins."""
     before = dict(os.environ)
     for name in before:
         if name.startswith("PYTEST"):
@@ -79,7 +82,7 @@ def without_settings_of_pytest() -> Iterator[None]:
 
 
 def arguments(folder: Path) -> list[str]:
-    """Return what pytest is told in order to run the checks of a folder by no settings but these."""
+    """Return the arguments with which pytest runs a folder's checks, free of other settings."""
     return [
         str(folder), "-c", os.devnull, f"--rootdir={folder}", f"--confcutdir={folder}", "--noconftest",
         "--import-mode=importlib", "--assert=rewrite", "-p", "no:cacheprovider", "-p", "no:terminal",
@@ -87,13 +90,12 @@ def arguments(folder: Path) -> list[str]:
 
 
 def own_package(folder: Path) -> None:
-    """Import the package that a folder is, so that its modules import one another and no namesakes.
+    """Import a folder as a package, so that its modules import one another and no namesakes.
 
-    A folder without ``__init__.py`` is no package, and nothing is done.
+    Without ``__init__.py`` the folder is no package, and nothing is done.
 
     Raises:
         MachineError: another package of that name has been imported.
-
     """
     name, file = folder.name, folder / "__init__.py"
     if not file.is_file():

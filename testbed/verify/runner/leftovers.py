@@ -1,5 +1,6 @@
-"""What a run of checks has left on a lab: what it knows that it could not take away, and what is there and
-was not before.
+"""Finds resources that a run of checks has left on a lab.
+
+They are those whose removal is known to have failed, and those that were absent before the run.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from testbed.drivers.network.rogue_host import ROGUE
 from testbed.drivers.places.node import Node
 from testbed.errors import TestbedError
 from testbed.model.topology import Guest, Role
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.transport import FOLDER
 
-# Programs of the probe need a moment to end when they have been told to.
+# Programs of the probe need a moment to end after the request.
 _LOOK = f"""
 for round in $(seq 20); do [ -e {FOLDER} ] || break; sleep 0.25; done
 for path in /run/testbed-*; do [ ! -e $path ] || echo "the file $path"; done
@@ -35,7 +36,7 @@ Look = Mapping[str, frozenset[str] | str]
 
 
 def look(fleet: Fleet) -> Look:
-    """Return by place what is there of what checks can leave behind, or why that cannot be told."""
+    """Return by place the resources that checks can leave behind, or why they cannot be listed."""
     tasks: dict[str, Callable[[], Iterable[str]]] = {
         name: partial(_at, machine, fleet) for name, machine in fleet.machines.items()
     }
@@ -43,7 +44,7 @@ def look(fleet: Fleet) -> Look:
     tasks |= {"OVN's database": partial(_rows, fleet), "the outer machine": partial(_outside, fleet)}
     tasks |= {
         guest.label: partial(_inside, fleet, guest)
-        for guest in fleet.testbed.guests
+        for guest in fleet.topology.guests
         if guest.label in fleet.instruments
     }
     with ThreadPoolExecutor(max_workers=len(tasks)) as pool:
@@ -51,17 +52,17 @@ def look(fleet: Fleet) -> Look:
 
 
 def _told(task: Callable[[], Iterable[str]]) -> frozenset[str] | str:
-    """Return what is there, or why that cannot be told."""
+    """Return the resources that a task lists, or the reason why it cannot."""
     try:
         return frozenset(task())
     except TestbedError as error:
         return f"{error.what}: {error.fact}"
-    except Exception as error:  # noqa: BLE001 - the end of a run tells all that it can, whatever a library raises
+    except Exception as error:  # noqa: BLE001 - the end of a run reports all that it can
         return f"{type(error).__name__}: {error}"
 
 
-def _at(machine: Machine, fleet: Fleet) -> Iterable[str]:
-    node = fleet.testbed.machine(machine.name).role is Role.NODE
+def _at(machine: MachineView, fleet: Fleet) -> Iterable[str]:
+    node = fleet.topology.machine(machine.name).role is Role.NODE
     return machine.read(_LOOK_AT_NODE if node else _LOOK).splitlines()
 
 
@@ -70,9 +71,8 @@ def _domains(node: Node) -> Iterator[str]:
 
 
 def _rows(fleet: Fleet) -> Iterator[str]:
-    # Asked first, since a connection to a database that is not there is waited for as long as one to a slow
-    # machine.
-    fleet.machines[fleet.testbed.controller.name].read("systemctl is-active ovn-ovsdb-server-nb")
+    # Fails at once if the database is down; a connection to it would wait as long as for a slow machine.
+    fleet.machines[fleet.topology.controller.name].read("systemctl is-active ovn-ovsdb-server-nb")
     northbound = fleet.lab.central.northbound
     yield from (f"the switch {label}" for label in northbound.switches())
     yield from (f"the port {label} ({port['port']})" for label, port in northbound.ports().items())
@@ -90,13 +90,13 @@ def _outside(fleet: Fleet) -> Iterator[str]:
 
 
 def _inside(fleet: Fleet, guest: Guest) -> list[str]:
-    """Return the probe's folder in a guest, if it is there still when its program has had time to end."""
+    """Return the probe's folder in a guest, if it exists after the program had time to end."""
     files = fleet.files_of(guest)
     return [f"the file {FOLDER}"] if _stays(lambda: files.read(f"{FOLDER}/pid") is not None) else []
 
 
 def _stays(is_there: Callable[[], bool]) -> bool:
-    """Tell whether something is still there when a program has had time to end."""
+    """Return whether something still exists after a program had time to end."""
     for _ in range(_TRIES):
         if not is_there():
             return False
@@ -105,12 +105,12 @@ def _stays(is_there: Callable[[], bool]) -> bool:
 
 
 def left_behind(fleet: Fleet, before: Look) -> list[str]:
-    """Take away what checks have left, and return a line for what stays, by what is known of it and by what
-    is seen.
+    """Remove leftovers of checks, and return a line for each that stays.
+
+    The lines come from failed removals, and from a comparison with the state before the run.
 
     Args:
-        before: what `look` returned before the run.
-
+        before: the result of `look` before the run.
     """
     known = fleet.leavings.clear()
     found = []

@@ -1,7 +1,7 @@
-"""Runs checks as plain pytest tests: collects them, puts them in order, and keeps what they came to.
+"""Runs checks as plain pytest tests: collects them, orders them, and keeps their results.
 
-What an exception means is read by `testbed.verify.runner.execution`; breaches are tried by
-`testbed.verify.runner.breach_trials`.
+`testbed.verify.runner.execution` derives outcomes from exceptions; `testbed.verify.runner.breach_trials`
+tries breaches.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from threading import Event
 
 import pytest
 
+from testbed.engine.place import Step
 from testbed.lab.breach_journal import Journal
 from testbed.report.result import CheckResult, Verdict
 from testbed.verify.check import ATTRIBUTE, Declaration, Effect
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.inventory import CaseKey, Inventory, differences, inventory, members, selects
 from testbed.verify.runner import isolation
 from testbed.verify.runner.breach_trials import Prover
 from testbed.verify.runner.cases import Case, aside, beyond_local, label_of
 from testbed.verify.runner.execution import Looker, Revive
-from testbed.verify.runner.proof import Outcome, untried
-from testbed.verify.runner.proof_cache import Proven
+from testbed.verify.runner.proof import CheckOutcome, skipped_proofs
+from testbed.verify.runner.proof_cache import ProofCache
 from testbed.verify.runner.schedule import Prepare, Schedule
 from testbed.verify.runner.trouble import LONGEST, Trouble, told
 
@@ -33,9 +34,16 @@ class Checks:
     """A pytest plug-in: gives checks their fixtures, runs them, and keeps their results."""
 
     def __init__(
-        self, fleet: Fleet, *, prove: Proven | None, only: tuple[str, ...], progress: Callable[[str], None],
-        slow: bool, revive: Revive, prepare: Prepare,
-    ) -> None:  # fmt: skip
+        self,
+        fleet: Fleet,
+        *,
+        prove: ProofCache | None,
+        only: tuple[str, ...],
+        progress: Callable[[str], None],
+        slow: bool,
+        revive: Revive,
+        prepare: Prepare,
+    ) -> None:
         self.fleet = fleet
         self.interrupted = False
         self.trouble = Trouble(progress)
@@ -53,7 +61,7 @@ class Checks:
 
     @property
     def errors(self) -> list[str]:
-        """What kept the run from being complete."""
+        """Reasons why the run is not complete."""
         return self.trouble.items
 
     @property
@@ -63,7 +71,7 @@ class Checks:
 
     @property
     def left_open(self) -> str:
-        """Why a wall that was opened may be open still; empty if none is."""
+        """Reason why an opened wall may still be open; empty if none is."""
         return self._prover.left_open if self._prover else ""
 
     @property
@@ -73,7 +81,7 @@ class Checks:
 
     @property
     def ran(self) -> Counter[CaseKey]:
-        """Every case that came to a result."""
+        """Every case that has a result."""
         return Counter(self._keys[place] for place in list(self._found))
 
     @pytest.fixture(name="fleet")
@@ -82,38 +90,38 @@ class Checks:
         return self.fleet
 
     @pytest.fixture(name="node")
-    def node_fixture(self, request: pytest.FixtureRequest) -> Machine:
+    def node_fixture(self, request: pytest.FixtureRequest) -> MachineView:
         """The node that a case is about."""
         return self.fleet.machines[request.param]
 
     @pytest.fixture(name="machine")
-    def machine_fixture(self, request: pytest.FixtureRequest) -> Machine:
+    def machine_fixture(self, request: pytest.FixtureRequest) -> MachineView:
         """The node or controller that a case is about."""
         return self.fleet.machines[request.param]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Derive the cases from the topology (D10)."""
-        for fixture, found in members(self.fleet.testbed).items():
+        for fixture, found in members(self.fleet.topology).items():
             if fixture in metafunc.fixturenames:
                 metafunc.parametrize(fixture, found, ids=found, indirect=True)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Remember a check file that cannot be loaded."""
+        """Report a check file that cannot be loaded."""
         if report.failed:
             self.trouble.add(f"{report.nodeid}: {report.longreprtext[-LONGEST:]}")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-        """Keep what an exception comes to."""
+        """Keep the outcome of an exception."""
         report = yield
         if call.excinfo is not None:
             self._looker.keep(call.excinfo, call.when, item)
         return report
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """Run every check; to prove, then each breach of each, and then every check once more.
+        """Run every check; to prove, then each breach of each, and then every check again.
 
-        So what a breach left behind shows at the end, and what checks observe together is observed once.
+        So damage left by a breach shows at the end, and observations that checks share are made once.
         """
         cases: list[Case] = []
         try:
@@ -148,15 +156,37 @@ class Checks:
                     yield Case.of(item, declared, self.fleet, place)
 
     def _run(self, cases: Sequence[Case]) -> None:
-        """Look at all; to prove, open each wall in turn, and look at all once more."""
-        self._schedule.go(cases, self._guarded(self._examine))
+        """Run all cases; to prove, open each wall in turn, and run all cases again."""
+        self.trouble.tell(Step.planned(len(cases)))
+        self._pass(cases, self._examine, "")
         if self._prover:
             proving = [case for case in cases if case.proving]
-            self._schedule.go(proving, self._guarded(self._prover.try_all))
-            self._schedule.go(proving, self._guarded(self._prover.look_again))
+            self.trouble.tell(Step.planned(2 * len(proving)))
+            self._pass(proving, self._prover.try_all, ": its breaches")
+            self._pass(proving, self._prover.look_again, ": once more, its breaches closed")
+
+    def _pass(self, cases: Sequence[Case], do: Callable[[Case], None], words: str) -> None:
+        """Do something with every case, and report its begin and end to the display.
+
+        Args:
+            words: suffix to the case's name in the display; empty for the check itself.
+        """
+        guarded = self._guarded(do)
+
+        def shown(case: Case) -> None:
+            self.trouble.tell(Step.begun(f"{case.name}{words}"))
+            try:
+                guarded(case)
+            finally:
+                self.trouble.tell(Step.ended(f"{case.name}{words}"))
+
+        self._schedule.go(cases, shown)
 
     def _guarded(self, do: Callable[[Case], None]) -> Callable[[Case], None]:
-        """Return the same, raising interrupts only: all else is the case's verdict, or trouble."""
+        """Return the function without exceptions: they become the case's verdict, or trouble.
+
+        Interrupts pass through.
+        """
 
         def guarded(case: Case) -> None:
             try:
@@ -169,31 +199,32 @@ class Checks:
                     self._settle(
                         case,
                         case.result(
-                            Outcome(Verdict.INCONCLUSIVE, f"before the check: {told(error)}", 0.0, ())
+                            CheckOutcome(Verdict.INCONCLUSIVE, f"before the check: {told(error)}", 0.0, ())
                         ),
                     )
 
         return guarded
 
     def _examine(self, case: Case) -> None:
-        """Run one case of a check, and tell whether its breaches are to be tried."""
+        """Run one case of a check, and decide whether to try its breaches."""
         declared, name = case.declared, case.name
         stands_aside = aside(case, slow=self._slow)
         if stands_aside is not None:
             outcome, left_out = stands_aside
             self._settle(case, case.result(outcome, left_out=left_out))
             return
-        self.trouble.tell(f"{name}: {declared.objective}")
+        self.trouble.tell(Step.note(name, f"{name}: {declared.objective}"))
         outcome = self._looker.look(case, name)
         if declared.effect > Effect.PROBES:
-            case.fleet.new_phase(case.fleet.focus)  # what was observed before it may be so no more
-        proofs = untried(declared, outcome) if self._prover else ()
+            case.fleet.new_phase(case.fleet.focus)  # earlier observations may no longer hold
+        proofs = skipped_proofs(declared, outcome) if self._prover else ()
         self._settle(case, case.result(outcome, proofs=proofs))
         case.proving = self._prover is not None and not proofs
 
     def _settle(self, case: Case, result: CheckResult) -> None:
         self._found[case.place] = result
-        self.trouble.tell(f"{case.name}: {result.verdict}")
+        well = result.verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE)
+        self.trouble.tell(Step.note(case.name, f"{case.name}: {result.verdict}", well=well))
 
     def _publish(self, case: Case) -> None:
         if case.trials and case.place in self._found:
@@ -209,9 +240,8 @@ def require(folder: Path, only: Sequence[str]) -> Inventory:
         only: control ids, or beginnings of them; all if empty.
 
     Raises:
-        MachineError: this Python would run something else than what is written in them.
+        MachineError: this Python would not run the checks as they are written.
         UsageError: a word selects nothing.
-
     """
     isolation.require_plain_python()
     found = inventory(folder)
@@ -223,7 +253,7 @@ def run_checks(
     fleet: Fleet,
     folder: Path,
     *,
-    prove: Proven | None,
+    prove: ProofCache | None,
     only: tuple[str, ...],
     progress: Callable[[str], None],
     slow: bool = False,
@@ -232,19 +262,18 @@ def run_checks(
 ) -> Checks:
     """Run the checks of a folder against a lab.
 
-    What an error keeps from running is told among the plug-in's errors: such a run is no pass.
+    Errors that keep checks from running are among the plug-in's errors: such a run is no pass.
 
     Args:
-        prove: what has been proven before, if the run is to prove.
+        prove: proofs of earlier runs, if the run is to prove.
         only: control ids, or beginnings of them; all if empty.
-        slow: run the checks as well that take minutes.
-        revive: starts guests again that have crashed, and returns their labels.
-        prepare: gets ready what checks of the whole fleet need, while those of single machines run.
+        slow: also run the checks that take minutes.
+        revive: restarts crashed guests, and returns their labels.
+        prepare: prepares instruments for checks of the whole fleet, while those of single machines run.
 
     Raises:
-        MachineError: this Python would run something else than what is written in the checks.
+        MachineError: this Python would not run the checks as they are written.
         UsageError: `only` selects nothing.
-
     """
     declared = require(folder, only)
     plugin = Checks(
@@ -264,6 +293,6 @@ def run_checks(
             f"pytest ended with {status!r}, which is not {pytest.ExitCode.OK!r}: not everything was checked"
         )
     if not plugin.interrupted and not plugin.left_open:
-        for difference in differences(declared.cases(fleet.testbed, only), plugin.ran):
+        for difference in differences(declared.cases(fleet.topology, only), plugin.ran):
             plugin.trouble.add(difference)
     return plugin

@@ -1,6 +1,4 @@
-"""What became of a breach: whether the check saw it, and saw the wall closed again afterwards (DESIGN.md,
-section 6).
-"""
+"""The proof of a check by one breach: red with it, then green (docs/design.md, section 6)."""
 
 from __future__ import annotations
 
@@ -14,8 +12,8 @@ from testbed.verify.runner.trouble import told
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one run of one check came to."""
+class CheckOutcome:
+    """The outcome of one run of one check."""
 
     verdict: Verdict
     reason: str
@@ -28,8 +26,7 @@ class Trial:
     """One breach tried on one case of a check.
 
     Args:
-        verdict: None as long as all that is missing is a look at the wall closed again.
-
+        verdict: None until the check has run again with the wall closed, if everything before went well.
     """
 
     breach: str
@@ -37,13 +34,12 @@ class Trial:
     verdict: ProofVerdict | None = None
     reason: str = ""
 
-    def judge(self, red: Outcome | None, trouble: str) -> None:
-        """Read what the check said while the breach was in force.
+    def judge(self, red: CheckOutcome | None, trouble: str) -> None:
+        """Judge the outcome of the check with the breach in force.
 
         Args:
             red: None if the check was not run.
             trouble: why the breach could not be opened; empty if it could.
-
         """
         if trouble or red is None:
             self._end(ProofVerdict.BREACH_NOT_IN_FORCE, trouble or "the breach opened nothing")
@@ -54,8 +50,8 @@ class Trial:
         else:
             self.reason = red.reason
 
-    def settle(self, again: Outcome) -> None:
-        """Read what the check said after every breach was reverted."""
+    def settle(self, again: CheckOutcome) -> None:
+        """Judge the outcome of the check after every breach was reverted."""
         self.steps.append(f"check: {again.verdict}")
         if again.verdict is Verdict.PASS:
             self.verdict = ProofVerdict.PROVEN
@@ -66,7 +62,7 @@ class Trial:
             self._end(kind, f"after the revert: {again.reason}")
 
     def recall(self, when: str) -> None:
-        """Take what was proven before for this run's proof, since nothing that it depends on has changed."""
+        """Use an earlier proof for this run, since nothing that it depends on has changed."""
         self.steps, self.verdict, self.reason = (
             [],
             ProofVerdict.PROVEN_BEFORE,
@@ -74,26 +70,26 @@ class Trial:
         )
 
     def leave_out(self) -> None:
-        """Note that it was not asked for."""
+        """Record that the run did not ask for this breach."""
         self.steps = []
         self._end(ProofVerdict.LEFT_OUT, "one breach of each check was asked for")
 
     def left_open(self, why: str) -> None:
-        """Remember that the breach could not be taken back."""
+        """Record that the breach could not be reverted."""
         self._end(ProofVerdict.DIRTY_REVERT, why)
 
     def _end(self, verdict: ProofVerdict, reason: str) -> None:
         self.verdict, self.reason = verdict, reason
 
     def proof(self) -> Proof:
-        """Return it for the report."""
+        """Return the proof for the report."""
         if self.verdict is None:
             why = "the check was not run again after the breach was taken back"
             return Proof(ProofVerdict.BROKEN_INSTRUMENT, self.breach, why, tuple(self.steps))
         return Proof(self.verdict, self.breach, self.reason, tuple(self.steps))
 
 
-def untried(declared: Declaration, green: Outcome) -> tuple[Proof, ...]:
+def skipped_proofs(declared: Declaration, green: CheckOutcome) -> tuple[Proof, ...]:
     """Return the proofs of a check whose breaches are not worth trying; none if they are."""
     if not declared.breaches:
         return (Proof(ProofVerdict.UNPROVEN, "", declared.unproven, ()),)
@@ -103,11 +99,11 @@ def untried(declared: Declaration, green: Outcome) -> tuple[Proof, ...]:
     return tuple(Proof(ProofVerdict.BROKEN_INSTRUMENT, breach.name, why, ()) for breach in declared.breaches)
 
 
-def take_back(breach: Breach, stage: Stage) -> str:
-    """Take a breach back; return the empty string, or why nothing observed on this lab counts any more.
+def close_breach(breach: Breach, stage: Stage) -> str:
+    """Revert a breach; return the empty string, or why later observations do not count.
 
-    What raises is tried once more: a connection may have been lost. A wall that cannot be seen counts as
-    open.
+    A step that raises is tried once more: a connection may have been lost. A wall that cannot be observed
+    counts as open.
     """
 
     def still() -> str:
@@ -122,6 +118,6 @@ def _tried_twice(do: Callable[[], str | None]) -> str:
     for _ in range(2):
         try:
             return do() or ""
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, the wall may be open
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - after any error, the wall may be open
             fact = told(error)
     return fact

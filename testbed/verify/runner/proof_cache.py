@@ -1,9 +1,8 @@
-"""What has been proven on this machine, so that only what has changed since is proven again (``check
---prove=changed``).
+"""Cache of proofs, so that only changed checks are proven again (``check --prove=changed``).
 
-A proof depends on the check and its breaches, on what runs in guests, on what judges (the package `verify`
-and the verdicts of `report`), on everything that these import, and on the lab: its topology, its images and
-what runs them. One digest stands for all of it.
+A proof depends on the check and its breaches, on the programs in guests, on the judging code (the package
+`verify` and the verdicts of `report`), on everything that these import, and on the lab: its topology, its
+images and the versions of the software below. The key of a proof is one digest of all of it.
 """
 
 from __future__ import annotations
@@ -29,8 +28,9 @@ _PARSING = (
 
 
 class Proving(StrEnum):
-    """Which breaches a run tries: none, all, those of which something has changed since, or of each check the
-    one tried longest ago.
+    """Which breaches a run tries.
+
+    None, all, those with a changed digest, or for each check the one that was tried longest ago.
     """
 
     NOTHING = "no"
@@ -39,35 +39,33 @@ class Proving(StrEnum):
     ONE = "one"
 
 
-class Proven:
-    """The proofs that a file remembers.
+class ProofCache:
+    """The proofs in one file.
 
     Args:
-        file: where they are; it need not exist.
-        root: folder of the packages that checks and the tool are.
-        configuration: whatever else a proof depends on.
-        way: which breaches are to be tried; what is proven now is remembered in any case.
-
+        file: its path; it need not exist.
+        root: folder that contains the packages of the checks and of the tool.
+        configuration: everything else that a proof depends on.
+        way: which breaches are to be tried; new proofs are remembered in any case.
     """
 
     def __init__(self, file: Path, root: Path, configuration: Sequence[str], way: Proving) -> None:
         self._file, self._root, self._way = file, root, way
         self._configuration = json.dumps(list(configuration))
 
-    def standing(self, check: Path, *names: str) -> str:
-        """Return when (ISO 8601) something was proven that need not be proven again; the empty string if it
-        must.
+    def proven_at(self, check: Path, *names: str) -> str:
+        """Return the time (ISO 8601) of an earlier proof that still holds, else the empty string.
 
         Args:
             check: file of the check.
             names: control, case, objective and breach.
-
         """
         return self._read().get(self._digest(check, names), "") if self._way is Proving.CHANGED else ""
 
     def left_out(self, check: Path, each: Sequence[Sequence[str]]) -> set[Sequence[str]]:
-        """Return the names of those breaches of a check that are not to be tried: all but one, and not always
-        the same one.
+        """Return the names of a check's breaches that are not to be tried.
+
+        With `Proving.ONE` these are all but the one that was tried longest ago.
         """
         if self._way is not Proving.ONE or not each:
             return set()
@@ -75,7 +73,7 @@ class Proven:
         return set(each) - {min(each, key=lambda names: known.get(self._digest(check, names), ""))}
 
     def remember(self, check: Path, *names: str) -> None:
-        """Note that something has been proven now; a file that cannot be written is no reason to fail."""
+        """Store a new proof; a file that cannot be written is ignored."""
         found = self._read()
         found[self._digest(check, names)] = datetime.now(UTC).isoformat(timespec="seconds")
         latest = sorted(found.items(), key=lambda item: item[1])[-_KEPT:]
@@ -99,9 +97,7 @@ class Proven:
 
 @cache
 def code_digest(file: Path, root: Path) -> str:
-    """Return a digest of a check's file, of those that run in guests or judge, and of all that they
-    import.
-    """
+    """Return a digest of a check's file, guest and judging code, and all that they import."""
     found: set[Path] = set()
     waiting = [file, *(path for pattern in _ALWAYS for path in root.glob(pattern))]
     while waiting:

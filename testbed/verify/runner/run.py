@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import data_files
+from testbed import data_files, timeouts
 from testbed.drivers.host.run_order import new_folder
 from testbed.drivers.host.workspace import cache_root
 from testbed.drivers.ssh.client import Host
@@ -24,17 +24,17 @@ from testbed.model.exposure import contacts
 from testbed.plan.diff import Observed
 from testbed.plan.resources import OUTER, Key, Kind
 from testbed.report.result import Run, to_json
-from testbed.verify.drift import Watch
+from testbed.verify.drift import DriftWatch
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
 from testbed.verify.probe.client import end_all, start_all
 from testbed.verify.runner import leftovers
 from testbed.verify.runner.execution import Revive
 from testbed.verify.runner.plugin import Checks, require, run_checks
-from testbed.verify.runner.proof_cache import Proven, Proving
+from testbed.verify.runner.proof_cache import ProofCache, Proving
 from testbed.verify.runner.trouble import Trouble
 
-_PATIENCE = 60.0  # seconds
+_PATIENCE = timeouts.CHECK_LOGIN
 
 
 def examine(
@@ -46,18 +46,17 @@ def examine(
     slow: bool = False,
     revive: Revive = tuple,
 ) -> Path:
-    """Run the checks against a lab and return the run's folder, which holds ``result.json`` and the evidence.
+    """Run the checks and return the run's folder, with ``result.json`` and the evidence.
 
     Args:
         prove: which breaches to try.
         only: control ids, or beginnings of them; all if empty.
-        revive: starts guests again that have crashed meanwhile, and returns their labels.
+        revive: restarts guests that crashed during the run, and returns their labels.
 
     Raises:
-        KeyboardInterrupt: the run was interrupted; what had been observed is written down all the same.
-        MachineError: this Python would run something else than what is written in the checks.
+        KeyboardInterrupt: the run was interrupted; the observations so far are stored all the same.
+        MachineError: this Python would not run the checks as they are written.
         UsageError: `only` selects nothing.
-
     """
     controls = require(data_files.checks(), only).controls
     started, clock = datetime.now(UTC), time.monotonic()
@@ -66,11 +65,11 @@ def examine(
     fleet = Fleet.of(lab, Evidence(folder / "evidence"))
     _await_all(lab, trouble)
     # Phase before the cases: nothing has been sent or changed yet.
-    watch = Watch(fleet, only)
+    watch = DriftWatch(fleet, only)
     with trouble.kept("looking at the configuration before the checks"):
         watch.begin()
     plugin = _attack(fleet, _proven(lab, environment, prove), only, trouble, slow=slow, revive=revive)
-    # Phase after the cases: every breach has been taken back, or is reported.
+    # Phase after the cases: every breach has been reverted, or is reported.
     trouble.items += plugin.errors
     if not plugin.interrupted:
         with trouble.kept("looking at the configuration after the checks"):
@@ -83,8 +82,8 @@ def examine(
     _write(
         folder,
         Run(
-            lab.testbed.name,
-            lab.testbed.digest,
+            lab.topology.name,
+            lab.topology.digest,
             environment,
             started.isoformat(timespec="seconds"),
             round(time.monotonic() - clock, 1),
@@ -111,7 +110,7 @@ def _environment(lab: Lab) -> dict[str, str]:
 
 
 def _await_all(lab: Lab, trouble: Trouble) -> None:
-    """Wait a while for every machine, and tell of each whether it answers."""
+    """Wait a while for every machine, and report whether each answers."""
     machines = lab.outer.observe()
     with ThreadPoolExecutor(max_workers=len(lab.hosts)) as pool:
         for told in pool.map(partial(_await, machines=machines), lab.hosts):
@@ -120,14 +119,14 @@ def _await_all(lab: Lab, trouble: Trouble) -> None:
 
 def _attack(
     fleet: Fleet,
-    proven: Proven | None,
+    proven: ProofCache | None,
     only: tuple[str, ...],
     trouble: Trouble,
     *,
     slow: bool,
     revive: Revive,
 ) -> Checks:
-    """Run the checks, and end what they started in guests and on machines in any case."""
+    """Run the checks; in any case, end the programs that they started in guests and on machines."""
     before = leftovers.look(fleet)
     try:
         return run_checks(
@@ -142,30 +141,31 @@ def _attack(
 
 
 def _write_matrix(fleet: Fleet, file: Path) -> None:
-    rows = {str(cell): cell.as_row() for cell in (*fleet.matrix.cells, *contacts(fleet.testbed))}
+    rows = {str(cell): cell.as_row() for cell in (*fleet.matrix.cells, *contacts(fleet.topology))}
     file.write_text(json.dumps([*(rows | fleet.reach).values()], default=str))
 
 
 def _write(folder: Path, run: Run) -> None:
-    """Write ``result.json``, whole or not at all."""
+    """Write ``result.json`` atomically."""
     unfinished = folder / "result.json.partial"
     unfinished.write_text(json.dumps(to_json(run), indent=1, default=str))
     unfinished.rename(folder / "result.json")
 
 
-def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> Proven | None:
+def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> ProofCache | None:
     if prove is Proving.NOTHING:
         return None
     digests = sorted(image.digest for image in lab.ground.images.values())
     runners = (f"pytest {pytest.__version__}", f"Python {platform.python_version()}")
     facts = [f"{name}: {value}" for name, value in sorted(environment.items())]
-    configuration = [lab.testbed.digest, *facts, *digests, *runners]
-    return Proven(cache_root() / "proven.json", data_files.checks().parent, configuration, prove)
+    configuration = [lab.topology.digest, *facts, *digests, *runners]
+    return ProofCache(cache_root() / "proven.json", data_files.checks().parent, configuration, prove)
 
 
 def _await(host: Host, machines: Observed) -> str:
-    """Wait a while for a machine that runs; one that does not answer makes the checks that need it
-    inconclusive.
+    """Wait a while for a running machine; return whether it answers, in words.
+
+    A silent machine makes the checks that need it inconclusive.
     """
     state = machines.get(Key(OUTER, Kind.MACHINE, host.name), {}).get("state", "not there")
     if state != "running":

@@ -1,6 +1,4 @@
-"""The order of cases: first what looks, last what disturbs most; local ones of several machines side by
-side.
-"""
+"""Orders the cases: by increasing effect; local ones of several machines in parallel."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from threading import Event
 
-from testbed.engine.parallel import side_by_side
+from testbed.engine.parallel import run_in_lanes
 from testbed.verify.check import Effect
 from testbed.verify.fleet import Fleet
 from testbed.verify.runner.cases import Case
@@ -21,13 +19,13 @@ Do = Callable[[Case], None]
 
 
 class Schedule:
-    """Does things with cases, those of the least effect first (DESIGN.md, section 6, rule 8).
+    """Processes cases, those of the least effect first (docs/design.md, section 6, rule 8).
 
     Args:
-        prepare: gets ready what checks of the whole fleet need, beside local ones that do more than observe.
-        stopped: whether nothing more shall be begun.
-        halted: is set by an interrupt, so that cases that have begun can end sooner.
-
+        prepare: prepares instruments for checks of the whole fleet, beside local ones that do more than
+            observe.
+        stopped: returns whether no further case may begin.
+        halted: set by an interrupt, so that cases that have begun can end sooner.
     """
 
     def __init__(
@@ -67,16 +65,16 @@ class Schedule:
         return list(lanes.values())
 
     def _side_by_side(self, lanes: Sequence[Sequence[Case]], do: Do, *, prepare: bool) -> None:
-        """Do something with the cases of several machines side by side.
+        """Process the cases of several machines in parallel.
 
-        No two are about the same check at the same time: so a check that looks at the wrong machine does not
-        find there what was meant for its own.
+        Cases of the same check never run at the same time: so a check that observes the wrong machine does
+        not find the state that was prepared for its own.
         """
         with ExitStack() as beside:
             if prepare and self._prepare:
                 beside.enter_context(ThreadPoolExecutor(max_workers=1)).submit(self._prepared, self._prepare)
                 self._prepare = None
-            side_by_side(
+            run_in_lanes(
                 lanes,
                 do,
                 turn=lambda case: id(case.declared),

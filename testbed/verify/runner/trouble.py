@@ -1,4 +1,4 @@
-"""What kept a run from being complete. An error of ours is told, and a run that had one is never a pass."""
+"""Collects the reasons why a run is not complete; a run with any is never a pass."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ from contextlib import contextmanager
 
 from testbed.errors import TestbedError
 
-LONGEST = 1200  # characters of what an error says
+LONGEST = 1200  # characters of an error's text
 
 
 def told(error: BaseException) -> str:
-    """Return what an exception says in a report: its type, and its text if that can be read."""
+    """Return an exception's text for a report: its type, and its message if that can be read."""
     if isinstance(error, TestbedError):
         return f"{error.what}: {error.fact}"[:LONGEST]
     try:
         text = str(error)
-    except Exception as worse:  # noqa: BLE001 - the error of a stranger, whose text may raise anything
+    except Exception as worse:  # noqa: BLE001 - the error of a foreign library, whose text may raise anything
         text = f"(its text cannot be read: {type(worse).__name__})"
     return f"{type(error).__name__}: {text}"[:LONGEST]
 
 
 class Trouble:
-    """Collects what went wrong in a run, besides what became a verdict.
+    """Collects the errors of a run that did not become a verdict.
 
     Args:
-        progress: is told what goes on; that it raises is trouble too, and stops nothing.
-
+        progress: prints a message; its own error is recorded once as trouble, and stops nothing.
     """
 
     def __init__(self, progress: Callable[[str], None]) -> None:
@@ -35,11 +34,11 @@ class Trouble:
         self._mute = False
 
     def add(self, text: str) -> None:
-        """Remember one thing that went wrong."""
+        """Record one error."""
         self.items.append(text[: 2 * LONGEST])
 
     def tell(self, message: str) -> None:
-        """Tell people who wait what goes on."""
+        """Print a message on the progress."""
         try:
             self._progress(message)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a closed terminal ends no run
@@ -49,13 +48,12 @@ class Trouble:
 
     @contextmanager
     def kept(self, doing: str) -> Iterator[None]:
-        """Remember whatever a block raises, and go on behind it; an interrupt goes through.
+        """Record any exception of the block and continue after it; an interrupt passes through.
 
         Args:
-            doing: what the block does, for the reader of the report.
-
+            doing: the action of the block, for the reader of the report.
         """
         try:
             yield
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - that is what this is for
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the purpose of this block
             self.add(f"{doing}: {told(error)}")

@@ -1,6 +1,4 @@
-"""Whether libvirt confines every guest: what its file says for its next start, and what it does now
-(PRC-02).
-"""
+"""Whether libvirt confines every guest, by its configuration and its behaviour (PRC-02)."""
 
 from __future__ import annotations
 
@@ -12,23 +10,22 @@ from xml.etree import ElementTree as ET
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.topology import Guest
 from testbed.plan.libvirt_xml.guest import guest_xml
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses import libvirt_conf
 
 _FILE = "/etc/libvirt/qemu.conf"
 _WANTED: dict[str, libvirt_conf.Value] = {
     "security_driver": ["apparmor"], "security_default_confined": 1, "security_require_confined": 1,
 }  # fmt: skip
-_REFUSED = "nconfined guests are not allowed"  # as libvirt says it
+_REFUSED = "nconfined guests are not allowed"  # part of libvirt's message
 _NAME = "un.confined"  # no guest of a topology can have a dot in its name
 
 
-def unconfigured(node: Machine) -> list[str]:
-    """Return what libvirt's file does not say of confinement, or says twice and differently.
+def unconfigured(node: MachineView) -> list[str]:
+    """Return libvirt's confinement settings that are missing from its file, wrong or ambiguous.
 
     Raises:
-        InstrumentError: the file cannot be read as libvirt reads it.
-
+        InstrumentError: the file cannot be parsed as libvirt parses it.
     """
     text = node.read(f"cat {_FILE}")
     try:
@@ -46,12 +43,12 @@ def unconfigured(node: Machine) -> list[str]:
 
 
 def starts_unconfined(fleet: Fleet, guest: Guest) -> bool:
-    """Tell whether a guest's node starts a guest without a profile; one that starts is stopped before it
-    runs.
+    """Return whether a guest's node starts a guest without an AppArmor profile.
+
+    A guest that starts is created paused, and removed before it runs.
 
     Raises:
         InstrumentError: it does not start for another reason.
-
     """
     node = fleet.lab.nodes[guest.node]
     loner = replace(guest, name=_NAME, uuid=str(uuid5(UUID(guest.uuid), _NAME)), nics=(), volumes=())
@@ -59,7 +56,9 @@ def starts_unconfined(fleet: Fleet, guest: Guest) -> bool:
         f"the guest {loner.domain} on {guest.node}", partial(node.hypervisor.destroy, loner.domain)
     ):
         try:
-            node.hypervisor.create(_unconfined(ET.fromstring(guest_xml(node.lab, loner, {}))), paused=True)
+            node.hypervisor.create(
+                _unconfined(ET.fromstring(guest_xml(node.topology, loner, {}))), paused=True
+            )
         except ProvisioningError as error:
             if _REFUSED in error.fact:
                 return False
@@ -69,7 +68,7 @@ def starts_unconfined(fleet: Fleet, guest: Guest) -> bool:
 
 
 def _unconfined(root: ET.Element) -> str:
-    """Return a domain without disks and without a profile."""
+    """Return the XML of a domain without disks and without a profile."""
     devices = root.find("devices")
     assert devices is not None
     for disk in devices.findall("disk"):

@@ -1,5 +1,6 @@
-"""What a guest's network answered, read from frames that no guest had sent (NET-10). Pure, and without
-trust.
+"""Parses the answers of a guest's network, in frames that no guest sent (NET-10).
+
+Pure; the frames are untrusted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 SNAP = 2048  # octets of a frame, as in `testbed.payload.probe.frame_parser`
 _MAGIC = bytes((99, 130, 83, 99))
-_ANSWERS, _ANSWERS6 = 67, 547  # ports that DHCP and DHCPv6 answer from
+_ANSWERS, _ANSWERS6 = 67, 547  # source ports of DHCP and DHCPv6 answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,10 @@ class Offer:
 
 
 def read_offer(frame: bytes) -> Offer:
-    """Return what a frame offers; whatever it is, it is something. A frame is no longer than the recorder
-    keeps of it.
+    """Parse an untrusted frame into an offer.
+
+    A frame of an unknown kind becomes an offer named by its ethertype or protocol. Octets beyond the
+    recorder's limit are ignored.
     """
     frame = frame[:SNAP]
     ethertype, body = int.from_bytes(frame[12:14], "big"), frame[14:]
@@ -45,6 +48,8 @@ def read_offer(frame: bytes) -> Offer:
 
 
 def _read(source: str, protocol: int, rest: bytes, dhcp: int) -> Offer:
+    # A UDP header has 8 octets. DHCP: the transaction is at octet 4, options follow after 236 octets. DHCPv6:
+    # the transaction is at octet 1, options follow after 4 octets.
     port = int.from_bytes(rest[:2], "big")
     if (protocol, port) == (17, dhcp):
         if dhcp == _ANSWERS6:

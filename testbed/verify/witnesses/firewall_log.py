@@ -1,4 +1,4 @@
-"""What machines' own firewalls tell about what they refuse and let pass (NET-08, NET-09)."""
+"""Counters of machines' own firewalls: refused and accepted packets (NET-08, NET-09)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from testbed.verify.fleet import Fleet, Machine
-from testbed.verify.probe.client import broken
+from testbed.verify.fleet import Fleet, MachineView
+from testbed.verify.probe.client import inconclusive
 
-_REMEMBERED = 600.0  # seconds for which a firewall remembers what it refused
-_ROUNDING = 1.0  # it tells whole seconds
-_CROWDED = 0.95  # share of its room from which on a refusal may have found none
+_REMEMBERED = 600.0  # seconds for which a refusal stays in the set (timeout of the set's elements)
+_ROUNDING = 1.0  # seconds; nft prints whole seconds
+_CROWDED = 0.95  # share of the set's capacity from which on a refusal may be missing
 _RULES = "nft -j list table inet testbed"
 
 
 @dataclass(frozen=True, slots=True)
 class Passing:
-    """A rule that lets packets pass and counts them.
+    """A rule that accepts packets and counts them.
 
     Args:
-        protocol: ``tcp`` or ``udp``, or empty if it asks for neither.
-        ports: first and last port of each range of destinations; None if it asks for no port, or in a way
-            that is not known.
-
+        protocol: ``tcp`` or ``udp``; empty if the rule has no condition on them.
+        ports: first and last port of each range of destinations; None if the rule has no condition on
+            ports, or one in an unknown form.
     """
 
     protocol: str
@@ -34,20 +33,19 @@ class Passing:
     packets: int
 
     def takes(self, protocol: str, port: int) -> bool:
-        """Tell whether it may have counted packets for a port."""
+        """Return whether the rule may have counted packets to a port."""
         asked = self.ports is None or any(first <= port <= last for first, last in self.ports)
         return asked and self.protocol in ("", protocol)
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
-    """What a machine's firewall has done.
+class FirewallCounters:
+    """State of a machine's firewall.
 
     Args:
-        refused: seconds since it last refused something, by source, target, protocol and port.
-        passing: every rule that lets packets pass and counts them, with its count.
-        size: how many refusals it can remember; 0 if any number.
-
+        refused: seconds since the last refusal, by source, target, protocol and port.
+        passing: every rule that accepts packets and counts them, with its count.
+        size: capacity of the set of refusals; 0 if unlimited.
     """
 
     refused: Mapping[tuple[str, str, str, int], float]
@@ -55,20 +53,20 @@ class Ledger:
     size: int = 0
 
     def refuses(self, source: str, target: str, protocol: str, port: int, within: float) -> bool:
-        """Tell whether something was refused in so many seconds before this was read."""
+        """Return whether a refusal was recorded in the last `within` seconds before this was read."""
         age = self.refused.get((source, target, protocol, port))
         return age is not None and age <= within + _ROUNDING
 
     def passed(self, protocol: str, port: int) -> int:
-        """Return how many packets were let pass by all rules that may be about a port."""
+        """Return the number of packets accepted by all rules that may match a port."""
         return sum(rule.packets for rule in self.passing if rule.takes(protocol, port))
 
     @property
     def full(self) -> str:
-        """Why a refusal may be missing: there is hardly room for more, and who took it. Empty if there is
-        room.
+        """Reason why a refusal may be missing; empty if the set of refusals has room.
 
-        The kernel refuses packets all the same, and forgets to note them (nft(8), SETS).
+        The reason names the source with most refusals. The kernel refuses packets all the same, but does
+        not add them to a full set (nft(8), SETS).
         """
         if not self.size or len(self.refused) < self.size * _CROWDED:
             return ""
@@ -79,28 +77,26 @@ class Ledger:
         )
 
 
-def read_ledger(machine: Machine) -> Ledger:
-    """Return what a machine's firewall tells now.
+def read_ledger(machine: MachineView) -> FirewallCounters:
+    """Return the present counters of a machine's firewall.
 
     Raises:
-        InstrumentError: it tells nothing, or nonsense.
-
+        InstrumentError: the ruleset cannot be read or parsed.
     """
     text = machine.read(_RULES)
     try:
         return parse_ledger(json.loads(text))
     except (ValueError, KeyError, TypeError) as error:
-        raise broken(
+        raise inconclusive(
             f"the firewall of {machine.name} cannot be read", f"{type(error).__name__}: {error}"
         ) from error
 
 
-def parse_ledger(rules: Mapping[str, Any]) -> Ledger:
-    """Return what a ruleset in nft's JSON format tells (libnftables-json(5)).
+def parse_ledger(rules: Mapping[str, Any]) -> FirewallCounters:
+    """Parse a ruleset in nft's JSON format (libnftables-json(5)).
 
     Raises:
-        KeyError: it has no set of what was refused, or several.
-
+        KeyError: it has no set of refusals, or several.
     """
     sets = [item["set"] for item in rules["nftables"] if item.get("set", {}).get("name") == "refused"]
     if len(sets) != 1:
@@ -110,11 +106,16 @@ def parse_ledger(rules: Mapping[str, Any]) -> Ledger:
         source, target, protocol, port = member["elem"]["val"]["concat"]
         refused[source, target, protocol, int(port)] = _REMEMBERED - float(member["elem"]["expires"])
     found = [_passing(item["rule"]["expr"]) for item in rules["nftables"] if "rule" in item]
-    return Ledger(refused, tuple(rule for rule in found if rule is not None), int(sets[0].get("size", 0)))
+    return FirewallCounters(
+        refused, tuple(rule for rule in found if rule is not None), int(sets[0].get("size", 0))
+    )
 
 
 def _passing(parts: Sequence[Mapping[str, Any]]) -> Passing | None:
-    """Return a rule that counts and accepts; what it asks for besides protocol and port is left out."""
+    """Return a rule that counts and accepts, else None.
+
+    Other matches than those on protocol and port are ignored.
+    """
     counts = [int(part["counter"]["packets"]) for part in parts if isinstance(part.get("counter"), dict)]
     if not counts or not any("accept" in part for part in parts):
         return None
@@ -137,7 +138,7 @@ def _payload(part: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _ports(right: object) -> tuple[tuple[int, int], ...] | None:
-    """Return the ports that a rule asks for, as ranges; None if that is said in another way."""
+    """Return the ports that a rule matches, as ranges; None if it has another form."""
     match right:
         case int():
             return ((right, right),)
@@ -149,12 +150,11 @@ def _ports(right: object) -> tuple[tuple[int, int], ...] | None:
     return None
 
 
-def ledgers(fleet: Fleet) -> dict[str, Ledger]:
-    """Return what every machine's firewall tells now.
+def ledgers(fleet: Fleet) -> dict[str, FirewallCounters]:
+    """Return the present counters of every machine's firewall.
 
     Raises:
-        InstrumentError: one tells nothing, or nonsense.
-
+        InstrumentError: a ruleset cannot be read or parsed.
     """
     names = list(fleet.machines)
     with ThreadPoolExecutor(max_workers=len(names)) as pool:

@@ -1,5 +1,6 @@
-"""libvirt's configuration files, read as libvirt reads them: a comment and the text of a string set nothing
-(PRC-02). Pure.
+"""Parses libvirt's configuration files as libvirt does (PRC-02). Pure.
+
+Comments and the content of strings set nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ _Tokens = list[tuple[str, str]]
 
 
 def read(text: str) -> dict[str, list[Value]]:
-    """Return every value that is set, by name, in the order of the file.
+    """Return all values of every setting, by name, in the order of the file.
 
     Raises:
-        ValueError: libvirt would not take the file, or means by it what is not known here.
-
+        ValueError: libvirt would reject the file, or it uses syntax that is not known here.
     """
     tokens, found = _tokens(text), dict[str, list[Value]]()
     while tokens:

@@ -1,8 +1,7 @@
-"""The wall in front of Open vSwitch, as a witness: what a node's guard of IPv6 neighbours would do with a
-frame (NET-05).
+"""Model of the Neighbor Discovery guard of a node: its verdict on a frame (NET-05).
 
-OVN's pipeline cannot tell, since it stands behind. So the live rules are compared with the file that they
-come from, the live set is read, and a frame is judged by both as the kernel does.
+OVN's pipeline cannot show it, since the guard filters frames before Open vSwitch. So the live rules are
+compared with their file, the live sets are read, and a frame is judged by both as the kernel does.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from ipaddress import IPv6Address, IPv6Network
 from testbed.plan.descriptions import change
 from testbed.plan.host_config.nd_guard import GUARDS
 from testbed.plan.host_config.settings import Setting, settings
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 
 _HARMLESS = frozenset({1, 2, 3, 4, 128, 129})  # ICMPv6 errors and echo, RFC 4443
 _EXTENSIONS, _FRAGMENT, _ICMP6 = frozenset({0, 43, 60}), 44, 58
@@ -29,12 +28,10 @@ class Guard:
     """The guard of one node.
 
     Args:
-        whole: the live rules are those of the file, and every interface is behind them.
-        allowed: interface and address of every neighbour that may be asked for and answered, as the kernel
-            has them.
-        links: interface and MAC address that it may tell of itself, as a number.
-        findings: what is not as the topology wants it, each behind the id of the control that rests on it.
-
+        whole: the live rules are those of the file, and every interface is guarded.
+        allowed: interface and address of every neighbour that may be asked for and answered, from the kernel.
+        links: interface and MAC address that the interface may announce, as a number.
+        findings: differences from the topology, each after the id of the control that rests on the setting.
     """
 
     whole: bool
@@ -43,7 +40,7 @@ class Guard:
     findings: tuple[tuple[str, str], ...]
 
     def stops(self, interface: str, frame: bytes) -> bool:
-        """Tell whether a frame that comes in from a guest ends here."""
+        """Return whether the guard drops a frame that comes from a guest."""
         return self.whole and frame[12:14] == b"\x86\xdd" and self._denies(interface, frame[14:])
 
     def _denies(self, interface: str, packet: bytes) -> bool:
@@ -62,17 +59,20 @@ class Guard:
             and not self._told(interface, packet[at + 24 : at + 32])
         ):
             return True
+        # A solicitation's target is at octet 8 of the message; an advertisement is judged by its destination.
         about = (packet[at + 8 : at + 24] if kind == _SOLICITATION else packet[24:40]).ljust(16, b"\0")
         return (interface, str(IPv6Address(about))) not in self.allowed
 
     def _told(self, interface: str, option: bytes) -> bool:
-        """Tell whether an option gives the interface's own MAC address as the source's (RFC 4861, 4.6.1)."""
+        """Return whether an option announces the interface's own MAC address (RFC 4861, 4.6.1)."""
         return option[:2] == b"\1\1" and (interface, f"{int.from_bytes(option[2:], 'big'):#x}") in self.links
 
 
 def _upper_layer(packet: bytes) -> tuple[int | None, int, str | None]:
-    """Return the protocol behind a packet's extension headers (None if there is none), where it starts, and
-    which fragment it is.
+    """Return the upper-layer protocol of a packet, its offset, and which fragment it is.
+
+    The protocol is None if the packet is too short for it; the fragment is None if the packet is not
+    fragmented.
     """
     header, at, fragment = packet[6] if len(packet) >= 40 else None, 40, None
     while header in _EXTENSIONS or header == _FRAGMENT:
@@ -102,9 +102,9 @@ def guards(fleet: Fleet) -> dict[str, Guard]:
     )
 
 
-def _look(fleet: Fleet, node: Machine) -> Guard | None:
-    member = next(item for item in fleet.testbed.nodes if item.name == node.name)
-    wanted = {item.name: item for item in settings(fleet.testbed, member) if item.name in GUARDS}
+def _look(fleet: Fleet, node: MachineView) -> Guard | None:
+    member = next(item for item in fleet.topology.nodes if item.name == node.name)
+    wanted = {item.name: item for item in settings(fleet.topology, member) if item.name in GUARDS}
     printed = {
         command: node.run(command).text.strip()
         for command in {command for item in wanted.values() for command in item.observe}

@@ -1,7 +1,7 @@
-"""Witnesses of a network wall besides packets: OVN's databases, and the nodes' own OpenFlow pipelines.
+"""Witnesses of a network wall besides packets: OVN's databases and nodes' OpenFlow tables.
 
-Packets sample; `pipeline` asks a node's switch what it would do with a frame, and `logical` compares what the
-databases say with what the topology declares (NET-01 to NET-07).
+Packets sample; `pipeline` asks a node's switch for its verdict on a frame, and `logical` compares the
+databases with the topology (NET-01 to NET-07).
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from testbed.plan.descriptions import change, owners
 from testbed.plan.diff import differences
 from testbed.plan.resources import Kind, central
 from testbed.untrusted import bounded_json
-from testbed.verify.fleet import Fleet, Machine
+from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.client import Probe
 from testbed.verify.witnesses.nd_guard_model import guards
 
+# Datapath actions that forward no packet out of the switch.
 _WITHIN = frozenset(
     {"", "drop", "meter", "ct", "ct_clear", "recirc", "hash", "set", "set_masked", "push_vlan", "pop_vlan"}
 )
+# Speaks JSON-RPC to ovs-vswitchd's control socket over one connection: an ovs-appctl process for each frame
+# would be slower.
 _TRACE = """
 import glob, json, socket
 answers, decoder = {}, json.JSONDecoder()
@@ -52,17 +55,15 @@ print(json.dumps(answers))
 
 
 def pipeline(fleet: Fleet, probes: Sequence[Probe]) -> dict[str, str]:
-    """Return by mark what the sender's node would do with each frame now, as actions of its datapath; see
-    `passes`.
+    """Return the verdict of the sender's node on each frame, by mark, as datapath actions.
 
-    What the node's guard stops does not come to its datapath.
+    See `passes`. A frame that the node's guard stops does not reach the datapath: its verdict is ``drop``.
 
     Raises:
-        InstrumentError: a node's switch or guard cannot be asked, or cannot tell.
-
+        InstrumentError: a node's switch or guard cannot be asked, or gives no answer.
     """
     walls = guards(fleet)
-    taps = {nic.mac: (guest.node, nic.tap) for guest in fleet.testbed.guests for nic in guest.nics}
+    taps = {nic.mac: (guest.node, nic.tap) for guest in fleet.topology.guests for nic in guest.nics}
     asked: dict[str, list[tuple[str, str, str]]] = {}
     for probe in probes:
         node, tap = taps[probe.sender.mac]
@@ -81,16 +82,18 @@ def pipeline(fleet: Fleet, probes: Sequence[Probe]) -> dict[str, str]:
 
 
 def passes(actions: str) -> bool:
-    """Tell whether some of a datapath's actions send a frame on: to a port, a tunnel or a program
-    (ovs-actions(7)).
+    """Return whether datapath actions forward a frame.
+
+    Forwarding means an output to a port, a tunnel or a program (ovs-actions(7)).
     """
     text = actions
+    # Remove the innermost brackets until none is left: only names of top-level actions count.
     while (inner := re.sub(r"[({][^(){}]*[)}]", "", text)) != text:
         text = inner
     return any(word.strip() not in _WITHIN for word in re.split("[,;]", text))
 
 
-def _trace(machine: Machine, frames: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+def _trace(machine: MachineView, frames: Sequence[tuple[str, str, str]]) -> dict[str, str]:
     answers: dict[str, str] = machine.python(_TRACE, json.dumps(frames))
     silent = [text for text in answers.values() if text.startswith("no answer")]
     if silent or len(answers) != len(frames):
@@ -102,12 +105,11 @@ def _trace(machine: Machine, frames: Sequence[tuple[str, str, str]]) -> dict[str
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that a database or a guard holds and the topology does not say.
+class WitnessFinding:
+    """One difference of a database or a guard from the topology.
 
     Args:
-        controls: ids of those whose wall rests on it.
-
+        controls: ids of the controls whose wall rests on the setting.
     """
 
     controls: frozenset[str]
@@ -117,47 +119,46 @@ class Finding:
         return self.text
 
 
-def against(findings: Iterable[Finding], control: str) -> list[str]:
-    """Return what speaks against one control's wall; what others rest on says nothing about it."""
+def against(findings: Iterable[WitnessFinding], control: str) -> list[str]:
+    """Return the findings that concern one control's wall."""
     return [finding.text for finding in findings if control in finding.controls]
 
 
-def logical(fleet: Fleet) -> list[Finding]:
-    """Return where OVN's databases and the nodes' guards differ from what the topology declares.
+def logical(fleet: Fleet) -> list[WitnessFinding]:
+    """Return the differences of OVN's databases and the nodes' guards from the topology.
 
     Raises:
-        InstrumentError: the southbound database cannot be read, or a guest's port is not in use, so that no
-            packet tells anything.
+        InstrumentError: the southbound database cannot be read, or a guest's port is not in use, so that
+            packets prove nothing.
         ProvisioningError: the northbound database cannot be read.
-
     """
     behind = [finding for guard in guards(fleet).values() for finding in guard.findings]
     return [
         *_northbound(fleet),
         *_southbound(fleet),
-        *(Finding(frozenset({control}), text) for control, text in behind),
+        *(WitnessFinding(frozenset({control}), text) for control, text in behind),
     ]
 
 
-def _northbound(fleet: Fleet) -> list[Finding]:
+def _northbound(fleet: Fleet) -> list[WitnessFinding]:
     started, northbound = time.time(), fleet.lab.central.northbound
-    place = fleet.testbed.controller.name
+    place = fleet.topology.controller.name
     found: dict[Kind, Mapping[str, Mapping[str, Any]]] = {
         Kind.SWITCH: northbound.switches(),
         Kind.PORT: northbound.ports(),
     }
     fleet.evidence.record(place, "northbound", "switches and ports", found, started)
-    wanted = {resource.key: resource for resource in central(fleet.testbed)}
+    wanted = {resource.key: resource for resource in central(fleet.topology)}
     live = {key: found[key.kind][key.name] for key in wanted if key.name in found[key.kind]}
-    walls, owned = Walls.of_lab(fleet.testbed), owners(wanted)
+    walls, owned = Walls.of_lab(fleet.topology), owners(wanted)
     return [
-        Finding(walls.endangered(item), f"northbound: {item.told(owned)}")
+        WitnessFinding(walls.endangered(item), f"northbound: {item.told(owned)}")
         for item in differences(wanted, live)
     ]
 
 
-def _southbound(fleet: Fleet) -> list[Finding]:
-    machine = fleet.machines[fleet.testbed.controller.name]
+def _southbound(fleet: Fleet) -> list[WitnessFinding]:
+    machine = fleet.machines[fleet.topology.controller.name]
     text = machine.read(
         "ovn-sbctl --format=json --columns=logical_port,port_security,chassis,up list Port_Binding; echo; "
         "ovn-sbctl --format=json --columns=_uuid,name,hostname list Chassis"
@@ -171,7 +172,7 @@ def _southbound(fleet: Fleet) -> list[Finding]:
         raise InstrumentError(
             "OVN's southbound database cannot be read", fact=fact, remedy="repeat the check"
         ) from error
-    nics = [(guest, nic) for guest in fleet.testbed.guests for nic in guest.nics]
+    nics = [(guest, nic) for guest in fleet.topology.guests for nic in guest.nics]
     idle = [guest.label for guest, nic in nics if ports.get(nic.port, {}).get("up") is not True]
     if idle:
         fact = f"OVN says that nothing uses the port of {', '.join(idle[:6])}"
@@ -181,13 +182,13 @@ def _southbound(fleet: Fleet) -> list[Finding]:
 
 def _bound(
     guest: Guest, nic: GuestNic, row: Mapping[str, Any], names: Mapping[str, str]
-) -> Iterator[Finding]:
-    """Yield where the row of a guest's port in the southbound database is not what it must be."""
+) -> Iterator[WitnessFinding]:
+    """Yield the mistakes in the southbound database's row of a guest's port."""
     security, where = row.get("port_security"), names.get(str(row.get("chassis")), "no node")
     live = list(map(str, security)) if isinstance(security, list) else [str(security)] if security else []
     if live != [nic.pinned]:
         told = change("security", live, [nic.pinned], {})
-        yield Finding(
+        yield WitnessFinding(
             pinning(live, [nic.pinned]), f"southbound: interface of {guest.label} on {nic.network}: {told}"
         )
     if where != guest.node:
@@ -195,11 +196,11 @@ def _bound(
             f"southbound: the interface of {guest.label} on {nic.network} is bound on {where}, and must be "
             f"on {guest.node}"
         )
-        yield Finding(frozenset({"NET-08", "NET-13"}), told)
+        yield WitnessFinding(frozenset({"NET-08", "NET-13"}), told)
 
 
 def rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a table as OVSDB's tools print it in JSON (RFC 7047, 5.1)."""
+    """Return the rows of a table in the JSON format of OVSDB's tools (RFC 7047, 5.1)."""
     return [
         {name: _value(cell) for name, cell in zip(table["headings"], row, strict=True)}
         for row in table["data"]

@@ -1,5 +1,6 @@
-"""What is looked at in topologies of odd shapes: which checks do not apply and why, and that each other one
-can be proven.
+"""Applicability in topologies of odd shapes: each check is proven, or does not apply.
+
+The reasons for the latter are listed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pytest
 
 from testbed.lab.session import Lab
 from testbed.model import subjects
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.verify.breach_context import Stage
 from testbed.verify.check import ATTRIBUTE, Declaration
 from testbed.verify.runner.plugin import members
@@ -50,34 +51,34 @@ def _agent(*_: object) -> dict[str, object]:
     return {"pid": 1, "exited": True, "exitcode": 0}
 
 
-def _lab(testbed: Testbed) -> Any:
+def _lab(topology: Topology) -> Any:
     """Return a lab whose machines and databases take every change."""
-    hosts = {machine.name: FakeHost() for machine in testbed.machines}
+    hosts = {machine.name: FakeHost() for machine in topology.machines}
     nodes = {
         node.name: SimpleNamespace(
             name=node.name, host=hosts[node.name], hypervisor=MagicMock(), agent=_agent
         )
-        for node in testbed.nodes
+        for node in topology.nodes
     }
-    return SimpleNamespace(testbed=testbed, nodes=nodes, host=hosts.__getitem__, central=MagicMock())
+    return SimpleNamespace(topology=topology, nodes=nodes, host=hosts.__getitem__, central=MagicMock())
 
 
-def _cases(testbed: Testbed) -> Iterator[tuple[Declaration, Stage]]:
-    lab = cast(Lab, _lab(testbed))
+def _cases(topology: Topology) -> Iterator[tuple[Declaration, Stage]]:
+    lab = cast(Lab, _lab(topology))
     for file in sorted((ROOT / "checks").glob("test_*.py")):
         for function in vars(importlib.import_module(f"checks.{file.stem}")).values():
             declared = getattr(function, ATTRIBUTE, None)
             if declared is not None:
                 wanted = inspect.signature(function).parameters
                 names = next(
-                    (found for fixture, found in members(testbed).items() if fixture in wanted), [""]
+                    (found for fixture, found in members(topology).items() if fixture in wanted), [""]
                 )
                 yield from ((declared, Stage(lab, name)) for name in names)
 
 
-def _reasons(testbed: Testbed) -> list[tuple[str, str, str]]:
+def _reasons(topology: Topology) -> list[tuple[str, str, str]]:
     """Return reason, control and case, and objective of every case that does not apply."""
-    found = ((declared.applies(stage), declared, stage) for declared, stage in _cases(testbed))
+    found = ((declared.applies(stage), declared, stage) for declared, stage in _cases(topology))
     return sorted(
         (reason, f"{one.id} {stage.case or 'fleet'}", one.objective)
         for reason, one, stage in found
@@ -86,18 +87,19 @@ def _reasons(testbed: Testbed) -> list[tuple[str, str, str]]:
 
 
 def _told(shape: str) -> str:
-    testbed = lab_of(shape)
-    cases = [(declared, stage) for declared, stage in _cases(testbed) if declared.applies(stage) is None]
+    topology = lab_of(shape)
+    cases = [(declared, stage) for declared, stage in _cases(topology) if declared.applies(stage) is None]
     breaches = sum(breach.applies(stage) for declared, stage in cases for breach in declared.breaches)
-    lines = [f"{shape}: {len(cases)} of {len(list(_cases(testbed)))} cases apply, with {breaches} breaches"]
-    for reason, group in groupby(_reasons(testbed), key=lambda item: item[0]):
+    lines = [f"{shape}: {len(cases)} of {len(list(_cases(topology)))} cases apply, with {breaches} breaches"]
+    for reason, group in groupby(_reasons(topology), key=lambda item: item[0]):
         lines += [f"  {reason}:", *(f"    {case}: {objective}" for _, case, objective in group)]
     return "\n".join(lines)
 
 
 def test_what_does_not_apply_is_known() -> None:
-    """A new case that does not apply, or a new reason, is noticed here; with TESTBED_UPDATE_GOLDEN=1 the file
-    is written anew.
+    """A new case that does not apply, or a new reason, is noticed here.
+
+    With TESTBED_UPDATE_GOLDEN=1 the file is written again.
     """
     told = "\n\n".join(map(_told, [*SHIPPED, *ODD])) + "\n"
     if os.environ.get("TESTBED_UPDATE_GOLDEN"):
@@ -113,8 +115,9 @@ def test_a_reason_is_a_sentence_with_a_subject(shape: str) -> None:
 
 @SHAPE
 def test_what_applies_can_be_proven(shape: str) -> None:
-    """A check that applies has a breach that does, and each such breach finds what it acts on, when it opens
-    and when it closes.
+    """A check that applies has a breach that applies, which finds its objects in the topology.
+
+    That holds when it opens and when it closes.
     """
     for declared, stage in _cases(lab_of(shape)):
         if declared.applies(stage) is None and not declared.id.startswith("ACC"):
@@ -126,8 +129,9 @@ def test_what_applies_can_be_proven(shape: str) -> None:
 
 
 def test_nothing_but_a_wall_that_is_not_there_is_left_out() -> None:
-    """Where a topology lacks a flow, a second tenant on a node, or guests on its first node, the walls of its
-    network are looked at.
+    """Networks of odd topologies are checked for all walls that they have.
+
+    They lack a flow, a second tenant on a node, or guests on the first node.
     """
     for shape in (
         "no flow",
@@ -162,12 +166,12 @@ def test_a_pair_is_of_two_tenants_and_on_one_node_where_there_are_such() -> None
 
 def test_a_shortcut_between_nodes_is_a_rule_on_each() -> None:
     """Frames leave by the tunnel to the victim's node, which knows them by their key."""
-    testbed = lab_of("one guest on each node")
-    for declared, stage in _cases(testbed):
+    topology = lab_of("one guest on each node")
+    for declared, stage in _cases(topology):
         if declared.id == "NET-01":
             declared.breaches[0].open(stage)
             sent, received = (cast(Any, stage.lab.host(name)).commands[-1] for name in ("node-a", "node-b"))
-            attacker, victim = (guest.nics[0] for guest in testbed.guests)
+            attacker, victim = (guest.nics[0] for guest in topology.guests)
             assert f"in_port={attacker.tap}" in sent
             assert f"output:{victim.tap}" in received
             assert "set_field:0xb4eac4->tun_id" in sent
@@ -176,10 +180,10 @@ def test_a_shortcut_between_nodes_is_a_rule_on_each() -> None:
 
 def test_a_flow_is_attacked_on_the_network_that_joins_its_ends() -> None:
     """The interface that a flow uses is not the guest's first one."""
-    lab = lab_of("a flow on a second network")
-    found = subjects.sender(lab)
+    topology = lab_of("a flow on a second network")
+    found = subjects.sender(topology)
     assert (found.guest.label, found.network) == ("red/web", "red/back")
-    other = subjects.neighbour(lab, found)
+    other = subjects.neighbour(topology, found)
     assert other is not None
     assert other.guest.label == "red/db"
 

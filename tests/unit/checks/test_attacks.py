@@ -23,7 +23,7 @@ from checks import (
     test_reachability,
     test_spoofing,
 )
-from checks.support.attacker_positions import scenes
+from checks.support.attacker_positions import positions
 from checks.support.spoofed_frames import forgeries, thefts
 from testbed.model.reachability import ReachMatrix, endpoints
 from testbed.model.resolve import resolve
@@ -34,9 +34,9 @@ ROOT = Path(__file__).parents[3]
 TOPOLOGIES = sorted((ROOT / "topologies").glob("*.yaml"))
 
 
-def _fleet(topology: Path) -> Any:
-    lab = resolve(read(topology).spec)
-    return SimpleNamespace(testbed=lab, matrix=ReachMatrix.of(lab))
+def _fleet(file: Path) -> Any:
+    topology = resolve(read(file).spec)
+    return SimpleNamespace(topology=topology, matrix=ReachMatrix.of(topology))
 
 
 TOPOLOGY = pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
@@ -44,18 +44,18 @@ TOPOLOGY = pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path
 
 @TOPOLOGY
 def test_every_guest_attacks_in_every_way_that_it_can(topology: Path) -> None:
-    """A forgery has a mark of its own; who has no flow to hide behind sends what every guest may."""
+    """Each forgery has a mark of its own; a guest without a flow forges traffic of every guest."""
     fleet = _fleet(topology)
     lies = forgeries(fleet)
     assert len({lie.mark for lie in lies}) == len(lies)
     assert all(re.fullmatch("[a-z0-9]+", lie.mark) for lie in lies)
-    for scene in scenes(fleet):
+    for scene in positions(fleet):
         own = {lie.control for lie in lies if lie.sender == scene.sender}
         assert own == {f"NET-{number:02}" for number in (2, 3, 4, 5, 6, 7, 8, 11)}
 
 
 def test_lies_are_packets_of_the_flow_that_there_is() -> None:
-    """Of UDP or ICMP where no flow of TCP is; without a flow, what a rule lets every guest send to DHCP."""
+    """Forgeries use UDP or ICMP where no flow of TCP is; without a flow, requests to DHCP."""
     fleet = _fleet(ROOT / "topologies/udp-and-icmp.yaml")
     kinds = {
         "red/web": (IPPROTO_UDP, 514),
@@ -79,10 +79,8 @@ def test_only_false_senders_have_another_mac_address(topology: Path) -> None:
 
 @TOPOLOGY
 def test_the_page_lists_every_attack_and_every_breach(topology: Path) -> None:
-    """docs/attacks.md says of each frame which check watches it, and of each check which breaches prove
-    it.
-    """
-    page = (ROOT / "docs/attacks.md").read_text()
+    """The page names the check of each frame, and the breaches of each check."""
+    page = (ROOT / "docs/reference/attacks.md").read_text()
     rows: dict[str, str] = {}
     for line in page.splitlines():
         if line.startswith("| NET-"):
@@ -125,10 +123,10 @@ def test_the_page_lists_every_attack_and_every_breach(topology: Path) -> None:
 def test_questions_to_dhcp_tell_their_answers_apart(topology: Path) -> None:
     """No two questions of one protocol share a transaction."""
     fleet = _fleet(topology)
-    sent = [probe.frame(b"") for scene in scenes(fleet) for probe in thefts(scene) if probe.frame]
+    sent = [probe.frame(b"") for scene in positions(fleet) for probe in thefts(scene) if probe.frame]
     four = [frame[46:50] for frame in sent if frame[12:14] == b"\x08\0"]
     six = [frame[63:66] for frame in sent if frame[12:14] == b"\x86\xdd"]
-    everyone = endpoints(fleet.testbed)
+    everyone = endpoints(fleet.topology)
     assert len(set(four)) == len(four) > 40 * len(everyone)
     assert len(set(six)) == len(six) >= 40 * len([item for item in everyone if item.address6])
     assert len(four) + len(six) == len(sent)

@@ -1,4 +1,4 @@
-"""The guest that lies in a breach of NET-01: its lie fits the recorder that is sent to it, and reverts."""
+"""The lying guest of a breach of NET-01: its change fits the guest's recorder, and reverts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""As many answers as questions: what is missing, cut or late is no answer, wherever it is read."""
+"""A missing, cut or late answer is no answer, wherever answers are read."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from test_node_checks import LAB
 
 from checks import test_disruptions, test_guest_to_host, test_overlay, test_ovn_databases, test_storage
 from checks.support.tunnel_frames import Injection
-from testbed.drivers.places.controller import Central
+from testbed.drivers.places.controller import Controller
 from testbed.drivers.ssh.command_session import LIMIT, Completed
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.exposure import machines, rogue
 from testbed.model.topology import Plane
 from testbed.payload.probe import sender
-from testbed.verify.fleet import Machine
-from testbed.verify.witnesses.firewall_log import Ledger
+from testbed.verify.fleet import MachineView
+from testbed.verify.witnesses.firewall_log import FirewallCounters
 
 
-def _machine(stdout: bytes) -> Machine:
+def _machine(stdout: bytes) -> MachineView:
     host: Any = SimpleNamespace(name="node", access=SimpleNamespace(address="-"))
     host.sudo = lambda command, **_: Completed(command, 0, stdout, b"")
     evidence: Any = SimpleNamespace(record=lambda *_: None)
-    return Machine(host, evidence)
+    return MachineView(host, evidence)
 
 
 def test_output_that_was_cut_is_no_output() -> None:
@@ -37,7 +37,7 @@ def test_output_that_was_cut_is_no_output() -> None:
 @pytest.mark.parametrize("text", ["", "active\nactive\n", "active\nactive\nactive\nfailed\n"])
 def test_services_that_are_not_told_do_not_run_unnoticed(text: str) -> None:
     host: Any = SimpleNamespace(name="controller", sudo=lambda _: Completed("-", 3, text.encode(), b""))
-    central = Central(LAB, None, host, 1.0)  # type: ignore[arg-type] # no workspace is needed
+    central = Controller(LAB, None, host, 1.0)  # type: ignore[arg-type] # no workspace is needed
     with pytest.raises(ProvisioningError, match="which services run"):
         central._stopped()
 
@@ -70,7 +70,7 @@ def test_an_interface_that_is_not_there_is_not_silent(missing: str, monkeypatch:
         f"{name} 0a:00:00:00:00:{number:02x}"
         for number, name in enumerate([*test_guest_to_host._OWN, *taps, "lo"])
     ]
-    fleet: Any = SimpleNamespace(testbed=LAB)
+    fleet: Any = SimpleNamespace(topology=LAB)
     machine: Any = SimpleNamespace(name="node", read=lambda _: "\n".join(lines))
     test_guest_to_host._watch(fleet, machine, "tb-")
     assert watched[0].keys() == {*test_guest_to_host._OWN, *taps}
@@ -96,7 +96,7 @@ def test_a_mount_over_another_hides_none(mounts: str, monkeypatch: pytest.Monkey
         return "444 root /images/guest/root.raw"
 
     def judge() -> None:
-        fleet: Any = SimpleNamespace(testbed=LAB)
+        fleet: Any = SimpleNamespace(topology=LAB)
         test_storage.test_base_images_are_immutable(fleet=fleet, node=node)
 
     node: Any = SimpleNamespace(name="node", read=read)
@@ -139,7 +139,7 @@ def _interfaces(*claims: tuple[str, dict[str, str]]) -> str:
 def test_whatever_a_port_is_called_it_is_claimed(port: str) -> None:
     """A claim by a name that is no hexadecimal number is seen, by an interface of any name."""
     own = [(nic.tap, {"iface-id": nic.port, "vm-id": "x"}) for guest in LAB.guests for nic in guest.nics]
-    fleet: Any = SimpleNamespace(testbed=LAB)
+    fleet: Any = SimpleNamespace(topology=LAB)
     node: Any = SimpleNamespace(name="node", read=lambda _: _interfaces(("br-int", {}), *own))
     test_disruptions.test_ports_have_their_own_interfaces(fleet=fleet, node=node)
     for name in ("odd", 'an, "interface"', own[0][0]):
@@ -152,7 +152,7 @@ def test_whatever_a_port_is_called_it_is_claimed(port: str) -> None:
 
 
 def test_a_full_firewall_vouches_for_no_injection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it has no room to tell is not what it let pass."""
+    """A packet that the full set could not list was not necessarily accepted."""
     stranger = rogue(LAB.lab_network(Plane.FABRIC))
     node = next(site for site in machines(LAB) if site.plane is Plane.FABRIC and site.name == "node")
     injection = Injection("g0", "-", "node", str(stranger.address), str(node.address), 6081, (b"-",))
@@ -162,13 +162,13 @@ def test_a_full_firewall_vouches_for_no_injection(monkeypatch: pytest.MonkeyPatc
     def ask(request: dict[str, Any]) -> dict[str, Any]:
         return {"results": [{"id": line["id"], "state": "open", "sent": True} for line in request["probes"]]}
 
-    def refused(ledger: Ledger) -> set[str]:
+    def refused(ledger: FirewallCounters) -> set[str]:
         monkeypatch.setattr(test_overlay, "ledgers", lambda _: dict.fromkeys(("node", "controller"), ledger))
-        fleet: Any = SimpleNamespace(testbed=LAB)
+        fleet: Any = SimpleNamespace(topology=LAB)
         probe: Any = SimpleNamespace(ask=ask)
         return test_overlay._from_rogue(fleet, stranger, probe, [injection])
 
-    assert refused(Ledger({own: 1.0}, (), 4096)) == {"g0"}
-    assert refused(Ledger({}, (), 4096)) == set()
+    assert refused(FirewallCounters({own: 1.0}, (), 4096)) == {"g0"}
+    assert refused(FirewallCounters({}, (), 4096)) == set()
     with pytest.raises(InstrumentError, match="may have refused more than it tells"):
-        refused(Ledger(told, (), 4096))
+        refused(FirewallCounters(told, (), 4096))

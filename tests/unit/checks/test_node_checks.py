@@ -1,6 +1,4 @@
-"""What checks of one node say of what it tells: nothing that is missing counts as good (PRC-01, PRC-02,
-CMP-02, DEV-02, ACC-05).
-"""
+"""Checks of one node (PRC-01, PRC-02, CMP-02, DEV-02, ACC-05): missing output is no pass."""
 
 from __future__ import annotations
 
@@ -57,7 +55,7 @@ def test_workers_with_accounts_and_groups_of_their_own_are_apart() -> None:
     ],
 )
 def test_every_account_and_group_counts(other: _Identity) -> None:
-    """Primary and further groups as well; another account than the topology's is one that nobody meant."""
+    """Primary and further groups count, and so does an account other than the topology's."""
     assert _mixed({"red.web": _own(64100, KVM), "red.db": other}, {"red.web": 64100, "red.db": 64101}, KVM)
 
 
@@ -97,7 +95,7 @@ def test_what_libvirt_would_not_take_is_no_setting(text: str) -> None:
 
 
 class _Node:
-    """A node that tells what it is told to, by parts of the commands."""
+    """A node with fixed output, by parts of the commands."""
 
     name = "node"
 
@@ -134,7 +132,7 @@ def test_a_comment_confines_nobody(old: str, new: str) -> None:
 
 
 class _Hypervisor:
-    """Refuses what it is told to, and remembers what runs."""
+    """Refuses domains with a given message, and records those that run."""
 
     def __init__(self, refusal: str = "") -> None:
         self.refusal, self.running, self.made = refusal, set[str](), list[str]()
@@ -153,9 +151,9 @@ class _Hypervisor:
 
 
 def _fleet(hypervisor: _Hypervisor | None = None, machine: Any = None) -> Any:
-    node = SimpleNamespace(lab=LAB, hypervisor=hypervisor)
+    node = SimpleNamespace(topology=LAB, hypervisor=hypervisor)
     return SimpleNamespace(
-        testbed=LAB,
+        topology=LAB,
         lab=SimpleNamespace(nodes={"node": node}),
         leavings=Leavings(),
         machines={"node": machine},
@@ -163,7 +161,7 @@ def _fleet(hypervisor: _Hypervisor | None = None, machine: Any = None) -> Any:
 
 
 def test_libvirt_is_asked_for_a_guest_without_a_profile() -> None:
-    """What it starts is gone afterwards; what it refuses for another reason is no answer."""
+    """A guest that starts is removed afterwards; a refusal for another reason is no answer."""
     taking = _Hypervisor()
     assert confinement.starts_unconfined(_fleet(taking), LAB.guests[0])
     assert not taking.running
@@ -188,9 +186,7 @@ def test_a_worker_whose_process_cannot_be_told_is_missed() -> None:
 
 
 def test_memory_that_is_not_told_is_not_apart() -> None:
-    """An empty list of areas is no list; every worker that runs is asked, whether the topology knows it or
-    not.
-    """
+    """An empty list of areas is no list; every running worker is checked, declared or not."""
     told = {
         "*.pid": "red.web 12\nred.x.y 13",
         "ksm/run": "0 0 0",
@@ -218,7 +214,7 @@ _LISTENERS = 'LISTEN 0 128 198.18.0.11:22 0.0.0.0:* users:(("sshd",pid=1,fd=3))'
 
 
 class _Tried:
-    """A node that answers for everybody as it is told: by label, path and what came of it."""
+    """A node that answers for all workers with fixed results: by label, path and result."""
 
     def __init__(self, labels: list[str], **other: Any) -> None:
         self.labels, self.other, self.name, self.listeners = labels, other, "node", _LISTENERS
@@ -268,7 +264,7 @@ def test_who_is_denied_everything_reaches_nothing() -> None:
 
 @pytest.mark.parametrize("label", [*_labels()[1:-1]])
 def test_every_account_must_be_denied(label: str) -> None:
-    """By each of the sockets; one that is let in and not served is let in."""
+    """Each socket must deny it; an accepted connection counts even if it is not served."""
     for path in SOCKETS:
         for word in ("open", "ECONNREFUSED", "timed out"):
             with pytest.raises(AssertionError, match=re.escape(f"{label} (uid 7): {path} ({word})")):

@@ -1,4 +1,4 @@
-"""What a stranger on the fabric sends, and what guests ask the fleet for."""
+"""The frames of a rogue host on the fabric, and the questions of guests to the fleet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from checks.support.attacker_positions import scenes
+from checks.support.attacker_positions import positions
 from checks.support.tunnel_frames import injections, inners
 from checks.test_guest_services import _beyond, _questions
 from testbed.model.exposure import machines, rogue
@@ -31,22 +31,23 @@ TOKENS = Tokens("tb-0123abcd-", b"key")
 
 
 def _fleet(name: str) -> Any:
-    lab = resolve(read(next(path for path in TOPOLOGIES if path.stem == name)).spec)
+    topology = resolve(read(next(path for path in TOPOLOGIES if path.stem == name)).spec)
     numbers = count(1)
-    rows = [[nic.port, next(numbers)] for guest in lab.guests for nic in guest.nics]
+    rows = [[nic.port, next(numbers)] for guest in topology.guests for nic in guest.nics]
     controller = SimpleNamespace(
         read=lambda _: json.dumps({"headings": ["logical_port", "tunnel_key"], "data": rows})
     )
-    return SimpleNamespace(testbed=lab, machines={lab.controller.name: controller})
+    return SimpleNamespace(topology=topology, machines={topology.controller.name: controller})
 
 
 def test_every_network_is_attacked_on_every_node_with_its_key_and_ports() -> None:
-    """Where a flow leads to a node, it is what is injected; the option names OVN's ports
-    (ovn-architecture(7)).
+    """Where a flow leads to a node, its packets are injected.
+
+    The option names OVN's ports (ovn-architecture(7)).
     """
     fleet = _fleet("two-tenants")
     found = list(inners(fleet))
-    keys = {network.label: network.key for network in fleet.testbed.switches()}
+    keys = {network.label: network.key for network in fleet.topology.switches()}
     assert {item.key for item in found} == set(keys.values())
     assert sum(item.flows for item in found) == 2
     for item in found:
@@ -57,13 +58,13 @@ def test_every_network_is_attacked_on_every_node_with_its_key_and_ports() -> Non
 
 
 def test_a_node_without_guests_is_attacked_as_well_and_a_flow_inside_a_node_is_a_control() -> None:
-    """What a node sends through its own tunnel arrives, wherever the source of the flow is."""
+    """A packet that a node sends through its own tunnel arrives, wherever the flow's source is."""
     fleet = _fleet("separated")
     found = list(inners(fleet))
     assert [(item.node, item.target.guest, item.flows) for item in found] == [
         ("node-a", "red/web", False), ("node-b", "red/db", True), ("node-c", "blue/web", False),
     ]  # fmt: skip
-    stranger = rogue(fleet.testbed.lab_network(Plane.FABRIC))
+    stranger = rogue(fleet.topology.lab_network(Plane.FABRIC))
     assert {item.node for item in injections(fleet, stranger, found, TOKENS)} == {
         "node-a",
         "node-b",
@@ -72,23 +73,25 @@ def test_a_node_without_guests_is_attacked_as_well_and_a_flow_inside_a_node_is_a
 
 
 def test_flows_of_datagrams_and_echo_requests_are_injected() -> None:
-    """In a lab without a flow of TCP, what nothing but the tunnel's wall stops is of the protocols that are
-    declared.
+    """In a lab without a flow of TCP, packets of the declared protocols are injected.
+
+    Only the tunnel's wall stops those.
     """
     found = [item.frame(b"x") for item in inners(_fleet("udp-and-icmp")) if item.flows]
     assert {kind for kind in (UDP, ICMP) for frame in found if kind in frame} == {UDP, ICMP}
 
 
 def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
-    """Every disguise of both kinds of tunnels, to the node where the receiver is; fragments carry the token
-    together.
+    """Each disguise of both kinds of tunnels is sent to the receiver's node.
+
+    Fragments carry the token together.
     """
     fleet = _fleet("two-tenants")
-    stranger = rogue(fleet.testbed.lab_network(Plane.FABRIC))
+    stranger = rogue(fleet.topology.lab_network(Plane.FABRIC))
     found = list(injections(fleet, stranger, list(inners(fleet)), TOKENS))
     assert len({item.mark for item in found}) == len(found)
     addresses = {
-        site.name: str(site.address) for site in machines(fleet.testbed) if site.plane is Plane.FABRIC
+        site.name: str(site.address) for site in machines(fleet.topology) if site.plane is Plane.FABRIC
     }
     for item in found:
         first = Ether(item.packets[0])
@@ -102,11 +105,12 @@ def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
 def test_questions_of_guests_are_bounded_and_told_apart(topology: Path) -> None:
-    """Each has a mark of its own, a guest's script stays within what its sender takes, and IPv6 is asked
-    where a guest has it.
+    """Each question has a mark of its own, and IPv6 is used where a guest has it.
+
+    A guest's script stays within the limits of its sender.
     """
     fleet = _fleet(topology.stem)
-    for scene in scenes(fleet):
+    for scene in positions(fleet):
         asked = list(_questions(scene, [("tcp", 22), ("udp", 53)], ["web", "db.blue"]))
         assert len({probe.mark for probe in asked}) == len(asked) < MAX_PROBES
         assert all(re.fullmatch("[a-z0-9]+", probe.mark) for probe in asked)
@@ -120,8 +124,8 @@ def test_questions_of_guests_are_bounded_and_told_apart(topology: Path) -> None:
 
 
 def test_only_an_address_by_dhcp_is_offered() -> None:
-    """Another sender, another service, an option too many and a server that is another's are beyond it."""
-    scene = scenes(_fleet("one-node"))[0]
+    """Another sender or service, an extra option, and a foreign server are beyond the offer."""
+    scene = positions(_fleet("one-node"))[0]
     server = scene.server.address
     fine = ((1, bytes(4)), (26, bytes(2)), (51, bytes(4)), (53, b"\2"), (54, server.packed))
     assert list(_beyond(scene, [Offer(str(server), "DHCP", "05000000", fine)])) == []

@@ -1,4 +1,4 @@
-"""Lanes: what may be done at the same time, and what ends them."""
+"""Lanes: items that may run at the same time, and events that end them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from testbed.engine.parallel import side_by_side
+from testbed.engine.parallel import run_in_lanes
 
 LANES = [[("a", 1), ("a", 2), ("a", 3)], [("b", 1), ("b", 2), ("b", 3)]]
 
@@ -26,14 +26,14 @@ def test_lanes_go_side_by_side_and_no_two_are_about_the_same() -> None:
             now.remove(item[1])
             done.append(item)
 
-    side_by_side(LANES, do, turn=lambda item: item[1], stopped=lambda: False)
+    run_in_lanes(LANES, do, turn=lambda item: item[1], stopped=lambda: False)
     assert sorted(done) == sorted(item for lane in LANES for item in lane)
     assert most == 2
 
 
 def test_nothing_is_begun_after_a_stop() -> None:
     done: list[tuple[str, int]] = []
-    side_by_side(LANES, done.append, turn=lambda item: item[1], stopped=lambda: len(done) >= 2)
+    run_in_lanes(LANES, done.append, turn=lambda item: item[1], stopped=lambda: len(done) >= 2)
     assert 2 <= len(done) <= 3
 
 
@@ -48,5 +48,5 @@ def test_an_error_ends_every_lane_and_is_raised(broken: tuple[str, int]) -> None
         done.append(item)
 
     with pytest.raises(ValueError, match="broken"):
-        side_by_side(LANES, do, turn=lambda item: item, stopped=lambda: False)
+        run_in_lanes(LANES, do, turn=lambda item: item, stopped=lambda: False)
     assert len(done) <= 1

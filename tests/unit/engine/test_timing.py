@@ -1,4 +1,4 @@
-"""What took how long, and what everything else had to wait for."""
+"""Durations of steps, and the steps that all others had to wait for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The administrator's certificate is valid whenever a command uses it, whatever was done before."""
+"""The administrator's certificate is valid whenever a command uses it."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_long_command_renews_before_it_logs_in_again(workspace: Workspace) -> 
 
 
 def _refuse(host: Host) -> None:
-    """Log in where nobody listens."""
+    """Log in at an address where no server listens."""
     object.__setattr__(host.access, "address", "127.0.0.127")
     with pytest.raises(InstrumentError, match="cannot log in"):
         host.sudo("true")
@@ -157,7 +157,7 @@ def test_a_new_lab_gets_a_key(tmp_path: Path) -> None:
 def test_a_console_is_shown_line_by_line_and_speaks_to_nobody(
     running: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In CI, what a guest wrote would be a command to it."""
+    """A CI system would execute some lines that a guest writes."""
     said = b"boot\r\n::error::told\r\n\t ::set-env::\x1b[31m\xff##vso[x]\n"
     machine = running.machine("controller")
     running.make(machine)
@@ -167,7 +167,7 @@ def test_a_console_is_shown_line_by_line_and_speaks_to_nobody(
     node: Any = SimpleNamespace(console=lambda *_: said)
     opened: Any = SimpleNamespace(nodes={guest.node: node})
     monkeypatch.setattr(inspect, "entered", lambda *_: _given(opened))
-    monkeypatch.setattr("testbed.lab.session.ground", lambda: None)
+    monkeypatch.setattr("testbed.lab.session.load_inputs", lambda: None)
     monkeypatch.setattr("testbed.lab.session.load_applied", lambda _: LAB)
     for name in ("controller", guest.label):
         inspect.console(LAB.name, name, 4)

@@ -1,5 +1,6 @@
-"""What a killed run of the checks leaves: word of the wall that it opened, in whatever moment it is
-killed.
+"""A killed run of the checks leaves an entry of the breach that it opened.
+
+So it is at whatever moment it is killed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ WHEN = "2026-01-01T00:00:00+00:00"
 RECORD = Record("NET-01", "fleet", "opens it", WHEN, "a-run")
 _NUMBERS = count()
 
-# A wall is a file; what happens while it is opened, looked at and closed comes from the test.
+# A wall is a file; the test gives the code that runs while it is opened, looked at and closed.
 WALLS = """
 import os, signal, time
 from pathlib import Path
@@ -69,19 +70,20 @@ from testbed.model.resolve import resolve
 from testbed.topology_file.loader import read
 from testbed.verify.evidence import Evidence
 from testbed.verify.runner.plugin import run_checks
-from testbed.verify.runner.proof_cache import Proven, Proving
+from testbed.verify.runner.proof_cache import ProofCache, Proving
 
 interruptible()
 state = Path(sys.argv[1])
-lab = resolve(read(Path(sys.argv[2])).spec)
-machines = {machine.name: SimpleNamespace(name=machine.name) for machine in lab.machines}
+topology = resolve(read(Path(sys.argv[2])).spec)
+machines = {machine.name: SimpleNamespace(name=machine.name) for machine in topology.machines}
 workspace = Workspace(state, "lab")
 class Fleet(SimpleNamespace):
     def new_phase(self, focus=""): self.focus = focus
     def apart(self): return self
-fleet = Fleet(testbed=lab, lab=SimpleNamespace(testbed=lab, workspace=workspace), machines=machines, focus="",
+lab = SimpleNamespace(topology=topology, workspace=workspace)
+fleet = Fleet(topology=topology, lab=lab, machines=machines, focus="",
               evidence=Evidence(workspace.runs / "a-run/evidence"))
-proven = Proven(state / "proven.json", state, [], Proving.EVERYTHING)
+proven = ProofCache(state / "proven.json", state, [], Proving.EVERYTHING)
 done = run_checks(fleet, state / "checks", prove=proven, only=(), progress=lambda _: None)
 print("interrupted" if done.interrupted else "ended", len(done.results))
 """
@@ -108,7 +110,12 @@ def _walls(folder: Path, **parts: str) -> Path:
 def _start(folder: Path) -> subprocess.Popen[str]:
     (folder / "lab").mkdir(exist_ok=True)
     argv = [sys.executable, "-c", PROGRAM, str(folder), str(TOPOLOGY)]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    # The tests may run under nohup, and a child inherits ignored signals.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _write(workspace: Workspace, record: Record = RECORD) -> Entry:
@@ -190,7 +197,7 @@ def test_a_wall_that_does_not_close_stays_written_down(tmp_path: Path) -> None:
 
 
 def _signalled(folder: Path, *signals: tuple[float, int]) -> str:
-    """Send signals, each after so many seconds, once the wall is open, and return what the run says."""
+    """Send signals after the given delays, once the wall is open, and return the run's output."""
     with _start(folder) as process:
         end = time.monotonic() + 60
         while not (folder / "wall").exists() and time.monotonic() < end:
@@ -230,7 +237,7 @@ def test_a_second_signal_while_a_wall_is_closed_leaves_word_of_it(tmp_path: Path
 
 @pytest.fixture
 def lab(workspace: Workspace) -> Any:
-    return SimpleNamespace(testbed=LAB, workspace=workspace, hosts=[], closed=[], desired={}, places=[])
+    return SimpleNamespace(topology=LAB, workspace=workspace, hosts=[], closed=[], desired={}, places=[])
 
 
 def test_what_is_written_down_is_found_again_and_closed(lab: Any, tmp_path: Path) -> None:
@@ -269,7 +276,7 @@ def test_what_cannot_be_closed_stays_written_down(
 
 
 def test_a_hidden_check_file_is_not_taken_for_ours(lab: Any, tmp_path: Path) -> None:
-    """Whoever has put another folder of that name first must not decide how a wall is closed."""
+    """A foreign folder of that name, placed first, must not decide how a wall is closed."""
     name = f"walls{next(_NUMBERS)}"
     folder = _walls(tmp_path, name=name)
     other = _walls(tmp_path / "lab", name=name)
@@ -294,8 +301,8 @@ def test_every_breach_of_every_check_is_found_again_by_what_is_written_down() ->
 
 
 @contextmanager
-def _entered(testbed: object, workspace: Workspace, *_: object) -> Iterator[Any]:
-    yield SimpleNamespace(testbed=testbed, workspace=workspace, desired={}, places=[])
+def _entered(topology: object, workspace: Workspace, *_: object) -> Iterator[Any]:
+    yield SimpleNamespace(topology=topology, workspace=workspace, desired={}, places=[])
 
 
 @pytest.fixture
@@ -308,7 +315,7 @@ def command(workspace: Workspace, monkeypatch) -> Callable[..., Any]:
     for module in (main, inspect):
         monkeypatch.setattr(module, "entered", _entered)
         monkeypatch.setattr(module.observe, "observe", lambda *_: ({}, frozenset()))
-        monkeypatch.setattr(module.session, "ground", lambda **_: None)
+        monkeypatch.setattr(module.session, "load_inputs", lambda **_: None)
         monkeypatch.setattr(module.lab_namespaces, "find", lambda *_: object())
     monkeypatch.setattr(main, "running_lab", lambda _: (LAB, workspace, None))
     monkeypatch.setattr(main, "interruptible", lambda: None)
@@ -370,9 +377,7 @@ def test_report_does_not_show_an_older_run_instead_of_one_that_was_cut_short(
 
 
 def test_up_converges_closes_and_converges_again(lab: Any, monkeypatch) -> None:
-    """A breach may have cut our own way in: so a first convergence that fails is no reason not to close
-    it.
-    """
+    """A breach may block our own access: breaches are closed even after a failed convergence."""
     steps: list[str] = []
 
     def converge(*_: object) -> list[object]:
@@ -395,8 +400,8 @@ def test_up_converges_closes_and_converges_again(lab: Any, monkeypatch) -> None:
 
 
 def test_a_lab_with_an_open_wall_keeps_its_topology(workspace: Workspace) -> None:
-    """Another topology has other guests: what was opened on theirs could not be closed any more."""
-    workspace.topology.write_text(TOPOLOGY.read_text())
+    """Another topology has other guests: a breach opened on the old ones could not be closed."""
+    workspace.topology_file.write_text(TOPOLOGY.read_text())
     entry = _write(workspace)
     other = resolve(read(ROOT / "topologies/two-tenants.yaml").spec)
     up._require_same(LAB, workspace)
@@ -407,13 +412,15 @@ def test_a_lab_with_an_open_wall_keeps_its_topology(workspace: Workspace) -> Non
 
 
 def test_an_open_wall_is_not_saved(workspace: Workspace, monkeypatch) -> None:
-    """A checkpoint would carry it to where no journal is."""
+    """A checkpoint would keep the breach, without the journal that closes it."""
     from testbed.cli import checkpoint  # noqa: PLC0415
 
     monkeypatch.setattr(checkpoint, "running_lab", lambda _: (LAB, workspace, None))
     monkeypatch.setattr(checkpoint, "entered", _entered)
     monkeypatch.setattr(checkpoint, "_require_saving", lambda *_: None)
-    monkeypatch.setattr(checkpoint.session, "ground", lambda: SimpleNamespace(images={}, environment=None))
+    monkeypatch.setattr(
+        checkpoint.session, "load_inputs", lambda: SimpleNamespace(images={}, environment=None)
+    )
     monkeypatch.setattr(checkpoint.observe, "plan", lambda *_: pytest.fail("it was about to be saved"))
     _write(workspace)
     with pytest.raises(TestbedError, match="that a breach opened"):

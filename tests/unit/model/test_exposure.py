@@ -1,4 +1,4 @@
-"""What machines offer to whom: the oracle, and how answers are read."""
+"""Services of machines on the infrastructure: the oracle, and how answers are read."""
 
 from __future__ import annotations
 
@@ -16,32 +16,41 @@ from scapy.layers.inet6 import ICMPv6ND_RA, IPv6
 from scapy.layers.l2 import ARP, Ether
 
 from testbed.errors import InstrumentError
-from testbed.model.exposure import Contact, Plane, Site, Stand, contacts, machines, outer, rogue
+from testbed.model.exposure import (
+    EndpointOwner,
+    ExposureCell,
+    InfraEndpoint,
+    Plane,
+    contacts,
+    machines,
+    outer,
+    rogue,
+)
 from testbed.model.reachability import ReachMatrix
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.payload.probe import scanner
 from testbed.payload.probe.scanner import MAX_ASKS
 from testbed.plan.host_config.identity import address_sets
 from testbed.topology_file.loader import read
 from testbed.topology_file.schema import Spec
 from testbed.verify.attackers import service_scan
-from testbed.verify.attackers.scan_result import Reading
+from testbed.verify.attackers.scan_result import ScanResult
 from testbed.verify.attackers.scan_result import read as read_reading
-from testbed.verify.attackers.service_scan import knock, listening, question
+from testbed.verify.attackers.service_scan import listening, question, scan
 from testbed.verify.probe.liveness import OUTER
 from testbed.verify.witnesses.dhcp_answers import read_offer
-from testbed.verify.witnesses.firewall_log import Ledger, Passing, parse_ledger
+from testbed.verify.witnesses.firewall_log import FirewallCounters, Passing, parse_ledger
 
 TOPOLOGIES = sorted((Path(__file__).parents[3] / "topologies").glob("*.yaml"))
 
 
-def _lab(name: str = "two-tenants") -> Testbed:
+def _lab(name: str = "two-tenants") -> Topology:
     return resolve(read(next(path for path in TOPOLOGIES if path.stem == name)).spec)
 
 
 def test_exactly_these_services_are_offered() -> None:
-    """Whatever is not in this list is denied, from everybody; ARP apart."""
+    """All services outside this list are denied to every source, except ARP."""
     found = {str(cell) for cell in contacts(_lab()) if cell.allowed and cell.protocol != "arp"}
     nodes = ("node-a", "node-b")
     assert found == {
@@ -56,15 +65,15 @@ def test_exactly_these_services_are_offered() -> None:
     }
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
-def test_a_rogue_host_is_offered_nothing_but_arp(topology: Path) -> None:
-    """It asks every machine on its network for everything, by every address that the machine has."""
-    lab = resolve(read(topology).spec)
-    cells = [cell for cell in contacts(lab) if cell.source.stand is Stand.ROGUE]
+@pytest.mark.parametrize("file", TOPOLOGIES, ids=lambda path: path.stem)
+def test_a_rogue_host_is_offered_nothing_but_arp(file: Path) -> None:
+    """It tries every service of every machine on its network, at every address of the machine."""
+    topology = resolve(read(file).spec)
+    cells = [cell for cell in contacts(topology) if cell.source.stand is EndpointOwner.ROGUE]
     assert {cell.protocol for cell in cells if cell.allowed} == {"arp"}
     assert all(cell.address == cell.target.address for cell in cells if cell.allowed)
-    for node in lab.nodes:
-        for network in lab.networks:
+    for node in topology.nodes:
+        for network in topology.networks:
             asked = {
                 cell.address
                 for cell in cells
@@ -73,21 +82,22 @@ def test_a_rogue_host_is_offered_nothing_but_arp(topology: Path) -> None:
             assert asked == {nic.address for nic in node.nics}
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
-def test_the_firewall_s_addresses_say_the_same_as_the_oracle(topology: Path) -> None:
-    """Two derivations from one topology: who may use a service is who stands in the set of the rule for
-    it.
+@pytest.mark.parametrize("file", TOPOLOGIES, ids=lambda path: path.stem)
+def test_the_firewall_s_addresses_say_the_same_as_the_oracle(file: Path) -> None:
+    """Two derivations from one topology agree.
+
+    The sources that may use a service are those in the set of its rule.
     """
-    lab = resolve(read(topology).spec)
+    topology = resolve(read(file).spec)
     ports = {
         "administrators": 22,
         "tunnel_peers": 6081,
         "northbound_clients": 6641,
         "southbound_clients": 6642,
     }
-    cells = [cell for cell in contacts(lab) if cell.allowed]
-    for machine in lab.machines:
-        for name, addresses in address_sets(lab, machine).items():
+    cells = [cell for cell in contacts(topology) if cell.allowed]
+    for machine in topology.machines:
+        for name, addresses in address_sets(topology, machine).items():
             allowed = {
                 str(cell.source.address)
                 for cell in cells
@@ -97,7 +107,7 @@ def test_the_firewall_s_addresses_say_the_same_as_the_oracle(topology: Path) -> 
 
 
 def test_what_a_machine_listens_on_becomes_a_question() -> None:
-    """A socket that nobody declared is denied to all."""
+    """An undeclared socket is denied to all."""
     lab = _lab()
     cells = [cell for cell in contacts(lab, {"node-a": frozenset({("tcp", 16509)})}) if cell.port == 16509]
     assert cells
@@ -107,8 +117,9 @@ def test_what_a_machine_listens_on_becomes_a_question() -> None:
 
 
 def test_strangers_have_addresses_that_nobody_else_has() -> None:
-    """A rogue host collides with no machine, and the outer machine has no end but on the management
-    network.
+    """A rogue host collides with no machine.
+
+    The outer machine has an interface on the management network only.
     """
     lab = _lab()
     taken = {site.address for site in machines(lab)} | {site.address for site in outer(lab)}
@@ -125,18 +136,24 @@ def test_rows_are_those_of_the_matrix() -> None:
     assert len({(row["source"], row["target"], row["protocol"], row["port"]) for row in rows}) == len(rows)
 
 
-_SOURCE = Site("rogue", Stand.ROGUE, Plane.FABRIC, "0e:72:c6:12:01:00", IPv4Address("198.18.1.2"))
-_TARGET = Site("node-a", Stand.NODE, Plane.FABRIC, "0a:00:00:00:00:01", IPv4Address("198.18.1.11"))
+_SOURCE = InfraEndpoint(
+    "rogue", EndpointOwner.ROGUE, Plane.FABRIC, "0e:72:c6:12:01:00", IPv4Address("198.18.1.2")
+)
+_TARGET = InfraEndpoint(
+    "node-a", EndpointOwner.NODE, Plane.FABRIC, "0a:00:00:00:00:01", IPv4Address("198.18.1.11")
+)
 
 
-def _ledger(refused: dict[tuple[str, str, str, int], float], packets: int, size: int = 4096) -> Ledger:
-    return Ledger(refused, (Passing("udp", ((6081, 6081),), packets),), size)
+def _ledger(
+    refused: dict[tuple[str, str, str, int], float], packets: int, size: int = 4096
+) -> FirewallCounters:
+    return FirewallCounters(refused, (Passing("udp", ((6081, 6081),), packets),), size)
 
 
 def _reading(
     protocol: str, state: str, refused: float | None = None, passed: int = 0, **more: Any
-) -> Reading:
-    cell = Contact(
+) -> ScanResult:
+    cell = ExposureCell(
         _SOURCE, _TARGET, _TARGET.address, protocol, 6081, allowed=more.get("allowed", False), reason="-"
     )
     told = {} if refused is None else {("198.18.1.2", "198.18.1.11", protocol, 6081): refused}
@@ -146,8 +163,9 @@ def _reading(
 
 
 def test_an_answer_or_a_rule_that_lets_pass_is_a_reach() -> None:
-    """TCP and datagrams that answer or are refused by the stack itself were reached; so was a datagram that a
-    rule let pass.
+    """TCP and datagrams that are answered, or refused by the network stack itself, were reached.
+
+    So was a datagram that a rule accepted.
     """
     assert all(
         _reading(protocol, state).reached for protocol in ("tcp", "udp") for state in ("open", "refused")
@@ -158,9 +176,7 @@ def test_an_answer_or_a_rule_that_lets_pass_is_a_reach() -> None:
 
 
 def test_silence_that_no_firewall_vouches_for_is_unclear() -> None:
-    """What was refused before the question says nothing about the question, however long the questions
-    took.
-    """
+    """A refusal before the question is no evidence about the question, however long it took."""
     assert not _reading("tcp", "silent", refused=3.0).unclear
     assert _reading("tcp", "silent").unclear
     assert _reading("udp", "silent", refused=300.0).unclear
@@ -170,9 +186,7 @@ def test_silence_that_no_firewall_vouches_for_is_unclear() -> None:
 @pytest.mark.parametrize("name", ["node-a", "rogue", OUTER])
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "icmp", "nd", "tcp6"])
 def test_the_silence_of_who_stood_still_says_nothing(protocol: str, name: str) -> None:
-    """A pause of the target, of who asks, or of the outer machine is told apart from a wall; who answers has
-    answered.
-    """
+    """A pause of the target, the source or the outer machine is no wall; an answer still counts."""
     found = _reading(protocol, "silent", stood={name: 4.1})
     assert found.unclear
     assert f"{name} stood still for 4.1 s" in str(found)
@@ -183,7 +197,7 @@ def test_the_silence_of_who_stood_still_says_nothing(protocol: str, name: str) -
 
 
 def test_a_firewall_without_room_to_remember_says_nothing() -> None:
-    """Anybody on a network can fill it; then what it let pass meanwhile may have been anybody's."""
+    """Any host of a network can fill the set; packets accepted then may be from any host."""
     found = _reading("udp", "silent", passed=1, others=4096)
     assert found.unclear
     assert not found.reached
@@ -205,7 +219,7 @@ def _counting(*parts: object, packets: int = 1, verdict: str = "accept") -> dict
 
 
 def test_the_firewall_s_own_words_are_read() -> None:
-    """nft's JSON: refused connections with what is left of ten minutes, and counters of rules for a port."""
+    """nft's JSON: refused connections, each kept ten minutes, and counters of a port's rules."""
     address = {
         "match": {
             "op": "==",
@@ -239,8 +253,9 @@ def test_the_firewall_s_own_words_are_read() -> None:
 
 
 def test_every_rule_that_lets_a_port_pass_counts() -> None:
-    """A rule for the same port, for a range or a set of ports, for any port or in words that nobody knows
-    hides no other one.
+    """No rule hides another one.
+
+    Some are for the same port, for a range or a set of ports, for any port, or of unknown form.
     """
     rules = [
         _counting(_port(6081), packets=1),
@@ -272,7 +287,7 @@ _SSH = "tcp LISTEN 0 128 198.18.0.11:22 0.0.0.0:*"
 
 
 def test_sockets_are_read_line_by_line() -> None:
-    """What cannot be read, and a list in which our own login's socket is missing, is no list."""
+    """Unreadable text, and a list without the socket of our own login, is no list."""
     lines = (
         f"{_SSH}\nudp UNCONN 0 0 0.0.0.0:6081 0.0.0.0:*\ntcp LISTEN 0 1 127.0.0.1:7 0.0.0.0:*\ntcp LISTEN "
         "0 1 [::]:9 [::]:*"
@@ -291,8 +306,9 @@ def test_sockets_are_read_line_by_line() -> None:
 
 
 class _Knocker:
-    """Answers as the probe does, but for some questions; each is asked in one piece of those that it is
-    given.
+    """Answers as the probe does, except to some questions.
+
+    Each call's questions are asked in one piece.
     """
 
     name = "node-a"
@@ -308,19 +324,21 @@ class _Knocker:
         return {"results": told[: len(told) - self.lost]}
 
 
-def _seven() -> Testbed:
+def _seven() -> Topology:
     nodes: dict[str, object] = {f"node-{letter}": {} for letter in "abcdefg"}
     red = {"networks": {"app": "10.0.0.0/24"}, "guests": {"web": {"node": "node-a"}}}
     return resolve(Spec.model_validate({"version": 1, "name": "x", "nodes": nodes, "tenants": {"red": red}}))
 
 
-def _knock(lab: Testbed, lost: int = 0) -> tuple[list[_Knocker], int, list[str]]:
-    told = {machine.name: frozenset({("tcp", 4567), ("udp", 4500)}) for machine in lab.machines}
-    cells = [cell for cell in contacts(lab, told) if cell.source.stand is not Stand.OUTER]
+def _knock(topology: Topology, lost: int = 0) -> tuple[list[_Knocker], int, list[str]]:
+    told = {machine.name: frozenset({("tcp", 4567), ("udp", 4500)}) for machine in topology.machines}
+    cells = [cell for cell in contacts(topology, told) if cell.source.stand is not EndpointOwner.OUTER]
     fleet: Any = SimpleNamespace(evidence=SimpleNamespace(record=lambda *_: None))
-    names = {cell.source.label if cell.source.stand is Stand.ROGUE else cell.source.name for cell in cells}
+    names = {
+        cell.source.label if cell.source.stand is EndpointOwner.ROGUE else cell.source.name for cell in cells
+    }
     at: Any = {name: _Knocker(lost) for name in names}
-    return list(at.values()), len(cells), knock(fleet, at, cells)
+    return list(at.values()), len(cells), scan(fleet, at, cells)
 
 
 def test_a_large_fleet_is_asked_everything() -> None:
@@ -336,15 +354,16 @@ def test_an_answer_less_than_there_are_questions_is_told() -> None:
 
 
 def test_a_knocker_leaves_no_question_out() -> None:
-    """What is too much for one go is refused, and not cut."""
+    """Too many questions are refused, not cut."""
     line = {"id": "k", "kind": "tcp", "mac": "-", "address": "-", "ip": "-", "port": 1}
     with pytest.raises(ValueError, match="401 questions, and 400 at most"):
-        scanner.knock({"probes": [line] * (MAX_ASKS + 1), "window": 0})
+        scanner.scan({"probes": [line] * (MAX_ASKS + 1), "window": 0})
 
 
 def test_what_was_silent_is_asked_once_more() -> None:
-    """A service that answers late is there; one that is silent twice is not; of datagrams the firewall
-    tells.
+    """A service that answers late counts; one that is silent twice does not.
+
+    For datagrams, the firewall's counters decide.
     """
     cells = [cell for cell in contacts(_lab()) if cell.allowed and cell.protocol in ("arp", "udp")]
     cells = [
@@ -358,7 +377,7 @@ def test_what_was_silent_is_asked_once_more() -> None:
         return ["open", "silent"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service_scan, "knock", again)
+        patch.setattr(service_scan, "scan", again)
         fleet: Any = None
         assert service_scan._once_more(fleet, {}, cells, ["silent", "open", "silent", "silent"]) == [
             "open",
@@ -380,11 +399,11 @@ def test_questions_expect_answers_and_not_themselves() -> None:
         ("udp6", 7),
     ):
         asked = question(
-            Contact(_SOURCE, _TARGET, _TARGET.address, protocol, port, allowed=False, reason="-"), "k0"
+            ExposureCell(_SOURCE, _TARGET, _TARGET.address, protocol, port, allowed=False, reason="-"), "k0"
         )
         assert not re.search(str(asked["expect"]), str(asked["frame"])), protocol
         back = question(
-            Contact(_TARGET, _SOURCE, _SOURCE.address, protocol, port, allowed=False, reason="-"), "k0"
+            ExposureCell(_TARGET, _SOURCE, _SOURCE.address, protocol, port, allowed=False, reason="-"), "k0"
         )
         assert not re.search(str(asked["expect"]), str(back["frame"])), (
             f"{protocol}: a question of the target is no answer"
@@ -392,12 +411,14 @@ def test_questions_expect_answers_and_not_themselves() -> None:
     reply = Ether(src=_TARGET.mac, dst=_SOURCE.mac) / ARP(
         op=2, hwsrc=_TARGET.mac, psrc="198.18.1.11", pdst="198.18.1.2"
     )
-    asked = question(Contact(_SOURCE, _TARGET, _TARGET.address, "arp", None, allowed=True, reason="-"), "k0")
+    asked = question(
+        ExposureCell(_SOURCE, _TARGET, _TARGET.address, "arp", None, allowed=True, reason="-"), "k0"
+    )
     assert re.search(str(asked["expect"]), bytes(reply).hex())
 
 
 def test_offers_are_read_by_bounds() -> None:
-    """What answers a guest is read as far as it is well-formed, and named whatever it is."""
+    """Answers to a guest are parsed as far as they are well-formed, and always get a name."""
     options = [("message-type", "offer"), ("server_id", "10.0.0.1"), ("router", "169.254.169.254"), "end"]
     head = Ether(src="0a:00:00:00:00:09") / IP(src="10.0.0.1", dst="10.0.0.2")
     offer = bytes(head / UDP(sport=67, dport=68) / BOOTP(op=2, xid=0x05000001) / DHCP(options=options))

@@ -1,16 +1,17 @@
-"""The oracle: what a topology allows between guests."""
+"""The oracle: the traffic that a topology allows between guests."""
 
 from __future__ import annotations
 
 from itertools import permutations
 
+from testbed.model.cell import by_pair
 from testbed.model.reachability import Cell, ReachMatrix, endpoints, probed_ports, services
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.topology_file.schema import Spec
 
 
-def _lab() -> Testbed:
+def _lab() -> Topology:
     tenant = {
         "networks": {"app": "10.0.0.0/24", "back": ["fd00:b::/64", "10.0.1.0/24"]},
         "guests": {"web": {"network": ["app", "back"]}, "db": {"network": "app"}, "log": {"network": "back"}},
@@ -37,6 +38,17 @@ def test_every_ordered_pair_has_every_service_once() -> None:
     assert len(cells) == len(set(cells)) == wanted
 
 
+def test_many_cells_are_named_by_pair_and_the_rest_is_counted() -> None:
+    cells = ReachMatrix.of(_lab()).cells
+    told = by_pair(cells)
+    first, *_ = told.split("; ")
+    assert first.startswith("red/web@app -> red/web@back: arp, icmp, raw, broadcast, multicast, nd-link and ")
+    assert told.endswith(f"; and {len(list(permutations(endpoints(_lab()), 2))) - 4} more pairs")
+    assert told.count(" -> ") == 4
+    assert by_pair(cells[:2]) == "red/web@app -> red/web@back: arp, icmp"
+    assert by_pair([]) == ""
+
+
 def test_a_flow_allows_its_port_one_way_only() -> None:
     """``tcp/5432`` says nothing of other ports, other protocols, or the way back."""
     forward, backward = _cells("red/web@app", "red/db@app"), _cells("red/db@app", "red/web@app")
@@ -45,7 +57,7 @@ def test_a_flow_allows_its_port_one_way_only() -> None:
 
 
 def test_a_flow_is_allowed_over_both_families_where_both_ends_have_both() -> None:
-    """IPv6 follows the same line of the file; what is between link-local addresses never does."""
+    """IPv6 follows the same line of the file; traffic between link-local addresses never does."""
     forward, backward = _cells("red/web@back", "red/log@back"), _cells("red/log@back", "red/web@back")
     assert {name for name, cell in forward.items() if cell.allowed} == {"arp", "nd", "udp/7", "udp6/7"}
     assert {name for name, cell in backward.items() if cell.allowed} == {"arp", "nd"}
@@ -53,7 +65,7 @@ def test_a_flow_is_allowed_over_both_families_where_both_ends_have_both() -> Non
 
 
 def test_without_ipv6_there_are_only_link_local_cells_of_it() -> None:
-    """A network that has no IPv6 range is asked between link-local addresses alone, as ever."""
+    """A network without an IPv6 range is probed between link-local addresses only."""
     names = set(_cells("red/web@app", "red/db@app"))
     assert {"nd-link", "icmp6-link", "tcp6-link/22"} <= names
     assert not {"nd", "icmp6", "tcp6/22", "multicast6"} & names
@@ -85,8 +97,9 @@ def test_allowed_and_denied_partition_the_table() -> None:
 
 
 def test_a_lab_without_a_node_has_no_flow_that_hangs_in_the_air() -> None:
-    """What is left is a lab like every other: its matrix has the guests that are left, and the flows between
-    them.
+    """A lab without a node is like every other lab.
+
+    Its matrix has the remaining guests, and the flows between them.
     """
     guests = {"web": {"node": "node-a"}, "db": {"node": "node-a"}, "log": {"node": "node-b"}}
     tenant = {

@@ -136,7 +136,7 @@ def test_a_stream_carries_bytes_both_ways_beside_commands(session: Session, list
     stream = session.open(listener.getsockname())
     far, _ = listener.accept()
     much = bytes(range(256)) * 10_000
-    with ThreadPoolExecutor(4) as pool:
+    with far, ThreadPoolExecutor(4) as pool:
         command = pool.submit(lambda: session.run("sleep 0.2; echo done", stdin=b"", timeout=10).text)
         there, back = pool.submit(_heard, far, len(much)), pool.submit(_heard, stream, len(much))
         pool.submit(far.sendall, much)
@@ -150,7 +150,8 @@ def test_either_side_ends_a_stream(session: Session, listener: socket.socket) ->
     far, _ = listener.accept()
     first.sendall(b"last words")
     first.close()
-    assert (far.recv(64), far.recv(64), first.recv(64)) == (b"last words", b"", b"")
+    with far:
+        assert (far.recv(64), far.recv(64), first.recv(64)) == (b"last words", b"", b"")
     second = session.open(listener.getsockname())
     far, _ = listener.accept()
     far.sendall(b"bye")
@@ -182,8 +183,8 @@ def test_input_that_a_child_holds_and_nobody_reads_does_not_keep_a_command(sessi
 
 def test_last_words_are_heard_by_who_still_talks(listener: socket.socket) -> None:
     heard: list[bytes] = []
-    watch = exec_server.Watch()
-    stream = exec_server.Stream(watch, listener.getsockname().encode(), heard.append)
+    watch = exec_server.FilePoller()
+    stream = exec_server.OutputStream(watch, listener.getsockname().encode(), heard.append)
     far, _ = listener.accept()
     far.sendall(b"last words")
     far.close()
@@ -194,9 +195,7 @@ def test_last_words_are_heard_by_who_still_talks(listener: socket.socket) -> Non
 
 
 def test_a_command_whose_session_has_ended_is_killed_and_meanwhile_others_wait(tmp_path: Path) -> None:
-    """A process of ours that is killed leaves on the machine what it had just begun, such as to open a
-    wall.
-    """
+    """A killed process of ours leaves its last command on the machine, such as a breach."""
     lock, quick, slow = (tmp_path / name for name in ("orphans", "quick", "slow"))
     program = exec_server.__file__, f"Server(0, 1, {str(lock)!r}, 2.0).serve()"
     text = Path(program[0]).read_text().replace("Server(0, 1).serve()", program[1])

@@ -1,5 +1,6 @@
-"""Every resource of every shipped topology says whose wall it holds, and differences are those of the right
-controls.
+"""Every resource of every shipped topology belongs to controls.
+
+Differences endanger the right ones.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.plan import descriptions
 from testbed.plan.controls import BY_PROPERTY, ITSELF, SEVERITY, STATE, Walls, pinning, rules
 from testbed.plan.diff import Difference
@@ -25,7 +26,7 @@ TOPOLOGIES = sorted((ROOT / "topologies").glob("*.yaml"))
 NO_CHECK = {"AUD-01", "DOS-02", "DOS-03", "DOS-04", "VMM-05"}
 
 
-def _lab(path: Path) -> Testbed:
+def _lab(path: Path) -> Topology:
     return resolve(read(path).spec)
 
 

@@ -1,4 +1,4 @@
-"""What does not follow from the topology in OVN's northbound database is told, and taken away."""
+"""Stray rows of OVN's northbound database are reported, and removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 def _clean() -> Rows:
-    """Return what a database holds of a lab with one switch and one port, as OVN 25.03 has it."""
+    """Return the database of a lab with one switch and one port, in the form of OVN 25.03."""
     own, none = {"external_ids": {"testbed": "lab"}}, {"external_ids": {}}
     unused: dict[str, Any] = {
         "tag": [],

@@ -1,6 +1,4 @@
-"""Limits of guests' interfaces: what a file says, whose they are, what the node is told, and what counts as
-past them.
-"""
+"""Limits of guests' interfaces: from the file to the node, and when they are exceeded."""
 
 from __future__ import annotations
 
@@ -20,17 +18,17 @@ from checks.support.flood_scenario import (
     CALM_BEATS,
     FLOOD_BEATS,
     LATER_BEATS,
+    FloodOutcome,
     Noise,
-    Outcome,
     _connections,
+    exceeded_limits,
     heart,
     noise_of,
-    over,
 )
 from checks.test_noisy_neighbour import _weak
 from testbed.errors import InstrumentError
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.plan import policing
 from testbed.plan.resources import Kind
 from testbed.topology_file.schema import Spec, parse_bandwidth, parse_packets
@@ -40,7 +38,7 @@ from testbed.verify.probe.tokens import Tokens
 from tests.shapes import lab_of
 
 
-def _lab(tenant: dict[str, object], guest: dict[str, object]) -> Testbed:
+def _lab(tenant: dict[str, object], guest: dict[str, object]) -> Topology:
     red = {
         "networks": {"app": "10.0.0.0/24"},
         "guests": {"web": {"limits": guest}, "db": {}},
@@ -117,13 +115,13 @@ def _noise(*flows: str) -> Noise:
         "guests": {"web": {"limits": limited}, "db": {}},
         "allow": flows,
     }
-    lab = resolve(
+    topology = resolve(
         Spec.model_validate({"version": 1, "name": "x", "nodes": {"node": {}}, "tenants": {"red": red}})
     )
-    return noise_of(SimpleNamespace(testbed=lab))  # type: ignore[arg-type]
+    return noise_of(SimpleNamespace(topology=topology))  # type: ignore[arg-type]
 
 
-_HELD = Outcome(
+_HELD = FloodOutcome(
     opening=200,
     tracked=100,
     large=Flood(12_000, 5000, 4.0),
@@ -134,7 +132,7 @@ _HELD = Outcome(
 
 
 def test_noise_within_its_limits_is_none() -> None:
-    assert over(_noise(), _HELD) == []
+    assert exceeded_limits(_noise(), _HELD) == []
 
 
 @pytest.mark.parametrize(
@@ -145,8 +143,8 @@ def test_noise_within_its_limits_is_none() -> None:
         (replace(_HELD, small=Flood(12_000, 9000, 4.0)), "small frames"),
     ],
 )
-def test_each_limit_that_is_passed_is_told(found: Outcome, words: str) -> None:
-    (told,) = over(_noise(), found)
+def test_each_limit_that_is_passed_is_told(found: FloodOutcome, words: str) -> None:
+    (told,) = exceeded_limits(_noise(), found)
     assert words in told
 
 
@@ -161,7 +159,7 @@ def test_each_limit_that_is_passed_is_told(found: Outcome, words: str) -> None:
         replace(_HELD, delivered=0),
     ],
 )
-def test_noise_that_meets_no_limit_says_nothing(found: Outcome) -> None:
+def test_noise_that_meets_no_limit_says_nothing(found: FloodOutcome) -> None:
     assert _weak(_noise("web -> db tcp/5432"), found)
     assert not _weak(_noise("web -> db tcp/5432"), _HELD)
 
@@ -170,7 +168,7 @@ _QUIET = {CALM_BEATS: 20, FLOOD_BEATS: 40, LATER_BEATS: 20}
 
 
 def _seen(**arrived: int) -> Observation:
-    """Return what a victim heard: so many answers in calm, during floods, and in calm again."""
+    """Return a victim's observation: answers before, during and after floods."""
     counts = {
         CALM_BEATS: arrived.get("calm", 20),
         FLOOD_BEATS: arrived.get("loud", 40),
@@ -185,9 +183,9 @@ def _seen(**arrived: int) -> Observation:
 
 
 class _Looks:
-    """Floods as they are looked at, one after another."""
+    """Observations of floods, one after another."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *looks: tuple[Outcome, Observation]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *looks: tuple[FloodOutcome, Observation]) -> None:
         self.looks = list(looks)
         monkeypatch.setattr(test_noisy_neighbour, "noise_of", lambda _: _noise("web -> db tcp/5432"))
         monkeypatch.setattr(test_noisy_neighbour, "flooded", lambda *_: self.looks.pop(0))
@@ -212,8 +210,9 @@ def test_a_heartbeat_that_is_lost_once_is_slowness_and_twice_is_harm(monkeypatch
 
 @pytest.mark.parametrize("ill", [{"calm": 17}, {"later": 10}, {"calm": 0, "later": 0}])
 def test_a_busy_machine_tells_nothing_of_floods(monkeypatch: pytest.MonkeyPatch, ill: dict[str, int]) -> None:
-    """A heart that loses beats in calm, before or after, is no heart to tell a flood by, whether it loses
-    more or not.
+    """A victim that loses beats in calm, before or after, is no evidence about a flood.
+
+    It does not matter whether it loses more during the flood.
     """
     for loud in (0, 10, 40):
         with pytest.raises(InstrumentError, match="without any flood"):
@@ -232,7 +231,7 @@ def test_more_beats_than_questions_are_no_heart() -> None:
 
 
 def test_a_second_policer_hides_no_first_one() -> None:
-    """Whichever the kernel tells last."""
+    """The order in which the kernel prints them does not matter."""
     lab = _lab({}, {})
     tap = lab.guests[0].nics[0].tap
     for rates in ((9000, 1000), (1000, 9000)):
@@ -248,11 +247,11 @@ def test_a_second_policer_hides_no_first_one() -> None:
 
 def test_without_a_flow_the_limit_of_packets_is_what_noise_can_meet() -> None:
     """Nothing that counts for the other limits is let through."""
-    small = Outcome(small=_HELD.small, sent=[12_000])
+    small = FloodOutcome(small=_HELD.small, sent=[12_000])
     assert not _weak(_noise(), small)
     assert _weak(_noise("web -> db icmp"), small)
     assert _weak(_noise(), replace(small, small=Flood(4000, 4000, 4.0)))
-    assert "small frames" in over(_noise(), replace(small, small=Flood(12_000, 9000, 4.0)))[0]
+    assert "small frames" in exceeded_limits(_noise(), replace(small, small=Flood(12_000, 9000, 4.0)))[0]
 
 
 @pytest.mark.parametrize(("service", "kind"), [("tcp/5432", TCP), ("udp/53", UDP), ("icmp", ICMP)])
@@ -269,7 +268,7 @@ def test_connections_are_of_the_flow_that_is_declared(service: str, kind: type[P
 
 def test_who_suffers_is_of_another_tenant_where_one_is_near() -> None:
     def victim(shape: str) -> str | None:
-        noise = noise_of(SimpleNamespace(testbed=lab_of(shape)))  # type: ignore[arg-type]
+        noise = noise_of(SimpleNamespace(topology=lab_of(shape)))  # type: ignore[arg-type]
         return noise.victim.guest if noise.victim else None
 
     assert victim("two-tenants") == "blue/db"

@@ -1,4 +1,4 @@
-"""What a machine does when it starts from saved memory: everything it was before is replaced."""
+"""The start of a machine from saved memory: its whole former identity is replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results: what is written can be read, what is not ours is refused, and every form tells the same."""
+"""Results: written ones can be read, foreign ones are refused, and all formats agree."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from testbed.errors import Exit, UsageError
-from testbed.report import formats
+from testbed.report import formats, reach, screen
 from testbed.report.result import (
     CheckResult,
     Proof,
@@ -85,7 +85,7 @@ PASSED, GONE = _of("NET-01", Verdict.PASS), _of("NET-12", Verdict.NOT_APPLICABLE
 SLOW = _of("NET-01", Verdict.NOT_APPLICABLE, "it boots: ask for it with --slow", left_out=True)
 ALL_SLOW = _of("NET-12", Verdict.NOT_APPLICABLE, "it boots: ask for it with --slow", left_out=True)
 BOTH = ("NET-01", "NET-12")
-# cases, all controls, what was asked for; exit code, first words, the rest of the headline, the line of names
+# cases, all controls, controls asked for; exit code, first words, the rest of the headline, the line of names
 SEEN = [
     (
         (PASSED, _of("NET-12", Verdict.PASS)),
@@ -220,11 +220,12 @@ def test_what_was_not_looked_at_is_said(
     data = to_json(Run("lab", "ab12", {}, "2026-01-01T00:00:00+00:00", 9.5, checks, (), (), controls, asked))
     assert to_json(from_json(json.loads(json.dumps(data)))) == data
     assert exit_code(data) is code
-    *_, before, last = formats.text(data).splitlines()
+    *before, last = screen.text(data, 5000).splitlines()
     assert last.startswith(word)
     assert last.endswith(end)
-    assert before.startswith("not looked at: ") is (names is not None)
-    assert (names or "") in before
+    gone = [line for line in before if line.startswith("not looked at: ")]
+    assert len(gone) == (names is not None)
+    assert (names or "") in "".join(gone)
     markdown = formats.markdown(data)
     assert ("## What was not looked at" in markdown) is bool(data["not_looked_at"])
     suite = ET.fromstring(formats.junit(data))[0]
@@ -236,7 +237,7 @@ def test_what_was_not_looked_at_is_said(
 
 
 def test_a_result_of_an_older_version_is_read() -> None:
-    """It has neither the controls nor what was not looked at, and says what follows from its cases."""
+    """It lacks the controls and those not looked at; the latter follow from its cases."""
     data = _data(_check(Verdict.PASS), GONE)
     for key in ("controls", "asked", "not_looked_at"):
         del data[key]
@@ -250,11 +251,11 @@ def test_a_result_of_an_older_version_is_read() -> None:
 def test_a_long_reason_and_a_hostile_one_stay_on_one_line() -> None:
     hostile = _of("NET-12", Verdict.NOT_APPLICABLE, HOSTILE + "x" * 4000)
     data = to_json(Run("lab", "ab12", {}, "now", 9.5, (PASSED, hostile), (), (), BOTH))
-    *_, before, last = formats.text(data).splitlines()
+    *_, before, _, last = screen.text(data, 5000).splitlines()
     assert before.startswith("not looked at: NET-12 (")
     assert len(before) < 300
     assert last.startswith("ALL WALLS LOOKED AT HOLD")
-    for form in (formats.text, formats.markdown, formats.junit):
+    for form in (screen.text, formats.markdown, formats.junit):
         assert "\x1b" not in form(data)
         assert not any(line.startswith("::") for line in form(data).splitlines())
 
@@ -316,7 +317,7 @@ def test_every_form_tells_the_same(
     checks: tuple[CheckResult, ...], trouble: tuple[str, ...], word: str, outcomes: set[str]
 ) -> None:
     data = _data(*checks, trouble=trouble)
-    assert formats.text(data).splitlines()[-1].startswith(word)
+    assert screen.text(data, 5000).splitlines()[-1].startswith(word)
     markdown = formats.markdown(data)
     assert markdown.startswith(f"# lab: {word}")
     assert ("What is not a pass" in markdown) is bool(
@@ -332,7 +333,7 @@ def test_every_form_tells_the_same(
     assert int(suite.get("tests", "")) == len(suite.findall("testcase"))
 
 
-@pytest.mark.parametrize("form", [formats.text, formats.markdown, formats.junit])
+@pytest.mark.parametrize("form", [screen.text, formats.markdown, formats.junit])
 def test_what_a_guest_said_is_shown_and_obeyed_by_nobody(form: Any) -> None:
     shown = form(_data(_check(Verdict.FAIL, reason=HOSTILE), trouble=(HOSTILE,)))
     assert "\x1b" not in shown
@@ -348,7 +349,7 @@ def test_what_a_guest_said_is_shown_and_obeyed_by_nobody(form: Any) -> None:
 
 
 def _require_inert(shown: str) -> None:
-    """Only code may hold what a forge makes links, calls or markup of."""
+    """Require that only code holds text that a forge turns into links, calls or markup."""
     tokens = [
         child
         for token in MarkdownIt("commonmark").enable("table").parse(shown)
@@ -402,7 +403,13 @@ def test_the_matrix_tells_what_got_through_and_what_is_wrong() -> None:
         row("c", "nd", False, False),
         row("d", "nd", False, None),
     ]
-    lines = formats.matrix(rows).splitlines()
+    lines = [line.plain for line in reach.matrices(rows)]
     assert lines[0].startswith("reach: 4 of 5 cells observed, 2 of them denied")
-    assert lines[1:] == ["  a -> b: tcp/5432, arp (DEAD)", "  a -> c: icmp (LEAK)"]
-    assert formats.matrix(rows[-1:]) == ""
+    assert lines[1:] == [
+        "     2  3  4",
+        "1 a  x  !  ?",
+        "signs: ! a leak; x dead although allowed; ? not observed",
+        "DEAD a -> b: arp",
+        "LEAK a -> c: icmp",
+    ]
+    assert reach.matrices(rows[-1:]) == []

@@ -1,5 +1,6 @@
-"""Hostile topology files: each is answered within bounds, with a line and a remedy, and in no Python
-words.
+"""Hostile topology files: each is refused within bounds, with a line and a remedy.
+
+No message is about Python.
 """
 
 from __future__ import annotations

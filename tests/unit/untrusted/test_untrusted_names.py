@@ -1,5 +1,6 @@
-"""Names and reasons from nodes, files and guests in plans, charts and pictures, and what silent guests last
-said.
+"""Names and reasons from nodes, files and guests in plans, charts and pictures.
+
+Also the last output of silent guests.
 """
 
 from __future__ import annotations
@@ -75,17 +76,17 @@ def test_mermaid_is_quoted() -> None:
 
 
 def test_the_last_words_of_a_silent_guest_stand_behind_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They made the renderer raise, and the run ended green."""
+    """Such output once made the renderer raise, and the run passed."""
     guest = LAB.guests[0]
     words = f"{WORDS}\r\nends in \\[/x]".encode()
     silent = Action(Verb.RESTART, Key(guest.node, Kind.GUEST, guest.label), "-", None, ())
     monkeypatch.setattr(observe, "plan", lambda *_: Plan((silent,)))
     monkeypatch.setattr(apply, "converge", lambda *_: [])
     lab: Any = SimpleNamespace(
-        testbed=LAB, desired={}, places=[], nodes={guest.node: SimpleNamespace(console=lambda *_: words)}
+        topology=LAB, desired={}, places=[], nodes={guest.node: SimpleNamespace(console=lambda *_: words)}
     )
     with terminal.ERR.capture() as said:
-        assert guest_recovery.revive(lab, terminal.say) == (guest.label,)
+        assert guest_recovery.restart_crashed_guests(lab, terminal.say) == (guest.label,)
     shown = said.get()
     _require_obeyed_by_nobody(shown)
     assert shown.split("\n")[-2].endswith("| ends in \\[/x]")

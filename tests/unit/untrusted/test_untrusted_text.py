@@ -1,4 +1,4 @@
-"""Text from guests, nodes and files is obeyed by nobody, and JSON from them stays within bounds."""
+"""Text from guests, nodes and files is never executed, and JSON from them stays in bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What checks make is taken away, whatever happens in between; what stays is told."""
+"""Objects made by checks are removed, whatever is raised in between; leftovers are reported."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXCEPTIONS = (
 
 
 class World:
-    """A node, OVN's database and libvirt; each step can be told to raise, before or after it has worked."""
+    """A node, OVN's database and libvirt; each step can raise, before or after its effect."""
 
     def __init__(self) -> None:
         self.there: set[str] = set()
@@ -41,11 +41,11 @@ class World:
         self.raises: dict[str, BaseException] = {}
         self.clings: set[str] = set()
         host = SimpleNamespace(must=self.must)
-        self.node: Any = SimpleNamespace(lab=LAB, name="node", host=host, hypervisor=self)
+        self.node: Any = SimpleNamespace(topology=LAB, name="node", host=host, hypervisor=self)
         machine = SimpleNamespace(read=lambda *_, **__: "", name="node")
         central = SimpleNamespace(northbound=self)
         self.fleet: Any = SimpleNamespace(
-            testbed=LAB,
+            topology=LAB,
             machines={"node": machine},
             leavings=Leavings(),
             lab=SimpleNamespace(nodes={"node": self.node}, central=central),
@@ -126,7 +126,7 @@ def test_nothing_is_left_of_a_guest_that_attacked() -> None:
 @pytest.mark.parametrize("error", EXCEPTIONS, ids=repr)
 @pytest.mark.parametrize("when", [f"{side} {name}" for name in MAKING for side in ("before", "after")])
 def test_nothing_is_left_whatever_breaks_off(when: str, error: Any) -> None:
-    """Every thing has been noted before it was made, and what broke off is what is raised."""
+    """Each object is recorded before it is made, and the original error is raised."""
     world = World()
     world.raises[when] = error if isinstance(error, BaseException) else error()
     with pytest.raises(type(world.raises[when])):
@@ -137,7 +137,7 @@ def test_nothing_is_left_whatever_breaks_off(when: str, error: Any) -> None:
 
 @pytest.mark.parametrize("stuck", ["domain", "port", "interfaces", "files"])
 def test_what_cannot_be_taken_away_keeps_nothing_else_and_is_told(stuck: str) -> None:
-    """A check's own verdict stays what it was; the end of the run tries once more, and tells."""
+    """A check's own verdict stays; the end of the run tries again, and reports."""
     world = World()
     world.clings = {stuck}
     world.attack()
@@ -193,7 +193,7 @@ def test_rules_that_were_taken_away_come_back(monkeypatch: pytest.MonkeyPatch) -
 
     northbound = SimpleNamespace(change_rules=change)
     fleet: Any = SimpleNamespace(
-        testbed=LAB, leavings=Leavings(), lab=SimpleNamespace(central=SimpleNamespace(northbound=northbound))
+        topology=LAB, leavings=Leavings(), lab=SimpleNamespace(central=SimpleNamespace(northbound=northbound))
     )
     instrument = SimpleNamespace(ask=lambda _: {"answers": [1, 0], "turned": True})
     monkeypatch.setattr(disruptions, "in_guest", lambda *_: instrument)
@@ -210,7 +210,7 @@ def test_rules_that_were_taken_away_come_back(monkeypatch: pytest.MonkeyPatch) -
 
 
 class _Place:
-    """A machine, a guest or a library that shows what it is told to, or raises."""
+    """A machine, a guest or a library that gives fixed answers, or raises."""
 
     def __init__(self, *shown: Any) -> None:
         self.shown = list(shown)
@@ -237,7 +237,12 @@ def _fleet(tmp_path: Path, **places: Any) -> Any:
     files = places.get("files", _Place(None))
     machines = {"node": machine, "controller": places.get("controller", _Place("active"))}
     return SimpleNamespace(
-        testbed=LAB, machines=machines, lab=lab, instruments={}, leavings=Leavings(), files_of=lambda _: files
+        topology=LAB,
+        machines=machines,
+        lab=lab,
+        instruments={},
+        leavings=Leavings(),
+        files_of=lambda _: files,
     )
 
 
@@ -302,7 +307,7 @@ def test_a_probe_that_does_not_end_and_keys_that_stay_are_named(
 
 
 def test_a_controller_that_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
-    """Its database is not connected to, which would be waited for as long as a slow machine may take."""
+    """Its database is not connected to: that would wait for as long as a slow machine may take."""
     asked: list[object] = []
     silence = InstrumentError("cannot log in to controller", fact="no route", remedy="-")
     fleet = _fleet(tmp_path, controller=_Place(silence), switches=asked.append, ports=asked.append)

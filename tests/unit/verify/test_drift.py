@@ -1,4 +1,4 @@
-"""A lab that is not what its topology says: which rows a run gets from it, before and after the checks."""
+"""Drift of a lab before and after the checks, as rows of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from testbed.model.resolve import resolve
 from testbed.plan.resources import OUTER, Key, Kind, desired, places
 from testbed.report.result import Verdict
 from testbed.topology_file.loader import read
-from testbed.verify.drift import OBJECTIVE, Watch, look
+from testbed.verify.drift import OBJECTIVE, DriftWatch, look
 from testbed.verify.evidence import Evidence
 from testbed.verify.runner import run as runs
 from testbed.verify.runner.proof_cache import Proving
@@ -35,9 +35,9 @@ class Lab:
     """A simulated lab that is up."""
 
     def __init__(self) -> None:
-        self.world, self.testbed = World(), resolve(read(TOPOLOGY).spec)
-        self.desired = desired(self.testbed, INPUTS)
-        self.places = [self.world.place(name) for name in places(self.testbed)]
+        self.world, self.topology = World(), resolve(read(TOPOLOGY).spec)
+        self.desired = desired(self.topology, INPUTS)
+        self.places = [self.world.place(name) for name in places(self.topology)]
         self.outer = self.places[0]
         self.silent: dict[str, Exception] = {}
         converge(self.desired, self.places, lambda _: None)
@@ -57,9 +57,9 @@ class Fleet:
     """As much of a fleet as a watch needs."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
-        self.lab, self.testbed, self.evidence, self.shared = (
+        self.lab, self.topology, self.evidence, self.shared = (
             lab,
-            lab.testbed,
+            lab.topology,
             Evidence(folder),
             dict[str, Any](),
         )
@@ -83,7 +83,7 @@ def run(lab: Lab, tmp_path: Path) -> Callable[..., list[tuple[str, str, str, str
     def run(
         between: Callable[[], None] = lambda: None, only: tuple[str, ...] = ()
     ) -> list[tuple[str, str, str, str]]:
-        watch = Watch(Fleet(lab, tmp_path / "evidence"), only)  # type: ignore[arg-type]
+        watch = DriftWatch(Fleet(lab, tmp_path / "evidence"), only)  # type: ignore[arg-type]
         watch.begin()
         between()
         watch.end()
@@ -230,7 +230,7 @@ def test_the_check_of_the_whole_says_what_differs_and_what_it_did_not_see(lab, t
 
 def test_an_interrupt_at_the_end_keeps_what_was_seen(lab, tmp_path) -> None:
     lab.set(VOLUME, "mode", "644")
-    watch = Watch(Fleet(lab, tmp_path))  # type: ignore[arg-type]
+    watch = DriftWatch(Fleet(lab, tmp_path))  # type: ignore[arg-type]
     watch.begin()
 
     class Stopped(SimulatedPlace):
@@ -245,7 +245,7 @@ def test_an_interrupt_at_the_end_keeps_what_was_seen(lab, tmp_path) -> None:
 
 
 def test_a_run_looks_before_and_after_its_checks(lab, tmp_path, monkeypatch) -> None:
-    """A difference that no check knows of is in the result, and so is one that a check has left behind."""
+    """A difference that no check covers is in the result, and so is one left by a check."""
     environment = SimpleNamespace(outer="tcg", inner="kvm", note="", versions={})
     lab.ground = SimpleNamespace(environment=environment, images={})
     lab.workspace = SimpleNamespace(runs=tmp_path / "runs", folder=tmp_path, lab="lab")

@@ -1,4 +1,4 @@
-"""What a guest answers is hostile: every kind of nonsense ends as an InstrumentError, soon."""
+"""Answers of guests are hostile: every kind of nonsense soon ends as an InstrumentError."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GUEST = LAB.guests[0]
 
 
 class Puppet:
-    """An agent that answers what it was told to."""
+    """An agent with fixed answers."""
 
     def __init__(self, *answers: dict[str, Any]) -> None:
         self.answers = list(answers)
@@ -99,7 +99,7 @@ def test_a_file_of_nonsense_is_an_instrument_error(answers: list[dict[str, Any]]
 
 
 def test_a_file_ends_where_nothing_comes_any_more() -> None:
-    """Whatever the agent says of it."""
+    """The agent's own report of the end does not matter."""
     puppet = Puppet(
         HANDLE, {"buf-b64": _text(b"ab"), "eof": False}, {"buf-b64": "", "count": 5, "eof": False}, {}
     )
@@ -135,7 +135,7 @@ def _unresponsive(text: str) -> libvirt.libvirtError:
 
 
 def test_an_agent_that_has_not_been_asked_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What libvirt could not even hand over has not been done; what was handed over may have been."""
+    """A call that libvirt could not hand over was not carried out; others may have been."""
     answers: list[Any] = []
 
     def command(*_: object) -> str:

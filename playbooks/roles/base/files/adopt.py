@@ -1,9 +1,9 @@
-"""Waits in the middle of the boot until this memory has been started a second time, then becomes somebody.
+"""Pauses the boot until the machine has been saved and restored, then applies its identity.
 
-A machine that boots with ``testbed.golden`` on its kernel command line has no identity. It stops here, and
-the outer machine saves its memory. Whoever starts from that memory notices that devices are plugged in, which
-the saved machine never saw; takes its identity from the credential that a cold boot would have taken it from,
-and goes on booting. What made keys, ids or random numbers before the memory was saved is made anew.
+A machine that boots with ``testbed.golden`` on its kernel command line has no identity. Its boot pauses here,
+and the outer machine saves its memory. A machine that starts from that memory notices that devices are
+plugged in, which never happens in the saved one. It reads its identity from the credential that a cold boot
+would use, and continues to boot. Keys, ids and random numbers from before the save are replaced.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 OURSELVES = "testbed-adoption.service"
-# What may run already when memory is saved: nothing that draws keys, ids or random numbers to keep them.
+# Services that may run when memory is saved: they keep no keys, ids or random numbers.
 HARMLESS = ("auditd.service", "systemd-journald.service", "systemd-udevd.service", OURSELVES)
 PLUGGED = {b"ACTION=add", b"SUBSYSTEM=pci"}
 FIRMWARE = Path("/sys/firmware/qemu_fw_cfg/by_name/opt/io.systemd.credentials/testbed.identity/raw")
@@ -31,7 +31,7 @@ MACHINE_ID = Path("/etc/machine-id")
 JOURNAL = Path("/var/log/journal")
 PREPARATIONS = Path("/usr/lib/testbed/before-saving.d")
 SPARE = 64 * 2**20  # bytes of free memory that are left alone
-PATIENCE = 400.0  # seconds; a machine that is emulated may boot a guest meanwhile
+PATIENCE = 400.0  # seconds; an emulated machine may boot a guest in this time
 SEED = Path("/var/lib/systemd/random-seed")
 SWITCH_ID = Path("/etc/openvswitch/system-id.conf")
 NETLINK_KOBJECT_UEVENT = 15
@@ -43,20 +43,27 @@ FRESH = 512  # bytes; up to 128 of them may have been fetched before the memory 
 
 
 def run(*argv: str, timeout: float = 120) -> str:
-    """Run a program to its end, which must be a success and come within so many seconds, and return what it
-    printed.
+    """Run a program and return its standard output.
+
+    Args:
+        argv: program and arguments.
+        timeout: seconds.
+
+    Raises:
+        SubprocessError: the program fails or does not end in time.
+
     """
     return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=timeout).stdout
 
 
 def say(text: str) -> None:
-    """Tell the outer machine, which reads the serial console."""
+    """Print a line on the serial console, which the outer machine reads."""
     with Path("/dev/ttyS0").open("w") as console:
         console.write(f"testbed: {text}\n")
 
 
 def wait_for_quiet() -> None:
-    """Return when the boot waits for us alone, twice in a row."""
+    """Wait until two successive looks show no running job of systemd except our own."""
     quiet = 0
     while quiet < 2:
         run("udevadm", "settle")
@@ -66,19 +73,20 @@ def wait_for_quiet() -> None:
 
 
 def prepare() -> None:
-    """Run what roles want to have done once and for all: kernel modules, and what is found out about what is
-    on the disk.
+    """Run the programs of the roles that prepare a machine before it is saved.
+
+    They load kernel modules and fill caches that stay valid; on a node, they also save a guest's memory.
     """
     for program in sorted(PREPARATIONS.iterdir()):
         run(str(program), timeout=PATIENCE)
 
 
 def forget() -> None:
-    """Let the kernel clear memory that is free: what stood there would be saved, and loaded anew.
+    """Make the kernel clear free memory, whose old content would be saved and loaded, too.
 
-    What was read from the disk stays: an emulated machine needs longer to read it again than any other to
-    load it.
+    The page cache stays: an emulated machine would need longer to read the disk again than to load it.
     """
+    # A populated anonymous mapping makes the kernel zero the pages; QEMU saves zero pages in a few octets.
     words = Path("/proc/meminfo").read_text().split()
     size = int(words[words.index("MemFree:") + 1]) * 1024 - SPARE
     if size > 0:
@@ -86,7 +94,7 @@ def forget() -> None:
 
 
 def refuse_strangers() -> None:
-    """Fail if a service runs that may hold something that no two machines may share."""
+    """Fail if a service runs that may hold secrets which machines must not share."""
     lines = run(
         "systemctl", "list-units", "--no-legend", "--plain", "--type=service", "--state=activating,running"
     ).splitlines()
@@ -98,17 +106,18 @@ def refuse_strangers() -> None:
 
 
 def wait_for_devices(events: socket.socket) -> None:
-    """Return when the kernel tells that the first device has been plugged in."""
+    """Wait until the kernel reports the first plugged-in device."""
     while not set(events.recv(65536).split(b"\0")) >= PLUGGED:
         pass
 
 
 def reseed() -> None:
-    """Mix fresh bytes of the outer machine into the kernel's generator, and let it draw new keys at once.
+    """Mix random bytes of the outer machine into the kernel's generator and rekey it at once.
 
-    The kernel has done as much already, since the virtual machine's generation changed; this does not depend
-    on that.
+    The kernel does the same when it sees a new generation id of the virtual machine; this function does not
+    rely on it. Half of the bits are credited as entropy.
     """
+    # struct rand_pool_info (linux/random.h): bits of entropy, octets of data, data
     with Path("/dev/hwrng").open("rb", buffering=0) as source:
         fresh = b""
         while len(fresh) < FRESH:
@@ -121,8 +130,9 @@ def reseed() -> None:
 
 
 def set_clock() -> None:
-    """Set the clock from the clock chip, which did not stand still; half a second is added, as the kernel
-    does at boot.
+    """Set the system clock from the hardware clock, which continued to run.
+
+    Half a second is added, as the kernel does at boot.
     """
     with Path("/dev/rtc0").open("rb", buffering=0) as chip:
         second, minute, hour, day, month, year, *_ = struct.unpack(
@@ -133,13 +143,13 @@ def set_clock() -> None:
 
 
 def take_identity() -> None:
-    """Unpack the credential of the virtual machine that we run in now."""
+    """Unpack the credential of the present virtual machine."""
     run("modprobe", "qemu_fw_cfg")
     run("tar", "--extract", "--no-same-owner", "--directory=/run", f"--file={FIRMWARE}")
 
 
 def become() -> None:
-    """Replace every name and id that was made before."""
+    """Replace names and ids that were made before the save."""
     socket.sethostname((IDENTITY / "hostname").read_text().strip())
     before = MACHINE_ID.read_text().strip()
     mine = (IDENTITY / "machine-id").read_text()
@@ -152,7 +162,7 @@ def become() -> None:
 
 
 def live_twice() -> None:
-    """Wait to be saved, wait to be woken, and become somebody."""
+    """Prepare for the save, wait for the restore, and apply the identity."""
     run("modprobe", "--all", "virtio_net", "virtio_rng")
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_KOBJECT_UEVENT) as events:
         wait_for_quiet()
@@ -176,7 +186,7 @@ def live_twice() -> None:
 
 
 def main() -> int:
-    """Do it, and tell the outer machine if it goes wrong; nothing of this stays."""
+    """Run `live_twice` and report an error on the serial console."""
     try:
         live_twice()
     except (OSError, subprocess.SubprocessError) as error:

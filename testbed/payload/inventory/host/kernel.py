@@ -79,7 +79,7 @@ def _names(folder: str) -> list[str]:
 
 
 def _formats() -> list[str]:
-    """Return the folder of formats that the kernel runs by an interpreter, if it is mounted; to look mounts it."""
+    """Return the folder of formats for interpreters, if it is mounted; a look at it mounts it."""
     mounted = any(" - binfmt_misc " in line for line in read("/proc/self/mountinfo", 2**22).splitlines())
     return ["/proc/sys/fs/binfmt_misc"] if mounted else []
 

@@ -1,4 +1,4 @@
-"""What is concluded about the outer machine, from faked devices, canaries and programs."""
+"""Conclusions about the outer machine, from faked devices, canaries and programs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIB = 2**20
 
 
 class Machine:
-    """A machine with an emulator that answers as it is told, and a record of what was started."""
+    """A machine whose emulator gives fixed answers, and a record of the programs started."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.cache = folder
@@ -284,7 +284,7 @@ def test_doctor_wants_space_for_what_is_still_to_be_baked(
 def test_programs_are_found_where_an_ordinary_users_login_does_not_look(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Debian keeps mke2fs and its like out of the PATH of whoever is not root."""
+    """Debian keeps mke2fs and its like out of the PATH of ordinary users."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     told = process.run(["sh", "-c", "echo $PATH"], what="nothing", timeout=10)
     assert {"/usr/sbin", "/sbin"} <= set(told.strip().split(":"))

@@ -1,4 +1,4 @@
-"""Every lab's emulators have an account that no other lab's have, and what they may open is theirs alone."""
+"""Emulators of each lab have an account of their own, which alone may open their files."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files aw
 @pytest.fixture(autouse=True)
 def root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounts, "privileged", lambda: True)
+    monkeypatch.setattr(accounts, "_running", set)  # labs of this machine have accounts as well
 
 
 @pytest.fixture
@@ -85,6 +86,19 @@ def test_an_account_that_the_machine_knows_is_not_taken(
     for folder in folders:
         assign(folder, registry)
     assert [of_lab(folder).uid for folder in folders] == [NUMBERS[1], NUMBERS[3]]
+
+
+def test_an_account_of_a_running_process_is_not_taken(
+    tmp_path: Path, registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "_running", lambda: {NUMBERS[0]})
+    assign(_folder(tmp_path, "s/red"), registry)
+    assert of_lab(tmp_path / "s/red").uid == NUMBERS[1]
+
+
+def test_the_accounts_of_running_processes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert os.getuid() in accounts._running()
 
 
 def test_when_every_number_is_taken_it_is_told(
@@ -167,7 +181,7 @@ def test_a_daemon_has_its_own_account(
     workspace.connect("qemu:///system")
     assert workspace.account == Account(4711, 4711)
     workspace.create()
-    assert workspace.folder.stat().st_mode & 0o7777 == 0o711  # the daemon may have been told another account
+    assert workspace.folder.stat().st_mode & 0o7777 == 0o711  # the daemon may use another account
 
 
 @as_root

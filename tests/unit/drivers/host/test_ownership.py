@@ -1,6 +1,4 @@
-"""What is not ours stays: folders that others made survive every verb that removes, whatever the verb is
-told.
-"""
+"""Foreign folders survive every verb that removes files, whatever its arguments."""
 
 from __future__ import annotations
 
@@ -23,6 +21,7 @@ from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.snapshots import checkpoint as checkpoints
 from testbed.drivers.snapshots import machine_memory
 from testbed.errors import MachineError, UsageError
+from testbed.lab import session
 
 KEY = "0123456789abcdef"
 OTHER_UID = 4711
@@ -52,7 +51,7 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
 @pytest.fixture
 def stranger(tmp_path: Path, root: Path) -> Iterator[Path]:
-    """A folder that somebody else made, which looks as much like a lab as a folder can; it must survive."""
+    """A folder of another origin that looks like a lab; it must survive."""
     folder = tmp_path / "project"
     for name in ("v", "m", "src"):
         (folder / name).mkdir(parents=True)
@@ -67,7 +66,7 @@ def stranger(tmp_path: Path, root: Path) -> Iterator[Path]:
 def _lab(root: Path, name: str = "demo") -> Workspace:
     workspace = Workspace(root, name)
     workspace.create()
-    workspace.topology.write_text("a topology")
+    workspace.topology_file.write_text("a topology")
     (workspace.machine("node") / "x").parent.mkdir(parents=True, exist_ok=True)
     (workspace.machine("node") / "vda.qcow2").write_text("a disk")
     return workspace
@@ -123,6 +122,19 @@ def test_a_folder_without_the_mark_stays_where_labs_are(run: Run, root: Path, st
     finally:
         (root / "project").rename(stranger)
     assert not (root / "demo").exists()  # does not run, so prune has removed it
+
+
+def test_prune_leaves_a_lab_that_came_up_meanwhile(
+    run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up` may hold the lock while `prune` looks."""
+    _lab(root)
+    monkeypatch.setattr(lab_namespaces, "enclosures", lambda *_: [])
+    monkeypatch.setattr(lab_namespaces, "find", lambda name, folder: (name, folder))
+    destroyed: list[Workspace] = []
+    monkeypatch.setattr(session, "destroy", destroyed.append)
+    status, _ = run("prune")
+    assert (status, destroyed) == (0, [])
 
 
 @pytest.mark.parametrize(
@@ -310,7 +322,7 @@ def test_a_lab_comes_before_a_file_of_its_name(
 
 def test_no_machine_of_another_folder_has_a_console(run: Run, root: Path) -> None:
     workspace = _lab(root)
-    workspace.topology.write_text(
+    workspace.topology_file.write_text(
         (playbooks().parent / "topologies/one-node.yaml").read_text().replace("name: one-node", "name: demo")
     )
     (workspace.folder / "console.log").write_text("a secret")

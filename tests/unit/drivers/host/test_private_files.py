@@ -1,5 +1,6 @@
-"""Secrets and tenants' data are the owner's alone, whatever the umask is, and no link is followed where they
-are written.
+"""Secrets and tenants' data belong to the owner alone, whatever the umask is.
+
+No link is followed where they are written.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from testbed.drivers.host.private_files import copy_secret, make_folder, write_s
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.hypervisor.qmp import Monitor
 from testbed.drivers.pki import Authority
-from testbed.drivers.places.outer_host import Outer
+from testbed.drivers.places.outer_host import OuterHost
 from testbed.drivers.snapshots import machine_memory
-from testbed.drivers.snapshots.checkpoint import Kept
+from testbed.drivers.snapshots.checkpoint import CheckpointMachine
 from testbed.model.resolve import resolve
 from testbed.topology_file.loader import read
 from testbed.verify.evidence import Evidence
@@ -126,7 +127,7 @@ def test_disks_and_identities_are_the_emulators_alone(tmp_path: Path) -> None:
     workspace.make(folder)
     base = tmp_path / "base.qcow2"
     process.run(["qemu-img", "create", "-q", "-f", "qcow2", str(base), "1M"], what="no base", timeout=60)
-    place = Outer(LAB, workspace, *[SimpleNamespace(links=list)] * 4, lambda _: None)  # type: ignore[arg-type]
+    place = OuterHost(LAB, workspace, *[SimpleNamespace(links=list)] * 4, lambda _: None)  # type: ignore[arg-type]
     place.issue_identity(LAB.nodes[0], folder)
     machine_memory.make_overlay(base, folder / "vda.qcow2")
     assert (folder / "vda.qcow2").read_bytes().startswith(b"QFI")
@@ -145,7 +146,7 @@ def test_what_a_checkpoint_gives_back_is_closed_again(
         (kept / name).write_text(name)
         (kept / name).chmod(0o644)
     (target / "identity.tar").symlink_to(kept / "memory")
-    Kept(kept, {}).unpack(target, ourselves())
+    CheckpointMachine(kept, {}).unpack(target, ourselves())
     assert sorted(given) == ["console.log", "identity.tar", "vda.qcow2"]
     assert _open_to_others(target) == []
     assert (kept / "memory").read_text() == "memory"

@@ -1,4 +1,4 @@
-"""Memory goes through QEMU's monitor: the requests, the bytes, and what is told when QEMU refuses."""
+"""Memory goes through QEMU's monitor: requests, bytes, and the report of a refusal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEMORY = os.urandom(3 * 2**20 + 17)
 
 
 class Qemu:
-    """Speaks as much QMP as memory needs, and really moves bytes through the descriptor it was given."""
+    """Speaks the QMP that saving memory needs, and moves bytes through the given descriptor."""
 
     def __init__(self, end: dict[str, Any] | None = None) -> None:
         self.end = end or {"status": "completed"}

@@ -1,4 +1,4 @@
-"""The image cache: what is stored is verified, named, and pruned."""
+"""The image cache: stored images are verified, named, and pruned."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from testbed.cli.display import Board
 from testbed.data_files import playbooks
 from testbed.drivers.host.content_store import file_digest, publish
 from testbed.drivers.images import build
-from testbed.drivers.images.cache import ImageCache
+from testbed.drivers.images.cache import ImageCache, Recipe
+from testbed.engine.place import Step
 from testbed.errors import ImageError
 
 
@@ -64,6 +66,30 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
     assert len(cache.stored()) == 1
 
 
+def test_a_display_sees_each_image_begin_and_end(
+    cache: ImageCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def base(_: ImageCache, recipe: Recipe, *__: object) -> Path:
+        if recipe.name == "node":
+            raise ImageError("no network", fact="-", remedy="-")
+        return tmp_path
+
+    told: list[str] = []
+    monkeypatch.setattr(ImageCache, "_base", base)
+    monkeypatch.setattr(ImageCache, "_check_space", lambda *_: None)
+    monkeypatch.setattr(ImageCache, "_finish", lambda *_: None)
+    monkeypatch.setattr("testbed.drivers.host.process.run", lambda *_, **__: "")
+    with pytest.raises(ImageError, match="no network"):
+        cache.ensure(told.append)
+    board = Board()
+    for step in told:
+        assert isinstance(step, Step)
+        board.take(step)
+    assert (board.planned, board.done, board.wrong, board.running) == (2, 2, 1, [])
+    assert "image node: failed" in told
+    assert "image controller: ready" in told
+
+
 def test_the_key_follows_the_playbooks(tmp_path: Path) -> None:
     copy = tmp_path / "playbooks"
     shutil.copytree(playbooks(), copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -105,7 +131,7 @@ def test_the_key_follows_the_program_that_assembles(tmp_path: Path, monkeypatch:
 
 
 def _kernel(payload: bytes, *, sectors: int, offset: int) -> bytes:
-    """Return a kernel that unpacks itself, as far as its header goes (Linux/x86 boot protocol, 1.1)."""
+    """Return a self-extracting kernel with a valid header (Linux/x86 boot protocol, 1.1)."""
     head = bytearray((sectors + 1) * 512)
     head[0x1F1], head[0x202:0x206] = sectors, b"HdrS"
     head[0x248:0x250] = struct.pack("<II", offset, len(payload))

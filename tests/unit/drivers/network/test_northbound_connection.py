@@ -1,5 +1,6 @@
-"""Connections to OVN's northbound database: one that is closed ends no other one, and one serves several
-threads.
+"""Connections to OVN's northbound database: closing one ends no other one.
+
+One connection serves several threads.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pytest
 
 from testbed.drivers.network import northbound as ovn
 from testbed.drivers.network.northbound import Northbound
+from testbed.drivers.network.northbound import _labels as ovn_labels
 from testbed.errors import ProvisioningError
 from testbed.model.topology import Limits
 from testbed.plan.ovn_northbound import FOUR
@@ -35,9 +37,7 @@ def test_each_connection_is_used_and_closed_by_itself() -> None:
 
 
 class _Rows:
-    """Rows of DHCP settings; while one is read, another thread looks for the settings of a switch that was
-    found before.
-    """
+    """Rows of DHCP settings; another thread looks up a switch's settings while one is read."""
 
     def __init__(self, switches: list[str]) -> None:
         self.data = {
@@ -56,7 +56,7 @@ def _northbound(rows: _Rows) -> Northbound:
     found = Northbound.__new__(Northbound)
     found._api = MagicMock()
     found._api.tables = {"DHCP_Options": SimpleNamespace(rows=rows)}
-    found._dhcp_rows = {}
+    found._dhcp_rows, found._lab = {}, "lab"
     return found
 
 
@@ -76,8 +76,43 @@ def test_a_switch_has_dhcp_settings_also_while_another_thread_reads_the_table() 
     }
 
 
+def test_a_port_waits_for_the_dhcp_settings_of_its_switch() -> None:
+    """The server may answer a transaction before it sends the change."""
+    rows = _Rows([])
+    northbound = _northbound(rows)
+    northbound._timeout = 5
+
+    def arrives() -> None:
+        rows.data[UUID(int=7)] = SimpleNamespace(external_ids={FOUR: "t/app"})
+
+    rows.meanwhile = [lambda: None, lambda: None, arrives]
+    northbound.set_port("t/a/app", "t/app", "p", "02:00:00:00:00:01 10.0.0.5", Limits(0, 0, 0), fresh=True)
+    northbound._api.lsp_set_dhcpv4_options.assert_called_once_with("p", UUID(int=7))
+
+
 def test_no_port_is_made_whose_switch_has_no_dhcp_settings() -> None:
     northbound = _northbound(_Rows([]))
+    northbound._timeout = 0
     with pytest.raises(ProvisioningError, match="no DHCP settings"):
         northbound.set_port("t/a/app", "t/app", "p", "", Limits(0, 0, 0), fresh=True)
     assert not northbound._api.transaction.called
+
+
+def test_a_port_with_ipv6_is_not_made_without_dhcpv6() -> None:
+    northbound = _northbound(_Rows(["t/app"]))
+    northbound._timeout = 0
+    with pytest.raises(ProvisioningError, match="no DHCP settings"):
+        northbound.set_port(
+            "t/a/app", "t/app", "p", "02:00:00:00:00:01 10.0.0.5 fd00::5", Limits(0, 0, 0), fresh=True
+        )
+    assert not northbound._api.transaction.called
+
+
+def test_a_row_that_the_library_replaces_has_no_labels_meanwhile() -> None:
+    """The library empties the list of a row before it removes the row."""
+
+    class Emptied(dict[UUID, Any]):
+        def get(self, *_: object) -> Any:
+            raise IndexError
+
+    assert ovn_labels(Emptied(), UUID(int=1)) == {}

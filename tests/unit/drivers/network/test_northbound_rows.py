@@ -1,5 +1,6 @@
-"""Rows of OVN's northbound database: a second one with the same label, match or name hides none, and
-shows.
+"""Rows of OVN's northbound database: a second one of a label, match or name is visible.
+
+It hides no other row.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _tables(**rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _removed(kind: Kind, found: dict[str, dict[str, Any]], wanted: str) -> list[str]:
-    """Return what `up` would remove, if the first row of a label is as it must be."""
+    """Return the rows that `up` would remove, if the first row of a label is as desired."""
     own = Resource(Key("controller", kind, wanted), found[wanted])
     plan = diff({own.key: own}, {Key("controller", kind, label): item for label, item in found.items()})
     assert {action.verb for action in plan.actions} <= {Verb.DELETE}
@@ -100,7 +101,7 @@ def test_one_row_of_each_reads_as_before() -> None:
 
 @pytest.mark.parametrize("turn", [1, -1])
 def test_a_second_switch_of_a_name_is_drift(turn: int) -> None:
-    """Whichever comes first: the one with the ports is the switch, and the other one goes, by its id."""
+    """In any order, the row with the ports is the switch; the other one is removed by its id."""
     port = _port()
     used, other = (
         {**_switch(), "ports": [port["_uuid"]]},
@@ -145,7 +146,7 @@ def test_a_rule_that_is_there_twice_shows() -> None:
 
 @pytest.mark.parametrize("turn", [1, -1])
 def test_a_port_on_two_switches_shows(turn: int) -> None:
-    """One of a foreign switch of the same name as well."""
+    """A port of a foreign switch of the same name shows as well."""
     port = _port()
     for other in (
         {**_switch("red/back"), "ports": [port["_uuid"]]},

@@ -1,5 +1,6 @@
-"""The outer machine starts machines from saved memory, and boots them, saying why, when that does not
-work.
+"""The outer machine starts machines from saved memory.
+
+Where that does not work, it boots them and reports the reason.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from testbed.cli import up
-from testbed.cli.up import Way
+from testbed.cli.up import UpOptions
 from testbed.data_files import topologies
 from testbed.drivers.host.accounts import Account
 from testbed.drivers.host.content_store import file_digest
@@ -20,12 +21,12 @@ from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.hypervisor.connection import Domain
 from testbed.drivers.images.cache import Image
 from testbed.drivers.places import outer_host
-from testbed.drivers.places.outer_host import Outer
+from testbed.drivers.places.outer_host import OuterHost
 from testbed.drivers.snapshots import machine_memory
 from testbed.drivers.snapshots.capture import AWAKE
-from testbed.drivers.snapshots.machine_memory import Saved
+from testbed.drivers.snapshots.machine_memory import MemorySnapshot
 from testbed.errors import InstrumentError, ProvisioningError
-from testbed.lab.session import Ground
+from testbed.lab.session import BuildInputs
 from testbed.model.resolve import resolve
 from testbed.plan.diff import Action, Verb, diff
 from testbed.plan.libvirt_xml.machine import Hardware, interface_xml, machine_xml, read_mark
@@ -39,9 +40,7 @@ KEY = Key(OUTER, Kind.MACHINE, NODE.name)
 
 
 class Libvirt:
-    """Records what is asked of it; a machine that resumes says that it is awake, unless something is
-    broken.
-    """
+    """Records its calls; a resumed machine reports that it is awake, unless a fault is set."""
 
     def __init__(self, folder: Path) -> None:
         self.console = folder / f"m/{NODE.name}/console.log"
@@ -87,7 +86,7 @@ class Libvirt:
 
 
 class Fabric:
-    """The lab's networks, of which nothing is wanted here."""
+    """The lab's networks, which do nothing here."""
 
     def links(self) -> list[object]:
         return []
@@ -104,12 +103,12 @@ def told() -> list[str]:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Saved:
+def saved(tmp_path: Path) -> MemorySnapshot:
     folder = tmp_path / "golden"
     folder.mkdir()
     for name in ("memory", "vda.qcow2", "golden.json"):
         (folder / name).write_text(name)
-    return Saved(
+    return MemorySnapshot(
         "node",
         "k",
         folder,
@@ -120,7 +119,7 @@ def saved(tmp_path: Path) -> Saved:
 
 
 @pytest.fixture
-def outside(libvirt: Any, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outer:
+def outside(libvirt: Any, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OuterHost:
     for module in (machine_memory, outer_host):
         monkeypatch.setattr(module, "make_overlay", lambda _, overlay: overlay)
     monkeypatch.setattr(Account, "give", lambda *_: None)
@@ -129,17 +128,17 @@ def outside(libvirt: Any, told: list[str], tmp_path: Path, monkeypatch: pytest.M
     workspace.make(workspace.machine(NODE.name))
     images = {name: Image(name, "k", tmp_path / name, {}, "") for name in ("node", "guest", "controller")}
     fabric: Any = Fabric()
-    return Outer(LAB, workspace, INPUTS.environment, images, libvirt, fabric, told.append, memories={})
+    return OuterHost(LAB, workspace, INPUTS.environment, images, libvirt, fabric, told.append, memories={})
 
 
-def _start(place: Outer, memory: Saved | str | None) -> None:
+def _start(place: OuterHost, memory: MemorySnapshot | str | None) -> None:
     if memory is not None:
         place.memories[Hardware.of(NODE, INPUTS.environment)] = memory  # type: ignore[index]
     place.perform(Action(Verb.CREATE, KEY, "it does not exist", desired(LAB, INPUTS)[KEY], ()))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_what_a_machine_starts_from_belongs_to_no_emulator(outside: Outer, saved: Saved) -> None:
+def test_what_a_machine_starts_from_belongs_to_no_emulator(outside: OuterHost, saved: MemorySnapshot) -> None:
     for path in saved.folder.iterdir():
         os.chown(path, 4711, 4711)
     _start(outside, saved)
@@ -147,7 +146,7 @@ def test_what_a_machine_starts_from_belongs_to_no_emulator(outside: Outer, saved
 
 
 def test_a_machine_starts_from_saved_memory(
-    outside: Outer, libvirt: Libvirt, told: list[str], saved: Saved
+    outside: OuterHost, libvirt: Libvirt, told: list[str], saved: MemorySnapshot
 ) -> None:
     _start(outside, saved)
     assert libvirt.did == ["destroy", "wait for memory", "load memory", "plug", "plug", "plug", "resume"]
@@ -166,7 +165,7 @@ def test_a_machine_starts_from_saved_memory(
     ],
 )
 def test_one_that_does_not_wake_boots_and_the_reason_is_told(
-    outside: Outer, libvirt: Libvirt, told: list[str], saved: Saved, broken: str, reason: str
+    outside: OuterHost, libvirt: Libvirt, told: list[str], saved: MemorySnapshot, broken: str, reason: str
 ) -> None:
     libvirt.broken = broken
     if broken == "file":
@@ -182,7 +181,7 @@ def test_one_that_does_not_wake_boots_and_the_reason_is_told(
     "reason", ["the saved node cannot be used: its accelerator is kvm, and tcg is needed", None]
 )
 def test_one_without_saved_memory_boots(
-    outside: Outer, libvirt: Libvirt, told: list[str], reason: str | None
+    outside: OuterHost, libvirt: Libvirt, told: list[str], reason: str | None
 ) -> None:
     _start(outside, reason)
     assert libvirt.did == ["destroy", "boot"]
@@ -191,10 +190,11 @@ def test_one_without_saved_memory_boots(
 
 @pytest.mark.parametrize(("plugged", "verb"), [(0, Verb.REPLACE), (2, Verb.REPLACE), (3, Verb.RESUME)])
 def test_a_start_that_was_cut_short_begins_anew(
-    outside: Outer, libvirt: Libvirt, plugged: int, verb: Verb
+    outside: OuterHost, libvirt: Libvirt, plugged: int, verb: Verb
 ) -> None:
-    """A command that is killed leaves a paused machine; without all of its interfaces it would never be
-    reached.
+    """A killed command leaves a paused machine, which is started again from the beginning.
+
+    Without all of its interfaces it would never be reached.
     """
     wanted = desired(LAB, INPUTS)[KEY]
     files = outer_host.MachineFiles("kernel", "initrd", ("vda",), "identity", "console")
@@ -214,7 +214,7 @@ def test_machines_that_another_libvirt_runs_boot_and_that_is_told(
     workspace.create()
     workspace.connect("qemu:///system")
     monkeypatch.setattr(up, "say", told.append)
-    ground = Ground({}, INPUTS.environment)
-    assert up._shortened(ground, LAB, workspace, Way()) is ground
+    ground = BuildInputs({}, INPUTS.environment)
+    assert up._shortened(ground, LAB, workspace, UpOptions()) is ground
     (line,) = told
     assert "qemu:///system runs them" in line

@@ -1,4 +1,4 @@
-"""Waiting for what a machine says on its console."""
+"""Waiting for a line on a machine's console."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: saved whole or not at all, used for exactly what they were made for, and told about."""
+"""Checkpoints: saved whole or not at all, used only for an equal lab, and reported."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.images.cache import Image
 from testbed.drivers.places import clock
 from testbed.drivers.snapshots import checkpoint as checkpoints
-from testbed.drivers.snapshots.checkpoint import Checkpoint, Store, refusal
+from testbed.drivers.snapshots.checkpoint import Checkpoint, CheckpointStore, refusal
 from testbed.errors import ProvisioningError, UsageError
 from testbed.model.environment import Accelerator, Environment
 from testbed.model.resolve import resolve
-from testbed.model.topology import Testbed
+from testbed.model.topology import Topology
 from testbed.plan.libvirt_xml.machine import resumed_xml, waits
 from testbed.topology_file.loader import read
 
@@ -62,23 +62,23 @@ class Machines:
 
 
 @pytest.fixture
-def lab() -> Testbed:
+def topology() -> Topology:
     return resolve(read(ROOT / "topologies/two-tenants.yaml").spec)
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, lab: Testbed, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """A lab as it lies on the disk, with base images of one kilobyte."""
-    found = Workspace(tmp_path / "state", lab.name)
+def workspace(tmp_path: Path, topology: Topology, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A lab on disk, with base images of one kilobyte."""
+    found = Workspace(tmp_path / "state", topology.name)
     found.create()
     claim(tmp_path / "cache")
-    found.topology.write_text("a topology")
+    found.topology_file.write_text("a topology")
     found.pki.mkdir()
     (found.pki / "ssh-ca").write_text("a secret")
     (tmp_path / "cache/base").mkdir(parents=True)
     base = tmp_path / "cache/base/vda.qcow2"
     base.write_text("what overlays lie on")
-    for machine in lab.machines:
+    for machine in topology.machines:
         found.make(found.machine(machine.name))
         for name in ("vda.qcow2", "console.log", "identity.tar", "host_key.pub"):
             (found.machine(machine.name) / name).write_text(f"{name} of {machine.name}")
@@ -93,21 +93,25 @@ def machines() -> Machines:
 
 @pytest.fixture
 def save(
-    tmp_path: Path, lab: Testbed, workspace: Workspace, machines: Machines
+    tmp_path: Path, topology: Topology, workspace: Workspace, machines: Machines
 ) -> Callable[[str], Checkpoint]:
-    return lambda name: _store(tmp_path).save(lab, workspace, machines, name, lambda _: None)  # type: ignore[arg-type]
+    return lambda name: _store(tmp_path).save(topology, workspace, machines, name, lambda _: None)  # type: ignore[arg-type]
 
 
-def _store(folder: Path, environment: Environment = TCG) -> Store:
-    return Store(folder / "cache", IMAGES, environment)
+def _store(folder: Path, environment: Environment = TCG) -> CheckpointStore:
+    return CheckpointStore(folder / "cache", IMAGES, environment)
 
 
 def test_what_was_saved_is_what_comes_back(
-    tmp_path: Path, lab: Testbed, workspace: Workspace, machines: Machines, save: Callable[[str], Checkpoint]
+    tmp_path: Path,
+    topology: Topology,
+    workspace: Workspace,
+    machines: Machines,
+    save: Callable[[str], Checkpoint],
 ) -> None:
     saved = save("fresh")
     assert machines.paused == []
-    assert _store(tmp_path).find(lab, workspace) == saved
+    assert _store(tmp_path).find(topology, workspace) == saved
     assert saved.folder.stat().st_mode & 0o077 == 0
     workspace.remove()
     workspace.create()
@@ -122,7 +126,7 @@ def test_what_was_saved_is_what_comes_back(
         "identity.tar",
         "host_key.pub",
     }
-    assert kept.memory.read_text() == f"memory of {lab.machine('node-a').domain(lab.name)}"
+    assert kept.memory.read_text() == f"memory of {topology.machine('node-a').domain(topology.name)}"
     assert (workspace.machine("controller") / "host_key.pub").read_text() == "host_key.pub of controller"
 
 
@@ -175,7 +179,7 @@ def test_impossible_names(save: Callable[[str], Checkpoint], name: str) -> None:
 )
 def test_another_emulator_or_accelerator_is_refused_with_the_reason(
     tmp_path: Path,
-    lab: Testbed,
+    topology: Topology,
     workspace: Workspace,
     save: Callable[[str], Checkpoint],
     environment: Environment,
@@ -183,31 +187,31 @@ def test_another_emulator_or_accelerator_is_refused_with_the_reason(
 ) -> None:
     saved = save("fresh")
     store = _store(tmp_path, environment)
-    assert store.unusable(saved, lab, workspace) == reason
-    assert store.find(lab, workspace) is None
+    assert store.unusable(saved, topology, workspace) == reason
+    assert store.find(topology, workspace) is None
 
 
 def test_another_topology_or_folder_is_refused_with_the_reason(
-    tmp_path: Path, lab: Testbed, workspace: Workspace, save: Callable[[str], Checkpoint]
+    tmp_path: Path, topology: Topology, workspace: Workspace, save: Callable[[str], Checkpoint]
 ) -> None:
     saved = save("fresh")
     assert (
         _store(tmp_path)
-        .unusable(saved, replace(lab, digest="another"), workspace)
+        .unusable(saved, replace(topology, digest="another"), workspace)
         .startswith("its topology is ")
     )
-    elsewhere = Workspace(tmp_path / "elsewhere", lab.name)
-    assert _store(tmp_path).unusable(saved, lab, elsewhere).startswith("its folder is ")
+    elsewhere = Workspace(tmp_path / "elsewhere", topology.name)
+    assert _store(tmp_path).unusable(saved, topology, elsewhere).startswith("its folder is ")
 
 
 @pytest.mark.parametrize("gone", ["m/node-b/memory", "../base/vda.qcow2"])
 def test_what_lacks_a_file_is_refused_with_the_reason(
-    tmp_path: Path, lab: Testbed, workspace: Workspace, save: Callable[[str], Checkpoint], gone: str
+    tmp_path: Path, topology: Topology, workspace: Workspace, save: Callable[[str], Checkpoint], gone: str
 ) -> None:
     saved = save("fresh")
     (saved.folder / gone).unlink()
-    assert _store(tmp_path).unusable(saved, lab, workspace).endswith(f"{Path(gone).name} is gone")
-    assert _store(tmp_path).find(lab, workspace) is None
+    assert _store(tmp_path).unusable(saved, topology, workspace).endswith(f"{Path(gone).name} is gone")
+    assert _store(tmp_path).find(topology, workspace) is None
 
 
 @pytest.mark.parametrize(
@@ -258,5 +262,24 @@ class Clock:
 def test_a_clock_that_has_stood_still_is_set(monkeypatch: pytest.MonkeyPatch, off: float, told: str) -> None:
     monkeypatch.setattr(clock.time, "time", lambda: 1000.0)
     machine = Clock(off)
-    assert clock.set_right(machine) == told  # type: ignore[arg-type]
+    assert clock.sync_clock(machine) == told  # type: ignore[arg-type]
     assert ("date --set=@1000.000" in machine.commands) is bool(told)
+
+
+def test_one_machine_that_cannot_go_on_keeps_no_other_machine_paused(topology: Topology) -> None:
+    machines = Machines()
+    names = [machine.domain(topology.name) for machine in topology.machines]
+    resume = machines.resume
+
+    def broken(name: str) -> None:
+        if name == names[1]:
+            raise ProvisioningError("a virtual machine cannot go on", fact="no", remedy="none")
+        resume(name)
+
+    machines.resume = broken  # type: ignore[method-assign]
+    with (
+        pytest.raises(ProvisioningError, match="cannot go on"),
+        checkpoints._standing_still(machines, topology),
+    ):  # type: ignore[arg-type]
+        assert machines.paused == names
+    assert machines.paused == names[1:2]

@@ -1,6 +1,4 @@
-"""Guests that start from saved memory: what libvirt is given, and what the guest does with what it is
-told.
-"""
+"""Guests that start from saved memory: libvirt's input, and how guests handle messages."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from testbed.data_files import playbooks
-from testbed.drivers.places.guest_start import Starter
+from testbed.drivers.places.guest_start import GuestStarter
 from testbed.drivers.snapshots import guest_memory
 from testbed.drivers.ssh.client import Host
 from testbed.errors import ProvisioningError
@@ -44,7 +42,7 @@ def _host(answer: bytes) -> Host:
 
 def test_a_file_begins_with_the_tenants_own_domain() -> None:
     domain = guest_xml(LAB, GUEST, {}, waiting=True)
-    head = guest_memory.headed(_header(), domain)
+    head = guest_memory.memory_header(_header(), domain)
     magic, version, length, ran, form, cookie = struct.unpack_from("=16s5I", head)
     assert (magic, version, ran, form, cookie) == (b"LibvirtQemudSave", 2, 0, FORM, 0)
     assert head[92 : 92 + length] == domain.encode() + b"\0"
@@ -58,7 +56,7 @@ def test_where_no_memory_is_kept_that_we_know_guests_boot(answer: bytes) -> None
 
 
 def test_the_saved_guest_has_the_hardware_of_a_usual_one() -> None:
-    """But for what libvirt connects it to, who it is, and what it may use."""
+    """Only its files, connections, identity and confinement differ."""
     assert is_usual(GUEST)
     saved, own = (ET.fromstring(text) for text in (anonymous_guest_xml(), guest_xml(LAB, GUEST, {})))
     for root in (saved, own):
@@ -128,7 +126,7 @@ def test_a_guest_is_told_by_its_agent_at_the_pipe_where_it_waits() -> None:
         asked.append((command, arguments))
         return {"value": 1000}
 
-    guest_memory.tell(ask, GUEST)
+    guest_memory.send_identity(ask, GUEST)
     program = (playbooks() / "roles/guest/files/wake").read_text()
     assert asked[0] == ("guest-file-open", {"path": "/run/wake", "mode": "w"})
     assert 'REQUEST, WAITING = "/run/wake", "/run/waiting"' in program
@@ -159,7 +157,7 @@ def test_a_guest_does_what_it_is_told_and_draws_nothing_before_it_has_been_resee
 ) -> None:
     nic = GUEST.nics[0]
     six = replace(nic, mac="0a:00:00:00:00:02", address6=nic.address6 or LAB)  # type: ignore[arg-type]
-    wake.become(guest_memory.told(replace(GUEST, nics=(nic, six))).decode())
+    wake.become(guest_memory.identity_of(replace(GUEST, nics=(nic, six))).decode())
     assert [name for name, _ in wake.did] == [
         "reseed",
         "clock",
@@ -191,7 +189,7 @@ def test_a_guest_that_waits_reads_what_comes_through_its_pipe_and_leaves_nothing
 
 
 def test_no_two_guests_are_told_the_same_random_bytes() -> None:
-    assert len({guest_memory.told(GUEST).splitlines()[3] for _ in range(3)}) == 3
+    assert len({guest_memory.identity_of(GUEST).splitlines()[3] for _ in range(3)}) == 3
 
 
 class Puppet:
@@ -216,7 +214,7 @@ class Puppet:
 def _started(hypervisor: Puppet, *, blank: bool, kept: bytes) -> tuple[list[str], list[str]]:
     renewed: list[str] = []
     host: Any = SimpleNamespace(sudo=lambda _: SimpleNamespace(stdout=kept), must=lambda *_, **__: "")
-    starter = Starter(
+    starter = GuestStarter(
         LAB, host, lambda: cast(Any, hypervisor), lambda guest: renewed.append(guest.label), 1.0
     )
     starter.start(GUEST, {}, blank=blank and starter.keeps(GUEST))

@@ -1,4 +1,4 @@
-"""Saved memory: it is used for exactly what it was made for, verified, told about, and bounded."""
+"""Saved memory: used only for equal machines, verified, reported, and bounded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from testbed.drivers.host.content_store import claim, file_digest
 from testbed.drivers.images.cache import Image
 from testbed.drivers.snapshots import machine_memory
-from testbed.drivers.snapshots.machine_memory import Saved, Store
+from testbed.drivers.snapshots.machine_memory import MemorySnapshot, SnapshotStore
 from testbed.errors import ImageError
 from testbed.model.environment import Accelerator, Environment
 from testbed.model.topology import Role
@@ -33,7 +33,7 @@ class Cache:
         self.images = {name: self.image(name) for name in ("node", "controller", "guest")}
         self.booted: list[str] = []
         self.fails = False
-        monkeypatch.setattr(Store, "_freeze", self.freeze)
+        monkeypatch.setattr(SnapshotStore, "_freeze", self.freeze)
 
     def image(self, name: str) -> Image:
         disk = self.folder / name / "disk.qcow2"
@@ -49,8 +49,8 @@ class Cache:
         (partial / "memory").write_text(f"memory of a {hardware}")
         (partial / "vda.qcow2").write_text("an overlay")
 
-    def store(self, environment: Environment = TCG) -> Store:
-        return Store(self.folder, self.images, environment)
+    def store(self, environment: Environment = TCG) -> SnapshotStore:
+        return SnapshotStore(self.folder, self.images, environment)
 
     def digests(self) -> set[str]:
         return {image.digest for image in self.images.values()}
@@ -65,8 +65,8 @@ def _quiet(_: str) -> None:
     pass
 
 
-def _saved(found: Saved | str) -> Saved:
-    assert isinstance(found, Saved), found
+def _saved(found: MemorySnapshot | str) -> MemorySnapshot:
+    assert isinstance(found, MemorySnapshot), found
     return found
 
 
@@ -85,12 +85,12 @@ def test_machines_of_equal_hardware_are_saved_once(cache: Cache) -> None:
 def test_what_was_saved_no_longer_belongs_to_the_account_that_saved_it(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def freeze(_: Store, hardware: Hardware, partial: Path) -> None:
+    def freeze(_: SnapshotStore, hardware: Hardware, partial: Path) -> None:
         cache.freeze(hardware, partial)
         for path in partial.iterdir():
             os.chown(path, 4711, 4711)
 
-    monkeypatch.setattr(Store, "_freeze", freeze)
+    monkeypatch.setattr(SnapshotStore, "_freeze", freeze)
     cache.store().ensure([NODE], _quiet)
     folder = _saved(cache.store().find(NODE)).folder
     assert {path.stat().st_uid for path in folder.iterdir()} == {0}

@@ -1,9 +1,10 @@
-"""A bridge to a machine: what is at its near end, and how it ends."""
+"""A bridge to a machine: its near end, and how it ends."""
 
 from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,10 +40,17 @@ class _Session:
         threading.Thread(target=listen, daemon=True).start()
         return stream
 
+    def end(self) -> None:
+        """Close both ends; `far` first, which ends the thread that listens at the other one."""
+        self.far.close()
+        self._machine.close()
+
 
 @pytest.fixture
-def session() -> _Session:
-    return _Session()
+def session() -> Iterator[_Session]:
+    session = _Session()
+    yield session
+    session.end()
 
 
 @pytest.fixture
@@ -53,13 +61,13 @@ def host(session: _Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def near(host: Host, tmp_path: Path) -> socket.socket:
-    """Who connects to the bridge."""
+def near(host: Host, tmp_path: Path) -> Iterator[socket.socket]:
+    """The client of the bridge."""
     host.bridge(tmp_path / "bridge", "/run/far")
-    connected = socket.socket(socket.AF_UNIX)
-    connected.settimeout(_LATE)
-    connected.connect(str(tmp_path / "bridge"))
-    return connected
+    with socket.socket(socket.AF_UNIX) as connected:
+        connected.settimeout(_LATE)
+        connected.connect(str(tmp_path / "bridge"))
+        yield connected
 
 
 def test_a_bridge_carries_bytes_both_ways(session: _Session, near: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""The probe's server: what is ready at once does not fall over one another."""
+"""The probe's server: events that are ready at the same time do not disturb one another."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import selectors
 import socket
 import zlib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def test_what_was_closed_by_its_neighbour_is_left_alone(tmp_path: Path) -> None:
     """The end of an observation closes sockets that have become readable in the same moment."""
     os.mkfifo(tmp_path / "in")
     with (tmp_path / "pid").open("w") as lock:
-        server = main.Server(tmp_path, 60, lock)
+        server = main.ProbeServer(tmp_path, 60, lock)
         server.selector.unregister(server.pipe)
         pairs = [socket.socketpair() for _ in range(2)]
         done = []
@@ -34,6 +35,8 @@ def test_what_was_closed_by_its_neighbour_is_left_alone(tmp_path: Path) -> None:
             server.selector.register(mine, selectors.EVENT_READ, close_other)
             far.send(b"x")
         server.turn()
+        for end in chain(*pairs):
+            end.close()
         assert done == [b"x"]
 
 
@@ -60,6 +63,6 @@ NO_MESSAGES = [
 
 @pytest.mark.parametrize("line", NO_MESSAGES, ids=range(len(NO_MESSAGES)))
 def test_what_is_no_message_is_told(line: bytes) -> None:
-    """What a guest says may be anything, and may want to fill our memory."""
+    """A message of a guest may be anything, and may try to fill our memory."""
     with pytest.raises(ValueError, match=r"."):
         wire.unpack(line)

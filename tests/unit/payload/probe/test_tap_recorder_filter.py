@@ -1,6 +1,4 @@
-"""What a node's kernel hands to the recorder beside guests: the kernel's own packet filter judges frames on a
-local socket.
-"""
+"""The packet filter of the recorder beside guests: it runs in the kernel on a local socket."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    """Two ends of a local socket; what the filter refuses does not come to the second."""
+    """Two ends of a local socket; frames that the filter refuses do not reach the second."""
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with one, other:
         other.setblocking(False)

@@ -1,4 +1,4 @@
-"""What settings are read from: the words of nft, tc, ip, Open vSwitch and the kernel."""
+"""The sources of settings: the output of nft, tc, ip, Open vSwitch and the kernel."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LIVE = _table("inet testbed", SETS.format(elements="198.18.1.3,\n\t\t\t     198.
 
 
 def _files(**contents: str) -> str:
-    """Return what is printed of files, by their names with two underscores for each slash."""
+    """Return lines of files as printed; names have two underscores for each slash."""
     named = {f"/{name.replace('__', '/')}": text for name, text in contents.items()}
     return "\n".join(f"{name}:{line}" for name, text in named.items() for line in text.splitlines())
 
@@ -109,8 +109,28 @@ def test_a_policy_that_is_not_esp_in_transport_mode_stands_as_it_is() -> None:
         good.replace("transport", "tunnel"),
         good.replace("proto esp", "proto ah"),
         r"src 0/0 dst 0/0 \ dir out action allow",
+        good.replace(
+            "mode transport", "mode transport level use"
+        ),  # ESP where the peer happens to have a key
+        good.replace("dir out", "dir out action allow"),
+        good + r"tmpl src 0.0.0.0 dst 0.0.0.0\ proto ah reqid 1 mode transport\ ",
     ):
         assert read(f"{good}\n{back}\n{weak}") == f"not declared: {weak}"
+    for narrow in (good.replace("proto udp", "proto udp dport 9"), good.replace("proto udp", "proto tcp")):
+        assert read(f"{narrow}\n{back}") == (
+            f"missing: out 198.18.1.2/32 198.18.1.3/32 esp\nnot declared: {narrow}"
+        )
+
+
+def test_policies_are_read_as_a_kernel_prints_them() -> None:
+    printed = (
+        "src 198.18.1.118/32 dst 198.18.1.79/32 proto udp \\\tdir out priority 366975 ptype main \\\t"
+        "tmpl src 0.0.0.0 dst 0.0.0.0\\\t\tproto esp spi 0xce36c09c reqid 1 mode transport\\\n"
+        "src 198.18.1.79/32 dst 198.18.1.118/32 proto udp \\\tdir in priority 366975 ptype main \\\ttmpl src "
+        "0.0.0.0 dst 0.0.0.0\\\t\tproto esp reqid 1 mode transport\\\n"
+        "src ::/0 dst ::/0 \\\tsocket in priority 0 ptype main \\\n"
+    )
+    assert parsers.protection(printed, own="198.18.1.118", peers=["198.18.1.79"]) == parsers.PROTECTED
 
 
 @pytest.mark.parametrize(("own", "flags", "value"), [
@@ -129,7 +149,15 @@ def test_a_rule_that_delivers_at_once_is_counted() -> None:
         "cookie=0x0, priority=0 actions=drop\n"
     )
     assert parsers.delivering(f"OFPST_FLOW reply (OF1.5) (xid=0x6):\n{own}") == "0"
-    assert parsers.delivering(f"{own} cookie=0x0, priority=9 actions=output:3\n") == "1"
+    for actions in (
+        "output:3",
+        "output:9,resubmit(,8)",
+        "resubmit(,8),9",
+        "NORMAL",
+        "resubmit(3,8)",
+        "clone(drop)",
+    ):
+        assert parsers.delivering(f"{own} cookie=0x0, priority=9 actions={actions}\n") == "1"
 
 
 def _switch(mirrors: list[str], interfaces: dict[str, str]) -> str:
@@ -155,6 +183,8 @@ def test_policers_are_all_that_may_act_on_frames() -> None:
         )
         != ""
     )
+    named = "\taction order 1: mirred (Egress Mirror to device police0) pipe\n"
+    assert parsers.mirrors(f"{POLICER}{named}", clean, LIVE) == named.strip()
     assert parsers.mirrors(POLICER, _switch(["m0"], {"br-int": ""}), LIVE) == "m0"
     for rule in ('dup to "tap2"', 'ip daddr 192.0.2.1 fwd to "tap2"'):
         assert parsers.mirrors(POLICER, clean, LIVE.replace("counter drop", rule)) == rule

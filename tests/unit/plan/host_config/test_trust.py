@@ -1,5 +1,6 @@
-"""What a machine trusts and what its workers may open, as settings; and a database that our own way leads to
-no more.
+"""Credentials that a machine trusts, and files that its workers may open, as settings.
+
+Also a database that is not reachable over its network connection.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pytest
 
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.places import controller
-from testbed.drivers.places.controller import Central
+from testbed.drivers.places.controller import Controller
 from testbed.model.resolve import resolve
 from testbed.plan.host_config import trust
 from testbed.plan.host_config.identity import MachineKeys, identity_files, pack
@@ -68,7 +69,7 @@ def _setting(name: str, machine: Any = NODE) -> Setting:
 
 
 def _profiles(change: Callable[[str], str] = str, more: str = "") -> str:
-    """Return what the setting reads of a guest whose rules are changed."""
+    """Return the setting's value for a guest whose rules are changed."""
     found = []
     for suffix, text in (("", PROFILE), (".files", RULES)):
         given = change(text.format(uuid=GUEST.uuid, domain=GUEST.domain, disks=GUEST.disks))
@@ -99,7 +100,7 @@ def test_a_profile_is_what_libvirt_writes() -> None:
     ],
 )
 def test_a_rule_more_in_a_profile_is_drift(rule: str) -> None:
-    """Those of the breaches of PRC-02, STO-01 and STO-07 among them."""
+    """Rules of the breaches of PRC-02, STO-01 and STO-07 are among them."""
     assert _profiles(lambda text: f"{text}\n{rule}").splitlines() == [f"{GUEST.label}: {rule.strip()}"] * 2
 
 
@@ -141,7 +142,7 @@ def _archive(folder: Path, machine: Any = LAB.controller) -> Path:
 
 
 def _identity(folder: Path, archive: Path, *, repair: bool = False) -> str:
-    """Return what the setting reads of a machine's identity in another folder, with the real tar(1)."""
+    """Return the setting's value for an identity in another folder, with the real tar(1)."""
     item = _setting("identity", LAB.controller)
 
     def here(command: str) -> str:
@@ -179,7 +180,7 @@ def test_another_authority_or_file_is_drift_and_is_repaired(
     archive = _archive(tmp_path)
     assert _identity(tmp_path, archive) == ""
     path = tmp_path / "run/testbed" / file
-    (tmp_path / "run/testbed/ovn/administrators.pem").write_text("administrators")  # written anew, as it was
+    (tmp_path / "run/testbed/ovn/administrators.pem").write_text("administrators")  # written again, unchanged
     assert _identity(tmp_path, archive) == ""
     path.write_text(text) if text else path.unlink()
     assert file in _identity(tmp_path, archive)
@@ -190,7 +191,7 @@ def test_another_authority_or_file_is_drift_and_is_repaired(
 def test_a_northbound_database_that_is_cut_off_is_observed_by_its_own_socket(
     tmp_path: Path, monkeypatch, connection: str
 ) -> None:
-    """`plan` shows what is wrong with it, and `up` repairs that, although nobody can connect."""
+    """`plan` shows its drift, and `up` repairs it, although no client can connect."""
     ways: list[object] = []
 
     class Northbound:
@@ -215,7 +216,7 @@ def test_a_northbound_database_that_is_cut_off_is_observed_by_its_own_socket(
     host: Any = SimpleNamespace(
         sudo=lambda _: answers, bridge=lambda path, far: bridged.append(far), name="controller"
     )
-    place = Central(LAB, Workspace(tmp_path, "lab"), host, 1.0)
+    place = Controller(LAB, Workspace(tmp_path, "lab"), host, 1.0)
     found = place.observe()
     assert found[Key("controller", Kind.SWITCH, "red/app")] == {"acls": []}
     sound = connection == trust.NORTHBOUND

@@ -1,4 +1,4 @@
-"""Wrong credentials: each is offered, each is answered, and what is no answer is no refusal (ACC-02)."""
+"""Wrong credentials: each is offered and answered; a missing answer is no refusal (ACC-02)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from testbed.drivers.ssh import client
 from testbed.drivers.ssh.client import USER, Credential, attempts
 from testbed.errors import InstrumentError
 from testbed.verify.attackers import credentials
-from testbed.verify.attackers.credentials import EXPIRED, impostors, logins, plant, uproot
+from testbed.verify.attackers.credentials import EXPIRED, logins, plant, uproot, wrong_credentials
 from testbed.verify.cleanup import Leavings
 
 
 class _Server(paramiko.ServerInterface):
-    """Refuses every key, and ends the connection in place of an answer to the last try that it allows, as
-    sshd does.
+    """Refuses every key, and ends the connection at the last attempt instead of answering.
+
+    sshd does the same.
     """
 
     def __init__(self, end: Callable[[], None], tries: int, late: float) -> None:
@@ -57,7 +58,7 @@ def keys(tmp_path: Path) -> list[Credential]:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Let connections come to a server that allows so many tries."""
+    """Serve connections with a maximum of attempts."""
     opened: list[Any] = []
 
     def start(tries: int, late: float = 0.0) -> None:
@@ -83,7 +84,7 @@ def _start(transport: paramiko.Transport, server: _Server) -> None:
 
 
 def test_the_end_of_a_connection_is_no_refusal(serve: Callable[..., None], keys: list[Credential]) -> None:
-    """What was offered last, and what was not offered any more, is not among the answers."""
+    """Credentials offered last, or not offered any more, are not among the answers."""
     serve(tries=3)
     assert attempts("-", keys) == {"key 0": "refused", "key 1": "refused"}
 
@@ -96,7 +97,7 @@ def test_silence_is_no_refusal(serve: Callable[..., None], keys: list[Credential
 
 def test_every_credential_is_answered(serve: Callable[..., None], keys: list[Credential], tmp_path: Path,
                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """However few tries a connection has, as long as one of them is answered."""
+    """It holds however few attempts a connection has, as long as one of them is answered."""
     real = credentials.attempts
 
     def tried(address: str, some: list[Credential]) -> dict[str, str]:
@@ -125,8 +126,9 @@ def _fleet(folder: Path) -> tuple[Any, Any]:
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, dict[str, Any]]:
-    """A machine, and what it answers: to each name something else than ``refused``; or drops so many
-    connections first.
+    """A machine, and its answers, which are ``refused`` for all names but some.
+
+    It can drop a number of connections first.
     """
     told: dict[str, Any] = {"answers": {"the right credential": "accepted"}, "offered": [], "drop": 0}
 
@@ -149,7 +151,10 @@ def _check(fleet: Any, machine: Any) -> None:
 
 
 def test_all_kinds_are_offered_and_their_keys_are_gone(lab: tuple[Any, Any, dict[str, Any]]) -> None:
-    """The certificate of another authority among them; no connection has more failures than sshd answers."""
+    """A certificate of another authority is among them.
+
+    No connection has more failures than sshd answers.
+    """
     fleet, machine, told = lab
     told["drop"] = 3
     _check(fleet, machine)
@@ -177,8 +182,9 @@ def test_whatever_is_no_refusal_lets_in(lab: tuple[Any, Any, dict[str, Any]], an
 
 @pytest.mark.parametrize("error", [-4000.0, 4000.0])
 def test_a_clock_that_slept_is_no_open_wall(lab: tuple[Any, Any, dict[str, Any]], error: float) -> None:
-    """An expired certificate works on a machine that lives in the past; what has no date is judged all the
-    same.
+    """An expired certificate works on a machine whose clock is behind.
+
+    Credentials without a date are judged all the same.
     """
     fleet, machine, told = lab
     machine.clock.error = error
@@ -207,7 +213,7 @@ def test_a_planted_key_is_the_unknown_one_until_it_is_taken_away(
     public = plant(fleet.lab.workspace)
 
     def unknown() -> str:
-        with impostors(fleet, "node") as found:
+        with wrong_credentials(fleet, "node") as found:
             key = next(item.key for item in found if item.name == "unknown key")
             assert key is not None
             return " ".join(("ssh-ed25519", paramiko.Ed25519Key.from_private_key_file(str(key)).get_base64()))
@@ -222,7 +228,7 @@ def test_keys_are_gone_after_an_interrupt(lab: tuple[Any, Any, dict[str, Any]]) 
     fleet, _, _ = lab
 
     def interrupted() -> None:
-        with impostors(fleet, "node") as found:
+        with wrong_credentials(fleet, "node") as found:
             assert all(item.key.exists() for item in found if item.key)
             raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""The throw-away guest: its archive, and what it is made of."""
+"""The ephemeral guest: its archive and its resources."""
 
 from __future__ import annotations
 
@@ -25,18 +25,16 @@ def test_an_archive_is_what_cpio_reads(tmp_path: Path) -> None:
 
 
 def _made() -> tuple[Any, Throwaway]:
-    lab = resolve(read(TOPOLOGY).spec)
-    node = SimpleNamespace(lab=lab, name="node")
+    topology = resolve(read(TOPOLOGY).spec)
+    node = SimpleNamespace(topology=topology, name="node")
     fleet: Any = SimpleNamespace(
-        testbed=lab, lab=SimpleNamespace(nodes={"node": node}), machines={"node": None}
+        topology=topology, lab=SimpleNamespace(nodes={"node": node}), machines={"node": None}
     )
-    return lab, Throwaway.beside(fleet, lab.guests[0], IPv4Address("10.0.0.250"))
+    return topology, Throwaway.beside(fleet, topology.guests[0], IPv4Address("10.0.0.250"))
 
 
 def test_it_is_a_stranger_of_a_known_tenant() -> None:
-    """Nothing of it belongs to a guest of the lab: no account, no port, no address; the plan can take it
-    away.
-    """
+    """It shares no account, port or address with a guest of the lab; the plan can remove it."""
     lab, made = _made()
     assert made.guest.uid not in {guest.uid for guest in lab.guests}
     assert made.endpoint.network == "red/app"

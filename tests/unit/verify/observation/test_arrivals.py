@@ -1,4 +1,4 @@
-"""What counts as arrived, and that an observation which breaks off leaves no recorder behind."""
+"""The evidence for an arrival; an observation that breaks off leaves no recorder behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from testbed.payload.probe import wire
 from testbed.topology_file.loader import read
 from testbed.verify.observation import observe
 from testbed.verify.observation.arrivals import Observation
-from testbed.verify.probe.client import Instrument
+from testbed.verify.probe.client import ProbeClient
 from testbed.verify.probe.tokens import Tokens
 
 LAB = resolve(read(Path(__file__).parents[4] / "topologies/one-node.yaml").spec)
@@ -53,9 +53,9 @@ def test_an_arp_answer_counts_for_the_address_it_tells_of_and_where_it_was_asked
 
 
 def test_neighbor_discovery_counts_as_arp_does() -> None:
-    lab = resolve(read(Path(__file__).parents[4] / "topologies/three-tenants-dual-stack.yaml").spec)
-    web, db = endpoints(lab)[:2]
-    records: dict[str, list[dict[str, str]]] = {item.guest: [] for item in endpoints(lab)}
+    topology = resolve(read(Path(__file__).parents[4] / "topologies/three-tenants-dual-stack.yaml").spec)
+    web, db = endpoints(topology)[:2]
+    records: dict[str, list[dict[str, str]]] = {item.guest: [] for item in endpoints(topology)}
     seen = Observation(TOKENS, records, {})
     records[web.guest] = [{"kind": "nd-reply", "mac": db.mac, "ip": str(db.address6), "label": "app"}]
     assert (seen.resolved(web, db, "nd"), seen.resolved(web, db, "nd-link"), seen.resolved(web, db)) == (
@@ -85,7 +85,7 @@ def test_an_observation_that_breaks_off_ends_what_it_has_started() -> None:
 
     evidence = SimpleNamespace(record=lambda *_: None)
     fleet = SimpleNamespace(
-        testbed=LAB,
+        topology=LAB,
         in_guest=in_guest,
         files_of=files_of,
         evidence=evidence,
@@ -100,8 +100,8 @@ def test_an_observation_that_breaks_off_ends_what_it_has_started() -> None:
     assert LAB.guests[0].label in {label for label, phase in phases if phase == "stop"}
 
 
-def _instrument(answers: list[object]) -> tuple[Instrument, list[str]]:
-    """Return an instrument whose program answers as told, and what it was asked."""
+def _instrument(answers: list[object]) -> tuple[ProbeClient, list[str]]:
+    """Return an instrument whose program gives fixed answers, and a list of its requests."""
     asked: list[str] = []
 
     def run(argv: list[str], stdin: bytes, _: float) -> bytes:
@@ -113,7 +113,7 @@ def _instrument(answers: list[object]) -> tuple[Instrument, list[str]]:
             return answer
         return json.dumps(answer).encode() if asked[-1] == "start" else wire.pack(answer)
 
-    return Instrument("red/web", run), asked
+    return ProbeClient("red/web", run), asked
 
 
 GONE = InstrumentError("the probe does not run", fact="status 75", remedy="")

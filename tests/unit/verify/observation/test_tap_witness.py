@@ -1,6 +1,4 @@
-"""How nodes are asked for what they hand to their guests, and what checks make of two witnesses that
-differ.
-"""
+"""Requests to nodes for frames handed to guests, and verdicts where witnesses differ."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from testbed.topology_file.loader import read
 from testbed.verify.observation import observe, tap_witness
 from testbed.verify.observation.arrivals import Observation, matrix_probes
 from testbed.verify.observation.switch_drops import lost, require_no_loss
-from testbed.verify.probe.client import Instrument, Probe
+from testbed.verify.probe.client import Probe, ProbeClient
 from testbed.verify.probe.tokens import Tokens
 
 LAB = resolve(read(Path(__file__).parents[4] / "topologies/two-tenants.yaml").spec)
@@ -40,18 +38,18 @@ Answers = Callable[[str, Mapping[str, Any]], Answer]
 def _fleet(
     monkeypatch: pytest.MonkeyPatch, answers: Answers
 ) -> tuple[Any, list[tuple[str, Mapping[str, Any]]]]:
-    """Return a fleet whose guests and nodes answer as told, and what they were asked."""
+    """Return a fleet whose guests and nodes give fixed answers, and a list of their requests."""
     asked: list[tuple[str, Mapping[str, Any]]] = []
 
-    def ask(instrument: Instrument, request: Mapping[str, Any], *_: object) -> Answer:
+    def ask(instrument: ProbeClient, request: Mapping[str, Any], *_: object) -> Answer:
         asked.append((instrument.name, request))
         return answers(instrument.name, request)
 
     for name in ("ask", "listen"):
-        monkeypatch.setattr(Instrument, name, ask)
+        monkeypatch.setattr(ProbeClient, name, ask)
     machines = {name: SimpleNamespace(name=name) for name in NODES.values()}
     return SimpleNamespace(
-        testbed=LAB, machines=machines, instruments={}, evidence=None, files_of=lambda _: None
+        topology=LAB, machines=machines, instruments={}, evidence=None, files_of=lambda _: None
     ), asked
 
 
@@ -100,7 +98,7 @@ def test_a_node_that_may_have_missed_something_is_no_witness(
 
 
 def test_what_has_come_in_is_asked_of_guests_and_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of probes that were asked about, by tokens that were handed out."""
+    """Only probes in the request count, by their issued tokens."""
     told = {
         WEB: [TOKENS.of("a")],
         "node-a": [TOKENS.of("b"), TOKENS.of("c")],
@@ -213,7 +211,7 @@ def test_what_a_guest_conceals_is_about_its_own_control(mark: str, blind: set[st
 def _judged(found: Survey, monkeypatch: pytest.MonkeyPatch) -> Any:
     shared = {"survey": found, "pipeline": {"x02": "drop", "x03": "drop"}, "labels": []}
     monkeypatch.setattr(surveys, "survey", lambda _: found)
-    return SimpleNamespace(testbed=LAB, once=lambda name, _: shared[name])
+    return SimpleNamespace(topology=LAB, once=lambda name, _: shared[name])
 
 
 def test_a_lie_that_its_receiver_conceals_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,8 +243,9 @@ Marks = Mapping[str, list[str]]
 
 
 def _reached(monkeypatch: pytest.MonkeyPatch, told: Marks, seen: Marks, deaf: Marks | None = None) -> None:
-    """Judge the matrix of a lab in which all that is allowed arrived, and some more, of which guests do not
-    tell all.
+    """Judge the matrix of a lab in which all allowed frames arrived, and some others.
+
+    Guests do not report all of them.
     """
     matrix = ReachMatrix.of(LAB)
     allowed: dict[str, list[str]] = {}
@@ -309,7 +308,7 @@ def test_a_leak_that_its_receiver_conceals_turns_the_check_red(monkeypatch: pyte
 def test_a_path_past_the_nodes_turns_the_check_red_whatever_comes_by_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A token that was handed out and is no cell: of the declared flow, say."""
+    """It holds for any issued token, such as one of the declared flow."""
     with pytest.raises(AssertionError, match="by a path that their nodes do not see: 1 at red/db"):
         _reached(monkeypatch, {DB: ["flow0before"]}, {})
 
@@ -334,7 +333,7 @@ def test_what_a_switch_has_lost_is_asked_of_every_node_and_compared() -> None:
 
         nodes = {name: SimpleNamespace(name=name, read=read) for name in NODES.values()}
         return SimpleNamespace(
-            testbed=LAB, everywhere=lambda do: {name: do(node) for name, node in nodes.items()}
+            topology=LAB, everywhere=lambda do: {name: do(node) for name, node in nodes.items()}
         )
 
     before, after = lost(fleet(3)), lost(fleet(4))
@@ -342,7 +341,7 @@ def test_what_a_switch_has_lost_is_asked_of_every_node_and_compared() -> None:
     with pytest.raises(InstrumentError, match=r"node-[ab] lost frames by crowding, not by a wall"):
         require_no_loss(before, after)
     silent = SimpleNamespace(
-        testbed=LAB, everywhere=lambda do: do(SimpleNamespace(name="node-a", read=lambda _: ""))
+        topology=LAB, everywhere=lambda do: do(SimpleNamespace(name="node-a", read=lambda _: ""))
     )
     with pytest.raises(InstrumentError, match="node-a does not tell"):
         lost(silent)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Two witnesses of one guest: what counts, where they differ, and when there is a pass."""
+"""Two witnesses of one guest: evidence of each, their differences, and the verdict."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ def _ends() -> tuple[Endpoint, Endpoint]:
 def test_a_frame_has_arrived_if_either_witness_saw_its_token(
     told: Records, seen: Records, arrivals: list[str]
 ) -> None:
-    """A deaf or lying guest hides nothing that its node handed to it, and claims nothing that it cannot
-    know.
+    """A deaf or lying guest hides no frame that its node handed to it.
+
+    It cannot claim a token that it cannot know.
     """
     found = _seen(told, seen)
     assert list(found.arrivals("a").values()) == arrivals
@@ -56,7 +57,7 @@ def test_a_frame_has_arrived_if_either_witness_saw_its_token(
 
 
 def test_what_carries_no_token_counts_by_the_nodes_word_alone() -> None:
-    """A guest can make up that it was asked for, or what DHCP answered; its node has no reason to."""
+    """A guest can invent requests and answers of DHCP; its node has no reason to."""
     web, db = _ends()
     asked = {"kind": "arp-request", "token": "", "mac": web.mac, "target": str(db.address)}
     offer = {"kind": "dhcp", "token": "03000001", "target": "10.0.0.9"}
@@ -66,8 +67,9 @@ def test_what_carries_no_token_counts_by_the_nodes_word_alone() -> None:
 
 
 def test_a_question_that_calls_itself_a_truth_is_a_question() -> None:
-    """What ends of flows tell of themselves unasked is no answer; only a token that was handed out says that
-    it is such.
+    """Gratuitous announcements of a flow's ends are no answers.
+
+    Only an issued token marks a frame as such an announcement.
     """
     web, db = _ends()
     for tokens, expected in ((TOKENS, False), (OTHERS, True)):

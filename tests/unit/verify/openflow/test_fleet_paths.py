@@ -17,23 +17,24 @@ OTHER = "table=0, priority=9,udp,tp_src=546,tp_dst=547 actions=controller(userda
 
 
 def _arrivals(shape: str, *rules: str, **more: str) -> list[fleet_paths.Arrival]:
-    """Return what a walk finds where every node has some rules, and one more of its own; each tunnel to
-    another node is port 9.
+    """Return the result of a walk in which every node has some rules, and one of its own.
+
+    Each tunnel to another node is port 9.
     """
-    lab = lab_of(shape)
+    topology = lab_of(shape)
     found = {}
-    for node in lab.nodes:
+    for node in topology.nodes:
         own = (*rules, more.get(node.name.replace("-", "_"), ""), "table=0, priority=1 actions=drop")
         text = "\n".join(f" cookie=0x1, {rule}" for rule in own if rule)
-        taps = [nic.tap for guest in lab.guests_on(node.name) for nic in guest.nics]
-        tunnels = {other.name: 9 for other in lab.nodes if other != node}
+        taps = [nic.tap for guest in topology.guests_on(node.name) for nic in guest.nics]
+        tunnels = {other.name: 9 for other in topology.nodes if other != node}
         found[node.name] = Bridge(
             node.name,
             flow_table.read(text),
             {str(number): tap for number, tap in enumerate(taps, 1)},
             tunnels,
         )
-    fleet: Any = SimpleNamespace(testbed=lab)
+    fleet: Any = SimpleNamespace(topology=topology)
     return fleet_paths.arrivals(fleet, found)
 
 

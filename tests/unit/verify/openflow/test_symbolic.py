@@ -1,5 +1,6 @@
-"""Where classes of packets go: small pipelines, and that a class never goes to fewer places than a packet of
-it.
+"""Where classes of packets go, in small pipelines.
+
+A class always goes to every place that a packet of it goes to.
 """
 
 from __future__ import annotations
@@ -127,6 +128,15 @@ def test_a_conjunction_takes_no_more_than_its_parts_allow() -> None:
         "2": {"dl_type=0x800,nw_proto=17"},
         "3": {"dl_type=0x800,nw_proto=17"},
     }
+
+
+def test_table_0_is_a_table_that_a_packet_can_go_back_to() -> None:
+    tables = _rules(
+        "table=0, priority=9,in_port=7 actions=output:2",
+        "table=0, priority=8 actions=set_field:7->in_port,resubmit(,1)",
+        "table=1, priority=1 actions=resubmit(,0)",
+    )
+    assert set(_exits(tables, cube(in_port=1))) == {"2"}
 
 
 @pytest.mark.parametrize("action", ["resubmit(,0)", "push:NXM_NX_REG0[],resubmit(,0)"])

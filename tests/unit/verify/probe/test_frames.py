@@ -1,4 +1,4 @@
-"""Frames: put together as the RFCs say, and read by the probe without trust."""
+"""Frames: built according to the RFCs, and parsed by the probe without trust."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def _of(protocol: str, token: str = TOKEN) -> bytes:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_probe_finds_who_sent_a_frame(protocol: str) -> None:
-    """Every frame of the matrix carries its token and its sender past the parser, and is long enough for
-    Ethernet.
+    """The parser finds token and sender in every frame of the matrix.
+
+    Each frame is long enough for Ethernet.
     """
     seen = parse(_of(protocol), PREFIX)
     assert seen is not None
@@ -55,14 +56,14 @@ def test_the_probe_finds_who_sent_a_frame(protocol: str) -> None:
     ("raw", "raw", ("", "")),
 ])  # fmt: skip
 def test_the_probe_reads_what_a_frame_says(protocol: str, kind: str, ends: tuple[str, str]) -> None:
-    """Kind, source and target of what scapy put together."""
+    """Kind, source and target of frames that scapy built."""
     seen = parse(_of(protocol), PREFIX)
     assert seen is not None
     assert (seen.kind, (seen.ip, seen.target)) == (kind, ends)
 
 
 def test_a_frame_says_whom_it_is_for() -> None:
-    """Unicast is told from what is for a group."""
+    """Unicast and multicast are distinguished."""
     to = {name: parse(_of(name), PREFIX).to for name in ("tcp", "broadcast", "multicast", "nd-link")}  # type: ignore[union-attr]
     assert to == {
         "tcp": DB.mac,
@@ -127,9 +128,7 @@ def test_a_dhcp_answer_is_told_by_its_transaction_and_says_what_it_hands_out() -
 
 
 def test_an_advertisement_says_whose_address_it_tells_of() -> None:
-    """The network's own answers carry no token, and are read for the address that they tell of and whom they
-    tell.
-    """
+    """The network's own answers carry no token; their address and receiver are parsed."""
     head = IPv6(src="fd00::3", dst="fd00::2", hlim=255)
     told = bytes(Ether(src=DB.mac, dst=WEB.mac) / head / frames.neighbor_advertisement("fd00::3", DB.mac))
     assert parse(told, PREFIX) == ("nd-reply", "", DB.mac, "fd00::3", "fd00::2", WEB.mac)
@@ -137,7 +136,10 @@ def test_an_advertisement_says_whose_address_it_tells_of() -> None:
 
 
 def test_an_answer_of_dhcpv6_says_what_it_hands_out() -> None:
-    """The address stands two options deep; a question is no answer, and no truncation breaks the reader."""
+    """The address is two options deep.
+
+    A request is no answer, and no truncation breaks the parser.
+    """
     lease = DHCP6OptIA_NA(iaid=1, ianaopts=[DHCP6OptIAAddress(addr="fd00::9")])
     answer = DHCP6_Advertise(trid=0x030102) / DHCP6OptServerId() / lease
     packet = bytes(
@@ -159,7 +161,7 @@ def test_foreign_tokens_are_not_ours() -> None:
 
 
 def test_no_frame_breaks_the_parser() -> None:
-    """Every truncation of every frame, random bytes, and frames with one wrong byte parse or are ignored."""
+    """Truncated frames, random bytes, and frames with one wrong byte are parsed or ignored."""
     for frame in map(_of, PROTOCOLS):
         for length in range(len(frame)):
             parse(frame[:length], PREFIX)
@@ -170,7 +172,7 @@ def test_no_frame_breaks_the_parser() -> None:
 
 
 def test_copies_come_from_many_strangers() -> None:
-    """The first frame of a flood is as given, the others differ in their source MAC address alone."""
+    """The first frame of a flood is as given; the others differ in their source MAC only."""
     sent: list[bytes] = []
     outlets: Any = SimpleNamespace(at=lambda _: SimpleNamespace(send=sent.append))
     frame = _of("raw")

@@ -1,4 +1,4 @@
-"""What a hostile guest, or a hostile machine, can cost a run: seconds and octets, each with a bound."""
+"""The cost of a hostile guest or machine for a run: bounded seconds and octets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from testbed.model.reachability import endpoints
 from testbed.model.resolve import resolve
 from testbed.plan.libvirt_xml.machine import NAMESPACE, read_mark
 from testbed.plan.resources import Key, Kind
-from testbed.report import formats
+from testbed.report import formats, screen
 from testbed.report.result import CheckResult, Run, Verdict, to_json
 from testbed.topology_file.loader import read
 from testbed.untrusted.text import line
@@ -32,9 +32,9 @@ from testbed.verify.guest_agent import Files, run_in_guest
 from testbed.verify.observation.arrivals import Observation
 from testbed.verify.probe import budget, transport
 from testbed.verify.probe.budget import Allowance
-from testbed.verify.probe.client import CALL, Instrument, Probe, listed, require_sent, results_of
+from testbed.verify.probe.client import CALL, Probe, ProbeClient, listed, require_sent, results_of
 from testbed.verify.probe.tokens import Tokens
-from testbed.verify.probe.transport import AgentPipe
+from testbed.verify.probe.transport import AgentTransport
 from testbed.verify.witnesses.dhcp_answers import read_offer
 from tests.hostile import OVERSIZE, WORDS, Clock, HostileAgent, bomb, file, message, nested, piece
 
@@ -122,13 +122,13 @@ def test_a_program_ends_in_time_or_is_no_observation(answers: dict[str, Any], cl
     assert clock.now < 60
 
 
-def _instrument(agent: HostileAgent, clock: Clock, name: str = "red/web") -> Instrument:
+def _instrument(agent: HostileAgent, clock: Clock, name: str = "red/web") -> ProbeClient:
     fleet: Any = SimpleNamespace(
         evidence=SimpleNamespace(record=lambda *_: None), files_of=lambda _: Files(agent, GUEST, clock)
     )
-    pipe = AgentPipe(fleet, GUEST)
+    pipe = AgentTransport(fleet, GUEST)
     pipe.allowance = Allowance(name, clock)
-    return Instrument(name, lambda *_: b'{"started": true}', pipe=pipe)
+    return ProbeClient(name, lambda *_: b'{"started": true}', pipe=pipe)
 
 
 ANSWERS = {
@@ -159,7 +159,7 @@ def test_an_answer_is_an_object_of_bounded_size_or_none(name: str, clock: Clock)
 
 @pytest.mark.parametrize(("cost", "what"), [(1e9, "never"), (19.0, "just in time")])
 def test_a_run_does_not_wait_for_a_guest_for_hours(cost: float, what: str, clock: Clock) -> None:
-    """However many observations there are: what came late or never is charged."""
+    """Late and missing answers are charged, however many observations there are."""
     missing = InstrumentError("-", fact="No such file or directory", remedy="-")
 
     def opened(arguments: dict[str, Any]) -> object:
@@ -206,6 +206,20 @@ def test_a_late_answer_is_charged_beyond_what_was_expected() -> None:
     for _ in range(int(budget.SECONDS / 90)):
         with found.question(10):
             clock.now += 100
+    with pytest.raises(InstrumentError, match="not asked any more"), found.question(10):
+        pass
+
+
+@pytest.mark.parametrize("spent", ["seconds", "octets"])
+def test_an_allowance_that_is_just_spent_is_spent(spent: str) -> None:
+    clock = Clock()
+    found = Allowance("red/web", clock)
+    with found.question(10):
+        clock.now += budget.SECONDS + 10 - 1
+        found.received(budget.OCTETS - 1)
+    with found.question(10):
+        clock.now += 10 + (spent == "seconds")
+        found.received(spent == "octets")
     with pytest.raises(InstrumentError, match="not asked any more"), found.question(10):
         pass
 
@@ -351,7 +365,7 @@ def test_what_a_guest_says_in_an_error_is_shown_and_obeyed_by_nobody(clock: Cloc
     reason = f"{caught.value.what}: {caught.value.fact}"
     check = CheckResult("NET-01", "fleet", "it holds", "high", Verdict.INCONCLUSIVE, reason, False, 1.0, ())
     data_ = to_json(Run("lab", "ab", {}, "2026-01-01", 1.0, (check,), (), (reason,)))
-    for form in (formats.text, formats.markdown, formats.junit):
+    for form in (screen.text, formats.markdown, formats.junit):
         shown = form(data_)
         assert "said by a guest" in shown
         assert not any(

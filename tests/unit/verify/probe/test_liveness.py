@@ -1,4 +1,4 @@
-"""Whether machines kept going while they were asked."""
+"""Machines that were paused during an observation are detected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from testbed.verify.probe.liveness import OUTER, Moment, beating, clock_error
 
 
 class _Machine:
-    """A machine whose clock shows what it is told to."""
+    """A machine whose clock has a given offset."""
 
     def __init__(self, ahead: float = 0.0, delay: float = 0.0) -> None:
         self.name, self.ahead, self.delay = "node", ahead, delay
@@ -38,7 +38,7 @@ def test_a_wrong_clock_is_told_and_a_slow_answer_is_not(ahead: float, at_least: 
 
 
 def test_a_clock_that_stood_still_is_behind() -> None:
-    """By what the answers' own delays cannot explain."""
+    """The lag is more than the delays of the answers can explain."""
     before, after = Moment(100.0, 50.0, 50.5), Moment(106.0, 60.0, 61.0)
     assert before.behind(after) == pytest.approx(3.5)
     assert before.behind(Moment(110.0, 60.0, 61.0)) == 0
@@ -60,7 +60,7 @@ def test_a_machine_notices_that_it_stood_still(tmp_path: Path) -> None:
 
 
 class _Heart:
-    """A machine's probe: beats until it is told to rest."""
+    """A machine's probe that sends beats until it is stopped."""
 
     def __init__(self, answer: dict[str, object]) -> None:
         self.answer, self.rested = answer, threading.Event()

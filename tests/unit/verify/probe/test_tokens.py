@@ -1,4 +1,4 @@
-"""Tokens: nobody but who made them can make one up, and every frame of every probe still carries its own."""
+"""Tokens cannot be guessed, and every frame of every probe carries its own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from checks.support.attacker_positions import scenes
-from checks.support.network_observation import honest
+from checks.support.attacker_positions import positions
+from checks.support.network_observation import control_frames
 from checks.support.spoofed_frames import flood, forgeries, thefts
 from testbed.model.reachability import ReachMatrix, endpoints
 from testbed.model.resolve import resolve
@@ -83,7 +83,7 @@ def test_a_question_to_dhcp_has_a_public_kind_and_a_number_that_nobody_guesses()
 def test_a_control_is_the_answer_to_a_question_that_nobody_else_could_put() -> None:
     """An answer of DHCP counts for the interface and the stage that its number was made for."""
     fleet = _fleet(TOPOLOGIES[0])
-    everyone = endpoints(fleet.testbed)
+    everyone = endpoints(fleet.topology)
     numbers = {
         observe._transaction(tokens, stage, own)
         for tokens in (TOKENS, Tokens(TOKENS.prefix, b"other"))
@@ -98,18 +98,20 @@ def test_a_control_is_the_answer_to_a_question_that_nobody_else_could_put() -> N
 
 
 def _fleet(path: Path) -> Any:
-    lab = resolve(read(path).spec)
-    return SimpleNamespace(testbed=lab, matrix=ReachMatrix.of(lab))
+    topology = resolve(read(path).spec)
+    return SimpleNamespace(topology=topology, matrix=ReachMatrix.of(topology))
 
 
 def _probes(fleet: Any) -> list[Probe]:
-    stages, times = scenes(fleet), ("before", "after")
-    guests = [guest.label for guest in fleet.testbed.guests]
+    stages, times = positions(fleet), ("before", "after")
+    guests = [guest.label for guest in fleet.topology.guests]
     own = [
         probe for label in guests for time in times for probe in observe._controls(fleet, label, time, TOKENS)
     ]
     told = [probe for label in guests for probe in observe._last_words(fleet, label, TOKENS)]
-    trusted = [probe for scene in stages if scene.port for time in times for probe in honest(scene, time)]
+    trusted = [
+        probe for scene in stages if scene.port for time in times for probe in control_frames(scene, time)
+    ]
     greed = [probe for scene in stages for probe in thefts(scene)]
     lies = [lie.probe for lie in forgeries(fleet)]
     return [*own, *told, *trusted, *greed, *lies, *map(flood, stages), *matrix_probes(fleet.matrix.cells)]
@@ -117,8 +119,9 @@ def _probes(fleet: Any) -> list[Probe]:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
 def test_a_mark_belongs_to_one_sender(topology: Path) -> None:
-    """What two senders could both know would prove a path from neither; what carries no token needs no mark
-    of its own.
+    """A mark that two senders know would prove a path from neither.
+
+    Frames without a token need no mark of their own.
     """
     owners: dict[str, set[str]] = {}
     for probe in _probes(_fleet(topology)):
@@ -130,8 +133,9 @@ def test_a_mark_belongs_to_one_sender(topology: Path) -> None:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
 def test_every_frame_is_told_by_its_token_where_both_recorders_look(topology: Path) -> None:
-    """Whole, however long it is: in ARP, ND options, data, tags, tunnels and DHCP; within what a node's
-    kernel searches.
+    """The token is whole in ARP, ND options, data, tags, tunnels and DHCP.
+
+    It is within the part of a frame that a node's kernel searches, however long the frame is.
     """
     bare = 0
     for probe in _probes(_fleet(topology)):
@@ -152,14 +156,12 @@ def test_every_frame_is_told_by_its_token_where_both_recorders_look(topology: Pa
 
 
 def test_a_guest_is_given_its_own_tokens_and_no_others() -> None:
-    """All that a guest is asked is searched for the tokens of the others, as text and as the octets of
-    frames.
-    """
+    """Requests to a guest hold no token of another one, as text or as octets of frames."""
     fleet = _fleet(TOPOLOGIES[-1])
-    probes, guests = _probes(fleet), fleet.testbed.guests
+    probes, guests = _probes(fleet), fleet.topology.guests
     for guest in guests:
         own = lines([probe for probe in probes if probe.sender.guest == guest.label], TOKENS)
-        given = json.dumps([own, observe._awaited(fleet, guest.label, TOKENS)])
+        given = json.dumps([own, observe._finish(fleet, guest.label, TOKENS)])
         foreign = [TOKENS.of(probe.mark) for probe in probes if probe.sender.guest != guest.label]
         assert foreign
         assert [token for token in foreign if token in given or token.encode().hex() in given] == []

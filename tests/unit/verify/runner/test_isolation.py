@@ -1,4 +1,7 @@
-"""No environment changes what is checked: each hostile one gives the same cases and verdicts, or an error."""
+"""Hostile environments do not change the checks.
+
+Each gives the same cases and verdicts, or an error.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ SETTINGS = "[{}]\naddopts = -k nothing\npython_files = nothing.py\npython_functi
 def _run(
     state: Path, folder: Path, cwd: Path, flags: tuple[str, ...] = (), **variables: str
 ) -> tuple[int, dict[str, Any], str]:
-    """Run checks in another process; return its status, what it says and its errors."""
+    """Run checks in another process; return its status, its output as JSON, and its errors."""
     program = f"import sys\nsys.path[:0] = [{str(ROOT)!r}]\n{RUN}"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
     argv = [sys.executable, *flags, "-c", program, str(state), str(folder)]
@@ -62,9 +65,7 @@ def _run(
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """A folder around the checks, from which the tool is run, with everything in it that pytest would
-    read.
-    """
+    """A folder around the checks with every file that pytest would read; the tool runs there."""
     for name, text in {
         "conftest.py": CONFTEST,
         "pytest.ini": SETTINGS.format("pytest"),

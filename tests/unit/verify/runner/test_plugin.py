@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from testbed.cli.display import Board
+from testbed.engine.place import Step
 from testbed.errors import Exit
 from testbed.report.result import Verdict
 from testbed.verify.runner.plugin import Checks
@@ -91,8 +93,9 @@ def test_proven(judge) -> None:
 
 
 def test_what_a_breach_leaves_behind_shows_at_the_end(judge) -> None:
-    """A breach that says it is gone, and is not, turns every check red that it was tried on or that watches
-    the same wall.
+    """A breach that claims to be reverted, and is not, fails every check that it was tried on.
+
+    Checks of the same wall fail as well.
     """
     body = (
         'LIES = Breach("lies", opens, lambda s: None, lambda s: WALL["open"] and not '
@@ -185,7 +188,7 @@ def test_a_check_without_a_breach_must_say_why(judge) -> None:
 
 @pytest.mark.parametrize(("slow", "verdict"), [(False, "not-applicable"), (True, "pass")])
 def test_what_takes_minutes_runs_when_asked_for(judge, slow: bool, verdict: str) -> None:
-    """A slow check that nobody asked for says so, and is not a pass."""
+    """A slow check that the run did not ask for gives its reason, and is not a pass."""
     body = declare("breaches=(BREACH,), slow='it boots a machine'")
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet), 'open'\n", slow=slow)
     assert plugin.results[0].verdict == verdict
@@ -271,7 +274,7 @@ WHEN = "def test_it(fleet):\n    fleet.evidence.record('fleet', 'test', str(time
 def test_what_checks_of_the_fleet_need_is_made_ready_beside_the_local_ones(
     judge, tmp_path: Path, more: str, asked: int
 ) -> None:
-    """If there is any."""
+    """Only if there are such checks."""
     made: list[float] = []
 
     def prepare() -> None:
@@ -332,8 +335,9 @@ def test_what_is_no_crash_is_not_tried_again(judge) -> None:
 
 
 def test_what_observed_nothing_is_looked_at_once_more_for_each_reason(judge) -> None:
-    """A node that was slow for a moment costs no verdict; one that is down is not waited for by every check
-    twice.
+    """A node that was slow for a moment costs no verdict.
+
+    One that is down is not waited for twice by every check.
     """
     body = "LOOKS = []\n"
     for control, why in (("NET-01", "slow"), ("NET-02", "down"), ("NET-03", "down")):
@@ -347,3 +351,35 @@ def test_what_observed_nothing_is_looked_at_once_more_for_each_reason(judge) -> 
     plugin = judge(body, progress=told.append)
     assert [verdict for verdict, _ in _verdicts(plugin)] == ["pass", "inconclusive", "inconclusive"]
     assert [text.partition(".")[0] for text in told if "once more" in text] == ["NET-01", "NET-02"]
+
+
+@pytest.mark.parametrize("prove", [False, True])
+def test_a_display_can_count_the_cases_and_the_trials_of_their_breaches(judge, prove: bool) -> None:
+    body = declare() + "def test_it(fleet):\n    assert not look(fleet), 'open'\n"
+    body += (
+        declare(objective="it is open", control="NET-02")
+        + "def test_other(fleet):\n    assert look(fleet), 'open'\n"
+    )
+    body += (
+        declare("breaches=(BREACH,), applies=lambda stage: 'no guest'", control="NET-03")
+        + "def test_none(fleet):\n    look(fleet)\n"
+    )
+    told: list[str] = []
+    judge(body, prove=prove, progress=told.append)
+    board = Board()
+    for step in told:
+        assert isinstance(step, Step)
+        board.take(step)
+    # A breach is opened, and looked at again, where the check passed.
+    assert board.planned == board.done == (5 if prove else 3)
+    assert board.running == []
+    assert [str(step) for step in told if isinstance(step, Step) and not step.well] == ["NET-02.fleet: fail"]
+    lines = [line for line in told if line]
+    assert lines[:5] == [
+        "NET-01.fleet: it holds",
+        "NET-01.fleet: pass",
+        "NET-02.fleet: it is open",
+        "NET-02.fleet: fail",
+        "NET-03.fleet: not-applicable",
+    ]
+    assert lines[5:] == (["NET-01.fleet: breach: opens it", "NET-01.fleet: proven"] if prove else [])

@@ -1,6 +1,4 @@
-"""What was proven before is known as long as nothing has changed that the proof depends on, and not a moment
-longer.
-"""
+"""An earlier proof counts exactly as long as nothing that it depends on has changed."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from testbed.report.result import Run, exit_code, to_json
 from testbed.topology_file.loader import read
 from testbed.verify.evidence import Evidence
 from testbed.verify.runner.plugin import Checks, run_checks
-from testbed.verify.runner.proof_cache import Proven, Proving, code_digest
+from testbed.verify.runner.proof_cache import ProofCache, Proving, code_digest
 
 ROOT = Path(__file__).parents[4]
 NAMES = ("NET-01.fleet", "it holds", "a hole")
@@ -32,7 +30,7 @@ _NUMBERS: Iterator[int] = count()
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two checks, one of which imports what imports something; another file; what runs in guests."""
+    """Two checks, one with indirect imports; another file; a program that runs in guests."""
     files = {
         "checks/test_one.py": "from checks.common import look\n",
         "checks/test_two.py": "import os\n",
@@ -52,19 +50,19 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _proven(root: Path, *configuration: str, way: Proving = Proving.CHANGED) -> Proven:
+def _proven(root: Path, *configuration: str, way: Proving = Proving.CHANGED) -> ProofCache:
     code_digest.cache_clear()
-    return Proven(root / "proven.json", root, configuration, way)
+    return ProofCache(root / "proven.json", root, configuration, way)
 
 
 def test_what_was_proven_is_known_by_its_names_and_configuration(root: Path) -> None:
     check = root / "checks/test_one.py"
-    assert _proven(root, "a lab").standing(check, *NAMES) == ""
+    assert _proven(root, "a lab").proven_at(check, *NAMES) == ""
     _proven(root, "a lab", way=Proving.EVERYTHING).remember(check, *NAMES)
-    assert _proven(root, "a lab").standing(check, *NAMES).startswith("20")
-    assert _proven(root, "a lab", way=Proving.EVERYTHING).standing(check, *NAMES) == ""
-    assert _proven(root, "another lab").standing(check, *NAMES) == ""
-    assert _proven(root, "a lab").standing(check, *NAMES[:2], "another hole") == ""
+    assert _proven(root, "a lab").proven_at(check, *NAMES).startswith("20")
+    assert _proven(root, "a lab", way=Proving.EVERYTHING).proven_at(check, *NAMES) == ""
+    assert _proven(root, "another lab").proven_at(check, *NAMES) == ""
+    assert _proven(root, "a lab").proven_at(check, *NAMES[:2], "another hole") == ""
 
 
 @pytest.mark.parametrize(
@@ -80,23 +78,23 @@ def test_what_was_proven_is_known_by_its_names_and_configuration(root: Path) -> 
 def test_a_change_in_anything_that_the_check_is_made_of_makes_it_unknown(root: Path, changed: str) -> None:
     _proven(root).remember(root / "checks/test_one.py", *NAMES)
     (root / changed).write_text((root / changed).read_text() + "# changed\n")
-    assert _proven(root).standing(root / "checks/test_one.py", *NAMES) == ""
+    assert _proven(root).proven_at(root / "checks/test_one.py", *NAMES) == ""
 
 
 @pytest.mark.parametrize(
     "changed", ["testbed/verify/runner/plugin.py", "testbed/plan/judge.py", "testbed/report/result.py"]
 )
 def test_a_change_in_anything_that_judges_makes_it_unknown(root: Path, changed: str) -> None:
-    """Though the check imports none of it."""
+    """The check need not import it."""
     _proven(root).remember(root / "checks/test_two.py", *NAMES)
     (root / changed).write_text((root / changed).read_text() + "# changed\n")
-    assert _proven(root).standing(root / "checks/test_two.py", *NAMES) == ""
+    assert _proven(root).proven_at(root / "checks/test_two.py", *NAMES) == ""
 
 
 def test_a_new_file_among_those_that_judge_makes_it_unknown(root: Path) -> None:
     _proven(root).remember(root / "checks/test_two.py", *NAMES)
     (root / "testbed/verify/drift.py").write_text("")
-    assert _proven(root).standing(root / "checks/test_two.py", *NAMES) == ""
+    assert _proven(root).proven_at(root / "checks/test_two.py", *NAMES) == ""
 
 
 RUNNER = (
@@ -121,22 +119,22 @@ def test_every_real_check_depends_on_what_judges(tmp_path: Path, changed: str) -
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     check = tmp_path / "checks/test_storage.py"
     _proven(tmp_path).remember(check, *NAMES)
-    assert _proven(tmp_path).standing(check, *NAMES)
+    assert _proven(tmp_path).proven_at(check, *NAMES)
     (tmp_path / changed).write_text((tmp_path / changed).read_text() + "# changed\n")
-    assert _proven(tmp_path).standing(check, *NAMES) == ""
+    assert _proven(tmp_path).proven_at(check, *NAMES) == ""
 
 
 @pytest.mark.parametrize("changed", ["checks/test_two.py", "testbed/lonely.py", "testbed/report/formats.py"])
 def test_a_change_elsewhere_does_not(root: Path, changed: str) -> None:
     _proven(root).remember(root / "checks/test_one.py", *NAMES)
     (root / changed).write_text("# changed\n")
-    assert _proven(root).standing(root / "checks/test_one.py", *NAMES)
+    assert _proven(root).proven_at(root / "checks/test_one.py", *NAMES)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
 def test_a_spoilt_file_knows_nothing_and_is_replaced(root: Path, text: str) -> None:
     (root / "proven.json").write_text(text)
-    assert _proven(root).standing(root / "checks/test_one.py", *NAMES) == ""
+    assert _proven(root).proven_at(root / "checks/test_one.py", *NAMES) == ""
     _proven(root).remember(root / "checks/test_one.py", *NAMES)
     assert len(json.loads((root / "proven.json").read_text())) == 1
 
@@ -169,14 +167,14 @@ def test_it(fleet):
     for other in ("test_one.py", "test_two.py"):
         (root / "checks" / other).unlink()
 
-    def run(proven: Proven, holes: Sequence[str] = ("a hole",)) -> Checks:
+    def run(proven: ProofCache, holes: Sequence[str] = ("a hole",)) -> Checks:
         file.write_text(f"HOLES = {holes!r}\n{template}")
-        lab = resolve(read(ROOT / "topologies/one-node.yaml").spec)
+        topology = resolve(read(ROOT / "topologies/one-node.yaml").spec)
         evidence = Evidence(root / "evidence")
         (root / "lab").mkdir(exist_ok=True)
-        opened = SimpleNamespace(testbed=lab, workspace=Workspace(root, "lab"))
+        opened = SimpleNamespace(topology=topology, workspace=Workspace(root, "lab"))
         fleet: Any = SimpleNamespace(
-            testbed=lab, lab=opened, evidence=evidence, new_phase=lambda *_: None, focus=""
+            topology=topology, lab=opened, evidence=evidence, new_phase=lambda *_: None, focus=""
         )
         return run_checks(fleet, root / "checks", prove=proven, only=(), progress=lambda _: None)
 

@@ -1,6 +1,4 @@
-"""A whole run on a lab without machines: what is written, in which order runs stand, and that errors of ours
-are told.
-"""
+"""A whole run on a lab without machines: its files, the order of runs, and our own errors."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ def _bug(*_: object, **__: object) -> Any:
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A lab whose machines have names and addresses, and whose only check is that of a wall that holds."""
+    """A lab whose machines have names and addresses, and whose only check passes."""
     topology = resolve(read(TOPOLOGY).spec)
     hosts = [
         SimpleNamespace(name=item.name, access=SimpleNamespace(address="192.0.2.1"))
@@ -45,10 +43,10 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     folder = checks_of(tmp_path, declare() + HOLDS)
     monkeypatch.setattr(run.data_files, "checks", lambda: folder)
     monkeypatch.setattr(run, "cache_root", lambda: tmp_path)
-    monkeypatch.setattr(run, "Watch", lambda *_: _Watch())
+    monkeypatch.setattr(run, "DriftWatch", lambda *_: _Watch())
     monkeypatch.setattr(run, "leftovers", SimpleNamespace(look=lambda _: {}, left_behind=lambda *_: []))
     return SimpleNamespace(
-        testbed=topology,
+        topology=topology,
         hosts=hosts,
         host=lambda name: next(host for host in hosts if host.name == name),
         retried=[],

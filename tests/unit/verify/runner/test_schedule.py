@@ -1,5 +1,6 @@
-"""Evidence comes before whatever changes the world: cases run by their effect, and effects are what the code
-does.
+"""Cases run in the order of their effect: evidence comes before changes.
+
+Declared effects are those of the code.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("local", [False, True])
 def test_what_disturbs_least_runs_first(judge: Any, seen: list[str], local: bool) -> None:
-    """Local ones side by side as well: none begins before all that disturb less have ended on every
-    machine.
+    """No case begins before all with a smaller effect have ended on every machine.
+
+    So it is with local ones, which run side by side.
     """
     plugin = judge(_body(local=local))
     order = [Effect[name] for name in seen]
@@ -55,7 +57,7 @@ def test_what_disturbs_least_runs_first(judge: Any, seen: list[str], local: bool
     assert set(order) == set(Effect)
     assert [result.objective for result in plugin.results][:: 2 if local else 1] == list(
         EFFECTS
-    )  # told as the file has them
+    )  # reported in the file's order
     assert plugin.errors == []
 
 
@@ -95,7 +97,7 @@ def _only(name: str) -> str:
 
 
 class Code:
-    """The functions, classes and constants of the checks and of what they use, each with its syntax tree."""
+    """The functions, classes and constants of checks and their helpers, with syntax trees."""
 
     def __init__(self) -> None:
         self.bodies: dict[tuple[str, str], list[ast.AST]] = {}
@@ -117,7 +119,7 @@ class Code:
                 self.names[module, alias.asname or alias.name] = (node.module, alias.name)
 
     def reached(self, module: str, function: str) -> Iterator[ast.AST]:
-        """Yield everything that a function's code may come to."""
+        """Yield all code that a function may reach."""
         waiting, known = [(module, function)], set()
         while waiting:
             place = waiting.pop()
@@ -157,7 +159,7 @@ _CALLED = {  # what changes a lab, by the name of the method or function
     },
     Effect.FLOODS: {"flood"},
 }
-_SAID = {  # what changes a machine, in texts that it is told
+_SAID = {  # parts of commands that change a machine
     Effect.DISTURBS: (
         '"op": "mutate"',
         '"op": "update"',
@@ -210,7 +212,10 @@ def test_every_real_check_declares_its_effect() -> None:
 
 
 def test_every_check_whose_code_changes_the_world_says_so() -> None:
-    """By what its code calls and what it tells machines, through every helper, at least as bad as it does."""
+    """The declared effect is at least that of the calls and commands in its code.
+
+    Calls of helpers are followed.
+    """
     code = Code()
     does = {name: _does(code, module, name) for name, (module, _) in _declared().items()}
     assert {name for name, effect in does.items() if effect is Effect.REBOOTS} == {

@@ -1,4 +1,7 @@
-"""An error of ours is a verdict or trouble, never a pass; what was opened is closed whatever is raised."""
+"""An error of ours is a verdict or trouble, never a pass.
+
+Open breaches are closed whatever is raised.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +116,7 @@ def test_a_breach_that_cannot_tell_whether_it_applies_is_no_proof(judge: Any) ->
 
 @pytest.mark.parametrize("applies", [*map(_raises, RAISED[:3]), "''", "True", "0", "['no guest']"])
 def test_a_check_that_cannot_tell_whether_it_applies_is_inconclusive(judge: Any, applies: str) -> None:
-    """A reason is a text; what is neither a reason nor None would be not-applicable for no reason."""
+    """A reason is a text; any other value but None would be not-applicable without a reason."""
     later = declare(control="NET-02") + "def test_later(fleet):\n    assert not look(fleet)\n"
     plugin = judge(declare(f"breaches=(BREACH,), applies=lambda s: {applies}") + HOLDS + later)
     assert [result.verdict for result in plugin.results] == [Verdict.INCONCLUSIVE, Verdict.PASS]
@@ -199,17 +202,17 @@ def test_what_starts_guests_again_and_raises_is_trouble(judge: Any) -> None:
 
 
 def test_what_remembers_proofs_and_raises_is_trouble(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("testbed.verify.runner.proof_cache.Proven.remember", _bug)
+    monkeypatch.setattr("testbed.verify.runner.proof_cache.ProofCache.remember", _bug)
     plugin = judge(declare() + HOLDS, prove=True)
     assert _proofs(plugin) == [ProofVerdict.PROVEN]
     assert plugin.errors == ["remembering what is proven of NET-01.fleet: RuntimeError: a bug"]
 
 
-@pytest.mark.parametrize("name", ["standing", "left_out"])
+@pytest.mark.parametrize("name", ["proven_at", "left_out"])
 def test_what_was_proven_before_and_cannot_be_read_is_trouble(
     judge: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(f"testbed.verify.runner.proof_cache.Proven.{name}", _bug)
+    monkeypatch.setattr(f"testbed.verify.runner.proof_cache.ProofCache.{name}", _bug)
     plugin = judge(declare() + HOLDS, prove=True)
     assert "NET-01.fleet: RuntimeError: a bug" in plugin.errors
     assert code(plugin) is Exit.INCONCLUSIVE
@@ -217,7 +220,7 @@ def test_what_was_proven_before_and_cannot_be_read_is_trouble(
 
 @pytest.mark.parametrize("name", ["_cases", "pytest_generate_tests", "pytest_collectreport"])
 def test_an_error_inside_pytest_is_trouble(judge: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Pytest tells its own errors by its status alone."""
+    """Pytest reports its own errors by its status only."""
     monkeypatch.setattr(Checks, name, lambda *_: _bug(), raising=True)
     plugin = judge(declare() + HOLDS)
     assert any("pytest ended with" in error for error in plugin.errors)

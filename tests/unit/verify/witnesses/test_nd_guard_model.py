@@ -1,5 +1,6 @@
-"""What the witness says of the guard of IPv6 neighbours; `tests/integration/test_guard.py` asks the kernel
-the same.
+"""The witness of the guard of IPv6 neighbours.
+
+`tests/integration/test_guard.py` compares it with the kernel.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
     ICMPv6ND_NA,
@@ -17,6 +18,7 @@ from scapy.layers.inet6 import (
     ICMPv6ND_RA,
     ICMPv6NDOptDstLLAddr,
     ICMPv6NDOptSrcLLAddr,
+    ICMPv6Unknown,
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
@@ -58,7 +60,12 @@ def _frame(*layers: Packet, source: str = OWN, target: str = PEER) -> bytes:
     (_frame(IPv6ExtHdrDestOpt(), ICMPv6ND_RA()), True),
     (_frame(IPv6ExtHdrFragment(), ICMPv6ND_NS(tgt=PEER)), True),
     (_frame(IPv6ExtHdrFragment(m=1), ICMPv6EchoRequest(data=bytes(40))), False),
+    (_frame(IPv6ExtHdrFragment(offset=5), ICMPv6ND_RA()), False),
     (_frame(ICMPv6EchoRequest(data=bytes(40)), target=OTHER), False),
+    *((_frame(ICMPv6Unknown(type=kind, msgbody=bytes(40)), target=OTHER), False)
+      for kind in (1, 2, 3, 4, 128, 129)),
+    *((_frame(ICMPv6Unknown(type=kind, msgbody=bytes(40))), True) for kind in (0, 5, 127, 130, 134, 137)),
+    (_frame(TCP(), target=OTHER), False),
     (bytes(Ether() / IP() / ICMP()), False),
 ])  # fmt: skip
 def test_only_the_ends_of_a_flow_speak_of_neighbours(frame: bytes, stopped: bool) -> None:
@@ -88,12 +95,12 @@ def _lab(*ranges: str) -> Any:
 def _fleet(lab: Any, run: Any) -> Any:
     machine = SimpleNamespace(name="node", run=run)
     return SimpleNamespace(
-        testbed=lab, once=lambda _, look: look(), everywhere=lambda do: {"node": do(machine)}
+        topology=lab, once=lambda _, look: look(), everywhere=lambda do: {"node": do(machine)}
     )
 
 
 def _printed(lab: Any, break_it: str) -> dict[str, str]:
-    """Return what a node prints whose guard is as declared, but for one setting."""
+    """Return the output of a node whose guard is as declared, except for one setting."""
     value = {
         item.name: "something else" if item.name == break_it else item.value
         for item in settings(lab, lab.nodes[0])

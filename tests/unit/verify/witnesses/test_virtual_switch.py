@@ -1,4 +1,4 @@
-"""What the datapath's actions and the databases' tables say."""
+"""The datapath's actions and the databases' tables, as parsed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from testbed.plan.resources import Kind, central
 from testbed.topology_file.loader import read
 from testbed.verify.attackers.worker import Attempt
 from testbed.verify.evidence import Evidence
-from testbed.verify.witnesses.virtual_switch import Finding, against, logical, passes, rows
+from testbed.verify.witnesses.virtual_switch import WitnessFinding, against, logical, passes, rows
 
 LAB = resolve(read(Path(__file__).parents[4] / "topologies/two-tenants.yaml").spec)
 JUDGES = (
@@ -67,7 +67,7 @@ def test_a_table_of_ovsdb_is_read_by_its_headings() -> None:
 
 
 class Databases:
-    """What OVN's databases hold of a lab, and may be made to hold besides."""
+    """OVN's databases of a lab, with rows that tests can add."""
 
     def __init__(self) -> None:
         wanted = list(central(LAB))
@@ -93,12 +93,12 @@ class Databases:
         )
 
 
-def _findings(databases: Databases, folder: Path) -> list[Finding]:
+def _findings(databases: Databases, folder: Path) -> list[WitnessFinding]:
     lab = SimpleNamespace(central=SimpleNamespace(northbound=databases))
     machines = {LAB.controller.name: databases}
     return logical(
         SimpleNamespace(
-            testbed=LAB, lab=lab, machines=machines, evidence=Evidence(folder), once=lambda *_: {}
+            topology=LAB, lab=lab, machines=machines, evidence=Evidence(folder), once=lambda *_: {}
         )
     )  # type: ignore[arg-type]
 
@@ -159,7 +159,7 @@ def test_a_check_of_forged_frames_is_not_red_for_what_rests_on_another_control()
         for control in ("NET-02", "NET-03")
     ]
     seen = Survey(SimpleNamespace(arrivals=lambda _: {}, doubt=None, concealed=dict, past=dict), {}, lies)  # type: ignore[arg-type]
-    rule = Finding(frozenset({"NET-01", "NET-02"}), "a rule")
+    rule = WitnessFinding(frozenset({"NET-01", "NET-02"}), "a rule")
     told = {"survey": seen, "pipeline": {"NET-02": "drop", "NET-03": "drop"}, "labels": [rule]}
     fleet: Any = SimpleNamespace(once=lambda name, _: told[name])
     assert judge(fleet, "NET-03") == []

@@ -1,4 +1,4 @@
-"""What an inventory's differences come to, and that the list of allowed ones and the table of controls are sound."""
+"""Differences of inventories, the list of allowed ones, and the table of controls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from testbed.inventory.compare import compare
 from testbed.inventory.records import Inventory, unpack
 from testbed.plan.controls import SEVERITY
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAYLOAD = ROOT / "testbed/payload/inventory"
 CONTROLS = {*SEVERITY, "VMM-01", "ACC-10", "PRO-01", "BND-01", "XPL-01", "SCH-02"}
 # A key that no line of the list may cover, for each domain: a stranger that runs, is trusted or listens.

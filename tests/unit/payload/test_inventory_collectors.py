@@ -1,4 +1,4 @@
-"""What the inventory's program makes of its sources: canned output of tools that need a virtual machine, and hostile ones."""
+"""The inventory's collectors, with canned and with hostile output of tools."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ def test_groups_and_ports_of_the_switch() -> None:
 
 STATE = (
     "src 192.0.2.1 dst 192.0.2.2\\\tproto esp spi 0xc1 reqid 1 mode transport\\\treplay-window 32 \\\t"
-    "aead rfc4106(gcm(aes)) 0x0123456789abcdef 128\\\tanti-replay context: seq 0x1, oseq 0x0, bitmap 0x0\\\tif_id 0x2"
+    "aead rfc4106(gcm(aes)) 0x0123456789abcdef 128\\\t"
+    "anti-replay context: seq 0x1, oseq 0x0, bitmap 0x0\\\tif_id 0x2"
 )
 
 
@@ -135,7 +136,8 @@ def test_objects_of_libvirt_come_from_two_processes(monkeypatch: pytest.MonkeyPa
     def run(argv: list[str], **_: Any) -> str:
         scripts.append(argv[-1])
         if "dumpxml" in argv[-1]:
-            return "<domain type='kvm' id='7'>\n  <name>red.web</name>\n</domain>\nend-of-one-object\n<pool/>\nend-of-one-object\n"
+            domain = "<domain type='kvm' id='7'>\n  <name>red.web</name>\n</domain>\n"
+            return f"{domain}end-of-one-object\n<pool/>\nend-of-one-object\n"
         parts = ["red.web\nits 'name'\n", "", "", "red\n", "", "", " 0a  ceph client.x\n"]
         return "".join(f"{part}end-of-one-object\n" for part in parts)
 
@@ -156,8 +158,10 @@ def test_objects_of_libvirt_come_from_two_processes(monkeypatch: pytest.MonkeyPa
 
 def test_a_unit_is_without_times_and_numbers() -> None:
     block = (
-        "Id=x.service\nExecStart={ path=/bin/x ; argv[]=/bin/x -p pw ; ignore_errors=no ; start_time=[Sat] ; stop_time=[n/a] ; pid=7 ; "
-        "code=(null) ; status=0/0 }\nDropInPaths=/b /a\nUser=\nNoNewPrivileges=no\nEnvironment=PASSWORD=hunter2"
+        "Id=x.service\nExecStart={ path=/bin/x ; argv[]=/bin/x -p pw ; ignore_errors=no ; "
+        "start_time=[Sat] ; stop_time=[n/a] ; pid=7 ; "
+        "code=(null) ; status=0/0 }\nDropInPaths=/b /a\nUser=\nNoNewPrivileges=no\n"
+        "Environment=PASSWORD=hunter2"
     )
     assert units.properties(block) == {
         "Id": "x.service",
@@ -191,12 +195,16 @@ def test_what_names_a_secret_is_masked(text: str) -> None:
 def test_sockets_are_told_from_the_kernels_tables(tmp_path: Path) -> None:
     (tmp_path / "tcp").write_text(
         "  sl  local_address rem_address   st\n"
-        "   0: 0100007F:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 11 1 0 100 0 0 10 0\n"
-        "   1: 0100007F:0016 0200007F:D431 01 00000000:00000000 00:00000000 00000000     0        0 12 1 0 100 0 0 10 0\n"
-        "   2: 0100007F:D431 0200007F:19F2 01 00000000:00000000 00:00000000 00000000   107        0 13 1 0 100 0 0 10 0\n"
+        "   0: 0100007F:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0 "
+        "       0 11 1 0 100 0 0 10 0\n"
+        "   1: 0100007F:0016 0200007F:D431 01 00000000:00000000 00:00000000 00000000     0 "
+        "       0 12 1 0 100 0 0 10 0\n"
+        "   2: 0100007F:D431 0200007F:19F2 01 00000000:00000000 00:00000000 00000000   107 "
+        "       0 13 1 0 100 0 0 10 0\n"
     )
     (tmp_path / "unix").write_text(
-        "Num RefCount Protocol Flags Type St Inode Path\n0: 2 0 00010000 0001 01 14 @/abs\n0: 2 0 0 0001 03 15\n"
+        "Num RefCount Protocol Flags Type St Inode Path\n0: 2 0 00010000 0001 01 14 @/abs\n"
+        "0: 2 0 0 0001 03 15\n"
     )
     for name in ("udp", "packet", "netlink"):
         (tmp_path / name).write_text("header\n")
@@ -282,7 +290,8 @@ def test_the_program_is_one_compressed_text() -> None:
 
 def test_a_meter_is_one_record_with_its_bands() -> None:
     records = Records()
-    printed = "OFPST_METER_CONFIG reply:\nmeter=3 kbps bands=\ntype=drop rate=9\nmeter=4 pktps bands=\ntype=drop rate=5\n"
+    printed = "OFPST_METER_CONFIG reply:\nmeter=3 kbps bands=\ntype=drop rate=9\nmeter=4 pktps "
+    printed += "bands=\ntype=drop rate=5\n"
     switch.others(records, "br-int", "dump-meters", printed)
     assert set(taken(records)) == {
         ("flow meter", "br-int meter=3 kbps bands= type=drop rate=9"),
