@@ -130,8 +130,15 @@ def machine_properties(lab: Testbed, machine: Machine, inputs: Inputs) -> Proper
         "images": images,
         "interfaces": [f"{nic.plane} {nic.mac} {nic.address} {nic.tap}" for nic in machine.nics],
         "controller": str(lab.controller.address(Plane.MANAGEMENT)),
+        "peers": _peers(lab, machine),
         "state": "running",
     }
+
+
+def _peers(lab: Testbed, machine: Machine) -> list[str]:
+    """Return the nodes that a node exchanges tunnels with, sorted: it learns of them when it is made."""
+    others = [node for node in lab.nodes if machine.role is Role.NODE and node.name != machine.name]
+    return sorted(f"{node.name} {node.address(Plane.FABRIC)}" for node in others)
 
 
 def dhcp_options(network: TenantNetwork) -> dict[str, str]:
@@ -199,12 +206,16 @@ def _node(node: Machine, guests: Sequence[Guest], inputs: Inputs) -> Iterator[Re
 
 
 def guest_properties(guest: Guest, inputs: Inputs) -> Properties:
-    """Return what a guest must be like; a difference in anything but its state replaces it."""
+    """Return what a guest must be like; a difference restarts or replaces it (`testbed.plan.diff`).
+
+    It asks for its addresses when it starts, and keeps them for a day.
+    """
     return {
         "memory": guest.memory,
         "vcpus": guest.vcpus,
         "image": inputs.images["guest"],
         "interfaces": [f"{nic.mac} {nic.port} {nic.tap}{' dhcp6' if nic.address6 else ''}" for nic in guest.nics],
+        "addresses": [nic.addresses for nic in guest.nics],
         "volumes": [volume.file for volume in guest.volumes],
         "worker": guest.worker,
         "confinement": "apparmor",
