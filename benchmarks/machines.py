@@ -33,6 +33,7 @@ def _start(topology: Path, state: Path, way: str) -> dict[str, object]:
     labs.enter(testbed, workspace, ground.environment)
     told: list[str] = []
     with labs.opened(testbed, workspace, ground, progress=told.append) as lab:
+        labs.settle(testbed, workspace)
         start = time.monotonic()
         for kind in (Kind.NETWORK, Kind.TAP, Kind.MACHINE):
             items = [(key, item) for key, item in lab.desired.items() if key.place == OUTER and key.kind is kind]

@@ -93,6 +93,7 @@ def floor(topology: Path, state: Path) -> float:
     workspace = Workspace(state, testbed.name)
     labs.enter(testbed, workspace, ground.environment)
     with labs.opened(testbed, workspace, ground) as lab:
+        labs.settle(testbed, workspace)
         start = time.monotonic()
         for kind in (Kind.NETWORK, Kind.TAP):
             for key, item in lab.desired.items():

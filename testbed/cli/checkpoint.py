@@ -80,7 +80,7 @@ def _unusable(found: checkpoints.Checkpoint) -> str:
     """Return why a checkpoint cannot be used on this machine, or the empty string."""
     try:
         ground = session.ground()
-        testbed = resolve(read(found.topology).spec)
+        testbed = resolve(read(found.topology).spec, found.numbers)
     except TestbedError as error:
         return f"{error.what}: {error.fact}"
     store = checkpoints.Store(cache_root(), ground.images, ground.environment)

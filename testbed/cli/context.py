@@ -19,6 +19,7 @@ from testbed.lab.breach_journal import Entry
 from testbed.model.resolve import resolve
 from testbed.model.topology import Testbed
 from testbed.topology_file.loader import read
+from testbed.topology_file.schema import Spec
 from testbed.untrusted.text import line
 
 File = Annotated[Path, typer.Argument(help="topology file, or the name of a lab", envvar="TESTBED_TOPOLOGY")]
@@ -26,14 +27,26 @@ Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file",
 
 
 def topology_of(name: str | Path) -> tuple[Testbed, Path]:
-    """Return the topology that a file, or the copy of a lab of that name, describes.
+    """Return the topology that a file, or the copy of a lab of that name, describes, with the numbers that the lab has given.
+
+    Raises:
+        UsageError: there is neither.
+        ProvisioningError: the lab's numbers cannot be read.
+
+    """
+    spec, file = spec_of(name)
+    return resolve(spec, session.given_numbers(Workspace(state_root(), spec.name))), file
+
+
+def spec_of(name: str | Path) -> tuple[Spec, Path]:
+    """Return what is written in a file, or in the copy of a lab of that name.
 
     Raises:
         UsageError: there is neither.
 
     """
     file = _known(str(name)) or _file(str(name)) or Path(name)
-    return resolve(read(file, machine_memory=memory.total()).spec), file
+    return read(file, machine_memory=memory.total()).spec, file
 
 
 def workspace_of(name: str | Path) -> Workspace:

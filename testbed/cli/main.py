@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from testbed.cli import checkpoint, image, inspect
+from testbed.cli import checkpoint, consent, image, inspect
 from testbed.cli.check import check_walls
 from testbed.cli.context import File, Name, entered, running_lab, to_close, topology_of, workspace_of
 from testbed.cli.error_exit import status_of
@@ -55,6 +55,9 @@ Connect = Annotated[
 ]
 Cold = Annotated[bool, typer.Option("--cold", help="boot machines, and use no saved memory", envvar="TESTBED_COLD")]
 Anew = Annotated[bool, typer.Option("--anew", help="start from the topology, and from no checkpoint", envvar="TESTBED_ANEW")]
+
+
+Yes = Annotated[bool, typer.Option("--yes", help="destroy data in a running lab without a question", envvar="TESTBED_YES")]
 
 
 def _proving(text: str) -> Proving:
@@ -114,22 +117,34 @@ def validate(
 
 
 @app.command()
-def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> None:
-    """Show what `up` would do, and why; change nothing."""
+def plan(
+    topology: File,
+    as_json: Json = False,
+    accelerator: Accel = None,
+    detailed: Annotated[
+        bool,
+        typer.Option(
+            "--detailed-exitcode", envvar="TESTBED_DETAILED_EXITCODE", help=f"exit with {int(Exit.CHANGES)} if there is something to do"
+        ),
+    ] = False,
+) -> None:
+    """Show what `up` would do, and why, and what data that destroys; change nothing, and boot nothing."""
     testbed, _ = topology_of(topology)
-    ground = session.ground(want=accelerator)
+    ground = session.outlook(want=accelerator)
     workspace = Workspace(state_root(), testbed.name)
     found = lab_namespaces.find(testbed.name, workspace.root)
     if found is None:
         result, left = diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER}), Journal(workspace).entries()
     else:
         with entered(testbed, workspace, ground) as opened:
-            result, left = observe.plan(opened.desired, opened.places), Journal(workspace).entries()
+            result, left = observe.plan(opened.desired, opened.places, consent.held(opened)), Journal(workspace).entries()
     if as_json:
         data = render.data(result)
         out_json({**data, "empty": data["empty"] and not left, "breaches": [entry.data() for entry in left]}, indent=1)
     else:
         out("\n".join((*to_close(left), *([] if left and not result else [render.text(result)]))))
+    if detailed and (result or left):
+        raise typer.Exit(Exit.CHANGES)
 
 
 @app.command()
@@ -140,10 +155,11 @@ def up(
     connect: Connect = "",
     cold: Cold = False,
     anew: Anew = False,
+    yes: Yes = False,
     timings: Annotated[bool, typer.Option("--timings", help="draw what took how long", envvar="TESTBED_TIMINGS")] = False,
 ) -> None:
-    """Build the lab, or make it again what its topology says."""
-    way = Way(accelerator, connect, cold=cold, anew=anew)
+    """Build the lab, or make it again what its topology says; asks before data in a running lab is destroyed."""
+    way = Way(accelerator, connect, cold=cold, anew=anew, yes=yes)
 
     def tell(opened: session.Lab, done: Sequence[Action]) -> None:
         spans = way.trace.spans if timings else []
@@ -240,6 +256,7 @@ def run(
     connect: Connect = "",
     cold: Cold = False,
     anew: Anew = False,
+    yes: Yes = False,
 ) -> None:
     """Build a lab, check it and report, in one go; the lab stays up."""
 
@@ -252,7 +269,7 @@ def run(
             say(f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh {testbed.name} {testbed.nodes[0].name}`. "
                 f"Take it down: `testbed down {testbed.name}`")  # fmt: skip
 
-    build(topology, Way(accelerator, connect, cold=cold, anew=anew), examine)
+    build(topology, Way(accelerator, connect, cold=cold, anew=anew, yes=yes), examine)
 
 
 @app.command()

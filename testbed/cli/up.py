@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from testbed import data_files
-from testbed.cli.context import topology_of
+from testbed.cli import consent
+from testbed.cli.context import spec_of
 from testbed.cli.interrupts import ended_at_once, interruptible
 from testbed.cli.terminal import say, warn
 from testbed.drivers.capabilities import doctor
@@ -18,13 +19,17 @@ from testbed.drivers.hypervisor import external_daemon
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.snapshots.checkpoint import Checkpoint, Store
 from testbed.engine import apply
+from testbed.engine.observe import Look
 from testbed.engine.timing import Trace
 from testbed.errors import Exit, TestbedError, UsageError
 from testbed.lab import session
 from testbed.lab.breach_journal import Journal
 from testbed.model.environment import Accelerator
+from testbed.model.numbers import Numbers
+from testbed.model.resolve import resolve
 from testbed.model.topology import Testbed
 from testbed.plan.diff import Action
+from testbed.topology_file.schema import Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,7 @@ class Way:
         cold: use no saved memory of any kind.
         anew: use no checkpoint.
         checkpoint: the one to use; the latest that fits if left out.
+        yes: destroy data without a question.
         trace: learns what took how long.
 
     """
@@ -46,6 +52,7 @@ class Way:
     cold: bool = False
     anew: bool = False
     checkpoint: Checkpoint | None = None
+    yes: bool = False
     trace: Trace = field(default_factory=Trace)
 
 
@@ -58,29 +65,56 @@ def build(topology: str | Path, way: Way, then: Callable[[session.Lab, Sequence[
 
     """
     interruptible()
-    testbed, file = topology_of(topology)
+    spec, file = spec_of(topology)
     doctor.require(cache_root(), state_root())
+    workspace = Workspace(state_root(), spec.name)
+    consent.require_images(workspace, yes=way.yes)
     with way.trace.span("images"):
         ground = session.prepare(say, want=way.want)
     say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
-    workspace = Workspace(state_root(), testbed.name)
     workspace.claim()
     with workspace.locked():
+        testbed = resolve(spec, session.given_numbers(workspace))
         _require_same(testbed, workspace)
-        session.apply_copy(file, workspace)
-        _connect(workspace, way.connect)
-        if not workspace.connection and lab_namespaces.find(testbed.name, workspace.root) is None:
-            kvm = ground.environment.outer is Accelerator.KVM
-            if reason := workspace.assign_account(cache_root(), kvm=kvm):
-                say(f"emulators run as you, and not under an account of this lab's: {reason}")
+        running = lab_namespaces.find(testbed.name, workspace.root) is not None
+        _require_connection(workspace, way.connect, running=running)
+        if not running:
+            testbed, ground = _going_on(spec, testbed, ground, workspace, way)
+            _store(testbed, file, workspace)
+            _begin(ground, workspace, way)
         if not way.cold:
             with way.trace.span("saved memory", ["images"]):
-                ground = _shortened(ground, testbed, workspace, way)
+                ground = _shortened(ground, testbed, workspace, save=not running)
         taken = session.enter(testbed, workspace, ground.environment)
         with session.opened(testbed, workspace, ground, taken, progress=say) as opened:
+            seen = None
+            if running:
+                with at_once_on_interrupt():
+                    seen = consent.agree(opened, yes=way.yes)
+                _store(testbed, file, workspace)
+            session.settle(testbed, workspace)
             with at_once_on_interrupt():
-                done = _converge(opened, way.trace)
+                done = _converge(opened, way.trace, seen)
+            session.remember_numbers(workspace, Numbers.of(testbed))  # those of removed names are free from now on
             then(opened, done)
+
+
+def _store(testbed: Testbed, file: Path, workspace: Workspace) -> None:
+    """Remember a topology, and its numbers beside those that were given before, before anything is changed."""
+    session.remember_numbers(workspace, Numbers.of(testbed).beside(session.given_numbers(workspace)))
+    session.apply_copy(file, workspace)
+
+
+def _begin(ground: session.Ground, workspace: Workspace, way: Way) -> None:
+    """Decide, for a lab that does not run, who runs its machines."""
+    if way.connect:
+        workspace.connect(way.connect)
+    if not workspace.connection:
+        kvm = ground.environment.outer is Accelerator.KVM
+        if reason := workspace.assign_account(cache_root(), kvm=kvm):
+            say(f"emulators run as you, and not under an account of this lab's: {reason}")
+    if ground.checkpoint:
+        ground.checkpoint.unpack(workspace)
 
 
 def _require_same(testbed: Testbed, workspace: Workspace) -> None:
@@ -97,7 +131,7 @@ def _require_same(testbed: Testbed, workspace: Workspace) -> None:
         raise UsageError(what, fact="; ".join(map(str, left)), remedy=remedy)
 
 
-def _converge(opened: session.Lab, trace: Trace) -> list[Action]:
+def _converge(opened: session.Lab, trace: Trace, seen: Look | None) -> list[Action]:
     """Make a lab what it must be, and close what a killed process had opened.
 
     Settings come first, since a breach may have cut our own way in; they come again afterwards, for what closing has changed and
@@ -108,7 +142,7 @@ def _converge(opened: session.Lab, trace: Trace) -> list[Action]:
 
     """
     if not Journal(opened.workspace).entries():
-        return apply.converge(opened.desired, opened.places, say, trace)
+        return apply.converge(opened.desired, opened.places, say, trace, seen)
     done: list[Action] = []
     try:
         done = apply.converge(opened.desired, opened.places, say, trace)
@@ -120,8 +154,8 @@ def _converge(opened: session.Lab, trace: Trace) -> list[Action]:
     return done + apply.converge(opened.desired, opened.places, say, trace)
 
 
-def _connect(workspace: Workspace, uri: str) -> None:
-    """Remember which libvirt runs a lab.
+def _require_connection(workspace: Workspace, uri: str, *, running: bool) -> None:
+    """Return if a libvirt can run a lab.
 
     Raises:
         UsageError: another one does already, or the URI is of no daemon on this machine.
@@ -131,30 +165,43 @@ def _connect(workspace: Workspace, uri: str) -> None:
     if uri in ("", workspace.connection):
         return
     external_daemon.require(uri)
-    if lab_namespaces.find(workspace.lab, workspace.root) is not None:
+    if running:
         fact = f"its machines are run by {workspace.connection or 'the built-in libvirt'}"
         remedy = f"run `testbed down {workspace.lab}` first"
         raise UsageError(f"the lab {workspace.lab} cannot move to {uri}", fact=fact, remedy=remedy)
-    workspace.connect(uri)
 
 
-def _shortened(ground: session.Ground, testbed: Testbed, workspace: Workspace, way: Way) -> session.Ground:
-    """Return what a lab stands on, with what its machines can start from: of a new lab's, memory is saved first if need be."""
+def _going_on(
+    spec: Spec, testbed: Testbed, ground: session.Ground, workspace: Workspace, way: Way
+) -> tuple[Testbed, session.Ground]:  # fmt: skip
+    """Return a lab that does not run and what it stands on: with a checkpoint and its numbers, if there is one to go on from."""
+    if way.cold or way.anew or way.connect or workspace.connection:
+        return testbed, ground
+    store = Store(cache_root(), ground.images, ground.environment)
+    found = (
+        (way.checkpoint, resolve(spec, way.checkpoint.numbers))
+        if way.checkpoint
+        else store.find(lambda numbers: resolve(spec, numbers), workspace)
+    )
+    if found is None:
+        return testbed, ground
+    checkpoint, testbed = found
+    say(f"going on from the checkpoint {checkpoint.name}, saved {checkpoint.saved}")
+    return testbed, replace(ground, checkpoint=checkpoint)
+
+
+def _shortened(ground: session.Ground, testbed: Testbed, workspace: Workspace, *, save: bool) -> session.Ground:
+    """Return what a lab stands on, with the memory that its machines can start from.
+
+    Args:
+        save: memory is saved first if need be, unless there is a checkpoint.
+
+    """
     if workspace.connection:
         say(f"machines boot, without saved memory: {workspace.connection} runs them, perhaps with another QEMU than ours")
         return ground
-    new = lab_namespaces.find(testbed.name, workspace.root) is None
-    found = _fitting(ground, testbed, workspace, way) if new and not way.anew else None
-    if found:
-        say(f"going on from the checkpoint {found.name}, saved {found.saved}")
-        found.unpack(workspace)
-        ground = replace(ground, checkpoint=found)
     with at_once_on_interrupt():
-        return session.remember(ground, testbed, say, save=new and not found)
-
-
-def _fitting(ground: session.Ground, testbed: Testbed, workspace: Workspace, way: Way) -> Checkpoint | None:
-    return way.checkpoint or Store(cache_root(), ground.images, ground.environment).find(testbed, workspace)
+        return session.remember(ground, testbed, say, save=save and not ground.checkpoint)
 
 
 def at_once_on_interrupt() -> AbstractContextManager[None]:

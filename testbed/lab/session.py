@@ -14,7 +14,7 @@ from testbed.drivers.capabilities import canary
 from testbed.drivers.host.accounts import privileged
 from testbed.drivers.host.ownership import require_trust
 from testbed.drivers.host.private_files import write_secret
-from testbed.drivers.host.workspace import Workspace, cache_root
+from testbed.drivers.host.workspace import Workspace, cache_root, labs
 from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.drivers.hypervisor.external_daemon import Outside, require
 from testbed.drivers.images.cache import Image, ImageCache
@@ -24,13 +24,14 @@ from testbed.drivers.pki import Authority
 from testbed.drivers.places.controller import Central, write_client
 from testbed.drivers.places.node import Node
 from testbed.drivers.places.outer_host import Outer, destroy_machines
-from testbed.drivers.snapshots.checkpoint import Checkpoint
+from testbed.drivers.snapshots.checkpoint import Checkpoint, read_numbers
 from testbed.drivers.snapshots.machine_memory import Saved, Store
 from testbed.drivers.ssh.client import Host
 from testbed.engine.place import Place, Progress
 from testbed.errors import TestbedError, UsageError
 from testbed.lab import admin_login
 from testbed.model.environment import Accelerator, Environment
+from testbed.model.numbers import Numbers
 from testbed.model.resolve import resolve
 from testbed.model.topology import Testbed
 from testbed.plan.libvirt_xml.machine import Hardware
@@ -74,6 +75,15 @@ def ground(*, want: Accelerator | None = None) -> Ground:
 
     """
     return _ground(ImageCache(cache_root(), packaged.playbooks()).baked(), want)
+
+
+def outlook(*, want: Accelerator | None = None) -> Ground:
+    """Return what a lab would stand on, for `plan`: bakes nothing, boots nothing, and may guess.
+
+    Images that are not baked have no digest yet; how virtual machines run is what was found last, or what is likely.
+    """
+    images = ImageCache(cache_root(), packaged.playbooks()).foreseen()
+    return Ground(images, canary.likely(cache_root(), want=want))
 
 
 def _ground(images: dict[str, Image], want: Accelerator | None) -> Ground:
@@ -199,7 +209,24 @@ def load_applied(workspace: Workspace) -> Testbed:
     if not workspace.topology.exists():
         fact = f"{workspace.folder} has no topology"
         raise UsageError(f"there is no lab {workspace.lab}", fact=fact, remedy="run `testbed up TOPOLOGY`, or `testbed status`")
-    return resolve(read(workspace.topology).spec)
+    return resolve(read(workspace.topology).spec, given_numbers(workspace))
+
+
+def given_numbers(workspace: Workspace) -> Numbers:
+    """Return the numbers that a lab has given to its names; none if there is no such lab of ours.
+
+    Raises:
+        ProvisioningError: they cannot be read.
+
+    """
+    if workspace.lab not in labs(workspace.root):
+        return Numbers()
+    return read_numbers(workspace.numbers, f"run `testbed down {workspace.lab}`, then `testbed up`")
+
+
+def remember_numbers(workspace: Workspace, numbers: Numbers) -> None:
+    """Write down the numbers that a lab has given to its names."""
+    write_secret(workspace.numbers, numbers.text().encode())
 
 
 def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> Outside | None:
@@ -259,14 +286,18 @@ def opened(
         )
         for node in testbed.nodes
     }
-    for machine in testbed.machines:
-        workspace.make(workspace.machine(machine.name))
-    admin_login.write_config(testbed, workspace, authority)
     lab = Lab(testbed, workspace, ground, outer, central, nodes)
     try:
         yield lab
     finally:
         lab.close()
+
+
+def settle(testbed: Testbed, workspace: Workspace) -> None:
+    """Make the folders of a lab's machines, and write the configuration by which OpenSSH's client logs in to them."""
+    for machine in testbed.machines:
+        workspace.make(workspace.machine(machine.name))
+    admin_login.write_config(testbed, workspace, Authority(workspace.pki))
 
 
 def apply_copy(file: Path, workspace: Workspace) -> None:

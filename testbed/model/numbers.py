@@ -74,12 +74,13 @@ class Numbers:
         wanted = sorted(names, key=lambda name: (hashed(salt, name), name))
         remembered = self.scopes.get(scope, {})
         result: dict[str, int] = {}
+        kept: set[int] = set()
         for name in wanted:
             number = remembered.get(name)
-            if number is not None and number in slots and number not in result.values():
+            if number is not None and number in slots and number not in kept:
                 result[name] = number
-        reserved = {number for name, number in remembered.items() if name not in result and number in slots}
-        taken = {*result.values(), *reserved}
+                kept.add(number)
+        taken = kept | {number for number in remembered.values() if number in slots}
         for name in (name for name in wanted if name not in result):
             if len(taken) == len(slots):
                 taken = set(result.values())
@@ -105,7 +106,7 @@ def read(text: str) -> Numbers:
     data = json.loads(text)
     scopes = data.get("scopes") if isinstance(data, dict) and data.get("format") == _FORMAT else None
     if not isinstance(scopes, dict):
-        raise ValueError("it has no numbers of the present format")  # noqa: TRY004 - the text has another type than it should
+        raise ValueError("it has no numbers of the present format")
     for scope, numbers in scopes.items():
         if not isinstance(numbers, dict) or not all(type(number) is int for number in numbers.values()):
             raise ValueError(f"{scope} has something that is no number")
