@@ -11,7 +11,7 @@ from testbed.lab import session
 from testbed.lab.breach_journal import Journal
 from testbed.plan import render
 from testbed.plan.diff import Held, Plan, data_of, diff
-from testbed.plan.resources import Key, Properties, desired
+from testbed.plan.resources import Inputs, Key, Properties, desired
 
 
 def agree(opened: session.Lab, *, yes: bool) -> observe.Look:
@@ -34,7 +34,7 @@ def agree(opened: session.Lab, *, yes: bool) -> observe.Look:
     found = {key: properties for key, properties in before.items() if key.place in seen.failed}
     for observed in seen.found.values():
         found.update(observed)
-    plan = diff(opened.desired, found, seen.unseen, held(opened) if before else None)
+    plan = diff(opened.desired, found, seen.unseen, held(opened.workspace, opened.ground.inputs) if before else None)
     asked = require_agreement(plan, opened.testbed.name, yes=yes)
     return observe.look(opened.desired, places) if asked else seen
 
@@ -66,10 +66,10 @@ def _before(opened: session.Lab) -> tuple[dict[Key, Properties], bool]:
     return {key: item.properties for key, item in resources.items()}, applied.digest == opened.testbed.digest
 
 
-def held(opened: session.Lab) -> Held | None:
+def held(workspace: Workspace, inputs: Inputs) -> Held | None:
     """Return the data that is on each machine by the topology that was applied last; None if that cannot be read."""
     try:
-        return data_of(desired(session.load_applied(opened.workspace), opened.ground.inputs))
+        return data_of(desired(session.load_applied(workspace), inputs))
     except TestbedError:
         return None
 

@@ -137,7 +137,7 @@ def plan(
         result, left = diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER}), Journal(workspace).entries()
     else:
         with entered(testbed, workspace, ground) as opened:
-            result, left = observe.plan(opened.desired, opened.places, consent.held(opened)), Journal(workspace).entries()
+            result, left = observe.plan(opened.desired, opened.places, consent.held(workspace, ground.inputs)), Journal(workspace).entries()
     if as_json:
         data = render.data(result)
         out_json({**data, "empty": data["empty"] and not left, "breaches": [entry.data() for entry in left]}, indent=1)

@@ -131,11 +131,15 @@ def _require_same(testbed: Testbed, workspace: Workspace) -> None:
         raise UsageError(what, fact="; ".join(map(str, left)), remedy=remedy)
 
 
-def _converge(opened: session.Lab, trace: Trace, seen: Look | None) -> list[Action]:
+def _converge(opened: session.Lab, trace: Trace, seen: Look | None = None) -> list[Action]:
     """Make a lab what it must be, and close what a killed process had opened.
 
     Settings come first, since a breach may have cut our own way in; they come again afterwards, for what closing has changed and
     for what could not be set right before.
+
+    Args:
+        trace: learns what took how long.
+        seen: what was seen just before, in a lab that ran.
 
     Raises:
         ProvisioningError: something could not be done, or a breach may still be in force.

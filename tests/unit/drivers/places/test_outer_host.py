@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from testbed.cli import up
-from testbed.cli.up import Way
 from testbed.data_files import topologies
 from testbed.drivers.host.accounts import Account
 from testbed.drivers.host.content_store import file_digest
@@ -188,6 +187,6 @@ def test_machines_that_another_libvirt_runs_boot_and_that_is_told(told: list[str
     workspace.connect("qemu:///system")
     monkeypatch.setattr(up, "say", told.append)
     ground = Ground({}, INPUTS.environment)
-    assert up._shortened(ground, LAB, workspace, Way()) is ground
+    assert up._shortened(ground, LAB, workspace, save=True) is ground
     (line,) = told
     assert "qemu:///system runs them" in line
