@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from typing import Any
 
@@ -15,7 +14,7 @@ from testbed.model.numbers import KEYS, Numbers, hashed
 from testbed.model.resolve import resolve
 from testbed.model.topology import Testbed
 from testbed.topology_file.loader import load
-from tests.strategies import NAMES, topologies
+from tests.strategies import changes, crowded, reordered
 
 MANY = settings(max_examples=60, deadline=None)
 SLOTS = range(4)
@@ -29,55 +28,10 @@ def _of(lab: Testbed) -> dict[tuple[str, str], int]:
     return {(scope, name): number for scope, names in Numbers.of(lab).scopes.items() for name, number in names.items()}
 
 
-def _reordered(draw: st.DrawFn, data: dict[str, Any]) -> dict[str, Any]:
-    """Return the same topology with nodes, tenants, networks and guests in another order."""
-
-    def shuffled(mapping: dict[str, Any]) -> dict[str, Any]:
-        return {name: mapping[name] for name in draw(st.permutations(list(mapping)))}
-
-    tenants = {
-        name: {**item, "networks": shuffled(item["networks"]), "guests": shuffled(item["guests"])} for name, item in data["tenants"].items()
-    }
-    return {**data, "nodes": shuffled(data["nodes"]), "tenants": shuffled(tenants)}
-
-
-@st.composite
-def crowded(draw: st.DrawFn) -> dict[str, Any]:
-    """Return a topology in which hashes collide: networks with room for a handful of guests."""
-    data = copy.deepcopy(draw(topologies()))
-    for tenant in data["tenants"].values():
-        for number, label in enumerate(tenant["networks"]):
-            tenant["networks"][label] = f"10.{number}.0.0/28"
-    data["infrastructure"] = {"management": "172.20.0.0/27", "fabric": "172.20.1.0/27", "storage": "172.20.2.0/27"}
-    return data
-
-
-@st.composite
-def changes(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a topology, and another one: names have come, others have gone, and the order is another one."""
-    before = draw(crowded())
-    after = copy.deepcopy(before)
-    for node in draw(st.lists(NAMES, max_size=3, unique=True)):
-        after["nodes"] = {node: {"memory": "16 GiB"}, **after["nodes"]}
-    for name, tenant in list(after["tenants"].items()):
-        if len(after["tenants"]) > 1 and draw(st.integers(0, 4)) == 0:
-            del after["tenants"][name]
-            continue
-        for guest in draw(st.lists(NAMES, max_size=3, unique=True)):
-            item = {"node": draw(st.sampled_from(sorted(after["nodes"]))), "network": [sorted(tenant["networks"])[0]]}
-            tenant["guests"] = {guest: tenant["guests"].get(guest, item), **tenant["guests"]}
-        for guest in list(tenant["guests"]):
-            if len(tenant["guests"]) > 1 and draw(st.integers(0, 3)) == 0:
-                del tenant["guests"][guest]
-        tenant["allow"] = [line for line in tenant["allow"] if {line.split()[0], line.split()[2]} <= set(tenant["guests"])]
-        tenant["networks"]["another"] = "10.9.0.0/28"
-    return before, _reordered(draw, after)
-
-
 @MANY
 @given(crowded(), st.data())
 def test_the_order_in_the_file_decides_nothing(data: dict[str, Any], choice: st.DataObject) -> None:
-    other = choice.draw(st.composite(_reordered)(data))
+    other = choice.draw(reordered(data))
     assert _of(_lab(data)) == _of(_lab(other))
 
 
