@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from testbed.plan.render import data, text
 from testbed.plan.resources import OUTER, Key, Kind, Resource, desired, places
 from testbed.topology_file.loader import load
 from tests.golden.test_golden import _same
-from tests.sim.simulator import INPUTS, World
+from tests.sim.simulator import INPUTS, Killed, World
 
 GOLDEN = Path(__file__).parents[1] / "golden/changes"
 BASE = """\
@@ -126,6 +127,21 @@ def test_a_change_costs_what_its_plan_says_and_leaves_nothing_to_do(name: str) -
     assert {str(action) for action in done if action.key.place == OUTER} == {
         str(action) for action in found.actions if action.key.place == OUTER
     }
+    assert not _planned(world, after, after)
+    assert set(world.resources) == set(_wanted(after))
+
+
+@pytest.mark.parametrize("name", ["volume-shrinks", "network-moves", "guest-moves", "node-memory"])
+@pytest.mark.parametrize("fuse", [1, 2, 3])
+def test_a_killed_change_resumes(name: str, fuse: int) -> None:
+    old, new, _, _ = CHANGES[name]
+    world, before = _built()
+    after = _lab(BASE.replace(old, new), Numbers.of(before))
+    world.fuse = len(world.performed) + fuse
+    with suppress(Killed):
+        converge(_wanted(after), _places(world, after), lambda _: None, seen=look(_wanted(after), _places(world, after)))
+    world.fuse = None
+    converge(_wanted(after), _places(world, after), lambda _: None)
     assert not _planned(world, after, after)
     assert set(world.resources) == set(_wanted(after))
 
