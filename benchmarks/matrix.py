@@ -36,9 +36,20 @@ RESERVE, EACH = 800, 224  # MiB
 def topology(guests: int) -> str:
     """Return a topology file: two tenants with the same addresses, their guests on two nodes in turns, one flow each."""
     memory = RESERVE + EACH * guests // len(NODES)
-    lines = ["version: 1", f"name: {LAB}", "nodes:", *(f"  {node}: {{memory: {memory} MiB}}" for node in NODES), "tenants:"]
+    lines = [
+        "version: 1",
+        f"name: {LAB}",
+        "nodes:",
+        *(f"  {node}: {{memory: {memory} MiB}}" for node in NODES),
+        "tenants:",
+    ]
     for tenant in ("red", "blue"):
-        lines += [f"  {tenant}:", "    networks: {app: 10.0.0.0/24}", "    allow: [g0 -> g1 tcp/5432]", "    guests:"]
+        lines += [
+            f"  {tenant}:",
+            "    networks: {app: 10.0.0.0/24}",
+            "    allow: [g0 -> g1 tcp/5432]",
+            "    guests:",
+        ]
         lines += [f"      g{number}: {{node: {NODES[number % len(NODES)]}}}" for number in range(guests // 2)]
     return "\n".join(lines) + "\n"
 
@@ -50,7 +61,9 @@ def measure(state: Path) -> dict[str, object]:
     calls: Counter[str] = Counter()
     plain = Hypervisor.agent
 
-    def counted(self: Hypervisor, name: str, command: str, arguments: dict[str, object], timeout: int) -> dict[str, Any]:
+    def counted(
+        self: Hypervisor, name: str, command: str, arguments: dict[str, object], timeout: int
+    ) -> dict[str, Any]:
         calls[command] += 1
         return plain(self, name, command, arguments, timeout)
 
@@ -97,7 +110,10 @@ def main() -> int:
                 results.append(json.loads(done.stdout.splitlines()[-1]))
             finally:
                 subprocess.run([program, "down", LAB], check=False, env=variables, capture_output=True)
-    ratios = {f"{two['guests']}/{one['guests']}": round(two["seconds"] / one["seconds"], 2) for one, two in pairwise(results)}
+    ratios = {
+        f"{two['guests']}/{one['guests']}": round(two["seconds"] / one["seconds"], 2)
+        for one, two in pairwise(results)
+    }
     print(json.dumps({"sizes": results, "ratios": ratios}, indent=1))
     return 0
 

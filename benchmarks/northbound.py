@@ -69,12 +69,18 @@ class _Place(Central):
         found = {Key(self.name, Kind.SWITCH, name): item for name, item in self.northbound.switches().items()}
         strays = ovn_northbound.strays(self.northbound.tables(), self.lab.name)
         found[Key(self.name, Kind.DATABASE, ovn_northbound.NAME)] = dict(ovn_northbound.told(strays))
-        return found | {Key(self.name, Kind.PORT, name): item for name, item in self.northbound.ports().items()}
+        return found | {
+            Key(self.name, Kind.PORT, name): item for name, item in self.northbound.ports().items()
+        }
 
 
 def _wanted(lab: Testbed) -> Mapping[Key, Resource]:
     kinds = (Kind.SWITCH, Kind.PORT, Kind.DATABASE)
-    return {key: item for key, item in desired(lab, INPUTS).items() if key.place == lab.controller.name and key.kind in kinds}
+    return {
+        key: item
+        for key, item in desired(lab, INPUTS).items()
+        if key.place == lab.controller.name and key.kind in kinds
+    }
 
 
 @contextmanager
@@ -83,7 +89,10 @@ def _served(folder: Path, authority: Authority, name: str) -> Iterator[Path]:
     root = folder / "root"
     root.mkdir()
     archive = max(cache_root().glob("base-controller-*.tar"), key=lambda path: path.stat().st_mtime)
-    subprocess.run([*as_root(), "tar", "--extract", "--exclude=./dev/*", f"--file={archive}", f"--directory={root}"], check=True)
+    subprocess.run(
+        [*as_root(), "tar", "--extract", "--exclude=./dev/*", f"--file={archive}", f"--directory={root}"],
+        check=True,
+    )
     script = packaged.playbooks() / "roles/controller/files/create-databases.sh"
     (root / "create-databases.sh").write_bytes(script.read_bytes())
     keys, server = root / "keys", authority.tls(name, now=datetime.now(UTC))
@@ -121,9 +130,16 @@ def measure(nodes: int, guests: int, folder: Path) -> dict[str, Any]:
     now = datetime.now(UTC)
     client = authority.administrator("testbed", start=authority.born, now=now)
     write_client(workspace, client.private_key, client.certificate)
-    subprocess.run(["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True)
+    subprocess.run(
+        ["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True
+    )
     with _served(folder, authority, lab.controller.name) as root:
-        place = _Place(lab, workspace, cast(Host, SimpleNamespace(name=lab.controller.name, close=lambda: None)), _SLOWNESS)
+        place = _Place(
+            lab,
+            workspace,
+            cast(Host, SimpleNamespace(name=lab.controller.name, close=lambda: None)),
+            _SLOWNESS,
+        )
         wanted = _wanted(lab)
         marks = [time.monotonic()]
         done = perform(diff(wanted, {}), place, lambda _: None, Trace(), "")
@@ -136,7 +152,9 @@ def measure(nodes: int, guests: int, folder: Path) -> dict[str, Any]:
         place.close()
         peaks = {f"{name}_mib": _peak(pid) for name, pid in _pids(root).items()}
     if again or len(done) != len(wanted):
-        raise RuntimeError(f"{len(done)} of {len(wanted)} done; a second look finds {[str(action) for action in again.actions[:3]]}")
+        raise RuntimeError(
+            f"{len(done)} of {len(wanted)} done; a second look finds {[str(action) for action in again.actions[:3]]}"
+        )
     apply_s, northd_s, look_again_s = (round(end - start, 1) for start, end in pairwise(marks))
     steps = {"apply_s": apply_s, "northd_s": northd_s, "look_again_s": look_again_s}
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -154,8 +172,18 @@ def main() -> int:
     for part in (2, 1):
         folder = Path(tempfile.mkdtemp(prefix="tb", dir="/var/tmp"))
         try:
-            argv = [*as_root("--net"), sys.executable, __file__, "--one", str(nodes // part), str(guests // part), str(folder)]
-            results.append(json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout))
+            argv = [
+                *as_root("--net"),
+                sys.executable,
+                __file__,
+                "--one",
+                str(nodes // part),
+                str(guests // part),
+                str(folder),
+            ]
+            results.append(
+                json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            )
         finally:
             remove_tree(folder)
     ratio = results[1]["apply_s"] / results[0]["apply_s"]

@@ -37,7 +37,9 @@ def run(program: str, topology: Path, state: str) -> tuple[dict[str, float], lis
     variables = {**os.environ, "TESTBED_STATE_DIR": state}
     for verb, argument, *options in (("up", str(topology)), ("check", name, "--json"), ("down", name)):
         start = time.monotonic()
-        done = subprocess.run([program, verb, argument, *options], check=False, capture_output=True, text=True, env=variables)
+        done = subprocess.run(
+            [program, verb, argument, *options], check=False, capture_output=True, text=True, env=variables
+        )
         seconds[verb] = round(time.monotonic() - start, 1)
         if done.returncode != 0:
             wrong.append(f"{verb} ended with {done.returncode}: {done.stderr[-300:]}")

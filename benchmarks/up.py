@@ -45,7 +45,9 @@ def _boot(lab: labs.Lab, machine: Machine) -> None:
     words += f"systemd.machine_id={machine_id(machine.uuid)}"
     if machine.role is Role.NODE:
         bases += [lab.ground.images["guest"].file("volume.qcow2"), image.file("pool.qcow2")]
-        words += f" apparmor=1 security=apparmor audit=1 testbed.mount=/dev/vdb:{IMAGES}:ro,nodev,nosuid,noexec"
+        words += (
+            f" apparmor=1 security=apparmor audit=1 testbed.mount=/dev/vdb:{IMAGES}:ro,nodev,nosuid,noexec"
+        )
         words += " testbed.mount=/dev/vdc:/var/lib/testbed/pools:noatime,nodev,nosuid,noexec"
     kvm = environment.outer is Accelerator.KVM
     argv = [
@@ -66,7 +68,9 @@ def _boot(lab: labs.Lab, machine: Machine) -> None:
 def _guest(lab: labs.Lab, node: Node, guest: Guest) -> None:
     xml = guest_xml(lab.testbed, guest, guest_properties(guest, lab.ground.inputs))
     disks = [f"qemu-img create -q -f qcow2 -F raw -b {IMAGES}/guest/root.raw {guest.root_disk}"]
-    disks += [f"qemu-img create -q -f raw {guest.pool}/{volume.file} {volume.size}" for volume in guest.volumes]
+    disks += [
+        f"qemu-img create -q -f raw {guest.pool}/{volume.file} {volume.size}" for volume in guest.volumes
+    ]
     node.host.must(
         f"mkdir -p {guest.pool}; {'; '.join(disks)}; echo {shlex.quote(xml)} > /run/{guest.domain}.xml; "
         f"until [ -e /sys/class/net/br-int ]; do sleep 0.2; done; virsh -q create /run/{guest.domain}.xml",
@@ -140,7 +144,10 @@ def compare(topology: Path, folder: str, seconds: float) -> dict[str, float]:
         timed("down", name)
     finally:
         timed("checkpoint", "rm", mark)
-    return found | {"up_to_floor": round(found["up_s"] / seconds, 2), "checkpoint_to_floor": round(found["from_checkpoint_s"] / seconds, 2)}
+    return found | {
+        "up_to_floor": round(found["up_s"] / seconds, 2),
+        "checkpoint_to_floor": round(found["from_checkpoint_s"] / seconds, 2),
+    }
 
 
 def main() -> int:
@@ -149,7 +156,9 @@ def main() -> int:
         print(floor(Path(sys.argv[2]), Path(sys.argv[3])))
         return 0
     topology = Path(sys.argv[1] if len(sys.argv) > 1 else "topologies/two-tenants.yaml")
-    labs.remember(labs.prepare(lambda _: None), resolve(read(topology).spec), lambda _: None, save=True)  # as much part of the images
+    labs.remember(
+        labs.prepare(lambda _: None), resolve(read(topology).spec), lambda _: None, save=True
+    )  # as much part of the images
     with tempfile.TemporaryDirectory(prefix="tb", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)
         argv = [sys.executable, __file__, "--floor", str(topology), folder]

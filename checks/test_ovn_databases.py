@@ -133,10 +133,14 @@ def _require_refusals(answers: Mapping[str, str], asked: int) -> None:
         InstrumentError: one was not refused, or did not ask.
 
     """
-    unsure = [f"{name}: {answer}" for name, answer in answers.items() if not str(answer).startswith("refused: ")]
+    unsure = [
+        f"{name}: {answer}" for name, answer in answers.items() if not str(answer).startswith("refused: ")
+    ]
     if unsure or len(answers) != asked:
         fact = f"{len(answers)} answers to {asked} questions; {'; '.join(unsure)}"
-        raise InstrumentError("a database did not refuse every stranger", fact=fact[:300], remedy="repeat the check")
+        raise InstrumentError(
+            "a database did not refuse every stranger", fact=fact[:300], remedy="repeat the check"
+        )
 
 
 def _connect(stage: Stage, *words: str) -> None:
@@ -166,20 +170,36 @@ def _speaks(name: str, *words: str) -> Breach:
 def test_a_fallen_node_speaks_for_itself_only(fleet: Fleet, node: Machine) -> None:
     place = str(fleet.testbed.controller.address(Plane.MANAGEMENT))
     answers = node.python(_ATTACK, json.dumps([place, _PORT, node.name, _TABLES]))
-    fleet.evidence.record(node.name, "measured", "what OVN's roles leave to a fallen node", answers.get("still"), time.time())
+    fleet.evidence.record(
+        node.name, "measured", "what OVN's roles leave to a fallen node", answers.get("still"), time.time()
+    )
     told = sorted(name for name, answer in answers["strangers"].items() if answer == "answered")
     assert not told, f"the southbound database answers strangers: {', '.join(told)}"
     _require_refusals(answers["strangers"], _WAYS)
     if set(answers["node"]) != set(_TABLES):
         fact = answers.get("error", "not every table was tried")
-        raise InstrumentError(f"{node.name} cannot speak to the southbound database", fact=fact, remedy="run `testbed up`")
+        raise InstrumentError(
+            f"{node.name} cannot speak to the southbound database", fact=fact, remedy="run `testbed up`"
+        )
     written = sorted(table for table, answer in answers["node"].items() if answer == "written")
     assert not written, f"{node.name} writes others' rows in {', '.join(written)}"
     if answers.get("still", {}).get("back") is False:
-        raise InstrumentError("a port that was claimed is not back at its node", fact=str(answers["still"]), remedy="run `testbed up`")
-    odd = {table: answer for table, answer in answers["node"].items() if "permission error" not in answer and answer != "empty"}
+        raise InstrumentError(
+            "a port that was claimed is not back at its node",
+            fact=str(answers["still"]),
+            remedy="run `testbed up`",
+        )
+    odd = {
+        table: answer
+        for table, answer in answers["node"].items()
+        if "permission error" not in answer and answer != "empty"
+    }
     if odd or set(answers["node"].values()) == {"empty"}:
-        raise InstrumentError("the southbound database refuses for another reason than its roles", fact=str(odd)[:300], remedy="-")
+        raise InstrumentError(
+            "the southbound database refuses for another reason than its roles",
+            fact=str(odd)[:300],
+            remedy="-",
+        )
 
 
 _AUTHORITY = "/run/testbed/ovn/administrators.pem"

@@ -155,7 +155,10 @@ def corpus(count: int, seed: int) -> list[tuple[str, str]]:
     if count < len(fixed) * 2:
         fixed = draw.sample(fixed, count // 2)
     makers = (_of_values, _of_values, _of_text)
-    return [*fixed, *((f"mutation {number}", makers[number % 3](draw)) for number in range(count - len(fixed)))]
+    return [
+        *fixed,
+        *((f"mutation {number}", makers[number % 3](draw)) for number in range(count - len(fixed))),
+    ]
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,12 @@ def validate(text: str, folder: Path) -> Outcome:
         os._exit(0)
     _, status, used = os.wait4(child, 0)
     text = out.read_bytes().decode(errors="replace").replace(str(folder), "")
-    return Outcome(os.waitstatus_to_exitcode(status), text, used.ru_utime + used.ru_stime, used.ru_maxrss / 2**10 - before / 2**20)
+    return Outcome(
+        os.waitstatus_to_exitcode(status),
+        text,
+        used.ru_utime + used.ru_stime,
+        used.ru_maxrss / 2**10 - before / 2**20,
+    )
 
 
 def main() -> None:
@@ -227,10 +235,15 @@ def main() -> None:
         for label, text in corpus(options.count, options.seed):
             outcome = validate(text, Path(name))
             codes[outcome.code] += 1
-            worst = {"seconds": max(worst["seconds"], (outcome.seconds, label)), "memory": max(worst["memory"], (outcome.memory, label))}
+            worst = {
+                "seconds": max(worst["seconds"], (outcome.seconds, label)),
+                "memory": max(worst["memory"], (outcome.memory, label)),
+            }
             if promises := outcome.broken():
                 broken[label] = [*promises, outcome.output[:400]]
-    sys.stdout.write(json.dumps({"files": options.count, "exit codes": codes, "worst": worst, "broken": broken}, indent=1))
+    sys.stdout.write(
+        json.dumps({"files": options.count, "exit codes": codes, "worst": worst, "broken": broken}, indent=1)
+    )
 
 
 if __name__ == "__main__":

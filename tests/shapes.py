@@ -39,14 +39,13 @@ ODD = {
     "an empty node in the middle": "nodes: {node-a: {}, node-b: {}, node-c: {}}\ntenants:\n"
     f"  red: {{{_PAIR % ('node-a', 'node-c')}, allow: [web -> db tcp/80]}}\n"
     f"  blue: {{{_PAIR % ('node-c', 'node-a')}, allow: [web -> db tcp/80]}}\n",
-    "one tenant": _ONE + "tenants:\n"
-    f"  red: {{{_PAIR % ('node-a', 'node-a')}, allow: [web -> db tcp/80]}}\n",
+    "one tenant": _ONE + f"tenants:\n  red: {{{_PAIR % ('node-a', 'node-a')}, allow: [web -> db tcp/80]}}\n",
     "one tenant on two nodes": _TWO + "tenants:\n"
     f"  red: {{{_PAIR % ('node-a', 'node-b')}, allow: [web -> db tcp/80]}}\n",
-    "one tenant without a flow": _ONE + "tenants:\n"
-    f"  red: {{{_PAIR % ('node-a', 'node-a')}}}\n",
+    "one tenant without a flow": _ONE + f"tenants:\n  red: {{{_PAIR % ('node-a', 'node-a')}}}\n",
     "one guest": _ONE + "tenants:\n  red: {networks: {app: 10.0.0.0/24}, guests: {web: {}}}\n",
-    "one guest beside an empty node": _TWO + "tenants:\n  red: {networks: {app: 10.0.0.0/24}, guests: {web: {node: node-b}}}\n",
+    "one guest beside an empty node": _TWO
+    + "tenants:\n  red: {networks: {app: 10.0.0.0/24}, guests: {web: {node: node-b}}}\n",
     "guests apart in one tenant": _ONE + "tenants:\n"
     "  red: {networks: {app: 10.0.0.0/24, back: 10.0.1.0/24}, guests: {web: {network: app}, db: {network: back}}}\n",
     "a flow on a second network": _TWO + "tenants:\n"

@@ -62,7 +62,12 @@ class Scene:
 
     def ip(self, source: str = "", flags: str = "") -> Packet:
         """Return IPv4 to the peer, from the sender unless told otherwise."""
-        return IP(src=source or str(self.sender.address), dst=str(self.peer.address), id=secrets.randbits(16), flags=flags)
+        return IP(
+            src=source or str(self.sender.address),
+            dst=str(self.peer.address),
+            id=secrets.randbits(16),
+            flags=flags,
+        )
 
     def six(self, source: str = "", hops: int = 64) -> Packet:
         """Return IPv6 to the peer, from the sender unless told otherwise."""
@@ -100,12 +105,27 @@ def scenes(fleet: Fleet) -> list[Scene]:
         taken = {item.address for item in everyone if item.network == sender.network}
         free = next(address for address in network.network.hosts() if address not in {*taken, network.server})
         free6 = network.network6[int(free) - int(network.network[0])] if network.network6 else NOWHERE6
-        opens = [(target, flow.protocol, flow.port or 0) for flow, source, target in flows if source == sender]
+        opens = [
+            (target, flow.protocol, flow.port or 0) for flow, source, target in flows if source == sender
+        ]
         neighbours = [(item, "", 0) for item in everyone if item.network == sender.network and item != sender]
         peer, protocol, port = next(chain(opens, neighbours), (server, "", 0))
         stranger = next((item for item in everyone if item.tenant != sender.tenant), peer)
         management = str(lab.controller.address(Plane.MANAGEMENT))
         tunnels = tuple(str(node.address(Plane.FABRIC)) for node in lab.nodes)
         names = (str(free), str(free6), management)
-        found.append(Scene(number, sender, peer, stranger, protocol, port, server, *names, tunnels, keys[stranger.network]))
+        found.append(
+            Scene(
+                number,
+                sender,
+                peer,
+                stranger,
+                protocol,
+                port,
+                server,
+                *names,
+                tunnels,
+                keys[stranger.network],
+            )
+        )
     return found

@@ -54,7 +54,11 @@ def command(
 
 def needs_guest(stage: Stage) -> str | None:
     """Return why a check of one node has nothing to look at there."""
-    return None if stage.guests else f"no guest runs on {stage.node.name}, so no worker, volume or frame of a guest is there"
+    return (
+        None
+        if stage.guests
+        else f"no guest runs on {stage.node.name}, so no worker, volume or frame of a guest is there"
+    )
 
 
 def needs_other_tenants(stage: Stage) -> str | None:
@@ -66,12 +70,20 @@ def needs_other_tenants(stage: Stage) -> str | None:
 
 def needs_company(stage: Stage) -> str | None:
     """Return why no guest's frame could come to another guest."""
-    return None if len(stage.testbed.guests) > 1 else "the topology has one guest, so there is no other one that its frames could come to"
+    return (
+        None
+        if len(stage.testbed.guests) > 1
+        else "the topology has one guest, so there is no other one that its frames could come to"
+    )
 
 
 def needs_flow(stage: Stage) -> str | None:
     """Return why there is no connection whose rule could be taken away."""
-    return None if has_flow(stage) else "no declared flow joins two guests, so there is no rule that a connection could outlive"
+    return (
+        None
+        if has_flow(stage)
+        else "no declared flow joins two guests, so there is no rule that a connection could outlive"
+    )
 
 
 def profile(guest: Guest) -> str:
@@ -89,7 +101,9 @@ def load(guest: Guest) -> str:
     return f"apparmor_parser -r {profile(guest)}"
 
 
-def mirrored(name: str, source: Callable[[Stage], Guest], device: Callable[[Stage], str], match: str = "") -> Breach:
+def mirrored(
+    name: str, source: Callable[[Stage], Guest], device: Callable[[Stage], str], match: str = ""
+) -> Breach:
     """Return a breach by which a device of a guest's node sends copies of what the guest's first interface sends.
 
     By nft, since the switch replaces what stands beside its policer whenever an interface changes.
@@ -101,9 +115,11 @@ def mirrored(name: str, source: Callable[[Stage], Guest], device: Callable[[Stag
     table = re.sub(r"\W", "_", name)
     return command(
         name,
-        opens=lambda s: f"nft 'add table netdev {table}; add chain netdev {table} copies "
-        f'{{ type filter hook ingress device "{source(s).nics[0].tap}" priority -300; }}; '
-        f"add rule netdev {table} copies {match} dup to \"{device(s)}\"'",
+        opens=lambda s: (
+            f"nft 'add table netdev {table}; add chain netdev {table} copies "
+            f'{{ type filter hook ingress device "{source(s).nics[0].tap}" priority -300; }}; '
+            f'add rule netdev {table} copies {match} dup to "{device(s)}"\''
+        ),
         closes=lambda _: f"nft destroy table netdev {table}",
         shows=lambda _: f"nft list table netdev {table} | grep -q dup",
         where=lambda s: s.lab.host(source(s).node),
@@ -192,7 +208,9 @@ def attacker(stage: Stage) -> GuestNic:
     return stage.sender.nic
 
 
-def loosened(name: str, security: Callable[[Stage], list[str]], nic: Callable[[Stage], GuestNic] = attacker) -> Breach:
+def loosened(
+    name: str, security: Callable[[Stage], list[str]], nic: Callable[[Stage], GuestNic] = attacker
+) -> Breach:
     """Return a breach by other addresses that an interface may use."""
     return Breach(
         name,
@@ -202,7 +220,9 @@ def loosened(name: str, security: Callable[[Stage], list[str]], nic: Callable[[S
     )
 
 
-def readdressed(name: str, nic: Callable[[Stage], GuestNic], addresses: Callable[[Stage], list[str]]) -> Breach:
+def readdressed(
+    name: str, nic: Callable[[Stage], GuestNic], addresses: Callable[[Stage], list[str]]
+) -> Breach:
     """Return a breach by other addresses at which a port is reached, and which DHCP hands out."""
     return Breach(
         name,

@@ -78,7 +78,9 @@ def _anywhere(stage: Stage) -> Pair | None:
     return subjects.pair(stage.testbed)
 
 
-def shortcut(name: str, match: str, actions: str = "", among: Callable[[Stage], Pair | None] = _anywhere) -> Breach:
+def shortcut(
+    name: str, match: str, actions: str = "", among: Callable[[Stage], Pair | None] = _anywhere
+) -> Breach:
     """Return a breach by which some frames of a guest go straight to another one; see `rules`.
 
     Args:
@@ -120,7 +122,9 @@ def for_a_while(name: str, match: str, folder: str, service: str) -> Breach:
     def opens(stage: Stage) -> None:
         setting = f"[Service]\\nExecStartPost=/bin/sh {folder}/breach.sh\\n"
         for rule in rules(stage, stage.pair(), match):
-            write = f"mkdir -p {folder} && cat > {folder}/breach.sh && printf '{setting}' > {folder}/breach.conf"
+            write = (
+                f"mkdir -p {folder} && cat > {folder}/breach.sh && printf '{setting}' > {folder}/breach.conf"
+            )
             stage.lab.host(rule.place).must(f"{write} && systemctl daemon-reload", stdin=script(rule))
 
     def closes(stage: Stage) -> None:
@@ -129,8 +133,8 @@ def for_a_while(name: str, match: str, folder: str, service: str) -> Breach:
 
     def shows(stage: Stage) -> bool:
         show = f"systemctl cat {service} | grep -q breach.sh"
-        return all(stage.lab.host(rule.place).sudo(show).status == 0 for rule in rules(stage, stage.pair(), match))
+        return all(
+            stage.lab.host(rule.place).sudo(show).status == 0 for rule in rules(stage, stage.pair(), match)
+        )
 
     return Breach(name, opens, closes, shows, applies=has_pair)
-
-

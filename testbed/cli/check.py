@@ -16,7 +16,9 @@ from testbed.report.result import content_of, exit_code
 from testbed.verify.runner.proof_cache import Proving
 
 
-def check_walls(opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False) -> None:
+def check_walls(
+    opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False
+) -> None:
     """Run the checks, and end with the exit code of their result; an error of ours is neither 0 nor a fail."""
     try:
         code = _checked(opened, prove=prove, only=only, as_json=as_json, slow=slow)
@@ -38,7 +40,9 @@ def check_walls(opened: session.Lab, *, prove: Proving, only: list[str], as_json
 def _checked(opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool) -> Exit:
     from testbed.verify.runner import run as runs  # noqa: PLC0415 - scapy and pytest are a fifth of a second
 
-    folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say))
+    folder = runs.examine(
+        opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say)
+    )
     data = content_of((folder / "result.json").read_text())
     (folder / "report.md").write_text(formats.markdown(data))
     (folder / "junit.xml").write_text(formats.junit(data))

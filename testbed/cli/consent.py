@@ -34,7 +34,9 @@ def agree(opened: session.Lab, *, yes: bool) -> observe.Look:
     found = {key: properties for key, properties in before.items() if key.place in seen.failed}
     for observed in seen.found.values():
         found.update(observed)
-    plan = diff(opened.desired, found, seen.unseen, held(opened.workspace, opened.ground.inputs) if before else None)
+    plan = diff(
+        opened.desired, found, seen.unseen, held(opened.workspace, opened.ground.inputs) if before else None
+    )
     asked = require_agreement(plan, opened.testbed.name, yes=yes)
     return observe.look(opened.desired, places) if asked else seen
 
@@ -53,7 +55,9 @@ def require_images(workspace: Workspace, *, yes: bool) -> None:
         return
     what = f"this would replace every machine of the lab {workspace.lab}, and there is no terminal to ask for agreement"
     fact = f"images that its machines would be made from are not baked yet: {', '.join(missing)}"
-    raise UsageError(what, fact=fact, remedy="save what you need, then add --yes; `testbed plan` shows every step")
+    raise UsageError(
+        what, fact=fact, remedy="save what you need, then add --yes; `testbed plan` shows every step"
+    )
 
 
 def _before(opened: session.Lab) -> tuple[dict[Key, Properties], bool]:
@@ -85,7 +89,9 @@ def require_agreement(plan: Plan, lab: str, *, yes: bool) -> bool:
         fact = "\n".join(f"{action.key}: {action.reason}" for action in plan.blocked)
         remedy = f"run `testbed down {lab}` first, then this command; all data in the lab is lost with it"
         raise UsageError(f"the lab {lab} cannot become that while it runs", fact=fact, remedy=remedy)
-    losses = [f"{action.verb} {action.key}: {render.lost(action).removeprefix('! ')}" for action in plan.destructive]
+    losses = [
+        f"{action.verb} {action.key}: {render.lost(action).removeprefix('! ')}" for action in plan.destructive
+    ]
     if not losses:
         return False
     if yes:

@@ -42,4 +42,6 @@ def _tell_usage(error: TyperException) -> None:
         warn(error.format_message())
         return
     command = getattr(getattr(error, "ctx", None), "command_path", "testbed")
-    fail(UsageError("the command line is wrong", fact=error.format_message(), remedy=f"see `{command} --help`"))
+    fail(
+        UsageError("the command line is wrong", fact=error.format_message(), remedy=f"see `{command} --help`")
+    )

@@ -33,7 +33,9 @@ _LOGGED = 2_000_000  # octets of a journal
 
 @app.command()
 def status(
-    name: Annotated[str, typer.Argument(help="name of a lab; all labs if left out", envvar="TESTBED_LAB")] = "",
+    name: Annotated[
+        str, typer.Argument(help="name of a lab; all labs if left out", envvar="TESTBED_LAB")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """List labs, or what exists of one."""
@@ -57,7 +59,11 @@ def status(
     with entered(testbed, workspace, session.ground()) as opened:
         found, unseen = observe.observe(opened.desired, opened.places)
         drift, left = diff(opened.desired, found, unseen), Journal(workspace).entries()
-    rows = [{"place": k.place, "kind": k.kind, "name": k.name, "state": p["state"]} for k, p in sorted(found.items()) if "state" in p]
+    rows = [
+        {"place": k.place, "kind": k.kind, "name": k.name, "state": p["state"]}
+        for k, p in sorted(found.items())
+        if "state" in p
+    ]
     if as_json:
         breaches = [entry.data() for entry in left]
         out_json({"lab": testbed.name, "running": True, "objects": rows, "drift": render.data(drift)["actions"], "breaches": breaches},
@@ -80,7 +86,9 @@ def ssh(
     workspace, _ = _admitted(name, machine)
     program = shutil.which("ssh")
     if program is None:
-        raise UsageError("ssh is missing", fact="it is nowhere in PATH", remedy="install the Debian package openssh-client")
+        raise UsageError(
+            "ssh is missing", fact="it is nowhere in PATH", remedy="install the Debian package openssh-client"
+        )
     os.execv(program, ["ssh", "-F", str(workspace.ssh_config), machine, "--", *(command or [])])  # noqa: S606
 
 
@@ -114,10 +122,14 @@ def console(
 
 def _machines_console(name: str, machine: str) -> bytes:
     workspace = workspace_of(name)
-    session.require_member("machine", machine, [item.name for item in session.load_applied(workspace).machines])
+    session.require_member(
+        "machine", machine, [item.name for item in session.load_applied(workspace).machines]
+    )
     file = workspace.machine(machine) / "console.log"
     if not file.exists():
-        raise UsageError(f"{machine} has no console", fact=f"{file} does not exist", remedy="run `testbed status`")
+        raise UsageError(
+            f"{machine} has no console", fact=f"{file} does not exist", remedy="run `testbed status`"
+        )
     with file.open("rb") as stream:
         stream.seek(max(0, file.stat().st_size - _SHOWN))
         return stream.read(_SHOWN)
@@ -147,7 +159,9 @@ def logs(
         host.close()
     if done.stderr and not done.stdout:
         fact = f"status {done.status}: {done.stderr[-800:].decode(errors='replace')}"
-        raise InstrumentError(f"the journal of {machine} cannot be read", fact=fact, remedy="look at it with `testbed ssh`")
+        raise InstrumentError(
+            f"the journal of {machine} cannot be read", fact=fact, remedy="look at it with `testbed ssh`"
+        )
     pass_on(done.stdout, done.stderr)
 
 

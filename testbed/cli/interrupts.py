@@ -48,5 +48,9 @@ def ended_at_once(end: Callable[[], object]) -> Iterator[None]:
 
 def _handle(handler: Callable[[int, FrameType | None], object]) -> dict[signal.Signals, _Handler]:
     """Set a handler, and return those that were there; SIGHUP stays ignored where it is."""
-    ending = [number for number in _ENDING if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
+    ending = [
+        number
+        for number in _ENDING
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    ]
     return {number: signal.signal(number, handler) for number in ending}

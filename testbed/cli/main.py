@@ -51,17 +51,36 @@ app.add_typer(image.app, name="image")
 app.add_typer(checkpoint.app, name="checkpoint")
 
 Connect = Annotated[
-    str, typer.Option("--connect", metavar="URI", help="libvirt that runs the machines; built in if left out", envvar="TESTBED_CONNECT")
+    str,
+    typer.Option(
+        "--connect",
+        metavar="URI",
+        help="libvirt that runs the machines; built in if left out",
+        envvar="TESTBED_CONNECT",
+    ),
 ]
-Cold = Annotated[bool, typer.Option("--cold", help="boot machines, and use no saved memory", envvar="TESTBED_COLD")]
-Anew = Annotated[bool, typer.Option("--anew", help="start from the topology, and from no checkpoint", envvar="TESTBED_ANEW")]
+Cold = Annotated[
+    bool, typer.Option("--cold", help="boot machines, and use no saved memory", envvar="TESTBED_COLD")
+]
+Anew = Annotated[
+    bool,
+    typer.Option("--anew", help="start from the topology, and from no checkpoint", envvar="TESTBED_ANEW"),
+]
 
 
-Yes = Annotated[bool, typer.Option("--yes", help="destroy data in a running lab without a question", envvar="TESTBED_YES")]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="destroy data in a running lab without a question", envvar="TESTBED_YES")
+]
 
 
 def _proving(text: str) -> Proving:
-    words = {"": Proving.NOTHING, "0": Proving.NOTHING, "false": Proving.NOTHING, "1": Proving.EVERYTHING, "true": Proving.EVERYTHING}
+    words = {
+        "": Proving.NOTHING,
+        "0": Proving.NOTHING,
+        "false": Proving.NOTHING,
+        "1": Proving.EVERYTHING,
+        "true": Proving.EVERYTHING,
+    }
     try:
         return words.get(text.lower()) or Proving(text.lower())
     except ValueError:
@@ -76,7 +95,10 @@ Prove = Annotated[
         "=one: by one breach of each check, and not always the same one",
     ),
 ]  # fmt: skip
-Accel = Annotated[Accelerator | None, typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR")]
+Accel = Annotated[
+    Accelerator | None,
+    typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR"),
+]
 
 
 @app.command()
@@ -84,7 +106,9 @@ def doctor(as_json: Json = False) -> None:
     """Say what this machine can do, what it cannot, and how to change that."""
     findings = doctors.examine(cache_root(), state_root())
     if as_json:
-        out_json([{"name": f.name, "ok": f.ok, "fact": f.fact, "remedy": f.remedy} for f in findings], indent=1)
+        out_json(
+            [{"name": f.name, "ok": f.ok, "fact": f.fact, "remedy": f.remedy} for f in findings], indent=1
+        )
     else:
         for finding in findings:
             out(f"{'ok ' if finding.ok else 'NO '} {finding.name}: {finding.fact}")
@@ -103,12 +127,16 @@ def validate(
     if schema:
         out_json(json_schema(), indent=1)
     elif not files:
-        raise UsageError("nothing to validate", fact="no file was named", remedy="name a topology file, or use --schema")
+        raise UsageError(
+            "nothing to validate", fact="no file was named", remedy="name a topology file, or use --schema"
+        )
     wrong = []
     for file in files:
         try:
             found = resolve(read(file, machine_memory=memory.total()).spec)
-            out(f"{file}: fine: {len(found.nodes)} nodes, {len(found.tenants)} tenants, {len(found.guests)} guests")
+            out(
+                f"{file}: fine: {len(found.nodes)} nodes, {len(found.tenants)} tenants, {len(found.guests)} guests"
+            )
         except TestbedError as error:
             wrong.append(error)
             warn(str(error))
@@ -124,7 +152,9 @@ def plan(
     detailed: Annotated[
         bool,
         typer.Option(
-            "--detailed-exitcode", envvar="TESTBED_DETAILED_EXITCODE", help=f"exit with {int(Exit.CHANGES)} if there is something to do"
+            "--detailed-exitcode",
+            envvar="TESTBED_DETAILED_EXITCODE",
+            help=f"exit with {int(Exit.CHANGES)} if there is something to do",
         ),
     ] = False,
 ) -> None:
@@ -134,13 +164,22 @@ def plan(
     workspace = Workspace(state_root(), testbed.name)
     found = lab_namespaces.find(testbed.name, workspace.root)
     if found is None:
-        result, left = diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER}), Journal(workspace).entries()
+        result, left = (
+            diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER}),
+            Journal(workspace).entries(),
+        )
     else:
         with entered(testbed, workspace, ground) as opened:
-            result, left = observe.plan(opened.desired, opened.places, consent.held(workspace, ground.inputs)), Journal(workspace).entries()
+            result, left = (
+                observe.plan(opened.desired, opened.places, consent.held(workspace, ground.inputs)),
+                Journal(workspace).entries(),
+            )
     if as_json:
         data = render.data(result)
-        out_json({**data, "empty": data["empty"] and not left, "breaches": [entry.data() for entry in left]}, indent=1)
+        out_json(
+            {**data, "empty": data["empty"] and not left, "breaches": [entry.data() for entry in left]},
+            indent=1,
+        )
     else:
         out("\n".join((*to_close(left), *([] if left and not result else [render.text(result)]))))
     if detailed and (result or left):
@@ -156,7 +195,9 @@ def up(
     cold: Cold = False,
     anew: Anew = False,
     yes: Yes = False,
-    timings: Annotated[bool, typer.Option("--timings", help="draw what took how long", envvar="TESTBED_TIMINGS")] = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="draw what took how long", envvar="TESTBED_TIMINGS")
+    ] = False,
 ) -> None:
     """Build the lab, or make it again what its topology says; asks before data in a running lab is destroyed."""
     way = Way(accelerator, connect, cold=cold, anew=anew, yes=yes)
@@ -180,20 +221,28 @@ def _tell(opened: session.Lab, done: Sequence[Action]) -> None:
     for breach in opened.closed:
         out(f"{name}: closed the breach {line(breach)}")
     if done:
-        out(f"{name} is up: {len(done)} actions in {seconds:.0f} s" + (f"; started twice: {retried}" if retried else ""))
+        out(
+            f"{name} is up: {len(done)} actions in {seconds:.0f} s"
+            + (f"; started twice: {retried}" if retried else "")
+        )
     else:
         out(f"{name}: nothing {'else ' * bool(opened.closed)}to do: the lab is what the topology says.")
 
 
 @app.command()
 def graph(
-    topology: File, form: Annotated[str, typer.Option("--format", help="dot or mermaid", envvar="TESTBED_GRAPH")] = "dot"
+    topology: File,
+    form: Annotated[str, typer.Option("--format", help="dot or mermaid", envvar="TESTBED_GRAPH")] = "dot",
 ) -> None:
     """Draw a topology as DOT or Mermaid text."""
     testbed, _ = topology_of(topology)
     drawers = {"dot": graphs.dot, "mermaid": graphs.mermaid}
     if form not in drawers:
-        raise UsageError(f"cannot draw as {form}", fact="known formats: dot, mermaid", remedy="use --format dot or --format mermaid")
+        raise UsageError(
+            f"cannot draw as {form}",
+            fact="known formats: dot, mermaid",
+            remedy="use --format dot or --format mermaid",
+        )
     out(drawers[form](testbed))
 
 
@@ -204,8 +253,12 @@ _FORMATS = {"text": formats.text, "markdown": formats.markdown, "junit": formats
 def check(
     name: Name,
     prove: Prove = Proving.NOTHING,
-    only: Annotated[list[str] | None, typer.Option(help="control id or its beginning, repeatable", envvar="TESTBED_ONLY")] = None,
-    slow: Annotated[bool, typer.Option("--slow", help="run what takes minutes as well", envvar="TESTBED_SLOW")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="control id or its beginning, repeatable", envvar="TESTBED_ONLY")
+    ] = None,
+    slow: Annotated[
+        bool, typer.Option("--slow", help="run what takes minutes as well", envvar="TESTBED_SLOW")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Attack the lab's walls and give a verdict."""
@@ -219,7 +272,9 @@ def check(
 @app.command()
 def report(
     name: Name,
-    form: Annotated[str, typer.Option("--format", help="text, markdown, junit or json", envvar="TESTBED_REPORT")] = "text",
+    form: Annotated[
+        str, typer.Option("--format", help="text, markdown, junit or json", envvar="TESTBED_REPORT")
+    ] = "text",
 ) -> None:
     """Show the latest run's report in another form."""
     workspace = workspace_of(name)
@@ -231,7 +286,11 @@ def report(
         out(_FORMATS[form](data))
     else:
         known = ", ".join((*_FORMATS, "json"))
-        raise UsageError(f"cannot report as {form}", fact=f"known formats: {known}", remedy="use --format with one of these")
+        raise UsageError(
+            f"cannot report as {form}",
+            fact=f"known formats: {known}",
+            remedy="use --format with one of these",
+        )
 
 
 def _require_finished(workspace: Workspace) -> None:
@@ -282,7 +341,11 @@ def down(name: Name) -> None:
     elif found := lab_namespaces.find(workspace.lab, workspace.root):
         lab_namespaces.destroy(found)
     else:
-        raise UsageError(f"there is no lab {workspace.lab}", fact=f"{workspace.folder} does not exist", remedy="run `testbed status`")
+        raise UsageError(
+            f"there is no lab {workspace.lab}",
+            fact=f"{workspace.folder} does not exist",
+            remedy="run `testbed status`",
+        )
     out(f"{workspace.lab} is down")
 
 
@@ -318,5 +381,7 @@ def main() -> None:
     """Run the command line; every error becomes three parts and an exit code (`testbed.cli.error_exit`)."""
     os.umask(PRIVATE_UMASK)
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    sys.argv[1:own] = [f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]]  # an option whose value may be left out
+    sys.argv[1:own] = [
+        f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]
+    ]  # an option whose value may be left out
     sys.exit(status_of(lambda: app(standalone_mode=False)))

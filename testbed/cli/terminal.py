@@ -20,7 +20,9 @@ from rich.text import Text
 from testbed.errors import TestbedError
 from testbed.untrusted import text as foreign
 
-ERR = Console(stderr=True, highlight=False, emoji=False, markup=False)  # or parts of IPv6 addresses become pictures
+ERR = Console(
+    stderr=True, highlight=False, emoji=False, markup=False
+)  # or parts of IPv6 addresses become pictures
 Json = Annotated[bool, typer.Option("--json", help="print JSON", envvar="TESTBED_JSON")]
 _START = time.monotonic()
 
@@ -32,7 +34,10 @@ def elapsed() -> float:
 
 def say(message: str) -> None:
     """Tell people who wait what is going on."""
-    ERR.print(Text(f"{elapsed():6.1f} s  ", "dim") + Text(_spaced(foreign.block(message, f"{'':10}| "))), soft_wrap=True)
+    ERR.print(
+        Text(f"{elapsed():6.1f} s  ", "dim") + Text(_spaced(foreign.block(message, f"{'':10}| "))),
+        soft_wrap=True,
+    )
 
 
 def warn(message: str) -> None:
@@ -86,7 +91,11 @@ def agreed(question: str) -> bool:
 
 def out(text: str) -> None:
     """Print a result."""
-    _write(foreign.unspoken(foreign.clean(text if text.endswith("\n") else text + "\n", max(foreign.SIZE, len(text)))))
+    _write(
+        foreign.unspoken(
+            foreign.clean(text if text.endswith("\n") else text + "\n", max(foreign.SIZE, len(text)))
+        )
+    )
 
 
 def out_json(data: object, indent: int | None = None) -> None:

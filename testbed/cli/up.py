@@ -95,7 +95,9 @@ def build(topology: str | Path, way: Way, then: Callable[[session.Lab, Sequence[
             session.settle(testbed, workspace)
             with at_once_on_interrupt():
                 done = _converge(opened, way.trace, seen)
-            session.remember_numbers(workspace, Numbers.of(testbed))  # those of removed names are free from now on
+            session.remember_numbers(
+                workspace, Numbers.of(testbed)
+            )  # those of removed names are free from now on
             then(opened, done)
 
 
@@ -126,7 +128,9 @@ def _require_same(testbed: Testbed, workspace: Workspace) -> None:
     """
     left = Journal(workspace).entries()
     if left and session.load_applied(workspace).digest != testbed.digest:
-        what = f"the lab {workspace.lab} cannot get another topology while a wall is open that a breach opened"
+        what = (
+            f"the lab {workspace.lab} cannot get another topology while a wall is open that a breach opened"
+        )
         remedy = f"run `testbed up {workspace.lab}`, which closes it, and then this command; or `testbed down {workspace.lab}`"
         raise UsageError(what, fact="; ".join(map(str, left)), remedy=remedy)
 
@@ -194,7 +198,9 @@ def _going_on(
     return testbed, replace(ground, checkpoint=checkpoint)
 
 
-def _shortened(ground: session.Ground, testbed: Testbed, workspace: Workspace, *, save: bool) -> session.Ground:
+def _shortened(
+    ground: session.Ground, testbed: Testbed, workspace: Workspace, *, save: bool
+) -> session.Ground:
     """Return what a lab stands on, with the memory that its machines can start from.
 
     Args:
@@ -202,7 +208,9 @@ def _shortened(ground: session.Ground, testbed: Testbed, workspace: Workspace, *
 
     """
     if workspace.connection:
-        say(f"machines boot, without saved memory: {workspace.connection} runs them, perhaps with another QEMU than ours")
+        say(
+            f"machines boot, without saved memory: {workspace.connection} runs them, perhaps with another QEMU than ours"
+        )
         return ground
     with at_once_on_interrupt():
         return session.remember(ground, testbed, say, save=save and not ground.checkpoint)

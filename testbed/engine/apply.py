@@ -47,7 +47,10 @@ def converge(
         inner.remove(place)
         done += converge_place(desired, place, progress, trace, known[place.name])
     with ThreadPoolExecutor(max_workers=max(1, len(inner))) as pool:
-        for future in [pool.submit(converge_place, desired, place, progress, trace, known.get(place.name)) for place in inner]:
+        for future in [
+            pool.submit(converge_place, desired, place, progress, trace, known.get(place.name))
+            for place in inner
+        ]:
             try:
                 done += future.result()
             except TestbedError as error:
@@ -67,7 +70,9 @@ def _joined(failures: list[TestbedError]) -> TestbedError:
     if len(failures) == 1:
         return failures[0]
     what = f"{len(failures)} parts of the lab could not be provisioned"
-    return ProvisioningError(what, fact="\n".join(map(str, failures)), remedy="correct the causes and run the command again")
+    return ProvisioningError(
+        what, fact="\n".join(map(str, failures)), remedy="correct the causes and run the command again"
+    )
 
 
 def converge_place(
@@ -86,7 +91,10 @@ def converge_place(
         ProvisioningError: something could not be done; what was done stays.
 
     """
-    here, trace = {key: resource for key, resource in desired.items() if key.place == place.name}, trace or Trace()
+    here, trace = (
+        {key: resource for key, resource in desired.items() if key.place == place.name},
+        trace or Trace(),
+    )
     waited, recovered, seen = (f"{place.name}: {step}" for step in ("waited for", "set right", "observed"))
     with trace.span(waited, [str(Key(OUTER, Kind.MACHINE, place.name))]):
         place.wait()

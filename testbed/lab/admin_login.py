@@ -62,7 +62,9 @@ def write_config(testbed: Testbed, workspace: Workspace, authority: Authority) -
     known = workspace.folder / "ssh/known_hosts"
     names = ",".join(str(item) for pair in addresses.items() for item in pair)
     write_secret(known, f"@cert-authority {names} {authority.ssh_public_key}\n".encode())
-    blocks = [f"Host {name}\n  HostName {address}\n  HostKeyAlias {name}\n" for name, address in addresses.items()]
+    blocks = [
+        f"Host {name}\n  HostName {address}\n  HostKeyAlias {name}\n" for name, address in addresses.items()
+    ]
     common = (
         f"Host *\n  User {USER}\n  IdentityFile {_key(workspace)}\n  IdentitiesOnly yes\n"
         f"  UserKnownHostsFile {known}\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n"

@@ -75,7 +75,9 @@ class Journal:
     def entries(self) -> list[Entry]:
         """Return what is written down, the oldest first; unreadable entries at the end."""
         found = [Entry(file, _read(file)) for file in sorted(self._folder.glob("*.json"))]
-        return sorted(found, key=lambda entry: (entry.record is None, entry.record.opened if entry.record else ""))
+        return sorted(
+            found, key=lambda entry: (entry.record is None, entry.record.opened if entry.record else "")
+        )
 
     def require_closed(self) -> None:
         """Return if no breach is written down: only then does a verdict on the lab mean something.

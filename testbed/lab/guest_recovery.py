@@ -22,9 +22,13 @@ def revive(lab: Lab, progress: Progress) -> tuple[str, ...]:
     """
     try:
         plan = observe.plan(lab.desired, lab.places)
-        restarts = [action for action in plan.actions if action.verb is Verb.RESTART and action.changes == ("state",)]
+        restarts = [
+            action for action in plan.actions if action.verb is Verb.RESTART and action.changes == ("state",)
+        ]
         silent = tuple(action.key.name for action in restarts)
-        others = [action for action in plan.actions if action not in restarts and action.key.kind is not Kind.LIMIT]
+        others = [
+            action for action in plan.actions if action not in restarts and action.key.kind is not Kind.LIMIT
+        ]
         if not silent or others:
             return ()
         for guest in (item for item in lab.testbed.guests if item.label in silent):

@@ -57,7 +57,9 @@ class Numbers:
     def beside(self, others: Numbers) -> Numbers:
         """Return these numbers, and those of the names that only the others have."""
         scopes = (*self.scopes, *(scope for scope in others.scopes if scope not in self.scopes))
-        return Numbers({scope: {**others.scopes.get(scope, {}), **self.scopes.get(scope, {})} for scope in scopes})
+        return Numbers(
+            {scope: {**others.scopes.get(scope, {}), **self.scopes.get(scope, {})} for scope in scopes}
+        )
 
     def spread(self, scope: str, names: Iterable[str], slots: range, salt: str) -> dict[str, int]:
         """Give each name a number that no other name of its scope has.

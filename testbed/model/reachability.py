@@ -19,7 +19,11 @@ PORTLESS = ("arp", "icmp", "raw", "broadcast", "multicast")
 PORTLESS6 = ("nd", "icmp6")
 LINK = "-link"  # what stands behind a protocol between link-local addresses, which no topology declares
 RESOLUTION = ("arp", "nd")
-TO_ALL = ("broadcast", "multicast", "multicast6")  # what is said to everybody, whichever target it is asked about
+TO_ALL = (
+    "broadcast",
+    "multicast",
+    "multicast6",
+)  # what is said to everybody, whichever target it is asked about
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -98,7 +102,13 @@ class ReachMatrix:
         flows = {tenant.name: tenant.flows for tenant in lab.tenants}
         return cls(
             tuple(
-                Cell(source, target, protocol, port, *_verdict(flows[source.tenant], source, target, protocol, port))
+                Cell(
+                    source,
+                    target,
+                    protocol,
+                    port,
+                    *_verdict(flows[source.tenant], source, target, protocol, port),
+                )
                 for source, target in permutations(endpoints(lab), 2)
                 for protocol, port in services(source, target, ports)
             )
@@ -143,7 +153,9 @@ def probed_ports(lab: Testbed) -> dict[str, tuple[int, ...]]:
     }
 
 
-def services(source: Endpoint, target: Endpoint, ports: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, int | None]]:
+def services(
+    source: Endpoint, target: Endpoint, ports: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, int | None]]:
     """Yield every protocol and port that one endpoint can try on another, given the addresses that they have."""
     yield from ((protocol, None) for protocol in PORTLESS)
     families = ["", f"6{LINK}"]
@@ -153,7 +165,9 @@ def services(source: Endpoint, target: Endpoint, ports: Mapping[str, tuple[int, 
         yield from ((protocol, None) for protocol in PORTLESS6)
     if source.address6:
         yield "multicast6", None
-    yield from ((f"{protocol}{family}", port) for family in families for protocol in ports for port in ports[protocol])
+    yield from (
+        (f"{protocol}{family}", port) for family in families for protocol in ports for port in ports[protocol]
+    )
 
 
 def joined(lab: Testbed) -> Iterator[tuple[AllowedFlow, Endpoint, Endpoint]]:

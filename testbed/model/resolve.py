@@ -53,7 +53,10 @@ def resolve(spec: Spec, given: Numbers | None = None) -> Testbed:
     networks = tuple(_lab_network(plane, getattr(spec.infrastructure, plane)) for plane in Plane)
     hosts = {
         plane: given.spread(
-            numbers.hosts(plane, network.network), spec.nodes, range(11, network.network.num_addresses - 1), str(plane)
+            numbers.hosts(plane, network.network),
+            spec.nodes,
+            range(11, network.network.num_addresses - 1),
+            str(plane),
         )
         for plane, network in zip(Plane, networks, strict=True)
     }
@@ -70,7 +73,14 @@ def resolve(spec: Spec, given: Numbers | None = None) -> Testbed:
     )
     slots = _worker_slots(spec, given)
     tenants = tuple(_tenant(spec, name, tenant, keys, slots, given) for name, tenant in spec.tenants.items())
-    return Testbed(spec.name, _digest(spec.name, networks, controller, nodes, tenants), networks, controller, nodes, tenants)
+    return Testbed(
+        spec.name,
+        _digest(spec.name, networks, controller, nodes, tenants),
+        networks,
+        controller,
+        nodes,
+        tenants,
+    )
 
 
 def _mac(*parts: str) -> str:
@@ -135,25 +145,40 @@ def _tenant(
 ) -> Tenant:  # fmt: skip
     networks = tuple(
         TenantNetwork(
-            name, label, ranges.four, keys[f"{name}/{label}"], ranges.four[1], _mac(spec.name, "dhcp", name, label),
-            ranges.six, ranges.six[1] if ranges.six else None,
+            name,
+            label,
+            ranges.four,
+            keys[f"{name}/{label}"],
+            ranges.four[1],
+            _mac(spec.name, "dhcp", name, label),
+            ranges.six,
+            ranges.six[1] if ranges.six else None,
         )
         for label, ranges in item.networks.items()
     )
     memberships = {guest: _networks_of(item, guest_spec) for guest, guest_spec in item.guests.items()}
     hosts = {
-        network.name: _hosts(network, [guest for guest, joined in memberships.items() if network.name in joined], given)
+        network.name: _hosts(
+            network, [guest for guest, joined in memberships.items() if network.name in joined], given
+        )
         for network in networks
     }
     joins = {
-        guest: [(network, hosts[network.name][guest]) for label in joined for network in networks if network.name == label]
+        guest: [
+            (network, hosts[network.name][guest])
+            for label in joined
+            for network in networks
+            if network.name == label
+        ]
         for guest, joined in memberships.items()
     }
     guests = tuple(
         _guest(spec, name, guest, guest_spec, slots, joins[guest])
         for guest, guest_spec in item.guests.items()
     )
-    flows = tuple(AllowedFlow(name, flow.source, flow.target, flow.protocol, flow.port) for flow in item.allow)
+    flows = tuple(
+        AllowedFlow(name, flow.source, flow.target, flow.protocol, flow.port) for flow in item.allow
+    )
     return Tenant(name, networks, guests, flows)
 
 
@@ -163,7 +188,9 @@ def _networks_of(item: TenantSpec, guest: GuestSpec) -> tuple[str, ...]:
 
 def _hosts(network: TenantNetwork, guests: list[str], given: Numbers) -> dict[str, int]:
     """Return each guest's host number, the same in both address families."""
-    return given.spread(numbers.guests(network), guests, range(2, network.network.num_addresses - 1), "address")
+    return given.spread(
+        numbers.guests(network), guests, range(2, network.network.num_addresses - 1), "address"
+    )
 
 
 def _guest(
@@ -210,7 +237,12 @@ def _digest(
     tenants: tuple[Tenant, ...],
 ) -> str:
     machines = [asdict(machine) for machine in (controller, *nodes)]
-    content = [name, *map(asdict, networks), *machines, *(asdict(tenant, dict_factory=_present) for tenant in tenants)]
+    content = [
+        name,
+        *map(asdict, networks),
+        *machines,
+        *(asdict(tenant, dict_factory=_present) for tenant in tenants),
+    ]
     return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
 
 

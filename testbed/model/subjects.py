@@ -86,13 +86,19 @@ def pair(lab: Testbed) -> Pair | None:
     def pairs(*, strangers: bool, local: bool) -> Iterator[Pair]:
         for one, other in permutations(everyone, 2):
             apart = one.guest.tenant != other.guest.tenant
-            if apart != strangers or one.guest is other.guest or (one.guest.node == other.guest.node) != local:
+            if (
+                apart != strangers
+                or one.guest is other.guest
+                or (one.guest.node == other.guest.node) != local
+            ):
                 continue
             if apart or frozenset((one.guest.label, other.guest.label)) not in ends:
                 yield Pair(one, other)
 
     ranks = ((strangers, local) for strangers in (True, False) for local in (True, False))
-    return next((found for strangers, local in ranks for found in pairs(strangers=strangers, local=local)), None)
+    return next(
+        (found for strangers, local in ranks for found in pairs(strangers=strangers, local=local)), None
+    )
 
 
 def sharers(lab: Testbed, node: str) -> tuple[Guest, Guest] | None:
@@ -130,7 +136,11 @@ def host(lab: Testbed) -> str:
 
 def leaver(lab: Testbed) -> str | None:
     """Return the last node without whose guests two guests are left that must not reach one another: of two tenants, if possible."""
-    found = {node.name: pair(lab.without(node.name)) for node in reversed(lab.nodes)} if len(lab.nodes) > 1 else {}
+    found = (
+        {node.name: pair(lab.without(node.name)) for node in reversed(lab.nodes)}
+        if len(lab.nodes) > 1
+        else {}
+    )
     left = {name: rest for name, rest in found.items() if rest is not None}
     apart = (name for name, rest in left.items() if rest.attacker.guest.tenant != rest.victim.guest.tenant)
     return next(apart, next(iter(left), None))
@@ -142,7 +152,10 @@ def loudest(lab: Testbed) -> tuple[Attachment, Flow | None, Guest | None]:
     Without a flow, and without another guest on the node, the noise is still there.
     """
     offers: list[tuple[Attachment, Flow | None]] = [(flow.source, flow) for flow in flows(lab)]
-    choices = [(_nearest(lab, one, flow), one, flow) for one, flow in offers or [(one, None) for one in attachments(lab)]]
+    choices = [
+        (_nearest(lab, one, flow), one, flow)
+        for one, flow in offers or [(one, None) for one in attachments(lab)]
+    ]
     (_, victim), one, flow = min(choices, key=lambda choice: choice[0][0])
     return one, flow, victim
 

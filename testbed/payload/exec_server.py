@@ -206,7 +206,9 @@ class Server:
         if self._commands:
             fcntl.flock(os.open(self._orphans, os.O_WRONLY | os.O_CREAT, 0o600), fcntl.LOCK_SH)
             end = time.monotonic() + self._grace
-            self._commands = {number: (min(end, late), command) for number, (late, command) in self._commands.items()}
+            self._commands = {
+                number: (min(end, late), command) for number, (late, command) in self._commands.items()
+            }
             self._answers = os.open(os.devnull, os.O_WRONLY)  # who would read them is gone
             for stream in self._streams.values():
                 stream.send(b"")
@@ -260,7 +262,9 @@ class Server:
 
     def _connect(self, number: bytes, path: bytes) -> None:
         try:
-            self._streams[number] = Stream(self._watch, path, lambda data: self._answer(b"data %b" % number, data))
+            self._streams[number] = Stream(
+                self._watch, path, lambda data: self._answer(b"data %b" % number, data)
+            )
         except OSError:
             self._answer(b"data %b" % number, b"")
 

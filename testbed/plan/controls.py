@@ -79,7 +79,9 @@ class Walls:
 
     def held_by(self, key: Key) -> frozenset[str]:
         """Return every control whose wall a resource holds."""
-        told = [self.settings.get(key, ITSELF)] if key.kind is Kind.SETTING else BY_PROPERTY[key.kind].values()
+        told = (
+            [self.settings.get(key, ITSELF)] if key.kind is Kind.SETTING else BY_PROPERTY[key.kind].values()
+        )
         return frozenset(" ".join(told).split())
 
     def endangered(self, difference: Difference) -> frozenset[str]:

@@ -15,7 +15,13 @@ _RULE = re.compile(r"(from|to)-lport (\d+) (\S+): (.*)", re.DOTALL)
 _PORT = re.compile(r'(?:in|out)port == "([^"]*)"(?: && )?')
 _MAY = {"allow": "may", "allow-related": "may", "allow-stateless": "may", "drop": "may not"}
 _PACKETS = {"": "anything", "1": "anything", "ip": "any IP packet"}
-_NOUNS = {"acls": "rules", "security": "source addresses", "dhcp": "what DHCP tells", "dhcp6": "what DHCPv6 tells", "names": "names told"}
+_NOUNS = {
+    "acls": "rules",
+    "security": "source addresses",
+    "dhcp": "what DHCP tells",
+    "dhcp6": "what DHCPv6 tells",
+    "names": "names told",
+}
 _KINDS = {
     Kind.NETWORK: "network", Kind.TAP: "plug", Kind.SWITCH: "network", Kind.PORT: "interface", Kind.LIMIT: "limit of interface",
 }  # fmt: skip
@@ -71,7 +77,11 @@ def change(name: str, found: Value | None, wanted: Value | None, guests: Mapping
 
 def _items(found: Sequence[str], wanted: Sequence[str], guests: Mapping[str, str]) -> str:
     many, missing = _beyond(found, wanted), _beyond(wanted, found)
-    parts = [(word, [rule(item, guests) for item in items]) for items, word in ((many, "too many"), (missing, "missing")) if items]
+    parts = [
+        (word, [rule(item, guests) for item in items])
+        for items, word in ((many, "too many"), (missing, "missing"))
+        if items
+    ]
     return "; ".join(f"{word}: {listed(items)}" for word, items in parts) or "another order"
 
 

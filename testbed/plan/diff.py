@@ -13,12 +13,30 @@ from testbed.plan.resources import OUTER, Key, Kind, Properties, Resource, Value
 Observed = Mapping[Key, Properties]
 Held = Mapping[str, tuple[str, ...]]  # by machine, the data on it in words
 
-_IN_PLACE = {Kind.SETTING, Kind.SWITCH, Kind.PORT, Kind.POOL, Kind.VOLUME, Kind.TAP, Kind.LIMIT, Kind.DATABASE}
+_IN_PLACE = {
+    Kind.SETTING,
+    Kind.SWITCH,
+    Kind.PORT,
+    Kind.POOL,
+    Kind.VOLUME,
+    Kind.TAP,
+    Kind.LIMIT,
+    Kind.DATABASE,
+}
 # What a guest gets with another start, and its root disk stays.
 _AT_START = frozenset({"memory", "vcpus", "interfaces", "addresses", "volumes"})
 # What brings an object back whose only difference is its state, and nothing of it is lost.
 _REVIVAL = {"paused": "resume", "silent": "restart"}
-_REMOVAL_ORDER = (Kind.GUEST, Kind.VOLUME, Kind.POOL, Kind.PORT, Kind.SWITCH, Kind.MACHINE, Kind.TAP, Kind.NETWORK)
+_REMOVAL_ORDER = (
+    Kind.GUEST,
+    Kind.VOLUME,
+    Kind.POOL,
+    Kind.PORT,
+    Kind.SWITCH,
+    Kind.MACHINE,
+    Kind.TAP,
+    Kind.NETWORK,
+)
 
 
 class Verb(StrEnum):
@@ -139,7 +157,11 @@ def diff(
     for key in doomed:
         earlier = tuple(action.key for action in removals if action.key.place == key.place)
         other = elsewhere.get((key.kind, key.name))
-        reason = f"it moves to {other}" if other and key.kind in (Kind.GUEST, Kind.VOLUME) else "it is not in the topology"
+        reason = (
+            f"it moves to {other}"
+            if other and key.kind in (Kind.GUEST, Kind.VOLUME)
+            else "it is not in the topology"
+        )
         action = Action(Verb.DELETE, key, reason, None, earlier)
         removals.append(_losing(action, observed, held) or action)
     return Plan((*removals, *actions.values()))
@@ -160,7 +182,11 @@ def _restarted(resource: Resource, observed: Observed, actions: Mapping[Key, Act
         return None
     replaced = [key for key in resource.after if key in actions and actions[key].verb is Verb.REPLACE]
     reason = f"replaced: {', '.join(descriptions.volume(key.name) for key in replaced)}"
-    return Action(Verb.RESTART, resource.key, reason, resource, resource.after, ("volumes",)) if replaced else None
+    return (
+        Action(Verb.RESTART, resource.key, reason, resource, resource.after, ("volumes",))
+        if replaced
+        else None
+    )
 
 
 def _losing(action: Action | None, observed: Observed, held: Held) -> Action | None:
@@ -191,10 +217,16 @@ def _different(resource: Resource, found: Properties | None) -> list[Difference]
     if found is None:
         return [Difference(resource.key, "", None, resource.key.name)]
     wanted = resource.properties
-    return [Difference(resource.key, name, found.get(name), wanted[name]) for name in wanted if found.get(name) != wanted[name]]
+    return [
+        Difference(resource.key, name, found.get(name), wanted[name])
+        for name in wanted
+        if found.get(name) != wanted[name]
+    ]
 
 
-def _wanted(resource: Resource, found: Properties | None, unseen: frozenset[str], guests: Mapping[str, str]) -> Action | None:
+def _wanted(
+    resource: Resource, found: Properties | None, unseen: frozenset[str], guests: Mapping[str, str]
+) -> Action | None:
     key = resource.key
     if found is None:
         reason = "its machine is not up yet" if key.place in unseen else "it does not exist"

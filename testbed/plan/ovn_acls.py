@@ -42,7 +42,9 @@ def acls(tenant: Tenant, network: TenantNetwork) -> tuple[Acl, ...]:
 
 
 def _dhcp(nic: GuestNic) -> Iterator[Acl]:
-    yield Acl("from-lport", _ALLOW, f'inport == "{nic.port}" && ip4 && udp.src == 68 && udp.dst == 67', "allow")
+    yield Acl(
+        "from-lport", _ALLOW, f'inport == "{nic.port}" && ip4 && udp.src == 68 && udp.dst == 67', "allow"
+    )
     if nic.address6:
         match = f'inport == "{nic.port}" && ip6.dst == {_SERVERS6} && udp.src == 546 && udp.dst == 547'
         yield Acl("from-lport", _ALLOW, match, "allow")

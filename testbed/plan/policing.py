@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from testbed.model.topology import Guest
 from testbed.plan.resources import Key, Kind, Properties
 
-_POLICER = re.compile(r"\bpolice (0x[0-9a-f]+) .*\bpkts_rate (\d+)")  # its index in the kernel, and packets per second
+_POLICER = re.compile(
+    r"\bpolice (0x[0-9a-f]+) .*\bpkts_rate (\d+)"
+)  # its index in the kernel, and packets per second
 _KPACKETS = 1000
 BURST = 1.0  # seconds' worth of packets that may come at once
 

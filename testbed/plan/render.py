@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from testbed.plan.diff import Action, Plan, Verb
 from testbed.untrusted.text import line
 
-_SIGNS = {"create": "+", "update": "~", "replace": "±", "resume": ">", "restart": ">", "delete": "-", "blocked": "!"}
+_SIGNS = {
+    "create": "+",
+    "update": "~",
+    "replace": "±",
+    "resume": ">",
+    "restart": ">",
+    "delete": "-",
+    "blocked": "!",
+}
 _MARGIN = " " * 12
 
 
@@ -24,7 +32,9 @@ def text(plan: Plan) -> str:
     if plan.destructive:
         lines.append("data is lost where a line says so: `testbed up` asks before it begins, or wants --yes")
     if plan.blocked:
-        lines.append("this cannot be done while the lab runs: run `testbed down` first; all data in the lab is lost with it")
+        lines.append(
+            "this cannot be done while the lab runs: run `testbed down` first; all data in the lab is lost with it"
+        )
     return "\n".join(lines)
 
 
@@ -49,7 +59,9 @@ def _by_place(plan: Plan) -> dict[str, list[Action]]:
 
 def _counted(actions: Sequence[Action]) -> str:
     counts = Counter(str(action.verb) for action in actions)
-    return ", ".join(f"{count} {verb if verb == Verb.BLOCKED else f'to {verb}'}" for verb, count in counts.items())
+    return ", ".join(
+        f"{count} {verb if verb == Verb.BLOCKED else f'to {verb}'}" for verb, count in counts.items()
+    )
 
 
 def data(plan: Plan) -> dict[str, object]:
@@ -58,7 +70,10 @@ def data(plan: Plan) -> dict[str, object]:
         "empty": not plan,
         "possible": not plan.blocked,
         "destroys": bool(plan.destructive),
-        "places": {place: Counter(str(action.verb) for action in actions) for place, actions in _by_place(plan).items()},
+        "places": {
+            place: Counter(str(action.verb) for action in actions)
+            for place, actions in _by_place(plan).items()
+        },
         "actions": [
             {
                 "verb": str(action.verb),

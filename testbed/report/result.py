@@ -50,7 +50,9 @@ class Unseen(StrEnum):
     DID_NOT_RUN = "did-not-run"  # none of its checks ran, for whatever other reason
 
 
-SOUND = frozenset({ProofVerdict.PROVEN, ProofVerdict.PROVEN_BEFORE, ProofVerdict.LEFT_OUT})  # left out because somebody asked for it
+SOUND = frozenset(
+    {ProofVerdict.PROVEN, ProofVerdict.PROVEN_BEFORE, ProofVerdict.LEFT_OUT}
+)  # left out because somebody asked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +247,11 @@ def content_of(text: str) -> dict[str, Any]:
 
 
 def _unusable(fact: str) -> TestbedError:
-    return UsageError("this is not a usable result", fact=fact[:500], remedy="run `testbed check` again; it writes a new one")
+    return UsageError(
+        "this is not a usable result",
+        fact=fact[:500],
+        remedy="run `testbed check` again; it writes a new one",
+    )
 
 
 def exit_code(data: Mapping[str, Any]) -> Exit:

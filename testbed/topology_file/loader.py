@@ -18,7 +18,16 @@ from pydantic_core import ErrorDetails
 from testbed.errors import Mistake, TestbedError, TopologyError, UsageError
 from testbed.gc_pause import uncollected
 from testbed.topology_file import validation
-from testbed.topology_file.schema import NAME_RULE, ControllerSpec, GuestSpec, InfrastructureSpec, LimitsSpec, NodeSpec, Spec, TenantSpec
+from testbed.topology_file.schema import (
+    NAME_RULE,
+    ControllerSpec,
+    GuestSpec,
+    InfrastructureSpec,
+    LimitsSpec,
+    NodeSpec,
+    Spec,
+    TenantSpec,
+)
 from testbed.topology_file.yaml_source import Document, Limit, Path, Value, at, dotted, parse, shown
 
 _ENOUGH = 1000  # findings of the rules; twenty are shown, and a file with more is not read on
@@ -75,7 +84,11 @@ def _unreadable(file: File, error: Exception) -> TestbedError:
     fact = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     neighbours = sorted(str(path) for path in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
     near = get_close_matches(str(file), neighbours, n=1)
-    remedy = f"did you mean {near[0]}?" if near else "give the path of a topology file, such as topologies/two-tenants.yaml"
+    remedy = (
+        f"did you mean {near[0]}?"
+        if near
+        else "give the path of a topology file, such as topologies/two-tenants.yaml"
+    )
     return UsageError(f"cannot read the topology {file}", fact=fact, remedy=remedy)
 
 
@@ -85,7 +98,9 @@ def load(text: str, file: str, *, machine_memory: int | None = None) -> Topology
     document = parse(text)
     mistakes = list(document.mistakes)
     if document.data is None and not mistakes:
-        mistakes.append(Mistake(1, "", "the file is empty", "start with 'version: 1', a name, nodes and tenants"))
+        mistakes.append(
+            Mistake(1, "", "the file is empty", "start with 'version: 1', a name, nodes and tenants")
+        )
     spec: Spec | None = None
     if document.data is not None:
         spec, found = _validate(document)
@@ -93,7 +108,9 @@ def load(text: str, file: str, *, machine_memory: int | None = None) -> Topology
     if spec is not None:
         declared = validation.Declared.of(document.data)
         findings = islice(validation.check(spec, declared, machine_memory=machine_memory), _ENOUGH)
-        mistakes += [Mistake(document.line(path), dotted(path), fact, remedy) for path, fact, remedy in findings]
+        mistakes += [
+            Mistake(document.line(path), dotted(path), fact, remedy) for path, fact, remedy in findings
+        ]
     if mistakes or spec is None:
         raise TopologyError(file, mistakes)
     return Topology(file, spec, document)
@@ -108,7 +125,11 @@ def _validate(document: Document) -> tuple[Spec | None, list[Mistake]]:
         except ValidationError as error:
             details = error.errors(include_url=False, include_context=True)
             for detail in details:
-                if not (mistakes and detail["type"] in ("too_short", "missing") and at(document.data, _place(detail))):
+                if not (
+                    mistakes
+                    and detail["type"] in ("too_short", "missing")
+                    and at(document.data, _place(detail))
+                ):
                     mistakes.setdefault(_place(detail), _mistake(detail, document))
             if not all([_cut(data, _place(detail)) for detail in details]):  # noqa: C419 - every one must be cut
                 break
@@ -130,13 +151,19 @@ def _without_unknown_keys(data: Value, document: Document) -> dict[Path, Mistake
         for place, value in _matching(data, pattern):
             for name in [key for key in value if key not in known]:
                 del value[name]
-                near = known if len(mistakes) < _ENOUGH else ()  # the nearest of some names takes 50 microseconds
+                near = (
+                    known if len(mistakes) < _ENOUGH else ()
+                )  # the nearest of some names takes 50 microseconds
                 fact, remedy = f"the key {shown(name)} is not known here", _instead_of(name, near)
-                mistakes[(*place, name)] = Mistake(document.line((*place, name)), dotted((*place, name)), fact, remedy)
+                mistakes[(*place, name)] = Mistake(
+                    document.line((*place, name)), dotted((*place, name)), fact, remedy
+                )
     return mistakes
 
 
-def _matching(value: Value, pattern: tuple[str | None, ...], place: Path = ()) -> Iterator[tuple[Path, dict[str, Value]]]:
+def _matching(
+    value: Value, pattern: tuple[str | None, ...], place: Path = ()
+) -> Iterator[tuple[Path, dict[str, Value]]]:
     """Yield each mapping at the places that a pattern names, where None stands for any key."""
     if not isinstance(value, dict):
         return
@@ -201,10 +228,15 @@ def _explain(detail: ErrorDetails, place: Path) -> tuple[str, str]:  # noqa: PLR
         case "too_long":
             return f"{len(found)} are declared here", f"declare at most {context['max_length']}"
         case "greater_than_equal" | "less_than_equal":
-            bound = f"at least {context['ge']}" if kind == "greater_than_equal" else f"at most {context['le']}"
+            bound = (
+                f"at least {context['ge']}" if kind == "greater_than_equal" else f"at most {context['le']}"
+            )
             return f"{shown(found)} is out of range", f"write a whole number of {bound}"
         case "value_error":
             fact, _, remedy = str(context["error"]).partition("; ")
             return fact, remedy or "see the example files in topologies/"
     expected = _KINDS.get(kind, "another value")
-    return f"{shown(found)} stands where {expected} belongs", f"write {expected}; see the example files in topologies/"
+    return (
+        f"{shown(found)} stands where {expected} belongs",
+        f"write {expected}; see the example files in topologies/",
+    )

@@ -67,7 +67,9 @@ class Stage:
 
     def sharers(self) -> tuple[Guest, Guest]:
         """Return two guests on the node of this case, of different tenants if there are such."""
-        return _there(subjects.sharers(self.testbed, self.node.name), f"{self.node.name} has fewer than two guests")
+        return _there(
+            subjects.sharers(self.testbed, self.node.name), f"{self.node.name} has fewer than two guests"
+        )
 
     def pair(self) -> Pair:
         """Return two guests of the fleet that no flow joins."""

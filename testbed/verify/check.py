@@ -104,7 +104,9 @@ def check(
         raise ValueError(msg)
 
     def attach(function: _Function) -> _Function:
-        declared = Declaration(id, objective, severity, breaches, unproven, simulated, applies, slow, local, effect)
+        declared = Declaration(
+            id, objective, severity, breaches, unproven, simulated, applies, slow, local, effect
+        )
         setattr(function, ATTRIBUTE, declared)
         return function
 

@@ -26,7 +26,9 @@ from testbed.verify.fleet import Fleet
 from testbed.verify.inventory import selects
 
 OBJECTIVE = "The settings that hold this wall are as the topology says"
-_PATIENCE = 15.0  # seconds for a machine that runs to answer; `testbed.verify.runner.run` has waited for it before
+_PATIENCE = (
+    15.0  # seconds for a machine that runs to answer; `testbed.verify.runner.run` has waited for it before
+)
 _SHOWN = 6
 _ALIVE = ("running", "paused", "silent", "waiting")
 _OF_WORKERS = ("worker", "confinement")  # a guest that does not run has no worker to read them from
@@ -56,8 +58,14 @@ class State:
 
     def idle(self) -> list[Difference]:
         """Return the differences that are of state: guests and machines that do not run, and what has gone with them."""
-        gone = {(item.key.place, item.key.name) for item in self.different if _stopped(item) and item.key.kind is Kind.GUEST}
-        return [item for item in self.different if _stopped(item) or item.name == STATE or _gone_with(item, gone)]
+        gone = {
+            (item.key.place, item.key.name)
+            for item in self.different
+            if _stopped(item) and item.key.kind is Kind.GUEST
+        }
+        return [
+            item for item in self.different if _stopped(item) or item.name == STATE or _gone_with(item, gone)
+        ]
 
 
 def _gone_with(item: Difference, guests: Container[tuple[str, str]]) -> bool:
@@ -71,7 +79,9 @@ def _gone_with(item: Difference, guests: Container[tuple[str, str]]) -> bool:
 def _stopped(item: Difference) -> bool:
     """Tell whether a difference is that a guest or machine is not there, or does not run."""
     absent = not item.name and item.found is None
-    return item.key.kind in (Kind.GUEST, Kind.MACHINE) and (absent or (item.name == STATE and item.found not in _ALIVE))
+    return item.key.kind in (Kind.GUEST, Kind.MACHINE) and (
+        absent or (item.name == STATE and item.found not in _ALIVE)
+    )
 
 
 def look(lab: Lab) -> State:
@@ -105,7 +115,11 @@ def _observe(lab: Lab, place: Place, outer: Observed) -> Observed | str:
 
 
 def _told(error: Exception) -> str:
-    return f"{error.what}: {error.fact}" if isinstance(error, TestbedError) else f"{type(error).__name__}: {error}"[:400]
+    return (
+        f"{error.what}: {error.fact}"
+        if isinstance(error, TestbedError)
+        else f"{type(error).__name__}: {error}"[:400]
+    )
 
 
 def state(fleet: Fleet) -> State:
@@ -120,7 +134,9 @@ def _recorded(fleet: Fleet) -> State:
         "different": [[str(item.key), item.name, item.found, item.wanted] for item in found.different],
         "not looked at": dict(found.blind),
     }
-    fleet.evidence.record("fleet", "state", f"{found.resources} resources, compared with the topology", answer, started)
+    fleet.evidence.record(
+        "fleet", "state", f"{found.resources} resources, compared with the topology", answer, started
+    )
     return found
 
 
@@ -180,8 +196,14 @@ class Watch:
             for control in walls.endangered(item):
                 rows[control, item.key.place].append(f"{item.told(guests)} ({when})")
         failed = [self._row(control, place, Verdict.FAIL, told) for (control, place), told in rows.items()]
-        unseen = [self._row(*at, Verdict.INCONCLUSIVE, told) for at, told in self._blind(walls).items() if at not in rows]
-        return sorted((row for row in (*failed, *unseen) if self._asked(row.id)), key=lambda row: (row.id, row.case))
+        unseen = [
+            self._row(*at, Verdict.INCONCLUSIVE, told)
+            for at, told in self._blind(walls).items()
+            if at not in rows
+        ]
+        return sorted(
+            (row for row in (*failed, *unseen) if self._asked(row.id)), key=lambda row: (row.id, row.case)
+        )
 
     def _all(self) -> list[tuple[Difference, str]]:
         """Return every difference that may have opened a wall, and when it was seen."""
@@ -193,7 +215,11 @@ class Watch:
         then, now = ({(item.key, item.name) for item in found} for found in (first, last))
         return [
             *((item, _since(item, now, after.blind)) for item in first),
-            *((item, "at the end, and not at the beginning") for item in last if (item.key, item.name) not in then),
+            *(
+                (item, "at the end, and not at the beginning")
+                for item in last
+                if (item.key, item.name) not in then
+            ),
         ]
 
     def _blind(self, walls: Walls) -> dict[tuple[str, str], list[str]]:

@@ -39,7 +39,9 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     try:
         for end in ends:
             program = "mount -t sysfs sys /sys; echo ready; exec sleep 600"
-            holder = subprocess.Popen(["unshare", "--net", "--mount", "sh", "-c", program], stdout=subprocess.PIPE)
+            holder = subprocess.Popen(
+                ["unshare", "--net", "--mount", "sh", "-c", program], stdout=subprocess.PIPE
+            )
             holders.append(holder)
             assert holder.stdout is not None
             holder.stdout.readline()
@@ -50,7 +52,10 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
             subprocess.run(["ip", "link", "add", name, "type", "veth", *peer], check=True)
             subprocess.run(["ip", "link", "set", name, "promisc", "on", "up"], check=True)
         made.switch = Switch(names)
-        made.node = Node(dict(zip((guest.nics[0].tap for guest in made.testbed.guests), names, strict=True)), tmp_path / "node")
+        made.node = Node(
+            dict(zip((guest.nics[0].tap for guest in made.testbed.guests), names, strict=True)),
+            tmp_path / "node",
+        )
         made.switch.start()
         for end in ends:
             made.run(end.guest, "ip", "link", "set", "nic0", "address", end.mac, "up")

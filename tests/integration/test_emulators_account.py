@@ -24,7 +24,10 @@ from testbed.drivers.snapshots.machine_memory import make_overlay
 
 ROOT = Path(__file__).parents[2]
 QEMU = shutil.which("qemu-system-x86_64")
-pytestmark = [pytest.mark.integration, pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is missing")]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is missing"),
+]
 
 PROGRAM = """
 import json, os, subprocess, sys
@@ -93,8 +96,15 @@ def test_an_emulator_runs_as_its_labs_account_and_owns_its_own_disks_only(worksp
     base.chmod(0o444)
     make_overlay(base, disk)
     (workspace.root / "domain.xml").write_text(XML.format(emulator=QEMU, disk=disk, console=console))
-    argv = [*as_root("--net", "--pid", "--fork", "--kill-child", "--mount-proc"), sys.executable, "-c", PROGRAM]
-    done = subprocess.run([*argv, str(workspace.root)], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    argv = [
+        *as_root("--net", "--pid", "--fork", "--kill-child", "--mount-proc"),
+        sys.executable,
+        "-c",
+        PROGRAM,
+    ]
+    done = subprocess.run(
+        [*argv, str(workspace.root)], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     (found,) = json.loads(done.stdout)
     number = (NUMBERS if privileged() else WITHIN)[0]

@@ -40,7 +40,12 @@ def test_what_no_topology_asks_for_is_told_and_taken_away() -> None:
         pytest.skip(f"{cache_root()} has no controller image; `testbed image bake` makes one")
     folder = Path(tempfile.mkdtemp(prefix="tb", dir="/var/tmp"))
     try:
-        argv = [*as_root("--net"), sys.executable, str(Path(__file__).with_name("undeclared_rows.py")), str(folder)]
+        argv = [
+            *as_root("--net"),
+            sys.executable,
+            str(Path(__file__).with_name("undeclared_rows.py")),
+            str(folder),
+        ]
         done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     finally:
         remove_tree(folder)

@@ -79,8 +79,21 @@ def test_a_rogue_host_stands_asks_and_is_gone() -> None:
     """It works for an ordinary user too, inside a user namespace; nothing is left, whatever the block raises."""
     unshare = shutil.which("unshare") or "unshare"
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    argv = [unshare, *user, "--net", "--mount", "--pid", "--fork", "--mount-proc", sys.executable, "-c", PROGRAM]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=90, cwd=Path(__file__).parents[2])
+    argv = [
+        unshare,
+        *user,
+        "--net",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        sys.executable,
+        "-c",
+        PROGRAM,
+    ]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=False, timeout=90, cwd=Path(__file__).parents[2]
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [link[0] for link in found["links"]] == ["lab-network=management", "tap=x", "rogue=management"]

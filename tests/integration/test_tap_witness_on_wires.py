@@ -43,7 +43,11 @@ def _without(kind: str) -> Callable[[str, Answer], Answer]:
     def lie(_: str, answer: Answer) -> Answer:
         records = [item for item in answer.get("records", []) if f"-{kind}" not in item["token"]]
         seen = [token for token in answer.get("seen", []) if f"-{kind}" not in token]
-        return {**answer, **({"records": records} if "records" in answer else {}), **({"seen": seen} if "seen" in answer else {})}
+        return {
+            **answer,
+            **({"records": records} if "records" in answer else {}),
+            **({"seen": seen} if "seen" in answer else {}),
+        }
 
     return lie
 
@@ -90,7 +94,9 @@ def test_every_cell_is_seen_by_both(wire: Wire) -> None:
 def test_a_deaf_guest_is_a_doubt_and_no_wall(wire: Wire) -> None:
     """What its node handed to it counts all the same; without that, nothing does."""
     _, db = endpoints(wire.testbed)
-    wire.lie = lambda label, answer: {**answer, "records": []} if label == db.guest and "records" in answer else answer
+    wire.lie = lambda label, answer: (
+        {**answer, "records": []} if label == db.guest and "records" in answer else answer
+    )
     with pytest.raises(InstrumentError, match="does not work before the probes"):
         observe(wire, [_raw(wire)])  # type: ignore[arg-type]
     seen = observe(wire, [_raw(wire)], doubts=True)  # type: ignore[arg-type]

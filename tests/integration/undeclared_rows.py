@@ -59,11 +59,15 @@ def main() -> int:
     authority, now = Authority(workspace.pki), datetime.now(UTC)
     client = authority.administrator("testbed", start=authority.born, now=now)
     write_client(workspace, client.private_key, client.certificate)
-    subprocess.run(["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True)
+    subprocess.run(
+        ["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True
+    )
     guest = lab.guests[0]
     names = {"switch": f"{guest.tenant}/{guest.nics[0].network}", "port": guest.nics[0].port}
     with _served(folder, authority, lab.controller.name) as root:
-        place = _Place(lab, workspace, cast(Any, SimpleNamespace(name=lab.controller.name, close=lambda: None)), 9.0)
+        place = _Place(
+            lab, workspace, cast(Any, SimpleNamespace(name=lab.controller.name, close=lambda: None)), 9.0
+        )
         wanted = _wanted(lab)
         perform(diff(wanted, {}), place, lambda _: None, Trace(), "")
         for line in UNDECLARED.strip().format(**names).splitlines():

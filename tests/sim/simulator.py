@@ -48,7 +48,9 @@ class SimulatedPlace:
     def wait(self) -> None:
         """A machine that does not run never answers."""
         if self.name != OUTER and Key(OUTER, Kind.MACHINE, self.name) not in self.world.resources:
-            raise ProvisioningError(f"{self.name} does not answer", fact="it does not run", remedy="run `testbed up`")
+            raise ProvisioningError(
+                f"{self.name} does not answer", fact="it does not run", remedy="run `testbed up`"
+            )
 
     def recover(self) -> tuple[str, ...]:
         """Nothing: this world has no services."""
@@ -69,7 +71,9 @@ class SimulatedPlace:
         if action.key in self.world.failing:
             raise ProvisioningError(f"cannot {action.verb}", fact="told to fail", remedy="stop telling it")
         if action.verb is Verb.BLOCKED:
-            raise ProvisioningError(f"cannot do {action}", fact="the lab runs", remedy="run `testbed down` first")
+            raise ProvisioningError(
+                f"cannot do {action}", fact="the lab runs", remedy="run `testbed down` first"
+            )
         if action.resource is None:
             self.world.resources.pop(action.key, None)
             if action.key.kind is Kind.MACHINE:

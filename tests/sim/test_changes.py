@@ -92,7 +92,9 @@ def _wanted(lab: Testbed) -> dict[Key, Resource]:
 def _places(world: World, lab: Testbed) -> list[Any]:
     """Return the places of a lab; of settings and limits, machines tell only those that they are asked for."""
     wanted = _wanted(lab)
-    for key in [key for key in world.resources if key.kind in (Kind.SETTING, Kind.LIMIT) and key not in wanted]:
+    for key in [
+        key for key in world.resources if key.kind in (Kind.SETTING, Kind.LIMIT) and key not in wanted
+    ]:
         del world.resources[key]
     return [world.place(name) for name in places(lab)]
 
@@ -108,7 +110,11 @@ def _planned(world: World, before: Testbed, after: Testbed) -> Plan:
 
 
 def _started(found: Plan) -> set[str]:
-    return {f"{action.verb} {action.key.name}" for action in found.actions if action.key.kind in (Kind.GUEST, Kind.MACHINE)}
+    return {
+        f"{action.verb} {action.key.name}"
+        for action in found.actions
+        if action.key.kind in (Kind.GUEST, Kind.MACHINE)
+    }
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -123,7 +129,12 @@ def test_a_change_costs_what_its_plan_says_and_leaves_nothing_to_do(name: str) -
     assert _started(found) == starts
     assert {loss for action in found.actions for loss in action.loses} == losses
     _same(GOLDEN / f"{name}.txt", text(found) + "\n")
-    done = converge(_wanted(after), _places(world, after), lambda _: None, seen=look(_wanted(after), _places(world, after)))
+    done = converge(
+        _wanted(after),
+        _places(world, after),
+        lambda _: None,
+        seen=look(_wanted(after), _places(world, after)),
+    )
     assert {str(action) for action in done if action.key.place == OUTER} == {
         str(action) for action in found.actions if action.key.place == OUTER
     }
@@ -139,7 +150,12 @@ def test_a_killed_change_resumes(name: str, fuse: int) -> None:
     after = _lab(BASE.replace(old, new), Numbers.of(before))
     world.fuse = len(world.performed) + fuse
     with suppress(Killed):
-        converge(_wanted(after), _places(world, after), lambda _: None, seen=look(_wanted(after), _places(world, after)))
+        converge(
+            _wanted(after),
+            _places(world, after),
+            lambda _: None,
+            seen=look(_wanted(after), _places(world, after)),
+        )
     world.fuse = None
     converge(_wanted(after), _places(world, after), lambda _: None)
     assert not _planned(world, after, after)
@@ -160,9 +176,15 @@ def test_a_node_that_goes_takes_everything_with_it() -> None:
     one = BASE.replace("  node-b: {memory: 4 GiB}\n", "").replace("node-b", "node-a")
     world, before = _built()
     after = _lab(one, Numbers.of(before))
-    (gone,) = [action for action in _planned(world, before, after).actions if action.verb is Verb.DELETE and action.key.name == "node-b"]
+    (gone,) = [
+        action
+        for action in _planned(world, before, after).actions
+        if action.verb is Verb.DELETE and action.key.name == "node-b"
+    ]
     assert set(gone.loses) == {"root disk of red/db", "volume data of red/db", "root disk of blue/web"}
-    (unknown,) = [action for action in plan(_wanted(after), _places(world, after)).actions if action.key == gone.key]
+    (unknown,) = [
+        action for action in plan(_wanted(after), _places(world, after)).actions if action.key == gone.key
+    ]
     assert unknown.loses == ("everything on node-b",)
     converge(_wanted(after), _places(world, after), lambda _: None)
     assert not _planned(world, after, after)
@@ -186,7 +208,10 @@ def test_another_order_changes_nothing(order: str) -> None:
     if order == "tenants":
         other = BASE.replace(RED, "") + RED
     else:
-        one, two = (next(index for index, line in enumerate(lines) if line.strip().startswith(start)) for start in pairs[order])
+        one, two = (
+            next(index for index, line in enumerate(lines) if line.strip().startswith(start))
+            for start in pairs[order]
+        )
         lines[one], lines[two] = lines[two], lines[one]
         other = "".join(lines)
     world, before = _built()
@@ -197,7 +222,12 @@ def test_the_controller_comes_before_guests_that_ask_for_new_addresses() -> None
     world, before = _built()
     after = _lab(BASE.replace("10.0.0.0/24, ", "10.0.9.0/24, "), Numbers.of(before))
     start = len(world.performed)
-    converge(_wanted(after), _places(world, after), lambda _: None, seen=look(_wanted(after), _places(world, after)))
+    converge(
+        _wanted(after),
+        _places(world, after),
+        lambda _: None,
+        seen=look(_wanted(after), _places(world, after)),
+    )
     order = [action.key.place for action in world.performed[start:]]
     assert "controller" in order
     assert order.index("node-a") > max(index for index, place in enumerate(order) if place == "controller")
@@ -242,7 +272,11 @@ def running(tmp_path: Path) -> tuple[World, Testbed, Open]:
 
     def opened(after: Testbed) -> Any:
         return SimpleNamespace(
-            testbed=after, workspace=workspace, ground=SimpleNamespace(inputs=INPUTS), desired=_wanted(after), places=_places(world, after)
+            testbed=after,
+            workspace=workspace,
+            ground=SimpleNamespace(inputs=INPUTS),
+            desired=_wanted(after),
+            places=_places(world, after),
         )
 
     return world, before, opened
@@ -253,7 +287,9 @@ def _folder(opened: Any) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_without_a_terminal_nothing_is_destroyed(running: tuple[World, Testbed, Open], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_nothing_is_destroyed(
+    running: tuple[World, Testbed, Open], monkeypatch: pytest.MonkeyPatch
+) -> None:
     world, before, opened = running
     monkeypatch.setattr(consent, "attended", lambda: False)
     after = _lab(BASE.replace(WEB, WEB.replace("64", "32")), Numbers.of(before))
@@ -269,7 +305,9 @@ def test_without_a_terminal_nothing_is_destroyed(running: tuple[World, Testbed, 
 
 
 @pytest.mark.parametrize("answer", [True, False])
-def test_a_person_is_asked(running: tuple[World, Testbed, Open], monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
+def test_a_person_is_asked(
+    running: tuple[World, Testbed, Open], monkeypatch: pytest.MonkeyPatch, answer: bool
+) -> None:
     _, before, opened = running
     asked: list[str] = []
     monkeypatch.setattr(consent, "attended", lambda: True)
@@ -283,11 +321,15 @@ def test_a_person_is_asked(running: tuple[World, Testbed, Open], monkeypatch: py
     assert len(asked) == 1
 
 
-def test_nobody_is_asked_where_nothing_is_lost(running: tuple[World, Testbed, Open], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_asked_where_nothing_is_lost(
+    running: tuple[World, Testbed, Open], monkeypatch: pytest.MonkeyPatch
+) -> None:
     world, before, opened = running
     monkeypatch.setattr(consent, "attended", lambda: pytest.fail("asked"))
     consent.agree(opened(_lab(BASE.replace("tcp/5432", "tcp/5433"), Numbers.of(before))), yes=False)
-    world.resources[Key("node-a", Kind.GUEST, "red/web")]["confinement"] = "none"  # `up` of the same topology repairs it
+    world.resources[Key("node-a", Kind.GUEST, "red/web")]["confinement"] = (
+        "none"  # `up` of the same topology repairs it
+    )
     seen = consent.agree(opened(before), yes=False)
     assert set(seen.found) == {OUTER}
 
@@ -321,7 +363,9 @@ def test_a_place_that_cannot_be_observed_is_taken_for_what_its_topology_says(
     assert "volume data of red/web" in caught.value.fact
 
 
-def test_what_a_running_lab_cannot_become_is_refused_even_with_yes(running: tuple[World, Testbed, Open]) -> None:
+def test_what_a_running_lab_cannot_become_is_refused_even_with_yes(
+    running: tuple[World, Testbed, Open],
+) -> None:
     world, before, opened = running
     lab = opened(_lab(BASE.replace("management: 172.20.0.", "management: 172.20.8."), Numbers.of(before)))
     count, files = len(world.performed), _folder(lab)

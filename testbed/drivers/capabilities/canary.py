@@ -23,7 +23,9 @@ from testbed.model.environment import Accelerator, Environment
 _MARK = "testbed canary is alive"
 _KVM_DEADLINE = 15.0
 _TCG_DEADLINE = 120.0
-_KVM_REFERENCE = 1.0  # seconds from QEMU's start to the canary's power-off under working KVM on a present-day core
+_KVM_REFERENCE = (
+    1.0  # seconds from QEMU's start to the canary's power-off under working KVM on a present-day core
+)
 _EMULATED = 4.0  # the least slowness under emulation
 _SHOWN = 200  # characters of QEMU's own message that a note quotes
 _KVM = Path("/dev/kvm")
@@ -42,7 +44,9 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
 
     """
     emulator = process.require("qemu-system-x86_64", package="qemu-system-x86")
-    version = process.run([emulator, "--version"], what="cannot run QEMU", timeout=30, error=MachineError).splitlines()[0]
+    version = process.run(
+        [emulator, "--version"], what="cannot run QEMU", timeout=30, error=MachineError
+    ).splitlines()[0]
     asked = "tcg" if want is Accelerator.TCG else "any"
     key = [platform.release(), version, image.key, _device(), asked]
     stored = cache / "canary.json"
@@ -52,7 +56,9 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
         with contextlib.suppress(PermissionError):  # somebody else's cache: ask again next time
             write_public(stored, json.dumps(answer).encode())
     if want is Accelerator.KVM and answer["outer"] != Accelerator.KVM:
-        raise MachineError("KVM does not work here", fact=str(answer["note"]), remedy="leave out --accelerator, or fix KVM")
+        raise MachineError(
+            "KVM does not work here", fact=str(answer["note"]), remedy="leave out --accelerator, or fix KVM"
+        )
     versions = (("kernel", platform.release()), ("qemu", version), ("python", platform.python_version()))
     return Environment(
         Accelerator(str(answer["outer"])), Accelerator.KVM, float(str(answer["slowness"])), emulator, versions,
@@ -74,7 +80,10 @@ def likely(cache: Path, *, want: Accelerator | None = None) -> Environment:
         found, slowness = Accelerator(str(answer["outer"])), float(str(answer["slowness"]))
         note = "as a canary kernel found it last"
     except (KeyError, ValueError):
-        found, note = (Accelerator.KVM if os.access(_KVM, os.R_OK | os.W_OK) else Accelerator.TCG), "a guess: no canary kernel was booted"
+        found, note = (
+            (Accelerator.KVM if os.access(_KVM, os.R_OK | os.W_OK) else Accelerator.TCG),
+            "a guess: no canary kernel was booted",
+        )
         slowness = 1.0 if found is Accelerator.KVM else _EMULATED
     outer = want or found
     return Environment(outer, Accelerator.KVM, slowness if outer is found else _EMULATED, emulator, (), note)
@@ -108,13 +117,21 @@ def _measure(emulator: str, image: Image, want: Accelerator | None) -> dict[str,
         if not note:
             return {"outer": Accelerator.KVM, "slowness": 1.0, "note": "a canary kernel started under KVM"}
     elif _KVM.exists():
-        note = f"{_KVM} is there and not used" if want is Accelerator.TCG else f"{_KVM} cannot be opened by this user"
+        note = (
+            f"{_KVM} is there and not used"
+            if want is Accelerator.TCG
+            else f"{_KVM} cannot be opened by this user"
+        )
     try:
         seconds = boot(emulator, image, Accelerator.TCG, _TCG_DEADLINE)
     except InstrumentError as error:
         what = "a canary kernel does not start under emulation"
         raise MachineError(what, fact=_brief(error.fact), remedy=error.remedy) from error
-    return {"outer": Accelerator.TCG, "slowness": round(max(_EMULATED, seconds / _KVM_REFERENCE), 1), "note": note}
+    return {
+        "outer": Accelerator.TCG,
+        "slowness": round(max(_EMULATED, seconds / _KVM_REFERENCE), 1),
+        "note": note,
+    }
 
 
 def _kvm_fault(emulator: str, image: Image) -> str:

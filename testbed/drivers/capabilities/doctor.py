@@ -89,7 +89,9 @@ def _qemu() -> Finding:
         return Finding("QEMU version", False, error.fact[:300], "install QEMU 7.2 or later anew")
     match = re.search(r"version (\d+)\.(\d+)", text)
     version = (int(match[1]), int(match[2])) if match else (0, 0)
-    return Finding("QEMU version", version >= _QEMU, (text.splitlines() or ["no answer"])[0], "install QEMU 7.2 or later")
+    return Finding(
+        "QEMU version", version >= _QEMU, (text.splitlines() or ["no answer"])[0], "install QEMU 7.2 or later"
+    )
 
 
 def _libvirt() -> Finding:
@@ -111,7 +113,9 @@ def _account() -> Finding:
         fact, ok = f"uid {pwd.getpwnam('libvirt-qemu').pw_uid}", True
     except KeyError:
         fact, ok = "missing", False
-    remedy = "useradd --system --user-group --home-dir /var/lib/libvirt --shell /usr/sbin/nologin libvirt-qemu"
+    remedy = (
+        "useradd --system --user-group --home-dir /var/lib/libvirt --shell /usr/sbin/nologin libvirt-qemu"
+    )
     return Finding("account libvirt-qemu", ok, fact, remedy)
 
 
@@ -145,12 +149,19 @@ def _namespaces() -> Finding:
 def _memory() -> Finding:
     total = memory.total()
     fact = f"{total // 2**20} MiB"
-    return Finding("memory", total >= _MEMORY, fact, f"give the machine, or the control group this runs in, {format_size(_MEMORY)}")
+    return Finding(
+        "memory",
+        total >= _MEMORY,
+        fact,
+        f"give the machine, or the control group this runs in, {format_size(_MEMORY)}",
+    )
 
 
 def _trust(folder: Path, *, shared: bool) -> Finding:
     fact = distrust(folder, shared=shared)
-    return Finding(f"folder {folder}", not fact, fact or "its owner alone writes into it", remedy_of_distrust(folder))
+    return Finding(
+        f"folder {folder}", not fact, fact or "its owner alone writes into it", remedy_of_distrust(folder)
+    )
 
 
 def _ways(*folders: Path) -> Iterator[Finding]:
@@ -167,12 +178,18 @@ def _space(folder: Path) -> Finding:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
     needed = 2 * GIB if any(folder.glob("*/manifest.json")) else _DISK
-    remedy = f"free {format_size(needed)}, or set TESTBED_CACHE_DIR or TESTBED_STATE_DIR to a folder with space"
+    remedy = (
+        f"free {format_size(needed)}, or set TESTBED_CACHE_DIR or TESTBED_STATE_DIR to a folder with space"
+    )
     return Finding(f"space in {folder}", free >= needed, f"{free // 2**20} MiB free", remedy)
 
 
 def _kvm() -> Finding:
     """KVM is not needed; whether it works is for the canary to say (D7)."""
     there = os.access("/dev/kvm", os.R_OK | os.W_OK)
-    fact = "/dev/kvm opens; `up` boots a canary to see whether it works" if there else "no /dev/kvm: nodes are emulated"
+    fact = (
+        "/dev/kvm opens; `up` boots a canary to see whether it works"
+        if there
+        else "no /dev/kvm: nodes are emulated"
+    )
     return Finding("KVM", True, fact)

@@ -22,7 +22,9 @@ from testbed.errors import MachineError
 # "Unused" in systemd's table (systemd.io/UIDS-GIDS), beyond useradd's subordinate ids and SSSD's usual range.
 FREEZER = 2_100_000_000  # of machines that are nobody's: those whose memory is saved for every lab
 NUMBERS = range(FREEZER + 1, FREEZER + 2**16)
-WITHIN = range(60_001, 65_000)  # subordinate ids, as a user namespace counts them; containers seldom get that far
+WITHIN = range(
+    60_001, 65_000
+)  # subordinate ids, as a user namespace counts them; containers seldom get that far
 _DAEMON = "libvirt-qemu"
 _FILE = "account"
 
@@ -33,7 +35,9 @@ class Account:
 
     uid: int
     gid: int
-    reader: int | None = None  # group that may read what is the account's: ours, where we are not root outside
+    reader: int | None = (
+        None  # group that may read what is the account's: ours, where we are not root outside
+    )
 
     def give(self, path: Path) -> None:
         """Let the account, and it alone, open a file; a symbolic link is not followed."""
@@ -93,7 +97,9 @@ def of_lab(folder: Path) -> Account:
 def _mapped(number: int) -> bool:
     """Tell whether our user namespace has an id."""
     for kind in ("uid", "gid"):
-        rows = [tuple(map(int, row.split())) for row in Path(f"/proc/self/{kind}_map").read_text().splitlines()]
+        rows = [
+            tuple(map(int, row.split())) for row in Path(f"/proc/self/{kind}_map").read_text().splitlines()
+        ]
         if not any(first <= number < first + count for first, _, count in rows):
             return False
     return True
@@ -101,7 +107,9 @@ def _mapped(number: int) -> bool:
 
 def registry_folder() -> Path:
     """Return the folder that says which lab has which number: root's, or the user's own."""
-    return Path("/var/lib/testbed-accounts") if privileged() else Path.home() / ".local/state/testbed-accounts"
+    return (
+        Path("/var/lib/testbed-accounts") if privileged() else Path.home() / ".local/state/testbed-accounts"
+    )
 
 
 def closed_way(*folders: Path) -> str:

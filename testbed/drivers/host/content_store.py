@@ -40,7 +40,9 @@ def claim(folder: Path) -> None:
 
     """
     ownership.require_trust(folder)
-    ownership.claim(folder, ownership.CACHE, PUBLIC, known=lambda: any(any(entries(folder, kind)) for kind in _KINDS))
+    ownership.claim(
+        folder, ownership.CACHE, PUBLIC, known=lambda: any(any(entries(folder, kind)) for kind in _KINDS)
+    )
 
 
 def require(folder: Path) -> None:
@@ -131,7 +133,11 @@ def altered(digests: Mapping[Path, str]) -> str:
 def crowded(folder: Path, needed: int) -> str:
     """Return that a folder's disk has less free than so many bytes, as the fact of an error; the empty string if it has not."""
     free = shutil.disk_usage(folder).free
-    return f"{folder} has {free // 2**20} MiB free, and {needed // 2**20} MiB are wanted" if free < needed else ""
+    return (
+        f"{folder} has {free // 2**20} MiB free, and {needed // 2**20} MiB are wanted"
+        if free < needed
+        else ""
+    )
 
 
 def file_digest(path: Path) -> str:

@@ -218,7 +218,9 @@ class Workspace:
         found = sorted((path.parent for path in self.runs.glob("*/result.json")), key=place)
         if not found:
             fact = f"{self.runs} holds no result"
-            raise UsageError(f"the lab {self.lab} has no check run", fact=fact, remedy=f"run `testbed check {self.lab}`")
+            raise UsageError(
+                f"the lab {self.lab} has no check run", fact=fact, remedy=f"run `testbed check {self.lab}`"
+            )
         return found[-1]
 
     @contextmanager
@@ -256,4 +258,6 @@ class Workspace:
 def labs(root: Path) -> list[str]:
     """Return the labs of ours that have a topology."""
     names = sorted(path.parent.name for path in root.glob("*/topology.yaml"))
-    return [name for name in names if is_name(name) and ownership.marked(root / name, ownership.lab_mark(name))]
+    return [
+        name for name in names if is_name(name) and ownership.marked(root / name, ownership.lab_mark(name))
+    ]

@@ -96,14 +96,20 @@ def _said(what: str, error: type[TestbedError] = ProvisioningError) -> Iterator[
         yield
     except libvirt.libvirtError as failure:
         fact = line(f"libvirt says: {failure.get_error_message() or failure}")
-        raise error(what, fact=fact, remedy="run `testbed status`; `testbed up` repairs what it can") from failure
+        raise error(
+            what, fact=fact, remedy="run `testbed status`; `testbed up` repairs what it can"
+        ) from failure
 
 
 def _bounded(xml: str) -> str:
     """Return the description of a domain, which a node gives, unless it is longer than any of ours."""
     if len(xml) > _XML:
         fact = f"its XML has {len(xml)} characters"
-        raise ProvisioningError("a virtual machine cannot be read", fact=fact, remedy="run `testbed status`, then rebuild the node")
+        raise ProvisioningError(
+            "a virtual machine cannot be read",
+            fact=fact,
+            remedy="run `testbed status`, then rebuild the node",
+        )
     return xml
 
 
@@ -112,7 +118,11 @@ def _ask_agent(domain: Any, request: str, timeout: int, tries: int = _AGENT_TRIE
     try:
         return str(libvirt_qemu.qemuAgentCommand(domain, request, timeout, 0))
     except libvirt.libvirtError as error:
-        if tries > 1 and error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE and _UNHEARD in (error.get_error_message() or ""):
+        if (
+            tries > 1
+            and error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE
+            and _UNHEARD in (error.get_error_message() or "")
+        ):
             return _ask_agent(domain, request, timeout, tries - 1)
         raise
 
@@ -120,7 +130,9 @@ def _ask_agent(domain: Any, request: str, timeout: int, tries: int = _AGENT_TRIE
 class Hypervisor:
     """One libvirt connection."""
 
-    def __init__(self, uri: str, embedded: Path | None = None, cut: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, uri: str, embedded: Path | None = None, cut: Callable[[], object] = lambda: None
+    ) -> None:
         """Open the connection.
 
         Args:
@@ -132,7 +144,9 @@ class Hypervisor:
             ProvisioningError: it cannot be opened.
 
         """
-        self._asked: dict[str, Any] = {}  # domains by name: an agent is asked dozens of times, and a look-up costs a fifth of a question
+        self._asked: dict[
+            str, Any
+        ] = {}  # domains by name: an agent is asked dozens of times, and a look-up costs a fifth of a question
         self._cut = cut
         _start_loop()
         with _said(f"cannot open the hypervisor {uri}"), closing_after(_LONGEST, cut):
@@ -171,7 +185,9 @@ class Hypervisor:
         with _said("cannot list domains"), closing_after(_LONGEST, self._cut):
             found = self._connection.listAllDomains()
         if len(found) > _DOMAINS:
-            raise ProvisioningError("domains cannot be listed", fact=f"there are {len(found)}", remedy="rebuild the node")
+            raise ProvisioningError(
+                "domains cannot be listed", fact=f"there are {len(found)}", remedy="rebuild the node"
+            )
         result = []
         for domain in found:
             try:
@@ -257,12 +273,16 @@ class Hypervisor:
     def live_xml(self, name: str) -> str:
         """Return the XML that starts a domain anew with the hardware that it has now, devices plugged in later included."""
         with _said(f"cannot describe {name}"):
-            return str(self._find(name).XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE))
+            return str(
+                self._find(name).XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+            )
 
     def entitle(self, name: str, title: str) -> None:
         """Give a running domain another title; the empty string takes it away."""
         with _said(f"cannot change the title of {name}"):
-            self._find(name).setMetadata(libvirt.VIR_DOMAIN_METADATA_TITLE, title or None, None, None, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            self._find(name).setMetadata(
+                libvirt.VIR_DOMAIN_METADATA_TITLE, title or None, None, None, libvirt.VIR_DOMAIN_AFFECT_LIVE
+            )
 
     def suspend(self, name: str) -> None:
         """Pause a domain."""
@@ -303,7 +323,9 @@ class Hypervisor:
         with _said(f"the guest agent of {name} does not connect", InstrumentError):
             number = self._connection.domainEventRegisterAny(domain, event, changed, None)
             try:
-                connected_before = ET.fromstring(domain.XMLDesc()).find("devices/channel/target[@state='connected']")
+                connected_before = ET.fromstring(domain.XMLDesc()).find(
+                    "devices/channel/target[@state='connected']"
+                )
                 while connected_before is None and not connected.wait(_LOOK_S):
                     if not domain.isActive() or time.monotonic() > end:
                         fact = "no word of it yet" if domain.isActive() else "the domain has ended"
@@ -335,7 +357,9 @@ class Hypervisor:
             answer = bounded_json.read(text)["return"]
         except (ValueError, KeyError, TypeError) as error:
             fact = f"{len(text)} characters that are no answer"
-            raise InstrumentError(f"the guest agent of {name} answers garbage", fact=fact, remedy="rebuild the guest") from error
+            raise InstrumentError(
+                f"the guest agent of {name} answers garbage", fact=fact, remedy="rebuild the guest"
+            ) from error
         return answer if isinstance(answer, dict) else {"value": answer}
 
     def ensure_pool(self, name: str, folder: str) -> None:
@@ -343,7 +367,9 @@ class Hypervisor:
         with _said(f"cannot make the pool {name}"):
             if name in {pool.name() for pool in self._connection.listAllStoragePools()}:
                 return
-            self._connection.storagePoolCreateXML(pool_xml(name, folder), libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
+            self._connection.storagePoolCreateXML(
+                pool_xml(name, folder), libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD
+            )
 
     def create_volume(self, pool: str, file: str, *, size: int, owner: int, backing: str | None) -> None:
         """Make a volume, mode 0600, with an explicit format (STO-02): qcow2 on a raw base, or raw.

@@ -58,7 +58,9 @@ def require(uri: str) -> Path:
     if os.geteuid() != 0:
         what = f"only root can run a lab with {uri}"
         fact = "the daemon runs nodes in the machine's network namespace, where only root makes interfaces"
-        raise MachineError(what, fact=fact, remedy="use sudo, or leave out --connect: the built-in libvirt needs no root")
+        raise MachineError(
+            what, fact=fact, remedy="use sudo, or leave out --connect: the built-in libvirt needs no root"
+        )
     if not path.exists():
         fact, remedy = f"there is no socket {path}", "start the daemon: `systemctl start libvirtd`"
         raise MachineError(f"cannot reach {uri}", fact=fact, remedy=remedy)
@@ -75,6 +77,10 @@ def socket_of(uri: str) -> Path:
     parts = urlsplit(uri)
     if parts.scheme not in ("qemu", "qemu+unix") or parts.netloc or parts.path != "/system":
         fact = "nodes need interfaces of this machine, and a daemon with the rights to use them"
-        raise UsageError(f"cannot run a lab with {uri}", fact=fact, remedy="use qemu:///system, or qemu+unix:///system?socket=PATH")
+        raise UsageError(
+            f"cannot run a lab with {uri}",
+            fact=fact,
+            remedy="use qemu:///system, or qemu+unix:///system?socket=PATH",
+        )
     named = parse_qs(parts.query).get("socket")
     return Path(named[0]) if named else next((path for path in _SOCKETS if path.exists()), _SOCKETS[0])

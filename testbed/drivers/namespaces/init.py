@@ -22,7 +22,9 @@ _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "net/tun")
 
 
 def _mount(*arguments: str) -> None:
-    process.run(["mount", *arguments], what="cannot prepare the lab's namespaces", timeout=30, error=MachineError)
+    process.run(
+        ["mount", *arguments], what="cannot prepare the lab's namespaces", timeout=30, error=MachineError
+    )
 
 
 def _made(device: Path, target: Path, group: int) -> bool:

@@ -73,7 +73,9 @@ class Fabric:
 
         """
         with _netlink(f"cannot make the bridge {name}") as route:
-            route.link("add", ifname=name, kind="bridge", br_stp_state=0, br_mcast_snooping=0, br_forward_delay=0)
+            route.link(
+                "add", ifname=name, kind="bridge", br_stp_state=0, br_mcast_snooping=0, br_forward_delay=0
+            )
             index = route.link_lookup(ifname=name)[0]
             if address is not None:
                 route.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)

@@ -39,13 +39,17 @@ def switches(lab: str, tables: Tables) -> dict[str, dict[str, Any]]:
             dhcp[pair].append(row["options"])
     return {
         label: {
-            "network": " ".join(row["other_config"][key] for key in ("subnet", "ipv6_prefix") if key in row["other_config"]),
+            "network": " ".join(
+                row["other_config"][key] for key in ("subnet", "ipv6_prefix") if key in row["other_config"]
+            ),
             "tunnel_key": int(row["other_config"].get("requested-tnl-key", 0)),
             "dhcp": _settings(dhcp[FOUR, row["name"]]),
             "dhcp6": _settings(dhcp[SIX, row["name"]]),
             "names": len(row["dns_records"]),
             "acls": [str(rule) for rule in sorted(_acl(rules[key]) for key in row["acls"] if key in rules)],
-            "options": sorted(f"{key}={value}" for key, value in row["other_config"].items() if key not in OWN_OPTIONS),
+            "options": sorted(
+                f"{key}={value}" for key, value in row["other_config"].items() if key not in OWN_OPTIONS
+            ),
         }
         for label, row in _switches(lab, tables)
     }
@@ -53,7 +57,9 @@ def switches(lab: str, tables: Tables) -> dict[str, dict[str, Any]]:
 
 def _switches(lab: str, tables: Tables) -> list[tuple[str, Row]]:
     own = [row for row in tables["Logical_Switch"] if _owned(lab, row)]
-    return _told_apart(own, lambda row: str(row["name"]), lambda row: (-len(row["ports"]), str(row["_uuid"])), "_uuid")
+    return _told_apart(
+        own, lambda row: str(row["name"]), lambda row: (-len(row["ports"]), str(row["_uuid"])), "_uuid"
+    )
 
 
 def _acl(row: Row) -> Acl:

@@ -43,13 +43,23 @@ class Rogue:
             InstrumentError: it fails, or takes longer than so many seconds.
 
         """
-        enter = [process.require("nsenter", package="util-linux"), f"--target={self.pid}", "--net", "--mount", "--pid"]
+        enter = [
+            process.require("nsenter", package="util-linux"),
+            f"--target={self.pid}",
+            "--net",
+            "--mount",
+            "--pid",
+        ]
         what = f"a program on the {self.site.label} host failed"
-        return process.run([*enter, *argv], what=what, timeout=timeout, error=InstrumentError, stdin=stdin).encode()
+        return process.run(
+            [*enter, *argv], what=what, timeout=timeout, error=InstrumentError, stdin=stdin
+        ).encode()
 
 
 @contextmanager
-def standing(fabric: Fabric, network: LabNetwork, site: Site, routes: Mapping[IPv4Address, IPv4Address]) -> Iterator[Rogue]:
+def standing(
+    fabric: Fabric, network: LabNetwork, site: Site, routes: Mapping[IPv4Address, IPv4Address]
+) -> Iterator[Rogue]:
     """Let a rogue host stand on a network while a block runs.
 
     Args:
@@ -60,14 +70,41 @@ def standing(fabric: Fabric, network: LabNetwork, site: Site, routes: Mapping[IP
 
     """
     unshare = process.require("unshare", package="util-linux")
-    argv = [unshare, "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--", "/bin/sh", "-c", _PROGRAM]
+    argv = [
+        unshare,
+        "--net",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "--",
+        "/bin/sh",
+        "-c",
+        _PROGRAM,
+    ]
     with process.held(argv, what=f"no rogue host can stand on {network.plane}", timeout=30) as outer:
         pid = _only_child(outer)
-        fabric.create_rogue(f"rogue-{network.plane}"[:15], f"{ROGUE}={network.plane}", network.bridge, _INTERFACE, site.mac, pid)
+        fabric.create_rogue(
+            f"rogue-{network.plane}"[:15],
+            f"{ROGUE}={network.plane}",
+            network.bridge,
+            _INTERFACE,
+            site.mac,
+            pid,
+        )
         found = Rogue(site, pid)
-        lines = [f"addr add {site.address}/{network.network.prefixlen} dev {_INTERFACE}", f"link set {_INTERFACE} up"]
-        lines += [f"route add {address}/32 via {neighbour} dev {_INTERFACE}" for address, neighbour in routes.items()]
-        found.run([process.require("ip", package="iproute2"), "-batch", "-"], "\n".join(lines).encode() + b"\n")
+        lines = [
+            f"addr add {site.address}/{network.network.prefixlen} dev {_INTERFACE}",
+            f"link set {_INTERFACE} up",
+        ]
+        lines += [
+            f"route add {address}/32 via {neighbour} dev {_INTERFACE}"
+            for address, neighbour in routes.items()
+        ]
+        found.run(
+            [process.require("ip", package="iproute2"), "-batch", "-"], "\n".join(lines).encode() + b"\n"
+        )
         yield found
 
 

@@ -23,7 +23,9 @@ def set_right(host: Host) -> str:
     try:
         behind = (asked + answered) / 2 - float(text)
     except ValueError as error:
-        raise ProvisioningError(f"the clock of {host.name} cannot be read", fact=repr(text[:80]), remedy="run `testbed status`") from error
+        raise ProvisioningError(
+            f"the clock of {host.name} cannot be read", fact=repr(text[:80]), remedy="run `testbed status`"
+        ) from error
     if abs(behind) <= _TOLERATED + (answered - asked) / 2:
         return ""
     host.must(f"date --set=@{time.time() + (answered - asked) / 2:.3f}")

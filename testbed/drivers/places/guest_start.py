@@ -70,7 +70,10 @@ class Starter:
     def _woken(self, guest: Guest, properties: Properties) -> bool:
         """Start a guest from the memory that the node keeps; tell whether it worked."""
         try:
-            self._wake(guest, guest_memory.headed(self._kept(), guest_xml(self._lab, guest, properties, waiting=True)))
+            self._wake(
+                guest,
+                guest_memory.headed(self._kept(), guest_xml(self._lab, guest, properties, waiting=True)),
+            )
         except (InstrumentError, ProvisioningError):
             self.retried.append(guest.label)
             self._hypervisor().destroy(guest.domain)
@@ -127,7 +130,9 @@ class Starter:
         """
         end = time.monotonic() + self._patience
         self._hypervisor().wait_for_agent(guest.domain, self._patience)
-        missing = {f"{nic.mac} ipv4" for nic in guest.nics} | {f"{nic.mac} ipv6" for nic in guest.nics if nic.address6}
+        missing = {f"{nic.mac} ipv4" for nic in guest.nics} | {
+            f"{nic.mac} ipv6" for nic in guest.nics if nic.address6
+        }
         while missing:
             try:
                 answer = self._hypervisor().agent(guest.domain, "guest-network-get-interfaces", {}, 15)
@@ -137,7 +142,9 @@ class Starter:
                 fact = error.fact
             if missing and time.monotonic() > end:
                 what = f"the guest {guest.label} is not ready"
-                raise InstrumentError(what, fact=f"after {self._patience:.0f} s: {fact}", remedy="run `testbed up`")
+                raise InstrumentError(
+                    what, fact=f"after {self._patience:.0f} s: {fact}", remedy="run `testbed up`"
+                )
             if missing:
                 time.sleep(_LOOK)
 

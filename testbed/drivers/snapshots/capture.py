@@ -72,7 +72,9 @@ def wait_for_line(console: Path, line: str, timeout: float, running: Callable[[]
             time.sleep(_LOOK_S)
             continue
         fact = f"{why}; its console ends with: {' '.join(text[-_TAIL:].split()) or 'nothing'}"
-        raise ProvisioningError(f'a machine does not say "{line}"', fact=fact, remedy="use --cold to do without saved memory")
+        raise ProvisioningError(
+            f'a machine does not say "{line}"', fact=fact, remedy="use --cold to do without saved memory"
+        )
 
 
 def freeze(job: Job, state: Path) -> None:
@@ -90,7 +92,9 @@ def freeze(job: Job, state: Path) -> None:
         account.give(Path(path))
     hypervisor = Hypervisor.embed(state, account)
     hypervisor.create(job.xml)
-    wait_for_line(Path(job.console), CAN_BE_SAVED, job.patience, lambda: awaited() and hypervisor.runs(ANONYMOUS))
+    wait_for_line(
+        Path(job.console), CAN_BE_SAVED, job.patience, lambda: awaited() and hypervisor.runs(ANONYMOUS)
+    )
     hypervisor.suspend(ANONYMOUS)
     hypervisor.monitor(ANONYMOUS).save_memory(Path(job.memory), _SAVE)
 
@@ -119,7 +123,9 @@ def main(file: str) -> int:
     """Run the job that a file holds; 0, or 1 with the message on standard error."""
     reap()
     try:
-        process.run(["mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run"], what="cannot hide /run", timeout=30)
+        process.run(
+            ["mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run"], what="cannot hide /run", timeout=30
+        )
         freeze(Job(**json.loads(Path(file).read_text())), Path("/run/v"))
     except TestbedError as error:
         sys.stderr.write(f"{error}\n")

@@ -222,7 +222,9 @@ class Store:
             "images": " ".join(self._images[name].digest for name in sorted(self._images)),
         }
 
-    def find(self, resolved: Callable[[Numbers], Testbed], workspace: Workspace) -> tuple[Checkpoint, Testbed] | None:
+    def find(
+        self, resolved: Callable[[Numbers], Testbed], workspace: Workspace
+    ) -> tuple[Checkpoint, Testbed] | None:
         """Return the latest checkpoint that a lab can start from, and the lab with the checkpoint's numbers.
 
         Args:
@@ -239,10 +241,19 @@ class Store:
 
     def unusable(self, checkpoint: Checkpoint, lab: Testbed, workspace: Workspace) -> str:
         """Return why a checkpoint cannot be used for a lab, or the empty string."""
-        gone = [path for name in checkpoint.digests for path in checkpoint.machine(name).digests if not path.exists()]
-        return differences(checkpoint.made, self.made(lab, workspace)) or (f"{gone[0]} is gone" if gone else "")
+        gone = [
+            path
+            for name in checkpoint.digests
+            for path in checkpoint.machine(name).digests
+            if not path.exists()
+        ]
+        return differences(checkpoint.made, self.made(lab, workspace)) or (
+            f"{gone[0]} is gone" if gone else ""
+        )
 
-    def save(self, lab: Testbed, workspace: Workspace, hypervisor: Hypervisor, name: str, progress: Progress) -> Checkpoint:
+    def save(
+        self, lab: Testbed, workspace: Workspace, hypervisor: Hypervisor, name: str, progress: Progress
+    ) -> Checkpoint:
         """Save a lab, which stands still meanwhile and runs on afterwards; a checkpoint of that name is replaced.
 
         Raises:
@@ -251,11 +262,22 @@ class Store:
 
         """
         if not NAME.fullmatch(name):
-            raise UsageError(f"a checkpoint cannot be called {name!r}", fact=f"it must match {NAME.pattern}", remedy="choose another name")
+            raise UsageError(
+                f"a checkpoint cannot be called {name!r}",
+                fact=f"it must match {NAME.pattern}",
+                remedy="choose another name",
+            )
         caches.claim(self._cache)
         if fact := crowded(self._cache, _NEEDED * len(lab.machines)):
-            raise ProvisioningError("there is no room for a checkpoint", fact=fact, remedy="remove one with `testbed checkpoint rm`")
-        target, partial = self._cache / f"{_PREFIX}{name}", self._cache / f"{_PREFIX}{name}.partial-{os.getpid()}"
+            raise ProvisioningError(
+                "there is no room for a checkpoint",
+                fact=fact,
+                remedy="remove one with `testbed checkpoint rm`",
+            )
+        target, partial = (
+            self._cache / f"{_PREFIX}{name}",
+            self._cache / f"{_PREFIX}{name}.partial-{os.getpid()}",
+        )
         if target.exists() and name not in {item.name for item in stored(self._cache)}:
             fact, remedy = f"{target} is something else", "choose another name, or remove that by hand"
             raise UsageError(f"a checkpoint cannot be called {name}", fact=fact, remedy=remedy)
@@ -267,11 +289,17 @@ class Store:
             copy_secrets(workspace.pki, partial / "pki")
             with _standing_still(hypervisor, lab):
                 with ThreadPoolExecutor(max_workers=2) as pool:
-                    list(pool.map(lambda machine: _save(hypervisor, lab, machine, workspace, partial), lab.machines))
+                    list(
+                        pool.map(
+                            lambda machine: _save(hypervisor, lab, machine, workspace, partial), lab.machines
+                        )
+                    )
                 stood = time.monotonic() - start
             names = [machine.name for machine in lab.machines]
             with ThreadPoolExecutor(max_workers=2) as pool:
-                digests = dict(zip(names, pool.map(lambda name: _digests(partial / "m" / name), names), strict=True))
+                digests = dict(
+                    zip(names, pool.map(lambda name: _digests(partial / "m" / name), names), strict=True)
+                )
             saved = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = {"name": name, "lab": lab.name, "saved": saved, "made": made, "digests": digests}
             write_secret(partial / _MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -279,13 +307,16 @@ class Store:
                 remove_tree(target)
             partial.rename(target)
         except OSError as error:
-            raise ProvisioningError(f"the lab {lab.name} cannot be saved", fact=str(error), remedy="run the command again") from error
+            raise ProvisioningError(
+                f"the lab {lab.name} cannot be saved", fact=str(error), remedy="run the command again"
+            ) from error
         finally:
             if partial.exists():
                 remove_tree(partial)
-        progress(f"saved {lab.name} as {name} in {time.monotonic() - start:.0f} s; it stood still for {stood:.0f} s")
+        progress(
+            f"saved {lab.name} as {name} in {time.monotonic() - start:.0f} s; it stood still for {stood:.0f} s"
+        )
         return named(self._cache, name)
-
 
 
 @contextmanager
@@ -301,7 +332,9 @@ def _standing_still(hypervisor: Hypervisor, lab: Testbed) -> Iterator[None]:
             hypervisor.resume(domain)
 
 
-def _save(hypervisor: Hypervisor, lab: Testbed, machine: Machine, workspace: Workspace, partial: Path) -> None:
+def _save(
+    hypervisor: Hypervisor, lab: Testbed, machine: Machine, workspace: Workspace, partial: Path
+) -> None:
     """Write a paused machine's memory, its domain and copies of its files."""
     folder, domain = partial / "m" / machine.name, machine.domain(lab.name)
     make_folder(folder.parent, OWNER)
@@ -316,7 +349,10 @@ def _save(hypervisor: Hypervisor, lab: Testbed, machine: Machine, workspace: Wor
 def _digests(folder: Path) -> dict[str, str]:
     """Return the digests of a machine's files, by name, and of the overlays under its own, by absolute path."""
     below = [base for path in folder.glob("*.qcow2") if (base := _backing(path)).suffix == ".qcow2"]
-    return {path.name if path.parent == folder else str(path): file_digest(path) for path in (*sorted(folder.iterdir()), *sorted(below))}
+    return {
+        path.name if path.parent == folder else str(path): file_digest(path)
+        for path in (*sorted(folder.iterdir()), *sorted(below))
+    }
 
 
 def _backing(overlay: Path) -> Path:

@@ -63,7 +63,9 @@ def lay_disk(host: Host, guest: Guest) -> None:
         ProvisioningError: the node cannot.
 
     """
-    host.must(f"install -m 0600 -o {guest.uid} -g {guest.uid} {_SAVED}/root.qcow2 {shlex.quote(guest.root_disk)}")
+    host.must(
+        f"install -m 0600 -o {guest.uid} -g {guest.uid} {_SAVED}/root.qcow2 {shlex.quote(guest.root_disk)}"
+    )
 
 
 def lay_out(host: Host, guest: Guest, head: bytes) -> str:
@@ -108,4 +110,8 @@ def require_identity(ask: Ask, guest: Guest) -> None:
     answer = ask("guest-get-host-name", {}, _CALL)
     if answer.get("host-name") != guest.name:
         fact = str(answer)[:400]
-        raise ProvisioningError(f"{guest.label} does not take its identity", fact=fact, remedy="run `testbed up` again, or use --cold")
+        raise ProvisioningError(
+            f"{guest.label} does not take its identity",
+            fact=fact,
+            remedy="run `testbed up` again, or use --cold",
+        )

@@ -84,7 +84,9 @@ class Host:
                 if time.monotonic() > end:
                     fact = f"no login at {self.access.address} within {deadline:.0f} s; last: {error.fact}"
                     remedy = f"look at its console with `testbed logs LAB {self.name}`, then run `testbed up` again"
-                    raise ProvisioningError(f"{self.name} does not answer", fact=fact, remedy=remedy) from error
+                    raise ProvisioningError(
+                        f"{self.name} does not answer", fact=fact, remedy=remedy
+                    ) from error
                 time.sleep(_RETRY)
             else:
                 return
@@ -98,7 +100,9 @@ class Host:
             kind, encoded = self.access.host_key.read_text().split()[:2]
             entry = paramiko.hostkeys.HostKeyEntry.from_line(f"{self.access.address} {kind} {encoded}")
             if entry is None or entry.key is None:
-                raise InstrumentError("a host key is unreadable", fact=str(self.access.host_key), remedy="run `testbed up`")
+                raise InstrumentError(
+                    "a host key is unreadable", fact=str(self.access.host_key), remedy="run `testbed up`"
+                )
             client.get_host_keys().add(self.access.address, kind, entry.key)
             client.set_missing_host_key_policy(paramiko.RejectPolicy())
             self.access.renew()
@@ -110,7 +114,9 @@ class Host:
             except (paramiko.SSHException, OSError, EOFError) as error:
                 client.close()
                 fact = f"{type(error).__name__}: {error}"
-                raise InstrumentError(f"cannot log in to {self.name}", fact=fact, remedy="run `testbed status`") from error
+                raise InstrumentError(
+                    f"cannot log in to {self.name}", fact=fact, remedy="run `testbed status`"
+                ) from error
             opened = client.get_transport()
             if opened is not None:
                 opened.set_keepalive(30)
@@ -233,7 +239,9 @@ def _pump(source: socket.socket | Stream, target: socket.socket | Stream) -> Non
     for end in (source, target):
         if isinstance(end, socket.socket):
             with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)  # a socket that another thread reads is not closed by closing it
+                end.shutdown(
+                    socket.SHUT_RDWR
+                )  # a socket that another thread reads is not closed by closing it
         with suppress(OSError, EOFError):  # the connection under a stream may be gone already
             end.close()
 

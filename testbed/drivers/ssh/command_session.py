@@ -15,7 +15,9 @@ from typing import IO
 
 PROGRAM = (Path(__file__).parents[2] / "payload/exec_server.py").read_bytes()
 # What Python is told on its command line, which sudo puts into the log of the machine: to read the program, and to become it.
-BEGIN = f"import os;p=b''\nwhile len(p)<{len(PROGRAM)}:p+=os.read(0,{len(PROGRAM)}-len(p))or os._exit(1)\nexec(p)"
+BEGIN = (
+    f"import os;p=b''\nwhile len(p)<{len(PROGRAM)}:p+=os.read(0,{len(PROGRAM)}-len(p))or os._exit(1)\nexec(p)"
+)
 LIMIT = 4 * 2**20  # bytes kept of each output stream
 _LINE = 100  # bytes
 _UNREAD = 64 * 2**20  # bytes of one stream that wait to be read; a message of libvirt's is half as long
@@ -106,7 +108,9 @@ class Session:
 
     """
 
-    def __init__(self, write: Callable[[bytes], object], answers: IO[bytes], close: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, write: Callable[[bytes], object], answers: IO[bytes], close: Callable[[], object] = lambda: None
+    ) -> None:
         self._write, self._close = write, close
         self._answers = answers
         self._lock = threading.Lock()

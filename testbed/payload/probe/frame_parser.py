@@ -68,11 +68,20 @@ def _parse_arp(body: bytes, token: str) -> Seen | None:
 
 
 def _parse_ipv6(body: bytes, mac: str, token: str) -> Seen | None:
-    sender, target, asked = (socket.inet_ntop(socket.AF_INET6, body[at : at + 16].ljust(16, b"\0")) for at in (8, 24, 48))
-    if body[6] == 58 and len(body) >= 64 and body[40] in (135, 136):  # no extension headers in between (RFC 4861)
+    sender, target, asked = (
+        socket.inet_ntop(socket.AF_INET6, body[at : at + 16].ljust(16, b"\0")) for at in (8, 24, 48)
+    )
+    if (
+        body[6] == 58 and len(body) >= 64 and body[40] in (135, 136)
+    ):  # no extension headers in between (RFC 4861)
         told = (sender, asked) if body[40] == 135 else (asked, target)
         return Seen("nd-request" if body[40] == 135 else "nd-reply", token, mac, *told)
-    if not token and body[6] == 17 and body[40:44] == b"\x02\x23\x02\x22" and body[48:49] in (b"\x02", b"\x07"):
+    if (
+        not token
+        and body[6] == 17
+        and body[40:44] == b"\x02\x23\x02\x22"
+        and body[48:49] in (b"\x02", b"\x07")
+    ):
         return Seen("dhcp6", body[49:52].hex(), mac, sender, _handed_out(body[52:]))
     return Seen("ip6", token, mac, sender, target) if token else None
 
@@ -95,7 +104,13 @@ def _parse_ipv4(body: bytes, mac: str, token: str) -> Seen | None:
     rest = body[(body[0] & 15) * 4 :]
     if not token:
         if body[9] == 17 and rest[:4] == b"\0\x43\0\x44" and len(rest) >= 28 and rest[8] == 2:
-            return Seen("dhcp", f"{int.from_bytes(rest[12:16], 'big'):08x}", mac, sender, socket.inet_ntoa(rest[24:28]))
+            return Seen(
+                "dhcp",
+                f"{int.from_bytes(rest[12:16], 'big'):08x}",
+                mac,
+                sender,
+                socket.inet_ntoa(rest[24:28]),
+            )
         return None
     kind = {1: "icmp", 6: "tcp", 17: "udp"}.get(body[9], "ip")
     if kind == "icmp":

@@ -29,7 +29,13 @@ MAX_REQUEST = 8 * 2**20
 _PREFIX = re.compile(r"tb-[a-z0-9]{4,32}-")
 _ANSWER = re.compile(r"[a-z0-9]{4,32}")
 _UNREAD, _KEPT = 60, 600  # seconds that an answer waits for its reader in a pipe, and in a file
-_SENDERS = {"send": sender.send, "stream": sender.stream, "hold": sender.hold, "knock": scanner.knock, "beat": scanner.beat}
+_SENDERS = {
+    "send": sender.send,
+    "stream": sender.stream,
+    "hold": sender.hold,
+    "knock": scanner.knock,
+    "beat": scanner.beat,
+}
 # Files that tell a sender to go on in another way.
 _SIGNALS = {"send": (), "stream": ("halt",), "hold": ("turn", "release"), "knock": (), "beat": ("rest",)}
 _NOTHING = {"error": "nothing is being recorded for this run", "alive": False}
@@ -111,12 +117,18 @@ class Server:
 
     def _current(self, request: Request) -> Recorder | TapRecorder | None:
         """Return the recorder of the run that a request is about, if it is recorded."""
-        return self.recorder if self.recorder is not None and self.recorder.prefix == _prefix(request) else None
+        return (
+            self.recorder if self.recorder is not None and self.recorder.prefix == _prefix(request) else None
+        )
 
     def _glance(self, request: Request) -> Request:
         """Tell which tokens have come in so far."""
         current = self._current(request)
-        return {"seen": sorted(token for token in current.tokens() if token.startswith(current.prefix))} if current else dict(_NOTHING)
+        return (
+            {"seen": sorted(token for token in current.tokens() if token.startswith(current.prefix))}
+            if current
+            else dict(_NOTHING)
+        )
 
     def _finish(self, request: Request) -> Request:
         current = self._current(request)

@@ -84,7 +84,9 @@ class Recorder(Sniffer):
                 if f"{kind}/{port}" in missing and self._listen(kind, port, missing):
                     del missing[f"{kind}/{port}"]
             nics = self._interfaces()
-            if time.monotonic() > deadline or (not missing and all(nic["interface"] and nic["address"] for nic in nics)):
+            if time.monotonic() > deadline or (
+                not missing and all(nic["interface"] and nic["address"] for nic in nics)
+            ):
                 break
             time.sleep(0.2)
         for nic in nics:
@@ -92,18 +94,33 @@ class Recorder(Sniffer):
                 self.sniff(nic["interface"], nic["label"], _WANTED)
         self.self_test("start")
         listening = [f"{kind}/{port}" for kind, port in wanted if f"{kind}/{port}" not in missing]
-        return {"ready": True, "interfaces": nics, "listening": listening, "not_listening": missing, "pid": os.getpid()}
+        return {
+            "ready": True,
+            "interfaces": nics,
+            "listening": listening,
+            "not_listening": missing,
+            "pid": os.getpid(),
+        }
 
     def _interfaces(self) -> list[dict[str, Any]]:
         names = {nic["mac"]: interface_of(nic["mac"]) for nic in self.nics}
         return [
-            {"label": nic["label"], "mac": nic["mac"], "interface": names[nic["mac"]], "address": _addressed(names[nic["mac"]], nic)}
+            {
+                "label": nic["label"],
+                "mac": nic["mac"],
+                "interface": names[nic["mac"]],
+                "address": _addressed(names[nic["mac"]], nic),
+            }
             for nic in self.nics
         ]
 
     def _listen(self, kind: str, port: int, errors: dict[str, str]) -> bool:
         """Listen on a port in every family that some interface has an address of; both or none."""
-        families = (socket.AF_INET, socket.AF_INET6) if any(nic.get("address6") for nic in self.nics) else (socket.AF_INET,)
+        families = (
+            (socket.AF_INET, socket.AF_INET6)
+            if any(nic.get("address6") for nic in self.nics)
+            else (socket.AF_INET,)
+        )
         opened = []
         try:
             for family in families:
@@ -118,13 +135,19 @@ class Recorder(Sniffer):
             return False
         for server in opened:
             self.servers.append(server)
-            self.selector.register(server, selectors.EVENT_READ, self._accept if kind == "tcp" else self._echo)
+            self.selector.register(
+                server, selectors.EVENT_READ, self._accept if kind == "tcp" else self._echo
+            )
         return True
 
     def take(self, frame: bytes, kind: int, label: str) -> None:
         """Remember what came in, and whether this recorder's own frames were heard."""
         if kind == OUTGOING:
-            self.tested |= {(label, stage) for stage in _STAGES if find_token(frame, self.prefix) == self._test_token(stage)}
+            self.tested |= {
+                (label, stage)
+                for stage in _STAGES
+                if find_token(frame, self.prefix) == self._test_token(stage)
+            }
             return
         seen = parse(frame, self.prefix)
         if seen:

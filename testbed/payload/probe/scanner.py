@@ -81,7 +81,9 @@ class Outlets:
         """Return the socket for the frames of an interface; the kernel lets every opening wait for a grace period."""
         mac = request["mac"]
         if mac not in self.wires:
-            self.wires[mac] = self.stack.enter_context(packet_socket(interface_of(mac) or "none", _EVERYTHING))
+            self.wires[mac] = self.stack.enter_context(
+                packet_socket(interface_of(mac) or "none", _EVERYTHING)
+            )
             self.wires[mac].setblocking(False)
         return self.wires[mac]
 
@@ -115,7 +117,11 @@ def knock(request: Request) -> Request:
                 ask.send()
             while any(ask.waiting for ask in asks) and (left := last - time.monotonic()) > 0:
                 _turn([ask for ask in asks if ask.waiting], min(left, 0.2))
-    return {"results": [{"id": ask.name, "sent": not ask.state.startswith("error"), "state": ask.state} for ask in asks]}
+    return {
+        "results": [
+            {"id": ask.name, "sent": not ask.state.startswith("error"), "state": ask.state} for ask in asks
+        ]
+    }
 
 
 def beat(request: Request) -> Request:

@@ -62,7 +62,11 @@ def hold(request: Request) -> Request:
         how many ``answers`` came before and after the turn; ``error`` is how it ended, if it did.
 
     """
-    release, turn, end = Path(request["release"]), Path(request["turn"]), time.monotonic() + min(float(request["duration"]), 300.0)
+    release, turn, end = (
+        Path(request["release"]),
+        Path(request["turn"]),
+        time.monotonic() + min(float(request["duration"]), 300.0),
+    )
     counts, error = [0, 0], ""
     with Talk(request, 10) as talk:
         talk.end_at_once()
@@ -95,7 +99,11 @@ def stream(request: Request) -> Request:
     """
     if len(request["probes"]) > MAX_PROBES:
         raise ValueError(f"{len(request['probes'])} frames, and {MAX_PROBES} at most")
-    started, spacing, rounds = time.monotonic(), float(request.get("spacing", 0.005)), int(request.get("rounds", 2**31))
+    started, spacing, rounds = (
+        time.monotonic(),
+        float(request.get("spacing", 0.005)),
+        int(request.get("rounds", 2**31)),
+    )
     halt, pause = Path(request["halt"]), float(request.get("pause", 0))
     end, sent, refused = started + min(float(request["duration"]), 300.0), 0, 0
     frames = [(probe["mac"], bytes.fromhex(probe["frame"])) for probe in request["probes"]]

@@ -120,7 +120,10 @@ def _assembled(lines: Sequence[tuple[int, str, str, int] | str]) -> list[Step]:
             names[line] = len(steps)
         else:
             steps.append(line)
-    far = [(code, names.get(yes, at + 1), names.get(no, at + 1), number) for at, (code, yes, no, number) in enumerate(steps)]
+    far = [
+        (code, names.get(yes, at + 1), names.get(no, at + 1), number)
+        for at, (code, yes, no, number) in enumerate(steps)
+    ]
     return [(code, yes - at - 1, no - at - 1, number) for at, (code, yes, no, number) in enumerate(far)]
 
 

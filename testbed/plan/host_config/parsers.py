@@ -79,7 +79,10 @@ def firewall(ruleset: str, files: str, table: str, others: frozenset[str]) -> st
 def _apart(live: str, wanted: str) -> str:
     """Return the lines of two tables that the other one does not have; the empty string if they differ in their order only."""
     one, other = live.splitlines(), wanted.splitlines()
-    parts = (("too many", [line for line in one if line not in other]), ("missing", [line for line in other if line not in one]))
+    parts = (
+        ("too many", [line for line in one if line not in other]),
+        ("missing", [line for line in other if line not in one]),
+    )
     return "".join(f"; {word}: {', '.join(found)}" for word, found in parts if found)
 
 
@@ -112,8 +115,13 @@ def protection(policies: str, own: str, peers: Sequence[str]) -> str:
 
     """
     found = {_policy(line) for line in policies.splitlines() if "socket" not in line}
-    wanted = {line for peer in peers for line in (f"in {peer}/32 {own}/32 esp", f"out {own}/32 {peer}/32 esp")}
-    missing, foreign = (f"missing: {line}" for line in wanted - found), (f"not declared: {line}" for line in found - wanted)
+    wanted = {
+        line for peer in peers for line in (f"in {peer}/32 {own}/32 esp", f"out {own}/32 {peer}/32 esp")
+    }
+    missing, foreign = (
+        (f"missing: {line}" for line in wanted - found),
+        (f"not declared: {line}" for line in found - wanted),
+    )
     return "\n".join(sorted((*missing, *foreign))) or PROTECTED
 
 
@@ -142,7 +150,9 @@ def delivering(flows: str) -> str:
 
 def mirrors(filters: str, switch: str, ruleset: str) -> str:
     """Return what copies or diverts frames: filters that are no policer, mirrors of the switch, rules of any table."""
-    acting = [line.strip() for line in filters.splitlines() if "action order" in line and "police" not in line]
+    acting = [
+        line.strip() for line in filters.splitlines() if "action order" in line and "police" not in line
+    ]
     named = [str(row[0]) for row in _rows(switch, ["name"])]
     return "\n".join((*acting, *named, *(line.strip() for line in _COPIES.findall(ruleset))))
 

@@ -87,9 +87,11 @@ def _claims(lab: Testbed, machine: Machine) -> Setting:
     known = " ".join(f"-e '{nic.tap} {nic.port}'" for nic in own) or "-e none"
     foreign = (
         "ovs-vsctl -voff --format=csv --no-headings --columns=name,external_ids list interface "
-        f"| sed -nE 's/^\"?([^\",]+)\"?,.*iface-id=\"*([0-9a-f-]+).*/\\1 \\2/p' | grep -vxF {known}"
+        f'| sed -nE \'s/^"?([^",]+)"?,.*iface-id="*([0-9a-f-]+).*/\\1 \\2/p\' | grep -vxF {known}'
     )
-    back = " ".join(f"{nic.tap}) ovs-vsctl set interface $name external_ids:iface-id={nic.port} ;;" for nic in own)
+    back = " ".join(
+        f"{nic.tap}) ovs-vsctl set interface $name external_ids:iface-id={nic.port} ;;" for nic in own
+    )
     repair = f"{foreign} | while read -r name port; do case $name in {back} *) ovs-vsctl --if-exists del-port br-int $name ;; esac; done"
     ours = frozenset((nic.tap, nic.port) for nic in own)
     return Setting("port-claims", "NET-13", (_SWITCH,), "", repair, partial(parsers.claims, own=ours))
@@ -124,8 +126,8 @@ def _neighbours(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
         return ()
     chain = "nft -s list chain netdev neighbours"
     rules = (
-        f"file=$(unshare --net sh -c \"nft -f {RULES}; {chain} judge\"); "
-        f"[ -n \"$file\" ] && [ \"$file\" = \"$({chain} judge)\" ] && echo as in the file || echo not as in the file; "
+        f'file=$(unshare --net sh -c "nft -f {RULES}; {chain} judge"); '
+        f'[ -n "$file" ] && [ "$file" = "$({chain} judge)" ] && echo as in the file || echo not as in the file; '
         f"for device in {devices}; do [ ! -e /sys/class/net/$device ] || "
         f"[ \"$({chain} $device | sed 1,3d | tr -d '\\t\\n')\" = 'jump judge}}}}' ] || echo $device is not guarded; done"
     )
@@ -143,7 +145,14 @@ def _pairs(name: str, control: str, held: str, pairs: tuple[tuple[str, str], ...
     lines = sorted(f"{device} . {value}" for device, value in pairs)
     fill = f"; nft add element netdev neighbours {held} '{{ {', '.join(lines)} }}'" if lines else ""
     repair = f"nft flush set netdev neighbours {held}{fill}"
-    return Setting(name, control, (RULESET,), "\n".join(lines), repair, partial(parsers.pairs, table=_NEIGHBOURS, name=held))
+    return Setting(
+        name,
+        control,
+        (RULESET,),
+        "\n".join(lines),
+        repair,
+        partial(parsers.pairs, table=_NEIGHBOURS, name=held),
+    )
 
 
 def _protection(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
@@ -216,7 +225,7 @@ _CENTRAL = (
 
 _WORKERS = (
     "grep -alE '^/usr/bin/qemu-system' /proc/[0-9]*/cmdline 2>/dev/null | while read -r file; do "
-    "label=; read -r label < ${file%cmdline}attr/current; echo \"${label:-none}\"; done"
+    'label=; read -r label < ${file%cmdline}attr/current; echo "${label:-none}"; done'
 )
 
 _SERVICES = "ovs-vswitchd ovn-controller libvirtd virtlogd auditd nftables"

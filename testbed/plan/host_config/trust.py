@@ -34,7 +34,7 @@ def identity(lab: Testbed, machine: Machine) -> Parts:
     compare = f"{_LOADED}tar --compare --directory=/run --file={_CREDENTIAL}"
     listed = "cd /run && find testbed -type f -o -type l"
     own = " ".join(f"-e {name}" for name in sorted({*known, _OWN}))
-    foreign = f"{listed} | grep -vxF {own} | while read -r file; do rm -f \"$file\"; done"
+    foreign = f'{listed} | grep -vxF {own} | while read -r file; do rm -f "$file"; done'
     reload = "systemctl reload ssh; nft -f /etc/nftables.conf"
     repair = f"{_LOADED}{foreign}; tar --extract --no-same-owner --directory=/run --file={_CREDENTIAL} && {{ {reload}; }}"
     return (compare, listed), "", repair, partial(differing, known=known | {_OWN})
@@ -46,7 +46,9 @@ def differing(compared: str, listed: str, known: frozenset[str]) -> str:
     That a file was written anew, as it was, is no difference.
     """
     differences = [line for line in compared.splitlines() if not line.endswith(": Mod time differs")]
-    foreign = [f"{name}: not part of the identity" for name in sorted(listed.splitlines()) if name not in known]
+    foreign = [
+        f"{name}: not part of the identity" for name in sorted(listed.splitlines()) if name not in known
+    ]
     return "\n".join((*differences, *foreign))
 
 
@@ -55,7 +57,12 @@ def profiles(lab: Testbed, machine: Machine) -> Parts:
     guests = lab.guests_on(machine.name)
     allowed = {guest.uuid: "|".join(_rules(guest)) for guest in guests}
     repair = "; ".join(("true", *(_without_additions(uuid, rules) for uuid, rules in allowed.items())))
-    return (PROFILES,), "", repair, partial(additional, allowed=allowed, labels={guest.uuid: guest.label for guest in guests})
+    return (
+        (PROFILES,),
+        "",
+        repair,
+        partial(additional, allowed=allowed, labels={guest.uuid: guest.label for guest in guests}),
+    )
 
 
 def _without_additions(uuid: str, rules: str) -> str:
@@ -82,7 +89,9 @@ def additional(files: str, allowed: Mapping[str, str], labels: Mapping[str, str]
         file, _, rule = text.partition(":")
         uuid = file.removeprefix(f"{_PROFILES}/libvirt-").removesuffix(".files")
         rule = rule.strip()
-        comment = not rule or (rule.startswith("#") and not rule.removeprefix("#").lstrip().startswith("include"))
+        comment = not rule or (
+            rule.startswith("#") and not rule.removeprefix("#").lstrip().startswith("include")
+        )
         if uuid not in allowed or comment:
             continue
         if uuid not in patterns:  # only of guests that are there: to compile it takes a millisecond

@@ -8,7 +8,17 @@ from uuid import UUID
 from xml.etree import ElementTree as ET
 
 from testbed.model.topology import FIRST_WORKER_UID, IMAGES, Guest, GuestNic, Limits, Testbed, Volume
-from testbed.plan.libvirt_xml.elements import QEMU, add_boot, add_common_devices, add_disk, add_mark, domain_of, mark_waiting, sub, text_of
+from testbed.plan.libvirt_xml.elements import (
+    QEMU,
+    add_boot,
+    add_common_devices,
+    add_disk,
+    add_mark,
+    domain_of,
+    mark_waiting,
+    sub,
+    text_of,
+)
 from testbed.plan.libvirt_xml.machine import ANONYMOUS, machine_id
 from testbed.topology_file.schema import GUEST_MEMORY, MIB
 
@@ -103,5 +113,7 @@ def _guest(root: ET.Element, guest: Guest, words: Sequence[str]) -> None:
 def _on_the_root_bus(devices: ET.Element) -> None:
     """Put a guest's devices on the PCI root bus, without a bridge for each: every look at one costs a nested exit or more."""
     kinds = ("interface", "disk", "controller[@type='virtio-serial']", "rng")
-    for slot, device in zip(_SLOTS, (device for kind in kinds for device in devices.findall(kind)), strict=False):
+    for slot, device in zip(
+        _SLOTS, (device for kind in kinds for device in devices.findall(kind)), strict=False
+    ):
         sub(device, "address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{slot:02x}", function="0x0")

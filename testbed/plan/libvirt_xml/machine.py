@@ -28,7 +28,9 @@ from testbed.plan.libvirt_xml.elements import (
 from testbed.untrusted import bounded_json
 
 CREDENTIAL = "opt/io.systemd.credentials/testbed.identity"
-GUEST_TO_SAVE = "opt/testbed/guest"  # of the firmware of a node without identity: the domain of a guest without identity
+GUEST_TO_SAVE = (
+    "opt/testbed/guest"  # of the firmware of a node without identity: the domain of a guest without identity
+)
 ANONYMOUS = "anonymous"  # name of a domain whose memory is to be saved
 _TRANSLATION_CACHE_MIB = 512
 # Emulated CMPXCHG16B leaves an operand in the flags register; kernels die of it now and then (docs/decisions/0015).
@@ -125,7 +127,9 @@ def machine_xml(
 
     """
     hardware = Hardware.of(machine, environment)
-    root = domain_of(_kind(environment), machine.domain(lab.name), machine.uuid, hardware.memory, hardware.vcpus)
+    root = domain_of(
+        _kind(environment), machine.domain(lab.name), machine.uuid, hardware.memory, hardware.vcpus
+    )
     add_mark(root, lab.name, machine.name, properties)
     words = (f"systemd.hostname={machine.name}", f"systemd.machine_id={machine_id(machine.uuid)}")
     interfaces = [] if generation else [_interface(nic, direct=files.direct) for nic in machine.nics]
@@ -192,7 +196,9 @@ def _machine(
     interfaces: Sequence[ET.Element],
 ) -> ET.Element:  # fmt: skip
     """Add what a machine boots and its hardware to a domain; return its devices."""
-    add_boot(root, files.kernel, files.initrd, (*words, *_CLOCK, *(_NODE if hardware.role is Role.NODE else ())))
+    add_boot(
+        root, files.kernel, files.initrd, (*words, *_CLOCK, *(_NODE if hardware.role is Role.NODE else ()))
+    )
     features = sub(root, "features")
     sub(features, "acpi")
     if environment.outer is Accelerator.KVM:

@@ -63,9 +63,13 @@ class Throwaway:
         node = fleet.lab.nodes[guest.node]
         used = {item.uid for item in node.lab.guests_on(node.name)}
         slot = next(number for number in range(64) if FIRST_WORKER_UID + number not in used)
-        own = str(uuid.uuid5(uuid.UUID(guest.uuid), NAME))  # always the same: libvirt leaves a file for each in the node
+        own = str(
+            uuid.uuid5(uuid.UUID(guest.uuid), NAME)
+        )  # always the same: libvirt leaves a file for each in the node
         octets = uuid.uuid4().bytes
-        nic = GuestNic(network or guest.nics[0].network, f"0e:{octets[:5].hex(':')}", address, str(uuid.uuid4()), TAP)
+        nic = GuestNic(
+            network or guest.nics[0].network, f"0e:{octets[:5].hex(':')}", address, str(uuid.uuid4()), TAP
+        )
         return cls(
             node,
             fleet.machines[guest.node],
@@ -93,8 +97,12 @@ class Throwaway:
         files = (_FOLDER, profile, f"{profile}.files", f"{_LOGS}/{domain}.log*", self.guest.console)
         removals: dict[str, Callable[[], object]] = {
             f"the files of {domain} on {place}": lambda: self.node.host.must(f"rm -rf {' '.join(files)}"),
-            f"the interfaces {TAP} and {SECOND_TAP} in the switch of {place}": lambda: self.node.host.must(f"ovs-vsctl {interfaces}"),
-            f"the port {port} of {domain} in OVN's database": lambda: fleet.lab.central.northbound.delete_port(port),
+            f"the interfaces {TAP} and {SECOND_TAP} in the switch of {place}": lambda: self.node.host.must(
+                f"ovs-vsctl {interfaces}"
+            ),
+            f"the port {port} of {domain} in OVN's database": lambda: (
+                fleet.lab.central.northbound.delete_port(port)
+            ),
             f"the guest {domain} on {place}": lambda: self.node.hypervisor.destroy(domain),
         }
         with ExitStack() as stack:
@@ -111,7 +119,10 @@ class Throwaway:
         """
         self.node.hypervisor.destroy(self.guest.domain)
         archive = cpio({"init": _INIT.encode(), "attack.py": _program(frames)})
-        self.node.host.must(f"rm -rf {_FOLDER} && mkdir {_FOLDER} && cat {IMAGES}/guest/initrd - > {_FOLDER}/initrd", stdin=archive)
+        self.node.host.must(
+            f"rm -rf {_FOLDER} && mkdir {_FOLDER} && cat {IMAGES}/guest/initrd - > {_FOLDER}/initrd",
+            stdin=archive,
+        )
         self.node.hypervisor.create(_xml(self.node, self.guest))
 
     def reset_attacking(self) -> None:
@@ -153,7 +164,10 @@ def _program(frames: Sequence[bytes]) -> bytes:
 
 def _xml(node: Node, guest: Guest) -> str:
     root = ET.fromstring(guest_xml(node.lab, guest, {}))
-    for path, text in (("os/initrd", f"{_FOLDER}/initrd"), ("os/cmdline", f"console=ttyS0 quiet panic=1 ipv6.disable=1 {ONE_BUS}")):
+    for path, text in (
+        ("os/initrd", f"{_FOLDER}/initrd"),
+        ("os/cmdline", f"console=ttyS0 quiet panic=1 ipv6.disable=1 {ONE_BUS}"),
+    ):
         element = root.find(path)
         assert element is not None
         element.text = text

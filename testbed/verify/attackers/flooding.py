@@ -123,8 +123,16 @@ def tracked(machine: Machine, nic: GuestNic) -> int:
     """
     zone = zones(machine).get(nic.port)
     if zone is None:
-        raise InstrumentError(f"{machine.name} tracks nothing for {nic.tap}", fact="the port has no zone", remedy="run `testbed up`")
-    return int(machine.read(f"ovs-appctl dpctl/dump-conntrack zone={zone} | grep -vcE 'state=(CLOSE|TIME_WAIT)[)]' || true"))
+        raise InstrumentError(
+            f"{machine.name} tracks nothing for {nic.tap}",
+            fact="the port has no zone",
+            remedy="run `testbed up`",
+        )
+    return int(
+        machine.read(
+            f"ovs-appctl dpctl/dump-conntrack zone={zone} | grep -vcE 'state=(CLOSE|TIME_WAIT)[)]' || true"
+        )
+    )
 
 
 def zones(machine: Machine) -> Mapping[str, int]:
@@ -142,17 +150,24 @@ def unlimited(fleet: Fleet, node: str) -> list[str]:
     """
     machine, guests = fleet.machines[node], fleet.testbed.guests_on(node)
     packets = policing.observed(node, guests, machine.read(FILTERS))
-    own, text = zones(machine), machine.read("ovs-appctl dpctl/ct-get-limits; cat /proc/sys/net/netfilter/nf_conntrack_max")
+    own, text = (
+        zones(machine),
+        machine.read("ovs-appctl dpctl/ct-get-limits; cat /proc/sys/net/netfilter/nf_conntrack_max"),
+    )
     shares = {int(zone): int(share) for zone, share in re.findall(r"zone=(\d+),limit=(\d+)", text)}
     findings: list[str] = []
     for guest in guests:
         for nic in guest.nics:
             live = packets.get(Key(node, Kind.LIMIT, f"{guest.label}/{nic.network}"))
             if live is None:
-                raise InstrumentError(f"{guest.label} does not run", fact=f"{nic.tap} is not there", remedy="run `testbed up`")
+                raise InstrumentError(
+                    f"{guest.label} does not run", fact=f"{nic.tap} is not there", remedy="run `testbed up`"
+                )
             findings += _differences(guest, nic, live["packets"], shares.get(own.get(nic.port, -1)))
     whole, most = sum(len(guest.nics) * guest.limits.connections for guest in guests), int(text.split()[-1])
-    return findings + ([f"{node} tracks {most} connections, and its guests may have {whole}"] if whole > most else [])
+    return findings + (
+        [f"{node} tracks {most} connections, and its guests may have {whole}"] if whole > most else []
+    )
 
 
 def _differences(guest: Guest, nic: GuestNic, packets: object, share: int | None) -> list[str]:

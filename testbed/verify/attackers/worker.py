@@ -61,16 +61,22 @@ def processes(machine: Machine) -> dict[str, int]:
         InstrumentError: none runs, or the process id of one cannot be read.
 
     """
-    text = machine.read("cd /run/libvirt/qemu && for file in *.pid; do [ $file = driver.pid ] || echo ${file%.pid} $(cat $file); done")
+    text = machine.read(
+        "cd /run/libvirt/qemu && for file in *.pid; do [ $file = driver.pid ] || echo ${file%.pid} $(cat $file); done"
+    )
     lines = [line.split() for line in text.splitlines()]
     odd = [line for line in lines if len(line) != 2 or not line[1].isdecimal()]
     if odd or not lines:
         fact = f"{len(odd)} of {len(lines)} process ids cannot be read: {odd[:2]}" if odd else repr(text[:80])
-        raise InstrumentError(f"the workers of {machine.name} cannot be told", fact=fact, remedy="run `testbed up`")
+        raise InstrumentError(
+            f"the workers of {machine.name} cannot be told", fact=fact, remedy="run `testbed up`"
+        )
     return {domain: int(number) for domain, number in lines}
 
 
-def succeeded(machine: Machine, guest: Guest, attempts: Sequence[Attempt], *, uid: int | None = None) -> set[Attempt]:
+def succeeded(
+    machine: Machine, guest: Guest, attempts: Sequence[Attempt], *, uid: int | None = None
+) -> set[Attempt]:
     """Try things as a guest's worker and return those that worked.
 
     Args:
@@ -88,10 +94,14 @@ def succeeded(machine: Machine, guest: Guest, attempts: Sequence[Attempt], *, ui
     expected = [(item.verb, item.target) for item in (own, *attempts, own)]
     if [(entry[0], entry[-1]) for entry in found] != expected:
         fact = f"{len(lines)} answers to {len(expected)} attempts"
-        raise InstrumentError(f"the probe in {guest.label}'s worker broke off", fact=fact, remedy="repeat the check")
+        raise InstrumentError(
+            f"the probe in {guest.label}'s worker broke off", fact=fact, remedy="repeat the check"
+        )
     if found[0][1] != "yes" or found[-1][1] != "yes":
         fact = f"{own.target} opened before: {found[0][1]}, after: {found[-1][1]}"
-        raise InstrumentError(f"the probe in {guest.label}'s worker is blind", fact=fact, remedy="run `testbed up`")
+        raise InstrumentError(
+            f"the probe in {guest.label}'s worker is blind", fact=fact, remedy="run `testbed up`"
+        )
     return {item for item, entry in zip(attempts, found[1:-1], strict=True) if entry[1] == "yes"}
 
 

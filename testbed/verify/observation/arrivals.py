@@ -60,8 +60,17 @@ class Observation:
         return {guest: f"{guest}{self._word(mark, guest)}" for guest in self.sightings(mark)}
 
     def _word(self, mark: str, guest: str) -> str:
-        told, seen = (two_witnesses.holds(records.get(guest, []), self.token(mark)) for records in (self.told, self.seen))
-        return "" if told == seen else " (which conceals it)" if seen else " (by a path that its node does not see)"
+        told, seen = (
+            two_witnesses.holds(records.get(guest, []), self.token(mark))
+            for records in (self.told, self.seen)
+        )
+        return (
+            ""
+            if told == seen
+            else " (which conceals it)"
+            if seen
+            else " (by a path that its node does not see)"
+        )
 
     def concealed(self) -> dict[str, set[str]]:
         """Return by guest the marks of frames that its node handed to it, and that it does not tell of."""
@@ -71,8 +80,13 @@ class Observation:
         """Return by guest the marks of frames that it tells of, and that its node did not hand to it by its interfaces."""
         return self._only(self.told, self.seen)
 
-    def _only(self, one: Mapping[str, Sequence[Record]], other: Mapping[str, Sequence[Record]]) -> dict[str, set[str]]:
-        found = {guest: two_witnesses.only(self.tokens, one.get(guest, []), other.get(guest, [])) for guest in self.records}
+    def _only(
+        self, one: Mapping[str, Sequence[Record]], other: Mapping[str, Sequence[Record]]
+    ) -> dict[str, set[str]]:
+        found = {
+            guest: two_witnesses.only(self.tokens, one.get(guest, []), other.get(guest, []))
+            for guest in self.records
+        }
         return {guest: marks for guest, marks in found.items() if marks}
 
     def sightings(self, mark: str) -> list[str]:
@@ -89,7 +103,11 @@ class Observation:
         token = self.token(mark)
         try:
             return [
-                (guest, real(record.get("until", 0)) - real(record.get("at", 0)), whole(record.get("times", 1)))
+                (
+                    guest,
+                    real(record.get("until", 0)) - real(record.get("at", 0)),
+                    whole(record.get("times", 1)),
+                )
                 for guest, records in self.records.items()
                 for record in records
                 if record.get("token") == token

@@ -18,7 +18,11 @@ from testbed.model.topology import AllowedFlow, Testbed
 from testbed.verify.probe.client import Probe
 from testbed.verify.probe.frames import datagram, syn
 
-KINDS = {"tcp": "tcp-connect", "udp": "udp-ask", "icmp": "icmp-echo"}  # what the sender in a guest calls the use of each protocol
+KINDS = {
+    "tcp": "tcp-connect",
+    "udp": "udp-ask",
+    "icmp": "icmp-echo",
+}  # what the sender in a guest calls the use of each protocol
 _CONTROL = {"timeout": 10, "repeat": 3, "spacing": 1}  # seconds, tries, seconds: how a declared flow is used
 
 
@@ -35,7 +39,13 @@ class Use:
 
     def probe(self, stage: str) -> Probe:
         """Return the use of the service that must be answered."""
-        fields = {"kind": KINDS[self.flow.protocol], "address": self.own, "ip": self.address, "port": self.flow.port or 0, **_CONTROL}
+        fields = {
+            "kind": KINDS[self.flow.protocol],
+            "address": self.own,
+            "ip": self.address,
+            "port": self.flow.port or 0,
+            **_CONTROL,
+        }
         return Probe(f"{self.mark}{stage}", self.source, fields)
 
     def __str__(self) -> str:
@@ -48,7 +58,9 @@ def uses(lab: Testbed) -> list[Use]:
     for number, (flow, source, target) in enumerate(ordered(lab)):
         found.append(Use(f"flow{number}", flow, source, target, str(source.address), str(target.address)))
         if source.address6 and target.address6:
-            found.append(Use(f"flow{number}six", flow, source, target, str(source.address6), str(target.address6)))
+            found.append(
+                Use(f"flow{number}six", flow, source, target, str(source.address6), str(target.address6))
+            )
     return found
 
 

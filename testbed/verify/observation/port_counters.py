@@ -24,7 +24,10 @@ for file; do
 done
 exit 0
 """
-RECEIVED, SENT = "tx_packets", "rx_packets"  # by a guest: what its interface takes in, the node's end gives out
+RECEIVED, SENT = (
+    "tx_packets",
+    "rx_packets",
+)  # by a guest: what its interface takes in, the node's end gives out
 
 
 def await_frames(
@@ -48,4 +51,7 @@ def await_frames(
     late = machine.read(shlex.join(argv), timeout=patience + _LATE)
     if late:
         idle = ", ".join(file.split("/")[4] for file in late.split())
-        raise broken(f"guests on {machine.name} are too quiet", f"less than {frames:.0f} frames passed {idle} within {patience:.0f} s")
+        raise broken(
+            f"guests on {machine.name} are too quiet",
+            f"less than {frames:.0f} frames passed {idle} within {patience:.0f} s",
+        )

@@ -20,7 +20,11 @@ def lost(fleet: Fleet) -> Losses:
         InstrumentError: a node does not tell.
 
     """
-    return fleet.everywhere(lambda node: _lost_by(node, [nic.tap for guest in fleet.testbed.guests_on(node.name) for nic in guest.nics]))
+    return fleet.everywhere(
+        lambda node: _lost_by(
+            node, [nic.tap for guest in fleet.testbed.guests_on(node.name) for nic in guest.nics]
+        )
+    )
 
 
 def _lost_by(machine: Machine, taps: Sequence[str]) -> dict[str, int]:
@@ -40,6 +44,10 @@ def require_no_loss(before: Losses, after: Losses) -> None:
 
     """
     for node, counts in after.items():
-        grown = {name: count - before[node].get(name, 0) for name, count in counts.items() if count != before[node].get(name, 0)}
+        grown = {
+            name: count - before[node].get(name, 0)
+            for name, count in counts.items()
+            if count != before[node].get(name, 0)
+        }
         if grown:
             raise broken(f"{node} lost frames by crowding, not by a wall", str(grown))

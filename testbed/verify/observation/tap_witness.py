@@ -12,7 +12,15 @@ from typing import Any
 from testbed.errors import InstrumentError
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation.arrivals import Observation
-from testbed.verify.probe.client import Instrument, Record, broken, everywhere, listed, on_machine, require_receiver
+from testbed.verify.probe.client import (
+    Instrument,
+    Record,
+    broken,
+    everywhere,
+    listed,
+    on_machine,
+    require_receiver,
+)
 from testbed.verify.probe.tokens import Tokens
 
 
@@ -27,12 +35,18 @@ def listen(fleet: Fleet, prefix: str) -> None:
 
     """
     taps = _taps(fleet)
-    answers = _on_nodes(fleet, lambda node, name: node.listen({"phase": "listen", "token": prefix, "taps": sorted(taps[name])}))
+    answers = _on_nodes(
+        fleet,
+        lambda node, name: node.listen({"phase": "listen", "token": prefix, "taps": sorted(taps[name])}),
+    )
     for name, answer in answers.items():
         heard = answer.get("taps")
         missing = sorted(set(taps[name]) - set(map(str, heard if isinstance(heard, list) else [])))
         if answer.get("ready") is not True or missing:
-            raise broken(f"{name} cannot record what it hands to its guests", f"missing: {missing}, {answer.get('error', '')}")
+            raise broken(
+                f"{name} cannot record what it hands to its guests",
+                f"missing: {missing}, {answer.get('error', '')}",
+            )
 
 
 def arrived_so_far(fleet: Fleet, tokens: Tokens, marks: Collection[str]) -> set[str]:
@@ -88,7 +102,9 @@ def require_agreement(observation: Observation, marks: Collection[str]) -> None:
     for guest, found in observation.concealed().items():
         silent = sorted(found & set(marks))
         if silent:
-            raise broken(f"{guest} conceals {len(silent)} frames that its node handed to it", ", ".join(silent[:6]))
+            raise broken(
+                f"{guest} conceals {len(silent)} frames that its node handed to it", ", ".join(silent[:6])
+            )
 
 
 def _taps(fleet: Fleet) -> dict[str, dict[str, tuple[str, str]]]:
@@ -105,4 +121,10 @@ def _on_nodes(fleet: Fleet, ask: Callable[[Instrument, str], dict[str, Any]]) ->
     if not names:
         raise InstrumentError("no node has a guest", fact="nothing to record", remedy="declare a guest")
     with ThreadPoolExecutor(max_workers=min(len(names), 8)) as pool:
-        return dict(zip(names, pool.map(lambda name: ask(on_machine(fleet, fleet.machines[name]), name), names), strict=True))
+        return dict(
+            zip(
+                names,
+                pool.map(lambda name: ask(on_machine(fleet, fleet.machines[name]), name), names),
+                strict=True,
+            )
+        )

@@ -10,7 +10,10 @@ from typing import Any
 
 from testbed.verify.probe.tokens import Tokens
 
-_LISTENERS = ("tcp-accepted", "udp-received")  # kinds of records that are no frames; only the guest itself can know
+_LISTENERS = (
+    "tcp-accepted",
+    "udp-received",
+)  # kinds of records that are no frames; only the guest itself can know
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -24,7 +27,14 @@ def counted(tokens: Tokens, told: Records, seen: Records) -> list[Mapping[str, A
     """
     common = tokens.marks_of(record.get("token") for record in seen)
     own = ((record, tokens.mark_of(record.get("token"))) for record in told)
-    return [*seen, *(record for record, mark in own if mark and (mark not in common or record.get("kind") in _LISTENERS))]
+    return [
+        *seen,
+        *(
+            record
+            for record, mark in own
+            if mark and (mark not in common or record.get("kind") in _LISTENERS)
+        ),
+    ]
 
 
 def only(tokens: Tokens, one: Records, other: Records) -> set[str]:

@@ -16,7 +16,16 @@ from testbed.errors import InstrumentError
 from testbed.verify.openflow.header_space import FIELDS, Cube, Field
 
 DUMP = "ovs-ofctl -O OpenFlow15 --no-stats --no-names dump-flows br-int"
-STATES = {"new": 1, "est": 2, "rel": 4, "rpl": 8, "inv": 16, "trk": 32, "snat": 64, "dnat": 128}  # of connections, ovs-fields(7)
+STATES = {
+    "new": 1,
+    "est": 2,
+    "rel": 4,
+    "rpl": 8,
+    "inv": 16,
+    "trk": 32,
+    "snat": 64,
+    "dnat": 128,
+}  # of connections, ovs-fields(7)
 _PROTOCOLS = {
     "ip": (0x0800, None), "icmp": (0x0800, 1), "tcp": (0x0800, 6), "udp": (0x0800, 17), "sctp": (0x0800, 132),
     "ipv6": (0x86DD, None), "icmp6": (0x86DD, 58), "tcp6": (0x86DD, 6), "udp6": (0x86DD, 17), "sctp6": (0x86DD, 132),
@@ -101,7 +110,9 @@ def _rule(line: str) -> tuple[int, Rule]:
     try:
         found = OFPFlow(line.strip())
     except (ParseError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise InstrumentError("a rule cannot be read", fact=f"{line.strip()[:200]}: {error}", remedy="report it") from error
+        raise InstrumentError(
+            "a rule cannot be read", fact=f"{line.strip()[:200]}: {error}", remedy="report it"
+        ) from error
     fields = dict(found.match)
     priority = fields.pop("priority", 0x8000)
     match, exact = Cube(), True
@@ -110,7 +121,9 @@ def _rule(line: str) -> tuple[int, Rule]:
             fact = f"{line.strip()[:200]} contradicts itself"
             raise InstrumentError("a rule cannot be read", fact=fact, remedy="report it")
         match, exact = match.narrowed(part), exact and certain
-    return int(found.info.get("table", 0)), Rule(int(priority), match, exact, tuple(found.actions), line.partition("actions=")[2])
+    return int(found.info.get("table", 0)), Rule(
+        int(priority), match, exact, tuple(found.actions), line.partition("actions=")[2]
+    )
 
 
 def _part(name: str, value: object) -> tuple[Cube, bool]:
@@ -133,4 +146,3 @@ def _states(text: str) -> Cube:
     for sign, name in re.findall(r"([+-])([a-z]+)", text):
         found = found.put(FIELDS["ct_state"], STATES[name] if sign == "+" else 0, STATES[name])
     return found
-

@@ -20,7 +20,11 @@ WIDTHS = {
     "icmp_type": 8, "icmp_code": 8, "nd_target": 128, "nd_sll": 48, "nd_tll": 48,
     "arp_op": 16, "arp_spa": 32, "arp_tpa": 32, "arp_sha": 48, "arp_tha": 48,
 }  # fmt: skip
-_SHOWN = tuple(name for name in WIDTHS if name not in ("in_port", "metadata", "ct_mark") and not name.startswith(("xxreg", "tun")))
+_SHOWN = tuple(
+    name
+    for name in WIDTHS
+    if name not in ("in_port", "metadata", "ct_mark") and not name.startswith(("xxreg", "tun"))
+)
 _ADDRESSES = {"nw": IPv4Address, "arp": IPv4Address, "ipv6": IPv6Address, "nd": IPv6Address}
 
 
@@ -98,7 +102,11 @@ class Cube:
         missing = other.known & ~self.known
         if not missing:
             return None
-        return Cube(self.value | (missing & ~other.value), self.known | missing) if not missing & (missing - 1) else self
+        return (
+            Cube(self.value | (missing & ~other.value), self.known | missing)
+            if not missing & (missing - 1)
+            else self
+        )
 
     def get(self, field: Field) -> tuple[int, int]:
         """Return a field's known bits, and which they are."""
@@ -117,7 +125,10 @@ class Cube:
             known: which of the written bits are known; all of them if None.
 
         """
-        mask, known = mask << field.offset & field.ones, (mask if known is None else known & mask) << field.offset & field.ones
+        mask, known = (
+            mask << field.offset & field.ones,
+            (mask if known is None else known & mask) << field.offset & field.ones,
+        )
         return Cube(self.value & ~mask | value << field.offset & known, self.known & ~mask | known)
 
     def fill(self, field: Field, value: int, known: int | None = None) -> Cube:
@@ -138,7 +149,10 @@ class Cube:
 
     def __str__(self) -> str:
         """The fields of the packet that are known, for people."""
-        return ",".join(_told(name, *self.get(FIELDS[name])) for name in _SHOWN if self.get(FIELDS[name])[1]) or "anything"
+        return (
+            ",".join(_told(name, *self.get(FIELDS[name])) for name in _SHOWN if self.get(FIELDS[name])[1])
+            or "anything"
+        )
 
 
 def cube(**fields: int) -> Cube:

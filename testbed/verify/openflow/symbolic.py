@@ -26,7 +26,9 @@ _DEPTH = 64  # of resubmission, as in Open vSwitch
 _STEPS = 200_000
 _IDLE = frozenset({"drop", "meter", "note", "conjunction", "set_queue", "pop_queue", "sample"})
 _ADDRESSES = tuple(FIELDS[name] for name in ("nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_src", "tp_dst"))
-_EMPTY = tuple(name for name in FIELDS if name in ("ct_state", "ct_mark", "metadata") or name.startswith("xxreg"))  # as a packet comes in
+_EMPTY = tuple(
+    name for name in FIELDS if name in ("ct_state", "ct_mark", "metadata") or name.startswith("xxreg")
+)  # as a packet comes in
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +100,14 @@ class Walk:
         self._steps += 1
         if key in self._done or self._steps > _STEPS or len(self._path) > _DEPTH:
             fact = f"{self._steps} classes, {len(self._path)} tables deep, at table {number}"
-            raise InstrumentError("a switch has paths without an end", fact=fact, remedy="report it with the switch's rules")
+            raise InstrumentError(
+                "a switch has paths without an end", fact=fact, remedy="report it with the switch's rules"
+            )
         self._done[key] = None  # it is on its way
         self._path.append(number)
-        results = {after for actions, taken in self._taken(number, state) for after in self._act(actions, {taken})}
+        results = {
+            after for actions, taken in self._taken(number, state) for after in self._act(actions, {taken})
+        }
         self._path.pop()
         self._done[key] = frozenset(results)
         return frozenset(results)
@@ -110,7 +116,9 @@ class Walk:
         """Yield which actions a table may take, and for which part of a class; nothing is done for what no rule takes."""
         found: dict[str, tuple[Sequence[Mapping[str, Any]], list[Cube]]] = {}
         rest: Cube | None = state.cube
-        for _, equals in groupby(self.tables.get(number, ()), attrgetter("priority")):  # which of equals comes first is not defined
+        for _, equals in groupby(
+            self.tables.get(number, ()), attrgetter("priority")
+        ):  # which of equals comes first is not defined
             left: Cube | None = rest
             for rule in equals:
                 if rest is None or rule.partial or not rest.meets(rule.match):
@@ -219,7 +227,11 @@ def _move(value: Mapping[str, Any], state: State) -> Iterable[State]:
     source, target = _place(value["src"]), _place(value["dst"])
     if target is None:
         return (state,)
-    return (state.where(state.cube.forget(target) if source is None else state.cube.fill(target, *state.cube.get(source))),)
+    return (
+        state.where(
+            state.cube.forget(target) if source is None else state.cube.fill(target, *state.cube.get(source))
+        ),
+    )
 
 
 def _push(value: Mapping[str, Any], state: State) -> Iterable[State]:
@@ -231,7 +243,9 @@ def _pop(value: Mapping[str, Any], state: State) -> Iterable[State]:
     if not state.stack:
         return (state,)
     place = _place(value)
-    return (State(state.cube if place is None else state.cube.fill(place, *state.stack[-1]), state.stack[:-1]),)
+    return (
+        State(state.cube if place is None else state.cube.fill(place, *state.stack[-1]), state.stack[:-1]),
+    )
 
 
 def _untracked(_: object, state: State) -> Iterable[State]:

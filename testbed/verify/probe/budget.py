@@ -41,7 +41,9 @@ class Allowance:
             fact = f"answers that came late, or not at all, have cost {SECONDS:.0f} s"
             if self._octets <= 0:
                 fact = f"its answers have come to {OCTETS} octets"
-            raise InstrumentError(what, fact=fact, remedy="look into it; `testbed up` starts a silent guest again")
+            raise InstrumentError(
+                what, fact=fact, remedy="look into it; `testbed up` starts a silent guest again"
+            )
         began = self._clock()
         try:
             yield

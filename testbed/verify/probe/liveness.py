@@ -70,7 +70,10 @@ def beating(fleet: Fleet) -> Iterator[dict[str, float]]:
     before = uptimes(fleet)
     hearts = {name: on_machine(fleet, machine) for name, machine in fleet.machines.items()}
     with ThreadPoolExecutor(max_workers=2 * len(hearts) + 1) as pool, _own_heart(stood):
-        going = {name: pool.submit(heart.listen, {"phase": "beat", "duration": _LONGEST}) for name, heart in hearts.items()}
+        going = {
+            name: pool.submit(heart.listen, {"phase": "beat", "duration": _LONGEST})
+            for name, heart in hearts.items()
+        }
         try:
             yield stood
         except BaseException:

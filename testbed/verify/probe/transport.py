@@ -147,7 +147,11 @@ class AgentPipe:
             cost, lasted = time.monotonic() - asked, time.monotonic() - start
             if lasted > timeout:
                 fact = f"no answer within {timeout:.0f} s"
-                raise InstrumentError(f"the probe in {self._guest.label} takes too long", fact=fact, remedy="look into the guest")
+                raise InstrumentError(
+                    f"the probe in {self._guest.label} takes too long",
+                    fact=fact,
+                    remedy="look into the guest",
+                )
             if lasted > doubt:
                 doubt = lasted + _DOUBT
                 if not self._runs():
@@ -162,10 +166,14 @@ class AgentPipe:
 
     def _silent(self) -> InstrumentError:
         fact = f"nobody reads {FOLDER}/in, or holds the lock that tells of it"
-        return InstrumentError(f"the probe does not run in {self._guest.label}", fact=fact, remedy="repeat the check")
+        return InstrumentError(
+            f"the probe does not run in {self._guest.label}", fact=fact, remedy="repeat the check"
+        )
 
     def _record(self, line: bytes, answer: str, started: float) -> None:
-        self._evidence.record(self._guest.label, "guest", f"the probe is asked ({len(line)} bytes)", answer, started)
+        self._evidence.record(
+            self._guest.label, "guest", f"the probe is asked ({len(line)} bytes)", answer, started
+        )
 
 
 def shown(text: bytes) -> str:

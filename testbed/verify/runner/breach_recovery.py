@@ -79,15 +79,28 @@ def declarations(folder: Path) -> Iterator[Declaration]:
             module = import_module(f"{folder.name}.{file.stem}")
         except Exception as error:
             fact = f"{file}: {type(error).__name__}: {error}"
-            raise ProvisioningError("a check cannot be loaded", fact=fact, remedy="repair the installation") from error
+            raise ProvisioningError(
+                "a check cannot be loaded", fact=fact, remedy="repair the installation"
+            ) from error
         finally:
             sys.path.remove(str(folder.parent))
         if module.__file__ is None or not file.samefile(module.__file__):
-            raise ProvisioningError("a check cannot be loaded", fact=f"{module.__file__} hides {file}", remedy="unset PYTHONPATH")
-        yield from (found for item in vars(module).values() if isinstance(found := getattr(item, ATTRIBUTE, None), Declaration))
+            raise ProvisioningError(
+                "a check cannot be loaded", fact=f"{module.__file__} hides {file}", remedy="unset PYTHONPATH"
+            )
+        yield from (
+            found
+            for item in vars(module).values()
+            if isinstance(found := getattr(item, ATTRIBUTE, None), Declaration)
+        )
 
 
 def find(declared: list[Declaration], record: Record) -> Breach | None:
     """Return the breach that a record names, if there still is one; those of one control and name do the same."""
-    of_control = (breach for declaration in declared if declaration.id == record.control for breach in declaration.breaches)
+    of_control = (
+        breach
+        for declaration in declared
+        if declaration.id == record.control
+        for breach in declaration.breaches
+    )
     return next((breach for breach in of_control if breach.name == record.breach), None)

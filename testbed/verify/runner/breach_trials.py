@@ -27,7 +27,13 @@ class Prover:
     """
 
     def __init__(
-        self, looker: Looker, proven: Proven, journal: Journal, publish: Callable[[Case], None], trouble: Trouble, halted: Event
+        self,
+        looker: Looker,
+        proven: Proven,
+        journal: Journal,
+        publish: Callable[[Case], None],
+        trouble: Trouble,
+        halted: Event,
     ) -> None:
         self.left_open = ""
         self._looker, self._proven, self._journal = looker, proven, journal
@@ -77,7 +83,9 @@ class Prover:
         trial, trouble, left_open = Trial(breach.name, list(before)), "", ""
         case.trials.append(trial)
         try:
-            with self._journal.holding(case.declared.id, case.label, breach.name, case.fleet.evidence.run) as entry:
+            with self._journal.holding(
+                case.declared.id, case.label, breach.name, case.fleet.evidence.run
+            ) as entry:
                 try:
                     red = self._opened(case, breach, trial)
                 finally:

@@ -47,7 +47,9 @@ class Looker:
     def look(self, case: Case, name: str) -> Outcome:
         """Run a check, and once more if it observed nothing: a machine may have been slow, or a guest have crashed."""
         outcome = self.run(case, name)
-        if outcome.verdict is Verdict.INCONCLUSIVE and (self.alive_again() or self._worth_repeating(outcome.reason)):
+        if outcome.verdict is Verdict.INCONCLUSIVE and (
+            self.alive_again() or self._worth_repeating(outcome.reason)
+        ):
             self._trouble.tell(f"{name}: once more, since it observed nothing: {outcome.reason}")
             case.fleet.new_phase(case.fleet.focus)
             return self.run(case, f"{name}.again")

@@ -34,10 +34,16 @@ Look = Mapping[str, frozenset[str] | str]
 
 def look(fleet: Fleet) -> Look:
     """Return by place what is there of what checks can leave behind, or why that cannot be told."""
-    tasks: dict[str, Callable[[], Iterable[str]]] = {name: partial(_at, machine, fleet) for name, machine in fleet.machines.items()}
+    tasks: dict[str, Callable[[], Iterable[str]]] = {
+        name: partial(_at, machine, fleet) for name, machine in fleet.machines.items()
+    }
     tasks |= {f"libvirt of {name}": partial(_domains, node) for name, node in fleet.lab.nodes.items()}
     tasks |= {"OVN's database": partial(_rows, fleet), "the outer machine": partial(_outside, fleet)}
-    tasks |= {guest.label: partial(_inside, fleet, guest) for guest in fleet.testbed.guests if guest.label in fleet.instruments}
+    tasks |= {
+        guest.label: partial(_inside, fleet, guest)
+        for guest in fleet.testbed.guests
+        if guest.label in fleet.instruments
+    }
     with ThreadPoolExecutor(max_workers=len(tasks)) as pool:
         return dict(zip(tasks, pool.map(_told, tasks.values()), strict=True))
 
@@ -70,7 +76,11 @@ def _rows(fleet: Fleet) -> Iterator[str]:
 
 
 def _outside(fleet: Fleet) -> Iterator[str]:
-    yield from (f"the interface {link.name}" for link in fleet.lab.outer.fabric.links() if link.resource.startswith(f"{ROGUE}="))
+    yield from (
+        f"the interface {link.name}"
+        for link in fleet.lab.outer.fabric.links()
+        if link.resource.startswith(f"{ROGUE}=")
+    )
     if _stays(Path(FOLDER).exists):
         yield f"the file {FOLDER}"
     yield from (f"the keys {path}" for name in _KEYS if (path := fleet.lab.workspace.folder / name).exists())

@@ -40,7 +40,9 @@ class Checks:
         self.trouble = Trouble(progress)
         self._looker = Looker(fleet, revive=revive, insists=prove is not None, trouble=self.trouble)
         halted, journal = Event(), Journal(fleet.lab.workspace)
-        self._prover = Prover(self._looker, prove, journal, self._publish, self.trouble, halted) if prove else None
+        self._prover = (
+            Prover(self._looker, prove, journal, self._publish, self.trouble, halted) if prove else None
+        )
         self._schedule = Schedule(
             fleet, prepare=prepare, stopped=lambda: bool(self.left_open), trouble=self.trouble, halted=halted
         )

@@ -58,12 +58,18 @@ class Trial:
         if again.verdict is Verdict.PASS:
             self.verdict = ProofVerdict.PROVEN
         else:
-            kind = ProofVerdict.DIRTY_REVERT if again.verdict is Verdict.FAIL else ProofVerdict.BROKEN_INSTRUMENT
+            kind = (
+                ProofVerdict.DIRTY_REVERT if again.verdict is Verdict.FAIL else ProofVerdict.BROKEN_INSTRUMENT
+            )
             self._end(kind, f"after the revert: {again.reason}")
 
     def recall(self, when: str) -> None:
         """Take what was proven before for this run's proof, since nothing that it depends on has changed."""
-        self.steps, self.verdict, self.reason = [], ProofVerdict.PROVEN_BEFORE, f"on {when}; nothing that it depends on has changed"
+        self.steps, self.verdict, self.reason = (
+            [],
+            ProofVerdict.PROVEN_BEFORE,
+            f"on {when}; nothing that it depends on has changed",
+        )
 
     def leave_out(self) -> None:
         """Note that it was not asked for."""

@@ -22,7 +22,9 @@ _PACKAGES = ("checks", "testbed")
 _JUDGES = ("testbed/verify/**/*.py", "testbed/report/result.py")
 _ALWAYS = ("checks/**/__init__.py", "testbed/payload/**/*.py", *_JUDGES)
 _KEPT = 5000  # proofs
-_PARSING = Lock()  # Python before 3.12 fails now and then when two threads parse at once ("recursion depth mismatch")
+_PARSING = (
+    Lock()
+)  # Python before 3.12 fails now and then when two threads parse at once ("recursion depth mismatch")
 
 
 class Proving(StrEnum):

@@ -38,7 +38,13 @@ _PATIENCE = 60.0  # seconds
 
 
 def examine(
-    lab: Lab, *, prove: Proving, only: tuple[str, ...], progress: Callable[[str], None], slow: bool = False, revive: Revive = tuple
+    lab: Lab,
+    *,
+    prove: Proving,
+    only: tuple[str, ...],
+    progress: Callable[[str], None],
+    slow: bool = False,
+    revive: Revive = tuple,
 ) -> Path:
     """Run the checks against a lab and return the run's folder, which holds ``result.json`` and the evidence.
 
@@ -87,7 +93,11 @@ def examine(
 def _environment(lab: Lab) -> dict[str, str]:
     ground = lab.ground.environment
     levels = {"outer": str(ground.outer), "inner": str(ground.inner), "note": ground.note}
-    return {**levels, **dict(ground.versions), **{f"image {image.name}": image.key for image in lab.ground.images.values()}}
+    return {
+        **levels,
+        **dict(ground.versions),
+        **{f"image {image.name}": image.key for image in lab.ground.images.values()},
+    }
 
 
 def _await_all(lab: Lab, trouble: Trouble) -> None:
@@ -99,7 +109,13 @@ def _await_all(lab: Lab, trouble: Trouble) -> None:
 
 
 def _attack(
-    fleet: Fleet, proven: Proven | None, only: tuple[str, ...], trouble: Trouble, *, slow: bool, revive: Revive
+    fleet: Fleet,
+    proven: Proven | None,
+    only: tuple[str, ...],
+    trouble: Trouble,
+    *,
+    slow: bool,
+    revive: Revive,
 ) -> Checks:
     """Run the checks, and end what they started in guests and on machines in any case."""
     before = leftovers.look(fleet)

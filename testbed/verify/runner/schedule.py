@@ -75,7 +75,11 @@ class Schedule:
                 beside.enter_context(ThreadPoolExecutor(max_workers=1)).submit(self._prepared, self._prepare)
                 self._prepare = None
             side_by_side(
-                lanes, do, turn=lambda case: id(case.declared), stopped=self._stopped, interrupted=self._halted
+                lanes,
+                do,
+                turn=lambda case: id(case.declared),
+                stopped=self._stopped,
+                interrupted=self._halted,
             )
 
     def _prepared(self, prepare: Prepare) -> None:

@@ -32,9 +32,15 @@ def unconfigured(node: Machine) -> list[str]:
     try:
         found = libvirt_conf.read(text)
     except ValueError as error:
-        raise InstrumentError(f"{_FILE} of {node.name} cannot be read", fact=str(error), remedy="run `testbed up`") from error
+        raise InstrumentError(
+            f"{_FILE} of {node.name} cannot be read", fact=str(error), remedy="run `testbed up`"
+        ) from error
     told = {name: found.get(name, []) for name in _WANTED}
-    return [f"{name} is {values or 'not set'}" for name, values in told.items() if not values or values.count(_WANTED[name]) < len(values)]
+    return [
+        f"{name} is {values or 'not set'}"
+        for name, values in told.items()
+        if not values or values.count(_WANTED[name]) < len(values)
+    ]
 
 
 def starts_unconfined(fleet: Fleet, guest: Guest) -> bool:
@@ -46,7 +52,9 @@ def starts_unconfined(fleet: Fleet, guest: Guest) -> bool:
     """
     node = fleet.lab.nodes[guest.node]
     loner = replace(guest, name=_NAME, uuid=str(uuid5(UUID(guest.uuid), _NAME)), nics=(), volumes=())
-    with fleet.leavings.made(f"the guest {loner.domain} on {guest.node}", partial(node.hypervisor.destroy, loner.domain)):
+    with fleet.leavings.made(
+        f"the guest {loner.domain} on {guest.node}", partial(node.hypervisor.destroy, loner.domain)
+    ):
         try:
             node.hypervisor.create(_unconfined(ET.fromstring(guest_xml(node.lab, loner, {}))), paused=True)
         except ProvisioningError as error:

@@ -85,7 +85,9 @@ def read_ledger(machine: Machine) -> Ledger:
     try:
         return parse_ledger(json.loads(text))
     except (ValueError, KeyError, TypeError) as error:
-        raise broken(f"the firewall of {machine.name} cannot be read", f"{type(error).__name__}: {error}") from error
+        raise broken(
+            f"the firewall of {machine.name} cannot be read", f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def parse_ledger(rules: Mapping[str, Any]) -> Ledger:
@@ -112,9 +114,15 @@ def _passing(parts: Sequence[Mapping[str, Any]]) -> Passing | None:
     if not counts or not any("accept" in part for part in parts):
         return None
     asked = [part["match"] for part in parts if _payload(part).get("field") == "dport"]
-    protocol = next((str(_payload(part)["protocol"]) for part in parts if _payload(part).get("field") == "dport"), "")
+    protocol = next(
+        (str(_payload(part)["protocol"]) for part in parts if _payload(part).get("field") == "dport"), ""
+    )
     exact = len(asked) == 1 and asked[0].get("op") in ("==", "in")
-    return Passing(protocol if protocol in ("tcp", "udp") else "", _ports(asked[0]["right"]) if exact else None, max(counts))
+    return Passing(
+        protocol if protocol in ("tcp", "udp") else "",
+        _ports(asked[0]["right"]) if exact else None,
+        max(counts),
+    )
 
 
 def _payload(part: Mapping[str, Any]) -> Mapping[str, Any]:

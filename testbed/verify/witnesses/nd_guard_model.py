@@ -54,7 +54,11 @@ class Guard:
         source = IPv6Address(packet[8:24].ljust(16, b"\0"))
         if fragment is not None or source in _LINK_LOCAL or source.is_unspecified or kind not in _NEIGHBOR:
             return True
-        if kind == _SOLICITATION and packet[4:6] != _BARE and not self._told(interface, packet[at + 24 : at + 32]):
+        if (
+            kind == _SOLICITATION
+            and packet[4:6] != _BARE
+            and not self._told(interface, packet[at + 24 : at + 32])
+        ):
             return True
         about = (packet[at + 8 : at + 24] if kind == _SOLICITATION else packet[24:40]).ljust(16, b"\0")
         return (interface, str(IPv6Address(about))) not in self.allowed
@@ -86,13 +90,21 @@ def guards(fleet: Fleet) -> dict[str, Guard]:
         InstrumentError: a node cannot be looked at.
 
     """
-    return fleet.once("guards", lambda: {name: found for name, found in fleet.everywhere(lambda node: _look(fleet, node)).items() if found})
+    return fleet.once(
+        "guards",
+        lambda: {
+            name: found for name, found in fleet.everywhere(lambda node: _look(fleet, node)).items() if found
+        },
+    )
 
 
 def _look(fleet: Fleet, node: Machine) -> Guard | None:
     member = next(item for item in fleet.testbed.nodes if item.name == node.name)
     wanted = {item.name: item for item in settings(fleet.testbed, member) if item.name in GUARDS}
-    printed = {command: node.run(command).text.strip() for command in {command for item in wanted.values() for command in item.observe}}
+    printed = {
+        command: node.run(command).text.strip()
+        for command in {command for item in wanted.values() for command in item.observe}
+    }
     live = {name: item.reading(printed) for name, item in wanted.items()}
     return _guard(node.name, wanted, live) if wanted else None
 
@@ -103,9 +115,14 @@ def _guard(node: str, wanted: Mapping[str, Setting], live: Mapping[str, str]) ->
         whole=wanted[GUARDS[0]] not in different,
         allowed=_pairs(live[GUARDS[1]]),
         links=_pairs(live[GUARDS[2]]),
-        findings=tuple((item.controls, f"{node}: {item.name}: {change('value', live[item.name], item.value, {})}") for item in different),
+        findings=tuple(
+            (item.controls, f"{node}: {item.name}: {change('value', live[item.name], item.value, {})}")
+            for item in different
+        ),
     )
 
 
 def _pairs(text: str) -> frozenset[tuple[str, str]]:
-    return frozenset((device, value) for device, _, value in (line.partition(" . ") for line in text.splitlines()))
+    return frozenset(
+        (device, value) for device, _, value in (line.partition(" . ") for line in text.splitlines())
+    )

@@ -52,7 +52,9 @@ def _lab(testbed: Testbed) -> Any:
     """Return a lab whose machines and databases take every change."""
     hosts = {machine.name: FakeHost() for machine in testbed.machines}
     nodes = {
-        node.name: SimpleNamespace(name=node.name, host=hosts[node.name], hypervisor=MagicMock(), agent=_agent)
+        node.name: SimpleNamespace(
+            name=node.name, host=hosts[node.name], hypervisor=MagicMock(), agent=_agent
+        )
         for node in testbed.nodes
     }
     return SimpleNamespace(testbed=testbed, nodes=nodes, host=hosts.__getitem__, central=MagicMock())
@@ -65,14 +67,20 @@ def _cases(testbed: Testbed) -> Iterator[tuple[Declaration, Stage]]:
             declared = getattr(function, ATTRIBUTE, None)
             if declared is not None:
                 wanted = inspect.signature(function).parameters
-                names = next((found for fixture, found in members(testbed).items() if fixture in wanted), [""])
+                names = next(
+                    (found for fixture, found in members(testbed).items() if fixture in wanted), [""]
+                )
                 yield from ((declared, Stage(lab, name)) for name in names)
 
 
 def _reasons(testbed: Testbed) -> list[tuple[str, str, str]]:
     """Return reason, control and case, and objective of every case that does not apply."""
     found = ((declared.applies(stage), declared, stage) for declared, stage in _cases(testbed))
-    return sorted((reason, f"{one.id} {stage.case or 'fleet'}", one.objective) for reason, one, stage in found if reason is not None)
+    return sorted(
+        (reason, f"{one.id} {stage.case or 'fleet'}", one.objective)
+        for reason, one, stage in found
+        if reason is not None
+    )
 
 
 def _told(shape: str) -> str:
@@ -113,9 +121,22 @@ def test_what_applies_can_be_proven(shape: str) -> None:
 
 def test_nothing_but_a_wall_that_is_not_there_is_left_out() -> None:
     """Where a topology lacks a flow, a second tenant on a node, or guests on its first node, the walls of its network are looked at."""
-    for shape in ("no flow", "udp only", "icmp only", "separated", "an empty first node", "one guest on each node"):
-        network = {case for _, case, objective in _reasons(lab_of(shape)) if case.startswith("NET") and case.endswith("fleet")}
-        assert network <= ({"NET-13 fleet"} if shape in ("no flow", "one guest on each node") else set()), shape
+    for shape in (
+        "no flow",
+        "udp only",
+        "icmp only",
+        "separated",
+        "an empty first node",
+        "one guest on each node",
+    ):
+        network = {
+            case
+            for _, case, objective in _reasons(lab_of(shape))
+            if case.startswith("NET") and case.endswith("fleet")
+        }
+        assert network <= ({"NET-13 fleet"} if shape in ("no flow", "one guest on each node") else set()), (
+            shape
+        )
 
 
 def test_a_pair_is_of_two_tenants_and_on_one_node_where_there_are_such() -> None:

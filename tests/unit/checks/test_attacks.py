@@ -57,7 +57,12 @@ def test_every_guest_attacks_in_every_way_that_it_can(topology: Path) -> None:
 def test_lies_are_packets_of_the_flow_that_there_is() -> None:
     """Of UDP or ICMP where no flow of TCP is; without a flow, what a rule lets every guest send to DHCP."""
     fleet = _fleet(ROOT / "topologies/udp-and-icmp.yaml")
-    kinds = {"red/web": (IPPROTO_UDP, 514), "blue/web": (IPPROTO_ICMP, None), "red/db": (IPPROTO_UDP, 67), "blue/db": (IPPROTO_UDP, 67)}
+    kinds = {
+        "red/web": (IPPROTO_UDP, 514),
+        "blue/web": (IPPROTO_ICMP, None),
+        "red/db": (IPPROTO_UDP, 67),
+        "blue/db": (IPPROTO_UDP, 67),
+    }
     for lie in forgeries(fleet):
         if lie.meaning == "a packet from a free address of its network":
             packet = Ether(lie.frame(b"tb-0123abcd-x."))[IP]
@@ -92,7 +97,9 @@ def test_the_page_lists_every_attack_and_every_breach(topology: Path) -> None:
         for found in vars(module).values():
             declared = getattr(found, ATTRIBUTE, None)
             if declared is not None:
-                assert [breach.name for breach in declared.breaches if breach.name not in rows[declared.id]] == []
+                assert [
+                    breach.name for breach in declared.breaches if breach.name not in rows[declared.id]
+                ] == []
 
 
 @TOPOLOGY

@@ -56,7 +56,14 @@ def test_plan_needs_no_images(fresh: Path, capsys: pytest.CaptureFixture[str]) -
 def test_something_to_do_has_an_exit_code_of_its_own(fresh: Path, words: tuple[str, ...]) -> None:
     assert fresh
     assert _run("plan", TOPOLOGY, *words) == Exit.CHANGES
-    assert Exit.CHANGES not in {Exit.OK, Exit.FAIL, Exit.USAGE, Exit.INCONCLUSIVE, Exit.NOT_CAPABLE, Exit.PROVISIONING}
+    assert Exit.CHANGES not in {
+        Exit.OK,
+        Exit.FAIL,
+        Exit.USAGE,
+        Exit.INCONCLUSIVE,
+        Exit.NOT_CAPABLE,
+        Exit.PROVISIONING,
+    }
 
 
 def test_nothing_to_do_is_zero_and_a_wrong_file_is_not(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,11 +137,15 @@ def test_yes_is_an_option_of_up_and_of_run(monkeypatch: pytest.MonkeyPatch) -> N
     assert [way.yes for way in ways] == [False, True, True]
 
 
-def test_what_only_up_may_write_is_not_written_by_opening_a_lab(lab: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_only_up_may_write_is_not_written_by_opening_a_lab(
+    lab: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`plan` of another topology wrote the ssh configuration of machines that did not exist."""
     testbed = session.load_applied(lab)
     monkeypatch.setattr(session.Hypervisor, "embed", lambda *_: SimpleNamespace(close=lambda: None))
-    ground: Any = SimpleNamespace(environment=canary.likely(lab.folder), images={}, memories={}, checkpoint=None)
+    ground: Any = SimpleNamespace(
+        environment=canary.likely(lab.folder), images={}, memories={}, checkpoint=None
+    )
     with session.opened(testbed, lab, ground):
         assert not lab.ssh_config.exists()
         session.settle(testbed, lab)

@@ -25,7 +25,11 @@ def _lab(data: dict[str, Any], given: Numbers | None = None) -> Testbed:
 
 
 def _of(lab: Testbed) -> dict[tuple[str, str], int]:
-    return {(scope, name): number for scope, names in Numbers.of(lab).scopes.items() for name, number in names.items()}
+    return {
+        (scope, name): number
+        for scope, names in Numbers.of(lab).scopes.items()
+        for name, number in names.items()
+    }
 
 
 @MANY
@@ -37,12 +41,16 @@ def test_the_order_in_the_file_decides_nothing(data: dict[str, Any], choice: st.
 
 @MANY
 @given(changes())
-def test_others_keep_their_numbers_when_names_come_and_go(pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_others_keep_their_numbers_when_names_come_and_go(
+    pair: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
     before, after = pair
     old = _lab(before)
     new = _lab(after, Numbers.of(old))
     kept, found = _of(old), _of(new)
-    assert {key: found[key] for key in kept if key in found} == {key: kept[key] for key in kept if key in found}
+    assert {key: found[key] for key in kept if key in found} == {
+        key: kept[key] for key in kept if key in found
+    }
     for scope, names in Numbers.of(new).scopes.items():
         gone = {number for name, number in Numbers.of(old).scopes.get(scope, {}).items() if name not in names}
         came = {number for name, number in names.items() if name not in Numbers.of(old).scopes.get(scope, {})}
@@ -120,7 +128,15 @@ def test_numbers_beside_others_win() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": 2, "scopes": {}}', '{"format": 1, "scopes": []}', '{"format": 1, "scopes": {"x": {"one": true}}}']
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": 2, "scopes": {}}',
+        '{"format": 1, "scopes": []}',
+        '{"format": 1, "scopes": {"x": {"one": true}}}',
+    ],
 )
 def test_a_text_that_holds_no_numbers_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):

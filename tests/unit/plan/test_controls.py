@@ -29,7 +29,12 @@ def _lab(path: Path) -> Testbed:
 
 def _declared() -> dict[str, str]:
     modules = [importlib.import_module(f"checks.{path.stem}") for path in (ROOT / "checks").glob("test_*.py")]
-    found = [getattr(item, ATTRIBUTE) for module in modules for item in vars(module).values() if hasattr(item, ATTRIBUTE)]
+    found = [
+        getattr(item, ATTRIBUTE)
+        for module in modules
+        for item in vars(module).values()
+        if hasattr(item, ATTRIBUTE)
+    ]
     return {item.id: item.severity for item in found}
 
 
@@ -44,7 +49,9 @@ def test_every_property_of_every_resource_names_its_controls(path: Path) -> None
         if key.kind is Kind.SETTING:
             assert key in walls.settings
         else:
-            assert set(resource.properties) | {"size"} == set(BY_PROPERTY[key.kind]) | {"size"}, key  # an overlay has no size of its own
+            assert set(resource.properties) | {"size"} == set(BY_PROPERTY[key.kind]) | {"size"}, (
+                key
+            )  # an overlay has no size of its own
         for name in resource.properties:
             found = walls.endangered(Difference(key, name, "another", resource.properties[name]))
             assert found or name == STATE, (key, name)
@@ -54,7 +61,9 @@ def test_every_property_of_every_resource_names_its_controls(path: Path) -> None
 def test_every_control_is_declared_by_a_check_or_known_to_have_none() -> None:
     declared = _declared()
     assert set(SEVERITY) - set(declared) <= NO_CHECK
-    assert {name: SEVERITY[name] for name in declared if name in SEVERITY} == {n: s for n, s in declared.items() if n in SEVERITY}
+    assert {name: SEVERITY[name] for name in declared if name in SEVERITY} == {
+        n: s for n, s in declared.items() if n in SEVERITY
+    }
 
 
 RED = Key("controller", Kind.SWITCH, "red/app")
@@ -114,7 +123,9 @@ PORT = Key("controller", Kind.PORT, "red/web/app")
     (SERVICES, "value", "libvirtd active\nnftables failed", "libvirtd active\nnftables active", {"NET-08", "NET-09"}),
     (SERVICES, "value", "unreadable", "auditd active", {"AUD-01"}),
 ])  # fmt: skip
-def test_a_difference_is_of_the_controls_that_rest_on_it(key: Key, name: str, found: object, wanted: object, controls: set[str]) -> None:
+def test_a_difference_is_of_the_controls_that_rest_on_it(
+    key: Key, name: str, found: object, wanted: object, controls: set[str]
+) -> None:
     assert Walls({}).endangered(Difference(key, name, found, wanted)) == controls  # type: ignore[arg-type]
 
 
@@ -148,7 +159,9 @@ def test_a_difference_is_told_in_words(name: str, found: object, wanted: object,
 
 
 def test_a_long_list_is_bounded() -> None:
-    told = descriptions.change("acls", [f"from-lport {number} allow: {'x' * 400}" for number in range(2000, 2050)], [], {})
+    told = descriptions.change(
+        "acls", [f"from-lport {number} allow: {'x' * 400}" for number in range(2000, 2050)], [], {}
+    )
     assert "and 45 more" in told
     assert len(told) < 1200
 

@@ -17,7 +17,14 @@ Rows = dict[str, list[dict[str, Any]]]
 def _clean() -> Rows:
     """Return what a database holds of a lab with one switch and one port, as OVN 25.03 has it."""
     own, none = {"external_ids": {"testbed": "lab"}}, {"external_ids": {}}
-    unused: dict[str, Any] = {"tag": [], "type": "", "enabled": [], "parent_name": [], "mirror_rules": [], "peer": []}
+    unused: dict[str, Any] = {
+        "tag": [],
+        "type": "",
+        "enabled": [],
+        "parent_name": [],
+        "mirror_rules": [],
+        "peer": [],
+    }
     port = {
         "_uuid": PORT, "name": "p", "addresses": ["a"], "port_security": ["a"], "options": {"ct-zone-limit": "64"}, "up": True,
         "dhcpv4_options": DHCP, "dhcpv6_options": [], **unused, "external_ids": {"testbed": "lab", "resource": "red/web/app"},
@@ -30,10 +37,31 @@ def _clean() -> Rows:
         "_uuid": RULE, "direction": "to-lport", "priority": 1, "match": "1", "action": "drop", "log": False, "tier": 0, "label": 0,
         "meter": [], "options": {}, **none,
     }  # fmt: skip
-    limit = {"_uuid": LIMIT, "match": 'inport == "p"', "direction": "from-lport", "priority": 1000, "bandwidth": {"rate": 1}, "action": {}}
+    limit = {
+        "_uuid": LIMIT,
+        "match": 'inport == "p"',
+        "direction": "from-lport",
+        "priority": 1000,
+        "bandwidth": {"rate": 1},
+        "action": {},
+    }
     options = {"mac_prefix": "0a", "max_tunid": "9", "northd_internal_version": "25", "svc_monitor_mac": "0b"}
-    whole = {"_uuid": GLOBAL, "name": "", "nb_cfg": 3, "ipsec": False, "connections": LISTENER, "options": options, "ssl": [], **none}
-    dhcp = {"_uuid": DHCP, "cidr": "10.0.0.0/24", "options": {"mtu": "1400"}, "external_ids": {"switch": "red/app"}}
+    whole = {
+        "_uuid": GLOBAL,
+        "name": "",
+        "nb_cfg": 3,
+        "ipsec": False,
+        "connections": LISTENER,
+        "options": options,
+        "ssl": [],
+        **none,
+    }
+    dhcp = {
+        "_uuid": DHCP,
+        "cidr": "10.0.0.0/24",
+        "options": {"mtu": "1400"},
+        "external_ids": {"switch": "red/app"},
+    }
     listener = {"_uuid": LISTENER, "target": "pssl:6641", "is_connected": True, "other_config": {}, **none}
     return {
         "NB_Global": [whole], "Connection": [listener], "Logical_Switch": [switch], "Logical_Switch_Port": [port], "ACL": [rule],
@@ -79,7 +107,9 @@ def _set(table: str, column: str, value: Any) -> Callable[[Rows], None]:
     (_set("ACL", "tier", 2), "ACL", "has tier 2"),
     (_set("QoS", "action", {"dscp": 1}), "QoS", "has action dscp=1"),
 ])  # fmt: skip
-def test_what_does_not_follow_from_the_topology_is_told(change: Callable[[Rows], None], table: str, text: str) -> None:
+def test_what_does_not_follow_from_the_topology_is_told(
+    change: Callable[[Rows], None], table: str, text: str
+) -> None:
     rows = _clean()
     change(rows)
     found = strays(rows, "lab")

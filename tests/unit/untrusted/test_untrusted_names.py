@@ -35,7 +35,9 @@ def _require_obeyed_by_nobody(text: str) -> None:
 
 def test_a_plan_has_three_lines_for_each_action_that_loses_data() -> None:
     loses = (f"file red/{WORDS}",)
-    action = Action(Verb.DELETE, Key("node-a", Kind.VOLUME, f"red/{WORDS}"), f"found '{WORDS}'", None, (), (), loses)
+    action = Action(
+        Verb.DELETE, Key("node-a", Kind.VOLUME, f"red/{WORDS}"), f"found '{WORDS}'", None, (), (), loses
+    )
     shown = render.text(Plan((action, action)))
     assert len(shown.split("\n")) == 9
     _require_obeyed_by_nobody(shown)
@@ -50,7 +52,9 @@ def test_a_chart_has_one_line_for_each_span() -> None:
 
 def _named() -> Any:
     tenant = LAB.tenants[0]
-    return replace(LAB, name=NAME, tenants=(replace(tenant, guests=(replace(tenant.guests[0], name=NAME),), flows=()),))
+    return replace(
+        LAB, name=NAME, tenants=(replace(tenant, guests=(replace(tenant.guests[0], name=NAME),), flows=()),)
+    )
 
 
 def test_dot_is_quoted() -> None:
@@ -78,7 +82,9 @@ def test_the_last_words_of_a_silent_guest_stand_behind_a_bar(monkeypatch: pytest
     silent = Action(Verb.RESTART, Key(guest.node, Kind.GUEST, guest.label), "-", None, (), ("state",))
     monkeypatch.setattr(observe, "plan", lambda *_: Plan((silent,)))
     monkeypatch.setattr(apply, "converge", lambda *_: [])
-    lab: Any = SimpleNamespace(testbed=LAB, desired={}, places=[], nodes={guest.node: SimpleNamespace(console=lambda *_: words)})
+    lab: Any = SimpleNamespace(
+        testbed=LAB, desired={}, places=[], nodes={guest.node: SimpleNamespace(console=lambda *_: words)}
+    )
     with terminal.ERR.capture() as said:
         assert guest_recovery.revive(lab, terminal.say) == (guest.label,)
     shown = said.get()

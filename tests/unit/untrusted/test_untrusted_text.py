@@ -38,7 +38,9 @@ def test_marks_do_not_pile_up() -> None:
     assert sum(unicodedata.category(item) == "Mn" for item in shown) == 3
 
 
-@pytest.mark.parametrize("command", ["##vso[task.setvariable x]", "##teamcity[buildStop]", "##[error]", "####[group]", "##VSO[x]"])
+@pytest.mark.parametrize(
+    "command", ["##vso[task.setvariable x]", "##teamcity[buildStop]", "##[error]", "####[group]", "##VSO[x]"]
+)
 def test_no_command_to_a_ci_system_is_left_anywhere(command: str) -> None:
     for function in (text.clean, text.line, text.block, lambda given: text.passed_on(given.encode())):
         shown = function(f"said {command}")
@@ -85,7 +87,7 @@ def test_no_text_is_slow(part: str) -> None:
 
 
 def test_json_is_read_as_json() -> None:
-    value = {"a": [1, -2, 3.5, True, None, "x\"{[,]}\\", "ä", "𝄞"], "b": {"c": []}}
+    value = {"a": [1, -2, 3.5, True, None, 'x"{[,]}\\', "ä", "𝄞"], "b": {"c": []}}
     assert bounded_json.read(json.dumps(value)) == value
     assert bounded_json.read(json.dumps(value, ensure_ascii=False).encode()) == value
 

@@ -82,10 +82,14 @@ def forget() -> None:
 
 def refuse_strangers() -> None:
     """Fail if a service runs that may hold something that no two machines may share."""
-    lines = run("systemctl", "list-units", "--no-legend", "--plain", "--type=service", "--state=activating,running").splitlines()
+    lines = run(
+        "systemctl", "list-units", "--no-legend", "--plain", "--type=service", "--state=activating,running"
+    ).splitlines()
     strangers = [name for name in (line.split()[0] for line in lines) if name not in HARMLESS]
     if strangers:
-        raise OSError(f"would be saved with it: {', '.join(strangers)}; add to Before= of {OURSELVES}, or to HARMLESS")
+        raise OSError(
+            f"would be saved with it: {', '.join(strangers)}; add to Before= of {OURSELVES}, or to HARMLESS"
+        )
 
 
 def wait_for_devices(events: socket.socket) -> None:
@@ -113,7 +117,9 @@ def reseed() -> None:
 def set_clock() -> None:
     """Set the clock from the clock chip, which did not stand still; half a second is added, as the kernel does at boot."""
     with Path("/dev/rtc0").open("rb", buffering=0) as chip:
-        second, minute, hour, day, month, year, *_ = struct.unpack("9i", fcntl.ioctl(chip, RTC_RD_TIME, bytes(36)))
+        second, minute, hour, day, month, year, *_ = struct.unpack(
+            "9i", fcntl.ioctl(chip, RTC_RD_TIME, bytes(36))
+        )
     told = datetime(year + 1900, month + 1, day, hour, minute, second, tzinfo=UTC)
     time.clock_settime(time.CLOCK_REALTIME, told.timestamp() + 0.5)
 

@@ -113,8 +113,12 @@ def _fleet(folder: Path) -> tuple[Any, Any]:
     write_secret(workspace.folder / "ssh/admin", b"-")
     evidence = SimpleNamespace(record=lambda *_: None)
     clock = SimpleNamespace(error=0.0)
-    machine = SimpleNamespace(name="node", address="-", read=lambda _: str(time.time() + clock.error), clock=clock)
-    return SimpleNamespace(lab=SimpleNamespace(workspace=workspace), evidence=evidence, leavings=Leavings()), machine
+    machine = SimpleNamespace(
+        name="node", address="-", read=lambda _: str(time.time() + clock.error), clock=clock
+    )
+    return SimpleNamespace(
+        lab=SimpleNamespace(workspace=workspace), evidence=evidence, leavings=Leavings()
+    ), machine
 
 
 @pytest.fixture
@@ -130,7 +134,9 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, dict
         return {item.name: told["answers"].get(item.name, "refused") for item in some}
 
     monkeypatch.setattr(credentials, "attempts", tried)
-    monkeypatch.setattr(credentials, "time", SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=lambda _: None))
+    monkeypatch.setattr(
+        credentials, "time", SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=lambda _: None)
+    )
     return (*_fleet(tmp_path), told)
 
 
@@ -151,7 +157,9 @@ def test_all_kinds_are_offered_and_their_keys_are_gone(lab: tuple[Any, Any, dict
     assert len(names) - names.count(right) == 9, "each wrong one once"
     assert all(len(some) <= 2 + ("nothing at all" in some) for some in wrong)
     root = {"a password", "root, with an administrator's key"}
-    assert all(some[-1] == right or set(some) == root for some in told["offered"]), "a connection ends with a login, or has a penalty"
+    assert all(some[-1] == right or set(some) == root for some in told["offered"]), (
+        "a connection ends with a login, or has a penalty"
+    )
     assert not (fleet.lab.workspace.folder / "strangers").exists()
 
 
@@ -176,7 +184,9 @@ def test_a_clock_that_slept_is_no_open_wall(lab: tuple[Any, Any, dict[str, Any]]
         _check(fleet, machine)
 
 
-def test_with_a_right_clock_an_expired_certificate_must_not_work(lab: tuple[Any, Any, dict[str, Any]]) -> None:
+def test_with_a_right_clock_an_expired_certificate_must_not_work(
+    lab: tuple[Any, Any, dict[str, Any]],
+) -> None:
     fleet, machine, told = lab
     machine.clock.error = 60.0
     told["answers"][EXPIRED] = "accepted"
@@ -184,7 +194,9 @@ def test_with_a_right_clock_an_expired_certificate_must_not_work(lab: tuple[Any,
         _check(fleet, machine)
 
 
-def test_a_planted_key_is_the_unknown_one_until_it_is_taken_away(lab: tuple[Any, Any, dict[str, Any]]) -> None:
+def test_a_planted_key_is_the_unknown_one_until_it_is_taken_away(
+    lab: tuple[Any, Any, dict[str, Any]],
+) -> None:
     fleet, _, _ = lab
     public = plant(fleet.lab.workspace)
 

@@ -27,7 +27,9 @@ def test_an_archive_is_what_cpio_reads(tmp_path: Path) -> None:
 def _made() -> tuple[Any, Throwaway]:
     lab = resolve(read(TOPOLOGY).spec)
     node = SimpleNamespace(lab=lab, name="node")
-    fleet: Any = SimpleNamespace(testbed=lab, lab=SimpleNamespace(nodes={"node": node}), machines={"node": None})
+    fleet: Any = SimpleNamespace(
+        testbed=lab, lab=SimpleNamespace(nodes={"node": node}), machines={"node": None}
+    )
     return lab, Throwaway.beside(fleet, lab.guests[0], IPv4Address("10.0.0.250"))
 
 

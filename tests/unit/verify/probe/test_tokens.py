@@ -85,7 +85,9 @@ def _fleet(path: Path) -> Any:
 def _probes(fleet: Any) -> list[Probe]:
     stages, times = scenes(fleet), ("before", "after")
     guests = [guest.label for guest in fleet.testbed.guests]
-    own = [probe for label in guests for time in times for probe in observe._controls(fleet, label, time, TOKENS)]
+    own = [
+        probe for label in guests for time in times for probe in observe._controls(fleet, label, time, TOKENS)
+    ]
     told = [probe for label in guests for probe in observe._last_words(fleet, label, TOKENS)]
     trusted = [probe for scene in stages if scene.port for time in times for probe in honest(scene, time)]
     greed = [probe for scene in stages for probe in thefts(scene)]

@@ -62,7 +62,10 @@ def test_cases_come_from_the_topology(judge) -> None:
 
 
 def test_not_applicable_comes_with_a_reason_and_is_no_pass(judge) -> None:
-    body = declare("breaches=(BREACH,), applies=lambda stage: 'one tenant only'") + "def test_it(fleet):\n    assert False\n"
+    body = (
+        declare("breaches=(BREACH,), applies=lambda stage: 'one tenant only'")
+        + "def test_it(fleet):\n    assert False\n"
+    )
     plugin = judge(body)
     assert _verdicts(plugin) == [("not-applicable", "one tenant only")]
     assert code(plugin) is Exit.INCONCLUSIVE
@@ -113,7 +116,9 @@ def test_a_check_that_cannot_fail_is_found_out(judge) -> None:
 
 
 def test_a_breach_that_opens_nothing_is_found_out(judge) -> None:
-    body = 'IDLE = Breach("idle", lambda s: None, closes, lambda s: WALL["open"])\n' + declare("breaches=(IDLE,)")
+    body = 'IDLE = Breach("idle", lambda s: None, closes, lambda s: WALL["open"])\n' + declare(
+        "breaches=(IDLE,)"
+    )
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet)\n", prove=True)
     assert _proof(plugin) == "breach-not-in-force"
     assert code(plugin) is Exit.INCONCLUSIVE
@@ -192,8 +197,14 @@ def _start_again() -> tuple[str, ...]:
 def test_a_guest_that_crashes_is_started_again_and_the_look_repeated(judge, crash_at: int) -> None:
     """Whenever it happens: before, while the wall is open, and after."""
     body = CRASH.replace('"crash_at": 0', f'"crash_at": {crash_at}') + declare() + CHECK.format("it")
-    done = judge(body + "import sys\nsys.modules['crashing'] = sys.modules[__name__]\n", prove=True, revive=_start_again)
-    assert [(result.verdict, [str(proof.verdict) for proof in result.proofs]) for result in done.results] == [(Verdict.PASS, ["proven"])]
+    done = judge(
+        body + "import sys\nsys.modules['crashing'] = sys.modules[__name__]\n",
+        prove=True,
+        revive=_start_again,
+    )
+    assert [(result.verdict, [str(proof.verdict) for proof in result.proofs]) for result in done.results] == [
+        (Verdict.PASS, ["proven"])
+    ]
     assert done.revived == ["red/web"]
 
 
@@ -218,13 +229,17 @@ BOTH = ("controller", "node")
 
 def _local(breaches: str = "breach(('controller', 'node'))") -> str:
     declared = f"local=True, breaches=({breaches},)"
-    return LOCAL + "".join(declare(declared, objective=name) + LOCAL_CHECK.format(name) for name in ("first", "second"))
+    return LOCAL + "".join(
+        declare(declared, objective=name) + LOCAL_CHECK.format(name) for name in ("first", "second")
+    )
 
 
 def test_local_checks_of_several_machines_run_side_by_side(judge, tmp_path: Path) -> None:
     """No two of them are the same check, and each has evidence of its own machine only."""
     done = judge(_local(), prove=True)
-    assert [(result.case, result.verdict) for result in done.results] == [(case, Verdict.PASS) for case in BOTH * 2]
+    assert [(result.case, result.verdict) for result in done.results] == [
+        (case, Verdict.PASS) for case in BOTH * 2
+    ]
     assert [str(proof.verdict) for result in done.results for proof in result.proofs] == ["proven"] * 4
     for result in done.results:
         (line,) = (tmp_path / result.evidence[0]).read_text().splitlines()
@@ -235,7 +250,9 @@ WHEN = "def test_it(fleet):\n    fleet.evidence.record('fleet', 'test', str(time
 
 
 @pytest.mark.parametrize(("more", "asked"), [("", 0), (declare() + WHEN, 1)])
-def test_what_checks_of_the_fleet_need_is_made_ready_beside_the_local_ones(judge, tmp_path: Path, more: str, asked: int) -> None:
+def test_what_checks_of_the_fleet_need_is_made_ready_beside_the_local_ones(
+    judge, tmp_path: Path, more: str, asked: int
+) -> None:
     """If there is any."""
     made: list[float] = []
 
@@ -258,7 +275,9 @@ def test_a_wall_that_one_lane_leaves_open_stops_the_others(judge) -> None:
 
 
 def test_a_local_check_asks_for_nothing_else(judge) -> None:
-    done = judge(declare("local=True, breaches=(BREACH,)") + "def test_it(fleet, machine, tmp_path):\n    pass\n")
+    done = judge(
+        declare("local=True, breaches=(BREACH,)") + "def test_it(fleet, machine, tmp_path):\n    pass\n"
+    )
     assert done.results == []
     assert "asks for tmp_path" in done.errors[0]
 
@@ -271,9 +290,13 @@ def test_who_proves_looks_once_more_where_nothing_was_observed(judge, blind_at: 
     )
     body += declare() + CHECK.format("it")
     done = judge(body, prove=True)
-    assert [(result.verdict, [str(proof.verdict) for proof in result.proofs]) for result in done.results] == [(Verdict.PASS, ["proven"])]
+    assert [(result.verdict, [str(proof.verdict) for proof in result.proofs]) for result in done.results] == [
+        (Verdict.PASS, ["proven"])
+    ]
     assert done.revived == []
-    assert [step for proof in done.results[0].proofs for step in proof.steps].count("breach in force") == (2 if blind_at == 2 else 1)
+    assert [step for proof in done.results[0].proofs for step in proof.steps].count("breach in force") == (
+        2 if blind_at == 2 else 1
+    )
 
 
 def test_what_is_no_crash_is_not_tried_again(judge) -> None:

@@ -81,7 +81,9 @@ def test_a_change_in_anything_that_the_check_is_made_of_makes_it_unknown(root: P
     assert _proven(root).standing(root / "checks/test_one.py", *NAMES) == ""
 
 
-@pytest.mark.parametrize("changed", ["testbed/verify/runner/plugin.py", "testbed/plan/judge.py", "testbed/report/result.py"])
+@pytest.mark.parametrize(
+    "changed", ["testbed/verify/runner/plugin.py", "testbed/plan/judge.py", "testbed/report/result.py"]
+)
 def test_a_change_in_anything_that_judges_makes_it_unknown(root: Path, changed: str) -> None:
     """Though the check imports none of it."""
     _proven(root).remember(root / "checks/test_two.py", *NAMES)
@@ -162,13 +164,17 @@ def test_it(fleet):
         evidence = Evidence(root / "evidence")
         (root / "lab").mkdir(exist_ok=True)
         opened = SimpleNamespace(testbed=lab, workspace=Workspace(root, "lab"))
-        fleet: Any = SimpleNamespace(testbed=lab, lab=opened, evidence=evidence, new_phase=lambda *_: None, focus="")
+        fleet: Any = SimpleNamespace(
+            testbed=lab, lab=opened, evidence=evidence, new_phase=lambda *_: None, focus=""
+        )
         return run_checks(fleet, root / "checks", prove=proven, only=(), progress=lambda _: None)
 
     return run
 
 
-def test_what_is_unchanged_is_not_tried_again_and_that_is_told(root: Path, judge: Callable[..., Checks]) -> None:
+def test_what_is_unchanged_is_not_tried_again_and_that_is_told(
+    root: Path, judge: Callable[..., Checks]
+) -> None:
     ways = (Proving.EVERYTHING, Proving.CHANGED, Proving.EVERYTHING)
     for expected, way, opened in zip(("proven", "proven-before", "proven"), ways, (1, 1, 2), strict=True):
         plugin = judge(_proven(root, way=way))
@@ -201,14 +207,22 @@ def test_what_is_left_out_is_told_and_is_no_doubt(root: Path, judge: Callable[..
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("1", Proving.EVERYTHING), ("all", Proving.EVERYTHING), ("changed", Proving.CHANGED), ("one", Proving.ONE), ("0", Proving.NOTHING)],
+    [
+        ("1", Proving.EVERYTHING),
+        ("all", Proving.EVERYTHING),
+        ("changed", Proving.CHANGED),
+        ("one", Proving.ONE),
+        ("0", Proving.NOTHING),
+    ],
 )
 def test_what_is_to_be_proven_is_one_word(text: str, wanted: Proving) -> None:
     assert _proving(text) is wanted
 
 
 @pytest.mark.parametrize("words", [["--prove"], ["--prove=changed"], []])
-def test_the_option_may_stand_alone(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_option_may_stand_alone(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["testbed", "check", *words, "no-such-lab"])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -216,7 +230,9 @@ def test_the_option_may_stand_alone(words: list[str], monkeypatch: pytest.Monkey
     assert "there is no lab no-such-lab" in capfd.readouterr().err
 
 
-def test_another_word_for_it_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_another_word_for_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["testbed", "check", "--prove=never", "no-such-lab"])
     with pytest.raises(SystemExit) as ended:
         main()

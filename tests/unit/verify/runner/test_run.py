@@ -172,7 +172,8 @@ def _check(lab: Any) -> None:
     "error", [RuntimeError("a bug"), SystemExit(0), OSError(28, "No space left on device"), StopIteration()]
 )
 @pytest.mark.parametrize(
-    "where", ["testbed.verify.runner.run._write", "testbed.report.formats.junit", "testbed.cli.check.out_json"]
+    "where",
+    ["testbed.verify.runner.run._write", "testbed.report.formats.junit", "testbed.cli.check.out_json"],
 )
 def test_an_error_after_the_checks_is_neither_a_pass_nor_a_fail(
     lab: Any, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException
