@@ -1,8 +1,8 @@
 """Many checks of one clean lab beside a busy machine: python benchmarks/busy.py [RUNS] [TOPOLOGY]
 
-One process for each processor computes at normal priority while the checks run. Prints one line of JSON for each check:
-seconds, exit code, and each verdict that is neither pass nor not-applicable; then one with the sums. Exits 1 if a check
-failed, or if more than one was inconclusive: nothing was wrong with the lab.
+One process for each processor computes at normal priority while the checks run. Prints one line of JSON for
+each check: seconds, exit code, and each verdict that is neither pass nor not-applicable; then one with the
+sums. Exits 1 if a check failed, or if more than one was inconclusive: nothing was wrong with the lab.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python benchmarks/judges.py [--count 60] [--seed 1] [--only PATH]… [--keep FILE]
 
-Cosmic Ray makes the changes: another comparison, a `not` more, a loop that runs zero times, another exception. They
-are made in a copy of the working tree. One change is drawn at random for each chosen line, so that a long line does not
-count for ten. Prints JSON: changes made, noticed, and each change that no test noticed, with its difference.
+Cosmic Ray makes the changes: another comparison, a `not` more, a loop that runs zero times, another
+exception. They are made in a copy of the working tree. One change is drawn at random for each chosen line, so
+that a long line does not count for ten. Prints JSON: changes made, noticed, and each change that no test
+noticed, with its difference.
 """
 
 from __future__ import annotations

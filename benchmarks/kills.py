@@ -1,13 +1,15 @@
-"""Kills ``up`` and ``check --prove`` at random moments: python benchmarks/kills.py LOG [KILLS] [--seconds N] [--seed TEXT]
+"""Kills ``up`` and ``check --prove`` at random moments: python benchmarks/kills.py LOG [KILLS] [--seconds N]
+[--seed TEXT]
 
-Half of the kills are SIGKILL and half SIGTERM, a third of them of ``up``. After each: ``plan`` must name what was left, ``up`` must
-repair it, ``plan`` must be empty then, and the checks whose breach may have been in force must pass. A folder, a process and a network
-namespace of somebody else must be what they were. Each kill is a line of JSON in LOG, so that the program goes on where it was ended;
-with ``--seconds`` it ends by itself after that time, and takes the lab down. ``--inside "NET-08:speaks in the clear"``, which can be
+Half of the kills are SIGKILL and half SIGTERM, a third of them of ``up``. After each: ``plan`` must name what
+was left, ``up`` must repair it, ``plan`` must be empty then, and the checks whose breach may have been in
+force must pass. A folder, a process and a network namespace of somebody else must be what they were. Each
+kill is a line of JSON in LOG, so that the program goes on where it was ended; with ``--seconds`` it ends by
+itself after that time, and takes the lab down. ``--inside "NET-08:speaks in the clear"``, which can be
 repeated, kills inside those breaches of that control whose names have those words, and at no other moment.
 
-At the end it prints figures as JSON, and exits 1 if something was wrong. The lab is topologies/one-node.yaml, below TESTBED_STATE_DIR,
-which must be one that nobody else uses.
+At the end it prints figures as JSON, and exits 1 if something was wrong. The lab is topologies/one-node.yaml,
+below TESTBED_STATE_DIR, which must be one that nobody else uses.
 """
 
 from __future__ import annotations
@@ -167,7 +169,8 @@ def one(
 
     Args:
         usual: seconds that commands have taken which were not killed in time.
-        inside: control and words of a breach, with a colon between them, in which to kill; any moment if empty.
+        inside: control and words of a breach, with a colon between them, in which to kill; any moment if
+            empty.
 
     """
     chance = random.Random(f"{seed}:{number}")
@@ -243,8 +246,13 @@ def _aftermath(commands: Commands, state: Path, told: dict[str, Any]) -> dict[st
     status, out, _ = commands.run("check", LAB, *only)
     if status != 0:
         wrong.append(f"after the repair: check ended with {status}: {out[-300:]}")
-    return {"actions": [f"{item['verb']} {item['kind']} {item['name']}" for item in plan["actions"]][:12], "found": found,
-            "repaired": repaired, "unnoticed": unnoticed, "wrong": wrong}  # fmt: skip
+    return {
+        "actions": [f"{item['verb']} {item['kind']} {item['name']}" for item in plan["actions"]][:12],
+        "found": found,
+        "repaired": repaired,
+        "unnoticed": unnoticed,
+        "wrong": wrong,
+    }
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -270,7 +278,9 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _leftovers(state: Path) -> list[int]:
-    """Return the processes that still name the state folder on their command line, this one and its parents excepted."""
+    """Return the processes that still name the state folder on their command line, this one and its parents
+    excepted.
+    """
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

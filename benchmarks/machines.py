@@ -1,7 +1,9 @@
-"""Machines that boot against machines that start from saved memory, in one run: python benchmarks/machines.py [TOPOLOGY]
+"""Machines that boot against machines that start from saved memory, in one run: python benchmarks/machines.py
+[TOPOLOGY]
 
-Of a topology only the machines are started, all side by side, on the same images. Prints, for each way: seconds until
-ssh answers on all of them, and until each has started all that it starts; and the size of the saved memory in MiB.
+Of a topology only the machines are started, all side by side, on the same images. Prints, for each way:
+seconds until ssh answers on all of them, and until each has started all that it starts; and the size of the
+saved memory in MiB.
 """
 
 from __future__ import annotations
@@ -53,9 +55,11 @@ def _start(topology: Path, state: Path, way: str) -> dict[str, object]:
                 )
             )
         return {
-            "started_s": round(started, 1), "ssh_s": round(answered, 1), "running_s": round(time.monotonic() - start, 1),
+            "started_s": round(started, 1),
+            "ssh_s": round(answered, 1),
+            "running_s": round(time.monotonic() - start, 1),
             "told": told,
-        }  # fmt: skip
+        }
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
 """The reach matrix of 4, 8 and 16 guests, in one run: python benchmarks/matrix.py [GUESTS …]
 
-Each size gets a lab of its own on two nodes. Prints cells, seconds for one whole observation of the matrix (the
-middle of three), milliseconds for each cell, programs started in each guest through its agent, and how much twice as many
-guests cost.
+Each size gets a lab of its own on two nodes. Prints cells, seconds for one whole observation of the matrix
+(the middle of three), milliseconds for each cell, programs started in each guest through its agent, and how
+much twice as many guests cost.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ RESERVE, EACH = 800, 224  # MiB
 
 
 def topology(guests: int) -> str:
-    """Return a topology file: two tenants with the same addresses, their guests on two nodes in turns, one flow each."""
+    """Return a topology file: two tenants with the same addresses, their guests on two nodes in turns, one
+    flow each.
+    """
     memory = RESERVE + EACH * guests // len(NODES)
     lines = [
         "version: 1",
@@ -55,7 +57,9 @@ def topology(guests: int) -> str:
 
 
 def measure(state: Path) -> dict[str, object]:
-    """Return what one observation of a running lab's matrix costs, the probes' programs running; runs in a process of its own."""
+    """Return what one observation of a running lab's matrix costs, the probes' programs running; runs in a
+    process of its own.
+    """
     workspace = Workspace(state, LAB)
     testbed, ground = labs.load_applied(workspace), labs.ground()
     calls: Counter[str] = Counter()
@@ -84,10 +88,15 @@ def measure(state: Path) -> dict[str, object]:
             end_all(fleet)
     count, middle = len(testbed.guests), sorted(took)[TIMES // 2]
     return {
-        "guests": count, "cells": len(cells), "wrong": wrong, "seconds": round(middle, 1), "all_seconds": [round(one, 1) for one in took],
-        "ms_per_cell": round(1000 * middle / len(cells), 1), "programs_per_guest": calls["guest-exec"] / count / TIMES,
+        "guests": count,
+        "cells": len(cells),
+        "wrong": wrong,
+        "seconds": round(middle, 1),
+        "all_seconds": [round(one, 1) for one in took],
+        "ms_per_cell": round(1000 * middle / len(cells), 1),
+        "programs_per_guest": calls["guest-exec"] / count / TIMES,
         "agent_calls_per_guest": round(calls.total() / count / TIMES, 1),
-    }  # fmt: skip
+    }
 
 
 def main() -> int:

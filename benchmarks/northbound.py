@@ -1,9 +1,9 @@
 """A large lab's switches and ports in a real OVN, in one run: python benchmarks/northbound.py [NODES GUESTS]
 
-The controller's own image serves: both databases and ovn-northd run from it in a root folder of their own, without any virtual machine,
-and `up`'s own code makes what a topology of that size asks for, over TLS, and looks at it again. Measured for half the size and the
-whole, each in a process of its own. Prints seconds, and the peak memory of every process in MiB. The chassis are not there: what
-they would compute is not measured.
+The controller's own image serves: both databases and ovn-northd run from it in a root folder of their own,
+without any virtual machine, and `up`'s own code makes what a topology of that size asks for, over TLS, and
+looks at it again. Measured for half the size and the whole, each in a process of its own. Prints seconds, and
+the peak memory of every process in MiB. The chassis are not there: what they would compute is not measured.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ for half in nb sb; do
 done
 chroot "$1" ovn-northd --detach --no-chdir --log-file=/var/log/northd.log --pidfile=/run/ovn/northd.pid --unixctl=/run/ovn/northd.ctl \\
   --ovnnb-db=unix:/run/ovn/ovnnb_db.sock --ovnsb-db=unix:/run/ovn/ovnsb_db.sock
-"""
+"""  # noqa: E501 - lines of a program
 
 
 class _Place(Central):
@@ -85,7 +85,9 @@ def _wanted(lab: Testbed) -> Mapping[Key, Resource]:
 
 @contextmanager
 def _served(folder: Path, authority: Authority, name: str) -> Iterator[Path]:
-    """Run the controller's databases and ovn-northd in a root folder, in our own network namespace, and yield that folder."""
+    """Run the controller's databases and ovn-northd in a root folder, in our own network namespace, and yield
+    that folder.
+    """
     root = folder / "root"
     root.mkdir()
     archive = max(cache_root().glob("base-controller-*.tar"), key=lambda path: path.stat().st_mtime)
@@ -122,7 +124,9 @@ def _peak(pid: int) -> int:
 
 
 def measure(nodes: int, guests: int, folder: Path) -> dict[str, Any]:
-    """Return what the switches and ports of one topology cost; call in a network and mount namespace of one's own."""
+    """Return what the switches and ports of one topology cost; call in a network and mount namespace of one's
+    own.
+    """
     lab = resolve(load(topology(nodes, guests), "scale.yaml").spec)
     workspace = Workspace(folder, lab.name)
     workspace.create()

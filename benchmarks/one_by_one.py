@@ -1,8 +1,10 @@
-"""Checks of machines, against the same questions asked one by one by plain pytest-testinfra: python benchmarks/one_by_one.py [LAB]
+"""Checks of machines, against the same questions asked one by one by plain pytest-testinfra: python
+benchmarks/one_by_one.py [LAB]
 
-In one run: `testbed check` of the controls that look at machines only, on a lab that is up; then every command that its evidence
-holds, in a test of its own, each over an ssh connection of its own, as testinfra asks. A command that reads a program from its
-input gets none there, and ends at once: what plain testinfra is said to need is the least that it needs.
+In one run: `testbed check` of the controls that look at machines only, on a lab that is up; then every
+command that its evidence holds, in a test of its own, each over an ssh connection of its own, as testinfra
+asks. A command that reads a program from its input gets none there, and ends at once: what plain testinfra is
+said to need is the least that it needs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Validating and planning large topologies, in one run: python benchmarks/scale.py [NODES GUESTS]
 
-Each size is measured three times, in turn with the other one, in processes of their own; the quickest of each counts, since what
-else runs on the machine only ever takes time. Prints seconds, peak memory in MiB, and how much twice the size costs.
+Each size is measured three times, in turn with the other one, in processes of their own; the quickest of each
+counts, since what else runs on the machine only ever takes time. Prints seconds, peak memory in MiB, and how
+much twice the size costs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ INPUTS = Inputs(
 
 
 def topology(nodes: int, guests: int) -> str:
-    """Return a topology file: tenants of ten guests in a chain, spread over the nodes, all with the same addresses."""
+    """Return a topology file: tenants of ten guests in a chain, spread over the nodes, all with the same
+    addresses.
+    """
     lines = ["version: 1", "name: scale"]
     lines += [
         "infrastructure: {management: 10.64.0.0/16, fabric: 10.65.0.0/16, storage: 10.66.0.0/16}",

@@ -1,7 +1,8 @@
 """Many runs of up, check and down in a row: python benchmarks/soak.py [RUNS] [TOPOLOGY]
 
-Prints one line of JSON for each run: seconds of each command, and what was not as it should be: an exit code that is not 0, a
-verdict that is neither pass nor not-applicable, a guest that had to be started again. Exits 1 if there was any.
+Prints one line of JSON for each run: seconds of each command, and what was not as it should be: an exit code
+that is not 0, a verdict that is neither pass nor not-applicable, a guest that had to be started again. Exits
+1 if there was any.
 """
 
 from __future__ import annotations

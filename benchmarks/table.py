@@ -1,4 +1,6 @@
-"""Benchmarks' figures beside their aims, as a table and a plot: python benchmarks/table.py UP.json SCALE.json [PLOT.svg]"""
+"""Benchmarks' figures beside their aims, as a table and a plot: python benchmarks/table.py UP.json SCALE.json
+[PLOT.svg]
+"""
 
 from __future__ import annotations
 

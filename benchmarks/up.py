@@ -1,8 +1,9 @@
 """``testbed up``, in each of its ways, against the floor, in one run: python benchmarks/up.py [TOPOLOGY]
 
-The floor: the same images started with plain QEMU and ``virsh create``, all in parallel and by hand, until every
-guest agent answers. No plan, no policy, no addresses awaited. Prints seconds and ratios: from images, from a checkpoint, with
-nothing to do; and MiB: the peak of the `testbed` process, and what the lab's emulators hold.
+The floor: the same images started with plain QEMU and ``virsh create``, all in parallel and by hand, until
+every guest agent answers. No plan, no policy, no addresses awaited. Prints seconds and ratios: from images,
+from a checkpoint, with nothing to do; and MiB: the peak of the `testbed` process, and what the lab's
+emulators hold.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def _boot(lab: labs.Lab, machine: Machine) -> None:
     lab.outer.issue_identity(machine, folder)
     image, environment = lab.ground.images[machine.role], lab.ground.environment
     bases = [image.file("disk.qcow2")]
-    words = f"console=ttyS0 root=/dev/vda rw quiet loglevel=3 systemd.show_status=no systemd.hostname={machine.name} "
+    words = (
+        "console=ttyS0 root=/dev/vda rw quiet loglevel=3 systemd.show_status=no "
+        f"systemd.hostname={machine.name} "
+    )
     words += f"systemd.machine_id={machine_id(machine.uuid)}"
     if machine.role is Role.NODE:
         bases += [lab.ground.images["guest"].file("volume.qcow2"), image.file("pool.qcow2")]
@@ -51,11 +55,34 @@ def _boot(lab: labs.Lab, machine: Machine) -> None:
         words += " testbed.mount=/dev/vdc:/var/lib/testbed/pools:noatime,nodev,nosuid,noexec"
     kvm = environment.outer is Accelerator.KVM
     argv = [
-        environment.emulator, "-M", "q35", "-accel", "kvm" if kvm else "tcg,tb-size=512", "-cpu", "host" if kvm else "EPYC,+svm,+npt",
-        "-smp", str(environment.vcpus(machine.vcpus)), "-m", str(machine.memory // 2**20), "-nodefaults", "-display", "none",
-        "-serial", f"file:{folder}/console.log", "-kernel", str(image.file("vmlinuz")), "-initrd", str(image.file("initrd")),
-        "-append", words, "-device", "virtio-rng-pci", "-daemonize", "-fw_cfg", f"name={CREDENTIAL},file={folder}/identity.tar",
-    ]  # fmt: skip
+        environment.emulator,
+        "-M",
+        "q35",
+        "-accel",
+        "kvm" if kvm else "tcg,tb-size=512",
+        "-cpu",
+        "host" if kvm else "EPYC,+svm,+npt",
+        "-smp",
+        str(environment.vcpus(machine.vcpus)),
+        "-m",
+        str(machine.memory // 2**20),
+        "-nodefaults",
+        "-display",
+        "none",
+        "-serial",
+        f"file:{folder}/console.log",
+        "-kernel",
+        str(image.file("vmlinuz")),
+        "-initrd",
+        str(image.file("initrd")),
+        "-append",
+        words,
+        "-device",
+        "virtio-rng-pci",
+        "-daemonize",
+        "-fw_cfg",
+        f"name={CREDENTIAL},file={folder}/identity.tar",
+    ]
     for letter, base in zip("abc", bases, strict=False):
         overlay = make_overlay(base, folder / f"vd{letter}.qcow2")
         argv += ["-drive", f"file={overlay},if=virtio,format=qcow2,cache=unsafe"]

@@ -21,7 +21,8 @@ from testbed.verify.witnesses import confinement
 
 _KSM = "/sys/kernel/mm/ksm"
 _COUNT_AREAS = (
-    "awk '/^VmFlags:/ {{ areas++; for (i = 2; i <= NF; i++) mergeable += $i == \"mg\" }} END {{ print areas + 0, mergeable + 0 }}' "
+    'awk \'/^VmFlags:/ {{ areas++; for (i = 2; i <= NF; i++) mergeable += $i == "mg" }} END {{ print '
+    "areas + 0, mergeable + 0 }}' "
     "/proc/{}/smaps"
 )
 _QEMU, _REQUIRED = "/etc/libvirt/qemu.conf", "security_require_confined"
@@ -30,7 +31,9 @@ _LODGER = "a.lodger"  # no guest of a topology can have a dot in its name
 
 
 def _lodger(stage: Stage) -> Guest:
-    """Return a guest without disks and interfaces, of another tenant if there is one, under the worker account of the first guest."""
+    """Return a guest without disks and interfaces, of another tenant if there is one, under the worker
+    account of the first guest.
+    """
     host, guest = sharers(stage.testbed, stage.node.name) or (stage.guest, stage.guest)
     return replace(
         guest,
@@ -81,7 +84,9 @@ def _free_account(stage: Stage) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """Accounts and groups of a process: real, effective, saved and of its file system, and its further groups."""
+    """Accounts and groups of a process: real, effective, saved and of its file system, and its further
+    groups.
+    """
 
     accounts: frozenset[int]
     groups: frozenset[int]
@@ -104,7 +109,8 @@ def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: 
 
     Args:
         wanted: the account that the topology gives a guest, by its domain; its group has the same number.
-        kvm: the group that opens /dev/kvm, the only one that they share. A worker without it opens less, and no wall.
+        kvm: the group that opens /dev/kvm, the only one that they share. A worker without it opens less, and
+            no wall.
 
     """
     found = []
@@ -281,7 +287,9 @@ def test_no_page_is_shared(fleet: Fleet, node: Machine) -> None:
 
 
 def _foreign(stage: Stage) -> str:
-    """Return the pool of another tenant than the first guest's: of one on the node if there is one, else it is made for the while."""
+    """Return the pool of another tenant than the first guest's: of one on the node if there is one, else it
+    is made for the while.
+    """
     own, names = stage.guest.tenant, [tenant.name for tenant in stage.testbed.tenants]
     here = [guest.tenant for guest in stage.guests]
     return f"{POOLS}/{next(name for name in (*here, *names) if name != own)}"
@@ -311,7 +319,10 @@ def test_every_file_has_one_owner(fleet: Fleet, node: Machine) -> None:
     owners: dict[str, set[str]] = {}
     writable = "[ $((0$(awk '/^flags:/{print $2}' /proc/$p/fdinfo/${fd##*/}) & 3)) -ne 0 ]"
     for domain, worker in processes(node).items():
-        script = f"p={worker}; for fd in /proc/$p/fd/*; do [ -f $fd ] && {writable} && stat -L -c '%d:%i' $fd; done; true"
+        script = (
+            f"p={worker}; for fd in /proc/$p/fd/*; do [ -f $fd ] && {writable} && stat -L -c '%d:%i' $fd; "
+            "done; true"
+        )
         opened = node.read(script).split()
         if not opened:
             what = f"the worker of {domain} has no file open for writing"

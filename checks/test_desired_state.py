@@ -44,7 +44,10 @@ def _limit(stage: Stage, packets: int) -> str:
 
 @check(
     id="VMM-04",
-    objective="The live configuration is what the topology says: machines, networks, rules, volumes, guests, settings and limits",
+    objective=(
+        "The live configuration is what the topology says: machines, networks, rules, volumes, guests, "
+        "settings and limits"
+    ),
     severity="high",
     effect=Effect.OBSERVES,
     breaches=(

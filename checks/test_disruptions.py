@@ -1,4 +1,6 @@
-"""Walls over time: guests attack over and over while parts of the switch start anew, guests come and rules go (NET-13)."""
+"""Walls over time: guests attack over and over while parts of the switch start anew, guests come and rules go
+(NET-13).
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,10 @@ def _loose_rule(name: str, match: str, actions: Callable[[Stage], str]) -> Breac
 
 @check(
     id="NET-13",
-    objective="A guest that attacks from its first frame gets nothing through: unknown, bound, reset, by a second interface",
+    objective=(
+        "A guest that attacks from its first frame gets nothing through: unknown, bound, reset, by a "
+        "second interface"
+    ),
     severity="high",
     effect=Effect.DISTURBS,
     breaches=(
@@ -189,7 +194,8 @@ def test_connections_end_with_their_rule(fleet: Fleet) -> None:
 
 
 def _claims(node: Machine) -> list[tuple[str, str]]:
-    """Return the interfaces of a node's switch that claim a logical port, whatever the claim looks like, and the port.
+    """Return the interfaces of a node's switch that claim a logical port, whatever the claim looks like, and
+    the port.
 
     Raises:
         InstrumentError: the switch does not tell.

@@ -70,7 +70,10 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
 
 @check(
     id="NET-10",
-    objective="Guests are offered an address by their network's DHCP and nothing else, whatever they ask and whomever they ask",
+    objective=(
+        "Guests are offered an address by their network's DHCP and nothing else, whatever they ask and "
+        "whomever they ask"
+    ),
     severity="high",
     effect=Effect.PROBES,
     breaches=(
@@ -217,7 +220,9 @@ def _scan(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
 
 
 def _scan6(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
-    """Yield the same over IPv6, and questions for routers, for the server's MAC address, and for name servers."""
+    """Yield the same over IPv6, and questions for routers, for the server's MAC address, and for name
+    servers.
+    """
     own, server = scene.sender, scene.server
     link = Ether(src=own.mac, dst=server.mac)
     for address in (six_of(server), METADATA6):
@@ -249,7 +254,9 @@ def _malformed6(scene: Scene) -> Iterator[Frame]:
 
 
 def _resolve(scene: Scene, names: list[str]) -> Iterator[Frame]:
-    """Yield questions for the names of all guests, to the server, to where metadata is, and to the neighbours."""
+    """Yield questions for the names of all guests, to the server, to where metadata is, and to the
+    neighbours.
+    """
     server, source = scene.server, str(scene.sender.address)
     places = (
         (server.mac, str(server.address), 53),

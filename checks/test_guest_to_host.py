@@ -1,4 +1,6 @@
-"""What lies under the tenants' networks: root partitions, controller and fabric, attacked from inside guests."""
+"""What lies under the tenants' networks: root partitions, controller and fabric, attacked from inside
+guests.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def _taps(fleet: Fleet, name: str) -> set[str]:
 
 
 def _watch(fleet: Fleet, machine: Machine, prefix: str) -> dict[str, str]:
-    """Record on a machine's own interfaces and on its guests' taps; return the MAC addresses of the former by name."""
+    """Record on a machine's own interfaces and on its guests' taps; return the MAC addresses of the former by
+    name.
+    """
     present = _interfaces(machine)
     watched, own = {*_OWN, *_taps(fleet, machine.name)}, fleet.testbed.machine(machine.name)
     needed = {f"{nic.plane}0" for nic in own.nics} | (
@@ -102,7 +106,9 @@ def _senders(fleet: Fleet, name: str) -> list[Endpoint]:
 
 
 def _sockets(fleet: Fleet) -> list[tuple[str, str, int]]:
-    """Return protocol, address and port of every listening socket of every machine, as the machines tell it."""
+    """Return protocol, address and port of every listening socket of every machine, as the machines tell
+    it.
+    """
     told = listening(fleet)
     found = {
         (protocol, str(nic.address), port)
@@ -129,7 +135,8 @@ def _first(stage: Stage) -> Guest:
             "the integration bridge is up and takes a guest's frames",
             opens=lambda s: (
                 f"ip link set br-int up; {TABLE} add-flow br-int "
-                f"'table=0,priority=200,in_port={s.guests[0].nics[0].tap},dl_dst='$(cat /sys/class/net/br-int/address)',actions=LOCAL'"
+                f"'table=0,priority=200,in_port={s.guests[0].nics[0].tap},dl_dst='$(cat "
+                "/sys/class/net/br-int/address)',actions=LOCAL'"
             ),
             closes=lambda s: (
                 f"{TABLE} --strict del-flows br-int 'table=0,priority=200,in_port={s.guests[0].nics[0].tap},"
@@ -193,7 +200,9 @@ _TUNNELS = Acl("from-lport", 2000, "udp.dst == {4789, 6081}", "allow")
 
 @check(
     id="NET-08",
-    objective="No guest enters another tenant's network by speaking the language of the tunnels between nodes",
+    objective=(
+        "No guest enters another tenant's network by speaking the language of the tunnels between nodes"
+    ),
     severity="critical",
     effect=Effect.PROBES,
     breaches=(

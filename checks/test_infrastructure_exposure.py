@@ -1,4 +1,6 @@
-"""The machines under the tenants' networks, asked for everything from everywhere: from rogue hosts, from one another (NET-09)."""
+"""The machines under the tenants' networks, asked for everything from everywhere: from rogue hosts, from one
+another (NET-09).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ _ARP = "sysctl -q -w net.ipv4.conf.all.arp_ignore"
 
 @check(
     id="NET-09",
-    objective="The machines of the fleet offer exactly what they must, and to whom they must: to administrators, peers and nodes",
+    objective=(
+        "The machines of the fleet offer exactly what they must, and to whom they must: to administrators, "
+        "peers and nodes"
+    ),
     severity="critical",
     effect=Effect.PROBES,
     breaches=(

@@ -22,7 +22,8 @@ _KEYS = "/etc/ssh/authorized_keys.breach"
 def _plant_key(stage: Stage) -> None:
     public = plant(stage.lab.workspace)
     stage.host.must(
-        f"printf 'AuthorizedKeysFile {_KEYS}\\n' > {_DROP_IN}; echo '{public}' > {_KEYS}; chmod 0644 {_KEYS}; systemctl reload ssh"
+        f"printf 'AuthorizedKeysFile {_KEYS}\\n' > {_DROP_IN}; echo '{public}' > {_KEYS}; chmod 0644 "
+        f"{_KEYS}; systemctl reload ssh"
     )
 
 
@@ -54,14 +55,18 @@ def test_wrong_credentials_never_work(fleet: Fleet, machine: Machine) -> None:
     )
     assert not let_in, f"{machine.name} let in: {', '.join(let_in)}"
     if dated:
-        what = f"the clock of {machine.name} is wrong, so that what a certificate's dates mean there cannot be seen"
+        what = (
+            f"the clock of {machine.name} is wrong, so that what a certificate's dates mean there cannot "
+            "be seen"
+        )
         answered = ", ".join(f"{name}: {answers[name]}" for name in sorted(dated))
         raise InstrumentError(
             what, fact=f"it is {error:.0f} s ahead; {answered}", remedy="run `testbed up`, which sets it"
         )
 
 
-# Tries libvirt's sockets as every account of the machine, as every worker that runs, and as root before and after.
+# Tries libvirt's sockets as every account of the machine, as every worker that runs, and as root before and
+# after.
 _CONNECT = """\
 import errno, json, os, pwd, socket
 
@@ -102,7 +107,7 @@ who += [("account " + item.pw_name, (item.pw_uid, item.pw_gid, os.getgrouplist(i
 who += [("worker of " + domain, worker(pid)) for domain, pid in REQUEST["workers"].items()]
 who += [("root after", (0, 0, []))]
 print(json.dumps([[label, *identity, tried(*identity)] for label, identity in who]))
-"""
+"""  # noqa: E501 - lines of a program
 _CONTROLS = ("root before", "root after")
 _LIBVIRT = re.compile(r':(16509|16514)\s|"(libvirtd|virt[a-z]+d)"')  # its ports, and its daemons
 _LOGIN = re.compile(r"\S:22\s")
@@ -140,7 +145,8 @@ def _attempts(fleet: Fleet, node: Machine) -> dict[str, dict[str, str]]:
 
 
 def _listeners(node: Machine) -> list[str]:
-    """Return libvirt's listening sockets on networks; the one by which we are logged in shows that sockets are told.
+    """Return libvirt's listening sockets on networks; the one by which we are logged in shows that sockets
+    are told.
 
     Raises:
         InstrumentError: it is not among them.

@@ -29,7 +29,8 @@ from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation.arrivals import Observation
 
-_MET = 0.8  # share of its connections that a guest must come to have, to show that the limit is what holds it back
+# share of its connections that a guest must come to have, to show that the limit is what holds it back
+_MET = 0.8
 
 
 def _loud(stage: Stage) -> Attachment:
@@ -77,7 +78,10 @@ def _first(stage: Stage) -> Attachment:
 
 @check(
     id="NET-12",
-    objective="A guest that floods stays within its limits of packets, bandwidth and connections, and its neighbours do not feel it",
+    objective=(
+        "A guest that floods stays within its limits of packets, bandwidth and connections, and its "
+        "neighbours do not feel it"
+    ),
     severity="medium",
     effect=Effect.FLOODS,
     breaches=(
@@ -137,7 +141,8 @@ def _unsure(noise: Noise, found: Outcome, observation: Observation) -> bool:
             "a policer is taken off behind the switch's back",
             opens=lambda s: f"tc qdisc del dev {s.guest.nics[0].tap} ingress",
             closes=lambda s: (
-                f"{policing.limit([s.guest.nics[0].tap], 0)} && {policing.limit([s.guest.nics[0].tap], s.guest.limits.packets)}"
+                f"{policing.limit([s.guest.nics[0].tap], 0)} && "
+                f"{policing.limit([s.guest.nics[0].tap], s.guest.limits.packets)}"
             ),
             shows=lambda s: f"! tc filter show dev {s.guest.nics[0].tap} parent ffff: | grep -q pkts_rate",
         ),

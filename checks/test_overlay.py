@@ -1,4 +1,6 @@
-"""The tunnels between nodes, attacked from the fabric by a host that is no node, with the fleet's own language (NET-08)."""
+"""The tunnels between nodes, attacked from the fabric by a host that is no node, with the fleet's own
+language (NET-08).
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,10 @@ def _bypass(stage: Stage) -> str:
 
 @check(
     id="NET-08",
-    objective="No host on the fabric that is not a node gets a frame into a tenant's network, whatever it claims to be",
+    objective=(
+        "No host on the fabric that is not a node gets a frame into a tenant's network, whatever it claims "
+        "to be"
+    ),
     severity="critical",
     effect=Effect.PROBES,
     applies=needs_peers,
@@ -172,7 +177,9 @@ def _inject(fleet: Fleet) -> _Injected:
 
 
 def _from_peers(fleet: Fleet, inner: list[Inner], tokens: Tokens, stage: str) -> None:
-    """Let nodes send the same frames through their own tunnels: what is true of them, and of a node that has fallen."""
+    """Let nodes send the same frames through their own tunnels: what is true of them, and of a node that has
+    fallen.
+    """
     places = {guest.label: guest.node for guest in fleet.testbed.guests}
     sites = {site.name: site for site in machines(fleet.testbed) if site.plane is Plane.FABRIC}
     scripts: dict[str, list[Mapping[str, object]]] = {}
@@ -194,7 +201,9 @@ def _from_peers(fleet: Fleet, inner: list[Inner], tokens: Tokens, stage: str) ->
 
 
 def _from_rogue(fleet: Fleet, stranger: Site, probe: Instrument, injections: Sequence[Injection]) -> set[str]:
-    """Send everything from the fabric, between two proofs that nodes hear the sender; return the marks of what was refused."""
+    """Send everything from the fabric, between two proofs that nodes hear the sender; return the marks of
+    what was refused.
+    """
     nodes = [site for site in machines(fleet.testbed) if site.plane is Plane.FABRIC]
     hello = [
         question(Contact(stranger, site, site.address, "arp", None, True, "-"), site.name) for site in nodes

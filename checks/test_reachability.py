@@ -50,7 +50,10 @@ def _pair(stage: Stage) -> str:
 
 @check(
     id="NET-01",
-    objective="Every guest reaches exactly what the topology allows: ARP, ND, ICMP, TCP, UDP, raw, broadcast, multicast",
+    objective=(
+        "Every guest reaches exactly what the topology allows: ARP, ND, ICMP, TCP, UDP, raw, broadcast, "
+        "multicast"
+    ),
     severity="critical",
     effect=Effect.PROBES,
     applies=needs_company,
@@ -103,7 +106,9 @@ def _concealed(observation: Observation) -> str:
 
 @check(
     id="NET-01",
-    objective="No packet at all finds a way that the topology does not declare, through the tables of all switches",
+    objective=(
+        "No packet at all finds a way that the topology does not declare, through the tables of all switches"
+    ),
     severity="critical",
     effect=Effect.PROBES,
     breaches=(
@@ -137,7 +142,10 @@ def test_no_path_is_left_open(fleet: Fleet) -> None:
 
 @check(
     id="NET-11",
-    objective="A guest sees no frame that is not for it: no flooding, no mirror, no message between bridges, however full a table is",
+    objective=(
+        "A guest sees no frame that is not for it: no flooding, no mirror, no message between bridges, "
+        "however full a table is"
+    ),
     severity="medium",
     effect=Effect.PROBES,
     applies=needs_company,

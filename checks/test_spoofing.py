@@ -1,7 +1,7 @@
 """Who a guest can pretend to be, attacked with raw frames from inside guests and watched at every receiver.
 
-Each wall has several layers: the port's own addresses, the sender's rules, the receiver's rules. So three kinds of
-witnesses speak: packets at the receivers, the sender's node's pipeline, and OVN's databases.
+Each wall has several layers: the port's own addresses, the sender's rules, the receiver's rules. So three
+kinds of witnesses speak: packets at the receivers, the sender's node's pipeline, and OVN's databases.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def _any_sender(stage: Stage) -> Acl:
 
 
 def _neighbours(stage: Stage) -> tuple[Guest, Guest] | None:
-    """Return source and a guest on its node to which it has no business to send, for a flow that has such a one."""
+    """Return source and a guest on its node to which it has no business to send, for a flow that has such a
+    one.
+    """
     for flow in flows(stage.testbed):
         source, ends = flow.source.guest, (flow.source.guest, flow.target.guest)
         others = [guest for guest in stage.testbed.guests_on(source.node) if guest not in ends]
@@ -149,7 +151,10 @@ def _guarded(stage: Stage) -> Host:
 
 @check(
     id="NET-05",
-    objective="No guest acts as an IPv6 router or as another's IPv6 address, by extension headers and fragments neither",
+    objective=(
+        "No guest acts as an IPv6 router or as another's IPv6 address, by extension headers and fragments "
+        "neither"
+    ),
     severity="high",
     effect=Effect.PROBES,
     breaches=(
@@ -204,7 +209,9 @@ def _answers(port: int) -> tuple[Acl, ...]:
 
 @check(
     id="NET-06",
-    objective="No guest answers for DHCP, none is handed another's address, and no greed exhausts what there is",
+    objective=(
+        "No guest answers for DHCP, none is handed another's address, and no greed exhausts what there is"
+    ),
     severity="high",
     effect=Effect.PROBES,
     breaches=(

@@ -27,13 +27,19 @@ def _stranger_uid(stage: Stage) -> int:
 def _open_all_layers(stage: Stage) -> str:
     attacker, victim = stage.strangers()
     file = _stranger_file(stage)
-    return f"chmod 0666 {file}; chmod o+x {victim.pool}; echo '  \"{file}\" rw,' >> {rules(attacker)}; {load(attacker)}"
+    return (
+        f"chmod 0666 {file}; chmod o+x {victim.pool}; echo '  \"{file}\" rw,' >> {rules(attacker)}; "
+        f"{load(attacker)}"
+    )
 
 
 def _close_all_layers(stage: Stage) -> str:
     attacker, victim = stage.strangers()
     file = _stranger_file(stage)
-    return f"chmod 0600 {file}; chmod o-x {victim.pool}; sed -i '\\#{file}#d' {rules(attacker)}; {load(attacker)}"
+    return (
+        f"chmod 0600 {file}; chmod o-x {victim.pool}; sed -i '\\#{file}#d' {rules(attacker)}; "
+        f"{load(attacker)}"
+    )
 
 
 def _named(stage: Stage) -> str:
@@ -135,7 +141,10 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
         *where(
             lambda stage: bool(stage.guests),
             command(
-                "the images are mounted read-write, the base image is world-writable, and a worker's profile allows it",
+                (
+                    "the images are mounted read-write, the base image is world-writable, and a worker's "
+                    "profile allows it"
+                ),
                 opens=lambda stage: (
                     f"mount -o remount,rw {IMAGES}; chmod 0666 {BASE}; "
                     f'sed -i \'s#deny "{BASE}" w,#"{BASE}" w,#\' {rules(stage.guest)}; '

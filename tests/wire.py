@@ -1,4 +1,6 @@
-"""Two guests, played by network namespaces, and between them a wire that can drop or delay what it is told to."""
+"""Two guests, played by network namespaces, and between them a wire that can drop or delay what it is told
+to.
+"""
 
 from __future__ import annotations
 

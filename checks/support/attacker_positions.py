@@ -26,8 +26,10 @@ class Scene:
     """A sender and whom it can pretend to be.
 
     Args:
-        peer: the other end of a flow that the sender may open, else a neighbour, else the network's own server.
-        protocol: the flow's; empty where the sender has none. Its packets are then what a rule lets every guest send.
+        peer: the other end of a flow that the sender may open, else a neighbour, else the network's own
+            server.
+        protocol: the flow's; empty where the sender has none. Its packets are then what a rule lets every
+            guest send.
         port: the flow's port; 0 where there is none.
         free: an address of the network that nobody has.
         free6: an IPv6 address that nobody has, of the network if it has any.
@@ -74,7 +76,8 @@ class Scene:
         return IPv6(src=source or six_of(self.sender), dst=six_of(self.peer), hlim=hops)
 
     def body(self) -> Packet:
-        """Return what a packet of the flow holds behind its IPv4 header; without a flow, what a rule lets every guest send.
+        """Return what a packet of the flow holds behind its IPv4 header; without a flow, what a rule lets
+        every guest send.
 
         To the network's server that would be a question to DHCP, which is answered; so it is a segment then.
         """

@@ -30,9 +30,13 @@ def controller(stage: Stage) -> Host:
 
 
 def command(
-    name: str, *, opens: Callable[[Stage], str], closes: Callable[[Stage], str], shows: Callable[[Stage], str],
+    name: str,
+    *,
+    opens: Callable[[Stage], str],
+    closes: Callable[[Stage], str],
+    shows: Callable[[Stage], str],
     where: Callable[[Stage], Host] = here,
-) -> Breach:  # fmt: skip
+) -> Breach:
     """Return a breach made of shell commands that run as root on a machine.
 
     Args:
@@ -168,7 +172,9 @@ def six_sender(stage: Stage) -> subjects.Attachment:
 
 
 def unjoined(stage: Stage) -> tuple[str, str, str] | None:
-    """Return node, interface and IPv6 address of two neighbours on a network that no declared flow joins, or None."""
+    """Return node, interface and IPv6 address of two neighbours on a network that no declared flow joins, or
+    None.
+    """
     lab = stage.testbed
     found = {node.name: nd_guard.allowed(lab, node) for node in lab.nodes}
     own = {item.nic.mac: item for item in subjects.attachments(lab)}
@@ -180,7 +186,9 @@ def unjoined(stage: Stage) -> tuple[str, str, str] | None:
 
 
 def switch(stage: Stage) -> str:
-    """Return the logical switch of the first declared flow, or else of a network with a guest, if possible with two."""
+    """Return the logical switch of the first declared flow, or else of a network with a guest, if possible
+    with two.
+    """
     return stage.sender.network
 
 

@@ -107,7 +107,8 @@ def withdrawal(fleet: Fleet) -> Ordeal:
 
 
 def arrival(fleet: Fleet) -> Ordeal:
-    """Observe what a guest gets through that attacks from its first frame: unknown, bound, reset, with a second interface.
+    """Observe what a guest gets through that attacks from its first frame: unknown, bound, reset, with a
+    second interface.
 
     Raises:
         InstrumentError: the observation was not complete, or the guest did not attack.
@@ -150,7 +151,8 @@ def absence(fleet: Fleet) -> Ordeal:
 
 
 def departure(fleet: Fleet) -> Ordeal:
-    """Observe what the guests of all other nodes get through while one node boots anew; its own guests are started again afterwards.
+    """Observe what the guests of all other nodes get through while one node boots anew; its own guests are
+    started again afterwards.
 
     Raises:
         InstrumentError: the observation was not complete, or the node does not come back.
@@ -286,7 +288,9 @@ def _reboot_controller(fleet: Fleet) -> None:
 
 
 def _change_policy(fleet: Fleet, tokens: Tokens) -> dict[str, Any]:
-    """Take the rules of a flow away while a connection of it is in use, give them back, and return what its holder says."""
+    """Take the rules of a flow away while a connection of it is in use, give them back, and return what its
+    holder says.
+    """
     flow, source, target = ordered(fleet.testbed)[0]
     switch, rules = _rules(fleet, source, flow)
     request = {"phase": "hold", "kind": KINDS[flow.protocol], "mac": source.mac, "address": str(source.address),

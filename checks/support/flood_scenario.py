@@ -39,9 +39,12 @@ _EXCESS = (
 _SPACED = 0.002  # seconds between two new connections
 _LONGEST = 200.0  # seconds that the floods may take together
 _SMALL, LARGE = 60, 1400  # octets
-SLACK = 1.15  # how far the kernel's meters may be above a limit; without a limit, what passes is several times as much
+# how far the kernel's meters may be above a limit; without a limit, what passes is several times as much
+SLACK = 1.15
 CALM_BEATS, FLOOD_BEATS, LATER_BEATS = 5, 6, 7  # first octet of a DHCP transaction; other checks use 1 to 4
-HEALTHY = 0.9  # share of its heartbeat that a victim must have in calm: with less, the machine is too busy to tell a flood by it
+# share of its heartbeat that a victim must have in calm: with less, the machine is too busy to tell a flood
+# by it
+HEALTHY = 0.9
 LOST = 0.3  # share of it that a victim may lose more during floods than in calm
 
 
@@ -50,8 +53,8 @@ class Noise:
     """Who makes noise, at whom, and who suffers.
 
     Args:
-        scene: the sender, and who receives its noise: the target of a declared flow. Without a flow only the limit of packets
-            can be met, since nothing that counts for the others is let through.
+        scene: the sender, and who receives its noise: the target of a declared flow. Without a flow only the
+            limit of packets can be met, since nothing that counts for the others is let through.
         victim: a guest on the same node, of another tenant if there is one.
 
     """
@@ -83,7 +86,8 @@ class Outcome:
         delivered: octets of those that the node of the peer has handed over.
         small: many small frames that no rule allows.
         sent: how many frames the guest says that it has sent, for each kind of noise.
-        asked: how many questions the victim has asked in calm and during the floods, by the first octet of their numbers.
+        asked: how many questions the victim has asked in calm and during the floods, by the first octet of
+            their numbers.
 
     """
 
@@ -135,7 +139,8 @@ def over(noise: Noise, found: Outcome) -> list[str]:
 
 
 def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
-    """Watch the victim's heart in calm, while a guest makes one kind of noise after another until one is past its limit, and in calm.
+    """Watch the victim's heart in calm, while a guest makes one kind of noise after another until one is past
+    its limit, and in calm.
 
     Raises:
         InstrumentError: something was not observed.
@@ -241,9 +246,9 @@ def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: floa
 def _connections(noise: Noise) -> tuple[list[bytes], list[bytes]]:
     """Return the first and the last packets of twice as many connections as the sender may have.
 
-    Segments are signed with a key that their receiver does not have, so that it says nothing (RFC 2385, 4.1): a connection
-    that is refused is closed, and counts for no limit of the kernel's. What is tracked of UDP and ICMP ends by itself, half a
-    minute after its last packet.
+    Segments are signed with a key that their receiver does not have, so that it says nothing (RFC 2385, 4.1):
+    a connection that is refused is closed, and counts for no limit of the kernel's. What is tracked of UDP
+    and ICMP ends by itself, half a minute after its last packet.
     """
     start, head, port = 20000 + secrets.randbelow(20000), _link(noise) / _ip(noise), noise.scene.port
     signed, own = [("MD5", bytes(16))], range(start, start + 2 * noise.guest.limits.connections)
@@ -314,7 +319,9 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Heart:
-    """A victim's heartbeat in calm, during floods, and in calm again, which tells a flood from a machine that is busy anyway."""
+    """A victim's heartbeat in calm, during floods, and in calm again, which tells a flood from a machine that
+    is busy anyway.
+    """
 
     calm: Heartbeat
     loud: Heartbeat
@@ -322,7 +329,9 @@ class Heart:
 
     @property
     def ill(self) -> bool:
-        """Whether it lost beats without any flood, so that nothing can be told by those that it lost during one."""
+        """Whether it lost beats without any flood, so that nothing can be told by those that it lost during
+        one.
+        """
         return min(self.calm.arrived, self.later.arrived) < HEALTHY
 
     @property

@@ -1,7 +1,8 @@
-"""Breaches by OpenFlow rules: some frames of a guest go straight to another guest, on its node or through a tunnel.
+"""Breaches by OpenFlow rules: some frames of a guest go straight to another guest, on its node or through a
+tunnel.
 
-Both are chosen from the whole fleet (`testbed.model.subjects.pair`): of different tenants if there are two, on one node if
-they are.
+Both are chosen from the whole fleet (`testbed.model.subjects.pair`): of different tenants if there are two,
+on one node if they are.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def rules(stage: Stage, pair: Pair, match: str, actions: str = "") -> list[Rule]
     """Return the rules by which some frames of an attacker come to a victim.
 
     Args:
-        match: OpenFlow match of the frames, besides their port; ``{victim}`` is the MAC address of the victim.
+        match: OpenFlow match of the frames, besides their port; ``{victim}`` is the MAC address of the
+            victim.
         actions: what is done to them first.
 
     """
@@ -109,7 +111,8 @@ def shortcut(
 
 
 def for_a_while(name: str, match: str, folder: str, service: str) -> Breach:
-    """Return a breach by which a node's switch has such rules for some seconds after each start, although OVN takes them away.
+    """Return a breach by which a node's switch has such rules for some seconds after each start, although OVN
+    takes them away.
 
     Args:
         folder: of the settings of the service that are added to its own.

@@ -1,4 +1,6 @@
-"""A guest that lies: what stands in Python's place there has the recorder which is sent to it conceal frames (NET-01)."""
+"""A guest that lies: what stands in Python's place there has the recorder which is sent to it conceal frames
+(NET-01).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ HONEST = (
     "self.seen[seen, label] = [now, now, 1]"  # in `testbed.payload.probe.sniffer`: what makes a frame known
 )
 # Without quotes and line ends, as it stands in a text that is a literal of a program that is one of another.
-LIE = f"self.seen.update({{}} if self.prefix + bytes({tuple(CELL.encode())}).decode() in seen.token else {{(seen, label): [now, now, 1]}})"
+LIE = (
+    f"self.seen.update({{}} if self.prefix + bytes({tuple(CELL.encode())}).decode() in seen.token else "
+    "{(seen, label): [now, now, 1]})"
+)
 _LIAR = (
     "import sys, zlib; honest, lie = (word.encode() for word in sys.argv[1:]); "
     "exec(zlib.decompress(sys.stdin.buffer.read()).replace(honest, lie))"

@@ -1,4 +1,5 @@
-"""One observation that the checks of the virtual switch read together: what guests may send, and what they must not.
+"""One observation that the checks of the virtual switch read together: what guests may send, and what they
+must not.
 
 A guest of the lab needs seconds to start a program, so what can be sent in one go is.
 """
@@ -40,7 +41,8 @@ class Survey:
     forgeries: list[Forgery]
 
     def require_agreement(self, control: str) -> None:
-        """Return if every guest told of what its node handed to it of honest frames and of what a control is about.
+        """Return if every guest told of what its node handed to it of honest frames and of what a control is
+        about.
 
         Raises:
             InstrumentError: one did not.
@@ -82,7 +84,10 @@ def _survey(fleet: Fleet) -> Survey:
     for (number, stage), sent in trusted.items():
         for probe in sent:
             if not observation.arrived(probe.mark, peers[number].guest):
-                what = f"an honest frame from {probe.sender.guest} to {peers[number].guest} did not arrive {stage} the forged ones"
+                what = (
+                    f"an honest frame from {probe.sender.guest} to {peers[number].guest} did not arrive "
+                    f"{stage} the forged ones"
+                )
                 raise InstrumentError(what, fact=f"the frame {probe.mark}", remedy="repeat the check")
     return Survey(observation, {probe.mark: probe for probe in probes}, lies)
 
@@ -147,7 +152,8 @@ def _testimony(lie: Forgery, observation: Observation, actions: str, labels: lis
 
 
 def stolen(fleet: Fleet, transactions: tuple[int, ...]) -> list[str]:
-    """Return what DHCP handed out to guests that asked with a false identity, besides their own address (NET-06).
+    """Return what DHCP handed out to guests that asked with a false identity, besides their own address
+    (NET-06).
 
     Raises:
         InstrumentError: DHCP or DHCPv6 answered none of them.
@@ -199,5 +205,7 @@ def overheard(fleet: Fleet) -> list[str]:
 
 
 def _is_group(mac: str) -> bool:
-    """Tell whether a MAC address is that of a group, broadcast included (IEEE 802); a guest's answer may be anything."""
+    """Tell whether a MAC address is that of a group, broadcast included (IEEE 802); a guest's answer may be
+    anything.
+    """
     return mac[1:2] in tuple("13579bdf")

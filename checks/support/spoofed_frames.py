@@ -104,7 +104,9 @@ def false_macs(scene: Scene) -> Iterator[tuple[str, Frame]]:
 
 
 def borrowed_macs(scene: Scene) -> Iterator[tuple[str, str, Frame]]:
-    """Yield the same from a MAC address that the guest's own driver has given to its device, and that address (NET-02)."""
+    """Yield the same from a MAC address that the guest's own driver has given to its device, and that address
+    (NET-02).
+    """
     for meaning, mac in (("the receiver's", scene.peer.mac), ("another tenant's", scene.stranger.mac)):
         packet = framed(Ether(src=mac, dst=scene.peer.mac), scene.ip(), scene.body())
         yield f"a packet from {meaning} MAC address, which its driver has taken on", mac, packet
@@ -182,7 +184,9 @@ def _wraps() -> dict[str, tuple[Packet, ...]]:
 
 
 def source_routes(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield packets of an allowed flow that ask their receiver to pass them on to another tenant's guest (NET-04, RFC 5095, RFC 7126)."""
+    """Yield packets of an allowed flow that ask their receiver to pass them on to another tenant's guest
+    (NET-04, RFC 5095, RFC 7126).
+    """
     if scene.protocol:
         for kind in ("loose", "strict"):
             packet = scene.ip()
@@ -193,7 +197,9 @@ def source_routes(scene: Scene) -> Iterator[tuple[str, Frame]]:
 
 
 def false_routers(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield Neighbor Discovery that only a router or an address's owner may send, plain and wrapped (NET-05, RFC 6105, RFC 7113)."""
+    """Yield Neighbor Discovery that only a router or an address's owner may send, plain and wrapped (NET-05,
+    RFC 6105, RFC 7113).
+    """
     own, peer = scene.sender, six_of(scene.peer)
     link, head = Ether(src=own.mac, dst=frames.ALL_NODES_MAC), _to_all_nodes(str(own.link_local))
     router = frames.router_advertisement(own.mac)
@@ -216,7 +222,9 @@ def false_routers(scene: Scene) -> Iterator[tuple[str, Frame]]:
 
 
 def _false_neighbors(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield Neighbor Discovery between the ends of a flow that lies in its options alone, or about third parties."""
+    """Yield Neighbor Discovery between the ends of a flow that lies in its options alone, or about third
+    parties.
+    """
     own, peer, server = scene.sender, six_of(scene.peer), six_of(scene.server)
     mac = invented_mac()
     meaning = "a solicitation with an invented MAC address"
@@ -306,7 +314,9 @@ def tunnelled_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
 
 
 def strays(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield frames for nobody's MAC address, and those of the protocols that bridges speak among themselves (NET-11)."""
+    """Yield frames for nobody's MAC address, and those of the protocols that bridges speak among themselves
+    (NET-11).
+    """
     unknown = Ether(src=scene.sender.mac, dst=invented_mac())
     yield "a packet for an unknown MAC address", framed(unknown, scene.ip(), scene.body())
     bridges = Dot3(src=scene.sender.mac, dst="01:80:c2:00:00:00")

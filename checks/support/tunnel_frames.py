@@ -1,4 +1,6 @@
-"""Frames of tenants' networks as nodes carry them to one another, and as a stranger on the fabric would (NET-08)."""
+"""Frames of tenants' networks as nodes carry them to one another, and as a stranger on the fabric would
+(NET-08).
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,8 @@ class Injection:
 
 
 def inners(fleet: Fleet) -> Iterator[Inner]:
-    """Yield a frame for each tenant's network on each node: of an allowed flow, if there is one, from elsewhere if possible.
+    """Yield a frame for each tenant's network on each node: of an allowed flow, if there is one, from
+    elsewhere if possible.
 
     A node without guests gets a frame for a guest of another one.
     """
@@ -111,9 +114,14 @@ def inners(fleet: Fleet) -> Iterator[Inner]:
 
 
 def _aims(
-    everyone: Sequence[Endpoint], flows: Sequence[tuple[AllowedFlow, Endpoint, Endpoint]], places: Mapping[str, str], node: str
-) -> Iterator[tuple[Endpoint, Endpoint, str, int, bool]]:  # fmt: skip
-    """Yield source, target, protocol and port of what is injected into a node, and whether a flow is declared for it."""
+    everyone: Sequence[Endpoint],
+    flows: Sequence[tuple[AllowedFlow, Endpoint, Endpoint]],
+    places: Mapping[str, str],
+    node: str,
+) -> Iterator[tuple[Endpoint, Endpoint, str, int, bool]]:
+    """Yield source, target, protocol and port of what is injected into a node, and whether a flow is declared
+    for it.
+    """
     here = [item for item in everyone if places[item.guest] == node]
     for network in dict.fromkeys(item.network for item in here):
         targets = [item for item in here if item.network == network]
@@ -150,8 +158,11 @@ def injections(fleet: Fleet, stranger: Site, inner: list[Inner], tokens: Tokens)
     for item in inner:
         node = sites[item.node]
         peer = next(site for site in sites.values() if site.name != node.name)
-        ways = {"a": ("from its own address", stranger.address, False), "b": ("from a peer's address", peer.address, False),
-                "c": ("from a peer's address, in fragments", peer.address, True)}  # fmt: skip
+        ways = {
+            "a": ("from its own address", stranger.address, False),
+            "b": ("from a peer's address", peer.address, False),
+            "c": ("from a peer's address, in fragments", peer.address, True),
+        }
         for letter, (meaning, source, pieces) in ways.items():
             for name, port in (("Geneve", GENEVE_PORT), ("VXLAN", VXLAN_PORT)):
                 mark = f"{item.mark}{letter}{name[0].lower()}"

@@ -81,8 +81,20 @@ def list_(as_json: Json = False) -> None:
     """List the checkpoints, and why one cannot be used."""
     found = [(item, _unusable(item)) for item in checkpoints.stored(cache_root())]
     if as_json:
-        out(json.dumps([{"name": item.name, "lab": item.lab, "saved": item.saved, "bytes": item.size, "unusable": reason}
-                        for item, reason in found]))  # fmt: skip
+        out(
+            json.dumps(
+                [
+                    {
+                        "name": item.name,
+                        "lab": item.lab,
+                        "saved": item.saved,
+                        "bytes": item.size,
+                        "unusable": reason,
+                    }
+                    for item, reason in found
+                ]
+            )
+        )
         return
     lines = [
         f"{item.name:20} {item.lab:20} saved {item.saved}, {item.size // 2**20} MiB"
@@ -111,7 +123,9 @@ def rm(name: Saved) -> None:
 
 @app.command("restore")
 def restore(name: Saved) -> None:
-    """Go back to a checkpoint: a lab of that name, if there is one, is taken down, and the saved one goes on."""
+    """Go back to a checkpoint: a lab of that name, if there is one, is taken down, and the saved one goes
+    on.
+    """
     found = checkpoints.named(cache_root(), name)
     reason = _unusable(found)
     if reason:

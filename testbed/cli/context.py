@@ -92,7 +92,9 @@ def running_lab(name: str) -> tuple[Testbed, Workspace, lab_namespaces.Enclosure
 
 
 def to_close(left: Sequence[Entry]) -> list[str]:
-    """Return in words, a line for each, what `up` will close because a process was killed after it had opened it."""
+    """Return in words, a line for each, what `up` will close because a process was killed after it had opened
+    it.
+    """
     return [line(f"! close   {entry}") for entry in left]
 
 

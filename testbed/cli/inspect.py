@@ -66,8 +66,16 @@ def status(
     ]
     if as_json:
         breaches = [entry.data() for entry in left]
-        out_json({"lab": testbed.name, "running": True, "objects": rows, "drift": render.data(drift)["actions"], "breaches": breaches},
-                 indent=1)  # fmt: skip
+        out_json(
+            {
+                "lab": testbed.name,
+                "running": True,
+                "objects": rows,
+                "drift": render.data(drift)["actions"],
+                "breaches": breaches,
+            },
+            indent=1,
+        )
         return
     for row in rows:
         out(f"{row['place']:12} {row['kind']:8} {line(row['name']):16} {line(row['state'])}")
@@ -82,7 +90,9 @@ def ssh(
     machine: Annotated[str, typer.Argument(help="a node, or controller")],
     command: Annotated[list[str] | None, typer.Argument(help="command; a shell if left out")] = None,
 ) -> None:
-    """Log in to a machine as its administrator; what it prints is not changed, and may be obeyed by a terminal or a CI system."""
+    """Log in to a machine as its administrator; what it prints is not changed, and may be obeyed by a
+    terminal or a CI system.
+    """
     workspace, _ = _admitted(name, machine)
     program = shutil.which("ssh")
     if program is None:
@@ -99,7 +109,9 @@ def execute(
     command: Annotated[list[str], typer.Argument(help="program with its arguments")],
     timeout: Annotated[float, typer.Option(help="seconds", envvar="TESTBED_TIMEOUT")] = 60,
 ) -> None:
-    """Run a program in a guest through its agent; what a terminal or a CI system would obey in its output is replaced."""
+    """Run a program in a guest through its agent; what a terminal or a CI system would obey in its output is
+    replaced.
+    """
     testbed, workspace, _ = running_lab(name)
     guests = {item.label: item for item in testbed.guests}
     session.require_member("guest", guest, list(guests))
@@ -112,9 +124,10 @@ def execute(
 
 @app.command()
 def console(
-    name: Name, machine: Annotated[str, typer.Argument(help="a node, controller, or a guest as tenant/guest")],
+    name: Name,
+    machine: Annotated[str, typer.Argument(help="a node, controller, or a guest as tenant/guest")],
     lines: Annotated[int, typer.Option(help="lines to show", envvar="TESTBED_LINES")] = 100,
-) -> None:  # fmt: skip
+) -> None:
     """Show what a machine or a guest wrote to its serial console."""
     text = _guests_console(name, machine) if "/" in machine else _machines_console(name, machine)
     out("\n".join(passed_on(text).splitlines()[-lines:]))
@@ -166,7 +179,9 @@ def logs(
 
 
 def _admitted(name: str, machine: str) -> tuple[Workspace, Machine]:
-    """Enter a lab without its lock, with a valid certificate for its machines; return its workspace and the machine."""
+    """Enter a lab without its lock, with a valid certificate for its machines; return its workspace and the
+    machine.
+    """
     testbed, workspace, found = running_lab(name)
     session.require_member("machine", machine, [item.name for item in testbed.machines])
     admin_login.renew(workspace, Authority(workspace.pki))

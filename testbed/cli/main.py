@@ -90,8 +90,12 @@ def _proving(text: str) -> Proving:
 Prove = Annotated[
     Proving,
     typer.Option(
-        "--prove", parser=_proving, metavar="[=changed|one]", envvar="TESTBED_PROVE",
-        help="open each wall and see the check turn red; =changed: where something has changed since it was last proven; "
+        "--prove",
+        parser=_proving,
+        metavar="[=changed|one]",
+        envvar="TESTBED_PROVE",
+        help="open each wall and see the check turn red; =changed: where something has changed since it was "
+        "last proven; "
         "=one: by one breach of each check, and not always the same one",
     ),
 ]  # fmt: skip
@@ -205,8 +209,13 @@ def up(
     def tell(opened: session.Lab, done: Sequence[Action]) -> None:
         spans = way.trace.spans if timings else []
         if as_json:
-            data = {"lab": opened.testbed.name, "actions": len(done), "seconds": round(elapsed(), 1), "retried": opened.retried,
-                    "closed": opened.closed}  # fmt: skip
+            data = {
+                "lab": opened.testbed.name,
+                "actions": len(done),
+                "seconds": round(elapsed(), 1),
+                "retried": opened.retried,
+                "closed": opened.closed,
+            }
             out_json(data | ({"timings": list(map(asdict, spans))} if timings else {}))
             return
         _tell(opened, done)
@@ -325,8 +334,11 @@ def run(
         try:
             check_walls(opened, prove=prove, only=[], as_json=as_json)
         finally:
-            say(f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh {testbed.name} {testbed.nodes[0].name}`. "
-                f"Take it down: `testbed down {testbed.name}`")  # fmt: skip
+            say(
+                f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh "
+                f"{testbed.name} {testbed.nodes[0].name}`. "
+                f"Take it down: `testbed down {testbed.name}`"
+            )
 
     build(topology, Way(accelerator, connect, cold=cold, anew=anew, yes=yes), examine)
 

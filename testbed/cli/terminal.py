@@ -1,6 +1,7 @@
 """What the command line prints: results on standard output, progress and errors on standard error.
 
-Nothing else in this package prints. No text is markup here, and every text goes through `testbed.untrusted.text` once more.
+Nothing else in this package prints. No text is markup here, and every text goes through
+`testbed.untrusted.text` once more.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class _Formatter(logging.Formatter):
 
 
 def guard() -> None:
-    """Let what Python prints by itself, errors of threads and logs of libraries, be printed as everything else is."""
+    """Let what Python prints by itself, errors of threads and logs of libraries, be printed as everything
+    else is.
+    """
     threading.excepthook = lambda told: None if told.exc_value is None else fail_inside(told.exc_value)
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Formatter())
@@ -99,12 +102,16 @@ def out(text: str) -> None:
 
 
 def out_json(data: object, indent: int | None = None) -> None:
-    """Print a result as JSON, in ASCII; texts in it keep their value, and no CI system finds a command in them."""
+    """Print a result as JSON, in ASCII; texts in it keep their value, and no CI system finds a command in
+    them.
+    """
     _write(json.dumps(data, indent=indent, default=str).replace("##", "\\u0023#") + "\n")
 
 
 def pass_on(stdout: bytes, stderr: bytes = b"") -> None:
-    """Print what a guest or a machine printed, on the same streams; see `testbed.untrusted.text.passed_on`."""
+    """Print what a guest or a machine printed, on the same streams; see
+    `testbed.untrusted.text.passed_on`.
+    """
     _write(foreign.passed_on(stdout))
     sys.stderr.write(foreign.passed_on(stderr))
 

@@ -1,4 +1,6 @@
-"""From a topology file to a lab that runs, by the shortest way that there is: a checkpoint, saved memory, or a boot."""
+"""From a topology file to a lab that runs, by the shortest way that there is: a checkpoint, saved memory, or
+a boot.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ class Way:
 
     Args:
         want: accelerator to insist on.
-        connect: URI of the libvirt that runs the machines; the empty string stands for the built-in one, or the lab's own.
+        connect: URI of the libvirt that runs the machines; the empty string stands for the built-in one, or
+            the lab's own.
         cold: use no saved memory of any kind.
         anew: use no checkpoint.
         checkpoint: the one to use; the latest that fits if left out.
@@ -120,7 +123,8 @@ def _begin(ground: session.Ground, workspace: Workspace, way: Way) -> None:
 
 
 def _require_same(testbed: Testbed, workspace: Workspace) -> None:
-    """Refuse to change a lab's topology while a breach is written down, which only the topology that it was opened in can close.
+    """Refuse to change a lab's topology while a breach is written down, which only the topology that it was
+    opened in can close.
 
     Raises:
         UsageError: the topology is another one.
@@ -138,8 +142,8 @@ def _require_same(testbed: Testbed, workspace: Workspace) -> None:
 def _converge(opened: session.Lab, trace: Trace, seen: Look | None = None) -> list[Action]:
     """Make a lab what it must be, and close what a killed process had opened.
 
-    Settings come first, since a breach may have cut our own way in; they come again afterwards, for what closing has changed and
-    for what could not be set right before.
+    Settings come first, since a breach may have cut our own way in; they come again afterwards, for what
+    closing has changed and for what could not be set right before.
 
     Args:
         trace: learns what took how long.
@@ -217,7 +221,9 @@ def _shortened(
 
 
 def at_once_on_interrupt() -> AbstractContextManager[None]:
-    """Let a signal end the process at once, without waiting for threads that wait for machines; `up` resumes."""
+    """Let a signal end the process at once, without waiting for threads that wait for machines; `up`
+    resumes.
+    """
 
     def end() -> None:
         warn("interrupted; what was done stays, and the same command resumes")

@@ -1,4 +1,6 @@
-"""Carries out plans: places side by side, and in each place the actions in the order of their dependencies."""
+"""Carries out plans: places side by side, and in each place the actions in the order of their
+dependencies.
+"""
 
 from __future__ import annotations
 

@@ -57,7 +57,9 @@ class Trace:
 
 
 def critical_path(spans: Sequence[Span]) -> list[Span]:
-    """Return the chain that nothing else could have made shorter: from the last end backwards, always to what was waited for longest."""
+    """Return the chain that nothing else could have made shorter: from the last end backwards, always to what
+    was waited for longest.
+    """
     by_name = {span.name: span for span in spans}
     path: list[Span] = []
     span = max(spans, key=lambda item: item.end, default=None)
@@ -70,7 +72,9 @@ def critical_path(spans: Sequence[Span]) -> list[Span]:
 
 
 def chart(spans: Sequence[Span]) -> str:
-    """Draw spans as bars over time, those of the critical path marked with an asterisk; the empty string if there are none."""
+    """Draw spans as bars over time, those of the critical path marked with an asterisk; the empty string if
+    there are none.
+    """
     if not spans:
         return ""
     critical = {span.name for span in critical_path(spans)}

@@ -234,7 +234,8 @@ def remember_numbers(workspace: Workspace, numbers: Numbers) -> None:
 
 
 def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> Outside | None:
-    """Continue inside the lab's enclosure, which is made if it is missing; see `testbed.drivers.namespaces.lab_namespaces`.
+    """Continue inside the lab's enclosure, which is made if it is missing; see
+    `testbed.drivers.namespaces.lab_namespaces`.
 
     Returns:
         What was taken along, if a libvirt daemon of the outer machine runs the lab's machines.

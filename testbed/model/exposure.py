@@ -1,6 +1,7 @@
 """What the machines of a fleet offer to whom: the oracle for everything under the tenants' networks (NET-09).
 
-Pure. Derived from the topology alone and not from the firewall's rules, so that a mistake there is not repeated here.
+Pure. Derived from the topology alone and not from the firewall's rules, so that a mistake there is not
+repeated here.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Contact(Question):
 
     Args:
         target: the machine's interface that the question goes to.
-        address: what is asked for there: the interface's own address, or that of the machine on another plane.
+        address: what is asked for there: the interface's own address, or that of the machine on another
+            plane.
         protocol: ``tcp`` and ``udp`` with a port, over IPv6 link-local with a 6; else one of `WITHOUT_PORT`.
         reason: why it is allowed or denied, for a reader.
 
@@ -110,10 +112,12 @@ def outer(lab: Testbed) -> tuple[Site, ...]:
 
 
 def contacts(lab: Testbed, listening: Mapping[str, frozenset[Socket]] | None = None) -> tuple[Contact, ...]:
-    """Return every question of a lab: each site to each machine on its network, and rogue hosts to other networks through it.
+    """Return every question of a lab: each site to each machine on its network, and rogue hosts to other
+    networks through it.
 
     Args:
-        listening: by machine, protocol and port of its sockets, as it tells them; beside those that every fleet has.
+        listening: by machine, protocol and port of its sockets, as it tells them; beside those that every
+            fleet has.
 
     """
     targets = machines(lab)

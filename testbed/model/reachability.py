@@ -73,9 +73,9 @@ class Cell(Question):
     """One question of the matrix: may this source send this to that target?
 
     Args:
-        protocol: ``tcp`` and ``udp`` with a port, over IPv6 with a 6; else one of `PORTLESS`, where ``raw`` is an
-            Ethernet frame of no known protocol, or of `PORTLESS6`. Over IPv6 with `LINK` between link-local addresses,
-            else between declared ones.
+        protocol: ``tcp`` and ``udp`` with a port, over IPv6 with a 6; else one of `PORTLESS`, where ``raw``
+            is an Ethernet frame of no known protocol, or of `PORTLESS6`. Over IPv6 with `LINK` between
+            link-local addresses, else between declared ones.
         port: destination port; None for those that have none.
         reason: why it is allowed or denied, for a reader.
 
@@ -97,7 +97,9 @@ class ReachMatrix:
 
     @classmethod
     def of(cls, lab: Testbed) -> ReachMatrix:
-        """Return the matrix of a lab: every ordered pair of distinct endpoints, every protocol and probed port."""
+        """Return the matrix of a lab: every ordered pair of distinct endpoints, every protocol and probed
+        port.
+        """
         ports = probed_ports(lab)
         flows = {tenant.name: tenant.flows for tenant in lab.tenants}
         return cls(

@@ -247,5 +247,7 @@ def _digest(
 
 
 def _present(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Leave out what a network without IPv6 has not, so that such a lab keeps the digest that it always had."""
+    """Leave out what a network without IPv6 has not, so that such a lab keeps the digest that it always
+    had.
+    """
     return {name: value for name, value in pairs if value is not None or not name.endswith("6")}

@@ -1,7 +1,9 @@
-"""Which guests, interfaces and flows of a topology something is tried with, chosen from the whole fleet. Pure.
+"""Which guests, interfaces and flows of a topology something is tried with, chosen from the whole fleet.
+Pure.
 
-A topology may lack anything: an empty first node, no flow, one tenant only, a single guest. So a choice is None where
-there is nothing to choose, and the caller says what follows from that. Every topology has a guest with an interface.
+A topology may lack anything: an empty first node, no flow, one tenant only, a single guest. So a choice is
+None where there is nothing to choose, and the caller says what follows from that. Every topology has a guest
+with an interface.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ def attachments(lab: Testbed) -> tuple[Attachment, ...]:
 
 
 def flows(lab: Testbed) -> tuple[Flow, ...]:
-    """Return every declared flow that joins two interfaces: those of TCP, then of UDP, then of ICMP, as the topology has them."""
+    """Return every declared flow that joins two interfaces: those of TCP, then of UDP, then of ICMP, as the
+    topology has them.
+    """
     own = {item.nic.mac: item for item in attachments(lab)}
     return tuple(Flow(flow, own[source.mac], own[target.mac]) for flow, source, target in ordered(lab))
 
@@ -114,7 +118,9 @@ def strangers(lab: Testbed, node: str) -> tuple[Guest, Guest] | None:
 
 
 def sender(lab: Testbed) -> Attachment:
-    """Return who attacks a network: the source of the first flow, else a guest with a neighbour on its network, else any guest."""
+    """Return who attacks a network: the source of the first flow, else a guest with a neighbour on its
+    network, else any guest.
+    """
     found = flows(lab)
     if found:
         return found[0].source
@@ -147,7 +153,8 @@ def leaver(lab: Testbed) -> str | None:
 
 
 def loudest(lab: Testbed) -> tuple[Attachment, Flow | None, Guest | None]:
-    """Return who makes noise, the flow that it uses, and who suffers: a guest of another tenant on its node, if there is one.
+    """Return who makes noise, the flow that it uses, and who suffers: a guest of another tenant on its node,
+    if there is one.
 
     Without a flow, and without another guest on the node, the noise is still there.
     """
@@ -161,7 +168,9 @@ def loudest(lab: Testbed) -> tuple[Attachment, Flow | None, Guest | None]:
 
 
 def _nearest(lab: Testbed, one: Attachment, flow: Flow | None) -> tuple[int, Guest | None]:
-    """Return who on a guest's node suffers most plainly from its noise, and how plainly: a stranger, a bystander, the target, no guest."""
+    """Return who on a guest's node suffers most plainly from its noise, and how plainly: a stranger, a
+    bystander, the target, no guest.
+    """
     target = flow.target.guest if flow else None
     near = [guest for guest in lab.guests_on(one.guest.node) if guest is not one.guest]
     ranked = ((int(guest.tenant == one.guest.tenant) + int(guest is target), guest) for guest in near)

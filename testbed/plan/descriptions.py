@@ -1,4 +1,6 @@
-"""Differences between what is there and what must be, in words for people who have not read the code. Pure."""
+"""Differences between what is there and what must be, in words for people who have not read the code.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,12 @@ _NOUNS = {
     "names": "names told",
 }
 _KINDS = {
-    Kind.NETWORK: "network", Kind.TAP: "plug", Kind.SWITCH: "network", Kind.PORT: "interface", Kind.LIMIT: "limit of interface",
-}  # fmt: skip
+    Kind.NETWORK: "network",
+    Kind.TAP: "plug",
+    Kind.SWITCH: "network",
+    Kind.PORT: "interface",
+    Kind.LIMIT: "limit of interface",
+}
 
 
 def resource(key: Key) -> str:
@@ -113,7 +119,10 @@ def rule(text: str, guests: Mapping[str, str]) -> str:
     packets = match.replace(port[0], "", 1).strip() if port else match
     may = _MAY.get(action, f"is answered with {action} when it would")
     verb = "send" if direction == "from" else "be sent"
-    return f"{who} {may} {verb} {_PACKETS.get(packets, packets)} ({direction}-lport, priority {priority}, {action})"
+    return (
+        f"{who} {may} {verb} {_PACKETS.get(packets, packets)} ({direction}-lport, priority {priority}, "
+        f"{action})"
+    )
 
 
 def _other_lines(found: Value | None, wanted: Value | None) -> tuple[str, str]:

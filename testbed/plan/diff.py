@@ -208,7 +208,9 @@ def _losing(action: Action | None, observed: Observed, held: Held) -> Action | N
 
 
 def differences(desired: Mapping[Key, Resource], observed: Observed) -> list[Difference]:
-    """Return what is not as it must be, property by property; places that were not observed must not be among the desired."""
+    """Return what is not as it must be, property by property; places that were not observed must not be among
+    the desired.
+    """
     found = [item for key in desired for item in _different(desired[key], observed.get(key))]
     return found + [Difference(key, "", key.name, None) for key in observed if key not in desired]
 

@@ -1,7 +1,8 @@
-"""What OVN's northbound database must not hold: any row, column or option that does not follow from the topology (NET-01). Pure.
+"""What OVN's northbound database must not hold: any row, column or option that does not follow from the
+topology (NET-01). Pure.
 
-Deny by default, for a database: what `testbed.plan.resources.central` asks for is compared there, and all else is one
-too many (ovn-nb(5)).
+Deny by default, for a database: what `testbed.plan.resources.central` asks for is compared there, and all
+else is one too many (ovn-nb(5)).
 """
 
 from __future__ import annotations
@@ -22,15 +23,40 @@ TRACKED = "ct-zone-limit"
 LISTENER = "pssl:6641"
 # Controls that each table is about; every table that OVN has is one of these, or is REST.
 CONTROLS = {
-    "ACL": "NET-01", "Address_Set": "NET-01", "BFD": "NET-01", "Connection": "NET-08", "Copp": "NET-12", "DHCP_Options": "NET-10",
-    "DHCP_Relay": "NET-10", "DNS": "NET-10", "Forwarding_Group": "NET-01", "Gateway_Chassis": "NET-01", "HA_Chassis": "NET-01",
-    "HA_Chassis_Group": "NET-01", "Load_Balancer": "NET-01", "Load_Balancer_Group": "NET-01", "Logical_Router": "NET-01",
-    "Logical_Router_Policy": "NET-01", "Logical_Router_Port": "NET-01", "Logical_Router_Static_Route": "NET-01",
-    "Logical_Switch": "NET-01", "Logical_Switch_Port": "NET-01 NET-13", "Meter": "NET-12", "Meter_Band": "NET-12", "Mirror": "NET-11",
-    "Mirror_Rule": "NET-11", "NAT": "NET-01", "NB_Global": "NET-01", "Port_Group": "NET-01", "QoS": "NET-12", "SSL": "NET-08",
-    "Static_MAC_Binding": "NET-01", REST: "NET-01",
-}  # fmt: skip
-# Columns of rows that may be there, which are compared elsewhere or hold no wall; every other column must be empty.
+    "ACL": "NET-01",
+    "Address_Set": "NET-01",
+    "BFD": "NET-01",
+    "Connection": "NET-08",
+    "Copp": "NET-12",
+    "DHCP_Options": "NET-10",
+    "DHCP_Relay": "NET-10",
+    "DNS": "NET-10",
+    "Forwarding_Group": "NET-01",
+    "Gateway_Chassis": "NET-01",
+    "HA_Chassis": "NET-01",
+    "HA_Chassis_Group": "NET-01",
+    "Load_Balancer": "NET-01",
+    "Load_Balancer_Group": "NET-01",
+    "Logical_Router": "NET-01",
+    "Logical_Router_Policy": "NET-01",
+    "Logical_Router_Port": "NET-01",
+    "Logical_Router_Static_Route": "NET-01",
+    "Logical_Switch": "NET-01",
+    "Logical_Switch_Port": "NET-01 NET-13",
+    "Meter": "NET-12",
+    "Meter_Band": "NET-12",
+    "Mirror": "NET-11",
+    "Mirror_Rule": "NET-11",
+    "NAT": "NET-01",
+    "NB_Global": "NET-01",
+    "Port_Group": "NET-01",
+    "QoS": "NET-12",
+    "SSL": "NET-08",
+    "Static_MAC_Binding": "NET-01",
+    REST: "NET-01",
+}
+# Columns of rows that may be there, which are compared elsewhere or hold no wall; every other column must be
+# empty.
 _COLUMNS = {
     "Logical_Switch": {"acls", "dns_records", "name", "other_config", "ports", "qos_rules"},
     "Logical_Switch_Port": {
@@ -90,13 +116,16 @@ def told(strays: Sequence[Stray]) -> dict[str, list[str]]:
 
 
 def strays(tables: Tables, lab: str) -> list[Stray]:
-    """Return everything that does not follow from a lab's topology, besides what is compared resource by resource."""
+    """Return everything that does not follow from a lab's topology, besides what is compared resource by
+    resource.
+    """
     belongs = _Belongs(tables, lab)
     return [stray for table, rows in tables.items() for row in rows for stray in _of_row(table, row, belongs)]
 
 
 def references(tables: Tables, gone: Container[Any]) -> Iterator[tuple[str, Any, str, Any]]:
-    """Yield where a row that stays refers to one that goes: its table, UUID and column, and the UUID of the other.
+    """Yield where a row that stays refers to one that goes: its table, UUID and column, and the UUID of the
+    other.
 
     Args:
         gone: UUIDs of the rows that go.
@@ -185,8 +214,23 @@ def _named(table: str, row: Row) -> str:
 
 
 def _content(row: Row) -> str:
-    filled = {name: row[name] for name in ("external_ip", "logical_ip", "networks", "ip_prefix", "nexthop", "action", "vips", "records",
-                                           "sink", "addresses", "options") if row.get(name)}  # fmt: skip
+    filled = {
+        name: row[name]
+        for name in (
+            "external_ip",
+            "logical_ip",
+            "networks",
+            "ip_prefix",
+            "nexthop",
+            "action",
+            "vips",
+            "records",
+            "sink",
+            "addresses",
+            "options",
+        )
+        if row.get(name)
+    }
     return f" ({', '.join(f'{name} {_short(value)}' for name, value in filled.items())})" if filled else ""
 
 

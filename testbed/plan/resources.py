@@ -164,12 +164,16 @@ def dhcp_options(network: TenantNetwork) -> dict[str, str]:
 
 
 def dhcp6_options(network: TenantNetwork) -> dict[str, str]:
-    """Return all that DHCPv6 tells guests of a network, by OVN's names; nothing where the network has no IPv6 (NET-10)."""
+    """Return all that DHCPv6 tells guests of a network, by OVN's names; nothing where the network has no IPv6
+    (NET-10).
+    """
     return {"server_id": network.server_mac} if network.network6 else {}
 
 
 def central(lab: Testbed) -> Iterator[Resource]:
-    """Yield what OVN's northbound database must hold: a switch for each tenant network, a port for each guest's interface."""
+    """Yield what OVN's northbound database must hold: a switch for each tenant network, a port for each
+    guest's interface.
+    """
     place = lab.controller.name
     for tenant in lab.tenants:
         for network in tenant.networks:

@@ -66,7 +66,10 @@ def text(data: Mapping[str, Any]) -> str:
     levels = f"nodes under {environment.get('outer', '?')}, guests under {environment.get('inner', '?')}"
     lines = [_line(f"lab {data['lab']['name']}: {levels}")]
     for check in data["checks"]:
-        told = f"{_line(check['id']):7} {_line(check['case']):12} {_line(check['objective'])} ({_line(check['duration_s'])} s)"
+        told = (
+            f"{_line(check['id']):7} {_line(check['case']):12} {_line(check['objective'])} "
+            f"({_line(check['duration_s'])} s)"
+        )
         lines.append(f"{_SIGN[check['verdict']]} {told}")
         if check["verdict"] != "pass":
             lines += [f"      {line}" for line in barred(check["reason"], 6)]
@@ -82,7 +85,8 @@ def text(data: Mapping[str, Any]) -> str:
 
 
 def matrix(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the reach matrices in words: what reached what, and how much did not; what was against the rules stands out.
+    """Return the reach matrices in words: what reached what, and how much did not; what was against the rules
+    stands out.
 
     Nothing where nothing was observed.
     """
@@ -159,7 +163,10 @@ def _reasons(data: Mapping[str, Any]) -> Iterator[str]:
     if told or data.get("trouble"):
         yield from ("", "## What is not a pass", "")
     for check in told:
-        yield f"- **{_cell(check['id'])} {_cell(check['case'])}**: {_cell(check['verdict'])}: {_code(check['reason'])}"
+        yield (
+            f"- **{_cell(check['id'])} {_cell(check['case'])}**: {_cell(check['verdict'])}: "
+            f"{_code(check['reason'])}"
+        )
     for item in data.get("trouble", []):
         yield f"- {_code(item)}"
     doubts = [
@@ -178,8 +185,9 @@ def _reasons(data: Mapping[str, Any]) -> Iterator[str]:
 def junit(data: Mapping[str, Any]) -> str:
     """Return JUnit XML: fail is a failure, inconclusive an error, not-applicable skipped.
 
-    A case has at most one outcome. What makes the exit code of a run differ from 0 shows here too: a check that
-    cannot fail is a failure, any other proof that did not succeed an error, and so is trouble of the run itself.
+    A case has at most one outcome. What makes the exit code of a run differ from 0 shows here too: a check
+    that cannot fail is a failure, any other proof that did not succeed an error, and so is trouble of the run
+    itself.
     """
     suite = ET.Element(
         "testsuite",
@@ -229,5 +237,7 @@ def _outcome(case: ET.Element, check: Mapping[str, Any]) -> None:
 
 
 def _lines(text: str) -> str:
-    """Return text in which no line can be taken for one of ours, or for a command: each stands behind a bar."""
+    """Return text in which no line can be taken for one of ours, or for a command: each stands behind a
+    bar.
+    """
     return "\n".join(barred(text, _MANY))

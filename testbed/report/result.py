@@ -26,7 +26,8 @@ class Verdict(StrEnum):
 
 
 class ProofVerdict(StrEnum):
-    """What running a check against its breach showed, from worst to best; or has shown, if nothing has changed since.
+    """What running a check against its breach showed, from worst to best; or has shown, if nothing has
+    changed since.
 
     What was not asked for comes last: it takes nothing from what was.
     """
@@ -107,7 +108,8 @@ class Run:
 
     Args:
         started: ISO 8601, UTC.
-        retried_starts: guests whose first start was dead, or that crashed while they were observed and were started again.
+        retried_starts: guests whose first start was dead, or that crashed while they were observed and were
+            started again.
         trouble: what kept the run from being complete; it is then never a pass.
         controls: ids of all controls that there are; files of older versions have none.
         asked: control ids, or beginnings of them, that alone were asked for; empty if all were.

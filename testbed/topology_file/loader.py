@@ -65,7 +65,8 @@ def read(file: File, *, machine_memory: int | None = None) -> Topology:
 
     Args:
         file: path of a YAML file.
-        machine_memory: RAM of the outer machine in bytes, to refuse a lab that cannot fit; None skips that rule.
+        machine_memory: RAM of the outer machine in bytes, to refuse a lab that cannot fit; None skips that
+            rule.
 
     Raises:
         UsageError: the file cannot be read.
@@ -144,7 +145,9 @@ def _unshared(value: Value) -> Value:
 
 
 def _without_unknown_keys(data: Value, document: Document) -> dict[Path, Mistake]:
-    """Remove the keys that the format does not have, and return the mistakes; pydantic needs a kilobyte for each."""
+    """Remove the keys that the format does not have, and return the mistakes; pydantic needs a kilobyte for
+    each.
+    """
     mistakes: dict[Path, Mistake] = {}
     for pattern, model in _PLACES:
         known = frozenset(model.model_fields)

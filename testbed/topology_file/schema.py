@@ -57,7 +57,10 @@ def parse_size(value: object) -> int:
     """
     match = _SIZE.match(value) if isinstance(value, str) else None
     if not match:
-        msg = f"{shown(value)} is not a size; write a whole number above zero and KiB, MiB or GiB, as in '64 MiB'"
+        msg = (
+            f"{shown(value)} is not a size; write a whole number above zero and KiB, MiB or GiB, as in '64 "
+            "MiB'"
+        )
         raise ValueError(msg)
     return int(match[1]) * _UNITS[match[2]]
 
@@ -79,7 +82,10 @@ def parse_bandwidth(value: object) -> int:
     """
     match = _BANDWIDTH.match(value) if isinstance(value, str) else None
     if not match:
-        msg = f"{shown(value)} is not a bandwidth; write a whole number above zero and kbit/s, Mbit/s or Gbit/s, as in '50 Mbit/s'"
+        msg = (
+            f"{shown(value)} is not a bandwidth; write a whole number above zero and kbit/s, Mbit/s or "
+            "Gbit/s, as in '50 Mbit/s'"
+        )
         raise ValueError(msg)
     return int(match[1]) * _BITS[match[2]]
 
@@ -153,7 +159,10 @@ class Ranges:
         four = [item for item in found if isinstance(item, IPv4Network)]
         six = [item for item in found if isinstance(item, IPv6Network)]
         if len(four) != 1 or len(six) > 1:
-            msg = f"{len(four)} ranges of IPv4 and {len(six)} of IPv6 are given; give one of IPv4, and one or none of IPv6"
+            msg = (
+                f"{len(four)} ranges of IPv4 and {len(six)} of IPv6 are given; give one of IPv4, and one "
+                "or none of IPv6"
+            )
             raise ValueError(msg)
         return cls(four[0], six[0] if six else None)
 
@@ -165,7 +174,10 @@ class Ranges:
 
 def _tenant_range(item: object) -> IPv4Network | IPv6Network:
     if not isinstance(item, str):
-        msg = f"{shown(item)} is not a range; write an address and a prefix length, as in 10.0.0.0/24 or fd00:a::/64"
+        msg = (
+            f"{shown(item)} is not a range; write an address and a prefix length, as in 10.0.0.0/24 or "
+            "fd00:a::/64"
+        )
         raise ValueError(msg)
     try:
         network = ip_network(item)
@@ -197,7 +209,10 @@ def _within(least: int, most: int) -> AfterValidator:
 
     def bounded(size: int) -> int:
         if not least <= size <= most:
-            msg = f"{format_size(size)} is not possible here; write a size from {format_size(least)} to {format_size(most)}"
+            msg = (
+                f"{format_size(size)} is not possible here; write a size from {format_size(least)} to "
+                f"{format_size(most)}"
+            )
             raise ValueError(msg)
         return size
 
@@ -279,13 +294,19 @@ class Flow(_Strict):
         """
         match = _FLOW.match(text) if isinstance(text, str) else None
         if not match:
-            msg = f"{shown(text)} is not a flow; write 'source -> target protocol/port', as in 'web -> db tcp/5432'"
+            msg = (
+                f"{shown(text)} is not a flow; write 'source -> target protocol/port', as in 'web -> db "
+                "tcp/5432'"
+            )
             raise ValueError(msg)
         protocol, _, port = match["service"].partition("/")
         if protocol == "icmp" and not port:
             return cls(source=match["source"], target=match["target"], protocol="icmp")
         if protocol not in ("tcp", "udp") or not _PORT.fullmatch(port) or int(port) > 65535:
-            msg = f"{shown(match['service'])} is not a service; write tcp/PORT or udp/PORT with a port from 1 to 65535, or icmp"
+            msg = (
+                f"{shown(match['service'])} is not a service; write tcp/PORT or udp/PORT with a port from "
+                "1 to 65535, or icmp"
+            )
             raise ValueError(msg)
         return cls(
             source=match["source"],
@@ -405,7 +426,9 @@ def json_schema() -> dict[str, object]:
 
 
 def _close(schema: object) -> None:
-    """Refuse, in place, every key that no pattern of names matches: pydantic leaves mappings open for those."""
+    """Refuse, in place, every key that no pattern of names matches: pydantic leaves mappings open for
+    those.
+    """
     if isinstance(schema, dict):
         if "patternProperties" in schema:
             schema["additionalProperties"] = False

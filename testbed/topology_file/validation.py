@@ -229,7 +229,10 @@ def _node_load(spec: Spec) -> Iterator[Finding]:
         if tracked.get(name, 0) > TRACKED_CONNECTIONS:
             yield (
                 ("nodes", name),
-                f"its guests may have {tracked[name]} connections tracked, and a node tracks {TRACKED_CONNECTIONS}",
+                (
+                    f"its guests may have {tracked[name]} connections tracked, and a node tracks "
+                    f"{TRACKED_CONNECTIONS}"
+                ),
                 "lower their limits, or move a guest to another node",
             )
         wanted = sum(guest.memory for guest in guests)

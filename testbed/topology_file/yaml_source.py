@@ -1,7 +1,8 @@
 """A YAML file as plain values plus the line of every key and item.
 
-Refuses what makes a topology file ambiguous or expensive: duplicate keys, tags, merge keys, and more of anything than
-`Limit` allows. The events of libyaml are read one by one, so that a file over a limit costs nothing beyond it.
+Refuses what makes a topology file ambiguous or expensive: duplicate keys, tags, merge keys, and more of
+anything than `Limit` allows. The events of libyaml are read one by one, so that a file over a limit costs
+nothing beyond it.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ class _RefusedError(Exception):
 class _Reader:
     """Builds values from the events of libyaml's parser.
 
-    What a plain scalar means is decided here: PyYAML's own answer would be that of YAML 1.1, where "no" is false.
+    What a plain scalar means is decided here: PyYAML's own answer would be that of YAML 1.1, where "no" is
+    false.
     """
 
     def __init__(self, text: str) -> None:
@@ -243,7 +245,9 @@ def _unusable_key(key: str, first: int | None) -> tuple[str, str]:
 
 
 def _scalar(tag: str, text: str) -> bool | int | float | str | None:
-    """Return the value of a scalar by the core schema (YAML 1.2.2, 10.3.2); what it cannot read stays text."""
+    """Return the value of a scalar by the core schema (YAML 1.2.2, 10.3.2); what it cannot read stays
+    text.
+    """
     name = tag.rpartition(":")[2]
     if tag == _PLAIN:
         name = next((name for name, pattern in _CORE if pattern.fullmatch(text)), "str")

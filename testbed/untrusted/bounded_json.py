@@ -1,7 +1,7 @@
 """JSON that a guest or a node gave, read within bounds. Pure.
 
-Small text can stand for large objects: an empty list takes three octets as text and sixty in memory. So the text is
-counted before it is parsed. What is out of bounds is no answer: `ValueError`.
+Small text can stand for large objects: an empty list takes three octets as text and sixty in memory. So the
+text is counted before it is parsed. What is out of bounds is no answer: `ValueError`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def read(text: bytes | str) -> Any:  # noqa: ANN401 - JSON
     """Return the value of a JSON text from a guest or a node.
 
     Raises:
-        ValueError: it is no JSON (RFC 8259: no NaN, no half of a character), or beyond `OCTETS`, `VALUES`, `DEPTH` or `WHOLE`.
+        ValueError: it is no JSON (RFC 8259: no NaN, no half of a character), or beyond `OCTETS`, `VALUES`,
+            `DEPTH` or `WHOLE`.
 
     """
     if len(text) > OCTETS:

@@ -23,8 +23,8 @@ _Value = TypeVar("_Value")
 class Stage:
     """A lab, and the machine that a case is about.
 
-    What a topology may lack is asked of `testbed.model.subjects` before: where a property here has nothing to return, it
-    raises an InstrumentError.
+    What a topology may lack is asked of `testbed.model.subjects` before: where a property here has nothing to
+    return, it raises an InstrumentError.
     """
 
     lab: Lab
@@ -82,7 +82,9 @@ class Stage:
 
     @property
     def sender(self) -> Attachment:
-        """Who attacks a network: the source of the first declared flow, else a guest with a neighbour, else any."""
+        """Who attacks a network: the source of the first declared flow, else a guest with a neighbour, else
+        any.
+        """
         return subjects.sender(self.testbed)
 
     def receiver(self) -> Attachment:

@@ -1,9 +1,10 @@
-"""Judges a lab's configuration before and after the checks: what is not as the topology says endangers controls (VMM-04).
+"""Judges a lab's configuration before and after the checks: what is not as the topology says endangers
+controls (VMM-04).
 
 A look changes nothing. A difference is a fail of the controls whose wall it holds; one that was there at the
-beginning and has gone by the end was repaired by a check without a word, and stays a fail. A place that cannot be
-looked at makes its controls inconclusive. A guest or machine that does not run opens no wall: checks that need it are
-inconclusive by themselves.
+beginning and has gone by the end was repaired by a check without a word, and stays a fail. A place that
+cannot be looked at makes its controls inconclusive. A guest or machine that does not run opens no wall:
+checks that need it are inconclusive by themselves.
 """
 
 from __future__ import annotations
@@ -166,7 +167,9 @@ class Watch:
         self._look("begin")
 
     def end(self) -> None:
-        """Look once more, after the last check; an interrupt ends the look, and what the checks found stays."""
+        """Look once more, after the last check; an interrupt ends the look, and what the checks found
+        stays.
+        """
         self.fleet.new_phase()
         try:
             self._look("end")
@@ -188,7 +191,9 @@ class Watch:
 
     @property
     def results(self) -> list[CheckResult]:
-        """One row for each control and place whose settings are not, or were not, as the topology says, or could not be seen."""
+        """One row for each control and place whose settings are not, or were not, as the topology says, or
+        could not be seen.
+        """
         walls, different = Walls.of_lab(self.fleet.testbed), self._all()
         guests = descriptions.owners(self.fleet.lab.desired) if different else {}
         rows: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -227,7 +232,10 @@ class Watch:
         desired = self.fleet.lab.desired if any(seen.blind for seen, _ in self._looks.values()) else {}
         for when, (seen, _) in self._looks.items():
             for place, why in seen.blind.items():
-                told = f"{place} could not be looked at ({'at the beginning' if when == 'begin' else 'at the end'}): {why}"
+                told = (
+                    f"{place} could not be looked at "
+                    f"({'at the beginning' if when == 'begin' else 'at the end'}): {why}"
+                )
                 for control in _held_at(place, walls, desired):
                     found[control, place].append(told)
         return found
@@ -238,11 +246,16 @@ class Watch:
     def _row(self, control: str, place: str, verdict: Verdict, told: Sequence[str]) -> CheckResult:
         more = [f"and {len(told) - _SHOWN} more differences"] if len(told) > _SHOWN else []
         return CheckResult(
-            id=control, case=place, objective=OBJECTIVE, severity=SEVERITY.get(control, SEVERITY[ITSELF]), verdict=verdict,
-            reason="\n".join((*told[:_SHOWN], *more)), simulated=False,
+            id=control,
+            case=place,
+            objective=OBJECTIVE,
+            severity=SEVERITY.get(control, SEVERITY[ITSELF]),
+            verdict=verdict,
+            reason="\n".join((*told[:_SHOWN], *more)),
+            simulated=False,
             duration_s=round(sum(seen.seconds for seen, _ in self._looks.values()), 2),
             evidence=tuple(path for _, written in self._looks.values() for path in written),
-        )  # fmt: skip
+        )
 
 
 def _since(item: Difference, now: Container[tuple[Key, str]], blind: Container[str]) -> str:

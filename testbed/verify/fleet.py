@@ -107,7 +107,8 @@ class Machine:
         return done.text.strip()
 
     def python(self, program: str, request: object, timeout: float = 120) -> Any:  # noqa: ANN401 - JSON
-        """Run a Python program there, with a request on its first line of input, and return the JSON it prints.
+        """Run a Python program there, with a request on its first line of input, and return the JSON it
+        prints.
 
         Raises:
             InstrumentError: it failed, or printed something else.
@@ -130,7 +131,8 @@ class Fleet:
     Args:
         instruments: the probe's programs in guests and on machines; `testbed.verify.probe.client` keeps them.
         shared: observations made once per phase (green, breach, reverted) and used by several checks.
-        reach: by its words, each cell of the matrices that was observed while every wall was closed, as a row of plain values.
+        reach: by its words, each cell of the matrices that was observed while every wall was closed, as a row
+            of plain values.
         focus: id of the one check that this phase is about; empty if it is about all.
         leavings: what checks have made on the lab and must take away; all views of a lab share it.
 
@@ -165,7 +167,9 @@ class Fleet:
         return replace(self, lab=replace(self.lab, testbed=rest), matrix=ReachMatrix.of(rest), shared={})
 
     def apart(self) -> Fleet:
-        """Return a view of the same lab for checks that run beside others: evidence and observations are its own."""
+        """Return a view of the same lab for checks that run beside others: evidence and observations are its
+        own.
+        """
         evidence = self.evidence.apart()
         machines = {name: Machine(self.lab.host(name), evidence) for name in self.machines}
         return replace(self, evidence=evidence, machines=machines, shared={}, instruments={})

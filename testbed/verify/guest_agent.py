@@ -1,4 +1,6 @@
-"""Runs programs in a guest through its agent. What comes back is bounded, timed and never interpreted (D5)."""
+"""Runs programs in a guest through its agent. What comes back is bounded, timed and never interpreted
+(D5).
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,8 @@ def run_in_guest(agent: Agent, guest: Guest, argv: Sequence[str], stdin: bytes, 
 
 
 def pause(lasted: float, cost: float) -> float:
-    """Return how many seconds to wait before a guest is asked again: questions take a quarter of its node's time at most.
+    """Return how many seconds to wait before a guest is asked again: questions take a quarter of its node's
+    time at most.
 
     Args:
         lasted: seconds that it has already been waited for.
@@ -92,7 +95,8 @@ class Files:
         """Return what is in a file now, at most 2 MiB; None if there is no such file.
 
         Raises:
-            InstrumentError: the agent does not answer, answers nonsense, or takes longer than a minute for all of it.
+            InstrumentError: the agent does not answer, answers nonsense, or takes longer than a minute for
+                all of it.
 
         """
         end = self._clock() + _FILE

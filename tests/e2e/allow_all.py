@@ -1,4 +1,5 @@
-"""Opens a wall of every check of the network at once, runs them all, and takes everything back: python allow_all.py LAB
+"""Opens a wall of every check of the network at once, runs them all, and takes everything back: python
+allow_all.py LAB
 
 Prints the result as ``testbed check --json`` does. A check that passes here would pass anywhere.
 """
@@ -24,7 +25,8 @@ from testbed.verify.runner import run
 from testbed.verify.runner.plugin import members
 from testbed.verify.runner.proof_cache import Proving
 
-_ALONE = "in the clear"  # whoever still speaks TLS would wait for such a database, and nothing else could be opened
+# whoever still speaks TLS would wait for such a database, and nothing else could be opened
+_ALONE = "in the clear"
 
 
 def cases(lab: Lab) -> Iterator[tuple[Declaration, Stage]]:

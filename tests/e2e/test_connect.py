@@ -23,8 +23,10 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[2]
 TOPOLOGY = "topologies/one-node.yaml"
-# Nothing of this daemon is seen by another one: its folders are hidden in a mount namespace. So is a /dev/kvm that
-# the canary has refused: where root can open it and QEMU's account can't, libvirt asks QEMU anew at every step.
+# Nothing of this daemon is seen by another one: its folders are hidden in a mount namespace. So is a /dev/kvm
+# that
+# the canary has refused: where root can open it and QEMU's account can't, libvirt asks QEMU anew at every
+# step.
 DAEMON = """
 for folder in /etc/libvirt /run /var/lib/libvirt /var/log/libvirt /var/cache/libvirt; do
   mkdir -p $folder && mount -t tmpfs tmpfs $folder
@@ -39,7 +41,7 @@ cgroup_controllers = []
 END
 printf 'unix_sock_dir = "%s"\\nunix_sock_rw_perms = "0700"\\nauth_unix_rw = "none"\\n' "$1" > /etc/libvirt/libvirtd.conf
 exec /usr/sbin/libvirtd
-"""
+"""  # noqa: E501 - lines of a program
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""The main job on a real lab: up, check --prove, up again, drift, faults, down. Takes minutes under emulation."""
+"""The main job on a real lab: up, check --prove, up again, drift, faults, down. Takes minutes under
+emulation.
+"""
 
 from __future__ import annotations
 
@@ -142,8 +144,13 @@ def test_2_guests_that_started_from_one_memory_share_nothing(environment: dict[s
 
 
 def test_2_what_libvirt_knows_of_qemu_it_learnt_before_memory_was_saved(environment: dict[str, str]) -> None:
-    """And it holds what it learnt then for valid, or it would have written it anew. Of other emulators it learns when it is asked."""
-    look = 'sudo stat -c %Y /var/cache/libvirt/qemu/capabilities/*.xml; date -d "$(systemctl show -P ExecMainStartTimestamp libvirtd)" +%s'
+    """And it holds what it learnt then for valid, or it would have written it anew. Of other emulators it
+    learns when it is asked.
+    """
+    look = (
+        'sudo stat -c %Y /var/cache/libvirt/qemu/capabilities/*.xml; date -d "$(systemctl show -P '
+        'ExecMainStartTimestamp libvirtd)" +%s'
+    )
     *learnt, started = map(int, _testbed(environment, "ssh", LAB, "node-a", look).split())
     assert min(learnt) < started
 

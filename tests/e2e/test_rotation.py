@@ -1,4 +1,5 @@
-"""One more topology on a real lab: up, check, down. Each commit gets one of them, so that no run takes much longer.
+"""One more topology on a real lab: up, check, down. Each commit gets one of them, so that no run takes much
+longer.
 
 ``TESTBED_ROTATION=NAME`` takes another one. `script/prove` proves all of them.
 """

@@ -23,7 +23,9 @@ _NUMBERS = count()
 
 @pytest.fixture
 def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
-    """Two guests of one tenant, with one flow of each kind, and as little patience as a fast machine needs."""
+    """Two guests of one tenant, with one flow of each kind, and as little patience as a fast machine
+    needs.
+    """
     monkeypatch.setattr(observe, "_PATIENCE", 3)
     monkeypatch.setattr(transport, "_DOUBT", 0.5)
     monkeypatch.setattr(declared_flows, "_CONTROL", {"timeout": 1, "repeat": 2, "spacing": 0.1})

@@ -1,6 +1,8 @@
-"""A real emulator under an account of a lab's own: it opens its files, and can change no image under its disks.
+"""A real emulator under an account of a lab's own: it opens its files, and can change no image under its
+disks.
 
-As root, the account is one of the machine; for an ordinary user with subordinate ids, one of a user namespace.
+As root, the account is one of the machine; for an ordinary user with subordinate ids, one of a user
+namespace.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ XML = """
 <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{disk}'/><target dev='vda' bus='virtio'/></disk>
 <serial type='pty'><log file='{console}' append='on'/></serial>
 </devices></domain>
-"""
+"""  # noqa: E501 - lines of a program
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ from pathlib import Path
 from testbed.drivers.namespaces import lab_namespaces
 lab_namespaces.enter(lab_namespaces.find("lab-y", Path(sys.argv[1])))
 print(json.dumps([[f"{path.stat().st_mode:o}", path.stat().st_gid, path.stat().st_rdev] for path in map(Path, sys.argv[2:])]))
-"""
+"""  # noqa: E501 - lines of a program
 
 
 @pytest.mark.skipif(not privileged(), reason="only root makes device nodes")

@@ -31,7 +31,7 @@ except ProvisioningError as caught:
 mine.delete("tap-x")
 mine.delete("br-x")
 print(json.dumps({"before": before, "error": error, "after": [l.name for l in mine.links()], "others": [l.name for l in other.links()]}))
-"""
+"""  # noqa: E501 - lines of a program
 
 
 def test_links_are_made_marked_listed_and_removed() -> None:

@@ -42,7 +42,9 @@ NODE = LAB.nodes[0]
 
 
 def _unable() -> str:
-    """Return why this machine cannot load the rules, which are written for the nftables of the nodes; empty if it can."""
+    """Return why this machine cannot load the rules, which are written for the nftables of the nodes; empty
+    if it can.
+    """
     if os.geteuid() != 0 or shutil.which("nft") is None:
         return "needs root and nft"
     tried = subprocess.run(
@@ -97,7 +99,7 @@ for tap in request["taps"]:  # the bridge's ports take a moment
 while select.select([hearer], [], [], 0.3)[0]:
     hearer.recv(4096)
 print(json.dumps([passes(tap, bytes.fromhex(frame)) for tap, frame in request["frames"]]))
-"""
+"""  # noqa: E501 - lines of a program
 
 
 def _frames() -> list[tuple[str, str, bytes]]:
@@ -137,8 +139,14 @@ def _oddities() -> list[tuple[str, str, bytes]]:
 
 def test_the_kernel_stops_what_the_witness_says() -> None:
     frames, taps = _frames(), guarded(LAB, NODE)
-    request = {"taps": taps, "allowed": allowed(LAB, NODE), "links": links(LAB, NODE), "rules": str(RULES), "attach": str(ATTACH),
-               "frames": [(tap, frame.hex()) for _, tap, frame in frames]}  # fmt: skip
+    request = {
+        "taps": taps,
+        "allowed": allowed(LAB, NODE),
+        "links": links(LAB, NODE),
+        "rules": str(RULES),
+        "attach": str(ATTACH),
+        "frames": [(tap, frame.hex()) for _, tap, frame in frames],
+    }
     argv = ["unshare", "--net", sys.executable, "-c", PROGRAM]
     done = subprocess.run(
         argv, input=json.dumps(request), capture_output=True, text=True, check=False, timeout=120

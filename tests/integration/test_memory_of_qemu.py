@@ -1,4 +1,6 @@
-"""Real QEMUs: the memory that one of them saves is loaded by another one, and refused by one of another shape."""
+"""Real QEMUs: the memory that one of them saves is loaded by another one, and refused by one of another
+shape.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The probe with real packets: two network namespaces, and between them a wire that can drop what it is told to."""
+"""The probe with real packets: two network namespaces, and between them a wire that can drop what it is told
+to.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,9 @@ def _is_of(number: int, *, six: bool = False) -> Callable[[bytes], bool]:
 
 
 def test_a_dropped_frame_is_missed_at_the_receiver_and_nothing_else_is(wire: Wire) -> None:
-    """A wall on the wire stops a kind of frames of one guest; they leave their sender, so only the receiver can tell."""
+    """A wall on the wire stops a kind of frames of one guest; they leave their sender, so only the receiver
+    can tell.
+    """
     web, _ = endpoints(wire.testbed)
     wire.switch.wall = lambda frame: (
         _is_raw(frame) and frame[6:12].hex(":") == web.mac and frame[:6] != frame[6:12]
@@ -135,7 +139,9 @@ def _is_solicitation_for(address: bytes) -> Callable[[bytes], bool]:
 
 
 def test_an_unanswered_question_for_a_neighbour_is_missed(wire: Wire) -> None:
-    """Who is asked for and does not hear it, and whose answer is not heard, is not resolved; the other way still works."""
+    """Who is asked for and does not hear it, and whose answer is not heard, is not resolved; the other way
+    still works.
+    """
     web, db = endpoints(wire.testbed)
     assert web.address6 is not None
     wire.run(db.guest, "ip", "neigh", "replace", str(web.address6), "lladdr", web.mac, "dev", "nic0")
@@ -206,9 +212,11 @@ def test_a_false_sender_is_seen_where_nothing_stops_it(wire: Wire) -> None:
 
 
 def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No frame of an attack is lost by its sender or unreadable at its receiver: what a check does not see was stopped.
+    """No frame of an attack is lost by its sender or unreadable at its receiver: what a check does not see
+    was stopped.
 
-    A receiver that believed a lie finds its neighbour again when it has failed to reach it (RFC 4861, 7.3), and so do the controls.
+    A receiver that believed a lie finds its neighbour again when it has failed to reach it (RFC 4861, 7.3),
+    and so do the controls.
     """
     monkeypatch.setattr(declared_flows, "_CONTROL", {"timeout": 5, "repeat": 5, "spacing": 0.1})
     lies = forgeries(wire)  # type: ignore[arg-type]
@@ -228,7 +236,9 @@ def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire, monkeypatch: p
 
 
 def test_a_flood_is_as_fast_as_it_goes(wire: Wire) -> None:
-    """Without spacing, many more frames leave than with it; with a pause between rounds, one round for each."""
+    """Without spacing, many more frames leave than with it; with a pause between rounds, one round for
+    each.
+    """
     web, _ = endpoints(wire.testbed)
     guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
     line = {
@@ -246,7 +256,9 @@ def test_a_flood_is_as_fast_as_it_goes(wire: Wire) -> None:
 
 
 def test_noise_is_not_read_and_everything_else_is(wire: Wire) -> None:
-    """ARP as long as no honest ARP is stays in the kernel of who receives it; ARP of the usual length does not."""
+    """ARP as long as no honest ARP is stays in the kernel of who receives it; ARP of the usual length does
+    not.
+    """
     web, db = endpoints(wire.testbed)
     reply = framed(Ether(src=web.mac, dst=db.mac), arp_reply(web.mac, str(web.address), db))
     long = Probe("long", web, {}, lambda token: reply(token).ljust(NOISE + 1, b"\0") + token)
@@ -272,8 +284,17 @@ def test_a_held_connection_is_used_until_a_wall_closes(
     closes = False
 
     def held(tokens: Tokens) -> None:
-        request = {"phase": "hold", "kind": kind, "mac": web.mac, "address": str(web.address), "ip": str(db.address), "port": port,
-                   "tokens": [tokens.of("holdearly"), tokens.of("holdlate")], "duration": 30, "spacing": 0.05}  # fmt: skip
+        request = {
+            "phase": "hold",
+            "kind": kind,
+            "mac": web.mac,
+            "address": str(web.address),
+            "ip": str(db.address),
+            "port": port,
+            "tokens": [tokens.of("holdearly"), tokens.of("holdlate")],
+            "duration": 30,
+            "spacing": 0.05,
+        }
         with ThreadPoolExecutor(max_workers=1) as pool:
             holding = pool.submit(instrument.ask, request)
             time.sleep(1)

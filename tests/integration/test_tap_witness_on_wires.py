@@ -1,4 +1,6 @@
-"""The recorder beside guests, on the near ends of their wires: it sees what a deaf or lying guest conceals, and fails loudly."""
+"""The recorder beside guests, on the near ends of their wires: it sees what a deaf or lying guest conceals,
+and fails loudly.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def _without(kind: str) -> Callable[[str, Answer], Answer]:
 
 
 def test_what_a_guest_conceals_its_node_has_seen(wire: Wire) -> None:
-    """Two guests that have agreed on it get nothing across that is not found, and nothing else than that is said of them."""
+    """Two guests that have agreed on it get nothing across that is not found, and nothing else than that is
+    said of them.
+    """
     _, db = endpoints(wire.testbed)
     wire.lie = _without("raw")
     seen = observe(wire, [_raw(wire)])  # type: ignore[arg-type]
@@ -81,7 +85,9 @@ def test_the_guest_of_the_breach_conceals_cells_and_nothing_else(wire: Wire, tmp
 
 
 def test_every_cell_is_seen_by_both(wire: Wire) -> None:
-    """All protocols of the matrix, in both directions, are found in frames by the node's kernel as by the guests."""
+    """All protocols of the matrix, in both directions, are found in frames by the node's kernel as by the
+    guests.
+    """
     cells = wire.matrix.cells
     seen = observe(wire, matrix_probes(cells))  # type: ignore[arg-type]
     assert (seen.concealed(), seen.past()) == ({}, {})
@@ -193,7 +199,9 @@ def test_a_tap_that_is_not_there_is_told(wire: Wire) -> None:
 
 
 def test_a_flood_stays_in_the_kernel(wire: Wire) -> None:
-    """Neither a flood at a guest nor one of it costs its node a copy, and a frame with a token is found in it."""
+    """Neither a flood at a guest nor one of it costs its node a copy, and a frame with a token is found in
+    it.
+    """
     web, db = endpoints(wire.testbed)
     guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
     node, tokens = on_machine(wire, wire.node), Tokens.fresh()  # type: ignore[arg-type]

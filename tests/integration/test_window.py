@@ -1,4 +1,6 @@
-"""A frame counts as stopped when it has had its time to arrive, and when those who should have seen it are heard of afterwards."""
+"""A frame counts as stopped when it has had its time to arrive, and when those who should have seen it are
+heard of afterwards.
+"""
 
 from __future__ import annotations
 

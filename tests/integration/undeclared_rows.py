@@ -1,6 +1,8 @@
-"""Puts into OVN's real northbound database what no topology asks for, and takes it away as `up` does: python undeclared_rows.py FOLDER
+"""Puts into OVN's real northbound database what no topology asks for, and takes it away as `up` does: python
+undeclared_rows.py FOLDER
 
-Call in a network and mount namespace of one's own. Prints as JSON what was told of it, and what was left afterwards.
+Call in a network and mount namespace of one's own. Prints as JSON what was told of it, and what was left
+afterwards.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ ovn-nbctl dhcp-options-create 10.9.0.0/24
 ovn-nbctl --log acl-add {switch} to-lport 7 udp drop
 ovn-nbctl set nb_global . options:use_ct_inv_match=false ipsec=true
 ovn-nbctl set logical_switch_port {port} options:requested-chassis=node type=localport
-"""
+"""  # noqa: E501 - lines of a program
 
 
 def main() -> int:

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "testbed"
 pytestmark = pytest.mark.lint
 
-# What each sub-package may import of the package, besides itself (docs/decisions/0032). From the bottom up: a name stands
-# for all that is below it, so that `drivers` covers `drivers.ssh`. A module at the top stands for itself.
+# What each sub-package may import of the package, besides itself (docs/decisions/0032). From the bottom up: a
+# name stands for all that is below it, so that `drivers` covers `drivers.ssh`. A module at the top stands for
+# itself.
 BASE = {"errors", "gc_pause", "untrusted"}
 PURE = BASE | {"topology_file", "model", "plan", "plan.host_config", "plan.libvirt_xml"}
 HOST = PURE | {"drivers.host"}
@@ -90,7 +91,9 @@ def _packages() -> set[str]:
 
 
 def _place(name: str) -> str:
-    """Return the sub-package of a module, without the package's own name; the module itself if it is at the top."""
+    """Return the sub-package of a module, without the package's own name; the module itself if it is at the
+    top.
+    """
     module = PACKAGE.joinpath(*name.split(".")[1:])
     parts = module.relative_to(PACKAGE).parts
     return ".".join(parts if module.is_dir() or len(parts) == 1 else parts[:-1])
@@ -194,7 +197,11 @@ def _run(*argv: str) -> None:
 
 
 def test_lint() -> None:
-    _run("ruff", "check", "testbed", "checks", "tests", "playbooks")
+    _run("ruff", "check", "testbed", "checks", "tests", "benchmarks", "playbooks")
+
+
+def test_format() -> None:
+    _run("ruff", "format", "--check", ".")
 
 
 def test_types() -> None:

@@ -61,9 +61,13 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
         )
     versions = (("kernel", platform.release()), ("qemu", version), ("python", platform.python_version()))
     return Environment(
-        Accelerator(str(answer["outer"])), Accelerator.KVM, float(str(answer["slowness"])), emulator, versions,
+        Accelerator(str(answer["outer"])),
+        Accelerator.KVM,
+        float(str(answer["slowness"])),
+        emulator,
+        versions,
         str(answer["note"]),
-    )  # fmt: skip
+    )
 
 
 def likely(cache: Path, *, want: Accelerator | None = None) -> Environment:
@@ -160,10 +164,29 @@ def boot(emulator: str, image: Image, accelerator: Accelerator, deadline: float)
     """
     cpu = "host" if accelerator is Accelerator.KVM else "EPYC"
     argv = [
-        emulator, "-M", "q35", "-accel", str(accelerator), "-cpu", cpu, "-m", "256", "-display", "none",
-        "-nodefaults", "-no-user-config", "-no-reboot", "-serial", "stdio", "-kernel", str(image.file("vmlinuz")),
-        "-initrd", str(image.file("canary")), "-append", "console=ttyS0 quiet panic=-1",
-    ]  # fmt: skip
+        emulator,
+        "-M",
+        "q35",
+        "-accel",
+        str(accelerator),
+        "-cpu",
+        cpu,
+        "-m",
+        "256",
+        "-display",
+        "none",
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-serial",
+        "stdio",
+        "-kernel",
+        str(image.file("vmlinuz")),
+        "-initrd",
+        str(image.file("canary")),
+        "-append",
+        "console=ttyS0 quiet panic=-1",
+    ]
     what = "the canary does not start"
     start = time.monotonic()
     output = process.run(argv, what=what, timeout=deadline, error=InstrumentError)

@@ -1,8 +1,8 @@
 """Who we are on the outer machine, and the accounts that emulators run as (docs/outer-machine.md).
 
-Each lab has a number of its own, uid and gid in one, that is in no account database: of the machine, or of the
-user namespace of an ordinary user's labs. A registry outside the state folders says which lab has which number,
-so that two labs never share one.
+Each lab has a number of its own, uid and gid in one, that is in no account database: of the machine, or of
+the user namespace of an ordinary user's labs. A registry outside the state folders says which lab has which
+number, so that two labs never share one.
 """
 
 from __future__ import annotations

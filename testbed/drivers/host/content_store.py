@@ -106,7 +106,9 @@ def _abandoned(path: Path, half: re.Pattern[str]) -> bool:
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Give a finished folder its name; if another process was faster, its folder stays, since a name stands for one content."""
+    """Give a finished folder its name; if another process was faster, its folder stays, since a name stands
+    for one content.
+    """
     try:
         partial.rename(target)
     except OSError as error:
@@ -122,7 +124,9 @@ def take_back(folder: Path) -> None:
 
 
 def altered(digests: Mapping[Path, str]) -> str:
-    """Return which file is missing or has not its recorded digest, as the fact of an error; the empty string if none."""
+    """Return which file is missing or has not its recorded digest, as the fact of an error; the empty string
+    if none.
+    """
     for path, recorded in digests.items():
         found = file_digest(path) if path.exists() else "missing"
         if found != recorded:
@@ -131,7 +135,9 @@ def altered(digests: Mapping[Path, str]) -> str:
 
 
 def crowded(folder: Path, needed: int) -> str:
-    """Return that a folder's disk has less free than so many bytes, as the fact of an error; the empty string if it has not."""
+    """Return that a folder's disk has less free than so many bytes, as the fact of an error; the empty string
+    if it has not.
+    """
     free = shutil.disk_usage(folder).free
     return (
         f"{folder} has {free // 2**20} MiB free, and {needed // 2**20} MiB are wanted"

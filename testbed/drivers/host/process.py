@@ -74,9 +74,16 @@ def run(
         if log is not None:
             with log.open("ab") as stream:
                 done = subprocess.run(
-                    argv, stdout=stream, stderr=subprocess.STDOUT, timeout=timeout, env=env, check=False, cwd=cwd,
-                    stdin=subprocess.DEVNULL, umask=USUAL_UMASK,
-                )  # fmt: skip
+                    argv,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    timeout=timeout,
+                    env=env,
+                    check=False,
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    umask=USUAL_UMASK,
+                )
         else:
             done = subprocess.run(
                 argv, capture_output=True, timeout=timeout, env=env, check=False, cwd=cwd, input=stdin,
@@ -137,10 +144,12 @@ def spawn(argv: Sequence[str], *, log: Path, timeout: float) -> str:
 
 @contextmanager
 def held(argv: Sequence[str], *, what: str, timeout: float) -> Iterator[int]:
-    """Run a program for as long as a block lasts, or its own process lives: it ends when its input does; give its process id.
+    """Run a program for as long as a block lasts, or its own process lives: it ends when its input does; give
+    its process id.
 
     Args:
-        timeout: seconds until it must have said ``ready`` on its standard output, and again until it must have ended.
+        timeout: seconds until it must have said ``ready`` on its standard output, and again until it must
+            have ended.
 
     Raises:
         ProvisioningError: it says something else, or nothing.

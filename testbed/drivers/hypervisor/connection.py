@@ -114,7 +114,9 @@ def _bounded(xml: str) -> str:
 
 
 def _ask_agent(domain: Any, request: str, timeout: int, tries: int = _AGENT_TRIES) -> str:  # noqa: ANN401 - libvirt has no types
-    """Return an agent's answer; one that did not tell libvirt within five seconds that it listens has not been asked, and is asked anew."""
+    """Return an agent's answer; one that did not tell libvirt within five seconds that it listens has not
+    been asked, and is asked anew.
+    """
     try:
         return str(libvirt_qemu.qemuAgentCommand(domain, request, timeout, 0))
     except libvirt.libvirtError as error:
@@ -138,7 +140,8 @@ class Hypervisor:
         Args:
             uri: any libvirt URI.
             embedded: root folder of an embedded libvirt, whose domains must have been found again first.
-            cut: ends what the connection runs over; called if the other side lives and does not answer in time.
+            cut: ends what the connection runs over; called if the other side lives and does not answer in
+                time.
 
         Raises:
             ProvisioningError: it cannot be opened.
@@ -198,7 +201,9 @@ class Hypervisor:
         return result
 
     def owned(self, lab: str) -> Iterator[tuple[Domain, str, dict[str, object]]]:
-        """Yield the domains that carry a lab's mark, each with the resource's name and the properties it was made from."""
+        """Yield the domains that carry a lab's mark, each with the resource's name and the properties it was
+        made from.
+        """
         for domain in self.domains():
             mark = read_mark(domain.xml)
             if mark is not None and mark[0] == lab:
@@ -223,7 +228,9 @@ class Hypervisor:
             self._connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
 
     def restore(self, path: str) -> None:
-        """Start a transient domain that a file on its host describes, with the memory that is in it; it stands still until `resume`."""
+        """Start a transient domain that a file on its host describes, with the memory that is in it; it
+        stands still until `resume`.
+        """
         with _said("cannot start a virtual machine from saved memory"):
             self._connection.restoreFlags(path, None, libvirt.VIR_DOMAIN_SAVE_PAUSED)
 
@@ -271,7 +278,9 @@ class Hypervisor:
             self._find(name).attachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def live_xml(self, name: str) -> str:
-        """Return the XML that starts a domain anew with the hardware that it has now, devices plugged in later included."""
+        """Return the XML that starts a domain anew with the hardware that it has now, devices plugged in
+        later included.
+        """
         with _said(f"cannot describe {name}"):
             return str(
                 self._find(name).XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
@@ -389,6 +398,7 @@ class Hypervisor:
 
     def close(self) -> None:
         """Close the connection; domains run on."""
-        self._asked.clear()  # a domain that is still held keeps its connection open, beyond the end of what serves it
+        # a domain that is still held keeps its connection open, beyond the end of what serves it
+        self._asked.clear()
         with _said("cannot close the hypervisor"):
             self._connection.close()

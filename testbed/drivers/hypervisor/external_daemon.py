@@ -1,4 +1,5 @@
-"""What a process takes along into a lab's enclosure where a libvirt daemon of the outer machine runs the nodes.
+"""What a process takes along into a lab's enclosure where a libvirt daemon of the outer machine runs the
+nodes.
 
 The daemon lives in the outer machine's namespaces, the lab's networks in the lab's own. A node's interface is
 therefore one end of a veth pair: its other end is attached to the lab's bridge.
@@ -23,7 +24,8 @@ class Outside:
     Args:
         uri: the libvirt URI, with a socket that can be reached from inside.
         network: descriptor of the outer machine's network namespace.
-        fresh: whether the enclosure is new, so that whatever the daemon still runs for the lab lost its networks.
+        fresh: whether the enclosure is new, so that whatever the daemon still runs for the lab lost its
+            networks.
 
     """
 

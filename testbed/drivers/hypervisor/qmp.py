@@ -1,7 +1,8 @@
 """A QEMU's monitor (QMP), as far as saving and loading memory needs it.
 
-libvirt can save and restore as well, but its restore insists on the name and the UUID that were saved; here one
-saved memory starts many machines. What is written is QEMU's own migration stream, without a header of libvirt's.
+libvirt can save and restore as well, but its restore insists on the name and the UUID that were saved; here
+one saved memory starts many machines. What is written is QEMU's own migration stream, without a header of
+libvirt's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Turns a Debian root file system into an image; runs as a program of its own, as root of its namespaces.
 
-``python -m testbed.drivers.images.build JOB`` reads one JSON job, unpacks the archive, applies the playbook in
-a chroot with ansible-runner, and writes disk, kernel and initramfs into the job's folder. It needs a mount
+``python -m testbed.drivers.images.build JOB`` reads one JSON job, unpacks the archive, applies the playbook
+in a chroot with ansible-runner, and writes disk, kernel and initramfs into the job's folder. It needs a mount
 namespace (so that nothing it mounts is seen elsewhere) and uid 0 in a user namespace at least.
 """
 
@@ -152,7 +152,8 @@ def assemble_guest_volume(target: Path) -> None:
 
 
 def packed_kernel(image: bytes) -> bytes:
-    """Return what is packed in a kernel that unpacks itself: an ELF file, which QEMU can start where it stands.
+    """Return what is packed in a kernel that unpacks itself: an ELF file, which QEMU can start where it
+    stands.
 
     Source: the Linux/x86 boot protocol, 1.3 (setup_sects, payload_offset and payload_length).
 
@@ -196,7 +197,9 @@ def _bind(root: Path) -> None:
 
 
 def _unbind(root: Path) -> None:
-    """Detach what `_bind` has attached, each tree as a whole: in a user namespace its parts cannot be detached by themselves."""
+    """Detach what `_bind` has attached, each tree as a whole: in a user namespace its parts cannot be
+    detached by themselves.
+    """
     for source in ("sys", "dev", "proc"):
         _run("umount", "--lazy", str(root / source))
 
@@ -274,7 +277,8 @@ def _cpio(tree: Path, init: str, archive: Path) -> None:
 
 
 def _module_files(modules: Path, names: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files of modules and of all that they depend on, in loading order; what is built in needs no file.
+    """Yield the files of modules and of all that they depend on, in loading order; what is built in needs no
+    file.
 
     Raises:
         ImageError: the kernel has no such module.
@@ -312,8 +316,24 @@ def _shrink(root: Path) -> None:
 
 def _disk(target: Path, content: Path, size: str, name: str) -> None:
     raw = target / f"{name}.raw"
-    _run("mke2fs", "-q", "-t", "ext4", "-L", name, "-m", "0", "-E", "root_owner=0:0,lazy_itable_init=1",
-         "-O", "^has_journal" if name == "volume" else "has_journal", "-d", str(content), str(raw), size)  # fmt: skip
+    _run(
+        "mke2fs",
+        "-q",
+        "-t",
+        "ext4",
+        "-L",
+        name,
+        "-m",
+        "0",
+        "-E",
+        "root_owner=0:0,lazy_itable_init=1",
+        "-O",
+        "^has_journal" if name == "volume" else "has_journal",
+        "-d",
+        str(content),
+        str(raw),
+        size,
+    )
     _run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(target / f"{name}.qcow2"))
     raw.unlink()
 

@@ -51,7 +51,8 @@ class Recipe:
     """What an image is made of.
 
     Args:
-        key: digest (hexadecimal) of this recipe, of every file of its playbook, and of the program that assembles it.
+        key: digest (hexadecimal) of this recipe, of every file of its playbook, and of the program that
+            assembles it.
 
     """
 
@@ -256,7 +257,10 @@ class ImageCache:
         return ImageError(
             f"the disk filled up while the image {recipe.name} was baked",
             fact=f"{self._folder} has {free // 2**20} MiB left, and {str(error).splitlines()[0]}",
-            remedy="free some space (`testbed image prune` helps), or point TESTBED_CACHE_DIR elsewhere; nothing half-done is left",
+            remedy=(
+                "free some space (`testbed image prune` helps), or point TESTBED_CACHE_DIR elsewhere; "
+                "nothing half-done is left"
+            ),
         )
 
     def _base(self, recipe: Recipe, progress: Progress, log: Path) -> Path:
@@ -320,7 +324,8 @@ class ImageCache:
     def prune(self) -> list[Path]:
         """Delete what no present recipe names, and leftovers of killed processes; return what was deleted.
 
-        Saved memory stays, see `testbed.drivers.snapshots.machine_memory`; so do checkpoints, proofs, and whatever is not ours.
+        Saved memory stays, see `testbed.drivers.snapshots.machine_memory`; so do checkpoints, proofs, and
+        whatever is not ours.
 
         Raises:
             MachineError, UsageError: the cache folder is not ours.

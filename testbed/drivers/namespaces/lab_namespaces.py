@@ -1,4 +1,5 @@
-"""A lab's enclosure: network, mount and process namespaces of its own, and a user namespace for ordinary users.
+"""A lab's enclosure: network, mount and process namespaces of its own, and a user namespace for ordinary
+users.
 
 The first process in it is the holder. Finding a lab's enclosure is finding its holder in /proc; nothing is
 written down that could be stale. Entering forks: the child works inside, the parent only waits, so that

@@ -1,6 +1,8 @@
-"""Bridges and taps of a lab, in the network namespace this process is in: the only file that imports pyroute2.
+"""Bridges and taps of a lab, in the network namespace this process is in: the only file that imports
+pyroute2.
 
-Every interface carries the lab's name and its properties in its alias; what has no such alias is never touched.
+Every interface carries the lab's name and its properties in its alias; what has no such alias is never
+touched.
 """
 
 from __future__ import annotations
@@ -106,7 +108,8 @@ class Fabric:
 
         Args:
             peer: name of the end in the namespace.
-            mac: its MAC address; ours gets one so high that the bridge keeps its own, which is the lowest of its ports'.
+            mac: its MAC address; ours gets one so high that the bridge keeps its own, which is the lowest of
+                its ports'.
             process: a process in it.
 
         Raises:

@@ -57,7 +57,8 @@ def _idl(remote: str, deadline: float) -> Any:  # noqa: ANN401 - the library has
 def _api_of(own: connection.Connection) -> Any:  # noqa: ANN401 - the library has no types
     """Return the library's commands by a connection of their own.
 
-    The library keeps one connection for a class: a second object would use the first one's, and end it when it is closed.
+    The library keeps one connection for a class: a second object would use the first one's, and end it when
+    it is closed.
     """
     return type("Api", (OvnNbApiIdlImpl,), {"_ovsdb_connection": None})(own)
 
@@ -148,7 +149,9 @@ class Northbound:
                     change.add(self._api.db_destroy(table, row))
 
     def set_switch(self, network: TenantNetwork, rules: tuple[Acl, ...]) -> None:
-        """Make an empty switch if there is none, then make it what it must be, all at once: addresses, DHCP, and exactly these rules."""
+        """Make an empty switch if there is none, then make it what it must be, all at once: addresses, DHCP,
+        and exactly these rules.
+        """
         label, six = network.label, network.network6
         options = {
             "subnet": str(network.network),
@@ -180,7 +183,9 @@ class Northbound:
                 change.extend(command for mark in (FOUR, SIX) for command in self._one_of(mark, label))
 
     def _one_of(self, mark: str, switch: str) -> Iterator[Any]:
-        """Yield the commands that leave a switch one row of DHCP settings, which the ports of all others then have."""
+        """Yield the commands that leave a switch one row of DHCP settings, which the ports of all others then
+        have.
+        """
         found = self._dhcp_rows.get((mark, switch), [])
         column = {FOUR: "dhcpv4_options", SIX: "dhcpv6_options"}[mark]
         for other in found[1:]:
@@ -220,7 +225,9 @@ class Northbound:
         return found
 
     def _dhcp(self, switch: str, mark: str) -> UUID | None:
-        """Return the row of a switch's DHCP settings; where it was seen last is looked first, since tables are long in large labs."""
+        """Return the row of a switch's DHCP settings; where it was seen last is looked first, since tables
+        are long in large labs.
+        """
         rows = self._api.tables["DHCP_Options"].rows
         first = next(iter(self._dhcp_rows.get((mark, switch), [])), None)
         if _labels(rows.get(first)).get(mark) != switch:
@@ -239,7 +246,8 @@ class Northbound:
         """Make a port, or make it what it must be, on the switch it must be on, all at once.
 
         Args:
-            fresh: there is no port of this label yet, of whatever name and on whatever switch; nobody looks for one.
+            fresh: there is no port of this label yet, of whatever name and on whatever switch; nobody looks
+                for one.
 
         """
         with _said(f"cannot configure the port {label}"):
@@ -264,7 +272,9 @@ class Northbound:
                 self._limit_port(switch, port, limits, fresh=fresh)
 
     def _limit_port(self, switch: str, port: str, limits: Limits, *, fresh: bool = False) -> None:
-        """Limit what a port sends and has tracked; 0 takes a limit away. What limits it besides is taken away as well."""
+        """Limit what a port sends and has tracked; 0 takes a limit away. What limits it besides is taken away
+        as well.
+        """
         rule = (switch, "from-lport", _QOS_PRIORITY, sent_by(port))
         rates = {"rate": limits.bandwidth // KBIT, "burst": limits.burst // KBIT}
         with self._api.transaction(check_error=True) as change:

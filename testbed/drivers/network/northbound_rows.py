@@ -1,7 +1,9 @@
-"""Rows of OVN's northbound database as properties of a lab's switches and ports. Pure. No row hides another one.
+"""Rows of OVN's northbound database as properties of a lab's switches and ports. Pure. No row hides another
+one.
 
-Names of switches, external ids and matches of rules need not be unique. Of several rows with the same label one keeps it, and
-the others get a label of their own, which no topology asks for: so they are drift, and `up` removes them.
+Names of switches, external ids and matches of rules need not be unique. Of several rows with the same label
+one keeps it, and the others get a label of their own, which no topology asks for: so they are drift, and `up`
+removes them.
 """
 
 from __future__ import annotations
@@ -127,7 +129,9 @@ def _owners(lab: str, tables: Tables) -> dict[UUID, list[str]]:
 def _told_apart(
     rows: Iterable[Row], label: Callable[[Row], str], order: Callable[[Row], Any], name: str
 ) -> list[tuple[str, Row]]:  # fmt: skip
-    """Return rows with labels that differ: of those with the same one, all but the first have a column's value behind it."""
+    """Return rows with labels that differ: of those with the same one, all but the first have a column's
+    value behind it.
+    """
     seen: set[str] = set()
     found = []
     for row in sorted(rows, key=order):

@@ -1,7 +1,8 @@
-"""A host that does not belong to the fleet, on one of its infrastructure networks: a network namespace inside the lab's.
+"""A host that does not belong to the fleet, on one of its infrastructure networks: a network namespace inside
+the lab's.
 
-It lives as long as the block that uses it, and never longer than our own process: its first process ends with its input,
-and the kernel then ends everything in it and removes its interface.
+It lives as long as the block that uses it, and never longer than our own process: its first process ends with
+its input, and the kernel then ends everything in it and removes its interface.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from testbed.model.topology import LabNetwork
 ROGUE = "rogue"  # kind of its interface; `plan` neither wants nor misses it
 _LIFE = 900  # seconds
 _INTERFACE = "rogue0"
-# A file system of its own below /run, where the probe has its pipe, and the view of its own interfaces below /sys.
-# It takes its IPv6 address without asking whether anybody else has it.
+# A file system of its own below /run, where the probe has its pipe, and the view of its own interfaces below
+# /sys. It takes its IPv6 address without asking whether anybody else has it.
 _PROGRAM = (
-    "mount -t sysfs sys /sys && mount -t tmpfs run /run || exit; echo 0 2>/dev/null > /proc/sys/net/ipv6/conf/default/accept_dad; "
+    "mount -t sysfs sys /sys && mount -t tmpfs run /run || exit; echo 0 2>/dev/null > "
+    "/proc/sys/net/ipv6/conf/default/accept_dad; "
     f"echo ready; exec timeout {_LIFE} cat"
 )
 

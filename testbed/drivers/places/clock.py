@@ -1,4 +1,6 @@
-"""Clocks of machines: one that has stood still, paused or saved, goes on with the time at which it stopped."""
+"""Clocks of machines: one that has stood still, paused or saved, goes on with the time at which it
+stopped.
+"""
 
 from __future__ import annotations
 

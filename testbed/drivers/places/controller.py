@@ -56,7 +56,8 @@ class Central:
 
     @contextmanager
     def _looked_into(self, found: dict[Key, Properties]) -> Iterator[Northbound]:
-        """Yield the northbound database, to be read: by way of ssh and its own socket, where a setting may have cut ours.
+        """Yield the northbound database, to be read: by way of ssh and its own socket, where a setting may
+        have cut ours.
 
         Args:
             found: the controller's settings.
@@ -82,7 +83,8 @@ class Central:
         self.host.wait(BOOT * self._slowness)
 
     def recover(self) -> list[str]:
-        """Wait for what an earlier session left running, set the clock, start OVN's parts that do not run, and tell what was done.
+        """Wait for what an earlier session left running, set the clock, start OVN's parts that do not run,
+        and tell what was done.
 
         Raises:
             ProvisioningError: one does not start.

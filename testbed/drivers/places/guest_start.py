@@ -1,4 +1,6 @@
-"""How a node's guests are started: from the memory that the node keeps, or by a boot; watched, and repeated once if it is dead."""
+"""How a node's guests are started: from the memory that the node keeps, or by a boot; watched, and repeated
+once if it is dead.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,13 @@ class Starter:
     """
 
     def __init__(
-        self, lab: Testbed, host: Host, hypervisor: Callable[[], Hypervisor], renew: Callable[[Guest], None], patience: float
-    ) -> None:  # fmt: skip
+        self,
+        lab: Testbed,
+        host: Host,
+        hypervisor: Callable[[], Hypervisor],
+        renew: Callable[[Guest], None],
+        patience: float,
+    ) -> None:
         self.retried: list[str] = []
         self._lab = lab
         self._host = host
@@ -43,7 +50,8 @@ class Starter:
         self._header: bytes | None = None
 
     def start(self, guest: Guest, properties: Properties, *, blank: bool) -> None:
-        """Start a guest, limited from its first frame on, and return when its agent answers and it has its addresses.
+        """Start a guest, limited from its first frame on, and return when its agent answers and it has its
+        addresses.
 
         Args:
             properties: what it is made from, for its mark.
@@ -150,7 +158,9 @@ class Starter:
 
 
 def addressed(interfaces: Any) -> set[str]:  # noqa: ANN401 - a guest's answer may be anything
-    """Return MAC address and family of interfaces with an address that is not link-local, from an untrusted answer."""
+    """Return MAC address and family of interfaces with an address that is not link-local, from an untrusted
+    answer.
+    """
     found = set()
     for item in interfaces if isinstance(interfaces, list) else []:
         addresses = item.get("ip-addresses") if isinstance(item, dict) else None

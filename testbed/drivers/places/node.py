@@ -96,7 +96,8 @@ class Node:
         self.host.sudo(f"timeout {seconds} systemctl is-system-running --wait", timeout=seconds + 60)
 
     def recover(self) -> tuple[str, ...]:
-        """Wait for what an earlier session left running, and set the clocks of a node that has stood still, and of its guests.
+        """Wait for what an earlier session left running, and set the clocks of a node that has stood still,
+        and of its guests.
 
         Its services are among its settings.
         """
@@ -127,8 +128,8 @@ class Node:
     def _state(self, domain: Domain) -> str:
         """Return a guest's state.
 
-        One whose start from saved memory was cut short waits, and is nobody. One that runs and whose agent does not answer is
-        silent: nobody can look into it.
+        One whose start from saved memory was cut short waits, and is nobody. One that runs and whose agent
+        does not answer is silent: nobody can look into it.
         """
         if waits(domain.xml):
             return "waiting"
@@ -140,7 +141,8 @@ class Node:
         return domain.state
 
     def console(self, guest: Guest, octets: int) -> bytes:
-        """Return the last octets that a guest has written to its serial console since it was started; untrusted.
+        """Return the last octets that a guest has written to its serial console since it was started;
+        untrusted.
 
         Raises:
             InstrumentError: the node cannot be asked.

@@ -44,11 +44,13 @@ _WAKING = 15.0  # seconds for each step of starting from saved memory, stretched
 
 @dataclass(frozen=True)
 class Outer:
-    """The outer machine, inside the lab's namespaces. What machines are made from is verified when the first one is.
+    """The outer machine, inside the lab's namespaces. What machines are made from is verified when the first
+    one is.
 
     Args:
         progress: is told of machines that boot against expectation, with the reason.
-        memories: what machines start from, or why there is nothing that they can start from; machines of other hardware boot.
+        memories: what machines start from, or why there is nothing that they can start from; machines of
+            other hardware boot.
         checkpoint: where machines go on, in a lab that is started as a whole.
 
     """
@@ -228,15 +230,22 @@ class Outer:
         host = authority.host(machine.name, [nic.address for nic in machine.nics], now=now)
         tls = authority.tls(machine.name, now=now)
         keys = MachineKeys(
-            host.private_key, host.certificate, authority.ssh_public_key, tls.private_key, tls.certificate, authority.tls_ca,
+            host.private_key,
+            host.certificate,
+            authority.ssh_public_key,
+            tls.private_key,
+            tls.certificate,
+            authority.tls_ca,
             authority.administrators_ca,
-        )  # fmt: skip
+        )
         write_secret(folder / "identity.tar", pack(identity_files(self.lab, machine, keys)))
         write_secret(folder / "host_key.pub", host.public_key.encode())
 
 
 def _state(domain: Domain, made: Mapping[str, object]) -> str:
-    """Return a machine's state; one whose start from saved memory was cut short waits, or lacks interfaces, and nothing revives it."""
+    """Return a machine's state; one whose start from saved memory was cut short waits, or lacks interfaces,
+    and nothing revives it.
+    """
     if waits(domain.xml):
         return "waiting for its memory"
     wanted = made.get("interfaces")

@@ -1,7 +1,7 @@
 """Boots a machine that has no identity, and saves it; runs as a program of its own, in namespaces of its own.
 
-``python -m testbed.drivers.snapshots.capture JOB`` is the first process of a process namespace: when it ends, everything
-that it started is gone.
+``python -m testbed.drivers.snapshots.capture JOB`` is the first process of a process namespace: when it ends,
+everything that it started is gone.
 """
 
 from __future__ import annotations
@@ -100,14 +100,17 @@ def freeze(job: Job, state: Path) -> None:
 
 
 def awaited() -> bool:
-    """Tell whether somebody still reads our standard output; when the command that started us is killed, nobody does."""
+    """Tell whether somebody still reads our standard output; when the command that started us is killed,
+    nobody does.
+    """
     poll = select.poll()
     poll.register(1, 0)
     return not poll.poll(0)
 
 
 def reap() -> None:
-    """Continue in a child; this process, the first of its namespace, buries what loses its parent, and ends with the child's status.
+    """Continue in a child; this process, the first of its namespace, buries what loses its parent, and ends
+    with the child's status.
 
     Call it while the process has one thread.
     """

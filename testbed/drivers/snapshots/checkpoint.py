@@ -1,8 +1,9 @@
-"""Checkpoints: a whole lab as it runs, tenants included, to be started again in seconds (docs/decisions/0018).
+"""Checkpoints: a whole lab as it runs, tenants included, to be started again in seconds
+(docs/decisions/0018).
 
-A checkpoint is a folder of the image cache that its owner alone may read, since it holds the lab's keys: the lab's
-authorities, and of each machine its memory, its domain and its overlays. Nothing is used that another emulator,
-machine type, accelerator, image or topology has made; why it is not is told.
+A checkpoint is a folder of the image cache that its owner alone may read, since it holds the lab's keys: the
+lab's authorities, and of each machine its memory, its domain and its overlays. Nothing is used that another
+emulator, machine type, accelerator, image or topology has made; why it is not is told.
 """
 
 from __future__ import annotations
@@ -129,7 +130,9 @@ class Checkpoint:
         return Kept(folder, {folder / path: digest for path, digest in self.digests[name].items()})
 
     def unpack(self, workspace: Workspace) -> None:
-        """Give a lab that is down the authorities and keys that its saved machines know; machines are unpacked as they start."""
+        """Give a lab that is down the authorities and keys that its saved machines know; machines are
+        unpacked as they start.
+        """
         if os.path.lexists(workspace.pki):
             remove_tree(workspace.pki)
         copy_secrets(self.folder / "pki", workspace.pki)
@@ -190,7 +193,8 @@ def remove(checkpoint: Checkpoint) -> None:
 def refusal(environment: Environment, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return why nodes cannot be saved while their tenants run, or the empty string.
 
-    What becomes of a nested guest of AMD's KVM when the machine around it is saved is undefined (Linux, running-nested-guests).
+    What becomes of a nested guest of AMD's KVM when the machine around it is saved is undefined (Linux,
+    running-nested-guests).
     """
     amd = environment.outer is Accelerator.KVM and "AuthenticAMD" in cpuinfo.read_text()
     return "KVM on AMD's processors cannot save a machine in which guests run" if amd else ""
@@ -258,7 +262,8 @@ class Store:
 
         Raises:
             UsageError: the name is impossible, or something else in the cache has it.
-            ProvisioningError: there is not enough space, or a machine cannot be saved; nothing half-done stays behind.
+            ProvisioningError: there is not enough space, or a machine cannot be saved; nothing half-done
+                stays behind.
 
         """
         if not NAME.fullmatch(name):
@@ -347,7 +352,9 @@ def _save(
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Return the digests of a machine's files, by name, and of the overlays under its own, by absolute path."""
+    """Return the digests of a machine's files, by name, and of the overlays under its own, by absolute
+    path.
+    """
     below = [base for path in folder.glob("*.qcow2") if (base := _backing(path)).suffix == ".qcow2"]
     return {
         path.name if path.parent == folder else str(path): file_digest(path)

@@ -1,8 +1,8 @@
 """Golden memory: machines saved in the middle of their boot, before they are anybody (docs/decisions/0014).
 
-A state is a folder of the image cache with the memory, the frozen overlays that belong to it and a manifest. Its
-key is the digest of everything that the saved memory depends on, so that a state of another emulator, machine
-type, accelerator or image is never used; why there is none that fits is told.
+A state is a folder of the image cache with the memory, the frozen overlays that belong to it and a manifest.
+Its key is the digest of everything that the saved memory depends on, so that a state of another emulator,
+machine type, accelerator or image is never used; why there is none that fits is told.
 """
 
 from __future__ import annotations
@@ -287,7 +287,9 @@ def _key(made: Mapping[str, str]) -> str:
 
 
 def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
-    """Return in what the making of a saved state differs from what is needed; the empty string if in nothing."""
+    """Return in what the making of a saved state differs from what is needed; the empty string if in
+    nothing.
+    """
     differing = [name for name, value in wanted.items() if found.get(name) != value]
     return "; ".join(
         f"its {name} is {found.get(name, 'unknown')}, and {wanted[name]} is needed" for name in differing

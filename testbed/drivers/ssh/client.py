@@ -27,7 +27,8 @@ BOOT = 75.0  # seconds that a machine may take until it accepts our login; stret
 _RETRY = 0.5
 _OPENING = 120.0  # seconds that a machine may take to start our program; paramiko would wait for ever
 _ORPHANED = 60.0  # seconds until commands of an earlier session must have ended
-_FAREWELL = 5.0  # seconds that a bridge may take to end; Python does not run our threads any more when the process ends
+# seconds that a bridge may take to end; Python does not run our threads any more when the process ends
+_FAREWELL = 5.0
 _SILENT = logging.NullHandler()  # without one, paramiko's threads print what its exceptions tell us anyway
 
 
@@ -138,9 +139,10 @@ class Host:
             return self._opened_session().run(command, stdin=stdin, timeout=timeout)
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise InstrumentError(
-                f"a command did not complete on {self.name}", fact=f"{command[:200]}: {type(error).__name__}: {error}",
+                f"a command did not complete on {self.name}",
+                fact=f"{command[:200]}: {type(error).__name__}: {error}",
                 remedy="run `testbed status`",
-            ) from error  # fmt: skip
+            ) from error
 
     def _opened_session(self) -> Session:
         client = self._connected()
@@ -168,13 +170,17 @@ class Host:
         except InstrumentError as error:
             raise ProvisioningError(error.what, fact=error.fact, remedy=error.remedy) from error
         if done.status != 0:
-            fact = f"status {done.status}: {(done.stderr or done.stdout)[-800:].decode(errors='replace').strip()}"
+            fact = (
+                f"status {done.status}: "
+                f"{(done.stderr or done.stdout)[-800:].decode(errors='replace').strip()}"
+            )
             remedy = f"repeat it there: {command[:300]}"
             raise ProvisioningError(f"a command failed on {self.name}", fact=fact, remedy=remedy)
         return done.text
 
     def await_orphans(self) -> None:
-        """Return when no command runs any more that a session which has ended left behind (`testbed.payload.exec_server`).
+        """Return when no command runs any more that a session which has ended left behind
+        (`testbed.payload.exec_server`).
 
         Raises:
             ProvisioningError: one still runs, long after it should have been killed.
@@ -209,13 +215,16 @@ class Host:
             pump.start()
 
     def cut(self) -> None:
-        """End the connection at once, whatever other threads are doing with it: what waits for an answer is told that it has ended."""
+        """End the connection at once, whatever other threads are doing with it: what waits for an answer is
+        told that it has ended.
+        """
         client = self._client
         if client is not None:
             client.close()
 
     def close(self) -> None:
-        """End the connection and every bridge; who still asks something through one is told that it has ended.
+        """End the connection and every bridge; who still asks something through one is told that it has
+        ended.
 
         The connection is opened anew when something is next asked of the machine.
         """
@@ -248,7 +257,9 @@ def _pump(source: socket.socket | Stream, target: socket.socket | Stream) -> Non
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """Something to log in with: a key file (its certificate next to it, if there is one), a password, or nothing."""
+    """Something to log in with: a key file (its certificate next to it, if there is one), a password, or
+    nothing.
+    """
 
     name: str
     user: str
@@ -259,14 +270,16 @@ class Credential:
 def attempts(address: str, credentials: Sequence[Credential], timeout: float = 40) -> dict[str, str]:
     """Try several credentials of one user over one connection, as an attacker would.
 
-    A credential counts as refused only if the server said so: a connection that ends answers nothing, and what was not
-    answered is not among the answers. sshd ends it in place of an answer to the last of `MaxAuthTries` failures.
+    A credential counts as refused only if the server said so: a connection that ends answers nothing, and
+    what was not answered is not among the answers. sshd ends it in place of an answer to the last of
+    `MaxAuthTries` failures.
 
     Args:
         timeout: seconds for each step.
 
     Returns:
-        ``accepted``, ``refused`` or what else the server said, by the credential's name; nothing follows an ``accepted``.
+        ``accepted``, ``refused`` or what else the server said, by the credential's name; nothing follows an
+            ``accepted``.
 
     Raises:
         InstrumentError: the machine did not answer the first of them.

@@ -1,4 +1,6 @@
-"""The near end of a machine's session; the far end is `testbed.payload.exec_server`, which says what a message looks like."""
+"""The near end of a machine's session; the far end is `testbed.payload.exec_server`, which says what a
+message looks like.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class Completed:
 
 @contextmanager
 def closing_after(seconds: float, close: Callable[[], object]) -> Iterator[None]:
-    """Close something if a block lasts longer, for calls that have no deadline of their own and end with what they work on."""
+    """Close something if a block lasts longer, for calls that have no deadline of their own and end with what
+    they work on.
+    """
     timer = threading.Timer(seconds, close)
     timer.daemon = True
     timer.start()
@@ -101,7 +105,8 @@ class Stream:
 
 
 class Session:
-    """Commands and streams over one pair of streams. Safe to use from several threads; useless once its far end is gone.
+    """Commands and streams over one pair of streams. Safe to use from several threads; useless once its far
+    end is gone.
 
     Args:
         close: ends both streams, also for a thread that waits in `write` for a far end that reads nothing.

@@ -13,8 +13,8 @@ _ARP, _IPV4, _IPV6 = 0x0806, 0x0800, 0x86DD
 class Seen(NamedTuple):
     """What a frame says about itself.
 
-    ``token`` may be empty for ARP and for Neighbor Discovery, and is the transaction id for an answer of DHCP, whose
-    ``target`` is the address that it hands out; ``to`` is the MAC address that the frame is for.
+    ``token`` may be empty for ARP and for Neighbor Discovery, and is the transaction id for an answer of
+    DHCP, whose ``target`` is the address that it hands out; ``to`` is the MAC address that the frame is for.
     """
 
     kind: str
@@ -36,7 +36,9 @@ def find_token(data: bytes, prefix: str) -> str:
 
 
 def parse(frame: bytes, prefix: str) -> Seen | None:
-    """Return what a frame says if it is ARP, Neighbor Discovery, an answer of DHCP, or carries a token of this run."""
+    """Return what a frame says if it is ARP, Neighbor Discovery, an answer of DHCP, or carries a token of
+    this run.
+    """
     if len(frame) < 14:
         return None
     seen = _parse(frame, prefix)
@@ -87,7 +89,9 @@ def _parse_ipv6(body: bytes, mac: str, token: str) -> Seen | None:
 
 
 def _handed_out(options: bytes) -> str:
-    """Return the address that an answer of DHCPv6 hands out, or the empty string (RFC 8415, 21.4 and 21.6)."""
+    """Return the address that an answer of DHCPv6 hands out, or the empty string (RFC 8415, 21.4 and
+    21.6).
+    """
     while len(options) >= 4:
         code, size = (int.from_bytes(options[at : at + 2], "big") for at in (0, 2))
         if code == 3:

@@ -1,9 +1,10 @@
-"""Observer and sender inside a guest or on a machine: started once, then asked through a pipe (NET-01 to NET-13).
+"""Observer and sender inside a guest or on a machine: started once, then asked through a pipe (NET-01 to
+NET-13).
 
-Runs as root, on the standard library only; `testbed.verify.probe.client.compose` puts its files into one program.
-Starting an interpreter costs a nested guest seconds, so the process stays between observations, in which it
-has nothing open but its pipe, and ends by itself when nobody asks any more. Each question is a line (`testbed.payload.probe.wire`);
-its answer goes into a pipe that the asker has made, or else into a file.
+Runs as root, on the standard library only; `testbed.verify.probe.client.compose` puts its files into one
+program. Starting an interpreter costs a nested guest seconds, so the process stays between observations, in
+which it has nothing open but its pipe, and ends by itself when nobody asks any more. Each question is a line
+(`testbed.payload.probe.wire`); its answer goes into a pipe that the asker has made, or else into a file.
 """
 
 from __future__ import annotations
@@ -149,7 +150,9 @@ class Server:
         return {"stopped": True}
 
     def answer(self, name: str, reply: Callable[[], Request], *, slow: bool) -> None:
-        """Give an answer; where it takes time, or a pipe waits for it, in a process of its own, so that the recorder goes on."""
+        """Give an answer; where it takes time, or a pipe waits for it, in a process of its own, so that the
+        recorder goes on.
+        """
         if not _ANSWER.fullmatch(name):
             return
         path = self.folder / f"answer.{name}"
@@ -228,7 +231,9 @@ def _serve(folder: Path, patience: float, pipe: int) -> None:
 
 
 def _forget(folder: Path) -> None:
-    """Remove the folder, which is flat; `shutil` would cost a nested guest as much as all the rest that is imported."""
+    """Remove the folder, which is flat; `shutil` would cost a nested guest as much as all the rest that is
+    imported.
+    """
     with suppress(OSError):
         for path in list(folder.iterdir()):
             path.unlink(missing_ok=True)
@@ -246,7 +251,9 @@ def _running(folder: Path) -> bool:
 
 
 def stop(request: Request) -> Request:
-    """End the process and those that it has sending, if its lock says that it runs, and forget what it has seen."""
+    """End the process and those that it has sending, if its lock says that it runs, and forget what it has
+    seen.
+    """
     folder, stopped = Path(request["folder"]), False
     with suppress(FileNotFoundError, ProcessLookupError):
         if _running(folder):

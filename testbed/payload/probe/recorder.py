@@ -1,4 +1,6 @@
-"""Recorder in a guest: sniffs on its interfaces and listens on ports; remembers what carries a token of the run."""
+"""Recorder in a guest: sniffs on its interfaces and listens on ports; remembers what carries a token of the
+run.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,8 @@ from testbed.payload.probe.sniffer import (
 
 MAX_STRAYS, MAX_TEXT = 64, 160
 _TEST, _STAGES = 0x88B5, ("start", "end")
-# The kernel keeps to itself what a nested guest could not read fast enough and nobody asks for: ARP of more than `NOISE`
-# octets, and what leaves this machine, except frames from an interface to itself.
+# The kernel keeps to itself what a nested guest could not read fast enough and nobody asks for: ARP of more
+# than `NOISE` octets, and what leaves this machine, except frames from an interface to itself.
 _WANTED: tuple[Step, ...] = (
     (LOAD, 0, 0, PACKET_TYPE), (EQUAL, 0, 8, OUTGOING),
     (LOAD, 0, 0, 0), (TO_X, 0, 0, 0), (LOAD, 0, 0, 6), (EQUAL_X, 0, 8, 0),
@@ -73,7 +75,8 @@ class Recorder(Sniffer):
     def prepare(self, request: Request) -> Request:
         """Open everything, with retries until ``patience`` seconds have passed; return the ready state.
 
-        If ``known`` is given, frames without a token from other MAC addresses than these are kept as they are: strays.
+        If ``known`` is given, frames without a token from other MAC addresses than these are kept as they
+        are: strays.
         """
         self.known = {bytes.fromhex(mac.replace(":", "")) for mac in request.get("known", [])}
         deadline = time.monotonic() + min(float(request.get("patience", 10)), 120.0)
@@ -208,7 +211,9 @@ class Recorder(Sniffer):
             self._close(connection)
 
     def state(self) -> Request:
-        """Return what came in, with everything that the kernel still holds, after a last frame that must be seen."""
+        """Return what came in, with everything that the kernel still holds, after a last frame that must be
+        seen.
+        """
         self.self_test("end")
         state = super().state()
         tested = all((nic["label"], stage) in self.tested for nic in self.nics for stage in _STAGES)

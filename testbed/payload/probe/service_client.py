@@ -20,7 +20,8 @@ class Talk:
     """One conversation: a connection, or datagrams and echo requests that belong together.
 
     Args:
-        probe: ``kind``, the ``mac`` of the interface, the own ``address``, and ``ip`` and ``port`` of the service.
+        probe: ``kind``, the ``mac`` of the interface, the own ``address``, and ``ip`` and ``port`` of the
+            service.
         patience: seconds that connecting and each answer may take.
 
     Raises:

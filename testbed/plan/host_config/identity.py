@@ -143,7 +143,9 @@ _PEER = """  {peer} {{
 
 
 def tunnel_protection(lab: Testbed, machine: Machine) -> str:
-    """Return strongSwan's connections of a node: UDP to another node's fabric address is encrypted or not sent (NET-08, RFC 4301)."""
+    """Return strongSwan's connections of a node: UDP to another node's fabric address is encrypted or not
+    sent (NET-08, RFC 4301).
+    """
     own = str(machine.address(Plane.FABRIC))
     peers = [node for node in lab.nodes if node.name != machine.name]
     blocks = [
@@ -168,7 +170,9 @@ def _chassis(lab: Testbed, machine: Machine) -> str:
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """Return the archive of some files: deterministic, public files 0644, the others 0600, every folder 0755."""
+    """Return the archive of some files: deterministic, public files 0644, the others 0600, every folder
+    0755.
+    """
     stream = io.BytesIO()
     folders: set[str] = set()
     with tarfile.open(fileobj=stream, mode="w") as archive:

@@ -31,7 +31,9 @@ _PLANTED = "planted-key"
 
 
 def plant(workspace: Workspace) -> str:
-    """Make a key that a breach authorises, and that `impostors` tries while it is there; return its public half."""
+    """Make a key that a breach authorises, and that `impostors` tries while it is there; return its public
+    half.
+    """
     identity = Authority(workspace.pki).user(["node-admin"], now=datetime.now(UTC))
     planted = workspace.folder / _PLANTED
     write_secret(planted, identity.private_key)
@@ -93,13 +95,15 @@ def _store(folder: Path, name: str, identity: SshIdentity) -> Path:
 
 
 def logins(fleet: Fleet, machine: Machine, strangers: Sequence[Credential]) -> dict[str, str]:
-    """Try to log in with each credential and return the answers; the right one, tried before and after, must work.
+    """Try to log in with each credential and return the answers; the right one, tried before and after, must
+    work.
 
     Returns:
         ``refused``, or what else the machine said, by credential: an answer for each.
 
     Raises:
-        InstrumentError: the machine did not answer, or refuses the right credential, so that refusals mean nothing.
+        InstrumentError: the machine did not answer, or refuses the right credential, so that refusals mean
+            nothing.
 
     """
     answers: dict[str, str] = {}
@@ -130,8 +134,9 @@ def _patiently(
     """Try one user's credentials until each is answered; while sshd shuts us out for earlier failures, wait and try again.
 
     Args:
-        last: the right credential, with which a connection ends where the user has one: sshd gives penalties to sources of
-            connections on which nobody has logged in (sshd_config(5), PerSourcePenalties), and would shut us out for half a minute.
+        last: the right credential, with which a connection ends where the user has one: sshd gives penalties
+            to sources of connections on which nobody has logged in (sshd_config(5), PerSourcePenalties), and
+            would shut us out for half a minute.
 
     """
     waiting = sorted(group, key=lambda item: item.key is not None or item.password is not None)

@@ -1,7 +1,7 @@
 """A throw-away guest that attacks from its first frame on, on a port that OVN does not know yet (NET-13).
 
-It is confined like every other guest, has no disk of its own, and is gone afterwards with all that was made for it; if it
-is left behind, the run says so, and so does the plan, since it carries the lab's mark.
+It is confined like every other guest, has no disk of its own, and is gone afterwards with all that was made
+for it; if it is left behind, the run says so, and so does the plan, since it carries the lab's mark.
 """
 
 from __future__ import annotations
@@ -74,10 +74,17 @@ class Throwaway:
             node,
             fleet.machines[guest.node],
             replace(
-                guest, name=NAME, uuid=own, memory=_MEMORY, vcpus=1, worker=f"worker{slot:02d}", uid=FIRST_WORKER_UID + slot,
-                nics=(nic,), volumes=(),
+                guest,
+                name=NAME,
+                uuid=own,
+                memory=_MEMORY,
+                vcpus=1,
+                worker=f"worker{slot:02d}",
+                uid=FIRST_WORKER_UID + slot,
+                nics=(nic,),
+                volumes=(),
             ),
-        )  # fmt: skip
+        )
 
     @property
     def endpoint(self) -> Endpoint:
@@ -87,9 +94,11 @@ class Throwaway:
 
     @contextmanager
     def present(self, fleet: Fleet) -> Iterator[None]:
-        """Take away everything that was made of it while a block ran, each thing for itself, whatever became of the others.
+        """Take away everything that was made of it while a block ran, each thing for itself, whatever became
+        of the others.
 
-        What libvirt takes away by itself when a guest ends is taken away as well: where a lab is damaged, it may not.
+        What libvirt takes away by itself when a guest ends is taken away as well: where a lab is damaged, it
+        may not.
         """
         domain, port, place = self.guest.domain, self.guest.nics[0].port, self.guest.node
         interfaces = " ".join(f"-- --if-exists del-port {tap}" for tap in (TAP, SECOND_TAP))
@@ -136,7 +145,8 @@ class Throwaway:
         self.require_flowing(TAP, BOOT)
 
     def plug_attacking(self) -> None:
-        """Plug a second interface in, with the name of a port that OVN does not know; return when it attacks by that.
+        """Plug a second interface in, with the name of a port that OVN does not know; return when it attacks
+        by that.
 
         Raises:
             InstrumentError: it does not in time.
@@ -176,7 +186,8 @@ def _xml(node: Node, guest: Guest) -> str:
     assert disk is not None
     devices.remove(disk)
     base = ET.fromstring(
-        f"<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{IMAGES}/guest/root.raw'/>"
+        "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source "
+        f"file='{IMAGES}/guest/root.raw'/>"
         "<target dev='vda' bus='virtio'/><readonly/></disk>"
     )
     devices.insert(0, base)
@@ -204,7 +215,9 @@ def second_interface(domain: str) -> str:
 
 
 def cpio(files: dict[str, bytes]) -> bytes:
-    """Return an archive of executable files that a kernel unpacks over the one before it (initramfs buffer format, newc)."""
+    """Return an archive of executable files that a kernel unpacks over the one before it (initramfs buffer
+    format, newc).
+    """
     parts = []
     for number, (name, content) in enumerate([*files.items(), ("TRAILER!!!", b"")], start=1):
         mode = 0o100755 if content else 0

@@ -1,4 +1,6 @@
-"""What a question to a machine came to, by what came back, what its firewall tells, and who stood still (NET-09). Pure."""
+"""What a question to a machine came to, by what came back, what its firewall tells, and who stood still
+(NET-09). Pure.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class Reading:
         state: what came back to who asked.
         refused: the machine's firewall says that it refused it.
         passed: the machine's firewall says that it let something pass there meanwhile.
-        blind: why silence says nothing: somebody stood still, or the firewall had no room to tell. Empty if it does.
+        blind: why silence says nothing: somebody stood still, or the firewall had no room to tell. Empty if
+            it does.
 
     """
 

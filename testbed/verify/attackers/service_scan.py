@@ -1,8 +1,8 @@
 """Asks every machine, from everywhere on the infrastructure, for everything that it could offer (NET-09).
 
-Two witnesses speak about each question: what came back to who asked, and the machine's own firewall, which tells what
-it has refused to whom and how often it let tunnels pass. Frames are not looked for at the target's interfaces, which
-see them before the firewall does.
+Two witnesses speak about each question: what came back to who asked, and the machine's own firewall, which
+tells what it has refused to whom and how often it let tunnels pass. Frames are not looked for at the target's
+interfaces, which see them before the firewall does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ _AGREEING = 2.0  # seconds that nodes have to agree on keys, if they have not ye
 
 
 def listening(fleet: Fleet) -> dict[str, frozenset[Socket]]:
-    """Return protocol and port of every socket that machines listen on, except those only they can reach; as they tell it."""
+    """Return protocol and port of every socket that machines listen on, except those only they can reach; as
+    they tell it.
+    """
     names = list(fleet.machines)
     with ThreadPoolExecutor(max_workers=len(names)) as pool:
         texts = pool.map(lambda name: fleet.machines[name].read("ss -Hlntu"), names)
@@ -69,7 +71,8 @@ def _sockets(name: str, text: str) -> frozenset[Socket]:
 
 @contextmanager
 def standing_on(fleet: Fleet, network: LabNetwork) -> Iterator[tuple[Rogue, Instrument]]:
-    """Let a rogue host stand on a network, with routes to the other networks through the machines, and the probe on it.
+    """Let a rogue host stand on a network, with routes to the other networks through the machines, and the
+    probe on it.
 
     Raises:
         ProvisioningError: the outer machine refuses.
@@ -112,7 +115,9 @@ def on_outer(argv: list[str], stdin: bytes, timeout: float) -> bytes:
 
 @contextmanager
 def sources(fleet: Fleet) -> Iterator[dict[str, Instrument]]:
-    """Yield the probe at every source of `testbed.model.exposure.contacts`, by the source's label or machine's name."""
+    """Yield the probe at every source of `testbed.model.exposure.contacts`, by the source's label or
+    machine's name.
+    """
     with ExitStack() as stack:
         found: dict[str, Instrument] = {
             name: on_machine(fleet, machine) for name, machine in fleet.machines.items()
@@ -177,7 +182,8 @@ def _six(cell: Contact, layer: Packet, answer: str, mac: str = "", to: str = "")
     """Return a packet to a link-local address.
 
     Args:
-        answer: what an answer looks like behind its addresses; ``-`` stands between its next header and the rest.
+        answer: what an answer looks like behind its addresses; ``-`` stands between its next header and the
+            rest.
 
     """
     packet = IPv6(src=str(cell.source.link_local), dst=to or str(cell.target.link_local), hlim=255) / layer
@@ -273,7 +279,8 @@ def _line(cell: Contact, state: str) -> str:
 
 
 def survey(fleet: Fleet) -> list[Reading]:
-    """Ask every contact of a lab, between two rounds of what the administrator may; the first also lets nodes agree on keys.
+    """Ask every contact of a lab, between two rounds of what the administrator may; the first also lets nodes
+    agree on keys.
 
     What must be answered and was not is asked once more. Meanwhile machines notice whether they stand still.
 

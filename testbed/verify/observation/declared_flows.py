@@ -49,7 +49,10 @@ class Use:
         return Probe(f"{self.mark}{stage}", self.source, fields)
 
     def __str__(self) -> str:
-        return f"{self.source.guest} -> {self.target.guest} {self.flow.service}{' over IPv6' if ':' in self.address else ''}"
+        return (
+            f"{self.source.guest} -> {self.target.guest} "
+            f"{self.flow.service}{' over IPv6' if ':' in self.address else ''}"
+        )
 
 
 def uses(lab: Testbed) -> list[Use]:
@@ -74,7 +77,8 @@ def body(protocol: str, port: int, *, six: bool = False) -> Packet:
     """Return what the first packet of a flow holds behind its IP header, without its payload.
 
     Args:
-        protocol: of a flow; of none if it is empty: then what a rule lets every guest send, a client's message to DHCP.
+        protocol: of a flow; of none if it is empty: then what a rule lets every guest send, a client's
+            message to DHCP.
 
     """
     if protocol == "icmp":

@@ -1,7 +1,9 @@
-"""Network probes: every guest listens, sends and is watched, with three questions to each guest whatever their number.
+"""Network probes: every guest listens, sends and is watched, with three questions to each guest whatever
+their number.
 
-A frame that did not arrive counts only if the receiver's recorder, and its node's beside it, lived through the whole
-window, lost nothing, and heard something with the same tool in the same run, before and after (DESIGN.md, section 6).
+A frame that did not arrive counts only if the receiver's recorder, and its node's beside it, lived through
+the whole window, lost nothing, and heard something with the same tool in the same run, before and after
+(DESIGN.md, section 6).
 """
 
 from __future__ import annotations
@@ -74,17 +76,18 @@ def observe(
     strays: bool = False,
     doubts: bool = False,
 ) -> Observation:
-    """Send probes from their senders, with controls around them, while every guest is watched by itself and by its node.
+    """Send probes from their senders, with controls around them, while every guest is watched by itself and
+    by its node.
 
     Args:
         attack: what goes on between the controls instead of single probes.
         strays: whether to keep what comes in from MAC addresses that are no guest's.
-        doubts: whether a guest that cannot vouch for the window is a doubt for `require_agreement`, instead of an error, since
-            its node may have seen what must not come in.
+        doubts: whether a guest that cannot vouch for the window is a doubt for `require_agreement`, instead
+            of an error, since its node may have seen what must not come in.
 
     Raises:
-        InstrumentError: an instrument was not there, died, or a control failed, or a switch lost frames of single probes:
-            then nothing was observed.
+        InstrumentError: an instrument was not there, died, or a control failed, or a switch lost frames of
+            single probes: then nothing was observed.
     """
     lab, tokens = fleet.testbed, Tokens.fresh()
     interfaces = {
@@ -159,7 +162,9 @@ def _sent(
     attack: Attack | None,
     tokens: Tokens,
 ) -> dict[str, dict[str, Record]]:
-    """Send controls, then probes or an attack, then controls; return what became of each, by guest and mark."""
+    """Send controls, then probes or an attack, then controls; return what became of each, by guest and
+    mark.
+    """
     phase = {"phase": "send", "budget": BUDGET}
 
     def script(label: str) -> list[Probe]:
@@ -222,10 +227,11 @@ def _controls(fleet: Fleet, label: str, stage: str, tokens: Tokens) -> list[Prob
 
 
 def _last_words(fleet: Fleet, label: str, tokens: Tokens) -> list[Probe]:
-    """Return what a guest sends when the window after its last probe has been waited out: controls, so that nobody went deaf in it.
+    """Return what a guest sends when the window after its last probe has been waited out: controls, so that
+    nobody went deaf in it.
 
-    What it tells of itself is told when the window begins and when it ends, since Linux changes no ARP entry twice within a
-    second (arp(7), locktime).
+    What it tells of itself is told when the window begins and when it ends, since Linux changes no ARP entry
+    twice within a second (arp(7), locktime).
     """
     told = _truths(fleet, label)
     first, *others = [
@@ -236,7 +242,9 @@ def _last_words(fleet: Fleet, label: str, tokens: Tokens) -> list[Probe]:
 
 
 def _awaited(fleet: Fleet, label: str, tokens: Tokens) -> dict[str, object]:
-    """Return what a guest's recorder waits for a while at the end: for every interface an answer of DHCP, or a declared flow."""
+    """Return what a guest's recorder waits for a while at the end: for every interface an answer of DHCP, or
+    a declared flow.
+    """
     own = [endpoint for endpoint in endpoints(fleet.testbed) if endpoint.guest == label]
     flows = [
         tokens.beginning(f"{use.mark}after")
@@ -248,7 +256,9 @@ def _awaited(fleet: Fleet, label: str, tokens: Tokens) -> dict[str, object]:
 
 
 def _truths(fleet: Fleet, label: str) -> list[Probe]:
-    """Return what a guest tells the other ends of its flows of itself: while a wall is open, they may have believed lies."""
+    """Return what a guest tells the other ends of its flows of itself: while a wall is open, they may have
+    believed lies.
+    """
     told = []
     for number, (own, other) in (
         (number, pair) for number, pair in enumerate(ends(fleet.testbed)) if pair[0].guest == label
@@ -324,7 +334,9 @@ def _require_controls(fleet: Fleet, observation: Observation) -> None:
 
 
 def _heard(endpoint: Endpoint, records: Sequence[Record], tokens: set[str], transaction: str) -> bool:
-    """Tell whether a receiver's recorder heard a control on an interface: an answer of DHCP, or a declared flow."""
+    """Tell whether a receiver's recorder heard a control on an interface: an answer of DHCP, or a declared
+    flow.
+    """
     for record in records:
         if record.get("label") == endpoint.interface:
             answer = record.get("kind") == "dhcp" and record.get("token") == transaction

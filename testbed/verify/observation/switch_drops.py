@@ -1,4 +1,6 @@
-"""What nodes' switches have lost by crowding: a frame that must not arrive is sent once, and only a wall may stop it."""
+"""What nodes' switches have lost by crowding: a frame that must not arrive is sent once, and only a wall may
+stop it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ Losses = Mapping[str, Mapping[str, int]]
 
 
 def lost(fleet: Fleet) -> Losses:
-    """Return how many packets each node has lost by crowding so far: on the way to its switch's rules, and to its guests.
+    """Return how many packets each node has lost by crowding so far: on the way to its switch's rules, and to
+    its guests.
 
     Raises:
         InstrumentError: a node does not tell.

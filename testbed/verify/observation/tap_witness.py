@@ -1,6 +1,8 @@
-"""A witness beside every guest: a recorder on its node, of what the node hands to its interfaces (NET-01 to NET-07, NET-11, NET-13).
+"""A witness beside every guest: a recorder on its node, of what the node hands to its interfaces (NET-01 to
+NET-07, NET-11, NET-13).
 
-One program per node, for all its guests. It must hear the same controls as they, live as long, and lose nothing.
+One program per node, for all its guests. It must hear the same controls as they, live as long, and lose
+nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def listen(fleet: Fleet, prefix: str) -> None:
 
 
 def arrived_so_far(fleet: Fleet, tokens: Tokens, marks: Collection[str]) -> set[str]:
-    """Return which of some probes have been seen coming in anywhere, by guests or their nodes, while an observation goes on.
+    """Return which of some probes have been seen coming in anywhere, by guests or their nodes, while an
+    observation goes on.
 
     Raises:
         InstrumentError: a guest or a node does not tell.
@@ -88,13 +91,15 @@ def collect(fleet: Fleet, prefix: str) -> dict[str, list[Record]]:
 
 
 def require_agreement(observation: Observation, marks: Collection[str]) -> None:
-    """Return if guests can vouch for all that came in, and told of it as their nodes do; asked when nothing of it was forbidden.
+    """Return if guests can vouch for all that came in, and told of it as their nodes do; asked when nothing
+    of it was forbidden.
 
     Args:
         marks: the probes that this is about.
 
     Raises:
-        InstrumentError: a guest could not hear, or concealed something, so its silence says nothing of the rest.
+        InstrumentError: a guest could not hear, or concealed something, so its silence says nothing of the
+            rest.
 
     """
     if observation.doubt is not None:

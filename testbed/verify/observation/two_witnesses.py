@@ -1,6 +1,8 @@
-"""Two witnesses of what came in at a guest: its own recorder, and its node's on its interfaces. Pure (DESIGN.md, section 6).
+"""Two witnesses of what came in at a guest: its own recorder, and its node's on its interfaces. Pure
+(DESIGN.md, section 6).
 
-A guest may be deaf, or lie; so its word counts only for frames that it cannot have made up, and never against its node's.
+A guest may be deaf, or lie; so its word counts only for frames that it cannot have made up, and never against
+its node's.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def counted(tokens: Tokens, told: Records, seen: Records) -> list[Mapping[str, Any]]:
-    """Return the records of one guest that are evidence: all of its node's, and of its own those that it cannot have made up.
+    """Return the records of one guest that are evidence: all of its node's, and of its own those that it
+    cannot have made up.
 
     Args:
         told: what the guest's recorder says.

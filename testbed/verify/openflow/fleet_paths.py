@@ -1,7 +1,9 @@
-"""Where any packet at all can go that a guest sends: a walk over every node's tables, from port to port (NET-01).
+"""Where any packet at all can go that a guest sends: a walk over every node's tables, from port to port
+(NET-01).
 
-Packets sample, and `testbed.verify.witnesses.virtual_switch.pipeline` asks about single frames; this asks about all of them at once. IPv6's
-neighbour and listener discovery is left out inside a network: the nodes' guards stand in front of these tables (NET-05).
+Packets sample, and `testbed.verify.witnesses.virtual_switch.pipeline` asks about single frames; this asks
+about all of them at once. IPv6's neighbour and listener discovery is left out inside a network: the nodes'
+guards stand in front of these tables (NET-05).
 """
 
 from __future__ import annotations
@@ -80,7 +82,9 @@ class Arrival:
 
     @property
     def service(self) -> Service:
-        """What the packets are, as cells of the reach matrix name it, or what they are besides: guarded, or anything."""
+        """What the packets are, as cells of the reach matrix name it, or what they are besides: guarded, or
+        anything.
+        """
         kind, above, port = (self.cube.number(name) for name in ("dl_type", "nw_proto", "tp_dst"))
         if kind is None or (kind, None if kind == 0x0806 else above) not in _SERVICES:
             return _ANYTHING
@@ -128,9 +132,10 @@ def _bridge(machine: Machine, fabric: Mapping[str, str]) -> Bridge:
 def arrivals(fleet: Fleet, found: Mapping[str, Bridge]) -> list[Arrival]:
     """Return where packets of every guest's interface can go, other than back to it.
 
-    On its own network an interface is asked for what belongs to no connection, since a connection begins with such a
-    packet; everywhere else for every packet. Of each interface the walk must find that a program is given its questions to
-    DHCP: where no flow is declared, a walk that sees nothing at all would look like a wall.
+    On its own network an interface is asked for what belongs to no connection, since a connection begins with
+    such a packet; everywhere else for every packet. Of each interface the walk must find that a program is
+    given its questions to DHCP: where no flow is declared, a walk that sees nothing at all would look like a
+    wall.
 
     Raises:
         InstrumentError: a switch does what the walk does not know, or a way that must be there is not found.
@@ -176,7 +181,9 @@ def _travel(
     tracked: Sequence[tuple[int, int]],
     way: str = "",
 ) -> Iterator[tuple[str, Cube, str]]:
-    """Yield by which interface packets leave, what they have become, and by which way; tunnels are followed once."""
+    """Yield by which interface packets leave, what they have become, and by which way; tunnels are followed
+    once.
+    """
     bridge = found[node]
     peers = {port: name for name, port in bridge.tunnels.items()}
     over: dict[str, list[Cube]] = {}
@@ -196,7 +203,8 @@ def _travel(
 
 
 def unexpected(fleet: Fleet, found: Sequence[Arrival]) -> list[str]:
-    """Return what can arrive somewhere although no declared flow leads there, one line for each pair and service.
+    """Return what can arrive somewhere although no declared flow leads there, one line for each pair and
+    service.
 
     Raises:
         InstrumentError: a declared flow was not found, so that others may be missing as well.

@@ -1,4 +1,6 @@
-"""The rules of an Open vSwitch bridge, made ready for a walk: each one's match as a class of packets, and its actions."""
+"""The rules of an Open vSwitch bridge, made ready for a walk: each one's match as a class of packets, and its
+actions.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,29 @@ STATES = {
     "dnat": 128,
 }  # of connections, ovs-fields(7)
 _PROTOCOLS = {
-    "ip": (0x0800, None), "icmp": (0x0800, 1), "tcp": (0x0800, 6), "udp": (0x0800, 17), "sctp": (0x0800, 132),
-    "ipv6": (0x86DD, None), "icmp6": (0x86DD, 58), "tcp6": (0x86DD, 6), "udp6": (0x86DD, 17), "sctp6": (0x86DD, 132),
-    "arp": (0x0806, None), "rarp": (0x8035, None),
-}  # fmt: skip
-_OTHER_NAMES = {"eth_src": "dl_src", "eth_dst": "dl_dst", "eth_type": "dl_type", "ip_src": "nw_src", "ip_dst": "nw_dst",
-                "ip_proto": "nw_proto", "icmpv6_type": "icmp_type", "icmpv6_code": "icmp_code"}  # fmt: skip
+    "ip": (0x0800, None),
+    "icmp": (0x0800, 1),
+    "tcp": (0x0800, 6),
+    "udp": (0x0800, 17),
+    "sctp": (0x0800, 132),
+    "ipv6": (0x86DD, None),
+    "icmp6": (0x86DD, 58),
+    "tcp6": (0x86DD, 6),
+    "udp6": (0x86DD, 17),
+    "sctp6": (0x86DD, 132),
+    "arp": (0x0806, None),
+    "rarp": (0x8035, None),
+}
+_OTHER_NAMES = {
+    "eth_src": "dl_src",
+    "eth_dst": "dl_dst",
+    "eth_type": "dl_type",
+    "ip_src": "nw_src",
+    "ip_dst": "nw_dst",
+    "ip_proto": "nw_proto",
+    "icmpv6_type": "icmp_type",
+    "icmpv6_code": "icmp_code",
+}
 _LOCAL = 0xFFFFFFFE  # OFPP_LOCAL of OpenFlow 1.5
 
 
@@ -56,7 +75,9 @@ class Rule:
 
     @property
     def partial(self) -> bool:
-        """Tell whether it takes no packet by itself, but is a part of a conjunctive match (ovs-actions(7))."""
+        """Tell whether it takes no packet by itself, but is a part of a conjunctive match
+        (ovs-actions(7)).
+        """
         return self.text.startswith("conjunction(")
 
 

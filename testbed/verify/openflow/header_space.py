@@ -1,8 +1,9 @@
-"""Classes of packets: which bits of a packet, and of what a switch keeps beside it, are known, and which may be anything.
+"""Classes of packets: which bits of a packet, and of what a switch keeps beside it, are known, and which may
+be anything.
 
-A class is a ternary cube over all fields that Open vSwitch knows and that a walk has to follow (Kazemian, Varghese and
-McKeown, "Header space analysis: static checking for networks", NSDI 2012). A field that is not among `WIDTHS` may be
-anything at any time, so a class is never smaller than what it stands for.
+A class is a ternary cube over all fields that Open vSwitch knows and that a walk has to follow (Kazemian,
+Varghese and McKeown, "Header space analysis: static checking for networks", NSDI 2012). A field that is not
+among `WIDTHS` may be anything at any time, so a class is never smaller than what it stands for.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Cube:
         return Cube(self.value | other.value, self.known | other.known)
 
     def outside(self, other: Cube) -> Cube | None:
-        """Return a class that holds every packet of this one that does not belong to the other, or None if there is no such packet.
+        """Return a class that holds every packet of this one that does not belong to the other, or None if
+        there is no such packet.
 
         It is no larger than this one, and exact where at most one bit tells the two apart.
         """

@@ -1,8 +1,9 @@
-"""Walks classes of packets through a bridge's tables: where can any packet at all go that comes in at a port (NET-01)?
+"""Walks classes of packets through a bridge's tables: where can any packet at all go that comes in at a port
+(NET-01)?
 
-What is left open makes classes larger, never smaller, so what is not found cannot happen: a rule that takes a part of a
-class leaves the whole class to the rules below it, unless one bit tells the parts apart. What a program does with what it
-is given (ovn-controller) is not followed.
+What is left open makes classes larger, never smaller, so what is not found cannot happen: a rule that takes a
+part of a class leaves the whole class to the rules below it, unless one bit tells the parts apart. What a
+program does with what it is given (ovn-controller) is not followed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from testbed.verify.openflow import flow_table
 from testbed.verify.openflow.flow_table import STATES, Tables
 from testbed.verify.openflow.header_space import FIELDS, Cube, Field
 
-# What connection tracking may say of a packet, as value and mask of ``ct_state``: that it belongs to no connection, or anything.
+# What connection tracking may say of a packet, as value and mask of ``ct_state``: that it belongs to no
+# connection, or anything.
 NEW = tuple((STATES["trk"] | STATES[name], 0xFFFF) for name in ("new", "inv"))
 ANY = ((STATES["trk"], STATES["trk"]),)
 CONTROLLER = "controller"  # where packets leave that a program is given
@@ -77,15 +79,22 @@ class Walk:
 
     def __post_init__(self) -> None:
         self._known: dict[str, Callable[[Any, State], Iterable[State]]] = {
-            **_PLAIN, "resubmit": self._resubmit, "goto_table": self._enter, "clone": self._clone, "output": self._output,
-            "controller": self._controller, "CONTROLLER": self._controller, "ct": self._track,
-        }  # fmt: skip
+            **_PLAIN,
+            "resubmit": self._resubmit,
+            "goto_table": self._enter,
+            "clone": self._clone,
+            "output": self._output,
+            "controller": self._controller,
+            "CONTROLLER": self._controller,
+            "ct": self._track,
+        }
 
     def start(self, cubes: Iterable[Cube]) -> Sequence[Exit]:
         """Return where packets of some classes can leave that come in with their ``in_port``.
 
         Raises:
-            InstrumentError: a rule does something that this walk does not know, or there are too many classes.
+            InstrumentError: a rule does something that this walk does not know, or there are too many
+                classes.
 
         """
         for cube in _largest([_fresh(cube) for cube in cubes]):
@@ -113,7 +122,9 @@ class Walk:
         return frozenset(results)
 
     def _taken(self, number: int, state: State) -> Iterator[tuple[Sequence[Mapping[str, Any]], State]]:
-        """Yield which actions a table may take, and for which part of a class; nothing is done for what no rule takes."""
+        """Yield which actions a table may take, and for which part of a class; nothing is done for what no
+        rule takes.
+        """
         found: dict[str, tuple[Sequence[Mapping[str, Any]], list[Cube]]] = {}
         rest: Cube | None = state.cube
         for _, equals in groupby(
@@ -178,7 +189,9 @@ class Walk:
         self.exits.setdefault((port, state.cube), Exit(port, state.cube, tuple(self._path)))
 
     def _track(self, value: Mapping[str, Any], state: State) -> Iterable[State]:
-        """Let a packet go through connection tracking: a copy goes on in another table, where its state is known."""
+        """Let a packet go through connection tracking: a copy goes on in another table, where its state is
+        known.
+        """
         if "table" in value:
             for tracked, known in self.tracked:
                 cube = state.cube.fill(FIELDS["ct_state"], tracked, known)

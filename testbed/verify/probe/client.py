@@ -78,10 +78,12 @@ class Probe:
 
 
 class Instrument:
-    """The probe's program at one place: started when something is first asked of it, then asked through its pipe.
+    """The probe's program at one place: started when something is first asked of it, then asked through its
+    pipe.
 
     Args:
-        run: runs a program there, with input, for at most so many seconds, and returns its output; raises InstrumentError.
+        run: runs a program there, with input, for at most so many seconds, and returns its output; raises
+            InstrumentError.
         python: interpreter there.
         pipe: the way to the program once it runs, if it is not by programs as well.
     """
@@ -96,7 +98,8 @@ class Instrument:
         self._started = False
 
     def listen(self, request: Mapping[str, object], turn: Turn = _ANY_TIME) -> dict[str, Any]:
-        """Ask what an observation begins with; the program is started anew if it has ended since it was last asked.
+        """Ask what an observation begins with; the program is started anew if it has ended since it was last
+        asked.
 
         Raises:
             InstrumentError: it does not start.
@@ -158,7 +161,9 @@ class Instrument:
 
 
 def _expected(request: Mapping[str, object]) -> float:
-    """Return the seconds that an answer may take for nothing: what the request asks for, and a second for each probe."""
+    """Return the seconds that an answer may take for nothing: what the request asks for, and a second for
+    each probe.
+    """
     named = (request.get(name) for name in ("patience", "duration", "window"))
     probes = request.get("probes")
     count = len(probes) if isinstance(probes, list) else 0
@@ -198,10 +203,14 @@ def _kept(fleet: Fleet, name: str, run: Run, pipe: Pipe | None = None) -> Instru
 
 
 def everywhere(
-    fleet: Fleet, guests: Sequence[Guest], ask: Callable[[Instrument, Mapping[str, object], Turn], dict[str, Any]],
+    fleet: Fleet,
+    guests: Sequence[Guest],
+    ask: Callable[[Instrument, Mapping[str, object], Turn], dict[str, Any]],
     requests: Mapping[str, Mapping[str, object]],
-) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Ask the instrument in each guest, side by side; of those on one node, one at a time is looked at for its answer."""
+) -> dict[str, dict[str, Any]]:
+    """Ask the instrument in each guest, side by side; of those on one node, one at a time is looked at for
+    its answer.
+    """
     turns = {guest.node: Lock() for guest in guests}
     with ThreadPoolExecutor(max_workers=32) as pool:
         answers = pool.map(
@@ -228,7 +237,9 @@ def end_all(fleet: Fleet) -> None:
 
 
 def start_all(fleet: Fleet) -> None:
-    """Start the instrument in every guest, and on their nodes, before it is needed; one that does not start says so when it is asked."""
+    """Start the instrument in every guest, and on their nodes, before it is needed; one that does not start
+    says so when it is asked.
+    """
     nodes = {guest.node for guest in fleet.testbed.guests}
     found = [
         *(in_guest(fleet, guest) for guest in fleet.testbed.guests),

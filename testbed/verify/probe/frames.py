@@ -77,13 +77,17 @@ def datagram(port: int) -> Packet:
 
 
 def nd_option(token: bytes) -> Packet:
-    """Return a token as an option of Neighbor Discovery, so that the message stays well-formed (RFC 4861, 4.6)."""
+    """Return a token as an option of Neighbor Discovery, so that the message stays well-formed (RFC 4861,
+    4.6).
+    """
     octets = (2 + len(token) + 7) // 8
     return Raw(bytes((_EXPERIMENT, octets)) + token.ljust(octets * 8 - 2, b"\0"))
 
 
 def solicited(address: str) -> tuple[str, str]:
-    """Return the multicast address, and its MAC address, at which the owner of an IPv6 address is asked (RFC 4291, 2.7.1)."""
+    """Return the multicast address, and its MAC address, at which the owner of an IPv6 address is asked (RFC
+    4291, 2.7.1).
+    """
     last = int.from_bytes(bytes(IPv6(dst=address))[-3:])
     text = f"{last:06x}"
     return f"ff02::1:ff{text[:2]}:{text[2:]}", f"33:33:ff:{text[:2]}:{text[2:4]}:{text[4:]}"
@@ -148,7 +152,9 @@ def neighbor_solicitation(source: str, target: str, mac: str) -> Packet:
 
 
 def neighbor_question(target: str, mac: str) -> Packet:
-    """Return the body of a question for the MAC address of an IPv6 address, which tells that of its source."""
+    """Return the body of a question for the MAC address of an IPv6 address, which tells that of its
+    source.
+    """
     return ICMPv6ND_NS(tgt=target) / ICMPv6NDOptSrcLLAddr(lladdr=mac)
 
 
@@ -248,7 +254,8 @@ def to_dhcp6(sender: Endpoint) -> Packet:
 
 
 def dhcp6_solicit(sender: Endpoint, transaction: int, client: bytes, wanted: str = "") -> Frame:
-    """Return a DHCPv6 solicit message; it needs no token, since its answer repeats the transaction (RFC 8415).
+    """Return a DHCPv6 solicit message; it needs no token, since its answer repeats the transaction (RFC
+    8415).
 
     Args:
         transaction: 24 bits.
@@ -277,7 +284,9 @@ def dhcp6_advertise() -> Packet:
 
 
 def source_route(kind: str, via: str) -> IPOption:
-    """Return an IPv4 option that names an address to pass by: ``loose`` or ``strict`` (RFC 791, 3.1; RFC 7126, 4.3)."""
+    """Return an IPv4 option that names an address to pass by: ``loose`` or ``strict`` (RFC 791, 3.1; RFC
+    7126, 4.3).
+    """
     return {"loose": IPOption_LSRR, "strict": IPOption_SSRR}[kind](routers=[via])
 
 

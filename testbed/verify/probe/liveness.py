@@ -1,7 +1,7 @@
 """Whether machines kept going while they were asked: what tells a slow machine from a wall (NET-09, ACC-02).
 
-A machine whose emulator gets no time sees its clock jump; one that is paused sees nothing, and its clock is behind
-afterwards. So each machine measures its own pauses, and its clock is compared with ours.
+A machine whose emulator gets no time sees its clock jump; one that is paused sees nothing, and its clock is
+behind afterwards. So each machine measures its own pauses, and its clock is compared with ours.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Moment:
     answered: float
 
     def behind(self, later: Moment) -> float:
-        """Return by how many seconds less than ours a machine's clock went on until a later moment, at least."""
+        """Return by how many seconds less than ours a machine's clock went on until a later moment, at
+        least.
+        """
         return max(0.0, later.asked - self.answered - (later.told - self.told))
 
 

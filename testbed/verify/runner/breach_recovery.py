@@ -1,4 +1,6 @@
-"""Closes breaches that a killed process left open, found again by the names that the journal has (DESIGN.md, section 6)."""
+"""Closes breaches that a killed process left open, found again by the names that the journal has (DESIGN.md,
+section 6).
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,15 @@ def stage_of(lab: Lab, case: str) -> Stage:
 
 
 def close_left(lab: Lab, folder: Path, progress: Progress) -> list[str]:
-    """Close every breach that is written down, and return which ones; each entry goes when its breach is seen not to be in force.
+    """Close every breach that is written down, and return which ones; each entry goes when its breach is seen
+    not to be in force.
 
     Args:
         folder: where the checks are.
 
     Raises:
-        ProvisioningError: a breach is still in force, or no check declares it any more; the others are closed all the same.
+        ProvisioningError: a breach is still in force, or no check declares it any more; the others are closed
+            all the same.
 
     """
     journal = Journal(lab.workspace)
@@ -51,7 +55,10 @@ def close_left(lab: Lab, folder: Path, progress: Progress) -> list[str]:
     if failures:
         name = lab.testbed.name
         what = f"{len(failures)} of {len(found)} breaches that were left open could not be closed"
-        remedy = f"repair the cause and run `testbed up {name}`, or build the lab again: `testbed down {name}`, then `testbed up TOPOLOGY`"
+        remedy = (
+            f"repair the cause and run `testbed up {name}`, or build the lab again: `testbed down {name}`, "
+            "then `testbed up TOPOLOGY`"
+        )
         raise ProvisioningError(what, fact="; ".join(failures), remedy=remedy)
     return closed
 

@@ -61,7 +61,9 @@ class Prover:
             return False
 
     def _try(self, case: Case, breach: Breach) -> None:
-        """Try a breach, once more if nothing was observed; whether the wall is whole again shows at the end."""
+        """Try a breach, once more if nothing was observed; whether the wall is whole again shows at the
+        end.
+        """
         before = self._proven.standing(case.item.path, *case.names(breach.name))
         if before:
             case.trials.append(Trial(breach.name))

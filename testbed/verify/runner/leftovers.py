@@ -1,4 +1,6 @@
-"""What a run of checks has left on a lab: what it knows that it could not take away, and what is there and was not before."""
+"""What a run of checks has left on a lab: what it knows that it could not take away, and what is there and
+was not before.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ def _domains(node: Node) -> Iterator[str]:
 
 
 def _rows(fleet: Fleet) -> Iterator[str]:
-    # Asked first, since a connection to a database that is not there is waited for as long as one to a slow machine.
+    # Asked first, since a connection to a database that is not there is waited for as long as one to a slow
+    # machine.
     fleet.machines[fleet.testbed.controller.name].read("systemctl is-active ovn-ovsdb-server-nb")
     northbound = fleet.lab.central.northbound
     yield from (f"the switch {label}" for label in northbound.switches())
@@ -102,7 +105,8 @@ def _stays(is_there: Callable[[], bool]) -> bool:
 
 
 def left_behind(fleet: Fleet, before: Look) -> list[str]:
-    """Take away what checks have left, and return a line for what stays, by what is known of it and by what is seen.
+    """Take away what checks have left, and return a line for what stays, by what is known of it and by what
+    is seen.
 
     Args:
         before: what `look` returned before the run.

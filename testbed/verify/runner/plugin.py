@@ -1,6 +1,7 @@
 """Runs checks as plain pytest tests: collects them, puts them in order, and keeps what they came to.
 
-What an exception means is read by `testbed.verify.runner.execution`; breaches are tried by `testbed.verify.runner.breach_trials`.
+What an exception means is read by `testbed.verify.runner.execution`; breaches are tried by
+`testbed.verify.runner.breach_trials`.
 """
 
 from __future__ import annotations
@@ -219,9 +220,16 @@ def require(folder: Path, only: Sequence[str]) -> Inventory:
 
 
 def run_checks(
-    fleet: Fleet, folder: Path, *, prove: Proven | None, only: tuple[str, ...], progress: Callable[[str], None],
-    slow: bool = False, revive: Revive = tuple, prepare: Prepare = tuple,
-) -> Checks:  # fmt: skip
+    fleet: Fleet,
+    folder: Path,
+    *,
+    prove: Proven | None,
+    only: tuple[str, ...],
+    progress: Callable[[str], None],
+    slow: bool = False,
+    revive: Revive = tuple,
+    prepare: Prepare = tuple,
+) -> Checks:
     """Run the checks of a folder against a lab.
 
     What an error keeps from running is told among the plug-in's errors: such a run is no pass.

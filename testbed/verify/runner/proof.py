@@ -1,4 +1,6 @@
-"""What became of a breach: whether the check saw it, and saw the wall closed again afterwards (DESIGN.md, section 6)."""
+"""What became of a breach: whether the check saw it, and saw the wall closed again afterwards (DESIGN.md,
+section 6).
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,8 @@ def untried(declared: Declaration, green: Outcome) -> tuple[Proof, ...]:
 def take_back(breach: Breach, stage: Stage) -> str:
     """Take a breach back; return the empty string, or why nothing observed on this lab counts any more.
 
-    What raises is tried once more: a connection may have been lost. A wall that cannot be seen counts as open.
+    What raises is tried once more: a connection may have been lost. A wall that cannot be seen counts as
+    open.
     """
 
     def still() -> str:

@@ -80,11 +80,21 @@ def examine(
     trouble.items += [f"still open, perhaps: {entry}" for entry in Journal(lab.workspace).entries()]
     with trouble.kept("writing matrix.json"):
         _write_matrix(fleet, folder / "matrix.json")
-    _write(folder, Run(
-        lab.testbed.name, lab.testbed.digest, environment, started.isoformat(timespec="seconds"),
-        round(time.monotonic() - clock, 1), (*plugin.results, *watch.results), (*lab.retried, *plugin.revived),
-        tuple(trouble.items), controls, only,
-    ))  # fmt: skip
+    _write(
+        folder,
+        Run(
+            lab.testbed.name,
+            lab.testbed.digest,
+            environment,
+            started.isoformat(timespec="seconds"),
+            round(time.monotonic() - clock, 1),
+            (*plugin.results, *watch.results),
+            (*lab.retried, *plugin.revived),
+            tuple(trouble.items),
+            controls,
+            only,
+        ),
+    )
     if plugin.interrupted or watch.interrupted:
         raise KeyboardInterrupt
     return folder
@@ -154,7 +164,9 @@ def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> Proven 
 
 
 def _await(host: Host, machines: Observed) -> str:
-    """Wait a while for a machine that runs; one that does not answer makes the checks that need it inconclusive."""
+    """Wait a while for a machine that runs; one that does not answer makes the checks that need it
+    inconclusive.
+    """
     state = machines.get(Key(OUTER, Kind.MACHINE, host.name), {}).get("state", "not there")
     if state != "running":
         return f"{host.name} does not answer: it is {state}"

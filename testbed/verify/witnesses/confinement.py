@@ -1,4 +1,6 @@
-"""Whether libvirt confines every guest: what its file says for its next start, and what it does now (PRC-02)."""
+"""Whether libvirt confines every guest: what its file says for its next start, and what it does now
+(PRC-02).
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ def unconfigured(node: Machine) -> list[str]:
 
 
 def starts_unconfined(fleet: Fleet, guest: Guest) -> bool:
-    """Tell whether a guest's node starts a guest without a profile; one that starts is stopped before it runs.
+    """Tell whether a guest's node starts a guest without a profile; one that starts is stopped before it
+    runs.
 
     Raises:
         InstrumentError: it does not start for another reason.

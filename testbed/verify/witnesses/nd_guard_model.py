@@ -1,7 +1,8 @@
-"""The wall in front of Open vSwitch, as a witness: what a node's guard of IPv6 neighbours would do with a frame (NET-05).
+"""The wall in front of Open vSwitch, as a witness: what a node's guard of IPv6 neighbours would do with a
+frame (NET-05).
 
-OVN's pipeline cannot tell, since it stands behind. So the live rules are compared with the file that they come from,
-the live set is read, and a frame is judged by both as the kernel does.
+OVN's pipeline cannot tell, since it stands behind. So the live rules are compared with the file that they
+come from, the live set is read, and a frame is judged by both as the kernel does.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Guard:
 
     Args:
         whole: the live rules are those of the file, and every interface is behind them.
-        allowed: interface and address of every neighbour that may be asked for and answered, as the kernel has them.
+        allowed: interface and address of every neighbour that may be asked for and answered, as the kernel
+            has them.
         links: interface and MAC address that it may tell of itself, as a number.
         findings: what is not as the topology wants it, each behind the id of the control that rests on it.
 
@@ -69,7 +71,9 @@ class Guard:
 
 
 def _upper_layer(packet: bytes) -> tuple[int | None, int, str | None]:
-    """Return the protocol behind a packet's extension headers (None if there is none), where it starts, and which fragment it is."""
+    """Return the protocol behind a packet's extension headers (None if there is none), where it starts, and
+    which fragment it is.
+    """
     header, at, fragment = packet[6] if len(packet) >= 40 else None, 40, None
     while header in _EXTENSIONS or header == _FRAGMENT:
         if len(packet) < at + 8:

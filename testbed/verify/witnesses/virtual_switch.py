@@ -48,11 +48,12 @@ with socket.socket(socket.AF_UNIX) as control:
         actions = [line for line in str(answer["result"]).splitlines() if line.startswith("Datapath actions: ")]
         answers[mark] = "; ".join(line[18:] for line in actions) if actions else "no answer: %.200s" % answer["error"]
 print(json.dumps(answers))
-"""
+"""  # noqa: E501 - lines of a program
 
 
 def pipeline(fleet: Fleet, probes: Sequence[Probe]) -> dict[str, str]:
-    """Return by mark what the sender's node would do with each frame now, as actions of its datapath; see `passes`.
+    """Return by mark what the sender's node would do with each frame now, as actions of its datapath; see
+    `passes`.
 
     What the node's guard stops does not come to its datapath.
 
@@ -80,7 +81,9 @@ def pipeline(fleet: Fleet, probes: Sequence[Probe]) -> dict[str, str]:
 
 
 def passes(actions: str) -> bool:
-    """Tell whether some of a datapath's actions send a frame on: to a port, a tunnel or a program (ovs-actions(7))."""
+    """Tell whether some of a datapath's actions send a frame on: to a port, a tunnel or a program
+    (ovs-actions(7)).
+    """
     text = actions
     while (inner := re.sub(r"[({][^(){}]*[)}]", "", text)) != text:
         text = inner
@@ -123,7 +126,8 @@ def logical(fleet: Fleet) -> list[Finding]:
     """Return where OVN's databases and the nodes' guards differ from what the topology declares.
 
     Raises:
-        InstrumentError: the southbound database cannot be read, or a guest's port is not in use, so that no packet tells anything.
+        InstrumentError: the southbound database cannot be read, or a guest's port is not in use, so that no
+            packet tells anything.
         ProvisioningError: the northbound database cannot be read.
 
     """
@@ -154,8 +158,10 @@ def _northbound(fleet: Fleet) -> list[Finding]:
 
 def _southbound(fleet: Fleet) -> list[Finding]:
     machine = fleet.machines[fleet.testbed.controller.name]
-    text = machine.read("ovn-sbctl --format=json --columns=logical_port,port_security,chassis,up list Port_Binding; echo; "
-                        "ovn-sbctl --format=json --columns=_uuid,name,hostname list Chassis")  # fmt: skip
+    text = machine.read(
+        "ovn-sbctl --format=json --columns=logical_port,port_security,chassis,up list Port_Binding; echo; "
+        "ovn-sbctl --format=json --columns=_uuid,name,hostname list Chassis"
+    )
     try:
         bindings, chassis = (rows(bounded_json.read(line)) for line in text.splitlines() if line)
         names = {row["_uuid"]: row["name"] for row in chassis}
@@ -185,7 +191,10 @@ def _bound(
             pinning(live, [nic.pinned]), f"southbound: interface of {guest.label} on {nic.network}: {told}"
         )
     if where != guest.node:
-        told = f"southbound: the interface of {guest.label} on {nic.network} is bound on {where}, and must be on {guest.node}"
+        told = (
+            f"southbound: the interface of {guest.label} on {nic.network} is bound on {where}, and must be "
+            f"on {guest.node}"
+        )
         yield Finding(frozenset({"NET-08", "NET-13"}), told)
 
 

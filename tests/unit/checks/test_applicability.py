@@ -1,4 +1,6 @@
-"""What is looked at in topologies of odd shapes: which checks do not apply and why, and that each other one can be proven."""
+"""What is looked at in topologies of odd shapes: which checks do not apply and why, and that each other one
+can be proven.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,9 @@ def _told(shape: str) -> str:
 
 
 def test_what_does_not_apply_is_known() -> None:
-    """A new case that does not apply, or a new reason, is noticed here; with TESTBED_UPDATE_GOLDEN=1 the file is written anew."""
+    """A new case that does not apply, or a new reason, is noticed here; with TESTBED_UPDATE_GOLDEN=1 the file
+    is written anew.
+    """
     told = "\n\n".join(map(_told, [*SHIPPED, *ODD])) + "\n"
     if os.environ.get("TESTBED_UPDATE_GOLDEN"):
         GOLDEN.write_text(told)
@@ -109,7 +113,9 @@ def test_a_reason_is_a_sentence_with_a_subject(shape: str) -> None:
 
 @SHAPE
 def test_what_applies_can_be_proven(shape: str) -> None:
-    """A check that applies has a breach that does, and each such breach finds what it acts on, when it opens and when it closes."""
+    """A check that applies has a breach that does, and each such breach finds what it acts on, when it opens
+    and when it closes.
+    """
     for declared, stage in _cases(lab_of(shape)):
         if declared.applies(stage) is None and not declared.id.startswith("ACC"):
             possible = [breach for breach in declared.breaches if breach.applies(stage)]

@@ -79,20 +79,39 @@ def test_only_false_senders_have_another_mac_address(topology: Path) -> None:
 
 @TOPOLOGY
 def test_the_page_lists_every_attack_and_every_breach(topology: Path) -> None:
-    """docs/attacks.md says of each frame which check watches it, and of each check which breaches prove it."""
+    """docs/attacks.md says of each frame which check watches it, and of each check which breaches prove
+    it.
+    """
     page = (ROOT / "docs/attacks.md").read_text()
     rows: dict[str, str] = {}
     for line in page.splitlines():
         if line.startswith("| NET-"):
             rows[line[2:8]] = rows.get(line[2:8], "") + line
-    heads = ("a packet", "an IPv6 packet", "an ARP reply in its network's name", "a DHCP offer to (its peer|everybody)", "a message",
-             "a DHCPv6 advertisement to its peer", "Geneve", "VXLAN")  # fmt: skip
+    heads = (
+        "a packet",
+        "an IPv6 packet",
+        "an ARP reply in its network's name",
+        "a DHCP offer to (its peer|everybody)",
+        "a message",
+        "a DHCPv6 advertisement to its peer",
+        "Geneve",
+        "VXLAN",
+    )
     wrapped = "(a router advertisement|an advertisement of its peer's address) (?=behind|in)"
     short = re.compile(f"^({'|'.join(heads)}) |^{wrapped}")
     for lie in forgeries(_fleet(topology)):
         assert re.sub(short, "", lie.meaning) in rows[lie.control] or "node" in lie.meaning, lie.meaning
-    modules = (test_ovn_databases, test_disruptions, test_infrastructure_exposure, test_noisy_neighbour, test_reachability,
-               test_guest_services, test_spoofing, test_overlay, test_guest_to_host)  # fmt: skip
+    modules = (
+        test_ovn_databases,
+        test_disruptions,
+        test_infrastructure_exposure,
+        test_noisy_neighbour,
+        test_reachability,
+        test_guest_services,
+        test_spoofing,
+        test_overlay,
+        test_guest_to_host,
+    )
     for module in modules:
         for found in vars(module).values():
             declared = getattr(found, ATTRIBUTE, None)

@@ -1,4 +1,6 @@
-"""What checks of one node say of what it tells: nothing that is missing counts as good (PRC-01, PRC-02, CMP-02, DEV-02, ACC-05)."""
+"""What checks of one node say of what it tells: nothing that is missing counts as good (PRC-01, PRC-02,
+CMP-02, DEV-02, ACC-05).
+"""
 
 from __future__ import annotations
 
@@ -229,14 +231,29 @@ class _Tried:
 
     def python(self, _: str, request: dict[str, Any]) -> list[object]:
         assert request == {"paths": SOCKETS, "workers": self.workers}
-        return [[label, 7, 7, [7], self.other.get(label, dict.fromkeys(SOCKETS, "open" if label.startswith("root") else "denied"))]
-                for label in self.labels]  # fmt: skip
+        return [
+            [
+                label,
+                7,
+                7,
+                [7],
+                self.other.get(
+                    label, dict.fromkeys(SOCKETS, "open" if label.startswith("root") else "denied")
+                ),
+            ]
+            for label in self.labels
+        ]
 
 
 def _labels(guests: tuple[Guest, ...] = LAB.guests) -> list[str]:
     accounts = ["account admin", "account nobody", "account daemon"]
-    return ["root before", *accounts, *(f"account {guest.worker}" for guest in guests), *(f"worker of {guest.domain}" for guest in guests),
-            "root after"]  # fmt: skip
+    return [
+        "root before",
+        *accounts,
+        *(f"account {guest.worker}" for guest in guests),
+        *(f"worker of {guest.domain}" for guest in guests),
+        "root after",
+    ]
 
 
 def _judge(node: _Tried) -> None:

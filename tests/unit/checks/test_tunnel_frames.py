@@ -41,7 +41,9 @@ def _fleet(name: str) -> Any:
 
 
 def test_every_network_is_attacked_on_every_node_with_its_key_and_ports() -> None:
-    """Where a flow leads to a node, it is what is injected; the option names OVN's ports (ovn-architecture(7))."""
+    """Where a flow leads to a node, it is what is injected; the option names OVN's ports
+    (ovn-architecture(7)).
+    """
     fleet = _fleet("two-tenants")
     found = list(inners(fleet))
     keys = {network.label: network.key for network in fleet.testbed.switches()}
@@ -70,13 +72,17 @@ def test_a_node_without_guests_is_attacked_as_well_and_a_flow_inside_a_node_is_a
 
 
 def test_flows_of_datagrams_and_echo_requests_are_injected() -> None:
-    """In a lab without a flow of TCP, what nothing but the tunnel's wall stops is of the protocols that are declared."""
+    """In a lab without a flow of TCP, what nothing but the tunnel's wall stops is of the protocols that are
+    declared.
+    """
     found = [item.frame(b"x") for item in inners(_fleet("udp-and-icmp")) if item.flows]
     assert {kind for kind in (UDP, ICMP) for frame in found if kind in frame} == {UDP, ICMP}
 
 
 def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
-    """Every disguise of both kinds of tunnels, to the node where the receiver is; fragments carry the token together."""
+    """Every disguise of both kinds of tunnels, to the node where the receiver is; fragments carry the token
+    together.
+    """
     fleet = _fleet("two-tenants")
     stranger = rogue(fleet.testbed.lab_network(Plane.FABRIC))
     found = list(injections(fleet, stranger, list(inners(fleet)), TOKENS))
@@ -96,7 +102,9 @@ def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
 def test_questions_of_guests_are_bounded_and_told_apart(topology: Path) -> None:
-    """Each has a mark of its own, a guest's script stays within what its sender takes, and IPv6 is asked where a guest has it."""
+    """Each has a mark of its own, a guest's script stays within what its sender takes, and IPv6 is asked
+    where a guest has it.
+    """
     fleet = _fleet(topology.stem)
     for scene in scenes(fleet):
         asked = list(_questions(scene, [("tcp", 22), ("udp", 53)], ["web", "db.blue"]))

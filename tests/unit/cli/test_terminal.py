@@ -17,7 +17,10 @@ from testbed.errors import ProvisioningError, TestbedError, TopologyError
 from testbed.topology_file.loader import load
 
 ROOT = Path(__file__).parents[3]
-HOSTILE = "\\[/x] \\[red]red[/red] [link=http://x]y[/link]\n::error::told\n  ::warning::told\r\n##vso[task.complete] \x1b[31m\u202e\ud800"
+HOSTILE = (
+    "\\[/x] \\[red]red[/red] [link=http://x]y[/link]\n::error::told\n  ::warning::told\r\n"
+    "##vso[task.complete] \x1b[31m\u202e\ud800"
+)
 
 
 def _said(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -176,7 +179,10 @@ def test_an_error_that_nothing_foresaw_is_no_open_wall(
 
 
 def test_a_topology_neither_colours_nor_speaks() -> None:
-    text = f'version: 1\nname: {json.dumps(HOSTILE[:-1])}\nnodes: {{"a\\n::error::x": {{}}}}\ntenants: {{t: {{allow: ["\\n::error::y"]}}}}'
+    text = (
+        f'version: 1\nname: {json.dumps(HOSTILE[:-1])}\nnodes: {{"a\\n::error::x": {{}}}}\ntenants: {{t: '
+        '{allow: ["\\n::error::y"]}}'
+    )
     with pytest.raises(TopologyError) as caught, terminal.ERR.capture() as said:
         load(text, "x\n::error::.yaml")
     with terminal.ERR.capture() as said:
@@ -189,7 +195,9 @@ PRINTERS = {
     "testbed/cli/terminal.py": "the one place",
     "testbed/drivers/namespaces/init.py": "a program of its own; says one word to us",
     "testbed/drivers/images/build.py": "a program of its own; what it says is a fact of an error of ours",
-    "testbed/drivers/snapshots/capture.py": "a program of its own; what it says is a fact of an error of ours",
+    "testbed/drivers/snapshots/capture.py": (
+        "a program of its own; what it says is a fact of an error of ours"
+    ),
     "testbed/payload/probe/main.py": "runs in guests and on machines; its answer is its output",
 }
 
@@ -214,7 +222,9 @@ _PRINTED = [
 
 
 def _prints(tree: ast.AST) -> list[str]:
-    """Return what a module does that could show text: prints, writes to our own streams, or knows rich or its markup."""
+    """Return what a module does that could show text: prints, writes to our own streams, or knows rich or its
+    markup.
+    """
     found = []
     for node in ast.walk(tree):
         name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""

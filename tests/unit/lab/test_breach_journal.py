@@ -1,4 +1,6 @@
-"""What a killed run of the checks leaves: word of the wall that it opened, in whatever moment it is killed."""
+"""What a killed run of the checks leaves: word of the wall that it opened, in whatever moment it is
+killed.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,7 @@ def test_it(fleet, machine):
     if WALL.exists():
         {in_force}
     assert not WALL.exists(), "open"
-"""
+"""  # noqa: E501 - lines of a program
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -368,7 +370,9 @@ def test_report_does_not_show_an_older_run_instead_of_one_that_was_cut_short(
 
 
 def test_up_converges_closes_and_converges_again(lab: Any, monkeypatch) -> None:
-    """A breach may have cut our own way in: so a first convergence that fails is no reason not to close it."""
+    """A breach may have cut our own way in: so a first convergence that fails is no reason not to close
+    it.
+    """
     steps: list[str] = []
 
     def converge(*_: object) -> list[object]:

@@ -75,7 +75,9 @@ def test_a_rogue_host_is_offered_nothing_but_arp(topology: Path) -> None:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
 def test_the_firewall_s_addresses_say_the_same_as_the_oracle(topology: Path) -> None:
-    """Two derivations from one topology: who may use a service is who stands in the set of the rule for it."""
+    """Two derivations from one topology: who may use a service is who stands in the set of the rule for
+    it.
+    """
     lab = resolve(read(topology).spec)
     ports = {
         "administrators": 22,
@@ -105,7 +107,9 @@ def test_what_a_machine_listens_on_becomes_a_question() -> None:
 
 
 def test_strangers_have_addresses_that_nobody_else_has() -> None:
-    """A rogue host collides with no machine, and the outer machine has no end but on the management network."""
+    """A rogue host collides with no machine, and the outer machine has no end but on the management
+    network.
+    """
     lab = _lab()
     taken = {site.address for site in machines(lab)} | {site.address for site in outer(lab)}
     strangers = [rogue(network) for network in lab.networks]
@@ -152,7 +156,9 @@ def test_an_answer_or_a_rule_that_lets_pass_is_a_reach() -> None:
 
 
 def test_silence_that_no_firewall_vouches_for_is_unclear() -> None:
-    """What was refused before the question says nothing about the question, however long the questions took."""
+    """What was refused before the question says nothing about the question, however long the questions
+    took.
+    """
     assert not _reading("tcp", "silent", refused=3.0).unclear
     assert _reading("tcp", "silent").unclear
     assert _reading("udp", "silent", refused=300.0).unclear
@@ -162,7 +168,9 @@ def test_silence_that_no_firewall_vouches_for_is_unclear() -> None:
 @pytest.mark.parametrize("name", ["node-a", "rogue", OUTER])
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "icmp", "nd", "tcp6"])
 def test_the_silence_of_who_stood_still_says_nothing(protocol: str, name: str) -> None:
-    """A pause of the target, of who asks, or of the outer machine is told apart from a wall; who answers has answered."""
+    """A pause of the target, of who asks, or of the outer machine is told apart from a wall; who answers has
+    answered.
+    """
     found = _reading(protocol, "silent", stood={name: 4.1})
     assert found.unclear
     assert f"{name} stood still for 4.1 s" in str(found)
@@ -207,11 +215,18 @@ def test_the_firewall_s_own_words_are_read() -> None:
         "elem": {"val": {"concat": ["198.18.0.2", "198.18.0.10", "tcp", 22]}, "timeout": 600, "expires": 590}
     }
     refused = {"set": {"name": "refused", "size": 4096, "elem": [element]}}
-    told = parse_ledger({"nftables": [
-        {"metainfo": {"version": "1.1.3"}}, {"set": {"name": "administrators", "elem": ["198.18.0.1"]}}, refused,
-        _counting(address, _port(6081), packets=7), _counting(packets=1, verdict="drop"),
-        {"rule": {"expr": [_port(22, "tcp"), {"accept": None}]}},
-    ]})  # fmt: skip
+    told = parse_ledger(
+        {
+            "nftables": [
+                {"metainfo": {"version": "1.1.3"}},
+                {"set": {"name": "administrators", "elem": ["198.18.0.1"]}},
+                refused,
+                _counting(address, _port(6081), packets=7),
+                _counting(packets=1, verdict="drop"),
+                {"rule": {"expr": [_port(22, "tcp"), {"accept": None}]}},
+            ]
+        }
+    )
     assert (told.passed("udp", 6081), told.passed("tcp", 6081), told.passed("udp", 500)) == (7, 0, 0)
     assert told.refuses("198.18.0.2", "198.18.0.10", "tcp", 22, 9.0)
     assert not told.refuses("198.18.0.2", "198.18.0.10", "tcp", 22, 5.0)
@@ -222,13 +237,20 @@ def test_the_firewall_s_own_words_are_read() -> None:
 
 
 def test_every_rule_that_lets_a_port_pass_counts() -> None:
-    """A rule for the same port, for a range or a set of ports, for any port or in words that nobody knows hides no other one."""
+    """A rule for the same port, for a range or a set of ports, for any port or in words that nobody knows
+    hides no other one.
+    """
     rules = [
-        _counting(_port(6081), packets=1), _counting(_port(6081), packets=2), _counting(_port({"range": [6000, 7000]}), packets=4),
-        _counting(_port({"set": [500, {"range": [6081, 6082]}]}), packets=8), _counting(_port("@some"), packets=16),
-        _counting(packets=32), _counting(_port(6081, "th"), packets=64), _counting(_port(500), packets=128),
+        _counting(_port(6081), packets=1),
+        _counting(_port(6081), packets=2),
+        _counting(_port({"range": [6000, 7000]}), packets=4),
+        _counting(_port({"set": [500, {"range": [6081, 6082]}]}), packets=8),
+        _counting(_port("@some"), packets=16),
+        _counting(packets=32),
+        _counting(_port(6081, "th"), packets=64),
+        _counting(_port(500), packets=128),
         _counting(_port(6081, "tcp"), packets=256),
-    ]  # fmt: skip
+    ]
     for order in (rules, rules[::-1]):
         told = parse_ledger({"nftables": [{"set": {"name": "refused"}}, *order]})
         assert told.passed("udp", 6081) == 127
@@ -249,7 +271,10 @@ _SSH = "tcp LISTEN 0 128 198.18.0.11:22 0.0.0.0:*"
 
 def test_sockets_are_read_line_by_line() -> None:
     """What cannot be read, and a list in which our own login's socket is missing, is no list."""
-    lines = f"{_SSH}\nudp UNCONN 0 0 0.0.0.0:6081 0.0.0.0:*\ntcp LISTEN 0 1 127.0.0.1:7 0.0.0.0:*\ntcp LISTEN 0 1 [::]:9 [::]:*"
+    lines = (
+        f"{_SSH}\nudp UNCONN 0 0 0.0.0.0:6081 0.0.0.0:*\ntcp LISTEN 0 1 127.0.0.1:7 0.0.0.0:*\ntcp LISTEN "
+        "0 1 [::]:9 [::]:*"
+    )
     fleet: Any = SimpleNamespace(machines={"node": _Machine(lines)})
     assert listening(fleet) == {"node": {("tcp", 22), ("udp", 6081), ("tcp", 9)}}
     for text in (
@@ -264,7 +289,9 @@ def test_sockets_are_read_line_by_line() -> None:
 
 
 class _Knocker:
-    """Answers as the probe does, but for some questions; each is asked in one piece of those that it is given."""
+    """Answers as the probe does, but for some questions; each is asked in one piece of those that it is
+    given.
+    """
 
     name = "node-a"
 
@@ -314,7 +341,9 @@ def test_a_knocker_leaves_no_question_out() -> None:
 
 
 def test_what_was_silent_is_asked_once_more() -> None:
-    """A service that answers late is there; one that is silent twice is not; of datagrams the firewall tells."""
+    """A service that answers late is there; one that is silent twice is not; of datagrams the firewall
+    tells.
+    """
     cells = [cell for cell in contacts(_lab()) if cell.allowed and cell.protocol in ("arp", "udp")]
     cells = [
         *[cell for cell in cells if cell.protocol == "arp"][:3],

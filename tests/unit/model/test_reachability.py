@@ -85,7 +85,9 @@ def test_allowed_and_denied_partition_the_table() -> None:
 
 
 def test_a_lab_without_a_node_has_no_flow_that_hangs_in_the_air() -> None:
-    """What is left is a lab like every other: its matrix has the guests that are left, and the flows between them."""
+    """What is left is a lab like every other: its matrix has the guests that are left, and the flows between
+    them.
+    """
     guests = {"web": {"node": "node-a"}, "db": {"node": "node-a"}, "log": {"node": "node-b"}}
     tenant = {
         "networks": {"app": "10.0.0.0/24"},

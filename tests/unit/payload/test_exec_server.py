@@ -194,7 +194,9 @@ def test_last_words_are_heard_by_who_still_talks(listener: socket.socket) -> Non
 
 
 def test_a_command_whose_session_has_ended_is_killed_and_meanwhile_others_wait(tmp_path: Path) -> None:
-    """A process of ours that is killed leaves on the machine what it had just begun, such as to open a wall."""
+    """A process of ours that is killed leaves on the machine what it had just begun, such as to open a
+    wall.
+    """
     lock, quick, slow = (tmp_path / name for name in ("orphans", "quick", "slow"))
     program = exec_server.__file__, f"Server(0, 1, {str(lock)!r}, 2.0).serve()"
     text = Path(program[0]).read_text().replace("Server(0, 1).serve()", program[1])
@@ -203,8 +205,12 @@ def test_a_command_whose_session_has_ended_is_killed_and_meanwhile_others_wait(t
     ) as process:
         session = Session(lambda data: _write(process, data), process.stdout)  # type: ignore[arg-type]
         with ThreadPoolExecutor(2) as pool:
-            running = [pool.submit(session.run, f"sleep {seconds}; touch {file}; sleep {seconds}", stdin=b"", timeout=60)
-                       for seconds, file in ((0.5, quick), (5, slow))]  # fmt: skip
+            running = [
+                pool.submit(
+                    session.run, f"sleep {seconds}; touch {file}; sleep {seconds}", stdin=b"", timeout=60
+                )
+                for seconds, file in ((0.5, quick), (5, slow))
+            ]
             time.sleep(0.3)
             assert process.stdin is not None
             assert process.stdout is not None

@@ -1,4 +1,6 @@
-"""Every resource of every shipped topology says whose wall it holds, and differences are those of the right controls."""
+"""Every resource of every shipped topology says whose wall it holds, and differences are those of the right
+controls.
+"""
 
 from __future__ import annotations
 
@@ -136,24 +138,56 @@ def test_a_setting_that_nobody_knows_is_of_the_configuration_as_a_whole() -> Non
 GUESTS = {"p": "red/web"}
 
 
-@pytest.mark.parametrize(("name", "found", "wanted", "told"), [
-    ("acls", [*DROP, "from-lport 2000 allow: ip"], DROP,
-     "rules: too many: every guest may send any IP packet (from-lport, priority 2000, allow)"),
-    ("acls", DROP[:1], DROP, "rules: missing: every guest may not be sent anything (to-lport, priority 1, drop)"),
-    ("acls", DROP, [*DROP, TAKE],
-     "rules: missing: red/web may be sent ip4.src == 10.0.0.2 && tcp.dst == 22 (to-lport, priority 1000, allow-related)"),
-    ("acls", [*DROP, DROP[0]], DROP, "rules: too many: every guest may not send anything (from-lport, priority 1, drop)"),
-    ("acls", ["from-lport 5 reject: tcp"], [],
-     "rules: too many: every guest is answered with reject when it would send tcp (from-lport, priority 5, reject)"),
-    ("security", [], [OWN], f"source addresses: missing: '{OWN}'"),
-    ("access", ["b", "a"], ["a", "b"], "access: another order"),
-    ("value", "a 1\nb 2\nc 3", "a 1\nb 0\nc 3", "found 'b 2', wanted 'b 0'"),
-    ("value", "a\nb", "a", "found 'b', wanted nothing"),
-    ("value", "b\na", "a\nb", "found 'the same in another order', wanted nothing"),
-    ("mode", "644", "600", "mode: found '644', wanted '600'"),
-    ("dhcp6", None, ["server_id=a"], "what DHCPv6 tells: found nothing, wanted 'server_id=a'"),
-    ("memory", 2 << 30, 1 << 30, "memory: found 2 GiB, wanted 1 GiB"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "found", "wanted", "told"),
+    [
+        (
+            "acls",
+            [*DROP, "from-lport 2000 allow: ip"],
+            DROP,
+            "rules: too many: every guest may send any IP packet (from-lport, priority 2000, allow)",
+        ),
+        (
+            "acls",
+            DROP[:1],
+            DROP,
+            "rules: missing: every guest may not be sent anything (to-lport, priority 1, drop)",
+        ),
+        (
+            "acls",
+            DROP,
+            [*DROP, TAKE],
+            (
+                "rules: missing: red/web may be sent ip4.src == 10.0.0.2 && tcp.dst == 22 (to-lport, "
+                "priority "
+                "1000, allow-related)"
+            ),
+        ),
+        (
+            "acls",
+            [*DROP, DROP[0]],
+            DROP,
+            "rules: too many: every guest may not send anything (from-lport, priority 1, drop)",
+        ),
+        (
+            "acls",
+            ["from-lport 5 reject: tcp"],
+            [],
+            (
+                "rules: too many: every guest is answered with reject when it would send tcp (from-lport, "
+                "priority 5, reject)"
+            ),
+        ),
+        ("security", [], [OWN], f"source addresses: missing: '{OWN}'"),
+        ("access", ["b", "a"], ["a", "b"], "access: another order"),
+        ("value", "a 1\nb 2\nc 3", "a 1\nb 0\nc 3", "found 'b 2', wanted 'b 0'"),
+        ("value", "a\nb", "a", "found 'b', wanted nothing"),
+        ("value", "b\na", "a\nb", "found 'the same in another order', wanted nothing"),
+        ("mode", "644", "600", "mode: found '644', wanted '600'"),
+        ("dhcp6", None, ["server_id=a"], "what DHCPv6 tells: found nothing, wanted 'server_id=a'"),
+        ("memory", 2 << 30, 1 << 30, "memory: found 2 GiB, wanted 1 GiB"),
+    ],
+)
 def test_a_difference_is_told_in_words(name: str, found: object, wanted: object, told: str) -> None:
     assert descriptions.change(name, found, wanted, GUESTS) == told  # type: ignore[arg-type]
 
@@ -166,11 +200,14 @@ def test_a_long_list_is_bounded() -> None:
     assert len(told) < 1200
 
 
-@pytest.mark.parametrize("told", [
-    descriptions.change("acls", ["from-lport 5 allow: ip\n::error::\x1b[2J"], [], {}),
-    descriptions.change("mode", "644\n\x1b[2J", "600", {}),
-    descriptions.resource(Key("node", Kind.VOLUME, "red/x\n::error::")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "told",
+    [
+        descriptions.change("acls", ["from-lport 5 allow: ip\n::error::\x1b[2J"], [], {}),
+        descriptions.change("mode", "644\n\x1b[2J", "600", {}),
+        descriptions.resource(Key("node", Kind.VOLUME, "red/x\n::error::")),
+    ],
+)
 def test_what_a_machine_says_stays_on_its_line(told: str) -> None:
     assert told.isprintable() or "\ufffd" in told
     assert not {"\n", "\x1b"} & set(told)

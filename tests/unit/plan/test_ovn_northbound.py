@@ -26,13 +26,30 @@ def _clean() -> Rows:
         "peer": [],
     }
     port = {
-        "_uuid": PORT, "name": "p", "addresses": ["a"], "port_security": ["a"], "options": {"ct-zone-limit": "64"}, "up": True,
-        "dhcpv4_options": DHCP, "dhcpv6_options": [], **unused, "external_ids": {"testbed": "lab", "resource": "red/web/app"},
-    }  # fmt: skip
+        "_uuid": PORT,
+        "name": "p",
+        "addresses": ["a"],
+        "port_security": ["a"],
+        "options": {"ct-zone-limit": "64"},
+        "up": True,
+        "dhcpv4_options": DHCP,
+        "dhcpv6_options": [],
+        **unused,
+        "external_ids": {"testbed": "lab", "resource": "red/web/app"},
+    }
     switch = {
-        "_uuid": SWITCH, "name": "red/app", "acls": RULE, "ports": [PORT], "qos_rules": [LIMIT], "other_config": {"subnet": "x"},
-        "dns_records": [], "load_balancer": [], "copp": [], "forwarding_groups": [], **own,
-    }  # fmt: skip
+        "_uuid": SWITCH,
+        "name": "red/app",
+        "acls": RULE,
+        "ports": [PORT],
+        "qos_rules": [LIMIT],
+        "other_config": {"subnet": "x"},
+        "dns_records": [],
+        "load_balancer": [],
+        "copp": [],
+        "forwarding_groups": [],
+        **own,
+    }
     rule = {
         "_uuid": RULE, "direction": "to-lport", "priority": 1, "match": "1", "action": "drop", "log": False, "tier": 0, "label": 0,
         "meter": [], "options": {}, **none,
@@ -64,9 +81,16 @@ def _clean() -> Rows:
     }
     listener = {"_uuid": LISTENER, "target": "pssl:6641", "is_connected": True, "other_config": {}, **none}
     return {
-        "NB_Global": [whole], "Connection": [listener], "Logical_Switch": [switch], "Logical_Switch_Port": [port], "ACL": [rule],
-        "QoS": [limit | none], "DHCP_Options": [dhcp], "NAT": [], "Mirror": [],
-    }  # fmt: skip
+        "NB_Global": [whole],
+        "Connection": [listener],
+        "Logical_Switch": [switch],
+        "Logical_Switch_Port": [port],
+        "ACL": [rule],
+        "QoS": [limit | none],
+        "DHCP_Options": [dhcp],
+        "NAT": [],
+        "Mirror": [],
+    }
 
 
 def test_what_up_has_made_is_all_that_there_may_be() -> None:

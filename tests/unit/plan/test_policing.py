@@ -1,4 +1,6 @@
-"""Limits of guests' interfaces: what a file says, whose they are, what the node is told, and what counts as past them."""
+"""Limits of guests' interfaces: what a file says, whose they are, what the node is told, and what counts as
+past them.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,10 @@ def test_a_piece_of_64_kib_always_fits_into_a_burst() -> None:
 def test_what_the_kernel_limits_is_read_for_our_interfaces_only() -> None:
     lab = _lab({}, {})
     web, db = (guest.nics[0].tap for guest in lab.guests)
-    police = "\taction order 1:  police 0x1 rate 0bit burst 0b mtu 64Kb pkts_rate {} pkts_burst 1000 action drop/continue overhead 0b"
+    police = (
+        "\taction order 1:  police 0x1 rate 0bit burst 0b mtu 64Kb pkts_rate {} pkts_burst 1000 action "
+        "drop/continue overhead 0b"
+    )
     names = f"interface {web}\ninterface {db}\ninterface tap*"
     ours, foreign = (
         f"interface {web}\n{police.format(1000)}",
@@ -119,9 +124,13 @@ def _noise(*flows: str) -> Noise:
 
 
 _HELD = Outcome(
-    opening=200, tracked=100, large=Flood(12_000, 5000, 4.0), delivered=2_000_000, small=Flood(12_000, 5000, 4.0),
+    opening=200,
+    tracked=100,
+    large=Flood(12_000, 5000, 4.0),
+    delivered=2_000_000,
+    small=Flood(12_000, 5000, 4.0),
     sent=[200, 12_000, 12_000],
-)  # fmt: skip
+)
 
 
 def test_noise_within_its_limits_is_none() -> None:
@@ -203,7 +212,9 @@ def test_a_heartbeat_that_is_lost_once_is_slowness_and_twice_is_harm(monkeypatch
 
 @pytest.mark.parametrize("ill", [{"calm": 17}, {"later": 10}, {"calm": 0, "later": 0}])
 def test_a_busy_machine_tells_nothing_of_floods(monkeypatch: pytest.MonkeyPatch, ill: dict[str, int]) -> None:
-    """A heart that loses beats in calm, before or after, is no heart to tell a flood by, whether it loses more or not."""
+    """A heart that loses beats in calm, before or after, is no heart to tell a flood by, whether it loses
+    more or not.
+    """
     for loud in (0, 10, 40):
         with pytest.raises(InstrumentError, match="without any flood"):
             _Looks(monkeypatch, *[(_KEPT, _seen(loud=loud, **ill))] * 2).judge()

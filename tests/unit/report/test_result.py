@@ -24,8 +24,10 @@ from testbed.report.result import (
 )
 
 HOSTILE = (
-    "\x1b[2J::error::\n::error::x\n | a | b |\n<script>\x00 @somebody me@example.org https://example.org www.example.org #12 GH-12 a/b#3\n"
-    "!4 ![x](http://x) [y](http://y) <http://z> `tick` ``two`` \\` ##vso[x] ```\n# head\n- [ ] item\n\u202e\ud800"
+    "\x1b[2J::error::\n::error::x\n | a | b |\n<script>\x00 @somebody me@example.org "
+    "https://example.org www.example.org #12 GH-12 a/b#3\n"
+    "!4 ![x](http://x) [y](http://y) <http://z> `tick` ``two`` \\` ##vso[x] ```\n# head\n- [ ] item\n"
+    "\u202e\ud800"
 )
 
 
@@ -392,8 +394,13 @@ def test_the_matrix_tells_what_got_through_and_what_is_wrong() -> None:
             "observed": observed,
         }
 
-    rows = [row("b", "tcp/5432", True, True), row("b", "arp", True, False), row("c", "icmp", False, True), row("c", "nd", False, False),
-            row("d", "nd", False, None)]  # fmt: skip
+    rows = [
+        row("b", "tcp/5432", True, True),
+        row("b", "arp", True, False),
+        row("c", "icmp", False, True),
+        row("c", "nd", False, False),
+        row("d", "nd", False, None),
+    ]
     lines = formats.matrix(rows).splitlines()
     assert lines[0].startswith("reach: 4 of 5 cells observed, 2 of them denied")
     assert lines[1:] == ["  a -> b: tcp/5432, arp (DEAD)", "  a -> c: icmp (LEAK)"]

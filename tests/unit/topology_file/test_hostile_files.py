@@ -1,4 +1,6 @@
-"""Hostile topology files: each is answered within bounds, with a line and a remedy, and in no Python words."""
+"""Hostile topology files: each is answered within bounds, with a line and a remedy, and in no Python
+words.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from testbed.topology_file.loader import load
 from tests.corpus import EXPENSIVE, corpus, validate
 
 SEED = int(os.environ.get("TESTBED_CORPUS_SEED", "1"))
-HEAD = "version: 1\nname: lab\nnodes: {node-a: %s}\ntenants: {red: {networks: {app: 10.0.0.0/24}, guests: {web: %s}, allow: [%s]}}\n"
+HEAD = (
+    "version: 1\nname: lab\nnodes: {node-a: %s}\ntenants: {red: {networks: {app: 10.0.0.0/24}, guests: "
+    "{web: %s}, allow: [%s]}}\n"
+)
 
 
 @pytest.mark.parametrize(

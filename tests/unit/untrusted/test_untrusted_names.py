@@ -1,4 +1,6 @@
-"""Names and reasons from nodes, files and guests in plans, charts and pictures, and what silent guests last said."""
+"""Names and reasons from nodes, files and guests in plans, charts and pictures, and what silent guests last
+said.
+"""
 
 from __future__ import annotations
 

@@ -12,10 +12,37 @@ import pytest
 from testbed.untrusted import bounded_json, text
 
 OBEYED = [
-    "\x1b[31m", "\x1b]8;;http://x\x07", "\x9b31m", "\r", "\x08", "\x00", "\x7f", "\x85", "\u2028", "\u2029", "\x0b", "\x0c",
-    "\u202e", "\u2066", "\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\ud800", "\udcff", "\U000e0041", "\ufe0f", "\u3164", "\u115f",
-    "\u2800", "\uffff", "\u0378", "\ue000", "\u034f",
-]  # fmt: skip
+    "\x1b[31m",
+    "\x1b]8;;http://x\x07",
+    "\x9b31m",
+    "\r",
+    "\x08",
+    "\x00",
+    "\x7f",
+    "\x85",
+    "\u2028",
+    "\u2029",
+    "\x0b",
+    "\x0c",
+    "\u202e",
+    "\u2066",
+    "\u200b",
+    "\u200d",
+    "\u2060",
+    "\ufeff",
+    "\u00ad",
+    "\ud800",
+    "\udcff",
+    "\U000e0041",
+    "\ufe0f",
+    "\u3164",
+    "\u115f",
+    "\u2800",
+    "\uffff",
+    "\u0378",
+    "\ue000",
+    "\u034f",
+]
 
 
 @pytest.mark.parametrize("part", OBEYED, ids=ascii)

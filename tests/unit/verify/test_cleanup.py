@@ -45,8 +45,11 @@ class World:
         machine = SimpleNamespace(read=lambda *_, **__: "", name="node")
         central = SimpleNamespace(northbound=self)
         self.fleet: Any = SimpleNamespace(
-            testbed=LAB, machines={"node": machine}, leavings=Leavings(), lab=SimpleNamespace(nodes={"node": self.node}, central=central),
-        )  # fmt: skip
+            testbed=LAB,
+            machines={"node": machine},
+            leavings=Leavings(),
+            lab=SimpleNamespace(nodes={"node": self.node}, central=central),
+        )
         self.guest = Throwaway.beside(self.fleet, LAB.guests[0], IPv4Address("10.0.0.250"))
 
     def step(self, name: str, do: Callable[[], object]) -> str:

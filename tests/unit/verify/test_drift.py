@@ -103,8 +103,10 @@ def test_a_difference_is_a_fail_of_its_control_and_of_no_other(lab, run) -> None
     )
     ((control, case, verdict, reason),) = run()
     assert (control, case, verdict) == ("NET-09", "node-a", "fail")
-    assert reason == ("setting network-stack on node-a: found 'net/ipv4/ip_forward 1', wanted 'net/ipv4/ip_forward 0' "
-                      "(from the beginning to the end)")  # fmt: skip
+    assert reason == (
+        "setting network-stack on node-a: found 'net/ipv4/ip_forward 1', wanted 'net/ipv4/ip_forward 0' "
+        "(from the beginning to the end)"
+    )
 
 
 def test_differences_of_several_kinds_are_rows_of_their_own(lab, run) -> None:

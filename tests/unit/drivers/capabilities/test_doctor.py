@@ -16,7 +16,10 @@ from testbed.errors import InstrumentError, MachineError
 from testbed.model.environment import Accelerator, Environment
 
 QEMU = "/opt/qemu/bin/qemu-system-x86_64"
-ABORT = f"{QEMU} ended with status -6: qemu: warning: no feature\nqemu: error: failed to set MSR 0x10a\nqemu: Assertion `x'"
+ABORT = (
+    f"{QEMU} ended with status -6: qemu: warning: no feature\nqemu: error: failed to set MSR 0x10a\nqemu: "
+    "Assertion `x'"
+)
 MIB = 2**20
 
 

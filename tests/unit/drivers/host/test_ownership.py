@@ -1,4 +1,6 @@
-"""What is not ours stays: folders that others made survive every verb that removes, whatever the verb is told."""
+"""What is not ours stays: folders that others made survive every verb that removes, whatever the verb is
+told.
+"""
 
 from __future__ import annotations
 

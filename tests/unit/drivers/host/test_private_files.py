@@ -1,4 +1,6 @@
-"""Secrets and tenants' data are the owner's alone, whatever the umask is, and no link is followed where they are written."""
+"""Secrets and tenants' data are the owner's alone, whatever the umask is, and no link is followed where they
+are written.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Connections to OVN's northbound database: one that is closed ends no other one, and one serves several threads."""
+"""Connections to OVN's northbound database: one that is closed ends no other one, and one serves several
+threads.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def test_each_connection_is_used_and_closed_by_itself() -> None:
 
 
 class _Rows:
-    """Rows of DHCP settings; while one is read, another thread looks for the settings of a switch that was found before."""
+    """Rows of DHCP settings; while one is read, another thread looks for the settings of a switch that was
+    found before.
+    """
 
     def __init__(self, switches: list[str]) -> None:
         self.data = {

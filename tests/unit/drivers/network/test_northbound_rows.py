@@ -1,4 +1,6 @@
-"""Rows of OVN's northbound database: a second one with the same label, match or name hides none, and shows."""
+"""Rows of OVN's northbound database: a second one with the same label, match or name hides none, and
+shows.
+"""
 
 from __future__ import annotations
 
@@ -69,12 +71,22 @@ def _removed(kind: Kind, found: dict[str, dict[str, Any]], wanted: str) -> list[
 def test_one_row_of_each_reads_as_before() -> None:
     rule, port, dhcp = _rule(), _port(), _dhcp(mtu="1400")
     port["dhcpv4_options"] = dhcp["_uuid"]
-    tables = _tables(logical_switch=[{**_switch(), "acls": [rule["_uuid"]], "ports": [port["_uuid"]]}], logical_switch_port=[port],
-                     acl=[rule], dhcp_options=[dhcp], qos=[_qos(500)])  # fmt: skip
+    tables = _tables(
+        logical_switch=[{**_switch(), "acls": [rule["_uuid"]], "ports": [port["_uuid"]]}],
+        logical_switch_port=[port],
+        acl=[rule],
+        dhcp_options=[dhcp],
+        qos=[_qos(500)],
+    )
     assert switches("lab", tables)["red/app"] == {
-        "network": "10.0.0.0/24", "tunnel_key": 7, "dhcp": ["mtu=1400"], "dhcp6": [], "names": 0, "options": [],
+        "network": "10.0.0.0/24",
+        "tunnel_key": 7,
+        "dhcp": ["mtu=1400"],
+        "dhcp6": [],
+        "names": 0,
+        "options": [],
         "acls": ["from-lport 1 drop: 1"],
-    }  # fmt: skip
+    }
     found = ports("lab", tables)["red/web/app"]
     assert (found["switch"], found["dhcp"], found["bandwidth"], found["port"], found["up"]) == (
         "red/app",

@@ -1,4 +1,6 @@
-"""The outer machine starts machines from saved memory, and boots them, saying why, when that does not work."""
+"""The outer machine starts machines from saved memory, and boots them, saying why, when that does not
+work.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ KEY = Key(OUTER, Kind.MACHINE, NODE.name)
 
 
 class Libvirt:
-    """Records what is asked of it; a machine that resumes says that it is awake, unless something is broken."""
+    """Records what is asked of it; a machine that resumes says that it is awake, unless something is
+    broken.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.console = folder / f"m/{NODE.name}/console.log"

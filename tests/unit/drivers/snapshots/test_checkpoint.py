@@ -27,7 +27,10 @@ from testbed.topology_file.loader import read
 ROOT = Path(__file__).parents[4]
 TCG = Environment(Accelerator.TCG, Accelerator.KVM, 4.0, "/usr/bin/qemu", (("qemu", "QEMU 7.2.22"),))
 IMAGES = {name: Image(name, "k", Path("/"), {"disk": name}, "") for name in ("controller", "guest", "node")}
-WORDS = "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='-incoming'/></qemu:commandline>"
+WORDS = (
+    "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg "
+    "value='-incoming'/></qemu:commandline>"
+)
 
 
 class Machines:

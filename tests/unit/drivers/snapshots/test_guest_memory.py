@@ -1,4 +1,6 @@
-"""Guests that start from saved memory: what libvirt is given, and what the guest does with what it is told."""
+"""Guests that start from saved memory: what libvirt is given, and what the guest does with what it is
+told.
+"""
 
 from __future__ import annotations
 
@@ -63,8 +65,14 @@ def test_the_saved_guest_has_the_hardware_of_a_usual_one() -> None:
         for tag in ("name", "uuid", "metadata", "seclabel", "os/cmdline"):
             for element in root.findall(tag):
                 root.remove(element) if element in list(root) else root.find("os").remove(element)  # type: ignore[union-attr]
-        for path in ("devices/disk/source", "devices/interface/source", "devices/interface/target", "devices/interface/mac",
-                     "devices/interface/virtualport", "devices/serial/log"):  # fmt: skip
+        for path in (
+            "devices/disk/source",
+            "devices/interface/source",
+            "devices/interface/target",
+            "devices/interface/mac",
+            "devices/interface/virtualport",
+            "devices/serial/log",
+        ):
             parent, _, tag = path.rpartition("/")
             for holder in root.findall(parent):
                 for element in holder.findall(tag):

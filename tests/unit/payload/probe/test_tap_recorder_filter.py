@@ -1,4 +1,6 @@
-"""What a node's kernel hands to the recorder beside guests: the kernel's own packet filter judges frames on a local socket."""
+"""What a node's kernel hands to the recorder beside guests: the kernel's own packet filter judges frames on a
+local socket.
+"""
 
 from __future__ import annotations
 

@@ -121,7 +121,10 @@ def test_a_bridge_is_down_and_has_no_address(own: str, flags: str, value: str) -
 
 
 def test_a_rule_that_delivers_at_once_is_counted() -> None:
-    own = " cookie=0x1, table=0, priority=100,in_port=2 actions=set_field:0x1->reg13,resubmit(,8)\n cookie=0x0, priority=0 actions=drop\n"
+    own = (
+        " cookie=0x1, table=0, priority=100,in_port=2 actions=set_field:0x1->reg13,resubmit(,8)\n "
+        "cookie=0x0, priority=0 actions=drop\n"
+    )
     assert parsers.delivering(f"OFPST_FLOW reply (OF1.5) (xid=0x6):\n{own}") == "0"
     assert parsers.delivering(f"{own} cookie=0x0, priority=9 actions=output:3\n") == "1"
 
@@ -163,9 +166,17 @@ def test_a_port_is_claimed_by_its_own_interface_only() -> None:
     )
 
 
-@pytest.mark.parametrize("printed", [
-    "", "ovs-vsctl: database connection failed", "[]", "3", '{"headings": ["name"]}', '{"data": [], "headings": []}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "",
+        "ovs-vsctl: database connection failed",
+        "[]",
+        "3",
+        '{"headings": ["name"]}',
+        '{"data": [], "headings": []}',
+    ],
+)
 def test_what_makes_no_sense_is_never_the_wanted_value(printed: str) -> None:
     claims = Setting("claims", "NET-13", ("ask",), "", "", partial(parsers.claims, own=frozenset()))
     mirrors = Setting("mirrors", "NET-11", ("filters", "ask", "ruleset"), "", "", parsers.mirrors)
@@ -181,16 +192,23 @@ def test_only_an_enforced_profile_of_libvirt_confines() -> None:
 
 
 def test_files_are_found_by_folder_and_by_name() -> None:
-    files = "/etc/ssh\n/etc/ssh/sshd_config.d\n/etc/ssh/sshd_config.d/evil.conf\n/root/.ssh/authorized_keys2\n/etc/ssh/moduli"
+    files = (
+        "/etc/ssh\n/etc/ssh/sshd_config.d\n/etc/ssh/sshd_config.d/evil.conf\n/root/.ssh/authorized_keys2\n"
+        "/etc/ssh/moduli"
+    )
     assert parsers.beneath(files, "/etc/ssh/sshd_config.d") == "/etc/ssh/sshd_config.d/evil.conf"
     assert parsers.called(files, "authorized_keys") == "/root/.ssh/authorized_keys2"
 
 
 def test_members_of_libvirts_group() -> None:
     other = "root:x:0:\nlibvirt-qemu:x:64055:mallory"
-    assert [parsers.members(_files(etc__group=f"{other}\n{line}")) for line in ("libvirt:x:105:", "libvirt:x:105:eve,mallory")] == [
-        "", "eve,mallory",
-    ]  # fmt: skip
+    assert [
+        parsers.members(_files(etc__group=f"{other}\n{line}"))
+        for line in ("libvirt:x:105:", "libvirt:x:105:eve,mallory")
+    ] == [
+        "",
+        "eve,mallory",
+    ]
     with pytest.raises(LookupError):
         parsers.members(_files(etc__group=other))
 

@@ -1,4 +1,6 @@
-"""What a machine trusts and what its workers may open, as settings; and a database that our own way leads to no more."""
+"""What a machine trusts and what its workers may open, as settings; and a database that our own way leads to
+no more.
+"""
 
 from __future__ import annotations
 

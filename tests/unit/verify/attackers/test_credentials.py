@@ -27,7 +27,9 @@ from testbed.verify.cleanup import Leavings
 
 
 class _Server(paramiko.ServerInterface):
-    """Refuses every key, and ends the connection in place of an answer to the last try that it allows, as sshd does."""
+    """Refuses every key, and ends the connection in place of an answer to the last try that it allows, as
+    sshd does.
+    """
 
     def __init__(self, end: Callable[[], None], tries: int, late: float) -> None:
         self.end, self.tries, self.late, self.asked = end, tries, late, 0
@@ -123,7 +125,9 @@ def _fleet(folder: Path) -> tuple[Any, Any]:
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, dict[str, Any]]:
-    """A machine, and what it answers: to each name something else than ``refused``; or drops so many connections first."""
+    """A machine, and what it answers: to each name something else than ``refused``; or drops so many
+    connections first.
+    """
     told: dict[str, Any] = {"answers": {"the right credential": "accepted"}, "offered": [], "drop": 0}
 
     def tried(_: str, some: list[Credential]) -> dict[str, str]:
@@ -173,7 +177,9 @@ def test_whatever_is_no_refusal_lets_in(lab: tuple[Any, Any, dict[str, Any]], an
 
 @pytest.mark.parametrize("error", [-4000.0, 4000.0])
 def test_a_clock_that_slept_is_no_open_wall(lab: tuple[Any, Any, dict[str, Any]], error: float) -> None:
-    """An expired certificate works on a machine that lives in the past; what has no date is judged all the same."""
+    """An expired certificate works on a machine that lives in the past; what has no date is judged all the
+    same.
+    """
     fleet, machine, told = lab
     machine.clock.error = error
     told["answers"][EXPIRED] = "accepted"

@@ -34,7 +34,9 @@ def _made() -> tuple[Any, Throwaway]:
 
 
 def test_it_is_a_stranger_of_a_known_tenant() -> None:
-    """Nothing of it belongs to a guest of the lab: no account, no port, no address; the plan can take it away."""
+    """Nothing of it belongs to a guest of the lab: no account, no port, no address; the plan can take it
+    away.
+    """
     lab, made = _made()
     assert made.guest.uid not in {guest.uid for guest in lab.guests}
     assert made.endpoint.network == "red/app"

@@ -1,4 +1,6 @@
-"""How nodes are asked for what they hand to their guests, and what checks make of two witnesses that differ."""
+"""How nodes are asked for what they hand to their guests, and what checks make of two witnesses that
+differ.
+"""
 
 from __future__ import annotations
 
@@ -121,14 +123,28 @@ def _observation(
     told: Mapping[str, list[str]], seen: Mapping[str, list[str]], doubt: InstrumentError | None = None
 ) -> Observation:
     """Return an observation from marks by guest, as each of two witnesses has them."""
-    both = ({label: [{"kind": "raw", "token": TOKENS.of(mark), "at": 1.0, "until": 2.0, "times": 2} for mark in marks.get(label, [])]
-             for label in NODES} for marks in (told, seen))  # fmt: skip
+    both = (
+        {
+            label: [
+                {"kind": "raw", "token": TOKENS.of(mark), "at": 1.0, "until": 2.0, "times": 2}
+                for mark in marks.get(label, [])
+            ]
+            for label in NODES
+        }
+        for marks in (told, seen)
+    )
     return Observation.compared(TOKENS, *both, {}, {}, doubt)
 
 
-@pytest.mark.parametrize(("guests", "nodes", "expected"), [
-    (True, True, "nothing"), (False, True, "doubt"), (True, False, "error of nodes"), (False, False, "error of guests"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("guests", "nodes", "expected"),
+    [
+        (True, True, "nothing"),
+        (False, True, "doubt"),
+        (True, False, "error of nodes"),
+        (False, False, "error of guests"),
+    ],
+)
 def test_a_doubt_is_what_guests_alone_cannot_vouch_for(
     monkeypatch: pytest.MonkeyPatch, guests: bool, nodes: bool, expected: str
 ) -> None:
@@ -173,10 +189,16 @@ def _survey(observation: Observation) -> Survey:
     return Survey(observation=observation, probes=probes, forgeries=lies)
 
 
-@pytest.mark.parametrize(("mark", "blind"), [
-    ("syn0before", {"NET-01", "NET-02", "NET-03", "NET-11"}), ("cell0", {"NET-01"}), ("x02", {"NET-02"}), ("x03", {"NET-03"}),
-    ("flow0before", set()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mark", "blind"),
+    [
+        ("syn0before", {"NET-01", "NET-02", "NET-03", "NET-11"}),
+        ("cell0", {"NET-01"}),
+        ("x02", {"NET-02"}),
+        ("x03", {"NET-03"}),
+        ("flow0before", set()),
+    ],
+)
 def test_what_a_guest_conceals_is_about_its_own_control(mark: str, blind: set[str]) -> None:
     found = _survey(_observation({}, {DB: [mark]}))
     failed = set()
@@ -223,7 +245,9 @@ Marks = Mapping[str, list[str]]
 
 
 def _reached(monkeypatch: pytest.MonkeyPatch, told: Marks, seen: Marks, deaf: Marks | None = None) -> None:
-    """Judge the matrix of a lab in which all that is allowed arrived, and some more, of which guests do not tell all."""
+    """Judge the matrix of a lab in which all that is allowed arrived, and some more, of which guests do not
+    tell all.
+    """
     matrix = ReachMatrix.of(LAB)
     allowed: dict[str, list[str]] = {}
     for number, cell in enumerate(matrix.cells):
@@ -253,8 +277,12 @@ def _reached(monkeypatch: pytest.MonkeyPatch, told: Marks, seen: Marks, deaf: Ma
 
 def _cell(source: str, target: str, protocol: str, *, allowed: bool) -> str:
     cells = ReachMatrix.of(LAB).cells
-    return next(f"cell{number}" for number, cell in enumerate(cells)
-                if (cell.source.guest, cell.target.guest, cell.protocol, cell.allowed) == (source, target, protocol, allowed))  # fmt: skip
+    return next(
+        f"cell{number}"
+        for number, cell in enumerate(cells)
+        if (cell.source.guest, cell.target.guest, cell.protocol, cell.allowed)
+        == (source, target, protocol, allowed)
+    )
 
 
 def test_what_both_witnesses_saw_alike_is_judged_by_the_topology(monkeypatch: pytest.MonkeyPatch) -> None:

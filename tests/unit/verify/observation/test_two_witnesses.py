@@ -64,7 +64,9 @@ def test_what_carries_no_token_counts_by_the_nodes_word_alone() -> None:
 
 
 def test_a_question_that_calls_itself_a_truth_is_a_question() -> None:
-    """What ends of flows tell of themselves unasked is no answer; only a token that was handed out says that it is such."""
+    """What ends of flows tell of themselves unasked is no answer; only a token that was handed out says that
+    it is such.
+    """
     web, db = _ends()
     for tokens, expected in ((TOKENS, False), (OTHERS, True)):
         asked = {

@@ -17,7 +17,9 @@ OTHER = "table=0, priority=9,udp,tp_src=546,tp_dst=547 actions=controller(userda
 
 
 def _arrivals(shape: str, *rules: str, **more: str) -> list[fleet_paths.Arrival]:
-    """Return what a walk finds where every node has some rules, and one more of its own; each tunnel to another node is port 9."""
+    """Return what a walk finds where every node has some rules, and one more of its own; each tunnel to
+    another node is port 9.
+    """
     lab = lab_of(shape)
     found = {}
     for node in lab.nodes:

@@ -1,4 +1,6 @@
-"""Where classes of packets go: small pipelines, and that a class never goes to fewer places than a packet of it."""
+"""Where classes of packets go: small pipelines, and that a class never goes to fewer places than a packet of
+it.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,10 @@ def test_one_bit_tells_two_rules_apart_exactly() -> None:
 
 def test_registers_are_views_of_one_another() -> None:
     tables = _rules(
-        "table=0, priority=1 actions=set_field:0x5/0xf->reg1,move:NXM_NX_REG1[0..3]->NXM_NX_XXREG0[124..127],resubmit(,1)",
+        (
+            "table=0, priority=1 "
+            "actions=set_field:0x5/0xf->reg1,move:NXM_NX_REG1[0..3]->NXM_NX_XXREG0[124..127],resubmit(,1)"
+        ),
         "table=1, priority=1,reg0=0x50000000 actions=output:2",
         "table=1, priority=1,xreg0=0x5000000000000005 actions=output:3",
     )
@@ -91,7 +96,10 @@ def test_a_register_can_name_the_port() -> None:
 
 def test_what_was_put_aside_comes_back() -> None:
     tables = _rules(
-        "table=0, priority=1 actions=push:NXM_OF_IN_PORT[],set_field:0->in_port,resubmit(,1),pop:NXM_OF_IN_PORT[],resubmit(,2)",
+        (
+            "table=0, priority=1 "
+            "actions=push:NXM_OF_IN_PORT[],set_field:0->in_port,resubmit(,1),pop:NXM_OF_IN_PORT[],resubmit(,2)"
+        ),
         "table=1, priority=1,in_port=0 actions=output:4",
         "table=2, priority=1,in_port=9 actions=output:5",
     )
@@ -138,8 +146,15 @@ def test_what_is_not_understood_is_told(action: str) -> None:
         _exits(_rules(f"table=0, priority=1 actions={action}"), cube())
 
 
-@pytest.mark.parametrize("text", ["", "NXST_FLOW reply (xid=0x4):", " cookie=0x0, table=0, priority=1,ip,arp actions=drop",
-                                  " cookie=0x0, table=0, priority=1,dl_src=zz actions=drop"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "NXST_FLOW reply (xid=0x4):",
+        " cookie=0x0, table=0, priority=1,ip,arp actions=drop",
+        " cookie=0x0, table=0, priority=1,dl_src=zz actions=drop",
+    ],
+)
 def test_what_are_no_rules_is_told(text: str) -> None:
     with pytest.raises(InstrumentError):
         flow_table.read(text)
@@ -158,9 +173,18 @@ _conditions = some.dictionaries(
     some.sampled_from([*_PARTS, "reg0", "ct_state"]), some.integers(0, 3), max_size=3
 )
 _ACTIONS = (
-    "drop", "output:1", "output:2", "set_field:1->reg0", "set_field:0x2/0x2->reg0", "dec_ttl", "ct_clear",
-    "move:NXM_NX_REG0[0..1]->NXM_NX_REG1[0..1]", "move:NXM_NX_REG1[0..1]->NXM_NX_REG0[0..1]", "push:NXM_NX_REG0[]", "pop:NXM_NX_REG0[]",
-)  # fmt: skip
+    "drop",
+    "output:1",
+    "output:2",
+    "set_field:1->reg0",
+    "set_field:0x2/0x2->reg0",
+    "dec_ttl",
+    "ct_clear",
+    "move:NXM_NX_REG0[0..1]->NXM_NX_REG1[0..1]",
+    "move:NXM_NX_REG1[0..1]->NXM_NX_REG0[0..1]",
+    "push:NXM_NX_REG0[]",
+    "pop:NXM_NX_REG0[]",
+)
 _ONWARDS = ("resubmit(,{})", "ct(table={},zone=1)", "clone(set_field:3->reg0,resubmit(,{}))")
 
 

@@ -34,7 +34,9 @@ def _of(protocol: str, token: str = TOKEN) -> bytes:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_probe_finds_who_sent_a_frame(protocol: str) -> None:
-    """Every frame of the matrix carries its token and its sender past the parser, and is long enough for Ethernet."""
+    """Every frame of the matrix carries its token and its sender past the parser, and is long enough for
+    Ethernet.
+    """
     seen = parse(_of(protocol), PREFIX)
     assert seen is not None
     assert (seen.token, seen.mac) == (TOKEN, WEB.mac)
@@ -125,7 +127,9 @@ def test_a_dhcp_answer_is_told_by_its_transaction_and_says_what_it_hands_out() -
 
 
 def test_an_advertisement_says_whose_address_it_tells_of() -> None:
-    """The network's own answers carry no token, and are read for the address that they tell of and whom they tell."""
+    """The network's own answers carry no token, and are read for the address that they tell of and whom they
+    tell.
+    """
     head = IPv6(src="fd00::3", dst="fd00::2", hlim=255)
     told = bytes(Ether(src=DB.mac, dst=WEB.mac) / head / frames.neighbor_advertisement("fd00::3", DB.mac))
     assert parse(told, PREFIX) == ("nd-reply", "", DB.mac, "fd00::3", "fd00::2", WEB.mac)

@@ -101,11 +101,17 @@ def test_a_file_is_written_within_a_minute(count: object, cost: float, clock: Cl
 
 
 PROGRAMS = [
-    {"guest-exec": {"pid": True}}, {"guest-exec": {"pid": 2**70}}, {"guest-exec": {"pid": -1}}, {"guest-exec": {"pid": 7.0}},
-    *({"guest-exec": {"pid": 7}, "guest-exec-status": {"exited": True, "exitcode": code}} for code in (True, 256, -1, 2**70, 0.0, "0")),
+    {"guest-exec": {"pid": True}},
+    {"guest-exec": {"pid": 2**70}},
+    {"guest-exec": {"pid": -1}},
+    {"guest-exec": {"pid": 7.0}},
+    *(
+        {"guest-exec": {"pid": 7}, "guest-exec-status": {"exited": True, "exitcode": code}}
+        for code in (True, 256, -1, 2**70, 0.0, "0")
+    ),
     {"guest-exec": {"pid": 7}, "guest-exec-status": {"exited": 1}},
     {"guest-exec": {"pid": 7}, "guest-exec-status": {"exited": False}},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("answers", PROGRAMS, ids=str)
@@ -271,7 +277,10 @@ def test_a_libvirt_that_lives_and_does_not_answer_is_cut_off(monkeypatch: pytest
 
 @pytest.mark.parametrize("mark", ["x", "[1]", "[" * 9999, '{"a": NaN}'])
 def test_a_mark_that_a_node_has_changed_is_no_mark(mark: str) -> None:
-    xml = f'<domain><metadata><t:lab xmlns:t="{NAMESPACE}" name="a" resource="b">{mark}</t:lab></metadata></domain>'
+    xml = (
+        f'<domain><metadata><t:lab xmlns:t="{NAMESPACE}" name="a" '
+        f'resource="b">{mark}</t:lab></metadata></domain>'
+    )
     assert read_mark(xml) == ("a", "b", {})
 
 

@@ -91,8 +91,13 @@ def test_proven(judge) -> None:
 
 
 def test_what_a_breach_leaves_behind_shows_at_the_end(judge) -> None:
-    """A breach that says it is gone, and is not, turns every check red that it was tried on or that watches the same wall."""
-    body = 'LIES = Breach("lies", opens, lambda s: None, lambda s: WALL["open"] and not WALL.setdefault("seen", False))\n'
+    """A breach that says it is gone, and is not, turns every check red that it was tried on or that watches
+    the same wall.
+    """
+    body = (
+        'LIES = Breach("lies", opens, lambda s: None, lambda s: WALL["open"] and not '
+        'WALL.setdefault("seen", False))\n'
+    )
     body = body.replace("lambda s: None", "lambda s: WALL.update(seen=True)") + declare("breaches=(LIES,)")
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet), 'open'\n", prove=True)
     assert _proof(plugin) == "dirty-revert"
@@ -101,8 +106,14 @@ def test_what_a_breach_leaves_behind_shows_at_the_end(judge) -> None:
 
 def test_an_interrupted_proof_is_none(judge) -> None:
     first = declare() + "def test_it(fleet):\n    assert not look(fleet), 'open'\n"
-    stop = 'STOP = Breach("stops", lambda s: (_ for _ in ()).throw(KeyboardInterrupt), closes, lambda s: WALL["open"])\n'
-    second = '@check(id="NET-02", objective="later", severity="high", breaches=(STOP,))\ndef test_later(fleet): look(fleet)\n'
+    stop = (
+        'STOP = Breach("stops", lambda s: (_ for _ in ()).throw(KeyboardInterrupt), closes, lambda s: '
+        'WALL["open"])\n'
+    )
+    second = (
+        '@check(id="NET-02", objective="later", severity="high", breaches=(STOP,))\ndef test_later(fleet): '
+        "look(fleet)\n"
+    )
     plugin = judge(first + stop + second, prove=True)
     assert plugin.interrupted
     assert _proof(plugin) == "broken-instrument"
@@ -131,7 +142,10 @@ def test_an_instrument_that_breaks_under_the_breach_is_no_proof(judge) -> None:
 
 def test_a_breach_that_stays_stops_everything(judge) -> None:
     body = "WALL['stuck'] = True\n" + declare() + "def test_it(fleet):\n    assert not look(fleet)\n"
-    later = '@check(id="NET-02", objective="later", severity="high", breaches=(BREACH,))\ndef test_later(fleet): look(fleet)\n'
+    later = (
+        '@check(id="NET-02", objective="later", severity="high", breaches=(BREACH,))\ndef '
+        "test_later(fleet): look(fleet)\n"
+    )
     plugin = judge(body + later, prove=True)
     assert _proof(plugin) == "dirty-revert"
     assert [(result.id, len(result.proofs)) for result in plugin.results] == [("NET-01", 1), ("NET-02", 0)]
@@ -141,7 +155,10 @@ def test_a_breach_that_stays_stops_everything(judge) -> None:
 
 def test_an_interrupted_run_keeps_what_was_observed(judge) -> None:
     first = declare() + "def test_it(fleet):\n    assert not look(fleet)\n"
-    second = '@check(id="NET-02", objective="later", severity="high", breaches=(BREACH,))\ndef test_later(fleet): raise KeyboardInterrupt\n'
+    second = (
+        '@check(id="NET-02", objective="later", severity="high", breaches=(BREACH,))\ndef '
+        "test_later(fleet): raise KeyboardInterrupt\n"
+    )
     plugin = judge(first + second)
     assert plugin.interrupted
     assert [(result.id, str(result.verdict)) for result in plugin.results] == [("NET-01", "pass")]
@@ -151,7 +168,8 @@ def test_an_interrupted_run_keeps_what_was_observed(judge) -> None:
 
 def test_a_breach_that_fails_half_way_is_taken_back(judge) -> None:
     body = (
-        "def half(stage):\n    WALL['open'] = True\n    raise ProvisioningError('no', fact='broke', remedy='')\n"
+        "def half(stage):\n    WALL['open'] = True\n    raise ProvisioningError('no', fact='broke', "
+        "remedy='')\n"
         'HALF = Breach("half", half, closes, lambda s: WALL["open"])\n' + declare("breaches=(HALF,)")
     )
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet)\n", prove=True)
@@ -222,7 +240,7 @@ def look_at(fleet, machine, name):
         return machine.name in OPEN
     finally:
         BUSY[name].release()
-"""
+"""  # noqa: E501 - lines of a program
 LOCAL_CHECK = "def test_{0}(fleet, machine):\n    assert not look_at(fleet, machine, {0!r})\n"
 BOTH = ("controller", "node")
 
@@ -314,7 +332,9 @@ def test_what_is_no_crash_is_not_tried_again(judge) -> None:
 
 
 def test_what_observed_nothing_is_looked_at_once_more_for_each_reason(judge) -> None:
-    """A node that was slow for a moment costs no verdict; one that is down is not waited for by every check twice."""
+    """A node that was slow for a moment costs no verdict; one that is down is not waited for by every check
+    twice.
+    """
     body = "LOOKS = []\n"
     for control, why in (("NET-01", "slow"), ("NET-02", "down"), ("NET-03", "down")):
         body += declare(objective=f"it is {why} in {control}", control=control)
@@ -322,7 +342,7 @@ def test_what_observed_nothing_is_looked_at_once_more_for_each_reason(judge) -> 
     look(fleet)
     LOOKS.append("{control}")
     if "{why}" == "down" or LOOKS.count("{control}") == 1: raise InstrumentError("{why}", fact="no answer", remedy="-")
-"""
+"""  # noqa: E501 - lines of a program
     told: list[str] = []
     plugin = judge(body, progress=told.append)
     assert [verdict for verdict, _ in _verdicts(plugin)] == ["pass", "inconclusive", "inconclusive"]

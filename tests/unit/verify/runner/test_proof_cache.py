@@ -1,4 +1,6 @@
-"""What was proven before is known as long as nothing has changed that the proof depends on, and not a moment longer."""
+"""What was proven before is known as long as nothing has changed that the proof depends on, and not a moment
+longer.
+"""
 
 from __future__ import annotations
 
@@ -98,8 +100,17 @@ def test_a_new_file_among_those_that_judge_makes_it_unknown(root: Path) -> None:
 
 
 RUNNER = (
-    "plugin", "execution", "breach_trials", "proof", "cases", "run", "isolation", "schedule", "trouble", "proof_cache",
-)  # fmt: skip
+    "plugin",
+    "execution",
+    "breach_trials",
+    "proof",
+    "cases",
+    "run",
+    "isolation",
+    "schedule",
+    "trouble",
+    "proof_cache",
+)
 JUDGES = (*(f"runner/{name}" for name in RUNNER), "check", "inventory", "drift")
 OTHERS = ("testbed/report/result.py", "testbed/plan/controls.py")
 

@@ -1,4 +1,6 @@
-"""A whole run on a lab without machines: what is written, in which order runs stand, and that errors of ours are told."""
+"""A whole run on a lab without machines: what is written, in which order runs stand, and that errors of ours
+are told.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +48,16 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(run, "Watch", lambda *_: _Watch())
     monkeypatch.setattr(run, "leftovers", SimpleNamespace(look=lambda _: {}, left_behind=lambda *_: []))
     return SimpleNamespace(
-        testbed=topology, hosts=hosts, host=lambda name: next(host for host in hosts if host.name == name), retried=[],
-        ground=SimpleNamespace(environment=environment, images={}), outer=SimpleNamespace(observe=dict),
-        workspace=Workspace(tmp_path, "lab"), desired={}, places={},
-    )  # fmt: skip
+        testbed=topology,
+        hosts=hosts,
+        host=lambda name: next(host for host in hosts if host.name == name),
+        retried=[],
+        ground=SimpleNamespace(environment=environment, images={}),
+        outer=SimpleNamespace(observe=dict),
+        workspace=Workspace(tmp_path, "lab"),
+        desired={},
+        places={},
+    )
 
 
 class _Watch:

@@ -1,4 +1,6 @@
-"""What the witness says of the guard of IPv6 neighbours; `tests/integration/test_guard.py` asks the kernel the same."""
+"""What the witness says of the guard of IPv6 neighbours; `tests/integration/test_guard.py` asks the kernel
+the same.
+"""
 
 from __future__ import annotations
 

@@ -87,7 +87,10 @@ class Databases:
     def read(self, _: str) -> str:
         bindings = {"headings": ["logical_port", "port_security", "chassis", "up"], "data": self.bindings}
         nodes = [[["uuid", node.name], node.name, node.name] for node in LAB.nodes]
-        return f"{json.dumps(bindings)}\n\n{json.dumps({'headings': ['_uuid', 'name', 'hostname'], 'data': nodes})}"
+        return (
+            f"{json.dumps(bindings)}\n\n"
+            f"{json.dumps({'headings': ['_uuid', 'name', 'hostname'], 'data': nodes})}"
+        )
 
 
 def _findings(databases: Databases, folder: Path) -> list[Finding]:
