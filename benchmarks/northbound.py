@@ -157,7 +157,8 @@ def measure(nodes: int, guests: int, folder: Path) -> dict[str, Any]:
         peaks = {f"{name}_mib": _peak(pid) for name, pid in _pids(root).items()}
     if again or len(done) != len(wanted):
         raise RuntimeError(
-            f"{len(done)} of {len(wanted)} done; a second look finds {[str(action) for action in again.actions[:3]]}"
+            f"{len(done)} of {len(wanted)} done; a second look finds "
+            f"{[str(action) for action in again.actions[:3]]}"
         )
     apply_s, northd_s, look_again_s = (round(end - start, 1) for start, end in pairwise(marks))
     steps = {"apply_s": apply_s, "northd_s": northd_s, "look_again_s": look_again_s}

@@ -50,7 +50,10 @@ def markdown(found: list[Row]) -> str:
     """Return the table."""
     lines = ["| | figure | aim | reached |", "|---|---|---|---|"]
     lines += [
-        f"| {r.what} | {r.figure:.3g} {r.unit} | at most {r.aim:g} {r.unit} | {'yes' if r.share <= 1 else 'no'} |"
+        (
+            f"| {r.what} | {r.figure:.3g} {r.unit} | at most {r.aim:g} {r.unit} | "
+            f"{'yes' if r.share <= 1 else 'no'} |"
+        )
         for r in found
     ]
     return "\n".join(line.replace("  |", " |") for line in lines)

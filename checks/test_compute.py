@@ -120,10 +120,14 @@ def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: 
             or 0 in own.accounts | own.groups
         ):
             found.append(
-                f"{domain} runs as {sorted(own.accounts)}:{sorted(own.groups)} and not under an account and a group of one number"
+                f"{domain} runs as {sorted(own.accounts)}:{sorted(own.groups)} and not under an "
+                "account and a group of one number"
             )
-        found += [f"{domain} and {other} share account {sorted(own.accounts)}" for other, their in identities.items()
-                  if domain < other and own.accounts & their.accounts]  # fmt: skip
+        found += [
+            f"{domain} and {other} share account {sorted(own.accounts)}"
+            for other, their in identities.items()
+            if domain < other and own.accounts & their.accounts
+        ]
         if own.others - own.groups - {kvm}:
             found.append(f"{domain} is in the groups {sorted(own.others - own.groups - {kvm})} as well")
     return found
@@ -309,7 +313,8 @@ def _foreign(stage: Stage) -> str:
                 f"mkdir -p {_foreign(stage)} && ln {stage.guest.root_disk} {_foreign(stage)}/linked.qcow2"
             ),
             closes=lambda stage: (
-                f"rm -f {_foreign(stage)}/linked.qcow2; rmdir --ignore-fail-on-non-empty {_foreign(stage)} || true"
+                f"rm -f {_foreign(stage)}/linked.qcow2; rmdir --ignore-fail-on-non-empty "
+                f"{_foreign(stage)} || true"
             ),
             shows=lambda stage: f"[ -e {_foreign(stage)}/linked.qcow2 ]",
         ),

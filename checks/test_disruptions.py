@@ -113,7 +113,9 @@ def _others_are_left(stage: Stage) -> str | None:
     return (
         None
         if _left(stage)
-        else "whichever node boots, no two guests are left that no flow joins, so nothing could leak meanwhile"
+        else (
+            "whichever node boots, no two guests are left that no flow joins, so nothing could leak meanwhile"
+        )
     )
 
 
@@ -259,7 +261,8 @@ def _bound(name: str) -> str:
         command(
             "an interface waits for a port that is still to come",
             opens=lambda s: (
-                f"ovs-vsctl add-port br-int early -- set interface early type=internal external_ids:iface-id={_later(s)}"
+                "ovs-vsctl add-port br-int early -- set interface early type=internal "
+                f"external_ids:iface-id={_later(s)}"
             ),
             closes=lambda _: "ovs-vsctl --if-exists del-port br-int early",
             shows=lambda s: f"ovs-vsctl get interface early external_ids | grep -q {_later(s)}",
@@ -267,7 +270,8 @@ def _bound(name: str) -> str:
         command(
             "an interface claims a port whose name is no number",
             opens=lambda _: (
-                "ovs-vsctl add-port br-int odd -- set interface odd type=internal 'external_ids:iface-id=\"Any port, really\"'"
+                "ovs-vsctl add-port br-int odd -- set interface odd type=internal "
+                "'external_ids:iface-id=\"Any port, really\"'"
             ),
             closes=lambda _: "ovs-vsctl --if-exists del-port br-int odd",
             shows=lambda _: "ovs-vsctl get interface odd external_ids | grep -q 'Any port, really'",

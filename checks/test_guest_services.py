@@ -85,15 +85,18 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
             "a network tells the names of another tenant",
             opens=lambda s: (
                 f"ovn-nbctl --wait=hv --id=@names create dns records:{_names(s)} external_ids:breach=names "
-                f"-- add logical_switch {switch(s)} dns_records @names -- acl-add {switch(s)} from-lport 2000 'udp.dst == 53' allow"
+                f"-- add logical_switch {switch(s)} dns_records @names -- acl-add {switch(s)} "
+                "from-lport 2000 'udp.dst == 53' allow"
             ),
             closes=lambda s: (
                 f"ovn-nbctl acl-del {switch(s)} from-lport 2000 'udp.dst == 53'; "
-                f"ovn-nbctl clear logical_switch {switch(s)} dns_records; for row in {_RECORDS}; do ovn-nbctl destroy dns $row; done; "
+                f"ovn-nbctl clear logical_switch {switch(s)} dns_records; for row in {_RECORDS}; do "
+                "ovn-nbctl destroy dns $row; done; "
                 "ovn-nbctl --wait=hv sync"
             ),
             shows=lambda s: (
-                f"{{ ovn-nbctl get logical_switch {switch(s)} dns_records; ovn-nbctl acl-list {switch(s)}; }} "
+                f"{{ ovn-nbctl get logical_switch {switch(s)} dns_records; ovn-nbctl acl-list "
+                f"{switch(s)}; }} "
                 "| grep -qE '^.[0-9a-f]{8}-|udp.dst == 53'"
             ),
             where=controller,
@@ -144,7 +147,9 @@ class _Asked:
     offers: dict[str, list[Offer]]
 
     def answered(self, scene: Scene, stage: int) -> bool:
-        """Tell whether DHCP answered a guest's honest question of a stage, and DHCPv6 where the guest has IPv6."""
+        """Tell whether DHCP answered a guest's honest question of a stage, and DHCPv6 where the guest has
+        IPv6.
+        """
         wanted = {
             f"{_transaction(stage, scene):08x}",
             *([f"{_transaction6(stage, scene):06x}"] if scene.sender.address6 else []),
@@ -272,9 +277,9 @@ def _malformed(scene: Scene) -> Iterator[Frame]:
     """Yield questions to DHCP that break its rules one by one (RFC 2131, RFC 2132)."""
     head = (
         Ether(src=scene.sender.mac, dst=frames.BROADCAST)
-        / IP(src="0.0.0.0", dst="255.255.255.255")
+        / IP(src="0.0.0.0", dst="255.255.255.255")  # noqa: S104 - a frame is no socket
         / UDP(sport=68, dport=67)
-    )  # noqa: S104
+    )
     client = bytes.fromhex(scene.sender.mac.replace(":", ""))
     boot = BOOTP(chaddr=client, xid=_transaction(_MALFORMED, scene), flags=0x8000)
     cookie, kind = bytes((99, 130, 83, 99)), bytes((53, 1, 1))

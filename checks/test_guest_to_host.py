@@ -143,7 +143,8 @@ def _first(stage: Stage) -> Guest:
                 "dl_dst='$(cat /sys/class/net/br-int/address); ip link set br-int down"
             ),
             shows=lambda _: (
-                f"{TABLE} dump-flows br-int table=0 | grep -q actions=LOCAL && ip link show up dev br-int | grep -q br-int"
+                f"{TABLE} dump-flows br-int table=0 | grep -q actions=LOCAL && ip link show up dev "
+                "br-int | grep -q br-int"
             ),
         ),
         mirrored(
@@ -175,7 +176,9 @@ def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> 
 def _assault(
     senders: list[Endpoint], sockets: list[tuple[str, str, int]], macs: dict[str, str]
 ) -> list[Probe]:
-    """Return one frame for each sender, listening socket and MAC address of the root partition, and ARP for each address."""
+    """Return one frame for each sender, listening socket and MAC address of the root partition, and ARP for
+    each address.
+    """
     probes = []
     for sender in senders:
         name = sender.mac.replace(":", "")

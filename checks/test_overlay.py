@@ -144,7 +144,8 @@ def _unencrypted(fleet: Fleet, machine: Machine) -> list[str]:
             protected = [line for line in policies if "proto esp" in line and "mode transport" in line]
             if not policies or policies != protected:
                 found.append(
-                    f"{machine.name}, {way}, {peer}: {len(policies)} policies, {len(protected)} of them for ESP"
+                    f"{machine.name}, {way}, {peer}: {len(policies)} policies, {len(protected)} of "
+                    "them for ESP"
                 )
     return found
 
@@ -167,7 +168,10 @@ def _inject(fleet: Fleet) -> _Injected:
         for stage in ("before", "after"):
             arrived = observation.arrived(f"{item.mark}{stage}", item.target.guest)
             if item.flows and not arrived:
-                what = f"what a node itself sends through its tunnel does not arrive at {item.target.label} {stage} the injection"
+                what = (
+                    f"what a node itself sends through its tunnel does not arrive at {item.target.label} "
+                    f"{stage} the injection"
+                )
                 raise InstrumentError(
                     what,
                     fact=f"so the silence of a stranger's {item.mark} means nothing",

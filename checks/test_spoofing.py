@@ -101,7 +101,10 @@ def _bystander(stage: Stage) -> tuple[Guest, Guest]:
 def _any_six(stage: Stage) -> list[str]:
     one = six_sender(stage)
     return [
-        f"{one.nic.mac} {one.nic.address} {stage.testbed.tenant(one.guest.tenant).network(one.nic.network).network6}"
+        (
+            f"{one.nic.mac} {one.nic.address} "
+            f"{stage.testbed.tenant(one.guest.tenant).network(one.nic.network).network6}"
+        )
     ]
 
 

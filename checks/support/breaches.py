@@ -108,7 +108,8 @@ def load(guest: Guest) -> str:
 def mirrored(
     name: str, source: Callable[[Stage], Guest], device: Callable[[Stage], str], match: str = ""
 ) -> Breach:
-    """Return a breach by which a device of a guest's node sends copies of what the guest's first interface sends.
+    """Return a breach by which a device of a guest's node sends copies of what the guest's first interface
+    sends.
 
     By nft, since the switch replaces what stands beside its policer whenever an interface changes.
 

@@ -190,7 +190,9 @@ def _attacks(fleet: Fleet) -> list[tuple[Probe, str]]:
 def _until_leak(
     fleet: Fleet, frames: Sequence[tuple[Probe, str]], tokens: Tokens, steps: Sequence[Callable[[], object]]
 ) -> None:
-    """Do one thing after another; what has got through before makes the rest needless, since it cannot be taken back."""
+    """Do one thing after another; what has got through before makes the rest needless, since it cannot be
+    taken back.
+    """
     marks = [probe.mark for probe, _ in frames]
     for step in steps:
         if arrived_so_far(fleet, tokens, marks):
@@ -225,7 +227,9 @@ def _selected(lies: list[Forgery]) -> list[Forgery]:
 
 
 def _crossings(fleet: Fleet) -> list[tuple[Probe, str]]:
-    """Return honest segments from every guest to every other tenant's guests; where one tenant is alone, to its own that are denied."""
+    """Return honest segments from every guest to every other tenant's guests; where one tenant is alone, to
+    its own that are denied.
+    """
     denied = [
         cell
         for cell in fleet.matrix.denied()
@@ -293,9 +297,16 @@ def _change_policy(fleet: Fleet, tokens: Tokens) -> dict[str, Any]:
     """
     flow, source, target = ordered(fleet.testbed)[0]
     switch, rules = _rules(fleet, source, flow)
-    request = {"phase": "hold", "kind": KINDS[flow.protocol], "mac": source.mac, "address": str(source.address),
-               "ip": str(target.address), "port": flow.port or 0, "tokens": [tokens.of(EARLY), tokens.of(LATE)],
-               "duration": _SECONDS}  # fmt: skip
+    request = {
+        "phase": "hold",
+        "kind": KINDS[flow.protocol],
+        "mac": source.mac,
+        "address": str(source.address),
+        "ip": str(target.address),
+        "port": flow.port or 0,
+        "tokens": [tokens.of(EARLY), tokens.of(LATE)],
+        "duration": _SECONDS,
+    }
     ask: Callable[..., dict[str, Any]] = in_guest(
         fleet, next(item for item in fleet.testbed.guests if item.label == source.guest)
     ).ask

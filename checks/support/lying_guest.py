@@ -46,7 +46,9 @@ mount --bind /run/liar $real"""
 
 
 def liar(python: str) -> str:
-    """Return a script that starts the probe's program as Python does, except that it conceals frames of the matrix."""
+    """Return a script that starts the probe's program as Python does, except that it conceals frames of the
+    matrix.
+    """
     return f"#!/bin/sh\nexec {shlex.join([python, '-I', '-S', '-c', _LIAR, HONEST, LIE])}\n"
 
 

@@ -185,7 +185,9 @@ def stolen(fleet: Fleet, transactions: tuple[int, ...]) -> list[str]:
 
 
 def overheard(fleet: Fleet) -> list[str]:
-    """Return frames that guests saw and that were not for them: other tenants', or with another's MAC address (NET-11)."""
+    """Return frames that guests saw and that were not for them: other tenants', or with another's MAC address
+    (NET-11).
+    """
     found, macs = (
         survey(fleet),
         {guest.label: {nic.mac for nic in guest.nics} for guest in fleet.testbed.guests},

@@ -290,7 +290,9 @@ def tagged_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
 
 
 def tunnelled_frames(scene: Scene) -> Iterator[tuple[str, Frame]]:
-    """Yield frames for another tenant's guest in tunnels of the fabric, sent to where nodes take such frames (NET-08)."""
+    """Yield frames for another tenant's guest in tunnels of the fabric, sent to where nodes take such frames
+    (NET-08).
+    """
     inner = Ether(src=scene.sender.mac, dst=scene.stranger.mac) / IP(
         src=str(scene.sender.address), dst=str(scene.stranger.address)
     )

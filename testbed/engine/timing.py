@@ -88,7 +88,10 @@ def chart(spans: Sequence[Span]) -> str:
         at, length = (round(value / total * _WIDTH) for value in (span.start, span.end - span.start))
         bar = f"{' ' * min(at, _WIDTH - 1)}{'#' * max(1, min(length, _WIDTH - at))}"
         lines.append(
-            f"{'*' if span.name in critical else ' '} {shown[span.name]:{names}}  {span.end - span.start:7.1f}  {bar}".rstrip()
+            (
+                f"{'*' if span.name in critical else ' '} {shown[span.name]:{names}}  "
+                f"{span.end - span.start:7.1f}  {bar}"
+            ).rstrip()
         )
     waited = sum(span.end - span.start for span in spans if span.name in critical)
     return "\n".join(

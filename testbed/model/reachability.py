@@ -158,7 +158,9 @@ def probed_ports(lab: Testbed) -> dict[str, tuple[int, ...]]:
 def services(
     source: Endpoint, target: Endpoint, ports: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, int | None]]:
-    """Yield every protocol and port that one endpoint can try on another, given the addresses that they have."""
+    """Yield every protocol and port that one endpoint can try on another, given the addresses that they
+    have.
+    """
     yield from ((protocol, None) for protocol in PORTLESS)
     families = ["", f"6{LINK}"]
     yield from ((f"{protocol}{LINK}", None) for protocol in PORTLESS6)

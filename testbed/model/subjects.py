@@ -141,7 +141,9 @@ def host(lab: Testbed) -> str:
 
 
 def leaver(lab: Testbed) -> str | None:
-    """Return the last node without whose guests two guests are left that must not reach one another: of two tenants, if possible."""
+    """Return the last node without whose guests two guests are left that must not reach one another: of two
+    tenants, if possible.
+    """
     found = (
         {node.name: pair(lab.without(node.name)) for node in reversed(lab.nodes)}
         if len(lab.nodes) > 1

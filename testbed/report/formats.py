@@ -120,7 +120,9 @@ def _cell(text: object) -> str:
 
 
 def _code(text: object) -> str:
-    """Return foreign words as Markdown's code, in which nothing is a link, a mention, an issue, a tag or a picture."""
+    """Return foreign words as Markdown's code, in which nothing is a link, a mention, an issue, a tag or a
+    picture.
+    """
     shown = _line(text).replace(
         "|", "\u2502"
     )  # would end a cell of a table, and cannot be escaped outside of one

@@ -90,7 +90,9 @@ def _dot(*parts: object) -> str:
 
 
 def _mermaid(*parts: object) -> str:
-    """Return lines of a label as Mermaid's quoted text, in which nothing but letters, digits and what addresses have is itself."""
+    """Return lines of a label as Mermaid's quoted text, in which nothing but letters, digits and what
+    addresses have is itself.
+    """
     return (
         '"'
         + "<br/>".join(

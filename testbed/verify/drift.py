@@ -58,7 +58,9 @@ class State:
         return [item for item in self.different if item not in idle]
 
     def idle(self) -> list[Difference]:
-        """Return the differences that are of state: guests and machines that do not run, and what has gone with them."""
+        """Return the differences that are of state: guests and machines that do not run, and what has gone
+        with them.
+        """
         gone = {
             (item.key.place, item.key.name)
             for item in self.different

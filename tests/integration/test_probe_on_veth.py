@@ -277,7 +277,9 @@ def test_noise_is_not_read_and_everything_else_is(wire: Wire) -> None:
 def test_a_held_connection_is_used_until_a_wall_closes(
     wire: Wire, kind: str, port: int, number: int, arrived: str
 ) -> None:
-    """What is sent after the turn has a name of its own, and shows whether the connection has outlived its rule."""
+    """What is sent after the turn has a name of its own, and shows whether the connection has outlived its
+    rule.
+    """
     web, db = endpoints(wire.testbed)
     guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
     instrument = client.in_guest(wire, guest)  # type: ignore[arg-type]

@@ -71,7 +71,9 @@ def test_a_recorder_waits_for_the_last_controls_and_for_no_more_than_a_while(wir
 def _finished(
     wire: Wire, sender: Instrument, receiver: Instrument, awaited: list[list[str]]
 ) -> tuple[float, Mapping[str, Any]]:
-    """Return how long a receiver takes to finish that is sent one frame after half a second, and its answer."""
+    """Return how long a receiver takes to finish that is sent one frame after half a second, and its
+    answer.
+    """
     _, end = endpoints(wire.testbed)
     nics = [{"label": "app", "mac": end.mac, "address": str(end.address), "address6": ""}]
     receiver.listen({"phase": "listen", "token": "tb-test-", "interfaces": nics, "patience": 10})

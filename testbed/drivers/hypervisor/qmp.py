@@ -105,7 +105,8 @@ class Monitor:
             late = time.monotonic() > end
             if status not in _WORKING or late:
                 raise _cannot_be_moved(
-                    f"QEMU says: {status}{f' after {timeout:.0f} s' if late else ''} {found.get('error-desc', '')}"
+                    f"QEMU says: {status}{f' after {timeout:.0f} s' if late else ''} "
+                    f"{found.get('error-desc', '')}"
                 )
             time.sleep(_LOOK_S)
 

@@ -84,7 +84,10 @@ class Host:
             except InstrumentError as error:
                 if time.monotonic() > end:
                     fact = f"no login at {self.access.address} within {deadline:.0f} s; last: {error.fact}"
-                    remedy = f"look at its console with `testbed logs LAB {self.name}`, then run `testbed up` again"
+                    remedy = (
+                        f"look at its console with `testbed logs LAB {self.name}`, then run `testbed up` "
+                        "again"
+                    )
                     raise ProvisioningError(
                         f"{self.name} does not answer", fact=fact, remedy=remedy
                     ) from error

@@ -16,7 +16,8 @@ from queue import SimpleQueue
 from typing import IO
 
 PROGRAM = (Path(__file__).parents[2] / "payload/exec_server.py").read_bytes()
-# What Python is told on its command line, which sudo puts into the log of the machine: to read the program, and to become it.
+# What Python is told on its command line, which sudo puts into the log of the machine: to read the program,
+# and to become it.
 BEGIN = (
     f"import os;p=b''\nwhile len(p)<{len(PROGRAM)}:p+=os.read(0,{len(PROGRAM)}-len(p))or os._exit(1)\nexec(p)"
 )

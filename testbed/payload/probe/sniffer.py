@@ -23,7 +23,8 @@ _BUFFER = 4 << 20  # octets
 _ATTACH_FILTER = 26
 _PACKET_ADD_MEMBERSHIP, _PACKET_STATISTICS, _SOL_PACKET, _PROMISCUOUS = 1, 6, 263, 1
 _ETH_P_ALL = 3
-# Instructions of the kernel's packet filter, and where it tells of what kind a packet is (linux/filter.h, SKF_AD_PKTTYPE).
+# Instructions of the kernel's packet filter, and where it tells of what kind a packet is (linux/filter.h,
+# SKF_AD_PKTTYPE).
 LOAD, LOAD_HALF, LOAD_BYTE, LOAD_AT_X, LOAD_LENGTH, HEADER_TO_X, TO_X = (
     0x20,
     0x28,

@@ -157,7 +157,9 @@ def delivering(flows: str) -> str:
 
 
 def mirrors(filters: str, switch: str, ruleset: str) -> str:
-    """Return what copies or diverts frames: filters that are no policer, mirrors of the switch, rules of any table."""
+    """Return what copies or diverts frames: filters that are no policer, mirrors of the switch, rules of any
+    table.
+    """
     acting = [
         line.strip() for line in filters.splitlines() if "action order" in line and "police" not in line
     ]

@@ -102,7 +102,10 @@ def _claims(lab: Testbed, machine: Machine) -> Setting:
     back = " ".join(
         f"{nic.tap}) ovs-vsctl set interface $name external_ids:iface-id={nic.port} ;;" for nic in own
     )
-    repair = f"{foreign} | while read -r name port; do case $name in {back} *) ovs-vsctl --if-exists del-port br-int $name ;; esac; done"
+    repair = (
+        f"{foreign} | while read -r name port; do case $name in {back} *) ovs-vsctl --if-exists del-port "
+        "br-int $name ;; esac; done"
+    )
     ours = frozenset((nic.tap, nic.port) for nic in own)
     return Setting("port-claims", "NET-13", (_SWITCH,), "", repair, partial(parsers.claims, own=ours))
 
@@ -142,7 +145,8 @@ def _neighbours(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     chain = "nft -s list chain netdev neighbours"
     rules = (
         f'file=$(unshare --net sh -c "nft -f {RULES}; {chain} judge"); '
-        f'[ -n "$file" ] && [ "$file" = "$({chain} judge)" ] && echo as in the file || echo not as in the file; '
+        f'[ -n "$file" ] && [ "$file" = "$({chain} judge)" ] && echo as in the file || echo not as in '
+        "the file; "
         f"for device in {devices}; do [ ! -e /sys/class/net/$device ] || "
         f"[ \"$({chain} $device | sed 1,3d | tr -d '\\t\\n')\" = 'jump judge}}}}' ] || echo $device is "
         "not guarded; done"

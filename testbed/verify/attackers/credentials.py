@@ -131,7 +131,8 @@ def logins(fleet: Fleet, machine: Machine, strangers: Sequence[Credential]) -> d
 def _patiently(
     fleet: Fleet, machine: Machine, group: Sequence[Credential], last: Sequence[Credential]
 ) -> dict[str, str]:
-    """Try one user's credentials until each is answered; while sshd shuts us out for earlier failures, wait and try again.
+    """Try one user's credentials until each is answered; while sshd shuts us out for earlier failures, wait
+    and try again.
 
     Args:
         last: the right credential, with which a connection ends where the user has one: sshd gives penalties

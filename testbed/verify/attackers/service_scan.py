@@ -222,7 +222,8 @@ _FRAMES: dict[str, Callable[[Contact], tuple[Packet, str]]] = {
 def knock(
     fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], window: float = WINDOW
 ) -> list[str]:
-    """Ask everything, all sources side by side, and return what came of each: see `testbed.payload.probe.scanner.Ask`.
+    """Ask everything, all sources side by side, and return what came of each: see
+    `testbed.payload.probe.scanner.Ask`.
 
     Args:
         window: seconds that answers have.
@@ -308,7 +309,9 @@ def survey(fleet: Fleet) -> list[Reading]:
 def _once_more(
     fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], states: Sequence[str]
 ) -> list[str]:
-    """Return the same states, those of allowed services that were silent as they are when asked again; of datagrams, counters tell."""
+    """Return the same states, those of allowed services that were silent as they are when asked again; of
+    datagrams, counters tell.
+    """
     dead = [
         cell.allowed and cell.protocol != "udp" and state not in ("open", "refused")
         for cell, state in zip(cells, states, strict=True)

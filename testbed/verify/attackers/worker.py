@@ -66,7 +66,8 @@ def processes(machine: Machine) -> dict[str, int]:
 
     """
     text = machine.read(
-        "cd /run/libvirt/qemu && for file in *.pid; do [ $file = driver.pid ] || echo ${file%.pid} $(cat $file); done"
+        "cd /run/libvirt/qemu && for file in *.pid; do [ $file = driver.pid ] || echo ${file%.pid} "
+        "$(cat $file); done"
     )
     lines = [line.split() for line in text.splitlines()]
     odd = [line for line in lines if len(line) != 2 or not line[1].isdecimal()]

@@ -43,7 +43,9 @@ from testbed.verify.probe.frames import arp_reply, dhcp_discover, framed, nd_opt
 from testbed.verify.probe.tokens import Tokens
 
 _FLOWING = 5  # frames that tell an attack from a guest that says something of its own
-_PAUSE = 0.4  # seconds between two rounds of a guest that attacks; a guest that never sleeps keeps what starts anew from doing so
+# seconds between two rounds of a guest that attacks; a guest that never sleeps keeps what starts anew from
+# doing so
+_PAUSE = 0.4
 _SETTLING = max(
     WINDOW, 1.2
 )  # seconds between a guest's last probe and its last words; no less than Linux's locktime

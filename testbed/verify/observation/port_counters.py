@@ -26,7 +26,7 @@ for file; do
   done
 done
 exit 0
-"""
+"""  # noqa: E501 - lines of a program
 RECEIVED, SENT = (
     "tx_packets",
     "rx_packets",

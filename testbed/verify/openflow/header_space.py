@@ -14,13 +14,39 @@ from ipaddress import IPv4Address, IPv6Address
 
 # Width in bits of each field; registers are views of the four extended ones (ovs-fields(7)).
 WIDTHS = {
-    "in_port": 32, "metadata": 64, "tun_id": 64, "tun_metadata0": 32, "ct_state": 16, "ct_mark": 32,
-    "xxreg0": 128, "xxreg1": 128, "xxreg2": 128, "xxreg3": 128,
-    "dl_dst": 48, "dl_src": 48, "vlan_tci": 16, "dl_type": 16,
-    "nw_src": 32, "nw_dst": 32, "ipv6_src": 128, "ipv6_dst": 128, "nw_proto": 8, "nw_ttl": 8, "tp_src": 16, "tp_dst": 16,
-    "icmp_type": 8, "icmp_code": 8, "nd_target": 128, "nd_sll": 48, "nd_tll": 48,
-    "arp_op": 16, "arp_spa": 32, "arp_tpa": 32, "arp_sha": 48, "arp_tha": 48,
-}  # fmt: skip
+    "in_port": 32,
+    "metadata": 64,
+    "tun_id": 64,
+    "tun_metadata0": 32,
+    "ct_state": 16,
+    "ct_mark": 32,
+    "xxreg0": 128,
+    "xxreg1": 128,
+    "xxreg2": 128,
+    "xxreg3": 128,
+    "dl_dst": 48,
+    "dl_src": 48,
+    "vlan_tci": 16,
+    "dl_type": 16,
+    "nw_src": 32,
+    "nw_dst": 32,
+    "ipv6_src": 128,
+    "ipv6_dst": 128,
+    "nw_proto": 8,
+    "nw_ttl": 8,
+    "tp_src": 16,
+    "tp_dst": 16,
+    "icmp_type": 8,
+    "icmp_code": 8,
+    "nd_target": 128,
+    "nd_sll": 48,
+    "nd_tll": 48,
+    "arp_op": 16,
+    "arp_spa": 32,
+    "arp_tpa": 32,
+    "arp_sha": 48,
+    "arp_tha": 48,
+}
 _SHOWN = tuple(
     name
     for name in WIDTHS

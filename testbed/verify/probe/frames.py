@@ -220,13 +220,17 @@ def dhcp_discover(mac: str, transaction: int, *, wanted: str = "", client: bytes
         options.append(("requested_addr", wanted))
     boot = BOOTP(chaddr=client or bytes.fromhex(mac.replace(":", "")), xid=transaction, flags=0x8000)
     packet = (
-        Ether(src=mac, dst=BROADCAST) / IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67)
-    )  # noqa: S104
+        Ether(src=mac, dst=BROADCAST)
+        / IP(src="0.0.0.0", dst="255.255.255.255")  # noqa: S104 - a frame is no socket
+        / UDP(sport=68, dport=67)
+    )
     return lambda _: bytes(packet / boot / DHCP(options=[*options, "end"]))
 
 
 def dhcp_offer(server: str, offered: str, client: Endpoint) -> Packet:
-    """Return the body of a DHCP offer that makes its sender the client's server, router and name server (RFC 2131)."""
+    """Return the body of a DHCP offer that makes its sender the client's server, router and name server (RFC
+    2131).
+    """
     boot = BOOTP(
         op=2,
         chaddr=bytes.fromhex(client.mac.replace(":", "")),
@@ -269,7 +273,9 @@ def dhcp6_solicit(sender: Endpoint, transaction: int, client: bytes, wanted: str
 
 
 def dhcp6_question(sender: Endpoint, transaction: int) -> Frame:
-    """Return a DHCPv6 information request that asks for every name server and domain (RFC 8415, 18.2.6; RFC 3646)."""
+    """Return a DHCPv6 information request that asks for every name server and domain (RFC 8415, 18.2.6; RFC
+    3646).
+    """
     told = (
         DHCP6OptClientId(duid=DUID_LL(lladdr=sender.mac))
         / DHCP6OptElapsedTime()

@@ -103,7 +103,9 @@ def declarations(folder: Path) -> Iterator[Declaration]:
 
 
 def find(declared: list[Declaration], record: Record) -> Breach | None:
-    """Return the breach that a record names, if there still is one; those of one control and name do the same."""
+    """Return the breach that a record names, if there still is one; those of one control and name do the
+    same.
+    """
     of_control = (
         breach
         for declaration in declared

@@ -126,7 +126,9 @@ def test_what_applies_can_be_proven(shape: str) -> None:
 
 
 def test_nothing_but_a_wall_that_is_not_there_is_left_out() -> None:
-    """Where a topology lacks a flow, a second tenant on a node, or guests on its first node, the walls of its network are looked at."""
+    """Where a topology lacks a flow, a second tenant on a node, or guests on its first node, the walls of its
+    network are looked at.
+    """
     for shape in (
         "no flow",
         "udp only",

@@ -188,7 +188,9 @@ def test_a_worker_whose_process_cannot_be_told_is_missed() -> None:
 
 
 def test_memory_that_is_not_told_is_not_apart() -> None:
-    """An empty list of areas is no list; every worker that runs is asked, whether the topology knows it or not."""
+    """An empty list of areas is no list; every worker that runs is asked, whether the topology knows it or
+    not.
+    """
     told = {
         "*.pid": "red.web 12\nred.x.y 13",
         "ksm/run": "0 0 0",

@@ -146,7 +146,9 @@ def _reading(
 
 
 def test_an_answer_or_a_rule_that_lets_pass_is_a_reach() -> None:
-    """TCP and datagrams that answer or are refused by the stack itself were reached; so was a datagram that a rule let pass."""
+    """TCP and datagrams that answer or are refused by the stack itself were reached; so was a datagram that a
+    rule let pass.
+    """
     assert all(
         _reading(protocol, state).reached for protocol in ("tcp", "udp") for state in ("open", "refused")
     )

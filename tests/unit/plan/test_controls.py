@@ -110,21 +110,36 @@ SERVICES = Key("node", Kind.SETTING, "services")
 PORT = Key("controller", Kind.PORT, "red/web/app")
 
 
-@pytest.mark.parametrize(("key", "name", "found", "wanted", "controls"), [
-    (PORT, "addresses", f"{OWN} unknown", OWN, {"NET-11"}),
-    (PORT, "addresses", "0a:00:00:00:00:01 10.0.0.3", OWN, {"NET-06"}),
-    (PORT, "bandwidth", 0, 500, {"NET-12"}),
-    (RED, "options", ["vlan-passthru=true"], [], {"NET-07"}),
-    (RED, "options", ["mcast_snoop=true"], [], {"NET-11"}),
-    (RED, "options", ["exclude_ips=10.0.0.9"], [], {"NET-01"}),
-    (RED, "dhcp", ["router=10.0.0.1"], [], {"NET-10"}),
-    (RED, "", None, "red/app", {"NET-01", "NET-06", "NET-08", "NET-10"}),
-    (Key("node", Kind.GUEST, "red/web"), "", None, "red/web", set()),
-    (Key("node", Kind.GUEST, "red/web"), "", "red/web", None, set(" ".join(BY_PROPERTY[Kind.GUEST].values()).split())),
-    (Key("node", Kind.GUEST, "red/web"), "state", "silent", "running", set()),
-    (SERVICES, "value", "libvirtd active\nnftables failed", "libvirtd active\nnftables active", {"NET-08", "NET-09"}),
-    (SERVICES, "value", "unreadable", "auditd active", {"AUD-01"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "name", "found", "wanted", "controls"),
+    [
+        (PORT, "addresses", f"{OWN} unknown", OWN, {"NET-11"}),
+        (PORT, "addresses", "0a:00:00:00:00:01 10.0.0.3", OWN, {"NET-06"}),
+        (PORT, "bandwidth", 0, 500, {"NET-12"}),
+        (RED, "options", ["vlan-passthru=true"], [], {"NET-07"}),
+        (RED, "options", ["mcast_snoop=true"], [], {"NET-11"}),
+        (RED, "options", ["exclude_ips=10.0.0.9"], [], {"NET-01"}),
+        (RED, "dhcp", ["router=10.0.0.1"], [], {"NET-10"}),
+        (RED, "", None, "red/app", {"NET-01", "NET-06", "NET-08", "NET-10"}),
+        (Key("node", Kind.GUEST, "red/web"), "", None, "red/web", set()),
+        (
+            Key("node", Kind.GUEST, "red/web"),
+            "",
+            "red/web",
+            None,
+            set(" ".join(BY_PROPERTY[Kind.GUEST].values()).split()),
+        ),
+        (Key("node", Kind.GUEST, "red/web"), "state", "silent", "running", set()),
+        (
+            SERVICES,
+            "value",
+            "libvirtd active\nnftables failed",
+            "libvirtd active\nnftables active",
+            {"NET-08", "NET-09"},
+        ),
+        (SERVICES, "value", "unreadable", "auditd active", {"AUD-01"}),
+    ],
+)
 def test_a_difference_is_of_the_controls_that_rest_on_it(
     key: Key, name: str, found: object, wanted: object, controls: set[str]
 ) -> None:

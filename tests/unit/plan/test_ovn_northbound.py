@@ -51,9 +51,18 @@ def _clean() -> Rows:
         **own,
     }
     rule = {
-        "_uuid": RULE, "direction": "to-lport", "priority": 1, "match": "1", "action": "drop", "log": False, "tier": 0, "label": 0,
-        "meter": [], "options": {}, **none,
-    }  # fmt: skip
+        "_uuid": RULE,
+        "direction": "to-lport",
+        "priority": 1,
+        "match": "1",
+        "action": "drop",
+        "log": False,
+        "tier": 0,
+        "label": 0,
+        "meter": [],
+        "options": {},
+        **none,
+    }
     limit = {
         "_uuid": LIMIT,
         "match": 'inport == "p"',
@@ -107,30 +116,77 @@ def _set(table: str, column: str, value: Any) -> Callable[[Rows], None]:
     return lambda rows: rows[table][0].update({column: value})
 
 
-@pytest.mark.parametrize(("change", "table", "text"), [
-    (_added("NAT", external_ip="192.0.2.1", logical_ip="10.0.0.2"), "NAT", "external_ip 192.0.2.1, logical_ip 10.0.0.2"),
-    (_added("Logical_Router", name="way-out"), "Logical_Router", "Logical_Router way-out"),
-    (_added("Load_Balancer", name="lb", vips={"10.0.0.9:80": "10.0.0.2:80"}), "Load_Balancer", "vips 10.0.0.9:80=10.0.0.2:80"),
-    (_added("Mirror", name="copy", sink="192.0.2.1"), "Mirror", "Mirror copy (sink 192.0.2.1)"),
-    (_added("ACL", direction="to-lport", match="ip", action="allow", priority=2000), "ACL", "ACL ip (action allow)"),
-    (_added("Port_Group", name="all", ports=[PORT]), "Port_Group", "Port_Group all"),
-    (_added("QoS", match='inport == "p"', direction="to-lport", bandwidth={"rate": 9}, action={}), "QoS", 'QoS inport == "p"'),
-    (_added("DNS", records={"db.blue": "10.0.0.9"}), "DNS", "records db.blue=10.0.0.9"),
-    (_added("DHCP_Options", cidr="10.0.0.0/24", options={"router": "10.0.0.1"}), "DHCP_Options", "router=10.0.0.1"),
-    (_added("Logical_Switch", name="foreign"), "Logical_Switch", "Logical_Switch foreign"),
-    (_added("Logical_Switch", name="other", external_ids={"testbed": "another"}), "Logical_Switch", "Logical_Switch other"),
-    (_added("Logical_Switch_Port", name="spy", addresses=["unknown"]), "Logical_Switch_Port", "spy (addresses unknown)"),
-    (_added("Connection", target="ptcp:6641"), "Connection", "Connection ptcp:6641"),
-    (_added("Invented_Next_Year", name="x"), REST, "Invented_Next_Year x"),
-    (_set("NB_Global", "options", {"use_ct_inv_match": "false"}), "NB_Global", "has the option use_ct_inv_match=false"),
-    (_set("NB_Global", "ipsec", True), "NB_Global", "has ipsec True"),
-    (_set("Logical_Switch", "load_balancer", [UUID(int=7)]), "Logical_Switch", "has load_balancer"),
-    (_set("Logical_Switch_Port", "type", "localnet"), "Logical_Switch_Port", "red/web/app has type localnet"),
-    (_set("Logical_Switch_Port", "options", {"network_name": "x"}), "Logical_Switch_Port", "the option network_name=x"),
-    (_set("Logical_Switch_Port", "mirror_rules", [UUID(int=7)]), "Logical_Switch_Port", "has mirror_rules"),
-    (_set("ACL", "tier", 2), "ACL", "has tier 2"),
-    (_set("QoS", "action", {"dscp": 1}), "QoS", "has action dscp=1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "table", "text"),
+    [
+        (
+            _added("NAT", external_ip="192.0.2.1", logical_ip="10.0.0.2"),
+            "NAT",
+            "external_ip 192.0.2.1, logical_ip 10.0.0.2",
+        ),
+        (_added("Logical_Router", name="way-out"), "Logical_Router", "Logical_Router way-out"),
+        (
+            _added("Load_Balancer", name="lb", vips={"10.0.0.9:80": "10.0.0.2:80"}),
+            "Load_Balancer",
+            "vips 10.0.0.9:80=10.0.0.2:80",
+        ),
+        (_added("Mirror", name="copy", sink="192.0.2.1"), "Mirror", "Mirror copy (sink 192.0.2.1)"),
+        (
+            _added("ACL", direction="to-lport", match="ip", action="allow", priority=2000),
+            "ACL",
+            "ACL ip (action allow)",
+        ),
+        (_added("Port_Group", name="all", ports=[PORT]), "Port_Group", "Port_Group all"),
+        (
+            _added("QoS", match='inport == "p"', direction="to-lport", bandwidth={"rate": 9}, action={}),
+            "QoS",
+            'QoS inport == "p"',
+        ),
+        (_added("DNS", records={"db.blue": "10.0.0.9"}), "DNS", "records db.blue=10.0.0.9"),
+        (
+            _added("DHCP_Options", cidr="10.0.0.0/24", options={"router": "10.0.0.1"}),
+            "DHCP_Options",
+            "router=10.0.0.1",
+        ),
+        (_added("Logical_Switch", name="foreign"), "Logical_Switch", "Logical_Switch foreign"),
+        (
+            _added("Logical_Switch", name="other", external_ids={"testbed": "another"}),
+            "Logical_Switch",
+            "Logical_Switch other",
+        ),
+        (
+            _added("Logical_Switch_Port", name="spy", addresses=["unknown"]),
+            "Logical_Switch_Port",
+            "spy (addresses unknown)",
+        ),
+        (_added("Connection", target="ptcp:6641"), "Connection", "Connection ptcp:6641"),
+        (_added("Invented_Next_Year", name="x"), REST, "Invented_Next_Year x"),
+        (
+            _set("NB_Global", "options", {"use_ct_inv_match": "false"}),
+            "NB_Global",
+            "has the option use_ct_inv_match=false",
+        ),
+        (_set("NB_Global", "ipsec", True), "NB_Global", "has ipsec True"),
+        (_set("Logical_Switch", "load_balancer", [UUID(int=7)]), "Logical_Switch", "has load_balancer"),
+        (
+            _set("Logical_Switch_Port", "type", "localnet"),
+            "Logical_Switch_Port",
+            "red/web/app has type localnet",
+        ),
+        (
+            _set("Logical_Switch_Port", "options", {"network_name": "x"}),
+            "Logical_Switch_Port",
+            "the option network_name=x",
+        ),
+        (
+            _set("Logical_Switch_Port", "mirror_rules", [UUID(int=7)]),
+            "Logical_Switch_Port",
+            "has mirror_rules",
+        ),
+        (_set("ACL", "tier", 2), "ACL", "has tier 2"),
+        (_set("QoS", "action", {"dscp": 1}), "QoS", "has action dscp=1"),
+    ],
+)
 def test_what_does_not_follow_from_the_topology_is_told(
     change: Callable[[Rows], None], table: str, text: str
 ) -> None:

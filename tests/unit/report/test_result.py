@@ -85,7 +85,8 @@ PASSED, GONE = _of("NET-01", Verdict.PASS), _of("NET-12", Verdict.NOT_APPLICABLE
 SLOW = _of("NET-01", Verdict.NOT_APPLICABLE, "it boots: ask for it with --slow", left_out=True)
 ALL_SLOW = _of("NET-12", Verdict.NOT_APPLICABLE, "it boots: ask for it with --slow", left_out=True)
 BOTH = ("NET-01", "NET-12")
-SEEN = [  # cases, all controls, what was asked for; exit code, first words, the rest of the headline, the line of names
+# cases, all controls, what was asked for; exit code, first words, the rest of the headline, the line of names
+SEEN = [
     (
         (PASSED, _of("NET-12", Verdict.PASS)),
         BOTH,

@@ -204,9 +204,9 @@ def test_rules_that_were_taken_away_come_back(monkeypatch: pytest.MonkeyPatch) -
     assert changes[1][1] == changes[0][0]
     (told,) = fleet.leavings.clear()
     assert (
-        "red/app without the rules of its flow to tcp/5432 is left behind: ProvisioningError: the database is gone"
-        in told
-    )
+        "red/app without the rules of its flow to tcp/5432 is left behind: ProvisioningError: the "
+        "database is gone"
+    ) in told
 
 
 class _Place:

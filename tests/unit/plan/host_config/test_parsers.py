@@ -88,7 +88,10 @@ def test_pairs_of_a_guard_are_read_quoted_or_not() -> None:
 
 
 def test_a_policy_that_is_not_esp_in_transport_mode_stands_as_it_is() -> None:
-    policy = r"src 198.18.1.2/32 dst 198.18.1.3/32 proto udp \ dir out priority 3 ptype main \ tmpl src 0.0.0.0 dst 0.0.0.0\ "
+    policy = (
+        r"src 198.18.1.2/32 dst 198.18.1.3/32 proto udp \ dir out priority 3 ptype main \ tmpl src 0.0.0.0 "
+        r"dst 0.0.0.0\ "
+    )
     good, socket = (
         policy + r"proto esp reqid 1 mode transport\ ",
         r"src ::/0 dst ::/0 \ socket in priority 0 ptype main \ ",

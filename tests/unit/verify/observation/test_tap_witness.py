@@ -262,8 +262,17 @@ def _reached(monkeypatch: pytest.MonkeyPatch, told: Marks, seen: Marks, deaf: Ma
         for label, found in first.items()
     }
     observation = _observation(heard, second)
-    resolved = [{"kind": "arp-request", "token": "", "mac": cell.source.mac, "target": str(cell.target.address), "guest": cell.target.guest}
-                for cell in matrix.cells if cell.allowed and cell.protocol == "arp"]  # fmt: skip
+    resolved = [
+        {
+            "kind": "arp-request",
+            "token": "",
+            "mac": cell.source.mac,
+            "target": str(cell.target.address),
+            "guest": cell.target.guest,
+        }
+        for cell in matrix.cells
+        if cell.allowed and cell.protocol == "arp"
+    ]
     records = {
         label: [*found, *(item for item in resolved if item["guest"] == label)]
         for label, found in observation.records.items()

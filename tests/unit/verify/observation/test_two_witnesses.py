@@ -46,7 +46,9 @@ def _ends() -> tuple[Endpoint, Endpoint]:
 def test_a_frame_has_arrived_if_either_witness_saw_its_token(
     told: Records, seen: Records, arrivals: list[str]
 ) -> None:
-    """A deaf or lying guest hides nothing that its node handed to it, and claims nothing that it cannot know."""
+    """A deaf or lying guest hides nothing that its node handed to it, and claims nothing that it cannot
+    know.
+    """
     found = _seen(told, seen)
     assert list(found.arrivals("a").values()) == arrivals
     assert found.arrived("a", DB) == bool(arrivals)
