@@ -55,7 +55,8 @@ def save(
         for place in opened.places:  # their clocks have stood still
             place.recover()
     out(
-        f"{saved.name}: {saved.size // 2**20} MiB; start from it with `testbed up`, go back to it with `testbed checkpoint restore`"
+        f"{saved.name}: {saved.size // 2**20} MiB; start from it with `testbed up`, go back to it with "
+        "`testbed checkpoint restore`"
     )
 
 

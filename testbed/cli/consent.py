@@ -1,4 +1,4 @@
-"""What a change of a running lab costs: refused if it is impossible, and a person is asked before data is lost."""
+"""Consent to a change of a running lab: refusals, and a question before data is lost."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from testbed.plan.resources import Inputs, Key, Properties, desired
 
 
 def agree(opened: session.Lab, *, yes: bool) -> observe.Look:
-    """Return what was seen in a running lab when the change of it was agreed to; nothing has been changed or stored then.
+    """Return what was seen in a running lab when the change was agreed to.
 
-    A lab of the same topology is only repaired, and what that costs was lost before; of it only the outer machine is looked
-    at, where another image or accelerator shows. A place that cannot be observed is taken for what its topology says.
+    Nothing has been changed or stored then. A lab of the same topology is only repaired, without a question;
+    of it only the outer machine is looked at, where another image or accelerator shows. A place that cannot
+    be observed is taken for what its topology says.
 
     Args:
-        yes: nobody need be asked.
+        yes: there is no question.
 
     Raises:
-        UsageError: it cannot be done while the lab runs, or it would destroy data and nobody has agreed to that.
+        UsageError: it cannot be done while the lab runs, or it would destroy data without consent.
 
     """
     before, same = _before(opened)
@@ -42,18 +43,18 @@ def agree(opened: session.Lab, *, yes: bool) -> observe.Look:
 
 
 def require_images(workspace: Workspace, *, yes: bool) -> None:
-    """Return if a lab does not run, or no image is missing, or somebody has agreed or can be asked later.
+    """Refuse to bake images for an `up` that will be refused for want of a terminal.
 
-    New images replace every machine, and to bake them takes minutes; so a command that will be refused is refused before.
+    New images replace every machine of a running lab, and to bake them takes minutes.
 
     Raises:
-        UsageError: it would destroy data, and nobody has agreed to that.
+        UsageError: the lab runs, images are missing, and there is neither --yes nor a terminal.
 
     """
     missing = [name for name, image in session.outlook().images.items() if not image.digests]
     if yes or attended() or not missing or lab_namespaces.find(workspace.lab, workspace.root) is None:
         return
-    what = f"this would replace every machine of the lab {workspace.lab}, and there is no terminal to ask for agreement"
+    what = f"this would replace every machine of {workspace.lab}, and there is no terminal for a question"
     fact = f"images that its machines would be made from are not baked yet: {', '.join(missing)}"
     raise UsageError(
         what, fact=fact, remedy="save what you need, then add --yes; `testbed plan` shows every step"
@@ -71,7 +72,10 @@ def _before(opened: session.Lab) -> tuple[dict[Key, Properties], bool]:
 
 
 def held(workspace: Workspace, inputs: Inputs) -> Held | None:
-    """Return the data that is on each machine by the topology that was applied last; None if that cannot be read."""
+    """Return the data on each machine by the topology that was applied last, or None.
+
+    None stands for a topology that cannot be read.
+    """
     try:
         return data_of(desired(session.load_applied(workspace), inputs))
     except TestbedError:
@@ -79,7 +83,9 @@ def held(workspace: Workspace, inputs: Inputs) -> Held | None:
 
 
 def require_agreement(plan: Plan, lab: str, *, yes: bool) -> bool:
-    """Return whether a person was asked, and has agreed; nobody is asked where nothing is lost, or with --yes.
+    """Return whether a person was asked, and has agreed.
+
+    There is no question where nothing is lost, or with --yes.
 
     Raises:
         UsageError: see `agree`.
@@ -99,7 +105,7 @@ def require_agreement(plan: Plan, lab: str, *, yes: bool) -> bool:
             say(loss)
         return False
     if not attended():
-        what = f"this would destroy data in the lab {lab}, and there is no terminal to ask for agreement"
+        what = f"this would destroy data in the lab {lab}, and there is no terminal for a question"
         remedy = "save what you need, then add --yes; `testbed plan` shows every step"
         raise UsageError(what, fact="\n".join(losses), remedy=remedy)
     warn(f"This destroys data in the lab {lab}:\n" + "\n".join(f"  {loss}" for loss in losses))

@@ -27,7 +27,9 @@ Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file",
 
 
 def topology_of(name: str | Path) -> tuple[Testbed, Path]:
-    """Return the topology that a file, or the copy of a lab of that name, describes, with the numbers that the lab has given.
+    """Return the topology that a file, or the copy of a lab of that name, describes.
+
+    Names have the numbers that the lab has given to them.
 
     Raises:
         UsageError: there is neither.

@@ -98,7 +98,7 @@ Prove = Annotated[
         "last proven; "
         "=one: by one breach of each check, and not always the same one",
     ),
-]  # fmt: skip
+]
 Accel = Annotated[
     Accelerator | None,
     typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR"),
@@ -139,7 +139,8 @@ def validate(
         try:
             found = resolve(read(file, machine_memory=memory.total()).spec)
             out(
-                f"{file}: fine: {len(found.nodes)} nodes, {len(found.tenants)} tenants, {len(found.guests)} guests"
+                f"{file}: fine: {len(found.nodes)} nodes, {len(found.tenants)} tenants, "
+                f"{len(found.guests)} guests"
             )
         except TestbedError as error:
             wrong.append(error)
@@ -203,7 +204,7 @@ def up(
         bool, typer.Option("--timings", help="draw what took how long", envvar="TESTBED_TIMINGS")
     ] = False,
 ) -> None:
-    """Build the lab, or make it again what its topology says; asks before data in a running lab is destroyed."""
+    """Build the lab, or make it again what its topology says; asks before data is destroyed."""
     way = Way(accelerator, connect, cold=cold, anew=anew, yes=yes)
 
     def tell(opened: session.Lab, done: Sequence[Action]) -> None:

@@ -105,7 +105,7 @@ def build(topology: str | Path, way: Way, then: Callable[[session.Lab, Sequence[
 
 
 def _store(testbed: Testbed, file: Path, workspace: Workspace) -> None:
-    """Remember a topology, and its numbers beside those that were given before, before anything is changed."""
+    """Remember a topology, and its numbers beside those given before, ahead of any change."""
     session.remember_numbers(workspace, Numbers.of(testbed).beside(session.given_numbers(workspace)))
     session.apply_copy(file, workspace)
 
@@ -135,7 +135,10 @@ def _require_same(testbed: Testbed, workspace: Workspace) -> None:
         what = (
             f"the lab {workspace.lab} cannot get another topology while a wall is open that a breach opened"
         )
-        remedy = f"run `testbed up {workspace.lab}`, which closes it, and then this command; or `testbed down {workspace.lab}`"
+        remedy = (
+            f"run `testbed up {workspace.lab}`, which closes it, and then this command; or `testbed down "
+            f"{workspace.lab}`"
+        )
         raise UsageError(what, fact="; ".join(map(str, left)), remedy=remedy)
 
 
@@ -186,7 +189,10 @@ def _require_connection(workspace: Workspace, uri: str, *, running: bool) -> Non
 def _going_on(
     spec: Spec, testbed: Testbed, ground: session.Ground, workspace: Workspace, way: Way
 ) -> tuple[Testbed, session.Ground]:  # fmt: skip
-    """Return a lab that does not run and what it stands on: with a checkpoint and its numbers, if there is one to go on from."""
+    """Return a lab that does not run, and what it stands on.
+
+    If there is a checkpoint to go on from, it is part of that, and the lab has its numbers.
+    """
     if way.cold or way.anew or way.connect or workspace.connection:
         return testbed, ground
     store = Store(cache_root(), ground.images, ground.environment)
@@ -213,7 +219,8 @@ def _shortened(
     """
     if workspace.connection:
         say(
-            f"machines boot, without saved memory: {workspace.connection} runs them, perhaps with another QEMU than ours"
+            f"machines boot, without saved memory: {workspace.connection} runs them, perhaps with "
+            "another QEMU than ours"
         )
         return ground
     with at_once_on_interrupt():

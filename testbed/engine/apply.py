@@ -29,8 +29,8 @@ def converge(
     """Make the world what it must be, and return what was done.
 
     The outer machine comes first; then every other place is waited for, observed and changed on its own, so
-    that no place waits for another. The controller is an exception: if it was seen that addresses change, it comes before
-    the nodes, whose guests ask it for their addresses when they start.
+    that no place waits for another. The controller is an exception: if it was seen that addresses change, it
+    comes before the nodes, whose guests ask it for their addresses when they start.
 
     Args:
         trace: learns what took how long.

@@ -47,7 +47,10 @@ class Look:
 
 
 def look(desired: Mapping[Key, Resource], places: Sequence[Place]) -> Look:
-    """Observe some places, the outer machine among them; one that cannot be observed hinders none of the others."""
+    """Observe some places, the outer machine among them.
+
+    A place that cannot be observed hinders none of the others.
+    """
     found: dict[str, Observed] = {OUTER: next(place for place in places if place.name == OUTER).observe()}
     failed: dict[str, TestbedError] = {}
     unseen = unseen_places(desired, found[OUTER])

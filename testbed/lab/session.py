@@ -80,7 +80,8 @@ def ground(*, want: Accelerator | None = None) -> Ground:
 def outlook(*, want: Accelerator | None = None) -> Ground:
     """Return what a lab would stand on, for `plan`: bakes nothing, boots nothing, and may guess.
 
-    Images that are not baked have no digest yet; how virtual machines run is what was found last, or what is likely.
+    Images that are not baked have no digest yet; how virtual machines run is as it was found last, or as is
+    likely.
     """
     images = ImageCache(cache_root(), packaged.playbooks()).foreseen()
     return Ground(images, canary.likely(cache_root(), want=want))
@@ -324,7 +325,7 @@ def opened(
 
 
 def settle(testbed: Testbed, workspace: Workspace) -> None:
-    """Make the folders of a lab's machines, and write the configuration by which OpenSSH's client logs in to them."""
+    """Make the folders of a lab's machines, and the configuration for OpenSSH's client."""
     for machine in testbed.machines:
         workspace.make(workspace.machine(machine.name))
     admin_login.write_config(testbed, workspace, Authority(workspace.pki))

@@ -1,7 +1,7 @@
 """Numbers that a lab has given to its names, so that a name keeps its number while others come and go. Pure.
 
-A scope is a set of names that must have different numbers: hosts of a network, workers of a node, tunnel keys of a lab.
-The scope of addresses has the network in its name, so a network that changes has no memory.
+A scope is a set of names that must have different numbers: hosts of a network, workers of a node, tunnel keys
+of a lab. The scope of addresses has the network in its name, so a network that changes has no memory.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ class Numbers:
     def spread(self, scope: str, names: Iterable[str], slots: range, salt: str) -> dict[str, int]:
         """Give each name a number that no other name of its scope has.
 
-        A name keeps the number that it was given before. A new name gets the hashed number or, if that is taken, the next
-        free one. New names choose in the order of their hashes, so that the order in the file decides nothing. The numbers
-        of names that are remembered and not among these stay taken, unless there are too few others.
+        A name keeps the number that it was given before. A new name gets the hashed number or, if that is
+        taken, the next free one. New names choose in the order of their hashes, so that the order in the file
+        decides nothing. The numbers of names that are remembered and not among these stay taken, unless there
+        are too few others.
 
         Args:
             slots: the possible numbers; at least one for each name.

@@ -1,8 +1,9 @@
 """From what is written to what it means: `Spec` to `Testbed`. Pure and deterministic.
 
-Numbers (addresses, tunnel keys, worker accounts) follow from a hash of the name they belong to, with probing on
-collision, and a lab remembers the numbers that it gave (`testbed.model.numbers`). So adding a guest leaves the others
-where they are, and tenants that use the same names and ranges get the same addresses: the wall has to tell them apart.
+Numbers (addresses, tunnel keys, worker accounts) follow from a hash of the name they belong to, with probing
+on collision, and a lab remembers the numbers that it gave (`testbed.model.numbers`). So adding a guest leaves
+the others where they are, and tenants that use the same names and ranges get the same addresses: the wall has
+to tell them apart.
 """
 
 from __future__ import annotations

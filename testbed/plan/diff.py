@@ -127,8 +127,11 @@ class Plan:
 
 @uncollected()
 def diff(
-    desired: Mapping[Key, Resource], observed: Observed, unseen: frozenset[str] = frozenset(), held: Held | None = None
-) -> Plan:  # fmt: skip
+    desired: Mapping[Key, Resource],
+    observed: Observed,
+    unseen: frozenset[str] = frozenset(),
+    held: Held | None = None,
+) -> Plan:
     """Return what must change.
 
     Args:

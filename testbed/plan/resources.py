@@ -95,7 +95,8 @@ def desired(lab: Testbed, inputs: Inputs) -> dict[Key, Resource]:
         lab.controller.name,
         tuple(item.key for item in found if item.key.kind in (Kind.SWITCH, Kind.PORT)),
     )
-    # What is too many is told apart from what is ours by its mark, so it is taken away when all of ours is there.
+    # What is too many is told apart from what is ours by its mark, so it is taken away when all of ours is
+    # there.
     found.append(
         Resource(Key(place, Kind.DATABASE, ovn_northbound.NAME), dict(ovn_northbound.told(())), logical)
     )

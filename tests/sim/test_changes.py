@@ -54,31 +54,65 @@ CHANGES: dict[str, tuple[str, str, set[str], set[str]]] = {
     "volume-shrinks": (WEB, WEB.replace("64", "32"), {"restart red/web"}, {"volume data of red/web"}),
     "volume-grows": (WEB, WEB.replace("64", "128"), set(), set()),
     "volume-goes": (WEB, "web: {node: node-a}", {"restart red/web"}, {"volume data of red/web"}),
-    "volume-comes": ("web: {node: node-b}", "web: {node: node-b, volumes: {data: 64 MiB}}", {"restart blue/web"}, set()),
+    "volume-comes": (
+        "web: {node: node-b}",
+        "web: {node: node-b, volumes: {data: 64 MiB}}",
+        {"restart blue/web"},
+        set(),
+    ),
     "network-moves": ("10.0.0.0/24, ", "10.0.9.0/24, ", {"restart red/web", "restart red/db"}, set()),
     "ipv6-comes": ("app: 10.0.0.0/24}", 'app: [10.0.0.0/24, "fd00:b::/64"]}', {"restart blue/web"}, set()),
-    "ipv6-goes": ('[10.0.0.0/24, "fd00:a::/64"]', "10.0.0.0/24", {"restart red/web", "restart red/db"}, set()),
+    "ipv6-goes": (
+        '[10.0.0.0/24, "fd00:a::/64"]',
+        "10.0.0.0/24",
+        {"restart red/web", "restart red/db"},
+        set(),
+    ),
     "ipv6-moves": ("fd00:a::", "fd00:c::", {"restart red/web", "restart red/db"}, set()),
     "node-memory": (
-        "node-b: {memory: 4 GiB}", "node-b: {memory: 5 GiB}", {"replace node-b", "create red/db", "create blue/web"},
+        "node-b: {memory: 4 GiB}",
+        "node-b: {memory: 5 GiB}",
+        {"replace node-b", "create red/db", "create blue/web"},
         {"root disk of red/db", "volume data of red/db", "root disk of blue/web"},
     ),
     "fabric-moves": (
-        "fabric: 172.20.1.", "fabric: 172.20.7.",
+        "fabric: 172.20.1.",
+        "fabric: 172.20.7.",
         {"replace node-a", "replace node-b", "create red/web", "create red/db", "create blue/web"},
-        {"root disk of red/web", "volume data of red/web", "root disk of red/db", "volume data of red/db", "root disk of blue/web"},
+        {
+            "root disk of red/web",
+            "volume data of red/web",
+            "root disk of red/db",
+            "volume data of red/db",
+            "root disk of blue/web",
+        },
     ),
-    "guest-memory": ("web: {node: node-b}", "web: {node: node-b, memory: 256 MiB}", {"restart blue/web"}, set()),
+    "guest-memory": (
+        "web: {node: node-b}",
+        "web: {node: node-b, memory: 256 MiB}",
+        {"restart blue/web"},
+        set(),
+    ),
     "guest-moves": (
-        WEB, WEB.replace("node-a", "node-b"), {"delete red/web", "create red/web"}, {"root disk of red/web", "volume data of red/web"},
+        WEB,
+        WEB.replace("node-a", "node-b"),
+        {"delete red/web", "create red/web"},
+        {"root disk of red/web", "volume data of red/web"},
     ),
     "tenant-goes": (
-        RED, "", {"delete red/web", "delete red/db"},
+        RED,
+        "",
+        {"delete red/web", "delete red/db"},
         {"root disk of red/web", "volume data of red/web", "root disk of red/db", "volume data of red/db"},
     ),
-    "controller-memory": ("controller: {memory: 1 GiB}", "controller: {memory: 2 GiB}", {"replace controller"}, set()),
+    "controller-memory": (
+        "controller: {memory: 1 GiB}",
+        "controller: {memory: 2 GiB}",
+        {"replace controller"},
+        set(),
+    ),
     "flow-changes": ("tcp/5432", "tcp/5433", set(), set()),
-}  # fmt: skip
+}
 
 
 def _lab(source: str, given: Numbers | None = None) -> Testbed:
@@ -90,7 +124,7 @@ def _wanted(lab: Testbed) -> dict[Key, Resource]:
 
 
 def _places(world: World, lab: Testbed) -> list[Any]:
-    """Return the places of a lab; of settings and limits, machines tell only those that they are asked for."""
+    """Return the places of a lab; machines report only settings and limits that they are asked for."""
     wanted = _wanted(lab)
     for key in [
         key for key in world.resources if key.kind in (Kind.SETTING, Kind.LIMIT) and key not in wanted
@@ -263,7 +297,7 @@ Open = Callable[[Testbed], Any]
 
 @pytest.fixture
 def running(tmp_path: Path) -> tuple[World, Testbed, Open]:
-    """A lab that runs, as its folder and the simulated world have it, and what opens it with another topology."""
+    """A lab that runs, in a folder and a simulated world, and a way to open it with another topology."""
     world, before = _built()
     workspace = Workspace(tmp_path / "state", before.name)
     workspace.create()

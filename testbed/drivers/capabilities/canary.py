@@ -71,7 +71,7 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
 
 
 def likely(cache: Path, *, want: Accelerator | None = None) -> Environment:
-    """Return what the outer machine can do as far as that is known without a boot: the last answer, or a guess.
+    """Return what the outer machine can do, without a boot: the last answer, or a guess.
 
     Args:
         cache: folder in which the answer is kept.

@@ -149,7 +149,8 @@ class Hypervisor:
         """
         self._asked: dict[
             str, Any
-        ] = {}  # domains by name: an agent is asked dozens of times, and a look-up costs a fifth of a question
+            # domains by name: an agent is asked dozens of times, and a look-up costs a fifth of a question
+        ] = {}
         self._cut = cut
         _start_loop()
         with _said(f"cannot open the hypervisor {uri}"), closing_after(_LONGEST, cut):

@@ -188,7 +188,10 @@ class ImageCache:
         return self._all(self.recipes())
 
     def foreseen(self) -> dict[str, Image]:
-        """Return every image by name; one that is not baked has no files, and a digest that no baked image has."""
+        """Return every image by name, baked or not.
+
+        One that is not baked has no files, and a digest that no baked image has.
+        """
         return {
             name: self.find(recipe) or Image(name, recipe.key, self._folder, {}, "")
             for name, recipe in self.recipes().items()

@@ -220,7 +220,8 @@ class Node:
         folder = f"{POOLS}/{action.key.name}"
         if action.resource is None:
             self.host.must(
-                f"virsh -q pool-destroy {shlex.quote(action.key.name)}; rm -rf --one-file-system {shlex.quote(folder)}"
+                f"virsh -q pool-destroy {shlex.quote(action.key.name)}; rm -rf --one-file-system "
+                f"{shlex.quote(folder)}"
             )
             return
         self.hypervisor.ensure_pool(action.key.name, folder)
@@ -255,7 +256,7 @@ class Node:
                 self.hypervisor.destroy(guest.domain)
 
     def _grow(self, pool: str, file: str, size: int) -> None:
-        """Make a raw volume larger, in bytes; a guest that runs learns of it from its worker, which does it."""
+        """Make a raw volume larger, in bytes; the worker of a guest that runs does it."""
         path = f"{POOLS}/{pool}/{file}"
         for guest in self.lab.guests_on(self.name):
             if path in guest.disks and self.hypervisor.runs(guest.domain):
@@ -264,7 +265,9 @@ class Node:
         self.host.must(f"truncate -s {size} {shlex.quote(path)}")
 
     def _create_volume(self, pool: str, file: str, size: int, owner: int) -> None:
-        """Make a volume that has never been there; the root disk of a guest that can start from saved memory is what it was then."""
+        """Make a volume that has never been there; the root disk of a guest that can start from saved memory
+        is what it was then.
+        """
         guest = next(
             (
                 guest

@@ -258,7 +258,8 @@ class Store:
     def save(
         self, lab: Testbed, workspace: Workspace, hypervisor: Hypervisor, name: str, progress: Progress
     ) -> Checkpoint:
-        """Save a lab, which stands still meanwhile and runs on afterwards; a checkpoint of that name is replaced.
+        """Save a lab, which stands still meanwhile and runs on afterwards; a checkpoint of that name is
+        replaced.
 
         Raises:
             UsageError: the name is impossible, or something else in the cache has it.
@@ -319,7 +320,8 @@ class Store:
             if partial.exists():
                 remove_tree(partial)
         progress(
-            f"saved {lab.name} as {name} in {time.monotonic() - start:.0f} s; it stood still for {stood:.0f} s"
+            f"saved {lab.name} as {name} in {time.monotonic() - start:.0f} s; it stood still for "
+            f"{stood:.0f} s"
         )
         return named(self._cache, name)
 

@@ -1,4 +1,4 @@
-"""`plan` on a machine that has nothing yet: it bakes nothing, boots nothing, stores nothing, and has exit codes of its own."""
+"""`plan` on a machine that has nothing yet, its exit codes, and the numbers of a lab."""
 
 from __future__ import annotations
 
@@ -152,9 +152,15 @@ def test_what_only_up_may_write_is_not_written_by_opening_a_lab(
     assert "Host node" in lab.ssh_config.read_text()
 
 
-@pytest.mark.parametrize(("runs", "yes", "terminal", "refused"), [
-    (True, False, False, True), (True, True, False, False), (True, False, True, False), (False, False, False, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("runs", "yes", "terminal", "refused"),
+    [
+        (True, False, False, True),
+        (True, True, False, False),
+        (True, False, True, False),
+        (False, False, False, False),
+    ],
+)
 def test_no_image_is_baked_for_an_up_that_will_be_refused(
     lab: Workspace, monkeypatch: pytest.MonkeyPatch, runs: bool, yes: bool, terminal: bool, refused: bool
 ) -> None:

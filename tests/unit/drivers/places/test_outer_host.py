@@ -192,7 +192,9 @@ def test_one_without_saved_memory_boots(
 def test_a_start_that_was_cut_short_begins_anew(
     outside: Outer, libvirt: Libvirt, plugged: int, verb: Verb
 ) -> None:
-    """A command that is killed leaves a paused machine; without all of its interfaces it would never be reached."""
+    """A command that is killed leaves a paused machine; without all of its interfaces it would never be
+    reached.
+    """
     wanted = desired(LAB, INPUTS)[KEY]
     files = outer_host.MachineFiles("kernel", "initrd", ("vda",), "identity", "console")
     libvirt.create(
