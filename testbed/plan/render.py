@@ -33,7 +33,7 @@ def text(plan: Plan) -> str:
         lines.append("data is lost where a line says so: `testbed up` asks before it begins, or wants --yes")
     if plan.blocked:
         lines.append(
-            "this cannot be done while the lab runs: run `testbed down` first; it destroys all data in the lab"
+            "this cannot be done while the lab runs: run `testbed down` first; it destroys all data there"
         )
     return "\n".join(lines)
 
