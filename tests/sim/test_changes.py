@@ -345,7 +345,12 @@ def test_a_person_is_asked(
     _, before, opened = running
     asked: list[str] = []
     monkeypatch.setattr(consent, "attended", lambda: True)
-    monkeypatch.setattr(consent, "agreed", lambda question: asked.append(question) or answer)
+
+    def agreed(question: str) -> bool:
+        asked.append(question)
+        return answer
+
+    monkeypatch.setattr(consent, "agreed", agreed)
     lab = opened(_lab(BASE.replace(RED, ""), Numbers.of(before)))
     if answer:
         assert isinstance(consent.agree(lab, yes=False), Look)

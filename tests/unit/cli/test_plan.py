@@ -12,10 +12,13 @@ import pytest
 
 from testbed.cli import consent
 from testbed.cli import main as command_line
+from testbed.cli.context import topology_of
 from testbed.cli.error_exit import status_of
 from testbed.drivers.capabilities import canary
 from testbed.drivers.host import process
 from testbed.drivers.host.workspace import Workspace
+from testbed.drivers.hypervisor.connection import Hypervisor
+from testbed.drivers.namespaces import lab_namespaces
 from testbed.errors import Exit, ProvisioningError, UsageError
 from testbed.lab import session
 from testbed.model.environment import Accelerator
@@ -115,10 +118,10 @@ def test_a_lab_keeps_its_numbers_until_it_is_taken_down(lab: Workspace) -> None:
     session.remember_numbers(lab, Numbers({KEYS: {network.label: network.key + 1}}))
     assert lab.numbers.stat().st_mode & 0o077 == 0
     assert next(session.load_applied(lab).switches()).key == network.key + 1
-    assert next(command_line.topology_of(TOPOLOGY)[0].switches()).key == network.key + 1
+    assert next(topology_of(TOPOLOGY)[0].switches()).key == network.key + 1
     lab.remove()
     assert not lab.folder.exists()
-    assert command_line.topology_of(TOPOLOGY)[0] == usual
+    assert topology_of(TOPOLOGY)[0] == usual
 
 
 def test_numbers_that_cannot_be_read_are_an_error_with_a_remedy(lab: Workspace) -> None:
@@ -142,7 +145,7 @@ def test_what_only_up_may_write_is_not_written_by_opening_a_lab(
 ) -> None:
     """`plan` of another topology wrote the ssh configuration of machines that did not exist."""
     testbed = session.load_applied(lab)
-    monkeypatch.setattr(session.Hypervisor, "embed", lambda *_: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(Hypervisor, "embed", lambda *_: SimpleNamespace(close=lambda: None))
     ground: Any = SimpleNamespace(
         environment=canary.likely(lab.folder), images={}, memories={}, checkpoint=None
     )
@@ -164,7 +167,7 @@ def test_what_only_up_may_write_is_not_written_by_opening_a_lab(
 def test_no_image_is_baked_for_an_up_that_will_be_refused(
     lab: Workspace, monkeypatch: pytest.MonkeyPatch, runs: bool, yes: bool, terminal: bool, refused: bool
 ) -> None:
-    monkeypatch.setattr(consent.lab_namespaces, "find", lambda *_: object() if runs else None)
+    monkeypatch.setattr(lab_namespaces, "find", lambda *_: object() if runs else None)
     monkeypatch.setattr(consent, "attended", lambda: terminal)
     with pytest.raises(UsageError, match="would replace every machine") if refused else nullcontext():
         consent.require_images(lab, yes=yes)

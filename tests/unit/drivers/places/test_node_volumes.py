@@ -48,14 +48,15 @@ class Recorded:
 
 
 def _perform(verb: Verb, *changes: str, running: bool = True) -> list[str]:
-    world: Any = Recorded(running=running)
+    recorded = Recorded(running=running)
+    world: Any = recorded
     node = Node.__new__(Node)
     node.lab, node.name, node.host, node._hypervisor, node._blank = LAB, "node-a", world, world, set()
     node._lock = threading.Lock()
     key = Key("node-a", Kind.VOLUME, "red/web.data.raw")
     resource = Resource(key, {"owner": 64101, "mode": "600", "links": 1, "size": 32 * MIB})
     node.perform(Action(verb, key, "", resource, (), changes))
-    return world.done
+    return recorded.done
 
 
 def test_a_smaller_volume_is_another_file_and_its_guest_does_not_run_meanwhile() -> None:
