@@ -77,13 +77,14 @@ def build(topology: str | Path, way: Way, then: Callable[[session.Lab, Sequence[
     say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
     workspace.claim()
     with workspace.locked():
+        content = file.read_bytes()  # inside the lab's namespaces, a path may lead elsewhere
         testbed = resolve(spec, session.given_numbers(workspace))
         _require_same(testbed, workspace)
         running = lab_namespaces.find(testbed.name, workspace.root) is not None
         _require_connection(workspace, way.connect, running=running)
         if not running:
             testbed, ground = _going_on(spec, testbed, ground, workspace, way)
-            _store(testbed, file, workspace)
+            _store(testbed, content, workspace)
             _begin(ground, workspace, way)
         if not way.cold:
             with way.trace.span("saved memory", ["images"]):
@@ -94,20 +95,18 @@ def build(topology: str | Path, way: Way, then: Callable[[session.Lab, Sequence[
             if running:
                 with at_once_on_interrupt():
                     seen = consent.agree(opened, yes=way.yes)
-                _store(testbed, file, workspace)
+                _store(testbed, content, workspace)
             session.settle(testbed, workspace)
             with at_once_on_interrupt():
                 done = _converge(opened, way.trace, seen)
-            session.remember_numbers(
-                workspace, Numbers.of(testbed)
-            )  # those of removed names are free from now on
+            session.remember_numbers(workspace, Numbers.of(testbed))  # those of removed names are free now
             then(opened, done)
 
 
-def _store(testbed: Testbed, file: Path, workspace: Workspace) -> None:
+def _store(testbed: Testbed, content: bytes, workspace: Workspace) -> None:
     """Remember a topology, and its numbers beside those given before, ahead of any change."""
     session.remember_numbers(workspace, Numbers.of(testbed).beside(session.given_numbers(workspace)))
-    session.apply_copy(file, workspace)
+    session.apply_copy(content, workspace)
 
 
 def _begin(ground: session.Ground, workspace: Workspace, way: Way) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from testbed import data_files as packaged
 from testbed.drivers.capabilities import canary
@@ -331,7 +330,6 @@ def settle(testbed: Testbed, workspace: Workspace) -> None:
     admin_login.write_config(testbed, workspace, Authority(workspace.pki))
 
 
-def apply_copy(file: Path, workspace: Workspace) -> None:
-    """Remember the topology that is being applied, so that every other command knows it by the lab's name."""
-    if file.resolve() != workspace.topology:
-        write_secret(workspace.topology, file.read_bytes())
+def apply_copy(content: bytes, workspace: Workspace) -> None:
+    """Keep the file of the topology that is being applied, for other commands."""
+    write_secret(workspace.topology, content)
