@@ -85,7 +85,7 @@ def crowded(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def changes(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a topology, and another one: names have come, others have gone, and the order is another one."""
+    """Return a topology, and one in which names have come, gone, and changed places."""
     before = draw(crowded())
     after = copy.deepcopy(before)
     for node in draw(st.lists(NAMES, max_size=3, unique=True)):

@@ -62,7 +62,7 @@ def require_images(workspace: Workspace, *, yes: bool) -> None:
 
 
 def _before(opened: session.Lab) -> tuple[dict[Key, Properties], bool]:
-    """Return what must exist by the topology that was applied last, and whether it is the same as now."""
+    """Return the content of the topology that was applied last, and whether it is the same."""
     try:
         applied = session.load_applied(opened.workspace)
     except TestbedError:

@@ -163,7 +163,7 @@ def plan(
         ),
     ] = False,
 ) -> None:
-    """Show what `up` would do, and why, and what data that destroys; change nothing, and boot nothing."""
+    """Show what `up` would do, why, and the data that is lost; change nothing."""
     testbed, _ = topology_of(topology)
     ground = session.outlook(want=accelerator)
     workspace = Workspace(state_root(), testbed.name)

@@ -1,4 +1,4 @@
-"""Numbers that a lab has given to its names, so that a name keeps its number while others come and go. Pure.
+"""Numbers that a lab has given to its names, and that the names keep. Pure.
 
 A scope is a set of names that must have different numbers: hosts of a network, workers of a node, tunnel keys
 of a lab. The scope of addresses has the network in its name, so a network that changes has no memory.

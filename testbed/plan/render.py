@@ -21,7 +21,7 @@ _MARGIN = " " * 12
 
 
 def text(plan: Plan) -> str:
-    """Return a plan as lines: sign, resource, reason, data that is lost; then the counts, also by place."""
+    """Return a plan as lines: each action with its reason and losses, then counts by place."""
     if not plan:
         return "Nothing to do: the lab is what the topology says."
     lines = [shown for action in plan.actions for shown in _action(action)]

@@ -146,7 +146,7 @@ def machine_properties(lab: Testbed, machine: Machine, inputs: Inputs) -> Proper
 
 
 def _peers(lab: Testbed, machine: Machine) -> list[str]:
-    """Return the nodes that a node exchanges tunnels with, sorted: it learns of them when it is made."""
+    """Return the nodes that a node has tunnels to, sorted; it learns of them when it is made."""
     others = [node for node in lab.nodes if machine.role is Role.NODE and node.name != machine.name]
     return sorted(f"{node.name} {node.address(Plane.FABRIC)}" for node in others)
 

@@ -1,4 +1,4 @@
-"""Changes of a running lab: the plan says what each costs, `up` does it, and the plan is empty afterwards."""
+"""Changes of a running lab: the plan names the costs, and is empty after `up`."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _wanted(lab: Testbed) -> dict[Key, Resource]:
 
 
 def _places(world: World, lab: Testbed) -> list[Any]:
-    """Return the places of a lab; machines report only settings and limits that they are asked for."""
+    """Return the places of a lab; machines report settings and limits only when asked."""
     wanted = _wanted(lab)
     for key in [
         key for key in world.resources if key.kind in (Kind.SETTING, Kind.LIMIT) and key not in wanted
@@ -297,7 +297,7 @@ Open = Callable[[Testbed], Any]
 
 @pytest.fixture
 def running(tmp_path: Path) -> tuple[World, Testbed, Open]:
-    """A lab that runs, in a folder and a simulated world, and a way to open it with another topology."""
+    """A lab that runs in a simulated world, and a way to open it with another topology."""
     world, before = _built()
     workspace = Workspace(tmp_path / "state", before.name)
     workspace.create()

@@ -229,7 +229,7 @@ class Store:
     def find(
         self, resolved: Callable[[Numbers], Testbed], workspace: Workspace
     ) -> tuple[Checkpoint, Testbed] | None:
-        """Return the latest checkpoint that a lab can start from, and the lab with the checkpoint's numbers.
+        """Return the latest checkpoint that a lab can start from, and the lab with its numbers.
 
         Args:
             resolved: gives the topology's meaning with the numbers that were given before.

@@ -1,4 +1,4 @@
-"""Volumes that change under guests: which file is touched, by which program, and in which order."""
+"""Volumes that change under guests: the files, the programs and their order."""
 
 from __future__ import annotations
 
