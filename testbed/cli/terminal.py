@@ -78,7 +78,7 @@ def fail_inside(error: BaseException) -> None:
 
 
 def attended() -> bool:
-    """Tell whether a person can be asked: standard input and standard error are terminals."""
+    """Return whether a person can be asked: standard input and standard error are terminals."""
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
 

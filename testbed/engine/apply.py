@@ -63,7 +63,7 @@ def converge(
 
 
 def _readdressed(desired: Mapping[Key, Resource], observed: Observed) -> bool:
-    """Tell whether a logical port that exists gets other addresses."""
+    """Return whether a logical port that exists gets other addresses."""
     ports = [key for key in observed if key.kind is Kind.PORT and key in desired]
     return any(observed[key].get("addresses") != desired[key].properties["addresses"] for key in ports)
 

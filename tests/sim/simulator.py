@@ -89,7 +89,7 @@ class SimulatedPlace:
         self.world.performed.append(action)
 
     def _stop(self, volume: Key) -> None:
-        """Stop the guest that has a volume: nobody can take the file of one that runs."""
+        """Stop the guest that has a volume; its file is in use while it runs."""
         tenant, _, file = volume.name.partition("/")
         self.world.resources.pop(Key(self.name, Kind.GUEST, f"{tenant}/{file.partition('.')[0]}"), None)
 

@@ -360,7 +360,7 @@ def test_a_person_is_asked(
     assert len(asked) == 1
 
 
-def test_nobody_is_asked_where_nothing_is_lost(
+def test_there_is_no_question_where_nothing_is_lost(
     running: tuple[World, Testbed, Open], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world, before, opened = running

@@ -78,10 +78,10 @@ def test_nothing_to_do_is_zero_and_a_wrong_file_is_not(fresh: Path, monkeypatch:
 def test_the_summary_counts_by_place(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fresh
     _run("plan", TOPOLOGY, "--json")
-    told = json.loads(capsys.readouterr().out)
-    assert (told["empty"], told["possible"], told["destroys"]) == (False, True, False)
-    assert sum(sum(counts.values()) for counts in told["places"].values()) == len(told["actions"])
-    assert set(told["places"]) == {"outer", "controller", "node"}
+    found = json.loads(capsys.readouterr().out)
+    assert (found["empty"], found["possible"], found["destroys"]) == (False, True, False)
+    assert sum(sum(counts.values()) for counts in found["places"].values()) == len(found["actions"])
+    assert set(found["places"]) == {"outer", "controller", "node"}
 
 
 @pytest.mark.parametrize(
