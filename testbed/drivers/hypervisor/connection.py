@@ -240,7 +240,7 @@ class Hypervisor:
         """Tell a domain how large a disk is.
 
         Args:
-            target: name of the disk in the guest.
+            target: name of the disk in the guest, or path of its file.
             size: bytes.
 
         """
