@@ -36,6 +36,7 @@ def _start(file: Path, state: Path, way: str) -> dict[str, object]:
     labs.enter(topology, workspace, ground.environment)
     told: list[str] = []
     with labs.open_lab(topology, workspace, ground, progress=told.append) as lab:
+        labs.settle(topology, workspace)
         start = time.monotonic()
         for kind in (Kind.NETWORK, Kind.TAP, Kind.MACHINE):
             items = [

@@ -126,6 +126,7 @@ def floor(file: Path, state: Path) -> float:
     workspace = Workspace(state, topology.name)
     labs.enter(topology, workspace, ground.environment)
     with labs.open_lab(topology, workspace, ground) as lab:
+        labs.settle(topology, workspace)
         start = time.monotonic()
         for kind in (Kind.NETWORK, Kind.TAP):
             for key, item in lab.desired.items():

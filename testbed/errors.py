@@ -23,6 +23,7 @@ class Exit(IntEnum):
     INCONCLUSIVE = 3
     NOT_CAPABLE = 4
     PROVISIONING = 5
+    CHANGES = 6  # of `plan --detailed-exitcode`: there is something to do
     INTERRUPTED = 130
 
 

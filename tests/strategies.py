@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from hypothesis import strategies as st
@@ -51,3 +52,59 @@ def topologies(draw: st.DrawFn) -> dict[str, Any]:
         "nodes": {node: {"memory": "16 GiB"} for node in nodes},
         "tenants": tenants,
     }
+
+
+@st.composite
+def reordered(draw: st.DrawFn, data: dict[str, Any]) -> dict[str, Any]:
+    """Return the same topology with nodes, tenants, networks and guests in another order."""
+
+    def shuffled(mapping: dict[str, Any]) -> dict[str, Any]:
+        return {name: mapping[name] for name in draw(st.permutations(list(mapping)))}
+
+    tenants = {
+        name: {**item, "networks": shuffled(item["networks"]), "guests": shuffled(item["guests"])}
+        for name, item in data["tenants"].items()
+    }
+    return {**data, "nodes": shuffled(data["nodes"]), "tenants": shuffled(tenants)}
+
+
+@st.composite
+def crowded(draw: st.DrawFn) -> dict[str, Any]:
+    """Return a topology in which hashes collide: networks with room for a handful of guests."""
+    data = copy.deepcopy(draw(topologies()))
+    for tenant in data["tenants"].values():
+        for number, label in enumerate(tenant["networks"]):
+            tenant["networks"][label] = f"10.{number}.0.0/28"
+    data["infrastructure"] = {
+        "management": "172.20.0.0/27",
+        "fabric": "172.20.1.0/27",
+        "storage": "172.20.2.0/27",
+    }
+    return data
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a topology, and one in which names have come, gone, and changed places."""
+    before = draw(crowded())
+    after = copy.deepcopy(before)
+    for node in draw(st.lists(NAMES, max_size=3, unique=True)):
+        after["nodes"] = {node: {"memory": "16 GiB"}, **after["nodes"]}
+    for name, tenant in list(after["tenants"].items()):
+        if len(after["tenants"]) > 1 and draw(st.integers(0, 4)) == 0:
+            del after["tenants"][name]
+            continue
+        for guest in draw(st.lists(NAMES, max_size=3, unique=True)):
+            item = {
+                "node": draw(st.sampled_from(sorted(after["nodes"]))),
+                "network": [sorted(tenant["networks"])[0]],
+            }
+            tenant["guests"] = {guest: tenant["guests"].get(guest, item), **tenant["guests"]}
+        for guest in list(tenant["guests"]):
+            if len(tenant["guests"]) > 1 and draw(st.integers(0, 3)) == 0:
+                del tenant["guests"][guest]
+        tenant["allow"] = [
+            line for line in tenant["allow"] if {line.split()[0], line.split()[2]} <= set(tenant["guests"])
+        ]
+        tenant["networks"]["another"] = "10.9.0.0/28"
+    return before, draw(reordered(after))

@@ -17,6 +17,7 @@ _EXITS: Mapping[Exit, str] = {
     Exit.INCONCLUSIVE: "nothing failed, but something was inconclusive, unproven or not looked at",
     Exit.NOT_CAPABLE: "this machine cannot do it; the message names the remedy",
     Exit.PROVISIONING: "provisioning did not finish, the tool failed, or a killed run left a breach in force",
+    Exit.CHANGES: "`plan --detailed-exitcode` only: there is something to do",
     Exit.INTERRUPTED: "interrupted by Ctrl-C, SIGTERM or SIGHUP; an open wall was closed",
 }
 

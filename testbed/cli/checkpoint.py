@@ -109,7 +109,7 @@ def _unusable(found: checkpoints.Checkpoint) -> str:
     """Return why a checkpoint cannot be used on this machine, or the empty string."""
     try:
         ground = session.load_inputs()
-        topology = resolve(read(found.topology_file).spec)
+        topology = resolve(read(found.topology_file).spec, found.numbers)
     except TestbedError as error:
         return f"{error.what}: {error.fact}"
     store = checkpoints.CheckpointStore(cache_root(), ground.images, ground.environment)

@@ -21,6 +21,7 @@ from testbed.lab.breach_journal import Entry
 from testbed.model.resolve import resolve
 from testbed.model.topology import Topology
 from testbed.topology_file.loader import ParsedFile, read
+from testbed.topology_file.schema import Spec
 from testbed.untrusted.text import line
 
 File = Annotated[
@@ -33,12 +34,26 @@ Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file",
 def topology_of(name: str | Path) -> tuple[Topology, Path]:
     """Return the topology that a file, or the copy of a lab of that name, describes.
 
+    Names have the numbers that the lab has given to them.
+
+    Raises:
+        UsageError: there is neither.
+        ProvisioningError: the lab's numbers cannot be read.
+
+    """
+    spec, file = spec_of(name)
+    return resolve(spec, session.given_numbers(Workspace(state_root(), spec.name))), file
+
+
+def spec_of(name: str | Path) -> tuple[Spec, Path]:
+    """Return what is written in a file, or in the copy of a lab of that name.
+
     Raises:
         UsageError: there is neither.
 
     """
     file = _known(str(name)) or _file(str(name)) or Path(name)
-    return resolve(read(file, machine_memory=memory.total()).spec), file
+    return read(file, machine_memory=memory.total()).spec, file
 
 
 def workspace_of(name: str | Path) -> Workspace:
@@ -71,7 +86,7 @@ def located(name: str, workspace: Workspace, data: Mapping[str, Any]) -> ParsedF
         say("the lab is down: name its topology file instead of the lab, and the results have lines")
         return None
     found = read(file)
-    if resolve(found.spec).digest != data["lab"]["topology_digest"]:
+    if resolve(found.spec, session.given_numbers(workspace)).digest != data["lab"]["topology_digest"]:
         say(f"{file} has changed since the run: lines may be wrong")
     here, there = Path.cwd().resolve(), file.resolve()
     below = there.is_relative_to(here)

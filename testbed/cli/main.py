@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from testbed.cli import checkpoint, image, inspect, inventory
+from testbed.cli import checkpoint, consent, image, inspect, inventory
 from testbed.cli.check import check_walls
 from testbed.cli.context import File, Name, entered, located, running_lab, to_close, topology_of, workspace_of
 from testbed.cli.error_exit import status_of
@@ -72,6 +72,11 @@ Cold = Annotated[
 Anew = Annotated[
     bool,
     typer.Option("--anew", help="start from the topology, and from no checkpoint", envvar="TESTBED_ANEW"),
+]
+
+
+Yes = Annotated[
+    bool, typer.Option("--yes", help="destroy data in a running lab without a question", envvar="TESTBED_YES")
 ]
 
 
@@ -152,10 +157,22 @@ def validate(
 
 
 @app.command()
-def plan(source: File, as_json: Json = False, accelerator: Accel = None) -> None:
-    """Show what `up` would do, and why; change nothing."""
+def plan(
+    source: File,
+    as_json: Json = False,
+    accelerator: Accel = None,
+    detailed: Annotated[
+        bool,
+        typer.Option(
+            "--detailed-exitcode",
+            envvar="TESTBED_DETAILED_EXITCODE",
+            help=f"exit with {int(Exit.CHANGES)} if there is something to do",
+        ),
+    ] = False,
+) -> None:
+    """Show what `up` would do, why, and the data that is lost; change nothing."""
     topology, _ = topology_of(source)
-    ground = session.load_inputs(want=accelerator)
+    ground = session.outlook(want=accelerator)
     workspace = Workspace(state_root(), topology.name)
     found = lab_namespaces.find(topology.name, workspace.root)
     if found is None:
@@ -165,7 +182,10 @@ def plan(source: File, as_json: Json = False, accelerator: Accel = None) -> None
         )
     else:
         with entered(topology, workspace, ground) as opened:
-            result, left = observe.plan(opened.desired, opened.places), Journal(workspace).entries()
+            result, left = (
+                observe.plan(opened.desired, opened.places, consent.held(workspace, ground.inputs)),
+                Journal(workspace).entries(),
+            )
     if as_json:
         data = render.data(result)
         out_json(
@@ -174,6 +194,8 @@ def plan(source: File, as_json: Json = False, accelerator: Accel = None) -> None
         )
     else:
         out("\n".join((*to_close(left), *([] if left and not result else [render.text(result)]))))
+    if detailed and (result or left):
+        raise typer.Exit(Exit.CHANGES)
 
 
 @app.command()
@@ -184,12 +206,13 @@ def up(
     connect: Connect = "",
     cold: Cold = False,
     anew: Anew = False,
+    yes: Yes = False,
     timings: Annotated[
         bool, typer.Option("--timings", help="draw what took how long", envvar="TESTBED_TIMINGS")
     ] = False,
 ) -> None:
-    """Build the lab, or make it again what its topology says."""
-    way = UpOptions(accelerator, connect, cold=cold, anew=anew)
+    """Build the lab, or make it again what its topology says; asks before data is destroyed."""
+    way = UpOptions(accelerator, connect, cold=cold, anew=anew, yes=yes)
 
     def tell(opened: session.Lab, done: Sequence[Action]) -> None:
         spans = way.trace.spans if timings else []
@@ -319,6 +342,7 @@ def run(
     connect: Connect = "",
     cold: Cold = False,
     anew: Anew = False,
+    yes: Yes = False,
 ) -> None:
     """Build a lab, check it and report, in one go; the lab stays up."""
 
@@ -334,7 +358,7 @@ def run(
                 f"Take it down: `testbed down {topology.name}`"
             )
 
-    bring_up(source, UpOptions(accelerator, connect, cold=cold, anew=anew), examine)
+    bring_up(source, UpOptions(accelerator, connect, cold=cold, anew=anew, yes=yes), examine)
 
 
 @app.command()

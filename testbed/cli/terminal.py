@@ -126,6 +126,21 @@ def fail_inside(error: BaseException) -> None:
     warn("  to do:    report this as a bug; nothing is known about the walls")
 
 
+def attended() -> bool:
+    """Return whether a person can be asked: standard input and standard error are terminals."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
+def agreed(question: str) -> bool:
+    """Ask a person, on standard error; no is the default.
+
+    Raises:
+        typer.Abort: the input has ended.
+
+    """
+    return typer.confirm(question, default=False, err=True)
+
+
 def out(text: str) -> None:
     """Print a result."""
     _write(

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from testbed import data_files
-from testbed.cli.context import topology_of
+from testbed.cli import consent
+from testbed.cli.context import spec_of
 from testbed.cli.interrupts import ended_at_once, interruptible
 from testbed.cli.terminal import displayed, say, undisplay, warn
 from testbed.drivers.capabilities import doctor
@@ -21,13 +22,17 @@ from testbed.drivers.hypervisor import external_daemon
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.snapshots.checkpoint import Checkpoint, CheckpointStore
 from testbed.engine import apply
+from testbed.engine.observe import Look
 from testbed.engine.timing import Trace
 from testbed.errors import Exit, TestbedError, UsageError
 from testbed.lab import session
 from testbed.lab.breach_journal import Journal
 from testbed.model.environment import Accelerator
+from testbed.model.numbers import Numbers
+from testbed.model.resolve import resolve
 from testbed.model.topology import Topology
 from testbed.plan.diff import Action
+from testbed.topology_file.schema import Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class UpOptions:
         cold: use no saved memory of any kind.
         anew: use no checkpoint.
         checkpoint: the one to use; the latest that fits if left out.
+        yes: destroy data without a question.
         trace: records how long each step takes.
 
     """
@@ -50,6 +56,7 @@ class UpOptions:
     cold: bool = False
     anew: bool = False
     checkpoint: Checkpoint | None = None
+    yes: bool = False
     trace: Trace = field(default_factory=Trace)
 
 
@@ -64,29 +71,57 @@ def bring_up(
 
     """
     interruptible()
-    topology, file = topology_of(source)
+    spec, file = spec_of(source)
     doctor.require(cache_root(), state_root())
+    workspace = Workspace(state_root(), spec.name)
+    consent.require_images(workspace, yes=way.yes)
     with way.trace.span("images"), displayed("bake"):
         ground = session.prepare_inputs(say, want=way.want)
     say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
-    workspace = Workspace(state_root(), topology.name)
     workspace.claim()
     with workspace.locked():
+        content = file.read_bytes()  # inside the lab's namespaces, a path may lead elsewhere
+        topology = resolve(spec, session.given_numbers(workspace))
         _require_same(topology, workspace)
-        session.apply_copy(file, workspace)
-        _connect(workspace, way.connect)
-        if not workspace.connection and lab_namespaces.find(topology.name, workspace.root) is None:
-            kvm = ground.environment.outer is Accelerator.KVM
-            if reason := workspace.assign_account(cache_root(), kvm=kvm):
-                say(f"emulators run as you, and not under an account of this lab's: {reason}")
+        running = lab_namespaces.find(topology.name, workspace.root) is not None
+        _require_connection(workspace, way.connect, running=running)
+        if not running:
+            topology, ground = _going_on(spec, topology, ground, workspace, way)
+            _store(topology, content, workspace)
+            _begin(ground, workspace, way)
         if not way.cold:
             with way.trace.span("saved memory", ["images"]):
-                ground = _shortened(ground, topology, workspace, way)
+                ground = _shortened(ground, topology, workspace, save=not running)
         taken = session.enter(topology, workspace, ground.environment)
         with session.open_lab(topology, workspace, ground, taken, progress=say) as opened:
+            seen = None
+            if running:
+                with at_once_on_interrupt():
+                    seen = consent.agree(opened, yes=way.yes)
+                _store(topology, content, workspace)
+            session.settle(topology, workspace)
             with displayed("up"), at_once_on_interrupt():
-                done = _converge(opened, way.trace)
+                done = _converge(opened, way.trace, seen)
+            session.remember_numbers(workspace, Numbers.of(topology))  # those of removed names are free now
             then(opened, done)
+
+
+def _store(topology: Topology, content: bytes, workspace: Workspace) -> None:
+    """Remember a topology, and its numbers beside those given before, ahead of any change."""
+    session.remember_numbers(workspace, Numbers.of(topology).beside(session.given_numbers(workspace)))
+    session.apply_copy(content, workspace)
+
+
+def _begin(ground: session.BuildInputs, workspace: Workspace, way: UpOptions) -> None:
+    """Decide, for a lab that does not run, who runs its machines."""
+    if way.connect:
+        workspace.connect(way.connect)
+    if not workspace.connection:
+        kvm = ground.environment.outer is Accelerator.KVM
+        if reason := workspace.assign_account(cache_root(), kvm=kvm):
+            say(f"emulators run as you, and not under an account of this lab's: {reason}")
+    if ground.checkpoint:
+        ground.checkpoint.unpack(workspace)
 
 
 def _require_same(topology: Topology, workspace: Workspace) -> None:
@@ -109,18 +144,22 @@ def _require_same(topology: Topology, workspace: Workspace) -> None:
         raise UsageError(what, fact="; ".join(map(str, left)), remedy=remedy)
 
 
-def _converge(opened: session.Lab, trace: Trace) -> list[Action]:
+def _converge(opened: session.Lab, trace: Trace, seen: Look | None = None) -> list[Action]:
     """Make a lab match its topology, and close breaches that a killed process left open.
 
     Settings come first, since a breach may block our own access. They come again afterwards, for changes that
     the closing has made, and for resources that could not be repaired before.
+
+    Args:
+        trace: learns what took how long.
+        seen: what was seen just before, in a lab that ran.
 
     Raises:
         ProvisioningError: something could not be done, or a breach may still be in force.
 
     """
     if not Journal(opened.workspace).entries():
-        return apply.converge(opened.desired, opened.places, say, trace)
+        return apply.converge(opened.desired, opened.places, say, trace, seen)
     done: list[Action] = []
     try:
         done = apply.converge(opened.desired, opened.places, say, trace)
@@ -132,8 +171,8 @@ def _converge(opened: session.Lab, trace: Trace) -> list[Action]:
     return done + apply.converge(opened.desired, opened.places, say, trace)
 
 
-def _connect(workspace: Workspace, uri: str) -> None:
-    """Record the libvirt that runs a lab.
+def _require_connection(workspace: Workspace, uri: str, *, running: bool) -> None:
+    """Return if a libvirt can run a lab.
 
     Raises:
         UsageError: another one does already, or the URI is of no daemon on this machine.
@@ -143,19 +182,42 @@ def _connect(workspace: Workspace, uri: str) -> None:
     if uri in ("", workspace.connection):
         return
     external_daemon.require(uri)
-    if lab_namespaces.find(workspace.lab, workspace.root) is not None:
+    if running:
         fact = f"its machines are run by {workspace.connection or 'the built-in libvirt'}"
         remedy = f"run `testbed down {workspace.lab}` first"
         raise UsageError(f"the lab {workspace.lab} cannot move to {uri}", fact=fact, remedy=remedy)
-    workspace.connect(uri)
+
+
+def _going_on(
+    spec: Spec, topology: Topology, ground: session.BuildInputs, workspace: Workspace, way: UpOptions
+) -> tuple[Topology, session.BuildInputs]:
+    """Return a lab that does not run, and what it stands on.
+
+    If there is a checkpoint to go on from, it is part of that, and the lab has its numbers.
+    """
+    if way.cold or way.anew or way.connect or workspace.connection:
+        return topology, ground
+    store = CheckpointStore(cache_root(), ground.images, ground.environment)
+    found = (
+        (way.checkpoint, resolve(spec, way.checkpoint.numbers))
+        if way.checkpoint
+        else store.find(lambda numbers: resolve(spec, numbers), workspace)
+    )
+    if found is None:
+        return topology, ground
+    checkpoint, topology = found
+    say(f"going on from the checkpoint {checkpoint.name}, saved {checkpoint.saved}")
+    return topology, replace(ground, checkpoint=checkpoint)
 
 
 def _shortened(
-    ground: session.BuildInputs, topology: Topology, workspace: Workspace, way: UpOptions
+    ground: session.BuildInputs, topology: Topology, workspace: Workspace, *, save: bool
 ) -> session.BuildInputs:
-    """Add a checkpoint or saved memory to a lab's inputs, so that its machines start from it.
+    """Add the saved memory that machines can start from to a lab's inputs.
 
-    For a new lab without a checkpoint, missing memory is saved first.
+    Args:
+        save: memory is saved first if need be, unless there is a checkpoint.
+
     """
     if workspace.connection:
         say(
@@ -163,22 +225,8 @@ def _shortened(
             "another QEMU than ours"
         )
         return ground
-    new = lab_namespaces.find(topology.name, workspace.root) is None
-    found = _fitting(ground, topology, workspace, way) if new and not way.anew else None
-    if found:
-        say(f"going on from the checkpoint {found.name}, saved {found.saved}")
-        found.unpack(workspace)
-        ground = replace(ground, checkpoint=found)
     with displayed("save memory"), at_once_on_interrupt():
-        return session.attach_snapshots(ground, topology, say, save=new and not found)
-
-
-def _fitting(
-    ground: session.BuildInputs, topology: Topology, workspace: Workspace, way: UpOptions
-) -> Checkpoint | None:
-    return way.checkpoint or CheckpointStore(cache_root(), ground.images, ground.environment).find(
-        topology, workspace
-    )
+        return session.attach_snapshots(ground, topology, say, save=save and not ground.checkpoint)
 
 
 def at_once_on_interrupt() -> AbstractContextManager[None]:

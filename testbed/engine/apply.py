@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from graphlib import TopologicalSorter
 from queue import SimpleQueue
 
+from testbed.engine.observe import Look
 from testbed.engine.place import Place, Progress, Step
 from testbed.engine.timing import Trace
 from testbed.errors import ProvisioningError, TestbedError
@@ -17,18 +18,21 @@ _WORKERS = 4
 
 
 def converge(
-    desired: Mapping[Key, Resource], places: Sequence[Place], progress: Progress, trace: Trace | None = None
-) -> list[Action]:  # fmt: skip
+    desired: Mapping[Key, Resource],
+    places: Sequence[Place],
+    progress: Progress,
+    trace: Trace | None = None,
+    seen: Look | None = None,
+) -> list[Action]:
     """Bring all places to the desired state and return the actions that were done.
 
-    The outer machine comes first. Then all other places are awaited, observed and changed in parallel, so
-    that no place waits for another.
+    The outer machine comes first; then every other place is waited for, observed and changed on its own, so
+    that no place waits for another. The controller is an exception: if it was seen that addresses change, it
+    comes before the nodes, whose guests ask it for their addresses when they start.
 
     Args:
-        desired: the desired state.
-        places: all places of the lab.
-        progress: receives messages.
         trace: records the duration of each step.
+        seen: the state of some places that was observed just before; it is not observed again.
 
     Raises:
         ProvisioningError: an action failed; completed actions stay, and another run continues.
@@ -36,11 +40,18 @@ def converge(
     """
     outer = next(place for place in places if place.name == OUTER)
     progress(Step.planned(len(places)))
-    done = converge_place(desired, outer, progress, trace)
+    known = seen.found if seen else {}
+    done = converge_place(desired, outer, progress, trace, known.get(OUTER))
     inner = [place for place in places if place.name != OUTER]
     failures: list[TestbedError] = []
+    for place in [place for place in inner if _readdressed(desired, known.get(place.name, {}))]:
+        inner.remove(place)
+        done += converge_place(desired, place, progress, trace, known[place.name])
     with ThreadPoolExecutor(max_workers=max(1, len(inner))) as pool:
-        for future in [pool.submit(converge_place, desired, place, progress, trace) for place in inner]:
+        for future in [
+            pool.submit(converge_place, desired, place, progress, trace, known.get(place.name))
+            for place in inner
+        ]:
             try:
                 done += future.result()
             except TestbedError as error:
@@ -48,6 +59,12 @@ def converge(
     if failures:
         raise _joined(failures)
     return done
+
+
+def _readdressed(desired: Mapping[Key, Resource], observed: Observed) -> bool:
+    """Return whether a logical port that exists gets other addresses."""
+    ports = [key for key in observed if key.kind is Kind.PORT and key in desired]
+    return any(observed[key].get("addresses") != desired[key].properties["addresses"] for key in ports)
 
 
 def _joined(failures: list[TestbedError]) -> TestbedError:
@@ -60,9 +77,16 @@ def _joined(failures: list[TestbedError]) -> TestbedError:
 
 
 def converge_place(
-    desired: Mapping[Key, Resource], place: Place, progress: Progress, trace: Trace | None = None
-) -> list[Action]:  # fmt: skip
+    desired: Mapping[Key, Resource],
+    place: Place,
+    progress: Progress,
+    trace: Trace | None = None,
+    known: Observed | None = None,
+) -> list[Action]:
     """Wait for one place, bring it to the desired state, and return the actions that were done.
+
+    Args:
+        known: what exists there, if it was observed just before.
 
     Raises:
         ProvisioningError: an action failed; completed actions stay.
@@ -80,7 +104,7 @@ def converge_place(
         for told in place.recover():
             progress(f"{place.name}: {told}")
     with trace.span(seen, [recovered]):
-        observed: Observed = place.observe()
+        observed: Observed = place.observe() if known is None else known
     progress(Step.ended(place.name))
     return perform(diff(here, observed), place, progress, trace, seen)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from testbed.engine.place import Place
-from testbed.plan.diff import Observed, Plan, diff, unseen_places
+from testbed.errors import TestbedError
+from testbed.plan.diff import Held, Observed, Plan, diff, unseen_places
 from testbed.plan.resources import OUTER, Key, Properties, Resource
 
 
@@ -28,12 +30,51 @@ def observe(desired: Mapping[Key, Resource], places: Sequence[Place]) -> tuple[O
     return observed, unseen
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen in each place before anything is changed.
+
+    Args:
+        found: what exists, by place.
+        unseen: places whose machine does not run, or will be replaced.
+        failed: why a place whose machine runs could not be observed.
+
+    """
+
+    found: Mapping[str, Observed]
+    unseen: frozenset[str]
+    failed: Mapping[str, TestbedError]
+
+
+def look(desired: Mapping[Key, Resource], places: Sequence[Place]) -> Look:
+    """Observe some places, the outer machine among them.
+
+    A place that cannot be observed hinders none of the others.
+    """
+    found: dict[str, Observed] = {OUTER: next(place for place in places if place.name == OUTER).observe()}
+    failed: dict[str, TestbedError] = {}
+    unseen = unseen_places(desired, found[OUTER])
+    inner = [place for place in places if place.name != OUTER and place.name not in unseen]
+    with ThreadPoolExecutor(max_workers=max(1, len(inner))) as pool:
+        for place, future in [(place, pool.submit(_look, place)) for place in inner]:
+            try:
+                found[place.name] = future.result()
+            except TestbedError as error:
+                failed[place.name] = error
+    return Look(found, unseen, failed)
+
+
 def _look(place: Place) -> Observed:
     place.wait()
     return place.observe()
 
 
-def plan(desired: Mapping[Key, Resource], places: Sequence[Place]) -> Plan:
-    """Return the actions that `testbed.engine.apply.converge` would do now."""
+def plan(desired: Mapping[Key, Resource], places: Sequence[Place], held: Held | None = None) -> Plan:
+    """Return what `testbed.engine.apply.converge` would do now.
+
+    Args:
+        held: see `testbed.plan.diff.diff`.
+
+    """
     observed, unseen = observe(desired, places)
-    return diff(desired, observed, unseen)
+    return diff(desired, observed, unseen, held)

@@ -24,11 +24,12 @@ def restart_crashed_guests(lab: Lab, progress: Progress) -> tuple[str, ...]:
     """
     try:
         plan = observe.plan(lab.desired, lab.places)
-        silent = tuple(action.key.name for action in plan.actions if action.verb is Verb.RESTART)
+        restarts = [
+            action for action in plan.actions if action.verb is Verb.RESTART and action.changes == ("state",)
+        ]
+        silent = tuple(action.key.name for action in restarts)
         others = [
-            action
-            for action in plan.actions
-            if action.verb is not Verb.RESTART and action.key.kind is not Kind.LIMIT
+            action for action in plan.actions if action not in restarts and action.key.kind is not Kind.LIMIT
         ]
         if not silent or others:
             return ()

@@ -7,14 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from testbed import data_files as packaged
 from testbed.drivers.capabilities import canary
 from testbed.drivers.host.accounts import privileged
 from testbed.drivers.host.ownership import require_trust
 from testbed.drivers.host.private_files import write_secret
-from testbed.drivers.host.workspace import Workspace, cache_root
+from testbed.drivers.host.workspace import Workspace, cache_root, labs
 from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.drivers.hypervisor.external_daemon import Outside, require
 from testbed.drivers.images.cache import Image, ImageCache
@@ -24,13 +23,14 @@ from testbed.drivers.pki import Authority
 from testbed.drivers.places.controller import Controller, write_client
 from testbed.drivers.places.node import Node
 from testbed.drivers.places.outer_host import OuterHost, destroy_machines
-from testbed.drivers.snapshots.checkpoint import Checkpoint
+from testbed.drivers.snapshots.checkpoint import Checkpoint, read_numbers
 from testbed.drivers.snapshots.machine_memory import MemorySnapshot, SnapshotStore
 from testbed.drivers.ssh.client import Host
 from testbed.engine.place import Place, Progress
 from testbed.errors import TestbedError, UsageError
 from testbed.lab import admin_login
 from testbed.model.environment import Accelerator, Environment
+from testbed.model.numbers import Numbers
 from testbed.model.resolve import resolve
 from testbed.model.topology import Topology
 from testbed.plan.libvirt_xml.machine import Hardware
@@ -74,6 +74,16 @@ def load_inputs(*, want: Accelerator | None = None) -> BuildInputs:
 
     """
     return _ground(ImageCache(cache_root(), packaged.playbooks()).baked(), want)
+
+
+def outlook(*, want: Accelerator | None = None) -> BuildInputs:
+    """Return what a lab would stand on, for `plan`: bakes nothing, boots nothing, and may guess.
+
+    Images that are not baked have no digest yet; how virtual machines run is as it was found last, or as is
+    likely.
+    """
+    images = ImageCache(cache_root(), packaged.playbooks()).foreseen()
+    return BuildInputs(images, canary.likely(cache_root(), want=want))
 
 
 def _ground(images: dict[str, Image], want: Accelerator | None) -> BuildInputs:
@@ -208,7 +218,24 @@ def load_applied(workspace: Workspace) -> Topology:
             fact=fact,
             remedy="run `testbed up TOPOLOGY`, or `testbed status`",
         )
-    return resolve(read(workspace.topology_file).spec)
+    return resolve(read(workspace.topology_file).spec, given_numbers(workspace))
+
+
+def given_numbers(workspace: Workspace) -> Numbers:
+    """Return the numbers that a lab has given to its names; none if there is no such lab of ours.
+
+    Raises:
+        ProvisioningError: they cannot be read.
+
+    """
+    if workspace.lab not in labs(workspace.root):
+        return Numbers()
+    return read_numbers(workspace.numbers, f"run `testbed down {workspace.lab}`, then `testbed up`")
+
+
+def remember_numbers(workspace: Workspace, numbers: Numbers) -> None:
+    """Write down the numbers that a lab has given to its names."""
+    write_secret(workspace.numbers, numbers.text().encode())
 
 
 def enter(topology: Topology, workspace: Workspace, environment: Environment) -> Outside | None:
@@ -298,9 +325,6 @@ def open_lab(
         )
         for node in topology.nodes
     }
-    for machine in topology.machines:
-        workspace.make(workspace.machine(machine.name))
-    admin_login.write_config(topology, workspace, authority)
     lab = Lab(topology, workspace, ground, outer, central, nodes)
     try:
         yield lab
@@ -308,7 +332,13 @@ def open_lab(
         lab.close()
 
 
-def apply_copy(file: Path, workspace: Workspace) -> None:
-    """Copy the applied topology file into the lab's folder, where other commands find it."""
-    if file.resolve() != workspace.topology_file:
-        write_secret(workspace.topology_file, file.read_bytes())
+def settle(topology: Topology, workspace: Workspace) -> None:
+    """Make the folders of a lab's machines, and the configuration for OpenSSH's client."""
+    for machine in topology.machines:
+        workspace.make(workspace.machine(machine.name))
+    admin_login.write_config(topology, workspace, Authority(workspace.pki))
+
+
+def apply_copy(content: bytes, workspace: Workspace) -> None:
+    """Keep the file of the topology that is being applied, for other commands."""
+    write_secret(workspace.topology_file, content)

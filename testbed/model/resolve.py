@@ -1,20 +1,22 @@
 """Resolve a `Spec` into a `Topology` with all values derived. Pure and deterministic.
 
 Numbers (addresses, tunnel keys, worker accounts) follow from a hash of the name they belong to, with probing
-on collision. So a new guest leaves the numbers of the others unchanged, and tenants that use the same names
-and ranges get the same addresses: the wall has to keep them apart.
+on collision, and a lab remembers the numbers that it gave (`testbed.model.numbers`). So adding a guest leaves
+the others where they are, and tenants that use the same names and ranges get the same addresses: the wall has
+to keep them apart.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from ipaddress import IPv4Network
 from uuid import UUID, uuid5
 
 from testbed.gc_pause import gc_disabled
+from testbed.model import numbers
+from testbed.model.numbers import Numbers, hashed
 from testbed.model.topology import (
     FIRST_WORKER_UID,
     AllowedFlow,
@@ -40,16 +42,23 @@ _PREFIX = {Plane.MANAGEMENT: "mgmt", Plane.FABRIC: "fabr", Plane.STORAGE: "stor"
 
 
 @gc_disabled()
-def resolve(spec: Spec) -> Topology:
+def resolve(spec: Spec, given: Numbers | None = None) -> Topology:
     """Return the topology that a valid file describes.
 
     Args:
         spec: a topology without mistakes; `testbed.topology_file.loader` guarantees that.
+        given: numbers that names have already, and keep.
 
     """
+    given = given or Numbers()
     networks = tuple(_lab_network(plane, getattr(spec.infrastructure, plane)) for plane in Plane)
     hosts = {
-        plane: _spread(list(spec.nodes), range(11, network.network.num_addresses - 1), str(plane))
+        plane: given.spread(
+            numbers.hosts(plane, network.network),
+            spec.nodes,
+            range(11, network.network.num_addresses - 1),
+            str(plane),
+        )
         for plane, network in zip(Plane, networks, strict=True)
     }
     controller = _machine(spec, CONTROLLER, spec.controller, networks, dict.fromkeys(Plane, 10))
@@ -57,13 +66,14 @@ def resolve(spec: Spec) -> Topology:
         _machine(spec, name, node, networks, {plane: hosts[plane][name] for plane in Plane})
         for name, node in spec.nodes.items()
     )
-    keys = _spread(
+    keys = given.spread(
+        numbers.KEYS,
         [f"{tenant}/{network}" for tenant, item in spec.tenants.items() for network in item.networks],
         range(1, _MAX_TUNNEL_KEY),
         "key",
     )
-    slots = _worker_slots(spec)
-    tenants = tuple(_tenant(spec, name, tenant, keys, slots) for name, tenant in spec.tenants.items())
+    slots = _worker_slots(spec, given)
+    tenants = tuple(_tenant(spec, name, tenant, keys, slots, given) for name, tenant in spec.tenants.items())
     return Topology(
         spec.name,
         _digest(spec.name, networks, controller, nodes, tenants),
@@ -72,23 +82,6 @@ def resolve(spec: Spec) -> Topology:
         nodes,
         tenants,
     )
-
-
-def _hash(*parts: str) -> int:
-    return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8])
-
-
-def _spread(names: Iterable[str], slots: range, salt: str) -> dict[str, int]:
-    """Give each name a slot of its own: the hashed one, or the next free one after it."""
-    taken: set[int] = set()
-    result: dict[str, int] = {}
-    for name in names:
-        slot = slots[_hash(salt, name) % len(slots)]
-        while slot in taken:
-            slot = slots[(slots.index(slot) + 1) % len(slots)]
-        taken.add(slot)
-        result[name] = slot
-    return result
 
 
 def _mac(*parts: str) -> str:
@@ -103,7 +96,7 @@ def _uuid(*parts: str) -> str:
 
 def _interface(prefix: str, *parts: str) -> str:
     """Return an interface name of at most 15 characters, unique in a lab."""
-    return f"{prefix}{_hash(*parts) % 16**8:08x}"
+    return f"{prefix}{hashed(*parts) % 16**8:08x}"
 
 
 def _lab_network(plane: Plane, network: IPv4Network) -> LabNetwork:
@@ -137,18 +130,20 @@ def _node_of(spec: Spec, guest: GuestSpec) -> str:
     return guest.node or next(iter(spec.nodes))
 
 
-def _worker_slots(spec: Spec) -> dict[str, int]:
+def _worker_slots(spec: Spec, given: Numbers) -> dict[str, int]:
     placed: dict[str, list[str]] = {}
     for tenant, item in spec.tenants.items():
         for name, guest in item.guests.items():
             placed.setdefault(_node_of(spec, guest), []).append(f"{tenant}/{name}")
     slots: dict[str, int] = {}
     for node, labels in placed.items():
-        slots.update(_spread(labels, range(WORKERS_PER_NODE), f"worker/{node}"))
+        slots.update(given.spread(numbers.workers(node), labels, range(WORKERS_PER_NODE), f"worker/{node}"))
     return slots
 
 
-def _tenant(spec: Spec, name: str, item: TenantSpec, keys: dict[str, int], slots: dict[str, int]) -> Tenant:
+def _tenant(
+    spec: Spec, name: str, item: TenantSpec, keys: dict[str, int], slots: dict[str, int], given: Numbers
+) -> Tenant:  # fmt: skip
     networks = tuple(
         TenantNetwork(
             name,
@@ -165,7 +160,7 @@ def _tenant(spec: Spec, name: str, item: TenantSpec, keys: dict[str, int], slots
     memberships = {guest: _networks_of(item, guest_spec) for guest, guest_spec in item.guests.items()}
     hosts = {
         network.name: _hosts(
-            network, [guest for guest, joined in memberships.items() if network.name in joined]
+            network, [guest for guest, joined in memberships.items() if network.name in joined], given
         )
         for network in networks
     }
@@ -192,9 +187,11 @@ def _networks_of(item: TenantSpec, guest: GuestSpec) -> tuple[str, ...]:
     return guest.networks or tuple(item.networks)
 
 
-def _hosts(network: TenantNetwork, guests: list[str]) -> dict[str, int]:
+def _hosts(network: TenantNetwork, guests: list[str], given: Numbers) -> dict[str, int]:
     """Return each guest's host number, the same in both address families."""
-    return _spread(guests, range(2, network.network.num_addresses - 1), "address")
+    return given.spread(
+        numbers.guests(network), guests, range(2, network.network.num_addresses - 1), "address"
+    )
 
 
 def _guest(

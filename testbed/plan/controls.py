@@ -58,6 +58,7 @@ BY_PROPERTY: Mapping[Kind, Mapping[str, str]] = {
         "images": "VMM-05",
         "interfaces": "NET-09",
         "controller": "NET-08",
+        "peers": "NET-08",
         STATE: NOTHING,
     },
     Kind.SWITCH: {
@@ -87,6 +88,7 @@ BY_PROPERTY: Mapping[Kind, Mapping[str, str]] = {
         "vcpus": "DOS-02",
         "image": "VMM-05",
         "interfaces": "NET-13",
+        "addresses": "NET-10",
         "volumes": "STO-01 DEV-02",
         "worker": "PRC-01",
         "confinement": "PRC-02",

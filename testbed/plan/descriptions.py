@@ -39,6 +39,23 @@ def resource(key: Key) -> str:
     return f"{_KINDS.get(key.kind, str(key.kind))} {_plain(key.name)} on {key.place}"
 
 
+def volume(name: str) -> str:
+    """Return what a file of a tenant's pool is, in words.
+
+    Args:
+        name: tenant and file, with a slash between them.
+
+    """
+    tenant, _, file = name.partition("/")
+    guest, _, rest = file.partition(".")
+    label, dot, kind = rest.partition(".")
+    if guest and rest == "qcow2":
+        return f"root disk of {_plain(tenant)}/{_plain(guest)}"
+    if guest and label and dot and kind == "raw":
+        return f"volume {_plain(label)} of {_plain(tenant)}/{_plain(guest)}"
+    return f"file {_plain(name)}"
+
+
 def _plain(text: object) -> str:
     """Return text from a machine, bounded and on one line, without control characters."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in str(text)[:_LONGEST])

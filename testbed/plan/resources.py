@@ -140,8 +140,15 @@ def machine_properties(topology: Topology, machine: Machine, inputs: Inputs) -> 
         "images": images,
         "interfaces": [f"{nic.plane} {nic.mac} {nic.address} {nic.tap}" for nic in machine.nics],
         "controller": str(topology.controller.address(Plane.MANAGEMENT)),
+        "peers": _peers(topology, machine),
         "state": "running",
     }
+
+
+def _peers(topology: Topology, machine: Machine) -> list[str]:
+    """Return the nodes that a node has tunnels to, sorted; it learns of them when it is made."""
+    others = [node for node in topology.nodes if machine.role is Role.NODE and node.name != machine.name]
+    return sorted(f"{node.name} {node.address(Plane.FABRIC)}" for node in others)
 
 
 def dhcp_options(network: TenantNetwork) -> dict[str, str]:
@@ -231,7 +238,10 @@ def _node(node: Machine, guests: Sequence[Guest], inputs: Inputs) -> Iterator[Re
 
 
 def guest_properties(guest: Guest, inputs: Inputs) -> Properties:
-    """Return the desired properties of a guest; any difference but of its state replaces it."""
+    """Return the desired properties of a guest; a difference restarts or replaces it (`testbed.plan.diff`).
+
+    It asks for its addresses when it starts, and keeps them for a day.
+    """
     return {
         "memory": guest.memory,
         "vcpus": guest.vcpus,
@@ -239,6 +249,7 @@ def guest_properties(guest: Guest, inputs: Inputs) -> Properties:
         "interfaces": [
             f"{nic.mac} {nic.port} {nic.tap}{' dhcp6' if nic.address6 else ''}" for nic in guest.nics
         ],
+        "addresses": [nic.addresses for nic in guest.nics],
         "volumes": [volume.file for volume in guest.volumes],
         "worker": guest.worker,
         "confinement": "apparmor",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from testbed.errors import ProvisioningError
 from testbed.model.environment import Accelerator, Environment
-from testbed.plan.diff import Action, Observed
+from testbed.plan.diff import Action, Observed, Verb
 from testbed.plan.resources import OUTER, Inputs, Key, Kind, Properties
 
 INPUTS = Inputs(
@@ -70,6 +70,10 @@ class SimulatedPlace:
             raise Killed
         if action.key in self.world.failing:
             raise ProvisioningError(f"cannot {action.verb}", fact="told to fail", remedy="stop telling it")
+        if action.verb is Verb.BLOCKED:
+            raise ProvisioningError(
+                f"cannot do {action}", fact="the lab runs", remedy="run `testbed down` first"
+            )
         if action.resource is None:
             self.world.resources.pop(action.key, None)
             if action.key.kind is Kind.MACHINE:
@@ -79,8 +83,15 @@ class SimulatedPlace:
             assert not missing, f"{action} came before {missing}"
             if action.key.kind is Kind.MACHINE and action.key in self.world.resources:
                 self._lose(action.key.name)
+            if action.key.kind is Kind.VOLUME and action.verb is Verb.REPLACE:
+                self._stop(action.key)
             self.world.resources[action.key] = dict(action.resource.properties)
         self.world.performed.append(action)
+
+    def _stop(self, volume: Key) -> None:
+        """Stop the guest that has a volume; its file is in use while it runs."""
+        tenant, _, file = volume.name.partition("/")
+        self.world.resources.pop(Key(self.name, Kind.GUEST, f"{tenant}/{file.partition('.')[0]}"), None)
 
     def _lose(self, machine: str) -> None:
         for key in [key for key in self.world.resources if key.place == machine]:

@@ -129,7 +129,7 @@ def test_a_changed_file_changes_only_what_differs() -> None:
     _up(world, lab)
     done = {(str(action.verb), action.key.name) for action in _done(world, grown)}
     assert ("delete", "red/db.data.raw") in done
-    assert ("replace", "red/db") in done
+    assert ("restart", "red/db") in done
     assert {name for _, name in done} == {"red/db.data.raw", "red/db"}
 
 

@@ -8,16 +8,18 @@ from typing import Any
 from hypothesis import given, settings
 
 from testbed.engine.apply import converge
-from testbed.engine.observe import plan
+from testbed.engine.observe import look, plan
+from testbed.model.numbers import Numbers
 from testbed.model.reachability import LINK, RESOLUTION, ReachMatrix
 from testbed.model.resolve import resolve
 from testbed.model.topology import Topology
+from testbed.plan.diff import data_of
 from testbed.plan.host_config.nd_guard import allowed
 from testbed.plan.ovn_acls import acls
-from testbed.plan.resources import desired, places
+from testbed.plan.resources import Kind, desired, places
 from testbed.topology_file.loader import load
 from tests.sim.simulator import INPUTS, World
-from tests.strategies import topologies
+from tests.strategies import changes, topologies
 
 MANY = settings(max_examples=60, deadline=None)
 
@@ -71,6 +73,21 @@ def test_the_plan_after_apply_is_empty(data: dict[str, Any]) -> None:
     converge(wanted, found, lambda _: None)
     assert not plan(wanted, found)
     assert set(world.resources) == set(wanted)
+
+
+@settings(max_examples=25, deadline=None)
+@given(changes())
+def test_a_changed_lab_becomes_what_its_plan_says(pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    before, world = _lab(pair[0]), World()
+    converge(desired(before, INPUTS), [world.place(name) for name in places(before)], lambda _: None)
+    after = resolve(load(json.dumps(pair[1]), "random").spec, Numbers.of(before))
+    wanted, found = desired(after, INPUTS), [world.place(name) for name in places(after)]
+    promised = plan(wanted, found, data_of(desired(before, INPUTS)))
+    done = converge(wanted, found, lambda _: None, seen=look(wanted, found))
+    assert {action.key for action in done} == {action.key for action in promised.actions}
+    assert not plan(wanted, found)
+    gone = {key for key in desired(before, INPUTS) if key.kind is Kind.VOLUME and key not in wanted}
+    assert len(gone) <= sum(len(action.loses) for action in promised.actions)
 
 
 @MANY

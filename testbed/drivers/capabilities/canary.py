@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import time
 from pathlib import Path
 
@@ -26,6 +27,7 @@ _TCG_DEADLINE = 120.0
 _KVM_REFERENCE = (
     1.0  # seconds from QEMU's start to the canary's power-off under working KVM on a present-day core
 )
+_EMULATED = 4.0  # the least slowness under emulation
 _SHOWN = 200  # characters of QEMU's own message that a note quotes
 _KVM = Path("/dev/kvm")
 
@@ -69,12 +71,40 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
     )
 
 
-def _stored(file: Path, key: list[str]) -> dict[str, object] | None:
+def likely(cache: Path, *, want: Accelerator | None = None) -> Environment:
+    """Return what the outer machine can do, without a boot: the last answer, or a guess.
+
+    Args:
+        cache: folder in which the answer is kept.
+        want: accelerator that the user insists on, or None.
+
+    """
+    emulator = shutil.which("qemu-system-x86_64") or "qemu-system-x86_64"
+    answer = _last(cache / "canary.json") or {}
+    try:
+        found, slowness = Accelerator(str(answer["outer"])), float(str(answer["slowness"]))
+        note = "as a canary kernel found it last"
+    except (KeyError, ValueError):
+        found, note = (
+            (Accelerator.KVM if os.access(_KVM, os.R_OK | os.W_OK) else Accelerator.TCG),
+            "a guess: no canary kernel was booted",
+        )
+        slowness = 1.0 if found is Accelerator.KVM else _EMULATED
+    outer = want or found
+    return Environment(outer, Accelerator.KVM, slowness if outer is found else _EMULATED, emulator, (), note)
+
+
+def _last(file: Path) -> dict[str, object] | None:
     try:
         answer: dict[str, object] = json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-    return answer if isinstance(answer, dict) and answer.get("key") == key else None
+    return answer if isinstance(answer, dict) else None
+
+
+def _stored(file: Path, key: list[str]) -> dict[str, object] | None:
+    answer = _last(file)
+    return answer if answer and answer.get("key") == key else None
 
 
 def _device() -> str:
@@ -102,7 +132,11 @@ def _measure(emulator: str, image: Image, want: Accelerator | None) -> dict[str,
     except InstrumentError as error:
         what = "a canary kernel does not start under emulation"
         raise MachineError(what, fact=_brief(error.fact), remedy=error.remedy) from error
-    return {"outer": Accelerator.TCG, "slowness": round(max(4.0, seconds / _KVM_REFERENCE), 1), "note": note}
+    return {
+        "outer": Accelerator.TCG,
+        "slowness": round(max(_EMULATED, seconds / _KVM_REFERENCE), 1),
+        "note": note,
+    }
 
 
 def _kvm_fault(emulator: str, image: Image) -> str:

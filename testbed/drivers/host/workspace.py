@@ -81,6 +81,11 @@ class Workspace:
         return self.folder / "topology.yaml"
 
     @property
+    def numbers(self) -> Path:
+        """Numbers that the lab has given to its names (`testbed.model.numbers`)."""
+        return self.folder / "numbers.json"
+
+    @property
     def pki(self) -> Path:
         """Folder of the lab's authorities."""
         return self.folder / "pki"

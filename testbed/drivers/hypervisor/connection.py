@@ -245,7 +245,7 @@ class Hypervisor:
 
         Args:
             name: name of the domain.
-            target: name of the disk in the guest.
+            target: name of the disk in the guest, or path of its file.
             size: bytes.
 
         """

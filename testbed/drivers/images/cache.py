@@ -191,6 +191,16 @@ class ImageCache:
         """
         return self._all(self.recipes())
 
+    def foreseen(self) -> dict[str, Image]:
+        """Return every image by name, baked or not.
+
+        One that is not baked has no files, and a digest that no baked image has.
+        """
+        return {
+            name: self.find(recipe) or Image(name, recipe.key, self._folder, {}, "")
+            for name, recipe in self.recipes().items()
+        }
+
     def _all(self, recipes: dict[str, Recipe]) -> dict[str, Image]:
         return {name: self._found(recipe) for name, recipe in recipes.items()}
 

@@ -242,8 +242,29 @@ class Node:
         if action.verb is Verb.CREATE:
             self._create_volume(pool, file, size, owner)
             return
-        grow = f"; [ $(stat -c %s {path}) -gt {size} ] || truncate -s {size} {path}" if size else ""
-        self.host.must(f"chown {owner}:{owner} {path} && chmod {wanted['mode']} {path}{grow}")
+        if action.verb is Verb.REPLACE:
+            self._take_from_guest(pool, file)
+            self._remove_file(f"{POOLS}/{pool}/{file}")
+            self._create_volume(pool, file, size, owner)
+            return
+        self.host.must(f"chown {owner}:{owner} {path} && chmod {wanted['mode']} {path}")
+        if size and "size" in action.changes:
+            self._grow(pool, file, size)
+
+    def _take_from_guest(self, pool: str, file: str) -> None:
+        """Stop the guest that has a volume open; it is started again when the volume is another one."""
+        for guest in self.topology.guests_on(self.name):
+            if f"{POOLS}/{pool}/{file}" in guest.disks:
+                self.hypervisor.destroy(guest.domain)
+
+    def _grow(self, pool: str, file: str, size: int) -> None:
+        """Make a raw volume larger, in bytes; the worker of a guest that runs does it."""
+        path = f"{POOLS}/{pool}/{file}"
+        for guest in self.topology.guests_on(self.name):
+            if path in guest.disks and self.hypervisor.runs(guest.domain):
+                self.hypervisor.resize_disk(guest.domain, path, size)
+                return
+        self.host.must(f"truncate -s {size} {shlex.quote(path)}")
 
     def _create_volume(self, pool: str, file: str, size: int, owner: int) -> None:
         """Make a new volume.

@@ -12,9 +12,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,15 +31,18 @@ from testbed.drivers.images.cache import Image
 from testbed.drivers.snapshots.machine_memory import differences, processor
 from testbed.engine.place import Progress
 from testbed.errors import ProvisioningError, UsageError
+from testbed.model import numbers
 from testbed.model.environment import Accelerator, Environment
+from testbed.model.numbers import Numbers
 from testbed.model.topology import Machine, Topology
 
-FORMAT = 1
+FORMAT = 2
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 _PREFIX, _MANIFEST = "checkpoint-", CHECKPOINT
 _NEEDED = 2**30  # bytes of free space for each machine
+_LARGEST = 2**24  # octets of a file of numbers
 _SAVE = timeouts.MEMORY_SAVE
-_MEMORY, _DOMAIN = "memory", "domain.xml"
+_MEMORY, _DOMAIN, _NUMBERS = "memory", "domain.xml", "numbers.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,16 @@ class Checkpoint:
         """The topology file that the lab was made from."""
         return self.folder / "topology.yaml"
 
+    @property
+    def numbers(self) -> Numbers:
+        """The numbers that the lab had given to its names.
+
+        Raises:
+            ProvisioningError: they cannot be read.
+
+        """
+        return read_numbers(self.folder / _NUMBERS, "remove the checkpoint with `testbed checkpoint rm`")
+
     def machine(self, name: str) -> CheckpointMachine:
         """Return one of its machines."""
         folder = self.folder / "m" / name
@@ -138,6 +151,23 @@ class Checkpoint:
         for name in self.digests:
             workspace.make(workspace.machine(name))
             copy_secret(self.folder / "m" / name / "host_key.pub", workspace.machine(name) / "host_key.pub")
+
+
+def read_numbers(file: Path, remedy: str) -> Numbers:
+    """Return the numbers that a file holds; none if there is no file.
+
+    Raises:
+        ProvisioningError: it cannot be read.
+
+    """
+    try:
+        with file.open("rb") as stream:
+            return numbers.read(stream.read(_LARGEST).decode())
+    except FileNotFoundError:
+        return Numbers()
+    except (OSError, ValueError, RecursionError) as error:
+        what = "the numbers that a lab has given to its names cannot be read"
+        raise ProvisioningError(what, fact=f"{file}: {error}", remedy=remedy) from error
 
 
 def stored(cache: Path) -> list[Checkpoint]:
@@ -210,16 +240,22 @@ class CheckpointStore:
             "images": " ".join(self._images[name].digest for name in sorted(self._images)),
         }
 
-    def find(self, topology: Topology, workspace: Workspace) -> Checkpoint | None:
-        """Return the latest checkpoint that a lab can start from."""
-        return next(
-            (
-                item
-                for item in stored(self._cache)
-                if item.lab == topology.name and not self.unusable(item, topology, workspace)
-            ),
-            None,
-        )
+    def find(
+        self, resolved: Callable[[Numbers], Topology], workspace: Workspace
+    ) -> tuple[Checkpoint, Topology] | None:
+        """Return the latest checkpoint that a lab can start from, and the topology with its numbers.
+
+        Args:
+            resolved: gives the topology's meaning with the numbers that were given before.
+
+        """
+        for item in stored(self._cache):
+            if item.lab == workspace.lab:
+                with suppress(ProvisioningError):  # of numbers that cannot be read
+                    topology = resolved(item.numbers)
+                    if not self.unusable(item, topology, workspace):
+                        return item, topology
+        return None
 
     def unusable(self, checkpoint: Checkpoint, topology: Topology, workspace: Workspace) -> str:
         """Return why a checkpoint cannot be used for a lab, or the empty string."""
@@ -270,6 +306,7 @@ class CheckpointStore:
         try:
             make_folder(partial, OWNER)
             copy_secret(workspace.topology_file, partial / "topology.yaml")
+            write_secret(partial / _NUMBERS, Numbers.of(topology).text().encode())
             copy_secrets(workspace.pki, partial / "pki")
             with _standing_still(hypervisor, topology):
                 with ThreadPoolExecutor(max_workers=2) as pool:

@@ -36,10 +36,13 @@ def _require_obeyed_by_nobody(text: str) -> None:
         assert line.isprintable()
 
 
-def test_a_plan_has_two_lines_for_each_action() -> None:
-    action = Action(Verb.DELETE, Key("node-a", Kind.VOLUME, f"red/{WORDS}"), f"found '{WORDS}'", None, ())
+def test_a_plan_has_three_lines_for_each_action_that_loses_data() -> None:
+    loses = (f"file red/{WORDS}",)
+    action = Action(
+        Verb.DELETE, Key("node-a", Kind.VOLUME, f"red/{WORDS}"), f"found '{WORDS}'", None, (), (), loses
+    )
     shown = render.text(Plan((action, action)))
-    assert len(shown.split("\n")) == 5
+    assert len(shown.split("\n")) == 9
     _require_obeyed_by_nobody(shown)
 
 
@@ -79,7 +82,7 @@ def test_the_last_words_of_a_silent_guest_stand_behind_a_bar(monkeypatch: pytest
     """Such output once made the renderer raise, and the run passed."""
     guest = LAB.guests[0]
     words = f"{WORDS}\r\nends in \\[/x]".encode()
-    silent = Action(Verb.RESTART, Key(guest.node, Kind.GUEST, guest.label), "-", None, ())
+    silent = Action(Verb.RESTART, Key(guest.node, Kind.GUEST, guest.label), "-", None, (), ("state",))
     monkeypatch.setattr(observe, "plan", lambda *_: Plan((silent,)))
     monkeypatch.setattr(apply, "converge", lambda *_: [])
     lab: Any = SimpleNamespace(

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from testbed.cli import up
-from testbed.cli.up import UpOptions
 from testbed.data_files import topologies
 from testbed.drivers.host.accounts import Account
 from testbed.drivers.host.content_store import file_digest
@@ -215,6 +214,6 @@ def test_machines_that_another_libvirt_runs_boot_and_that_is_told(
     workspace.connect("qemu:///system")
     monkeypatch.setattr(up, "say", told.append)
     ground = BuildInputs({}, INPUTS.environment)
-    assert up._shortened(ground, LAB, workspace, UpOptions()) is ground
+    assert up._shortened(ground, LAB, workspace, save=True) is ground
     (line,) = told
     assert "qemu:///system runs them" in line

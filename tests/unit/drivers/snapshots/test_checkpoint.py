@@ -18,6 +18,7 @@ from testbed.drivers.snapshots import checkpoint as checkpoints
 from testbed.drivers.snapshots.checkpoint import Checkpoint, CheckpointStore, refusal
 from testbed.errors import ProvisioningError, UsageError
 from testbed.model.environment import Accelerator, Environment
+from testbed.model.numbers import Numbers
 from testbed.model.resolve import resolve
 from testbed.model.topology import Topology
 from testbed.plan.libvirt_xml.machine import resumed_xml, waits
@@ -111,7 +112,7 @@ def test_what_was_saved_is_what_comes_back(
 ) -> None:
     saved = save("fresh")
     assert machines.paused == []
-    assert _store(tmp_path).find(topology, workspace) == saved
+    assert _store(tmp_path).find(lambda _: topology, workspace) == (saved, topology)
     assert saved.folder.stat().st_mode & 0o077 == 0
     workspace.remove()
     workspace.create()
@@ -128,6 +129,24 @@ def test_what_was_saved_is_what_comes_back(
     }
     assert kept.memory.read_text() == f"memory of {topology.machine('node-a').domain(topology.name)}"
     assert (workspace.machine("controller") / "host_key.pub").read_text() == "host_key.pub of controller"
+
+
+def test_a_checkpoint_carries_the_numbers_of_its_lab(
+    tmp_path: Path, topology: Topology, workspace: Workspace, save: Callable[[str], Checkpoint]
+) -> None:
+    saved, asked = save("fresh"), list[Numbers]()
+    assert saved.numbers == Numbers.of(topology)
+
+    def resolved(numbers: Numbers) -> Topology:
+        asked.append(numbers)
+        return topology
+
+    assert _store(tmp_path).find(resolved, workspace) == (saved, topology)
+    assert asked == [Numbers.of(topology)]
+    (saved.folder / "numbers.json").write_text("nonsense")
+    assert _store(tmp_path).find(resolved, workspace) is None
+    (saved.folder / "numbers.json").unlink()
+    assert saved.numbers == Numbers()
 
 
 @pytest.mark.parametrize("changed", ["m/node-b/memory", "m/node-b/vda.qcow2", "../base/vda.qcow2"])
@@ -188,7 +207,7 @@ def test_another_emulator_or_accelerator_is_refused_with_the_reason(
     saved = save("fresh")
     store = _store(tmp_path, environment)
     assert store.unusable(saved, topology, workspace) == reason
-    assert store.find(topology, workspace) is None
+    assert store.find(lambda _: topology, workspace) is None
 
 
 def test_another_topology_or_folder_is_refused_with_the_reason(
@@ -211,7 +230,7 @@ def test_what_lacks_a_file_is_refused_with_the_reason(
     saved = save("fresh")
     (saved.folder / gone).unlink()
     assert _store(tmp_path).unusable(saved, topology, workspace).endswith(f"{Path(gone).name} is gone")
-    assert _store(tmp_path).find(topology, workspace) is None
+    assert _store(tmp_path).find(lambda _: topology, workspace) is None
 
 
 @pytest.mark.parametrize(

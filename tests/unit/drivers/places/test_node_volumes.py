@@ -1,0 +1,80 @@
+"""Volumes that change under guests: the files, the programs and their order."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed.drivers.places.node import Node
+from testbed.model.resolve import resolve
+from testbed.plan.diff import Action, Verb
+from testbed.plan.resources import Key, Kind, Resource
+from testbed.topology_file.loader import read
+from testbed.topology_file.schema import MIB
+
+LAB = resolve(read(Path(__file__).parents[4] / "topologies/two-tenants.yaml").spec)
+PATH = "/var/lib/testbed/pools/red/web.data.raw"
+
+
+class Recorded:
+    """Stands in for a node's host and its libvirt, and remembers what they were asked for."""
+
+    def __init__(self, *, running: bool) -> None:
+        self.done: list[str] = []
+        self._running = running
+
+    def must(self, command: str) -> None:
+        self.done.append(command)
+
+    def runs(self, domain: str) -> bool:
+        assert domain == "red.web"
+        return self._running
+
+    def destroy(self, domain: str) -> None:
+        self.done.append(f"destroy {domain}")
+
+    def resize_disk(self, domain: str, target: str, size: int) -> None:
+        self.done.append(f"resize {domain} {target} {size}")
+
+    def ensure_pool(self, name: str, folder: str) -> None:
+        self.done.append(f"pool {name} {folder}")
+
+    def create_volume(self, pool: str, file: str, *, size: int, owner: int, backing: str | None) -> None:
+        assert backing is None
+        self.done.append(f"create {pool}/{file} {size} {owner}")
+
+
+def _perform(verb: Verb, *changes: str, running: bool = True) -> list[str]:
+    recorded = Recorded(running=running)
+    world: Any = recorded
+    node = Node.__new__(Node)
+    node.topology, node.name, node.host, node._hypervisor, node._blank = LAB, "node-a", world, world, set()
+    node._lock = threading.Lock()
+    key = Key("node-a", Kind.VOLUME, "red/web.data.raw")
+    resource = Resource(key, {"owner": 64101, "mode": "600", "links": 1, "size": 32 * MIB})
+    node.perform(Action(verb, key, "", resource, (), changes))
+    return recorded.done
+
+
+def test_a_smaller_volume_is_another_file_and_its_guest_does_not_run_meanwhile() -> None:
+    done = _perform(Verb.REPLACE, "size")
+    assert done[:2] == ["destroy red.web", f"rm -f -- {PATH}"]
+    assert done[-1] == f"create red/web.data.raw {32 * MIB} 64101"
+
+
+def test_a_larger_volume_of_a_running_guest_is_resized_by_its_worker() -> None:
+    done = _perform(Verb.UPDATE, "size")
+    assert done[-1] == f"resize red.web {PATH} {32 * MIB}"
+    assert not [command for command in done if "truncate" in command]
+
+
+def test_a_larger_volume_of_no_running_guest_is_a_longer_file() -> None:
+    assert _perform(Verb.UPDATE, "size", running=False)[-1] == f"truncate -s {32 * MIB} {PATH}"
+
+
+@pytest.mark.parametrize("name", ["owner", "mode"])
+def test_what_is_not_about_size_does_not_change_it(name: str) -> None:
+    assert _perform(Verb.UPDATE, name) == [f"chown 64101:64101 {PATH} && chmod 600 {PATH}"]
