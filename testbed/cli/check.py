@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import typer
 
-from testbed.cli.terminal import out, out_json, say
-from testbed.errors import Exit, InstrumentError, TestbedError
+from testbed.cli.error_exit import accident
+from testbed.cli.terminal import fail, out, out_json, say
+from testbed.drivers.host.private_files import write_secret
+from testbed.errors import Exit, ProvisioningError, TestbedError
 from testbed.lab import session
 from testbed.lab.breach_journal import Journal
 from testbed.lab.guest_recovery import revive
@@ -17,7 +21,7 @@ from testbed.verify.runner.proof_cache import Proving
 
 
 def check_walls(opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False) -> None:
-    """Run the checks, and end with the exit code of their result; an error of ours is neither 0 nor a fail."""
+    """Run the checks, and end with the exit code of their result; an error of ours is no verdict, and a 5."""
     try:
         code = _checked(opened, prove=prove, only=only, as_json=as_json, slow=slow)
     except KeyboardInterrupt:
@@ -28,9 +32,7 @@ def check_walls(opened: session.Lab, *, prove: Proving, only: list[str], as_json
     except TestbedError:
         raise
     except (Exception, SystemExit) as error:
-        fact = f"{type(error).__name__}: {error}"[:500]
-        remedy = "repeat them; report it if it stays so"
-        raise InstrumentError("the checks did not run to their end", fact=fact, remedy=remedy) from error
+        raise _broken_off("the checks did not run to their end", error) from error
     if code is not Exit.OK:
         raise typer.Exit(code)
 
@@ -40,8 +42,26 @@ def _checked(opened: session.Lab, *, prove: Proving, only: list[str], as_json: b
 
     folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say))
     data = content_of((folder / "result.json").read_text())
-    (folder / "report.md").write_text(formats.markdown(data))
-    (folder / "junit.xml").write_text(formats.junit(data))
+    code = exit_code(data)
+    try:
+        _show(folder, data, as_json=as_json)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the verdict is there, and is not lost for a report
+        fail(_broken_off(f"the checks have ended, and their report is not whole: {formats.headline(data)}", error))
+        return code or Exit.PROVISIONING
+    return code
+
+
+def _broken_off(what: str, error: BaseException) -> ProvisioningError:
+    """Return an error of ours, or of the system, as one that ends the command."""
+    refused = accident(error) if isinstance(error, OSError | MemoryError) else None
+    fact = refused.fact if refused else f"{type(error).__name__}: {error}"[:500]
+    return ProvisioningError(what, fact=fact, remedy=refused.remedy if refused else "repeat them; report it if it stays so")
+
+
+def _show(folder: Path, data: dict[str, Any], *, as_json: bool) -> None:
+    """Print a result, and write it in its other forms."""
+    for name, form in (("report.md", formats.markdown), ("junit.xml", formats.junit)):
+        write_secret(folder / name, form(data).encode())
     if as_json:
         out_json(data, indent=1)
     else:
@@ -49,4 +69,3 @@ def _checked(opened: session.Lab, *, prove: Proving, only: list[str], as_json: b
         reach = formats.matrix(json.loads(matrix.read_text())) if matrix.is_file() else ""
         out(f"{reach}\n{formats.text(data)}" if reach else formats.text(data))
     say(f"report: {folder}/report.md (also junit.xml, result.json, matrix.json and the evidence)")
-    return exit_code(data)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from testbed.cli.shell import known_labs
 from testbed.drivers.host import memory
 from testbed.drivers.host.ownership import require_trust
 from testbed.drivers.host.workspace import Workspace, labs, state_root
@@ -21,8 +22,8 @@ from testbed.model.topology import Testbed
 from testbed.topology_file.loader import read
 from testbed.untrusted.text import line
 
-File = Annotated[Path, typer.Argument(help="topology file, or the name of a lab", envvar="TESTBED_TOPOLOGY")]
-Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB")]
+File = Annotated[Path, typer.Argument(help="topology file, - for standard input, or the name of a lab", envvar="TESTBED_TOPOLOGY")]
+Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB", autocompletion=known_labs)]
 
 
 def topology_of(name: str | Path) -> tuple[Testbed, Path]:

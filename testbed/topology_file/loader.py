@@ -7,6 +7,7 @@ does not hide a dangling reference. No disk, no network: `read` is the one funct
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -73,7 +74,9 @@ def read(file: File, *, machine_memory: int | None = None) -> Topology:
 
 def _unreadable(file: File, error: Exception) -> TestbedError:
     fact = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    neighbours = sorted(str(path) for path in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
+    neighbours: list[str] = []
+    with suppress(OSError, ValueError):  # a folder that is none, that we may not list, or that nothing can be called
+        neighbours = sorted(str(path) for path in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
     near = get_close_matches(str(file), neighbours, n=1)
     remedy = f"did you mean {near[0]}?" if near else "give the path of a topology file, such as topologies/two-tenants.yaml"
     return UsageError(f"cannot read the topology {file}", fact=fact, remedy=remedy)

@@ -104,7 +104,7 @@ def test_what_libraries_and_threads_print_by_themselves_is_cleaned(
 WRONG = [
     (["validate", "\n::error::told\x1b[31m##vso[x].yaml"], 2),
     (["check", "x", "--prove=\\[/x]\n::error::told"], 2),
-    (["exec", "x", "y", "z", "--timeout", "\n::error::told\\[/x]"], 2),
+    (["exec", "x", "y", "--timeout", "\n::error::told\\[/x]", "z"], 2),
     (["\n::error::told\x1b[31m"], 2),
     (["status", "x", "\n::error::told"], 2),
     (["graph", str(ROOT / "topologies/one-node.yaml"), "--format", "\\[/x]\n::error::told"], 2),
