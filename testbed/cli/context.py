@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from testbed.cli.shell import known_labs
+from testbed.cli.terminal import warn
 from testbed.drivers.host import memory
 from testbed.drivers.host.ownership import require_trust
 from testbed.drivers.host.workspace import Workspace, labs, state_root
@@ -22,19 +23,20 @@ from testbed.model.topology import Testbed
 from testbed.topology_file.loader import read
 from testbed.untrusted.text import line
 
-File = Annotated[Path, typer.Argument(help="topology file, - for standard input, or the name of a lab", envvar="TESTBED_TOPOLOGY")]
+File = Annotated[str, typer.Argument(help="topology file, - for standard input, or the name of a lab", envvar="TESTBED_TOPOLOGY")]
 Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB", autocompletion=known_labs)]
 
 
-def topology_of(name: str | Path) -> tuple[Testbed, Path]:
-    """Return the topology that a file, or the copy of a lab of that name, describes.
+def topology_of(name: str | Path) -> tuple[Testbed, str]:
+    """Return the topology that a file, or the copy of a lab of that name, describes, and its text.
 
     Raises:
         UsageError: there is neither.
 
     """
     file = _known(str(name)) or _file(str(name)) or Path(name)
-    return resolve(read(file, machine_memory=memory.total()).spec), file
+    found = read(file, machine_memory=memory.total())
+    return resolve(found.spec), found.text
 
 
 def workspace_of(name: str | Path) -> Workspace:
@@ -52,13 +54,19 @@ def workspace_of(name: str | Path) -> Workspace:
 
 def _known(name: str) -> Path | None:
     """Return the topology that a lab of that name keeps, or None; it comes before a file of that name."""
-    return Workspace(state_root(), name).topology if name in labs(state_root()) else None
+    if name not in labs(state_root()):
+        return None
+    if _file(name):
+        warn(f"{name} is the lab of that name; the file is ./{name}")
+    return Workspace(state_root(), name).topology
 
 
 def _file(text: str) -> Path | None:
-    """Return the file that a word names, or None."""
+    """Return the file that a word names, a pipe such as ``/dev/fd/63`` included, or None."""
+    if text == "-":
+        return Path(text)
     try:
-        return Path(text) if Path(text).is_file() else None
+        return Path(text) if Path(text).exists() and not Path(text).is_dir() else None
     except (ValueError, OSError):  # what no file can be called
         return None
 

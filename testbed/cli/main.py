@@ -320,13 +320,15 @@ def run(
 
 @app.command()
 def down(
-    name: Annotated[str, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB", autocompletion=known_labs)] = "",
+    name: Annotated[
+        str | None, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB", autocompletion=known_labs)
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="take every lab of this state folder down")] = False,
 ) -> None:
     """Take a lab down; leaves nothing but the reports of its runs."""
     if everything:
         _down_all()
-    elif name:
+    elif name is not None:
         _down(workspace_of(name))
     else:
         raise UsageError("nothing to take down", fact="no lab was named", remedy="name a lab, or use --all")

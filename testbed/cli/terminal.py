@@ -27,7 +27,7 @@ from testbed.errors import Exit, ProvisioningError, TestbedError
 from testbed.untrusted import text as foreign
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from typing_extensions import Buffer
 
 _PLAIN = "CI" in os.environ and not os.environ.get("FORCE_COLOR")  # a CI system may give us a terminal; its log shows the codes
 ERR = Console(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,18 +13,22 @@ from testbed.cli.context import topology_of
 from testbed.cli.interrupts import ended_at_once, interruptible
 from testbed.cli.terminal import say, warn
 from testbed.drivers.capabilities import doctor
+from testbed.drivers.host import memory
+from testbed.drivers.host.folders import require_room
 from testbed.drivers.host.workspace import Workspace, cache_root, state_root
 from testbed.drivers.hypervisor import external_daemon
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.snapshots.checkpoint import Checkpoint, Store
 from testbed.engine import apply
 from testbed.engine.timing import Trace
-from testbed.errors import Exit, TestbedError, UsageError
+from testbed.errors import Exit, MachineError, TestbedError, UsageError
 from testbed.lab import session
 from testbed.lab.breach_journal import Journal
 from testbed.model.environment import Accelerator
 from testbed.model.topology import Testbed
 from testbed.plan.diff import Action
+from testbed.topology_file.schema import MIB, format_size
+from testbed.topology_file.validation import MACHINE_RESERVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,11 @@ def build(topology: str | Path, way: Way, then: Callable[[session.Lab, Sequence[
 
     """
     interruptible()
-    testbed, file = topology_of(topology)
+    testbed, text = topology_of(topology)
     doctor.require(cache_root(), state_root())
+    if lab_namespaces.find(testbed.name, state_root()) is None:
+        require_room(state_root(), testbed.name, [machine.name for machine in testbed.machines])
+        _require_memory(testbed)
     with way.trace.span("images"):
         ground = session.prepare(say, want=way.want)
     say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
@@ -67,7 +74,7 @@ def build(topology: str | Path, way: Way, then: Callable[[session.Lab, Sequence[
     workspace.claim()
     with workspace.locked():
         _require_same(testbed, workspace)
-        session.apply_copy(file, workspace)
+        session.apply_copy(text, workspace)
         _connect(workspace, way.connect)
         if not workspace.connection and lab_namespaces.find(testbed.name, workspace.root) is None:
             kvm = ground.environment.outer is Accelerator.KVM
@@ -81,6 +88,32 @@ def build(topology: str | Path, way: Way, then: Callable[[session.Lab, Sequence[
             with at_once_on_interrupt():
                 done = _converge(opened, way.trace)
             then(opened, done)
+
+
+def _require_memory(testbed: Testbed) -> None:
+    """Refuse a new lab that does not fit into the memory that the running labs of this user leave.
+
+    Raises:
+        MachineError: it does not; the error says what each of them has.
+
+    """
+    root = state_root()
+    others: dict[str, int] = {}
+    for found in lab_namespaces.enclosures():
+        with suppress(TestbedError, OSError):  # one that is half gone
+            machines = session.load_applied(Workspace(found.state, found.lab)).machines
+            others[found.lab if found.state == root else str(found.state / found.lab)] = sum(item.memory for item in machines)
+    wanted = sum(machine.memory for machine in testbed.machines)
+    total = memory.total()
+    left = max(total - MACHINE_RESERVE - sum(others.values()), 0)
+    if others and wanted > left:
+        shares = ", ".join(f"{name} has {format_size(size)}" for name, size in sorted(others.items()))
+        fact = (
+            f"it wants {format_size(wanted)}, and {format_size(left // MIB * MIB)} of {format_size(total // MIB * MIB)} are left: "
+            f"{shares}, and {format_size(MACHINE_RESERVE)} are for the machine itself"
+        )
+        remedy = f"take one down, as with `testbed down {min(others)}`; or declare fewer or smaller nodes"
+        raise MachineError(f"the lab {testbed.name} does not fit beside the labs that run", fact=fact, remedy=remedy)
 
 
 def _require_same(testbed: Testbed, workspace: Workspace) -> None:

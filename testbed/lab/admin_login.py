@@ -64,10 +64,16 @@ def write_config(testbed: Testbed, workspace: Workspace, authority: Authority) -
     write_secret(known, f"@cert-authority {names} {authority.ssh_public_key}\n".encode())
     blocks = [f"Host {name}\n  HostName {address}\n  HostKeyAlias {name}\n" for name, address in addresses.items()]
     common = (
-        f"Host *\n  User {USER}\n  IdentityFile {_key(workspace)}\n  IdentitiesOnly yes\n"
-        f"  UserKnownHostsFile {known}\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n"
+        f"Host *\n  User {USER}\n  IdentityFile {_quoted(_key(workspace))}\n  IdentitiesOnly yes\n"
+        f"  UserKnownHostsFile {_quoted(known)}\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n"
     )
     write_secret(workspace.ssh_config, "".join((*blocks, common)).encode())
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as ssh_config(5) wants it: in quotation marks, and with the sign that begins a token doubled."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{text}"'
 
 
 def _key(workspace: Workspace) -> Path:

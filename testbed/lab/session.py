@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from urllib.parse import quote
 
 from testbed import data_files as packaged
 from testbed.drivers.capabilities import canary
@@ -168,7 +168,7 @@ def destroy(workspace: Workspace) -> None:
     """
     workspace.require_removable()
     if workspace.connection:
-        hypervisor = Hypervisor(f"qemu+unix:///system?socket={require(workspace.connection)}")
+        hypervisor = Hypervisor(f"qemu+unix:///system?socket={quote(str(require(workspace.connection)))}")
         destroy_machines(hypervisor, workspace.lab)
         hypervisor.close()
     found = lab_namespaces.find(workspace.lab, workspace.root)
@@ -269,7 +269,11 @@ def opened(
         lab.close()
 
 
-def apply_copy(file: Path, workspace: Workspace) -> None:
-    """Remember the topology that is being applied, so that every other command knows it by the lab's name."""
-    if file.resolve() != workspace.topology:
-        write_secret(workspace.topology, file.read_bytes())
+def apply_copy(text: str, workspace: Workspace) -> None:
+    """Remember the topology that is being applied, so that every other command knows it by the lab's name.
+
+    Args:
+        text: as it was read; a pipe can be read once only.
+
+    """
+    write_secret(workspace.topology, text.encode())

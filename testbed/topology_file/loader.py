@@ -6,6 +6,8 @@ does not hide a dangling reference. No disk, no network: `read` is the one funct
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,19 +46,21 @@ class Topology:
         file: path as the user gave it.
         spec: the content.
         document: the lines of the content.
+        text: all of it, as it was read.
 
     """
 
     file: str
     spec: Spec
     document: Document
+    text: str = ""
 
 
 def read(file: File, *, machine_memory: int | None = None) -> Topology:
     """Read a topology file.
 
     Args:
-        file: path of a YAML file.
+        file: path of a YAML file; ``-`` stands for standard input.
         machine_memory: RAM of the outer machine in bytes, to refuse a lab that cannot fit; None skips that rule.
 
     Raises:
@@ -65,11 +69,12 @@ def read(file: File, *, machine_memory: int | None = None) -> Topology:
 
     """
     try:
-        with file.open(encoding="utf-8") as opened:
+        name = os.dup(sys.stdin.fileno() if sys.stdin else 0) if str(file) == "-" else file
+        with open(name, encoding="utf-8") as opened:  # noqa: PTH123 - a number as well
             text = opened.read(Limit.CHARACTERS + 1)  # a device or a pipe may never end
     except (OSError, ValueError) as error:  # what is no text, or no path
         raise _unreadable(file, error) from error
-    return load(text, str(file), machine_memory=machine_memory)
+    return load(text, "standard input" if str(file) == "-" else str(file), machine_memory=machine_memory)
 
 
 def _unreadable(file: File, error: Exception) -> TestbedError:
@@ -99,7 +104,7 @@ def load(text: str, file: str, *, machine_memory: int | None = None) -> Topology
         mistakes += [Mistake(document.line(path), dotted(path), fact, remedy) for path, fact, remedy in findings]
     if mistakes or spec is None:
         raise TopologyError(file, mistakes)
-    return Topology(file, spec, document)
+    return Topology(file, spec, document, text)
 
 
 def _validate(document: Document) -> tuple[Spec | None, list[Mistake]]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed.drivers.host.folders import home
 from testbed.drivers.host.ownership import require_trust
 from testbed.drivers.host.private_files import OWNER, make_folder, write_secret
 from testbed.errors import MachineError
@@ -101,14 +102,14 @@ def _mapped(number: int) -> bool:
 
 def registry_folder() -> Path:
     """Return the folder that says which lab has which number: root's, or the user's own."""
-    return Path("/var/lib/testbed-accounts") if privileged() else Path.home() / ".local/state/testbed-accounts"
+    return Path("/var/lib/testbed-accounts") if privileged() else home() / ".local/state/testbed-accounts"
 
 
 def closed_way(*folders: Path) -> str:
     """Return which folder on the way to others does not let every account pass, or the empty string."""
     for folder in folders:
         for path in (folder, *folder.parents):
-            if path.exists() and not path.stat().st_mode & 0o001:
+            if os.path.exists(path) and not path.stat().st_mode & 0o001:  # noqa: PTH110 - Path.exists fails where we may not look
                 return f"{path} has mode {path.stat().st_mode & 0o7777:04o}"
     return ""
 

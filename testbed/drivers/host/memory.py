@@ -10,13 +10,19 @@ ROOT = Path("/")
 
 def total() -> int:
     """Return the bytes of RAM that this machine, or the tightest control group around us, has."""
+    return bound()[0]
+
+
+def bound() -> tuple[int, Path | None]:
+    """Return the bytes of RAM as `total` does, and the file of the control group that sets them, if one does."""
     lines = (ROOT / "proc/meminfo").read_text().splitlines()
     installed = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:"))
-    return min((installed, *_limits()))
+    limit, file = min(_limits(), default=(installed, None))
+    return (limit, file) if limit < installed else (installed, None)
 
 
-def _limits() -> Iterator[int]:
-    """Yield the limits of our control group and of all groups around it, of version 2 and of version 1."""
+def _limits() -> Iterator[tuple[int, Path]]:
+    """Yield the limits and their files of our control group and of all groups around it, of version 2 and of version 1."""
     control = ROOT / "proc/self/cgroup"
     for line in control.read_text().splitlines() if control.exists() else ():
         _, controllers, path = line.split(":", 2)
@@ -31,6 +37,6 @@ def _limits() -> Iterator[int]:
             file = folder / name
             text = file.read_text().strip() if file.is_file() else ""
             if text.isdigit():
-                yield int(text)
+                yield int(text), file
             if folder == mount:
                 break

@@ -59,6 +59,8 @@ def _way(folder: Path) -> str:
             status = path.lstat()
         except FileNotFoundError:
             return ""
+        except OSError as error:
+            return f"{path} cannot be looked at: {error.strerror}"
         if status.st_uid not in (os.geteuid(), 0):
             return f"{path} belongs to uid {status.st_uid}, and we are uid {os.geteuid()}"
         if path != folder and status.st_mode & 0o1002 == 0o002 and stat.S_ISDIR(status.st_mode):
@@ -74,6 +76,17 @@ def require_trust(folder: Path, *, shared: bool = False) -> None:
 
     """
     if fact := distrust(folder, shared=shared):
+        raise MachineError(f"{folder} is not safe to use", fact=fact, remedy=remedy_of_distrust(folder))
+
+
+def require_way(folder: Path) -> None:
+    """Refuse a path whose symbolic links others can change.
+
+    Raises:
+        MachineError: they can.
+
+    """
+    if fact := _way(folder):
         raise MachineError(f"{folder} is not safe to use", fact=fact, remedy=remedy_of_distrust(folder))
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree as ET
 
 # libvirt reads this once, when it is loaded; what it would tell a terminal, its exceptions tell us.
@@ -154,7 +155,7 @@ class Hypervisor:
         for name in _PASSED:
             make_folder(root / name, PASSABLE)
         write_secret(root / "etc/qemu.conf", _QEMU_CONF.format(uid=account.uid, gid=account.gid).encode())
-        return cls(f"qemu:///embed?root={root}", root)
+        return cls(f"qemu:///embed?root={quote(str(root))}", root)
 
     def _settle(self, root: Path, timeout: float = 30) -> None:
         """Wait until every domain that left a status file is found running again, or is given up."""
