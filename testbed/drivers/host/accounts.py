@@ -109,7 +109,7 @@ def closed_way(*folders: Path) -> str:
     """Return which folder on the way to others does not let every account pass, or the empty string."""
     for folder in folders:
         for path in (folder, *folder.parents):
-            if os.path.exists(path) and not path.stat().st_mode & 0o001:  # noqa: PTH110 - Path.exists fails where we may not look
+            if os.path.isdir(path) and not path.stat().st_mode & 0o001:  # noqa: PTH112 - Path.is_dir fails where we may not look
                 return f"{path} has mode {path.stat().st_mode & 0o7777:04o}"
     return ""
 

@@ -166,15 +166,20 @@ def test_names_that_nothing_has_are_refused_in_words(
     assert len(said) < 3000
 
 
-@pytest.mark.parametrize("where", ["de_DE.ISO-8859-1", "C", "POSIX", "nowhere.UTF-8"])
-def test_a_locale_changes_no_file_and_stops_nothing(where: str, tmp_path: Path) -> None:
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # else Python takes UTF-8 in this locale
+
+
+@pytest.mark.parametrize("more", [ASCII, {"LC_ALL": "C"}, {"LC_ALL": "nowhere.UTF-8"}], ids=repr)
+def test_a_locale_changes_no_file_and_stops_nothing(more: dict[str, str], tmp_path: Path) -> None:
     script = (
-        "import sys; from testbed.cli import terminal; terminal.guard()\n"
-        f"open({str(tmp_path / 'f')!r}, 'w').write('日本 … ü'); terminal.out('日本 … ü'); terminal.warn('日本 …'); terminal.finish(0)"
+        "from pathlib import Path; from testbed.cli import terminal; terminal.guard(); text = '\\u65e5 \\u2026 \\xfc'\n"
+        f"Path({str(tmp_path / 'f')!r}).write_text(text); terminal.out(text); terminal.warn(text); terminal.finish(0)"
     )
     argv = [sys.executable, "-c", script]
-    done = subprocess.run(argv, capture_output=True, env=_environment(tmp_path, LC_ALL=where), timeout=60, check=False, cwd=ROOT)
-    assert (done.returncode, (tmp_path / "f").read_bytes().decode(), done.stdout.decode()) == (0, "日本 … ü", "日本 … ü\n")
+    done = subprocess.run(argv, capture_output=True, env=_environment(tmp_path, **more), timeout=60, check=False, cwd=ROOT)
+    text = "\u65e5 \u2026 \xfc"
+    assert (done.returncode, (tmp_path / "f").read_bytes().decode(), done.stdout.decode()) == (0, text, f"{text}\n"), done.stderr
+    assert done.stderr.decode() == f"{text}\n"
 
 
 def test_a_terminal_gets_the_letters_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
