@@ -63,9 +63,13 @@ def test_a_slow_reader_of_a_stream_that_does_not_block_gets_everything() -> None
     text = "x" * 300_000
     pid = os.fork()
     if pid == 0:
-        stream.write(text)
-        stream.flush()
-        os._exit(0)
+        status = 1
+        try:
+            stream.write(text)
+            stream.flush()
+            status = 0
+        finally:
+            os._exit(status)
     os.close(writing)
     with os.fdopen(reading) as opened:
         assert opened.read() == text
