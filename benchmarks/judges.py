@@ -2,9 +2,10 @@
 
     python benchmarks/judges.py [--count 60] [--seed 1] [--only PATH]… [--keep FILE]
 
-Cosmic Ray makes the changes: another comparison, a `not` more, a loop that runs zero times, another exception. They
-are made in a copy of the working tree. One change is drawn at random for each chosen line, so that a long line does not
-count for ten. Prints JSON: changes made, noticed, and each change that no test noticed, with its difference.
+Cosmic Ray makes the changes: another comparison, a `not` more, a loop that runs zero times, another
+exception. They are made in a copy of the working tree. One change is drawn at random for each chosen line, so
+that a long line does not count for ten. Prints JSON: changes made, noticed, and each change that no test
+noticed, with its difference.
 """
 
 from __future__ import annotations
@@ -77,24 +78,42 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     configuration, session = folder / "cosmic-ray.toml", folder / "session.sqlite"
     command = f"{sys.executable} {TESTS}"
-    text = CONFIGURATION.format(modules=json.dumps(modules(folder, options.only)), timeout=TIMEOUT, command=json.dumps(command))
+    text = CONFIGURATION.format(
+        modules=json.dumps(modules(folder, options.only)), timeout=TIMEOUT, command=json.dumps(command)
+    )
     configuration.write_text(text)
-    subprocess.run([*cosmic, "init", configuration, session], cwd=folder, env=environment, check=True, stdout=sys.stderr)
-    subprocess.run([*cosmic, "baseline", configuration], cwd=folder, env=environment, check=True, stdout=sys.stderr)
+    subprocess.run(
+        [*cosmic, "init", configuration, session], cwd=folder, env=environment, check=True, stdout=sys.stderr
+    )
+    subprocess.run(
+        [*cosmic, "baseline", configuration], cwd=folder, env=environment, check=True, stdout=sys.stderr
+    )
     with use_db(str(session), WorkDB.Mode.open) as database:
         chosen = sample(database, options.count, options.seed)
         database.clear()
         database.add_work_items(chosen)
-    subprocess.run([*cosmic, "exec", configuration, session], cwd=folder, env=environment, check=True, stdout=sys.stderr)
+    subprocess.run(
+        [*cosmic, "exec", configuration, session], cwd=folder, env=environment, check=True, stdout=sys.stderr
+    )
     with use_db(str(session), WorkDB.Mode.open) as database:
         results = list(database.completed_work_items)
     missed = [
-        {"file": str(item.mutations[0].module_path), "line": item.mutations[0].start_pos[0], "diff": result.diff}
+        {
+            "file": str(item.mutations[0].module_path),
+            "line": item.mutations[0].start_pos[0],
+            "diff": result.diff,
+        }
         for item, result in results
         if not result.is_killed
     ]
     noticed, made = len(results) - len(missed), len(results)
-    return {"seed": options.seed, "changes": made, "noticed": noticed, "ratio": round(noticed / made, 3), "missed": missed}
+    return {
+        "seed": options.seed,
+        "changes": made,
+        "noticed": noticed,
+        "ratio": round(noticed / made, 3),
+        "missed": missed,
+    }
 
 
 def main() -> None:
@@ -102,7 +121,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=60, help="changes to make")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", action="append", default=[], metavar="PATH", help="a file or folder instead of every judge")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PATH", help="a file or folder instead of every judge"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         copy(Path(name))

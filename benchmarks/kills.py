@@ -1,13 +1,15 @@
-"""Kills ``up`` and ``check --prove`` at random moments: python benchmarks/kills.py LOG [KILLS] [--seconds N] [--seed TEXT]
+"""Kills ``up`` and ``check --prove`` at random moments: python benchmarks/kills.py LOG [KILLS] [--seconds N]
+[--seed TEXT]
 
-Half of the kills are SIGKILL and half SIGTERM, a third of them of ``up``. After each: ``plan`` must name what was left, ``up`` must
-repair it, ``plan`` must be empty then, and the checks whose breach may have been in force must pass. A folder, a process and a network
-namespace of somebody else must be what they were. Each kill is a line of JSON in LOG, so that the program goes on where it was ended;
-with ``--seconds`` it ends by itself after that time, and takes the lab down. ``--inside "NET-08:speaks in the clear"``, which can be
+Half of the kills are SIGKILL and half SIGTERM, a third of them of ``up``. After each: ``plan`` must name what
+was left, ``up`` must repair it, ``plan`` must be empty then, and the checks whose breach may have been in
+force must pass. A folder, a process and a network namespace of somebody else must be what they were. Each
+kill is a line of JSON in LOG, so that the program goes on where it was ended; with ``--seconds`` it ends by
+itself after that time, and takes the lab down. ``--inside "NET-08:speaks in the clear"``, which can be
 repeated, kills inside those breaches of that control whose names have those words, and at no other moment.
 
-At the end it prints figures as JSON, and exits 1 if something was wrong. The lab is topologies/one-node.yaml, below TESTBED_STATE_DIR,
-which must be one that nobody else uses.
+At the end it prints figures as JSON, and exits 1 if something was wrong. The lab is topologies/one-node.yaml,
+below TESTBED_STATE_DIR, which must be one that nobody else uses.
 """
 
 from __future__ import annotations
@@ -30,7 +32,20 @@ PROGRAM = str(Path(sys.executable).with_name("testbed"))
 ROOT = Path(__file__).parents[1]
 TOPOLOGY, LAB = str(ROOT / "topologies/one-node.yaml"), "one-node"
 # Controls of which all breaches are proven in a minute; what takes minutes kills no better.
-CONTROLS = ("PRC-01", "PRC-02", "CMP-02", "DEV-02", "STO-01", "STO-07", "ACC-02", "ACC-05", "NET-02", "NET-07", "NET-08", "NET-11")
+CONTROLS = (
+    "PRC-01",
+    "PRC-02",
+    "CMP-02",
+    "DEV-02",
+    "STO-01",
+    "STO-07",
+    "ACC-02",
+    "ACC-05",
+    "NET-02",
+    "NET-07",
+    "NET-08",
+    "NET-11",
+)
 _ENTER = 6.0  # seconds until a check begins to look
 _IN_VAIN = 10  # commands in a row that end before they are killed
 _OPENING = 2.5  # seconds until a breach that is written down is open
@@ -47,7 +62,14 @@ class Commands:
 
     def run(self, *words: str) -> tuple[int, str, str]:
         """Return exit code and both outputs."""
-        done = subprocess.run([PROGRAM, *words], check=False, capture_output=True, text=True, env=self.variables, timeout=_PATIENCE)
+        done = subprocess.run(
+            [PROGRAM, *words],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=self.variables,
+            timeout=_PATIENCE,
+        )
         return done.returncode, done.stdout, done.stderr
 
     def kill(self, due: Callable[[float], bool], number: int, *words: str) -> int | None:
@@ -58,7 +80,9 @@ class Commands:
 
         """
         started = time.monotonic()
-        with subprocess.Popen([PROGRAM, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.variables) as process:
+        with subprocess.Popen(
+            [PROGRAM, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.variables
+        ) as process:
             while not due(time.monotonic() - started):
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(0.1)
@@ -72,7 +96,11 @@ class Commands:
     def plan(self) -> dict[str, Any]:
         """Return the plan; one that cannot be made has the error's text."""
         status, out, err = self.run("plan", LAB, "--json")
-        found: dict[str, Any] = json.loads(out) if status == 0 else {"empty": False, "actions": [], "breaches": [], "error": err[-300:]}
+        found: dict[str, Any] = (
+            json.loads(out)
+            if status == 0
+            else {"empty": False, "actions": [], "breaches": [], "error": err[-300:]}
+        )
         return found
 
 
@@ -91,7 +119,11 @@ class Bystanders:
         lives = self._process.poll() is None
         links = Path(f"/proc/{self._process.pid}/net/dev").read_text().splitlines() if lives else []
         files = {str(path): path.read_bytes() for path in sorted(self._folder.rglob("*")) if path.is_file()}
-        return {"folder": files, "process": lives, "namespace": sorted(line.split(":")[0].strip() for line in links if ":" in line)}
+        return {
+            "folder": files,
+            "process": lives,
+            "namespace": sorted(line.split(":")[0].strip() for line in links if ":" in line),
+        }
 
 
 @contextmanager
@@ -130,12 +162,15 @@ def _within(state: Path, words: str) -> Callable[[float], bool]:
     return due
 
 
-def one(commands: Commands, state: Path, number: int, seed: str, usual: dict[str, float], inside: str = "") -> dict[str, Any]:
+def one(
+    commands: Commands, state: Path, number: int, seed: str, usual: dict[str, float], inside: str = ""
+) -> dict[str, Any]:
     """Kill one command at one moment, let the next ones find and repair it, and return what came of it.
 
     Args:
         usual: seconds that commands have taken which were not killed in time.
-        inside: control and words of a breach, with a colon between them, in which to kill; any moment if empty.
+        inside: control and words of a breach, with a colon between them, in which to kill; any moment if
+            empty.
 
     """
     chance = random.Random(f"{seed}:{number}")
@@ -151,8 +186,19 @@ def one(commands: Commands, state: Path, number: int, seed: str, usual: dict[str
     due = _within(state, inside.partition(":")[2]) if inside else lambda past: past > seconds
     started = time.monotonic()
     status = commands.kill(due, getattr(signal, name), *words)
-    told: dict[str, Any] = {"number": number, "command": verb, "signal": name, "control": control, "after_s": round(seconds, 1)}
-    told |= {"inside": inside, "killed": status is not None, "settled": time.monotonic() - started - seconds, "status": status}
+    told: dict[str, Any] = {
+        "number": number,
+        "command": verb,
+        "signal": name,
+        "control": control,
+        "after_s": round(seconds, 1),
+    }
+    told |= {
+        "inside": inside,
+        "killed": status is not None,
+        "settled": time.monotonic() - started - seconds,
+        "status": status,
+    }
     if status is None:
         usual[words[-1]] = time.monotonic() - started
     told["breaches"] = _entries(state)
@@ -162,7 +208,9 @@ def one(commands: Commands, state: Path, number: int, seed: str, usual: dict[str
 def _aftermath(commands: Commands, state: Path, told: dict[str, Any]) -> dict[str, Any]:
     """Return whether what a kill left was found and repaired by the next commands."""
     wrong: list[str] = []
-    early = told["status"] == -signal.SIGTERM and told["after_s"] < _STARTING  # Python had not loaded the tool yet
+    early = (
+        told["status"] == -signal.SIGTERM and told["after_s"] < _STARTING
+    )  # Python had not loaded the tool yet
     if told["killed"] and told["signal"] == "SIGTERM" and told["status"] != _SETTLED and not early:
         wrong.append(f"SIGTERM ended it with {told['status']}")
     if told["killed"] and told["signal"] == "SIGTERM" and told["breaches"]:
@@ -172,7 +220,10 @@ def _aftermath(commands: Commands, state: Path, told: dict[str, Any]) -> dict[st
     found = "error" not in plan and named == len(left)
     if not found:
         wrong.append(f"plan named {named} of {len(left)} breaches {plan.get('error', '')}")
-    controls = sorted({entry["control"] for entry in left} | ({told["control"]} if told["command"] == "check" else {"CMP-02"}))
+    controls = sorted(
+        {entry["control"] for entry in left}
+        | ({told["control"]} if told["command"] == "check" else {"CMP-02"})
+    )
     only = [word for control in controls for word in ("--only", control)]
     unnoticed = False
     if left:
@@ -189,12 +240,19 @@ def _aftermath(commands: Commands, state: Path, told: dict[str, Any]) -> dict[st
     after = commands.plan()
     repaired = status == 0 and after["empty"] and not _entries(state)
     if not repaired:
-        wrong.append(f"up ended with {status}, and plan has {after.get('error') or after['actions'][:2]}: {err[-300:]}")
+        wrong.append(
+            f"up ended with {status}, and plan has {after.get('error') or after['actions'][:2]}: {err[-300:]}"
+        )
     status, out, _ = commands.run("check", LAB, *only)
     if status != 0:
         wrong.append(f"after the repair: check ended with {status}: {out[-300:]}")
-    return {"actions": [f"{item['verb']} {item['kind']} {item['name']}" for item in plan["actions"]][:12], "found": found,
-            "repaired": repaired, "unnoticed": unnoticed, "wrong": wrong}  # fmt: skip
+    return {
+        "actions": [f"{item['verb']} {item['kind']} {item['name']}" for item in plan["actions"]][:12],
+        "found": found,
+        "repaired": repaired,
+        "unnoticed": unnoticed,
+        "wrong": wrong,
+    }
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -202,7 +260,10 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     killed = [row for row in rows if row["killed"]]
     ended = [row["settled"] for row in killed if row["signal"] == "SIGTERM" and not row["inside"]]
     return {
-        "kills": {f"{verb} {name}": count for (verb, name), count in sorted(Counter((r["command"], r["signal"]) for r in killed).items())},
+        "kills": {
+            f"{verb} {name}": count
+            for (verb, name), count in sorted(Counter((r["command"], r["signal"]) for r in killed).items())
+        },
         "ended_before": len(rows) - len(killed),
         "with_a_breach_left": sum(bool(row["breaches"]) for row in killed),
         "with_something_left": sum(bool(row["breaches"] or row["actions"]) for row in killed),
@@ -217,7 +278,9 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _leftovers(state: Path) -> list[int]:
-    """Return the processes that still name the state folder on their command line, this one and its parents excepted."""
+    """Return the processes that still name the state folder on their command line, this one and its parents
+    excepted.
+    """
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -247,7 +310,9 @@ def main() -> int:
         return 1
     with _bystanders(state) as others, given.log.open("a") as log:
         while sum(row["killed"] for row in rows) < given.kills and time.monotonic() < end:
-            inside = given.inside[number // 2 % len(given.inside)] if given.inside else ""  # by each signal once
+            inside = (
+                given.inside[number // 2 % len(given.inside)] if given.inside else ""
+            )  # by each signal once
             row = one(commands, state, number, given.seed, usual, inside)
             row["touched"] = others.touched()
             if inside and not row["killed"]:

@@ -1,7 +1,9 @@
-"""Machines that boot against machines that start from saved memory, in one run: python benchmarks/machines.py [TOPOLOGY]
+"""Machines that boot against machines that start from saved memory, in one run: python benchmarks/machines.py
+[TOPOLOGY]
 
-Of a topology only the machines are started, all side by side, on the same images. Prints, for each way: seconds until
-ssh answers on all of them, and until each has started all that it starts; and the size of the saved memory in MiB.
+Of a topology only the machines are started, all side by side, on the same images. Prints, for each way:
+seconds until ssh answers on all of them, and until each has started all that it starts; and the size of the
+saved memory in MiB.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def _start(topology: Path, state: Path, way: str) -> dict[str, object]:
     with labs.opened(testbed, workspace, ground, progress=told.append) as lab:
         start = time.monotonic()
         for kind in (Kind.NETWORK, Kind.TAP, Kind.MACHINE):
-            items = [(key, item) for key, item in lab.desired.items() if key.place == OUTER and key.kind is kind]
+            items = [
+                (key, item) for key, item in lab.desired.items() if key.place == OUTER and key.kind is kind
+            ]
             wanted = [Action(Verb.CREATE, key, "", item, ()) for key, item in items]
             with ThreadPoolExecutor(max_workers=len(wanted)) as pool:
                 list(pool.map(lab.outer.perform, wanted))
@@ -43,11 +47,18 @@ def _start(topology: Path, state: Path, way: str) -> dict[str, object]:
         with ThreadPoolExecutor(max_workers=len(lab.hosts)) as pool:
             list(pool.map(lambda host: host.wait(900), lab.hosts))
             answered = time.monotonic() - start
-            list(pool.map(lambda host: host.must("systemctl is-system-running --wait || true", timeout=900), lab.hosts))
+            list(
+                pool.map(
+                    lambda host: host.must("systemctl is-system-running --wait || true", timeout=900),
+                    lab.hosts,
+                )
+            )
         return {
-            "started_s": round(started, 1), "ssh_s": round(answered, 1), "running_s": round(time.monotonic() - start, 1),
+            "started_s": round(started, 1),
+            "ssh_s": round(answered, 1),
+            "running_s": round(time.monotonic() - start, 1),
             "told": told,
-        }  # fmt: skip
+        }
 
 
 def main() -> int:
@@ -61,11 +72,15 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="tb", dir="/var/tmp") as folder:
             Path(folder).chmod(0o755)
             argv = [sys.executable, __file__, "--way", way, str(topology), folder]
-            result[way] = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            result[way] = json.loads(
+                subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            )
             found = lab_namespaces.find(read(topology).spec.name, Path(folder))
             if found is not None:
                 lab_namespaces.destroy(found)
-    result["saved_mib"] = {saved.made["hardware"]: saved.size // 2**20 for saved in machine_memory.stored(cache_root())}
+    result["saved_mib"] = {
+        saved.made["hardware"]: saved.size // 2**20 for saved in machine_memory.stored(cache_root())
+    }
     print(json.dumps(result))
     return 0
 

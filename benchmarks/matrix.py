@@ -1,8 +1,8 @@
 """The reach matrix of 4, 8 and 16 guests, in one run: python benchmarks/matrix.py [GUESTS …]
 
-Each size gets a lab of its own on two nodes. Prints cells, seconds for one whole observation of the matrix (the
-middle of three), milliseconds for each cell, programs started in each guest through its agent, and how much twice as many
-guests cost.
+Each size gets a lab of its own on two nodes. Prints cells, seconds for one whole observation of the matrix
+(the middle of three), milliseconds for each cell, programs started in each guest through its agent, and how
+much twice as many guests cost.
 """
 
 from __future__ import annotations
@@ -34,23 +34,40 @@ RESERVE, EACH = 800, 224  # MiB
 
 
 def topology(guests: int) -> str:
-    """Return a topology file: two tenants with the same addresses, their guests on two nodes in turns, one flow each."""
+    """Return a topology file: two tenants with the same addresses, their guests on two nodes in turns, one
+    flow each.
+    """
     memory = RESERVE + EACH * guests // len(NODES)
-    lines = ["version: 1", f"name: {LAB}", "nodes:", *(f"  {node}: {{memory: {memory} MiB}}" for node in NODES), "tenants:"]
+    lines = [
+        "version: 1",
+        f"name: {LAB}",
+        "nodes:",
+        *(f"  {node}: {{memory: {memory} MiB}}" for node in NODES),
+        "tenants:",
+    ]
     for tenant in ("red", "blue"):
-        lines += [f"  {tenant}:", "    networks: {app: 10.0.0.0/24}", "    allow: [g0 -> g1 tcp/5432]", "    guests:"]
+        lines += [
+            f"  {tenant}:",
+            "    networks: {app: 10.0.0.0/24}",
+            "    allow: [g0 -> g1 tcp/5432]",
+            "    guests:",
+        ]
         lines += [f"      g{number}: {{node: {NODES[number % len(NODES)]}}}" for number in range(guests // 2)]
     return "\n".join(lines) + "\n"
 
 
 def measure(state: Path) -> dict[str, object]:
-    """Return what one observation of a running lab's matrix costs, the probes' programs running; runs in a process of its own."""
+    """Return what one observation of a running lab's matrix costs, the probes' programs running; runs in a
+    process of its own.
+    """
     workspace = Workspace(state, LAB)
     testbed, ground = labs.load_applied(workspace), labs.ground()
     calls: Counter[str] = Counter()
     plain = Hypervisor.agent
 
-    def counted(self: Hypervisor, name: str, command: str, arguments: dict[str, object], timeout: int) -> dict[str, Any]:
+    def counted(
+        self: Hypervisor, name: str, command: str, arguments: dict[str, object], timeout: int
+    ) -> dict[str, Any]:
         calls[command] += 1
         return plain(self, name, command, arguments, timeout)
 
@@ -71,10 +88,15 @@ def measure(state: Path) -> dict[str, object]:
             end_all(fleet)
     count, middle = len(testbed.guests), sorted(took)[TIMES // 2]
     return {
-        "guests": count, "cells": len(cells), "wrong": wrong, "seconds": round(middle, 1), "all_seconds": [round(one, 1) for one in took],
-        "ms_per_cell": round(1000 * middle / len(cells), 1), "programs_per_guest": calls["guest-exec"] / count / TIMES,
+        "guests": count,
+        "cells": len(cells),
+        "wrong": wrong,
+        "seconds": round(middle, 1),
+        "all_seconds": [round(one, 1) for one in took],
+        "ms_per_cell": round(1000 * middle / len(cells), 1),
+        "programs_per_guest": calls["guest-exec"] / count / TIMES,
         "agent_calls_per_guest": round(calls.total() / count / TIMES, 1),
-    }  # fmt: skip
+    }
 
 
 def main() -> int:
@@ -97,7 +119,10 @@ def main() -> int:
                 results.append(json.loads(done.stdout.splitlines()[-1]))
             finally:
                 subprocess.run([program, "down", LAB], check=False, env=variables, capture_output=True)
-    ratios = {f"{two['guests']}/{one['guests']}": round(two["seconds"] / one["seconds"], 2) for one, two in pairwise(results)}
+    ratios = {
+        f"{two['guests']}/{one['guests']}": round(two["seconds"] / one["seconds"], 2)
+        for one, two in pairwise(results)
+    }
     print(json.dumps({"sizes": results, "ratios": ratios}, indent=1))
     return 0
 

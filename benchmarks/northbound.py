@@ -1,9 +1,9 @@
 """A large lab's switches and ports in a real OVN, in one run: python benchmarks/northbound.py [NODES GUESTS]
 
-The controller's own image serves: both databases and ovn-northd run from it in a root folder of their own, without any virtual machine,
-and `up`'s own code makes what a topology of that size asks for, over TLS, and looks at it again. Measured for half the size and the
-whole, each in a process of its own. Prints seconds, and the peak memory of every process in MiB. The chassis are not there: what
-they would compute is not measured.
+The controller's own image serves: both databases and ovn-northd run from it in a root folder of their own,
+without any virtual machine, and `up`'s own code makes what a topology of that size asks for, over TLS, and
+looks at it again. Measured for half the size and the whole, each in a process of its own. Prints seconds, and
+the peak memory of every process in MiB. The chassis are not there: what they would compute is not measured.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ for half in nb sb; do
 done
 chroot "$1" ovn-northd --detach --no-chdir --log-file=/var/log/northd.log --pidfile=/run/ovn/northd.pid --unixctl=/run/ovn/northd.ctl \\
   --ovnnb-db=unix:/run/ovn/ovnnb_db.sock --ovnsb-db=unix:/run/ovn/ovnsb_db.sock
-"""
+"""  # noqa: E501 - lines of a program
 
 
 class _Place(Central):
@@ -69,21 +69,32 @@ class _Place(Central):
         found = {Key(self.name, Kind.SWITCH, name): item for name, item in self.northbound.switches().items()}
         strays = ovn_northbound.strays(self.northbound.tables(), self.lab.name)
         found[Key(self.name, Kind.DATABASE, ovn_northbound.NAME)] = dict(ovn_northbound.told(strays))
-        return found | {Key(self.name, Kind.PORT, name): item for name, item in self.northbound.ports().items()}
+        return found | {
+            Key(self.name, Kind.PORT, name): item for name, item in self.northbound.ports().items()
+        }
 
 
 def _wanted(lab: Testbed) -> Mapping[Key, Resource]:
     kinds = (Kind.SWITCH, Kind.PORT, Kind.DATABASE)
-    return {key: item for key, item in desired(lab, INPUTS).items() if key.place == lab.controller.name and key.kind in kinds}
+    return {
+        key: item
+        for key, item in desired(lab, INPUTS).items()
+        if key.place == lab.controller.name and key.kind in kinds
+    }
 
 
 @contextmanager
 def _served(folder: Path, authority: Authority, name: str) -> Iterator[Path]:
-    """Run the controller's databases and ovn-northd in a root folder, in our own network namespace, and yield that folder."""
+    """Run the controller's databases and ovn-northd in a root folder, in our own network namespace, and yield
+    that folder.
+    """
     root = folder / "root"
     root.mkdir()
     archive = max(cache_root().glob("base-controller-*.tar"), key=lambda path: path.stat().st_mtime)
-    subprocess.run([*as_root(), "tar", "--extract", "--exclude=./dev/*", f"--file={archive}", f"--directory={root}"], check=True)
+    subprocess.run(
+        [*as_root(), "tar", "--extract", "--exclude=./dev/*", f"--file={archive}", f"--directory={root}"],
+        check=True,
+    )
     script = packaged.playbooks() / "roles/controller/files/create-databases.sh"
     (root / "create-databases.sh").write_bytes(script.read_bytes())
     keys, server = root / "keys", authority.tls(name, now=datetime.now(UTC))
@@ -113,7 +124,9 @@ def _peak(pid: int) -> int:
 
 
 def measure(nodes: int, guests: int, folder: Path) -> dict[str, Any]:
-    """Return what the switches and ports of one topology cost; call in a network and mount namespace of one's own."""
+    """Return what the switches and ports of one topology cost; call in a network and mount namespace of one's
+    own.
+    """
     lab = resolve(load(topology(nodes, guests), "scale.yaml").spec)
     workspace = Workspace(folder, lab.name)
     workspace.create()
@@ -121,9 +134,16 @@ def measure(nodes: int, guests: int, folder: Path) -> dict[str, Any]:
     now = datetime.now(UTC)
     client = authority.administrator("testbed", start=authority.born, now=now)
     write_client(workspace, client.private_key, client.certificate)
-    subprocess.run(["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True)
+    subprocess.run(
+        ["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True
+    )
     with _served(folder, authority, lab.controller.name) as root:
-        place = _Place(lab, workspace, cast(Host, SimpleNamespace(name=lab.controller.name, close=lambda: None)), _SLOWNESS)
+        place = _Place(
+            lab,
+            workspace,
+            cast(Host, SimpleNamespace(name=lab.controller.name, close=lambda: None)),
+            _SLOWNESS,
+        )
         wanted = _wanted(lab)
         marks = [time.monotonic()]
         done = perform(diff(wanted, {}), place, lambda _: None, Trace(), "")
@@ -136,7 +156,10 @@ def measure(nodes: int, guests: int, folder: Path) -> dict[str, Any]:
         place.close()
         peaks = {f"{name}_mib": _peak(pid) for name, pid in _pids(root).items()}
     if again or len(done) != len(wanted):
-        raise RuntimeError(f"{len(done)} of {len(wanted)} done; a second look finds {[str(action) for action in again.actions[:3]]}")
+        raise RuntimeError(
+            f"{len(done)} of {len(wanted)} done; a second look finds "
+            f"{[str(action) for action in again.actions[:3]]}"
+        )
     apply_s, northd_s, look_again_s = (round(end - start, 1) for start, end in pairwise(marks))
     steps = {"apply_s": apply_s, "northd_s": northd_s, "look_again_s": look_again_s}
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -154,8 +177,18 @@ def main() -> int:
     for part in (2, 1):
         folder = Path(tempfile.mkdtemp(prefix="tb", dir="/var/tmp"))
         try:
-            argv = [*as_root("--net"), sys.executable, __file__, "--one", str(nodes // part), str(guests // part), str(folder)]
-            results.append(json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout))
+            argv = [
+                *as_root("--net"),
+                sys.executable,
+                __file__,
+                "--one",
+                str(nodes // part),
+                str(guests // part),
+                str(folder),
+            ]
+            results.append(
+                json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            )
         finally:
             remove_tree(folder)
     ratio = results[1]["apply_s"] / results[0]["apply_s"]

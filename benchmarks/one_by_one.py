@@ -1,8 +1,10 @@
-"""Checks of machines, against the same questions asked one by one by plain pytest-testinfra: python benchmarks/one_by_one.py [LAB]
+"""Checks of machines, against the same questions asked one by one by plain pytest-testinfra: python
+benchmarks/one_by_one.py [LAB]
 
-In one run: `testbed check` of the controls that look at machines only, on a lab that is up; then every command that its evidence
-holds, in a test of its own, each over an ssh connection of its own, as testinfra asks. A command that reads a program from its
-input gets none there, and ends at once: what plain testinfra is said to need is the least that it needs.
+In one run: `testbed check` of the controls that look at machines only, on a lab that is up; then every
+command that its evidence holds, in a test of its own, each over an ssh connection of its own, as testinfra
+asks. A command that reads a program from its input gets none there, and ends at once: what plain testinfra is
+said to need is the least that it needs.
 """
 
 from __future__ import annotations
@@ -51,7 +53,11 @@ def main() -> int:
     workspace = Workspace(state_root(), name)
     words = [word for control in CONTROLS for word in ("--only", control)]
     start = time.monotonic()
-    subprocess.run([str(Path(sys.executable).with_name("testbed")), "check", name, *words], check=True, capture_output=True)
+    subprocess.run(
+        [str(Path(sys.executable).with_name("testbed")), "check", name, *words],
+        check=True,
+        capture_output=True,
+    )
     ours = time.monotonic() - start
     questions = asked(max(workspace.runs.iterdir()))
     found = lab_namespaces.find(labs.load_applied(workspace).name, workspace.root)
@@ -62,9 +68,24 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "test_questions.py"
         file.write_text(TESTS.format(questions=json.dumps(questions), config=str(workspace.ssh_config)))
-        argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={folder}", str(file)]
+        argv = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--rootdir={folder}",
+            str(file),
+        ]
         start = time.monotonic()
-        done = subprocess.run(argv, check=False, capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+        done = subprocess.run(
+            argv,
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        )
         plain = time.monotonic() - start
     told = done.stdout.strip().splitlines()[-1:]
     print(json.dumps({"questions": len(questions), "check_s": round(ours, 1), "plain_s": round(plain, 1),

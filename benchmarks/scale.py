@@ -1,7 +1,8 @@
 """Validating and planning large topologies, in one run: python benchmarks/scale.py [NODES GUESTS]
 
-Each size is measured three times, in turn with the other one, in processes of their own; the quickest of each counts, since what
-else runs on the machine only ever takes time. Prints seconds, peak memory in MiB, and how much twice the size costs.
+Each size is measured three times, in turn with the other one, in processes of their own; the quickest of each
+counts, since what else runs on the machine only ever takes time. Prints seconds, peak memory in MiB, and how
+much twice the size costs.
 """
 
 from __future__ import annotations
@@ -27,15 +28,23 @@ INPUTS = Inputs(
 
 
 def topology(nodes: int, guests: int) -> str:
-    """Return a topology file: tenants of ten guests in a chain, spread over the nodes, all with the same addresses."""
+    """Return a topology file: tenants of ten guests in a chain, spread over the nodes, all with the same
+    addresses.
+    """
     lines = ["version: 1", "name: scale"]
-    lines += ["infrastructure: {management: 10.64.0.0/16, fabric: 10.65.0.0/16, storage: 10.66.0.0/16}", "nodes:"]
+    lines += [
+        "infrastructure: {management: 10.64.0.0/16, fabric: 10.65.0.0/16, storage: 10.66.0.0/16}",
+        "nodes:",
+    ]
     lines += [f"  n{number}: {{memory: 16 GiB}}" for number in range(nodes)]
     lines.append("tenants:")
     for tenant in range(guests // PER_TENANT):
         lines += [f"  t{tenant}:", "    networks: {app: 10.0.0.0/24}", "    guests:"]
         members = range(PER_TENANT)
-        lines += [f"      g{g}: {{node: n{(tenant * PER_TENANT + g) % nodes}, volumes: {{data: 64 MiB}}}}" for g in members]
+        lines += [
+            f"      g{g}: {{node: n{(tenant * PER_TENANT + g) % nodes}, volumes: {{data: 64 MiB}}}}"
+            for g in members
+        ]
         lines += ["    allow:", *(f"      - g{g} -> g{g + 1} tcp/5432" for g in members[:-1])]
     return "\n".join(lines) + "\n"
 
@@ -50,9 +59,17 @@ def measure(nodes: int, guests: int) -> dict[str, float]:
     marks.append(time.perf_counter())
     plan = diff(desired(lab, INPUTS), {}, frozenset(places(lab)) - {OUTER})
     marks.append(time.perf_counter())
-    steps = {name: round(end - start, 2) for name, start, end in zip(("read", "resolve", "plan"), marks, marks[1:], strict=False)}
+    steps = {
+        name: round(end - start, 2)
+        for name, start, end in zip(("read", "resolve", "plan"), marks, marks[1:], strict=False)
+    }
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {**steps, "total_s": round(marks[-1] - marks[0], 2), "peak_mib": round(peak), "actions": len(plan.actions)}
+    return {
+        **steps,
+        "total_s": round(marks[-1] - marks[0], 2),
+        "peak_mib": round(peak),
+        "actions": len(plan.actions),
+    }
 
 
 def _apart(nodes: int, guests: int) -> dict[str, float]:
@@ -69,7 +86,10 @@ def main() -> int:
     nodes, guests = (int(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else (1000, 10_000)
     sizes = [(nodes * factor, guests * factor) for factor in (1, 2)]
     seen = [_apart(*size) for _ in range(ROUNDS) for size in sizes]
-    results = [min((one for one in seen if one["guests"] == size[1]), key=lambda one: one["total_s"]) for size in sizes]
+    results = [
+        min((one for one in seen if one["guests"] == size[1]), key=lambda one: one["total_s"])
+        for size in sizes
+    ]
     ratio = results[1]["total_s"] / results[0]["total_s"]
     print(json.dumps({"sizes": results, "twice_the_size_costs": round(ratio, 2)}, indent=1))
     return 0

@@ -1,7 +1,8 @@
 """Many runs of up, check and down in a row: python benchmarks/soak.py [RUNS] [TOPOLOGY]
 
-Prints one line of JSON for each run: seconds of each command, and what was not as it should be: an exit code that is not 0, a
-verdict that is neither pass nor not-applicable, a guest that had to be started again. Exits 1 if there was any.
+Prints one line of JSON for each run: seconds of each command, and what was not as it should be: an exit code
+that is not 0, a verdict that is neither pass nor not-applicable, a guest that had to be started again. Exits
+1 if there was any.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def run(program: str, topology: Path, state: str) -> tuple[dict[str, float], lis
     variables = {**os.environ, "TESTBED_STATE_DIR": state}
     for verb, argument, *options in (("up", str(topology)), ("check", name, "--json"), ("down", name)):
         start = time.monotonic()
-        done = subprocess.run([program, verb, argument, *options], check=False, capture_output=True, text=True, env=variables)
+        done = subprocess.run(
+            [program, verb, argument, *options], check=False, capture_output=True, text=True, env=variables
+        )
         seconds[verb] = round(time.monotonic() - start, 1)
         if done.returncode != 0:
             wrong.append(f"{verb} ended with {done.returncode}: {done.stderr[-300:]}")

@@ -1,4 +1,6 @@
-"""Benchmarks' figures beside their aims, as a table and a plot: python benchmarks/table.py UP.json SCALE.json [PLOT.svg]"""
+"""Benchmarks' figures beside their aims, as a table and a plot: python benchmarks/table.py UP.json SCALE.json
+[PLOT.svg]
+"""
 
 from __future__ import annotations
 
@@ -47,14 +49,24 @@ def rows(up: dict[str, Any], scale: dict[str, Any]) -> list[Row]:
 def markdown(found: list[Row]) -> str:
     """Return the table."""
     lines = ["| | figure | aim | reached |", "|---|---|---|---|"]
-    lines += [f"| {r.what} | {r.figure:.3g} {r.unit} | at most {r.aim:g} {r.unit} | {'yes' if r.share <= 1 else 'no'} |" for r in found]
+    lines += [
+        (
+            f"| {r.what} | {r.figure:.3g} {r.unit} | at most {r.aim:g} {r.unit} | "
+            f"{'yes' if r.share <= 1 else 'no'} |"
+        )
+        for r in found
+    ]
     return "\n".join(line.replace("  |", " |") for line in lines)
 
 
 def plot(found: list[Row], file: Path) -> None:
     """Draw every figure as a share of its aim."""
     figure, axes = pyplot.subplots(figsize=(9, 4))
-    axes.barh([row.what for row in found], [row.share for row in found], color=["tab:green" if r.share <= 1 else "tab:red" for r in found])
+    axes.barh(
+        [row.what for row in found],
+        [row.share for row in found],
+        color=["tab:green" if r.share <= 1 else "tab:red" for r in found],
+    )
     axes.axvline(1, color="black")
     axes.set_xlabel("share of the aim; left of the line is reached")
     axes.invert_yaxis()

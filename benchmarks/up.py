@@ -1,8 +1,9 @@
 """``testbed up``, in each of its ways, against the floor, in one run: python benchmarks/up.py [TOPOLOGY]
 
-The floor: the same images started with plain QEMU and ``virsh create``, all in parallel and by hand, until every
-guest agent answers. No plan, no policy, no addresses awaited. Prints seconds and ratios: from images, from a checkpoint, with
-nothing to do; and MiB: the peak of the `testbed` process, and what the lab's emulators hold.
+The floor: the same images started with plain QEMU and ``virsh create``, all in parallel and by hand, until
+every guest agent answers. No plan, no policy, no addresses awaited. Prints seconds and ratios: from images,
+from a checkpoint, with nothing to do; and MiB: the peak of the `testbed` process, and what the lab's
+emulators hold.
 """
 
 from __future__ import annotations
@@ -41,19 +42,47 @@ def _boot(lab: labs.Lab, machine: Machine) -> None:
     lab.outer.issue_identity(machine, folder)
     image, environment = lab.ground.images[machine.role], lab.ground.environment
     bases = [image.file("disk.qcow2")]
-    words = f"console=ttyS0 root=/dev/vda rw quiet loglevel=3 systemd.show_status=no systemd.hostname={machine.name} "
+    words = (
+        "console=ttyS0 root=/dev/vda rw quiet loglevel=3 systemd.show_status=no "
+        f"systemd.hostname={machine.name} "
+    )
     words += f"systemd.machine_id={machine_id(machine.uuid)}"
     if machine.role is Role.NODE:
         bases += [lab.ground.images["guest"].file("volume.qcow2"), image.file("pool.qcow2")]
-        words += f" apparmor=1 security=apparmor audit=1 testbed.mount=/dev/vdb:{IMAGES}:ro,nodev,nosuid,noexec"
+        words += (
+            f" apparmor=1 security=apparmor audit=1 testbed.mount=/dev/vdb:{IMAGES}:ro,nodev,nosuid,noexec"
+        )
         words += " testbed.mount=/dev/vdc:/var/lib/testbed/pools:noatime,nodev,nosuid,noexec"
     kvm = environment.outer is Accelerator.KVM
     argv = [
-        environment.emulator, "-M", "q35", "-accel", "kvm" if kvm else "tcg,tb-size=512", "-cpu", "host" if kvm else "EPYC,+svm,+npt",
-        "-smp", str(environment.vcpus(machine.vcpus)), "-m", str(machine.memory // 2**20), "-nodefaults", "-display", "none",
-        "-serial", f"file:{folder}/console.log", "-kernel", str(image.file("vmlinuz")), "-initrd", str(image.file("initrd")),
-        "-append", words, "-device", "virtio-rng-pci", "-daemonize", "-fw_cfg", f"name={CREDENTIAL},file={folder}/identity.tar",
-    ]  # fmt: skip
+        environment.emulator,
+        "-M",
+        "q35",
+        "-accel",
+        "kvm" if kvm else "tcg,tb-size=512",
+        "-cpu",
+        "host" if kvm else "EPYC,+svm,+npt",
+        "-smp",
+        str(environment.vcpus(machine.vcpus)),
+        "-m",
+        str(machine.memory // 2**20),
+        "-nodefaults",
+        "-display",
+        "none",
+        "-serial",
+        f"file:{folder}/console.log",
+        "-kernel",
+        str(image.file("vmlinuz")),
+        "-initrd",
+        str(image.file("initrd")),
+        "-append",
+        words,
+        "-device",
+        "virtio-rng-pci",
+        "-daemonize",
+        "-fw_cfg",
+        f"name={CREDENTIAL},file={folder}/identity.tar",
+    ]
     for letter, base in zip("abc", bases, strict=False):
         overlay = make_overlay(base, folder / f"vd{letter}.qcow2")
         argv += ["-drive", f"file={overlay},if=virtio,format=qcow2,cache=unsafe"]
@@ -66,7 +95,9 @@ def _boot(lab: labs.Lab, machine: Machine) -> None:
 def _guest(lab: labs.Lab, node: Node, guest: Guest) -> None:
     xml = guest_xml(lab.testbed, guest, guest_properties(guest, lab.ground.inputs))
     disks = [f"qemu-img create -q -f qcow2 -F raw -b {IMAGES}/guest/root.raw {guest.root_disk}"]
-    disks += [f"qemu-img create -q -f raw {guest.pool}/{volume.file} {volume.size}" for volume in guest.volumes]
+    disks += [
+        f"qemu-img create -q -f raw {guest.pool}/{volume.file} {volume.size}" for volume in guest.volumes
+    ]
     node.host.must(
         f"mkdir -p {guest.pool}; {'; '.join(disks)}; echo {shlex.quote(xml)} > /run/{guest.domain}.xml; "
         f"until [ -e /sys/class/net/br-int ]; do sleep 0.2; done; virsh -q create /run/{guest.domain}.xml",
@@ -139,7 +170,10 @@ def compare(topology: Path, folder: str, seconds: float) -> dict[str, float]:
         timed("down", name)
     finally:
         timed("checkpoint", "rm", mark)
-    return found | {"up_to_floor": round(found["up_s"] / seconds, 2), "checkpoint_to_floor": round(found["from_checkpoint_s"] / seconds, 2)}
+    return found | {
+        "up_to_floor": round(found["up_s"] / seconds, 2),
+        "checkpoint_to_floor": round(found["from_checkpoint_s"] / seconds, 2),
+    }
 
 
 def main() -> int:
@@ -148,7 +182,9 @@ def main() -> int:
         print(floor(Path(sys.argv[2]), Path(sys.argv[3])))
         return 0
     topology = Path(sys.argv[1] if len(sys.argv) > 1 else "topologies/two-tenants.yaml")
-    labs.remember(labs.prepare(lambda _: None), resolve(read(topology).spec), lambda _: None, save=True)  # as much part of the images
+    labs.remember(
+        labs.prepare(lambda _: None), resolve(read(topology).spec), lambda _: None, save=True
+    )  # as much part of the images
     with tempfile.TemporaryDirectory(prefix="tb", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)
         argv = [sys.executable, __file__, "--floor", str(topology), folder]

@@ -21,7 +21,8 @@ from testbed.verify.witnesses import confinement
 
 _KSM = "/sys/kernel/mm/ksm"
 _COUNT_AREAS = (
-    "awk '/^VmFlags:/ {{ areas++; for (i = 2; i <= NF; i++) mergeable += $i == \"mg\" }} END {{ print areas + 0, mergeable + 0 }}' "
+    'awk \'/^VmFlags:/ {{ areas++; for (i = 2; i <= NF; i++) mergeable += $i == "mg" }} END {{ print '
+    "areas + 0, mergeable + 0 }}' "
     "/proc/{}/smaps"
 )
 _QEMU, _REQUIRED = "/etc/libvirt/qemu.conf", "security_require_confined"
@@ -30,9 +31,19 @@ _LODGER = "a.lodger"  # no guest of a topology can have a dot in its name
 
 
 def _lodger(stage: Stage) -> Guest:
-    """Return a guest without disks and interfaces, of another tenant if there is one, under the worker account of the first guest."""
+    """Return a guest without disks and interfaces, of another tenant if there is one, under the worker
+    account of the first guest.
+    """
     host, guest = sharers(stage.testbed, stage.node.name) or (stage.guest, stage.guest)
-    return replace(guest, name=_LODGER, uuid=str(uuid5(UUID(guest.uuid), _LODGER)), worker=host.worker, uid=host.uid, nics=(), volumes=())
+    return replace(
+        guest,
+        name=_LODGER,
+        uuid=str(uuid5(UUID(guest.uuid), _LODGER)),
+        worker=host.worker,
+        uid=host.uid,
+        nics=(),
+        volumes=(),
+    )
 
 
 def _start_lodger(stage: Stage, account: str = "", group: str = "") -> None:
@@ -58,16 +69,24 @@ def _owners(stage: Stage, form: str) -> list[str]:
     """Return account or group of two workers: of the first guest's, and of the lodger's."""
     domains = (stage.guest.domain, _lodger(stage).domain)
     files = " ".join(f"/run/libvirt/qemu/{domain}.pid" for domain in domains)
-    return stage.host.must(f"for file in {files}; do [ -e $file ] && stat -c {form} /proc/$(cat $file); done; true").split()
+    return stage.host.must(
+        f"for file in {files}; do [ -e $file ] && stat -c {form} /proc/$(cat $file); done; true"
+    ).split()
 
 
 def _free_account(stage: Stage) -> str:
-    return next(f"worker{slot:02d}" for slot in range(64) if f"worker{slot:02d}" not in {guest.worker for guest in stage.guests})
+    return next(
+        f"worker{slot:02d}"
+        for slot in range(64)
+        if f"worker{slot:02d}" not in {guest.worker for guest in stage.guests}
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """Accounts and groups of a process: real, effective, saved and of its file system, and its further groups."""
+    """Accounts and groups of a process: real, effective, saved and of its file system, and its further
+    groups.
+    """
 
     accounts: frozenset[int]
     groups: frozenset[int]
@@ -80,7 +99,9 @@ def _identity(node: Machine, worker: int) -> _Identity:
     try:
         return _Identity(*(frozenset(map(int, fields[name].split())) for name in ("Uid", "Gid", "Groups")))
     except (KeyError, ValueError) as error:
-        raise InstrumentError(f"process {worker} of {node.name} cannot be read", fact=repr(error), remedy="repeat the check") from error
+        raise InstrumentError(
+            f"process {worker} of {node.name} cannot be read", fact=repr(error), remedy="repeat the check"
+        ) from error
 
 
 def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: int) -> list[str]:
@@ -88,15 +109,25 @@ def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: 
 
     Args:
         wanted: the account that the topology gives a guest, by its domain; its group has the same number.
-        kvm: the group that opens /dev/kvm, the only one that they share. A worker without it opens less, and no wall.
+        kvm: the group that opens /dev/kvm, the only one that they share. A worker without it opens less, and
+            no wall.
 
     """
     found = []
     for domain, own in identities.items():
-        if own.accounts | own.groups != {wanted.get(domain, min(own.accounts))} or 0 in own.accounts | own.groups:
-            found.append(f"{domain} runs as {sorted(own.accounts)}:{sorted(own.groups)} and not under an account and a group of one number")
-        found += [f"{domain} and {other} share account {sorted(own.accounts)}" for other, their in identities.items()
-                  if domain < other and own.accounts & their.accounts]  # fmt: skip
+        if (
+            own.accounts | own.groups != {wanted.get(domain, min(own.accounts))}
+            or 0 in own.accounts | own.groups
+        ):
+            found.append(
+                f"{domain} runs as {sorted(own.accounts)}:{sorted(own.groups)} and not under an "
+                "account and a group of one number"
+            )
+        found += [
+            f"{domain} and {other} share account {sorted(own.accounts)}"
+            for other, their in identities.items()
+            if domain < other and own.accounts & their.accounts
+        ]
         if own.others - own.groups - {kvm}:
             found.append(f"{domain} is in the groups {sorted(own.others - own.groups - {kvm})} as well")
     return found
@@ -127,13 +158,21 @@ def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: 
 def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None:
     guests, workers = fleet.testbed.guests_on(node.name), processes(node)
     identities = {domain: _identity(node, worker) for domain, worker in workers.items()}
-    mixed = _mixed(identities, {guest.domain: guest.uid for guest in guests}, int(node.read("getent group kvm | cut -d: -f3")))
+    mixed = _mixed(
+        identities,
+        {guest.domain: guest.uid for guest in guests},
+        int(node.read("getent group kvm | cut -d: -f3")),
+    )
     assert not mixed, f"{len(mixed)} workers have no account of their own: {'; '.join(mixed[:6])}"
     for attacker in guests:
         own = pid(node, attacker)
         others = [str(worker) for worker in workers.values() if worker != own]
         attempts = [Attempt("signal", other) for other in others]
-        attempts += [Attempt("read", f"/proc/{other}/{file}") for other in others for file in ("environ", "maps", "mem")]
+        attempts += [
+            Attempt("read", f"/proc/{other}/{file}")
+            for other in others
+            for file in ("environ", "maps", "mem")
+        ]
         attempts += [Attempt("write", f"/proc/{other}/mem") for other in others]
         reached = succeeded(node, attacker, attempts)
         assert not reached, f"the worker of {attacker.label} reached: {', '.join(sorted(map(str, reached)))}"
@@ -151,18 +190,26 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
             "a worker's profile only complains",
             opens=lambda stage: f"apparmor_parser -r -C {profile(stage.guests[0])}",
             closes=lambda stage: load(stage.guests[0]),
-            shows=lambda stage: f"grep -q '^libvirt-{stage.guests[0].uuid} (complain)' /sys/kernel/security/apparmor/profiles",
+            shows=lambda stage: (
+                f"grep -q '^libvirt-{stage.guests[0].uuid} (complain)' /sys/kernel/security/apparmor/profiles"
+            ),
         ),
         command(
             "a worker's profile allows everything below /etc",
             opens=lambda stage: f"echo '  /etc/** rw,' >> {rules(stage.guests[0])}; {load(stage.guests[0])}",
-            closes=lambda stage: f"sed -i '\\#^  /etc/\\*\\* rw,#d' {rules(stage.guests[0])}; {load(stage.guests[0])}",
+            closes=lambda stage: (
+                f"sed -i '\\#^  /etc/\\*\\* rw,#d' {rules(stage.guests[0])}; {load(stage.guests[0])}"
+            ),
             shows=lambda stage: f"grep -qF '/etc/** rw,' {rules(stage.guests[0])}",
         ),
         command(
             "a worker's profile lets it start a shell",
-            opens=lambda stage: f"echo '  /{{usr/,}}bin/dash mrix,' >> {rules(stage.guests[0])}; {load(stage.guests[0])}",
-            closes=lambda stage: f"sed -i '\\#bin/dash mrix,#d' {rules(stage.guests[0])}; {load(stage.guests[0])}",
+            opens=lambda stage: (
+                f"echo '  /{{usr/,}}bin/dash mrix,' >> {rules(stage.guests[0])}; {load(stage.guests[0])}"
+            ),
+            closes=lambda stage: (
+                f"sed -i '\\#bin/dash mrix,#d' {rules(stage.guests[0])}; {load(stage.guests[0])}"
+            ),
             shows=lambda stage: f"grep -qF 'bin/dash mrix,' {rules(stage.guests[0])}",
         ),
         command(
@@ -174,16 +221,31 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: Machine) -> None
     ),
 )
 def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
-    forbidden = [Attempt("read", "/etc/shadow"), Attempt("read", "/etc/libvirt/qemu.conf"), Attempt("read", "/etc/sudoers")]
+    forbidden = [
+        Attempt("read", "/etc/shadow"),
+        Attempt("read", "/etc/libvirt/qemu.conf"),
+        Attempt("read", "/etc/sudoers"),
+    ]
     forbidden += [Attempt("write", "/etc/hostname"), Attempt("write", "/etc/passwd"), Attempt("list", POOLS)]
-    forbidden += [Attempt("read", "/proc/1/cmdline"), *(Attempt("execute", f"/usr/bin/{name}") for name in ("dash", "bash", "cat", "dd"))]
+    forbidden += [
+        Attempt("read", "/proc/1/cmdline"),
+        *(Attempt("execute", f"/usr/bin/{name}") for name in ("dash", "bash", "cat", "dd")),
+    ]
     for guest in fleet.testbed.guests_on(node.name):
         found = node.read(f"cat /proc/{pid(node, guest)}/attr/current")
         assert found == f"libvirt-{guest.uuid} (enforce)", f"the worker of {guest.label} runs under '{found}'"
         reached = succeeded(node, guest, forbidden, uid=0)
-        assert not reached, f"the profile of {guest.label} alone would allow: {', '.join(sorted(map(str, reached)))}"
-    labels = {domain: node.read(f"cat /proc/{worker}/attr/current") for domain, worker in processes(node).items()}
-    loose = [domain for domain, label in labels.items() if not _ENFORCED.fullmatch(label) or [*labels.values()].count(label) > 1]
+        assert not reached, (
+            f"the profile of {guest.label} alone would allow: {', '.join(sorted(map(str, reached)))}"
+        )
+    labels = {
+        domain: node.read(f"cat /proc/{worker}/attr/current") for domain, worker in processes(node).items()
+    }
+    loose = [
+        domain
+        for domain, label in labels.items()
+        if not _ENFORCED.fullmatch(label) or [*labels.values()].count(label) > 1
+    ]
     told = ", ".join(f"{domain} runs under '{labels[domain]}'" for domain in sorted(loose))
     assert not loose, f"workers without an enforced profile of their own: {told}"
     unconfigured = confinement.unconfigured(node)
@@ -210,18 +272,28 @@ def test_workers_are_confined(fleet: Fleet, node: Machine) -> None:
 def test_no_page_is_shared(fleet: Fleet, node: Machine) -> None:
     state = node.read(f"cat {_KSM}/run {_KSM}/pages_shared {_KSM}/pages_sharing").split()
     if len(state) != 3:
-        raise InstrumentError("the kernel does not tell about page merging", fact=repr(state), remedy="look at the node's kernel")
+        raise InstrumentError(
+            "the kernel does not tell about page merging",
+            fact=repr(state),
+            remedy="look at the node's kernel",
+        )
     assert state[0] == "0", f"{_KSM}/run is {state[0]}"
     assert state[1:] == ["0", "0"], f"{state[1]} pages are shared {state[2]} times"
     for domain, worker in processes(node).items():
         areas, mergeable = map(int, node.read(_COUNT_AREAS.format(worker)).split())
         if not areas:
-            raise InstrumentError(f"the memory of {domain}'s worker cannot be read", fact="no area is told", remedy="repeat the check")
+            raise InstrumentError(
+                f"the memory of {domain}'s worker cannot be read",
+                fact="no area is told",
+                remedy="repeat the check",
+            )
         assert not mergeable, f"{mergeable} of {areas} memory areas of {domain}'s worker may be merged"
 
 
 def _foreign(stage: Stage) -> str:
-    """Return the pool of another tenant than the first guest's: of one on the node if there is one, else it is made for the while."""
+    """Return the pool of another tenant than the first guest's: of one on the node if there is one, else it
+    is made for the while.
+    """
     own, names = stage.guest.tenant, [tenant.name for tenant in stage.testbed.tenants]
     here = [guest.tenant for guest in stage.guests]
     return f"{POOLS}/{next(name for name in (*here, *names) if name != own)}"
@@ -237,8 +309,13 @@ def _foreign(stage: Stage) -> str:
     breaches=(
         command(
             "one tenant's volume is linked into another tenant's pool",
-            opens=lambda stage: f"mkdir -p {_foreign(stage)} && ln {stage.guest.root_disk} {_foreign(stage)}/linked.qcow2",
-            closes=lambda stage: f"rm -f {_foreign(stage)}/linked.qcow2; rmdir --ignore-fail-on-non-empty {_foreign(stage)} || true",
+            opens=lambda stage: (
+                f"mkdir -p {_foreign(stage)} && ln {stage.guest.root_disk} {_foreign(stage)}/linked.qcow2"
+            ),
+            closes=lambda stage: (
+                f"rm -f {_foreign(stage)}/linked.qcow2; rmdir --ignore-fail-on-non-empty "
+                f"{_foreign(stage)} || true"
+            ),
             shows=lambda stage: f"[ -e {_foreign(stage)}/linked.qcow2 ]",
         ),
     ),
@@ -247,7 +324,10 @@ def test_every_file_has_one_owner(fleet: Fleet, node: Machine) -> None:
     owners: dict[str, set[str]] = {}
     writable = "[ $((0$(awk '/^flags:/{print $2}' /proc/$p/fdinfo/${fd##*/}) & 3)) -ne 0 ]"
     for domain, worker in processes(node).items():
-        script = f"p={worker}; for fd in /proc/$p/fd/*; do [ -f $fd ] && {writable} && stat -L -c '%d:%i' $fd; done; true"
+        script = (
+            f"p={worker}; for fd in /proc/$p/fd/*; do [ -f $fd ] && {writable} && stat -L -c '%d:%i' $fd; "
+            "done; true"
+        )
         opened = node.read(script).split()
         if not opened:
             what = f"the worker of {domain} has no file open for writing"
@@ -257,5 +337,9 @@ def test_every_file_has_one_owner(fleet: Fleet, node: Machine) -> None:
     for line in node.read(f"find {POOLS} -mindepth 2 -type f -printf '%D:%i %P\\n'").splitlines():
         identity, _, path = line.partition(" ")
         owners.setdefault(identity, set()).add(path.partition("/")[0])
-    shared = [f"{identity} of {' and '.join(sorted(tenants))}" for identity, tenants in owners.items() if len(tenants) > 1]
+    shared = [
+        f"{identity} of {' and '.join(sorted(tenants))}"
+        for identity, tenants in owners.items()
+        if len(tenants) > 1
+    ]
     assert not shared, f"files (device:inode) with owners in several tenants: {', '.join(shared[:6])}"

@@ -44,7 +44,10 @@ def _limit(stage: Stage, packets: int) -> str:
 
 @check(
     id="VMM-04",
-    objective="The live configuration is what the topology says: machines, networks, rules, volumes, guests, settings and limits",
+    objective=(
+        "The live configuration is what the topology says: machines, networks, rules, volumes, guests, "
+        "settings and limits"
+    ),
     severity="high",
     effect=Effect.OBSERVES,
     breaches=(
@@ -90,7 +93,9 @@ def _limit(stage: Stage, packets: int) -> str:
                 "a guest may send any number of packets",
                 opens=lambda s: _limit(s, 0),
                 closes=lambda s: _limit(s, _guest(s).limits.packets),
-                shows=lambda s: f"! tc filter show dev {_guest(s).nics[0].tap} parent ffff: | grep -q pkts_rate",
+                shows=lambda s: (
+                    f"! tc filter show dev {_guest(s).nics[0].tap} parent ffff: | grep -q pkts_rate"
+                ),
                 where=_node,
             ),
         ),
@@ -102,7 +107,11 @@ def test_configuration_is_what_the_topology_says(fleet: Fleet) -> None:
     assert not told, "\n".join((f"{len(told)} things are not as the topology says:", *told[:_SHOWN]))
     if found.blind:
         fact = "; ".join(f"{place}: {why}" for place, why in found.blind.items())
-        raise InstrumentError(f"{', '.join(found.blind)} could not be looked at", fact=fact, remedy="run `testbed status`")
+        raise InstrumentError(
+            f"{', '.join(found.blind)} could not be looked at", fact=fact, remedy="run `testbed status`"
+        )
     idle = drift.in_words(fleet, found.idle())
     if idle:
-        raise InstrumentError(f"{len(idle)} things do not run", fact="; ".join(idle[:_SHOWN]), remedy="run `testbed up`")
+        raise InstrumentError(
+            f"{len(idle)} things do not run", fact="; ".join(idle[:_SHOWN]), remedy="run `testbed up`"
+        )

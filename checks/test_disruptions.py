@@ -1,11 +1,24 @@
-"""Walls over time: guests attack over and over while parts of the switch start anew, guests come and rules go (NET-13)."""
+"""Walls over time: guests attack over and over while parts of the switch start anew, guests come and rules go
+(NET-13).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from uuid import NAMESPACE_OID, uuid5
 
-from checks.support.breaches import ALLOW_ALL, TABLE, command, has_pair, has_sharers, mirrored, needs_company, needs_flow, ruled, where
+from checks.support.breaches import (
+    ALLOW_ALL,
+    TABLE,
+    command,
+    has_pair,
+    has_sharers,
+    mirrored,
+    needs_company,
+    needs_flow,
+    ruled,
+    where,
+)
 from checks.support.disruptions import EARLY, LATE, absence, arrival, departure, upheaval, withdrawal
 from checks.support.flow_shortcuts import for_a_while, shortcut
 from testbed.errors import InstrumentError
@@ -27,7 +40,12 @@ _DROP_IN = "/etc/systemd/system/ovs-vswitchd.service.d"
     effect=Effect.RESTARTS,
     applies=needs_company,
     breaches=(
-        for_a_while("a switch that has just started passes frames on to another guest", "dl_dst={victim}", _DROP_IN, "ovs-vswitchd"),
+        for_a_while(
+            "a switch that has just started passes frames on to another guest",
+            "dl_dst={victim}",
+            _DROP_IN,
+            "ovs-vswitchd",
+        ),
         shortcut("a forgotten rule lasts until the switch starts anew", "dl_dst={victim}"),
         *where(lambda stage: not has_pair(stage), ALLOW_ALL),
     ),
@@ -49,11 +67,16 @@ def _loose_rule(name: str, match: str, actions: Callable[[Stage], str]) -> Breac
 
 @check(
     id="NET-13",
-    objective="A guest that attacks from its first frame gets nothing through: unknown, bound, reset, by a second interface",
+    objective=(
+        "A guest that attacks from its first frame gets nothing through: unknown, bound, reset, by a "
+        "second interface"
+    ),
     severity="high",
     effect=Effect.DISTURBS,
     breaches=(
-        _loose_rule("frames of an interface that nobody knows are switched", "table=0,priority=50", lambda _: "NORMAL"),
+        _loose_rule(
+            "frames of an interface that nobody knows are switched", "table=0,priority=50", lambda _: "NORMAL"
+        ),
         _loose_rule(
             "frames of an invented MAC address go to a guest",
             "table=0,priority=200,dl_src=0e:00:00:00:00:00/ff:00:00:00:00:00",
@@ -87,7 +110,13 @@ def _others_are_left(stage: Stage) -> str | None:
     """Return why no guests are left that could attack while a node is away."""
     if len(stage.testbed.nodes) < 2:
         return "the fleet has one node, so no guest is left while it boots"
-    return None if _left(stage) else "whichever node boots, no two guests are left that no flow joins, so nothing could leak meanwhile"
+    return (
+        None
+        if _left(stage)
+        else (
+            "whichever node boots, no two guests are left that no flow joins, so nothing could leak meanwhile"
+        )
+    )
 
 
 def _left(stage: Stage) -> Pair | None:
@@ -129,8 +158,18 @@ def _again(stage: Stage) -> tuple[Acl, ...]:
     flow = stage.flow()
     nic, other = flow.source.nic, flow.target.nic
     return (
-        Acl("from-lport", 2000, f'inport == "{nic.port}" && ip4.dst == {other.address} && {flow.match}', "allow-related"),
-        Acl("to-lport", 2000, f'outport == "{other.port}" && ip4.src == {nic.address} && {flow.match}', "allow-related"),
+        Acl(
+            "from-lport",
+            2000,
+            f'inport == "{nic.port}" && ip4.dst == {other.address} && {flow.match}',
+            "allow-related",
+        ),
+        Acl(
+            "to-lport",
+            2000,
+            f'outport == "{other.port}" && ip4.src == {nic.address} && {flow.match}',
+            "allow-related",
+        ),
     )
 
 
@@ -148,14 +187,17 @@ def _again(stage: Stage) -> tuple[Acl, ...]:
 def test_connections_end_with_their_rule(fleet: Fleet) -> None:
     found = withdrawal(fleet)
     if not found.observation.windows(EARLY):
-        raise InstrumentError("the held connection was not seen", fact=str(found.held)[:200], remedy="repeat the check")
+        raise InstrumentError(
+            "the held connection was not seen", fact=str(found.held)[:200], remedy="repeat the check"
+        )
     survived = found.seen(LATE, "packets of a connection whose rule was gone")
     assert not survived, "; ".join(survived)
     assert not found.leaks, f"{len(found.leaks)} kinds of frames leaked: {'; '.join(found.leaks[:6])}"
 
 
 def _claims(node: Machine) -> list[tuple[str, str]]:
-    """Return the interfaces of a node's switch that claim a logical port, whatever the claim looks like, and the port.
+    """Return the interfaces of a node's switch that claim a logical port, whatever the claim looks like, and
+    the port.
 
     Raises:
         InstrumentError: the switch does not tell.
@@ -165,7 +207,9 @@ def _claims(node: Machine) -> list[tuple[str, str]]:
     try:
         found = [(str(row["name"]), dict(row["external_ids"])) for row in rows(bounded_json.read(text))]
     except (ValueError, KeyError, TypeError) as error:
-        raise InstrumentError(f"the interfaces of {node.name} cannot be read", fact=repr(error), remedy="repeat the check") from error
+        raise InstrumentError(
+            f"the interfaces of {node.name} cannot be read", fact=repr(error), remedy="repeat the check"
+        ) from error
     return [(name, str(ids["iface-id"])) for name, ids in found if "iface-id" in ids]
 
 
@@ -206,19 +250,29 @@ def _bound(name: str) -> str:
             command(
                 "a guest's interface is moved to another guest's port",
                 opens=lambda s: f"ovs-vsctl set interface {s.guest.nics[0].tap} {_thief(s)}",
-                closes=lambda s: "ovs-vsctl set interface {0.tap} external_ids:iface-id={0.port}".format(s.guest.nics[0]),
-                shows=lambda s: f"ovs-vsctl get interface {s.guest.nics[0].tap} external_ids | grep -q {_thief(s)[22:]}",
+                closes=lambda s: "ovs-vsctl set interface {0.tap} external_ids:iface-id={0.port}".format(
+                    s.guest.nics[0]
+                ),
+                shows=lambda s: (
+                    f"ovs-vsctl get interface {s.guest.nics[0].tap} external_ids | grep -q {_thief(s)[22:]}"
+                ),
             ),
         ),
         command(
             "an interface waits for a port that is still to come",
-            opens=lambda s: f"ovs-vsctl add-port br-int early -- set interface early type=internal external_ids:iface-id={_later(s)}",
+            opens=lambda s: (
+                "ovs-vsctl add-port br-int early -- set interface early type=internal "
+                f"external_ids:iface-id={_later(s)}"
+            ),
             closes=lambda _: "ovs-vsctl --if-exists del-port br-int early",
             shows=lambda s: f"ovs-vsctl get interface early external_ids | grep -q {_later(s)}",
         ),
         command(
             "an interface claims a port whose name is no number",
-            opens=lambda _: "ovs-vsctl add-port br-int odd -- set interface odd type=internal 'external_ids:iface-id=\"Any port, really\"'",
+            opens=lambda _: (
+                "ovs-vsctl add-port br-int odd -- set interface odd type=internal "
+                "'external_ids:iface-id=\"Any port, really\"'"
+            ),
             closes=lambda _: "ovs-vsctl --if-exists del-port br-int odd",
             shows=lambda _: "ovs-vsctl get interface odd external_ids | grep -q 'Any port, really'",
         ),
@@ -229,8 +283,14 @@ def test_ports_have_their_own_interfaces(fleet: Fleet, node: Machine) -> None:
     owners = {nic.port: guest.label for guest in fleet.testbed.guests for nic in guest.nics}
     wanted = {(nic.tap, nic.port) for guest in fleet.testbed.guests_on(node.name) for nic in guest.nics}
     missing = wanted - {*found}
-    stolen = [f"{name} claims the port of {owners.get(port, 'nobody')}" for name, port in found if (name, port) not in wanted]
+    stolen = [
+        f"{name} claims the port of {owners.get(port, 'nobody')}"
+        for name, port in found
+        if (name, port) not in wanted
+    ]
     assert not stolen, f"{len(stolen)} interfaces of {node.name}: {'; '.join(stolen[:6])}"
     if missing:
         fact = ", ".join(owners[port] for _, port in missing)
-        raise InstrumentError(f"{len(missing)} ports of {node.name} have no interface", fact=fact, remedy="run `testbed up`")
+        raise InstrumentError(
+            f"{len(missing)} ports of {node.name} have no interface", fact=fact, remedy="run `testbed up`"
+        )

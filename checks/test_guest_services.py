@@ -34,12 +34,20 @@ from testbed.verify.witnesses.dhcp_answers import Offer, read_offer
 
 METADATA, METADATA6 = "169.254.169.254", "fd00:ec2::254"  # where clouds keep it
 _ASKED = {"tcp": (53, 80, 443), "udp": (53, 67, 69, 123, 161, 547, 5353)}
-_BEFORE, _AFTER, _MALFORMED = 5, 6, 7  # first octet of a DHCP transaction; others are in checks/support/spoofed_frames.py
+_BEFORE, _AFTER, _MALFORMED = (
+    5,
+    6,
+    7,
+)  # first octet of a DHCP transaction; others are in checks/support/spoofed_frames.py
 _SUBNET, _MTU, _LEASE, _KIND, _SERVER = 1, 26, 51, 53, 54  # options of DHCP, RFC 2132
 _OFFER = 2
 _TOLD = {_SUBNET: 4, _MTU: 2, _LEASE: 4, _KIND: 1, _SERVER: 4}  # octets
 _CLIENT6, _SERVER6, _ADDRESS6 = 1, 2, 3  # options of DHCPv6, RFC 8415
-_TOLD6 = {_CLIENT6: 10, _SERVER6: 10, _ADDRESS6: 40}  # octets: identifiers by hardware address, and one address
+_TOLD6 = {
+    _CLIENT6: 10,
+    _SERVER6: 10,
+    _ADDRESS6: 40,
+}  # octets: identifiers by hardware address, and one address
 
 
 def _names(stage: Stage) -> str:
@@ -62,7 +70,10 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
 
 @check(
     id="NET-10",
-    objective="Guests are offered an address by their network's DHCP and nothing else, whatever they ask and whomever they ask",
+    objective=(
+        "Guests are offered an address by their network's DHCP and nothing else, whatever they ask and "
+        "whomever they ask"
+    ),
     severity="high",
     effect=Effect.PROBES,
     breaches=(
@@ -72,18 +83,29 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
         ),
         command(
             "a network tells the names of another tenant",
-            opens=lambda s: f"ovn-nbctl --wait=hv --id=@names create dns records:{_names(s)} external_ids:breach=names "
-            f"-- add logical_switch {switch(s)} dns_records @names -- acl-add {switch(s)} from-lport 2000 'udp.dst == 53' allow",
-            closes=lambda s: f"ovn-nbctl acl-del {switch(s)} from-lport 2000 'udp.dst == 53'; "
-            f"ovn-nbctl clear logical_switch {switch(s)} dns_records; for row in {_RECORDS}; do ovn-nbctl destroy dns $row; done; "
-            "ovn-nbctl --wait=hv sync",
-            shows=lambda s: f"{{ ovn-nbctl get logical_switch {switch(s)} dns_records; ovn-nbctl acl-list {switch(s)}; }} "
-            "| grep -qE '^.[0-9a-f]{8}-|udp.dst == 53'",
+            opens=lambda s: (
+                f"ovn-nbctl --wait=hv --id=@names create dns records:{_names(s)} external_ids:breach=names "
+                f"-- add logical_switch {switch(s)} dns_records @names -- acl-add {switch(s)} "
+                "from-lport 2000 'udp.dst == 53' allow"
+            ),
+            closes=lambda s: (
+                f"ovn-nbctl acl-del {switch(s)} from-lport 2000 'udp.dst == 53'; "
+                f"ovn-nbctl clear logical_switch {switch(s)} dns_records; for row in {_RECORDS}; do "
+                "ovn-nbctl destroy dns $row; done; "
+                "ovn-nbctl --wait=hv sync"
+            ),
+            shows=lambda s: (
+                f"{{ ovn-nbctl get logical_switch {switch(s)} dns_records; ovn-nbctl acl-list "
+                f"{switch(s)}; }} "
+                "| grep -qE '^.[0-9a-f]{8}-|udp.dst == 53'"
+            ),
             where=controller,
         ),
         command(
             "DHCP names a router, through which guests ask for metadata",
-            opens=lambda s: f"ovn-nbctl --wait=hv set dhcp_options {_of(switch(s))} options:router={METADATA}",
+            opens=lambda s: (
+                f"ovn-nbctl --wait=hv set dhcp_options {_of(switch(s))} options:router={METADATA}"
+            ),
             closes=lambda s: f"ovn-nbctl --wait=hv remove dhcp_options {_of(switch(s))} options router",
             shows=lambda s: f"ovn-nbctl get dhcp_options {_of(switch(s))} options:router",
             where=controller,
@@ -92,7 +114,9 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
             has_six,
             command(
                 "DHCPv6 names a name server",
-                opens=lambda s: f"ovn-nbctl --wait=hv set dhcp_options {_six(s)} options:dns_server='\"{NOWHERE6}\"'",
+                opens=lambda s: (
+                    f"ovn-nbctl --wait=hv set dhcp_options {_six(s)} options:dns_server='\"{NOWHERE6}\"'"
+                ),
                 closes=lambda s: f"ovn-nbctl --wait=hv remove dhcp_options {_six(s)} options dns_server",
                 shows=lambda s: f"ovn-nbctl get dhcp_options {_six(s)} options:dns_server",
                 where=controller,
@@ -102,7 +126,9 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
 )
 def test_guests_are_offered_an_exact_list(fleet: Fleet) -> None:
     asked = fleet.once("offers", lambda: _ask(fleet))
-    extra = sorted({text for scene in asked.scenes for text in _beyond(scene, asked.offers[scene.sender.label])})
+    extra = sorted(
+        {text for scene in asked.scenes for text in _beyond(scene, asked.offers[scene.sender.label])}
+    )
     assert not extra, f"{len(extra)} things are offered beyond DHCP: {'; '.join(extra[:6])}"
     mute = [scene.sender.label for scene in asked.scenes if not asked.answered(scene, _AFTER)]
     assert not mute, f"after malformed questions DHCP answers no more: {', '.join(mute)}"
@@ -121,15 +147,24 @@ class _Asked:
     offers: dict[str, list[Offer]]
 
     def answered(self, scene: Scene, stage: int) -> bool:
-        """Tell whether DHCP answered a guest's honest question of a stage, and DHCPv6 where the guest has IPv6."""
-        wanted = {f"{_transaction(stage, scene):08x}", *([f"{_transaction6(stage, scene):06x}"] if scene.sender.address6 else [])}
+        """Tell whether DHCP answered a guest's honest question of a stage, and DHCPv6 where the guest has
+        IPv6.
+        """
+        wanted = {
+            f"{_transaction(stage, scene):08x}",
+            *([f"{_transaction6(stage, scene):06x}"] if scene.sender.address6 else []),
+        }
         return wanted <= {offer.transaction for offer in self.offers[scene.sender.label]}
 
 
 def _ask(fleet: Fleet) -> _Asked:
     found = scenes(fleet)
     sockets = {socket for sockets in listening(fleet).values() for socket in sockets}
-    sockets |= {(cell.protocol, cell.port) for cell in contacts(fleet.testbed) if cell.protocol in ("tcp", "udp") and cell.port}
+    sockets |= {
+        (cell.protocol, cell.port)
+        for cell in contacts(fleet.testbed)
+        if cell.protocol in ("tcp", "udp") and cell.port
+    }
     sockets |= {(protocol, port) for protocol, ports in _ASKED.items() for port in ports}
     names = {name for guest in fleet.testbed.guests for name in (guest.name, f"{guest.name}.{guest.tenant}")}
     probes = [probe for scene in found for probe in _questions(scene, sorted(sockets), sorted(names))]
@@ -137,7 +172,9 @@ def _ask(fleet: Fleet) -> _Asked:
     asked = _Asked(found, {scene.sender.label: _offers(observation, scene.sender) for scene in found})
     deaf = [scene.sender.label for scene in found if not asked.answered(scene, _BEFORE)]
     if deaf:
-        raise InstrumentError("DHCP does not answer to begin with", fact=", ".join(deaf), remedy="run `testbed status`")
+        raise InstrumentError(
+            "DHCP does not answer to begin with", fact=", ".join(deaf), remedy="run `testbed status`"
+        )
     return asked
 
 
@@ -171,7 +208,9 @@ def _honest(scene: Scene, stage: int) -> Iterator[Probe]:
     yield Probe(f"{mark}four", own, {"repeat": 3}, frames.dhcp_discover(own.mac, _transaction(stage, scene)))
     if own.address6:
         client = bytes.fromhex(own.mac.replace(":", ""))
-        yield Probe(f"{mark}six", own, {"repeat": 3}, frames.dhcp6_solicit(own, _transaction6(stage, scene), client))
+        yield Probe(
+            f"{mark}six", own, {"repeat": 3}, frames.dhcp6_solicit(own, _transaction6(stage, scene), client)
+        )
 
 
 def _scan(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
@@ -186,7 +225,9 @@ def _scan(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
 
 
 def _scan6(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
-    """Yield the same over IPv6, and questions for routers, for the server's MAC address, and for name servers."""
+    """Yield the same over IPv6, and questions for routers, for the server's MAC address, and for name
+    servers.
+    """
     own, server = scene.sender, scene.server
     link = Ether(src=own.mac, dst=server.mac)
     for address in (six_of(server), METADATA6):
@@ -195,7 +236,9 @@ def _scan6(scene: Scene, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
             yield framed(link, packet, frames.syn(port) if protocol == "tcp" else frames.datagram(port))
         yield framed(link, packet, ICMPv6EchoRequest(id=secrets.randbits(16)))
     yield framed(frames.neighbor_solicitation(six_of(own), six_of(server), own.mac), tail=frames.nd_option)
-    routers = Ether(src=own.mac, dst="33:33:00:00:00:02") / IPv6(src=str(own.link_local), dst="ff02::2", hlim=255)
+    routers = Ether(src=own.mac, dst="33:33:00:00:00:02") / IPv6(
+        src=str(own.link_local), dst="ff02::2", hlim=255
+    )
     yield framed(routers, ICMPv6ND_RS(), tail=frames.nd_option)
     yield frames.dhcp6_question(own, _transaction6(_MALFORMED, scene))
 
@@ -204,14 +247,27 @@ def _malformed6(scene: Scene) -> Iterator[Frame]:
     """Yield questions to DHCPv6 that break its rules one by one (RFC 8415)."""
     client = bytes(DHCP6OptClientId(duid=DUID_LL(lladdr=scene.sender.mac)))
     kind = bytes(DHCP6_Solicit(trid=_transaction6(_MALFORMED, scene)))
-    for text in (kind[:2], kind, kind + b"\xff" * 64, b"\2" + kind[1:] + client, kind + client + b"\0\3\xff\xff", kind + b"\0\1\0\0" * 100):
+    for text in (
+        kind[:2],
+        kind,
+        kind + b"\xff" * 64,
+        b"\2" + kind[1:] + client,
+        kind + client + b"\0\3\xff\xff",
+        kind + b"\0\1\0\0" * 100,
+    ):
         yield _alone(frames.to_dhcp6(scene.sender) / Raw(text))
 
 
 def _resolve(scene: Scene, names: list[str]) -> Iterator[Frame]:
-    """Yield questions for the names of all guests, to the server, to where metadata is, and to the neighbours."""
+    """Yield questions for the names of all guests, to the server, to where metadata is, and to the
+    neighbours.
+    """
     server, source = scene.server, str(scene.sender.address)
-    places = ((server.mac, str(server.address), 53), (server.mac, METADATA, 53), ("01:00:5e:00:00:fb", "224.0.0.251", 5353))
+    places = (
+        (server.mac, str(server.address), 53),
+        (server.mac, METADATA, 53),
+        ("01:00:5e:00:00:fb", "224.0.0.251", 5353),
+    )
     for (mac, address, port), name in product(places, names):
         packet = Ether(src=scene.sender.mac, dst=mac) / IP(src=source, dst=address) / frames.datagram(port)
         yield _alone(packet / DNS(id=secrets.randbits(16), rd=1, qd=DNSQR(qname=name)))
@@ -219,15 +275,32 @@ def _resolve(scene: Scene, names: list[str]) -> Iterator[Frame]:
 
 def _malformed(scene: Scene) -> Iterator[Frame]:
     """Yield questions to DHCP that break its rules one by one (RFC 2131, RFC 2132)."""
-    head = Ether(src=scene.sender.mac, dst=frames.BROADCAST) / IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67)  # noqa: S104
+    head = (
+        Ether(src=scene.sender.mac, dst=frames.BROADCAST)
+        / IP(src="0.0.0.0", dst="255.255.255.255")  # noqa: S104 - a frame is no socket
+        / UDP(sport=68, dport=67)
+    )
     client = bytes.fromhex(scene.sender.mac.replace(":", ""))
     boot = BOOTP(chaddr=client, xid=_transaction(_MALFORMED, scene), flags=0x8000)
     cookie, kind = bytes((99, 130, 83, 99)), bytes((53, 1, 1))
     yield _alone(head / Raw(bytes(boot)[:40]))
     yield _alone(head / Raw(bytes(boot)))
-    yield _alone(head / BOOTP(chaddr=client, hlen=255, xid=boot.xid) / DHCP(options=[("message-type", "discover"), "end"]))
-    yield _alone(head / BOOTP(op=2, chaddr=client, xid=boot.xid) / DHCP(options=[("message-type", "discover"), "end"]))
-    for options in (kind, kind + bytes((55, 255, 1)), bytes((53, 0, 255)), bytes((53, 200, 1)), kind + bytes((50, 0)) * 300, b"\xff" * 600):
+    yield _alone(
+        head
+        / BOOTP(chaddr=client, hlen=255, xid=boot.xid)
+        / DHCP(options=[("message-type", "discover"), "end"])
+    )
+    yield _alone(
+        head / BOOTP(op=2, chaddr=client, xid=boot.xid) / DHCP(options=[("message-type", "discover"), "end"])
+    )
+    for options in (
+        kind,
+        kind + bytes((55, 255, 1)),
+        bytes((53, 0, 255)),
+        bytes((53, 200, 1)),
+        kind + bytes((50, 0)) * 300,
+        b"\xff" * 600,
+    ):
         yield _alone(head / Raw(bytes(boot)[:236] + cookie + options))
     yield _alone(head / Raw(bytes(boot)[:236] + b"\0\0\0\0" + kind))
 
@@ -247,8 +320,14 @@ def _beyond(scene: Scene, offers: list[Offer]) -> Iterator[str]:
         ("DHCPv6", _SERVER6): bytes((0, 3, 0, 1)) + bytes.fromhex(server.mac.replace(":", "")),
     }  # fmt: skip
     for offer in offers:
-        if (offer.service, offer.source) not in (("DHCP", str(server.address)), ("DHCPv6", str(server.link_local))):
+        if (offer.service, offer.source) not in (
+            ("DHCP", str(server.address)),
+            ("DHCPv6", str(server.link_local)),
+        ):
             yield f"{label}: {offer.service} from {offer.source or 'nobody'}"
         for code, value in offer.options:
-            if len(value) != told[offer.service].get(code) or exact.get((offer.service, code), value) != value:
+            if (
+                len(value) != told[offer.service].get(code)
+                or exact.get((offer.service, code), value) != value
+            ):
                 yield f"{label}: {offer.service} option {code} ({value[:40].hex()})"

@@ -1,4 +1,6 @@
-"""What lies under the tenants' networks: root partitions, controller and fabric, attacked from inside guests."""
+"""What lies under the tenants' networks: root partitions, controller and fabric, attacked from inside
+guests.
+"""
 
 from __future__ import annotations
 
@@ -52,14 +54,22 @@ def _taps(fleet: Fleet, name: str) -> set[str]:
 
 
 def _watch(fleet: Fleet, machine: Machine, prefix: str) -> dict[str, str]:
-    """Record on a machine's own interfaces and on its guests' taps; return the MAC addresses of the former by name."""
+    """Record on a machine's own interfaces and on its guests' taps; return the MAC addresses of the former by
+    name.
+    """
     present = _interfaces(machine)
     watched, own = {*_OWN, *_taps(fleet, machine.name)}, fleet.testbed.machine(machine.name)
-    needed = {f"{nic.plane}0" for nic in own.nics} | (watched - {*_OWN[1:]} if own.role is Role.NODE else set())
+    needed = {f"{nic.plane}0" for nic in own.nics} | (
+        watched - {*_OWN[1:]} if own.role is Role.NODE else set()
+    )
     if needed - present.keys():
         fact = f"{', '.join(sorted(needed - present.keys()))} cannot be watched"
-        raise InstrumentError(f"{machine.name} does not have all its interfaces", fact=fact, remedy="run `testbed up`")
-    listen_on(fleet, machine, prefix, {interface: mac for interface, mac in present.items() if interface in watched})
+        raise InstrumentError(
+            f"{machine.name} does not have all its interfaces", fact=fact, remedy="run `testbed up`"
+        )
+    listen_on(
+        fleet, machine, prefix, {interface: mac for interface, mac in present.items() if interface in watched}
+    )
     return {interface: mac for interface, mac in present.items() if interface in _OWN}
 
 
@@ -69,19 +79,36 @@ def _attack(fleet: Fleet) -> _Assault:
     machines = list(fleet.machines.values())
     with one_observation(fleet), ThreadPoolExecutor(max_workers=len(machines)) as pool:
         sockets = _sockets(fleet)
-        own = dict(zip(fleet.machines, pool.map(lambda machine: _watch(fleet, machine, tokens.prefix), machines), strict=True))
-        probes = {node.name: _assault(_senders(fleet, node.name), sockets, own[node.name]) for node in fleet.testbed.nodes}
-        send_from(fleet, fleet.testbed.guests, tokens, [probe for found in probes.values() for probe in found])
+        own = dict(
+            zip(
+                fleet.machines,
+                pool.map(lambda machine: _watch(fleet, machine, tokens.prefix), machines),
+                strict=True,
+            )
+        )
+        probes = {
+            node.name: _assault(_senders(fleet, node.name), sockets, own[node.name])
+            for node in fleet.testbed.nodes
+        }
+        send_from(
+            fleet, fleet.testbed.guests, tokens, [probe for found in probes.values() for probe in found]
+        )
         collected = pool.map(lambda machine: collect_from(fleet, machine, tokens.prefix, _OWN[0]), machines)
         return _Assault(tokens, probes, dict(zip(fleet.machines, collected, strict=True)))
 
 
 def _senders(fleet: Fleet, name: str) -> list[Endpoint]:
-    return [item for item in endpoints(fleet.testbed) if item.guest in {guest.label for guest in fleet.testbed.guests_on(name)}]
+    return [
+        item
+        for item in endpoints(fleet.testbed)
+        if item.guest in {guest.label for guest in fleet.testbed.guests_on(name)}
+    ]
 
 
 def _sockets(fleet: Fleet) -> list[tuple[str, str, int]]:
-    """Return protocol, address and port of every listening socket of every machine, as the machines tell it."""
+    """Return protocol, address and port of every listening socket of every machine, as the machines tell
+    it.
+    """
     told = listening(fleet)
     found = {
         (protocol, str(nic.address), port)
@@ -108,15 +135,21 @@ def _first(stage: Stage) -> Guest:
             "the integration bridge is up and takes a guest's frames",
             opens=lambda s: (
                 f"ip link set br-int up; {TABLE} add-flow br-int "
-                f"'table=0,priority=200,in_port={s.guests[0].nics[0].tap},dl_dst='$(cat /sys/class/net/br-int/address)',actions=LOCAL'"
+                f"'table=0,priority=200,in_port={s.guests[0].nics[0].tap},dl_dst='$(cat "
+                "/sys/class/net/br-int/address)',actions=LOCAL'"
             ),
             closes=lambda s: (
                 f"{TABLE} --strict del-flows br-int 'table=0,priority=200,in_port={s.guests[0].nics[0].tap},"
                 "dl_dst='$(cat /sys/class/net/br-int/address); ip link set br-int down"
             ),
-            shows=lambda _: f"{TABLE} dump-flows br-int table=0 | grep -q actions=LOCAL && ip link show up dev br-int | grep -q br-int",
+            shows=lambda _: (
+                f"{TABLE} dump-flows br-int table=0 | grep -q actions=LOCAL && ip link show up dev "
+                "br-int | grep -q br-int"
+            ),
         ),
-        mirrored("a guest's frames leave by the management interface as well", _first, lambda _: "management0"),
+        mirrored(
+            "a guest's frames leave by the management interface as well", _first, lambda _: "management0"
+        ),
     ),
 )
 def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> None:
@@ -127,7 +160,9 @@ def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> 
     unseen = [probe.mark for probe in probes if assault.tokens.of(probe.mark) not in left]
     if unseen:
         what = f"{len(unseen)} of {len(probes)} frames were not seen leaving their guests"
-        raise InstrumentError(what, fact="so their absence elsewhere means nothing", remedy="repeat the check")
+        raise InstrumentError(
+            what, fact="so their absence elsewhere means nothing", remedy="repeat the check"
+        )
     macs = {sender.mac for sender in _senders(fleet, node.name)}
     reached = sorted(
         f"{name} {record.get('label')} {record.get('kind')} {str(record.get('target'))[:40]}"
@@ -138,17 +173,27 @@ def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: Machine) -> 
     assert not reached, f"{len(reached)} frames of guests reached: {'; '.join(reached[:6])}"
 
 
-def _assault(senders: list[Endpoint], sockets: list[tuple[str, str, int]], macs: dict[str, str]) -> list[Probe]:
-    """Return one frame for each sender, listening socket and MAC address of the root partition, and ARP for each address."""
+def _assault(
+    senders: list[Endpoint], sockets: list[tuple[str, str, int]], macs: dict[str, str]
+) -> list[Probe]:
+    """Return one frame for each sender, listening socket and MAC address of the root partition, and ARP for
+    each address.
+    """
     probes = []
     for sender in senders:
         name = sender.mac.replace(":", "")
-        for number, ((protocol, address, port), mac) in enumerate(product(sockets, sorted(set(macs.values())))):
+        for number, ((protocol, address, port), mac) in enumerate(
+            product(sockets, sorted(set(macs.values())))
+        ):
             service = frames.syn(port) if protocol == "tcp" else frames.datagram(port)
-            packet = frames.framed(Ether(src=sender.mac, dst=mac), IP(src=str(sender.address), dst=address), service)
+            packet = frames.framed(
+                Ether(src=sender.mac, dst=mac), IP(src=str(sender.address), dst=address), service
+            )
             probes.append(Probe(f"s{name}n{number}", sender, {}, packet))
         for number, address in enumerate(sorted({address for _, address, _ in sockets})):
-            question = frames.framed(Ether(src=sender.mac, dst=frames.BROADCAST), frames.arp_request(sender, address))
+            question = frames.framed(
+                Ether(src=sender.mac, dst=frames.BROADCAST), frames.arp_request(sender, address)
+            )
             probes.append(Probe(f"s{name}a{number}", sender, {}, question))
     return probes
 
@@ -158,11 +203,16 @@ _TUNNELS = Acl("from-lport", 2000, "udp.dst == {4789, 6081}", "allow")
 
 @check(
     id="NET-08",
-    objective="No guest enters another tenant's network by speaking the language of the tunnels between nodes",
+    objective=(
+        "No guest enters another tenant's network by speaking the language of the tunnels between nodes"
+    ),
     severity="critical",
     effect=Effect.PROBES,
     breaches=(
-        shortcut("tunnelled frames of a guest are let through to another guest", "dl_type=0x0800,nw_proto=17,tp_dst=6081"),
+        shortcut(
+            "tunnelled frames of a guest are let through to another guest",
+            "dl_type=0x0800,nw_proto=17,tp_dst=6081",
+        ),
         ruled("a rule lets guests send to the ends of tunnels", lambda _: (_TUNNELS,)),
     ),
 )

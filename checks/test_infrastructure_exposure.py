@@ -1,4 +1,6 @@
-"""The machines under the tenants' networks, asked for everything from everywhere: from rogue hosts, from one another (NET-09)."""
+"""The machines under the tenants' networks, asked for everything from everywhere: from rogue hosts, from one
+another (NET-09).
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,16 @@ _ARP = "sysctl -q -w net.ipv4.conf.all.arp_ignore"
 
 @check(
     id="NET-09",
-    objective="The machines of the fleet offer exactly what they must, and to whom they must: to administrators, peers and nodes",
+    objective=(
+        "The machines of the fleet offer exactly what they must, and to whom they must: to administrators, "
+        "peers and nodes"
+    ),
     severity="critical",
     effect=Effect.PROBES,
     breaches=(
-        _accepted("a node takes logins from anybody on its management network", 'iifname "management0" tcp dport 22'),
+        _accepted(
+            "a node takes logins from anybody on its management network", 'iifname "management0" tcp dport 22'
+        ),
         _accepted("a node takes everything that comes in on the fabric", 'iifname "fabric0"'),
         command(
             "a host that is no node may talk to the controller's database",
@@ -58,11 +65,15 @@ _ARP = "sysctl -q -w net.ipv4.conf.all.arp_ignore"
 )
 def test_machines_offer_what_they_must(fleet: Fleet) -> None:
     found = fleet.once("surroundings", lambda: survey(fleet))
-    fleet.evidence.record("fleet", "surroundings", f"{len(found)} cells", "\n".join(map(str, found)), time.time())
+    fleet.evidence.record(
+        "fleet", "surroundings", f"{len(found)} cells", "\n".join(map(str, found)), time.time()
+    )
     for item in found:
         fleet.saw(item.cell, arrived=item.reached)
     open_ = [str(item) for item in found if item.reached and not item.cell.allowed]
-    assert not open_, f"{len(open_)} of {len(found)} questions should not have been answered: {'; '.join(open_[:6])}"
+    assert not open_, (
+        f"{len(open_)} of {len(found)} questions should not have been answered: {'; '.join(open_[:6])}"
+    )
     dead = [str(item) for item in found if item.cell.allowed and not item.reached and not item.blind]
     assert not dead, f"{len(dead)} services are not there for whom they are: {'; '.join(dead[:6])}"
     unclear = [str(item) for item in found if item.unclear]

@@ -22,7 +22,8 @@ _KEYS = "/etc/ssh/authorized_keys.breach"
 def _plant_key(stage: Stage) -> None:
     public = plant(stage.lab.workspace)
     stage.host.must(
-        f"printf 'AuthorizedKeysFile {_KEYS}\\n' > {_DROP_IN}; echo '{public}' > {_KEYS}; chmod 0644 {_KEYS}; systemctl reload ssh"
+        f"printf 'AuthorizedKeysFile {_KEYS}\\n' > {_DROP_IN}; echo '{public}' > {_KEYS}; chmod 0644 "
+        f"{_KEYS}; systemctl reload ssh"
     )
 
 
@@ -49,15 +50,23 @@ def test_wrong_credentials_never_work(fleet: Fleet, machine: Machine) -> None:
         answers = logins(fleet, machine, strangers)
     error = max(before, clock_error(machine), key=abs)
     dated = {EXPIRED, EARLY} if abs(error) > CLOCK else set()
-    let_in = sorted(f"{name} ({answer})" for name, answer in answers.items() if answer != "refused" and name not in dated)
+    let_in = sorted(
+        f"{name} ({answer})" for name, answer in answers.items() if answer != "refused" and name not in dated
+    )
     assert not let_in, f"{machine.name} let in: {', '.join(let_in)}"
     if dated:
-        what = f"the clock of {machine.name} is wrong, so that what a certificate's dates mean there cannot be seen"
+        what = (
+            f"the clock of {machine.name} is wrong, so that what a certificate's dates mean there cannot "
+            "be seen"
+        )
         answered = ", ".join(f"{name}: {answers[name]}" for name in sorted(dated))
-        raise InstrumentError(what, fact=f"it is {error:.0f} s ahead; {answered}", remedy="run `testbed up`, which sets it")
+        raise InstrumentError(
+            what, fact=f"it is {error:.0f} s ahead; {answered}", remedy="run `testbed up`, which sets it"
+        )
 
 
-# Tries libvirt's sockets as every account of the machine, as every worker that runs, and as root before and after.
+# Tries libvirt's sockets as every account of the machine, as every worker that runs, and as root before and
+# after.
 _CONNECT = """\
 import errno, json, os, pwd, socket
 
@@ -98,7 +107,7 @@ who += [("account " + item.pw_name, (item.pw_uid, item.pw_gid, os.getgrouplist(i
 who += [("worker of " + domain, worker(pid)) for domain, pid in REQUEST["workers"].items()]
 who += [("root after", (0, 0, []))]
 print(json.dumps([[label, *identity, tried(*identity)] for label, identity in who]))
-"""
+"""  # noqa: E501 - lines of a program
 _CONTROLS = ("root before", "root after")
 _LIBVIRT = re.compile(r':(16509|16514)\s|"(libvirtd|virt[a-z]+d)"')  # its ports, and its daemons
 _LOGIN = re.compile(r"\S:22\s")
@@ -114,17 +123,30 @@ def _attempts(fleet: Fleet, node: Machine) -> dict[str, dict[str, str]]:
     workers, guests = processes(node), fleet.testbed.guests_on(node.name)
     found = {str(label): (uid, answers) for label, uid, _, _, answers in
              node.python(_CONNECT, {"paths": SOCKETS, "workers": workers})}  # fmt: skip
-    needed = {*_CONTROLS, f"account {ADMINISTRATOR}", "account nobody", *(f"worker of {domain}" for domain in workers)}
+    needed = {
+        *_CONTROLS,
+        f"account {ADMINISTRATOR}",
+        "account nobody",
+        *(f"worker of {domain}" for domain in workers),
+    }
     needed |= {name for guest in guests for name in (f"account {guest.worker}", f"worker of {guest.domain}")}
-    silent = sorted(label for label in needed | found.keys() if set(found.get(label, (0, {}))[1]) != set(SOCKETS))
+    silent = sorted(
+        label for label in needed | found.keys() if set(found.get(label, (0, {}))[1]) != set(SOCKETS)
+    )
     if silent:
         what = f"{len(silent)} of {len(needed | found.keys())} accounts did not try every socket of libvirt"
-        raise InstrumentError(what, fact=", ".join(silent[:6]), remedy="run `testbed up`, then repeat the check")
-    return {label if label in _CONTROLS else f"{label} (uid {uid})": answers for label, (uid, answers) in found.items()}
+        raise InstrumentError(
+            what, fact=", ".join(silent[:6]), remedy="run `testbed up`, then repeat the check"
+        )
+    return {
+        label if label in _CONTROLS else f"{label} (uid {uid})": answers
+        for label, (uid, answers) in found.items()
+    }
 
 
 def _listeners(node: Machine) -> list[str]:
-    """Return libvirt's listening sockets on networks; the one by which we are logged in shows that sockets are told.
+    """Return libvirt's listening sockets on networks; the one by which we are logged in shows that sockets
+    are told.
 
     Raises:
         InstrumentError: it is not among them.
@@ -132,7 +154,11 @@ def _listeners(node: Machine) -> list[str]:
     """
     lines = node.read("ss -Hlntp").splitlines()
     if not any(_LOGIN.search(line) for line in lines):
-        raise InstrumentError(f"{node.name} does not tell its listeners", fact=f"{len(lines)} without ssh", remedy="repeat the check")
+        raise InstrumentError(
+            f"{node.name} does not tell its listeners",
+            fact=f"{len(lines)} without ssh",
+            remedy="repeat the check",
+        )
     return [line for line in lines if _LIBVIRT.search(line)]
 
 
@@ -142,7 +168,9 @@ def _listeners(node: Machine) -> list[str]:
     severity="critical",
     effect=Effect.PROBES,
     local=True,
-    applies=lambda stage: None if stage.testbed.machine(stage.case).role is Role.NODE else "no hypervisor here",
+    applies=lambda stage: (
+        None if stage.testbed.machine(stage.case).role is Role.NODE else "no hypervisor here"
+    ),
     breaches=(
         command(
             "libvirt's socket is open to everybody",
@@ -156,8 +184,17 @@ def test_only_root_reaches_libvirt(fleet: Fleet, node: Machine) -> None:
     answers = _attempts(fleet, node)
     controls = [answers.pop(name) for name in _CONTROLS]
     if any(set(control.values()) != {"open"} for control in controls):
-        raise InstrumentError("root does not reach libvirt", fact=str(controls)[:300], remedy="run `testbed up`")
-    reached = [f"{who}: {path} ({answer})" for who, told in answers.items() for path, answer in told.items() if answer != "denied"]
-    assert not reached, f"{len(reached)} ways to libvirt are open to others than root: {'; '.join(reached[:6])}"
+        raise InstrumentError(
+            "root does not reach libvirt", fact=str(controls)[:300], remedy="run `testbed up`"
+        )
+    reached = [
+        f"{who}: {path} ({answer})"
+        for who, told in answers.items()
+        for path, answer in told.items()
+        if answer != "denied"
+    ]
+    assert not reached, (
+        f"{len(reached)} ways to libvirt are open to others than root: {'; '.join(reached[:6])}"
+    )
     listeners = _listeners(node)
     assert not listeners, f"libvirt listens on a network: {listeners}"

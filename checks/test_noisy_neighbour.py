@@ -7,7 +7,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from checks.support.breaches import command, has_flow, where
-from checks.support.flood_scenario import SLACK, Noise, Outcome, flooded, heart, large_enough, noise_of, over, packets, small_enough
+from checks.support.flood_scenario import (
+    SLACK,
+    Noise,
+    Outcome,
+    flooded,
+    heart,
+    large_enough,
+    noise_of,
+    over,
+    packets,
+    small_enough,
+)
 from testbed.errors import InstrumentError
 from testbed.model.subjects import Attachment, loudest
 from testbed.model.topology import Limits
@@ -18,7 +29,8 @@ from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation.arrivals import Observation
 
-_MET = 0.8  # share of its connections that a guest must come to have, to show that the limit is what holds it back
+# share of its connections that a guest must come to have, to show that the limit is what holds it back
+_MET = 0.8
 
 
 def _loud(stage: Stage) -> Attachment:
@@ -34,7 +46,12 @@ def _packets(stage: Stage, packets: int) -> None:
 
 def _kernel_limits(stage: Stage) -> bool:
     one = _loud(stage)
-    return stage.lab.host(one.guest.node).sudo(f"tc filter show dev {one.nic.tap} parent ffff: | grep -q pkts_rate").status == 0
+    return (
+        stage.lab.host(one.guest.node)
+        .sudo(f"tc filter show dev {one.nic.tap} parent ffff: | grep -q pkts_rate")
+        .status
+        == 0
+    )
 
 
 def _lifted(name: str, of: Callable[[Stage], Attachment], limit: str) -> Breach:
@@ -61,7 +78,10 @@ def _first(stage: Stage) -> Attachment:
 
 @check(
     id="NET-12",
-    objective="A guest that floods stays within its limits of packets, bandwidth and connections, and its neighbours do not feel it",
+    objective=(
+        "A guest that floods stays within its limits of packets, bandwidth and connections, and its "
+        "neighbours do not feel it"
+    ),
     severity="medium",
     effect=Effect.FLOODS,
     breaches=(
@@ -81,14 +101,18 @@ def _first(stage: Stage) -> Attachment:
 def test_a_flood_stays_within_its_limits(fleet: Fleet) -> None:
     noise = noise_of(fleet)
     found, observation = flooded(fleet, noise)
-    if not over(noise, found) and _unsure(noise, found, observation):  # the machine may have been busy with something else
+    if not over(noise, found) and _unsure(
+        noise, found, observation
+    ):  # the machine may have been busy with something else
         found, observation = flooded(fleet, noise)
     fleet.evidence.record("fleet", "flood", f"noise of {noise.sender.label}", str(found), time.time())
     past = over(noise, found)
     assert not past, f"{noise.sender.label}: {'; '.join(past)}"
     weak = _weak(noise, found)
     if weak:
-        raise InstrumentError("the noise meets no limit", fact=weak[:600], remedy="lower the limits of the guest")
+        raise InstrumentError(
+            "the noise meets no limit", fact=weak[:600], remedy="lower the limits of the guest"
+        )
     if noise.victim is None:
         return
     beats = heart(observation, noise.victim, found.asked)
@@ -117,7 +141,8 @@ def _unsure(noise: Noise, found: Outcome, observation: Observation) -> bool:
             "a policer is taken off behind the switch's back",
             opens=lambda s: f"tc qdisc del dev {s.guest.nics[0].tap} ingress",
             closes=lambda s: (
-                f"{policing.limit([s.guest.nics[0].tap], 0)} && {policing.limit([s.guest.nics[0].tap], s.guest.limits.packets)}"
+                f"{policing.limit([s.guest.nics[0].tap], 0)} && "
+                f"{policing.limit([s.guest.nics[0].tap], s.guest.limits.packets)}"
             ),
             shows=lambda s: f"! tc filter show dev {s.guest.nics[0].tap} parent ffff: | grep -q pkts_rate",
         ),
@@ -134,11 +159,14 @@ def _weak(noise: Noise, found: Outcome) -> str:
     own, small, large = noise.guest.limits, found.small, found.large
     met = {"small frames": bool(small.switched) and small.offered > small_enough(own).within(small.seconds)}
     allowed = {
-        "large frames": min(large.offered, packets(own).within(large.seconds)) > large_enough(own).within(large.seconds),
+        "large frames": min(large.offered, packets(own).within(large.seconds))
+        > large_enough(own).within(large.seconds),
         "connections": bool(found.sent) and min(found.sent[0], found.opening) > own.connections * SLACK,
         "tracked connections": found.tracked > own.connections * _MET,
         "anything at the peer": bool(found.delivered),
     }
-    met |= allowed if noise.scene.protocol else {}  # without a flow nothing is let through that counts for these limits
+    met |= (
+        allowed if noise.scene.protocol else {}
+    )  # without a flow nothing is let through that counts for these limits
     weak = [name for name, enough in met.items() if not enough]
     return f"not enough: {', '.join(weak)}: {found}" if weak else ""

@@ -1,4 +1,6 @@
-"""The tunnels between nodes, attacked from the fabric by a host that is no node, with the fleet's own language (NET-08)."""
+"""The tunnels between nodes, attacked from the fabric by a host that is no node, with the fleet's own
+language (NET-08).
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,11 @@ class _Injected:
 
 def needs_peers(stage: Stage) -> str | None:
     """Return why a fleet has no tunnels to attack."""
-    return None if len(stage.testbed.nodes) > 1 else "the fleet has one node, so there are no tunnels between nodes"
+    return (
+        None
+        if len(stage.testbed.nodes) > 1
+        else "the fleet has one node, so there are no tunnels between nodes"
+    )
 
 
 def _policies(machine: Machine) -> list[str]:
@@ -67,7 +73,9 @@ def _unprotected(name: str) -> Breach:
         name,
         open=lambda stage: _everywhere(stage, f"{_TAKE}; systemctl stop strongswan"),
         close=lambda stage: _everywhere(stage, f"systemctl start strongswan; {_FIREWALL}"),
-        in_force=lambda stage: stage.host.sudo(f"systemctl is-active strongswan || ! {_SHUT}").text.strip() == "inactive",
+        in_force=lambda stage: (
+            stage.host.sudo(f"systemctl is-active strongswan || ! {_SHUT}").text.strip() == "inactive"
+        ),
     )
 
 
@@ -79,7 +87,10 @@ def _bypass(stage: Stage) -> str:
 
 @check(
     id="NET-08",
-    objective="No host on the fabric that is not a node gets a frame into a tenant's network, whatever it claims to be",
+    objective=(
+        "No host on the fabric that is not a node gets a frame into a tenant's network, whatever it claims "
+        "to be"
+    ),
     severity="critical",
     effect=Effect.PROBES,
     applies=needs_peers,
@@ -111,7 +122,9 @@ def test_no_stranger_enters_the_tunnels(fleet: Fleet) -> None:
     arrived = [f"{item} arrived at {', '.join(seen.values())}" for item, seen in sightings if seen]
     assert not arrived, f"{len(arrived)} injected frames arrived: {'; '.join(arrived[:4])}"
     taken = [str(item) for item in found.injections if item.mark not in found.refused]
-    assert not taken, f"{len(taken)} of {len(found.injections)} were not refused by the firewall: {'; '.join(taken[:4])}"
+    assert not taken, (
+        f"{len(taken)} of {len(found.injections)} were not refused by the firewall: {'; '.join(taken[:4])}"
+    )
     require_agreement(found.observation, {item.mark for item in found.injections})
     open_ = [text for node in fleet.testbed.nodes for text in _unencrypted(fleet, fleet.machines[node.name])]
     assert not open_, f"the kernel does not ask for encryption: {'; '.join(open_[:4])}"
@@ -123,11 +136,17 @@ def _unencrypted(fleet: Fleet, machine: Machine) -> list[str]:
     peers = [node.address(Plane.FABRIC) for node in fleet.testbed.nodes if node.name != machine.name]
     found = []
     for peer in peers:
-        for way, ends in (("in", f"src {peer}/32 dst {own}/32 proto udp"), ("out", f"src {own}/32 dst {peer}/32 proto udp")):
+        for way, ends in (
+            ("in", f"src {peer}/32 dst {own}/32 proto udp"),
+            ("out", f"src {own}/32 dst {peer}/32 proto udp"),
+        ):
             policies = [line for line in lines if line.startswith(ends) and f"dir {way} " in line]
             protected = [line for line in policies if "proto esp" in line and "mode transport" in line]
             if not policies or policies != protected:
-                found.append(f"{machine.name}, {way}, {peer}: {len(policies)} policies, {len(protected)} of them for ESP")
+                found.append(
+                    f"{machine.name}, {way}, {peer}: {len(policies)} policies, {len(protected)} of "
+                    "them for ESP"
+                )
     return found
 
 
@@ -149,13 +168,22 @@ def _inject(fleet: Fleet) -> _Injected:
         for stage in ("before", "after"):
             arrived = observation.arrived(f"{item.mark}{stage}", item.target.guest)
             if item.flows and not arrived:
-                what = f"what a node itself sends through its tunnel does not arrive at {item.target.label} {stage} the injection"
-                raise InstrumentError(what, fact=f"so the silence of a stranger's {item.mark} means nothing", remedy="run `testbed status`")
+                what = (
+                    f"what a node itself sends through its tunnel does not arrive at {item.target.label} "
+                    f"{stage} the injection"
+                )
+                raise InstrumentError(
+                    what,
+                    fact=f"so the silence of a stranger's {item.mark} means nothing",
+                    remedy="run `testbed status`",
+                )
     return _Injected(tuple(found), observation, frozenset(refused))
 
 
 def _from_peers(fleet: Fleet, inner: list[Inner], tokens: Tokens, stage: str) -> None:
-    """Let nodes send the same frames through their own tunnels: what is true of them, and of a node that has fallen."""
+    """Let nodes send the same frames through their own tunnels: what is true of them, and of a node that has
+    fallen.
+    """
     places = {guest.label: guest.node for guest in fleet.testbed.guests}
     sites = {site.name: site for site in machines(fleet.testbed) if site.plane is Plane.FABRIC}
     scripts: dict[str, list[Mapping[str, object]]] = {}
@@ -168,18 +196,30 @@ def _from_peers(fleet: Fleet, inner: list[Inner], tokens: Tokens, stage: str) ->
         scripts.setdefault(peer.name, []).append({**question(cell, item.mark), "frame": payload.hex()})
 
     def ask(name: str) -> None:
-        on_machine(fleet, fleet.machines[name]).listen({"phase": "knock", "window": 2, "probes": scripts[name]})
+        on_machine(fleet, fleet.machines[name]).listen(
+            {"phase": "knock", "window": 2, "probes": scripts[name]}
+        )
 
     with ThreadPoolExecutor(max_workers=len(scripts)) as pool:
         list(pool.map(ask, scripts))
 
 
 def _from_rogue(fleet: Fleet, stranger: Site, probe: Instrument, injections: Sequence[Injection]) -> set[str]:
-    """Send everything from the fabric, between two proofs that nodes hear the sender; return the marks of what was refused."""
+    """Send everything from the fabric, between two proofs that nodes hear the sender; return the marks of
+    what was refused.
+    """
     nodes = [site for site in machines(fleet.testbed) if site.plane is Plane.FABRIC]
-    hello = [question(Contact(stranger, site, site.address, "arp", None, True, "-"), site.name) for site in nodes]
+    hello = [
+        question(Contact(stranger, site, site.address, "arp", None, True, "-"), site.name) for site in nodes
+    ]
     script = [
-        {"id": f"{item.mark}p{number}", "mac": stranger.mac, "kind": "frame", "frame": octets.hex(), "repeat": 1}
+        {
+            "id": f"{item.mark}p{number}",
+            "mac": stranger.mac,
+            "kind": "frame",
+            "frame": octets.hex(),
+            "repeat": 1,
+        }
         for item in injections
         for number, octets in enumerate(item.packets)
     ]
@@ -197,6 +237,8 @@ def _from_rogue(fleet: Fleet, stranger: Site, probe: Instrument, injections: Seq
     for name, ledger in told.items():
         if ledger.full:
             raise broken(f"{name} may have refused more than it tells", ledger.full)
-    return {item.mark for item in injections if told[item.node].refuses(item.source, item.target, "udp", item.port, seconds)}
-
-
+    return {
+        item.mark
+        for item in injections
+        if told[item.node].refuses(item.source, item.target, "udp", item.port, seconds)
+    }

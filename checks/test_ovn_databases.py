@@ -1,4 +1,6 @@
-"""The controller's databases, attacked with the keys of machines that have fallen, with others, and with none (NET-08)."""
+"""The controller's databases, attacked with the keys of machines that have fallen, with others, and with none
+(NET-08).
+"""
 
 from __future__ import annotations
 
@@ -68,10 +70,12 @@ with tempfile.TemporaryDirectory() as folder:
     ways = {"in the clear": lambda channel: channel, "without a certificate": secured(),
             "with a certificate of its own making": secured(*pair)}
     answers = {"strangers": {name: stranger(way) for name, way in ways.items()}}
-"""
+"""  # noqa: E501 - lines of a program
 
-# As the node it marks rows that are not its own, one transaction for each table, and takes the mark off again where that was
-# allowed. Then it does what OVN's roles allow: reads, and claims another node's port, until that node has it back.
+# As the node it marks rows that are not its own, one transaction for each table, and takes the mark off again
+# where that was
+# allowed. Then it does what OVN's roles allow: reads, and claims another node's port, until that node has it
+# back.
 _ATTACK = f"""{_STRANGER}
 def marking(table, verb, value):
     where = [["name", "!=", own]] if table == "Chassis" else []
@@ -120,7 +124,7 @@ try:
 except OSError as error:
     answers["node"], answers["error"] = {{}}, str(error)
 print(json.dumps(answers))
-"""
+"""  # noqa: E501 - lines of a program
 
 
 _WAYS = 3  # in which a stranger of `_STRANGER` asks
@@ -133,10 +137,14 @@ def _require_refusals(answers: Mapping[str, str], asked: int) -> None:
         InstrumentError: one was not refused, or did not ask.
 
     """
-    unsure = [f"{name}: {answer}" for name, answer in answers.items() if not str(answer).startswith("refused: ")]
+    unsure = [
+        f"{name}: {answer}" for name, answer in answers.items() if not str(answer).startswith("refused: ")
+    ]
     if unsure or len(answers) != asked:
         fact = f"{len(answers)} answers to {asked} questions; {'; '.join(unsure)}"
-        raise InstrumentError("a database did not refuse every stranger", fact=fact[:300], remedy="repeat the check")
+        raise InstrumentError(
+            "a database did not refuse every stranger", fact=fact[:300], remedy="repeat the check"
+        )
 
 
 def _connect(stage: Stage, *words: str) -> None:
@@ -155,7 +163,9 @@ def _speaks(name: str, *words: str) -> Breach:
 
 @check(
     id="NET-08",
-    objective="A fallen node writes no rows but its own into the southbound database, and a stranger reads none",
+    objective=(
+        "A fallen node writes no rows but its own into the southbound database, and a stranger reads none"
+    ),
     severity="critical",
     effect=Effect.DISTURBS,
     breaches=(
@@ -166,20 +176,36 @@ def _speaks(name: str, *words: str) -> Breach:
 def test_a_fallen_node_speaks_for_itself_only(fleet: Fleet, node: Machine) -> None:
     place = str(fleet.testbed.controller.address(Plane.MANAGEMENT))
     answers = node.python(_ATTACK, json.dumps([place, _PORT, node.name, _TABLES]))
-    fleet.evidence.record(node.name, "measured", "what OVN's roles leave to a fallen node", answers.get("still"), time.time())
+    fleet.evidence.record(
+        node.name, "measured", "what OVN's roles leave to a fallen node", answers.get("still"), time.time()
+    )
     told = sorted(name for name, answer in answers["strangers"].items() if answer == "answered")
     assert not told, f"the southbound database answers strangers: {', '.join(told)}"
     _require_refusals(answers["strangers"], _WAYS)
     if set(answers["node"]) != set(_TABLES):
         fact = answers.get("error", "not every table was tried")
-        raise InstrumentError(f"{node.name} cannot speak to the southbound database", fact=fact, remedy="run `testbed up`")
+        raise InstrumentError(
+            f"{node.name} cannot speak to the southbound database", fact=fact, remedy="run `testbed up`"
+        )
     written = sorted(table for table, answer in answers["node"].items() if answer == "written")
     assert not written, f"{node.name} writes others' rows in {', '.join(written)}"
     if answers.get("still", {}).get("back") is False:
-        raise InstrumentError("a port that was claimed is not back at its node", fact=str(answers["still"]), remedy="run `testbed up`")
-    odd = {table: answer for table, answer in answers["node"].items() if "permission error" not in answer and answer != "empty"}
+        raise InstrumentError(
+            "a port that was claimed is not back at its node",
+            fact=str(answers["still"]),
+            remedy="run `testbed up`",
+        )
+    odd = {
+        table: answer
+        for table, answer in answers["node"].items()
+        if "permission error" not in answer and answer != "empty"
+    }
     if odd or set(answers["node"].values()) == {"empty"}:
-        raise InstrumentError("the southbound database refuses for another reason than its roles", fact=str(odd)[:300], remedy="-")
+        raise InstrumentError(
+            "the southbound database refuses for another reason than its roles",
+            fact=str(odd)[:300],
+            remedy="-",
+        )
 
 
 _AUTHORITY = "/run/testbed/ovn/administrators.pem"
@@ -188,7 +214,10 @@ _CERTIFICATE = "with a machine's certificate"
 
 @check(
     id="NET-08",
-    objective="Only administrators speak to the northbound database: no machine's certificate opens it, and no stranger's",
+    objective=(
+        "Only administrators speak to the northbound database: no machine's certificate opens it, and no "
+        "stranger's"
+    ),
     severity="critical",
     effect=Effect.PROBES,
     breaches=(
@@ -211,7 +240,10 @@ _CERTIFICATE = "with a machine's certificate"
 def test_the_northbound_database_knows_administrators_only(fleet: Fleet) -> None:
     # Asked where no firewall is in between: nobody but the administrator's address reaches the port (NET-09).
     machine = fleet.machines[fleet.testbed.controller.name]
-    program = f"{_STRANGER}\nanswers['strangers'][{_CERTIFICATE!r}] = stranger(secured(*KEYS))\nprint(json.dumps(answers))"
+    program = (
+        f"{_STRANGER}\nanswers['strangers'][{_CERTIFICATE!r}] = stranger(secured(*KEYS))\n"
+        "print(json.dumps(answers))"
+    )
     answers = machine.python(program, json.dumps(["127.0.0.1", NORTHBOUND, machine.name, []]))["strangers"]
     told = sorted(name for name, answer in answers.items() if answer == "answered")
     assert not told, f"the northbound database answers strangers: {', '.join(told)}"

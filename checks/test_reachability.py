@@ -30,7 +30,9 @@ from testbed.verify.observation.arrivals import Observation, reach
 from testbed.verify.openflow import fleet_paths
 
 _UNTRIED = 61616  # a port that no topology here declares and no probe tries
-_ALLOW_ONE = tuple(Acl(way, 2000, f"tcp.dst == {_UNTRIED}", "allow-related") for way in ("from-lport", "to-lport"))
+_ALLOW_ONE = tuple(
+    Acl(way, 2000, f"tcp.dst == {_UNTRIED}", "allow-related") for way in ("from-lport", "to-lport")
+)
 
 
 def _to_root(stage: Stage) -> str:
@@ -48,7 +50,10 @@ def _pair(stage: Stage) -> str:
 
 @check(
     id="NET-01",
-    objective="Every guest reaches exactly what the topology allows: ARP, ND, ICMP, TCP, UDP, raw, broadcast, multicast",
+    objective=(
+        "Every guest reaches exactly what the topology allows: ARP, ND, ICMP, TCP, UDP, raw, broadcast, "
+        "multicast"
+    ),
     severity="critical",
     effect=Effect.PROBES,
     applies=needs_company,
@@ -75,12 +80,16 @@ def _pair(stage: Stage) -> str:
 def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
     seen = survey(fleet)
     found = reach(fleet.matrix.cells, seen.observation)
-    rows = [f"{cell.source.label} -> {cell.target.label} {cell.service}: {arrived}" for cell, arrived in found]
+    rows = [
+        f"{cell.source.label} -> {cell.target.label} {cell.service}: {arrived}" for cell, arrived in found
+    ]
     fleet.evidence.record("fleet", "matrix", f"{len(found)} cells", "\n".join(rows), time.time())
     for cell, arrived in found:
         fleet.saw(cell, arrived=arrived)
     leaks = [str(cell) for cell, arrived in found if arrived and not cell.allowed]
-    assert not leaks, f"{len(leaks)} of {len(found)} cells leak: {'; '.join(leaks[:6])}{_concealed(seen.observation)}"
+    assert not leaks, (
+        f"{len(leaks)} of {len(found)} cells leak: {'; '.join(leaks[:6])}{_concealed(seen.observation)}"
+    )
     dead = [str(cell) for cell, arrived in found if cell.allowed and not arrived]
     assert not dead, f"{len(dead)} allowed cells do not work: {'; '.join(dead[:6])}"
     past = [f"{len(marks)} at {guest}" for guest, marks in seen.observation.past().items()]
@@ -90,16 +99,22 @@ def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
 
 def _concealed(observation: Observation) -> str:
     """Return which guests do not tell of what came in, in words behind others."""
-    return "".join(f"; {guest} conceals {len(marks)} frames" for guest, marks in observation.concealed().items())
+    return "".join(
+        f"; {guest} conceals {len(marks)} frames" for guest, marks in observation.concealed().items()
+    )
 
 
 @check(
     id="NET-01",
-    objective="No packet at all finds a way that the topology does not declare, through the tables of all switches",
+    objective=(
+        "No packet at all finds a way that the topology does not declare, through the tables of all switches"
+    ),
     severity="critical",
     effect=Effect.PROBES,
     breaches=(
-        shortcut("one port that no probe tries leads to another guest", f"tcp,dl_dst={{victim}},tp_dst={_UNTRIED}"),
+        shortcut(
+            "one port that no probe tries leads to another guest", f"tcp,dl_dst={{victim}},tp_dst={_UNTRIED}"
+        ),
         *where(has_neighbours, ruled("a rule allows one port that no probe tries", lambda _: _ALLOW_ONE)),
         *where(
             lambda stage: not (has_pair(stage) or has_neighbours(stage)),
@@ -114,16 +129,23 @@ def _concealed(observation: Observation) -> str:
     ),
 )
 def test_no_path_is_left_open(fleet: Fleet) -> None:
-    survey(fleet)  # what the tables promise counts only while packets keep it: declared flows and DHCP must work
+    survey(
+        fleet
+    )  # what the tables promise counts only while packets keep it: declared flows and DHCP must work
     started, found = time.time(), fleet_paths.arrivals(fleet, fleet_paths.bridges(fleet))
-    fleet.evidence.record("fleet", "paths", f"{len(found)} classes of packets", "\n".join(map(str, found))[:20_000], started)
+    fleet.evidence.record(
+        "fleet", "paths", f"{len(found)} classes of packets", "\n".join(map(str, found))[:20_000], started
+    )
     leaks = fleet_paths.unexpected(fleet, found)
     assert not leaks, f"{len(leaks)} ways are open: {'; '.join(leaks[:3])}"
 
 
 @check(
     id="NET-11",
-    objective="A guest sees no frame that is not for it: no flooding, no mirror, no message between bridges, however full a table is",
+    objective=(
+        "A guest sees no frame that is not for it: no flooding, no mirror, no message between bridges, "
+        "however full a table is"
+    ),
     severity="medium",
     effect=Effect.PROBES,
     applies=needs_company,

@@ -1,7 +1,7 @@
 """Who a guest can pretend to be, attacked with raw frames from inside guests and watched at every receiver.
 
-Each wall has several layers: the port's own addresses, the sender's rules, the receiver's rules. So three kinds of
-witnesses speak: packets at the receivers, the sender's node's pipeline, and OVN's databases.
+Each wall has several layers: the port's own addresses, the sender's rules, the receiver's rules. So three
+kinds of witnesses speak: packets at the receivers, the sender's node's pipeline, and OVN's databases.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ def test_source_mac_is_pinned(fleet: Fleet) -> None:
 def _stranger_of(stage: Stage) -> str:
     """Return the MAC address of another tenant's guest, else of another guest, else one that no guest has."""
     own = stage.sender.guest
-    others = sorted((guest for guest in stage.testbed.guests if guest is not own), key=lambda guest: guest.tenant == own.tenant)
+    others = sorted(
+        (guest for guest in stage.testbed.guests if guest is not own),
+        key=lambda guest: guest.tenant == own.tenant,
+    )
     return others[0].nics[0].mac if others else f"0e{own.nics[0].mac[2:]}"
 
 
@@ -80,7 +83,9 @@ def _any_sender(stage: Stage) -> Acl:
 
 
 def _neighbours(stage: Stage) -> tuple[Guest, Guest] | None:
-    """Return source and a guest on its node to which it has no business to send, for a flow that has such a one."""
+    """Return source and a guest on its node to which it has no business to send, for a flow that has such a
+    one.
+    """
     for flow in flows(stage.testbed):
         source, ends = flow.source.guest, (flow.source.guest, flow.target.guest)
         others = [guest for guest in stage.testbed.guests_on(source.node) if guest not in ends]
@@ -95,7 +100,12 @@ def _bystander(stage: Stage) -> tuple[Guest, Guest]:
 
 def _any_six(stage: Stage) -> list[str]:
     one = six_sender(stage)
-    return [f"{one.nic.mac} {one.nic.address} {stage.testbed.tenant(one.guest.tenant).network(one.nic.network).network6}"]
+    return [
+        (
+            f"{one.nic.mac} {one.nic.address} "
+            f"{stage.testbed.tenant(one.guest.tenant).network(one.nic.network).network6}"
+        )
+    ]
 
 
 @check(
@@ -107,7 +117,9 @@ def _any_six(stage: Stage) -> list[str]:
         _BY_MAC_ONLY,
         *where(has_flow, ruled("the receiver's rule takes any sender", lambda stage: (_any_sender(stage),))),
         shortcut("packets of another address go past the pinning", "dl_type=0x0800,nw_src=203.0.113.7"),
-        shortcut("IPv6 packets of another address go past the pinning", f"dl_type=0x86dd,ipv6_src={NOWHERE6}"),
+        shortcut(
+            "IPv6 packets of another address go past the pinning", f"dl_type=0x86dd,ipv6_src={NOWHERE6}"
+        ),
         *where(
             lambda stage: _neighbours(stage) is not None,
             mirrored(
@@ -117,7 +129,14 @@ def _any_six(stage: Stage) -> list[str]:
                 "ip hdrlength > 5",
             ),
         ),
-        *where(has_six, loosened("a port may use every IPv6 address of its network", _any_six, lambda stage: six_sender(stage).nic)),
+        *where(
+            has_six,
+            loosened(
+                "a port may use every IPv6 address of its network",
+                _any_six,
+                lambda stage: six_sender(stage).nic,
+            ),
+        ),
     ),
 )
 def test_source_address_is_pinned(fleet: Fleet) -> None:
@@ -135,7 +154,10 @@ def _guarded(stage: Stage) -> Host:
 
 @check(
     id="NET-05",
-    objective="No guest acts as an IPv6 router or as another's IPv6 address, by extension headers and fragments neither",
+    objective=(
+        "No guest acts as an IPv6 router or as another's IPv6 address, by extension headers and fragments "
+        "neither"
+    ),
     severity="high",
     effect=Effect.PROBES,
     breaches=(
@@ -155,17 +177,23 @@ def _guarded(stage: Stage) -> Host:
             ),
             command(
                 "the guard lets guests tell any MAC address",
-                opens=lambda _: "nft insert rule netdev neighbours judge icmpv6 type nd-neighbor-solicit return",
+                opens=lambda _: (
+                    "nft insert rule netdev neighbours judge icmpv6 type nd-neighbor-solicit return"
+                ),
                 closes=lambda _: f"nft -f {RULES}",
-                shows=lambda _: "nft list chain netdev neighbours judge | grep -q 'nd-neighbor-solicit return'",
+                shows=lambda _: (
+                    "nft list chain netdev neighbours judge | grep -q 'nd-neighbor-solicit return'"
+                ),
                 where=_guarded,
             ),
             command(
                 "a guest's interface is not guarded",
                 opens=lambda stage: f"nft flush chain netdev neighbours {_tap(stage)}",
                 closes=lambda stage: f"{ATTACH} {_tap(stage)}",
-                shows=lambda stage: f"nft list chain netdev neighbours {_tap(stage)} | grep -q hook && "
-                f"! nft list chain netdev neighbours {_tap(stage)} | grep -q jump",
+                shows=lambda stage: (
+                    f"nft list chain netdev neighbours {_tap(stage)} | grep -q hook && "
+                    f"! nft list chain netdev neighbours {_tap(stage)} | grep -q jump"
+                ),
                 where=_guarded,
             ),
         ),
@@ -177,12 +205,16 @@ def test_no_guest_routes_or_resolves_for_others(fleet: Fleet) -> None:
 
 
 def _answers(port: int) -> tuple[Acl, ...]:
-    return tuple(Acl(direction, 2000, f"udp.src == {port}", "allow") for direction in ("from-lport", "to-lport"))
+    return tuple(
+        Acl(direction, 2000, f"udp.src == {port}", "allow") for direction in ("from-lport", "to-lport")
+    )
 
 
 @check(
     id="NET-06",
-    objective="No guest answers for DHCP, none is handed another's address, and no greed exhausts what there is",
+    objective=(
+        "No guest answers for DHCP, none is handed another's address, and no greed exhausts what there is"
+    ),
     severity="high",
     effect=Effect.PROBES,
     breaches=(
@@ -217,7 +249,11 @@ def test_no_guest_serves_or_steals_leases(fleet: Fleet) -> None:
             close=lambda stage: stage.northbound.set_option(switch(stage), "vlan-passthru", ""),
             in_force=lambda stage: stage.northbound.switches()[switch(stage)]["options"] != [],
         ),
-        shortcut("a node takes the tag off and lets the frame in", "vlan_vid=0x1000/0x1000,dl_type=0x0800", "pop_vlan,"),
+        shortcut(
+            "a node takes the tag off and lets the frame in",
+            "vlan_vid=0x1000/0x1000,dl_type=0x0800",
+            "pop_vlan,",
+        ),
     ),
 )
 def test_no_tag_is_let_in(fleet: Fleet) -> None:

@@ -27,13 +27,19 @@ def _stranger_uid(stage: Stage) -> int:
 def _open_all_layers(stage: Stage) -> str:
     attacker, victim = stage.strangers()
     file = _stranger_file(stage)
-    return f"chmod 0666 {file}; chmod o+x {victim.pool}; echo '  \"{file}\" rw,' >> {rules(attacker)}; {load(attacker)}"
+    return (
+        f"chmod 0666 {file}; chmod o+x {victim.pool}; echo '  \"{file}\" rw,' >> {rules(attacker)}; "
+        f"{load(attacker)}"
+    )
 
 
 def _close_all_layers(stage: Stage) -> str:
     attacker, victim = stage.strangers()
     file = _stranger_file(stage)
-    return f"chmod 0600 {file}; chmod o-x {victim.pool}; sed -i '\\#{file}#d' {rules(attacker)}; {load(attacker)}"
+    return (
+        f"chmod 0600 {file}; chmod o-x {victim.pool}; sed -i '\\#{file}#d' {rules(attacker)}; "
+        f"{load(attacker)}"
+    )
 
 
 def _named(stage: Stage) -> str:
@@ -65,8 +71,12 @@ def _named(stage: Stage) -> str:
             has_strangers,
             command(
                 "a worker's profile names another tenant's volume",
-                opens=lambda stage: f"echo '  \"{_stranger_file(stage)}\" rw,' >> {rules(stage.guest)}; {load(stage.guest)}",
-                closes=lambda stage: f"sed -i '\\#{_stranger_file(stage)}#d' {rules(stage.guest)}; {load(stage.guest)}",
+                opens=lambda stage: (
+                    f"echo '  \"{_stranger_file(stage)}\" rw,' >> {rules(stage.guest)}; {load(stage.guest)}"
+                ),
+                closes=lambda stage: (
+                    f"sed -i '\\#{_stranger_file(stage)}#d' {rules(stage.guest)}; {load(stage.guest)}"
+                ),
                 shows=_named,
             ),
             command(
@@ -83,12 +93,19 @@ def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: Machine) 
     for attacker in guests:
         others = [guest for guest in guests if guest.tenant != attacker.tenant]
         # Of each account, what it may open: of another guest's worker its volumes, of root the folders.
-        attempts = {guest.uid: [Attempt(verb, file) for file in guest.disks for verb in ("read", "write")] for guest in others}
+        attempts = {
+            guest.uid: [Attempt(verb, file) for file in guest.disks for verb in ("read", "write")]
+            for guest in others
+        }
         attempts[0] = [Attempt("list", pool) for pool in (*sorted({guest.pool for guest in others}), POOLS)]
         reached = succeeded(node, attacker, [attempt for some in attempts.values() for attempt in some])
         assert not reached, f"the worker of {attacker.label} reached: {', '.join(sorted(map(str, reached)))}"
-        allowed = {attempt for uid, some in attempts.items() for attempt in succeeded(node, attacker, some, uid=uid)}
-        assert not allowed, f"the profile of {attacker.label} alone would allow: {', '.join(sorted(map(str, allowed)))}"
+        allowed = {
+            attempt for uid, some in attempts.items() for attempt in succeeded(node, attacker, some, uid=uid)
+        }
+        assert not allowed, (
+            f"the profile of {attacker.label} alone would allow: {', '.join(sorted(map(str, allowed)))}"
+        )
     for tenant in sorted({guest.tenant for guest in guests}):
         _require_own_pool(node, [guest for guest in guests if guest.tenant == tenant])
     for guest in guests:
@@ -102,7 +119,13 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
     """A pool's access list lets its own tenant's workers pass, and nobody else do anything."""
     pool = owners[0].pool
     entries = node.read(f"getfacl -pcn {pool}").split()
-    known = {"user::rwx", "group::---", "mask::--x", "other::---", *(f"user:{guest.uid}:--x" for guest in owners)}
+    known = {
+        "user::rwx",
+        "group::---",
+        "mask::--x",
+        "other::---",
+        *(f"user:{guest.uid}:--x" for guest in owners),
+    }
     strangers = [entry for entry in entries if entry not in known]
     assert not strangers, f"the pool {pool} lets in {', '.join(strangers)}"
     assert "other::---" in entries, f"the pool {pool} is open to everybody: {', '.join(entries)}"
@@ -118,7 +141,10 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
         *where(
             lambda stage: bool(stage.guests),
             command(
-                "the images are mounted read-write, the base image is world-writable, and a worker's profile allows it",
+                (
+                    "the images are mounted read-write, the base image is world-writable, and a worker's "
+                    "profile allows it"
+                ),
                 opens=lambda stage: (
                     f"mount -o remount,rw {IMAGES}; chmod 0666 {BASE}; "
                     f'sed -i \'s#deny "{BASE}" w,#"{BASE}" w,#\' {rules(stage.guest)}; '
@@ -129,7 +155,9 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
                     f'sed -i \'s#^  "{BASE}" w,#  deny "{BASE}" w,#\' {rules(stage.guest)}; '
                     f"{load(stage.guest)}"
                 ),
-                shows=lambda _: f"[ $(stat -c %a {BASE}) = 666 ] && findmnt -no OPTIONS {IMAGES} | grep -q ^rw",
+                shows=lambda _: (
+                    f"[ $(stat -c %a {BASE}) = 666 ] && findmnt -no OPTIONS {IMAGES} | grep -q ^rw"
+                ),
             ),
         ),
         command(
@@ -142,11 +170,19 @@ def _require_own_pool(node: Machine, owners: list[Guest]) -> None:
 )
 def test_base_images_are_immutable(fleet: Fleet, node: Machine) -> None:
     readable = Attempt("read", BASE)
-    attacks = [Attempt("write", BASE), Attempt("write", f"{IMAGES}/guest/vmlinux"), Attempt("write", f"{IMAGES}/guest/initrd")]
+    attacks = [
+        Attempt("write", BASE),
+        Attempt("write", f"{IMAGES}/guest/vmlinux"),
+        Attempt("write", f"{IMAGES}/guest/initrd"),
+    ]
     for attacker in fleet.testbed.guests_on(node.name):
         reached = succeeded(node, attacker, [readable, *attacks])
-        assert reached <= {readable}, f"the worker of {attacker.label} could: {', '.join(sorted(map(str, reached - {readable})))}"
-    mounts = node.read(f"findmnt -no OPTIONS {IMAGES}").splitlines()  # several, if one is mounted over another
+        assert reached <= {readable}, (
+            f"the worker of {attacker.label} could: {', '.join(sorted(map(str, reached - {readable})))}"
+        )
+    mounts = node.read(
+        f"findmnt -no OPTIONS {IMAGES}"
+    ).splitlines()  # several, if one is mounted over another
     assert mounts, f"{IMAGES} is not mounted"
     assert all("ro" in options.split(",") for options in mounts), f"{IMAGES} is mounted {'; '.join(mounts)}"
     for line in node.read(f"stat -c '%a %U %n' {IMAGES}/guest/*").splitlines():

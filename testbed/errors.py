@@ -47,7 +47,9 @@ class TestbedError(Exception):
 
     def __str__(self) -> str:
         bar = f"{'':10}| "  # what was observed may be a guest's words, and has as many lines as it likes
-        return f"{line(self.what)}\n  observed: {block(self.fact, bar)}\n  to do:    {block(self.remedy, bar)}"
+        return (
+            f"{line(self.what)}\n  observed: {block(self.fact, bar)}\n  to do:    {block(self.remedy, bar)}"
+        )
 
 
 class UsageError(TestbedError):
@@ -121,5 +123,7 @@ class TopologyError(TestbedError):
             lines.append(line(f"{self.file}:{mistake.line}: {mistake.path or 'topology'}: {mistake.fact}"))
             lines.append(f"    {line(mistake.remedy)}")
         if len(self.mistakes) > self.SHOWN:
-            lines.append(f"{len(self.mistakes) - self.SHOWN} more mistakes are not shown; correct these first")
+            lines.append(
+                f"{len(self.mistakes) - self.SHOWN} more mistakes are not shown; correct these first"
+            )
         return "\n".join(lines)

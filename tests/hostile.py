@@ -43,7 +43,9 @@ class HostileAgent:
         self.asked.append(command)
         self.clock.now += min(self.cost, timeout)
         if self.cost > timeout:
-            raise InstrumentError("the guest agent does not answer", fact=f"not within {timeout} s", remedy="-")
+            raise InstrumentError(
+                "the guest agent does not answer", fact=f"not within {timeout} s", remedy="-"
+            )
         found = self.answers.get(command, {})
         answer = found(arguments) if isinstance(found, Callable) else found  # type: ignore[arg-type]
         if isinstance(answer, Exception):
@@ -58,7 +60,11 @@ def piece(data: bytes, eof: object = False) -> dict[str, Any]:
 
 def file(data: bytes) -> dict[str, Any]:
     """Return the answers of an agent whose every file holds these octets."""
-    return {"guest-file-open": {"value": 1000}, "guest-file-read": lambda _: piece(data, True), "guest-file-write": _taken}
+    return {
+        "guest-file-open": {"value": 1000},
+        "guest-file-read": lambda _: piece(data, True),
+        "guest-file-write": _taken,
+    }
 
 
 def _taken(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""A guest agent whose guest is this machine: it opens files as the real one does (QEMU's qga/commands-posix.c)."""
+"""A guest agent whose guest is this machine: it opens files as the real one does (QEMU's
+qga/commands-posix.c).
+"""
 
 from __future__ import annotations
 

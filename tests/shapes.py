@@ -1,4 +1,6 @@
-"""Topologies of odd shapes: what a lab may lack, one thing each, so that no wall hangs on what most labs have."""
+"""Topologies of odd shapes: what a lab may lack, one thing each, so that no wall hangs on what most labs
+have.
+"""
 
 from __future__ import annotations
 
@@ -39,16 +41,16 @@ ODD = {
     "an empty node in the middle": "nodes: {node-a: {}, node-b: {}, node-c: {}}\ntenants:\n"
     f"  red: {{{_PAIR % ('node-a', 'node-c')}, allow: [web -> db tcp/80]}}\n"
     f"  blue: {{{_PAIR % ('node-c', 'node-a')}, allow: [web -> db tcp/80]}}\n",
-    "one tenant": _ONE + "tenants:\n"
-    f"  red: {{{_PAIR % ('node-a', 'node-a')}, allow: [web -> db tcp/80]}}\n",
+    "one tenant": _ONE + f"tenants:\n  red: {{{_PAIR % ('node-a', 'node-a')}, allow: [web -> db tcp/80]}}\n",
     "one tenant on two nodes": _TWO + "tenants:\n"
     f"  red: {{{_PAIR % ('node-a', 'node-b')}, allow: [web -> db tcp/80]}}\n",
-    "one tenant without a flow": _ONE + "tenants:\n"
-    f"  red: {{{_PAIR % ('node-a', 'node-a')}}}\n",
+    "one tenant without a flow": _ONE + f"tenants:\n  red: {{{_PAIR % ('node-a', 'node-a')}}}\n",
     "one guest": _ONE + "tenants:\n  red: {networks: {app: 10.0.0.0/24}, guests: {web: {}}}\n",
-    "one guest beside an empty node": _TWO + "tenants:\n  red: {networks: {app: 10.0.0.0/24}, guests: {web: {node: node-b}}}\n",
+    "one guest beside an empty node": _TWO
+    + "tenants:\n  red: {networks: {app: 10.0.0.0/24}, guests: {web: {node: node-b}}}\n",
     "guests apart in one tenant": _ONE + "tenants:\n"
-    "  red: {networks: {app: 10.0.0.0/24, back: 10.0.1.0/24}, guests: {web: {network: app}, db: {network: back}}}\n",
+    "  red: {networks: {app: 10.0.0.0/24, back: 10.0.1.0/24}, guests: {web: {network: app}, db: "
+    "{network: back}}}\n",
     "a flow on a second network": _TWO + "tenants:\n"
     "  red:\n    networks: {app: 10.0.0.0/24, back: 10.0.1.0/24}\n"
     "    guests: {web: {node: node-a, network: [app, back]}, db: {node: node-b, network: back}}\n"
@@ -60,7 +62,8 @@ ODD = {
     "    allow: [web -> db tcp/80]\n",
     "IPv6 on the last guest only": _TWO + "tenants:\n"
     f"  red: {{{_PAIR % ('node-a', 'node-b')}}}\n"
-    '  blue: {networks: {app: [10.0.0.0/24, "fd00:a::/64"]}, guests: {web: {node: node-b}, db: {node: node-b}}, '
+    '  blue: {networks: {app: [10.0.0.0/24, "fd00:a::/64"]}, guests: {web: {node: node-b}, db: {node: '
+    "node-b}}, "
     "allow: [web -> db udp/53]}\n",
 }
 SHIPPED = sorted(path.stem for path in TOPOLOGIES.glob("*.yaml"))

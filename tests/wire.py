@@ -1,4 +1,6 @@
-"""Two guests, played by network namespaces, and between them a wire that can drop or delay what it is told to."""
+"""Two guests, played by network namespaces, and between them a wire that can drop or delay what it is told
+to.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Switch(threading.Thread):
         super().__init__(daemon=True)
         self.wall: Callable[[bytes], bool] = lambda _: False
         self.late: Callable[[bytes], float] = lambda _: 0  # seconds by which a frame is delayed
-        self.aside: Callable[[bytes], bool] = lambda _: False  # frames that go past whoever sniffs here (packet(7))
+        self.aside: Callable[[bytes], bool] = lambda _: (
+            False
+        )  # frames that go past whoever sniffs here (packet(7))
         self.stopped = 0
         self.ending = False
         self.ends = [socket.socket(socket.AF_PACKET, socket.SOCK_RAW) for _ in names]
@@ -90,19 +94,31 @@ class Node:
             return self._start(command, stdin)
         own = self._own(command).replace(FOLDER, str(self.folder))
         if "answer" not in command:
-            return subprocess.run(["sh", "-c", own], input=stdin, check=True, capture_output=True, timeout=timeout).stdout.decode().strip()
+            return (
+                subprocess.run(
+                    ["sh", "-c", own], input=stdin, check=True, capture_output=True, timeout=timeout
+                )
+                .stdout.decode()
+                .strip()
+            )
         asked = messages.pack(json.loads(self._own(json.dumps(messages.unpack(stdin.strip()))))) + b"\n"
-        done = subprocess.run(["sh", "-c", own], input=asked, capture_output=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            ["sh", "-c", own], input=asked, capture_output=True, timeout=timeout, check=False
+        )
         if done.returncode != 0:
             raise InstrumentError("a look at node-a failed", fact=done.stderr.decode(), remedy="-")
         text = json.dumps(messages.unpack(done.stdout.strip()))
-        answer = self.lie(json.loads(re.sub("|".join(self.names.values()), lambda name: self._taps[name[0]], text)))
+        answer = self.lie(
+            json.loads(re.sub("|".join(self.names.values()), lambda name: self._taps[name[0]], text))
+        )
         return messages.pack(answer).decode()
 
     def _start(self, command: str, stdin: bytes) -> str:
         program = zlib.compress(zlib.decompress(stdin).replace(FOLDER.encode(), str(self.folder).encode()))
         own = command.replace("/usr/bin/python3", sys.executable)
-        answer = subprocess.run(["sh", "-c", own], input=program, check=True, capture_output=True, timeout=90).stdout
+        answer = subprocess.run(
+            ["sh", "-c", own], input=program, check=True, capture_output=True, timeout=90
+        ).stdout
         self.program = json.loads(answer)["pid"]
         return answer.decode()
 
@@ -126,7 +142,9 @@ class Wire:
         self.switch: Switch
         self.node: Node
         self.pythons: dict[str, str] = {}  # what starts the probe in a guest, where it is not Python
-        self.lie: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda _, answer: answer  # what a guest makes of its answer
+        self.lie: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda _, answer: (
+            answer
+        )  # what a guest makes of its answer
 
     @property
     def machines(self) -> dict[str, Node]:
@@ -145,7 +163,11 @@ class Wire:
         plain = files.write
 
         def write(path: str, text: bytes) -> bool:
-            if self.kill_before and messages.unpack(text.strip())["phase"] == self.kill_before and guest.name == "db":
+            if (
+                self.kill_before
+                and messages.unpack(text.strip())["phase"] == self.kill_before
+                and guest.name == "db"
+            ):
                 program = os.pidfd_open(self.programs[guest.label])
                 signal.pidfd_send_signal(program, signal.SIGKILL)
                 select.select([program], [], [], 10)
@@ -155,7 +177,11 @@ class Wire:
 
         def read(path: str) -> bytes | None:
             text = look(path)
-            return text if text is None or "/answer." not in path else messages.pack(self.lie(guest.label, messages.unpack(text.strip())))
+            return (
+                text
+                if text is None or "/answer." not in path
+                else messages.pack(self.lie(guest.label, messages.unpack(text.strip())))
+            )
 
         files.write, files.read = write, read  # type: ignore[method-assign]
         return files

@@ -26,8 +26,10 @@ class Scene:
     """A sender and whom it can pretend to be.
 
     Args:
-        peer: the other end of a flow that the sender may open, else a neighbour, else the network's own server.
-        protocol: the flow's; empty where the sender has none. Its packets are then what a rule lets every guest send.
+        peer: the other end of a flow that the sender may open, else a neighbour, else the network's own
+            server.
+        protocol: the flow's; empty where the sender has none. Its packets are then what a rule lets every
+            guest send.
         port: the flow's port; 0 where there is none.
         free: an address of the network that nobody has.
         free6: an IPv6 address that nobody has, of the network if it has any.
@@ -62,14 +64,20 @@ class Scene:
 
     def ip(self, source: str = "", flags: str = "") -> Packet:
         """Return IPv4 to the peer, from the sender unless told otherwise."""
-        return IP(src=source or str(self.sender.address), dst=str(self.peer.address), id=secrets.randbits(16), flags=flags)
+        return IP(
+            src=source or str(self.sender.address),
+            dst=str(self.peer.address),
+            id=secrets.randbits(16),
+            flags=flags,
+        )
 
     def six(self, source: str = "", hops: int = 64) -> Packet:
         """Return IPv6 to the peer, from the sender unless told otherwise."""
         return IPv6(src=source or six_of(self.sender), dst=six_of(self.peer), hlim=hops)
 
     def body(self) -> Packet:
-        """Return what a packet of the flow holds behind its IPv4 header; without a flow, what a rule lets every guest send.
+        """Return what a packet of the flow holds behind its IPv4 header; without a flow, what a rule lets
+        every guest send.
 
         To the network's server that would be a question to DHCP, which is answered; so it is a segment then.
         """
@@ -100,12 +108,27 @@ def scenes(fleet: Fleet) -> list[Scene]:
         taken = {item.address for item in everyone if item.network == sender.network}
         free = next(address for address in network.network.hosts() if address not in {*taken, network.server})
         free6 = network.network6[int(free) - int(network.network[0])] if network.network6 else NOWHERE6
-        opens = [(target, flow.protocol, flow.port or 0) for flow, source, target in flows if source == sender]
+        opens = [
+            (target, flow.protocol, flow.port or 0) for flow, source, target in flows if source == sender
+        ]
         neighbours = [(item, "", 0) for item in everyone if item.network == sender.network and item != sender]
         peer, protocol, port = next(chain(opens, neighbours), (server, "", 0))
         stranger = next((item for item in everyone if item.tenant != sender.tenant), peer)
         management = str(lab.controller.address(Plane.MANAGEMENT))
         tunnels = tuple(str(node.address(Plane.FABRIC)) for node in lab.nodes)
         names = (str(free), str(free6), management)
-        found.append(Scene(number, sender, peer, stranger, protocol, port, server, *names, tunnels, keys[stranger.network]))
+        found.append(
+            Scene(
+                number,
+                sender,
+                peer,
+                stranger,
+                protocol,
+                port,
+                server,
+                *names,
+                tunnels,
+                keys[stranger.network],
+            )
+        )
     return found

@@ -30,9 +30,13 @@ def controller(stage: Stage) -> Host:
 
 
 def command(
-    name: str, *, opens: Callable[[Stage], str], closes: Callable[[Stage], str], shows: Callable[[Stage], str],
+    name: str,
+    *,
+    opens: Callable[[Stage], str],
+    closes: Callable[[Stage], str],
+    shows: Callable[[Stage], str],
     where: Callable[[Stage], Host] = here,
-) -> Breach:  # fmt: skip
+) -> Breach:
     """Return a breach made of shell commands that run as root on a machine.
 
     Args:
@@ -54,7 +58,11 @@ def command(
 
 def needs_guest(stage: Stage) -> str | None:
     """Return why a check of one node has nothing to look at there."""
-    return None if stage.guests else f"no guest runs on {stage.node.name}, so no worker, volume or frame of a guest is there"
+    return (
+        None
+        if stage.guests
+        else f"no guest runs on {stage.node.name}, so no worker, volume or frame of a guest is there"
+    )
 
 
 def needs_other_tenants(stage: Stage) -> str | None:
@@ -66,12 +74,20 @@ def needs_other_tenants(stage: Stage) -> str | None:
 
 def needs_company(stage: Stage) -> str | None:
     """Return why no guest's frame could come to another guest."""
-    return None if len(stage.testbed.guests) > 1 else "the topology has one guest, so there is no other one that its frames could come to"
+    return (
+        None
+        if len(stage.testbed.guests) > 1
+        else "the topology has one guest, so there is no other one that its frames could come to"
+    )
 
 
 def needs_flow(stage: Stage) -> str | None:
     """Return why there is no connection whose rule could be taken away."""
-    return None if has_flow(stage) else "no declared flow joins two guests, so there is no rule that a connection could outlive"
+    return (
+        None
+        if has_flow(stage)
+        else "no declared flow joins two guests, so there is no rule that a connection could outlive"
+    )
 
 
 def profile(guest: Guest) -> str:
@@ -89,8 +105,11 @@ def load(guest: Guest) -> str:
     return f"apparmor_parser -r {profile(guest)}"
 
 
-def mirrored(name: str, source: Callable[[Stage], Guest], device: Callable[[Stage], str], match: str = "") -> Breach:
-    """Return a breach by which a device of a guest's node sends copies of what the guest's first interface sends.
+def mirrored(
+    name: str, source: Callable[[Stage], Guest], device: Callable[[Stage], str], match: str = ""
+) -> Breach:
+    """Return a breach by which a device of a guest's node sends copies of what the guest's first interface
+    sends.
 
     By nft, since the switch replaces what stands beside its policer whenever an interface changes.
 
@@ -101,9 +120,11 @@ def mirrored(name: str, source: Callable[[Stage], Guest], device: Callable[[Stag
     table = re.sub(r"\W", "_", name)
     return command(
         name,
-        opens=lambda s: f"nft 'add table netdev {table}; add chain netdev {table} copies "
-        f'{{ type filter hook ingress device "{source(s).nics[0].tap}" priority -300; }}; '
-        f"add rule netdev {table} copies {match} dup to \"{device(s)}\"'",
+        opens=lambda s: (
+            f"nft 'add table netdev {table}; add chain netdev {table} copies "
+            f'{{ type filter hook ingress device "{source(s).nics[0].tap}" priority -300; }}; '
+            f'add rule netdev {table} copies {match} dup to "{device(s)}"\''
+        ),
         closes=lambda _: f"nft destroy table netdev {table}",
         shows=lambda _: f"nft list table netdev {table} | grep -q dup",
         where=lambda s: s.lab.host(source(s).node),
@@ -152,7 +173,9 @@ def six_sender(stage: Stage) -> subjects.Attachment:
 
 
 def unjoined(stage: Stage) -> tuple[str, str, str] | None:
-    """Return node, interface and IPv6 address of two neighbours on a network that no declared flow joins, or None."""
+    """Return node, interface and IPv6 address of two neighbours on a network that no declared flow joins, or
+    None.
+    """
     lab = stage.testbed
     found = {node.name: nd_guard.allowed(lab, node) for node in lab.nodes}
     own = {item.nic.mac: item for item in subjects.attachments(lab)}
@@ -164,7 +187,9 @@ def unjoined(stage: Stage) -> tuple[str, str, str] | None:
 
 
 def switch(stage: Stage) -> str:
-    """Return the logical switch of the first declared flow, or else of a network with a guest, if possible with two."""
+    """Return the logical switch of the first declared flow, or else of a network with a guest, if possible
+    with two.
+    """
     return stage.sender.network
 
 
@@ -192,7 +217,9 @@ def attacker(stage: Stage) -> GuestNic:
     return stage.sender.nic
 
 
-def loosened(name: str, security: Callable[[Stage], list[str]], nic: Callable[[Stage], GuestNic] = attacker) -> Breach:
+def loosened(
+    name: str, security: Callable[[Stage], list[str]], nic: Callable[[Stage], GuestNic] = attacker
+) -> Breach:
     """Return a breach by other addresses that an interface may use."""
     return Breach(
         name,
@@ -202,7 +229,9 @@ def loosened(name: str, security: Callable[[Stage], list[str]], nic: Callable[[S
     )
 
 
-def readdressed(name: str, nic: Callable[[Stage], GuestNic], addresses: Callable[[Stage], list[str]]) -> Breach:
+def readdressed(
+    name: str, nic: Callable[[Stage], GuestNic], addresses: Callable[[Stage], list[str]]
+) -> Breach:
     """Return a breach by other addresses at which a port is reached, and which DHCP hands out."""
     return Breach(
         name,

@@ -74,7 +74,10 @@ class Ordeal:
     def seen(self, mark: str, meaning: str) -> list[str]:
         """Return at which guests a probe's frames were seen, how many, and for how long."""
         found = self.observation.windows(mark)
-        return [f"{meaning} at {guest}: {times} frames in {seconds * 1000:.0f} ms" for guest, seconds, times in found]
+        return [
+            f"{meaning} at {guest}: {times} frames in {seconds * 1000:.0f} ms"
+            for guest, seconds, times in found
+        ]
 
 
 def upheaval(fleet: Fleet) -> Ordeal:
@@ -104,14 +107,20 @@ def withdrawal(fleet: Fleet) -> Ordeal:
 
 
 def arrival(fleet: Fleet) -> Ordeal:
-    """Observe what a guest gets through that attacks from its first frame: unknown, bound, reset, with a second interface.
+    """Observe what a guest gets through that attacks from its first frame: unknown, bound, reset, with a
+    second interface.
 
     Raises:
         InstrumentError: the observation was not complete, or the guest did not attack.
 
     """
-    stages, members = scenes(fleet), {guest.label: guest for guest in fleet.testbed.guests_on(host(fleet.testbed))}
-    scene = min((scene for scene in stages if scene.sender.guest in members), key=lambda scene: not scene.protocol)
+    stages, members = (
+        scenes(fleet),
+        {guest.label: guest for guest in fleet.testbed.guests_on(host(fleet.testbed))},
+    )
+    scene = min(
+        (scene for scene in stages if scene.sender.guest in members), key=lambda scene: not scene.protocol
+    )
     guest = members[scene.sender.guest]
     stranger = Throwaway.beside(fleet, guest, _free(fleet, scene), scene.sender.interface)
     own = _first_frames(fleet, replace(scene, number=len(stages), sender=stranger.endpoint))
@@ -120,7 +129,12 @@ def arrival(fleet: Fleet) -> Ordeal:
         with stranger.present(fleet):
             stranger.start([probe.frame(tokens.of(probe.mark).encode()) for probe, _ in own if probe.frame])
             stranger.require_flowing(TAP, BOOT)
-            steps = (partial(_bind, fleet, stranger), stranger.reset_attacking, stranger.plug_attacking, partial(time.sleep, _WHILE))
+            steps = (
+                partial(_bind, fleet, stranger),
+                stranger.reset_attacking,
+                stranger.plug_attacking,
+                partial(time.sleep, _WHILE),
+            )
             _until_leak(fleet, own, tokens, steps)
 
     return Ordeal(own, observe(fleet, (), Attack((), _SECONDS, meanwhile), doubts=True))
@@ -137,7 +151,8 @@ def absence(fleet: Fleet) -> Ordeal:
 
 
 def departure(fleet: Fleet) -> Ordeal:
-    """Observe what the guests of all other nodes get through while one node boots anew; its own guests are started again afterwards.
+    """Observe what the guests of all other nodes get through while one node boots anew; its own guests are
+    started again afterwards.
 
     Raises:
         InstrumentError: the observation was not complete, or the node does not come back.
@@ -145,7 +160,9 @@ def departure(fleet: Fleet) -> Ordeal:
     """
     name = leaver(fleet.testbed)
     if name is None:
-        raise broken("no node can be left out", "without it no two guests are left that must not reach one another")
+        raise broken(
+            "no node can be left out", "without it no two guests are left that must not reach one another"
+        )
     node = fleet.lab.nodes[name]
     others = fleet.without(name)
 
@@ -160,7 +177,9 @@ def departure(fleet: Fleet) -> Ordeal:
 
 def _besieged(fleet: Fleet, frames: list[tuple[Probe, str]], meanwhile: Callable[[Tokens], None]) -> Ordeal:
     """Let every guest attack over and over while something happens."""
-    return Ordeal(frames, observe(fleet, (), Attack([probe for probe, _ in frames], _SECONDS, meanwhile), doubts=True))
+    return Ordeal(
+        frames, observe(fleet, (), Attack([probe for probe, _ in frames], _SECONDS, meanwhile), doubts=True)
+    )
 
 
 def _attacks(fleet: Fleet) -> list[tuple[Probe, str]]:
@@ -168,8 +187,12 @@ def _attacks(fleet: Fleet) -> list[tuple[Probe, str]]:
     return [*((lie.probe, str(lie)) for lie in _selected(forgeries(fleet))), *_crossings(fleet)]
 
 
-def _until_leak(fleet: Fleet, frames: Sequence[tuple[Probe, str]], tokens: Tokens, steps: Sequence[Callable[[], object]]) -> None:
-    """Do one thing after another; what has got through before makes the rest needless, since it cannot be taken back."""
+def _until_leak(
+    fleet: Fleet, frames: Sequence[tuple[Probe, str]], tokens: Tokens, steps: Sequence[Callable[[], object]]
+) -> None:
+    """Do one thing after another; what has got through before makes the rest needless, since it cannot be
+    taken back.
+    """
     marks = [probe.mark for probe, _ in frames]
     for step in steps:
         if arrived_so_far(fleet, tokens, marks):
@@ -189,7 +212,9 @@ def _first_frames(fleet: Fleet, scene: Scene) -> list[tuple[Probe, str]]:
     for number, target in enumerate(endpoints(fleet.testbed)):
         head = IP(src=str(scene.sender.address), dst=str(target.address))
         frame = framed(Ether(src=scene.sender.mac, dst=target.mac), head, scene.body())
-        found.append((Probe(f"first{number}", scene.sender, {}, frame), f"{scene.sender.label} -> {target.label}"))
+        found.append(
+            (Probe(f"first{number}", scene.sender, {}, frame), f"{scene.sender.label} -> {target.label}")
+        )
     return found
 
 
@@ -202,8 +227,14 @@ def _selected(lies: list[Forgery]) -> list[Forgery]:
 
 
 def _crossings(fleet: Fleet) -> list[tuple[Probe, str]]:
-    """Return honest segments from every guest to every other tenant's guests; where one tenant is alone, to its own that are denied."""
-    denied = [cell for cell in fleet.matrix.denied() if cell.protocol == "tcp" and cell.source.guest != cell.target.guest]
+    """Return honest segments from every guest to every other tenant's guests; where one tenant is alone, to
+    its own that are denied.
+    """
+    denied = [
+        cell
+        for cell in fleet.matrix.denied()
+        if cell.protocol == "tcp" and cell.source.guest != cell.target.guest
+    ]
     cells = [cell for cell in denied if cell.source.tenant != cell.target.tenant] or denied
     return list(zip(matrix_probes(cells), map(str, cells), strict=True))
 
@@ -212,7 +243,13 @@ def _bind(fleet: Fleet, stranger: Throwaway) -> None:
     """Make the port by which the throw-away guest is already connected, so that OVN binds it under attack."""
     nic, northbound = stranger.guest.nics[0], fleet.lab.central.northbound
     switch = f"{stranger.guest.tenant}/{nic.network}"
-    northbound.set_port(f"{stranger.guest.label}/{nic.network}", switch, nic.port, f"{nic.mac} {nic.address}", stranger.guest.limits)
+    northbound.set_port(
+        f"{stranger.guest.label}/{nic.network}",
+        switch,
+        nic.port,
+        f"{nic.mac} {nic.address}",
+        stranger.guest.limits,
+    )
     northbound.sync()
     stranger.require_flowing(TAP, BOOT)
 
@@ -220,7 +257,9 @@ def _bind(fleet: Fleet, stranger: Throwaway) -> None:
 def restart_central(fleet: Fleet) -> None:
     """Start the controller's part of the switch anew."""
     controller = fleet.machines[fleet.testbed.controller.name]
-    controller.read(f"systemctl stop {_CENTRAL}; systemctl start {_CENTRAL} && systemctl is-active {_CENTRAL}")
+    controller.read(
+        f"systemctl stop {_CENTRAL}; systemctl start {_CENTRAL} && systemctl is-active {_CENTRAL}"
+    )
     fleet.lab.central.northbound.sync()
 
 
@@ -239,7 +278,9 @@ def _reboot(machine: Machine) -> None:
             if machine.read(_BOOT_ID, timeout=10) != before:
                 return
         if time.monotonic() > end:
-            raise broken(f"{machine.name} does not come back", f"it has not booted anew within {_REBOOT:.0f} s")
+            raise broken(
+                f"{machine.name} does not come back", f"it has not booted anew within {_REBOOT:.0f} s"
+            )
         time.sleep(1)
 
 
@@ -251,13 +292,24 @@ def _reboot_controller(fleet: Fleet) -> None:
 
 
 def _change_policy(fleet: Fleet, tokens: Tokens) -> dict[str, Any]:
-    """Take the rules of a flow away while a connection of it is in use, give them back, and return what its holder says."""
+    """Take the rules of a flow away while a connection of it is in use, give them back, and return what its
+    holder says.
+    """
     flow, source, target = ordered(fleet.testbed)[0]
     switch, rules = _rules(fleet, source, flow)
-    request = {"phase": "hold", "kind": KINDS[flow.protocol], "mac": source.mac, "address": str(source.address),
-               "ip": str(target.address), "port": flow.port or 0, "tokens": [tokens.of(EARLY), tokens.of(LATE)],
-               "duration": _SECONDS}  # fmt: skip
-    ask: Callable[..., dict[str, Any]] = in_guest(fleet, next(item for item in fleet.testbed.guests if item.label == source.guest)).ask
+    request = {
+        "phase": "hold",
+        "kind": KINDS[flow.protocol],
+        "mac": source.mac,
+        "address": str(source.address),
+        "ip": str(target.address),
+        "port": flow.port or 0,
+        "tokens": [tokens.of(EARLY), tokens.of(LATE)],
+        "duration": _SECONDS,
+    }
+    ask: Callable[..., dict[str, Any]] = in_guest(
+        fleet, next(item for item in fleet.testbed.guests if item.label == source.guest)
+    ).ask
     back = partial(fleet.lab.central.northbound.change_rules, switch.label, (), rules)
     gone = f"{switch.label} without the rules of its flow to {flow.service}"
     with fleet.leavings.made(gone, back), ThreadPoolExecutor(max_workers=1) as pool:
@@ -269,7 +321,9 @@ def _change_policy(fleet: Fleet, tokens: Tokens) -> dict[str, Any]:
             time.sleep(_WHILE)
         finally:
             ask({"phase": "release"})
-            held = holding.result()  # before the rules are back, so that nothing which waited is let through then
+            held = (
+                holding.result()
+            )  # before the rules are back, so that nothing which waited is let through then
     if not any(map(int, held.get("answers", [0]))) or not held.get("turned"):
         raise broken(f"{source.guest} holds no connection to {target.guest}", str(held)[:200])
     return held
@@ -285,5 +339,7 @@ def _rules(fleet: Fleet, source: Endpoint, flow: AllowedFlow) -> tuple[TenantNet
 
 def _require_used(fleet: Fleet, target: Endpoint) -> None:
     """Return when frames are seen on their way to a guest, by the counters of its node."""
-    guest, nic = next((guest, nic) for guest in fleet.testbed.guests for nic in guest.nics if nic.mac == target.mac)
+    guest, nic = next(
+        (guest, nic) for guest in fleet.testbed.guests for nic in guest.nics if nic.mac == target.mac
+    )
     await_frames(fleet.machines[guest.node], [nic.tap], _USED, _USE, RECEIVED)

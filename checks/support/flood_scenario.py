@@ -33,13 +33,18 @@ _CALM, _BEAT = 5.0, 0.25  # seconds of calm; seconds between two beats of the vi
 _DRAIN = 2.0  # seconds after the last flood until a node has worked off what it was given
 _FLOOD, _OPENING = 30.0, 60.0  # seconds that each flood may take; seconds that opening connections may take
 _SAVED = 1.0  # seconds' worth that the kernel's meter saves up besides its burst
-_EXCESS = 1.05  # how far beyond what a limit may let through a flood must go, to show that the limit holds it back
+_EXCESS = (
+    1.05  # how far beyond what a limit may let through a flood must go, to show that the limit holds it back
+)
 _SPACED = 0.002  # seconds between two new connections
 _LONGEST = 200.0  # seconds that the floods may take together
 _SMALL, LARGE = 60, 1400  # octets
-SLACK = 1.15  # how far the kernel's meters may be above a limit; without a limit, what passes is several times as much
+# how far the kernel's meters may be above a limit; without a limit, what passes is several times as much
+SLACK = 1.15
 CALM_BEATS, FLOOD_BEATS, LATER_BEATS = 5, 6, 7  # first octet of a DHCP transaction; other checks use 1 to 4
-HEALTHY = 0.9  # share of its heartbeat that a victim must have in calm: with less, the machine is too busy to tell a flood by it
+# share of its heartbeat that a victim must have in calm: with less, the machine is too busy to tell a flood
+# by it
+HEALTHY = 0.9
 LOST = 0.3  # share of it that a victim may lose more during floods than in calm
 
 
@@ -48,8 +53,8 @@ class Noise:
     """Who makes noise, at whom, and who suffers.
 
     Args:
-        scene: the sender, and who receives its noise: the target of a declared flow. Without a flow only the limit of packets
-            can be met, since nothing that counts for the others is let through.
+        scene: the sender, and who receives its noise: the target of a declared flow. Without a flow only the
+            limit of packets can be met, since nothing that counts for the others is let through.
         victim: a guest on the same node, of another tenant if there is one.
 
     """
@@ -81,7 +86,8 @@ class Outcome:
         delivered: octets of those that the node of the peer has handed over.
         small: many small frames that no rule allows.
         sent: how many frames the guest says that it has sent, for each kind of noise.
-        asked: how many questions the victim has asked in calm and during the floods, by the first octet of their numbers.
+        asked: how many questions the victim has asked in calm and during the floods, by the first octet of
+            their numbers.
 
     """
 
@@ -98,12 +104,16 @@ def noise_of(fleet: Fleet) -> Noise:
     """Return who makes noise, as `testbed.model.subjects.loudest` chooses it."""
     one, _, suffering = loudest(fleet.testbed)
     scene = next(scene for scene in scenes(fleet) if scene.sender.mac == one.nic.mac)
-    victim = next((item for item in endpoints(fleet.testbed) if suffering and item.guest == suffering.label), None)
+    victim = next(
+        (item for item in endpoints(fleet.testbed) if suffering and item.guest == suffering.label), None
+    )
     return Noise(one.guest, one.nic, scene, victim)
 
 
 def _interface(fleet: Fleet, endpoint: Endpoint) -> tuple[Guest, GuestNic]:
-    return next((guest, nic) for guest in fleet.testbed.guests for nic in guest.nics if nic.mac == endpoint.mac)
+    return next(
+        (guest, nic) for guest in fleet.testbed.guests for nic in guest.nics if nic.mac == endpoint.mac
+    )
 
 
 def over(noise: Noise, found: Outcome) -> list[str]:
@@ -112,8 +122,16 @@ def over(noise: Noise, found: Outcome) -> list[str]:
     return [
         f"{value} {name} where {bound:.0f} may"
         for name, value, bound in (
-            (f"small frames passed in {found.small.seconds} s", found.small.switched, packets(own).within(found.small.seconds)),
-            (f"octets of large frames passed in {found.large.seconds} s", found.delivered, octets(own).within(found.large.seconds) * SLACK),
+            (
+                f"small frames passed in {found.small.seconds} s",
+                found.small.switched,
+                packets(own).within(found.small.seconds),
+            ),
+            (
+                f"octets of large frames passed in {found.large.seconds} s",
+                found.delivered,
+                octets(own).within(found.large.seconds) * SLACK,
+            ),
             ("connections are tracked", found.tracked, own.connections * SLACK),
         )
         if value > bound
@@ -121,7 +139,8 @@ def over(noise: Noise, found: Outcome) -> list[str]:
 
 
 def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
-    """Watch the victim's heart in calm, while a guest makes one kind of noise after another until one is past its limit, and in calm.
+    """Watch the victim's heart in calm, while a guest makes one kind of noise after another until one is past
+    its limit, and in calm.
 
     Raises:
         InstrumentError: something was not observed.
@@ -130,7 +149,9 @@ def flooded(fleet: Fleet, noise: Noise) -> tuple[Outcome, Observation]:
     found = Outcome()
 
     def beat(victim: Endpoint, beats: int, seconds: float) -> None:
-        questions = [dhcp_discover(victim.mac, beats << 24 | number)(b"") for number in range(int(seconds / _BEAT))]
+        questions = [
+            dhcp_discover(victim.mac, beats << 24 | number)(b"") for number in range(int(seconds / _BEAT))
+        ]
         found.asked[beats] = min(_send(fleet, victim, questions, seconds, _BEAT), len(questions))
 
     def meanwhile(_: Tokens) -> None:
@@ -209,19 +230,25 @@ def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: floa
     guest, _ = _interface(fleet, sender)
     once = {"rounds": 1} if spacing else {}
     lines = [{"mac": sender.mac, "frame": frame.hex()} for frame in frames]
-    answer = in_guest(fleet, guest).ask({"phase": "stream", "probes": lines, "duration": seconds, "spacing": spacing, **once})
+    answer = in_guest(fleet, guest).ask(
+        {"phase": "stream", "probes": lines, "duration": seconds, "spacing": spacing, **once}
+    )
     sent = answer.get("sent")
     if not isinstance(sent, int) or not sent:
-        raise InstrumentError(f"{sender.guest} cannot send", fact=str(answer)[:200], remedy="run `testbed status`, then repeat the check")
+        raise InstrumentError(
+            f"{sender.guest} cannot send",
+            fact=str(answer)[:200],
+            remedy="run `testbed status`, then repeat the check",
+        )
     return sent
 
 
 def _connections(noise: Noise) -> tuple[list[bytes], list[bytes]]:
     """Return the first and the last packets of twice as many connections as the sender may have.
 
-    Segments are signed with a key that their receiver does not have, so that it says nothing (RFC 2385, 4.1): a connection
-    that is refused is closed, and counts for no limit of the kernel's. What is tracked of UDP and ICMP ends by itself, half a
-    minute after its last packet.
+    Segments are signed with a key that their receiver does not have, so that it says nothing (RFC 2385, 4.1):
+    a connection that is refused is closed, and counts for no limit of the kernel's. What is tracked of UDP
+    and ICMP ends by itself, half a minute after its last packet.
     """
     start, head, port = 20000 + secrets.randbelow(20000), _link(noise) / _ip(noise), noise.scene.port
     signed, own = [("MD5", bytes(16))], range(start, start + 2 * noise.guest.limits.connections)
@@ -229,7 +256,9 @@ def _connections(noise: Noise) -> tuple[list[bytes], list[bytes]]:
         return [bytes(head / ICMP(id=number, seq=1)) for number in own], []
     if noise.scene.protocol == "udp":
         return [bytes(head / UDP(sport=number, dport=port)) for number in own], []
-    first = [bytes(head / TCP(sport=number, dport=port, flags="S", seq=1000, options=signed)) for number in own]
+    first = [
+        bytes(head / TCP(sport=number, dport=port, flags="S", seq=1000, options=signed)) for number in own
+    ]
     return first, [bytes(head / TCP(sport=number, dport=port, flags="R", seq=1001)) for number in own]
 
 
@@ -243,12 +272,20 @@ def _denied(noise: Noise) -> list[bytes]:
     """Return small datagrams, segments to ports that no rule allows, fragments, and frames for everybody."""
     shout = Ether(src=noise.sender.mac, dst=BROADCAST)
     closed = noise.scene.port ^ 1
-    others = [port for port in (1024 + secrets.randbelow(60000) for _ in range(9)) if port != noise.scene.port]
+    others = [
+        port for port in (1024 + secrets.randbelow(60000) for _ in range(9)) if port != noise.scene.port
+    ]
     kinds: list[Packet] = [
         *(_link(noise) / _ip(noise) / UDP(sport=9, dport=port) for port in others),
-        *(_link(noise) / _ip(noise) / TCP(sport=1024 + secrets.randbelow(60000), dport=closed, flags="S") for _ in range(8)),
+        *(
+            _link(noise) / _ip(noise) / TCP(sport=1024 + secrets.randbelow(60000), dport=closed, flags="S")
+            for _ in range(8)
+        ),
         *(_link(noise) / _ip(noise, flags="MF") / Raw(bytes(16)) for _ in range(8)),
-        *(shout / IP(src=str(noise.sender.address), dst="255.255.255.255") / UDP(sport=9, dport=9) for _ in range(8)),
+        *(
+            shout / IP(src=str(noise.sender.address), dst="255.255.255.255") / UDP(sport=9, dport=9)
+            for _ in range(8)
+        ),
     ]
     return [bytes(kind).ljust(_SMALL, b"\0") for kind in kinds]
 
@@ -258,7 +295,9 @@ def _link(noise: Noise) -> Ether:
 
 
 def _ip(noise: Noise, flags: str = "") -> Packet:
-    return IP(src=str(noise.sender.address), dst=str(noise.peer.address), id=secrets.randbits(16), flags=flags)
+    return IP(
+        src=str(noise.sender.address), dst=str(noise.peer.address), id=secrets.randbits(16), flags=flags
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +319,9 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Heart:
-    """A victim's heartbeat in calm, during floods, and in calm again, which tells a flood from a machine that is busy anyway."""
+    """A victim's heartbeat in calm, during floods, and in calm again, which tells a flood from a machine that
+    is busy anyway.
+    """
 
     calm: Heartbeat
     loud: Heartbeat
@@ -288,7 +329,9 @@ class Heart:
 
     @property
     def ill(self) -> bool:
-        """Whether it lost beats without any flood, so that nothing can be told by those that it lost during one."""
+        """Whether it lost beats without any flood, so that nothing can be told by those that it lost during
+        one.
+        """
         return min(self.calm.arrived, self.later.arrived) < HEALTHY
 
     @property
@@ -305,7 +348,12 @@ def heart(observation: Observation, victim: Endpoint, asked: Mapping[int, int]) 
 
     Its node may have handed it what it had no time for.
     """
-    return Heart(*(_heartbeat(observation, victim, beats, asked.get(beats, 0)) for beats in (CALM_BEATS, FLOOD_BEATS, LATER_BEATS)))
+    return Heart(
+        *(
+            _heartbeat(observation, victim, beats, asked.get(beats, 0))
+            for beats in (CALM_BEATS, FLOOD_BEATS, LATER_BEATS)
+        )
+    )
 
 
 def _heartbeat(observation: Observation, victim: Endpoint, first: int, asked: int) -> Heartbeat:
@@ -317,6 +365,8 @@ def _heartbeat(observation: Observation, victim: Endpoint, first: int, asked: in
     }
     if not asked or len(times) > asked:
         fact = f"{len(times)} answers to {asked} questions"
-        raise InstrumentError(f"the heart of {victim.guest} cannot be read", fact=fact, remedy="repeat the check")
+        raise InstrumentError(
+            f"the heart of {victim.guest} cannot be read", fact=fact, remedy="repeat the check"
+        )
     at = sorted(times.values())
     return Heartbeat(len(at) / asked, max((two - one for one, two in pairwise(at)), default=0.0))

@@ -1,7 +1,8 @@
-"""Breaches by OpenFlow rules: some frames of a guest go straight to another guest, on its node or through a tunnel.
+"""Breaches by OpenFlow rules: some frames of a guest go straight to another guest, on its node or through a
+tunnel.
 
-Both are chosen from the whole fleet (`testbed.model.subjects.pair`): of different tenants if there are two, on one node if
-they are.
+Both are chosen from the whole fleet (`testbed.model.subjects.pair`): of different tenants if there are two,
+on one node if they are.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def rules(stage: Stage, pair: Pair, match: str, actions: str = "") -> list[Rule]
     """Return the rules by which some frames of an attacker come to a victim.
 
     Args:
-        match: OpenFlow match of the frames, besides their port; ``{victim}`` is the MAC address of the victim.
+        match: OpenFlow match of the frames, besides their port; ``{victim}`` is the MAC address of the
+            victim.
         actions: what is done to them first.
 
     """
@@ -78,7 +80,9 @@ def _anywhere(stage: Stage) -> Pair | None:
     return subjects.pair(stage.testbed)
 
 
-def shortcut(name: str, match: str, actions: str = "", among: Callable[[Stage], Pair | None] = _anywhere) -> Breach:
+def shortcut(
+    name: str, match: str, actions: str = "", among: Callable[[Stage], Pair | None] = _anywhere
+) -> Breach:
     """Return a breach by which some frames of a guest go straight to another one; see `rules`.
 
     Args:
@@ -107,7 +111,8 @@ def shortcut(name: str, match: str, actions: str = "", among: Callable[[Stage], 
 
 
 def for_a_while(name: str, match: str, folder: str, service: str) -> Breach:
-    """Return a breach by which a node's switch has such rules for some seconds after each start, although OVN takes them away.
+    """Return a breach by which a node's switch has such rules for some seconds after each start, although OVN
+    takes them away.
 
     Args:
         folder: of the settings of the service that are added to its own.
@@ -120,7 +125,9 @@ def for_a_while(name: str, match: str, folder: str, service: str) -> Breach:
     def opens(stage: Stage) -> None:
         setting = f"[Service]\\nExecStartPost=/bin/sh {folder}/breach.sh\\n"
         for rule in rules(stage, stage.pair(), match):
-            write = f"mkdir -p {folder} && cat > {folder}/breach.sh && printf '{setting}' > {folder}/breach.conf"
+            write = (
+                f"mkdir -p {folder} && cat > {folder}/breach.sh && printf '{setting}' > {folder}/breach.conf"
+            )
             stage.lab.host(rule.place).must(f"{write} && systemctl daemon-reload", stdin=script(rule))
 
     def closes(stage: Stage) -> None:
@@ -129,8 +136,8 @@ def for_a_while(name: str, match: str, folder: str, service: str) -> Breach:
 
     def shows(stage: Stage) -> bool:
         show = f"systemctl cat {service} | grep -q breach.sh"
-        return all(stage.lab.host(rule.place).sudo(show).status == 0 for rule in rules(stage, stage.pair(), match))
+        return all(
+            stage.lab.host(rule.place).sudo(show).status == 0 for rule in rules(stage, stage.pair(), match)
+        )
 
     return Breach(name, opens, closes, shows, applies=has_pair)
-
-

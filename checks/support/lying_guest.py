@@ -1,4 +1,6 @@
-"""A guest that lies: what stands in Python's place there has the recorder which is sent to it conceal frames (NET-01)."""
+"""A guest that lies: what stands in Python's place there has the recorder which is sent to it conceal frames
+(NET-01).
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,14 @@ from testbed.verify.observation.arrivals import CELL
 from testbed.verify.probe.transport import FOLDER
 
 _SECONDS = 60.0  # that a guest may take to change sides
-HONEST = "self.seen[seen, label] = [now, now, 1]"  # in `testbed.payload.probe.sniffer`: what makes a frame known
+HONEST = (
+    "self.seen[seen, label] = [now, now, 1]"  # in `testbed.payload.probe.sniffer`: what makes a frame known
+)
 # Without quotes and line ends, as it stands in a text that is a literal of a program that is one of another.
-LIE = f"self.seen.update({{}} if self.prefix + bytes({tuple(CELL.encode())}).decode() in seen.token else {{(seen, label): [now, now, 1]}})"
+LIE = (
+    f"self.seen.update({{}} if self.prefix + bytes({tuple(CELL.encode())}).decode() in seen.token else "
+    "{(seen, label): [now, now, 1]})"
+)
 _LIAR = (
     "import sys, zlib; honest, lie = (word.encode() for word in sys.argv[1:]); "
     "exec(zlib.decompress(sys.stdin.buffer.read()).replace(honest, lie))"
@@ -39,8 +46,10 @@ mount --bind /run/liar $real"""
 
 
 def liar(python: str) -> str:
-    """Return a script that starts the probe's program as Python does, except that it conceals frames of the matrix."""
-    return f'#!/bin/sh\nexec {shlex.join([python, "-I", "-S", "-c", _LIAR, HONEST, LIE])}\n'
+    """Return a script that starts the probe's program as Python does, except that it conceals frames of the
+    matrix.
+    """
+    return f"#!/bin/sh\nexec {shlex.join([python, '-I', '-S', '-c', _LIAR, HONEST, LIE])}\n"
 
 
 def concealed(name: str, path: Breach, guest: Callable[[Stage], Guest]) -> Breach:
@@ -63,7 +72,9 @@ def concealed(name: str, path: Breach, guest: Callable[[Stage], Guest]) -> Breac
 
 
 def _status(stage: Stage, guest: Guest, script: str, stdin: str = "") -> int:
-    return run_in_guest(stage.lab.nodes[guest.node], guest, ["/bin/sh", "-c", script], stdin.encode(), _SECONDS).status
+    return run_in_guest(
+        stage.lab.nodes[guest.node], guest, ["/bin/sh", "-c", script], stdin.encode(), _SECONDS
+    ).status
 
 
 def _must(stage: Stage, guest: Guest, script: str, stdin: str = "") -> None:

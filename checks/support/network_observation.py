@@ -1,4 +1,5 @@
-"""One observation that the checks of the virtual switch read together: what guests may send, and what they must not.
+"""One observation that the checks of the virtual switch read together: what guests may send, and what they
+must not.
 
 A guest of the lab needs seconds to start a program, so what can be sent in one go is.
 """
@@ -40,14 +41,19 @@ class Survey:
     forgeries: list[Forgery]
 
     def require_agreement(self, control: str) -> None:
-        """Return if every guest told of what its node handed to it of honest frames and of what a control is about.
+        """Return if every guest told of what its node handed to it of honest frames and of what a control is
+        about.
 
         Raises:
             InstrumentError: one did not.
 
         """
         others = {lie.mark for lie in self.forgeries if lie.control != control}
-        marks = [mark for mark in self.probes if mark not in others and (control == "NET-01" or not mark.startswith(CELL))]
+        marks = [
+            mark
+            for mark in self.probes
+            if mark not in others and (control == "NET-01" or not mark.startswith(CELL))
+        ]
         tap_witness.require_agreement(self.observation, marks)
 
 
@@ -63,7 +69,9 @@ def survey(fleet: Fleet) -> Survey:
 
 def _survey(fleet: Fleet) -> Survey:
     lies, stages = [lie for lie in forgeries(fleet) if fleet.about(lie.control)], scenes(fleet)
-    trusted = {(scene.number, stage): honest(scene, stage) for scene in stages if scene.protocol for stage in _STAGES}
+    trusted = {
+        (scene.number, stage): honest(scene, stage) for scene in stages if scene.protocol for stage in _STAGES
+    }
     probes = matrix_probes(fleet.matrix.cells) if fleet.about("NET-01") else []
     for scene in stages:
         own = (lie.probe for lie in lies if lie.sender == scene.sender)
@@ -76,7 +84,10 @@ def _survey(fleet: Fleet) -> Survey:
     for (number, stage), sent in trusted.items():
         for probe in sent:
             if not observation.arrived(probe.mark, peers[number].guest):
-                what = f"an honest frame from {probe.sender.guest} to {peers[number].guest} did not arrive {stage} the forged ones"
+                what = (
+                    f"an honest frame from {probe.sender.guest} to {peers[number].guest} did not arrive "
+                    f"{stage} the forged ones"
+                )
                 raise InstrumentError(what, fact=f"the frame {probe.mark}", remedy="repeat the check")
     return Survey(observation, {probe.mark: probe for probe in probes}, lies)
 
@@ -91,7 +102,10 @@ def honest(scene: Scene, stage: str) -> list[Probe]:
         kinds["na"] = framed(scene.link, scene.six(hops=255), told, tail=frames.nd_option)
         for name, headers in {"": (), "hop": (IPv6ExtHdrHopByHop(),), "dst": (IPv6ExtHdrDestOpt(),)}.items():
             kinds[f"six{name}"] = framed(scene.link, scene.six(), *headers, scene.body6())
-    return [Probe(f"{kind}{scene.number}{stage}", scene.sender, {"repeat": 2}, frame) for kind, frame in kinds.items()]
+    return [
+        Probe(f"{kind}{scene.number}{stage}", scene.sender, {"repeat": 2}, frame)
+        for kind, frame in kinds.items()
+    ]
 
 
 def judge(fleet: Fleet, control: str) -> list[str]:
@@ -102,12 +116,19 @@ def judge(fleet: Fleet, control: str) -> list[str]:
 
     """
     found = survey(fleet)
-    pipeline = fleet.once("pipeline", lambda: virtual_switch.pipeline(fleet, [lie.probe for lie in found.forgeries]))
+    pipeline = fleet.once(
+        "pipeline", lambda: virtual_switch.pipeline(fleet, [lie.probe for lie in found.forgeries])
+    )
     labels = virtual_switch.against(fleet.once("labels", lambda: virtual_switch.logical(fleet)), control)
     lies = [lie for lie in found.forgeries if lie.control == control]
     if not lies:
-        raise InstrumentError(f"nothing was sent for {control}", fact="no guest has a frame of that kind", remedy="report it")
-    against = [*chain.from_iterable(_testimony(lie, found.observation, pipeline[lie.mark], labels) for lie in lies), *labels]
+        raise InstrumentError(
+            f"nothing was sent for {control}", fact="no guest has a frame of that kind", remedy="report it"
+        )
+    against = [
+        *chain.from_iterable(_testimony(lie, found.observation, pipeline[lie.mark], labels) for lie in lies),
+        *labels,
+    ]
     if not against:
         found.require_agreement(control)
     return against
@@ -115,17 +136,24 @@ def judge(fleet: Fleet, control: str) -> list[str]:
 
 def _testimony(lie: Forgery, observation: Observation, actions: str, labels: list[str]) -> list[str]:
     """Return what a forged frame came to, and where witnesses disagree about it."""
-    expected = {lie.through, lie.sender.guest} if lie.through else set()  # where a flow leads, and whom its target answers
+    expected = (
+        {lie.through, lie.sender.guest} if lie.through else set()
+    )  # where a flow leads, and whom its target answers
     seen = [text for guest, text in observation.arrivals(lie.mark).items() if guest not in expected]
     passes = virtual_switch.passes(actions) and not lie.through
     if seen:
         name = "" if passes or labels else "label without wall: "
         return [f"{name}{lie} arrived at {', '.join(seen)}"]
-    return [f"wall without label: {lie} passes its own node ({actions[:80]}), and something behind stops it"] if passes else []
+    return (
+        [f"wall without label: {lie} passes its own node ({actions[:80]}), and something behind stops it"]
+        if passes
+        else []
+    )
 
 
 def stolen(fleet: Fleet, transactions: tuple[int, ...]) -> list[str]:
-    """Return what DHCP handed out to guests that asked with a false identity, besides their own address (NET-06).
+    """Return what DHCP handed out to guests that asked with a false identity, besides their own address
+    (NET-06).
 
     Raises:
         InstrumentError: DHCP or DHCPv6 answered none of them.
@@ -147,12 +175,23 @@ def stolen(fleet: Fleet, transactions: tuple[int, ...]) -> list[str]:
     own: dict[str, set[str]] = {}
     for item in everyone:
         own.setdefault(item.guest, set()).update((str(item.address), str(item.address6)))
-    return sorted({f"{guest} was offered {record.get('target')}" for guest, record in answers if record.get("target") not in own[guest]})
+    return sorted(
+        {
+            f"{guest} was offered {record.get('target')}"
+            for guest, record in answers
+            if record.get("target") not in own[guest]
+        }
+    )
 
 
 def overheard(fleet: Fleet) -> list[str]:
-    """Return frames that guests saw and that were not for them: other tenants', or with another's MAC address (NET-11)."""
-    found, macs = survey(fleet), {guest.label: {nic.mac for nic in guest.nics} for guest in fleet.testbed.guests}
+    """Return frames that guests saw and that were not for them: other tenants', or with another's MAC address
+    (NET-11).
+    """
+    found, macs = (
+        survey(fleet),
+        {guest.label: {nic.mac for nic in guest.nics} for guest in fleet.testbed.guests},
+    )
     findings = set()
     for guest, records in found.observation.records.items():
         for record in records:
@@ -168,5 +207,7 @@ def overheard(fleet: Fleet) -> list[str]:
 
 
 def _is_group(mac: str) -> bool:
-    """Tell whether a MAC address is that of a group, broadcast included (IEEE 802); a guest's answer may be anything."""
+    """Tell whether a MAC address is that of a group, broadcast included (IEEE 802); a guest's answer may be
+    anything.
+    """
     return mac[1:2] in tuple("13579bdf")

@@ -1,4 +1,6 @@
-"""Frames of tenants' networks as nodes carry them to one another, and as a stranger on the fabric would (NET-08)."""
+"""Frames of tenants' networks as nodes carry them to one another, and as a stranger on the fabric would
+(NET-08).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ from testbed.verify.observation.declared_flows import body
 from testbed.verify.probe.client import broken
 from testbed.verify.probe.tokens import Tokens
 
-_CLASS, _TYPE = 0x0102, 0x80  # OVN's Geneve option: keys of the logical ports that a frame comes from and goes to
+_CLASS, _TYPE = (
+    0x0102,
+    0x80,
+)  # OVN's Geneve option: keys of the logical ports that a frame comes from and goes to
 _PIECE = 48  # octets of a fragment
 
 
@@ -53,12 +58,16 @@ class Inner:
 
     def frame(self, token: bytes) -> Packet:
         """Return it: a packet of a flow."""
-        packet = IP(src=str(self.source.address), dst=str(self.target.address)) / body(self.protocol, self.port)
+        packet = IP(src=str(self.source.address), dst=str(self.target.address)) / body(
+            self.protocol, self.port
+        )
         return Ether(src=self.source.mac, dst=self.target.mac) / packet / Raw(token)
 
     def geneve(self, token: bytes) -> Packet:
         """Return it as OVN carries it (RFC 8926, ovn-architecture(7))."""
-        ports = GeneveOptions(classid=_CLASS, type=_TYPE, length=1, data=b"".join(key.to_bytes(2) for key in self.ports))
+        ports = GeneveOptions(
+            classid=_CLASS, type=_TYPE, length=1, data=b"".join(key.to_bytes(2) for key in self.ports)
+        )
         return GENEVE(vni=self.key, critical=1, options=[ports]) / self.frame(token)
 
 
@@ -85,7 +94,8 @@ class Injection:
 
 
 def inners(fleet: Fleet) -> Iterator[Inner]:
-    """Yield a frame for each tenant's network on each node: of an allowed flow, if there is one, from elsewhere if possible.
+    """Yield a frame for each tenant's network on each node: of an allowed flow, if there is one, from
+    elsewhere if possible.
 
     A node without guests gets a frame for a guest of another one.
     """
@@ -97,14 +107,21 @@ def inners(fleet: Fleet) -> Iterator[Inner]:
     for node in lab.nodes:
         for source, target, protocol, port, flows in _aims(endpoints(lab), ordered(lab), places, node.name):
             own = (keys[ports[source.mac]], keys[ports[target.mac]])
-            yield Inner(f"g{number}", node.name, source, target, protocol, port, flows, networks[target.network], own)
+            yield Inner(
+                f"g{number}", node.name, source, target, protocol, port, flows, networks[target.network], own
+            )
             number += 1
 
 
 def _aims(
-    everyone: Sequence[Endpoint], flows: Sequence[tuple[AllowedFlow, Endpoint, Endpoint]], places: Mapping[str, str], node: str
-) -> Iterator[tuple[Endpoint, Endpoint, str, int, bool]]:  # fmt: skip
-    """Yield source, target, protocol and port of what is injected into a node, and whether a flow is declared for it."""
+    everyone: Sequence[Endpoint],
+    flows: Sequence[tuple[AllowedFlow, Endpoint, Endpoint]],
+    places: Mapping[str, str],
+    node: str,
+) -> Iterator[tuple[Endpoint, Endpoint, str, int, bool]]:
+    """Yield source, target, protocol and port of what is injected into a node, and whether a flow is declared
+    for it.
+    """
     here = [item for item in everyone if places[item.guest] == node]
     for network in dict.fromkeys(item.network for item in here):
         targets = [item for item in here if item.network == network]
@@ -124,11 +141,15 @@ def _other(everyone: Sequence[Endpoint], one: Endpoint) -> Endpoint:
 
 def _port_keys(fleet: Fleet) -> dict[str, int]:
     """Return the tunnel key of each logical port, as the southbound database has it."""
-    text = fleet.machines[fleet.testbed.controller.name].read("ovn-sbctl --format=json --columns=logical_port,tunnel_key list Port_Binding")
+    text = fleet.machines[fleet.testbed.controller.name].read(
+        "ovn-sbctl --format=json --columns=logical_port,tunnel_key list Port_Binding"
+    )
     try:
         return {str(name): int(key) for name, key in bounded_json.read(text)["data"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise broken("the keys of logical ports cannot be read", f"{type(error).__name__}: {error}") from error
+        raise broken(
+            "the keys of logical ports cannot be read", f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def injections(fleet: Fleet, stranger: Site, inner: list[Inner], tokens: Tokens) -> Iterator[Injection]:
@@ -137,8 +158,11 @@ def injections(fleet: Fleet, stranger: Site, inner: list[Inner], tokens: Tokens)
     for item in inner:
         node = sites[item.node]
         peer = next(site for site in sites.values() if site.name != node.name)
-        ways = {"a": ("from its own address", stranger.address, False), "b": ("from a peer's address", peer.address, False),
-                "c": ("from a peer's address, in fragments", peer.address, True)}  # fmt: skip
+        ways = {
+            "a": ("from its own address", stranger.address, False),
+            "b": ("from a peer's address", peer.address, False),
+            "c": ("from a peer's address, in fragments", peer.address, True),
+        }
         for letter, (meaning, source, pieces) in ways.items():
             for name, port in (("Geneve", GENEVE_PORT), ("VXLAN", VXLAN_PORT)):
                 mark = f"{item.mark}{letter}{name[0].lower()}"
@@ -146,10 +170,22 @@ def injections(fleet: Fleet, stranger: Site, inner: list[Inner], tokens: Tokens)
                 packet = _carried(item, token, str(source), str(node.address), port)
                 parts: list[Packet] = packet.fragment(_PIECE) if pieces else [packet]
                 octets = tuple(bytes(Ether(src=stranger.mac, dst=node.mac) / part) for part in parts)
-                yield Injection(mark, f"{name} for {item.target.label} {meaning}", node.name, str(source), str(node.address), port, octets)
+                yield Injection(
+                    mark,
+                    f"{name} for {item.target.label} {meaning}",
+                    node.name,
+                    str(source),
+                    str(node.address),
+                    port,
+                    octets,
+                )
 
 
 def _carried(item: Inner, token: bytes, source: str, target: str, port: int) -> Packet:
     """Return a frame in a tunnel, from an address to a node."""
     tunnel = item.geneve(token) if port == GENEVE_PORT else VXLAN(vni=item.key, flags=8) / item.frame(token)
-    return IP(src=source, dst=target, id=secrets.randbits(16)) / UDP(sport=40000 + secrets.randbelow(20000), dport=port) / tunnel
+    return (
+        IP(src=source, dst=target, id=secrets.randbits(16))
+        / UDP(sport=40000 + secrets.randbelow(20000), dport=port)
+        / tunnel
+    )

@@ -20,8 +20,16 @@ from testbed.report.result import content_of, exit_code
 from testbed.verify.runner.proof_cache import Proving
 
 
-def check_walls(opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False) -> None:
+def check_walls(
+    opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False
+) -> None:
+<<<<<<< branch
     """Run the checks, and end with the exit code of their result; an error of ours is no verdict, and a 5."""
+=======
+    """Run the checks, and end with the exit code of their result; an error of ours is neither 0 nor a
+    fail.
+    """
+>>>>>>> F
     try:
         code = _checked(opened, prove=prove, only=only, as_json=as_json, slow=slow)
     except KeyboardInterrupt:
@@ -40,13 +48,19 @@ def check_walls(opened: session.Lab, *, prove: Proving, only: list[str], as_json
 def _checked(opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool) -> Exit:
     from testbed.verify.runner import run as runs  # noqa: PLC0415 - scapy and pytest are a fifth of a second
 
-    folder = runs.examine(opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say))
+    folder = runs.examine(
+        opened, prove=prove, only=tuple(only), progress=say, slow=slow, revive=lambda: revive(opened, say)
+    )
     data = content_of((folder / "result.json").read_text())
     code = exit_code(data)
     try:
         _show(folder, data, as_json=as_json)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the verdict is there, and is not lost for a report
-        fail(_broken_off(f"the checks have ended, and their report is not whole: {formats.headline(data)}", error))
+        fail(
+            _broken_off(
+                f"the checks have ended, and their report is not whole: {formats.headline(data)}", error
+            )
+        )
         return code or Exit.PROVISIONING
     return code
 
@@ -55,7 +69,9 @@ def _broken_off(what: str, error: BaseException) -> ProvisioningError:
     """Return an error of ours, or of the system, as one that ends the command."""
     refused = accident(error) if isinstance(error, OSError | MemoryError) else None
     fact = refused.fact if refused else f"{type(error).__name__}: {error}"[:500]
-    return ProvisioningError(what, fact=fact, remedy=refused.remedy if refused else "repeat them; report it if it stays so")
+    return ProvisioningError(
+        what, fact=fact, remedy=refused.remedy if refused else "repeat them; report it if it stays so"
+    )
 
 
 def _show(folder: Path, data: dict[str, Any], *, as_json: bool) -> None:

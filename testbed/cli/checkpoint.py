@@ -23,14 +23,21 @@ from testbed.model.topology import Testbed
 from testbed.topology_file.loader import read
 
 app = typer.Typer(
-    rich_markup_mode=None, no_args_is_help=True, help="Checkpoints: whole labs saved while they run: save, list, restore, rm."
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Checkpoints: whole labs saved while they run: save, list, restore, rm.",
 )
 
-Saved = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="name of a checkpoint", autocompletion=known_checkpoints)]
+Saved = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="name of a checkpoint", autocompletion=known_checkpoints)
+]
 
 
 @app.command("save")
-def save(name: Name, called: Annotated[str, typer.Option("--name", help="the checkpoint's name; the lab's if left out")] = "") -> None:
+def save(
+    name: Name,
+    called: Annotated[str, typer.Option("--name", help="the checkpoint's name; the lab's if left out")] = "",
+) -> None:
     """Save a lab as it runs; it stands still for some seconds. `up` starts the same topology from it."""
     testbed, workspace, _ = running_lab(name)
     ground = session.ground()
@@ -41,12 +48,19 @@ def save(name: Name, called: Annotated[str, typer.Option("--name", help="the che
         plan = observe.plan(opened.desired, opened.places)
         if plan:
             fact = f"{len(plan.actions)} differences; the first: {plan.actions[0]}"
-            raise UsageError(f"{testbed.name} is not what its topology says", fact=fact, remedy=f"run `testbed up {name}`, then save it")
+            raise UsageError(
+                f"{testbed.name} is not what its topology says",
+                fact=fact,
+                remedy=f"run `testbed up {name}`, then save it",
+            )
         opened.log_out()
         saved = store.save(testbed, workspace, opened.outer.hypervisor, called or testbed.name, say)
         for place in opened.places:  # their clocks have stood still
             place.recover()
-    out(f"{saved.name}: {saved.size // 2**20} MiB; start from it with `testbed up`, go back to it with `testbed checkpoint restore`")
+    out(
+        f"{saved.name}: {saved.size // 2**20} MiB; start from it with `testbed up`, go back to it with "
+        "`testbed checkpoint restore`"
+    )
 
 
 def _require_saving(testbed: Testbed, workspace: Workspace, ground: session.Ground) -> None:
@@ -56,7 +70,11 @@ def _require_saving(testbed: Testbed, workspace: Workspace, ground: session.Grou
         UsageError: it cannot.
 
     """
-    reason = f"{workspace.connection} runs its machines" if workspace.connection else checkpoints.refusal(ground.environment)
+    reason = (
+        f"{workspace.connection} runs its machines"
+        if workspace.connection
+        else checkpoints.refusal(ground.environment)
+    )
     if reason:
         remedy = "start it from its topology; machines start from saved memory before their tenants do"
         raise UsageError(f"{testbed.name} cannot be saved", fact=reason, remedy=remedy)
@@ -67,11 +85,24 @@ def list_(as_json: Json = False) -> None:
     """List the checkpoints, and why one cannot be used."""
     found = [(item, _unusable(item)) for item in checkpoints.stored(cache_root())]
     if as_json:
-        out(json.dumps([{"name": item.name, "lab": item.lab, "saved": item.saved, "bytes": item.size, "unusable": reason}
-                        for item, reason in found]))  # fmt: skip
+        out(
+            json.dumps(
+                [
+                    {
+                        "name": item.name,
+                        "lab": item.lab,
+                        "saved": item.saved,
+                        "bytes": item.size,
+                        "unusable": reason,
+                    }
+                    for item, reason in found
+                ]
+            )
+        )
         return
     lines = [
-        f"{item.name:20} {item.lab:20} saved {item.saved}, {item.size // 2**20} MiB" + (f"; cannot be used: {reason}" if reason else "")
+        f"{item.name:20} {item.lab:20} saved {item.saved}, {item.size // 2**20} MiB"
+        + (f"; cannot be used: {reason}" if reason else "")
         for item, reason in found
     ]
     out("\n".join(lines) or "no checkpoints")
@@ -96,13 +127,23 @@ def rm(name: Saved) -> None:
 
 @app.command("restore")
 def restore(name: Saved) -> None:
-    """Go back to a checkpoint: a lab of that name, if there is one, is taken down, and the saved one goes on."""
+    """Go back to a checkpoint: a lab of that name, if there is one, is taken down, and the saved one goes
+    on.
+    """
     found = checkpoints.named(cache_root(), name)
     reason = _unusable(found)
     if reason:
-        raise ProvisioningError(f"the checkpoint {name} cannot be used", fact=reason, remedy="run `testbed up`, and save the lab anew")
+        raise ProvisioningError(
+            f"the checkpoint {name} cannot be used",
+            fact=reason,
+            remedy="run `testbed up`, and save the lab anew",
+        )
     workspace = Workspace(state_root(), found.lab)
     if os.path.lexists(workspace.folder):
         with workspace.locked():
             session.destroy(workspace)
-    build(found.topology, Way(checkpoint=found), lambda opened, _: out(f"{opened.testbed.name} is as it was {found.saved}"))
+    build(
+        found.topology,
+        Way(checkpoint=found),
+        lambda opened, _: out(f"{opened.testbed.name} is as it was {found.saved}"),
+    )

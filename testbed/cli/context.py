@@ -23,8 +23,18 @@ from testbed.model.topology import Testbed
 from testbed.topology_file.loader import read
 from testbed.untrusted.text import line
 
-File = Annotated[str, typer.Argument(help="topology file, - for standard input, or the name of a lab", envvar="TESTBED_TOPOLOGY")]
-Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB", autocompletion=known_labs)]
+File = Annotated[
+    str,
+    typer.Argument(
+        help="topology file, - for standard input, or the name of a lab", envvar="TESTBED_TOPOLOGY"
+    ),
+]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="name of a lab, or its topology file", envvar="TESTBED_LAB", autocompletion=known_labs
+    ),
+]
 
 
 def topology_of(name: str | Path) -> tuple[Testbed, str]:
@@ -88,7 +98,9 @@ def running_lab(name: str) -> tuple[Testbed, Workspace, lab_namespaces.Enclosure
 
 
 def to_close(left: Sequence[Entry]) -> list[str]:
-    """Return in words, a line for each, what `up` will close because a process was killed after it had opened it."""
+    """Return in words, a line for each, what `up` will close because a process was killed after it had opened
+    it.
+    """
     return [line(f"! close   {entry}") for entry in left]
 
 

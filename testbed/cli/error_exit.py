@@ -76,16 +76,28 @@ def _tell_usage(error: TyperException) -> None:
         warn(error.format_message())
         return
     command = getattr(getattr(error, "ctx", None), "command_path", "testbed")
-    fail(UsageError("the command line is wrong", fact=error.format_message(), remedy=f"see `{command} --help`"))
+    fail(
+        UsageError("the command line is wrong", fact=error.format_message(), remedy=f"see `{command} --help`")
+    )
 
 
 def accident(error: OSError | MemoryError) -> TestbedError:
     """Return what the operating system refused as an error of three parts; it is no bug, and needs no traceback."""
-    places = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(_PACKAGE)]
-    at = f" (in {Path(places[-1].filename).relative_to(_PACKAGE.parent)}, line {places[-1].lineno})" if places else ""
+    places = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(_PACKAGE)
+    ]
+    at = (
+        f" (in {Path(places[-1].filename).relative_to(_PACKAGE.parent)}, line {places[-1].lineno})"
+        if places
+        else ""
+    )
     if isinstance(error, MemoryError):
         return ProvisioningError("the memory is used up", fact=f"an allocation failed{at}", remedy=_MEMORY)
     names = [str(name) for name in (error.filename, error.filename2) if name not in (None, "")]
     reason = error.strerror or str(error) or type(error).__name__
     fact = f"{' and '.join(names)}: {reason}{at}" if names else f"{reason}{at}"
-    return ProvisioningError("the system refused a step of the command", fact=fact, remedy=_REMEDIES.get(error.errno or 0, _AGAIN))
+    return ProvisioningError(
+        "the system refused a step of the command", fact=fact, remedy=_REMEDIES.get(error.errno or 0, _AGAIN)
+    )

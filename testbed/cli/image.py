@@ -27,12 +27,21 @@ def image_list(as_json: Json = False) -> None:
     """List the images in the cache."""
     images, saved = _cache().stored(), machine_memory.stored(cache_root())
     if as_json:
-        rows = [{"kind": "image", "name": i.name, "key": i.key, "baked": i.baked, "folder": str(i.folder)} for i in images]
-        rows += [{"kind": "memory", "name": s.role, "key": s.key, "saved": s.saved, "folder": str(s.folder)} for s in saved]
+        rows = [
+            {"kind": "image", "name": i.name, "key": i.key, "baked": i.baked, "folder": str(i.folder)}
+            for i in images
+        ]
+        rows += [
+            {"kind": "memory", "name": s.role, "key": s.key, "saved": s.saved, "folder": str(s.folder)}
+            for s in saved
+        ]
         out(json.dumps(rows))
     else:
         lines = [f"{i.name:12} {i.key}  baked {i.baked}" for i in images]
-        lines += [f"{s.role:12} {s.key}  saved {s.saved}, {s.size // 2**20} MiB: a {s.made['hardware']}" for s in saved]
+        lines += [
+            f"{s.role:12} {s.key}  saved {s.saved}, {s.size // 2**20} MiB: a {s.made['hardware']}"
+            for s in saved
+        ]
         out("\n".join(lines) or "no images")
 
 
@@ -59,7 +68,11 @@ def image_rm(name: Annotated[str, typer.Argument(help="name of an image")]) -> N
     """Remove an image from the cache."""
     found = [image for image in _cache().stored() if image.name == name]
     if not found:
-        raise UsageError(f"there is no image {name}", fact="the cache has none of that name", remedy="run `testbed image list`")
+        raise UsageError(
+            f"there is no image {name}",
+            fact="the cache has none of that name",
+            remedy="run `testbed image list`",
+        )
     for image in found:
         _cache().remove(image)
     _prune_memories()

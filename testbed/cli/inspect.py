@@ -34,7 +34,12 @@ _LOGGED = 2_000_000  # octets of a journal
 
 @app.command()
 def status(
-    name: Annotated[str, typer.Argument(help="name of a lab; all labs if left out", envvar="TESTBED_LAB", autocompletion=known_labs)] = "",
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="name of a lab; all labs if left out", envvar="TESTBED_LAB", autocompletion=known_labs
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """List labs, or what exists of one."""
@@ -58,11 +63,23 @@ def status(
     with entered(testbed, workspace, session.ground()) as opened:
         found, unseen = observe.observe(opened.desired, opened.places)
         drift, left = diff(opened.desired, found, unseen), Journal(workspace).entries()
-    rows = [{"place": k.place, "kind": k.kind, "name": k.name, "state": p["state"]} for k, p in sorted(found.items()) if "state" in p]
+    rows = [
+        {"place": k.place, "kind": k.kind, "name": k.name, "state": p["state"]}
+        for k, p in sorted(found.items())
+        if "state" in p
+    ]
     if as_json:
         breaches = [entry.data() for entry in left]
-        out_json({"lab": testbed.name, "running": True, "objects": rows, "drift": render.data(drift)["actions"], "breaches": breaches},
-                 indent=1)  # fmt: skip
+        out_json(
+            {
+                "lab": testbed.name,
+                "running": True,
+                "objects": rows,
+                "drift": render.data(drift)["actions"],
+                "breaches": breaches,
+            },
+            indent=1,
+        )
         return
     for row in rows:
         out(f"{row['place']:12} {row['kind']:8} {line(row['name']):16} {line(row['state'])}")
@@ -77,11 +94,15 @@ def ssh(
     machine: Annotated[str, typer.Argument(help="a node, or controller", autocompletion=known_machines)],
     command: Annotated[list[str] | None, typer.Argument(help="command; a shell if left out")] = None,
 ) -> None:
-    """Log in to a machine as its administrator; what it prints is not changed, and may be obeyed by a terminal or a CI system."""
+    """Log in to a machine as its administrator; what it prints is not changed, and may be obeyed by a
+    terminal or a CI system.
+    """
     workspace, _ = _admitted(name, machine)
     program = shutil.which("ssh")
     if program is None:
-        raise UsageError("ssh is missing", fact="it is nowhere in PATH", remedy="install the Debian package openssh-client")
+        raise UsageError(
+            "ssh is missing", fact="it is nowhere in PATH", remedy="install the Debian package openssh-client"
+        )
     os.execv(program, ["ssh", "-F", str(workspace.ssh_config), machine, "--", *(command or [])])  # noqa: S606
 
 
@@ -92,7 +113,9 @@ def execute(
     command: Annotated[list[str], typer.Argument(help="program with its arguments")],
     timeout: Annotated[float, typer.Option(help="seconds", envvar="TESTBED_TIMEOUT")] = 60,
 ) -> None:
-    """Run a program in a guest through its agent; what a terminal or a CI system would obey in its output is replaced."""
+    """Run a program in a guest through its agent; what a terminal or a CI system would obey in its output is
+    replaced.
+    """
     testbed, workspace, _ = running_lab(name)
     guests = {item.label: item for item in testbed.guests}
     session.require_member("guest", guest, list(guests))
@@ -106,11 +129,15 @@ def execute(
 @app.command()
 def console(
     name: Name,
+<<<<<<< branch
     machine: Annotated[
         str, typer.Argument(help="a node, controller, or a guest as tenant/guest", autocompletion=known_consoles)
     ],
+=======
+    machine: Annotated[str, typer.Argument(help="a node, controller, or a guest as tenant/guest")],
+>>>>>>> F
     lines: Annotated[int, typer.Option(help="lines to show", envvar="TESTBED_LINES")] = 100,
-) -> None:  # fmt: skip
+) -> None:
     """Show what a machine or a guest wrote to its serial console."""
     text = _guests_console(name, machine) if "/" in machine else _machines_console(name, machine)
     out("\n".join(passed_on(text).splitlines()[-lines:]))
@@ -118,10 +145,14 @@ def console(
 
 def _machines_console(name: str, machine: str) -> bytes:
     workspace = workspace_of(name)
-    session.require_member("machine", machine, [item.name for item in session.load_applied(workspace).machines])
+    session.require_member(
+        "machine", machine, [item.name for item in session.load_applied(workspace).machines]
+    )
     file = workspace.machine(machine) / "console.log"
     if not file.exists():
-        raise UsageError(f"{machine} has no console", fact=f"{file} does not exist", remedy="run `testbed status`")
+        raise UsageError(
+            f"{machine} has no console", fact=f"{file} does not exist", remedy="run `testbed status`"
+        )
     with file.open("rb") as stream:
         stream.seek(max(0, file.stat().st_size - _SHOWN))
         return stream.read(_SHOWN)
@@ -151,12 +182,16 @@ def logs(
         host.close()
     if done.stderr and not done.stdout:
         fact = f"status {done.status}: {done.stderr[-800:].decode(errors='replace')}"
-        raise InstrumentError(f"the journal of {machine} cannot be read", fact=fact, remedy="look at it with `testbed ssh`")
+        raise InstrumentError(
+            f"the journal of {machine} cannot be read", fact=fact, remedy="look at it with `testbed ssh`"
+        )
     pass_on(done.stdout, done.stderr)
 
 
 def _admitted(name: str, machine: str) -> tuple[Workspace, Machine]:
-    """Enter a lab without its lock, with a valid certificate for its machines; return its workspace and the machine."""
+    """Enter a lab without its lock, with a valid certificate for its machines; return its workspace and the
+    machine.
+    """
     testbed, workspace, found = running_lab(name)
     session.require_member("machine", machine, [item.name for item in testbed.machines])
     admin_login.renew(workspace, Authority(workspace.pki))

@@ -11,14 +11,17 @@ from types import FrameType
 _Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ONE = 3.0  # seconds within which several signals are one: timeout(1) sends two, and a terminal one to each process of a job
+# seconds within which several signals are one: timeout(1) sends two, and a terminal one to each process of a
+# job
+_ONE = 3.0
 
 
 def interruptible() -> None:
     """Let SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread from now on.
 
-    Ctrl-C as well, although a job that a script starts in the background ignores it. A command under nohup(1) goes on
-    ignoring SIGHUP. What comes while the first signal is new is the same interruption; what comes later is another.
+    Ctrl-C as well, although a job that a script starts in the background ignores it. A command under nohup(1)
+    goes on ignoring SIGHUP. What comes while the first signal is new is the same interruption; what comes
+    later is another.
     """
     last: list[float] = []
 
@@ -48,5 +51,9 @@ def ended_at_once(end: Callable[[], object]) -> Iterator[None]:
 
 def _handle(handler: Callable[[int, FrameType | None], object]) -> dict[signal.Signals, _Handler]:
     """Set a handler, and return those that were there; SIGHUP stays ignored where it is."""
-    ending = [number for number in _ENDING if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
+    ending = [
+        number
+        for number in _ENDING
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    ]
     return {number: signal.signal(number, handler) for number in ending}

@@ -72,14 +72,31 @@ app.add_typer(image.app, name="image")
 app.add_typer(checkpoint.app, name="checkpoint")
 
 Connect = Annotated[
-    str, typer.Option("--connect", metavar="URI", help="libvirt that runs the machines; built in if left out", envvar="TESTBED_CONNECT")
+    str,
+    typer.Option(
+        "--connect",
+        metavar="URI",
+        help="libvirt that runs the machines; built in if left out",
+        envvar="TESTBED_CONNECT",
+    ),
 ]
-Cold = Annotated[bool, typer.Option("--cold", help="boot machines, and use no saved memory", envvar="TESTBED_COLD")]
-Anew = Annotated[bool, typer.Option("--anew", help="start from the topology, and from no checkpoint", envvar="TESTBED_ANEW")]
+Cold = Annotated[
+    bool, typer.Option("--cold", help="boot machines, and use no saved memory", envvar="TESTBED_COLD")
+]
+Anew = Annotated[
+    bool,
+    typer.Option("--anew", help="start from the topology, and from no checkpoint", envvar="TESTBED_ANEW"),
+]
 
 
 def _proving(text: str) -> Proving:
-    words = {"": Proving.NOTHING, "0": Proving.NOTHING, "false": Proving.NOTHING, "1": Proving.EVERYTHING, "true": Proving.EVERYTHING}
+    words = {
+        "": Proving.NOTHING,
+        "0": Proving.NOTHING,
+        "false": Proving.NOTHING,
+        "1": Proving.EVERYTHING,
+        "true": Proving.EVERYTHING,
+    }
     try:
         return words.get(text.lower()) or Proving(text.lower())
     except ValueError:
@@ -89,16 +106,28 @@ def _proving(text: str) -> Proving:
 Prove = Annotated[
     Proving,
     typer.Option(
-        "--prove", parser=_proving, metavar="[=changed|one]", envvar="TESTBED_PROVE",
-        help="open each wall and see the check turn red; =changed: where something has changed since it was last proven; "
+        "--prove",
+        parser=_proving,
+        metavar="[=changed|one]",
+        envvar="TESTBED_PROVE",
+        help="open each wall and see the check turn red; =changed: where something has changed since it was "
+        "last proven; "
         "=one: by one breach of each check, and not always the same one",
     ),
+<<<<<<< branch
 ]  # fmt: skip
 Only = Annotated[
     list[str] | None,
-    typer.Option(help="control id or its beginning, repeatable", envvar="TESTBED_ONLY", autocompletion=known_controls),
+    typer.Option(
+        help="control id or its beginning, repeatable", envvar="TESTBED_ONLY", autocompletion=known_controls
+    ),
+=======
+>>>>>>> F
 ]
-Accel = Annotated[Accelerator | None, typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR")]
+Accel = Annotated[
+    Accelerator | None,
+    typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR"),
+]
 
 
 def _version(wanted: bool) -> None:
@@ -109,9 +138,15 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print no progress", envvar="TESTBED_QUIET")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print where an error arose", envvar="TESTBED_VERBOSE")] = False,
-    _: Annotated[bool, typer.Option("--version", help="print the version", callback=_version, is_eager=True)] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="print no progress", envvar="TESTBED_QUIET")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="print where an error arose", envvar="TESTBED_VERBOSE")
+    ] = False,
+    _: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_version, is_eager=True)
+    ] = False,
 ) -> None:
     set_loudness(quiet=quiet, verbose=verbose)
 
@@ -121,7 +156,9 @@ def doctor(as_json: Json = False) -> None:
     """Say what this machine can do, what it cannot, and how to change that."""
     findings = doctors.examine(cache_root(), state_root())
     if as_json:
-        out_json([{"name": f.name, "ok": f.ok, "fact": f.fact, "remedy": f.remedy} for f in findings], indent=1)
+        out_json(
+            [{"name": f.name, "ok": f.ok, "fact": f.fact, "remedy": f.remedy} for f in findings], indent=1
+        )
     else:
         for finding in findings:
             out(f"{'ok ' if finding.ok else 'NO '} {finding.name}: {finding.fact}")
@@ -141,15 +178,24 @@ def validate(
     if schema:
         out_json(json_schema(), indent=1)
     elif not files:
-        raise UsageError("nothing to validate", fact="no file was named", remedy="name a topology file, or use --schema")
+        raise UsageError(
+            "nothing to validate", fact="no file was named", remedy="name a topology file, or use --schema"
+        )
     rows: list[dict[str, object]] = []
     for file in files:
         try:
             found = resolve(read(file, machine_memory=memory.total()).spec)
+<<<<<<< branch
             counts = {"nodes": len(found.nodes), "tenants": len(found.tenants), "guests": len(found.guests)}
             rows.append({"file": str(file), "ok": True, "name": found.name, **counts, "mistakes": []})
             if not as_json:
                 out(f"{file}: fine: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+=======
+            out(
+                f"{file}: fine: {len(found.nodes)} nodes, {len(found.tenants)} tenants, "
+                f"{len(found.guests)} guests"
+            )
+>>>>>>> F
         except TestbedError as error:
             rows.append({"file": str(file), "ok": False, "mistakes": _mistakes(error)})
             if not as_json:
@@ -175,13 +221,19 @@ def plan(topology: File, as_json: Json = False, accelerator: Accel = None) -> No
     workspace = Workspace(state_root(), testbed.name)
     found = lab_namespaces.find(testbed.name, workspace.root)
     if found is None:
-        result, left = diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER}), Journal(workspace).entries()
+        result, left = (
+            diff(desired(testbed, ground.inputs), {}, frozenset(places(testbed)) - {OUTER}),
+            Journal(workspace).entries(),
+        )
     else:
         with entered(testbed, workspace, ground) as opened:
             result, left = observe.plan(opened.desired, opened.places), Journal(workspace).entries()
     if as_json:
         data = render.data(result)
-        out_json({**data, "empty": data["empty"] and not left, "breaches": [entry.data() for entry in left]}, indent=1)
+        out_json(
+            {**data, "empty": data["empty"] and not left, "breaches": [entry.data() for entry in left]},
+            indent=1,
+        )
     else:
         out("\n".join((*to_close(left), *([] if left and not result else [render.text(result)]))))
 
@@ -194,7 +246,9 @@ def up(
     connect: Connect = "",
     cold: Cold = False,
     anew: Anew = False,
-    timings: Annotated[bool, typer.Option("--timings", help="draw what took how long", envvar="TESTBED_TIMINGS")] = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="draw what took how long", envvar="TESTBED_TIMINGS")
+    ] = False,
 ) -> None:
     """Build the lab, or make it again what its topology says."""
     way = Way(accelerator, connect, cold=cold, anew=anew)
@@ -202,8 +256,13 @@ def up(
     def tell(opened: session.Lab, done: Sequence[Action]) -> None:
         spans = way.trace.spans if timings else []
         if as_json:
-            data = {"lab": opened.testbed.name, "actions": len(done), "seconds": round(elapsed(), 1), "retried": opened.retried,
-                    "closed": opened.closed}  # fmt: skip
+            data = {
+                "lab": opened.testbed.name,
+                "actions": len(done),
+                "seconds": round(elapsed(), 1),
+                "retried": opened.retried,
+                "closed": opened.closed,
+            }
             out_json(data | ({"timings": list(map(asdict, spans))} if timings else {}))
             return
         _tell(opened, done)
@@ -218,7 +277,10 @@ def _tell(opened: session.Lab, done: Sequence[Action]) -> None:
     for breach in opened.closed:
         out(f"{name}: closed the breach {line(breach)}")
     if done:
-        out(f"{name} is up: {len(done)} actions in {seconds:.0f} s" + (f"; started twice: {retried}" if retried else ""))
+        out(
+            f"{name} is up: {len(done)} actions in {seconds:.0f} s"
+            + (f"; started twice: {retried}" if retried else "")
+        )
     else:
         out(f"{name}: nothing {'else ' * bool(opened.closed)}to do: the lab is what the topology says.")
 
@@ -228,14 +290,23 @@ def graph(
     topology: File,
     form: Annotated[
         str,
-        typer.Option("--format", help="dot or mermaid", envvar="TESTBED_GRAPH", autocompletion=lambda: ["dot", "mermaid"]),
+        typer.Option(
+            "--format",
+            help="dot or mermaid",
+            envvar="TESTBED_GRAPH",
+            autocompletion=lambda: ["dot", "mermaid"],
+        ),
     ] = "dot",
 ) -> None:
     """Draw a topology as DOT or Mermaid text."""
     testbed, _ = topology_of(topology)
     drawers = {"dot": graphs.dot, "mermaid": graphs.mermaid}
     if form not in drawers:
-        raise UsageError(f"cannot draw as {form}", fact="known formats: dot, mermaid", remedy="use --format dot or --format mermaid")
+        raise UsageError(
+            f"cannot draw as {form}",
+            fact="known formats: dot, mermaid",
+            remedy="use --format dot or --format mermaid",
+        )
     out(drawers[form](testbed))
 
 
@@ -247,7 +318,9 @@ def check(
     name: Name,
     prove: Prove = Proving.NOTHING,
     only: Only = None,
-    slow: Annotated[bool, typer.Option("--slow", help="run what takes minutes as well", envvar="TESTBED_SLOW")] = False,
+    slow: Annotated[
+        bool, typer.Option("--slow", help="run what takes minutes as well", envvar="TESTBED_SLOW")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Attack the lab's walls and give a verdict."""
@@ -264,7 +337,10 @@ def report(
     form: Annotated[
         str,
         typer.Option(
-            "--format", help="text, markdown, junit or json", envvar="TESTBED_REPORT", autocompletion=lambda: [*_FORMATS, "json"]
+            "--format",
+            help="text, markdown, junit or json",
+            envvar="TESTBED_REPORT",
+            autocompletion=lambda: [*_FORMATS, "json"],
         ),
     ] = "text",
 ) -> None:
@@ -278,7 +354,11 @@ def report(
         out(_FORMATS[form](data))
     else:
         known = ", ".join((*_FORMATS, "json"))
-        raise UsageError(f"cannot report as {form}", fact=f"known formats: {known}", remedy="use --format with one of these")
+        raise UsageError(
+            f"cannot report as {form}",
+            fact=f"known formats: {known}",
+            remedy="use --format with one of these",
+        )
 
 
 def _require_finished(workspace: Workspace) -> None:
@@ -312,8 +392,11 @@ def run(
         try:
             check_walls(opened, prove=prove, only=[], as_json=as_json)
         finally:
-            say(f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh {testbed.name} {testbed.nodes[0].name}`. "
-                f"Take it down: `testbed down {testbed.name}`")  # fmt: skip
+            say(
+                f"the lab stays up. Look around: `testbed status {testbed.name}`, `testbed ssh "
+                f"{testbed.name} {testbed.nodes[0].name}`. "
+                f"Take it down: `testbed down {testbed.name}`"
+            )
 
     build(topology, Way(accelerator, connect, cold=cold, anew=anew), examine)
 
@@ -321,9 +404,14 @@ def run(
 @app.command()
 def down(
     name: Annotated[
-        str | None, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB", autocompletion=known_labs)
+        str | None,
+        typer.Argument(
+            help="name of a lab, or its topology file", envvar="TESTBED_LAB", autocompletion=known_labs
+        ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="take every lab of this state folder down")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="take every lab of this state folder down")
+    ] = False,
 ) -> None:
     """Take a lab down; leaves nothing but the reports of its runs."""
     if everything:
@@ -355,7 +443,9 @@ def _down_all() -> None:
         out("no labs")
     if failed:
         fact = f"{len(failed)} of {len(names)} are still there"
-        raise ProvisioningError("not every lab is down", fact=fact, remedy="follow what is said of each above")
+        raise ProvisioningError(
+            "not every lab is down", fact=fact, remedy="follow what is said of each above"
+        )
 
 
 def _down(workspace: Workspace) -> None:
@@ -365,7 +455,11 @@ def _down(workspace: Workspace) -> None:
     elif found := lab_namespaces.find(workspace.lab, workspace.root):
         lab_namespaces.destroy(found)
     else:
-        raise UsageError(f"there is no lab {workspace.lab}", fact=f"{workspace.folder} does not exist", remedy="run `testbed status`")
+        raise UsageError(
+            f"there is no lab {workspace.lab}",
+            fact=f"{workspace.folder} does not exist",
+            remedy="run `testbed status`",
+        )
     out(f"{workspace.lab} is down")
 
 

@@ -19,7 +19,10 @@ from testbed.model.topology import Testbed
 from testbed.plan.controls import SEVERITY
 from testbed.topology_file.schema import is_name
 
-_COMMANDS_BEGIN = {"ssh": 2, "exec": 2}  # verbs that end with a command of somebody else: how many words of ours come before it
+_COMMANDS_BEGIN = {
+    "ssh": 2,
+    "exec": 2,
+}  # verbs that end with a command of somebody else: how many words of ours come before it
 _VALUED = {"--timeout"}  # options of these verbs that take a value
 _LOUDNESS = ("-q", "--quiet", "-v", "--verbose")
 _ELSEWHERE = {
@@ -51,7 +54,11 @@ class Verbs(TyperGroup):
         """
         word = args[0] if args else ""
         if word in _ELSEWHERE and word not in self.commands and ctx.parent is None:
-            raise UsageError(f"there is no verb {word}", fact="other tools have it", remedy=f"use `testbed {_ELSEWHERE[word]}`")
+            raise UsageError(
+                f"there is no verb {word}",
+                fact="other tools have it",
+                remedy=f"use `testbed {_ELSEWHERE[word]}`",
+            )
         return super().resolve_command(ctx, args)
 
 

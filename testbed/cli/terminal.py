@@ -1,6 +1,7 @@
 """What the command line prints: results on standard output, progress and errors on standard error.
 
-Nothing else in this package prints. No text is markup here, and every text goes through `testbed.untrusted.text` once more.
+Nothing else in this package prints. No text is markup here, and every text goes through
+`testbed.untrusted.text` once more.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from testbed.untrusted import text as foreign
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_PLAIN = "CI" in os.environ and not os.environ.get("FORCE_COLOR")  # a CI system may give us a terminal; its log shows the codes
+_PLAIN = "CI" in os.environ and not os.environ.get(
+    "FORCE_COLOR"
+)  # a CI system may give us a terminal; its log shows the codes
 ERR = Console(
     stderr=True,
     highlight=False,
@@ -56,7 +59,10 @@ def say(message: str) -> None:
     """Tell people who wait what is going on."""
     if _LOUDNESS["quiet"]:
         return
-    ERR.print(Text(f"{elapsed():6.1f} s  ", "dim") + Text(_spaced(foreign.block(message, f"{'':10}| "))), soft_wrap=True)
+    ERR.print(
+        Text(f"{elapsed():6.1f} s  ", "dim") + Text(_spaced(foreign.block(message, f"{'':10}| "))),
+        soft_wrap=True,
+    )
 
 
 def warn(message: str) -> None:
@@ -75,13 +81,21 @@ class _Formatter(logging.Formatter):
 
 
 def guard() -> None:
+<<<<<<< branch
     """Let what Python prints by itself, errors of threads and logs of libraries, be printed as everything else is.
 
     From now on no stream fails, and files are UTF-8 in any locale.
     """
     _hold_streams()
     with suppress(locale.Error):
-        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # the default of `open`; terminals keep the alphabet that they had
+        locale.setlocale(
+            locale.LC_CTYPE, "C.UTF-8"
+        )  # the default of `open`; terminals keep the alphabet that they had
+=======
+    """Let what Python prints by itself, errors of threads and logs of libraries, be printed as everything
+    else is.
+    """
+>>>>>>> F
     threading.excepthook = lambda told: None if told.exc_value is None else fail_inside(told.exc_value)
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Formatter())
@@ -103,16 +117,24 @@ def fail_inside(error: BaseException) -> None:
 
 def out(text: str) -> None:
     """Print a result."""
-    _write(foreign.unspoken(foreign.clean(text if text.endswith("\n") else text + "\n", max(foreign.SIZE, len(text)))))
+    _write(
+        foreign.unspoken(
+            foreign.clean(text if text.endswith("\n") else text + "\n", max(foreign.SIZE, len(text)))
+        )
+    )
 
 
 def out_json(data: object, indent: int | None = None) -> None:
-    """Print a result as JSON, in ASCII; texts in it keep their value, and no CI system finds a command in them."""
+    """Print a result as JSON, in ASCII; texts in it keep their value, and no CI system finds a command in
+    them.
+    """
     _write(json.dumps(data, indent=indent, default=str).replace("##", "\\u0023#") + "\n")
 
 
 def pass_on(stdout: bytes, stderr: bytes = b"") -> None:
-    """Print what a guest or a machine printed, on the same streams; see `testbed.untrusted.text.passed_on`."""
+    """Print what a guest or a machine printed, on the same streams; see
+    `testbed.untrusted.text.passed_on`.
+    """
     _write(foreign.passed_on(stdout))
     sys.stderr.write(foreign.passed_on(stderr))
 
@@ -167,7 +189,12 @@ def _held(number: int, before: io.TextIOWrapper | None) -> io.TextIOWrapper:
     raw = Stream(number, "w", closefd=False)
     kept = before is not None and (raw.isatty() or os.environ.get("PYTHONIOENCODING"))
     alphabet = before.encoding if before is not None and kept else "utf-8"
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=alphabet, errors="replace", line_buffering=number == 2 or raw.isatty())
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=alphabet,
+        errors="replace",
+        line_buffering=number == 2 or raw.isatty(),
+    )
 
 
 def finish(code: int) -> int:
@@ -176,7 +203,11 @@ def finish(code: int) -> int:
         with suppress(OSError, ValueError):
             stream.flush()
     lost = getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "lost", None)
-    if lost is None or lost.errno in (errno.EPIPE, errno.EIO, errno.ECONNRESET):  # EIO: a terminal that is gone
+    if lost is None or lost.errno in (
+        errno.EPIPE,
+        errno.EIO,
+        errno.ECONNRESET,
+    ):  # EIO: a terminal that is gone
         return code
     fail(ProvisioningError(
         "the output is not complete", fact=f"standard output: {lost.strerror}",

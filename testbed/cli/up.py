@@ -1,4 +1,6 @@
-"""From a topology file to a lab that runs, by the shortest way that there is: a checkpoint, saved memory, or a boot."""
+"""From a topology file to a lab that runs, by the shortest way that there is: a checkpoint, saved memory, or
+a boot.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ class Way:
 
     Args:
         want: accelerator to insist on.
-        connect: URI of the libvirt that runs the machines; the empty string stands for the built-in one, or the lab's own.
+        connect: URI of the libvirt that runs the machines; the empty string stands for the built-in one, or
+            the lab's own.
         cold: use no saved memory of any kind.
         anew: use no checkpoint.
         checkpoint: the one to use; the latest that fits if left out.
@@ -102,7 +105,9 @@ def _require_memory(testbed: Testbed) -> None:
     for found in lab_namespaces.enclosures():
         with suppress(TestbedError, OSError):  # one that is half gone
             machines = session.load_applied(Workspace(found.state, found.lab)).machines
-            others[found.lab if found.state == root else str(found.state / found.lab)] = sum(item.memory for item in machines)
+            others[found.lab if found.state == root else str(found.state / found.lab)] = sum(
+                item.memory for item in machines
+            )
     wanted = sum(machine.memory for machine in testbed.machines)
     total = memory.total()
     left = max(total - MACHINE_RESERVE - sum(others.values()), 0)
@@ -113,11 +118,14 @@ def _require_memory(testbed: Testbed) -> None:
             f"{shares}, and {format_size(MACHINE_RESERVE)} are for the machine itself"
         )
         remedy = f"take one down, as with `testbed down {min(others)}`; or declare fewer or smaller nodes"
-        raise MachineError(f"the lab {testbed.name} does not fit beside the labs that run", fact=fact, remedy=remedy)
+        raise MachineError(
+            f"the lab {testbed.name} does not fit beside the labs that run", fact=fact, remedy=remedy
+        )
 
 
 def _require_same(testbed: Testbed, workspace: Workspace) -> None:
-    """Refuse to change a lab's topology while a breach is written down, which only the topology that it was opened in can close.
+    """Refuse to change a lab's topology while a breach is written down, which only the topology that it was
+    opened in can close.
 
     Raises:
         UsageError: the topology is another one.
@@ -125,16 +133,21 @@ def _require_same(testbed: Testbed, workspace: Workspace) -> None:
     """
     left = Journal(workspace).entries()
     if left and session.load_applied(workspace).digest != testbed.digest:
-        what = f"the lab {workspace.lab} cannot get another topology while a wall is open that a breach opened"
-        remedy = f"run `testbed up {workspace.lab}`, which closes it, and then this command; or `testbed down {workspace.lab}`"
+        what = (
+            f"the lab {workspace.lab} cannot get another topology while a wall is open that a breach opened"
+        )
+        remedy = (
+            f"run `testbed up {workspace.lab}`, which closes it, and then this command; or `testbed down "
+            f"{workspace.lab}`"
+        )
         raise UsageError(what, fact="; ".join(map(str, left)), remedy=remedy)
 
 
 def _converge(opened: session.Lab, trace: Trace) -> list[Action]:
     """Make a lab what it must be, and close what a killed process had opened.
 
-    Settings come first, since a breach may have cut our own way in; they come again afterwards, for what closing has changed and
-    for what could not be set right before.
+    Settings come first, since a breach may have cut our own way in; they come again afterwards, for what
+    closing has changed and for what could not be set right before.
 
     Raises:
         ProvisioningError: something could not be done, or a breach may still be in force.
@@ -172,9 +185,14 @@ def _connect(workspace: Workspace, uri: str) -> None:
 
 
 def _shortened(ground: session.Ground, testbed: Testbed, workspace: Workspace, way: Way) -> session.Ground:
-    """Return what a lab stands on, with what its machines can start from: of a new lab's, memory is saved first if need be."""
+    """Return what a lab stands on, with what its machines can start from: of a new lab's, memory is saved
+    first if need be.
+    """
     if workspace.connection:
-        say(f"machines boot, without saved memory: {workspace.connection} runs them, perhaps with another QEMU than ours")
+        say(
+            f"machines boot, without saved memory: {workspace.connection} runs them, perhaps with "
+            "another QEMU than ours"
+        )
         return ground
     new = lab_namespaces.find(testbed.name, workspace.root) is None
     found = _fitting(ground, testbed, workspace, way) if new and not way.anew else None
@@ -191,7 +209,9 @@ def _fitting(ground: session.Ground, testbed: Testbed, workspace: Workspace, way
 
 
 def at_once_on_interrupt() -> AbstractContextManager[None]:
-    """Let a signal end the process at once, without waiting for threads that wait for machines; `up` resumes."""
+    """Let a signal end the process at once, without waiting for threads that wait for machines; `up`
+    resumes.
+    """
 
     def end() -> None:
         warn("interrupted; what was done stays, and the same command resumes")

@@ -1,8 +1,8 @@
 """A lab's certificate authorities, and what they sign (D6).
 
 One Ed25519 key signs ssh certificates of users and hosts; one ECDSA key signs the X.509 certificates of
-machines, because OpenSSL reads those everywhere, and another those of administrators, so that a fallen machine is
-none of them (NET-08). All stay in the lab's own folder, mode 0600, and end with the lab.
+machines, because OpenSSL reads those everywhere, and another those of administrators, so that a fallen
+machine is none of them (NET-08). All stay in the lab's own folder, mode 0600, and end with the lab.
 """
 
 from __future__ import annotations
@@ -72,9 +72,14 @@ class Authority:
         return self._ssh_key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
     def user(
-        self, principals: Sequence[str], *, now: datetime, lifetime: timedelta = USER_LIFETIME, start: timedelta = -_SKEW,
+        self,
+        principals: Sequence[str],
+        *,
+        now: datetime,
+        lifetime: timedelta = USER_LIFETIME,
+        start: timedelta = -_SKEW,
         key: bytes | None = None,
-    ) -> SshIdentity:  # fmt: skip
+    ) -> SshIdentity:
         """Sign a user key for some roles.
 
         Args:
@@ -93,9 +98,13 @@ class Authority:
         return self._ssh(SSHCertificateType.HOST, principals, name, (now - _SKEW, now + HOST_LIFETIME))
 
     def _ssh(
-        self, kind: SSHCertificateType, principals: Sequence[str], key_id: str, valid: tuple[datetime, datetime],
+        self,
+        kind: SSHCertificateType,
+        principals: Sequence[str],
+        key_id: str,
+        valid: tuple[datetime, datetime],
         known: bytes | None = None,
-    ) -> SshIdentity:  # fmt: skip
+    ) -> SshIdentity:
         key = _ed25519(known) if known else ed25519.Ed25519PrivateKey.generate()
         builder = (
             SSHCertificateBuilder()
@@ -115,7 +124,9 @@ class Authority:
         return SshIdentity(private, certificate.public_bytes() + b"\n", public + "\n")
 
     def tls(self, name: str, *, now: datetime) -> TlsIdentity:
-        """Sign a machine's TLS key: OVN's roles compare its common name with the chassis, IPsec its other name with the peer."""
+        """Sign a machine's TLS key: OVN's roles compare its common name with the chassis, IPsec its other
+        name with the peer.
+        """
         return self._machines.sign(name, now - _SKEW, now + HOST_LIFETIME)
 
     def administrator(self, name: str, *, start: datetime, now: datetime) -> TlsIdentity:

@@ -1,4 +1,6 @@
-"""Carries out plans: places side by side, and in each place the actions in the order of their dependencies."""
+"""Carries out plans: places side by side, and in each place the actions in the order of their
+dependencies.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def _joined(failures: list[TestbedError]) -> TestbedError:
     if len(failures) == 1:
         return failures[0]
     what = f"{len(failures)} parts of the lab could not be provisioned"
-    return ProvisioningError(what, fact="\n".join(map(str, failures)), remedy="correct the causes and run the command again")
+    return ProvisioningError(
+        what, fact="\n".join(map(str, failures)), remedy="correct the causes and run the command again"
+    )
 
 
 def converge_place(
@@ -62,7 +66,10 @@ def converge_place(
         ProvisioningError: something could not be done; what was done stays.
 
     """
-    here, trace = {key: resource for key, resource in desired.items() if key.place == place.name}, trace or Trace()
+    here, trace = (
+        {key: resource for key, resource in desired.items() if key.place == place.name},
+        trace or Trace(),
+    )
     waited, recovered, seen = (f"{place.name}: {step}" for step in ("waited for", "set right", "observed"))
     with trace.span(waited, [str(Key(OUTER, Kind.MACHINE, place.name))]):
         place.wait()

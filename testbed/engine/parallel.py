@@ -11,15 +11,20 @@ T = TypeVar("T")
 
 
 def side_by_side(
-    lanes: Sequence[Sequence[T]], do: Callable[[T], None], *, turn: Callable[[T], Hashable], stopped: Callable[[], bool],
+    lanes: Sequence[Sequence[T]],
+    do: Callable[[T], None],
+    *,
+    turn: Callable[[T], Hashable],
+    stopped: Callable[[], bool],
     interrupted: Event | None = None,
-) -> None:  # fmt: skip
-    """Do something with every item of every lane, one after another in each lane, and each lane beginning elsewhere.
+) -> None:
+    """Do something with every item of every lane, one after another in each lane, and each lane beginning
+    elsewhere.
 
     Args:
         turn: what no two items may share that are done at the same time.
-        stopped: whether nothing more shall be begun. Nor is anything begun after an error or an interrupt, which is
-            raised when all that was begun has ended.
+        stopped: whether nothing more shall be begun. Nor is anything begun after an error or an interrupt,
+            which is raised when all that was begun has ended.
         interrupted: is set by an interrupt, so that what was begun can end sooner.
 
     """

@@ -57,28 +57,46 @@ class Trace:
 
 
 def critical_path(spans: Sequence[Span]) -> list[Span]:
-    """Return the chain that nothing else could have made shorter: from the last end backwards, always to what was waited for longest."""
+    """Return the chain that nothing else could have made shorter: from the last end backwards, always to what
+    was waited for longest.
+    """
     by_name = {span.name: span for span in spans}
     path: list[Span] = []
     span = max(spans, key=lambda item: item.end, default=None)
     while span is not None and span not in path:
         path.append(span)
-        span = max((by_name[name] for name in span.after if name in by_name), key=lambda item: item.end, default=None)
+        span = max(
+            (by_name[name] for name in span.after if name in by_name), key=lambda item: item.end, default=None
+        )
     return path[::-1]
 
 
 def chart(spans: Sequence[Span]) -> str:
-    """Draw spans as bars over time, those of the critical path marked with an asterisk; the empty string if there are none."""
+    """Draw spans as bars over time, those of the critical path marked with an asterisk; the empty string if
+    there are none.
+    """
     if not spans:
         return ""
     critical = {span.name for span in critical_path(spans)}
     total = max(span.end for span in spans) or 1.0
-    shown = {span.name: line(span.name, _NAME) for span in spans}  # what is not in the topology is called as its node calls it
+    shown = {
+        span.name: line(span.name, _NAME) for span in spans
+    }  # what is not in the topology is called as its node calls it
     names = max(map(len, shown.values()))
     lines = [f"  {'':{names}}  seconds  0{f'{total:.0f}':>{_WIDTH - 1}}"]
     for span in spans:
         at, length = (round(value / total * _WIDTH) for value in (span.start, span.end - span.start))
         bar = f"{' ' * min(at, _WIDTH - 1)}{'#' * max(1, min(length, _WIDTH - at))}"
-        lines.append(f"{'*' if span.name in critical else ' '} {shown[span.name]:{names}}  {span.end - span.start:7.1f}  {bar}".rstrip())
+        lines.append(
+            (
+                f"{'*' if span.name in critical else ' '} {shown[span.name]:{names}}  "
+                f"{span.end - span.start:7.1f}  {bar}"
+            ).rstrip()
+        )
     waited = sum(span.end - span.start for span in spans if span.name in critical)
-    return "\n".join((*lines, f"* the critical path, {waited:.0f} of {total:.0f} s: only what is on it makes all of it faster"))
+    return "\n".join(
+        (
+            *lines,
+            f"* the critical path, {waited:.0f} of {total:.0f} s: only what is on it makes all of it faster",
+        )
+    )

@@ -1,4 +1,6 @@
-"""The administrator's login to a lab's machines: one key for each lab, and a certificate that is renewed when it is used (D6)."""
+"""The administrator's login to a lab's machines: one key for each lab, and a certificate that is renewed when
+it is used (D6).
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,21 @@ _ROLE = "node-admin"
 
 
 def access(workspace: Workspace, machine: Machine) -> Access:
-    """Return how to reach a machine; its certificate is renewed before it is used by a command that runs for long."""
+    """Return how to reach a machine; its certificate is renewed before it is used by a command that runs for
+    long.
+    """
     address = str(machine.address(Plane.MANAGEMENT))
     host_key = workspace.machine(machine.name) / "host_key.pub"
     return Access(machine.name, address, _key(workspace), host_key, renew=lambda: renew_in_time(workspace))
 
 
 def renew(workspace: Workspace, authority: Authority) -> None:
-    """Sign the administrator's certificate anew; every command that logs in calls this first, whether it has the lab's lock or not.
+    """Sign the administrator's certificate anew; every command that logs in calls this first, whether it has
+    the lab's lock or not.
 
-    The certificate begins with the lab: the clock of a machine that has stood still is behind until we have logged in and
-    set it. The key stays, so that a command that reads key and certificate meanwhile finds a pair.
+    The certificate begins with the lab: the clock of a machine that has stood still is behind until we have
+    logged in and set it. The key stays, so that a command that reads key and certificate meanwhile finds a
+    pair.
     """
     key, now = _key(workspace), datetime.now(UTC)
     with _one_at_a_time(key.parent):
@@ -62,7 +68,9 @@ def write_config(testbed: Testbed, workspace: Workspace, authority: Authority) -
     known = workspace.folder / "ssh/known_hosts"
     names = ",".join(str(item) for pair in addresses.items() for item in pair)
     write_secret(known, f"@cert-authority {names} {authority.ssh_public_key}\n".encode())
-    blocks = [f"Host {name}\n  HostName {address}\n  HostKeyAlias {name}\n" for name, address in addresses.items()]
+    blocks = [
+        f"Host {name}\n  HostName {address}\n  HostKeyAlias {name}\n" for name, address in addresses.items()
+    ]
     common = (
         f"Host *\n  User {USER}\n  IdentityFile {_quoted(_key(workspace))}\n  IdentitiesOnly yes\n"
         f"  UserKnownHostsFile {_quoted(known)}\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n"

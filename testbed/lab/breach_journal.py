@@ -1,4 +1,6 @@
-"""The breaches in force in a lab, written down before they open: a process that is killed meanwhile leaves word of them."""
+"""The breaches in force in a lab, written down before they open: a process that is killed meanwhile leaves
+word of them.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,8 @@ class Entry:
 
 
 class Journal:
-    """The entries of one lab: a file for each, since several breaches of different machines may be in force at the same time.
+    """The entries of one lab: a file for each, since several breaches of different machines may be in force
+    at the same time.
 
     Only who has locked the lab writes here.
     """
@@ -75,7 +78,9 @@ class Journal:
     def entries(self) -> list[Entry]:
         """Return what is written down, the oldest first; unreadable entries at the end."""
         found = [Entry(file, _read(file)) for file in sorted(self._folder.glob("*.json"))]
-        return sorted(found, key=lambda entry: (entry.record is None, entry.record.opened if entry.record else ""))
+        return sorted(
+            found, key=lambda entry: (entry.record is None, entry.record.opened if entry.record else "")
+        )
 
     def require_closed(self) -> None:
         """Return if no breach is written down: only then does a verdict on the lab mean something.
@@ -86,13 +91,17 @@ class Journal:
         """
         found = self.entries()
         if found:
-            what = f"the lab {self._lab} has {len(found)} wall{'s' * (len(found) > 1)} that a breach opened and nothing closed"
+            what = (
+                f"the lab {self._lab} has {len(found)} wall{'s' * (len(found) > 1)} that a breach opened "
+                "and nothing closed"
+            )
             remedy = f"run `testbed up {self._lab}`, which closes what is open; no verdict counts before that"
             raise ProvisioningError(what, fact="; ".join(map(str, found)), remedy=remedy)
 
     @contextmanager
     def holding(self, control: str, case: str, breach: str, run: str) -> Iterator[Entry]:
-        """Keep an entry on disk while a block opens a breach and closes it; the entry goes only if the block says that it is closed.
+        """Keep an entry on disk while a block opens a breach and closes it; the entry goes only if the block
+        says that it is closed.
 
         Raises:
             ProvisioningError: it cannot be written; the block has not run.

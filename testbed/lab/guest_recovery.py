@@ -1,4 +1,6 @@
-"""Brings guests back that have crashed while they were observed; under emulation, nested guests do so now and then."""
+"""Brings guests back that have crashed while they were observed; under emulation, nested guests do so now and
+then.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ _LAST = 600  # octets of a console
 
 
 def revive(lab: Lab, progress: Progress) -> tuple[str, ...]:
-    """Start guests again whose agents are silent, if nothing else is wrong with a lab: what differs otherwise is a finding.
+    """Start guests again whose agents are silent, if nothing else is wrong with a lab: what differs otherwise
+    is a finding.
 
     Returns:
         Their labels.
@@ -23,7 +26,11 @@ def revive(lab: Lab, progress: Progress) -> tuple[str, ...]:
     try:
         plan = observe.plan(lab.desired, lab.places)
         silent = tuple(action.key.name for action in plan.actions if action.verb is Verb.RESTART)
-        others = [action for action in plan.actions if action.verb is not Verb.RESTART and action.key.kind is not Kind.LIMIT]
+        others = [
+            action
+            for action in plan.actions
+            if action.verb is not Verb.RESTART and action.key.kind is not Kind.LIMIT
+        ]
         if not silent or others:
             return ()
         for guest in (item for item in lab.testbed.guests if item.label in silent):

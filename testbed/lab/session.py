@@ -198,12 +198,17 @@ def load_applied(workspace: Workspace) -> Testbed:
     """
     if not workspace.topology.exists():
         fact = f"{workspace.folder} has no topology"
-        raise UsageError(f"there is no lab {workspace.lab}", fact=fact, remedy="run `testbed up TOPOLOGY`, or `testbed status`")
+        raise UsageError(
+            f"there is no lab {workspace.lab}",
+            fact=fact,
+            remedy="run `testbed up TOPOLOGY`, or `testbed status`",
+        )
     return resolve(read(workspace.topology).spec)
 
 
 def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> Outside | None:
-    """Continue inside the lab's enclosure, which is made if it is missing; see `testbed.drivers.namespaces.lab_namespaces`.
+    """Continue inside the lab's enclosure, which is made if it is missing; see
+    `testbed.drivers.namespaces.lab_namespaces`.
 
     Returns:
         What was taken along, if a libvirt daemon of the outer machine runs the lab's machines.
@@ -227,7 +232,12 @@ def enter(testbed: Testbed, workspace: Workspace, environment: Environment) -> O
 
 @contextmanager
 def opened(
-    testbed: Testbed, workspace: Workspace, ground: Ground, outside: Outside | None = None, *, progress: Progress = lambda _: None
+    testbed: Testbed,
+    workspace: Workspace,
+    ground: Ground,
+    outside: Outside | None = None,
+    *,
+    progress: Progress = lambda _: None,
 ) -> Iterator[Lab]:
     """Build the drivers of a lab; call inside its enclosure.
 
@@ -245,17 +255,37 @@ def opened(
     write_client(workspace, client.private_key, client.certificate)
     if not outside:
         workspace.account.admit(workspace.folder)
-    hypervisor = Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, workspace.account)
+    hypervisor = (
+        Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, workspace.account)
+    )
     if outside and outside.fresh:
         destroy_machines(hypervisor, testbed.name)
     fabric = Fabric(testbed.name)
     outer = Outer(
-        testbed, workspace, ground.environment, ground.images, hypervisor, fabric, progress, outside, ground.memories, ground.checkpoint
+        testbed,
+        workspace,
+        ground.environment,
+        ground.images,
+        hypervisor,
+        fabric,
+        progress,
+        outside,
+        ground.memories,
+        ground.checkpoint,
     )
-    central = Central(testbed, workspace, Host(admin_login.access(workspace, testbed.controller)), ground.environment.slowness)
+    central = Central(
+        testbed,
+        workspace,
+        Host(admin_login.access(workspace, testbed.controller)),
+        ground.environment.slowness,
+    )
     nodes = {
         node.name: Node(
-            testbed, node, Host(admin_login.access(workspace, node)), workspace.machine(node.name) / "libvirt.sock", ground.environment
+            testbed,
+            node,
+            Host(admin_login.access(workspace, node)),
+            workspace.machine(node.name) / "libvirt.sock",
+            ground.environment,
         )
         for node in testbed.nodes
     }

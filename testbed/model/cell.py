@@ -15,7 +15,9 @@ class Named(Protocol):
 
 
 class Question:
-    """May this source use that service of that target? The cells of a matrix are frozen values with these fields."""
+    """May this source use that service of that target? The cells of a matrix are frozen values with these
+    fields.
+    """
 
     __slots__ = ()
     source: Named
@@ -45,6 +47,8 @@ class Question:
 
 
 def link_local(mac: str) -> IPv6Address:
-    """Return the address that IPv6 gives every interface, made from its MAC address (RFC 4291, appendix A)."""
+    """Return the address that IPv6 gives every interface, made from its MAC address (RFC 4291, appendix
+    A).
+    """
     octets = bytes.fromhex(mac.replace(":", ""))
     return IPv6Address(bytes((0xFE, 0x80, *bytes(6), octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:])))

@@ -1,6 +1,7 @@
 """What the machines of a fleet offer to whom: the oracle for everything under the tenants' networks (NET-09).
 
-Pure. Derived from the topology alone and not from the firewall's rules, so that a mistake there is not repeated here.
+Pure. Derived from the topology alone and not from the firewall's rules, so that a mistake there is not
+repeated here.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Contact(Question):
 
     Args:
         target: the machine's interface that the question goes to.
-        address: what is asked for there: the interface's own address, or that of the machine on another plane.
+        address: what is asked for there: the interface's own address, or that of the machine on another
+            plane.
         protocol: ``tcp`` and ``udp`` with a port, over IPv6 link-local with a 6; else one of `WITHOUT_PORT`.
         reason: why it is allowed or denied, for a reader.
 
@@ -79,7 +81,11 @@ class Contact(Question):
     @property
     def aim(self) -> str:
         """What is asked: a site, and the address if it is not the site's own on that network."""
-        return self.target.label if self.address == self.target.address else f"{self.target.label} at {self.address}"
+        return (
+            self.target.label
+            if self.address == self.target.address
+            else f"{self.target.label} at {self.address}"
+        )
 
 
 def rogue(network: LabNetwork) -> Site:
@@ -91,19 +97,27 @@ def rogue(network: LabNetwork) -> Site:
 def machines(lab: Testbed) -> tuple[Site, ...]:
     """Return every interface of every machine."""
     stands = {Role.CONTROLLER: Stand.CONTROLLER, Role.NODE: Stand.NODE}
-    return tuple(Site(item.name, stands[item.role], nic.plane, nic.mac, nic.address) for item in lab.machines for nic in item.nics)
+    return tuple(
+        Site(item.name, stands[item.role], nic.plane, nic.mac, nic.address)
+        for item in lab.machines
+        for nic in item.nics
+    )
 
 
 def outer(lab: Testbed) -> tuple[Site, ...]:
     """Return the outer machine's own ends: the administrator's place."""
-    return tuple(Site("outer", Stand.OUTER, item.plane, "", item.gateway) for item in lab.networks if item.gateway)
+    return tuple(
+        Site("outer", Stand.OUTER, item.plane, "", item.gateway) for item in lab.networks if item.gateway
+    )
 
 
 def contacts(lab: Testbed, listening: Mapping[str, frozenset[Socket]] | None = None) -> tuple[Contact, ...]:
-    """Return every question of a lab: each site to each machine on its network, and rogue hosts to other networks through it.
+    """Return every question of a lab: each site to each machine on its network, and rogue hosts to other
+    networks through it.
 
     Args:
-        listening: by machine, protocol and port of its sockets, as it tells them; beside those that every fleet has.
+        listening: by machine, protocol and port of its sockets, as it tells them; beside those that every
+            fleet has.
 
     """
     targets = machines(lab)
@@ -114,13 +128,19 @@ def contacts(lab: Testbed, listening: Mapping[str, frozenset[Socket]] | None = N
             sockets = (listening or {}).get(target.name, frozenset())
             found += _direct(source, target, sockets)
             if source.stand is Stand.ROGUE:
-                others = (item.address for item in targets if item.name == target.name and item.plane != target.plane)
+                others = (
+                    item.address
+                    for item in targets
+                    if item.name == target.name and item.plane != target.plane
+                )
                 found += [item for address in others for item in _crossing(source, target, address, sockets)]
     return tuple(found)
 
 
 def _services(more: frozenset[Socket]) -> list[tuple[str, int | None]]:
-    known = {("tcp", port) for port in (SSH, NORTHBOUND, SOUTHBOUND, UNUSED)} | {("udp", port) for port in (KEYS, GENEVE, VXLAN, UNUSED)}
+    known = {("tcp", port) for port in (SSH, NORTHBOUND, SOUTHBOUND, UNUSED)} | {
+        ("udp", port) for port in (KEYS, GENEVE, VXLAN, UNUSED)
+    }
     return [*sorted(known | more)]
 
 
@@ -128,12 +148,22 @@ def _direct(source: Site, target: Site, more: frozenset[Socket]) -> Iterator[Con
     services = _services(more)
     six = [(f"{protocol}6", port) for protocol, port in services]
     for protocol, port in (*((name, None) for name in WITHOUT_PORT), *services, *six):
-        yield Contact(source, target, target.address, protocol, port, *_verdict(source, target, protocol, port))
+        yield Contact(
+            source, target, target.address, protocol, port, *_verdict(source, target, protocol, port)
+        )
 
 
 def _crossing(source: Site, target: Site, address: IPv4Address, more: frozenset[Socket]) -> Iterator[Contact]:
     for protocol, port in (("arp", None), ("icmp", None), *_services(more)):
-        yield Contact(source, target, address, protocol, port, False, "a machine answers for an address on that address's network only")
+        yield Contact(
+            source,
+            target,
+            address,
+            protocol,
+            port,
+            False,
+            "a machine answers for an address on that address's network only",
+        )
 
 
 def _verdict(source: Site, target: Site, protocol: str, port: int | None) -> tuple[bool, str]:
@@ -143,7 +173,13 @@ def _verdict(source: Site, target: Site, protocol: str, port: int | None) -> tup
         return False, "the fleet's machines speak no IPv6"
     offered = {
         (Stand.OUTER, Plane.MANAGEMENT, target.stand, "tcp", SSH): "the administrator logs in",
-        (Stand.OUTER, Plane.MANAGEMENT, Stand.CONTROLLER, "tcp", NORTHBOUND): "the administrator declares the tenants' networks",
+        (
+            Stand.OUTER,
+            Plane.MANAGEMENT,
+            Stand.CONTROLLER,
+            "tcp",
+            NORTHBOUND,
+        ): "the administrator declares the tenants' networks",
         (Stand.NODE, Plane.MANAGEMENT, Stand.CONTROLLER, "tcp", SOUTHBOUND): "nodes learn what to do",
         (Stand.NODE, Plane.FABRIC, Stand.NODE, "udp", KEYS): "nodes exchange keys",
         (Stand.NODE, Plane.FABRIC, Stand.NODE, "udp", GENEVE): "nodes carry tenants' networks to one another",

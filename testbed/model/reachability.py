@@ -19,7 +19,11 @@ PORTLESS = ("arp", "icmp", "raw", "broadcast", "multicast")
 PORTLESS6 = ("nd", "icmp6")
 LINK = "-link"  # what stands behind a protocol between link-local addresses, which no topology declares
 RESOLUTION = ("arp", "nd")
-TO_ALL = ("broadcast", "multicast", "multicast6")  # what is said to everybody, whichever target it is asked about
+TO_ALL = (
+    "broadcast",
+    "multicast",
+    "multicast6",
+)  # what is said to everybody, whichever target it is asked about
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -69,9 +73,9 @@ class Cell(Question):
     """One question of the matrix: may this source send this to that target?
 
     Args:
-        protocol: ``tcp`` and ``udp`` with a port, over IPv6 with a 6; else one of `PORTLESS`, where ``raw`` is an
-            Ethernet frame of no known protocol, or of `PORTLESS6`. Over IPv6 with `LINK` between link-local addresses,
-            else between declared ones.
+        protocol: ``tcp`` and ``udp`` with a port, over IPv6 with a 6; else one of `PORTLESS`, where ``raw``
+            is an Ethernet frame of no known protocol, or of `PORTLESS6`. Over IPv6 with `LINK` between
+            link-local addresses, else between declared ones.
         port: destination port; None for those that have none.
         reason: why it is allowed or denied, for a reader.
 
@@ -93,12 +97,20 @@ class ReachMatrix:
 
     @classmethod
     def of(cls, lab: Testbed) -> ReachMatrix:
-        """Return the matrix of a lab: every ordered pair of distinct endpoints, every protocol and probed port."""
+        """Return the matrix of a lab: every ordered pair of distinct endpoints, every protocol and probed
+        port.
+        """
         ports = probed_ports(lab)
         flows = {tenant.name: tenant.flows for tenant in lab.tenants}
         return cls(
             tuple(
-                Cell(source, target, protocol, port, *_verdict(flows[source.tenant], source, target, protocol, port))
+                Cell(
+                    source,
+                    target,
+                    protocol,
+                    port,
+                    *_verdict(flows[source.tenant], source, target, protocol, port),
+                )
                 for source, target in permutations(endpoints(lab), 2)
                 for protocol, port in services(source, target, ports)
             )
@@ -143,8 +155,12 @@ def probed_ports(lab: Testbed) -> dict[str, tuple[int, ...]]:
     }
 
 
-def services(source: Endpoint, target: Endpoint, ports: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, int | None]]:
-    """Yield every protocol and port that one endpoint can try on another, given the addresses that they have."""
+def services(
+    source: Endpoint, target: Endpoint, ports: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, int | None]]:
+    """Yield every protocol and port that one endpoint can try on another, given the addresses that they
+    have.
+    """
     yield from ((protocol, None) for protocol in PORTLESS)
     families = ["", f"6{LINK}"]
     yield from ((f"{protocol}{LINK}", None) for protocol in PORTLESS6)
@@ -153,7 +169,9 @@ def services(source: Endpoint, target: Endpoint, ports: Mapping[str, tuple[int, 
         yield from ((protocol, None) for protocol in PORTLESS6)
     if source.address6:
         yield "multicast6", None
-    yield from ((f"{protocol}{family}", port) for family in families for protocol in ports for port in ports[protocol])
+    yield from (
+        (f"{protocol}{family}", port) for family in families for protocol in ports for port in ports[protocol]
+    )
 
 
 def joined(lab: Testbed) -> Iterator[tuple[AllowedFlow, Endpoint, Endpoint]]:

@@ -64,7 +64,14 @@ def resolve(spec: Spec) -> Testbed:
     )
     slots = _worker_slots(spec)
     tenants = tuple(_tenant(spec, name, tenant, keys, slots) for name, tenant in spec.tenants.items())
-    return Testbed(spec.name, _digest(spec.name, networks, controller, nodes, tenants), networks, controller, nodes, tenants)
+    return Testbed(
+        spec.name,
+        _digest(spec.name, networks, controller, nodes, tenants),
+        networks,
+        controller,
+        nodes,
+        tenants,
+    )
 
 
 def _hash(*parts: str) -> int:
@@ -144,25 +151,40 @@ def _worker_slots(spec: Spec) -> dict[str, int]:
 def _tenant(spec: Spec, name: str, item: TenantSpec, keys: dict[str, int], slots: dict[str, int]) -> Tenant:
     networks = tuple(
         TenantNetwork(
-            name, label, ranges.four, keys[f"{name}/{label}"], ranges.four[1], _mac(spec.name, "dhcp", name, label),
-            ranges.six, ranges.six[1] if ranges.six else None,
+            name,
+            label,
+            ranges.four,
+            keys[f"{name}/{label}"],
+            ranges.four[1],
+            _mac(spec.name, "dhcp", name, label),
+            ranges.six,
+            ranges.six[1] if ranges.six else None,
         )
         for label, ranges in item.networks.items()
     )
     memberships = {guest: _networks_of(item, guest_spec) for guest, guest_spec in item.guests.items()}
     hosts = {
-        network.name: _hosts(network, [guest for guest, joined in memberships.items() if network.name in joined])
+        network.name: _hosts(
+            network, [guest for guest, joined in memberships.items() if network.name in joined]
+        )
         for network in networks
     }
     joins = {
-        guest: [(network, hosts[network.name][guest]) for label in joined for network in networks if network.name == label]
+        guest: [
+            (network, hosts[network.name][guest])
+            for label in joined
+            for network in networks
+            if network.name == label
+        ]
         for guest, joined in memberships.items()
     }
     guests = tuple(
         _guest(spec, name, guest, guest_spec, slots, joins[guest])
         for guest, guest_spec in item.guests.items()
     )
-    flows = tuple(AllowedFlow(name, flow.source, flow.target, flow.protocol, flow.port) for flow in item.allow)
+    flows = tuple(
+        AllowedFlow(name, flow.source, flow.target, flow.protocol, flow.port) for flow in item.allow
+    )
     return Tenant(name, networks, guests, flows)
 
 
@@ -219,10 +241,17 @@ def _digest(
     tenants: tuple[Tenant, ...],
 ) -> str:
     machines = [asdict(machine) for machine in (controller, *nodes)]
-    content = [name, *map(asdict, networks), *machines, *(asdict(tenant, dict_factory=_present) for tenant in tenants)]
+    content = [
+        name,
+        *map(asdict, networks),
+        *machines,
+        *(asdict(tenant, dict_factory=_present) for tenant in tenants),
+    ]
     return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
 
 
 def _present(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Leave out what a network without IPv6 has not, so that such a lab keeps the digest that it always had."""
+    """Leave out what a network without IPv6 has not, so that such a lab keeps the digest that it always
+    had.
+    """
     return {name: value for name, value in pairs if value is not None or not name.endswith("6")}

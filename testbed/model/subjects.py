@@ -1,7 +1,9 @@
-"""Which guests, interfaces and flows of a topology something is tried with, chosen from the whole fleet. Pure.
+"""Which guests, interfaces and flows of a topology something is tried with, chosen from the whole fleet.
+Pure.
 
-A topology may lack anything: an empty first node, no flow, one tenant only, a single guest. So a choice is None where
-there is nothing to choose, and the caller says what follows from that. Every topology has a guest with an interface.
+A topology may lack anything: an empty first node, no flow, one tenant only, a single guest. So a choice is
+None where there is nothing to choose, and the caller says what follows from that. Every topology has a guest
+with an interface.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ def attachments(lab: Testbed) -> tuple[Attachment, ...]:
 
 
 def flows(lab: Testbed) -> tuple[Flow, ...]:
-    """Return every declared flow that joins two interfaces: those of TCP, then of UDP, then of ICMP, as the topology has them."""
+    """Return every declared flow that joins two interfaces: those of TCP, then of UDP, then of ICMP, as the
+    topology has them.
+    """
     own = {item.nic.mac: item for item in attachments(lab)}
     return tuple(Flow(flow, own[source.mac], own[target.mac]) for flow, source, target in ordered(lab))
 
@@ -86,13 +90,19 @@ def pair(lab: Testbed) -> Pair | None:
     def pairs(*, strangers: bool, local: bool) -> Iterator[Pair]:
         for one, other in permutations(everyone, 2):
             apart = one.guest.tenant != other.guest.tenant
-            if apart != strangers or one.guest is other.guest or (one.guest.node == other.guest.node) != local:
+            if (
+                apart != strangers
+                or one.guest is other.guest
+                or (one.guest.node == other.guest.node) != local
+            ):
                 continue
             if apart or frozenset((one.guest.label, other.guest.label)) not in ends:
                 yield Pair(one, other)
 
     ranks = ((strangers, local) for strangers in (True, False) for local in (True, False))
-    return next((found for strangers, local in ranks for found in pairs(strangers=strangers, local=local)), None)
+    return next(
+        (found for strangers, local in ranks for found in pairs(strangers=strangers, local=local)), None
+    )
 
 
 def sharers(lab: Testbed, node: str) -> tuple[Guest, Guest] | None:
@@ -108,7 +118,9 @@ def strangers(lab: Testbed, node: str) -> tuple[Guest, Guest] | None:
 
 
 def sender(lab: Testbed) -> Attachment:
-    """Return who attacks a network: the source of the first flow, else a guest with a neighbour on its network, else any guest."""
+    """Return who attacks a network: the source of the first flow, else a guest with a neighbour on its
+    network, else any guest.
+    """
     found = flows(lab)
     if found:
         return found[0].source
@@ -129,26 +141,38 @@ def host(lab: Testbed) -> str:
 
 
 def leaver(lab: Testbed) -> str | None:
-    """Return the last node without whose guests two guests are left that must not reach one another: of two tenants, if possible."""
-    found = {node.name: pair(lab.without(node.name)) for node in reversed(lab.nodes)} if len(lab.nodes) > 1 else {}
+    """Return the last node without whose guests two guests are left that must not reach one another: of two
+    tenants, if possible.
+    """
+    found = (
+        {node.name: pair(lab.without(node.name)) for node in reversed(lab.nodes)}
+        if len(lab.nodes) > 1
+        else {}
+    )
     left = {name: rest for name, rest in found.items() if rest is not None}
     apart = (name for name, rest in left.items() if rest.attacker.guest.tenant != rest.victim.guest.tenant)
     return next(apart, next(iter(left), None))
 
 
 def loudest(lab: Testbed) -> tuple[Attachment, Flow | None, Guest | None]:
-    """Return who makes noise, the flow that it uses, and who suffers: a guest of another tenant on its node, if there is one.
+    """Return who makes noise, the flow that it uses, and who suffers: a guest of another tenant on its node,
+    if there is one.
 
     Without a flow, and without another guest on the node, the noise is still there.
     """
     offers: list[tuple[Attachment, Flow | None]] = [(flow.source, flow) for flow in flows(lab)]
-    choices = [(_nearest(lab, one, flow), one, flow) for one, flow in offers or [(one, None) for one in attachments(lab)]]
+    choices = [
+        (_nearest(lab, one, flow), one, flow)
+        for one, flow in offers or [(one, None) for one in attachments(lab)]
+    ]
     (_, victim), one, flow = min(choices, key=lambda choice: choice[0][0])
     return one, flow, victim
 
 
 def _nearest(lab: Testbed, one: Attachment, flow: Flow | None) -> tuple[int, Guest | None]:
-    """Return who on a guest's node suffers most plainly from its noise, and how plainly: a stranger, a bystander, the target, no guest."""
+    """Return who on a guest's node suffers most plainly from its noise, and how plainly: a stranger, a
+    bystander, the target, no guest.
+    """
     target = flow.target.guest if flow else None
     near = [guest for guest in lab.guests_on(one.guest.node) if guest is not one.guest]
     ranked = ((int(guest.tenant == one.guest.tenant) + int(guest is target), guest) for guest in near)

@@ -165,7 +165,9 @@ class Limits:
 
     @property
     def burst(self) -> int:
-        """Bits that may come at once: a guest may hand over 64 KiB in one piece, and a smaller burst would never let it pass."""
+        """Bits that may come at once: a guest may hand over 64 KiB in one piece, and a smaller burst would
+        never let it pass.
+        """
         return max(self.bandwidth // 10, _LARGEST)
 
 

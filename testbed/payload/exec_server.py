@@ -1,19 +1,21 @@
-"""Runs commands, and carries streams to UNIX sockets, for one ssh session, several at a time; sent to machines of the lab.
+"""Runs commands, and carries streams to UNIX sockets, for one ssh session, several at a time; sent to
+machines of the lab.
 
-A login, sudo and PAM cost ten times what a small command costs under emulation; so they are paid once per session. Stands
-alone: one file, and of the standard library only what an emulated machine reads in no time. A message is a line of words,
-and as many octets behind it as the line says. Requests, and the answers to them:
+A login, sudo and PAM cost ten times what a small command costs under emulation; so they are paid once per
+session. Stands alone: one file, and of the standard library only what an emulated machine reads in no time. A
+message is a line of words, and as many octets behind it as the line says. Requests, and the answers to them:
 
     run NUMBER SECONDS LIMIT COMMAND INPUT   length of each; of an output, LIMIT octets are kept
     open NUMBER PATH                         a stream to a UNIX socket, by the length of its path
     data NUMBER OCTETS                       of a stream; none ends it
 
     done NUMBER STATUS OUTPUT ERRORS         status as a shell tells it; length of each
-    late NUMBER                              the command did not end in time; it was killed, and what it had started
-    data NUMBER OCTETS                       of a stream; none: it has ended
+    late NUMBER                              the command did not end in time; it was killed, and what it had
+    started data NUMBER OCTETS                       of a stream; none: it has ended
 
-When the requests end while commands run, nobody waits for them any more: they have some seconds to end by themselves, and are
-killed then. Meanwhile a lock on a file tells other sessions, which change what these commands change, to wait.
+When the requests end while commands run, nobody waits for them any more: they have some seconds to end by
+themselves, and are killed then. Meanwhile a lock on a file tells other sessions, which change what these
+commands change, to wait.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ GRACE = 10.0  # seconds that they may take
 
 
 class Watch:
-    """Open files, and what is called when one is ready. Who closes a file forgets its number, which the next one may have."""
+    """Open files, and what is called when one is ready. Who closes a file forgets its number, which the next
+    one may have.
+    """
 
     def __init__(self) -> None:
         self._poll = select.poll()
@@ -77,9 +81,16 @@ class Command:
         pipes = (their_in, told_by), (out, their_out), (err, their_err) = [os.pipe() for _ in range(3)]
         try:
             self._pid = os.posix_spawn(
-                "/bin/sh", [b"sh", b"-c", text], os.environ, setsid=True, setsigdef=(_SIGPIPE, _SIGXFSZ),
-                file_actions=[(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate((their_in, their_out, their_err))],
-            )  # fmt: skip
+                "/bin/sh",
+                [b"sh", b"-c", text],
+                os.environ,
+                setsid=True,
+                setsigdef=(_SIGPIPE, _SIGXFSZ),
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, file, number)
+                    for number, file in enumerate((their_in, their_out, their_err))
+                ],
+            )
         except OSError:
             for file in (file for pipe in pipes for file in pipe):
                 os.close(file)
@@ -206,7 +217,9 @@ class Server:
         if self._commands:
             fcntl.flock(os.open(self._orphans, os.O_WRONLY | os.O_CREAT, 0o600), fcntl.LOCK_SH)
             end = time.monotonic() + self._grace
-            self._commands = {number: (min(end, late), command) for number, (late, command) in self._commands.items()}
+            self._commands = {
+                number: (min(end, late), command) for number, (late, command) in self._commands.items()
+            }
             self._answers = os.open(os.devnull, os.O_WRONLY)  # who would read them is gone
             for stream in self._streams.values():
                 stream.send(b"")
@@ -260,7 +273,9 @@ class Server:
 
     def _connect(self, number: bytes, path: bytes) -> None:
         try:
-            self._streams[number] = Stream(self._watch, path, lambda data: self._answer(b"data %b" % number, data))
+            self._streams[number] = Stream(
+                self._watch, path, lambda data: self._answer(b"data %b" % number, data)
+            )
         except OSError:
             self._answer(b"data %b" % number, b"")
 

@@ -1,7 +1,8 @@
-"""Attacks from the first moment on: sends frames from every interface that there is, and from each that comes along (NET-13).
+"""Attacks from the first moment on: sends frames from every interface that there is, and from each that comes
+along (NET-13).
 
-Runs as the only program of a throw-away guest, started by its initramfs; of the standard library it imports little, since
-a nested guest takes seconds to read what `socket` and `pathlib` are made of.
+Runs as the only program of a throw-away guest, started by its initramfs; of the standard library it imports
+little, since a nested guest takes seconds to read what `socket` and `pathlib` are made of.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Which controls' walls a resource holds, property by property: what a difference endangers (VMM-04). Pure."""
+"""Which controls' walls a resource holds, property by property: what a difference endangers (VMM-04).
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -17,40 +19,89 @@ NOTHING = ""  # a state that opens no wall, such as that of a guest which does n
 STATE = "state"
 # Severities of the controls that resources hold, as in the catalogue of controls.
 SEVERITY = {
-    "NET-01": "critical", "NET-02": "high", "NET-03": "high", "NET-04": "high", "NET-05": "high", "NET-06": "high",
-    "NET-07": "high", "NET-08": "critical", "NET-09": "critical", "NET-10": "high", "NET-11": "medium", "NET-12": "medium",
-    "NET-13": "high", "ACC-02": "critical", "ACC-05": "critical", "AUD-01": "high", "CMP-02": "high", "DEV-02": "critical",
-    "DOS-02": "high", "DOS-03": "high", "DOS-04": "high", "PRC-01": "critical", "PRC-02": "critical", "STO-01": "critical",
-    "STO-07": "high", ITSELF: "high", "VMM-05": "high",
-}  # fmt: skip
+    "NET-01": "critical",
+    "NET-02": "high",
+    "NET-03": "high",
+    "NET-04": "high",
+    "NET-05": "high",
+    "NET-06": "high",
+    "NET-07": "high",
+    "NET-08": "critical",
+    "NET-09": "critical",
+    "NET-10": "high",
+    "NET-11": "medium",
+    "NET-12": "medium",
+    "NET-13": "high",
+    "ACC-02": "critical",
+    "ACC-05": "critical",
+    "AUD-01": "high",
+    "CMP-02": "high",
+    "DEV-02": "critical",
+    "DOS-02": "high",
+    "DOS-03": "high",
+    "DOS-04": "high",
+    "PRC-01": "critical",
+    "PRC-02": "critical",
+    "STO-01": "critical",
+    "STO-07": "high",
+    ITSELF: "high",
+    "VMM-05": "high",
+}
 BY_PROPERTY: Mapping[Kind, Mapping[str, str]] = {
     Kind.NETWORK: {"bridge": "NET-09", "address": "NET-09"},
     Kind.TAP: {"interface": "NET-09", "bridge": "NET-09"},
     Kind.MACHINE: {
-        "accelerator": ITSELF, "memory": "DOS-03", "vcpus": "DOS-02", "images": "VMM-05", "interfaces": "NET-09",
-        "controller": "NET-08", STATE: NOTHING,
+        "accelerator": ITSELF,
+        "memory": "DOS-03",
+        "vcpus": "DOS-02",
+        "images": "VMM-05",
+        "interfaces": "NET-09",
+        "controller": "NET-08",
+        STATE: NOTHING,
     },
     Kind.SWITCH: {
-        "network": "NET-06", "tunnel_key": "NET-08", "dhcp": "NET-10", "dhcp6": "NET-10", "names": "NET-10", "acls": "NET-01",
+        "network": "NET-06",
+        "tunnel_key": "NET-08",
+        "dhcp": "NET-10",
+        "dhcp6": "NET-10",
+        "names": "NET-10",
+        "acls": "NET-01",
         "options": "NET-01",
     },
     Kind.PORT: {
-        "port": "NET-13", "switch": "NET-01 NET-13", "addresses": "NET-06", "security": "NET-02 NET-03 NET-04 NET-05",
-        "dhcp": "NET-06 NET-10", "dhcp6": "NET-06 NET-10", "bandwidth": "NET-12", "connections": "NET-12",
+        "port": "NET-13",
+        "switch": "NET-01 NET-13",
+        "addresses": "NET-06",
+        "security": "NET-02 NET-03 NET-04 NET-05",
+        "dhcp": "NET-06 NET-10",
+        "dhcp6": "NET-06 NET-10",
+        "bandwidth": "NET-12",
+        "connections": "NET-12",
     },
     Kind.DATABASE: ovn_northbound.CONTROLS,
     Kind.POOL: {"owner": "STO-01", "access": "STO-01"},
     Kind.VOLUME: {"owner": "STO-01", "mode": "STO-01", "links": "STO-01", "size": "DOS-04"},
     Kind.GUEST: {
-        "memory": "DOS-03", "vcpus": "DOS-02", "image": "VMM-05", "interfaces": "NET-13", "volumes": "STO-01 DEV-02",
-        "worker": "PRC-01", "confinement": "PRC-02", STATE: NOTHING,
+        "memory": "DOS-03",
+        "vcpus": "DOS-02",
+        "image": "VMM-05",
+        "interfaces": "NET-13",
+        "volumes": "STO-01 DEV-02",
+        "worker": "PRC-01",
+        "confinement": "PRC-02",
+        STATE: NOTHING,
     },
     Kind.LIMIT: {"packets": "NET-12"},
-}  # fmt: skip
+}
 _SERVICES = {
-    "ovs-vswitchd": "NET-01 NET-13", "ovn-controller": "NET-01 NET-13", "br-int": "NET-01", "nftables": "NET-08 NET-09",
-    "auditd": "AUD-01", "libvirtd": ITSELF, "virtlogd": ITSELF,
-}  # fmt: skip
+    "ovs-vswitchd": "NET-01 NET-13",
+    "ovn-controller": "NET-01 NET-13",
+    "br-int": "NET-01",
+    "nftables": "NET-08 NET-09",
+    "auditd": "AUD-01",
+    "libvirtd": ITSELF,
+    "virtlogd": ITSELF,
+}
 # What a rule of OVN is about besides who may reach whom: servers of DHCP and DHCPv6, the ends of tunnels.
 _ABOUT = (
     (re.compile(r"udp\.src == \{?[^&|}]*\b(?:67|547)\b"), "NET-06"),
@@ -79,7 +130,9 @@ class Walls:
 
     def held_by(self, key: Key) -> frozenset[str]:
         """Return every control whose wall a resource holds."""
-        told = [self.settings.get(key, ITSELF)] if key.kind is Kind.SETTING else BY_PROPERTY[key.kind].values()
+        told = (
+            [self.settings.get(key, ITSELF)] if key.kind is Kind.SETTING else BY_PROPERTY[key.kind].values()
+        )
         return frozenset(" ".join(told).split())
 
     def endangered(self, difference: Difference) -> frozenset[str]:
@@ -105,9 +158,11 @@ def _services(found: Iterable[str], wanted: Iterable[str]) -> frozenset[str]:
 
 
 def rules(found: Iterable[str], wanted: Iterable[str]) -> frozenset[str]:
-    """Return whose wall is in doubt where a switch has other rules than it must have: NET-01's, and what a rule is about besides.
+    """Return whose wall is in doubt where a switch has other rules than it must have: NET-01's, and what a
+    rule is about besides.
 
-    A rule that takes from any sender what a declared one takes from a single sender is the receiver's part of NET-04.
+    A rule that takes from any sender what a declared one takes from a single sender is the receiver's part of
+    NET-04.
     """
     found, wanted = set(found), set(wanted)
     about = {control for text in found - wanted for pattern, control in _ABOUT if pattern.search(text)}
@@ -122,7 +177,9 @@ def _match(text: str) -> str:
 
 
 def _addresses(found: Iterable[str], _: Iterable[str]) -> frozenset[str]:
-    """Return whose wall is in doubt where a port is reached at other addresses: it hears others' frames, or DHCP hands out others'."""
+    """Return whose wall is in doubt where a port is reached at other addresses: it hears others' frames, or
+    DHCP hands out others'.
+    """
     return frozenset({"NET-11" if "unknown" in " ".join(found).split() else "NET-06"})
 
 
@@ -132,7 +189,9 @@ def _options(found: Iterable[str], _: Iterable[str]) -> frozenset[str]:
 
 
 def pinning(found: Iterable[str], wanted: Iterable[str]) -> frozenset[str]:
-    """Return whose wall is in doubt where a port may use other source addresses than its own (ovn-nb(5), port_security)."""
+    """Return whose wall is in doubt where a port may use other source addresses than its own (ovn-nb(5),
+    port_security).
+    """
     ours = {word for item in wanted for word in item.split()}
     entries = [item.split() for item in found]
     if not any(entries):

@@ -1,4 +1,6 @@
-"""Differences between what is there and what must be, in words for people who have not read the code. Pure."""
+"""Differences between what is there and what must be, in words for people who have not read the code.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,20 @@ _RULE = re.compile(r"(from|to)-lport (\d+) (\S+): (.*)", re.DOTALL)
 _PORT = re.compile(r'(?:in|out)port == "([^"]*)"(?: && )?')
 _MAY = {"allow": "may", "allow-related": "may", "allow-stateless": "may", "drop": "may not"}
 _PACKETS = {"": "anything", "1": "anything", "ip": "any IP packet"}
-_NOUNS = {"acls": "rules", "security": "source addresses", "dhcp": "what DHCP tells", "dhcp6": "what DHCPv6 tells", "names": "names told"}
+_NOUNS = {
+    "acls": "rules",
+    "security": "source addresses",
+    "dhcp": "what DHCP tells",
+    "dhcp6": "what DHCPv6 tells",
+    "names": "names told",
+}
 _KINDS = {
-    Kind.NETWORK: "network", Kind.TAP: "plug", Kind.SWITCH: "network", Kind.PORT: "interface", Kind.LIMIT: "limit of interface",
-}  # fmt: skip
+    Kind.NETWORK: "network",
+    Kind.TAP: "plug",
+    Kind.SWITCH: "network",
+    Kind.PORT: "interface",
+    Kind.LIMIT: "limit of interface",
+}
 
 
 def resource(key: Key) -> str:
@@ -54,7 +66,11 @@ def change(name: str, found: Value | None, wanted: Value | None, guests: Mapping
 
 def _items(found: Sequence[str], wanted: Sequence[str], guests: Mapping[str, str]) -> str:
     many, missing = _beyond(found, wanted), _beyond(wanted, found)
-    parts = [(word, [rule(item, guests) for item in items]) for items, word in ((many, "too many"), (missing, "missing")) if items]
+    parts = [
+        (word, [rule(item, guests) for item in items])
+        for items, word in ((many, "too many"), (missing, "missing"))
+        if items
+    ]
     return "; ".join(f"{word}: {listed(items)}" for word, items in parts) or "another order"
 
 
@@ -86,7 +102,10 @@ def rule(text: str, guests: Mapping[str, str]) -> str:
     packets = match.replace(port[0], "", 1).strip() if port else match
     may = _MAY.get(action, f"is answered with {action} when it would")
     verb = "send" if direction == "from" else "be sent"
-    return f"{who} {may} {verb} {_PACKETS.get(packets, packets)} ({direction}-lport, priority {priority}, {action})"
+    return (
+        f"{who} {may} {verb} {_PACKETS.get(packets, packets)} ({direction}-lport, priority {priority}, "
+        f"{action})"
+    )
 
 
 def _other_lines(found: Value | None, wanted: Value | None) -> tuple[str, str]:

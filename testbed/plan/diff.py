@@ -12,10 +12,29 @@ from testbed.plan.resources import OUTER, Key, Kind, Properties, Resource, Value
 
 Observed = Mapping[Key, Properties]
 
-_IN_PLACE = {Kind.SETTING, Kind.SWITCH, Kind.PORT, Kind.POOL, Kind.VOLUME, Kind.TAP, Kind.NETWORK, Kind.LIMIT, Kind.DATABASE}
+_IN_PLACE = {
+    Kind.SETTING,
+    Kind.SWITCH,
+    Kind.PORT,
+    Kind.POOL,
+    Kind.VOLUME,
+    Kind.TAP,
+    Kind.NETWORK,
+    Kind.LIMIT,
+    Kind.DATABASE,
+}
 # What brings an object back whose only difference is its state, and nothing of it is lost.
 _REVIVAL = {"paused": "resume", "silent": "restart"}
-_REMOVAL_ORDER = (Kind.GUEST, Kind.VOLUME, Kind.POOL, Kind.PORT, Kind.SWITCH, Kind.MACHINE, Kind.TAP, Kind.NETWORK)
+_REMOVAL_ORDER = (
+    Kind.GUEST,
+    Kind.VOLUME,
+    Kind.POOL,
+    Kind.PORT,
+    Kind.SWITCH,
+    Kind.MACHINE,
+    Kind.TAP,
+    Kind.NETWORK,
+)
 
 
 class Verb(StrEnum):
@@ -101,7 +120,9 @@ def diff(desired: Mapping[Key, Resource], observed: Observed, unseen: frozenset[
 
     """
     guests = descriptions.owners(desired)
-    actions = [action for key in desired if (action := _wanted(desired[key], observed.get(key), unseen, guests))]
+    actions = [
+        action for key in desired if (action := _wanted(desired[key], observed.get(key), unseen, guests))
+    ]
     doomed = [key for key in observed if key not in desired]
     doomed.sort(key=lambda key: (_REMOVAL_ORDER.index(key.kind) if key.kind in _REMOVAL_ORDER else 0, key))
     removals: list[Action] = []
@@ -112,7 +133,9 @@ def diff(desired: Mapping[Key, Resource], observed: Observed, unseen: frozenset[
 
 
 def differences(desired: Mapping[Key, Resource], observed: Observed) -> list[Difference]:
-    """Return what is not as it must be, property by property; places that were not observed must not be among the desired."""
+    """Return what is not as it must be, property by property; places that were not observed must not be among
+    the desired.
+    """
     found = [item for key in desired for item in _different(desired[key], observed.get(key))]
     return found + [Difference(key, "", key.name, None) for key in observed if key not in desired]
 
@@ -121,10 +144,16 @@ def _different(resource: Resource, found: Properties | None) -> list[Difference]
     if found is None:
         return [Difference(resource.key, "", None, resource.key.name)]
     wanted = resource.properties
-    return [Difference(resource.key, name, found.get(name), wanted[name]) for name in wanted if found.get(name) != wanted[name]]
+    return [
+        Difference(resource.key, name, found.get(name), wanted[name])
+        for name in wanted
+        if found.get(name) != wanted[name]
+    ]
 
 
-def _wanted(resource: Resource, found: Properties | None, unseen: frozenset[str], guests: Mapping[str, str]) -> Action | None:
+def _wanted(
+    resource: Resource, found: Properties | None, unseen: frozenset[str], guests: Mapping[str, str]
+) -> Action | None:
     key = resource.key
     if found is None:
         reason = "its machine is not up yet" if key.place in unseen else "it does not exist"
@@ -136,7 +165,9 @@ def _wanted(resource: Resource, found: Properties | None, unseen: frozenset[str]
     if key.kind in _IN_PLACE:
         verb = Verb.UPDATE
     else:
-        revival = _REVIVAL.get(str(found.get("state"))) if [item.name for item in different] == ["state"] else None
+        revival = (
+            _REVIVAL.get(str(found.get("state"))) if [item.name for item in different] == ["state"] else None
+        )
         verb = Verb(revival) if revival else Verb.REPLACE
     return Action(verb, key, reason, resource, resource.after)
 

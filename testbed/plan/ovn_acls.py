@@ -2,8 +2,8 @@
 
 ``from-lport`` rules say who may send what to whom, so that a denied packet dies on the sender's node;
 ``to-lport`` rules say the same once more in front of the receiver. Below both stands a drop of everything.
-OVN lets IPv6 Neighbor Discovery past all of them, whatever they say (ovn-northd(8)): `testbed.plan.host_config.nd_guard`
-holds that wall.
+OVN lets IPv6 Neighbor Discovery past all of them, whatever they say (ovn-northd(8)):
+`testbed.plan.host_config.nd_guard` holds that wall.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def acls(tenant: Tenant, network: TenantNetwork) -> tuple[Acl, ...]:
 
 
 def _dhcp(nic: GuestNic) -> Iterator[Acl]:
-    yield Acl("from-lport", _ALLOW, f'inport == "{nic.port}" && ip4 && udp.src == 68 && udp.dst == 67', "allow")
+    yield Acl(
+        "from-lport", _ALLOW, f'inport == "{nic.port}" && ip4 && udp.src == 68 && udp.dst == 67', "allow"
+    )
     if nic.address6:
         match = f'inport == "{nic.port}" && ip6.dst == {_SERVERS6} && udp.src == 546 && udp.dst == 547'
         yield Acl("from-lport", _ALLOW, match, "allow")
@@ -63,7 +65,9 @@ def _flow(flow: AllowedFlow, source: GuestNic, target: GuestNic) -> Iterator[Acl
 
 
 def _resolution(source: GuestNic, target: GuestNic) -> list[Acl]:
-    """Return the rules that let one end of a flow resolve the other's address; for IPv6, see `testbed.plan.host_config.nd_guard`."""
+    """Return the rules that let one end of a flow resolve the other's address; for IPv6, see
+    `testbed.plan.host_config.nd_guard`.
+    """
     send = f'inport == "{source.port}" && arp.tpa == {target.address}'
     accept = f'outport == "{target.port}" && arp.spa == {source.address}'
     return [Acl("from-lport", _ALLOW, send, "allow"), Acl("to-lport", _ALLOW, accept, "allow")]

@@ -14,9 +14,14 @@ def text(plan: Plan) -> str:
     """Return a plan as lines: sign, resource, reason; then the counts."""
     if not plan:
         return "Nothing to do: the lab is what the topology says."
-    lines = [f"{_SIGNS[action.verb]} {action.verb:7} {line(action.key)}\n            {line(action.reason)}" for action in plan.actions]
+    lines = [
+        f"{_SIGNS[action.verb]} {action.verb:7} {line(action.key)}\n            {line(action.reason)}"
+        for action in plan.actions
+    ]
     counts = Counter(str(action.verb) for action in plan.actions)
-    lines.append(f"{len(plan.actions)} actions: " + ", ".join(f"{count} to {verb}" for verb, count in counts.items()))
+    lines.append(
+        f"{len(plan.actions)} actions: " + ", ".join(f"{count} to {verb}" for verb, count in counts.items())
+    )
     return "\n".join(lines)
 
 

@@ -91,9 +91,15 @@ def places(lab: Testbed) -> tuple[str, ...]:
 def desired(lab: Testbed, inputs: Inputs) -> dict[Key, Resource]:
     """Return every resource of a lab by key."""
     found = [*_outer(lab, inputs), *central(lab)]
-    place, logical = lab.controller.name, tuple(item.key for item in found if item.key.kind in (Kind.SWITCH, Kind.PORT))
-    # What is too many is told apart from what is ours by its mark, so it is taken away when all of ours is there.
-    found.append(Resource(Key(place, Kind.DATABASE, ovn_northbound.NAME), dict(ovn_northbound.told(())), logical))
+    place, logical = (
+        lab.controller.name,
+        tuple(item.key for item in found if item.key.kind in (Kind.SWITCH, Kind.PORT)),
+    )
+    # What is too many is told apart from what is ours by its mark, so it is taken away when all of ours is
+    # there.
+    found.append(
+        Resource(Key(place, Kind.DATABASE, ovn_northbound.NAME), dict(ovn_northbound.told(())), logical)
+    )
     for machine in lab.machines:
         found += [
             Resource(Key(machine.name, Kind.SETTING, item.name), {"value": item.value})
@@ -107,7 +113,9 @@ def desired(lab: Testbed, inputs: Inputs) -> dict[Key, Resource]:
 def _outer(lab: Testbed, inputs: Inputs) -> Iterator[Resource]:
     for network in lab.networks:
         address = f"{network.gateway}/{network.network.prefixlen}" if network.gateway else ""
-        yield Resource(Key(OUTER, Kind.NETWORK, network.plane), {"bridge": network.bridge, "address": address})
+        yield Resource(
+            Key(OUTER, Kind.NETWORK, network.plane), {"bridge": network.bridge, "address": address}
+        )
     for machine in lab.machines:
         taps = []
         for nic in machine.nics:
@@ -115,7 +123,9 @@ def _outer(lab: Testbed, inputs: Inputs) -> Iterator[Resource]:
             taps.append(key)
             properties: Properties = {"interface": nic.tap, "bridge": lab.lab_network(nic.plane).bridge}
             yield Resource(key, properties, (Key(OUTER, Kind.NETWORK, nic.plane),))
-        yield Resource(Key(OUTER, Kind.MACHINE, machine.name), machine_properties(lab, machine, inputs), tuple(taps))
+        yield Resource(
+            Key(OUTER, Kind.MACHINE, machine.name), machine_properties(lab, machine, inputs), tuple(taps)
+        )
 
 
 def machine_properties(lab: Testbed, machine: Machine, inputs: Inputs) -> Properties:
@@ -139,16 +149,25 @@ def dhcp_options(network: TenantNetwork) -> dict[str, str]:
 
     The MTU is 1500 without Geneve (58 octets) and ESP (at most 37: RFC 4303, RFC 4106).
     """
-    return {"server_id": str(network.server), "server_mac": network.server_mac, "lease_time": "86400", "mtu": "1400"}
+    return {
+        "server_id": str(network.server),
+        "server_mac": network.server_mac,
+        "lease_time": "86400",
+        "mtu": "1400",
+    }
 
 
 def dhcp6_options(network: TenantNetwork) -> dict[str, str]:
-    """Return all that DHCPv6 tells guests of a network, by OVN's names; nothing where the network has no IPv6 (NET-10)."""
+    """Return all that DHCPv6 tells guests of a network, by OVN's names; nothing where the network has no IPv6
+    (NET-10).
+    """
     return {"server_id": network.server_mac} if network.network6 else {}
 
 
 def central(lab: Testbed) -> Iterator[Resource]:
-    """Yield what OVN's northbound database must hold: a switch for each tenant network, a port for each guest's interface."""
+    """Yield what OVN's northbound database must hold: a switch for each tenant network, a port for each
+    guest's interface.
+    """
     place = lab.controller.name
     for tenant in lab.tenants:
         for network in tenant.networks:
@@ -170,9 +189,16 @@ def central(lab: Testbed) -> Iterator[Resource]:
                     if nic.network == network.name:
                         yield Resource(
                             Key(place, Kind.PORT, f"{guest.label}/{nic.network}"),
-                            {"port": nic.port, "switch": network.label, "addresses": nic.pinned, "security": [nic.pinned],
-                             "dhcp": network.label, "dhcp6": network.label if network.network6 else "",
-                             "bandwidth": guest.limits.bandwidth, "connections": guest.limits.connections},
+                            {
+                                "port": nic.port,
+                                "switch": network.label,
+                                "addresses": nic.pinned,
+                                "security": [nic.pinned],
+                                "dhcp": network.label,
+                                "dhcp6": network.label if network.network6 else "",
+                                "bandwidth": guest.limits.bandwidth,
+                                "connections": guest.limits.connections,
+                            },
                             (switch,),
                         )
 
@@ -195,7 +221,11 @@ def _node(node: Machine, guests: Sequence[Guest], inputs: Inputs) -> Iterator[Re
         key = Key(node.name, Kind.GUEST, guest.label)
         yield Resource(key, guest_properties(guest, inputs), (*volumes, *walls))
         for nic in guest.nics:
-            yield Resource(Key(node.name, Kind.LIMIT, f"{guest.label}/{nic.network}"), {"packets": guest.limits.packets}, (key,))
+            yield Resource(
+                Key(node.name, Kind.LIMIT, f"{guest.label}/{nic.network}"),
+                {"packets": guest.limits.packets},
+                (key,),
+            )
 
 
 def guest_properties(guest: Guest, inputs: Inputs) -> Properties:
@@ -204,7 +234,9 @@ def guest_properties(guest: Guest, inputs: Inputs) -> Properties:
         "memory": guest.memory,
         "vcpus": guest.vcpus,
         "image": inputs.images["guest"],
-        "interfaces": [f"{nic.mac} {nic.port} {nic.tap}{' dhcp6' if nic.address6 else ''}" for nic in guest.nics],
+        "interfaces": [
+            f"{nic.mac} {nic.port} {nic.tap}{' dhcp6' if nic.address6 else ''}" for nic in guest.nics
+        ],
         "volumes": [volume.file for volume in guest.volumes],
         "worker": guest.worker,
         "confinement": "apparmor",

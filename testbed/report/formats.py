@@ -15,7 +15,9 @@ _SIGN = {"pass": "PASS", "fail": "FAIL", "inconclusive": "????", "not-applicable
 _MANY = 200  # lines of one case in JUnit XML
 _REASON = 150  # characters of the reason why a control was not looked at
 _NOTHING = "no check passed, failed or was inconclusive: nothing is known about the walls"
-_REFERENCE = re.compile(r"@|://|www\.|mailto:|[#!$%&~^]\w|\bGH-\d", re.IGNORECASE)  # what a forge turns into a link or a call
+_REFERENCE = re.compile(
+    r"@|://|www\.|mailto:|[#!$%&~^]\w|\bGH-\d", re.IGNORECASE
+)  # what a forge turns into a link or a call
 
 
 def headline(data: Mapping[str, Any]) -> str:
@@ -34,7 +36,9 @@ def headline(data: Mapping[str, Any]) -> str:
     unseen = ", ".join(_part(item) for item in _unseen(data))
     asked = ", ".join(map(str, data.get("asked", [])))
     parts = {"breaches: {}": proofs, "not looked at: {}": unseen, "only {} was asked for": asked}
-    return _line("; ".join((f"{word}: {counts}", *(form.format(told) for form, told in parts.items() if told))))
+    return _line(
+        "; ".join((f"{word}: {counts}", *(form.format(told) for form, told in parts.items() if told)))
+    )
 
 
 def _unseen(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -62,11 +66,17 @@ def text(data: Mapping[str, Any]) -> str:
     levels = f"nodes under {environment.get('outer', '?')}, guests under {environment.get('inner', '?')}"
     lines = [_line(f"lab {data['lab']['name']}: {levels}")]
     for check in data["checks"]:
-        told = f"{_line(check['id']):7} {_line(check['case']):12} {_line(check['objective'])} ({_line(check['duration_s'])} s)"
+        told = (
+            f"{_line(check['id']):7} {_line(check['case']):12} {_line(check['objective'])} "
+            f"({_line(check['duration_s'])} s)"
+        )
         lines.append(f"{_SIGN[check['verdict']]} {told}")
         if check["verdict"] != "pass":
             lines += [f"      {line}" for line in barred(check["reason"], 6)]
-        lines += [f"        {_line(proof['verdict'])}: {_line(proof['breach'])}" + _unless_proven(proof) for proof in check["proofs"]]
+        lines += [
+            f"        {_line(proof['verdict'])}: {_line(proof['breach'])}" + _unless_proven(proof)
+            for proof in check["proofs"]
+        ]
     lines += [f"trouble: {_line(item)}" for item in data.get("trouble", [])]
     unseen = _unseen(data)
     if unseen:
@@ -75,7 +85,8 @@ def text(data: Mapping[str, Any]) -> str:
 
 
 def matrix(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the reach matrices in words: what reached what, and how much did not; what was against the rules stands out.
+    """Return the reach matrices in words: what reached what, and how much did not; what was against the rules
+    stands out.
 
     Nothing where nothing was observed.
     """
@@ -90,7 +101,12 @@ def matrix(rows: Sequence[Mapping[str, Any]]) -> str:
             pairs.setdefault(_line(f"{row['source']} -> {row['target']}"), []).append(f"{service}{sign}")
     denied = sum(not row["observed"] for row in seen)
     lines = [f"  {pair}: {', '.join(services)}" for pair, services in pairs.items()]
-    return "\n".join((f"reach: {len(seen)} of {len(rows)} cells observed, {denied} of them denied; what got through:", *lines))
+    return "\n".join(
+        (
+            f"reach: {len(seen)} of {len(rows)} cells observed, {denied} of them denied; what got through:",
+            *lines,
+        )
+    )
 
 
 def _unless_proven(proof: Mapping[str, Any]) -> str:
@@ -104,8 +120,12 @@ def _cell(text: object) -> str:
 
 
 def _code(text: object) -> str:
-    """Return foreign words as Markdown's code, in which nothing is a link, a mention, an issue, a tag or a picture."""
-    shown = _line(text).replace("|", "\u2502")  # would end a cell of a table, and cannot be escaped outside of one
+    """Return foreign words as Markdown's code, in which nothing is a link, a mention, an issue, a tag or a
+    picture.
+    """
+    shown = _line(text).replace(
+        "|", "\u2502"
+    )  # would end a cell of a table, and cannot be escaped outside of one
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     return f"{fence} {shown} {fence}" if shown else ""
 
@@ -114,12 +134,21 @@ def markdown(data: Mapping[str, Any]) -> str:
     """Return a report in Markdown."""
     lines = [f"# {_cell(data['lab']['name'])}: {_cell(headline(data))}", ""]
     digest = re.sub("[^0-9a-z]", "", str(data["lab"]["topology_digest"]))[:16]
-    lines += [f"Started {_cell(data['started'])}, took {_cell(data['duration_s'])} s. Topology `{digest}`.", ""]
+    lines += [
+        f"Started {_cell(data['started'])}, took {_cell(data['duration_s'])} s. Topology `{digest}`.",
+        "",
+    ]
     lines += ["| environment | |", "|---|---|"]
     lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in data["environment"].items()]
-    lines += ["", "| verdict | check | case | severity | objective | breach proven |", "|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| verdict | check | case | severity | objective | breach proven |",
+        "|---|---|---|---|---|---|",
+    ]
     for check in data["checks"]:
-        proven = "; ".join(f"{proof['verdict']}: {proof['breach']}" for proof in check["proofs"]) or "not tried"
+        proven = (
+            "; ".join(f"{proof['verdict']}: {proof['breach']}" for proof in check["proofs"]) or "not tried"
+        )
         cells = (check["verdict"], check["id"], check["case"], check["severity"], check["objective"], proven)
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     lines += list(_reasons(data))
@@ -136,10 +165,18 @@ def _reasons(data: Mapping[str, Any]) -> Iterator[str]:
     if told or data.get("trouble"):
         yield from ("", "## What is not a pass", "")
     for check in told:
-        yield f"- **{_cell(check['id'])} {_cell(check['case'])}**: {_cell(check['verdict'])}: {_code(check['reason'])}"
+        yield (
+            f"- **{_cell(check['id'])} {_cell(check['case'])}**: {_cell(check['verdict'])}: "
+            f"{_code(check['reason'])}"
+        )
     for item in data.get("trouble", []):
         yield f"- {_code(item)}"
-    doubts = [(check, proof) for check in data["checks"] for proof in check["proofs"] if proof["verdict"] not in SOUND]
+    doubts = [
+        (check, proof)
+        for check in data["checks"]
+        for proof in check["proofs"]
+        if proof["verdict"] not in SOUND
+    ]
     if doubts:
         yield from ("", "## What is not proven", "")
     for check, proof in doubts:
@@ -150,11 +187,15 @@ def _reasons(data: Mapping[str, Any]) -> Iterator[str]:
 def junit(data: Mapping[str, Any]) -> str:
     """Return JUnit XML: fail is a failure, inconclusive an error, not-applicable skipped.
 
-    A case has at most one outcome. What makes the exit code of a run differ from 0 shows here too: a check that
-    cannot fail is a failure, any other proof that did not succeed an error, and so is trouble of the run itself.
+    A case has at most one outcome. What makes the exit code of a run differ from 0 shows here too: a check
+    that cannot fail is a failure, any other proof that did not succeed an error, and so is trouble of the run
+    itself.
     """
     suite = ET.Element(
-        "testsuite", name=_line(f"testbed {data['lab']['name']}"), time=_line(data["duration_s"]), timestamp=_line(data["started"])
+        "testsuite",
+        name=_line(f"testbed {data['lab']['name']}"),
+        time=_line(data["duration_s"]),
+        timestamp=_line(data["started"]),
     )
     unseen = [("not looked at", _because(item)) for item in data.get("not_looked_at", [])]
     told = ET.SubElement(suite, "properties")
@@ -162,7 +203,9 @@ def junit(data: Mapping[str, Any]) -> str:
         ET.SubElement(told, "property", name=name, value=_line(value))
     for check in data["checks"]:
         name = _line(f"{check['case']}: {check['objective']}")
-        case = ET.SubElement(suite, "testcase", classname=_line(check["id"]), name=name, time=_line(check["duration_s"]))
+        case = ET.SubElement(
+            suite, "testcase", classname=_line(check["id"]), name=name, time=_line(check["duration_s"])
+        )
         _outcome(case, check)
     summary = data["summary"]
     observed = summary["pass"] or summary["fail"] or summary["inconclusive"]
@@ -196,5 +239,7 @@ def _outcome(case: ET.Element, check: Mapping[str, Any]) -> None:
 
 
 def _lines(text: str) -> str:
-    """Return text in which no line can be taken for one of ours, or for a command: each stands behind a bar."""
+    """Return text in which no line can be taken for one of ours, or for a command: each stands behind a
+    bar.
+    """
     return "\n".join(barred(text, _MANY))

@@ -26,7 +26,8 @@ class Verdict(StrEnum):
 
 
 class ProofVerdict(StrEnum):
-    """What running a check against its breach showed, from worst to best; or has shown, if nothing has changed since.
+    """What running a check against its breach showed, from worst to best; or has shown, if nothing has
+    changed since.
 
     What was not asked for comes last: it takes nothing from what was.
     """
@@ -50,7 +51,9 @@ class Unseen(StrEnum):
     DID_NOT_RUN = "did-not-run"  # none of its checks ran, for whatever other reason
 
 
-SOUND = frozenset({ProofVerdict.PROVEN, ProofVerdict.PROVEN_BEFORE, ProofVerdict.LEFT_OUT})  # left out because somebody asked for it
+SOUND = frozenset(
+    {ProofVerdict.PROVEN, ProofVerdict.PROVEN_BEFORE, ProofVerdict.LEFT_OUT}
+)  # left out because somebody asked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,8 @@ class Run:
 
     Args:
         started: ISO 8601, UTC.
-        retried_starts: guests whose first start was dead, or that crashed while they were observed and were started again.
+        retried_starts: guests whose first start was dead, or that crashed while they were observed and were
+            started again.
         trouble: what kept the run from being complete; it is then never a pass.
         controls: ids of all controls that there are; files of older versions have none.
         asked: control ids, or beginnings of them, that alone were asked for; empty if all were.
@@ -245,7 +249,11 @@ def content_of(text: str) -> dict[str, Any]:
 
 
 def _unusable(fact: str) -> TestbedError:
-    return UsageError("this is not a usable result", fact=fact[:500], remedy="run `testbed check` again; it writes a new one")
+    return UsageError(
+        "this is not a usable result",
+        fact=fact[:500],
+        remedy="run `testbed check` again; it writes a new one",
+    )
 
 
 def exit_code(data: Mapping[str, Any]) -> Exit:

@@ -21,7 +21,16 @@ from pydantic_core import ErrorDetails
 from testbed.errors import Mistake, TestbedError, TopologyError, UsageError
 from testbed.gc_pause import uncollected
 from testbed.topology_file import validation
-from testbed.topology_file.schema import NAME_RULE, ControllerSpec, GuestSpec, InfrastructureSpec, LimitsSpec, NodeSpec, Spec, TenantSpec
+from testbed.topology_file.schema import (
+    NAME_RULE,
+    ControllerSpec,
+    GuestSpec,
+    InfrastructureSpec,
+    LimitsSpec,
+    NodeSpec,
+    Spec,
+    TenantSpec,
+)
 from testbed.topology_file.yaml_source import Document, Limit, Path, Value, at, dotted, parse, shown
 
 _ENOUGH = 1000  # findings of the rules; twenty are shown, and a file with more is not read on
@@ -60,8 +69,14 @@ def read(file: File, *, machine_memory: int | None = None) -> Topology:
     """Read a topology file.
 
     Args:
+<<<<<<< branch
         file: path of a YAML file; ``-`` stands for standard input.
         machine_memory: RAM of the outer machine in bytes, to refuse a lab that cannot fit; None skips that rule.
+=======
+        file: path of a YAML file.
+        machine_memory: RAM of the outer machine in bytes, to refuse a lab that cannot fit; None skips that
+            rule.
+>>>>>>> F
 
     Raises:
         UsageError: the file cannot be read.
@@ -80,10 +95,16 @@ def read(file: File, *, machine_memory: int | None = None) -> Topology:
 def _unreadable(file: File, error: Exception) -> TestbedError:
     fact = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     neighbours: list[str] = []
-    with suppress(OSError, ValueError):  # a folder that is none, that we may not list, or that nothing can be called
+    with suppress(
+        OSError, ValueError
+    ):  # a folder that is none, that we may not list, or that nothing can be called
         neighbours = sorted(str(path) for path in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
     near = get_close_matches(str(file), neighbours, n=1)
-    remedy = f"did you mean {near[0]}?" if near else "give the path of a topology file, such as topologies/two-tenants.yaml"
+    remedy = (
+        f"did you mean {near[0]}?"
+        if near
+        else "give the path of a topology file, such as topologies/two-tenants.yaml"
+    )
     return UsageError(f"cannot read the topology {file}", fact=fact, remedy=remedy)
 
 
@@ -93,7 +114,9 @@ def load(text: str, file: str, *, machine_memory: int | None = None) -> Topology
     document = parse(text)
     mistakes = list(document.mistakes)
     if document.data is None and not mistakes:
-        mistakes.append(Mistake(1, "", "the file is empty", "start with 'version: 1', a name, nodes and tenants"))
+        mistakes.append(
+            Mistake(1, "", "the file is empty", "start with 'version: 1', a name, nodes and tenants")
+        )
     spec: Spec | None = None
     if document.data is not None:
         spec, found = _validate(document)
@@ -101,7 +124,9 @@ def load(text: str, file: str, *, machine_memory: int | None = None) -> Topology
     if spec is not None:
         declared = validation.Declared.of(document.data)
         findings = islice(validation.check(spec, declared, machine_memory=machine_memory), _ENOUGH)
-        mistakes += [Mistake(document.line(path), dotted(path), fact, remedy) for path, fact, remedy in findings]
+        mistakes += [
+            Mistake(document.line(path), dotted(path), fact, remedy) for path, fact, remedy in findings
+        ]
     if mistakes or spec is None:
         raise TopologyError(file, mistakes)
     return Topology(file, spec, document, text)
@@ -116,7 +141,11 @@ def _validate(document: Document) -> tuple[Spec | None, list[Mistake]]:
         except ValidationError as error:
             details = error.errors(include_url=False, include_context=True)
             for detail in details:
-                if not (mistakes and detail["type"] in ("too_short", "missing") and at(document.data, _place(detail))):
+                if not (
+                    mistakes
+                    and detail["type"] in ("too_short", "missing")
+                    and at(document.data, _place(detail))
+                ):
                     mistakes.setdefault(_place(detail), _mistake(detail, document))
             if not all([_cut(data, _place(detail)) for detail in details]):  # noqa: C419 - every one must be cut
                 break
@@ -131,20 +160,28 @@ def _unshared(value: Value) -> Value:
 
 
 def _without_unknown_keys(data: Value, document: Document) -> dict[Path, Mistake]:
-    """Remove the keys that the format does not have, and return the mistakes; pydantic needs a kilobyte for each."""
+    """Remove the keys that the format does not have, and return the mistakes; pydantic needs a kilobyte for
+    each.
+    """
     mistakes: dict[Path, Mistake] = {}
     for pattern, model in _PLACES:
         known = frozenset(model.model_fields)
         for place, value in _matching(data, pattern):
             for name in [key for key in value if key not in known]:
                 del value[name]
-                near = known if len(mistakes) < _ENOUGH else ()  # the nearest of some names takes 50 microseconds
+                near = (
+                    known if len(mistakes) < _ENOUGH else ()
+                )  # the nearest of some names takes 50 microseconds
                 fact, remedy = f"the key {shown(name)} is not known here", _instead_of(name, near)
-                mistakes[(*place, name)] = Mistake(document.line((*place, name)), dotted((*place, name)), fact, remedy)
+                mistakes[(*place, name)] = Mistake(
+                    document.line((*place, name)), dotted((*place, name)), fact, remedy
+                )
     return mistakes
 
 
-def _matching(value: Value, pattern: tuple[str | None, ...], place: Path = ()) -> Iterator[tuple[Path, dict[str, Value]]]:
+def _matching(
+    value: Value, pattern: tuple[str | None, ...], place: Path = ()
+) -> Iterator[tuple[Path, dict[str, Value]]]:
     """Yield each mapping at the places that a pattern names, where None stands for any key."""
     if not isinstance(value, dict):
         return
@@ -209,10 +246,15 @@ def _explain(detail: ErrorDetails, place: Path) -> tuple[str, str]:  # noqa: PLR
         case "too_long":
             return f"{len(found)} are declared here", f"declare at most {context['max_length']}"
         case "greater_than_equal" | "less_than_equal":
-            bound = f"at least {context['ge']}" if kind == "greater_than_equal" else f"at most {context['le']}"
+            bound = (
+                f"at least {context['ge']}" if kind == "greater_than_equal" else f"at most {context['le']}"
+            )
             return f"{shown(found)} is out of range", f"write a whole number of {bound}"
         case "value_error":
             fact, _, remedy = str(context["error"]).partition("; ")
             return fact, remedy or "see the example files in topologies/"
     expected = _KINDS.get(kind, "another value")
-    return f"{shown(found)} stands where {expected} belongs", f"write {expected}; see the example files in topologies/"
+    return (
+        f"{shown(found)} stands where {expected} belongs",
+        f"write {expected}; see the example files in topologies/",
+    )

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from testbed.topology_file.yaml_source import shown
 
@@ -25,9 +33,13 @@ _NAME = r"^[a-z]([a-z0-9-]{0,18}[a-z0-9])?$"
 NAME_RULE = (
     "start with a lower-case letter; then up to 19 lower-case letters, digits or hyphens, the last no hyphen"
 )
-_SPECIAL = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))  # RFC 6890; multicast
+_SPECIAL = tuple(
+    map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"))
+)  # RFC 6890; multicast
 _UNICAST = tuple(map(IPv6Network, ("fd00::/8", "2000::/3")))  # RFC 4193, RFC 4291
-_SPECIAL6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))  # RFC 6890, RFC 9637
+_SPECIAL6 = tuple(
+    map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
+)  # RFC 6890, RFC 9637
 _PREFIX6 = 64  # RFC 4291, 2.5.4; the one length that hosts and OVN's address management agree on
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _BITS = {"kbit": 10**3, "Mbit": 10**6, "Gbit": 10**9}
@@ -45,7 +57,10 @@ def parse_size(value: object) -> int:
     """
     match = _SIZE.match(value) if isinstance(value, str) else None
     if not match:
-        msg = f"{shown(value)} is not a size; write a whole number above zero and KiB, MiB or GiB, as in '64 MiB'"
+        msg = (
+            f"{shown(value)} is not a size; write a whole number above zero and KiB, MiB or GiB, as in '64 "
+            "MiB'"
+        )
         raise ValueError(msg)
     return int(match[1]) * _UNITS[match[2]]
 
@@ -67,7 +82,10 @@ def parse_bandwidth(value: object) -> int:
     """
     match = _BANDWIDTH.match(value) if isinstance(value, str) else None
     if not match:
-        msg = f"{shown(value)} is not a bandwidth; write a whole number above zero and kbit/s, Mbit/s or Gbit/s, as in '50 Mbit/s'"
+        msg = (
+            f"{shown(value)} is not a bandwidth; write a whole number above zero and kbit/s, Mbit/s or "
+            "Gbit/s, as in '50 Mbit/s'"
+        )
         raise ValueError(msg)
     return int(match[1]) * _BITS[match[2]]
 
@@ -141,7 +159,10 @@ class Ranges:
         four = [item for item in found if isinstance(item, IPv4Network)]
         six = [item for item in found if isinstance(item, IPv6Network)]
         if len(four) != 1 or len(six) > 1:
-            msg = f"{len(four)} ranges of IPv4 and {len(six)} of IPv6 are given; give one of IPv4, and one or none of IPv6"
+            msg = (
+                f"{len(four)} ranges of IPv4 and {len(six)} of IPv6 are given; give one of IPv4, and one "
+                "or none of IPv6"
+            )
             raise ValueError(msg)
         return cls(four[0], six[0] if six else None)
 
@@ -153,7 +174,10 @@ class Ranges:
 
 def _tenant_range(item: object) -> IPv4Network | IPv6Network:
     if not isinstance(item, str):
-        msg = f"{shown(item)} is not a range; write an address and a prefix length, as in 10.0.0.0/24 or fd00:a::/64"
+        msg = (
+            f"{shown(item)} is not a range; write an address and a prefix length, as in 10.0.0.0/24 or "
+            "fd00:a::/64"
+        )
         raise ValueError(msg)
     try:
         network = ip_network(item)
@@ -185,7 +209,10 @@ def _within(least: int, most: int) -> AfterValidator:
 
     def bounded(size: int) -> int:
         if not least <= size <= most:
-            msg = f"{format_size(size)} is not possible here; write a size from {format_size(least)} to {format_size(most)}"
+            msg = (
+                f"{format_size(size)} is not possible here; write a size from {format_size(least)} to "
+                f"{format_size(most)}"
+            )
             raise ValueError(msg)
         return size
 
@@ -213,7 +240,10 @@ TenantRanges = Annotated[
     BeforeValidator(Ranges.parse),
     WithJsonSchema(
         {
-            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2}],
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2},
+            ],
             "examples": ["10.0.0.0/24", ["10.0.0.0/24", "fd00:a::/64"]],
         }
     ),
@@ -264,16 +294,25 @@ class Flow(_Strict):
         """
         match = _FLOW.match(text) if isinstance(text, str) else None
         if not match:
-            msg = f"{shown(text)} is not a flow; write 'source -> target protocol/port', as in 'web -> db tcp/5432'"
+            msg = (
+                f"{shown(text)} is not a flow; write 'source -> target protocol/port', as in 'web -> db "
+                "tcp/5432'"
+            )
             raise ValueError(msg)
         protocol, _, port = match["service"].partition("/")
         if protocol == "icmp" and not port:
             return cls(source=match["source"], target=match["target"], protocol="icmp")
         if protocol not in ("tcp", "udp") or not _PORT.fullmatch(port) or int(port) > 65535:
-            msg = f"{shown(match['service'])} is not a service; write tcp/PORT or udp/PORT with a port from 1 to 65535, or icmp"
+            msg = (
+                f"{shown(match['service'])} is not a service; write tcp/PORT or udp/PORT with a port from "
+                "1 to 65535, or icmp"
+            )
             raise ValueError(msg)
         return cls(
-            source=match["source"], target=match["target"], protocol="tcp" if protocol == "tcp" else "udp", port=int(port)
+            source=match["source"],
+            target=match["target"],
+            protocol="tcp" if protocol == "tcp" else "udp",
+            port=int(port),
         )
 
     def __str__(self) -> str:
@@ -292,14 +331,18 @@ class NodeSpec(_Strict):
     """A virtual machine that is a KVM host and runs guests."""
 
     memory: MachineMemory = Field(default=2 * GIB, description="RAM of the node, with unit")
-    vcpus: int = Field(default=2, strict=True, ge=1, le=64, description="virtual CPUs; under emulation a node gets one")
+    vcpus: int = Field(
+        default=2, strict=True, ge=1, le=64, description="virtual CPUs; under emulation a node gets one"
+    )
 
 
 class ControllerSpec(_Strict):
     """The virtual machine that holds the fleet's services."""
 
     memory: MachineMemory = Field(default=GIB, description="RAM of the controller, with unit")
-    vcpus: int = Field(default=2, strict=True, ge=1, le=64, description="virtual CPUs; under emulation a machine gets one")
+    vcpus: int = Field(
+        default=2, strict=True, ge=1, le=64, description="virtual CPUs; under emulation a machine gets one"
+    )
 
 
 class InfrastructureSpec(_Strict):
@@ -314,8 +357,12 @@ class LimitsSpec(_Strict):
     """What each interface of a guest may use of what it shares with other guests (NET-12)."""
 
     bandwidth: Bandwidth | None = Field(default=None, description="what the guest may send, with unit")
-    packets: PacketRate | None = Field(default=None, description="packets that the guest may send, in thousands per second")
-    connections: int | None = Field(default=None, strict=True, ge=16, le=65536, description="connections that the node tracks for it")
+    packets: PacketRate | None = Field(
+        default=None, description="packets that the guest may send, in thousands per second"
+    )
+    connections: int | None = Field(
+        default=None, strict=True, ge=16, le=65536, description="connections that the node tracks for it"
+    )
 
 
 class GuestSpec(_Strict):
@@ -323,12 +370,18 @@ class GuestSpec(_Strict):
 
     node: str | None = Field(default=None, description="node it runs on; optional where there is one node")
     network: NetworkNames = Field(
-        default=[], max_length=MAX_INTERFACES, description="network, or list of networks; optional where the tenant has one"
+        default=[],
+        max_length=MAX_INTERFACES,
+        description="network, or list of networks; optional where the tenant has one",
     )
     memory: GuestMemory = Field(default=GUEST_MEMORY, description="RAM of the guest, with unit")
     vcpus: int = Field(default=1, strict=True, ge=1, le=16)
-    volumes: dict[Name, VolumeSize] = Field(default_factory=dict, max_length=15, description="extra volumes: name and size with unit")
-    limits: LimitsSpec = Field(default=LimitsSpec(), description="of each interface; what is missing comes from the tenant")
+    volumes: dict[Name, VolumeSize] = Field(
+        default_factory=dict, max_length=15, description="extra volumes: name and size with unit"
+    )
+    limits: LimitsSpec = Field(
+        default=LimitsSpec(), description="of each interface; what is missing comes from the tenant"
+    )
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -339,12 +392,18 @@ class GuestSpec(_Strict):
 class TenantSpec(_Strict):
     """Who owns guests, networks and volumes. Tenants may use the same names and addresses as one another."""
 
-    networks: dict[Name, TenantRanges] = Field(min_length=1, max_length=64, description="one IPv4 range, or a list of it and one IPv6 /64")
+    networks: dict[Name, TenantRanges] = Field(
+        min_length=1, max_length=64, description="one IPv4 range, or a list of it and one IPv6 /64"
+    )
     guests: dict[Name, GuestSpec] = Field(min_length=1, max_length=4000)
     allow: list[FlowLine] = Field(
-        default_factory=list, max_length=20_000, description="flows allowed inside the tenant; all else is denied"
+        default_factory=list,
+        max_length=20_000,
+        description="flows allowed inside the tenant; all else is denied",
     )
-    limits: LimitsSpec = Field(default=LimitsSpec(), description="of each guest's interfaces, where the guest has none of its own")
+    limits: LimitsSpec = Field(
+        default=LimitsSpec(), description="of each guest's interfaces, where the guest has none of its own"
+    )
 
 
 class Spec(_Strict):
@@ -367,7 +426,9 @@ def json_schema() -> dict[str, object]:
 
 
 def _close(schema: object) -> None:
-    """Refuse, in place, every key that no pattern of names matches: pydantic leaves mappings open for those."""
+    """Refuse, in place, every key that no pattern of names matches: pydantic leaves mappings open for
+    those.
+    """
     if isinstance(schema, dict):
         if "patternProperties" in schema:
             schema["additionalProperties"] = False

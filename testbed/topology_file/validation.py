@@ -155,8 +155,10 @@ def _placement(spec: Spec, declared: Declared, place: Path, guest: GuestSpec) ->
     usable = declared.nodes - {*RESERVED_NAMES}
     if guest.node is None:
         if len(declared.nodes) > 1:
-            yield place, f"the lab has {len(declared.nodes)} nodes and the guest names none", (
-                f"add 'node:'; {among('', usable)}"
+            yield (
+                place,
+                f"the lab has {len(declared.nodes)} nodes and the guest names none",
+                (f"add 'node:'; {among('', usable)}"),
             )
     elif guest.node == CONTROLLER:
         yield (
@@ -185,7 +187,11 @@ def _flows(declared: Declared, tenant_name: str, tenant: TenantSpec) -> Iterator
             if end not in guests:
                 yield place, f"the tenant has no guest '{end}'", among(end, guests)
         if flow.source == flow.target:
-            yield place, f"the flow leads from '{flow.source}' to itself", "a guest always reaches itself; remove the line"
+            yield (
+                place,
+                f"the flow leads from '{flow.source}' to itself",
+                "a guest always reaches itself; remove the line",
+            )
         if flow in seen:
             yield place, f"the flow '{flow}' stands here a second time", "remove the line"
         seen.add(flow)
@@ -195,7 +201,9 @@ def _addresses(tenant_name: str, tenant: TenantSpec) -> Iterator[Finding]:
     only = next(iter(tenant.networks)) if len(tenant.networks) == 1 else None
     for name, network in tenant.networks.items():
         members = [
-            guest for guest in tenant.guests.values() if name in guest.networks or (not guest.networks and name == only)
+            guest
+            for guest in tenant.guests.values()
+            if name in guest.networks or (not guest.networks and name == only)
         ]
         usable = network.four.num_addresses - 3
         if len(members) > usable:
@@ -221,7 +229,10 @@ def _node_load(spec: Spec) -> Iterator[Finding]:
         if tracked.get(name, 0) > TRACKED_CONNECTIONS:
             yield (
                 ("nodes", name),
-                f"its guests may have {tracked[name]} connections tracked, and a node tracks {TRACKED_CONNECTIONS}",
+                (
+                    f"its guests may have {tracked[name]} connections tracked, and a node tracks "
+                    f"{TRACKED_CONNECTIONS}"
+                ),
                 "lower their limits, or move a guest to another node",
             )
         wanted = sum(guest.memory for guest in guests)

@@ -1,7 +1,8 @@
 """A YAML file as plain values plus the line of every key and item.
 
-Refuses what makes a topology file ambiguous or expensive: duplicate keys, tags, merge keys, and more of anything than
-`Limit` allows. The events of libyaml are read one by one, so that a file over a limit costs nothing beyond it.
+Refuses what makes a topology file ambiguous or expensive: duplicate keys, tags, merge keys, and more of
+anything than `Limit` allows. The events of libyaml are read one by one, so that a file over a limit costs
+nothing beyond it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,12 @@ _CORE = (
     ("null", re.compile(r"null|Null|NULL|~|")),
     ("bool", re.compile(r"true|True|TRUE|false|False|FALSE")),
     ("int", re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")),
-    ("float", re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")),
+    (
+        "float",
+        re.compile(
+            r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+        ),
+    ),
 )
 _STANDARD = "tag:yaml.org,2002:"
 _SYNTAX = "correct the syntax; mappings are 'key: value', indented with spaces"
@@ -114,7 +120,8 @@ class _RefusedError(Exception):
 class _Reader:
     """Builds values from the events of libyaml's parser.
 
-    What a plain scalar means is decided here: PyYAML's own answer would be that of YAML 1.1, where "no" is false.
+    What a plain scalar means is decided here: PyYAML's own answer would be that of YAML 1.1, where "no" is
+    false.
     """
 
     def __init__(self, text: str) -> None:
@@ -133,7 +140,11 @@ class _Reader:
         self._parser.get_event()
         if not self._parser.check_event(StreamEndEvent):
             line = _line(self._parser.peek_event())
-            raise _RefusedError(line, "a second document begins here", "keep one topology in a file; remove '---' and what follows")
+            raise _RefusedError(
+                line,
+                "a second document begins here",
+                "keep one topology in a file; remove '---' and what follows",
+            )
 
     def _value(self, path: Path, depth: int) -> Value:
         event = self._parser.get_event()
@@ -151,11 +162,17 @@ class _Reader:
     def _content(self, event: Event, path: Path, depth: int) -> Value:
         line, tag = _line(event), getattr(event, "tag", None)
         if tag is not None and not tag.startswith(_STANDARD):
-            raise _RefusedError(line, f"the tag {shown(tag)} is used", "write the value itself: the format has no tags and no includes")
+            raise _RefusedError(
+                line,
+                f"the tag {shown(tag)} is used",
+                "write the value itself: the format has no tags and no includes",
+            )
         if isinstance(event, ScalarEvent):
             return _scalar(tag or (_PLAIN if event.implicit[0] else "str"), _text(event))
         if depth >= Limit.DEPTH:
-            raise _RefusedError(line, f"more than {Limit.DEPTH} mappings and lists are inside one another", "use fewer levels")
+            raise _RefusedError(
+                line, f"more than {Limit.DEPTH} mappings and lists are inside one another", "use fewer levels"
+            )
         if isinstance(event, MappingStartEvent):
             return self._mapping(path, depth + 1)
         assert isinstance(event, SequenceStartEvent), event
@@ -172,7 +189,9 @@ class _Reader:
             event = self._parser.get_event()
             line = _line(event)
             if not isinstance(event, ScalarEvent):
-                raise _RefusedError(line, "a key is a list, a mapping or an alias", "write each key as plain text")
+                raise _RefusedError(
+                    line, "a key is a list, a mapping or an alias", "write each key as plain text"
+                )
             key = _text(event)
             if key in values or (key == "<<" and event.implicit[0]):
                 # Its value is read as if it stood beside the mapping: it counts, and has a line.
@@ -186,7 +205,11 @@ class _Reader:
 
     def _aliased(self, event: AliasEvent, line: int) -> Value:
         if event.anchor not in self._anchors:
-            raise _RefusedError(line, f"the alias '*{event.anchor[:_CUT]}' has no anchor above it", f"add '&{event.anchor[:_CUT]}' first")
+            raise _RefusedError(
+                line,
+                f"the alias '*{event.anchor[:_CUT]}' has no anchor above it",
+                f"add '&{event.anchor[:_CUT]}' first",
+            )
         value, size = self._anchors[event.anchor]
         self._spend(size, line)
         return value
@@ -214,12 +237,17 @@ def _text(event: ScalarEvent) -> str:
 
 def _unusable_key(key: str, first: int | None) -> tuple[str, str]:
     if first is None:
-        return "the merge key '<<' is used", "write the keys themselves: the format has no merge keys; plain aliases work"
+        return (
+            "the merge key '<<' is used",
+            "write the keys themselves: the format has no merge keys; plain aliases work",
+        )
     return f"the key '{key}' stands here a second time (first in line {first})", "keep one of the two"
 
 
 def _scalar(tag: str, text: str) -> bool | int | float | str | None:
-    """Return the value of a scalar by the core schema (YAML 1.2.2, 10.3.2); what it cannot read stays text."""
+    """Return the value of a scalar by the core schema (YAML 1.2.2, 10.3.2); what it cannot read stays
+    text.
+    """
     name = tag.rpartition(":")[2]
     if tag == _PLAIN:
         name = next((name for name, pattern in _CORE if pattern.fullmatch(text)), "str")
@@ -251,7 +279,9 @@ def parse(text: str) -> Document:
         mistake = error.mistake
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        mistake = Mistake(mark.line + 1 if mark else 1, "", f"this is not YAML: {error.problem or error.context}", _SYNTAX)
+        mistake = Mistake(
+            mark.line + 1 if mark else 1, "", f"this is not YAML: {error.problem or error.context}", _SYNTAX
+        )
     except (YAMLError, ValueError) as error:
         mistake = Mistake(1, "", f"this is not YAML: {' '.join(str(error).split())}", _SYNTAX)
     else:

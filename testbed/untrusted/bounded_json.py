@@ -1,7 +1,7 @@
 """JSON that a guest or a node gave, read within bounds. Pure.
 
-Small text can stand for large objects: an empty list takes three octets as text and sixty in memory. So the text is
-counted before it is parsed. What is out of bounds is no answer: `ValueError`.
+Small text can stand for large objects: an empty list takes three octets as text and sixty in memory. So the
+text is counted before it is parsed. What is out of bounds is no answer: `ValueError`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ VALUES = 300_000  # of one text, counted with the keys of its objects
 DEPTH = 32  # lists and objects within one another
 WHOLE = 2**53  # no integer is beyond it (RFC 8259, 6)
 _DIGITS = 20
-_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # possessive: what cannot be a text costs no second look
+_STRING = re.compile(
+    r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL
+)  # possessive: what cannot be a text costs no second look
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character beyond U+FFFF; alone it is none (RFC 8259, 8.2)
 _BRACKET = re.compile(r"[\[\]{}]")
 
@@ -25,7 +27,8 @@ def read(text: bytes | str) -> Any:  # noqa: ANN401 - JSON
     """Return the value of a JSON text from a guest or a node.
 
     Raises:
-        ValueError: it is no JSON (RFC 8259: no NaN, no half of a character), or beyond `OCTETS`, `VALUES`, `DEPTH` or `WHOLE`.
+        ValueError: it is no JSON (RFC 8259: no NaN, no half of a character), or beyond `OCTETS`, `VALUES`,
+            `DEPTH` or `WHOLE`.
 
     """
     if len(text) > OCTETS:
@@ -84,6 +87,11 @@ def real(value: object, least: float = 0.0, most: float = WHOLE) -> float:
         ValueError: it is something else.
 
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not least <= value <= most:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or not least <= value <= most
+    ):
         raise ValueError(f"{str(value)[:40]!r} is no number from {least} to {most}")
     return float(value)

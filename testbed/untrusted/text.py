@@ -1,8 +1,9 @@
 """Text that a guest, a node, a console or a file gave, made harmless for whoever shows it. Pure.
 
-Every such text goes through `clean`; the other functions decide about its lines. What obeys text is a terminal (escape
-sequences, directions of writing), an XML parser, and a CI system that reads our output: GitHub obeys lines that begin with
-``::``, whatever white space stands before it, Azure and TeamCity obey ``##vso[`` and ``##teamcity[`` anywhere in a line.
+Every such text goes through `clean`; the other functions decide about its lines. What obeys text is a
+terminal (escape sequences, directions of writing), an XML parser, and a CI system that reads our output:
+GitHub obeys lines that begin with ``::``, whatever white space stands before it, Azure and TeamCity obey
+``##vso[`` and ``##teamcity[`` anywhere in a line.
 """
 
 from __future__ import annotations
@@ -17,11 +18,19 @@ BAR = "  | "  # before each line but the first of a message
 _UNKNOWN = "\ufffd"
 _CUT = " … (cut)"
 _MARKS = 3  # marks that may stand upon one character; more of them paint over other lines
-# What shows as nothing although Python calls it printable (Unicode's Default_Ignorable_Code_Point, and the empty Braille cell).
+# What shows as nothing although Python calls it printable (Unicode's Default_Ignorable_Code_Point, and the
+# empty Braille cell).
 _EMPTY = (
-    (0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2800, 0x2800), (0x3164, 0x3164),
-    (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xE0100, 0xE01EF),
-)  # fmt: skip
+    (0x034F, 0x034F),
+    (0x115F, 0x1160),
+    (0x17B4, 0x17B5),
+    (0x180B, 0x180F),
+    (0x2800, 0x2800),
+    (0x3164, 0x3164),
+    (0xFE00, 0xFE0F),
+    (0xFFA0, 0xFFA0),
+    (0xE0100, 0xE01EF),
+)
 _COMMAND = re.compile(r"##(?=\w*\[)")
 _SPOKEN = re.compile(r"^(?=[^\S\n]*::)", re.MULTILINE)
 
@@ -38,8 +47,8 @@ class _Harmless(dict[int, int]):
 def clean(text: object, limit: int = SIZE) -> str:
     """Return text of bounded length that nothing obeys; its lines and tabs stay.
 
-    Control characters, characters that turn the direction of writing or show as nothing, lone surrogates and unassigned
-    code points become U+FFFD.
+    Control characters, characters that turn the direction of writing or show as nothing, lone surrogates and
+    unassigned code points become U+FFFD.
 
     Args:
         limit: characters that are kept.
@@ -69,7 +78,9 @@ def line(text: object, limit: int = LINE) -> str:
 
 
 def block(text: object, bar: str = BAR) -> str:
-    """Return cleaned text whose lines but the first stand behind a bar; at most `BLOCK` characters and `LINES` lines."""
+    """Return cleaned text whose lines but the first stand behind a bar; at most `BLOCK` characters and
+    `LINES` lines.
+    """
     first, *rest = clean(text, BLOCK).rstrip().split("\n", LINES) or [""]
     more = [_CUT.strip()] if len(rest) == LINES else []
     return "\n".join((first, *(f"{bar}{item}".rstrip() for item in (*rest[: LINES - 1], *more))))
@@ -86,5 +97,7 @@ def unspoken(text: str) -> str:
 
 
 def passed_on(data: bytes) -> str:
-    """Return what a guest or machine printed, for somebody who asked for it: cleaned, line by line as it was."""
+    """Return what a guest or machine printed, for somebody who asked for it: cleaned, line by line as it
+    was.
+    """
     return unspoken(clean(data.decode(errors="replace"), max(SIZE, len(data))))

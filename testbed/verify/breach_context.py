@@ -23,8 +23,8 @@ _Value = TypeVar("_Value")
 class Stage:
     """A lab, and the machine that a case is about.
 
-    What a topology may lack is asked of `testbed.model.subjects` before: where a property here has nothing to return, it
-    raises an InstrumentError.
+    What a topology may lack is asked of `testbed.model.subjects` before: where a property here has nothing to
+    return, it raises an InstrumentError.
     """
 
     lab: Lab
@@ -67,7 +67,9 @@ class Stage:
 
     def sharers(self) -> tuple[Guest, Guest]:
         """Return two guests on the node of this case, of different tenants if there are such."""
-        return _there(subjects.sharers(self.testbed, self.node.name), f"{self.node.name} has fewer than two guests")
+        return _there(
+            subjects.sharers(self.testbed, self.node.name), f"{self.node.name} has fewer than two guests"
+        )
 
     def pair(self) -> Pair:
         """Return two guests of the fleet that no flow joins."""
@@ -80,7 +82,9 @@ class Stage:
 
     @property
     def sender(self) -> Attachment:
-        """Who attacks a network: the source of the first declared flow, else a guest with a neighbour, else any."""
+        """Who attacks a network: the source of the first declared flow, else a guest with a neighbour, else
+        any.
+        """
         return subjects.sender(self.testbed)
 
     def receiver(self) -> Attachment:

@@ -60,7 +60,8 @@ class Declaration:
         simulated: True for a statement about real hardware that is made under emulation.
         applies: returns why the check has nothing to look at in a topology, or None.
         slow: why it runs only when it is asked for; empty if it always does.
-        local: it looks at the machine of its case alone, and so do its breaches: it may run beside those of other machines.
+        local: it looks at the machine of its case alone, and so do its breaches: it may run beside those of
+            other machines.
         effect: what it does to the world, breaches aside; the order of a run follows from it.
 
     """
@@ -104,7 +105,9 @@ def check(
         raise ValueError(msg)
 
     def attach(function: _Function) -> _Function:
-        declared = Declaration(id, objective, severity, breaches, unproven, simulated, applies, slow, local, effect)
+        declared = Declaration(
+            id, objective, severity, breaches, unproven, simulated, applies, slow, local, effect
+        )
         setattr(function, ATTRIBUTE, declared)
         return function
 

@@ -1,8 +1,9 @@
-"""What checks make on a lab, and how each thing is taken away again, whatever happens meanwhile (NET-13, ACC-02).
+"""What checks make on a lab, and how each thing is taken away again, whatever happens meanwhile (NET-13,
+ACC-02).
 
-A thing is noted before it is made, so that an interrupt in between finds it noted. Taking away must work as well when
-the thing is not there, or is half made. What could not be taken away stays noted, is tried once more at the end of the
-run, and is then told as trouble of the run.
+A thing is noted before it is made, so that an interrupt in between finds it noted. Taking away must work as
+well when the thing is not there, or is half made. What could not be taken away stays noted, is tried once
+more at the end of the run, and is then told as trouble of the run.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Leavings:
     def made(self, what: str, remove: Callable[[], object]) -> Iterator[None]:
         """Let a block make something, and take it away when the block ends, by whatever exception.
 
-        An error while it is taken away does not hide what the block raises, and raises nothing itself: `clear` tells it.
+        An error while it is taken away does not hide what the block raises, and raises nothing itself:
+        `clear` tells it.
 
         Args:
             what: what it is and where, as people are told if it stays.
@@ -52,7 +54,9 @@ class Leavings:
         return [f"{thing.what} is left behind: {why}" for thing in left if (why := self._take_away(thing))]
 
     def _take_away(self, thing: _Thing) -> str:
-        """Return why a thing could not be taken away; the empty string if it could. An interrupt leaves it noted."""
+        """Return why a thing could not be taken away; the empty string if it could. An interrupt leaves it
+        noted.
+        """
         try:
             thing.remove()
         except Exception as error:  # noqa: BLE001 - whatever it is, the rest must be taken away as well

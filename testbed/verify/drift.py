@@ -1,9 +1,10 @@
-"""Judges a lab's configuration before and after the checks: what is not as the topology says endangers controls (VMM-04).
+"""Judges a lab's configuration before and after the checks: what is not as the topology says endangers
+controls (VMM-04).
 
 A look changes nothing. A difference is a fail of the controls whose wall it holds; one that was there at the
-beginning and has gone by the end was repaired by a check without a word, and stays a fail. A place that cannot be
-looked at makes its controls inconclusive. A guest or machine that does not run opens no wall: checks that need it are
-inconclusive by themselves.
+beginning and has gone by the end was repaired by a check without a word, and stays a fail. A place that
+cannot be looked at makes its controls inconclusive. A guest or machine that does not run opens no wall:
+checks that need it are inconclusive by themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from testbed.verify.fleet import Fleet
 from testbed.verify.inventory import selects
 
 OBJECTIVE = "The settings that hold this wall are as the topology says"
-_PATIENCE = 15.0  # seconds for a machine that runs to answer; `testbed.verify.runner.run` has waited for it before
+_PATIENCE = (
+    15.0  # seconds for a machine that runs to answer; `testbed.verify.runner.run` has waited for it before
+)
 _SHOWN = 6
 _ALIVE = ("running", "paused", "silent", "waiting")
 _OF_WORKERS = ("worker", "confinement")  # a guest that does not run has no worker to read them from
@@ -55,9 +58,17 @@ class State:
         return [item for item in self.different if item not in idle]
 
     def idle(self) -> list[Difference]:
-        """Return the differences that are of state: guests and machines that do not run, and what has gone with them."""
-        gone = {(item.key.place, item.key.name) for item in self.different if _stopped(item) and item.key.kind is Kind.GUEST}
-        return [item for item in self.different if _stopped(item) or item.name == STATE or _gone_with(item, gone)]
+        """Return the differences that are of state: guests and machines that do not run, and what has gone
+        with them.
+        """
+        gone = {
+            (item.key.place, item.key.name)
+            for item in self.different
+            if _stopped(item) and item.key.kind is Kind.GUEST
+        }
+        return [
+            item for item in self.different if _stopped(item) or item.name == STATE or _gone_with(item, gone)
+        ]
 
 
 def _gone_with(item: Difference, guests: Container[tuple[str, str]]) -> bool:
@@ -71,7 +82,9 @@ def _gone_with(item: Difference, guests: Container[tuple[str, str]]) -> bool:
 def _stopped(item: Difference) -> bool:
     """Tell whether a difference is that a guest or machine is not there, or does not run."""
     absent = not item.name and item.found is None
-    return item.key.kind in (Kind.GUEST, Kind.MACHINE) and (absent or (item.name == STATE and item.found not in _ALIVE))
+    return item.key.kind in (Kind.GUEST, Kind.MACHINE) and (
+        absent or (item.name == STATE and item.found not in _ALIVE)
+    )
 
 
 def look(lab: Lab) -> State:
@@ -105,7 +118,11 @@ def _observe(lab: Lab, place: Place, outer: Observed) -> Observed | str:
 
 
 def _told(error: Exception) -> str:
-    return f"{error.what}: {error.fact}" if isinstance(error, TestbedError) else f"{type(error).__name__}: {error}"[:400]
+    return (
+        f"{error.what}: {error.fact}"
+        if isinstance(error, TestbedError)
+        else f"{type(error).__name__}: {error}"[:400]
+    )
 
 
 def state(fleet: Fleet) -> State:
@@ -120,7 +137,9 @@ def _recorded(fleet: Fleet) -> State:
         "different": [[str(item.key), item.name, item.found, item.wanted] for item in found.different],
         "not looked at": dict(found.blind),
     }
-    fleet.evidence.record("fleet", "state", f"{found.resources} resources, compared with the topology", answer, started)
+    fleet.evidence.record(
+        "fleet", "state", f"{found.resources} resources, compared with the topology", answer, started
+    )
     return found
 
 
@@ -150,7 +169,9 @@ class Watch:
         self._look("begin")
 
     def end(self) -> None:
-        """Look once more, after the last check; an interrupt ends the look, and what the checks found stays."""
+        """Look once more, after the last check; an interrupt ends the look, and what the checks found
+        stays.
+        """
         self.fleet.new_phase()
         try:
             self._look("end")
@@ -172,7 +193,9 @@ class Watch:
 
     @property
     def results(self) -> list[CheckResult]:
-        """One row for each control and place whose settings are not, or were not, as the topology says, or could not be seen."""
+        """One row for each control and place whose settings are not, or were not, as the topology says, or
+        could not be seen.
+        """
         walls, different = Walls.of_lab(self.fleet.testbed), self._all()
         guests = descriptions.owners(self.fleet.lab.desired) if different else {}
         rows: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -180,8 +203,14 @@ class Watch:
             for control in walls.endangered(item):
                 rows[control, item.key.place].append(f"{item.told(guests)} ({when})")
         failed = [self._row(control, place, Verdict.FAIL, told) for (control, place), told in rows.items()]
-        unseen = [self._row(*at, Verdict.INCONCLUSIVE, told) for at, told in self._blind(walls).items() if at not in rows]
-        return sorted((row for row in (*failed, *unseen) if self._asked(row.id)), key=lambda row: (row.id, row.case))
+        unseen = [
+            self._row(*at, Verdict.INCONCLUSIVE, told)
+            for at, told in self._blind(walls).items()
+            if at not in rows
+        ]
+        return sorted(
+            (row for row in (*failed, *unseen) if self._asked(row.id)), key=lambda row: (row.id, row.case)
+        )
 
     def _all(self) -> list[tuple[Difference, str]]:
         """Return every difference that may have opened a wall, and when it was seen."""
@@ -193,7 +222,11 @@ class Watch:
         then, now = ({(item.key, item.name) for item in found} for found in (first, last))
         return [
             *((item, _since(item, now, after.blind)) for item in first),
-            *((item, "at the end, and not at the beginning") for item in last if (item.key, item.name) not in then),
+            *(
+                (item, "at the end, and not at the beginning")
+                for item in last
+                if (item.key, item.name) not in then
+            ),
         ]
 
     def _blind(self, walls: Walls) -> dict[tuple[str, str], list[str]]:
@@ -201,7 +234,10 @@ class Watch:
         desired = self.fleet.lab.desired if any(seen.blind for seen, _ in self._looks.values()) else {}
         for when, (seen, _) in self._looks.items():
             for place, why in seen.blind.items():
-                told = f"{place} could not be looked at ({'at the beginning' if when == 'begin' else 'at the end'}): {why}"
+                told = (
+                    f"{place} could not be looked at "
+                    f"({'at the beginning' if when == 'begin' else 'at the end'}): {why}"
+                )
                 for control in _held_at(place, walls, desired):
                     found[control, place].append(told)
         return found
@@ -212,11 +248,16 @@ class Watch:
     def _row(self, control: str, place: str, verdict: Verdict, told: Sequence[str]) -> CheckResult:
         more = [f"and {len(told) - _SHOWN} more differences"] if len(told) > _SHOWN else []
         return CheckResult(
-            id=control, case=place, objective=OBJECTIVE, severity=SEVERITY.get(control, SEVERITY[ITSELF]), verdict=verdict,
-            reason="\n".join((*told[:_SHOWN], *more)), simulated=False,
+            id=control,
+            case=place,
+            objective=OBJECTIVE,
+            severity=SEVERITY.get(control, SEVERITY[ITSELF]),
+            verdict=verdict,
+            reason="\n".join((*told[:_SHOWN], *more)),
+            simulated=False,
             duration_s=round(sum(seen.seconds for seen, _ in self._looks.values()), 2),
             evidence=tuple(path for _, written in self._looks.values() for path in written),
-        )  # fmt: skip
+        )
 
 
 def _since(item: Difference, now: Container[tuple[Key, str]], blind: Container[str]) -> str:

@@ -65,7 +65,9 @@ class Evidence:
 
     @contextmanager
     def of(self, name: str) -> Iterator[list[str]]:
-        """Collect for one run of one check; the list receives the file that was written, if there was anything."""
+        """Collect for one run of one check; the list receives the file that was written, if there was
+        anything.
+        """
         with self._lock:
             self._entries = []
         written: list[str] = []

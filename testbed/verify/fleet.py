@@ -58,7 +58,9 @@ class Machine:
         self.address = host.access.address
         self.infra = InfraHost(RecordedBackend(self))
 
-    def run(self, command: str, *, stdin: bytes = b"", timeout: float = 90, shown: Shown = plain) -> Completed:
+    def run(
+        self, command: str, *, stdin: bytes = b"", timeout: float = 90, shown: Shown = plain
+    ) -> Completed:
         """Run a command as root and record it.
 
         Args:
@@ -76,8 +78,14 @@ class Machine:
             raise
         if len(done.stdout) >= LIMIT:
             fact = f"{command[:200]}: {LIMIT} octets and more"
-            raise InstrumentError(f"{self.name} tells more than is kept of it", fact=fact, remedy="report this as a bug")
-        answer = {"status": done.status, "stdout": shown(done.stdout)[:20_000], "stderr": done.stderr[:4000].decode(errors="replace")}
+            raise InstrumentError(
+                f"{self.name} tells more than is kept of it", fact=fact, remedy="report this as a bug"
+            )
+        answer = {
+            "status": done.status,
+            "stdout": shown(done.stdout)[:20_000],
+            "stderr": done.stderr[:4000].decode(errors="replace"),
+        }
         self._evidence.record(self.name, "command", command, answer, started)
         return done
 
@@ -91,11 +99,16 @@ class Machine:
         done = self.run(command, stdin=stdin, timeout=timeout, shown=shown)
         if done.status != 0:
             fact = f"status {done.status}: {done.stderr[-500:].decode(errors='replace').strip()}"
-            raise InstrumentError(f"a look at {self.name} failed", fact=f"{command[:200]}: {fact}", remedy="run `testbed status`")
+            raise InstrumentError(
+                f"a look at {self.name} failed",
+                fact=f"{command[:200]}: {fact}",
+                remedy="run `testbed status`",
+            )
         return done.text.strip()
 
     def python(self, program: str, request: object, timeout: float = 120) -> Any:  # noqa: ANN401 - JSON
-        """Run a Python program there, with a request on its first line of input, and return the JSON it prints.
+        """Run a Python program there, with a request on its first line of input, and return the JSON it
+        prints.
 
         Raises:
             InstrumentError: it failed, or printed something else.
@@ -106,7 +119,9 @@ class Machine:
             return bounded_json.read(text)
         except ValueError as error:
             fact = f"{text[:200]!r} is no JSON"
-            raise InstrumentError(f"a probe on {self.name} answered garbage", fact=fact, remedy="repeat the check") from error
+            raise InstrumentError(
+                f"a probe on {self.name} answered garbage", fact=fact, remedy="repeat the check"
+            ) from error
 
 
 @dataclass
@@ -116,7 +131,8 @@ class Fleet:
     Args:
         instruments: the probe's programs in guests and on machines; `testbed.verify.probe.client` keeps them.
         shared: observations made once per phase (green, breach, reverted) and used by several checks.
-        reach: by its words, each cell of the matrices that was observed while every wall was closed, as a row of plain values.
+        reach: by its words, each cell of the matrices that was observed while every wall was closed, as a row
+            of plain values.
         focus: id of the one check that this phase is about; empty if it is about all.
         leavings: what checks have made on the lab and must take away; all views of a lab share it.
 
@@ -135,7 +151,9 @@ class Fleet:
     @classmethod
     def of(cls, lab: Lab, evidence: Evidence) -> Fleet:
         """Return the view of a lab."""
-        machines = {machine.name: Machine(lab.host(machine.name), evidence) for machine in lab.testbed.machines}
+        machines = {
+            machine.name: Machine(lab.host(machine.name), evidence) for machine in lab.testbed.machines
+        }
         return cls(lab, evidence, machines, ReachMatrix.of(lab.testbed))
 
     @property
@@ -149,7 +167,9 @@ class Fleet:
         return replace(self, lab=replace(self.lab, testbed=rest), matrix=ReachMatrix.of(rest), shared={})
 
     def apart(self) -> Fleet:
-        """Return a view of the same lab for checks that run beside others: evidence and observations are its own."""
+        """Return a view of the same lab for checks that run beside others: evidence and observations are its
+        own.
+        """
         evidence = self.evidence.apart()
         machines = {name: Machine(self.lab.host(name), evidence) for name in self.machines}
         return replace(self, evidence=evidence, machines=machines, shared={}, instruments={})
@@ -217,5 +237,7 @@ class Fleet:
         self.evidence.record(guest.label, "guest", request, answer, started)
         if done.status != 0:
             fact = f"status {done.status}: {done.stderr[-400:].decode(errors='replace')!r}"
-            raise InstrumentError(f"a probe in {guest.label} failed", fact=fact, remedy="run `testbed status`")
+            raise InstrumentError(
+                f"a probe in {guest.label} failed", fact=fact, remedy="run `testbed status`"
+            )
         return done.stdout

@@ -1,4 +1,6 @@
-"""Runs programs in a guest through its agent. What comes back is bounded, timed and never interpreted (D5)."""
+"""Runs programs in a guest through its agent. What comes back is bounded, timed and never interpreted
+(D5).
+"""
 
 from __future__ import annotations
 
@@ -63,14 +65,17 @@ def run_in_guest(agent: Agent, guest: Guest, argv: Sequence[str], stdin: bytes, 
         now = time.monotonic()
         if now - start > timeout:
             fact = f"{argv[0]} did not end within {timeout:.0f} s"
-            raise InstrumentError(f"a program in {guest.label} takes too long", fact=fact, remedy="look into the guest")
+            raise InstrumentError(
+                f"a program in {guest.label} takes too long", fact=fact, remedy="look into the guest"
+            )
         time.sleep(pause(now - start, now - asked))
     status = _whole(guest, answer.get("exitcode", answer.get("signal", 255)), "exit code", 255)
     return Output(status, _bytes(guest, answer.get("out-data")), _bytes(guest, answer.get("err-data")))
 
 
 def pause(lasted: float, cost: float) -> float:
-    """Return how many seconds to wait before a guest is asked again: questions take a quarter of its node's time at most.
+    """Return how many seconds to wait before a guest is asked again: questions take a quarter of its node's
+    time at most.
 
     Args:
         lasted: seconds that it has already been waited for.
@@ -90,7 +95,8 @@ class Files:
         """Return what is in a file now, at most 2 MiB; None if there is no such file.
 
         Raises:
-            InstrumentError: the agent does not answer, answers nonsense, or takes longer than a minute for all of it.
+            InstrumentError: the agent does not answer, answers nonsense, or takes longer than a minute for
+                all of it.
 
         """
         end = self._clock() + _FILE
@@ -118,7 +124,9 @@ class Files:
         with self._opened(path, "r+", end) as handle:  # does not wait for a reader, as "w" would (fifo(7))
             for at in range(0, len(text), _CHUNK) if handle is not None else ():
                 chunk = text[at : at + _CHUNK]
-                answer = self._ask("guest-file-write", {"handle": handle, "buf-b64": base64.b64encode(chunk).decode()}, end)
+                answer = self._ask(
+                    "guest-file-write", {"handle": handle, "buf-b64": base64.b64encode(chunk).decode()}, end
+                )
                 written = _whole(self._guest, answer.get("count"), "number of octets", len(chunk))
                 if written != len(chunk):
                     raise _garbage(self._guest, f"{written} of {len(chunk)} octets written")
@@ -144,7 +152,9 @@ class Files:
         left = end - self._clock()
         if left <= 0:
             fact = f"{command} has not ended within {_FILE:.0f} s"
-            raise InstrumentError(f"a file of {self._guest.label} takes too long", fact=fact, remedy="look into the guest")
+            raise InstrumentError(
+                f"a file of {self._guest.label} takes too long", fact=fact, remedy="look into the guest"
+            )
         return self._agent.agent(self._guest.domain, command, arguments, math.ceil(min(left, _CALL)))
 
 
@@ -167,4 +177,6 @@ def _whole(guest: Guest, value: object, name: str, most: int) -> int:
 
 
 def _garbage(guest: Guest, fact: str) -> InstrumentError:
-    return InstrumentError(f"the agent of {guest.label} answers garbage", fact=fact, remedy="rebuild the guest")
+    return InstrumentError(
+        f"the agent of {guest.label} answers garbage", fact=fact, remedy="rebuild the guest"
+    )

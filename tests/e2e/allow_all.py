@@ -1,4 +1,5 @@
-"""Opens a wall of every check of the network at once, runs them all, and takes everything back: python allow_all.py LAB
+"""Opens a wall of every check of the network at once, runs them all, and takes everything back: python
+allow_all.py LAB
 
 Prints the result as ``testbed check --json`` does. A check that passes here would pass anywhere.
 """
@@ -24,7 +25,8 @@ from testbed.verify.runner import run
 from testbed.verify.runner.plugin import members
 from testbed.verify.runner.proof_cache import Proving
 
-_ALONE = "in the clear"  # whoever still speaks TLS would wait for such a database, and nothing else could be opened
+# whoever still speaks TLS would wait for such a database, and nothing else could be opened
+_ALONE = "in the clear"
 
 
 def cases(lab: Lab) -> Iterator[tuple[Declaration, Stage]]:
@@ -36,15 +38,21 @@ def cases(lab: Lab) -> Iterator[tuple[Declaration, Stage]]:
             if declared is None or not declared.id.startswith("NET") or declared.slow:
                 continue
             wanted = inspect.signature(function).parameters
-            names = next((found for fixture, found in members(lab.testbed).items() if fixture in wanted), [""])
-            yield from ((declared, Stage(lab, name)) for name in names if declared.applies(Stage(lab, name)) is None)
+            names = next(
+                (found for fixture, found in members(lab.testbed).items() if fixture in wanted), [""]
+            )
+            yield from (
+                (declared, Stage(lab, name)) for name in names if declared.applies(Stage(lab, name)) is None
+            )
 
 
 def walls(lab: Lab) -> Iterator[tuple[Breach, Stage]]:
     """Yield for each case one breach; two that share a breach share it here."""
     found: dict[tuple[str, str], tuple[Breach, Stage]] = {}
     for declared, stage in cases(lab):
-        breach = [breach for breach in declared.breaches if breach.applies(stage) and _ALONE not in breach.name][-1]
+        breach = [
+            breach for breach in declared.breaches if breach.applies(stage) and _ALONE not in breach.name
+        ][-1]
         found.setdefault((breach.name, stage.case), (breach, stage))
     yield from found.values()
 

@@ -16,11 +16,17 @@ import pytest
 
 from testbed.lab.session import prepare
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800), pytest.mark.skipif(os.geteuid() != 0, reason="a system daemon needs root")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(os.geteuid() != 0, reason="a system daemon needs root"),
+]
 ROOT = Path(__file__).parents[2]
 TOPOLOGY = "topologies/one-node.yaml"
-# Nothing of this daemon is seen by another one: its folders are hidden in a mount namespace. So is a /dev/kvm that
-# the canary has refused: where root can open it and QEMU's account can't, libvirt asks QEMU anew at every step.
+# Nothing of this daemon is seen by another one: its folders are hidden in a mount namespace. So is a /dev/kvm
+# that
+# the canary has refused: where root can open it and QEMU's account can't, libvirt asks QEMU anew at every
+# step.
 DAEMON = """
 for folder in /etc/libvirt /run /var/lib/libvirt /var/log/libvirt /var/cache/libvirt; do
   mkdir -p $folder && mount -t tmpfs tmpfs $folder
@@ -35,7 +41,7 @@ cgroup_controllers = []
 END
 printf 'unix_sock_dir = "%s"\\nunix_sock_rw_perms = "0700"\\nauth_unix_rw = "none"\\n' "$1" > /etc/libvirt/libvirtd.conf
 exec /usr/sbin/libvirtd
-"""
+"""  # noqa: E501 - lines of a program
 
 
 @pytest.fixture
@@ -48,7 +54,18 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def uri(folder: Path) -> Iterator[str]:
     accelerator = prepare(lambda _: None).environment.outer
-    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", DAEMON, "sh", str(folder), str(accelerator)]
+    argv = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        DAEMON,
+        "sh",
+        str(folder),
+        str(accelerator),
+    ]
     daemon = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     socket = folder / "libvirt-sock"
     for _ in range(300):
@@ -64,21 +81,28 @@ def uri(folder: Path) -> Iterator[str]:
 def _testbed(folder: Path, *words: str, expect: int = 0) -> str:
     argv = [str(Path(sys.executable).with_name("testbed")), *words]
     variables = {**os.environ, "TESTBED_STATE_DIR": str(folder / "s")}
-    done = subprocess.run(argv, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        argv, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+    )
     assert done.returncode == expect, f"{words}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
 
 
 def _domains(uri: str) -> list[str]:
     program = f"import libvirt; print(*[d.name() for d in libvirt.open({uri!r}).listAllDomains()])"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
 
 
 def test_a_daemon_of_the_outer_machine_runs_the_lab(folder: Path, uri: str) -> None:
     try:
         assert "machines boot, without saved memory" in _testbed(folder, "up", TOPOLOGY, "--connect", uri)
         assert sorted(_domains(uri)) == ["one-node.controller", "one-node.node"]
-        assert json.loads(_testbed(folder, "plan", TOPOLOGY, "--json").partition("\n}")[0] + "\n}")["empty"] is True
+        assert (
+            json.loads(_testbed(folder, "plan", TOPOLOGY, "--json").partition("\n}")[0] + "\n}")["empty"]
+            is True
+        )
         _testbed(folder, "check", "one-node", "--only", "NET-01", "--only", "PRC-01")
         refusal = _testbed(folder, "up", TOPOLOGY, "--connect", f"{uri}2", expect=4)
         assert "there is no socket" in refusal

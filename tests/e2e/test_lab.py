@@ -1,4 +1,6 @@
-"""The main job on a real lab: up, check --prove, up again, drift, faults, down. Takes minutes under emulation."""
+"""The main job on a real lab: up, check --prove, up again, drift, faults, down. Takes minutes under
+emulation.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,18 @@ def _command(*words: str) -> list[str]:
 
 
 def _testbed(environment: dict[str, str], *words: str, expect: int = 0, timeout: float = 2400) -> str:
-    done = subprocess.run(_command(*words), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
-    assert done.returncode == expect, f"{words} ended with {done.returncode}:\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    done = subprocess.run(
+        _command(*words),
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == expect, (
+        f"{words} ended with {done.returncode}:\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    )
     return done.stdout
 
 
@@ -57,7 +69,9 @@ def _leftovers(environment: dict[str, str]) -> list[str]:
 
 def test_1_up_survives_being_killed(environment: dict[str, str]) -> None:
     argv = _command("up", TOPOLOGY)
-    first = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     assert first.stderr is not None
     for line in first.stderr:
         if "machine node-b" in line:
@@ -65,7 +79,9 @@ def test_1_up_survives_being_killed(environment: dict[str, str]) -> None:
     first.send_signal(signal.SIGKILL)
     first.wait()
     time.sleep(1)
-    second = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    second = subprocess.Popen(
+        argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     assert second.stderr is not None
     for line in second.stderr:
         if "nodes run under" in line:
@@ -99,7 +115,9 @@ def test_2_machines_that_started_from_one_memory_share_nothing(environment: dict
     told = {}
     for node in ("controller", "node-a", "node-b"):
         before = time.time()
-        told[node] = _testbed(environment, "ssh", LAB, node, own if node != "controller" else common).splitlines()
+        told[node] = _testbed(
+            environment, "ssh", LAB, node, own if node != "controller" else common
+        ).splitlines()
         name, clock, words = told[node][:3]
         assert name == node
         assert before - 2 < float(clock) < time.time() + 2
@@ -126,8 +144,13 @@ def test_2_guests_that_started_from_one_memory_share_nothing(environment: dict[s
 
 
 def test_2_what_libvirt_knows_of_qemu_it_learnt_before_memory_was_saved(environment: dict[str, str]) -> None:
-    """And it holds what it learnt then for valid, or it would have written it anew. Of other emulators it learns when it is asked."""
-    look = 'sudo stat -c %Y /var/cache/libvirt/qemu/capabilities/*.xml; date -d "$(systemctl show -P ExecMainStartTimestamp libvirtd)" +%s'
+    """And it holds what it learnt then for valid, or it would have written it anew. Of other emulators it
+    learns when it is asked.
+    """
+    look = (
+        'sudo stat -c %Y /var/cache/libvirt/qemu/capabilities/*.xml; date -d "$(systemctl show -P '
+        'ExecMainStartTimestamp libvirtd)" +%s'
+    )
     *learnt, started = map(int, _testbed(environment, "ssh", LAB, "node-a", look).split())
     assert min(learnt) < started
 
@@ -142,14 +165,24 @@ def test_2_a_saved_lab_goes_on_where_it_was(environment: dict[str, str]) -> None
         _testbed(environment, "exec", LAB, "red/web", "--", "/usr/bin/touch", "/run/later")
         _testbed(environment, "down", LAB)
         assert _leftovers(environment) == []
-        done = subprocess.run(_command("up", TOPOLOGY), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
+        done = subprocess.run(
+            _command("up", TOPOLOGY),
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=True,
+        )
         assert f"going on from the checkpoint {CHECKPOINT}" in done.stderr
         before = time.time()
         again = _testbed(environment, "ssh", LAB, "node-a", f"{look}; date +%s").splitlines()
         assert again[:2] == [boot, missing]
         assert again[2] != random
         assert before - 2 < float(again[3]) < time.time() + 2
-        guest = _testbed(environment, "exec", LAB, "red/web", "--", "/bin/sh", "-c", "ls /run/later 2>&1; date +%s").splitlines()
+        guest = _testbed(
+            environment, "exec", LAB, "red/web", "--", "/bin/sh", "-c", "ls /run/later 2>&1; date +%s"
+        ).splitlines()
         assert guest[0] == "ls: cannot access '/run/later': No such file or directory"
         assert before - 2 < float(guest[1]) < time.time() + 2
         assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
@@ -160,22 +193,64 @@ def test_2_a_saved_lab_goes_on_where_it_was(environment: dict[str, str]) -> None
 def test_3_every_check_is_proven(environment: dict[str, str]) -> None:
     """By one breach each; script/prove tries all of them."""
     data = json.loads(_testbed(environment, "check", LAB, "--prove=one", "--json", timeout=3000))
-    wrong = [(c["id"], c["case"], c["verdict"], c["reason"], c["proofs"]) for c in data["checks"] if c["verdict"] != "pass"]
-    assert [(name, reason.partition(": ")[2]) for name, _, _, reason, _ in wrong] == [("NET-13", "ask for it with --slow")] * 2, wrong
-    proofs = [(check, [proof for proof in check["proofs"] if proof["verdict"] != "left-out"]) for check in data["checks"]]
+    wrong = [
+        (c["id"], c["case"], c["verdict"], c["reason"], c["proofs"])
+        for c in data["checks"]
+        if c["verdict"] != "pass"
+    ]
+    assert [(name, reason.partition(": ")[2]) for name, _, _, reason, _ in wrong] == [
+        ("NET-13", "ask for it with --slow")
+    ] * 2, wrong
+    proofs = [
+        (check, [proof for proof in check["proofs"] if proof["verdict"] != "left-out"])
+        for check in data["checks"]
+    ]
     assert [(c["id"], c["case"], p) for c, tried in proofs for p in tried if p["verdict"] != "proven"] == []
     assert [len(tried) for c, tried in proofs if c["verdict"] == "pass"] == [1] * data["summary"]["pass"]
     found = {check["id"] for check in data["checks"]}
     network = {f"NET-{number:02}" for number in range(1, 14)}
-    assert found >= network | {"STO-01", "STO-07", "PRC-01", "PRC-02", "CMP-02", "DEV-02", "ACC-02", "ACC-05", "VMM-04"}
+    assert found >= network | {
+        "STO-01",
+        "STO-07",
+        "PRC-01",
+        "PRC-02",
+        "CMP-02",
+        "DEV-02",
+        "ACC-02",
+        "ACC-05",
+        "VMM-04",
+    }
     assert data["trouble"] == []
 
 
 def test_4_drift_is_shown_and_repaired(environment: dict[str, str]) -> None:
-    _testbed(environment, "ssh", LAB, "node-a", "sudo sh -c 'echo 1 > /sys/kernel/mm/ksm/run; nft add table netdev leftover'")
+    _testbed(
+        environment,
+        "ssh",
+        LAB,
+        "node-a",
+        "sudo sh -c 'echo 1 > /sys/kernel/mm/ksm/run; nft add table netdev leftover'",
+    )
     actions = json.loads(_testbed(environment, "plan", TOPOLOGY, "--json"))["actions"]
-    assert {(action["place"], action["name"]) for action in actions} == {("node-a", "memory-deduplication"), ("node-a", "firewall")}
-    data = json.loads(_testbed(environment, "check", LAB, "--only", "CMP-02", "--only", "NET-09", "--only", "ACC", "--json", expect=1))
+    assert {(action["place"], action["name"]) for action in actions} == {
+        ("node-a", "memory-deduplication"),
+        ("node-a", "firewall"),
+    }
+    data = json.loads(
+        _testbed(
+            environment,
+            "check",
+            LAB,
+            "--only",
+            "CMP-02",
+            "--only",
+            "NET-09",
+            "--only",
+            "ACC",
+            "--json",
+            expect=1,
+        )
+    )
     failed = {(check["id"], check["case"]) for check in data["checks"] if check["verdict"] == "fail"}
     assert failed == {("CMP-02", "node-a"), ("NET-09", "node-a")}
     _testbed(environment, "up", TOPOLOGY)
@@ -184,7 +259,9 @@ def test_4_drift_is_shown_and_repaired(environment: dict[str, str]) -> None:
 
 
 def test_4_a_guest_whose_start_was_cut_short_is_started_anew(environment: dict[str, str]) -> None:
-    _testbed(environment, "ssh", LAB, "node-a", "sudo virsh -q desc red.web --live --title 'waits for its memory'")
+    _testbed(
+        environment, "ssh", LAB, "node-a", "sudo virsh -q desc red.web --live --title 'waits for its memory'"
+    )
     (action,) = json.loads(_testbed(environment, "plan", TOPOLOGY, "--json"))["actions"]
     assert (action["verb"], action["name"]) == ("replace", "red/web")
     _testbed(environment, "up", TOPOLOGY)
@@ -194,17 +271,37 @@ def test_4_a_guest_whose_start_was_cut_short_is_started_anew(environment: dict[s
 
 def test_4_stopped_central_services_are_told_and_started_again(environment: dict[str, str]) -> None:
     _testbed(environment, "ssh", LAB, "controller", "sudo systemctl stop ovn-ovsdb-server-nb ovn-northd")
-    done = subprocess.run(_command("plan", TOPOLOGY), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        _command("plan", TOPOLOGY),
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 5
     assert "stopped on controller: ovn-ovsdb-server-nb" in done.stderr
-    done = subprocess.run(_command("up", TOPOLOGY), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run(
+        _command("up", TOPOLOGY),
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
     assert "controller: restarted ovn-ovsdb-server-nb" in done.stderr
     assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
 
 
-def test_5_a_stopped_guest_makes_checks_inconclusive_and_none_of_them_pass(environment: dict[str, str]) -> None:
+def test_5_a_stopped_guest_makes_checks_inconclusive_and_none_of_them_pass(
+    environment: dict[str, str],
+) -> None:
     _testbed(environment, "ssh", LAB, "node-a", "sudo virsh -q destroy red.web")
-    data = json.loads(_testbed(environment, "check", LAB, "--only", "NET", "--only", "PRC-01", "--json", expect=3))
+    data = json.loads(
+        _testbed(environment, "check", LAB, "--only", "NET", "--only", "PRC-01", "--json", expect=3)
+    )
     assert _verdicts(data, "fleet", "node-a") == {"inconclusive"}
     _testbed(environment, "up", TOPOLOGY)
 
@@ -217,14 +314,22 @@ NO_ANSWER = (*NO_GUEST, "Each logical port", "Every node limits")
 
 def _verdicts(data: dict[str, Any], *cases: str, without: tuple[str, ...] = NO_GUEST) -> set[str]:
     """Return the verdicts of cases, without those whose objective begins with certain words."""
-    return {check["verdict"] for check in data["checks"] if check["case"] in cases and not check["objective"].startswith(without)}
+    return {
+        check["verdict"]
+        for check in data["checks"]
+        if check["case"] in cases and not check["objective"].startswith(without)
+    }
 
 
 def test_5_a_guest_without_python_too(environment: dict[str, str]) -> None:
-    _testbed(environment, "exec", LAB, "red/web", "--", "/usr/bin/mv", "/usr/bin/python3", "/usr/bin/python3.away")
+    _testbed(
+        environment, "exec", LAB, "red/web", "--", "/usr/bin/mv", "/usr/bin/python3", "/usr/bin/python3.away"
+    )
     data = json.loads(_testbed(environment, "check", LAB, "--only", "NET", "--json", expect=3))
     assert _verdicts(data, "fleet", "node-a", without=NO_ANSWER) == {"inconclusive"}
-    _testbed(environment, "exec", LAB, "red/web", "--", "/usr/bin/mv", "/usr/bin/python3.away", "/usr/bin/python3")
+    _testbed(
+        environment, "exec", LAB, "red/web", "--", "/usr/bin/mv", "/usr/bin/python3.away", "/usr/bin/python3"
+    )
 
 
 PAUSE = """
@@ -244,7 +349,9 @@ Hypervisor.embed(workspace.libvirt, workspace.account).suspend("two-tenants.node
 def test_5_a_paused_node_too_and_up_resumes_it(environment: dict[str, str]) -> None:
     subprocess.run([sys.executable, "-c", PAUSE, environment["TESTBED_STATE_DIR"]], check=True, timeout=120)
     argv = _command("check", LAB, "--only", "CMP", "--only", "NET-01", "--json")
-    done = subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 3
     assert "node-b does not answer: it is paused" in done.stderr
     data = json.loads(done.stdout)
@@ -256,9 +363,19 @@ def test_5_a_paused_node_too_and_up_resumes_it(environment: dict[str, str]) -> N
 
 def test_6_a_second_process_is_told_who_holds_the_lab(environment: dict[str, str]) -> None:
     argv = _command("check", LAB, "--only", "NET-01")
-    first = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     _read_until(first, "NET-01.fleet")
-    done = subprocess.run(_command("up", TOPOLOGY), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        _command("up", TOPOLOGY),
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     first.communicate(timeout=600)
     assert first.returncode == 0
     assert done.returncode == 5, done.stderr
@@ -275,7 +392,9 @@ def _read_until(process: subprocess.Popen[str], word: str) -> None:
 
 def test_6_an_interrupted_check_keeps_what_it_saw(environment: dict[str, str]) -> None:
     argv = _command("check", LAB, "--only", "CMP", "--only", "NET-01")
-    process = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     _read_until(process, "NET-01.fleet")
     time.sleep(2)
     process.send_signal(signal.SIGINT)
@@ -302,8 +421,12 @@ def test_6_a_second_lab_runs_beside_the_first(environment: dict[str, str], tmp_p
     file.write_text(SMALL)
     _testbed(environment, "up", str(file))
     try:
-        assert {row["lab"]: row["running"] for row in json.loads(_testbed(environment, "status", "--json"))} == {LAB: True, "small": True}
-        assert "green" in _testbed(environment, "exec", "small", "green/web", "--", "/usr/bin/printf", "green")
+        assert {
+            row["lab"]: row["running"] for row in json.loads(_testbed(environment, "status", "--json"))
+        } == {LAB: True, "small": True}
+        assert "green" in _testbed(
+            environment, "exec", "small", "green/web", "--", "/usr/bin/printf", "green"
+        )
         _testbed(environment, "check", "small", "--only", "PRC-02")
         assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
     finally:
@@ -323,7 +446,12 @@ def test_6_people_can_look_around(environment: dict[str, str]) -> None:
     for form, start in (("text", f"lab {LAB}"), ("markdown", f"# {LAB}"), ("junit", "<?xml")):
         assert _testbed(environment, "report", LAB, "--format", form).startswith(start)
     assert _testbed(environment, "console", LAB, "controller") is not None
-    for words in (("ssh", LAB, "nobody"), ("exec", LAB, "red/nobody", "true"), ("console", LAB, "nobody"), ("check", "nolab")):
+    for words in (
+        ("ssh", LAB, "nobody"),
+        ("exec", LAB, "red/nobody", "true"),
+        ("console", LAB, "nobody"),
+        ("check", "nolab"),
+    ):
         _testbed(environment, *words, expect=2)
 
 
@@ -333,7 +461,13 @@ def test_6_a_machine_that_reboots_has_really_rebooted(environment: dict[str, str
     command = "cat /run/nonce /proc/sys/kernel/random/boot_id /etc/machine-id; hostname"
     first, boot, machine, name = _testbed(environment, "ssh", LAB, "node-a", command).split()
     assert first == nonce
-    subprocess.run(_command("ssh", LAB, "node-a", "sudo systemctl reboot"), env=environment, cwd=ROOT, check=False, capture_output=True)
+    subprocess.run(
+        _command("ssh", LAB, "node-a", "sudo systemctl reboot"),
+        env=environment,
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+    )
     _wait_for_another_boot(environment, "node-a", boot)
     _testbed(environment, "up", TOPOLOGY)
     words = _testbed(environment, "ssh", LAB, "node-a", f"cat /proc/cmdline; {command} 2>&1").split()
@@ -348,7 +482,9 @@ def _wait_for_another_boot(environment: dict[str, str], node: str, boot: str) ->
     argv = _command("ssh", LAB, node, "cat /proc/sys/kernel/random/boot_id")
     end = time.monotonic() + 600
     while time.monotonic() < end:
-        done = subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
         if done.returncode == 0 and done.stdout.strip() != boot:
             return
         time.sleep(2)
@@ -358,19 +494,29 @@ def _wait_for_another_boot(environment: dict[str, str], node: str, boot: str) ->
 def test_7_where_every_wall_is_open_no_check_of_the_network_passes(environment: dict[str, str]) -> None:
     argv = [sys.executable, str(Path(__file__).with_name("allow_all.py")), LAB]
     try:
-        done = subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
+        done = subprocess.run(
+            argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False
+        )
     except subprocess.TimeoutExpired as late:
         raise AssertionError(f"not within {late.timeout:.0f} s: {(late.stderr or b'')[-3000:]!r}") from late
     assert done.returncode == 0, done.stderr[-3000:]
     checks = [check for check in json.loads(done.stdout)["checks"] if check["verdict"] != "not-applicable"]
-    assert [(check["id"], check["case"], check["objective"]) for check in checks if check["verdict"] == "pass"] == []
+    assert [
+        (check["id"], check["case"], check["objective"]) for check in checks if check["verdict"] == "pass"
+    ] == []
     assert "fail" in {check["verdict"] for check in checks}
     _testbed(environment, "up", TOPOLOGY)
 
 
 def test_7_where_no_guest_answers_no_check_of_the_network_passes(environment: dict[str, str]) -> None:
     for node in ("node-a", "node-b"):
-        _testbed(environment, "ssh", LAB, node, "for guest in $(sudo virsh list --name); do sudo virsh -q suspend $guest; done")
+        _testbed(
+            environment,
+            "ssh",
+            LAB,
+            node,
+            "for guest in $(sudo virsh list --name); do sudo virsh -q suspend $guest; done",
+        )
     data = json.loads(_testbed(environment, "check", LAB, "--only", "NET", "--json", expect=3))
     assert _verdicts(data, "fleet", "node-a", "node-b", without=NO_ANSWER) == {"inconclusive"}
 

@@ -1,4 +1,5 @@
-"""One more topology on a real lab: up, check, down. Each commit gets one of them, so that no run takes much longer.
+"""One more topology on a real lab: up, check, down. Each commit gets one of them, so that no run takes much
+longer.
 
 ``TESTBED_ROTATION=NAME`` takes another one. `script/prove` proves all of them.
 """
@@ -45,8 +46,12 @@ def _command(*words: str) -> list[str]:
 
 
 def _testbed(environment: dict[str, str], *words: str) -> str:
-    done = subprocess.run(_command(*words), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
-    assert done.returncode == 0, f"{words} ended with {done.returncode}:\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    done = subprocess.run(
+        _command(*words), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False
+    )
+    assert done.returncode == 0, (
+        f"{words} ended with {done.returncode}:\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    )
     return done.stdout
 
 
@@ -56,7 +61,11 @@ def test_the_walls_of_another_topology_hold(environment: dict[str, str]) -> None
     file = f"topologies/{name}.yaml"
     _testbed(environment, "up", file)
     data = json.loads(_testbed(environment, "check", name, "--json"))
-    wrong = [(check["id"], check["case"], check["reason"]) for check in data["checks"] if check["verdict"] != "pass"]
+    wrong = [
+        (check["id"], check["case"], check["reason"])
+        for check in data["checks"]
+        if check["verdict"] != "pass"
+    ]
     left = [item for item in wrong if SLOW not in item[2]]
     assert [item for item in left if not item[2].startswith(NOT_THERE)] == []
     assert {case for _, case, _ in left} <= {"node-a"}

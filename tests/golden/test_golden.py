@@ -42,7 +42,9 @@ def test_a_bad_topology_is_told_everything_at_once(name: str) -> None:
     _same(HERE / f"bad/{name}.txt", f"{caught.value}\n")
 
 
-@pytest.mark.parametrize("name", ["one-node", "two-tenants", "three-tenants-dual-stack", "separated", "udp-and-icmp"])
+@pytest.mark.parametrize(
+    "name", ["one-node", "two-tenants", "three-tenants-dual-stack", "separated", "udp-and-icmp"]
+)
 def test_a_good_topology_becomes_this(name: str) -> None:
     lab = resolve(read(TOPOLOGIES / f"{name}.yaml").spec)
     plan = diff(desired(lab, INPUTS), {}, frozenset(places(lab)) - {OUTER})
@@ -50,19 +52,36 @@ def test_a_good_topology_becomes_this(name: str) -> None:
     _same(HERE / f"good/{name}.dot", dot(lab))
     _same(HERE / f"good/{name}.mmd", mermaid(lab))
     node, guest = lab.nodes[0], lab.guests[0]
-    files = MachineFiles("/i/vmlinuz", "/i/initrd", ("/m/vda", "/m/vdb", "/m/vdc"), "/m/identity.tar", "/m/console.log")
+    files = MachineFiles(
+        "/i/vmlinuz", "/i/initrd", ("/m/vda", "/m/vdb", "/m/vdc"), "/m/identity.tar", "/m/console.log"
+    )
     properties = machine_properties(lab, node, INPUTS)
     xml = machine_xml(lab, node, INPUTS.environment, files, properties)
     assert read_mark(xml) == (lab.name, node.name, dict(properties))
     _same(HERE / f"good/{name}.node.xml", xml)
     woken = machine_xml(lab, node, INPUTS.environment, files, properties, generation="a-random-uuid")
     _same(HERE / f"good/{name}.woken.xml", woken)
-    saved = anonymous_xml(Hardware.of(node, INPUTS.environment), INPUTS.environment, files, "another-random-uuid")
+    saved = anonymous_xml(
+        Hardware.of(node, INPUTS.environment), INPUTS.environment, files, "another-random-uuid"
+    )
     assert read_mark(saved) is None
     _same(HERE / f"good/{name}.saved.xml", saved)
     _same(HERE / f"good/{name}.guest.xml", guest_xml(lab, guest, guest_properties(guest, INPUTS)))
-    lines = ["\n  ".join((f"{item.name}: {item.value!r}", *item.observe, item.repair)) for item in settings(lab, node)]
+    lines = [
+        "\n  ".join((f"{item.name}: {item.value!r}", *item.observe, item.repair))
+        for item in settings(lab, node)
+    ]
     _same(HERE / f"good/{name}.settings.txt", "\n".join(lines) + "\n")
-    keys = MachineKeys(b"key", b"certificate", "authority", b"tls key", b"tls certificate", b"tls authority", b"administrators")
-    parts = [f"== {path}\n{content.decode()}" for path, content in sorted(identity_files(lab, node, keys).items())]
+    keys = MachineKeys(
+        b"key",
+        b"certificate",
+        "authority",
+        b"tls key",
+        b"tls certificate",
+        b"tls authority",
+        b"administrators",
+    )
+    parts = [
+        f"== {path}\n{content.decode()}" for path, content in sorted(identity_files(lab, node, keys).items())
+    ]
     _same(HERE / f"good/{name}.identity.txt", "\n".join(parts) + "\n")

@@ -23,7 +23,9 @@ _NUMBERS = count()
 
 @pytest.fixture
 def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
-    """Two guests of one tenant, with one flow of each kind, and as little patience as a fast machine needs."""
+    """Two guests of one tenant, with one flow of each kind, and as little patience as a fast machine
+    needs.
+    """
     monkeypatch.setattr(observe, "_PATIENCE", 3)
     monkeypatch.setattr(transport, "_DOUBT", 0.5)
     monkeypatch.setattr(declared_flows, "_CONTROL", {"timeout": 1, "repeat": 2, "spacing": 0.1})
@@ -39,7 +41,9 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     try:
         for end in ends:
             program = "mount -t sysfs sys /sys; echo ready; exec sleep 600"
-            holder = subprocess.Popen(["unshare", "--net", "--mount", "sh", "-c", program], stdout=subprocess.PIPE)
+            holder = subprocess.Popen(
+                ["unshare", "--net", "--mount", "sh", "-c", program], stdout=subprocess.PIPE
+            )
             holders.append(holder)
             assert holder.stdout is not None
             holder.stdout.readline()
@@ -50,7 +54,10 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
             subprocess.run(["ip", "link", "add", name, "type", "veth", *peer], check=True)
             subprocess.run(["ip", "link", "set", name, "promisc", "on", "up"], check=True)
         made.switch = Switch(names)
-        made.node = Node(dict(zip((guest.nics[0].tap for guest in made.testbed.guests), names, strict=True)), tmp_path / "node")
+        made.node = Node(
+            dict(zip((guest.nics[0].tap for guest in made.testbed.guests), names, strict=True)),
+            tmp_path / "node",
+        )
         made.switch.start()
         for end in ends:
             made.run(end.guest, "ip", "link", "set", "nic0", "address", end.mac, "up")

@@ -15,7 +15,10 @@ from testbed.drivers.host import ownership
 from testbed.drivers.images.cache import ImageCache
 from testbed.errors import ImageError
 
-pytestmark = [pytest.mark.integration, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root"),
+]
 
 
 @pytest.fixture
@@ -28,7 +31,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_up_while_baking(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_while_baking(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_bytes(b"x" * (64 << 20))
     with tarfile.open(tmp_path / "root.tar", "w") as archive:
         archive.add(tmp_path / "file", "usr/file")

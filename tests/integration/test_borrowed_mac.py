@@ -30,7 +30,9 @@ def test_an_interface_wears_a_borrowed_mac_address_for_a_while() -> None:
     """And stays up meanwhile."""
     mount = 'mount -t sysfs sys /sys && exec "$@"'
     argv = ["unshare", "--net", "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", BORROWED]
-    own, worn, still, after, flags = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout)
+    own, worn, still, after, flags = json.loads(
+        subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+    )
     assert worn == still == "0a:00:00:00:00:07"
     assert own == after != worn
     assert int(flags, 16) & 1

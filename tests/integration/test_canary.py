@@ -20,7 +20,9 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def image() -> Image:
-    stored = [image for image in ImageCache(cache_root(), data_files.playbooks()).stored() if image.name == "node"]
+    stored = [
+        image for image in ImageCache(cache_root(), data_files.playbooks()).stored() if image.name == "node"
+    ]
     if not stored:
         pytest.skip(f"{cache_root()} has no node image; `testbed image bake` makes one")
     return stored[-1]

@@ -1,6 +1,8 @@
-"""A real emulator under an account of a lab's own: it opens its files, and can change no image under its disks.
+"""A real emulator under an account of a lab's own: it opens its files, and can change no image under its
+disks.
 
-As root, the account is one of the machine; for an ordinary user with subordinate ids, one of a user namespace.
+As root, the account is one of the machine; for an ordinary user with subordinate ids, one of a user
+namespace.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from testbed.drivers.snapshots.machine_memory import make_overlay
 
 ROOT = Path(__file__).parents[2]
 QEMU = shutil.which("qemu-system-x86_64")
-pytestmark = [pytest.mark.integration, pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is missing")]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is missing"),
+]
 
 PROGRAM = """
 import json, os, subprocess, sys
@@ -60,7 +65,7 @@ XML = """
 <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{disk}'/><target dev='vda' bus='virtio'/></disk>
 <serial type='pty'><log file='{console}' append='on'/></serial>
 </devices></domain>
-"""
+"""  # noqa: E501 - lines of a program
 
 
 @pytest.fixture
@@ -93,8 +98,15 @@ def test_an_emulator_runs_as_its_labs_account_and_owns_its_own_disks_only(worksp
     base.chmod(0o444)
     make_overlay(base, disk)
     (workspace.root / "domain.xml").write_text(XML.format(emulator=QEMU, disk=disk, console=console))
-    argv = [*as_root("--net", "--pid", "--fork", "--kill-child", "--mount-proc"), sys.executable, "-c", PROGRAM]
-    done = subprocess.run([*argv, str(workspace.root)], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    argv = [
+        *as_root("--net", "--pid", "--fork", "--kill-child", "--mount-proc"),
+        sys.executable,
+        "-c",
+        PROGRAM,
+    ]
+    done = subprocess.run(
+        [*argv, str(workspace.root)], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     (found,) = json.loads(done.stdout)
     number = (NUMBERS if privileged() else WITHIN)[0]

@@ -33,7 +33,9 @@ def test_a_lab_s_namespaces_come_and_go(tmp_path: Path) -> None:
         assert lab_namespaces.find("lab-x", tmp_path) == made
         assert lab_namespaces.find("lab-x", tmp_path / "other") is None
         argv = [sys.executable, "-c", PROGRAM, "lab-x", str(tmp_path)]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[2])
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[2]
+        )
         assert done.returncode == 0, done.stderr
         inside = json.loads(done.stdout)
         assert "testbed.drivers.namespaces.init" in inside["first"]
@@ -56,16 +58,20 @@ from pathlib import Path
 from testbed.drivers.namespaces import lab_namespaces
 lab_namespaces.enter(lab_namespaces.find("lab-y", Path(sys.argv[1])))
 print(json.dumps([[f"{path.stat().st_mode:o}", path.stat().st_gid, path.stat().st_rdev] for path in map(Path, sys.argv[2:])]))
-"""
+"""  # noqa: E501 - lines of a program
 
 
 @pytest.mark.skipif(not privileged(), reason="only root makes device nodes")
 def test_a_device_of_a_lab_is_for_its_group_and_nobody_elses(tmp_path: Path) -> None:
     outer = Path("/dev/kmsg").stat()
-    made = lab_namespaces.create("lab-y", tmp_path, devices=("kmsg:4711",), python=sys.executable, log=tmp_path / "log")
+    made = lab_namespaces.create(
+        "lab-y", tmp_path, devices=("kmsg:4711",), python=sys.executable, log=tmp_path / "log"
+    )
     try:
         argv = [sys.executable, "-c", DEVICES, str(tmp_path), "/dev/kmsg", "/dev/null"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[2])
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[2]
+        )
         assert done.returncode == 0, done.stderr
         device, null = json.loads(done.stdout)
     finally:

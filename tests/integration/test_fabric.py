@@ -31,7 +31,7 @@ except ProvisioningError as caught:
 mine.delete("tap-x")
 mine.delete("br-x")
 print(json.dumps({"before": before, "error": error, "after": [l.name for l in mine.links()], "others": [l.name for l in other.links()]}))
-"""
+"""  # noqa: E501 - lines of a program
 
 
 def test_links_are_made_marked_listed_and_removed() -> None:
@@ -40,7 +40,9 @@ def test_links_are_made_marked_listed_and_removed() -> None:
     unshare = shutil.which("unshare") or "unshare"
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     argv = [unshare, *user, "--net", sys.executable, "-c", PROGRAM]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[2]
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["before"] == [

@@ -12,7 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6ND_NS,
+    ICMPv6NDOptSrcLLAddr,
+    IPv6,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+)
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
@@ -27,17 +34,22 @@ from testbed.verify.observation.arrivals import matrix_probes
 from testbed.verify.witnesses.nd_guard_model import Guard
 
 ROOT = Path(__file__).parents[2]
-RULES, ATTACH = (ROOT / "playbooks/roles/switch/files" / name for name in ("neighbours.nft", "guard-neighbours"))
+RULES, ATTACH = (
+    ROOT / "playbooks/roles/switch/files" / name for name in ("neighbours.nft", "guard-neighbours")
+)
 LAB = resolve(read(ROOT / "topologies/three-tenants-dual-stack.yaml").spec)
 NODE = LAB.nodes[0]
 
 
-
 def _unable() -> str:
-    """Return why this machine cannot load the rules, which are written for the nftables of the nodes; empty if it can."""
+    """Return why this machine cannot load the rules, which are written for the nftables of the nodes; empty
+    if it can.
+    """
     if os.geteuid() != 0 or shutil.which("nft") is None:
         return "needs root and nft"
-    tried = subprocess.run(["unshare", "--net", "nft", "-f", RULES], capture_output=True, check=False, timeout=30)
+    tried = subprocess.run(
+        ["unshare", "--net", "nft", "-f", RULES], capture_output=True, check=False, timeout=30
+    )
     return "" if tried.returncode == 0 else "this nft is older than the nodes' and cannot read the rules"
 
 
@@ -87,7 +99,7 @@ for tap in request["taps"]:  # the bridge's ports take a moment
 while select.select([hearer], [], [], 0.3)[0]:
     hearer.recv(4096)
 print(json.dumps([passes(tap, bytes.fromhex(frame)) for tap, frame in request["frames"]]))
-"""
+"""  # noqa: E501 - lines of a program
 
 
 def _frames() -> list[tuple[str, str, bytes]]:
@@ -97,7 +109,11 @@ def _frames() -> list[tuple[str, str, bytes]]:
     probes = list(matrix_probes(fleet.matrix.cells))
     probes += [lie.probe for lie in forgeries(fleet)]
     probes += [probe for scene in scenes(fleet) if scene.port for probe in honest(scene, "before")]
-    sent = [(probe.mark, taps[probe.sender.mac], probe.frame(b"tb-0-x.")) for probe in probes if probe.frame and probe.sender.mac in taps]
+    sent = [
+        (probe.mark, taps[probe.sender.mac], probe.frame(b"tb-0-x."))
+        for probe in probes
+        if probe.frame and probe.sender.mac in taps
+    ]
     bridged = [item for item in sent if not item[2][6] & 1]  # a bridge drops what claims to come from a group
     return [item for item in bridged if item[2][12:14] == b"\x86\xdd"] + _oddities()
 
@@ -105,7 +121,9 @@ def _frames() -> list[tuple[str, str, bytes]]:
 def _oddities() -> list[tuple[str, str, bytes]]:
     tap, address = allowed(LAB, NODE)[0]
     mac = next(nic.mac for guest in LAB.guests for nic in guest.nics if nic.tap == tap)
-    head = Ether(src="0a:00:00:00:00:01", dst="33:33:00:00:00:01") / IPv6(src="fd00:a::99", dst=address, hlim=255)
+    head = Ether(src="0a:00:00:00:00:01", dst="33:33:00:00:00:01") / IPv6(
+        src="fd00:a::99", dst=address, hlim=255
+    )
     ask = ICMPv6ND_NS(tgt=address)
     packets = {
         "plain": head / ask,
@@ -121,16 +139,36 @@ def _oddities() -> list[tuple[str, str, bytes]]:
 
 def test_the_kernel_stops_what_the_witness_says() -> None:
     frames, taps = _frames(), guarded(LAB, NODE)
-    request = {"taps": taps, "allowed": allowed(LAB, NODE), "links": links(LAB, NODE), "rules": str(RULES), "attach": str(ATTACH),
-               "frames": [(tap, frame.hex()) for _, tap, frame in frames]}  # fmt: skip
+    request = {
+        "taps": taps,
+        "allowed": allowed(LAB, NODE),
+        "links": links(LAB, NODE),
+        "rules": str(RULES),
+        "attach": str(ATTACH),
+        "frames": [(tap, frame.hex()) for _, tap, frame in frames],
+    }
     argv = ["unshare", "--net", sys.executable, "-c", PROGRAM]
-    done = subprocess.run(argv, input=json.dumps(request), capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        argv, input=json.dumps(request), capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr + done.stdout
-    guard = Guard(whole=True, allowed=frozenset(allowed(LAB, NODE)), links=frozenset(links(LAB, NODE)), findings=())
+    guard = Guard(
+        whole=True, allowed=frozenset(allowed(LAB, NODE)), links=frozenset(links(LAB, NODE)), findings=()
+    )
     said = [not guard.stops(tap, frame) for _, tap, frame in frames]
     found = json.loads(done.stdout)
-    assert [(name, mine, kernel) for (name, _, _), mine, kernel in zip(frames, said, found, strict=True) if mine != kernel] == []
+    assert [
+        (name, mine, kernel)
+        for (name, _, _), mine, kernel in zip(frames, said, found, strict=True)
+        if mine != kernel
+    ] == []
     assert 0 < sum(found) < len(found)
     passing = {name for (name, _, _), passed in zip(frames, found, strict=True) if passed}
-    assert {"na0before", "plain", "behind options", "in a later fragment", "echo in a first fragment"} <= passing
+    assert {
+        "na0before",
+        "plain",
+        "behind options",
+        "in a later fragment",
+        "echo in a first fragment",
+    } <= passing
     assert not {"in the first fragment", "behind options and bare", "for another"} & passing

@@ -9,7 +9,9 @@ from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.errors import InstrumentError, ProvisioningError
 
 pytestmark = pytest.mark.integration
-XML = "<domain type='test'><name>red.web</name><memory unit='MiB'>8</memory><os><type>hvm</type></os></domain>"
+XML = (
+    "<domain type='test'><name>red.web</name><memory unit='MiB'>8</memory><os><type>hvm</type></os></domain>"
+)
 
 
 def test_domains_start_pause_resume_and_stop() -> None:
@@ -57,7 +59,9 @@ def test_a_hypervisor_that_is_not_there() -> None:
         Hypervisor("qemu+unix:///system?socket=/no/such/socket")
 
 
-def test_a_guest_that_was_created_anew_is_asked_though_an_older_one_was_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guest_that_was_created_anew_is_asked_though_an_older_one_was_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A domain that has ended is no domain any more, whatever has its name now."""
     hypervisor = Hypervisor("test:///default")
     gone = libvirt.libvirtError("")
@@ -84,7 +88,9 @@ def test_a_guest_that_was_created_anew_is_asked_though_an_older_one_was_known(mo
     hypervisor.close()
 
 
-def test_a_closed_hypervisor_holds_no_domain_that_would_keep_its_connection_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_hypervisor_holds_no_domain_that_would_keep_its_connection_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     close, left = libvirt.virConnect.close, []
     monkeypatch.setattr(libvirt.virConnect, "close", lambda connection: left.append(close(connection)))
     hypervisor = Hypervisor("test:///default")

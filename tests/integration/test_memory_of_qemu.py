@@ -1,4 +1,6 @@
-"""Real QEMUs: the memory that one of them saves is loaded by another one, and refused by one of another shape."""
+"""Real QEMUs: the memory that one of them saves is loaded by another one, and refused by one of another
+shape.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,20 @@ from testbed.errors import ProvisioningError
 
 pytestmark = pytest.mark.integration
 QEMU = shutil.which("qemu-system-x86_64")
-SHAPE = ("-M", "q35", "-accel", "tcg", "-m", "64", "-nodefaults", "-display", "none", "-S", "-device", "virtio-rng-pci")
+SHAPE = (
+    "-M",
+    "q35",
+    "-accel",
+    "tcg",
+    "-m",
+    "64",
+    "-nodefaults",
+    "-display",
+    "none",
+    "-S",
+    "-device",
+    "virtio-rng-pci",
+)
 
 
 class Qmp:
@@ -51,7 +66,14 @@ def _qemu(path: Path, *words: str) -> Iterator[Qmp]:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen(1)
-    argv = [QEMU, "-chardev", f"socket,id=m,fd={listener.fileno()},server=on,wait=off", "-mon", "chardev=m,mode=control", *words]
+    argv = [
+        QEMU,
+        "-chardev",
+        f"socket,id=m,fd={listener.fileno()},server=on,wait=off",
+        "-mon",
+        "chardev=m,mode=control",
+        *words,
+    ]
     process = subprocess.Popen(argv, pass_fds=[listener.fileno()], stderr=subprocess.PIPE)
     try:
         yield Qmp(path)
@@ -75,7 +97,9 @@ def memory(tmp_path: Path) -> Path:
 
 def test_memory_that_one_saves_another_goes_on_with(memory: Path, tmp_path: Path) -> None:
     assert memory.stat().st_size > 2**16
-    with _qemu(tmp_path / "b", *SHAPE, "-uuid", "6a0ca754-95a5-4bd9-93b4-22c30d082b6b", "-incoming", "defer") as qmp:
+    with _qemu(
+        tmp_path / "b", *SHAPE, "-uuid", "6a0ca754-95a5-4bd9-93b4-22c30d082b6b", "-incoming", "defer"
+    ) as qmp:
         assert qmp.status() == "inmigrate"
         Monitor(qmp).load_memory(memory, 60)
         assert qmp.status() == "paused"
@@ -85,7 +109,10 @@ def test_memory_that_one_saves_another_goes_on_with(memory: Path, tmp_path: Path
 
 @pytest.mark.parametrize("change", ["memory", "machine", "file"])
 def test_one_of_another_shape_refuses_it(memory: Path, tmp_path: Path, change: str) -> None:
-    shape = [{"memory": {"64": "128"}, "machine": {"q35": "pc-q35-6.0"}}.get(change, {}).get(word, word) for word in SHAPE]
+    shape = [
+        {"memory": {"64": "128"}, "machine": {"q35": "pc-q35-6.0"}}.get(change, {}).get(word, word)
+        for word in SHAPE
+    ]
     if change == "file":
         memory.write_bytes(memory.read_bytes()[: memory.stat().st_size // 2])
     with _qemu(tmp_path / "b", *shape, "-incoming", "defer") as qmp, pytest.raises(ProvisioningError):

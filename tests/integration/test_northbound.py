@@ -1,4 +1,6 @@
-"""OVN's real databases and ovn-northd, from the controller's image and without a machine: what `up` makes there is what it asked for."""
+"""OVN's real databases and ovn-northd, from the controller's image and without a machine: what `up` makes
+there is what it asked for.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,27 @@ def test_a_second_look_finds_every_switch_and_port_as_it_must_be() -> None:
 
 
 UNDECLARED = {
-    "ACL", "Address_Set", "Copp", "DHCP_Options", "DNS", "Load_Balancer", "Logical_Router", "Logical_Router_Policy", "Logical_Router_Port",
-    "Logical_Router_Static_Route", "Logical_Switch", "Logical_Switch_Port", "Meter", "Meter_Band", "Mirror", "NAT", "NB_Global",
-    "Port_Group", "QoS", "Static_MAC_Binding",
-}  # fmt: skip
+    "ACL",
+    "Address_Set",
+    "Copp",
+    "DHCP_Options",
+    "DNS",
+    "Load_Balancer",
+    "Logical_Router",
+    "Logical_Router_Policy",
+    "Logical_Router_Port",
+    "Logical_Router_Static_Route",
+    "Logical_Switch",
+    "Logical_Switch_Port",
+    "Meter",
+    "Meter_Band",
+    "Mirror",
+    "NAT",
+    "NB_Global",
+    "Port_Group",
+    "QoS",
+    "Static_MAC_Binding",
+}
 
 
 def test_what_no_topology_asks_for_is_told_and_taken_away() -> None:
@@ -40,7 +59,12 @@ def test_what_no_topology_asks_for_is_told_and_taken_away() -> None:
         pytest.skip(f"{cache_root()} has no controller image; `testbed image bake` makes one")
     folder = Path(tempfile.mkdtemp(prefix="tb", dir="/var/tmp"))
     try:
-        argv = [*as_root("--net"), sys.executable, str(Path(__file__).with_name("undeclared_rows.py")), str(folder)]
+        argv = [
+            *as_root("--net"),
+            sys.executable,
+            str(Path(__file__).with_name("undeclared_rows.py")),
+            str(folder),
+        ]
         done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     finally:
         remove_tree(folder)

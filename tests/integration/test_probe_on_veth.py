@@ -1,4 +1,6 @@
-"""The probe with real packets: two network namespaces, and between them a wire that can drop what it is told to."""
+"""The probe with real packets: two network namespaces, and between them a wire that can drop what it is told
+to.
+"""
 
 from __future__ import annotations
 
@@ -83,14 +85,20 @@ def test_a_dead_recorder_is_noticed(wire: Wire) -> None:
 def _is_of(number: int, *, six: bool = False) -> Callable[[bytes], bool]:
     """Return what tells frames of a protocol; of Neighbor Discovery it tells none."""
     if six:
-        return lambda frame: frame[12:14] == b"\x86\xdd" and frame[20] == number and frame[54] not in (135, 136)
+        return lambda frame: (
+            frame[12:14] == b"\x86\xdd" and frame[20] == number and frame[54] not in (135, 136)
+        )
     return lambda frame: frame[12:14] == b"\x08\0" and frame[23] == number
 
 
 def test_a_dropped_frame_is_missed_at_the_receiver_and_nothing_else_is(wire: Wire) -> None:
-    """A wall on the wire stops a kind of frames of one guest; they leave their sender, so only the receiver can tell."""
+    """A wall on the wire stops a kind of frames of one guest; they leave their sender, so only the receiver
+    can tell.
+    """
     web, _ = endpoints(wire.testbed)
-    wire.switch.wall = lambda frame: _is_raw(frame) and frame[6:12].hex(":") == web.mac and frame[:6] != frame[6:12]
+    wire.switch.wall = lambda frame: (
+        _is_raw(frame) and frame[6:12].hex(":") == web.mac and frame[:6] != frame[6:12]
+    )
     assert _missing(wire) == {"web raw"}
     assert wire.switch.stopped > 0
     wire.switch.wall = lambda _: False
@@ -98,12 +106,18 @@ def test_a_dropped_frame_is_missed_at_the_receiver_and_nothing_else_is(wire: Wir
 
 
 @pytest.mark.parametrize(
-    ("service", "number", "six"), [("udp/53", 17, False), ("icmp", 1, False), ("udp/53 over IPv6", 17, True), ("icmp over IPv6", 58, True)]
+    ("service", "number", "six"),
+    [("udp/53", 17, False), ("icmp", 1, False), ("udp/53 over IPv6", 17, True), ("icmp over IPv6", 58, True)],
 )
-def test_a_flow_of_any_protocol_that_is_dead_is_no_wall(wire: Wire, service: str, number: int, six: bool) -> None:
+def test_a_flow_of_any_protocol_that_is_dead_is_no_wall(
+    wire: Wire, service: str, number: int, six: bool
+) -> None:
     """Datagrams and echo requests are controls as connections are, in each family by itself."""
     wire.switch.wall = _is_of(number, six=six)
-    with pytest.raises(InstrumentError, match=f"the declared flow red/web -> red/db {service} does not work before the probes"):
+    with pytest.raises(
+        InstrumentError,
+        match=f"the declared flow red/web -> red/db {service} does not work before the probes",
+    ):
         observe(wire, ())  # type: ignore[arg-type]
 
 
@@ -119,11 +133,15 @@ def test_a_family_that_is_dead_is_no_wall(wire: Wire) -> None:
 
 
 def _is_solicitation_for(address: bytes) -> Callable[[bytes], bool]:
-    return lambda frame: frame[12:14] == b"\x86\xdd" and frame[20] == 58 and frame[54] == 135 and frame[62:78] == address
+    return lambda frame: (
+        frame[12:14] == b"\x86\xdd" and frame[20] == 58 and frame[54] == 135 and frame[62:78] == address
+    )
 
 
 def test_an_unanswered_question_for_a_neighbour_is_missed(wire: Wire) -> None:
-    """Who is asked for and does not hear it, and whose answer is not heard, is not resolved; the other way still works."""
+    """Who is asked for and does not hear it, and whose answer is not heard, is not resolved; the other way
+    still works.
+    """
     web, db = endpoints(wire.testbed)
     assert web.address6 is not None
     wire.run(db.guest, "ip", "neigh", "replace", str(web.address6), "lladdr", web.mac, "dev", "nic0")
@@ -134,7 +152,9 @@ def test_an_unanswered_question_for_a_neighbour_is_missed(wire: Wire) -> None:
 def test_a_wire_that_carries_nothing_is_no_wall(wire: Wire) -> None:
     """If the declared flow does not work either, silence proves nothing."""
     wire.switch.wall = lambda _: True
-    with pytest.raises(InstrumentError, match="the declared flow red/web -> red/db tcp/5432 does not work before the probes"):
+    with pytest.raises(
+        InstrumentError, match="the declared flow red/web -> red/db tcp/5432 does not work before the probes"
+    ):
         _reach(wire)
 
 
@@ -146,7 +166,12 @@ def _strays(wire: Wire) -> list[Probe]:
     """Return a frame that only goes from one guest to the other, one for each."""
     ends = endpoints(wire.testbed)
     return [
-        Probe(f"raw{source.name}", source, {}, of_cell(Cell(source, target, "raw", None, allowed=False, reason="-")))
+        Probe(
+            f"raw{source.name}",
+            source,
+            {},
+            of_cell(Cell(source, target, "raw", None, allowed=False, reason="-")),
+        )
         for source, target in permutations(ends)
     ]
 
@@ -187,23 +212,39 @@ def test_a_false_sender_is_seen_where_nothing_stops_it(wire: Wire) -> None:
 
 
 def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No frame of an attack is lost by its sender or unreadable at its receiver: what a check does not see was stopped.
+    """No frame of an attack is lost by its sender or unreadable at its receiver: what a check does not see
+    was stopped.
 
-    A receiver that believed a lie finds its neighbour again when it has failed to reach it (RFC 4861, 7.3), and so do the controls.
+    A receiver that believed a lie finds its neighbour again when it has failed to reach it (RFC 4861, 7.3),
+    and so do the controls.
     """
     monkeypatch.setattr(declared_flows, "_CONTROL", {"timeout": 5, "repeat": 5, "spacing": 0.1})
     lies = forgeries(wire)  # type: ignore[arg-type]
-    assert {lie.control for lie in lies} == {"NET-02", "NET-03", "NET-04", "NET-05", "NET-06", "NET-07", "NET-08", "NET-11"}
+    assert {lie.control for lie in lies} == {
+        "NET-02",
+        "NET-03",
+        "NET-04",
+        "NET-05",
+        "NET-06",
+        "NET-07",
+        "NET-08",
+        "NET-11",
+    }
     floods = [flood(scene) for scene in scenes(wire)]  # type: ignore[arg-type]
     seen = observe(wire, [*floods, *(lie.probe for lie in lies)])  # type: ignore[arg-type]
     assert [str(lie) for lie in lies if not seen.sightings(lie.mark)] == []
 
 
 def test_a_flood_is_as_fast_as_it_goes(wire: Wire) -> None:
-    """Without spacing, many more frames leave than with it; with a pause between rounds, one round for each."""
+    """Without spacing, many more frames leave than with it; with a pause between rounds, one round for
+    each.
+    """
     web, _ = endpoints(wire.testbed)
     guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
-    line = {"mac": web.mac, "frame": (b"\xff" * 6 + bytes.fromhex(web.mac.replace(":", "")) + b"\x88\xb5").ljust(60, b"\0").hex()}
+    line = {
+        "mac": web.mac,
+        "frame": (b"\xff" * 6 + bytes.fromhex(web.mac.replace(":", "")) + b"\x88\xb5").ljust(60, b"\0").hex(),
+    }
     wire.switch.wall = lambda _: True
     sent = []
     for timing in ({"spacing": 0.01}, {"spacing": 0}, {"spacing": 0, "pause": 0.1}):
@@ -215,7 +256,9 @@ def test_a_flood_is_as_fast_as_it_goes(wire: Wire) -> None:
 
 
 def test_noise_is_not_read_and_everything_else_is(wire: Wire) -> None:
-    """ARP as long as no honest ARP is stays in the kernel of who receives it; ARP of the usual length does not."""
+    """ARP as long as no honest ARP is stays in the kernel of who receives it; ARP of the usual length does
+    not.
+    """
     web, db = endpoints(wire.testbed)
     reply = framed(Ether(src=web.mac, dst=db.mac), arp_reply(web.mac, str(web.address), db))
     long = Probe("long", web, {}, lambda token: reply(token).ljust(NOISE + 1, b"\0") + token)
@@ -225,18 +268,35 @@ def test_noise_is_not_read_and_everything_else_is(wire: Wire) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "port", "number", "arrived"),
-    [("tcp-connect", 5432, 6, "tcp-accepted"), ("udp-ask", 53, 17, "udp-received"), ("icmp-echo", 0, 1, "icmp")],
+    [
+        ("tcp-connect", 5432, 6, "tcp-accepted"),
+        ("udp-ask", 53, 17, "udp-received"),
+        ("icmp-echo", 0, 1, "icmp"),
+    ],
 )
-def test_a_held_connection_is_used_until_a_wall_closes(wire: Wire, kind: str, port: int, number: int, arrived: str) -> None:
-    """What is sent after the turn has a name of its own, and shows whether the connection has outlived its rule."""
+def test_a_held_connection_is_used_until_a_wall_closes(
+    wire: Wire, kind: str, port: int, number: int, arrived: str
+) -> None:
+    """What is sent after the turn has a name of its own, and shows whether the connection has outlived its
+    rule.
+    """
     web, db = endpoints(wire.testbed)
     guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
     instrument = client.in_guest(wire, guest)  # type: ignore[arg-type]
     closes = False
 
     def held(tokens: Tokens) -> None:
-        request = {"phase": "hold", "kind": kind, "mac": web.mac, "address": str(web.address), "ip": str(db.address), "port": port,
-                   "tokens": [tokens.of("holdearly"), tokens.of("holdlate")], "duration": 30, "spacing": 0.05}  # fmt: skip
+        request = {
+            "phase": "hold",
+            "kind": kind,
+            "mac": web.mac,
+            "address": str(web.address),
+            "ip": str(db.address),
+            "port": port,
+            "tokens": [tokens.of("holdearly"), tokens.of("holdlate")],
+            "duration": 30,
+            "spacing": 0.05,
+        }
         with ThreadPoolExecutor(max_workers=1) as pool:
             holding = pool.submit(instrument.ask, request)
             time.sleep(1)
@@ -261,11 +321,15 @@ def test_a_held_connection_is_used_until_a_wall_closes(wire: Wire, kind: str, po
 def test_a_throwaway_guest_sends_from_every_interface(wire: Wire) -> None:
     web, db = endpoints(wire.testbed)
     raw = Cell(web, db, "raw", None, allowed=False, reason="-")
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom testbed.payload.first_frame import attack\n"
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom testbed.payload.first_frame import attack\n"
+    )
 
     def attacks(tokens: Tokens) -> None:
         octets = of_cell(raw)(tokens.of("first").encode())
-        wire.run(web.guest, sys.executable, "-c", f"{program}print(attack([bytes.fromhex({octets.hex()!r})], 1))")
+        wire.run(
+            web.guest, sys.executable, "-c", f"{program}print(attack([bytes.fromhex({octets.hex()!r})], 1))"
+        )
 
     seen = observe(wire, (), network.Attack((), 60, attacks))  # type: ignore[arg-type]
     assert seen.sightings("first") == [db.guest]

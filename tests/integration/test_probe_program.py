@@ -107,7 +107,13 @@ def test_what_has_come_in_so_far_can_be_asked_while_recording_goes_on(probe: tup
 @pytest.mark.parametrize(
     "line",
     [
-        b"", b"{", b"\xff\xfe", b"[" * 9999, wire.pack([]), wire.pack("x"), wire.pack({"phase": "listen"}),
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 9999,
+        wire.pack([]),
+        wire.pack("x"),
+        wire.pack({"phase": "listen"}),
         wire.pack({"answer": "../../etc/x", "phase": "finish"}),
     ],
 )
@@ -118,7 +124,10 @@ def test_nonsense_is_passed_over(probe: tuple[Instrument, Path], line: bytes) ->
     with (folder / "in").open("wb") as pipe:
         pipe.write(line + b"\n")
     assert instrument.ask(FINISH)["alive"] is True
-    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith("answer.")) == ["in", "pid"]
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith("answer.")) == [
+        "in",
+        "pid",
+    ]
 
 
 def test_what_is_asked_may_be_long(probe: tuple[Instrument, Path]) -> None:
@@ -144,12 +153,17 @@ def test_a_program_that_was_killed_is_told_and_the_next_observation_has_another(
     assert instrument.listen(LISTEN)["pid"] != first
 
 
-def test_what_a_killed_run_has_left_sending_does_not_outlive_the_next_start(probe: tuple[Instrument, Path]) -> None:
+def test_what_a_killed_run_has_left_sending_does_not_outlive_the_next_start(
+    probe: tuple[Instrument, Path],
+) -> None:
     """Nobody has told it to stop, and the ports that it holds are wanted."""
     instrument, _ = probe
     listen = {**LISTEN, "udp": [PORT], "patience": 5}
     instrument.listen(listen)
-    instrument._pipe.tell(wire.pack({"phase": "stream", "answer": secrets.token_hex(8), "probes": [], "duration": 120}) + b"\n", 10)
+    instrument._pipe.tell(
+        wire.pack({"phase": "stream", "answer": secrets.token_hex(8), "probes": [], "duration": 120}) + b"\n",
+        10,
+    )
     time.sleep(0.5)
     instrument._started = False
     started = time.monotonic()
@@ -157,7 +171,9 @@ def test_what_a_killed_run_has_left_sending_does_not_outlive_the_next_start(prob
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("wrong", [{"phase": "_read"}, {"phase": "nothing"}, {"phase": "send"}, {"phase": "listen", "token": "x"}])
+@pytest.mark.parametrize(
+    "wrong", [{"phase": "_read"}, {"phase": "nothing"}, {"phase": "send"}, {"phase": "listen", "token": "x"}]
+)
 def test_a_wrong_question_gets_an_error(probe: tuple[Instrument, Path], wrong: dict[str, object]) -> None:
     """And the program goes on."""
     instrument, _ = probe

@@ -70,17 +70,32 @@ while len(fabric.links()) > 2 and time.monotonic() < end:
     time.sleep(0.05)
 found["left"] = [link.resource for link in fabric.links()]
 print(json.dumps(found))
-"""
+"""  # noqa: E501 - lines of a program
 
 
 def test_a_rogue_host_stands_asks_and_is_gone() -> None:
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         pytest.skip("/dev/net/tun cannot be opened by this user")
-    """It works for an ordinary user too, inside a user namespace; nothing is left, whatever the block raises."""
+    """It works for an ordinary user too, inside a user namespace; nothing is left,
+    whatever the block raises.
+    """
     unshare = shutil.which("unshare") or "unshare"
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    argv = [unshare, *user, "--net", "--mount", "--pid", "--fork", "--mount-proc", sys.executable, "-c", PROGRAM]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=90, cwd=Path(__file__).parents[2])
+    argv = [
+        unshare,
+        *user,
+        "--net",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        sys.executable,
+        "-c",
+        PROGRAM,
+    ]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=False, timeout=90, cwd=Path(__file__).parents[2]
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [link[0] for link in found["links"]] == ["lab-network=management", "tap=x", "rogue=management"]

@@ -1,4 +1,6 @@
-"""Rows of a real OVN database that share a name or label with ours: each is drift, `up` removes it, and nothing of ours with it."""
+"""Rows of a real OVN database that share a name or label with ours: each is drift, `up` removes it, and
+nothing of ours with it.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,7 @@ with _served(folder, authority, lab.controller.name) as root:
         found[name] = [[str(action) for action in plan.actions], [str(action) for action in diff(wanted, after).actions], after == before]
     place.close()
 print(json.dumps(found))
-"""
+"""  # noqa: E501 - lines of a program
 
 
 def test_a_second_row_is_drift_and_is_removed() -> None:

@@ -1,4 +1,6 @@
-"""The recorder beside guests, on the near ends of their wires: it sees what a deaf or lying guest conceals, and fails loudly."""
+"""The recorder beside guests, on the near ends of their wires: it sees what a deaf or lying guest conceals,
+and fails loudly.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +45,19 @@ def _without(kind: str) -> Callable[[str, Answer], Answer]:
     def lie(_: str, answer: Answer) -> Answer:
         records = [item for item in answer.get("records", []) if f"-{kind}" not in item["token"]]
         seen = [token for token in answer.get("seen", []) if f"-{kind}" not in token]
-        return {**answer, **({"records": records} if "records" in answer else {}), **({"seen": seen} if "seen" in answer else {})}
+        return {
+            **answer,
+            **({"records": records} if "records" in answer else {}),
+            **({"seen": seen} if "seen" in answer else {}),
+        }
 
     return lie
 
 
 def test_what_a_guest_conceals_its_node_has_seen(wire: Wire) -> None:
-    """Two guests that have agreed on it get nothing across that is not found, and nothing else than that is said of them."""
+    """Two guests that have agreed on it get nothing across that is not found, and nothing else than that is
+    said of them.
+    """
     _, db = endpoints(wire.testbed)
     wire.lie = _without("raw")
     seen = observe(wire, [_raw(wire)])  # type: ignore[arg-type]
@@ -77,7 +85,9 @@ def test_the_guest_of_the_breach_conceals_cells_and_nothing_else(wire: Wire, tmp
 
 
 def test_every_cell_is_seen_by_both(wire: Wire) -> None:
-    """All protocols of the matrix, in both directions, are found in frames by the node's kernel as by the guests."""
+    """All protocols of the matrix, in both directions, are found in frames by the node's kernel as by the
+    guests.
+    """
     cells = wire.matrix.cells
     seen = observe(wire, matrix_probes(cells))  # type: ignore[arg-type]
     assert (seen.concealed(), seen.past()) == ({}, {})
@@ -90,7 +100,9 @@ def test_every_cell_is_seen_by_both(wire: Wire) -> None:
 def test_a_deaf_guest_is_a_doubt_and_no_wall(wire: Wire) -> None:
     """What its node handed to it counts all the same; without that, nothing does."""
     _, db = endpoints(wire.testbed)
-    wire.lie = lambda label, answer: {**answer, "records": []} if label == db.guest and "records" in answer else answer
+    wire.lie = lambda label, answer: (
+        {**answer, "records": []} if label == db.guest and "records" in answer else answer
+    )
     with pytest.raises(InstrumentError, match="does not work before the probes"):
         observe(wire, [_raw(wire)])  # type: ignore[arg-type]
     seen = observe(wire, [_raw(wire)], doubts=True)  # type: ignore[arg-type]
@@ -187,7 +199,9 @@ def test_a_tap_that_is_not_there_is_told(wire: Wire) -> None:
 
 
 def test_a_flood_stays_in_the_kernel(wire: Wire) -> None:
-    """Neither a flood at a guest nor one of it costs its node a copy, and a frame with a token is found in it."""
+    """Neither a flood at a guest nor one of it costs its node a copy, and a frame with a token is found in
+    it.
+    """
     web, db = endpoints(wire.testbed)
     guest = next(guest for guest in wire.testbed.guests if guest.label == web.guest)
     node, tokens = on_machine(wire, wire.node), Tokens.fresh()  # type: ignore[arg-type]

@@ -1,4 +1,6 @@
-"""A frame counts as stopped when it has had its time to arrive, and when those who should have seen it are heard of afterwards."""
+"""A frame counts as stopped when it has had its time to arrive, and when those who should have seen it are
+heard of afterwards.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +68,12 @@ def test_a_recorder_waits_for_the_last_controls_and_for_no_more_than_a_while(wir
     assert 3 < seconds < 5
 
 
-def _finished(wire: Wire, sender: Instrument, receiver: Instrument, awaited: list[list[str]]) -> tuple[float, Mapping[str, Any]]:
-    """Return how long a receiver takes to finish that is sent one frame after half a second, and its answer."""
+def _finished(
+    wire: Wire, sender: Instrument, receiver: Instrument, awaited: list[list[str]]
+) -> tuple[float, Mapping[str, Any]]:
+    """Return how long a receiver takes to finish that is sent one frame after half a second, and its
+    answer.
+    """
     _, end = endpoints(wire.testbed)
     nics = [{"label": "app", "mac": end.mac, "address": str(end.address), "address6": ""}]
     receiver.listen({"phase": "listen", "token": "tb-test-", "interfaces": nics, "patience": 10})

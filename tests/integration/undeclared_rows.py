@@ -1,6 +1,8 @@
-"""Puts into OVN's real northbound database what no topology asks for, and takes it away as `up` does: python undeclared_rows.py FOLDER
+"""Puts into OVN's real northbound database what no topology asks for, and takes it away as `up` does: python
+undeclared_rows.py FOLDER
 
-Call in a network and mount namespace of one's own. Prints as JSON what was told of it, and what was left afterwards.
+Call in a network and mount namespace of one's own. Prints as JSON what was told of it, and what was left
+afterwards.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ ovn-nbctl dhcp-options-create 10.9.0.0/24
 ovn-nbctl --log acl-add {switch} to-lport 7 udp drop
 ovn-nbctl set nb_global . options:use_ct_inv_match=false ipsec=true
 ovn-nbctl set logical_switch_port {port} options:requested-chassis=node type=localport
-"""
+"""  # noqa: E501 - lines of a program
 
 
 def main() -> int:
@@ -59,11 +61,15 @@ def main() -> int:
     authority, now = Authority(workspace.pki), datetime.now(UTC)
     client = authority.administrator("testbed", start=authority.born, now=now)
     write_client(workspace, client.private_key, client.certificate)
-    subprocess.run(["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True)
+    subprocess.run(
+        ["ip", "address", "add", f"{lab.controller.address(Plane.MANAGEMENT)}/32", "dev", "lo"], check=True
+    )
     guest = lab.guests[0]
     names = {"switch": f"{guest.tenant}/{guest.nics[0].network}", "port": guest.nics[0].port}
     with _served(folder, authority, lab.controller.name) as root:
-        place = _Place(lab, workspace, cast(Any, SimpleNamespace(name=lab.controller.name, close=lambda: None)), 9.0)
+        place = _Place(
+            lab, workspace, cast(Any, SimpleNamespace(name=lab.controller.name, close=lambda: None)), 9.0
+        )
         wanted = _wanted(lab)
         perform(diff(wanted, {}), place, lambda _: None, Trace(), "")
         for line in UNDECLARED.strip().format(**names).splitlines():

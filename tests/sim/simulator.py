@@ -48,7 +48,9 @@ class SimulatedPlace:
     def wait(self) -> None:
         """A machine that does not run never answers."""
         if self.name != OUTER and Key(OUTER, Kind.MACHINE, self.name) not in self.world.resources:
-            raise ProvisioningError(f"{self.name} does not answer", fact="it does not run", remedy="run `testbed up`")
+            raise ProvisioningError(
+                f"{self.name} does not answer", fact="it does not run", remedy="run `testbed up`"
+            )
 
     def recover(self) -> tuple[str, ...]:
         """Nothing: this world has no services."""

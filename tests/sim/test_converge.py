@@ -99,7 +99,9 @@ def test_a_changed_file_changes_only_what_differs() -> None:
     text = (TOPOLOGIES / "two-tenants.yaml").read_text()
     changed = resolve(load(text.replace("tcp/5432", "tcp/5433", 1), "changed").spec)
     assert _up(world, changed) == [Key("controller", Kind.SWITCH, "red/app")]
-    grown = resolve(load(text.replace("db: {node: node-b, volumes: {data: 64 MiB}}", "db: {node: node-b}", 1), "x").spec)
+    grown = resolve(
+        load(text.replace("db: {node: node-b, volumes: {data: 64 MiB}}", "db: {node: node-b}", 1), "x").spec
+    )
     _up(world, lab)
     done = {(str(action.verb), action.key.name) for action in _done(world, grown)}
     assert ("delete", "red/db.data.raw") in done
@@ -135,7 +137,9 @@ def _done(world: World, lab: Testbed) -> list:  # type: ignore[type-arg]
         ("node-a", Kind.GUEST, "crashed", Verb.REPLACE),
     ],
 )
-def test_what_is_only_in_another_state_is_brought_back_with_what_it_has(place: str, kind: Kind, state: str, verb: Verb) -> None:
+def test_what_is_only_in_another_state_is_brought_back_with_what_it_has(
+    place: str, kind: Kind, state: str, verb: Verb
+) -> None:
     lab, world = _lab(), World()
     _up(world, lab)
     key = next(key for key in world.resources if (key.place, key.kind) == (place, kind))

@@ -31,7 +31,9 @@ def _lab(data: dict[str, Any]) -> Testbed:
 def test_resolution_is_deterministic_and_collides_nowhere(data: dict[str, Any]) -> None:
     lab = _lab(data)
     assert lab == _lab(data)
-    macs = [nic.mac for guest in lab.guests for nic in guest.nics] + [nic.mac for machine in lab.machines for nic in machine.nics]
+    macs = [nic.mac for guest in lab.guests for nic in guest.nics] + [
+        nic.mac for machine in lab.machines for nic in machine.nics
+    ]
     assert len(set(macs)) == len(macs)
     keys = [network.key for network in lab.switches()]
     assert len(set(keys)) == len(keys)
@@ -41,15 +43,21 @@ def test_resolution_is_deterministic_and_collides_nowhere(data: dict[str, Any]) 
         assert 0 not in uids
     for tenant in lab.tenants:
         for network in tenant.networks:
-            found = [nic.address for guest in tenant.guests for nic in guest.nics if nic.network == network.name]
+            found = [
+                nic.address for guest in tenant.guests for nic in guest.nics if nic.network == network.name
+            ]
             assert len(set(found)) == len(found)
             assert all(address in network.network and address != network.server for address in found)
-            six = [nic.address6 for guest in tenant.guests for nic in guest.nics if nic.network == network.name]
+            six = [
+                nic.address6 for guest in tenant.guests for nic in guest.nics if nic.network == network.name
+            ]
             if network.network6 is None:
                 assert set(six) <= {None}
             else:
                 assert len(set(six)) == len(six)
-                assert all(address in network.network6 and address != network.server6 for address in six if address)
+                assert all(
+                    address in network.network6 and address != network.server6 for address in six if address
+                )
     names = [nic.tap for guest in lab.guests for nic in guest.nics]
     assert len(set(names)) == len(names)
     assert all(len(name) <= 15 for name in names)
@@ -99,14 +107,22 @@ def test_rules_and_matrix_tell_the_same(data: dict[str, Any]) -> None:
         if rule.direction == "to-lport" and rule.action == "allow-related"
     }
     expected = set()
-    ports = {(guest.label, f"{guest.tenant}/{nic.network}"): nic.port for guest in lab.guests for nic in guest.nics}
+    ports = {
+        (guest.label, f"{guest.tenant}/{nic.network}"): nic.port for guest in lab.guests for nic in guest.nics
+    }
     for cell in matrix.allowed():
         if cell.protocol not in RESOLUTION:
             six = cell.protocol.endswith("6")
             name = cell.protocol.removesuffix("6")
-            service = {"icmp": f"icmp{6 if six else 4}.type == {128 if six else 8}"}.get(name, f"{name}.dst == {cell.port}")
+            service = {"icmp": f"icmp{6 if six else 4}.type == {128 if six else 8}"}.get(
+                name, f"{name}.dst == {cell.port}"
+            )
             port = ports[cell.target.guest, cell.target.network]
-            ends = f"ip6.src == {cell.source.address6} && ip6.dst == {cell.target.address6}" if six else f"ip4.src == {cell.source.address}"
+            ends = (
+                f"ip6.src == {cell.source.address6} && ip6.dst == {cell.target.address6}"
+                if six
+                else f"ip4.src == {cell.source.address}"
+            )
             expected.add((cell.target.network, f'outport == "{port}" && {ends} && {service}'))
     assert accepted == expected
 
@@ -116,7 +132,11 @@ def test_rules_and_matrix_tell_the_same(data: dict[str, Any]) -> None:
 def test_the_guard_and_the_matrix_tell_the_same(data: dict[str, Any]) -> None:
     lab = _lab(data)
     taps = {nic.mac: nic.tap for guest in lab.guests for nic in guest.nics}
-    expected = {(taps[cell.source.mac], str(cell.target.address6)) for cell in ReachMatrix.of(lab).allowed() if cell.protocol == "nd"}
+    expected = {
+        (taps[cell.source.mac], str(cell.target.address6))
+        for cell in ReachMatrix.of(lab).allowed()
+        if cell.protocol == "nd"
+    }
     assert {pair for node in lab.nodes for pair in allowed(lab, node)} == expected
 
 
@@ -124,7 +144,9 @@ def test_the_guard_and_the_matrix_tell_the_same(data: dict[str, Any]) -> None:
 @given(topologies())
 def test_only_declared_addresses_are_ever_allowed(data: dict[str, Any]) -> None:
     cells = ReachMatrix.of(_lab(data)).cells
-    never = [cell for cell in cells if LINK in cell.protocol or cell.protocol in ("raw", "broadcast", "multicast6")]
+    never = [
+        cell for cell in cells if LINK in cell.protocol or cell.protocol in ("raw", "broadcast", "multicast6")
+    ]
     assert not [str(cell) for cell in never if cell.allowed]
     six = {"nd", "icmp6", "tcp6", "udp6"}
     assert all(cell.source.address6 and cell.target.address6 for cell in cells if cell.protocol in six)

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "testbed"
 pytestmark = pytest.mark.lint
 
-# What each sub-package may import of the package, besides itself (docs/decisions/0032). From the bottom up: a name stands
-# for all that is below it, so that `drivers` covers `drivers.ssh`. A module at the top stands for itself.
+# What each sub-package may import of the package, besides itself (docs/decisions/0032). From the bottom up: a
+# name stands for all that is below it, so that `drivers` covers `drivers.ssh`. A module at the top stands for
+# itself.
 BASE = {"errors", "gc_pause", "untrusted"}
 PURE = BASE | {"topology_file", "model", "plan", "plan.host_config", "plan.libvirt_xml"}
 HOST = PURE | {"drivers.host"}
@@ -84,11 +85,15 @@ def _modules() -> list[Path]:
 
 
 def _packages() -> set[str]:
-    return {str(path.parent.relative_to(PACKAGE)).replace("/", ".") for path in PACKAGE.rglob("__init__.py")} - {"."}
+    return {
+        str(path.parent.relative_to(PACKAGE)).replace("/", ".") for path in PACKAGE.rglob("__init__.py")
+    } - {"."}
 
 
 def _place(name: str) -> str:
-    """Return the sub-package of a module, without the package's own name; the module itself if it is at the top."""
+    """Return the sub-package of a module, without the package's own name; the module itself if it is at the
+    top.
+    """
     module = PACKAGE.joinpath(*name.split(".")[1:])
     parts = module.relative_to(PACKAGE).parts
     return ".".join(parts if module.is_dir() or len(parts) == 1 else parts[:-1])
@@ -98,7 +103,11 @@ def _may(user: str, used: str, name: str) -> bool:
     """Whether modules of a sub-package may import a module (`name`, of sub-package `used`)."""
     allowed = ALLOWED[user] | {user}
     above = used.split(".", maxsplit=1)[0]
-    return used in allowed or name.removeprefix("testbed.") in allowed or (above in WHOLE and above in allowed and user != above)
+    return (
+        used in allowed
+        or name.removeprefix("testbed.") in allowed
+        or (above in WHOLE and above in allowed and user != above)
+    )
 
 
 def _own(path: Path) -> set[str]:
@@ -129,30 +138,48 @@ def test_the_table_has_each_sub_package_and_no_other() -> None:
 
 def test_only_the_command_line_imports_the_runner_of_checks() -> None:
     folders = (PACKAGE / "cli", PACKAGE / "verify/runner")
-    outside = [path for path in (*_modules(), *(ROOT / "checks").rglob("*.py")) if not any(path.is_relative_to(item) for item in folders)]
-    assert [path for path in outside if any(name.startswith("testbed.verify.runner") for name in _imports(path))] == []
+    outside = [
+        path
+        for path in (*_modules(), *(ROOT / "checks").rglob("*.py"))
+        if not any(path.is_relative_to(item) for item in folders)
+    ]
+    assert [
+        path for path in outside if any(name.startswith("testbed.verify.runner") for name in _imports(path))
+    ] == []
 
 
 def test_checks_import_no_driver_and_stand_beside_no_helper() -> None:
     paths = sorted((ROOT / "checks").rglob("*.py"))
-    assert [path for path in paths if any(name.startswith("testbed.drivers") for name in _imports(path))] == []
-    assert [path.name for path in (ROOT / "checks").glob("*.py") if not path.name.startswith("test_")] == ["__init__.py"]
+    assert [
+        path for path in paths if any(name.startswith("testbed.drivers") for name in _imports(path))
+    ] == []
+    assert [path.name for path in (ROOT / "checks").glob("*.py") if not path.name.startswith("test_")] == [
+        "__init__.py"
+    ]
 
 
 @pytest.mark.parametrize("package", sorted(_packages()))
 def test_a_package_has_few_modules(package: str) -> None:
-    found = [path for path in PACKAGE.joinpath(*package.split(".")).glob("*.py") if path.name != "__init__.py"]
+    found = [
+        path for path in PACKAGE.joinpath(*package.split(".")).glob("*.py") if path.name != "__init__.py"
+    ]
     assert len(found) <= MOST
 
 
 @pytest.mark.parametrize("library", ONE_FILE)
 def test_a_library_is_imported_by_one_file(library: str) -> None:
-    users = {str(path.relative_to(PACKAGE)) for path in _modules() if any(name.split(".")[0] == library for name in _imports(path))}
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in _modules()
+        if any(name.split(".")[0] == library for name in _imports(path))
+    }
     assert users == ONE_FILE[library]
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    names = {".".join(("testbed", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in _modules()}
+    names = {
+        ".".join(("testbed", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in _modules()
+    }
     graph = {name: {found for found in _imports(path) if found in names} for name, path in names.items()}
     assert list(TopologicalSorter(graph).static_order())
 
@@ -163,12 +190,18 @@ def test_packages_do_nothing_when_imported() -> None:
 
 
 def _run(*argv: str) -> None:
-    done = subprocess.run([sys.executable, "-m", *argv], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", *argv], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
 
 
 def test_lint() -> None:
-    _run("ruff", "check", "testbed", "checks", "tests", "playbooks")
+    _run("ruff", "check", "testbed", "checks", "tests", "benchmarks", "playbooks")
+
+
+def test_format() -> None:
+    _run("ruff", "format", "--check", ".")
 
 
 def test_types() -> None:

@@ -22,7 +22,9 @@ from testbed.model.environment import Accelerator, Environment
 _MARK = "testbed canary is alive"
 _KVM_DEADLINE = 15.0
 _TCG_DEADLINE = 120.0
-_KVM_REFERENCE = 1.0  # seconds from QEMU's start to the canary's power-off under working KVM on a present-day core
+_KVM_REFERENCE = (
+    1.0  # seconds from QEMU's start to the canary's power-off under working KVM on a present-day core
+)
 _SHOWN = 200  # characters of QEMU's own message that a note quotes
 _KVM = Path("/dev/kvm")
 
@@ -40,7 +42,9 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
 
     """
     emulator = process.require("qemu-system-x86_64", package="qemu-system-x86")
-    version = process.run([emulator, "--version"], what="cannot run QEMU", timeout=30, error=MachineError).splitlines()[0]
+    version = process.run(
+        [emulator, "--version"], what="cannot run QEMU", timeout=30, error=MachineError
+    ).splitlines()[0]
     asked = "tcg" if want is Accelerator.TCG else "any"
     key = [platform.release(), version, image.key, _device(), asked]
     stored = cache / "canary.json"
@@ -50,12 +54,18 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
         with contextlib.suppress(PermissionError):  # somebody else's cache: ask again next time
             write_public(stored, json.dumps(answer).encode())
     if want is Accelerator.KVM and answer["outer"] != Accelerator.KVM:
-        raise MachineError("KVM does not work here", fact=str(answer["note"]), remedy="leave out --accelerator, or fix KVM")
+        raise MachineError(
+            "KVM does not work here", fact=str(answer["note"]), remedy="leave out --accelerator, or fix KVM"
+        )
     versions = (("kernel", platform.release()), ("qemu", version), ("python", platform.python_version()))
     return Environment(
-        Accelerator(str(answer["outer"])), Accelerator.KVM, float(str(answer["slowness"])), emulator, versions,
+        Accelerator(str(answer["outer"])),
+        Accelerator.KVM,
+        float(str(answer["slowness"])),
+        emulator,
+        versions,
         str(answer["note"]),
-    )  # fmt: skip
+    )
 
 
 def _stored(file: Path, key: list[str]) -> dict[str, object] | None:
@@ -81,7 +91,11 @@ def _measure(emulator: str, image: Image, want: Accelerator | None) -> dict[str,
         if not note:
             return {"outer": Accelerator.KVM, "slowness": 1.0, "note": "a canary kernel started under KVM"}
     elif _KVM.exists():
-        note = f"{_KVM} is there and not used" if want is Accelerator.TCG else f"{_KVM} cannot be opened by this user"
+        note = (
+            f"{_KVM} is there and not used"
+            if want is Accelerator.TCG
+            else f"{_KVM} cannot be opened by this user"
+        )
     try:
         seconds = boot(emulator, image, Accelerator.TCG, _TCG_DEADLINE)
     except InstrumentError as error:
@@ -116,10 +130,29 @@ def boot(emulator: str, image: Image, accelerator: Accelerator, deadline: float)
     """
     cpu = "host" if accelerator is Accelerator.KVM else "EPYC"
     argv = [
-        emulator, "-M", "q35", "-accel", str(accelerator), "-cpu", cpu, "-m", "256", "-display", "none",
-        "-nodefaults", "-no-user-config", "-no-reboot", "-serial", "stdio", "-kernel", str(image.file("vmlinuz")),
-        "-initrd", str(image.file("canary")), "-append", "console=ttyS0 quiet panic=-1",
-    ]  # fmt: skip
+        emulator,
+        "-M",
+        "q35",
+        "-accel",
+        str(accelerator),
+        "-cpu",
+        cpu,
+        "-m",
+        "256",
+        "-display",
+        "none",
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-serial",
+        "stdio",
+        "-kernel",
+        str(image.file("vmlinuz")),
+        "-initrd",
+        str(image.file("canary")),
+        "-append",
+        "console=ttyS0 quiet panic=-1",
+    ]
     what = "the canary does not start"
     start = time.monotonic()
     output = process.run(argv, what=what, timeout=deadline, error=InstrumentError)

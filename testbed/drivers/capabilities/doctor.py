@@ -68,7 +68,16 @@ def examine(cache: Path, state: Path) -> list[Finding]:
     space = [_space(folder) for folder in (cache, state)]
     places = [_place("images", cache), _place("labs", state), _place("the tool", _TOOL), _room(state)]
     writing = [_writing(cache, baked=_baked(cache)), _writing(state, baked=False)]
-    return [*_programs(), *(look() for look in looks), *places, *trust, *writing, *_ways(cache, state), *space, _kvm()]
+    return [
+        *_programs(),
+        *(look() for look in looks),
+        *places,
+        *trust,
+        *writing,
+        *_ways(cache, state),
+        *space,
+        _kvm(),
+    ]
 
 
 def require(cache: Path, state: Path) -> None:
@@ -106,7 +115,9 @@ def _qemu() -> Finding:
         return Finding("QEMU version", False, error.fact[:300], "install QEMU 7.2 or later anew")
     match = re.search(r"version (\d+)\.(\d+)", text)
     version = (int(match[1]), int(match[2])) if match else (0, 0)
-    return Finding("QEMU version", version >= _QEMU, (text.splitlines() or ["no answer"])[0], "install QEMU 7.2 or later")
+    return Finding(
+        "QEMU version", version >= _QEMU, (text.splitlines() or ["no answer"])[0], "install QEMU 7.2 or later"
+    )
 
 
 def _libvirt() -> Finding:
@@ -128,7 +139,9 @@ def _account() -> Finding:
         fact, ok = f"uid {pwd.getpwnam('libvirt-qemu').pw_uid}", True
     except KeyError:
         fact, ok = "missing", False
-    remedy = "useradd --system --user-group --home-dir /var/lib/libvirt --shell /usr/sbin/nologin libvirt-qemu"
+    remedy = (
+        "useradd --system --user-group --home-dir /var/lib/libvirt --shell /usr/sbin/nologin libvirt-qemu"
+    )
     return Finding("account libvirt-qemu", ok, fact, remedy)
 
 
@@ -211,7 +224,9 @@ def _memory() -> Finding:
 
 def _trust(folder: Path, *, shared: bool) -> Finding:
     fact = distrust(folder, shared=shared)
-    return Finding(f"folder {folder}", not fact, fact or "its owner alone writes into it", remedy_of_distrust(folder))
+    return Finding(
+        f"folder {folder}", not fact, fact or "its owner alone writes into it", remedy_of_distrust(folder)
+    )
 
 
 def _ways(*folders: Path) -> Iterator[Finding]:
@@ -246,17 +261,35 @@ def _room(state: Path) -> Finding:
     if most <= 0:
         fact = f"sockets of any lab below {state} would have paths of more than {SOCKET} octets"
     else:
-        fact = f"{len(os.fsencode(state))} octets" + (f": names of labs have at most {most} characters there" if most < _LAB else "")
-    return Finding("length of the state folder's path", most > 0, fact, "name one with a shorter path (TESTBED_STATE_DIR)")
+        fact = f"{len(os.fsencode(state))} octets" + (
+            f": names of labs have at most {most} characters there" if most < _LAB else ""
+        )
+    return Finding(
+        "length of the state folder's path",
+        most > 0,
+        fact,
+        "name one with a shorter path (TESTBED_STATE_DIR)",
+    )
 
 
 def _writing(folder: Path, *, baked: bool) -> Finding:
     """Look whether we may write into a folder, or make it; root is refused as well where a file system is read-only."""
     there = _there(folder)
     if not there.is_dir():
-        return Finding(f"writing into {folder}", False, f"{there} is not a folder", "name another folder, or move that file away")
+        return Finding(
+            f"writing into {folder}",
+            False,
+            f"{there} is not a folder",
+            "name another folder, or move that file away",
+        )
     ok = os.access(there, os.W_OK | os.X_OK)
-    fact = "possible" if ok else f"{there} is read-only" if os.statvfs(there).f_flag & os.ST_RDONLY else f"{there} is not writable for us"
+    fact = (
+        "possible"
+        if ok
+        else f"{there} is read-only"
+        if os.statvfs(there).f_flag & os.ST_RDONLY
+        else f"{there} is not writable for us"
+    )
     if not ok and baked:
         fact, ok = f"{fact}; its images are baked, and are used as they are", True
     remedy = f"let uid {os.geteuid()} write into {there}, or name another folder (TESTBED_STATE_DIR, TESTBED_CACHE_DIR)"
@@ -266,12 +299,18 @@ def _writing(folder: Path, *, baked: bool) -> Finding:
 def _space(folder: Path) -> Finding:
     free = shutil.disk_usage(_there(folder)).free
     needed = 2 * GIB if _baked(folder) else _DISK
-    remedy = f"free {format_size(needed)}, or set TESTBED_CACHE_DIR or TESTBED_STATE_DIR to a folder with space"
+    remedy = (
+        f"free {format_size(needed)}, or set TESTBED_CACHE_DIR or TESTBED_STATE_DIR to a folder with space"
+    )
     return Finding(f"space in {folder}", free >= needed, f"{free // 2**20} MiB free", remedy)
 
 
 def _kvm() -> Finding:
     """KVM is not needed; whether it works is for the canary to say (D7)."""
     there = os.access("/dev/kvm", os.R_OK | os.W_OK)
-    fact = "/dev/kvm opens; `up` boots a canary to see whether it works" if there else "no /dev/kvm: nodes are emulated"
+    fact = (
+        "/dev/kvm opens; `up` boots a canary to see whether it works"
+        if there
+        else "no /dev/kvm: nodes are emulated"
+    )
     return Finding("KVM", True, fact)

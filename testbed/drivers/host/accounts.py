@@ -1,8 +1,8 @@
 """Who we are on the outer machine, and the accounts that emulators run as (docs/outer-machine.md).
 
-Each lab has a number of its own, uid and gid in one, that is in no account database: of the machine, or of the
-user namespace of an ordinary user's labs. A registry outside the state folders says which lab has which number,
-so that two labs never share one.
+Each lab has a number of its own, uid and gid in one, that is in no account database: of the machine, or of
+the user namespace of an ordinary user's labs. A registry outside the state folders says which lab has which
+number, so that two labs never share one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from testbed.errors import MachineError
 # "Unused" in systemd's table (systemd.io/UIDS-GIDS), beyond useradd's subordinate ids and SSSD's usual range.
 FREEZER = 2_100_000_000  # of machines that are nobody's: those whose memory is saved for every lab
 NUMBERS = range(FREEZER + 1, FREEZER + 2**16)
-WITHIN = range(60_001, 65_000)  # subordinate ids, as a user namespace counts them; containers seldom get that far
+WITHIN = range(
+    60_001, 65_000
+)  # subordinate ids, as a user namespace counts them; containers seldom get that far
 _DAEMON = "libvirt-qemu"
 _FILE = "account"
 
@@ -34,7 +36,9 @@ class Account:
 
     uid: int
     gid: int
-    reader: int | None = None  # group that may read what is the account's: ours, where we are not root outside
+    reader: int | None = (
+        None  # group that may read what is the account's: ours, where we are not root outside
+    )
 
     def give(self, path: Path) -> None:
         """Let the account, and it alone, open a file; a symbolic link is not followed."""
@@ -94,7 +98,9 @@ def of_lab(folder: Path) -> Account:
 def _mapped(number: int) -> bool:
     """Tell whether our user namespace has an id."""
     for kind in ("uid", "gid"):
-        rows = [tuple(map(int, row.split())) for row in Path(f"/proc/self/{kind}_map").read_text().splitlines()]
+        rows = [
+            tuple(map(int, row.split())) for row in Path(f"/proc/self/{kind}_map").read_text().splitlines()
+        ]
         if not any(first <= number < first + count for first, _, count in rows):
             return False
     return True

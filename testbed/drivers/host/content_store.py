@@ -40,7 +40,9 @@ def claim(folder: Path) -> None:
 
     """
     ownership.require_trust(folder)
-    ownership.claim(folder, ownership.CACHE, PUBLIC, known=lambda: any(any(entries(folder, kind)) for kind in _KINDS))
+    ownership.claim(
+        folder, ownership.CACHE, PUBLIC, known=lambda: any(any(entries(folder, kind)) for kind in _KINDS)
+    )
 
 
 def require(folder: Path) -> None:
@@ -104,7 +106,9 @@ def _abandoned(path: Path, half: re.Pattern[str]) -> bool:
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Give a finished folder its name; if another process was faster, its folder stays, since a name stands for one content."""
+    """Give a finished folder its name; if another process was faster, its folder stays, since a name stands
+    for one content.
+    """
     try:
         partial.rename(target)
     except OSError as error:
@@ -120,7 +124,9 @@ def take_back(folder: Path) -> None:
 
 
 def altered(digests: Mapping[Path, str]) -> str:
-    """Return which file is missing or has not its recorded digest, as the fact of an error; the empty string if none."""
+    """Return which file is missing or has not its recorded digest, as the fact of an error; the empty string
+    if none.
+    """
     for path, recorded in digests.items():
         found = file_digest(path) if path.exists() else "missing"
         if found != recorded:
@@ -129,9 +135,15 @@ def altered(digests: Mapping[Path, str]) -> str:
 
 
 def crowded(folder: Path, needed: int) -> str:
-    """Return that a folder's disk has less free than so many bytes, as the fact of an error; the empty string if it has not."""
+    """Return that a folder's disk has less free than so many bytes, as the fact of an error; the empty string
+    if it has not.
+    """
     free = shutil.disk_usage(folder).free
-    return f"{folder} has {free // 2**20} MiB free, and {needed // 2**20} MiB are wanted" if free < needed else ""
+    return (
+        f"{folder} has {free // 2**20} MiB free, and {needed // 2**20} MiB are wanted"
+        if free < needed
+        else ""
+    )
 
 
 def file_digest(path: Path) -> str:

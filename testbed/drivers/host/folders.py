@@ -13,7 +13,12 @@ from testbed.errors import MachineError, UsageError
 
 _SHORT = 20  # characters of a domain's name in libvirt's paths (VIR_DOMAIN_SHORT_NAME_MAX)
 SOCKET = 107  # octets that the path of a UNIX socket may have: sun_path, with an octet of zero at its end
-PRIVATE = ("/run", "/dev", "/proc", "/sys")  # of a lab's namespaces: they hide, or are, another folder than outside
+PRIVATE = (
+    "/run",
+    "/dev",
+    "/proc",
+    "/sys",
+)  # of a lab's namespaces: they hide, or are, another folder than outside
 
 
 def home() -> Path:
@@ -59,7 +64,9 @@ def folder_of(variable: str, *, of_root: str, xdg: str, below_home: str) -> Path
         path = Path(above, "testbed") if above.startswith("/") else home() / below_home / "testbed"
         if not os.path.lexists(path):
             with suppress(UsageError):  # no home, which nothing needs then
-                earlier = home() / below_home / "testbed"  # of a version that did not know XDG's variables, or of a shell without them
+                earlier = (
+                    home() / below_home / "testbed"
+                )  # of a version that did not know XDG's variables, or of a shell without them
                 path = earlier if os.path.lexists(earlier / MARK) else path
     found = Path(os.path.realpath(path))
     if found != path:
@@ -78,11 +85,16 @@ def _named(variable: str, text: str) -> Path:
             return Path(pwd.getpwnam(first[1:]).pw_dir) / rest
         except KeyError:
             remedy = f"write the whole path, or ./{text} for a folder of that name"
-            raise UsageError(f"{variable} names no folder", fact=f"there is no account {first[1:]}", remedy=remedy) from None
+            raise UsageError(
+                f"{variable} names no folder", fact=f"there is no account {first[1:]}", remedy=remedy
+            ) from None
     try:
         return Path(text).absolute()
     except FileNotFoundError as error:
-        fact, remedy = f"{variable} is {text}, and the working folder has been deleted", "name an absolute path, or leave that folder"
+        fact, remedy = (
+            f"{variable} is {text}, and the working folder has been deleted",
+            "name an absolute path, or leave that folder",
+        )
         raise UsageError("there is no folder to begin at", fact=fact, remedy=remedy) from error
 
 
@@ -130,7 +142,11 @@ def require_room(root: Path, lab: str, machines: Iterable[str]) -> None:
     if size > SOCKET:
         most = longest_lab(root)
         fact = f"sockets below it would have paths of {size} octets, and {SOCKET} are possible"
-        shorter = f"give the lab a name of at most {most} characters, or name" if 0 < most < len(lab) else "name"
+        shorter = (
+            f"give the lab a name of at most {most} characters, or name" if 0 < most < len(lab) else "name"
+        )
         raise MachineError(
-            f"the path of {root / lab} is too long", fact=fact, remedy=f"{shorter} a state folder with a shorter path (TESTBED_STATE_DIR)"
+            f"the path of {root / lab} is too long",
+            fact=fact,
+            remedy=f"{shorter} a state folder with a shorter path (TESTBED_STATE_DIR)",
         )

@@ -74,9 +74,16 @@ def run(
         if log is not None:
             with log.open("ab") as stream:
                 done = subprocess.run(
-                    argv, stdout=stream, stderr=subprocess.STDOUT, timeout=timeout, env=env, check=False, cwd=cwd,
-                    stdin=subprocess.DEVNULL, umask=USUAL_UMASK,
-                )  # fmt: skip
+                    argv,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    timeout=timeout,
+                    env=env,
+                    check=False,
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    umask=USUAL_UMASK,
+                )
         else:
             done = subprocess.run(
                 argv, capture_output=True, timeout=timeout, env=env, check=False, cwd=cwd, input=stdin,
@@ -85,9 +92,13 @@ def run(
     except OSError as failure:
         raise error(what, fact=f"{argv[0]}: {failure.strerror}", remedy=_repeat(argv)) from failure
     except subprocess.TimeoutExpired as failure:
-        raise error(what, fact=f"{argv[0]} took longer than {timeout:.0f} s", remedy=_repeat(argv)) from failure
+        raise error(
+            what, fact=f"{argv[0]} took longer than {timeout:.0f} s", remedy=_repeat(argv)
+        ) from failure
     if done.returncode != 0:
-        output = _tail(log) if log is not None else (done.stderr or done.stdout)[-_TAIL:].decode(errors="replace")
+        output = (
+            _tail(log) if log is not None else (done.stderr or done.stdout)[-_TAIL:].decode(errors="replace")
+        )
         fact = f"{argv[0]} ended with status {done.returncode}: {output.strip()[-_TAIL:] or 'no output'}"
         raise error(what, fact=fact, remedy=_repeat(argv, log))
     return "" if log is not None else done.stdout.decode(errors="replace")
@@ -117,8 +128,13 @@ def spawn(argv: Sequence[str], *, log: Path, timeout: float) -> str:
     """
     with log.open("wb") as stream:
         child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stream, start_new_session=True,
-            cwd="/", umask=USUAL_UMASK,
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            start_new_session=True,
+            cwd="/",
+            umask=USUAL_UMASK,
         )
     assert child.stdout is not None
     with child.stdout as output:
@@ -128,10 +144,12 @@ def spawn(argv: Sequence[str], *, log: Path, timeout: float) -> str:
 
 @contextmanager
 def held(argv: Sequence[str], *, what: str, timeout: float) -> Iterator[int]:
-    """Run a program for as long as a block lasts, or its own process lives: it ends when its input does; give its process id.
+    """Run a program for as long as a block lasts, or its own process lives: it ends when its input does; give
+    its process id.
 
     Args:
-        timeout: seconds until it must have said ``ready`` on its standard output, and again until it must have ended.
+        timeout: seconds until it must have said ``ready`` on its standard output, and again until it must
+            have ended.
 
     Raises:
         ProvisioningError: it says something else, or nothing.
@@ -146,7 +164,9 @@ def held(argv: Sequence[str], *, what: str, timeout: float) -> Iterator[int]:
         with child.stdin, child.stdout:
             line = child.stdout.readline() if wait_readable(child.stdout.fileno(), timeout=timeout) else b""
             if line.strip() != b"ready":
-                fact = line.decode(errors="replace").strip() or f"{argv[0]} says nothing within {timeout:.0f} s"
+                fact = (
+                    line.decode(errors="replace").strip() or f"{argv[0]} says nothing within {timeout:.0f} s"
+                )
                 raise ProvisioningError(what, fact=fact, remedy=_repeat(argv))
             yield child.pid
     finally:

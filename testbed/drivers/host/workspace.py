@@ -26,12 +26,16 @@ _SHOWN = 60  # characters of what is no name
 
 def state_root() -> Path:
     """Return the folder that holds every lab's folder (TESTBED_STATE_DIR); raises like `folders.folder_of`."""
-    return folder_of("TESTBED_STATE_DIR", of_root="/var/lib/testbed", xdg="XDG_STATE_HOME", below_home=".local/state")
+    return folder_of(
+        "TESTBED_STATE_DIR", of_root="/var/lib/testbed", xdg="XDG_STATE_HOME", below_home=".local/state"
+    )
 
 
 def cache_root() -> Path:
     """Return the folder that holds the images (TESTBED_CACHE_DIR); raises like `folders.folder_of`."""
-    return folder_of("TESTBED_CACHE_DIR", of_root="/var/cache/testbed", xdg="XDG_CACHE_HOME", below_home=".cache")
+    return folder_of(
+        "TESTBED_CACHE_DIR", of_root="/var/cache/testbed", xdg="XDG_CACHE_HOME", below_home=".cache"
+    )
 
 
 def require_name(kind: str, text: str) -> None:
@@ -212,7 +216,9 @@ class Workspace:
         found = sorted((path.parent for path in self.runs.glob("*/result.json")), key=place)
         if not found:
             fact = f"{self.runs} holds no result"
-            raise UsageError(f"the lab {self.lab} has no check run", fact=fact, remedy=f"run `testbed check {self.lab}`")
+            raise UsageError(
+                f"the lab {self.lab} has no check run", fact=fact, remedy=f"run `testbed check {self.lab}`"
+            )
         return found[-1]
 
     @contextmanager
@@ -250,4 +256,6 @@ class Workspace:
 def labs(root: Path) -> list[str]:
     """Return the labs of ours that have a topology."""
     names = sorted(path.parent.name for path in root.glob("*/topology.yaml"))
-    return [name for name in names if is_name(name) and ownership.marked(root / name, ownership.lab_mark(name))]
+    return [
+        name for name in names if is_name(name) and ownership.marked(root / name, ownership.lab_mark(name))
+    ]

@@ -97,23 +97,35 @@ def _said(what: str, error: type[TestbedError] = ProvisioningError) -> Iterator[
         yield
     except libvirt.libvirtError as failure:
         fact = line(f"libvirt says: {failure.get_error_message() or failure}")
-        raise error(what, fact=fact, remedy="run `testbed status`; `testbed up` repairs what it can") from failure
+        raise error(
+            what, fact=fact, remedy="run `testbed status`; `testbed up` repairs what it can"
+        ) from failure
 
 
 def _bounded(xml: str) -> str:
     """Return the description of a domain, which a node gives, unless it is longer than any of ours."""
     if len(xml) > _XML:
         fact = f"its XML has {len(xml)} characters"
-        raise ProvisioningError("a virtual machine cannot be read", fact=fact, remedy="run `testbed status`, then rebuild the node")
+        raise ProvisioningError(
+            "a virtual machine cannot be read",
+            fact=fact,
+            remedy="run `testbed status`, then rebuild the node",
+        )
     return xml
 
 
 def _ask_agent(domain: Any, request: str, timeout: int, tries: int = _AGENT_TRIES) -> str:  # noqa: ANN401 - libvirt has no types
-    """Return an agent's answer; one that did not tell libvirt within five seconds that it listens has not been asked, and is asked anew."""
+    """Return an agent's answer; one that did not tell libvirt within five seconds that it listens has not
+    been asked, and is asked anew.
+    """
     try:
         return str(libvirt_qemu.qemuAgentCommand(domain, request, timeout, 0))
     except libvirt.libvirtError as error:
-        if tries > 1 and error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE and _UNHEARD in (error.get_error_message() or ""):
+        if (
+            tries > 1
+            and error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE
+            and _UNHEARD in (error.get_error_message() or "")
+        ):
             return _ask_agent(domain, request, timeout, tries - 1)
         raise
 
@@ -121,19 +133,25 @@ def _ask_agent(domain: Any, request: str, timeout: int, tries: int = _AGENT_TRIE
 class Hypervisor:
     """One libvirt connection."""
 
-    def __init__(self, uri: str, embedded: Path | None = None, cut: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, uri: str, embedded: Path | None = None, cut: Callable[[], object] = lambda: None
+    ) -> None:
         """Open the connection.
 
         Args:
             uri: any libvirt URI.
             embedded: root folder of an embedded libvirt, whose domains must have been found again first.
-            cut: ends what the connection runs over; called if the other side lives and does not answer in time.
+            cut: ends what the connection runs over; called if the other side lives and does not answer in
+                time.
 
         Raises:
             ProvisioningError: it cannot be opened.
 
         """
-        self._asked: dict[str, Any] = {}  # domains by name: an agent is asked dozens of times, and a look-up costs a fifth of a question
+        self._asked: dict[
+            str, Any
+            # domains by name: an agent is asked dozens of times, and a look-up costs a fifth of a question
+        ] = {}
         self._cut = cut
         _start_loop()
         with _said(f"cannot open the hypervisor {uri}"), closing_after(_LONGEST, cut):
@@ -172,7 +190,9 @@ class Hypervisor:
         with _said("cannot list domains"), closing_after(_LONGEST, self._cut):
             found = self._connection.listAllDomains()
         if len(found) > _DOMAINS:
-            raise ProvisioningError("domains cannot be listed", fact=f"there are {len(found)}", remedy="rebuild the node")
+            raise ProvisioningError(
+                "domains cannot be listed", fact=f"there are {len(found)}", remedy="rebuild the node"
+            )
         result = []
         for domain in found:
             try:
@@ -183,7 +203,9 @@ class Hypervisor:
         return result
 
     def owned(self, lab: str) -> Iterator[tuple[Domain, str, dict[str, object]]]:
-        """Yield the domains that carry a lab's mark, each with the resource's name and the properties it was made from."""
+        """Yield the domains that carry a lab's mark, each with the resource's name and the properties it was
+        made from.
+        """
         for domain in self.domains():
             mark = read_mark(domain.xml)
             if mark is not None and mark[0] == lab:
@@ -208,7 +230,9 @@ class Hypervisor:
             self._connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
 
     def restore(self, path: str) -> None:
-        """Start a transient domain that a file on its host describes, with the memory that is in it; it stands still until `resume`."""
+        """Start a transient domain that a file on its host describes, with the memory that is in it; it
+        stands still until `resume`.
+        """
         with _said("cannot start a virtual machine from saved memory"):
             self._connection.restoreFlags(path, None, libvirt.VIR_DOMAIN_SAVE_PAUSED)
 
@@ -256,14 +280,20 @@ class Hypervisor:
             self._find(name).attachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def live_xml(self, name: str) -> str:
-        """Return the XML that starts a domain anew with the hardware that it has now, devices plugged in later included."""
+        """Return the XML that starts a domain anew with the hardware that it has now, devices plugged in
+        later included.
+        """
         with _said(f"cannot describe {name}"):
-            return str(self._find(name).XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE))
+            return str(
+                self._find(name).XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+            )
 
     def entitle(self, name: str, title: str) -> None:
         """Give a running domain another title; the empty string takes it away."""
         with _said(f"cannot change the title of {name}"):
-            self._find(name).setMetadata(libvirt.VIR_DOMAIN_METADATA_TITLE, title or None, None, None, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            self._find(name).setMetadata(
+                libvirt.VIR_DOMAIN_METADATA_TITLE, title or None, None, None, libvirt.VIR_DOMAIN_AFFECT_LIVE
+            )
 
     def suspend(self, name: str) -> None:
         """Pause a domain."""
@@ -304,7 +334,9 @@ class Hypervisor:
         with _said(f"the guest agent of {name} does not connect", InstrumentError):
             number = self._connection.domainEventRegisterAny(domain, event, changed, None)
             try:
-                connected_before = ET.fromstring(domain.XMLDesc()).find("devices/channel/target[@state='connected']")
+                connected_before = ET.fromstring(domain.XMLDesc()).find(
+                    "devices/channel/target[@state='connected']"
+                )
                 while connected_before is None and not connected.wait(_LOOK_S):
                     if not domain.isActive() or time.monotonic() > end:
                         fact = "no word of it yet" if domain.isActive() else "the domain has ended"
@@ -336,7 +368,9 @@ class Hypervisor:
             answer = bounded_json.read(text)["return"]
         except (ValueError, KeyError, TypeError) as error:
             fact = f"{len(text)} characters that are no answer"
-            raise InstrumentError(f"the guest agent of {name} answers garbage", fact=fact, remedy="rebuild the guest") from error
+            raise InstrumentError(
+                f"the guest agent of {name} answers garbage", fact=fact, remedy="rebuild the guest"
+            ) from error
         return answer if isinstance(answer, dict) else {"value": answer}
 
     def ensure_pool(self, name: str, folder: str) -> None:
@@ -344,7 +378,9 @@ class Hypervisor:
         with _said(f"cannot make the pool {name}"):
             if name in {pool.name() for pool in self._connection.listAllStoragePools()}:
                 return
-            self._connection.storagePoolCreateXML(pool_xml(name, folder), libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
+            self._connection.storagePoolCreateXML(
+                pool_xml(name, folder), libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD
+            )
 
     def create_volume(self, pool: str, file: str, *, size: int, owner: int, backing: str | None) -> None:
         """Make a volume, mode 0600, with an explicit format (STO-02): qcow2 on a raw base, or raw.
@@ -364,6 +400,7 @@ class Hypervisor:
 
     def close(self) -> None:
         """Close the connection; domains run on."""
-        self._asked.clear()  # a domain that is still held keeps its connection open, beyond the end of what serves it
+        # a domain that is still held keeps its connection open, beyond the end of what serves it
+        self._asked.clear()
         with _said("cannot close the hypervisor"):
             self._connection.close()

@@ -1,4 +1,5 @@
-"""What a process takes along into a lab's enclosure where a libvirt daemon of the outer machine runs the nodes.
+"""What a process takes along into a lab's enclosure where a libvirt daemon of the outer machine runs the
+nodes.
 
 The daemon lives in the outer machine's namespaces, the lab's networks in the lab's own. A node's interface is
 therefore one end of a veth pair: its other end is attached to the lab's bridge.
@@ -23,7 +24,8 @@ class Outside:
     Args:
         uri: the libvirt URI, with a socket that can be reached from inside.
         network: descriptor of the outer machine's network namespace.
-        fresh: whether the enclosure is new, so that whatever the daemon still runs for the lab lost its networks.
+        fresh: whether the enclosure is new, so that whatever the daemon still runs for the lab lost its
+            networks.
 
     """
 
@@ -43,7 +45,9 @@ class Outside:
         path = require(uri)
         root = os.open("/", os.O_PATH | os.O_DIRECTORY)
         network = os.open("/proc/self/ns/net", os.O_RDONLY)
-        return cls(f"qemu+unix:///system?socket=/proc/self/fd/{root}{quote(str(path.resolve()))}", network, fresh)
+        return cls(
+            f"qemu+unix:///system?socket=/proc/self/fd/{root}{quote(str(path.resolve()))}", network, fresh
+        )
 
 
 def require(uri: str) -> Path:
@@ -58,7 +62,9 @@ def require(uri: str) -> Path:
     if os.geteuid() != 0:
         what = f"only root can run a lab with {uri}"
         fact = "the daemon runs nodes in the machine's network namespace, where only root makes interfaces"
-        raise MachineError(what, fact=fact, remedy="use sudo, or leave out --connect: the built-in libvirt needs no root")
+        raise MachineError(
+            what, fact=fact, remedy="use sudo, or leave out --connect: the built-in libvirt needs no root"
+        )
     if not path.exists():
         fact, remedy = f"there is no socket {path}", "start the daemon: `systemctl start libvirtd`"
         raise MachineError(f"cannot reach {uri}", fact=fact, remedy=remedy)
@@ -75,6 +81,10 @@ def socket_of(uri: str) -> Path:
     parts = urlsplit(uri)
     if parts.scheme not in ("qemu", "qemu+unix") or parts.netloc or parts.path != "/system":
         fact = "nodes need interfaces of this machine, and a daemon with the rights to use them"
-        raise UsageError(f"cannot run a lab with {uri}", fact=fact, remedy="use qemu:///system, or qemu+unix:///system?socket=PATH")
+        raise UsageError(
+            f"cannot run a lab with {uri}",
+            fact=fact,
+            remedy="use qemu:///system, or qemu+unix:///system?socket=PATH",
+        )
     named = parse_qs(parts.query).get("socket")
     return Path(named[0]) if named else next((path for path in _SOCKETS if path.exists()), _SOCKETS[0])

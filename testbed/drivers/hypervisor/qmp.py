@@ -1,7 +1,8 @@
 """A QEMU's monitor (QMP), as far as saving and loading memory needs it.
 
-libvirt can save and restore as well, but its restore insists on the name and the UUID that were saved; here one
-saved memory starts many machines. What is written is QEMU's own migration stream, without a header of libvirt's.
+libvirt can save and restore as well, but its restore insists on the name and the UUID that were saved; here
+one saved memory starts many machines. What is written is QEMU's own migration stream, without a header of
+libvirt's.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class Monitor:
                 self._pass_on(theirs)
                 self._command("migrate-set-parameters", max_bandwidth=_UNLIMITED)
                 self._command("migrate", uri="fd:memory")
-                while process.wait_readable(source.fileno(), timeout=timeout) and (data := source.read(_CHUNK)):
+                while process.wait_readable(source.fileno(), timeout=timeout) and (
+                    data := source.read(_CHUNK)
+                ):
                     target.write(data)
             self._wait(timeout)
             target.flush()
@@ -101,12 +104,19 @@ class Monitor:
                 return
             late = time.monotonic() > end
             if status not in _WORKING or late:
-                raise _cannot_be_moved(f"QEMU says: {status}{f' after {timeout:.0f} s' if late else ''} {found.get('error-desc', '')}")
+                raise _cannot_be_moved(
+                    f"QEMU says: {status}{f' after {timeout:.0f} s' if late else ''} "
+                    f"{found.get('error-desc', '')}"
+                )
             time.sleep(_LOOK_S)
 
 
 def _cannot_be_moved(fact: str) -> ProvisioningError:
-    return ProvisioningError("a virtual machine's memory cannot be moved", fact=fact, remedy="use --cold to do without saved memory")
+    return ProvisioningError(
+        "a virtual machine's memory cannot be moved",
+        fact=fact,
+        remedy="use --cold to do without saved memory",
+    )
 
 
 def _fill(file: Path, pipe: int) -> None:

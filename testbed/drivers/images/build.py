@@ -1,7 +1,7 @@
 """Turns a Debian root file system into an image; runs as a program of its own, as root of its namespaces.
 
-``python -m testbed.drivers.images.build JOB`` reads one JSON job, unpacks the archive, applies the playbook in
-a chroot with ansible-runner, and writes disk, kernel and initramfs into the job's folder. It needs a mount
+``python -m testbed.drivers.images.build JOB`` reads one JSON job, unpacks the archive, applies the playbook
+in a chroot with ansible-runner, and writes disk, kernel and initramfs into the job's folder. It needs a mount
 namespace (so that nothing it mounts is seen elsewhere) and uid 0 in a user namespace at least.
 """
 
@@ -97,7 +97,16 @@ def assemble(job: Job) -> None:
     target = Path(job.target)
     root = target / "root"
     root.mkdir()
-    _run("tar", "--extract", "--file", job.archive, "--directory", str(root), "--exclude=./dev/*", "--numeric-owner")
+    _run(
+        "tar",
+        "--extract",
+        "--file",
+        job.archive,
+        "--directory",
+        str(root),
+        "--exclude=./dev/*",
+        "--numeric-owner",
+    )
     _bind(root)
     _play(job, root)
     _unbind(root)
@@ -118,7 +127,18 @@ def assemble_guest_volume(target: Path) -> None:
     content = target / "content"
     folder = content / "guest"
     folder.mkdir(parents=True)
-    _run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-S", "4k", str(target / "disk.qcow2"), f"{folder}/root.raw")
+    _run(
+        "qemu-img",
+        "convert",
+        "-f",
+        "qcow2",
+        "-O",
+        "raw",
+        "-S",
+        "4k",
+        str(target / "disk.qcow2"),
+        f"{folder}/root.raw",
+    )
     shutil.copy(target / "initrd", folder / "initrd")
     packed = target / "vmlinux.zst"
     packed.write_bytes(packed_kernel((target / "vmlinuz").read_bytes()))
@@ -132,7 +152,8 @@ def assemble_guest_volume(target: Path) -> None:
 
 
 def packed_kernel(image: bytes) -> bytes:
-    """Return what is packed in a kernel that unpacks itself: an ELF file, which QEMU can start where it stands.
+    """Return what is packed in a kernel that unpacks itself: an ELF file, which QEMU can start where it
+    stands.
 
     Source: the Linux/x86 boot protocol, 1.3 (setup_sects, payload_offset and payload_length).
 
@@ -144,14 +165,18 @@ def packed_kernel(image: bytes) -> bytes:
         raise _odd_kernel("it has no header of the Linux boot protocol")
     offset, length = struct.unpack_from("<II", image, 0x248)
     start = (image[0x1F1] + 1) * 512 + offset
-    payload = image[start : start + length - 4]  # the last four octets tell how long it is when it is unpacked
+    payload = image[
+        start : start + length - 4
+    ]  # the last four octets tell how long it is when it is unpacked
     if not payload.startswith(_ZSTANDARD):
         raise _odd_kernel(f"what is packed in it begins with {payload[:4].hex()}, and not as Zstandard does")
     return payload
 
 
 def _odd_kernel(fact: str) -> ImageError:
-    return ImageError("the guests' kernel cannot be unpacked", fact=fact, remedy="use a kernel package of Debian 13")
+    return ImageError(
+        "the guests' kernel cannot be unpacked", fact=fact, remedy="use a kernel package of Debian 13"
+    )
 
 
 def assemble_pool_volume(target: Path) -> None:
@@ -172,7 +197,9 @@ def _bind(root: Path) -> None:
 
 
 def _unbind(root: Path) -> None:
-    """Detach what `_bind` has attached, each tree as a whole: in a user namespace its parts cannot be detached by themselves."""
+    """Detach what `_bind` has attached, each tree as a whole: in a user namespace its parts cannot be
+    detached by themselves.
+    """
     for source in ("sys", "dev", "proc"):
         _run("umount", "--lazy", str(root / source))
 
@@ -217,7 +244,9 @@ def _play(job: Job, root: Path) -> None:
 def _kernel(root: Path, target: Path) -> str:
     kernels = sorted((root / "boot").glob("vmlinuz-*"))
     if not kernels:
-        raise ImageError("the image has no kernel", fact="nothing matches /boot/vmlinuz-*", remedy="add a kernel package")
+        raise ImageError(
+            "the image has no kernel", fact="nothing matches /boot/vmlinuz-*", remedy="add a kernel package"
+        )
     shutil.copy(kernels[-1], target / "vmlinuz")
     return kernels[-1].name.removeprefix("vmlinuz-")
 
@@ -242,17 +271,22 @@ def _initramfs(job: Job, root: Path, release: str, target: Path) -> None:
 def _cpio(tree: Path, init: str, archive: Path) -> None:
     (tree / "init").write_text(init)
     (tree / "init").chmod(0o755)
-    _run("sh", "-c", 'cd "$1" && find . | cpio --quiet -o -H newc -R 0:0 > "$2"', "sh", str(tree), str(archive))
+    _run(
+        "sh", "-c", 'cd "$1" && find . | cpio --quiet -o -H newc -R 0:0 > "$2"', "sh", str(tree), str(archive)
+    )
 
 
 def _module_files(modules: Path, names: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files of modules and of all that they depend on, in loading order; what is built in needs no file.
+    """Yield the files of modules and of all that they depend on, in loading order; what is built in needs no
+    file.
 
     Raises:
         ImageError: the kernel has no such module.
 
     """
-    builtin = {Path(line).name.removesuffix(".ko") for line in (modules / "modules.builtin").read_text().splitlines()}
+    builtin = {
+        Path(line).name.removesuffix(".ko") for line in (modules / "modules.builtin").read_text().splitlines()
+    }
     dependencies: dict[str, tuple[str, list[str]]] = {}
     for line in (modules / "modules.dep").read_text().splitlines():
         file, _, needed = line.partition(":")
@@ -262,7 +296,11 @@ def _module_files(modules: Path, names: tuple[str, ...]) -> Iterator[Path]:
         if name in builtin:
             continue
         if name not in dependencies:
-            raise ImageError(f"the kernel has no module {name}", fact=f"{modules} does not list it", remedy="correct images.yaml")
+            raise ImageError(
+                f"the kernel has no module {name}",
+                fact=f"{modules} does not list it",
+                remedy="correct images.yaml",
+            )
         module, needed_first = dependencies[name]
         for item in (*reversed(needed_first), module):
             if item not in seen:
@@ -278,8 +316,24 @@ def _shrink(root: Path) -> None:
 
 def _disk(target: Path, content: Path, size: str, name: str) -> None:
     raw = target / f"{name}.raw"
-    _run("mke2fs", "-q", "-t", "ext4", "-L", name, "-m", "0", "-E", "root_owner=0:0,lazy_itable_init=1",
-         "-O", "^has_journal" if name == "volume" else "has_journal", "-d", str(content), str(raw), size)  # fmt: skip
+    _run(
+        "mke2fs",
+        "-q",
+        "-t",
+        "ext4",
+        "-L",
+        name,
+        "-m",
+        "0",
+        "-E",
+        "root_owner=0:0,lazy_itable_init=1",
+        "-O",
+        "^has_journal" if name == "volume" else "has_journal",
+        "-d",
+        str(content),
+        str(raw),
+        size,
+    )
     _run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(target / f"{name}.qcow2"))
     raw.unlink()
 

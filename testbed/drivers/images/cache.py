@@ -21,7 +21,17 @@ import yaml
 
 from testbed.drivers.host import content_store as caches
 from testbed.drivers.host import process
-from testbed.drivers.host.content_store import BASE, IMAGE, altered, clear_leftovers, crowded, entries, file_digest, publish, remove_tree
+from testbed.drivers.host.content_store import (
+    BASE,
+    IMAGE,
+    altered,
+    clear_leftovers,
+    crowded,
+    entries,
+    file_digest,
+    publish,
+    remove_tree,
+)
 from testbed.drivers.host.private_files import write_public
 from testbed.drivers.host.process import as_root
 from testbed.drivers.images import build
@@ -41,7 +51,8 @@ class Recipe:
     """What an image is made of.
 
     Args:
-        key: digest (hexadecimal) of this recipe, of every file of its playbook, and of the program that assembles it.
+        key: digest (hexadecimal) of this recipe, of every file of its playbook, and of the program that
+            assembles it.
 
     """
 
@@ -92,7 +103,9 @@ class Image:
 
         """
         if fact := altered({self.folder / file: digest for file, digest in self.digests.items()}):
-            remedy = f"remove it with `testbed image rm {self.name}` and run the command again: it is made anew"
+            remedy = (
+                f"remove it with `testbed image rm {self.name}` and run the command again: it is made anew"
+            )
             raise ImageError(f"the image {self.name} is not what was baked", fact=fact, remedy=remedy)
 
 
@@ -111,7 +124,9 @@ class ImageCache:
         result = {}
         for name, item in data["images"].items():
             entry = json.dumps([_VERSION, data["suite"], item], sort_keys=True)
-            key = hashlib.sha256(entry.encode() + self._playbook_digest(item["playbook"]) + program).hexdigest()[:16]
+            key = hashlib.sha256(
+                entry.encode() + self._playbook_digest(item["playbook"]) + program
+            ).hexdigest()[:16]
             result[name] = Recipe(
                 name,
                 data["suite"],
@@ -128,8 +143,12 @@ class ImageCache:
         digest = hashlib.sha256((self._playbooks / playbook).read_bytes())
         for role in roles:
             for path in sorted((self._playbooks / "roles" / role).rglob("*")):
-                if path.is_file() and path.parent.name != "__pycache__":  # what has run from here is no part of it
-                    digest.update(str(path.relative_to(self._playbooks)).encode() + b"\0" + path.read_bytes() + b"\0")
+                if (
+                    path.is_file() and path.parent.name != "__pycache__"
+                ):  # what has run from here is no part of it
+                    digest.update(
+                        str(path.relative_to(self._playbooks)).encode() + b"\0" + path.read_bytes() + b"\0"
+                    )
         return digest.digest()
 
     def find(self, recipe: Recipe) -> Image | None:
@@ -175,7 +194,9 @@ class ImageCache:
         image = self.find(recipe)
         if image is None:
             fact = f"{self._folder} has no {recipe.name}-{recipe.key}"
-            raise ImageError(f"the image {recipe.name} is missing", fact=fact, remedy="run `testbed image bake`")
+            raise ImageError(
+                f"the image {recipe.name} is missing", fact=fact, remedy="run `testbed image bake`"
+            )
         return image
 
     def _check_space(self, count: int) -> None:
@@ -229,7 +250,10 @@ class ImageCache:
         return ImageError(
             f"the disk filled up while the image {recipe.name} was baked",
             fact=f"{self._folder} has {free // 2**20} MiB left, and {str(error).splitlines()[0]}",
-            remedy="free some space (`testbed image prune` helps), or point TESTBED_CACHE_DIR elsewhere; nothing half-done is left",
+            remedy=(
+                "free some space (`testbed image prune` helps), or point TESTBED_CACHE_DIR elsewhere; "
+                "nothing half-done is left"
+            ),
         )
 
     def _base(self, recipe: Recipe, progress: Progress, log: Path) -> Path:
@@ -293,7 +317,8 @@ class ImageCache:
     def prune(self) -> list[Path]:
         """Delete what no present recipe names, and leftovers of killed processes; return what was deleted.
 
-        Saved memory stays, see `testbed.drivers.snapshots.machine_memory`; so do checkpoints, proofs, and whatever is not ours.
+        Saved memory stays, see `testbed.drivers.snapshots.machine_memory`; so do checkpoints, proofs, and
+        whatever is not ours.
 
         Raises:
             MachineError, UsageError: the cache folder is not ours.

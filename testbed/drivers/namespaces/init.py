@@ -1,7 +1,7 @@
 """First process of a lab's namespaces: keeps them alive, gives them a private /run and /dev, reaps orphans.
 
-Runs as ``python -m testbed.drivers.namespaces.init LAB STATE [DEVICE[:GROUP] …]`` in new network, mount and process
-namespaces. When it ends, the kernel ends everything in them; so taking a lab down is one kill (D2).
+Runs as ``python -m testbed.drivers.namespaces.init LAB STATE [DEVICE[:GROUP] …]`` in new network, mount and
+process namespaces. When it ends, the kernel ends everything in them; so taking a lab down is one kill (D2).
 Device nodes that are not named are not there: a guest's emulator never sees the outer machine's disks, and
 an accelerator that does not work is out of sight (D7).
 """
@@ -22,7 +22,9 @@ _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "net/tun")
 
 
 def _mount(*arguments: str) -> None:
-    process.run(["mount", *arguments], what="cannot prepare the lab's namespaces", timeout=30, error=MachineError)
+    process.run(
+        ["mount", *arguments], what="cannot prepare the lab's namespaces", timeout=30, error=MachineError
+    )
 
 
 def _made(device: Path, target: Path, group: int) -> bool:
@@ -47,8 +49,13 @@ def _private_dev(extra: list[str]) -> None:
         if not (group and _made(Path("/dev", name), target, int(group))):
             target.touch()
             _mount("--bind", f"/dev/{name}", str(target))
-    for name, target_name in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
-                              ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")):  # fmt: skip
+    for name, target_name in (
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ):
         (staging / name).symlink_to(target_name)
     for name, options in (("pts", "newinstance,ptmxmode=0666,mode=620"), ("shm", "mode=1777")):
         (staging / name).mkdir()

@@ -1,4 +1,5 @@
-"""A lab's enclosure: network, mount and process namespaces of its own, and a user namespace for ordinary users.
+"""A lab's enclosure: network, mount and process namespaces of its own, and a user namespace for ordinary
+users.
 
 The first process in it is the holder. Finding a lab's enclosure is finding its holder in /proc; nothing is
 written down that could be stale. Entering forks: the child works inside, the parent only waits, so that
@@ -89,7 +90,18 @@ def create(lab: str, state: Path, *, devices: tuple[str, ...], python: str, log:
     """
     unshare = process.require("unshare", package="util-linux")
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user", "--map-auto"]
-    argv = [unshare, *user, "--net", "--mount", "--pid", "--fork", "--mount-proc", "--propagation", "private", "--"]
+    argv = [
+        unshare,
+        *user,
+        "--net",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--propagation",
+        "private",
+        "--",
+    ]
     argv += [python, "-m", _MODULE, lab, str(state), *devices]
     first_line = process.spawn(argv, log=log, timeout=60)
     found = find(lab, state)
@@ -142,7 +154,9 @@ def enter(enclosure: Enclosure) -> None:
         if _LIBC.setns(descriptor, 0) != 0:
             fact = f"setns({name}): {os.strerror(ctypes.get_errno())}"
             raise MachineError(
-                f"cannot enter the lab {enclosure.lab}", fact=fact, remedy="run the command as the user who made the lab"
+                f"cannot enter the lab {enclosure.lab}",
+                fact=fact,
+                remedy="run the command as the user who made the lab",
             )
         os.close(descriptor)
     child = os.fork()

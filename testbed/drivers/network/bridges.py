@@ -1,6 +1,8 @@
-"""Bridges and taps of a lab, in the network namespace this process is in: the only file that imports pyroute2.
+"""Bridges and taps of a lab, in the network namespace this process is in: the only file that imports
+pyroute2.
 
-Every interface carries the lab's name and its properties in its alias; what has no such alias is never touched.
+Every interface carries the lab's name and its properties in its alias; what has no such alias is never
+touched.
 """
 
 from __future__ import annotations
@@ -73,7 +75,9 @@ class Fabric:
 
         """
         with _netlink(f"cannot make the bridge {name}") as route:
-            route.link("add", ifname=name, kind="bridge", br_stp_state=0, br_mcast_snooping=0, br_forward_delay=0)
+            route.link(
+                "add", ifname=name, kind="bridge", br_stp_state=0, br_mcast_snooping=0, br_forward_delay=0
+            )
             index = route.link_lookup(ifname=name)[0]
             if address is not None:
                 route.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
@@ -104,7 +108,8 @@ class Fabric:
 
         Args:
             peer: name of the end in the namespace.
-            mac: its MAC address; ours gets one so high that the bridge keeps its own, which is the lowest of its ports'.
+            mac: its MAC address; ours gets one so high that the bridge keeps its own, which is the lowest of
+                its ports'.
             process: a process in it.
 
         Raises:

@@ -57,7 +57,8 @@ def _idl(remote: str, deadline: float) -> Any:  # noqa: ANN401 - the library has
 def _api_of(own: connection.Connection) -> Any:  # noqa: ANN401 - the library has no types
     """Return the library's commands by a connection of their own.
 
-    The library keeps one connection for a class: a second object would use the first one's, and end it when it is closed.
+    The library keeps one connection for a class: a second object would use the first one's, and end it when
+    it is closed.
     """
     return type("Api", (OvnNbApiIdlImpl,), {"_ovsdb_connection": None})(own)
 
@@ -66,7 +67,15 @@ class Northbound:
     """One connection to the northbound database, over TLS."""
 
     def __init__(
-        self, address: str, lab: str, *, key: Path, certificate: Path, authority: Path, timeout: int, socket: Path | None = None
+        self,
+        address: str,
+        lab: str,
+        *,
+        key: Path,
+        certificate: Path,
+        authority: Path,
+        timeout: int,
+        socket: Path | None = None,
     ) -> None:
         """Open the connection.
 
@@ -110,7 +119,9 @@ class Northbound:
     def tables(self) -> Tables:
         """Return every row of every table, as the library reads them."""
         with _said("cannot read OVN's northbound database"):
-            return {name: self._api.db_list(name).execute(check_error=True) for name in sorted(self._api.tables)}
+            return {
+                name: self._api.db_list(name).execute(check_error=True) for name in sorted(self._api.tables)
+            }
 
     def remove(self, strays: Iterable[Stray], tables: Tables) -> None:
         """Take away rows, columns and options that should not be there, all at once.
@@ -122,7 +133,10 @@ class Northbound:
         strays = list(strays)
         rows = {stray.row: stray.table for stray in strays if stray.column is None}
         roots = {name for name, table in self._api.tables.items() if table.is_root}
-        with _said("cannot clear OVN's northbound database"), self._api.transaction(check_error=True) as change:
+        with (
+            _said("cannot clear OVN's northbound database"),
+            self._api.transaction(check_error=True) as change,
+        ):
             for stray in strays:
                 if stray.column is not None and stray.option is not None:
                     change.add(self._api.db_remove(stray.table, stray.row, stray.column, stray.option))
@@ -135,20 +149,32 @@ class Northbound:
                     change.add(self._api.db_destroy(table, row))
 
     def set_switch(self, network: TenantNetwork, rules: tuple[Acl, ...]) -> None:
-        """Make an empty switch if there is none, then make it what it must be, all at once: addresses, DHCP, and exactly these rules."""
+        """Make an empty switch if there is none, then make it what it must be, all at once: addresses, DHCP,
+        and exactly these rules.
+        """
         label, six = network.label, network.network6
-        options = {"subnet": str(network.network), "requested-tnl-key": str(network.key), **({"ipv6_prefix": str(six)} if six else {})}
+        options = {
+            "subnet": str(network.network),
+            "requested-tnl-key": str(network.key),
+            **({"ipv6_prefix": str(six)} if six else {}),
+        }
         with _said(f"cannot configure the switch {label}"):
             self._api.ls_add(label, may_exist=True).execute(check_error=True)
             present, dhcp = self._rules(label), {mark: self._dhcp(label, mark) for mark in (FOUR, SIX)}
             with self._api.transaction(check_error=True) as change:
                 change.add(self._api.db_set("Logical_Switch", label, ("external_ids", {MARK: self._lab})))
                 change.extend(self._to_options(label, options))
-                for row in [row for rule, found in present.items() for row in (found[1:] if rule in rules else found)]:
+                for row in [
+                    row for rule, found in present.items() for row in (found[1:] if rule in rules else found)
+                ]:
                     change.add(self._api.db_remove("Logical_Switch", label, "acls", row))
                 for rule in set(rules) - present.keys():
-                    change.add(self._api.acl_add(label, rule.direction, rule.priority, rule.match, rule.action))
-                change.add(self._to_dhcp(dhcp[FOUR], FOUR, label, str(network.network), dhcp_options(network)))
+                    change.add(
+                        self._api.acl_add(label, rule.direction, rule.priority, rule.match, rule.action)
+                    )
+                change.add(
+                    self._to_dhcp(dhcp[FOUR], FOUR, label, str(network.network), dhcp_options(network))
+                )
                 if six:
                     change.add(self._to_dhcp(dhcp[SIX], SIX, label, str(six), dhcp6_options(network)))
                 elif dhcp[SIX] is not None:
@@ -157,11 +183,15 @@ class Northbound:
                 change.extend(command for mark in (FOUR, SIX) for command in self._one_of(mark, label))
 
     def _one_of(self, mark: str, switch: str) -> Iterator[Any]:
-        """Yield the commands that leave a switch one row of DHCP settings, which the ports of all others then have."""
+        """Yield the commands that leave a switch one row of DHCP settings, which the ports of all others then
+        have.
+        """
         found = self._dhcp_rows.get((mark, switch), [])
         column = {FOUR: "dhcpv4_options", SIX: "dhcpv6_options"}[mark]
         for other in found[1:]:
-            for port in self._api.db_list("Logical_Switch_Port", columns=["_uuid", column]).execute(check_error=True):
+            for port in self._api.db_list("Logical_Switch_Port", columns=["_uuid", column]).execute(
+                check_error=True
+            ):
                 if port[column] == other:
                     yield self._api.db_set("Logical_Switch_Port", port["_uuid"], (column, found[0]))
             yield self._api.dhcp_options_del(other)
@@ -169,11 +199,15 @@ class Northbound:
     def _to_dhcp(self, row: Any, mark: str, switch: str, cidr: str, options: dict[str, str]) -> Any:  # noqa: ANN401 - the library has no types
         """Return the command that gives a switch these DHCP settings; its row is None if it has none yet."""
         if row is None:
-            return self._api.db_create_row("DHCP_Options", cidr=cidr, options=options, external_ids={mark: switch})
+            return self._api.db_create_row(
+                "DHCP_Options", cidr=cidr, options=options, external_ids={mark: switch}
+            )
         return self._api.dhcp_options_set_options(row, **options)
 
     def _options(self, switch: str) -> dict[str, str]:
-        found: dict[str, str] = self._api.db_get("Logical_Switch", switch, "other_config").execute(check_error=True)
+        found: dict[str, str] = self._api.db_get("Logical_Switch", switch, "other_config").execute(
+            check_error=True
+        )
         return found
 
     def _to_options(self, switch: str, options: dict[str, str]) -> Iterator[Any]:
@@ -191,7 +225,9 @@ class Northbound:
         return found
 
     def _dhcp(self, switch: str, mark: str) -> UUID | None:
-        """Return the row of a switch's DHCP settings; where it was seen last is looked first, since tables are long in large labs."""
+        """Return the row of a switch's DHCP settings; where it was seen last is looked first, since tables
+        are long in large labs.
+        """
         rows = self._api.tables["DHCP_Options"].rows
         first = next(iter(self._dhcp_rows.get((mark, switch), [])), None)
         if _labels(rows.get(first)).get(mark) != switch:
@@ -204,11 +240,14 @@ class Northbound:
             first = next(iter(found.get((mark, switch), [])), None)
         return first
 
-    def set_port(self, label: str, switch: str, port: str, addresses: str, limits: Limits, *, fresh: bool = False) -> None:
+    def set_port(
+        self, label: str, switch: str, port: str, addresses: str, limits: Limits, *, fresh: bool = False
+    ) -> None:
         """Make a port, or make it what it must be, on the switch it must be on, all at once.
 
         Args:
-            fresh: there is no port of this label yet, of whatever name and on whatever switch; nobody looks for one.
+            fresh: there is no port of this label yet, of whatever name and on whatever switch; nobody looks
+                for one.
 
         """
         with _said(f"cannot configure the port {label}"):
@@ -223,19 +262,31 @@ class Northbound:
                 change.add(self._api.lsp_add(switch, port, may_exist=True))
                 change.add(self._api.lsp_set_addresses(port, [addresses]))
                 change.add(self._api.lsp_set_port_security(port, [addresses]))
-                change.add(self._api.db_set("Logical_Switch_Port", port, ("external_ids", {MARK: self._lab, "resource": label})))
+                change.add(
+                    self._api.db_set(
+                        "Logical_Switch_Port", port, ("external_ids", {MARK: self._lab, "resource": label})
+                    )
+                )
                 change.add(self._api.lsp_set_dhcpv4_options(port, four))
                 change.add(self._api.db_set("Logical_Switch_Port", port, ("dhcpv6_options", six or [])))
                 self._limit_port(switch, port, limits, fresh=fresh)
 
     def _limit_port(self, switch: str, port: str, limits: Limits, *, fresh: bool = False) -> None:
-        """Limit what a port sends and has tracked; 0 takes a limit away. What limits it besides is taken away as well."""
+        """Limit what a port sends and has tracked; 0 takes a limit away. What limits it besides is taken away
+        as well.
+        """
         rule = (switch, "from-lport", _QOS_PRIORITY, sent_by(port))
         rates = {"rate": limits.bandwidth // KBIT, "burst": limits.burst // KBIT}
         with self._api.transaction(check_error=True) as change:
-            change.add(self._api.db_set("Logical_Switch_Port", port, ("options", {TRACKED: str(limits.connections)})))
+            change.add(
+                self._api.db_set("Logical_Switch_Port", port, ("options", {TRACKED: str(limits.connections)}))
+            )
             change.extend(() if fresh else self._other_limits(*rule))
-            change.add(self._api.qos_add(*rule, **rates, may_exist=True) if limits.bandwidth else self._api.qos_del(*rule))
+            change.add(
+                self._api.qos_add(*rule, **rates, may_exist=True)
+                if limits.bandwidth
+                else self._api.qos_del(*rule)
+            )
 
     def _other_limits(self, switch: str, direction: str, priority: int, match: str) -> Iterator[Any]:
         """Yield the commands that remove every row about a match but the first one that is as described."""
@@ -244,7 +295,9 @@ class Northbound:
         alike = {row["_uuid"]: (row["direction"], row["priority"]) for row in rows if row["match"] == match}
         kept = False
         if alike:
-            for owner in self._api.db_list("Logical_Switch", columns=["_uuid", "name", "qos_rules"]).execute(check_error=True):
+            for owner in self._api.db_list("Logical_Switch", columns=["_uuid", "name", "qos_rules"]).execute(
+                check_error=True
+            ):
                 for uuid in filter(alike.__contains__, owner["qos_rules"]):
                     own = owner["name"] == switch and alike[uuid] == (direction, priority)
                     if kept or not own:
@@ -324,5 +377,9 @@ class Northbound:
             for rule in gone:
                 change.add(self._api.acl_del(switch, rule.direction, rule.priority, rule.match))
             for rule in new:
-                change.add(self._api.acl_add(switch, rule.direction, rule.priority, rule.match, rule.action, may_exist=True))
+                change.add(
+                    self._api.acl_add(
+                        switch, rule.direction, rule.priority, rule.match, rule.action, may_exist=True
+                    )
+                )
         self.sync()

@@ -1,7 +1,9 @@
-"""Rows of OVN's northbound database as properties of a lab's switches and ports. Pure. No row hides another one.
+"""Rows of OVN's northbound database as properties of a lab's switches and ports. Pure. No row hides another
+one.
 
-Names of switches, external ids and matches of rules need not be unique. Of several rows with the same label one keeps it, and
-the others get a label of their own, which no topology asks for: so they are drift, and `up` removes them.
+Names of switches, external ids and matches of rules need not be unique. Of several rows with the same label
+one keeps it, and the others get a label of their own, which no topology asks for: so they are drift, and `up`
+removes them.
 """
 
 from __future__ import annotations
@@ -39,13 +41,17 @@ def switches(lab: str, tables: Tables) -> dict[str, dict[str, Any]]:
             dhcp[pair].append(row["options"])
     return {
         label: {
-            "network": " ".join(row["other_config"][key] for key in ("subnet", "ipv6_prefix") if key in row["other_config"]),
+            "network": " ".join(
+                row["other_config"][key] for key in ("subnet", "ipv6_prefix") if key in row["other_config"]
+            ),
             "tunnel_key": int(row["other_config"].get("requested-tnl-key", 0)),
             "dhcp": _settings(dhcp[FOUR, row["name"]]),
             "dhcp6": _settings(dhcp[SIX, row["name"]]),
             "names": len(row["dns_records"]),
             "acls": [str(rule) for rule in sorted(_acl(rules[key]) for key in row["acls"] if key in rules)],
-            "options": sorted(f"{key}={value}" for key, value in row["other_config"].items() if key not in OWN_OPTIONS),
+            "options": sorted(
+                f"{key}={value}" for key, value in row["other_config"].items() if key not in OWN_OPTIONS
+            ),
         }
         for label, row in _switches(lab, tables)
     }
@@ -53,7 +59,9 @@ def switches(lab: str, tables: Tables) -> dict[str, dict[str, Any]]:
 
 def _switches(lab: str, tables: Tables) -> list[tuple[str, Row]]:
     own = [row for row in tables["Logical_Switch"] if _owned(lab, row)]
-    return _told_apart(own, lambda row: str(row["name"]), lambda row: (-len(row["ports"]), str(row["_uuid"])), "_uuid")
+    return _told_apart(
+        own, lambda row: str(row["name"]), lambda row: (-len(row["ports"]), str(row["_uuid"])), "_uuid"
+    )
 
 
 def _acl(row: Row) -> Acl:
@@ -121,7 +129,9 @@ def _owners(lab: str, tables: Tables) -> dict[UUID, list[str]]:
 def _told_apart(
     rows: Iterable[Row], label: Callable[[Row], str], order: Callable[[Row], Any], name: str
 ) -> list[tuple[str, Row]]:  # fmt: skip
-    """Return rows with labels that differ: of those with the same one, all but the first have a column's value behind it."""
+    """Return rows with labels that differ: of those with the same one, all but the first have a column's
+    value behind it.
+    """
     seen: set[str] = set()
     found = []
     for row in sorted(rows, key=order):

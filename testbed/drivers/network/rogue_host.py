@@ -1,7 +1,8 @@
-"""A host that does not belong to the fleet, on one of its infrastructure networks: a network namespace inside the lab's.
+"""A host that does not belong to the fleet, on one of its infrastructure networks: a network namespace inside
+the lab's.
 
-It lives as long as the block that uses it, and never longer than our own process: its first process ends with its input,
-and the kernel then ends everything in it and removes its interface.
+It lives as long as the block that uses it, and never longer than our own process: its first process ends with
+its input, and the kernel then ends everything in it and removes its interface.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from testbed.model.topology import LabNetwork
 ROGUE = "rogue"  # kind of its interface; `plan` neither wants nor misses it
 _LIFE = 900  # seconds
 _INTERFACE = "rogue0"
-# A file system of its own below /run, where the probe has its pipe, and the view of its own interfaces below /sys.
-# It takes its IPv6 address without asking whether anybody else has it.
+# A file system of its own below /run, where the probe has its pipe, and the view of its own interfaces below
+# /sys. It takes its IPv6 address without asking whether anybody else has it.
 _PROGRAM = (
-    "mount -t sysfs sys /sys && mount -t tmpfs run /run || exit; echo 0 2>/dev/null > /proc/sys/net/ipv6/conf/default/accept_dad; "
+    "mount -t sysfs sys /sys && mount -t tmpfs run /run || exit; echo 0 2>/dev/null > "
+    "/proc/sys/net/ipv6/conf/default/accept_dad; "
     f"echo ready; exec timeout {_LIFE} cat"
 )
 
@@ -43,13 +45,23 @@ class Rogue:
             InstrumentError: it fails, or takes longer than so many seconds.
 
         """
-        enter = [process.require("nsenter", package="util-linux"), f"--target={self.pid}", "--net", "--mount", "--pid"]
+        enter = [
+            process.require("nsenter", package="util-linux"),
+            f"--target={self.pid}",
+            "--net",
+            "--mount",
+            "--pid",
+        ]
         what = f"a program on the {self.site.label} host failed"
-        return process.run([*enter, *argv], what=what, timeout=timeout, error=InstrumentError, stdin=stdin).encode()
+        return process.run(
+            [*enter, *argv], what=what, timeout=timeout, error=InstrumentError, stdin=stdin
+        ).encode()
 
 
 @contextmanager
-def standing(fabric: Fabric, network: LabNetwork, site: Site, routes: Mapping[IPv4Address, IPv4Address]) -> Iterator[Rogue]:
+def standing(
+    fabric: Fabric, network: LabNetwork, site: Site, routes: Mapping[IPv4Address, IPv4Address]
+) -> Iterator[Rogue]:
     """Let a rogue host stand on a network while a block runs.
 
     Args:
@@ -60,14 +72,41 @@ def standing(fabric: Fabric, network: LabNetwork, site: Site, routes: Mapping[IP
 
     """
     unshare = process.require("unshare", package="util-linux")
-    argv = [unshare, "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--", "/bin/sh", "-c", _PROGRAM]
+    argv = [
+        unshare,
+        "--net",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "--",
+        "/bin/sh",
+        "-c",
+        _PROGRAM,
+    ]
     with process.held(argv, what=f"no rogue host can stand on {network.plane}", timeout=30) as outer:
         pid = _only_child(outer)
-        fabric.create_rogue(f"rogue-{network.plane}"[:15], f"{ROGUE}={network.plane}", network.bridge, _INTERFACE, site.mac, pid)
+        fabric.create_rogue(
+            f"rogue-{network.plane}"[:15],
+            f"{ROGUE}={network.plane}",
+            network.bridge,
+            _INTERFACE,
+            site.mac,
+            pid,
+        )
         found = Rogue(site, pid)
-        lines = [f"addr add {site.address}/{network.network.prefixlen} dev {_INTERFACE}", f"link set {_INTERFACE} up"]
-        lines += [f"route add {address}/32 via {neighbour} dev {_INTERFACE}" for address, neighbour in routes.items()]
-        found.run([process.require("ip", package="iproute2"), "-batch", "-"], "\n".join(lines).encode() + b"\n")
+        lines = [
+            f"addr add {site.address}/{network.network.prefixlen} dev {_INTERFACE}",
+            f"link set {_INTERFACE} up",
+        ]
+        lines += [
+            f"route add {address}/32 via {neighbour} dev {_INTERFACE}"
+            for address, neighbour in routes.items()
+        ]
+        found.run(
+            [process.require("ip", package="iproute2"), "-batch", "-"], "\n".join(lines).encode() + b"\n"
+        )
         yield found
 
 

@@ -1,4 +1,6 @@
-"""Clocks of machines: one that has stood still, paused or saved, goes on with the time at which it stopped."""
+"""Clocks of machines: one that has stood still, paused or saved, goes on with the time at which it
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def set_right(host: Host) -> str:
     try:
         behind = (asked + answered) / 2 - float(text)
     except ValueError as error:
-        raise ProvisioningError(f"the clock of {host.name} cannot be read", fact=repr(text[:80]), remedy="run `testbed status`") from error
+        raise ProvisioningError(
+            f"the clock of {host.name} cannot be read", fact=repr(text[:80]), remedy="run `testbed status`"
+        ) from error
     if abs(behind) <= _TOLERATED + (answered - asked) / 2:
         return ""
     host.must(f"date --set=@{time.time() + (answered - asked) / 2:.3f}")

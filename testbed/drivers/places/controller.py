@@ -56,13 +56,17 @@ class Central:
 
     @contextmanager
     def _looked_into(self, found: dict[Key, Properties]) -> Iterator[Northbound]:
-        """Yield the northbound database, to be read: by way of ssh and its own socket, where a setting may have cut ours.
+        """Yield the northbound database, to be read: by way of ssh and its own socket, where a setting may
+        have cut ours.
 
         Args:
             found: the controller's settings.
 
         """
-        wanted = {Key(self.name, Kind.SETTING, item.name): {"value": item.value} for item in settings(self.lab, self.lab.controller)}
+        wanted = {
+            Key(self.name, Kind.SETTING, item.name): {"value": item.value}
+            for item in settings(self.lab, self.lab.controller)
+        }
         if found == wanted:
             yield self.northbound
             return
@@ -79,7 +83,8 @@ class Central:
         self.host.wait(BOOT * self._slowness)
 
     def recover(self) -> list[str]:
-        """Wait for what an earlier session left running, set the clock, start OVN's parts that do not run, and tell what was done.
+        """Wait for what an earlier session left running, set the clock, start OVN's parts that do not run,
+        and tell what was done.
 
         Raises:
             ProvisioningError: one does not start.
@@ -96,8 +101,12 @@ class Central:
         answers = text.split()
         if len(answers) != len(_SERVICES):
             fact = f"{len(answers)} answers for {len(_SERVICES)} services: {text[:80]!r}"
-            raise ProvisioningError(f"{self.name} does not tell which services run", fact=fact, remedy="run `testbed status`")
-        return [name for name, answer in zip(_SERVICES, answers, strict=True) if answer in ("inactive", "failed")]
+            raise ProvisioningError(
+                f"{self.name} does not tell which services run", fact=fact, remedy="run `testbed status`"
+            )
+        return [
+            name for name, answer in zip(_SERVICES, answers, strict=True) if answer in ("inactive", "failed")
+        ]
 
     def observe(self) -> dict[Key, Properties]:
         """Return the switches and ports of this lab, and the controller's settings.
@@ -108,7 +117,10 @@ class Central:
         """
         stopped = self._stopped()
         if stopped:
-            fact, remedy = f"stopped on {self.name}: {', '.join(stopped)}", "run `testbed up`, which starts them again"
+            fact, remedy = (
+                f"stopped on {self.name}: {', '.join(stopped)}",
+                "run `testbed up`, which starts them again",
+            )
             raise ProvisioningError("OVN's switches cannot be observed", fact=fact, remedy=remedy)
         found, _ = settings_io.observe(self.host, self.name, settings(self.lab, self.lab.controller))
         with self._looked_into(found) as database:
@@ -141,9 +153,13 @@ class Central:
         elif key.kind is Kind.PORT and action.resource is not None:
             wanted = action.resource.properties
             switch, port, addresses = (str(wanted[name]) for name in ("switch", "port", "addresses"))
-            self.northbound.set_port(key.name, switch, port, addresses, self._limits[port], fresh=action.verb is Verb.CREATE)
+            self.northbound.set_port(
+                key.name, switch, port, addresses, self._limits[port], fresh=action.verb is Verb.CREATE
+            )
         else:
-            raise ProvisioningError(f"cannot {action}", fact="no such kind of resource here", remedy="report this as a bug")
+            raise ProvisioningError(
+                f"cannot {action}", fact="no such kind of resource here", remedy="report this as a bug"
+            )
 
     def close(self) -> None:
         """End the connections; they are opened anew on the next use."""

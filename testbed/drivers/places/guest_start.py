@@ -1,4 +1,6 @@
-"""How a node's guests are started: from the memory that the node keeps, or by a boot; watched, and repeated once if it is dead."""
+"""How a node's guests are started: from the memory that the node keeps, or by a boot; watched, and repeated
+once if it is dead.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,13 @@ class Starter:
     """
 
     def __init__(
-        self, lab: Testbed, host: Host, hypervisor: Callable[[], Hypervisor], renew: Callable[[Guest], None], patience: float
-    ) -> None:  # fmt: skip
+        self,
+        lab: Testbed,
+        host: Host,
+        hypervisor: Callable[[], Hypervisor],
+        renew: Callable[[Guest], None],
+        patience: float,
+    ) -> None:
         self.retried: list[str] = []
         self._lab = lab
         self._host = host
@@ -43,7 +50,8 @@ class Starter:
         self._header: bytes | None = None
 
     def start(self, guest: Guest, properties: Properties, *, blank: bool) -> None:
-        """Start a guest, limited from its first frame on, and return when its agent answers and it has its addresses.
+        """Start a guest, limited from its first frame on, and return when its agent answers and it has its
+        addresses.
 
         Args:
             properties: what it is made from, for its mark.
@@ -70,7 +78,10 @@ class Starter:
     def _woken(self, guest: Guest, properties: Properties) -> bool:
         """Start a guest from the memory that the node keeps; tell whether it worked."""
         try:
-            self._wake(guest, guest_memory.headed(self._kept(), guest_xml(self._lab, guest, properties, waiting=True)))
+            self._wake(
+                guest,
+                guest_memory.headed(self._kept(), guest_xml(self._lab, guest, properties, waiting=True)),
+            )
         except (InstrumentError, ProvisioningError):
             self.retried.append(guest.label)
             self._hypervisor().destroy(guest.domain)
@@ -127,7 +138,9 @@ class Starter:
         """
         end = time.monotonic() + self._patience
         self._hypervisor().wait_for_agent(guest.domain, self._patience)
-        missing = {f"{nic.mac} ipv4" for nic in guest.nics} | {f"{nic.mac} ipv6" for nic in guest.nics if nic.address6}
+        missing = {f"{nic.mac} ipv4" for nic in guest.nics} | {
+            f"{nic.mac} ipv6" for nic in guest.nics if nic.address6
+        }
         while missing:
             try:
                 answer = self._hypervisor().agent(guest.domain, "guest-network-get-interfaces", {}, 15)
@@ -137,13 +150,17 @@ class Starter:
                 fact = error.fact
             if missing and time.monotonic() > end:
                 what = f"the guest {guest.label} is not ready"
-                raise InstrumentError(what, fact=f"after {self._patience:.0f} s: {fact}", remedy="run `testbed up`")
+                raise InstrumentError(
+                    what, fact=f"after {self._patience:.0f} s: {fact}", remedy="run `testbed up`"
+                )
             if missing:
                 time.sleep(_LOOK)
 
 
 def addressed(interfaces: Any) -> set[str]:  # noqa: ANN401 - a guest's answer may be anything
-    """Return MAC address and family of interfaces with an address that is not link-local, from an untrusted answer."""
+    """Return MAC address and family of interfaces with an address that is not link-local, from an untrusted
+    answer.
+    """
     found = set()
     for item in interfaces if isinstance(interfaces, list) else []:
         addresses = item.get("ip-addresses") if isinstance(item, dict) else None

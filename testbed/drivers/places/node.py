@@ -31,14 +31,18 @@ _GUEST = 45.0  # seconds that a guest may take until it is ready, alone on a mac
 _PING = 10  # seconds
 _SIDE_BY_SIDE = 4
 _ROOT_SIZE = 2 * GIB
-_FILES = f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%m %U %n %s %P\\0'"  # a name may have spaces and lines
+_FILES = (
+    f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%m %U %n %s %P\\0'"  # a name may have spaces and lines
+)
 _FOLDERS = f"cd {POOLS} && getfacl -pn -- */"
 
 
 class Node:
     """One node."""
 
-    def __init__(self, lab: Testbed, machine: Machine, host: Host, socket: Path, environment: Environment) -> None:
+    def __init__(
+        self, lab: Testbed, machine: Machine, host: Host, socket: Path, environment: Environment
+    ) -> None:
         self.lab = lab
         self.machine = machine
         self.name = machine.name
@@ -93,7 +97,8 @@ class Node:
         self.host.sudo(f"timeout {seconds} systemctl is-system-running --wait", timeout=seconds + 60)
 
     def recover(self) -> tuple[str, ...]:
-        """Wait for what an earlier session left running, and set the clocks of a node that has stood still, and of its guests.
+        """Wait for what an earlier session left running, and set the clocks of a node that has stood still,
+        and of its guests.
 
         Its services are among its settings.
         """
@@ -107,7 +112,9 @@ class Node:
 
     def observe(self) -> dict[Key, Properties]:
         """Return what this lab has on the node, and the root partition's settings."""
-        found, printed = settings_io.observe(self.host, self.name, settings(self.lab, self.machine), (_FILES, _FOLDERS, FILTERS))
+        found, printed = settings_io.observe(
+            self.host, self.name, settings(self.lab, self.machine), (_FILES, _FOLDERS, FILTERS)
+        )
         files, folders, filters = printed
         found.update(self._pools(folders))
         found.update(self._volumes(files))
@@ -122,8 +129,8 @@ class Node:
     def _state(self, domain: Domain) -> str:
         """Return a guest's state.
 
-        One whose start from saved memory was cut short waits, and is nobody. One that runs and whose agent does not answer is
-        silent: nobody can look into it.
+        One whose start from saved memory was cut short waits, and is nobody. One that runs and whose agent
+        does not answer is silent: nobody can look into it.
         """
         if waits(domain.xml):
             return "waiting"
@@ -135,7 +142,8 @@ class Node:
         return domain.state
 
     def console(self, guest: Guest, octets: int) -> bytes:
-        """Return the last octets that a guest has written to its serial console since it was started; untrusted.
+        """Return the last octets that a guest has written to its serial console since it was started;
+        untrusted.
 
         Raises:
             InstrumentError: the node cannot be asked.
@@ -147,9 +155,14 @@ class Node:
         found: dict[Key, Properties] = {}
         for told in text.split("# file: ")[1:]:
             name, *lines = told.splitlines()
-            owner = next((line.removeprefix("# owner: ") for line in lines if line.startswith("# owner: ")), "")
+            owner = next(
+                (line.removeprefix("# owner: ") for line in lines if line.startswith("# owner: ")), ""
+            )
             access = sorted(line for line in lines if line and not line.startswith("#"))
-            found[Key(self.name, Kind.POOL, name.rstrip("/"))] = {"owner": "root" if owner == "0" else owner, "access": access}
+            found[Key(self.name, Kind.POOL, name.rstrip("/"))] = {
+                "owner": "root" if owner == "0" else owner,
+                "access": access,
+            }
         found.pop(Key(self.name, Kind.POOL, "lost+found"), None)
         return found
 
@@ -159,9 +172,16 @@ class Node:
             mode, owner, links, size, path = [*told.split(" ", 4), *[""] * 5][:5]
             if not (path and all(map(str.isdecimal, (mode, owner, links, size)))):
                 fact = f"{told[:200]!r} describes no file"
-                raise ProvisioningError(f"the volumes of {self.name} cannot be observed", fact=fact, remedy="run `testbed status`")
+                raise ProvisioningError(
+                    f"the volumes of {self.name} cannot be observed", fact=fact, remedy="run `testbed status`"
+                )
             if not path.startswith("lost+found"):
-                shape: Properties = {"mode": mode, "owner": int(owner), "links": int(links), "size": int(size)}
+                shape: Properties = {
+                    "mode": mode,
+                    "owner": int(owner),
+                    "links": int(links),
+                    "size": int(size),
+                }
                 found[Key(self.name, Kind.VOLUME, path)] = shape
         return found
 
@@ -175,7 +195,9 @@ class Node:
         elif key.kind is Kind.VOLUME:
             self._volume(action)
         elif key.kind is Kind.LIMIT:
-            if action.verb is not Verb.CREATE:  # an interface that was not there has come with its guest, limited from its first frame on
+            if (
+                action.verb is not Verb.CREATE
+            ):  # an interface that was not there has come with its guest, limited from its first frame on
                 self._limit(key.name)
         elif action.resource is None:
             tenant, _, name = key.name.partition("/")
@@ -198,7 +220,10 @@ class Node:
     def _pool(self, action: Action) -> None:
         folder = f"{POOLS}/{action.key.name}"
         if action.resource is None:
-            self.host.must(f"virsh -q pool-destroy {shlex.quote(action.key.name)}; rm -rf --one-file-system {shlex.quote(folder)}")
+            self.host.must(
+                f"virsh -q pool-destroy {shlex.quote(action.key.name)}; rm -rf --one-file-system "
+                f"{shlex.quote(folder)}"
+            )
             return
         self.hypervisor.ensure_pool(action.key.name, folder)
         access = action.resource.properties["access"]
@@ -220,8 +245,17 @@ class Node:
         self.host.must(f"chown {owner}:{owner} {path} && chmod {wanted['mode']} {path}{grow}")
 
     def _create_volume(self, pool: str, file: str, size: int, owner: int) -> None:
-        """Make a volume that has never been there; the root disk of a guest that can start from saved memory is what it was then."""
-        guest = next((guest for guest in self.lab.guests_on(self.name) if (guest.tenant, guest.root_file) == (pool, file)), None)
+        """Make a volume that has never been there; the root disk of a guest that can start from saved memory
+        is what it was then.
+        """
+        guest = next(
+            (
+                guest
+                for guest in self.lab.guests_on(self.name)
+                if (guest.tenant, guest.root_file) == (pool, file)
+            ),
+            None,
+        )
         if guest and self._starter.keeps(guest):
             guest_memory.lay_disk(self.host, guest)
             self._blank.add(guest.root_disk)
@@ -266,5 +300,9 @@ def _live(domain: Domain) -> Properties:
     root = ET.fromstring(domain.xml)
     labels = {label.get("model"): label for label in root.findall("seclabel")}
     worker = labels["dac"].findtext("label", "") if "dac" in labels else ""
-    confinement = "apparmor" if labels.get("apparmor") is not None and labels["apparmor"].get("type") == "dynamic" else "none"
+    confinement = (
+        "apparmor"
+        if labels.get("apparmor") is not None and labels["apparmor"].get("type") == "dynamic"
+        else "none"
+    )
     return {"worker": worker.partition(":")[0].lstrip("+"), "confinement": confinement}

@@ -28,7 +28,15 @@ from testbed.model.environment import Environment
 from testbed.model.topology import Machine, Testbed
 from testbed.plan.diff import Action, Verb
 from testbed.plan.host_config.identity import MachineKeys, identity_files, pack
-from testbed.plan.libvirt_xml.machine import Hardware, MachineFiles, interface_count, interface_xml, machine_xml, resumed_xml, waits
+from testbed.plan.libvirt_xml.machine import (
+    Hardware,
+    MachineFiles,
+    interface_count,
+    interface_xml,
+    machine_xml,
+    resumed_xml,
+    waits,
+)
 from testbed.plan.resources import OUTER, Key, Kind, Properties
 
 _WAKING = 15.0  # seconds for each step of starting from saved memory, stretched by slowness
@@ -36,11 +44,13 @@ _WAKING = 15.0  # seconds for each step of starting from saved memory, stretched
 
 @dataclass(frozen=True)
 class Outer:
-    """The outer machine, inside the lab's namespaces. What machines are made from is verified when the first one is.
+    """The outer machine, inside the lab's namespaces. What machines are made from is verified when the first
+    one is.
 
     Args:
         progress: is told of machines that boot against expectation, with the reason.
-        memories: what machines start from, or why there is nothing that they can start from; machines of other hardware boot.
+        memories: what machines start from, or why there is nothing that they can start from; machines of
+            other hardware boot.
         checkpoint: where machines go on, in a lab that is started as a whole.
 
     """
@@ -93,7 +103,9 @@ class Outer:
                 self.fabric.delete(str(action.resource.properties["interface"]))
             properties = action.resource.properties
             network = self.outside.network if self.outside else None
-            self.fabric.create_tap(str(properties["interface"]), f"{kind}={name}", str(properties["bridge"]), network)
+            self.fabric.create_tap(
+                str(properties["interface"]), f"{kind}={name}", str(properties["bridge"]), network
+            )
         elif action.verb is Verb.RESUME:
             self.hypervisor.resume(self.lab.machine(name).domain(self.lab.name))
         else:
@@ -105,8 +117,12 @@ class Outer:
         name, address = str(action.resource.properties["bridge"]), str(action.resource.properties["address"])
         if action.verb is not Verb.CREATE:
             fact, remedy = action.reason, "run `testbed down`, then `testbed up`"
-            raise ProvisioningError(f"the bridge {name} cannot be changed under running machines", fact=fact, remedy=remedy)
-        self.fabric.create_bridge(name, f"{action.key.kind}={action.key.name}", IPv4Interface(address) if address else None)
+            raise ProvisioningError(
+                f"the bridge {name} cannot be changed under running machines", fact=fact, remedy=remedy
+            )
+        self.fabric.create_bridge(
+            name, f"{action.key.kind}={action.key.name}", IPv4Interface(address) if address else None
+        )
 
     def _remove(self, key: Key) -> None:
         if key.kind is Kind.MACHINE:
@@ -126,7 +142,9 @@ class Outer:
                 return
             except TestbedError as error:
                 self.hypervisor.destroy(machine.domain(self.lab.name))
-                self.progress(f"{machine.name} does not go on from {self.checkpoint.name}: {error.what}: {error.fact}")
+                self.progress(
+                    f"{machine.name} does not go on from {self.checkpoint.name}: {error.what}: {error.fact}"
+                )
         self.issue_identity(machine, self.workspace.machine(machine.name))
         saved = self.memories.get(Hardware.of(machine, self.environment))
         if isinstance(saved, Saved):
@@ -159,13 +177,23 @@ class Outer:
     def _files(self, machine: Machine, bases: Sequence[Path]) -> MachineFiles:
         """Make a machine's overlays and console anew, and return the paths of all its files."""
         folder, image = self.workspace.machine(machine.name), self.images[machine.role]
-        overlays = [make_overlay(base, folder / f"vd{letter}.qcow2") for base, letter in zip(bases, "abc", strict=False)]
+        overlays = [
+            make_overlay(base, folder / f"vd{letter}.qcow2")
+            for base, letter in zip(bases, "abc", strict=False)
+        ]
         console, identity = folder / "console.log", folder / "identity.tar"
         write_secret(console, b"")
         for path in (*overlays, console, identity):
             self.workspace.account.give(path)
         kernel, initrd = str(image.file("vmlinuz")), str(image.file("initrd"))
-        return MachineFiles(kernel, initrd, tuple(map(str, overlays)), str(identity), str(console), direct=self.outside is not None)
+        return MachineFiles(
+            kernel,
+            initrd,
+            tuple(map(str, overlays)),
+            str(identity),
+            str(console),
+            direct=self.outside is not None,
+        )
 
     def _wake(self, machine: Machine, properties: Properties, saved: Saved) -> None:
         """Start a machine from saved memory, and return when it has taken its identity.
@@ -202,19 +230,30 @@ class Outer:
         host = authority.host(machine.name, [nic.address for nic in machine.nics], now=now)
         tls = authority.tls(machine.name, now=now)
         keys = MachineKeys(
-            host.private_key, host.certificate, authority.ssh_public_key, tls.private_key, tls.certificate, authority.tls_ca,
+            host.private_key,
+            host.certificate,
+            authority.ssh_public_key,
+            tls.private_key,
+            tls.certificate,
+            authority.tls_ca,
             authority.administrators_ca,
-        )  # fmt: skip
+        )
         write_secret(folder / "identity.tar", pack(identity_files(self.lab, machine, keys)))
         write_secret(folder / "host_key.pub", host.public_key.encode())
 
 
 def _state(domain: Domain, made: Mapping[str, object]) -> str:
-    """Return a machine's state; one whose start from saved memory was cut short waits, or lacks interfaces, and nothing revives it."""
+    """Return a machine's state; one whose start from saved memory was cut short waits, or lacks interfaces,
+    and nothing revives it.
+    """
     if waits(domain.xml):
         return "waiting for its memory"
     wanted = made.get("interfaces")
-    return "unplugged" if isinstance(wanted, list) and interface_count(domain.xml) < len(wanted) else domain.state
+    return (
+        "unplugged"
+        if isinstance(wanted, list) and interface_count(domain.xml) < len(wanted)
+        else domain.state
+    )
 
 
 def destroy_machines(hypervisor: Hypervisor, lab: str, name: str = "") -> None:

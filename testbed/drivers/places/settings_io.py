@@ -30,7 +30,9 @@ def read_all(host: Host, commands: Iterable[str], timeout: float = 180) -> dict[
     return {command: text.strip() for command, text in zip(each, printed, strict=True)}
 
 
-def observe(host: Host, place: str, wanted: Sequence[Setting], others: Sequence[str] = ()) -> tuple[dict[Key, Properties], list[str]]:
+def observe(
+    host: Host, place: str, wanted: Sequence[Setting], others: Sequence[str] = ()
+) -> tuple[dict[Key, Properties], list[str]]:
     """Return the live value of every setting, and what other commands printed.
 
     Raises:
@@ -39,7 +41,9 @@ def observe(host: Host, place: str, wanted: Sequence[Setting], others: Sequence[
     """
     printed = read_all(host, [*(command for item in wanted for command in item.observe), *others])
     values = {item.name: item.reading(printed)[:_LIMIT] for item in wanted}
-    found: dict[Key, Properties] = {Key(place, Kind.SETTING, name): {"value": value} for name, value in values.items()}
+    found: dict[Key, Properties] = {
+        Key(place, Kind.SETTING, name): {"value": value} for name, value in values.items()
+    }
     return found, [printed[command] for command in others]
 
 
@@ -52,5 +56,7 @@ def repair_setting(host: Host, wanted: Sequence[Setting], name: str) -> None:
     """
     item = next((item for item in wanted if item.name == name), None)
     if item is None:
-        raise ProvisioningError(f"there is no setting {name}", fact="the topology asks for none", remedy="report this as a bug")
+        raise ProvisioningError(
+            f"there is no setting {name}", fact="the topology asks for none", remedy="report this as a bug"
+        )
     host.must(item.repair)

@@ -1,7 +1,7 @@
 """Boots a machine that has no identity, and saves it; runs as a program of its own, in namespaces of its own.
 
-``python -m testbed.drivers.snapshots.capture JOB`` is the first process of a process namespace: when it ends, everything
-that it started is gone.
+``python -m testbed.drivers.snapshots.capture JOB`` is the first process of a process namespace: when it ends,
+everything that it started is gone.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def wait_for_line(console: Path, line: str, timeout: float, running: Callable[[]
             time.sleep(_LOOK_S)
             continue
         fact = f"{why}; its console ends with: {' '.join(text[-_TAIL:].split()) or 'nothing'}"
-        raise ProvisioningError(f'a machine does not say "{line}"', fact=fact, remedy="use --cold to do without saved memory")
+        raise ProvisioningError(
+            f'a machine does not say "{line}"', fact=fact, remedy="use --cold to do without saved memory"
+        )
 
 
 def freeze(job: Job, state: Path) -> None:
@@ -90,20 +92,25 @@ def freeze(job: Job, state: Path) -> None:
         account.give(Path(path))
     hypervisor = Hypervisor.embed(state, account)
     hypervisor.create(job.xml)
-    wait_for_line(Path(job.console), CAN_BE_SAVED, job.patience, lambda: awaited() and hypervisor.runs(ANONYMOUS))
+    wait_for_line(
+        Path(job.console), CAN_BE_SAVED, job.patience, lambda: awaited() and hypervisor.runs(ANONYMOUS)
+    )
     hypervisor.suspend(ANONYMOUS)
     hypervisor.monitor(ANONYMOUS).save_memory(Path(job.memory), _SAVE)
 
 
 def awaited() -> bool:
-    """Tell whether somebody still reads our standard output; when the command that started us is killed, nobody does."""
+    """Tell whether somebody still reads our standard output; when the command that started us is killed,
+    nobody does.
+    """
     poll = select.poll()
     poll.register(1, 0)
     return not poll.poll(0)
 
 
 def reap() -> None:
-    """Continue in a child; this process, the first of its namespace, buries what loses its parent, and ends with the child's status.
+    """Continue in a child; this process, the first of its namespace, buries what loses its parent, and ends
+    with the child's status.
 
     Call it while the process has one thread.
     """
@@ -119,7 +126,9 @@ def main(file: str) -> int:
     """Run the job that a file holds; 0, or 1 with the message on standard error."""
     reap()
     try:
-        process.run(["mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run"], what="cannot hide /run", timeout=30)
+        process.run(
+            ["mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run"], what="cannot hide /run", timeout=30
+        )
         freeze(Job(**json.loads(Path(file).read_text())), Path("/run/v"))
     except TestbedError as error:
         sys.stderr.write(f"{error}\n")

@@ -1,8 +1,9 @@
-"""Checkpoints: a whole lab as it runs, tenants included, to be started again in seconds (docs/decisions/0018).
+"""Checkpoints: a whole lab as it runs, tenants included, to be started again in seconds
+(docs/decisions/0018).
 
-A checkpoint is a folder of the image cache that its owner alone may read, since it holds the lab's keys: the lab's
-authorities, and of each machine its memory, its domain and its overlays. Nothing is used that another emulator,
-machine type, accelerator, image or topology has made; why it is not is told.
+A checkpoint is a folder of the image cache that its owner alone may read, since it holds the lab's keys: the
+lab's authorities, and of each machine its memory, its domain and its overlays. Nothing is used that another
+emulator, machine type, accelerator, image or topology has made; why it is not is told.
 """
 
 from __future__ import annotations
@@ -116,7 +117,9 @@ class Checkpoint:
         return Kept(folder, {folder / path: digest for path, digest in self.digests[name].items()})
 
     def unpack(self, workspace: Workspace) -> None:
-        """Give a lab that is down the authorities and keys that its saved machines know; machines are unpacked as they start."""
+        """Give a lab that is down the authorities and keys that its saved machines know; machines are
+        unpacked as they start.
+        """
         if os.path.lexists(workspace.pki):
             remove_tree(workspace.pki)
         copy_secrets(self.folder / "pki", workspace.pki)
@@ -160,7 +163,8 @@ def remove(checkpoint: Checkpoint) -> None:
 def refusal(environment: Environment, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return why nodes cannot be saved while their tenants run, or the empty string.
 
-    What becomes of a nested guest of AMD's KVM when the machine around it is saved is undefined (Linux, running-nested-guests).
+    What becomes of a nested guest of AMD's KVM when the machine around it is saved is undefined (Linux,
+    running-nested-guests).
     """
     amd = environment.outer is Accelerator.KVM and "AuthenticAMD" in cpuinfo.read_text()
     return "KVM on AMD's processors cannot save a machine in which guests run" if amd else ""
@@ -194,27 +198,56 @@ class Store:
 
     def find(self, lab: Testbed, workspace: Workspace) -> Checkpoint | None:
         """Return the latest checkpoint that a lab can start from."""
-        return next((item for item in stored(self._cache) if item.lab == lab.name and not self.unusable(item, lab, workspace)), None)
+        return next(
+            (
+                item
+                for item in stored(self._cache)
+                if item.lab == lab.name and not self.unusable(item, lab, workspace)
+            ),
+            None,
+        )
 
     def unusable(self, checkpoint: Checkpoint, lab: Testbed, workspace: Workspace) -> str:
         """Return why a checkpoint cannot be used for a lab, or the empty string."""
-        gone = [path for name in checkpoint.digests for path in checkpoint.machine(name).digests if not path.exists()]
-        return differences(checkpoint.made, self.made(lab, workspace)) or (f"{gone[0]} is gone" if gone else "")
+        gone = [
+            path
+            for name in checkpoint.digests
+            for path in checkpoint.machine(name).digests
+            if not path.exists()
+        ]
+        return differences(checkpoint.made, self.made(lab, workspace)) or (
+            f"{gone[0]} is gone" if gone else ""
+        )
 
-    def save(self, lab: Testbed, workspace: Workspace, hypervisor: Hypervisor, name: str, progress: Progress) -> Checkpoint:
-        """Save a lab, which stands still meanwhile and runs on afterwards; a checkpoint of that name is replaced.
+    def save(
+        self, lab: Testbed, workspace: Workspace, hypervisor: Hypervisor, name: str, progress: Progress
+    ) -> Checkpoint:
+        """Save a lab, which stands still meanwhile and runs on afterwards; a checkpoint of that name is
+        replaced.
 
         Raises:
             UsageError: the name is impossible, or something else in the cache has it.
-            ProvisioningError: there is not enough space, or a machine cannot be saved; nothing half-done stays behind.
+            ProvisioningError: there is not enough space, or a machine cannot be saved; nothing half-done
+                stays behind.
 
         """
         if not NAME.fullmatch(name):
-            raise UsageError(f"a checkpoint cannot be called {name!r}", fact=f"it must match {NAME.pattern}", remedy="choose another name")
+            raise UsageError(
+                f"a checkpoint cannot be called {name!r}",
+                fact=f"it must match {NAME.pattern}",
+                remedy="choose another name",
+            )
         caches.claim(self._cache)
         if fact := crowded(self._cache, _NEEDED * len(lab.machines)):
-            raise ProvisioningError("there is no room for a checkpoint", fact=fact, remedy="remove one with `testbed checkpoint rm`")
-        target, partial = self._cache / f"{_PREFIX}{name}", self._cache / f"{_PREFIX}{name}.partial-{os.getpid()}"
+            raise ProvisioningError(
+                "there is no room for a checkpoint",
+                fact=fact,
+                remedy="remove one with `testbed checkpoint rm`",
+            )
+        target, partial = (
+            self._cache / f"{_PREFIX}{name}",
+            self._cache / f"{_PREFIX}{name}.partial-{os.getpid()}",
+        )
         if target.exists() and name not in {item.name for item in stored(self._cache)}:
             fact, remedy = f"{target} is something else", "choose another name, or remove that by hand"
             raise UsageError(f"a checkpoint cannot be called {name}", fact=fact, remedy=remedy)
@@ -225,11 +258,17 @@ class Store:
             copy_secrets(workspace.pki, partial / "pki")
             with _standing_still(hypervisor, lab):
                 with ThreadPoolExecutor(max_workers=2) as pool:
-                    list(pool.map(lambda machine: _save(hypervisor, lab, machine, workspace, partial), lab.machines))
+                    list(
+                        pool.map(
+                            lambda machine: _save(hypervisor, lab, machine, workspace, partial), lab.machines
+                        )
+                    )
                 stood = time.monotonic() - start
             names = [machine.name for machine in lab.machines]
             with ThreadPoolExecutor(max_workers=2) as pool:
-                digests = dict(zip(names, pool.map(lambda name: _digests(partial / "m" / name), names), strict=True))
+                digests = dict(
+                    zip(names, pool.map(lambda name: _digests(partial / "m" / name), names), strict=True)
+                )
             saved = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = {"name": name, "lab": lab.name, "saved": saved, "made": made, "digests": digests}
             write_secret(partial / _MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -237,13 +276,17 @@ class Store:
                 remove_tree(target)
             partial.rename(target)
         except OSError as error:
-            raise ProvisioningError(f"the lab {lab.name} cannot be saved", fact=str(error), remedy="run the command again") from error
+            raise ProvisioningError(
+                f"the lab {lab.name} cannot be saved", fact=str(error), remedy="run the command again"
+            ) from error
         finally:
             if partial.exists():
                 remove_tree(partial)
-        progress(f"saved {lab.name} as {name} in {time.monotonic() - start:.0f} s; it stood still for {stood:.0f} s")
+        progress(
+            f"saved {lab.name} as {name} in {time.monotonic() - start:.0f} s; it stood still for "
+            f"{stood:.0f} s"
+        )
         return named(self._cache, name)
-
 
 
 @contextmanager
@@ -259,7 +302,9 @@ def _standing_still(hypervisor: Hypervisor, lab: Testbed) -> Iterator[None]:
             hypervisor.resume(domain)
 
 
-def _save(hypervisor: Hypervisor, lab: Testbed, machine: Machine, workspace: Workspace, partial: Path) -> None:
+def _save(
+    hypervisor: Hypervisor, lab: Testbed, machine: Machine, workspace: Workspace, partial: Path
+) -> None:
     """Write a paused machine's memory, its domain and copies of its files."""
     folder, domain = partial / "m" / machine.name, machine.domain(lab.name)
     make_folder(folder.parent, OWNER)
@@ -272,9 +317,14 @@ def _save(hypervisor: Hypervisor, lab: Testbed, machine: Machine, workspace: Wor
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Return the digests of a machine's files, by name, and of the overlays under its own, by absolute path."""
+    """Return the digests of a machine's files, by name, and of the overlays under its own, by absolute
+    path.
+    """
     below = [base for path in folder.glob("*.qcow2") if (base := _backing(path)).suffix == ".qcow2"]
-    return {path.name if path.parent == folder else str(path): file_digest(path) for path in (*sorted(folder.iterdir()), *sorted(below))}
+    return {
+        path.name if path.parent == folder else str(path): file_digest(path)
+        for path in (*sorted(folder.iterdir()), *sorted(below))
+    }
 
 
 def _backing(overlay: Path) -> Path:

@@ -1,7 +1,8 @@
 """Guests that go on from memory that was saved before they were anybody (docs/decisions/0026).
 
-A node that has started from saved memory has a guest's as well: playbooks/roles/hypervisor/files/before-saving puts it
-there. What a guest is told when it wakes, playbooks/roles/guest/files/wake reads.
+A node that has started from saved memory has a guest's as well:
+playbooks/roles/hypervisor/files/before-saving puts it there. What a guest is told when it wakes,
+playbooks/roles/guest/files/wake reads.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ Ask = Callable[[str, dict[str, object], int], dict[str, Any]]  # a guest's agent
 
 _SAVED = "/var/lib/testbed/saved-guest"
 _WAKING = "/run/testbed-waking"
-# What libvirt puts before a domain's XML and its memory: 16 octets of magic, then version, length of the XML with the
-# zero behind it, whether it ran, format of the memory, and where a cookie lies behind the XML; then nothing up to here.
+# What libvirt puts before a domain's XML and its memory: 16 octets of magic, then version, length of the XML
+# with the
+# zero behind it, whether it ran, format of the memory, and where a cookie lies behind the XML; then nothing
+# up to here.
 _HEADER = 92
 _FIELDS = struct.Struct("=16s5I")
 _VERSIONS = (2, 3)
@@ -63,7 +66,9 @@ def lay_disk(host: Host, guest: Guest) -> None:
         ProvisioningError: the node cannot.
 
     """
-    host.must(f"install -m 0600 -o {guest.uid} -g {guest.uid} {_SAVED}/root.qcow2 {shlex.quote(guest.root_disk)}")
+    host.must(
+        f"install -m 0600 -o {guest.uid} -g {guest.uid} {_SAVED}/root.qcow2 {shlex.quote(guest.root_disk)}"
+    )
 
 
 def lay_out(host: Host, guest: Guest, head: bytes) -> str:
@@ -108,4 +113,8 @@ def require_identity(ask: Ask, guest: Guest) -> None:
     answer = ask("guest-get-host-name", {}, _CALL)
     if answer.get("host-name") != guest.name:
         fact = str(answer)[:400]
-        raise ProvisioningError(f"{guest.label} does not take its identity", fact=fact, remedy="run `testbed up` again, or use --cold")
+        raise ProvisioningError(
+            f"{guest.label} does not take its identity",
+            fact=fact,
+            remedy="run `testbed up` again, or use --cold",
+        )

@@ -1,8 +1,8 @@
 """Golden memory: machines saved in the middle of their boot, before they are anybody (docs/decisions/0014).
 
-A state is a folder of the image cache with the memory, the frozen overlays that belong to it and a manifest. Its
-key is the digest of everything that the saved memory depends on, so that a state of another emulator, machine
-type, accelerator or image is never used; why there is none that fits is told.
+A state is a folder of the image cache with the memory, the frozen overlays that belong to it and a manifest.
+Its key is the digest of everything that the saved memory depends on, so that a state of another emulator,
+machine type, accelerator or image is never used; why there is none that fits is told.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class Saved:
 
         """
         if fact := altered({self.folder / file: digest for file, digest in self.digests.items()}):
-            remedy = f"remove it with `testbed image rm {self.role}` and run the command again: it is made anew"
+            remedy = (
+                f"remove it with `testbed image rm {self.role}` and run the command again: it is made anew"
+            )
             raise ImageError(f"the saved {self.role} is not what was saved", fact=fact, remedy=remedy)
 
     def use(self) -> None:
@@ -174,7 +176,9 @@ class Store:
             "hardware": str(hardware),
             "images": " ".join(image.digest for image in images_under(self._images, hardware.role)),
             "domain": hashlib.sha256(shape.encode()).hexdigest()[:16],
-            "guest": hashlib.sha256(anonymous_guest_xml().encode()).hexdigest()[:16] if hardware.role is Role.NODE else "none",
+            "guest": hashlib.sha256(anonymous_guest_xml().encode()).hexdigest()[:16]
+            if hardware.role is Role.NODE
+            else "none",
         }
 
     def find(self, hardware: Hardware) -> Saved | str:
@@ -201,8 +205,12 @@ class Store:
         caches.claim(self._folder)
         clear_leftovers(self._folder)
         if fact := crowded(self._folder, _NEEDED * len(missing)):
-            raise ImageError("cannot save machines", fact=fact, remedy="free some space, or use --cold to do without")
-        for image in {image.folder: image for hardware in missing for image in images_under(self._images, hardware.role)}.values():
+            raise ImageError(
+                "cannot save machines", fact=fact, remedy="free some space, or use --cold to do without"
+            )
+        for image in {
+            image.folder: image for hardware in missing for image in images_under(self._images, hardware.role)
+        }.values():
             image.verify()
         with ThreadPoolExecutor(max_workers=2) as pool:
             for done in [pool.submit(self._save, hardware, progress) for hardware in missing]:
@@ -225,11 +233,19 @@ class Store:
             for path in partial.iterdir():
                 path.chmod(0o444)
             saved = datetime.now(UTC).isoformat(timespec="seconds")
-            manifest = {"role": hardware.role, "key": _key(made), "saved": saved, "made": made, "digests": digests}
+            manifest = {
+                "role": hardware.role,
+                "key": _key(made),
+                "saved": saved,
+                "made": made,
+                "digests": digests,
+            }
             write_public(partial / _MANIFEST, json.dumps(manifest, indent=1).encode())
             publish(partial, target)
         except OSError as error:
-            raise ImageError(f"cannot save a {hardware}", fact=str(error), remedy="use --cold to do without saved memory") from error
+            raise ImageError(
+                f"cannot save a {hardware}", fact=str(error), remedy="use --cold to do without saved memory"
+            ) from error
         finally:
             if partial.exists():
                 remove_tree(partial)
@@ -238,13 +254,20 @@ class Store:
     def _freeze(self, hardware: Hardware, partial: Path) -> None:
         image = self._images[hardware.role]
         bases = base_disks(self._images, hardware.role)
-        overlays = [make_overlay(base, partial / f"vd{letter}.qcow2") for base, letter in zip(bases, "abc", strict=False)]
+        overlays = [
+            make_overlay(base, partial / f"vd{letter}.qcow2")
+            for base, letter in zip(bases, "abc", strict=False)
+        ]
         console = partial / "console.log"
         console.write_bytes(b"")
         guest = partial / "guest.xml"
         guest.write_text(anonymous_guest_xml())
         files = MachineFiles(
-            str(image.file("vmlinuz")), str(image.file("initrd")), tuple(map(str, overlays)), identity=str(guest), console=str(console)
+            str(image.file("vmlinuz")),
+            str(image.file("initrd")),
+            tuple(map(str, overlays)),
+            identity=str(guest),
+            console=str(console),
         )
         xml = anonymous_xml(hardware, self._environment, files, str(uuid4()))
         given = [*files.disks, str(console), str(guest)]
@@ -264,9 +287,13 @@ def _key(made: Mapping[str, str]) -> str:
 
 
 def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
-    """Return in what the making of a saved state differs from what is needed; the empty string if in nothing."""
+    """Return in what the making of a saved state differs from what is needed; the empty string if in
+    nothing.
+    """
     differing = [name for name, value in wanted.items() if found.get(name) != value]
-    return "; ".join(f"its {name} is {found.get(name, 'unknown')}, and {wanted[name]} is needed" for name in differing)
+    return "; ".join(
+        f"its {name} is {found.get(name, 'unknown')}, and {wanted[name]} is needed" for name in differing
+    )
 
 
 def processor() -> str:

@@ -27,7 +27,8 @@ BOOT = 75.0  # seconds that a machine may take until it accepts our login; stret
 _RETRY = 0.5
 _OPENING = 120.0  # seconds that a machine may take to start our program; paramiko would wait for ever
 _ORPHANED = 60.0  # seconds until commands of an earlier session must have ended
-_FAREWELL = 5.0  # seconds that a bridge may take to end; Python does not run our threads any more when the process ends
+# seconds that a bridge may take to end; Python does not run our threads any more when the process ends
+_FAREWELL = 5.0
 _SILENT = logging.NullHandler()  # without one, paramiko's threads print what its exceptions tell us anyway
 
 
@@ -83,8 +84,13 @@ class Host:
             except InstrumentError as error:
                 if time.monotonic() > end:
                     fact = f"no login at {self.access.address} within {deadline:.0f} s; last: {error.fact}"
-                    remedy = f"look at its console with `testbed logs LAB {self.name}`, then run `testbed up` again"
-                    raise ProvisioningError(f"{self.name} does not answer", fact=fact, remedy=remedy) from error
+                    remedy = (
+                        f"look at its console with `testbed logs LAB {self.name}`, then run `testbed up` "
+                        "again"
+                    )
+                    raise ProvisioningError(
+                        f"{self.name} does not answer", fact=fact, remedy=remedy
+                    ) from error
                 time.sleep(_RETRY)
             else:
                 return
@@ -98,7 +104,9 @@ class Host:
             kind, encoded = self.access.host_key.read_text().split()[:2]
             entry = paramiko.hostkeys.HostKeyEntry.from_line(f"{self.access.address} {kind} {encoded}")
             if entry is None or entry.key is None:
-                raise InstrumentError("a host key is unreadable", fact=str(self.access.host_key), remedy="run `testbed up`")
+                raise InstrumentError(
+                    "a host key is unreadable", fact=str(self.access.host_key), remedy="run `testbed up`"
+                )
             client.get_host_keys().add(self.access.address, kind, entry.key)
             client.set_missing_host_key_policy(paramiko.RejectPolicy())
             self.access.renew()
@@ -110,7 +118,9 @@ class Host:
             except (paramiko.SSHException, OSError, EOFError) as error:
                 client.close()
                 fact = f"{type(error).__name__}: {error}"
-                raise InstrumentError(f"cannot log in to {self.name}", fact=fact, remedy="run `testbed status`") from error
+                raise InstrumentError(
+                    f"cannot log in to {self.name}", fact=fact, remedy="run `testbed status`"
+                ) from error
             opened = client.get_transport()
             if opened is not None:
                 opened.set_keepalive(30)
@@ -132,9 +142,10 @@ class Host:
             return self._opened_session().run(command, stdin=stdin, timeout=timeout)
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise InstrumentError(
-                f"a command did not complete on {self.name}", fact=f"{command[:200]}: {type(error).__name__}: {error}",
+                f"a command did not complete on {self.name}",
+                fact=f"{command[:200]}: {type(error).__name__}: {error}",
                 remedy="run `testbed status`",
-            ) from error  # fmt: skip
+            ) from error
 
     def _opened_session(self) -> Session:
         client = self._connected()
@@ -162,13 +173,17 @@ class Host:
         except InstrumentError as error:
             raise ProvisioningError(error.what, fact=error.fact, remedy=error.remedy) from error
         if done.status != 0:
-            fact = f"status {done.status}: {(done.stderr or done.stdout)[-800:].decode(errors='replace').strip()}"
+            fact = (
+                f"status {done.status}: "
+                f"{(done.stderr or done.stdout)[-800:].decode(errors='replace').strip()}"
+            )
             remedy = f"repeat it there: {command[:300]}"
             raise ProvisioningError(f"a command failed on {self.name}", fact=fact, remedy=remedy)
         return done.text
 
     def await_orphans(self) -> None:
-        """Return when no command runs any more that a session which has ended left behind (`testbed.payload.exec_server`).
+        """Return when no command runs any more that a session which has ended left behind
+        (`testbed.payload.exec_server`).
 
         Raises:
             ProvisioningError: one still runs, long after it should have been killed.
@@ -203,13 +218,16 @@ class Host:
             pump.start()
 
     def cut(self) -> None:
-        """End the connection at once, whatever other threads are doing with it: what waits for an answer is told that it has ended."""
+        """End the connection at once, whatever other threads are doing with it: what waits for an answer is
+        told that it has ended.
+        """
         client = self._client
         if client is not None:
             client.close()
 
     def close(self) -> None:
-        """End the connection and every bridge; who still asks something through one is told that it has ended.
+        """End the connection and every bridge; who still asks something through one is told that it has
+        ended.
 
         The connection is opened anew when something is next asked of the machine.
         """
@@ -233,14 +251,18 @@ def _pump(source: socket.socket | Stream, target: socket.socket | Stream) -> Non
     for end in (source, target):
         if isinstance(end, socket.socket):
             with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)  # a socket that another thread reads is not closed by closing it
+                end.shutdown(
+                    socket.SHUT_RDWR
+                )  # a socket that another thread reads is not closed by closing it
         with suppress(OSError, EOFError):  # the connection under a stream may be gone already
             end.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """Something to log in with: a key file (its certificate next to it, if there is one), a password, or nothing."""
+    """Something to log in with: a key file (its certificate next to it, if there is one), a password, or
+    nothing.
+    """
 
     name: str
     user: str
@@ -251,14 +273,16 @@ class Credential:
 def attempts(address: str, credentials: Sequence[Credential], timeout: float = 40) -> dict[str, str]:
     """Try several credentials of one user over one connection, as an attacker would.
 
-    A credential counts as refused only if the server said so: a connection that ends answers nothing, and what was not
-    answered is not among the answers. sshd ends it in place of an answer to the last of `MaxAuthTries` failures.
+    A credential counts as refused only if the server said so: a connection that ends answers nothing, and
+    what was not answered is not among the answers. sshd ends it in place of an answer to the last of
+    `MaxAuthTries` failures.
 
     Args:
         timeout: seconds for each step.
 
     Returns:
-        ``accepted``, ``refused`` or what else the server said, by the credential's name; nothing follows an ``accepted``.
+        ``accepted``, ``refused`` or what else the server said, by the credential's name; nothing follows an
+            ``accepted``.
 
     Raises:
         InstrumentError: the machine did not answer the first of them.

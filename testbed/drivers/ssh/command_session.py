@@ -1,4 +1,6 @@
-"""The near end of a machine's session; the far end is `testbed.payload.exec_server`, which says what a message looks like."""
+"""The near end of a machine's session; the far end is `testbed.payload.exec_server`, which says what a
+message looks like.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,11 @@ from queue import SimpleQueue
 from typing import IO
 
 PROGRAM = (Path(__file__).parents[2] / "payload/exec_server.py").read_bytes()
-# What Python is told on its command line, which sudo puts into the log of the machine: to read the program, and to become it.
-BEGIN = f"import os;p=b''\nwhile len(p)<{len(PROGRAM)}:p+=os.read(0,{len(PROGRAM)}-len(p))or os._exit(1)\nexec(p)"
+# What Python is told on its command line, which sudo puts into the log of the machine: to read the program,
+# and to become it.
+BEGIN = (
+    f"import os;p=b''\nwhile len(p)<{len(PROGRAM)}:p+=os.read(0,{len(PROGRAM)}-len(p))or os._exit(1)\nexec(p)"
+)
 LIMIT = 4 * 2**20  # bytes kept of each output stream
 _LINE = 100  # bytes
 _UNREAD = 64 * 2**20  # bytes of one stream that wait to be read; a message of libvirt's is half as long
@@ -39,7 +44,9 @@ class Completed:
 
 @contextmanager
 def closing_after(seconds: float, close: Callable[[], object]) -> Iterator[None]:
-    """Close something if a block lasts longer, for calls that have no deadline of their own and end with what they work on."""
+    """Close something if a block lasts longer, for calls that have no deadline of their own and end with what
+    they work on.
+    """
     timer = threading.Timer(seconds, close)
     timer.daemon = True
     timer.start()
@@ -99,14 +106,17 @@ class Stream:
 
 
 class Session:
-    """Commands and streams over one pair of streams. Safe to use from several threads; useless once its far end is gone.
+    """Commands and streams over one pair of streams. Safe to use from several threads; useless once its far
+    end is gone.
 
     Args:
         close: ends both streams, also for a thread that waits in `write` for a far end that reads nothing.
 
     """
 
-    def __init__(self, write: Callable[[bytes], object], answers: IO[bytes], close: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, write: Callable[[bytes], object], answers: IO[bytes], close: Callable[[], object] = lambda: None
+    ) -> None:
         self._write, self._close = write, close
         self._answers = answers
         self._lock = threading.Lock()

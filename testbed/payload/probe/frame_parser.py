@@ -13,8 +13,8 @@ _ARP, _IPV4, _IPV6 = 0x0806, 0x0800, 0x86DD
 class Seen(NamedTuple):
     """What a frame says about itself.
 
-    ``token`` may be empty for ARP and for Neighbor Discovery, and is the transaction id for an answer of DHCP, whose
-    ``target`` is the address that it hands out; ``to`` is the MAC address that the frame is for.
+    ``token`` may be empty for ARP and for Neighbor Discovery, and is the transaction id for an answer of
+    DHCP, whose ``target`` is the address that it hands out; ``to`` is the MAC address that the frame is for.
     """
 
     kind: str
@@ -36,7 +36,9 @@ def find_token(data: bytes, prefix: str) -> str:
 
 
 def parse(frame: bytes, prefix: str) -> Seen | None:
-    """Return what a frame says if it is ARP, Neighbor Discovery, an answer of DHCP, or carries a token of this run."""
+    """Return what a frame says if it is ARP, Neighbor Discovery, an answer of DHCP, or carries a token of
+    this run.
+    """
     if len(frame) < 14:
         return None
     seen = _parse(frame, prefix)
@@ -68,17 +70,28 @@ def _parse_arp(body: bytes, token: str) -> Seen | None:
 
 
 def _parse_ipv6(body: bytes, mac: str, token: str) -> Seen | None:
-    sender, target, asked = (socket.inet_ntop(socket.AF_INET6, body[at : at + 16].ljust(16, b"\0")) for at in (8, 24, 48))
-    if body[6] == 58 and len(body) >= 64 and body[40] in (135, 136):  # no extension headers in between (RFC 4861)
+    sender, target, asked = (
+        socket.inet_ntop(socket.AF_INET6, body[at : at + 16].ljust(16, b"\0")) for at in (8, 24, 48)
+    )
+    if (
+        body[6] == 58 and len(body) >= 64 and body[40] in (135, 136)
+    ):  # no extension headers in between (RFC 4861)
         told = (sender, asked) if body[40] == 135 else (asked, target)
         return Seen("nd-request" if body[40] == 135 else "nd-reply", token, mac, *told)
-    if not token and body[6] == 17 and body[40:44] == b"\x02\x23\x02\x22" and body[48:49] in (b"\x02", b"\x07"):
+    if (
+        not token
+        and body[6] == 17
+        and body[40:44] == b"\x02\x23\x02\x22"
+        and body[48:49] in (b"\x02", b"\x07")
+    ):
         return Seen("dhcp6", body[49:52].hex(), mac, sender, _handed_out(body[52:]))
     return Seen("ip6", token, mac, sender, target) if token else None
 
 
 def _handed_out(options: bytes) -> str:
-    """Return the address that an answer of DHCPv6 hands out, or the empty string (RFC 8415, 21.4 and 21.6)."""
+    """Return the address that an answer of DHCPv6 hands out, or the empty string (RFC 8415, 21.4 and
+    21.6).
+    """
     while len(options) >= 4:
         code, size = (int.from_bytes(options[at : at + 2], "big") for at in (0, 2))
         if code == 3:
@@ -95,7 +108,13 @@ def _parse_ipv4(body: bytes, mac: str, token: str) -> Seen | None:
     rest = body[(body[0] & 15) * 4 :]
     if not token:
         if body[9] == 17 and rest[:4] == b"\0\x43\0\x44" and len(rest) >= 28 and rest[8] == 2:
-            return Seen("dhcp", f"{int.from_bytes(rest[12:16], 'big'):08x}", mac, sender, socket.inet_ntoa(rest[24:28]))
+            return Seen(
+                "dhcp",
+                f"{int.from_bytes(rest[12:16], 'big'):08x}",
+                mac,
+                sender,
+                socket.inet_ntoa(rest[24:28]),
+            )
         return None
     kind = {1: "icmp", 6: "tcp", 17: "udp"}.get(body[9], "ip")
     if kind == "icmp":

@@ -27,7 +27,9 @@ def has_address(name: str, address: str) -> bool:
 
 
 def has_address6(name: str, address: str) -> bool:
-    """Tell whether an interface has an IPv6 address that it may use: not tentative, no duplicate (if_inet6, IFA_F_*)."""
+    """Tell whether an interface has an IPv6 address that it may use: not tentative, no duplicate (if_inet6,
+    IFA_F_*).
+    """
     with contextlib.suppress(OSError, ValueError):
         wanted = socket.inet_pton(socket.AF_INET6, address).hex()
         for line in Path("/proc/net/if_inet6").read_text().splitlines():

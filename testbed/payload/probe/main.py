@@ -1,9 +1,10 @@
-"""Observer and sender inside a guest or on a machine: started once, then asked through a pipe (NET-01 to NET-13).
+"""Observer and sender inside a guest or on a machine: started once, then asked through a pipe (NET-01 to
+NET-13).
 
-Runs as root, on the standard library only; `testbed.verify.probe.client.compose` puts its files into one program.
-Starting an interpreter costs a nested guest seconds, so the process stays between observations, in which it
-has nothing open but its pipe, and ends by itself when nobody asks any more. Each question is a line (`testbed.payload.probe.wire`);
-its answer goes into a pipe that the asker has made, or else into a file.
+Runs as root, on the standard library only; `testbed.verify.probe.client.compose` puts its files into one
+program. Starting an interpreter costs a nested guest seconds, so the process stays between observations, in
+which it has nothing open but its pipe, and ends by itself when nobody asks any more. Each question is a line
+(`testbed.payload.probe.wire`); its answer goes into a pipe that the asker has made, or else into a file.
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ MAX_REQUEST = 8 * 2**20
 _PREFIX = re.compile(r"tb-[a-z0-9]{4,32}-")
 _ANSWER = re.compile(r"[a-z0-9]{4,32}")
 _UNREAD, _KEPT = 60, 600  # seconds that an answer waits for its reader in a pipe, and in a file
-_SENDERS = {"send": sender.send, "stream": sender.stream, "hold": sender.hold, "knock": scanner.knock, "beat": scanner.beat}
+_SENDERS = {
+    "send": sender.send,
+    "stream": sender.stream,
+    "hold": sender.hold,
+    "knock": scanner.knock,
+    "beat": scanner.beat,
+}
 # Files that tell a sender to go on in another way.
 _SIGNALS = {"send": (), "stream": ("halt",), "hold": ("turn", "release"), "knock": (), "beat": ("rest",)}
 _NOTHING = {"error": "nothing is being recorded for this run", "alive": False}
@@ -111,12 +118,18 @@ class Server:
 
     def _current(self, request: Request) -> Recorder | TapRecorder | None:
         """Return the recorder of the run that a request is about, if it is recorded."""
-        return self.recorder if self.recorder is not None and self.recorder.prefix == _prefix(request) else None
+        return (
+            self.recorder if self.recorder is not None and self.recorder.prefix == _prefix(request) else None
+        )
 
     def _glance(self, request: Request) -> Request:
         """Tell which tokens have come in so far."""
         current = self._current(request)
-        return {"seen": sorted(token for token in current.tokens() if token.startswith(current.prefix))} if current else dict(_NOTHING)
+        return (
+            {"seen": sorted(token for token in current.tokens() if token.startswith(current.prefix))}
+            if current
+            else dict(_NOTHING)
+        )
 
     def _finish(self, request: Request) -> Request:
         current = self._current(request)
@@ -137,7 +150,9 @@ class Server:
         return {"stopped": True}
 
     def answer(self, name: str, reply: Callable[[], Request], *, slow: bool) -> None:
-        """Give an answer; where it takes time, or a pipe waits for it, in a process of its own, so that the recorder goes on."""
+        """Give an answer; where it takes time, or a pipe waits for it, in a process of its own, so that the
+        recorder goes on.
+        """
         if not _ANSWER.fullmatch(name):
             return
         path = self.folder / f"answer.{name}"
@@ -216,7 +231,9 @@ def _serve(folder: Path, patience: float, pipe: int) -> None:
 
 
 def _forget(folder: Path) -> None:
-    """Remove the folder, which is flat; `shutil` would cost a nested guest as much as all the rest that is imported."""
+    """Remove the folder, which is flat; `shutil` would cost a nested guest as much as all the rest that is
+    imported.
+    """
     with suppress(OSError):
         for path in list(folder.iterdir()):
             path.unlink(missing_ok=True)
@@ -234,7 +251,9 @@ def _running(folder: Path) -> bool:
 
 
 def stop(request: Request) -> Request:
-    """End the process and those that it has sending, if its lock says that it runs, and forget what it has seen."""
+    """End the process and those that it has sending, if its lock says that it runs, and forget what it has
+    seen.
+    """
     folder, stopped = Path(request["folder"]), False
     with suppress(FileNotFoundError, ProcessLookupError):
         if _running(folder):

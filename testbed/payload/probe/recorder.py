@@ -1,4 +1,6 @@
-"""Recorder in a guest: sniffs on its interfaces and listens on ports; remembers what carries a token of the run."""
+"""Recorder in a guest: sniffs on its interfaces and listens on ports; remembers what carries a token of the
+run.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,8 @@ from testbed.payload.probe.sniffer import (
 
 MAX_STRAYS, MAX_TEXT = 64, 160
 _TEST, _STAGES = 0x88B5, ("start", "end")
-# The kernel keeps to itself what a nested guest could not read fast enough and nobody asks for: ARP of more than `NOISE`
-# octets, and what leaves this machine, except frames from an interface to itself.
+# The kernel keeps to itself what a nested guest could not read fast enough and nobody asks for: ARP of more
+# than `NOISE` octets, and what leaves this machine, except frames from an interface to itself.
 _WANTED: tuple[Step, ...] = (
     (LOAD, 0, 0, PACKET_TYPE), (EQUAL, 0, 8, OUTGOING),
     (LOAD, 0, 0, 0), (TO_X, 0, 0, 0), (LOAD, 0, 0, 6), (EQUAL_X, 0, 8, 0),
@@ -73,7 +75,8 @@ class Recorder(Sniffer):
     def prepare(self, request: Request) -> Request:
         """Open everything, with retries until ``patience`` seconds have passed; return the ready state.
 
-        If ``known`` is given, frames without a token from other MAC addresses than these are kept as they are: strays.
+        If ``known`` is given, frames without a token from other MAC addresses than these are kept as they
+        are: strays.
         """
         self.known = {bytes.fromhex(mac.replace(":", "")) for mac in request.get("known", [])}
         deadline = time.monotonic() + min(float(request.get("patience", 10)), 120.0)
@@ -84,7 +87,9 @@ class Recorder(Sniffer):
                 if f"{kind}/{port}" in missing and self._listen(kind, port, missing):
                     del missing[f"{kind}/{port}"]
             nics = self._interfaces()
-            if time.monotonic() > deadline or (not missing and all(nic["interface"] and nic["address"] for nic in nics)):
+            if time.monotonic() > deadline or (
+                not missing and all(nic["interface"] and nic["address"] for nic in nics)
+            ):
                 break
             time.sleep(0.2)
         for nic in nics:
@@ -92,18 +97,33 @@ class Recorder(Sniffer):
                 self.sniff(nic["interface"], nic["label"], _WANTED)
         self.self_test("start")
         listening = [f"{kind}/{port}" for kind, port in wanted if f"{kind}/{port}" not in missing]
-        return {"ready": True, "interfaces": nics, "listening": listening, "not_listening": missing, "pid": os.getpid()}
+        return {
+            "ready": True,
+            "interfaces": nics,
+            "listening": listening,
+            "not_listening": missing,
+            "pid": os.getpid(),
+        }
 
     def _interfaces(self) -> list[dict[str, Any]]:
         names = {nic["mac"]: interface_of(nic["mac"]) for nic in self.nics}
         return [
-            {"label": nic["label"], "mac": nic["mac"], "interface": names[nic["mac"]], "address": _addressed(names[nic["mac"]], nic)}
+            {
+                "label": nic["label"],
+                "mac": nic["mac"],
+                "interface": names[nic["mac"]],
+                "address": _addressed(names[nic["mac"]], nic),
+            }
             for nic in self.nics
         ]
 
     def _listen(self, kind: str, port: int, errors: dict[str, str]) -> bool:
         """Listen on a port in every family that some interface has an address of; both or none."""
-        families = (socket.AF_INET, socket.AF_INET6) if any(nic.get("address6") for nic in self.nics) else (socket.AF_INET,)
+        families = (
+            (socket.AF_INET, socket.AF_INET6)
+            if any(nic.get("address6") for nic in self.nics)
+            else (socket.AF_INET,)
+        )
         opened = []
         try:
             for family in families:
@@ -118,13 +138,19 @@ class Recorder(Sniffer):
             return False
         for server in opened:
             self.servers.append(server)
-            self.selector.register(server, selectors.EVENT_READ, self._accept if kind == "tcp" else self._echo)
+            self.selector.register(
+                server, selectors.EVENT_READ, self._accept if kind == "tcp" else self._echo
+            )
         return True
 
     def take(self, frame: bytes, kind: int, label: str) -> None:
         """Remember what came in, and whether this recorder's own frames were heard."""
         if kind == OUTGOING:
-            self.tested |= {(label, stage) for stage in _STAGES if find_token(frame, self.prefix) == self._test_token(stage)}
+            self.tested |= {
+                (label, stage)
+                for stage in _STAGES
+                if find_token(frame, self.prefix) == self._test_token(stage)
+            }
             return
         seen = parse(frame, self.prefix)
         if seen:
@@ -185,7 +211,9 @@ class Recorder(Sniffer):
             self._close(connection)
 
     def state(self) -> Request:
-        """Return what came in, with everything that the kernel still holds, after a last frame that must be seen."""
+        """Return what came in, with everything that the kernel still holds, after a last frame that must be
+        seen.
+        """
         self.self_test("end")
         state = super().state()
         tested = all((nic["label"], stage) in self.tested for nic in self.nics for stage in _STAGES)

@@ -24,7 +24,9 @@ Request = dict[str, Any]
 
 
 class Ask:
-    """One question and its state: ``open``, ``refused``, ``unreachable``, ``silent``, or ``error`` and why."""
+    """One question and its state: ``open``, ``refused``, ``unreachable``, ``silent``, or ``error`` and
+    why.
+    """
 
     def __init__(self, request: Request, outlets: Outlets) -> None:
         self.name, self.kind, self.state = str(request["id"]), str(request["kind"]), "silent"
@@ -78,10 +80,14 @@ class Outlets:
         self.wires: dict[str, socket.socket] = {}
 
     def wire(self, request: Request) -> socket.socket:
-        """Return the socket for the frames of an interface; the kernel lets every opening wait for a grace period."""
+        """Return the socket for the frames of an interface; the kernel lets every opening wait for a grace
+        period.
+        """
         mac = request["mac"]
         if mac not in self.wires:
-            self.wires[mac] = self.stack.enter_context(packet_socket(interface_of(mac) or "none", _EVERYTHING))
+            self.wires[mac] = self.stack.enter_context(
+                packet_socket(interface_of(mac) or "none", _EVERYTHING)
+            )
             self.wires[mac].setblocking(False)
         return self.wires[mac]
 
@@ -98,7 +104,8 @@ class Outlets:
 
 
 def knock(request: Request) -> Request:
-    """Ask everything in ``probes`` at once, and once more after a second; return the states after ``window`` seconds.
+    """Ask everything in ``probes`` at once, and once more after a second; return the states after ``window``
+    seconds.
 
     Raises:
         ValueError: there are more than `MAX_ASKS`; none is asked.
@@ -115,7 +122,11 @@ def knock(request: Request) -> Request:
                 ask.send()
             while any(ask.waiting for ask in asks) and (left := last - time.monotonic()) > 0:
                 _turn([ask for ask in asks if ask.waiting], min(left, 0.2))
-    return {"results": [{"id": ask.name, "sent": not ask.state.startswith("error"), "state": ask.state} for ask in asks]}
+    return {
+        "results": [
+            {"id": ask.name, "sent": not ask.state.startswith("error"), "state": ask.state} for ask in asks
+        ]
+    }
 
 
 def beat(request: Request) -> Request:

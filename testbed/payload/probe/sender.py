@@ -54,7 +54,8 @@ def send(request: Request) -> Request:
 
 
 def hold(request: Request) -> Request:
-    """Keep one conversation open and use it each ``spacing`` seconds, until the file ``release`` appears or for ``duration`` seconds.
+    """Keep one conversation open and use it each ``spacing`` seconds, until the file ``release`` appears or
+    for ``duration`` seconds.
 
     Once the file ``turn`` exists, the last of the two ``tokens`` is sent instead of the first.
 
@@ -62,7 +63,11 @@ def hold(request: Request) -> Request:
         how many ``answers`` came before and after the turn; ``error`` is how it ended, if it did.
 
     """
-    release, turn, end = Path(request["release"]), Path(request["turn"]), time.monotonic() + min(float(request["duration"]), 300.0)
+    release, turn, end = (
+        Path(request["release"]),
+        Path(request["turn"]),
+        time.monotonic() + min(float(request["duration"]), 300.0),
+    )
     counts, error = [0, 0], ""
     with Talk(request, 10) as talk:
         talk.end_at_once()
@@ -80,11 +85,13 @@ def hold(request: Request) -> Request:
 
 
 def stream(request: Request) -> Request:
-    """Send the frames of every probe in turns until the file ``halt`` appears, or for ``duration`` seconds, or so many ``rounds``.
+    """Send the frames of every probe in turns until the file ``halt`` appears, or for ``duration`` seconds,
+    or so many ``rounds``.
 
     Args:
-        request: ``spacing`` is the number of seconds between two frames; 0 stands for as fast as it goes, past the queues
-            and past the recorder of this guest. ``pause`` is the number of seconds between two rounds.
+        request: ``spacing`` is the number of seconds between two frames; 0 stands for as fast as it goes,
+            past the queues and past the recorder of this guest. ``pause`` is the number of seconds between
+            two rounds.
 
     Raises:
         ValueError: there are more than `MAX_PROBES`; none is sent.
@@ -95,7 +102,11 @@ def stream(request: Request) -> Request:
     """
     if len(request["probes"]) > MAX_PROBES:
         raise ValueError(f"{len(request['probes'])} frames, and {MAX_PROBES} at most")
-    started, spacing, rounds = time.monotonic(), float(request.get("spacing", 0.005)), int(request.get("rounds", 2**31))
+    started, spacing, rounds = (
+        time.monotonic(),
+        float(request.get("spacing", 0.005)),
+        int(request.get("rounds", 2**31)),
+    )
     halt, pause = Path(request["halt"]), float(request.get("pause", 0))
     end, sent, refused = started + min(float(request["duration"]), 300.0), 0, 0
     frames = [(probe["mac"], bytes.fromhex(probe["frame"])) for probe in request["probes"]]
@@ -127,10 +138,12 @@ def stream(request: Request) -> Request:
 
 
 class Outlets:
-    """One packet socket for each interface: the kernel lets every opening and closing wait for a grace period.
+    """One packet socket for each interface: the kernel lets every opening and closing wait for a grace
+    period.
 
     Args:
-        unheard: frames go to the driver at once, so that nobody who sniffs in this guest has to read them (packet(7)).
+        unheard: frames go to the driver at once, so that nobody who sniffs in this guest has to read them
+            (packet(7)).
 
     """
 
@@ -148,7 +161,8 @@ class Outlets:
 
 @contextlib.contextmanager
 def wearing(name: str, mac: str) -> Iterator[None]:
-    """Let an interface have another MAC address for a while, so that its driver tells the device; none if it is empty.
+    """Let an interface have another MAC address for a while, so that its driver tells the device; none if it
+    is empty.
 
     Raises:
         OSError: the driver refuses.

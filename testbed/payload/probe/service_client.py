@@ -20,7 +20,8 @@ class Talk:
     """One conversation: a connection, or datagrams and echo requests that belong together.
 
     Args:
-        probe: ``kind``, the ``mac`` of the interface, the own ``address``, and ``ip`` and ``port`` of the service.
+        probe: ``kind``, the ``mac`` of the interface, the own ``address``, and ``ip`` and ``port`` of the
+            service.
         patience: seconds that connecting and each answer may take.
 
     Raises:
@@ -33,9 +34,13 @@ class Talk:
         self.echo = self.kind == "icmp-echo"
         self.six, self.id = ":" in probe["ip"], int.from_bytes(os.urandom(2), "big")
         protocol = (socket.IPPROTO_ICMPV6 if self.six else socket.IPPROTO_ICMP) if self.echo else 0
-        self.opened = socket.socket(socket.AF_INET6 if self.six else socket.AF_INET, _TYPES[self.kind], protocol)
+        self.opened = socket.socket(
+            socket.AF_INET6 if self.six else socket.AF_INET, _TYPES[self.kind], protocol
+        )
         try:
-            self.opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface_of(probe["mac"]).encode())
+            self.opened.setsockopt(
+                socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface_of(probe["mac"]).encode()
+            )
             self.opened.bind((probe["address"], 0))
             self.opened.settimeout(patience)
             self.opened.connect((probe["ip"], 0 if self.echo else int(probe["port"])))
@@ -79,7 +84,9 @@ class Talk:
         while time.monotonic() < end:
             answer = self.opened.recv(2048)
             answer = answer if self.six else answer[(answer[0] & 15) * 4 :]
-            if answer[:2] == bytes((reply, 0)) and answer[4:6] == text[4:6]:  # or that of an earlier request, which is late
+            if (
+                answer[:2] == bytes((reply, 0)) and answer[4:6] == text[4:6]
+            ):  # or that of an earlier request, which is late
                 return f"ok-{answer[8 : 8 + MAX_TEXT].decode(errors='replace')}"
         msg = "no echo in time"
         raise TimeoutError(msg)

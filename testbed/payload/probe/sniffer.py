@@ -23,8 +23,17 @@ _BUFFER = 4 << 20  # octets
 _ATTACH_FILTER = 26
 _PACKET_ADD_MEMBERSHIP, _PACKET_STATISTICS, _SOL_PACKET, _PROMISCUOUS = 1, 6, 263, 1
 _ETH_P_ALL = 3
-# Instructions of the kernel's packet filter, and where it tells of what kind a packet is (linux/filter.h, SKF_AD_PKTTYPE).
-LOAD, LOAD_HALF, LOAD_BYTE, LOAD_AT_X, LOAD_LENGTH, HEADER_TO_X, TO_X = 0x20, 0x28, 0x30, 0x40, 0x80, 0xB1, 0x07
+# Instructions of the kernel's packet filter, and where it tells of what kind a packet is (linux/filter.h,
+# SKF_AD_PKTTYPE).
+LOAD, LOAD_HALF, LOAD_BYTE, LOAD_AT_X, LOAD_LENGTH, HEADER_TO_X, TO_X = (
+    0x20,
+    0x28,
+    0x30,
+    0x40,
+    0x80,
+    0xB1,
+    0x07,
+)
 JUMP, EQUAL, EQUAL_X, GREATER, RETURN = 0x05, 0x15, 0x1D, 0x25, 0x06
 PACKET_TYPE = 0xFFFFF004
 Step = tuple[int, int, int, int]  # instruction, how many to skip if so, if not, and a number
@@ -39,7 +48,9 @@ def attach(opened: socket.socket, steps: Sequence[Step]) -> None:
 
     """
     program = b"".join(struct.pack("HBBI", *step) for step in steps)
-    text = array("B", program)  # of which the address can be told without ctypes, which takes a nested guest a second to import
+    text = array(
+        "B", program
+    )  # of which the address can be told without ctypes, which takes a nested guest a second to import
     opened.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("HL", len(steps), text.buffer_info()[0]))
 
 
@@ -137,7 +148,10 @@ class Sniffer:
         """
         end = time.monotonic() + min(patience, 10.0)
         groups = [tuple(group) for group in awaited]
-        while not all(any(token.startswith(group) for token in self.tokens()) for group in groups) and (left := end - time.monotonic()) > 0:
+        while (
+            not all(any(token.startswith(group) for token in self.tokens()) for group in groups)
+            and (left := end - time.monotonic()) > 0
+        ):
             select.select([sniffer for sniffer, _ in self.sniffers], [], [], left)
             for sniffer, label in self.sniffers:
                 self.drain(sniffer, label)
@@ -151,7 +165,13 @@ class Sniffer:
         records = [{**seen._asdict(), "label": label, "at": round(first - self.started, 3),
                     "until": round(last - self.started, 3), "times": times}
                    for (seen, label), (first, last, times) in self.seen.items()]  # fmt: skip
-        return {"alive": True, "dropped": self.dropped, "overflowed": self.overflowed, "down": sorted(self.down), "records": records}
+        return {
+            "alive": True,
+            "dropped": self.dropped,
+            "overflowed": self.overflowed,
+            "down": sorted(self.down),
+            "records": records,
+        }
 
     def close(self) -> None:
         """Stop sniffing."""

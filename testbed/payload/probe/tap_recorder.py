@@ -1,8 +1,8 @@
 """Recorder on a node beside those in its guests: remembers what the node hands to its guests' interfaces.
 
-What goes to a guest leaves its node by a tap, so for the node it is outgoing. The kernel looks for the run's tokens
-itself, so that a flood costs the node no copies: of what carries none, only answers of DHCP, ARP and Neighbor Discovery
-come to this program, since their senders cannot put a token into them.
+What goes to a guest leaves its node by a tap, so for the node it is outgoing. The kernel looks for the run's
+tokens itself, so that a flood costs the node no copies: of what carries none, only answers of DHCP, ARP and
+Neighbor Discovery come to this program, since their senders cannot put a token into them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class TapRecorder(Sniffer):
         return {"ready": True, "taps": found}
 
     def _sniff(self, name: str) -> None:
-        """Sniff on a tap; where the kernel has no room for the whole filter, this program looks for tokens itself."""
+        """Sniff on a tap; where the kernel has no room for the whole filter, this program looks for tokens
+        itself.
+        """
         try:
             self.sniff(name, name, outgoing(worth(self.prefix)))
         except OSError as error:
@@ -98,18 +100,38 @@ def worth(prefix: str) -> list[Step]:
     return [*_assembled(_KINDS), *_search(prefix)]
 
 
-# Instruction, where to go on if so and if not (at the next line if that is empty), and a number; or the name of the next line.
+# Instruction, where to go on if so and if not (at the next line if that is empty), and a number; or the name
+# of the next line.
 _KINDS: tuple[tuple[int, str, str, int] | str, ...] = (
-    (LOAD_HALF, "", "", 12), (EQUAL, "arp", "", 0x0806), (EQUAL, "four", "", 0x0800), (EQUAL, "six", "search", 0x86DD),
-    "arp", (LOAD_LENGTH, "", "", 0), (GREATER, "", "accept", NOISE), (RETURN, "", "", 0),
-    "four", (LOAD_BYTE, "", "", 23), (EQUAL, "", "search", 17),
-    (HEADER_TO_X, "", "", 14), (LOAD_AT_X, "", "", 14), (EQUAL, "accept", "search", 0x00430044),
-    "six", (LOAD_BYTE, "", "", 20), (EQUAL, "icmp6", "", 58), (EQUAL, "udp6", "search", 17),
-    "icmp6", (LOAD_BYTE, "", "", 54), (EQUAL, "accept", "", 135), (EQUAL, "accept", "search", 136),
-    "udp6", (LOAD, "", "", 54), (EQUAL, "accept", "search", 0x02230222),
-    "accept", (RETURN, "", "", _WHOLE),
+    (LOAD_HALF, "", "", 12),
+    (EQUAL, "arp", "", 0x0806),
+    (EQUAL, "four", "", 0x0800),
+    (EQUAL, "six", "search", 0x86DD),
+    "arp",
+    (LOAD_LENGTH, "", "", 0),
+    (GREATER, "", "accept", NOISE),
+    (RETURN, "", "", 0),
+    "four",
+    (LOAD_BYTE, "", "", 23),
+    (EQUAL, "", "search", 17),
+    (HEADER_TO_X, "", "", 14),
+    (LOAD_AT_X, "", "", 14),
+    (EQUAL, "accept", "search", 0x00430044),
+    "six",
+    (LOAD_BYTE, "", "", 20),
+    (EQUAL, "icmp6", "", 58),
+    (EQUAL, "udp6", "search", 17),
+    "icmp6",
+    (LOAD_BYTE, "", "", 54),
+    (EQUAL, "accept", "", 135),
+    (EQUAL, "accept", "search", 136),
+    "udp6",
+    (LOAD, "", "", 54),
+    (EQUAL, "accept", "search", 0x02230222),
+    "accept",
+    (RETURN, "", "", _WHOLE),
     "search",
-)  # fmt: skip
+)
 
 
 def _assembled(lines: Sequence[tuple[int, str, str, int] | str]) -> list[Step]:
@@ -120,12 +142,17 @@ def _assembled(lines: Sequence[tuple[int, str, str, int] | str]) -> list[Step]:
             names[line] = len(steps)
         else:
             steps.append(line)
-    far = [(code, names.get(yes, at + 1), names.get(no, at + 1), number) for at, (code, yes, no, number) in enumerate(steps)]
+    far = [
+        (code, names.get(yes, at + 1), names.get(no, at + 1), number)
+        for at, (code, yes, no, number) in enumerate(steps)
+    ]
     return [(code, yes - at - 1, no - at - 1, number) for at, (code, yes, no, number) in enumerate(far)]
 
 
 def _search(prefix: str) -> list[Step]:
-    """Return a filter for frames in which a token of a run begins, by four of the characters that no other run shares."""
+    """Return a filter for frames in which a token of a run begins, by four of the characters that no other
+    run shares.
+    """
     word = int.from_bytes(prefix.encode()[3:7], "big")
     steps: list[Step] = []
     for start in range(_HEAD + 3, SEARCHED + 3, _BLOCK):

@@ -1,4 +1,5 @@
-"""How the probe and whoever asks it write to one another: JSON, compressed, one line of text for each message.
+"""How the probe and whoever asks it write to one another: JSON, compressed, one line of text for each
+message.
 
 A nested guest's agent passes a hundred kilobytes on in as many tenths of a second; frames are repetitive.
 """
@@ -19,7 +20,8 @@ def pack(message: object) -> bytes:
 
 
 def unpack(line: bytes) -> Any:  # noqa: ANN401 - JSON
-    """Return the message of a line from who asks, which need not be one; what a guest says is read within closer bounds.
+    """Return the message of a line from who asks, which need not be one; what a guest says is read within
+    closer bounds.
 
     Raises:
         ValueError: it is none, or longer than `MAX_MESSAGE`.

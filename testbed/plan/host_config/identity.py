@@ -73,7 +73,9 @@ def identity_files(lab: Testbed, machine: Machine, keys: MachineKeys) -> dict[st
     for nic in machine.nics:
         network = lab.lab_network(nic.plane).network
         name = f"{nic.plane}0"
-        files[f"systemd/network/10-{name}.link"] = f"[Match]\nMACAddress={nic.mac}\n\n[Link]\nName={name}\n".encode()
+        files[f"systemd/network/10-{name}.link"] = (
+            f"[Match]\nMACAddress={nic.mac}\n\n[Link]\nName={name}\n".encode()
+        )
         files[f"systemd/network/10-{name}.network"] = (
             f"[Match]\nMACAddress={nic.mac}\n\n[Network]\nAddress={nic.address}/{network.prefixlen}\n"
             "LinkLocalAddressing=no\nIPv6AcceptRA=no\nLLDP=no\n"
@@ -103,7 +105,9 @@ def address_sets(lab: Testbed, machine: Machine) -> dict[str, tuple[str, ...]]:
 def _nftables(lab: Testbed, machine: Machine) -> str:
     sets = address_sets(lab, machine)
     return "".join(
-        f"add element inet testbed {name} {{ {', '.join(addresses)} }}\n" for name, addresses in sets.items() if addresses
+        f"add element inet testbed {name} {{ {', '.join(addresses)} }}\n"
+        for name, addresses in sets.items()
+        if addresses
     )
 
 
@@ -139,10 +143,15 @@ _PEER = """  {peer} {{
 
 
 def tunnel_protection(lab: Testbed, machine: Machine) -> str:
-    """Return strongSwan's connections of a node: UDP to another node's fabric address is encrypted or not sent (NET-08, RFC 4301)."""
+    """Return strongSwan's connections of a node: UDP to another node's fabric address is encrypted or not
+    sent (NET-08, RFC 4301).
+    """
     own = str(machine.address(Plane.FABRIC))
     peers = [node for node in lab.nodes if node.name != machine.name]
-    blocks = [_PEER.format(own=machine.name, own_address=own, peer=peer.name, address=peer.address(Plane.FABRIC)) for peer in peers]
+    blocks = [
+        _PEER.format(own=machine.name, own_address=own, peer=peer.name, address=peer.address(Plane.FABRIC))
+        for peer in peers
+    ]
     return f"connections {{\n{''.join(blocks)}}}\n"
 
 
@@ -161,7 +170,9 @@ def _chassis(lab: Testbed, machine: Machine) -> str:
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """Return the archive of some files: deterministic, public files 0644, the others 0600, every folder 0755."""
+    """Return the archive of some files: deterministic, public files 0644, the others 0600, every folder
+    0755.
+    """
     stream = io.BytesIO()
     folders: set[str] = set()
     with tarfile.open(fileobj=stream, mode="w") as archive:

@@ -1,7 +1,8 @@
 """Who may resolve whom over IPv6, for the guard in front of guests' interfaces (NET-01, NET-05). Pure.
 
-OVN's access rules do not reach Neighbor Discovery (docs/decisions/0009), so each node judges it where frames come
-in from a guest: `playbooks/roles/switch/files/neighbours.nft` holds the rules, and this the sets that they ask.
+OVN's access rules do not reach Neighbor Discovery (docs/decisions/0009), so each node judges it where frames
+come in from a guest: `playbooks/roles/switch/files/neighbours.nft` holds the rules, and this the sets that
+they ask.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ def guarded(lab: Testbed, node: Machine) -> tuple[str, ...]:
 
 
 def allowed(lab: Testbed, node: Machine) -> tuple[tuple[str, str], ...]:
-    """Return interface and address for every neighbour that a guest on a node may ask for and answer, sorted."""
+    """Return interface and address for every neighbour that a guest on a node may ask for and answer,
+    sorted.
+    """
     taps = {nic.mac: nic.tap for guest in lab.guests_on(node.name) for nic in guest.nics if nic.address6}
     pairs = set()
     for _, source, target in joined(lab):
@@ -31,6 +34,8 @@ def allowed(lab: Testbed, node: Machine) -> tuple[tuple[str, str], ...]:
 
 
 def links(lab: Testbed, node: Machine) -> tuple[tuple[str, str], ...]:
-    """Return interface and MAC address, as nftables writes the number, of every guest's interface with IPv6, sorted."""
+    """Return interface and MAC address, as nftables writes the number, of every guest's interface with IPv6,
+    sorted.
+    """
     nics = [nic for guest in lab.guests_on(node.name) for nic in guest.nics if nic.address6]
     return tuple(sorted((nic.tap, f"{int(nic.mac.replace(':', ''), 16):#x}") for nic in nics))

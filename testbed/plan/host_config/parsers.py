@@ -1,4 +1,5 @@
-"""Turns what a machine's commands print into the values of its settings: here, since a program takes 50 ms on an emulated machine.
+"""Turns what a machine's commands print into the values of its settings: here, since a program takes 50 ms on
+an emulated machine.
 
 What is printed comes from a root partition that may have fallen: it is only ever searched and compared.
 """
@@ -24,7 +25,8 @@ PROTECTED = "every peer, both ways"
 
 
 def lines(files: str, start: str) -> str:
-    """Return the lines of one file, whose name ends with a colon here, or of all files of a folder, which ends with a slash.
+    """Return the lines of one file, whose name ends with a colon here, or of all files of a folder, which
+    ends with a slash.
 
     Args:
         files: lines, each behind the name of its file and a colon.
@@ -61,7 +63,8 @@ def elements(ruleset: str, table: str, name: str) -> str:
 
 
 def firewall(ruleset: str, files: str, table: str, others: frozenset[str]) -> str:
-    """Return whether the live table is that of its file but for its sets' elements, its number of rules, and which tables there are.
+    """Return whether the live table is that of its file but for its sets' elements, its number of rules, and
+    which tables there are.
 
     Args:
         ruleset: what the kernel runs.
@@ -77,9 +80,14 @@ def firewall(ruleset: str, files: str, table: str, others: frozenset[str]) -> st
 
 
 def _apart(live: str, wanted: str) -> str:
-    """Return the lines of two tables that the other one does not have; the empty string if they differ in their order only."""
+    """Return the lines of two tables that the other one does not have; the empty string if they differ in
+    their order only.
+    """
     one, other = live.splitlines(), wanted.splitlines()
-    parts = (("too many", [line for line in one if line not in other]), ("missing", [line for line in other if line not in one]))
+    parts = (
+        ("too many", [line for line in one if line not in other]),
+        ("missing", [line for line in other if line not in one]),
+    )
     return "".join(f"; {word}: {', '.join(found)}" for word, found in parts if found)
 
 
@@ -101,7 +109,8 @@ def pairs(ruleset: str, table: str, name: str) -> str:
 
 
 def protection(policies: str, own: str, peers: Sequence[str]) -> str:
-    """Return whether the kernel asks for ESP in transport mode of what goes to each peer and comes from it, and of nothing else.
+    """Return whether the kernel asks for ESP in transport mode of what goes to each peer and comes from it,
+    and of nothing else.
 
     Args:
         policies: what ``ip -o xfrm policy`` printed.
@@ -112,8 +121,13 @@ def protection(policies: str, own: str, peers: Sequence[str]) -> str:
 
     """
     found = {_policy(line) for line in policies.splitlines() if "socket" not in line}
-    wanted = {line for peer in peers for line in (f"in {peer}/32 {own}/32 esp", f"out {own}/32 {peer}/32 esp")}
-    missing, foreign = (f"missing: {line}" for line in wanted - found), (f"not declared: {line}" for line in found - wanted)
+    wanted = {
+        line for peer in peers for line in (f"in {peer}/32 {own}/32 esp", f"out {own}/32 {peer}/32 esp")
+    }
+    missing, foreign = (
+        (f"missing: {line}" for line in wanted - found),
+        (f"not declared: {line}" for line in found - wanted),
+    )
     return "\n".join(sorted((*missing, *foreign))) or PROTECTED
 
 
@@ -135,27 +149,36 @@ def _number(text: str) -> int:
 
 
 def delivering(flows: str) -> str:
-    """Return how many rules of OpenFlow's first table deliver at once: OVN's own go on to its pipeline or drop."""
+    """Return how many rules of OpenFlow's first table deliver at once: OVN's own go on to its pipeline or
+    drop.
+    """
     rules = [line for line in flows.splitlines() if "actions=" in line]
     return str(sum("resubmit(" not in line and "actions=drop" not in line for line in rules))
 
 
 def mirrors(filters: str, switch: str, ruleset: str) -> str:
-    """Return what copies or diverts frames: filters that are no policer, mirrors of the switch, rules of any table."""
-    acting = [line.strip() for line in filters.splitlines() if "action order" in line and "police" not in line]
+    """Return what copies or diverts frames: filters that are no policer, mirrors of the switch, rules of any
+    table.
+    """
+    acting = [
+        line.strip() for line in filters.splitlines() if "action order" in line and "police" not in line
+    ]
     named = [str(row[0]) for row in _rows(switch, ["name"])]
     return "\n".join((*acting, *named, *(line.strip() for line in _COPIES.findall(ruleset))))
 
 
 def claims(switch: str, own: frozenset[tuple[str, str]]) -> str:
-    """Return interfaces that claim a logical port, and the port, one a line: those that are not among a node's own."""
+    """Return interfaces that claim a logical port, and the port, one a line: those that are not among a
+    node's own.
+    """
     named = [(str(name), dict(ids)) for name, (_, ids) in _rows(switch, ["name", "external_ids"])]
     found = [(name, str(ids["iface-id"])) for name, ids in named if "iface-id" in ids]
     return "\n".join(" ".join(claim) for claim in found if claim not in own)
 
 
 def _rows(tables: str, columns: list[str]) -> Iterator[list[Any]]:
-    """Yield the rows of those tables of ``ovs-vsctl --format=json`` that have just these columns, each table being a line.
+    """Yield the rows of those tables of ``ovs-vsctl --format=json`` that have just these columns, each table
+    being a line.
 
     Raises:
         ValueError: this is no such output.
@@ -209,7 +232,9 @@ def additions(files: str) -> str:
 
 
 def read_only(files: str, printed: str, folder: str) -> str:
-    """Return the first option of what is mounted on a folder, and the different modes and owners of its files."""
+    """Return the first option of what is mounted on a folder, and the different modes and owners of its
+    files.
+    """
     mounts = [line.split() for line in lines(files, "/proc/self/mounts:").splitlines()]
     options = [words[3].partition(",")[0] for words in mounts if len(words) > 3 and words[1] == folder]
     shapes = {line.partition(" ")[2] for line in printed.splitlines() if line.startswith(f"{folder}/")}

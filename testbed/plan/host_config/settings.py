@@ -1,8 +1,8 @@
 """Settings of a machine that hold a wall: how to observe each, the value it must have, how to restore it.
 
 They are resources like any other, so that a breach in force shows as drift and ``up`` repairs it
-(docs/decisions/0002). Commands run as root on the machine, in one batch, and those that settings share run once; what
-they print is read here (`testbed.plan.host_config.parsers`).
+(docs/decisions/0002). Commands run as root on the machine, in one batch, and those that settings share run
+once; what they print is read here (`testbed.plan.host_config.parsers`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from testbed.plan.host_config import parsers, trust
 from testbed.plan.host_config.identity import address_sets
 from testbed.plan.host_config.nd_guard import ATTACH, GUARDS, RULES, allowed, guarded, links
 
-# A machine answers for an address on that address's network only, forwards nothing and speaks no IPv6 (NET-09).
+# A machine answers for an address on that address's network only, forwards nothing and speaks no IPv6
+# (NET-09).
 KERNEL = {
     "net/ipv4/ip_forward": 0, "net/ipv4/conf/all/rp_filter": 1, "net/ipv4/conf/all/arp_ignore": 2,
     "net/ipv4/conf/all/accept_redirects": 0, "net/ipv6/conf/all/disable_ipv6": 1,
@@ -24,16 +25,23 @@ KERNEL = {
 RULESET = "nft -s list ruleset"
 # Filters of every interface that has any; behind a line that names it, as for every interface of a guest.
 FILTERS = (
-    "cd /sys/class/net; for tap in tap*; do echo interface $tap; done; tc qdisc show | while read -r _ kind _ _ device _; do "
+    "cd /sys/class/net; for tap in tap*; do echo interface $tap; done; tc qdisc show | while read -r _ "
+    "kind _ _ device _; do "
     "case $kind in clsact|ingress) echo interface $device; "
-    "printf 'filter show dev %s ingress\\nfilter show dev %s egress\\n' $device $device | tc -force -batch - ;; esac; done"
+    "printf 'filter show dev %s ingress\\nfilter show dev %s egress\\n' $device $device | tc -force "
+    "-batch - ;; esac; done"
 )
-_SWITCH = "ovs-vsctl -voff --format=json -- --columns=name list mirror -- --columns=name,external_ids list interface"
+_SWITCH = (
+    "ovs-vsctl -voff --format=json -- --columns=name list mirror -- --columns=name,external_ids list "
+    "interface"
+)
 # Every line of small files, behind the name of its file: an emulated machine needs 30 ms to start a program.
 TEXTS = (
-    "grep -asH '' /etc/nftables.conf /etc/group /etc/ssh/principals/* /etc/systemd/system/ovs-vswitchd.service.d/* "
+    "grep -asH '' /etc/nftables.conf /etc/group /etc/ssh/principals/* "
+    "/etc/systemd/system/ovs-vswitchd.service.d/* "
     "/etc/systemd/system/ovn-controller.service.d/* /etc/apparmor.d/local/abstractions/libvirt-qemu "
-    "/etc/apparmor.d/abstractions/libvirt-qemu.d/* /proc/self/mounts /sys/kernel/mm/ksm/run /sys/class/net/br-int/flags "
+    "/etc/apparmor.d/abstractions/libvirt-qemu.d/* /proc/self/mounts /sys/kernel/mm/ksm/run "
+    "/sys/class/net/br-int/flags "
     f"{' '.join(f'/proc/sys/{name}' for name in KERNEL)}"
 )
 SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/libvirt-sock-ro", "/run/libvirt/libvirt-admin-sock")
@@ -64,7 +72,9 @@ class Setting:
     read: Callable[..., str] = str
 
     def reading(self, printed: Mapping[str, str]) -> str:
-        """Return the value that was observed, by command what it printed; never the wanted one if that makes no sense."""
+        """Return the value that was observed, by command what it printed; never the wanted one if that makes
+        no sense.
+        """
         texts = [printed[command] for command in self.observe]
         try:
             return self.read(*texts)
@@ -87,10 +97,15 @@ def _claims(lab: Testbed, machine: Machine) -> Setting:
     known = " ".join(f"-e '{nic.tap} {nic.port}'" for nic in own) or "-e none"
     foreign = (
         "ovs-vsctl -voff --format=csv --no-headings --columns=name,external_ids list interface "
-        f"| sed -nE 's/^\"?([^\",]+)\"?,.*iface-id=\"*([0-9a-f-]+).*/\\1 \\2/p' | grep -vxF {known}"
+        f'| sed -nE \'s/^"?([^",]+)"?,.*iface-id="*([0-9a-f-]+).*/\\1 \\2/p\' | grep -vxF {known}'
     )
-    back = " ".join(f"{nic.tap}) ovs-vsctl set interface $name external_ids:iface-id={nic.port} ;;" for nic in own)
-    repair = f"{foreign} | while read -r name port; do case $name in {back} *) ovs-vsctl --if-exists del-port br-int $name ;; esac; done"
+    back = " ".join(
+        f"{nic.tap}) ovs-vsctl set interface $name external_ids:iface-id={nic.port} ;;" for nic in own
+    )
+    repair = (
+        f"{foreign} | while read -r name port; do case $name in {back} *) ovs-vsctl --if-exists del-port "
+        "br-int $name ;; esac; done"
+    )
     ours = frozenset((nic.tap, nic.port) for nic in own)
     return Setting("port-claims", "NET-13", (_SWITCH,), "", repair, partial(parsers.claims, own=ours))
 
@@ -100,7 +115,10 @@ def _firewall(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
     # The file is the wall; what the kernel runs must be that file, rule for rule, and nothing beside it.
     wanted = "as in the file\n13\ntable inet testbed"
     others = "nft list tables | grep -v -e '^table netdev neighbours$' -e '^table inet testbed$'"
-    repair = f"{others} | while read -r _ family name; do nft delete table $family $name; done; nft -f /etc/nftables.conf"
+    repair = (
+        f"{others} | while read -r _ family name; do nft delete table $family $name; done; nft -f "
+        "/etc/nftables.conf"
+    )
     read = partial(parsers.firewall, table=_TABLE, others=frozenset({_NEIGHBOURS}))
     return (Setting("firewall", "NET-09", (RULESET, TEXTS), wanted, repair, read), *elements)
 
@@ -118,16 +136,20 @@ def _address_set(name: str, addresses: tuple[str, ...]) -> Setting:
 
 
 def _neighbours(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
-    """Return the settings of the guard in front of guests that have IPv6; none where there is no such guest."""
+    """Return the settings of the guard in front of guests that have IPv6; none where there is no such
+    guest.
+    """
     devices = " ".join(guarded(lab, machine))
     if not devices:
         return ()
     chain = "nft -s list chain netdev neighbours"
     rules = (
-        f"file=$(unshare --net sh -c \"nft -f {RULES}; {chain} judge\"); "
-        f"[ -n \"$file\" ] && [ \"$file\" = \"$({chain} judge)\" ] && echo as in the file || echo not as in the file; "
+        f'file=$(unshare --net sh -c "nft -f {RULES}; {chain} judge"); '
+        f'[ -n "$file" ] && [ "$file" = "$({chain} judge)" ] && echo as in the file || echo not as in '
+        "the file; "
         f"for device in {devices}; do [ ! -e /sys/class/net/$device ] || "
-        f"[ \"$({chain} $device | sed 1,3d | tr -d '\\t\\n')\" = 'jump judge}}}}' ] || echo $device is not guarded; done"
+        f"[ \"$({chain} $device | sed 1,3d | tr -d '\\t\\n')\" = 'jump judge}}}}' ] || echo $device is "
+        "not guarded; done"
     )
     attach = f"for device in {devices}; do [ ! -e /sys/class/net/$device ] || {ATTACH} $device; done"
     guard, neighbours, own = GUARDS
@@ -143,11 +165,20 @@ def _pairs(name: str, control: str, held: str, pairs: tuple[tuple[str, str], ...
     lines = sorted(f"{device} . {value}" for device, value in pairs)
     fill = f"; nft add element netdev neighbours {held} '{{ {', '.join(lines)} }}'" if lines else ""
     repair = f"nft flush set netdev neighbours {held}{fill}"
-    return Setting(name, control, (RULESET,), "\n".join(lines), repair, partial(parsers.pairs, table=_NEIGHBOURS, name=held))
+    return Setting(
+        name,
+        control,
+        (RULESET,),
+        "\n".join(lines),
+        repair,
+        partial(parsers.pairs, table=_NEIGHBOURS, name=held),
+    )
 
 
 def _protection(lab: Testbed, machine: Machine) -> tuple[Setting, ...]:
-    """Return what the kernel must ask of UDP between a node and its peers: ESP, both ways, and no way around it."""
+    """Return what the kernel must ask of UDP between a node and its peers: ESP, both ways, and no way around
+    it.
+    """
     peers = address_sets(lab, machine)["tunnel_peers"]
     if not peers:
         return ()
@@ -190,7 +221,10 @@ _ACCESS = (
         "ACC-02",
         (TEXTS,),
         "node-admin",
-        "rm -f /etc/ssh/principals/*; echo node-admin > /etc/ssh/principals/admin; chmod 0644 /etc/ssh/principals/admin",
+        (
+            "rm -f /etc/ssh/principals/*; echo node-admin > /etc/ssh/principals/admin; chmod 0644 "
+            "/etc/ssh/principals/admin"
+        ),
         partial(parsers.lines, start="/etc/ssh/principals/"),
     ),
 )
@@ -216,7 +250,7 @@ _CENTRAL = (
 
 _WORKERS = (
     "grep -alE '^/usr/bin/qemu-system' /proc/[0-9]*/cmdline 2>/dev/null | while read -r file; do "
-    "label=; read -r label < ${file%cmdline}attr/current; echo \"${label:-none}\"; done"
+    'label=; read -r label < ${file%cmdline}attr/current; echo "${label:-none}"; done'
 )
 
 _SERVICES = "ovs-vswitchd ovn-controller libvirtd virtlogd auditd nftables"
@@ -262,7 +296,10 @@ _ROOT_PARTITION = (
         "NET-13",
         (TEXTS,),
         "",
-        "rm -rf /etc/systemd/system/ovs-vswitchd.service.d /etc/systemd/system/ovn-controller.service.d; systemctl daemon-reload",
+        (
+            "rm -rf /etc/systemd/system/ovs-vswitchd.service.d "
+            "/etc/systemd/system/ovn-controller.service.d; systemctl daemon-reload"
+        ),
         partial(parsers.lines, start="/etc/systemd/system/"),
     ),
     Setting(
@@ -273,8 +310,10 @@ _ROOT_PARTITION = (
         "",
         f"{_ACTED_ON} tc qdisc del dev $device clsact; tc qdisc del dev $device ingress; "
         "rate=$(ovs-vsctl get interface $device ingress_policing_kpkts_rate) || continue; "
-        "for value in 0 $rate; do ovs-vsctl set interface $device ingress_policing_kpkts_rate=$value; done; done; "
-        "ovs-vsctl clear bridge br-int mirrors",  # tables of nft go with the firewall, which knows of every one
+        "for value in 0 $rate; do ovs-vsctl set interface $device ingress_policing_kpkts_rate=$value; "
+        "done; done; "
+        # tables of nft go with the firewall, which knows of every one
+        "ovs-vsctl clear bridge br-int mirrors",
         parsers.mirrors,
     ),
     Setting(
@@ -307,7 +346,10 @@ _ROOT_PARTITION = (
         "STO-01",
         (TEXTS,),
         "",
-        ": > /etc/apparmor.d/local/abstractions/libvirt-qemu; rm -rf /etc/apparmor.d/abstractions/libvirt-qemu.d",
+        (
+            ": > /etc/apparmor.d/local/abstractions/libvirt-qemu; rm -rf "
+            "/etc/apparmor.d/abstractions/libvirt-qemu.d"
+        ),
         parsers.additions,
     ),
     Setting(

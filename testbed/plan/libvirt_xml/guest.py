@@ -8,12 +8,24 @@ from uuid import UUID
 from xml.etree import ElementTree as ET
 
 from testbed.model.topology import FIRST_WORKER_UID, IMAGES, Guest, GuestNic, Limits, Testbed, Volume
-from testbed.plan.libvirt_xml.elements import QEMU, add_boot, add_common_devices, add_disk, add_mark, domain_of, mark_waiting, sub, text_of
+from testbed.plan.libvirt_xml.elements import (
+    QEMU,
+    add_boot,
+    add_common_devices,
+    add_disk,
+    add_mark,
+    domain_of,
+    mark_waiting,
+    sub,
+    text_of,
+)
 from testbed.plan.libvirt_xml.machine import ANONYMOUS, machine_id
 from testbed.topology_file.schema import GUEST_MEMORY, MIB
 
-# What a nested guest does before its kernel runs, and each look for a bus that is not there, costs its node (docs/decisions/0020).
-# With it libvirt asks a worker for each of some 400 CPU properties by itself when it starts, nine seconds under emulation.
+# What a nested guest does before its kernel runs, and each look for a bus that is not there, costs its node
+# (docs/decisions/0020).
+# With it libvirt asks a worker for each of some 400 CPU properties by itself when it starts, nine seconds
+# under emulation.
 _UNASKED = "cpu-unavailable-features"
 _FIRMWARE = "/var/lib/testbed/qboot.rom"
 ONE_BUS = "pci=lastbus=0"
@@ -39,7 +51,9 @@ def guest_xml(lab: Testbed, guest: Guest, properties: Mapping[str, object], *, w
 
 
 def anonymous_guest_xml() -> str:
-    """Return the domain of a guest that has no identity, and whose memory is to be saved: what most guests are like (`is_usual`)."""
+    """Return the domain of a guest that has no identity, and whose memory is to be saved: what most guests
+    are like (`is_usual`).
+    """
     nic = GuestNic("anonymous", "0e:00:00:00:00:01", IPv4Address(0), "", "tapanonymous")
     guest = Guest(
         ANONYMOUS, ANONYMOUS, "", str(UUID(int=1)), GUEST_MEMORY, 1, "worker00", FIRST_WORKER_UID, (nic,),
@@ -56,7 +70,9 @@ def anonymous_guest_xml() -> str:
 
 
 def is_usual(guest: Guest) -> bool:
-    """Tell whether a guest's hardware is that of the guest whose memory is saved, but for the size of its volume."""
+    """Tell whether a guest's hardware is that of the guest whose memory is saved, but for the size of its
+    volume.
+    """
     return (guest.memory, guest.vcpus, len(guest.nics), len(guest.volumes)) == (GUEST_MEMORY, 1, 1, 1)
 
 
@@ -101,7 +117,11 @@ def _guest(root: ET.Element, guest: Guest, words: Sequence[str]) -> None:
 
 
 def _on_the_root_bus(devices: ET.Element) -> None:
-    """Put a guest's devices on the PCI root bus, without a bridge for each: every look at one costs a nested exit or more."""
+    """Put a guest's devices on the PCI root bus, without a bridge for each: every look at one costs a nested
+    exit or more.
+    """
     kinds = ("interface", "disk", "controller[@type='virtio-serial']", "rng")
-    for slot, device in zip(_SLOTS, (device for kind in kinds for device in devices.findall(kind)), strict=False):
+    for slot, device in zip(
+        _SLOTS, (device for kind in kinds for device in devices.findall(kind)), strict=False
+    ):
         sub(device, "address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{slot:02x}", function="0x0")

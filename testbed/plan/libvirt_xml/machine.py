@@ -28,12 +28,16 @@ from testbed.plan.libvirt_xml.elements import (
 from testbed.untrusted import bounded_json
 
 CREDENTIAL = "opt/io.systemd.credentials/testbed.identity"
-GUEST_TO_SAVE = "opt/testbed/guest"  # of the firmware of a node without identity: the domain of a guest without identity
+GUEST_TO_SAVE = (
+    "opt/testbed/guest"  # of the firmware of a node without identity: the domain of a guest without identity
+)
 ANONYMOUS = "anonymous"  # name of a domain whose memory is to be saved
 _TRANSLATION_CACHE_MIB = 512
-# Emulated CMPXCHG16B leaves an operand in the flags register; kernels die of it now and then (docs/decisions/0015).
+# Emulated CMPXCHG16B leaves an operand in the flags register; kernels die of it now and then
+# (docs/decisions/0015).
 _MISTRANSLATED = ("cx16",)
-# A busy emulator reads clocks late; the kernel's watchdog then gives the TSC up for one that traps on every look.
+# A busy emulator reads clocks late; the kernel's watchdog then gives the TSC up for one that traps on every
+# look.
 _CLOCK = ("tsc=nowatchdog",)
 _NODE = (
     "apparmor=1 security=apparmor audit=1",
@@ -44,7 +48,8 @@ _NODE = (
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What a machine's virtual hardware depends on: machines of equal hardware can start from the same saved memory.
+    """What a machine's virtual hardware depends on: machines of equal hardware can start from the same saved
+    memory.
 
     Args:
         memory: bytes.
@@ -74,7 +79,8 @@ class MachineFiles:
     Args:
         disks: qcow2 overlays in the order vda, vdb, vdc.
         console: file that receives the serial console from the first byte.
-        direct: the machine's interfaces are macvtaps on devices of the daemon's network namespace, not taps of ours.
+        direct: the machine's interfaces are macvtaps on devices of the daemon's network namespace, not taps
+            of ours.
 
     """
 
@@ -109,9 +115,14 @@ def machine_id(uuid: str) -> str:
 
 
 def machine_xml(
-    lab: Testbed, machine: Machine, environment: Environment, files: MachineFiles, properties: Mapping[str, object],
-    *, generation: str = "",
-) -> str:  # fmt: skip
+    lab: Testbed,
+    machine: Machine,
+    environment: Environment,
+    files: MachineFiles,
+    properties: Mapping[str, object],
+    *,
+    generation: str = "",
+) -> str:
     """Return the domain of a node or the controller on the outer machine.
 
     Args:
@@ -120,12 +131,14 @@ def machine_xml(
         environment: accelerator and emulator of the outer machine.
         files: what it is made from.
         properties: desired properties, recorded in the metadata.
-        generation: random UUID of a machine that waits for saved memory and gets its interfaces afterwards; the empty
-            string stands for a machine that boots.
+        generation: random UUID of a machine that waits for saved memory and gets its interfaces afterwards;
+            the empty string stands for a machine that boots.
 
     """
     hardware = Hardware.of(machine, environment)
-    root = domain_of(_kind(environment), machine.domain(lab.name), machine.uuid, hardware.memory, hardware.vcpus)
+    root = domain_of(
+        _kind(environment), machine.domain(lab.name), machine.uuid, hardware.memory, hardware.vcpus
+    )
     add_mark(root, lab.name, machine.name, properties)
     words = (f"systemd.hostname={machine.name}", f"systemd.machine_id={machine_id(machine.uuid)}")
     interfaces = [] if generation else [_interface(nic, direct=files.direct) for nic in machine.nics]
@@ -169,7 +182,9 @@ def waits(xml: str) -> bool:
 
 
 def anonymous_xml(hardware: Hardware, environment: Environment, files: MachineFiles, generation: str) -> str:
-    """Return the domain of a machine that has no identity and no interfaces, and whose memory is to be saved."""
+    """Return the domain of a machine that has no identity and no interfaces, and whose memory is to be
+    saved.
+    """
     root = domain_of(_kind(environment), ANONYMOUS, generation, hardware.memory, hardware.vcpus)
     devices = _machine(root, hardware, environment, files, ("testbed.golden",), ())
     if hardware.role is Role.NODE:
@@ -192,7 +207,9 @@ def _machine(
     interfaces: Sequence[ET.Element],
 ) -> ET.Element:  # fmt: skip
     """Add what a machine boots and its hardware to a domain; return its devices."""
-    add_boot(root, files.kernel, files.initrd, (*words, *_CLOCK, *(_NODE if hardware.role is Role.NODE else ())))
+    add_boot(
+        root, files.kernel, files.initrd, (*words, *_CLOCK, *(_NODE if hardware.role is Role.NODE else ()))
+    )
     features = sub(root, "features")
     sub(features, "acpi")
     if environment.outer is Accelerator.KVM:
@@ -230,7 +247,9 @@ def _interface(nic: MachineNic, *, direct: bool) -> ET.Element:
 
 
 def _pluggable(root: ET.Element, devices: ET.Element, hardware: Hardware, generation: str) -> None:
-    """Give a machine a port for every device that it has or will get, and a generation, whose change its kernel notices."""
+    """Give a machine a port for every device that it has or will get, and a generation, whose change its
+    kernel notices.
+    """
     sub(root, "genid", generation)
     ports = hardware.nics + len(devices.findall("disk")) + len(devices.findall("rng"))
     sub(devices, "controller", type="pci", index="0", model="pcie-root")

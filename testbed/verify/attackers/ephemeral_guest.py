@@ -1,7 +1,7 @@
 """A throw-away guest that attacks from its first frame on, on a port that OVN does not know yet (NET-13).
 
-It is confined like every other guest, has no disk of its own, and is gone afterwards with all that was made for it; if it
-is left behind, the run says so, and so does the plan, since it carries the lab's mark.
+It is confined like every other guest, has no disk of its own, and is gone afterwards with all that was made
+for it; if it is left behind, the run says so, and so does the plan, since it carries the lab's mark.
 """
 
 from __future__ import annotations
@@ -63,17 +63,28 @@ class Throwaway:
         node = fleet.lab.nodes[guest.node]
         used = {item.uid for item in node.lab.guests_on(node.name)}
         slot = next(number for number in range(64) if FIRST_WORKER_UID + number not in used)
-        own = str(uuid.uuid5(uuid.UUID(guest.uuid), NAME))  # always the same: libvirt leaves a file for each in the node
+        own = str(
+            uuid.uuid5(uuid.UUID(guest.uuid), NAME)
+        )  # always the same: libvirt leaves a file for each in the node
         octets = uuid.uuid4().bytes
-        nic = GuestNic(network or guest.nics[0].network, f"0e:{octets[:5].hex(':')}", address, str(uuid.uuid4()), TAP)
+        nic = GuestNic(
+            network or guest.nics[0].network, f"0e:{octets[:5].hex(':')}", address, str(uuid.uuid4()), TAP
+        )
         return cls(
             node,
             fleet.machines[guest.node],
             replace(
-                guest, name=NAME, uuid=own, memory=_MEMORY, vcpus=1, worker=f"worker{slot:02d}", uid=FIRST_WORKER_UID + slot,
-                nics=(nic,), volumes=(),
+                guest,
+                name=NAME,
+                uuid=own,
+                memory=_MEMORY,
+                vcpus=1,
+                worker=f"worker{slot:02d}",
+                uid=FIRST_WORKER_UID + slot,
+                nics=(nic,),
+                volumes=(),
             ),
-        )  # fmt: skip
+        )
 
     @property
     def endpoint(self) -> Endpoint:
@@ -83,9 +94,11 @@ class Throwaway:
 
     @contextmanager
     def present(self, fleet: Fleet) -> Iterator[None]:
-        """Take away everything that was made of it while a block ran, each thing for itself, whatever became of the others.
+        """Take away everything that was made of it while a block ran, each thing for itself, whatever became
+        of the others.
 
-        What libvirt takes away by itself when a guest ends is taken away as well: where a lab is damaged, it may not.
+        What libvirt takes away by itself when a guest ends is taken away as well: where a lab is damaged, it
+        may not.
         """
         domain, port, place = self.guest.domain, self.guest.nics[0].port, self.guest.node
         interfaces = " ".join(f"-- --if-exists del-port {tap}" for tap in (TAP, SECOND_TAP))
@@ -93,8 +106,12 @@ class Throwaway:
         files = (_FOLDER, profile, f"{profile}.files", f"{_LOGS}/{domain}.log*", self.guest.console)
         removals: dict[str, Callable[[], object]] = {
             f"the files of {domain} on {place}": lambda: self.node.host.must(f"rm -rf {' '.join(files)}"),
-            f"the interfaces {TAP} and {SECOND_TAP} in the switch of {place}": lambda: self.node.host.must(f"ovs-vsctl {interfaces}"),
-            f"the port {port} of {domain} in OVN's database": lambda: fleet.lab.central.northbound.delete_port(port),
+            f"the interfaces {TAP} and {SECOND_TAP} in the switch of {place}": lambda: self.node.host.must(
+                f"ovs-vsctl {interfaces}"
+            ),
+            f"the port {port} of {domain} in OVN's database": lambda: (
+                fleet.lab.central.northbound.delete_port(port)
+            ),
             f"the guest {domain} on {place}": lambda: self.node.hypervisor.destroy(domain),
         }
         with ExitStack() as stack:
@@ -111,7 +128,10 @@ class Throwaway:
         """
         self.node.hypervisor.destroy(self.guest.domain)
         archive = cpio({"init": _INIT.encode(), "attack.py": _program(frames)})
-        self.node.host.must(f"rm -rf {_FOLDER} && mkdir {_FOLDER} && cat {IMAGES}/guest/initrd - > {_FOLDER}/initrd", stdin=archive)
+        self.node.host.must(
+            f"rm -rf {_FOLDER} && mkdir {_FOLDER} && cat {IMAGES}/guest/initrd - > {_FOLDER}/initrd",
+            stdin=archive,
+        )
         self.node.hypervisor.create(_xml(self.node, self.guest))
 
     def reset_attacking(self) -> None:
@@ -125,7 +145,8 @@ class Throwaway:
         self.require_flowing(TAP, BOOT)
 
     def plug_attacking(self) -> None:
-        """Plug a second interface in, with the name of a port that OVN does not know; return when it attacks by that.
+        """Plug a second interface in, with the name of a port that OVN does not know; return when it attacks
+        by that.
 
         Raises:
             InstrumentError: it does not in time.
@@ -153,7 +174,10 @@ def _program(frames: Sequence[bytes]) -> bytes:
 
 def _xml(node: Node, guest: Guest) -> str:
     root = ET.fromstring(guest_xml(node.lab, guest, {}))
-    for path, text in (("os/initrd", f"{_FOLDER}/initrd"), ("os/cmdline", f"console=ttyS0 quiet panic=1 ipv6.disable=1 {ONE_BUS}")):
+    for path, text in (
+        ("os/initrd", f"{_FOLDER}/initrd"),
+        ("os/cmdline", f"console=ttyS0 quiet panic=1 ipv6.disable=1 {ONE_BUS}"),
+    ):
         element = root.find(path)
         assert element is not None
         element.text = text
@@ -162,7 +186,8 @@ def _xml(node: Node, guest: Guest) -> str:
     assert disk is not None
     devices.remove(disk)
     base = ET.fromstring(
-        f"<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{IMAGES}/guest/root.raw'/>"
+        "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source "
+        f"file='{IMAGES}/guest/root.raw'/>"
         "<target dev='vda' bus='virtio'/><readonly/></disk>"
     )
     devices.insert(0, base)
@@ -190,7 +215,9 @@ def second_interface(domain: str) -> str:
 
 
 def cpio(files: dict[str, bytes]) -> bytes:
-    """Return an archive of executable files that a kernel unpacks over the one before it (initramfs buffer format, newc)."""
+    """Return an archive of executable files that a kernel unpacks over the one before it (initramfs buffer
+    format, newc).
+    """
     parts = []
     for number, (name, content) in enumerate([*files.items(), ("TRAILER!!!", b"")], start=1):
         mode = 0o100755 if content else 0

@@ -1,4 +1,6 @@
-"""What a flood comes to: what a node's ports count, how long it lasted, and how many connections a port has tracked (NET-12)."""
+"""What a flood comes to: what a node's ports count, how long it lasted, and how many connections a port has
+tracked (NET-12).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.observation.port_counters import await_frames
 
 _HALTING = 2.5  # seconds that pass between the decision to end a flood and its end as it is seen from here
-# Twice, since the round that is going on may have begun before the last frame came (ovs-vswitchd(8), UPCALL COMMANDS).
+# Twice, since the round that is going on may have begun before the last frame came (ovs-vswitchd(8), UPCALL
+# COMMANDS).
 _COUNTED = "ovs-appctl revalidator/wait && ovs-appctl revalidator/wait"
 
 
@@ -58,9 +61,15 @@ class Bound:
 
 
 def flood(
-    machine: Machine, nic: GuestNic, send: Callable[[], object], halt: Callable[[], object], beyond: Bound, patience: float
-) -> Flood:  # fmt: skip
-    """Return what an interface sends while something sends from it, and how long that took, seen from here: no less than the flood.
+    machine: Machine,
+    nic: GuestNic,
+    send: Callable[[], object],
+    halt: Callable[[], object],
+    beyond: Bound,
+    patience: float,
+) -> Flood:
+    """Return what an interface sends while something sends from it, and how long that took, seen from here:
+    no less than the flood.
 
     Args:
         halt: ends the sending before its time.
@@ -86,10 +95,13 @@ def flood(
 
 
 def _counts(machine: Machine, nic: GuestNic) -> tuple[int, int]:
-    """Return how many frames an interface has given its node so far, and how many of them the switch has looked at."""
+    """Return how many frames an interface has given its node so far, and how many of them the switch has
+    looked at.
+    """
     offered, _, flows = machine.read(
         f"{_COUNTED} && cat /sys/class/net/{nic.tap}/statistics/rx_packets; "
-        f"ovs-ofctl -O OpenFlow15 dump-flows br-int table=0,in_port=$(ovs-vsctl get interface {nic.tap} ofport)"
+        "ovs-ofctl -O OpenFlow15 dump-flows br-int table=0,in_port=$(ovs-vsctl get interface "
+        f"{nic.tap} ofport)"
     ).partition("\n")
     return int(offered), sum(map(int, re.findall(r"n_packets=(\d+)", flows)))
 
@@ -123,8 +135,16 @@ def tracked(machine: Machine, nic: GuestNic) -> int:
     """
     zone = zones(machine).get(nic.port)
     if zone is None:
-        raise InstrumentError(f"{machine.name} tracks nothing for {nic.tap}", fact="the port has no zone", remedy="run `testbed up`")
-    return int(machine.read(f"ovs-appctl dpctl/dump-conntrack zone={zone} | grep -vcE 'state=(CLOSE|TIME_WAIT)[)]' || true"))
+        raise InstrumentError(
+            f"{machine.name} tracks nothing for {nic.tap}",
+            fact="the port has no zone",
+            remedy="run `testbed up`",
+        )
+    return int(
+        machine.read(
+            f"ovs-appctl dpctl/dump-conntrack zone={zone} | grep -vcE 'state=(CLOSE|TIME_WAIT)[)]' || true"
+        )
+    )
 
 
 def zones(machine: Machine) -> Mapping[str, int]:
@@ -142,17 +162,24 @@ def unlimited(fleet: Fleet, node: str) -> list[str]:
     """
     machine, guests = fleet.machines[node], fleet.testbed.guests_on(node)
     packets = policing.observed(node, guests, machine.read(FILTERS))
-    own, text = zones(machine), machine.read("ovs-appctl dpctl/ct-get-limits; cat /proc/sys/net/netfilter/nf_conntrack_max")
+    own, text = (
+        zones(machine),
+        machine.read("ovs-appctl dpctl/ct-get-limits; cat /proc/sys/net/netfilter/nf_conntrack_max"),
+    )
     shares = {int(zone): int(share) for zone, share in re.findall(r"zone=(\d+),limit=(\d+)", text)}
     findings: list[str] = []
     for guest in guests:
         for nic in guest.nics:
             live = packets.get(Key(node, Kind.LIMIT, f"{guest.label}/{nic.network}"))
             if live is None:
-                raise InstrumentError(f"{guest.label} does not run", fact=f"{nic.tap} is not there", remedy="run `testbed up`")
+                raise InstrumentError(
+                    f"{guest.label} does not run", fact=f"{nic.tap} is not there", remedy="run `testbed up`"
+                )
             findings += _differences(guest, nic, live["packets"], shares.get(own.get(nic.port, -1)))
     whole, most = sum(len(guest.nics) * guest.limits.connections for guest in guests), int(text.split()[-1])
-    return findings + ([f"{node} tracks {most} connections, and its guests may have {whole}"] if whole > most else [])
+    return findings + (
+        [f"{node} tracks {most} connections, and its guests may have {whole}"] if whole > most else []
+    )
 
 
 def _differences(guest: Guest, nic: GuestNic, packets: object, share: int | None) -> list[str]:

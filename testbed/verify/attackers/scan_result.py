@@ -1,4 +1,6 @@
-"""What a question to a machine came to, by what came back, what its firewall tells, and who stood still (NET-09). Pure."""
+"""What a question to a machine came to, by what came back, what its firewall tells, and who stood still
+(NET-09). Pure.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from testbed.verify.probe.liveness import OUTER
 from testbed.verify.witnesses.firewall_log import Ledger
 
 WINDOW = 4.0  # seconds that answers have; a neighbour that does not answer is unreachable after three
-_STILL = WINDOW / 2  # seconds that a machine may stand still: what it is asked a second time it can still answer
+_STILL = (
+    WINDOW / 2
+)  # seconds that a machine may stand still: what it is asked a second time it can still answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,8 @@ class Reading:
         state: what came back to who asked.
         refused: the machine's firewall says that it refused it.
         passed: the machine's firewall says that it let something pass there meanwhile.
-        blind: why silence says nothing: somebody stood still, or the firewall had no room to tell. Empty if it does.
+        blind: why silence says nothing: somebody stood still, or the firewall had no room to tell. Empty if
+            it does.
 
     """
 
@@ -34,7 +39,9 @@ class Reading:
     @property
     def reached(self) -> bool:
         """Whether the service was reached: it answered, or was let pass; a datagram may get no answer."""
-        return self.state in ("open", "refused") or (self.cell.protocol == "udp" and not self.refused and self.passed)
+        return self.state in ("open", "refused") or (
+            self.cell.protocol == "udp" and not self.refused and self.passed
+        )
 
     @property
     def unclear(self) -> bool:
@@ -47,7 +54,9 @@ class Reading:
         return f"{self.cell}: {self.state}{told}{f', but {self.blind}' if self.blind else ''}"
 
 
-def read(cell: Contact, state: str, before: Ledger, after: Ledger, seconds: float, stood: Mapping[str, float]) -> Reading:
+def read(
+    cell: Contact, state: str, before: Ledger, after: Ledger, seconds: float, stood: Mapping[str, float]
+) -> Reading:
     """Return what a question came to.
 
     Args:

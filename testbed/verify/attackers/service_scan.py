@@ -1,8 +1,8 @@
 """Asks every machine, from everywhere on the infrastructure, for everything that it could offer (NET-09).
 
-Two witnesses speak about each question: what came back to who asked, and the machine's own firewall, which tells what
-it has refused to whom and how often it let tunnels pass. Frames are not looked for at the target's interfaces, which
-see them before the firewall does.
+Two witnesses speak about each question: what came back to who asked, and the machine's own firewall, which
+tells what it has refused to whom and how often it let tunnels pass. Frames are not looked for at the target's
+interfaces, which see them before the firewall does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ _AGREEING = 2.0  # seconds that nodes have to agree on keys, if they have not ye
 
 
 def listening(fleet: Fleet) -> dict[str, frozenset[Socket]]:
-    """Return protocol and port of every socket that machines listen on, except those only they can reach; as they tell it."""
+    """Return protocol and port of every socket that machines listen on, except those only they can reach; as
+    they tell it.
+    """
     names = list(fleet.machines)
     with ThreadPoolExecutor(max_workers=len(names)) as pool:
         texts = pool.map(lambda name: fleet.machines[name].read("ss -Hlntu"), names)
@@ -61,13 +63,16 @@ def _sockets(name: str, text: str) -> frozenset[Socket]:
         if not host.startswith("127.") and host != "[::1]":
             found.add((words[0], int(port)))
     if ("tcp", SSH) not in found:
-        raise broken(f"{name} does not tell every socket that it listens on", f"that of ssh is not among {len(found)}")
+        raise broken(
+            f"{name} does not tell every socket that it listens on", f"that of ssh is not among {len(found)}"
+        )
     return frozenset(found)
 
 
 @contextmanager
 def standing_on(fleet: Fleet, network: LabNetwork) -> Iterator[tuple[Rogue, Instrument]]:
-    """Let a rogue host stand on a network, with routes to the other networks through the machines, and the probe on it.
+    """Let a rogue host stand on a network, with routes to the other networks through the machines, and the
+    probe on it.
 
     Raises:
         ProvisioningError: the outer machine refuses.
@@ -75,7 +80,9 @@ def standing_on(fleet: Fleet, network: LabNetwork) -> Iterator[tuple[Rogue, Inst
     """
     own = {site.name: site for site in machines(fleet.testbed) if site.plane is network.plane}
     routes = {
-        site.address: own[site.name].address for site in machines(fleet.testbed) if site.name in own and site.plane is not network.plane
+        site.address: own[site.name].address
+        for site in machines(fleet.testbed)
+        if site.name in own and site.plane is not network.plane
     }
     with standing(fleet.lab.outer.fabric, network, rogue(network), routes) as found:
         yield found, Instrument(found.site.label, found.run, sys.executable)
@@ -88,16 +95,33 @@ def on_outer(argv: list[str], stdin: bytes, timeout: float) -> bytes:
         InstrumentError: it fails, or takes longer than so many seconds.
 
     """
-    seeing = [process.require("unshare", package="util-linux"), "--mount", "/bin/sh", "-c", 'mount -t sysfs sys /sys && exec "$@"', "sh"]
+    seeing = [
+        process.require("unshare", package="util-linux"),
+        "--mount",
+        "/bin/sh",
+        "-c",
+        'mount -t sysfs sys /sys && exec "$@"',
+        "sh",
+    ]
     argv = [*seeing, *argv]
-    return process.run(argv, what="a program on the outer machine failed", timeout=timeout, error=InstrumentError, stdin=stdin).encode()
+    return process.run(
+        argv,
+        what="a program on the outer machine failed",
+        timeout=timeout,
+        error=InstrumentError,
+        stdin=stdin,
+    ).encode()
 
 
 @contextmanager
 def sources(fleet: Fleet) -> Iterator[dict[str, Instrument]]:
-    """Yield the probe at every source of `testbed.model.exposure.contacts`, by the source's label or machine's name."""
+    """Yield the probe at every source of `testbed.model.exposure.contacts`, by the source's label or
+    machine's name.
+    """
     with ExitStack() as stack:
-        found: dict[str, Instrument] = {name: on_machine(fleet, machine) for name, machine in fleet.machines.items()}
+        found: dict[str, Instrument] = {
+            name: on_machine(fleet, machine) for name, machine in fleet.machines.items()
+        }
         found["outer"] = Instrument("the outer machine", on_outer, sys.executable)
         stack.enter_context(fleet.leavings.made("the probe on the outer machine", found["outer"].end))
         for network in fleet.testbed.networks:
@@ -120,7 +144,12 @@ def question(cell: Contact, name: str) -> dict[str, object]:
     """Return a contact as `testbed.payload.probe.scanner` is asked for it."""
     source, base = cell.source, {"id": name, "mac": cell.source.mac}
     if cell.protocol in ("tcp", "udp"):
-        client = {"kind": cell.protocol, "address": str(source.address), "ip": str(cell.address), "port": cell.port}
+        client = {
+            "kind": cell.protocol,
+            "address": str(source.address),
+            "ip": str(cell.address),
+            "port": cell.port,
+        }
         return {**base, **client, "frame": b"testbed".hex()}
     frame, expect = _FRAMES[cell.protocol](cell)
     return {**base, "kind": "frame", "frame": bytes(frame).ljust(60, b"\0").hex(), "expect": expect}
@@ -131,8 +160,16 @@ def _text(address: object) -> str:
 
 
 def _arp(cell: Contact) -> tuple[Packet, str]:
-    ask = ARP(op=1, hwsrc=cell.source.mac, psrc=str(cell.source.address), hwdst="00:00:00:00:00:00", pdst=str(cell.address))
-    return Ether(src=cell.source.mac, dst=frames.BROADCAST) / ask, f"^.{{24}}08060001080006040002.{{12}}{_text(cell.address)}"
+    ask = ARP(
+        op=1,
+        hwsrc=cell.source.mac,
+        psrc=str(cell.source.address),
+        hwdst="00:00:00:00:00:00",
+        pdst=str(cell.address),
+    )
+    return Ether(
+        src=cell.source.mac, dst=frames.BROADCAST
+    ) / ask, f"^.{{24}}08060001080006040002.{{12}}{_text(cell.address)}"
 
 
 def _icmp(cell: Contact) -> tuple[Packet, str]:
@@ -145,13 +182,16 @@ def _six(cell: Contact, layer: Packet, answer: str, mac: str = "", to: str = "")
     """Return a packet to a link-local address.
 
     Args:
-        answer: what an answer looks like behind its addresses; ``-`` stands between its next header and the rest.
+        answer: what an answer looks like behind its addresses; ``-`` stands between its next header and the
+            rest.
 
     """
     packet = IPv6(src=str(cell.source.link_local), dst=to or str(cell.target.link_local), hlim=255) / layer
     header, _, rest = answer.partition("-")
     ends = f"{_text(cell.target.link_local)}{_text(cell.source.link_local)}"
-    return Ether(src=cell.source.mac, dst=mac or cell.target.mac) / packet, f"^.{{24}}86dd.{{12}}{header}..{ends}{rest}"
+    return Ether(
+        src=cell.source.mac, dst=mac or cell.target.mac
+    ) / packet, f"^.{{24}}86dd.{{12}}{header}..{ends}{rest}"
 
 
 def _solicitation(cell: Contact) -> tuple[Packet, str]:
@@ -179,8 +219,11 @@ _FRAMES: dict[str, Callable[[Contact], tuple[Packet, str]]] = {
 }
 
 
-def knock(fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], window: float = WINDOW) -> list[str]:
-    """Ask everything, all sources side by side, and return what came of each: see `testbed.payload.probe.scanner.Ask`.
+def knock(
+    fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], window: float = WINDOW
+) -> list[str]:
+    """Ask everything, all sources side by side, and return what came of each: see
+    `testbed.payload.probe.scanner.Ask`.
 
     Args:
         window: seconds that answers have.
@@ -196,10 +239,18 @@ def knock(fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], 
         scripts.setdefault(_asker(cell.source), []).append(question(cell, f"k{number}"))
     started = time.time()
     with ThreadPoolExecutor(max_workers=max(1, len(scripts))) as pool:
-        found = {mark: state for part in pool.map(lambda name: _ask(at[name], scripts[name], window), scripts) for mark, state in part}
+        found = {
+            mark: state
+            for part in pool.map(lambda name: _ask(at[name], scripts[name], window), scripts)
+            for mark, state in part
+        }
     states = [found[f"k{number}"] for number in range(len(cells))]
-    fleet.evidence.record("fleet", "knock", f"{len(cells)} questions", "\n".join(map(_line, cells, states)), started)
-    failed = [_line(cell, state) for cell, state in zip(cells, states, strict=True) if state.startswith("error")]
+    fleet.evidence.record(
+        "fleet", "knock", f"{len(cells)} questions", "\n".join(map(_line, cells, states)), started
+    )
+    failed = [
+        _line(cell, state) for cell, state in zip(cells, states, strict=True) if state.startswith("error")
+    ]
     if failed:
         raise broken(f"{len(failed)} of {len(cells)} questions could not be asked", "; ".join(failed[:4]))
     return states
@@ -229,7 +280,8 @@ def _line(cell: Contact, state: str) -> str:
 
 
 def survey(fleet: Fleet) -> list[Reading]:
-    """Ask every contact of a lab, between two rounds of what the administrator may; the first also lets nodes agree on keys.
+    """Ask every contact of a lab, between two rounds of what the administrator may; the first also lets nodes
+    agree on keys.
 
     What must be answered and was not is asked once more. Meanwhile machines notice whether they stand still.
 
@@ -254,9 +306,16 @@ def survey(fleet: Fleet) -> list[Reading]:
     ]
 
 
-def _once_more(fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], states: Sequence[str]) -> list[str]:
-    """Return the same states, those of allowed services that were silent as they are when asked again; of datagrams, counters tell."""
-    dead = [cell.allowed and cell.protocol != "udp" and state not in ("open", "refused") for cell, state in zip(cells, states, strict=True)]
+def _once_more(
+    fleet: Fleet, at: Mapping[str, Instrument], cells: Sequence[Contact], states: Sequence[str]
+) -> list[str]:
+    """Return the same states, those of allowed services that were silent as they are when asked again; of
+    datagrams, counters tell.
+    """
+    dead = [
+        cell.allowed and cell.protocol != "udp" and state not in ("open", "refused")
+        for cell, state in zip(cells, states, strict=True)
+    ]
     silent = [number for number, is_dead in enumerate(dead) if is_dead]
     again = dict(zip(silent, knock(fleet, at, [cells[number] for number in silent]), strict=True))
     return [again.get(number, state) for number, state in enumerate(states)]
@@ -266,4 +325,6 @@ def _require_open(cells: Sequence[Contact], states: Sequence[str], stage: str) -
     pairs = zip(cells, states, strict=True)
     shut = [str(cell) for cell, state in pairs if cell.source.stand is Stand.OUTER and state != "open"]
     if shut:
-        raise broken(f"the administrator does not get what is allowed, {stage} the questions", "; ".join(shut[:4]))
+        raise broken(
+            f"the administrator does not get what is allowed, {stage} the questions", "; ".join(shut[:4])
+        )

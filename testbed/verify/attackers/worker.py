@@ -1,8 +1,9 @@
 """A worker's identity, worn by a probe: what could somebody do who has taken over one QEMU process?
 
-The probe joins the worker's mount namespace, takes its uid, groups and AppArmor profile, drops every capability, and then
-uses shell built-ins only. A shell takes the profile on by itself, since the profile lets it start nothing. Its positive
-control is the worker's own volume: it must open before and after everything else, or nothing was observed.
+The probe joins the worker's mount namespace, takes its uid, groups and AppArmor profile, drops every
+capability, and then uses shell built-ins only. A shell takes the profile on by itself, since the profile lets
+it start nothing. Its positive control is the worker's own volume: it must open before and after everything
+else, or nothing was observed.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ w() { if { :; } 2>/dev/null >>"$1"; then echo "write yes $1"; else echo "write n
 l() { found=no; for entry in "$1"/*; do if [ "$entry" != "$1/*" ]; then found=yes; fi; done; echo "list $found $1"; }
 e() { (exec "$1") >/dev/null 2>&1 </dev/null; case $? in 126|127) echo "execute no $1" ;; *) echo "execute yes $1" ;; esac; }
 k() { if kill -0 "$1" 2>/dev/null; then echo "signal yes $1"; else echo "signal no $1"; fi; }
-"""
+"""  # noqa: E501 - lines of a program
 _PUT_ON = 'echo "changeprofile $0" > /proc/$$/attr/current || exit 1\n'
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One thing that a probe tries: ``read``, ``write``, ``list`` or ``execute`` a path, or ``signal`` a process."""
+    """One thing that a probe tries: ``read``, ``write``, ``list`` or ``execute`` a path, or ``signal`` a
+    process.
+    """
 
     verb: str
     target: str
@@ -55,30 +58,40 @@ def pid(machine: Machine, guest: Guest) -> int:
 
 
 def processes(machine: Machine) -> dict[str, int]:
-    """Return the process id of every worker that a machine's libvirt runs, by domain, whether a topology knows it or not.
+    """Return the process id of every worker that a machine's libvirt runs, by domain, whether a topology
+    knows it or not.
 
     Raises:
         InstrumentError: none runs, or the process id of one cannot be read.
 
     """
-    text = machine.read("cd /run/libvirt/qemu && for file in *.pid; do [ $file = driver.pid ] || echo ${file%.pid} $(cat $file); done")
+    text = machine.read(
+        "cd /run/libvirt/qemu && for file in *.pid; do [ $file = driver.pid ] || echo ${file%.pid} "
+        "$(cat $file); done"
+    )
     lines = [line.split() for line in text.splitlines()]
     odd = [line for line in lines if len(line) != 2 or not line[1].isdecimal()]
     if odd or not lines:
         fact = f"{len(odd)} of {len(lines)} process ids cannot be read: {odd[:2]}" if odd else repr(text[:80])
-        raise InstrumentError(f"the workers of {machine.name} cannot be told", fact=fact, remedy="run `testbed up`")
+        raise InstrumentError(
+            f"the workers of {machine.name} cannot be told", fact=fact, remedy="run `testbed up`"
+        )
     return {domain: int(number) for domain, number in lines}
 
 
-def succeeded(machine: Machine, guest: Guest, attempts: Sequence[Attempt], *, uid: int | None = None) -> set[Attempt]:
+def succeeded(
+    machine: Machine, guest: Guest, attempts: Sequence[Attempt], *, uid: int | None = None
+) -> set[Attempt]:
     """Try things as a guest's worker and return those that worked.
 
     Args:
-        uid: account to take instead of the worker's, which may do all of it, so that only the AppArmor profile stands in
-            the way (PRC-02). The positive control is then the base image, which every profile allows.
+        uid: account to take instead of the worker's, which may do all of it, so that only the AppArmor
+            profile stands in the way (PRC-02). The positive control is then the base image, which every
+            profile allows.
 
     Raises:
-        InstrumentError: the probe did not run to its end, or its positive control did not open before and after.
+        InstrumentError: the probe did not run to its end, or its positive control did not open before and
+            after.
 
     """
     own = Attempt("read", guest.root_disk if uid is None else f"{IMAGES}/guest/root.raw")
@@ -88,16 +101,21 @@ def succeeded(machine: Machine, guest: Guest, attempts: Sequence[Attempt], *, ui
     expected = [(item.verb, item.target) for item in (own, *attempts, own)]
     if [(entry[0], entry[-1]) for entry in found] != expected:
         fact = f"{len(lines)} answers to {len(expected)} attempts"
-        raise InstrumentError(f"the probe in {guest.label}'s worker broke off", fact=fact, remedy="repeat the check")
+        raise InstrumentError(
+            f"the probe in {guest.label}'s worker broke off", fact=fact, remedy="repeat the check"
+        )
     if found[0][1] != "yes" or found[-1][1] != "yes":
         fact = f"{own.target} opened before: {found[0][1]}, after: {found[-1][1]}"
-        raise InstrumentError(f"the probe in {guest.label}'s worker is blind", fact=fact, remedy="run `testbed up`")
+        raise InstrumentError(
+            f"the probe in {guest.label}'s worker is blind", fact=fact, remedy="run `testbed up`"
+        )
     return {item for item, entry in zip(attempts, found[1:-1], strict=True) if entry[1] == "yes"}
 
 
 def _wear(worker: int, uid: int | None, script: str) -> str:
     account = (
-        "--reuid $(awk '/^Uid:/{print $2}' /proc/$p/status) --regid $(awk '/^Gid:/{print $2}' /proc/$p/status) "
+        "--reuid $(awk '/^Uid:/{print $2}' /proc/$p/status) --regid $(awk '/^Gid:/{print $2}' "
+        "/proc/$p/status) "
         "--groups $(awk '/^Groups:/{$1=\"\"; print $0}' /proc/$p/status | tr ' ' '\\n' | grep . | paste -sd,)"
     )
     if uid is not None:

@@ -22,7 +22,8 @@ class Observation:
     """What the receivers saw of a set of probes.
 
     Args:
-        records: by guest, every frame of this run that counts as having come in, whichever of the two witnesses saw it.
+        records: by guest, every frame of this run that counts as having come in, whichever of the two
+            witnesses saw it.
         answers: by mark, what the sender got back.
         strays: by guest, frames without a token that came in from MAC addresses that are no guest's.
         told: by guest, what its own recorder says.
@@ -56,23 +57,41 @@ class Observation:
         return two_witnesses.holds(self.records[guest], self.token(mark))
 
     def arrivals(self, mark: str) -> dict[str, str]:
-        """Return the guests at which a probe's frame was seen coming in, each with words that say where witnesses differ."""
+        """Return the guests at which a probe's frame was seen coming in, each with words that say where
+        witnesses differ.
+        """
         return {guest: f"{guest}{self._word(mark, guest)}" for guest in self.sightings(mark)}
 
     def _word(self, mark: str, guest: str) -> str:
-        told, seen = (two_witnesses.holds(records.get(guest, []), self.token(mark)) for records in (self.told, self.seen))
-        return "" if told == seen else " (which conceals it)" if seen else " (by a path that its node does not see)"
+        told, seen = (
+            two_witnesses.holds(records.get(guest, []), self.token(mark))
+            for records in (self.told, self.seen)
+        )
+        return (
+            ""
+            if told == seen
+            else " (which conceals it)"
+            if seen
+            else " (by a path that its node does not see)"
+        )
 
     def concealed(self) -> dict[str, set[str]]:
         """Return by guest the marks of frames that its node handed to it, and that it does not tell of."""
         return self._only(self.seen, self.told)
 
     def past(self) -> dict[str, set[str]]:
-        """Return by guest the marks of frames that it tells of, and that its node did not hand to it by its interfaces."""
+        """Return by guest the marks of frames that it tells of, and that its node did not hand to it by its
+        interfaces.
+        """
         return self._only(self.told, self.seen)
 
-    def _only(self, one: Mapping[str, Sequence[Record]], other: Mapping[str, Sequence[Record]]) -> dict[str, set[str]]:
-        found = {guest: two_witnesses.only(self.tokens, one.get(guest, []), other.get(guest, [])) for guest in self.records}
+    def _only(
+        self, one: Mapping[str, Sequence[Record]], other: Mapping[str, Sequence[Record]]
+    ) -> dict[str, set[str]]:
+        found = {
+            guest: two_witnesses.only(self.tokens, one.get(guest, []), other.get(guest, []))
+            for guest in self.records
+        }
         return {guest: marks for guest, marks in found.items() if marks}
 
     def sightings(self, mark: str) -> list[str]:
@@ -80,7 +99,8 @@ class Observation:
         return [guest for guest in self.records if self.arrived(mark, guest)]
 
     def windows(self, mark: str) -> list[tuple[str, float, int]]:
-        """Return guest, seconds between the first and the last sighting, and number of sightings of a probe's frames.
+        """Return guest, seconds between the first and the last sighting, and number of sightings of a probe's
+        frames.
 
         Raises:
             InstrumentError: a guest's recorder tells no numbers.
@@ -89,7 +109,11 @@ class Observation:
         token = self.token(mark)
         try:
             return [
-                (guest, real(record.get("until", 0)) - real(record.get("at", 0)), whole(record.get("times", 1)))
+                (
+                    guest,
+                    real(record.get("until", 0)) - real(record.get("at", 0)),
+                    whole(record.get("times", 1)),
+                )
                 for guest, records in self.records.items()
                 for record in records
                 if record.get("token") == token
@@ -103,7 +127,8 @@ class Observation:
         A request that the source made for somebody else's address says nothing about this target.
 
         Args:
-            protocol: ``arp``, or ``nd`` for the declared IPv6 address, or that with `LINK` for the link-local one.
+            protocol: ``arp``, or ``nd`` for the declared IPv6 address, or that with `LINK` for the link-local
+                one.
 
         """
         own = {"arp": target.address, "nd": target.address6, f"nd{LINK}": target.link_local}
@@ -119,9 +144,11 @@ class Observation:
 
 
 def matrix_probes(cells: Sequence[Cell]) -> list[Probe]:
-    """Return one raw probe for each cell, addressed so that only the wall can stop it; cells that ask the same share one.
+    """Return one raw probe for each cell, addressed so that only the wall can stop it; cells that ask the
+    same share one.
 
-    What must arrive is sent twice. What must not is sent once: it counts only if its node lost nothing on the way.
+    What must arrive is sent twice. What must not is sent once: it counts only if its node lost nothing on the
+    way.
     """
     probes: dict[str, Probe] = {}
     for mark, cell in zip(_marks(cells), cells, strict=True):
@@ -130,10 +157,13 @@ def matrix_probes(cells: Sequence[Cell]) -> list[Probe]:
 
 
 def _marks(cells: Sequence[Cell]) -> list[str]:
-    """Return the mark of each cell's probe: what one source says to everybody is one frame, whoever may hear it."""
+    """Return the mark of each cell's probe: what one source says to everybody is one frame, whoever may hear
+    it.
+    """
     first: dict[tuple[Endpoint, str], int] = {}
     return [
-        f"{CELL}{first.setdefault((cell.source, cell.protocol), number) if cell.protocol in TO_ALL else number}"
+        CELL
+        + str(first.setdefault((cell.source, cell.protocol), number) if cell.protocol in TO_ALL else number)
         for number, cell in enumerate(cells)
     ]
 

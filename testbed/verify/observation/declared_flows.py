@@ -18,7 +18,11 @@ from testbed.model.topology import AllowedFlow, Testbed
 from testbed.verify.probe.client import Probe
 from testbed.verify.probe.frames import datagram, syn
 
-KINDS = {"tcp": "tcp-connect", "udp": "udp-ask", "icmp": "icmp-echo"}  # what the sender in a guest calls the use of each protocol
+KINDS = {
+    "tcp": "tcp-connect",
+    "udp": "udp-ask",
+    "icmp": "icmp-echo",
+}  # what the sender in a guest calls the use of each protocol
 _CONTROL = {"timeout": 10, "repeat": 3, "spacing": 1}  # seconds, tries, seconds: how a declared flow is used
 
 
@@ -35,11 +39,20 @@ class Use:
 
     def probe(self, stage: str) -> Probe:
         """Return the use of the service that must be answered."""
-        fields = {"kind": KINDS[self.flow.protocol], "address": self.own, "ip": self.address, "port": self.flow.port or 0, **_CONTROL}
+        fields = {
+            "kind": KINDS[self.flow.protocol],
+            "address": self.own,
+            "ip": self.address,
+            "port": self.flow.port or 0,
+            **_CONTROL,
+        }
         return Probe(f"{self.mark}{stage}", self.source, fields)
 
     def __str__(self) -> str:
-        return f"{self.source.guest} -> {self.target.guest} {self.flow.service}{' over IPv6' if ':' in self.address else ''}"
+        return (
+            f"{self.source.guest} -> {self.target.guest} "
+            f"{self.flow.service}{' over IPv6' if ':' in self.address else ''}"
+        )
 
 
 def uses(lab: Testbed) -> list[Use]:
@@ -48,7 +61,9 @@ def uses(lab: Testbed) -> list[Use]:
     for number, (flow, source, target) in enumerate(ordered(lab)):
         found.append(Use(f"flow{number}", flow, source, target, str(source.address), str(target.address)))
         if source.address6 and target.address6:
-            found.append(Use(f"flow{number}six", flow, source, target, str(source.address6), str(target.address6)))
+            found.append(
+                Use(f"flow{number}six", flow, source, target, str(source.address6), str(target.address6))
+            )
     return found
 
 
@@ -62,7 +77,8 @@ def body(protocol: str, port: int, *, six: bool = False) -> Packet:
     """Return what the first packet of a flow holds behind its IP header, without its payload.
 
     Args:
-        protocol: of a flow; of none if it is empty: then what a rule lets every guest send, a client's message to DHCP.
+        protocol: of a flow; of none if it is empty: then what a rule lets every guest send, a client's
+            message to DHCP.
 
     """
     if protocol == "icmp":

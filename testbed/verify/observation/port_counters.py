@@ -1,4 +1,6 @@
-"""What a node's kernel counts at its guests' interfaces, awaited there: every look from here costs a node a third of a second."""
+"""What a node's kernel counts at its guests' interfaces, awaited there: every look from here costs a node a
+third of a second.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from testbed.verify.fleet import Machine
 from testbed.verify.probe.client import broken
 
 _LATE = 20.0  # seconds beyond its patience that the node may take to answer
-# Nothing in these loops is a program of its own: a shell that reads a pipe to which nobody writes is one that sleeps.
+# Nothing in these loops is a program of its own: a shell that reads a pipe to which nobody writes is one that
+# sleeps.
 _AWAIT = """
 frames=$1 rate=$2 patience=$3; shift 3
 exec 3<> <(:)
@@ -23,13 +26,22 @@ for file; do
   done
 done
 exit 0
-"""
-RECEIVED, SENT = "tx_packets", "rx_packets"  # by a guest: what its interface takes in, the node's end gives out
+"""  # noqa: E501 - lines of a program
+RECEIVED, SENT = (
+    "tx_packets",
+    "rx_packets",
+)  # by a guest: what its interface takes in, the node's end gives out
 
 
 def await_frames(
-    machine: Machine, taps: Sequence[str], frames: float, patience: float, counter: str = SENT, *, rate: float = 0
-) -> None:  # fmt: skip
+    machine: Machine,
+    taps: Sequence[str],
+    frames: float,
+    patience: float,
+    counter: str = SENT,
+    *,
+    rate: float = 0,
+) -> None:
     """Return when each of some interfaces has counted some more frames.
 
     Args:
@@ -48,4 +60,7 @@ def await_frames(
     late = machine.read(shlex.join(argv), timeout=patience + _LATE)
     if late:
         idle = ", ".join(file.split("/")[4] for file in late.split())
-        raise broken(f"guests on {machine.name} are too quiet", f"less than {frames:.0f} frames passed {idle} within {patience:.0f} s")
+        raise broken(
+            f"guests on {machine.name} are too quiet",
+            f"less than {frames:.0f} frames passed {idle} within {patience:.0f} s",
+        )

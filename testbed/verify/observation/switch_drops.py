@@ -1,4 +1,6 @@
-"""What nodes' switches have lost by crowding: a frame that must not arrive is sent once, and only a wall may stop it."""
+"""What nodes' switches have lost by crowding: a frame that must not arrive is sent once, and only a wall may
+stop it.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,18 @@ Losses = Mapping[str, Mapping[str, int]]
 
 
 def lost(fleet: Fleet) -> Losses:
-    """Return how many packets each node has lost by crowding so far: on the way to its switch's rules, and to its guests.
+    """Return how many packets each node has lost by crowding so far: on the way to its switch's rules, and to
+    its guests.
 
     Raises:
         InstrumentError: a node does not tell.
 
     """
-    return fleet.everywhere(lambda node: _lost_by(node, [nic.tap for guest in fleet.testbed.guests_on(node.name) for nic in guest.nics]))
+    return fleet.everywhere(
+        lambda node: _lost_by(
+            node, [nic.tap for guest in fleet.testbed.guests_on(node.name) for nic in guest.nics]
+        )
+    )
 
 
 def _lost_by(machine: Machine, taps: Sequence[str]) -> dict[str, int]:
@@ -40,6 +47,10 @@ def require_no_loss(before: Losses, after: Losses) -> None:
 
     """
     for node, counts in after.items():
-        grown = {name: count - before[node].get(name, 0) for name, count in counts.items() if count != before[node].get(name, 0)}
+        grown = {
+            name: count - before[node].get(name, 0)
+            for name, count in counts.items()
+            if count != before[node].get(name, 0)
+        }
         if grown:
             raise broken(f"{node} lost frames by crowding, not by a wall", str(grown))

@@ -1,6 +1,8 @@
-"""A witness beside every guest: a recorder on its node, of what the node hands to its interfaces (NET-01 to NET-07, NET-11, NET-13).
+"""A witness beside every guest: a recorder on its node, of what the node hands to its interfaces (NET-01 to
+NET-07, NET-11, NET-13).
 
-One program per node, for all its guests. It must hear the same controls as they, live as long, and lose nothing.
+One program per node, for all its guests. It must hear the same controls as they, live as long, and lose
+nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +14,15 @@ from typing import Any
 from testbed.errors import InstrumentError
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation.arrivals import Observation
-from testbed.verify.probe.client import Instrument, Record, broken, everywhere, listed, on_machine, require_receiver
+from testbed.verify.probe.client import (
+    Instrument,
+    Record,
+    broken,
+    everywhere,
+    listed,
+    on_machine,
+    require_receiver,
+)
 from testbed.verify.probe.tokens import Tokens
 
 
@@ -27,16 +37,23 @@ def listen(fleet: Fleet, prefix: str) -> None:
 
     """
     taps = _taps(fleet)
-    answers = _on_nodes(fleet, lambda node, name: node.listen({"phase": "listen", "token": prefix, "taps": sorted(taps[name])}))
+    answers = _on_nodes(
+        fleet,
+        lambda node, name: node.listen({"phase": "listen", "token": prefix, "taps": sorted(taps[name])}),
+    )
     for name, answer in answers.items():
         heard = answer.get("taps")
         missing = sorted(set(taps[name]) - set(map(str, heard if isinstance(heard, list) else [])))
         if answer.get("ready") is not True or missing:
-            raise broken(f"{name} cannot record what it hands to its guests", f"missing: {missing}, {answer.get('error', '')}")
+            raise broken(
+                f"{name} cannot record what it hands to its guests",
+                f"missing: {missing}, {answer.get('error', '')}",
+            )
 
 
 def arrived_so_far(fleet: Fleet, tokens: Tokens, marks: Collection[str]) -> set[str]:
-    """Return which of some probes have been seen coming in anywhere, by guests or their nodes, while an observation goes on.
+    """Return which of some probes have been seen coming in anywhere, by guests or their nodes, while an
+    observation goes on.
 
     Raises:
         InstrumentError: a guest or a node does not tell.
@@ -74,13 +91,15 @@ def collect(fleet: Fleet, prefix: str) -> dict[str, list[Record]]:
 
 
 def require_agreement(observation: Observation, marks: Collection[str]) -> None:
-    """Return if guests can vouch for all that came in, and told of it as their nodes do; asked when nothing of it was forbidden.
+    """Return if guests can vouch for all that came in, and told of it as their nodes do; asked when nothing
+    of it was forbidden.
 
     Args:
         marks: the probes that this is about.
 
     Raises:
-        InstrumentError: a guest could not hear, or concealed something, so its silence says nothing of the rest.
+        InstrumentError: a guest could not hear, or concealed something, so its silence says nothing of the
+            rest.
 
     """
     if observation.doubt is not None:
@@ -88,7 +107,9 @@ def require_agreement(observation: Observation, marks: Collection[str]) -> None:
     for guest, found in observation.concealed().items():
         silent = sorted(found & set(marks))
         if silent:
-            raise broken(f"{guest} conceals {len(silent)} frames that its node handed to it", ", ".join(silent[:6]))
+            raise broken(
+                f"{guest} conceals {len(silent)} frames that its node handed to it", ", ".join(silent[:6])
+            )
 
 
 def _taps(fleet: Fleet) -> dict[str, dict[str, tuple[str, str]]]:
@@ -105,4 +126,10 @@ def _on_nodes(fleet: Fleet, ask: Callable[[Instrument, str], dict[str, Any]]) ->
     if not names:
         raise InstrumentError("no node has a guest", fact="nothing to record", remedy="declare a guest")
     with ThreadPoolExecutor(max_workers=min(len(names), 8)) as pool:
-        return dict(zip(names, pool.map(lambda name: ask(on_machine(fleet, fleet.machines[name]), name), names), strict=True))
+        return dict(
+            zip(
+                names,
+                pool.map(lambda name: ask(on_machine(fleet, fleet.machines[name]), name), names),
+                strict=True,
+            )
+        )

@@ -1,6 +1,8 @@
-"""Two witnesses of what came in at a guest: its own recorder, and its node's on its interfaces. Pure (DESIGN.md, section 6).
+"""Two witnesses of what came in at a guest: its own recorder, and its node's on its interfaces. Pure
+(DESIGN.md, section 6).
 
-A guest may be deaf, or lie; so its word counts only for frames that it cannot have made up, and never against its node's.
+A guest may be deaf, or lie; so its word counts only for frames that it cannot have made up, and never against
+its node's.
 """
 
 from __future__ import annotations
@@ -10,12 +12,16 @@ from typing import Any
 
 from testbed.verify.probe.tokens import Tokens
 
-_LISTENERS = ("tcp-accepted", "udp-received")  # kinds of records that are no frames; only the guest itself can know
+_LISTENERS = (
+    "tcp-accepted",
+    "udp-received",
+)  # kinds of records that are no frames; only the guest itself can know
 Records = Sequence[Mapping[str, Any]]
 
 
 def counted(tokens: Tokens, told: Records, seen: Records) -> list[Mapping[str, Any]]:
-    """Return the records of one guest that are evidence: all of its node's, and of its own those that it cannot have made up.
+    """Return the records of one guest that are evidence: all of its node's, and of its own those that it
+    cannot have made up.
 
     Args:
         told: what the guest's recorder says.
@@ -24,7 +30,14 @@ def counted(tokens: Tokens, told: Records, seen: Records) -> list[Mapping[str, A
     """
     common = tokens.marks_of(record.get("token") for record in seen)
     own = ((record, tokens.mark_of(record.get("token"))) for record in told)
-    return [*seen, *(record for record, mark in own if mark and (mark not in common or record.get("kind") in _LISTENERS))]
+    return [
+        *seen,
+        *(
+            record
+            for record, mark in own
+            if mark and (mark not in common or record.get("kind") in _LISTENERS)
+        ),
+    ]
 
 
 def only(tokens: Tokens, one: Records, other: Records) -> set[str]:

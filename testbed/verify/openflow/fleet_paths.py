@@ -1,7 +1,9 @@
-"""Where any packet at all can go that a guest sends: a walk over every node's tables, from port to port (NET-01).
+"""Where any packet at all can go that a guest sends: a walk over every node's tables, from port to port
+(NET-01).
 
-Packets sample, and `testbed.verify.witnesses.virtual_switch.pipeline` asks about single frames; this asks about all of them at once. IPv6's
-neighbour and listener discovery is left out inside a network: the nodes' guards stand in front of these tables (NET-05).
+Packets sample, and `testbed.verify.witnesses.virtual_switch.pipeline` asks about single frames; this asks
+about all of them at once. IPv6's neighbour and listener discovery is left out inside a network: the nodes'
+guards stand in front of these tables (NET-05).
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ _SERVICES = {(0x0806, None): "arp", (0x0800, 1): "icmp", (0x0800, 6): "tcp", (0x
 _GUARDED = {130, 131, 132, 133, 134, 135, 136, 143}  # RFC 4861, RFC 2710, RFC 3810
 _ANYTHING, _GUARDED_SERVICE = ("anything", None), ("guarded", None)
 _LEFT_OUT = ("nd",)
-_DHCP = cube(dl_type=0x0800, nw_proto=17, tp_src=68, tp_dst=67)  # what every interface may say, whatever flows there are
+_DHCP = cube(
+    dl_type=0x0800, nw_proto=17, tp_src=68, tp_dst=67
+)  # what every interface may say, whatever flows there are
 
 Service = tuple[str, int | None]
 
@@ -56,7 +60,9 @@ class Bridge:
             if found == name:
                 return int(number)
         fact = ", ".join(sorted(self.ports.values()))
-        raise InstrumentError(f"{name} is not on the switch of {self.node}", fact=fact, remedy="run `testbed up`")
+        raise InstrumentError(
+            f"{name} is not on the switch of {self.node}", fact=fact, remedy="run `testbed up`"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +82,20 @@ class Arrival:
 
     @property
     def service(self) -> Service:
-        """What the packets are, as cells of the reach matrix name it, or what they are besides: guarded, or anything."""
+        """What the packets are, as cells of the reach matrix name it, or what they are besides: guarded, or
+        anything.
+        """
         kind, above, port = (self.cube.number(name) for name in ("dl_type", "nw_proto", "tp_dst"))
         if kind is None or (kind, None if kind == 0x0806 else above) not in _SERVICES:
             return _ANYTHING
         name = _SERVICES[kind, None if kind == 0x0806 else above]
         if name[:3] in ("tcp", "udp"):
             return (name, port) if port is not None else _ANYTHING
-        return _GUARDED_SERVICE if name == "icmp6" and self.cube.number("icmp_type") in _GUARDED else (name, None)
+        return (
+            _GUARDED_SERVICE
+            if name == "icmp6" and self.cube.number("icmp_type") in _GUARDED
+            else (name, None)
+        )
 
     def __str__(self) -> str:
         """One line for people."""
@@ -109,16 +121,21 @@ def _bridge(machine: Machine, fabric: Mapping[str, str]) -> Bridge:
         ports = {str(row["ofport"]): str(row["name"]) for row in found}
         remote = {int(row["ofport"]): fabric.get(str(row["options"].get("remote_ip"))) for row in found}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InstrumentError(f"the interfaces of {machine.name} cannot be read", fact=repr(error), remedy="repeat the check") from error
-    return Bridge(machine.name, flow_table.read(text), ports, {node: port for port, node in remote.items() if node})
+        raise InstrumentError(
+            f"the interfaces of {machine.name} cannot be read", fact=repr(error), remedy="repeat the check"
+        ) from error
+    return Bridge(
+        machine.name, flow_table.read(text), ports, {node: port for port, node in remote.items() if node}
+    )
 
 
 def arrivals(fleet: Fleet, found: Mapping[str, Bridge]) -> list[Arrival]:
     """Return where packets of every guest's interface can go, other than back to it.
 
-    On its own network an interface is asked for what belongs to no connection, since a connection begins with such a
-    packet; everywhere else for every packet. Of each interface the walk must find that a program is given its questions to
-    DHCP: where no flow is declared, a walk that sees nothing at all would look like a wall.
+    On its own network an interface is asked for what belongs to no connection, since a connection begins with
+    such a packet; everywhere else for every packet. Of each interface the walk must find that a program is
+    given its questions to DHCP: where no flow is declared, a walk that sees nothing at all would look like a
+    wall.
 
     Raises:
         InstrumentError: a switch does what the walk does not know, or a way that must be there is not found.
@@ -127,10 +144,14 @@ def arrivals(fleet: Fleet, found: Mapping[str, Bridge]) -> list[Arrival]:
     own = {item.mac: item for item in endpoints(fleet.testbed)}
     interfaces = [(own[nic.mac], nic.tap, guest.node) for guest in fleet.testbed.guests for nic in guest.nics]
     owners = {tap: item for item, tap, _ in interfaces}
-    return [arrival for source, tap, node in interfaces for arrival in _from(found, owners, source, tap, node)]
+    return [
+        arrival for source, tap, node in interfaces for arrival in _from(found, owners, source, tap, node)
+    ]
 
 
-def _from(found: Mapping[str, Bridge], owners: Mapping[str, Endpoint], source: Endpoint, tap: str, node: str) -> Iterator[Arrival]:
+def _from(
+    found: Mapping[str, Bridge], owners: Mapping[str, Endpoint], source: Endpoint, tap: str, node: str
+) -> Iterator[Arrival]:
     start = [cube(in_port=found[node].number(tap), tun_id=0, tun_metadata0=0)]
     for tracked, inside in ((symbolic.NEW, True), (symbolic.ANY, False)):
         answered = False
@@ -139,17 +160,30 @@ def _from(found: Mapping[str, Bridge], owners: Mapping[str, Endpoint], source: E
                 answered = answered or packets.meets(_DHCP)
                 continue
             target = owners.get(name, name)
-            if target != source and (isinstance(target, Endpoint) and target.network == source.network) == inside:
+            if (
+                target != source
+                and (isinstance(target, Endpoint) and target.network == source.network) == inside
+            ):
                 yield Arrival(source, target, packets, path)
         if not answered:
             what = f"the walk does not find how DHCP hears {source.label}"
-            raise InstrumentError(what, fact=f"nothing of it comes to a program on {node}", remedy="run `testbed up`, or report it")
+            raise InstrumentError(
+                what,
+                fact=f"nothing of it comes to a program on {node}",
+                remedy="run `testbed up`, or report it",
+            )
 
 
 def _travel(
-    found: Mapping[str, Bridge], node: str, starts: Sequence[Cube], tracked: Sequence[tuple[int, int]], way: str = ""
+    found: Mapping[str, Bridge],
+    node: str,
+    starts: Sequence[Cube],
+    tracked: Sequence[tuple[int, int]],
+    way: str = "",
 ) -> Iterator[tuple[str, Cube, str]]:
-    """Yield by which interface packets leave, what they have become, and by which way; tunnels are followed once."""
+    """Yield by which interface packets leave, what they have become, and by which way; tunnels are followed
+    once.
+    """
     bridge = found[node]
     peers = {port: name for name, port in bridge.tunnels.items()}
     over: dict[str, list[Cube]] = {}
@@ -158,14 +192,19 @@ def _travel(
         if peer is not None and not way and node in found[peer].tunnels:
             over.setdefault(peer, []).append(out.cube.fill(FIELDS["in_port"], found[peer].tunnels[node]))
         else:
-            name = symbolic.CONTROLLER if out.port == symbolic.CONTROLLER else bridge.ports.get(out.port, f"{node}/{out.port}")
+            name = (
+                symbolic.CONTROLLER
+                if out.port == symbolic.CONTROLLER
+                else bridge.ports.get(out.port, f"{node}/{out.port}")
+            )
             yield name, out.cube, f"{way}{node}: {' '.join(map(str, out.path))}"
     for peer, cubes in over.items():
         yield from _travel(found, peer, cubes, tracked, f"{node}, ")
 
 
 def unexpected(fleet: Fleet, found: Sequence[Arrival]) -> list[str]:
-    """Return what can arrive somewhere although no declared flow leads there, one line for each pair and service.
+    """Return what can arrive somewhere although no declared flow leads there, one line for each pair and
+    service.
 
     Raises:
         InstrumentError: a declared flow was not found, so that others may be missing as well.
@@ -177,7 +216,9 @@ def unexpected(fleet: Fleet, found: Sequence[Arrival]) -> list[str]:
     if blind:
         source, target, (protocol, port) = min(blind, key=str)
         what = f"the walk does not find {source.label} -> {target.label} {protocol}/{port}, which is declared"
-        raise InstrumentError(what, fact=f"{len(seen)} others were found", remedy="run `testbed up`, or report it")
+        raise InstrumentError(
+            what, fact=f"{len(seen)} others were found", remedy="run `testbed up`, or report it"
+        )
     lines: dict[tuple[Endpoint, Endpoint | str, Service], str] = {}
     for arrival in found:
         inside = isinstance(arrival.target, Endpoint) and arrival.target.network == arrival.source.network

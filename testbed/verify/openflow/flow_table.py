@@ -1,4 +1,6 @@
-"""The rules of an Open vSwitch bridge, made ready for a walk: each one's match as a class of packets, and its actions."""
+"""The rules of an Open vSwitch bridge, made ready for a walk: each one's match as a class of packets, and its
+actions.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,40 @@ from testbed.errors import InstrumentError
 from testbed.verify.openflow.header_space import FIELDS, Cube, Field
 
 DUMP = "ovs-ofctl -O OpenFlow15 --no-stats --no-names dump-flows br-int"
-STATES = {"new": 1, "est": 2, "rel": 4, "rpl": 8, "inv": 16, "trk": 32, "snat": 64, "dnat": 128}  # of connections, ovs-fields(7)
+STATES = {
+    "new": 1,
+    "est": 2,
+    "rel": 4,
+    "rpl": 8,
+    "inv": 16,
+    "trk": 32,
+    "snat": 64,
+    "dnat": 128,
+}  # of connections, ovs-fields(7)
 _PROTOCOLS = {
-    "ip": (0x0800, None), "icmp": (0x0800, 1), "tcp": (0x0800, 6), "udp": (0x0800, 17), "sctp": (0x0800, 132),
-    "ipv6": (0x86DD, None), "icmp6": (0x86DD, 58), "tcp6": (0x86DD, 6), "udp6": (0x86DD, 17), "sctp6": (0x86DD, 132),
-    "arp": (0x0806, None), "rarp": (0x8035, None),
-}  # fmt: skip
-_OTHER_NAMES = {"eth_src": "dl_src", "eth_dst": "dl_dst", "eth_type": "dl_type", "ip_src": "nw_src", "ip_dst": "nw_dst",
-                "ip_proto": "nw_proto", "icmpv6_type": "icmp_type", "icmpv6_code": "icmp_code"}  # fmt: skip
+    "ip": (0x0800, None),
+    "icmp": (0x0800, 1),
+    "tcp": (0x0800, 6),
+    "udp": (0x0800, 17),
+    "sctp": (0x0800, 132),
+    "ipv6": (0x86DD, None),
+    "icmp6": (0x86DD, 58),
+    "tcp6": (0x86DD, 6),
+    "udp6": (0x86DD, 17),
+    "sctp6": (0x86DD, 132),
+    "arp": (0x0806, None),
+    "rarp": (0x8035, None),
+}
+_OTHER_NAMES = {
+    "eth_src": "dl_src",
+    "eth_dst": "dl_dst",
+    "eth_type": "dl_type",
+    "ip_src": "nw_src",
+    "ip_dst": "nw_dst",
+    "ip_proto": "nw_proto",
+    "icmpv6_type": "icmp_type",
+    "icmpv6_code": "icmp_code",
+}
 _LOCAL = 0xFFFFFFFE  # OFPP_LOCAL of OpenFlow 1.5
 
 
@@ -47,7 +75,9 @@ class Rule:
 
     @property
     def partial(self) -> bool:
-        """Tell whether it takes no packet by itself, but is a part of a conjunctive match (ovs-actions(7))."""
+        """Tell whether it takes no packet by itself, but is a part of a conjunctive match
+        (ovs-actions(7)).
+        """
         return self.text.startswith("conjunction(")
 
 
@@ -101,7 +131,9 @@ def _rule(line: str) -> tuple[int, Rule]:
     try:
         found = OFPFlow(line.strip())
     except (ParseError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise InstrumentError("a rule cannot be read", fact=f"{line.strip()[:200]}: {error}", remedy="report it") from error
+        raise InstrumentError(
+            "a rule cannot be read", fact=f"{line.strip()[:200]}: {error}", remedy="report it"
+        ) from error
     fields = dict(found.match)
     priority = fields.pop("priority", 0x8000)
     match, exact = Cube(), True
@@ -110,7 +142,9 @@ def _rule(line: str) -> tuple[int, Rule]:
             fact = f"{line.strip()[:200]} contradicts itself"
             raise InstrumentError("a rule cannot be read", fact=fact, remedy="report it")
         match, exact = match.narrowed(part), exact and certain
-    return int(found.info.get("table", 0)), Rule(int(priority), match, exact, tuple(found.actions), line.partition("actions=")[2])
+    return int(found.info.get("table", 0)), Rule(
+        int(priority), match, exact, tuple(found.actions), line.partition("actions=")[2]
+    )
 
 
 def _part(name: str, value: object) -> tuple[Cube, bool]:
@@ -133,4 +167,3 @@ def _states(text: str) -> Cube:
     for sign, name in re.findall(r"([+-])([a-z]+)", text):
         found = found.put(FIELDS["ct_state"], STATES[name] if sign == "+" else 0, STATES[name])
     return found
-

@@ -1,8 +1,9 @@
-"""Classes of packets: which bits of a packet, and of what a switch keeps beside it, are known, and which may be anything.
+"""Classes of packets: which bits of a packet, and of what a switch keeps beside it, are known, and which may
+be anything.
 
-A class is a ternary cube over all fields that Open vSwitch knows and that a walk has to follow (Kazemian, Varghese and
-McKeown, "Header space analysis: static checking for networks", NSDI 2012). A field that is not among `WIDTHS` may be
-anything at any time, so a class is never smaller than what it stands for.
+A class is a ternary cube over all fields that Open vSwitch knows and that a walk has to follow (Kazemian,
+Varghese and McKeown, "Header space analysis: static checking for networks", NSDI 2012). A field that is not
+among `WIDTHS` may be anything at any time, so a class is never smaller than what it stands for.
 """
 
 from __future__ import annotations
@@ -13,14 +14,44 @@ from ipaddress import IPv4Address, IPv6Address
 
 # Width in bits of each field; registers are views of the four extended ones (ovs-fields(7)).
 WIDTHS = {
-    "in_port": 32, "metadata": 64, "tun_id": 64, "tun_metadata0": 32, "ct_state": 16, "ct_mark": 32,
-    "xxreg0": 128, "xxreg1": 128, "xxreg2": 128, "xxreg3": 128,
-    "dl_dst": 48, "dl_src": 48, "vlan_tci": 16, "dl_type": 16,
-    "nw_src": 32, "nw_dst": 32, "ipv6_src": 128, "ipv6_dst": 128, "nw_proto": 8, "nw_ttl": 8, "tp_src": 16, "tp_dst": 16,
-    "icmp_type": 8, "icmp_code": 8, "nd_target": 128, "nd_sll": 48, "nd_tll": 48,
-    "arp_op": 16, "arp_spa": 32, "arp_tpa": 32, "arp_sha": 48, "arp_tha": 48,
-}  # fmt: skip
-_SHOWN = tuple(name for name in WIDTHS if name not in ("in_port", "metadata", "ct_mark") and not name.startswith(("xxreg", "tun")))
+    "in_port": 32,
+    "metadata": 64,
+    "tun_id": 64,
+    "tun_metadata0": 32,
+    "ct_state": 16,
+    "ct_mark": 32,
+    "xxreg0": 128,
+    "xxreg1": 128,
+    "xxreg2": 128,
+    "xxreg3": 128,
+    "dl_dst": 48,
+    "dl_src": 48,
+    "vlan_tci": 16,
+    "dl_type": 16,
+    "nw_src": 32,
+    "nw_dst": 32,
+    "ipv6_src": 128,
+    "ipv6_dst": 128,
+    "nw_proto": 8,
+    "nw_ttl": 8,
+    "tp_src": 16,
+    "tp_dst": 16,
+    "icmp_type": 8,
+    "icmp_code": 8,
+    "nd_target": 128,
+    "nd_sll": 48,
+    "nd_tll": 48,
+    "arp_op": 16,
+    "arp_spa": 32,
+    "arp_tpa": 32,
+    "arp_sha": 48,
+    "arp_tha": 48,
+}
+_SHOWN = tuple(
+    name
+    for name in WIDTHS
+    if name not in ("in_port", "metadata", "ct_mark") and not name.startswith(("xxreg", "tun"))
+)
 _ADDRESSES = {"nw": IPv4Address, "arp": IPv4Address, "ipv6": IPv6Address, "nd": IPv6Address}
 
 
@@ -89,7 +120,8 @@ class Cube:
         return Cube(self.value | other.value, self.known | other.known)
 
     def outside(self, other: Cube) -> Cube | None:
-        """Return a class that holds every packet of this one that does not belong to the other, or None if there is no such packet.
+        """Return a class that holds every packet of this one that does not belong to the other, or None if
+        there is no such packet.
 
         It is no larger than this one, and exact where at most one bit tells the two apart.
         """
@@ -98,7 +130,11 @@ class Cube:
         missing = other.known & ~self.known
         if not missing:
             return None
-        return Cube(self.value | (missing & ~other.value), self.known | missing) if not missing & (missing - 1) else self
+        return (
+            Cube(self.value | (missing & ~other.value), self.known | missing)
+            if not missing & (missing - 1)
+            else self
+        )
 
     def get(self, field: Field) -> tuple[int, int]:
         """Return a field's known bits, and which they are."""
@@ -117,7 +153,10 @@ class Cube:
             known: which of the written bits are known; all of them if None.
 
         """
-        mask, known = mask << field.offset & field.ones, (mask if known is None else known & mask) << field.offset & field.ones
+        mask, known = (
+            mask << field.offset & field.ones,
+            (mask if known is None else known & mask) << field.offset & field.ones,
+        )
         return Cube(self.value & ~mask | value << field.offset & known, self.known & ~mask | known)
 
     def fill(self, field: Field, value: int, known: int | None = None) -> Cube:
@@ -138,7 +177,10 @@ class Cube:
 
     def __str__(self) -> str:
         """The fields of the packet that are known, for people."""
-        return ",".join(_told(name, *self.get(FIELDS[name])) for name in _SHOWN if self.get(FIELDS[name])[1]) or "anything"
+        return (
+            ",".join(_told(name, *self.get(FIELDS[name])) for name in _SHOWN if self.get(FIELDS[name])[1])
+            or "anything"
+        )
 
 
 def cube(**fields: int) -> Cube:

@@ -1,8 +1,9 @@
-"""Walks classes of packets through a bridge's tables: where can any packet at all go that comes in at a port (NET-01)?
+"""Walks classes of packets through a bridge's tables: where can any packet at all go that comes in at a port
+(NET-01)?
 
-What is left open makes classes larger, never smaller, so what is not found cannot happen: a rule that takes a part of a
-class leaves the whole class to the rules below it, unless one bit tells the parts apart. What a program does with what it
-is given (ovn-controller) is not followed.
+What is left open makes classes larger, never smaller, so what is not found cannot happen: a rule that takes a
+part of a class leaves the whole class to the rules below it, unless one bit tells the parts apart. What a
+program does with what it is given (ovn-controller) is not followed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from testbed.verify.openflow import flow_table
 from testbed.verify.openflow.flow_table import STATES, Tables
 from testbed.verify.openflow.header_space import FIELDS, Cube, Field
 
-# What connection tracking may say of a packet, as value and mask of ``ct_state``: that it belongs to no connection, or anything.
+# What connection tracking may say of a packet, as value and mask of ``ct_state``: that it belongs to no
+# connection, or anything.
 NEW = tuple((STATES["trk"] | STATES[name], 0xFFFF) for name in ("new", "inv"))
 ANY = ((STATES["trk"], STATES["trk"]),)
 CONTROLLER = "controller"  # where packets leave that a program is given
@@ -26,7 +28,9 @@ _DEPTH = 64  # of resubmission, as in Open vSwitch
 _STEPS = 200_000
 _IDLE = frozenset({"drop", "meter", "note", "conjunction", "set_queue", "pop_queue", "sample"})
 _ADDRESSES = tuple(FIELDS[name] for name in ("nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_src", "tp_dst"))
-_EMPTY = tuple(name for name in FIELDS if name in ("ct_state", "ct_mark", "metadata") or name.startswith("xxreg"))  # as a packet comes in
+_EMPTY = tuple(
+    name for name in FIELDS if name in ("ct_state", "ct_mark", "metadata") or name.startswith("xxreg")
+)  # as a packet comes in
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +79,22 @@ class Walk:
 
     def __post_init__(self) -> None:
         self._known: dict[str, Callable[[Any, State], Iterable[State]]] = {
-            **_PLAIN, "resubmit": self._resubmit, "goto_table": self._enter, "clone": self._clone, "output": self._output,
-            "controller": self._controller, "CONTROLLER": self._controller, "ct": self._track,
-        }  # fmt: skip
+            **_PLAIN,
+            "resubmit": self._resubmit,
+            "goto_table": self._enter,
+            "clone": self._clone,
+            "output": self._output,
+            "controller": self._controller,
+            "CONTROLLER": self._controller,
+            "ct": self._track,
+        }
 
     def start(self, cubes: Iterable[Cube]) -> Sequence[Exit]:
         """Return where packets of some classes can leave that come in with their ``in_port``.
 
         Raises:
-            InstrumentError: a rule does something that this walk does not know, or there are too many classes.
+            InstrumentError: a rule does something that this walk does not know, or there are too many
+                classes.
 
         """
         for cube in _largest([_fresh(cube) for cube in cubes]):
@@ -98,19 +109,27 @@ class Walk:
         self._steps += 1
         if key in self._done or self._steps > _STEPS or len(self._path) > _DEPTH:
             fact = f"{self._steps} classes, {len(self._path)} tables deep, at table {number}"
-            raise InstrumentError("a switch has paths without an end", fact=fact, remedy="report it with the switch's rules")
+            raise InstrumentError(
+                "a switch has paths without an end", fact=fact, remedy="report it with the switch's rules"
+            )
         self._done[key] = None  # it is on its way
         self._path.append(number)
-        results = {after for actions, taken in self._taken(number, state) for after in self._act(actions, {taken})}
+        results = {
+            after for actions, taken in self._taken(number, state) for after in self._act(actions, {taken})
+        }
         self._path.pop()
         self._done[key] = frozenset(results)
         return frozenset(results)
 
     def _taken(self, number: int, state: State) -> Iterator[tuple[Sequence[Mapping[str, Any]], State]]:
-        """Yield which actions a table may take, and for which part of a class; nothing is done for what no rule takes."""
+        """Yield which actions a table may take, and for which part of a class; nothing is done for what no
+        rule takes.
+        """
         found: dict[str, tuple[Sequence[Mapping[str, Any]], list[Cube]]] = {}
         rest: Cube | None = state.cube
-        for _, equals in groupby(self.tables.get(number, ()), attrgetter("priority")):  # which of equals comes first is not defined
+        for _, equals in groupby(
+            self.tables.get(number, ()), attrgetter("priority")
+        ):  # which of equals comes first is not defined
             left: Cube | None = rest
             for rule in equals:
                 if rest is None or rule.partial or not rest.meets(rule.match):
@@ -170,7 +189,9 @@ class Walk:
         self.exits.setdefault((port, state.cube), Exit(port, state.cube, tuple(self._path)))
 
     def _track(self, value: Mapping[str, Any], state: State) -> Iterable[State]:
-        """Let a packet go through connection tracking: a copy goes on in another table, where its state is known."""
+        """Let a packet go through connection tracking: a copy goes on in another table, where its state is
+        known.
+        """
         if "table" in value:
             for tracked, known in self.tracked:
                 cube = state.cube.fill(FIELDS["ct_state"], tracked, known)
@@ -219,7 +240,11 @@ def _move(value: Mapping[str, Any], state: State) -> Iterable[State]:
     source, target = _place(value["src"]), _place(value["dst"])
     if target is None:
         return (state,)
-    return (state.where(state.cube.forget(target) if source is None else state.cube.fill(target, *state.cube.get(source))),)
+    return (
+        state.where(
+            state.cube.forget(target) if source is None else state.cube.fill(target, *state.cube.get(source))
+        ),
+    )
 
 
 def _push(value: Mapping[str, Any], state: State) -> Iterable[State]:
@@ -231,7 +256,9 @@ def _pop(value: Mapping[str, Any], state: State) -> Iterable[State]:
     if not state.stack:
         return (state,)
     place = _place(value)
-    return (State(state.cube if place is None else state.cube.fill(place, *state.stack[-1]), state.stack[:-1]),)
+    return (
+        State(state.cube if place is None else state.cube.fill(place, *state.stack[-1]), state.stack[:-1]),
+    )
 
 
 def _untracked(_: object, state: State) -> Iterable[State]:

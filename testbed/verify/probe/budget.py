@@ -1,4 +1,6 @@
-"""What one guest or machine may cost one run: so that nobody who answers late, or much, or never, holds a run for hours."""
+"""What one guest or machine may cost one run: so that nobody who answers late, or much, or never, holds a run
+for hours.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class Allowance:
 
     @contextmanager
     def question(self, expected: float) -> Iterator[None]:
-        """Charge for one question: all of its time if there is no answer, else what it takes longer than it should.
+        """Charge for one question: all of its time if there is no answer, else what it takes longer than it
+        should.
 
         Args:
             expected: seconds that the answer may take for nothing.
@@ -41,7 +44,9 @@ class Allowance:
             fact = f"answers that came late, or not at all, have cost {SECONDS:.0f} s"
             if self._octets <= 0:
                 fact = f"its answers have come to {OCTETS} octets"
-            raise InstrumentError(what, fact=fact, remedy="look into it; `testbed up` starts a silent guest again")
+            raise InstrumentError(
+                what, fact=fact, remedy="look into it; `testbed up` starts a silent guest again"
+            )
         began = self._clock()
         try:
             yield

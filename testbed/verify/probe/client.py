@@ -35,7 +35,18 @@ BUDGET = CALL - 60  # seconds of them for sending
 _PROMPT = 60.0  # seconds that an answer may take for nothing, beside those that its question asks for
 _GIVE_UP = 30.0  # seconds that ending a program may take
 _PROGRAM = Path(__file__).parents[2] / "payload/probe"
-_FILES = ("wire", "interfaces", "frame_parser", "sniffer", "recorder", "tap_recorder", "service_client", "sender", "scanner", "main")
+_FILES = (
+    "wire",
+    "interfaces",
+    "frame_parser",
+    "sniffer",
+    "recorder",
+    "tap_recorder",
+    "service_client",
+    "sender",
+    "scanner",
+    "main",
+)
 _UNPACK = "import sys, zlib; exec(zlib.decompress(sys.stdin.buffer.read()))"
 _LOADER = """import json, sys, types
 for name, text in [("testbed", ""), ("testbed.payload", ""), ("testbed.payload.probe", ""), *json.loads(%r)]:
@@ -67,15 +78,19 @@ class Probe:
 
 
 class Instrument:
-    """The probe's program at one place: started when something is first asked of it, then asked through its pipe.
+    """The probe's program at one place: started when something is first asked of it, then asked through its
+    pipe.
 
     Args:
-        run: runs a program there, with input, for at most so many seconds, and returns its output; raises InstrumentError.
+        run: runs a program there, with input, for at most so many seconds, and returns its output; raises
+            InstrumentError.
         python: interpreter there.
         pipe: the way to the program once it runs, if it is not by programs as well.
     """
 
-    def __init__(self, name: str, run: Run, python: str = "/usr/bin/python3", pipe: Pipe | None = None) -> None:
+    def __init__(
+        self, name: str, run: Run, python: str = "/usr/bin/python3", pipe: Pipe | None = None
+    ) -> None:
         self.name = name
         self._run = run
         self._python = python
@@ -83,7 +98,8 @@ class Instrument:
         self._started = False
 
     def listen(self, request: Mapping[str, object], turn: Turn = _ANY_TIME) -> dict[str, Any]:
-        """Ask what an observation begins with; the program is started anew if it has ended since it was last asked.
+        """Ask what an observation begins with; the program is started anew if it has ended since it was last
+        asked.
 
         Raises:
             InstrumentError: it does not start.
@@ -145,7 +161,9 @@ class Instrument:
 
 
 def _expected(request: Mapping[str, object]) -> float:
-    """Return the seconds that an answer may take for nothing: what the request asks for, and a second for each probe."""
+    """Return the seconds that an answer may take for nothing: what the request asks for, and a second for
+    each probe.
+    """
     named = (request.get(name) for name in ("patience", "duration", "window"))
     probes = request.get("probes")
     count = len(probes) if isinstance(probes, list) else 0
@@ -155,7 +173,9 @@ def _expected(request: Mapping[str, object]) -> float:
 def compose(request: Mapping[str, object]) -> bytes:
     """Return the program that starts the probe, compressed: its files as modules, and one request."""
     sources = [[f"testbed.payload.probe.{name}", (_PROGRAM / f"{name}.py").read_text()] for name in _FILES]
-    program = f"{_LOADER % json.dumps(sources)}\nraise SystemExit(main(json.loads({json.dumps(request)!r})))\n"
+    program = (
+        f"{_LOADER % json.dumps(sources)}\nraise SystemExit(main(json.loads({json.dumps(request)!r})))\n"
+    )
     return zlib.compress(program.encode())
 
 
@@ -183,13 +203,19 @@ def _kept(fleet: Fleet, name: str, run: Run, pipe: Pipe | None = None) -> Instru
 
 
 def everywhere(
-    fleet: Fleet, guests: Sequence[Guest], ask: Callable[[Instrument, Mapping[str, object], Turn], dict[str, Any]],
+    fleet: Fleet,
+    guests: Sequence[Guest],
+    ask: Callable[[Instrument, Mapping[str, object], Turn], dict[str, Any]],
     requests: Mapping[str, Mapping[str, object]],
-) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Ask the instrument in each guest, side by side; of those on one node, one at a time is looked at for its answer."""
+) -> dict[str, dict[str, Any]]:
+    """Ask the instrument in each guest, side by side; of those on one node, one at a time is looked at for
+    its answer.
+    """
     turns = {guest.node: Lock() for guest in guests}
     with ThreadPoolExecutor(max_workers=32) as pool:
-        answers = pool.map(lambda guest: ask(in_guest(fleet, guest), requests[guest.label], turns[guest.node]), guests)
+        answers = pool.map(
+            lambda guest: ask(in_guest(fleet, guest), requests[guest.label], turns[guest.node]), guests
+        )
         return {guest.label: answer for guest, answer in zip(guests, answers, strict=True)}
 
 
@@ -211,9 +237,14 @@ def end_all(fleet: Fleet) -> None:
 
 
 def start_all(fleet: Fleet) -> None:
-    """Start the instrument in every guest, and on their nodes, before it is needed; one that does not start says so when it is asked."""
+    """Start the instrument in every guest, and on their nodes, before it is needed; one that does not start
+    says so when it is asked.
+    """
     nodes = {guest.node for guest in fleet.testbed.guests}
-    found = [*(in_guest(fleet, guest) for guest in fleet.testbed.guests), *(on_machine(fleet, fleet.machines[name]) for name in nodes)]
+    found = [
+        *(in_guest(fleet, guest) for guest in fleet.testbed.guests),
+        *(on_machine(fleet, fleet.machines[name]) for name in nodes),
+    ]
 
     def start(instrument: Instrument) -> None:
         with suppress(InstrumentError):
@@ -238,7 +269,10 @@ def listed(answer: Mapping[str, Any], key: str) -> list[Record]:
 
 def results_of(sent: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Record]]:
     """Return what became of each probe, by guest and mark."""
-    return {label: {str(item.get("id")): item for item in listed(answer, "results")} for label, answer in sent.items()}
+    return {
+        label: {str(item.get("id")): item for item in listed(answer, "results")}
+        for label, answer in sent.items()
+    }
 
 
 def lines(probes: Sequence[Probe], tokens: Tokens) -> list[dict[str, object]]:
@@ -282,7 +316,10 @@ def require_sent(probes: Sequence[Probe], results: Mapping[str, Mapping[str, Rec
     for probe in probes:
         result = results[probe.sender.guest].get(probe.mark, {})
         if result.get("sent") is not True:
-            raise broken(f"{probe.sender.guest} could not send {probe.mark}", str(result.get("error", "no answer"))[:400])
+            raise broken(
+                f"{probe.sender.guest} could not send {probe.mark}",
+                str(result.get("error", "no answer"))[:400],
+            )
 
 
 def wait_out() -> None:

@@ -77,13 +77,17 @@ def datagram(port: int) -> Packet:
 
 
 def nd_option(token: bytes) -> Packet:
-    """Return a token as an option of Neighbor Discovery, so that the message stays well-formed (RFC 4861, 4.6)."""
+    """Return a token as an option of Neighbor Discovery, so that the message stays well-formed (RFC 4861,
+    4.6).
+    """
     octets = (2 + len(token) + 7) // 8
     return Raw(bytes((_EXPERIMENT, octets)) + token.ljust(octets * 8 - 2, b"\0"))
 
 
 def solicited(address: str) -> tuple[str, str]:
-    """Return the multicast address, and its MAC address, at which the owner of an IPv6 address is asked (RFC 4291, 2.7.1)."""
+    """Return the multicast address, and its MAC address, at which the owner of an IPv6 address is asked (RFC
+    4291, 2.7.1).
+    """
     last = int.from_bytes(bytes(IPv6(dst=address))[-3:])
     text = f"{last:06x}"
     return f"ff02::1:ff{text[:2]}:{text[2:]}", f"33:33:ff:{text[:2]}:{text[2:4]}:{text[4:]}"
@@ -95,7 +99,9 @@ def of_cell(cell: Cell) -> Frame:
 
 
 def _to_group(source: Endpoint, mac: str, address: str, port: int) -> Frame:
-    return framed(Ether(src=source.mac, dst=mac), IP(src=str(source.address), dst=address), UDP(sport=port, dport=port))
+    return framed(
+        Ether(src=source.mac, dst=mac), IP(src=str(source.address), dst=address), UDP(sport=port, dport=port)
+    )
 
 
 def _four(source: Endpoint, target: Endpoint, layer: Packet) -> Frame:
@@ -140,22 +146,30 @@ def neighbor_solicitation(source: str, target: str, mac: str) -> Packet:
 
     """
     group, group_mac = solicited(target)
-    return Ether(src=mac, dst=group_mac) / IPv6(src=source, dst=group, hlim=255) / neighbor_question(target, mac)
+    return (
+        Ether(src=mac, dst=group_mac) / IPv6(src=source, dst=group, hlim=255) / neighbor_question(target, mac)
+    )
 
 
 def neighbor_question(target: str, mac: str) -> Packet:
-    """Return the body of a question for the MAC address of an IPv6 address, which tells that of its source."""
+    """Return the body of a question for the MAC address of an IPv6 address, which tells that of its
+    source.
+    """
     return ICMPv6ND_NS(tgt=target) / ICMPv6NDOptSrcLLAddr(lladdr=mac)
 
 
-def _families(kind: Callable[[Endpoint, Endpoint], Ends], suffix: str) -> dict[str, Callable[[Endpoint, Endpoint, int], Frame]]:
+def _families(
+    kind: Callable[[Endpoint, Endpoint], Ends], suffix: str
+) -> dict[str, Callable[[Endpoint, Endpoint, int], Frame]]:
     def solicitation(source: Endpoint, target: Endpoint, _: int) -> Frame:
         ends = kind(source, target)
         return framed(neighbor_solicitation(ends.own, ends.other, source.mac), tail=nd_option)
 
     return {
         f"nd{suffix}": solicitation,
-        f"icmp6{suffix}": lambda source, target, _: _six(kind(source, target), ICMPv6EchoRequest(id=secrets.randbits(16))),
+        f"icmp6{suffix}": lambda source, target, _: _six(
+            kind(source, target), ICMPv6EchoRequest(id=secrets.randbits(16))
+        ),
         f"tcp6{suffix}": lambda source, target, port: _six(kind(source, target), syn(port)),
         f"udp6{suffix}": lambda source, target, port: _six(kind(source, target), datagram(port)),
     }
@@ -167,7 +181,9 @@ def _to_group6(source: Endpoint) -> Frame:
 
 
 _PROBES: dict[str, Callable[[Endpoint, Endpoint, int], Frame]] = {
-    "arp": lambda source, target, _: framed(Ether(src=source.mac, dst=BROADCAST), arp_request(source, str(target.address))),
+    "arp": lambda source, target, _: framed(
+        Ether(src=source.mac, dst=BROADCAST), arp_request(source, str(target.address))
+    ),
     "icmp": lambda source, target, _: _four(source, target, ICMP(id=secrets.randbits(16))),
     "tcp": lambda source, target, port: _four(source, target, syn(port)),
     "udp": lambda source, target, port: _four(source, target, datagram(port)),
@@ -203,24 +219,47 @@ def dhcp_discover(mac: str, transaction: int, *, wanted: str = "", client: bytes
     if wanted:
         options.append(("requested_addr", wanted))
     boot = BOOTP(chaddr=client or bytes.fromhex(mac.replace(":", "")), xid=transaction, flags=0x8000)
-    packet = Ether(src=mac, dst=BROADCAST) / IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67)  # noqa: S104
+    packet = (
+        Ether(src=mac, dst=BROADCAST)
+        / IP(src="0.0.0.0", dst="255.255.255.255")  # noqa: S104 - a frame is no socket
+        / UDP(sport=68, dport=67)
+    )
     return lambda _: bytes(packet / boot / DHCP(options=[*options, "end"]))
 
 
 def dhcp_offer(server: str, offered: str, client: Endpoint) -> Packet:
-    """Return the body of a DHCP offer that makes its sender the client's server, router and name server (RFC 2131)."""
-    boot = BOOTP(op=2, chaddr=bytes.fromhex(client.mac.replace(":", "")), yiaddr=offered, siaddr=server, xid=secrets.randbits(32))
-    told = [("message-type", "offer"), ("server_id", server), ("router", server), ("name_server", server), "end"]
+    """Return the body of a DHCP offer that makes its sender the client's server, router and name server (RFC
+    2131).
+    """
+    boot = BOOTP(
+        op=2,
+        chaddr=bytes.fromhex(client.mac.replace(":", "")),
+        yiaddr=offered,
+        siaddr=server,
+        xid=secrets.randbits(32),
+    )
+    told = [
+        ("message-type", "offer"),
+        ("server_id", server),
+        ("router", server),
+        ("name_server", server),
+        "end",
+    ]
     return UDP(sport=67, dport=68) / boot / DHCP(options=told)
 
 
 def to_dhcp6(sender: Endpoint) -> Packet:
     """Return the head of a client's message to the DHCPv6 servers of its link (RFC 8415)."""
-    return Ether(src=sender.mac, dst=_SERVERS_MAC) / IPv6(src=str(sender.link_local), dst=_SERVERS) / UDP(sport=546, dport=547)
+    return (
+        Ether(src=sender.mac, dst=_SERVERS_MAC)
+        / IPv6(src=str(sender.link_local), dst=_SERVERS)
+        / UDP(sport=546, dport=547)
+    )
 
 
 def dhcp6_solicit(sender: Endpoint, transaction: int, client: bytes, wanted: str = "") -> Frame:
-    """Return a DHCPv6 solicit message; it needs no token, since its answer repeats the transaction (RFC 8415).
+    """Return a DHCPv6 solicit message; it needs no token, since its answer repeats the transaction (RFC
+    8415).
 
     Args:
         transaction: 24 bits.
@@ -234,8 +273,14 @@ def dhcp6_solicit(sender: Endpoint, transaction: int, client: bytes, wanted: str
 
 
 def dhcp6_question(sender: Endpoint, transaction: int) -> Frame:
-    """Return a DHCPv6 information request that asks for every name server and domain (RFC 8415, 18.2.6; RFC 3646)."""
-    told = DHCP6OptClientId(duid=DUID_LL(lladdr=sender.mac)) / DHCP6OptElapsedTime() / DHCP6OptOptReq(reqopts=[23, 24])
+    """Return a DHCPv6 information request that asks for every name server and domain (RFC 8415, 18.2.6; RFC
+    3646).
+    """
+    told = (
+        DHCP6OptClientId(duid=DUID_LL(lladdr=sender.mac))
+        / DHCP6OptElapsedTime()
+        / DHCP6OptOptReq(reqopts=[23, 24])
+    )
     return lambda _: bytes(to_dhcp6(sender) / DHCP6_InfoRequest(trid=transaction) / told)
 
 
@@ -245,7 +290,9 @@ def dhcp6_advertise() -> Packet:
 
 
 def source_route(kind: str, via: str) -> IPOption:
-    """Return an IPv4 option that names an address to pass by: ``loose`` or ``strict`` (RFC 791, 3.1; RFC 7126, 4.3)."""
+    """Return an IPv4 option that names an address to pass by: ``loose`` or ``strict`` (RFC 791, 3.1; RFC
+    7126, 4.3).
+    """
     return {"loose": IPOption_LSRR, "strict": IPOption_SSRR}[kind](routers=[via])
 
 
@@ -273,7 +320,11 @@ def redirect(router: str, destination: str) -> Packet:
 def listener_report(mac: str, source: str) -> tuple[Packet, ...]:
     """Return a report that its sender listens to a group, as its layers (RFC 9777)."""
     head = IPv6(src=source, dst="ff02::16", hlim=1) / IPv6ExtHdrHopByHop(options=[RouterAlert()])
-    return Ether(src=mac, dst="33:33:00:00:00:16"), head, ICMPv6MLReport2(records=[ICMPv6MLDMultAddrRec(rtype=4, dst="ff02::fb")])
+    return (
+        Ether(src=mac, dst="33:33:00:00:00:16"),
+        head,
+        ICMPv6MLReport2(records=[ICMPv6MLDMultAddrRec(rtype=4, dst="ff02::fb")]),
+    )
 
 
 def tagged(*tags: int, service: bool = False) -> Packet:
@@ -294,4 +345,9 @@ def snap(source: str, target: str, payload: Packet, ethertype: int, *, length: i
         length: what the length field claims; the truth if None.
 
     """
-    return framed(Dot3(src=source, dst=target, len=length), LLC(dsap=0xAA, ssap=0xAA, ctrl=3), SNAP(OUI=0, code=ethertype), payload)
+    return framed(
+        Dot3(src=source, dst=target, len=length),
+        LLC(dsap=0xAA, ssap=0xAA, ctrl=3),
+        SNAP(OUI=0, code=ethertype),
+        payload,
+    )

@@ -1,7 +1,7 @@
 """Whether machines kept going while they were asked: what tells a slow machine from a wall (NET-09, ACC-02).
 
-A machine whose emulator gets no time sees its clock jump; one that is paused sees nothing, and its clock is behind
-afterwards. So each machine measures its own pauses, and its clock is compared with ours.
+A machine whose emulator gets no time sees its clock jump; one that is paused sees nothing, and its clock is
+behind afterwards. So each machine measures its own pauses, and its clock is compared with ours.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Moment:
     answered: float
 
     def behind(self, later: Moment) -> float:
-        """Return by how many seconds less than ours a machine's clock went on until a later moment, at least."""
+        """Return by how many seconds less than ours a machine's clock went on until a later moment, at
+        least.
+        """
         return max(0.0, later.asked - self.answered - (later.told - self.told))
 
 
@@ -70,7 +72,10 @@ def beating(fleet: Fleet) -> Iterator[dict[str, float]]:
     before = uptimes(fleet)
     hearts = {name: on_machine(fleet, machine) for name, machine in fleet.machines.items()}
     with ThreadPoolExecutor(max_workers=2 * len(hearts) + 1) as pool, _own_heart(stood):
-        going = {name: pool.submit(heart.listen, {"phase": "beat", "duration": _LONGEST}) for name, heart in hearts.items()}
+        going = {
+            name: pool.submit(heart.listen, {"phase": "beat", "duration": _LONGEST})
+            for name, heart in hearts.items()
+        }
         try:
             yield stood
         except BaseException:

@@ -34,7 +34,9 @@ def listen_on(fleet: Fleet, machine: Machine, prefix: str, macs: Mapping[str, st
         InstrumentError: it does not start.
     """
     nics = [{"label": name, "mac": mac, "address": "0.0.0.0"} for name, mac in macs.items()]  # noqa: S104 - not asked for
-    answer = on_machine(fleet, machine).listen({"phase": "listen", "token": prefix, "interfaces": nics, "patience": 0})
+    answer = on_machine(fleet, machine).listen(
+        {"phase": "listen", "token": prefix, "interfaces": nics, "patience": 0}
+    )
     missing = [nic.get("label") for nic in listed(answer, "interfaces") if not nic.get("interface")]
     if answer.get("ready") is not True or missing:
         raise broken(f"{machine.name} cannot listen", f"{answer.get('error', '')} {missing}")

@@ -1,9 +1,10 @@
-"""Tokens of one observation: each tells one probe's frames from all others, and only its sender's guest knows it. Pure.
+"""Tokens of one observation: each tells one probe's frames from all others, and only its sender's guest knows
+it. Pure.
 
-A token is ``tb-<run>-<mark>-<proof>.``: run and mark are public, so that every recorder finds tokens and people read them;
-the proof is the HMAC-SHA256 of the mark, cut to 80 bits, under a key that is never given away (RFC 2104, section 5).
-A mark belongs to one sender. So a token with another proof was never handed out and says nothing, and one with the right
-proof has come from its sender, by whatever path.
+A token is ``tb-<run>-<mark>-<proof>.``: run and mark are public, so that every recorder finds tokens and
+people read them; the proof is the HMAC-SHA256 of the mark, cut to 80 bits, under a key that is never given
+away (RFC 2104, section 5). A mark belongs to one sender. So a token with another proof was never handed out
+and says nothing, and one with the right proof has come from its sender, by whatever path.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Tokens:
         return f"{self.prefix}{mark}-"
 
     def mark_of(self, token: object) -> str:
-        """Return the mark of the probe that a token was made for; the empty string if it was made by somebody else."""
+        """Return the mark of the probe that a token was made for; the empty string if it was made by somebody
+        else.
+        """
         text = str(token)
         mark = text.removeprefix(self.prefix).rpartition("-")[0] if text.isascii() else ""
         return mark if mark and hmac.compare_digest(text, self.of(mark)) else ""

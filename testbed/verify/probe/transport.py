@@ -1,7 +1,8 @@
 """How the probe's program is reached at one place: a line goes into its pipe, and the answer comes back.
 
-On a machine, a shell does both. In a guest its agent opens the files itself: every program that a guest starts costs
-its node a tenth of a second under emulation, and a question to the agent a quarter of that (docs/decisions/0017).
+On a machine, a shell does both. In a guest its agent opens the files itself: every program that a guest
+starts costs its node a tenth of a second under emulation, and a question to the agent a quarter of that
+(docs/decisions/0017).
 """
 
 from __future__ import annotations
@@ -98,7 +99,9 @@ def _shell(script: str, timeout: float, *arguments: str) -> list[str]:
 
 
 class AgentPipe:
-    """Reaches the probe in a guest through its agent, which waits for nothing: it finds the answer's file or does not."""
+    """Reaches the probe in a guest through its agent, which waits for nothing: it finds the answer's file or
+    does not.
+    """
 
     def __init__(self, fleet: Fleet, guest: Guest) -> None:
         self.allowance = Allowance(guest.label)
@@ -119,7 +122,8 @@ class AgentPipe:
         """Pass a line on and return what comes back by the name that it gives.
 
         Args:
-            turn: held while the answer is looked for: of several guests that work on the same question, one is looked at.
+            turn: held while the answer is looked for: of several guests that work on the same question, one
+                is looked at.
 
         Raises:
             InstrumentError: the probe does not run, does not answer in time, or the agent does not answer.
@@ -147,7 +151,11 @@ class AgentPipe:
             cost, lasted = time.monotonic() - asked, time.monotonic() - start
             if lasted > timeout:
                 fact = f"no answer within {timeout:.0f} s"
-                raise InstrumentError(f"the probe in {self._guest.label} takes too long", fact=fact, remedy="look into the guest")
+                raise InstrumentError(
+                    f"the probe in {self._guest.label} takes too long",
+                    fact=fact,
+                    remedy="look into the guest",
+                )
             if lasted > doubt:
                 doubt = lasted + _DOUBT
                 if not self._runs():
@@ -155,17 +163,23 @@ class AgentPipe:
             time.sleep(pause(lasted, cost))
 
     def _runs(self) -> bool:
-        """Tell whether the probe holds the lock on its file, as it does for as long as it lives (proc_locks(5))."""
+        """Tell whether the probe holds the lock on its file, as it does for as long as it lives
+        (proc_locks(5)).
+        """
         pid, locks = self._files.read(f"{FOLDER}/pid"), self._files.read("/proc/locks")
         held = [line.split() for line in (locks or b"").splitlines()]
         return any(words[1:2] == [b"FLOCK"] and words[4:5] == [pid] for words in held)
 
     def _silent(self) -> InstrumentError:
         fact = f"nobody reads {FOLDER}/in, or holds the lock that tells of it"
-        return InstrumentError(f"the probe does not run in {self._guest.label}", fact=fact, remedy="repeat the check")
+        return InstrumentError(
+            f"the probe does not run in {self._guest.label}", fact=fact, remedy="repeat the check"
+        )
 
     def _record(self, line: bytes, answer: str, started: float) -> None:
-        self._evidence.record(self._guest.label, "guest", f"the probe is asked ({len(line)} bytes)", answer, started)
+        self._evidence.record(
+            self._guest.label, "guest", f"the probe is asked ({len(line)} bytes)", answer, started
+        )
 
 
 def shown(text: bytes) -> str:

@@ -1,4 +1,6 @@
-"""Closes breaches that a killed process left open, found again by the names that the journal has (DESIGN.md, section 6)."""
+"""Closes breaches that a killed process left open, found again by the names that the journal has (DESIGN.md,
+section 6).
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,15 @@ def stage_of(lab: Lab, case: str) -> Stage:
 
 
 def close_left(lab: Lab, folder: Path, progress: Progress) -> list[str]:
-    """Close every breach that is written down, and return which ones; each entry goes when its breach is seen not to be in force.
+    """Close every breach that is written down, and return which ones; each entry goes when its breach is seen
+    not to be in force.
 
     Args:
         folder: where the checks are.
 
     Raises:
-        ProvisioningError: a breach is still in force, or no check declares it any more; the others are closed all the same.
+        ProvisioningError: a breach is still in force, or no check declares it any more; the others are closed
+            all the same.
 
     """
     journal = Journal(lab.workspace)
@@ -51,7 +55,10 @@ def close_left(lab: Lab, folder: Path, progress: Progress) -> list[str]:
     if failures:
         name = lab.testbed.name
         what = f"{len(failures)} of {len(found)} breaches that were left open could not be closed"
-        remedy = f"repair the cause and run `testbed up {name}`, or build the lab again: `testbed down {name}`, then `testbed up TOPOLOGY`"
+        remedy = (
+            f"repair the cause and run `testbed up {name}`, or build the lab again: `testbed down {name}`, "
+            "then `testbed up TOPOLOGY`"
+        )
         raise ProvisioningError(what, fact="; ".join(failures), remedy=remedy)
     return closed
 
@@ -79,15 +86,30 @@ def declarations(folder: Path) -> Iterator[Declaration]:
             module = import_module(f"{folder.name}.{file.stem}")
         except Exception as error:
             fact = f"{file}: {type(error).__name__}: {error}"
-            raise ProvisioningError("a check cannot be loaded", fact=fact, remedy="repair the installation") from error
+            raise ProvisioningError(
+                "a check cannot be loaded", fact=fact, remedy="repair the installation"
+            ) from error
         finally:
             sys.path.remove(str(folder.parent))
         if module.__file__ is None or not file.samefile(module.__file__):
-            raise ProvisioningError("a check cannot be loaded", fact=f"{module.__file__} hides {file}", remedy="unset PYTHONPATH")
-        yield from (found for item in vars(module).values() if isinstance(found := getattr(item, ATTRIBUTE, None), Declaration))
+            raise ProvisioningError(
+                "a check cannot be loaded", fact=f"{module.__file__} hides {file}", remedy="unset PYTHONPATH"
+            )
+        yield from (
+            found
+            for item in vars(module).values()
+            if isinstance(found := getattr(item, ATTRIBUTE, None), Declaration)
+        )
 
 
 def find(declared: list[Declaration], record: Record) -> Breach | None:
-    """Return the breach that a record names, if there still is one; those of one control and name do the same."""
-    of_control = (breach for declaration in declared if declaration.id == record.control for breach in declaration.breaches)
+    """Return the breach that a record names, if there still is one; those of one control and name do the
+    same.
+    """
+    of_control = (
+        breach
+        for declaration in declared
+        if declaration.id == record.control
+        for breach in declaration.breaches
+    )
     return next((breach for breach in of_control if breach.name == record.breach), None)

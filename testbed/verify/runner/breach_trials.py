@@ -27,7 +27,13 @@ class Prover:
     """
 
     def __init__(
-        self, looker: Looker, proven: Proven, journal: Journal, publish: Callable[[Case], None], trouble: Trouble, halted: Event
+        self,
+        looker: Looker,
+        proven: Proven,
+        journal: Journal,
+        publish: Callable[[Case], None],
+        trouble: Trouble,
+        halted: Event,
     ) -> None:
         self.left_open = ""
         self._looker, self._proven, self._journal = looker, proven, journal
@@ -55,7 +61,9 @@ class Prover:
             return False
 
     def _try(self, case: Case, breach: Breach) -> None:
-        """Try a breach, once more if nothing was observed; whether the wall is whole again shows at the end."""
+        """Try a breach, once more if nothing was observed; whether the wall is whole again shows at the
+        end.
+        """
         before = self._proven.standing(case.item.path, *case.names(breach.name))
         if before:
             case.trials.append(Trial(breach.name))
@@ -77,7 +85,9 @@ class Prover:
         trial, trouble, left_open = Trial(breach.name, list(before)), "", ""
         case.trials.append(trial)
         try:
-            with self._journal.holding(case.declared.id, case.label, breach.name, case.fleet.evidence.run) as entry:
+            with self._journal.holding(
+                case.declared.id, case.label, breach.name, case.fleet.evidence.run
+            ) as entry:
                 try:
                     red = self._opened(case, breach, trial)
                 finally:

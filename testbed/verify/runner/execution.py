@@ -26,8 +26,8 @@ class Looker:
     Args:
         fleet: what pytest's fixtures give; a case with another view of it is run without pytest.
         revive: starts guests again that have crashed, and returns their labels.
-        insists: whether a check that observed nothing is run once more each time; else once for each reason, since on
-            a lab that is down every check would wait twice for the same machines.
+        insists: whether a check that observed nothing is run once more each time; else once for each reason,
+            since on a lab that is down every check would wait twice for the same machines.
 
     """
 
@@ -45,9 +45,13 @@ class Looker:
             self._failure = read(found, when, item)
 
     def look(self, case: Case, name: str) -> Outcome:
-        """Run a check, and once more if it observed nothing: a machine may have been slow, or a guest have crashed."""
+        """Run a check, and once more if it observed nothing: a machine may have been slow, or a guest have
+        crashed.
+        """
         outcome = self.run(case, name)
-        if outcome.verdict is Verdict.INCONCLUSIVE and (self.alive_again() or self._worth_repeating(outcome.reason)):
+        if outcome.verdict is Verdict.INCONCLUSIVE and (
+            self.alive_again() or self._worth_repeating(outcome.reason)
+        ):
             self._trouble.tell(f"{name}: once more, since it observed nothing: {outcome.reason}")
             case.fleet.new_phase(case.fleet.focus)
             return self.run(case, f"{name}.again")

@@ -1,7 +1,7 @@
 """Keeps the environment from changing what is checked: variables, settings of pytest, other packages.
 
-The checks of the tool's own folder run, all of them, whatever pytest is told by files and variables around us.
-What cannot be undone once Python runs is refused: asserts that were left out, code that ran before ours.
+The checks of the tool's own folder run, all of them, whatever pytest is told by files and variables around
+us. What cannot be undone once Python runs is refused: asserts that were left out, code that ran before ours.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What a run of checks has left on a lab: what it knows that it could not take away, and what is there and was not before."""
+"""What a run of checks has left on a lab: what it knows that it could not take away, and what is there and
+was not before.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,16 @@ Look = Mapping[str, frozenset[str] | str]
 
 def look(fleet: Fleet) -> Look:
     """Return by place what is there of what checks can leave behind, or why that cannot be told."""
-    tasks: dict[str, Callable[[], Iterable[str]]] = {name: partial(_at, machine, fleet) for name, machine in fleet.machines.items()}
+    tasks: dict[str, Callable[[], Iterable[str]]] = {
+        name: partial(_at, machine, fleet) for name, machine in fleet.machines.items()
+    }
     tasks |= {f"libvirt of {name}": partial(_domains, node) for name, node in fleet.lab.nodes.items()}
     tasks |= {"OVN's database": partial(_rows, fleet), "the outer machine": partial(_outside, fleet)}
-    tasks |= {guest.label: partial(_inside, fleet, guest) for guest in fleet.testbed.guests if guest.label in fleet.instruments}
+    tasks |= {
+        guest.label: partial(_inside, fleet, guest)
+        for guest in fleet.testbed.guests
+        if guest.label in fleet.instruments
+    }
     with ThreadPoolExecutor(max_workers=len(tasks)) as pool:
         return dict(zip(tasks, pool.map(_told, tasks.values()), strict=True))
 
@@ -62,7 +70,8 @@ def _domains(node: Node) -> Iterator[str]:
 
 
 def _rows(fleet: Fleet) -> Iterator[str]:
-    # Asked first, since a connection to a database that is not there is waited for as long as one to a slow machine.
+    # Asked first, since a connection to a database that is not there is waited for as long as one to a slow
+    # machine.
     fleet.machines[fleet.testbed.controller.name].read("systemctl is-active ovn-ovsdb-server-nb")
     northbound = fleet.lab.central.northbound
     yield from (f"the switch {label}" for label in northbound.switches())
@@ -70,7 +79,11 @@ def _rows(fleet: Fleet) -> Iterator[str]:
 
 
 def _outside(fleet: Fleet) -> Iterator[str]:
-    yield from (f"the interface {link.name}" for link in fleet.lab.outer.fabric.links() if link.resource.startswith(f"{ROGUE}="))
+    yield from (
+        f"the interface {link.name}"
+        for link in fleet.lab.outer.fabric.links()
+        if link.resource.startswith(f"{ROGUE}=")
+    )
     if _stays(Path(FOLDER).exists):
         yield f"the file {FOLDER}"
     yield from (f"the keys {path}" for name in _KEYS if (path := fleet.lab.workspace.folder / name).exists())
@@ -92,7 +105,8 @@ def _stays(is_there: Callable[[], bool]) -> bool:
 
 
 def left_behind(fleet: Fleet, before: Look) -> list[str]:
-    """Take away what checks have left, and return a line for what stays, by what is known of it and by what is seen.
+    """Take away what checks have left, and return a line for what stays, by what is known of it and by what
+    is seen.
 
     Args:
         before: what `look` returned before the run.

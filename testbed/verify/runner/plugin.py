@@ -1,6 +1,7 @@
 """Runs checks as plain pytest tests: collects them, puts them in order, and keeps what they came to.
 
-What an exception means is read by `testbed.verify.runner.execution`; breaches are tried by `testbed.verify.runner.breach_trials`.
+What an exception means is read by `testbed.verify.runner.execution`; breaches are tried by
+`testbed.verify.runner.breach_trials`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Checks:
         self.trouble = Trouble(progress)
         self._looker = Looker(fleet, revive=revive, insists=prove is not None, trouble=self.trouble)
         halted, journal = Event(), Journal(fleet.lab.workspace)
-        self._prover = Prover(self._looker, prove, journal, self._publish, self.trouble, halted) if prove else None
+        self._prover = (
+            Prover(self._looker, prove, journal, self._publish, self.trouble, halted) if prove else None
+        )
         self._schedule = Schedule(
             fleet, prepare=prepare, stopped=lambda: bool(self.left_open), trouble=self.trouble, halted=halted
         )
@@ -217,9 +220,16 @@ def require(folder: Path, only: Sequence[str]) -> Inventory:
 
 
 def run_checks(
-    fleet: Fleet, folder: Path, *, prove: Proven | None, only: tuple[str, ...], progress: Callable[[str], None],
-    slow: bool = False, revive: Revive = tuple, prepare: Prepare = tuple,
-) -> Checks:  # fmt: skip
+    fleet: Fleet,
+    folder: Path,
+    *,
+    prove: Proven | None,
+    only: tuple[str, ...],
+    progress: Callable[[str], None],
+    slow: bool = False,
+    revive: Revive = tuple,
+    prepare: Prepare = tuple,
+) -> Checks:
     """Run the checks of a folder against a lab.
 
     What an error keeps from running is told among the plug-in's errors: such a run is no pass.

@@ -1,4 +1,6 @@
-"""What became of a breach: whether the check saw it, and saw the wall closed again afterwards (DESIGN.md, section 6)."""
+"""What became of a breach: whether the check saw it, and saw the wall closed again afterwards (DESIGN.md,
+section 6).
+"""
 
 from __future__ import annotations
 
@@ -58,12 +60,18 @@ class Trial:
         if again.verdict is Verdict.PASS:
             self.verdict = ProofVerdict.PROVEN
         else:
-            kind = ProofVerdict.DIRTY_REVERT if again.verdict is Verdict.FAIL else ProofVerdict.BROKEN_INSTRUMENT
+            kind = (
+                ProofVerdict.DIRTY_REVERT if again.verdict is Verdict.FAIL else ProofVerdict.BROKEN_INSTRUMENT
+            )
             self._end(kind, f"after the revert: {again.reason}")
 
     def recall(self, when: str) -> None:
         """Take what was proven before for this run's proof, since nothing that it depends on has changed."""
-        self.steps, self.verdict, self.reason = [], ProofVerdict.PROVEN_BEFORE, f"on {when}; nothing that it depends on has changed"
+        self.steps, self.verdict, self.reason = (
+            [],
+            ProofVerdict.PROVEN_BEFORE,
+            f"on {when}; nothing that it depends on has changed",
+        )
 
     def leave_out(self) -> None:
         """Note that it was not asked for."""
@@ -98,7 +106,8 @@ def untried(declared: Declaration, green: Outcome) -> tuple[Proof, ...]:
 def take_back(breach: Breach, stage: Stage) -> str:
     """Take a breach back; return the empty string, or why nothing observed on this lab counts any more.
 
-    What raises is tried once more: a connection may have been lost. A wall that cannot be seen counts as open.
+    What raises is tried once more: a connection may have been lost. A wall that cannot be seen counts as
+    open.
     """
 
     def still() -> str:

@@ -1,8 +1,9 @@
-"""What has been proven on this machine, so that only what has changed since is proven again (``check --prove=changed``).
+"""What has been proven on this machine, so that only what has changed since is proven again (``check
+--prove=changed``).
 
-A proof depends on the check and its breaches, on what runs in guests, on what judges (the package `verify` and the
-verdicts of `report`), on everything that these import, and on the lab: its topology, its images and what runs them.
-One digest stands for all of it.
+A proof depends on the check and its breaches, on what runs in guests, on what judges (the package `verify`
+and the verdicts of `report`), on everything that these import, and on the lab: its topology, its images and
+what runs them. One digest stands for all of it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ _PACKAGES = ("checks", "testbed")
 _JUDGES = ("testbed/verify/**/*.py", "testbed/report/result.py")
 _ALWAYS = ("checks/**/__init__.py", "testbed/payload/**/*.py", *_JUDGES)
 _KEPT = 5000  # proofs
-_PARSING = Lock()  # Python before 3.12 fails now and then when two threads parse at once ("recursion depth mismatch")
+_PARSING = (
+    Lock()
+)  # Python before 3.12 fails now and then when two threads parse at once ("recursion depth mismatch")
 
 
 class Proving(StrEnum):
-    """Which breaches a run tries: none, all, those of which something has changed since, or of each check the one tried longest ago."""
+    """Which breaches a run tries: none, all, those of which something has changed since, or of each check the
+    one tried longest ago.
+    """
 
     NOTHING = "no"
     EVERYTHING = "all"
@@ -50,7 +55,8 @@ class Proven:
         self._configuration = json.dumps(list(configuration))
 
     def standing(self, check: Path, *names: str) -> str:
-        """Return when (ISO 8601) something was proven that need not be proven again; the empty string if it must.
+        """Return when (ISO 8601) something was proven that need not be proven again; the empty string if it
+        must.
 
         Args:
             check: file of the check.
@@ -60,7 +66,9 @@ class Proven:
         return self._read().get(self._digest(check, names), "") if self._way is Proving.CHANGED else ""
 
     def left_out(self, check: Path, each: Sequence[Sequence[str]]) -> set[Sequence[str]]:
-        """Return the names of those breaches of a check that are not to be tried: all but one, and not always the same one."""
+        """Return the names of those breaches of a check that are not to be tried: all but one, and not always
+        the same one.
+        """
         if self._way is not Proving.ONE or not each:
             return set()
         known = self._read()
@@ -91,7 +99,9 @@ class Proven:
 
 @cache
 def code_digest(file: Path, root: Path) -> str:
-    """Return a digest of a check's file, of those that run in guests or judge, and of all that they import."""
+    """Return a digest of a check's file, of those that run in guests or judge, and of all that they
+    import.
+    """
     found: set[Path] = set()
     waiting = [file, *(path for pattern in _ALWAYS for path in root.glob(pattern))]
     while waiting:

@@ -40,7 +40,13 @@ _PATIENCE = 60.0  # seconds
 
 
 def examine(
-    lab: Lab, *, prove: Proving, only: tuple[str, ...], progress: Callable[[str], None], slow: bool = False, revive: Revive = tuple
+    lab: Lab,
+    *,
+    prove: Proving,
+    only: tuple[str, ...],
+    progress: Callable[[str], None],
+    slow: bool = False,
+    revive: Revive = tuple,
 ) -> Path:
     """Run the checks against a lab and return the run's folder, which holds ``result.json`` and the evidence.
 
@@ -76,11 +82,21 @@ def examine(
     trouble.items += [f"still open, perhaps: {entry}" for entry in Journal(lab.workspace).entries()]
     with trouble.kept("writing matrix.json"):
         _write_matrix(fleet, folder / "matrix.json")
-    _write(folder, Run(
-        lab.testbed.name, lab.testbed.digest, environment, started.isoformat(timespec="seconds"),
-        round(time.monotonic() - clock, 1), (*plugin.results, *watch.results), (*lab.retried, *plugin.revived),
-        tuple(trouble.items), controls, only,
-    ))  # fmt: skip
+    _write(
+        folder,
+        Run(
+            lab.testbed.name,
+            lab.testbed.digest,
+            environment,
+            started.isoformat(timespec="seconds"),
+            round(time.monotonic() - clock, 1),
+            (*plugin.results, *watch.results),
+            (*lab.retried, *plugin.revived),
+            tuple(trouble.items),
+            controls,
+            only,
+        ),
+    )
     if plugin.interrupted or watch.interrupted:
         raise KeyboardInterrupt
     return folder
@@ -89,7 +105,11 @@ def examine(
 def _environment(lab: Lab) -> dict[str, str]:
     ground = lab.ground.environment
     levels = {"outer": str(ground.outer), "inner": str(ground.inner), "note": ground.note}
-    return {**levels, **dict(ground.versions), **{f"image {image.name}": image.key for image in lab.ground.images.values()}}
+    return {
+        **levels,
+        **dict(ground.versions),
+        **{f"image {image.name}": image.key for image in lab.ground.images.values()},
+    }
 
 
 def _await_all(lab: Lab, trouble: Trouble) -> None:
@@ -101,7 +121,13 @@ def _await_all(lab: Lab, trouble: Trouble) -> None:
 
 
 def _attack(
-    fleet: Fleet, proven: Proven | None, only: tuple[str, ...], trouble: Trouble, *, slow: bool, revive: Revive
+    fleet: Fleet,
+    proven: Proven | None,
+    only: tuple[str, ...],
+    trouble: Trouble,
+    *,
+    slow: bool,
+    revive: Revive,
 ) -> Checks:
     """Run the checks, and end what they started in guests and on machines in any case."""
     before = leftovers.look(fleet)
@@ -134,7 +160,9 @@ def _write(folder: Path, run: Run) -> None:
         write_secret(folder / "result.json", json.dumps(data, indent=1, default=str).encode())
     except OSError as error:
         fact = f"{folder / 'result.json'}: {error.strerror}; the verdict is: {headline(data)}"
-        raise ProvisioningError("the result cannot be stored", fact=fact, remedy="make room for it, and repeat the checks") from error
+        raise ProvisioningError(
+            "the result cannot be stored", fact=fact, remedy="make room for it, and repeat the checks"
+        ) from error
 
 
 def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> Proven | None:
@@ -148,7 +176,9 @@ def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> Proven 
 
 
 def _await(host: Host, machines: Observed) -> str:
-    """Wait a while for a machine that runs; one that does not answer makes the checks that need it inconclusive."""
+    """Wait a while for a machine that runs; one that does not answer makes the checks that need it
+    inconclusive.
+    """
     state = machines.get(Key(OUTER, Kind.MACHINE, host.name), {}).get("state", "not there")
     if state != "running":
         return f"{host.name} does not answer: it is {state}"

@@ -1,4 +1,6 @@
-"""The order of cases: first what looks, last what disturbs most; local ones of several machines side by side."""
+"""The order of cases: first what looks, last what disturbs most; local ones of several machines side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -67,15 +69,19 @@ class Schedule:
     def _side_by_side(self, lanes: Sequence[Sequence[Case]], do: Do, *, prepare: bool) -> None:
         """Do something with the cases of several machines side by side.
 
-        No two are about the same check at the same time: so a check that looks at the wrong machine does not find
-        there what was meant for its own.
+        No two are about the same check at the same time: so a check that looks at the wrong machine does not
+        find there what was meant for its own.
         """
         with ExitStack() as beside:
             if prepare and self._prepare:
                 beside.enter_context(ThreadPoolExecutor(max_workers=1)).submit(self._prepared, self._prepare)
                 self._prepare = None
             side_by_side(
-                lanes, do, turn=lambda case: id(case.declared), stopped=self._stopped, interrupted=self._halted
+                lanes,
+                do,
+                turn=lambda case: id(case.declared),
+                stopped=self._stopped,
+                interrupted=self._halted,
             )
 
     def _prepared(self, prepare: Prepare) -> None:

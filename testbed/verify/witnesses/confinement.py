@@ -1,4 +1,6 @@
-"""Whether libvirt confines every guest: what its file says for its next start, and what it does now (PRC-02)."""
+"""Whether libvirt confines every guest: what its file says for its next start, and what it does now
+(PRC-02).
+"""
 
 from __future__ import annotations
 
@@ -32,13 +34,20 @@ def unconfigured(node: Machine) -> list[str]:
     try:
         found = libvirt_conf.read(text)
     except ValueError as error:
-        raise InstrumentError(f"{_FILE} of {node.name} cannot be read", fact=str(error), remedy="run `testbed up`") from error
+        raise InstrumentError(
+            f"{_FILE} of {node.name} cannot be read", fact=str(error), remedy="run `testbed up`"
+        ) from error
     told = {name: found.get(name, []) for name in _WANTED}
-    return [f"{name} is {values or 'not set'}" for name, values in told.items() if not values or values.count(_WANTED[name]) < len(values)]
+    return [
+        f"{name} is {values or 'not set'}"
+        for name, values in told.items()
+        if not values or values.count(_WANTED[name]) < len(values)
+    ]
 
 
 def starts_unconfined(fleet: Fleet, guest: Guest) -> bool:
-    """Tell whether a guest's node starts a guest without a profile; one that starts is stopped before it runs.
+    """Tell whether a guest's node starts a guest without a profile; one that starts is stopped before it
+    runs.
 
     Raises:
         InstrumentError: it does not start for another reason.
@@ -46,7 +55,9 @@ def starts_unconfined(fleet: Fleet, guest: Guest) -> bool:
     """
     node = fleet.lab.nodes[guest.node]
     loner = replace(guest, name=_NAME, uuid=str(uuid5(UUID(guest.uuid), _NAME)), nics=(), volumes=())
-    with fleet.leavings.made(f"the guest {loner.domain} on {guest.node}", partial(node.hypervisor.destroy, loner.domain)):
+    with fleet.leavings.made(
+        f"the guest {loner.domain} on {guest.node}", partial(node.hypervisor.destroy, loner.domain)
+    ):
         try:
             node.hypervisor.create(_unconfined(ET.fromstring(guest_xml(node.lab, loner, {}))), paused=True)
         except ProvisioningError as error:

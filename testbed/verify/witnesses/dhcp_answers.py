@@ -1,4 +1,6 @@
-"""What a guest's network answered, read from frames that no guest had sent (NET-10). Pure, and without trust."""
+"""What a guest's network answered, read from frames that no guest had sent (NET-10). Pure, and without
+trust.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class Offer:
 
 
 def read_offer(frame: bytes) -> Offer:
-    """Return what a frame offers; whatever it is, it is something. A frame is no longer than the recorder keeps of it."""
+    """Return what a frame offers; whatever it is, it is something. A frame is no longer than the recorder
+    keeps of it.
+    """
     frame = frame[:SNAP]
     ethertype, body = int.from_bytes(frame[12:14], "big"), frame[14:]
     if ethertype == 0x0806 and len(body) >= 28:

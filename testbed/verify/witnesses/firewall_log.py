@@ -24,7 +24,8 @@ class Passing:
 
     Args:
         protocol: ``tcp`` or ``udp``, or empty if it asks for neither.
-        ports: first and last port of each range of destinations; None if it asks for no port, or in a way that is not known.
+        ports: first and last port of each range of destinations; None if it asks for no port, or in a way
+            that is not known.
 
     """
 
@@ -64,14 +65,18 @@ class Ledger:
 
     @property
     def full(self) -> str:
-        """Why a refusal may be missing: there is hardly room for more, and who took it. Empty if there is room.
+        """Why a refusal may be missing: there is hardly room for more, and who took it. Empty if there is
+        room.
 
         The kernel refuses packets all the same, and forgets to note them (nft(8), SETS).
         """
         if not self.size or len(self.refused) < self.size * _CROWDED:
             return ""
         (source, times), *_ = Counter(key[0] for key in self.refused).most_common(1)
-        return f"its firewall remembers {len(self.refused)} refusals of {self.size} at most, {times} of them of {source}"
+        return (
+            f"its firewall remembers {len(self.refused)} refusals of {self.size} at most, {times} of them "
+            f"of {source}"
+        )
 
 
 def read_ledger(machine: Machine) -> Ledger:
@@ -85,7 +90,9 @@ def read_ledger(machine: Machine) -> Ledger:
     try:
         return parse_ledger(json.loads(text))
     except (ValueError, KeyError, TypeError) as error:
-        raise broken(f"the firewall of {machine.name} cannot be read", f"{type(error).__name__}: {error}") from error
+        raise broken(
+            f"the firewall of {machine.name} cannot be read", f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def parse_ledger(rules: Mapping[str, Any]) -> Ledger:
@@ -112,9 +119,15 @@ def _passing(parts: Sequence[Mapping[str, Any]]) -> Passing | None:
     if not counts or not any("accept" in part for part in parts):
         return None
     asked = [part["match"] for part in parts if _payload(part).get("field") == "dport"]
-    protocol = next((str(_payload(part)["protocol"]) for part in parts if _payload(part).get("field") == "dport"), "")
+    protocol = next(
+        (str(_payload(part)["protocol"]) for part in parts if _payload(part).get("field") == "dport"), ""
+    )
     exact = len(asked) == 1 and asked[0].get("op") in ("==", "in")
-    return Passing(protocol if protocol in ("tcp", "udp") else "", _ports(asked[0]["right"]) if exact else None, max(counts))
+    return Passing(
+        protocol if protocol in ("tcp", "udp") else "",
+        _ports(asked[0]["right"]) if exact else None,
+        max(counts),
+    )
 
 
 def _payload(part: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,4 +1,6 @@
-"""libvirt's configuration files, read as libvirt reads them: a comment and the text of a string set nothing (PRC-02). Pure."""
+"""libvirt's configuration files, read as libvirt reads them: a comment and the text of a string set nothing
+(PRC-02). Pure.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The wall in front of Open vSwitch, as a witness: what a node's guard of IPv6 neighbours would do with a frame (NET-05).
+"""The wall in front of Open vSwitch, as a witness: what a node's guard of IPv6 neighbours would do with a
+frame (NET-05).
 
-OVN's pipeline cannot tell, since it stands behind. So the live rules are compared with the file that they come from,
-the live set is read, and a frame is judged by both as the kernel does.
+OVN's pipeline cannot tell, since it stands behind. So the live rules are compared with the file that they
+come from, the live set is read, and a frame is judged by both as the kernel does.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Guard:
 
     Args:
         whole: the live rules are those of the file, and every interface is behind them.
-        allowed: interface and address of every neighbour that may be asked for and answered, as the kernel has them.
+        allowed: interface and address of every neighbour that may be asked for and answered, as the kernel
+            has them.
         links: interface and MAC address that it may tell of itself, as a number.
         findings: what is not as the topology wants it, each behind the id of the control that rests on it.
 
@@ -54,7 +56,11 @@ class Guard:
         source = IPv6Address(packet[8:24].ljust(16, b"\0"))
         if fragment is not None or source in _LINK_LOCAL or source.is_unspecified or kind not in _NEIGHBOR:
             return True
-        if kind == _SOLICITATION and packet[4:6] != _BARE and not self._told(interface, packet[at + 24 : at + 32]):
+        if (
+            kind == _SOLICITATION
+            and packet[4:6] != _BARE
+            and not self._told(interface, packet[at + 24 : at + 32])
+        ):
             return True
         about = (packet[at + 8 : at + 24] if kind == _SOLICITATION else packet[24:40]).ljust(16, b"\0")
         return (interface, str(IPv6Address(about))) not in self.allowed
@@ -65,7 +71,9 @@ class Guard:
 
 
 def _upper_layer(packet: bytes) -> tuple[int | None, int, str | None]:
-    """Return the protocol behind a packet's extension headers (None if there is none), where it starts, and which fragment it is."""
+    """Return the protocol behind a packet's extension headers (None if there is none), where it starts, and
+    which fragment it is.
+    """
     header, at, fragment = packet[6] if len(packet) >= 40 else None, 40, None
     while header in _EXTENSIONS or header == _FRAGMENT:
         if len(packet) < at + 8:
@@ -86,13 +94,21 @@ def guards(fleet: Fleet) -> dict[str, Guard]:
         InstrumentError: a node cannot be looked at.
 
     """
-    return fleet.once("guards", lambda: {name: found for name, found in fleet.everywhere(lambda node: _look(fleet, node)).items() if found})
+    return fleet.once(
+        "guards",
+        lambda: {
+            name: found for name, found in fleet.everywhere(lambda node: _look(fleet, node)).items() if found
+        },
+    )
 
 
 def _look(fleet: Fleet, node: Machine) -> Guard | None:
     member = next(item for item in fleet.testbed.nodes if item.name == node.name)
     wanted = {item.name: item for item in settings(fleet.testbed, member) if item.name in GUARDS}
-    printed = {command: node.run(command).text.strip() for command in {command for item in wanted.values() for command in item.observe}}
+    printed = {
+        command: node.run(command).text.strip()
+        for command in {command for item in wanted.values() for command in item.observe}
+    }
     live = {name: item.reading(printed) for name, item in wanted.items()}
     return _guard(node.name, wanted, live) if wanted else None
 
@@ -103,9 +119,14 @@ def _guard(node: str, wanted: Mapping[str, Setting], live: Mapping[str, str]) ->
         whole=wanted[GUARDS[0]] not in different,
         allowed=_pairs(live[GUARDS[1]]),
         links=_pairs(live[GUARDS[2]]),
-        findings=tuple((item.controls, f"{node}: {item.name}: {change('value', live[item.name], item.value, {})}") for item in different),
+        findings=tuple(
+            (item.controls, f"{node}: {item.name}: {change('value', live[item.name], item.value, {})}")
+            for item in different
+        ),
     )
 
 
 def _pairs(text: str) -> frozenset[tuple[str, str]]:
-    return frozenset((device, value) for device, _, value in (line.partition(" . ") for line in text.splitlines()))
+    return frozenset(
+        (device, value) for device, _, value in (line.partition(" . ") for line in text.splitlines())
+    )

@@ -25,7 +25,9 @@ from testbed.verify.fleet import Fleet, Machine
 from testbed.verify.probe.client import Probe
 from testbed.verify.witnesses.nd_guard_model import guards
 
-_WITHIN = frozenset({"", "drop", "meter", "ct", "ct_clear", "recirc", "hash", "set", "set_masked", "push_vlan", "pop_vlan"})
+_WITHIN = frozenset(
+    {"", "drop", "meter", "ct", "ct_clear", "recirc", "hash", "set", "set_masked", "push_vlan", "pop_vlan"}
+)
 _TRACE = """
 import glob, json, socket
 answers, decoder = {}, json.JSONDecoder()
@@ -46,11 +48,12 @@ with socket.socket(socket.AF_UNIX) as control:
         actions = [line for line in str(answer["result"]).splitlines() if line.startswith("Datapath actions: ")]
         answers[mark] = "; ".join(line[18:] for line in actions) if actions else "no answer: %.200s" % answer["error"]
 print(json.dumps(answers))
-"""
+"""  # noqa: E501 - lines of a program
 
 
 def pipeline(fleet: Fleet, probes: Sequence[Probe]) -> dict[str, str]:
-    """Return by mark what the sender's node would do with each frame now, as actions of its datapath; see `passes`.
+    """Return by mark what the sender's node would do with each frame now, as actions of its datapath; see
+    `passes`.
 
     What the node's guard stops does not come to its datapath.
 
@@ -68,12 +71,19 @@ def pipeline(fleet: Fleet, probes: Sequence[Probe]) -> dict[str, str]:
     with ThreadPoolExecutor(max_workers=8) as pool:
         answers = pool.map(lambda node: _trace(fleet.machines[node], asked[node]), asked)
         told = {mark: actions for found in answers for mark, actions in found.items()}
-    stopped = {mark for node in walls for mark, tap, frame in asked.get(node, ()) if walls[node].stops(tap, bytes.fromhex(frame))}
+    stopped = {
+        mark
+        for node in walls
+        for mark, tap, frame in asked.get(node, ())
+        if walls[node].stops(tap, bytes.fromhex(frame))
+    }
     return {mark: "drop" if mark in stopped else actions for mark, actions in told.items()}
 
 
 def passes(actions: str) -> bool:
-    """Tell whether some of a datapath's actions send a frame on: to a port, a tunnel or a program (ovs-actions(7))."""
+    """Tell whether some of a datapath's actions send a frame on: to a port, a tunnel or a program
+    (ovs-actions(7)).
+    """
     text = actions
     while (inner := re.sub(r"[({][^(){}]*[)}]", "", text)) != text:
         text = inner
@@ -85,7 +95,9 @@ def _trace(machine: Machine, frames: Sequence[tuple[str, str, str]]) -> dict[str
     silent = [text for text in answers.values() if text.startswith("no answer")]
     if silent or len(answers) != len(frames):
         fact = silent[0] if silent else f"{len(answers)} answers to {len(frames)} questions"
-        raise InstrumentError(f"the switch of {machine.name} cannot be asked", fact=fact, remedy="repeat the check")
+        raise InstrumentError(
+            f"the switch of {machine.name} cannot be asked", fact=fact, remedy="repeat the check"
+        )
     return answers
 
 
@@ -114,36 +126,51 @@ def logical(fleet: Fleet) -> list[Finding]:
     """Return where OVN's databases and the nodes' guards differ from what the topology declares.
 
     Raises:
-        InstrumentError: the southbound database cannot be read, or a guest's port is not in use, so that no packet tells anything.
+        InstrumentError: the southbound database cannot be read, or a guest's port is not in use, so that no
+            packet tells anything.
         ProvisioningError: the northbound database cannot be read.
 
     """
     behind = [finding for guard in guards(fleet).values() for finding in guard.findings]
-    return [*_northbound(fleet), *_southbound(fleet), *(Finding(frozenset({control}), text) for control, text in behind)]
+    return [
+        *_northbound(fleet),
+        *_southbound(fleet),
+        *(Finding(frozenset({control}), text) for control, text in behind),
+    ]
 
 
 def _northbound(fleet: Fleet) -> list[Finding]:
     started, northbound = time.time(), fleet.lab.central.northbound
     place = fleet.testbed.controller.name
-    found: dict[Kind, Mapping[str, Mapping[str, Any]]] = {Kind.SWITCH: northbound.switches(), Kind.PORT: northbound.ports()}
+    found: dict[Kind, Mapping[str, Mapping[str, Any]]] = {
+        Kind.SWITCH: northbound.switches(),
+        Kind.PORT: northbound.ports(),
+    }
     fleet.evidence.record(place, "northbound", "switches and ports", found, started)
     wanted = {resource.key: resource for resource in central(fleet.testbed)}
     live = {key: found[key.kind][key.name] for key in wanted if key.name in found[key.kind]}
     walls, owned = Walls.of_lab(fleet.testbed), owners(wanted)
-    return [Finding(walls.endangered(item), f"northbound: {item.told(owned)}") for item in differences(wanted, live)]
+    return [
+        Finding(walls.endangered(item), f"northbound: {item.told(owned)}")
+        for item in differences(wanted, live)
+    ]
 
 
 def _southbound(fleet: Fleet) -> list[Finding]:
     machine = fleet.machines[fleet.testbed.controller.name]
-    text = machine.read("ovn-sbctl --format=json --columns=logical_port,port_security,chassis,up list Port_Binding; echo; "
-                        "ovn-sbctl --format=json --columns=_uuid,name,hostname list Chassis")  # fmt: skip
+    text = machine.read(
+        "ovn-sbctl --format=json --columns=logical_port,port_security,chassis,up list Port_Binding; echo; "
+        "ovn-sbctl --format=json --columns=_uuid,name,hostname list Chassis"
+    )
     try:
         bindings, chassis = (rows(bounded_json.read(line)) for line in text.splitlines() if line)
         names = {row["_uuid"]: row["name"] for row in chassis}
         ports = {row["logical_port"]: row for row in bindings}
     except (ValueError, KeyError, TypeError) as error:
         fact = f"{type(error).__name__}: {error}"
-        raise InstrumentError("OVN's southbound database cannot be read", fact=fact, remedy="repeat the check") from error
+        raise InstrumentError(
+            "OVN's southbound database cannot be read", fact=fact, remedy="repeat the check"
+        ) from error
     nics = [(guest, nic) for guest in fleet.testbed.guests for nic in guest.nics]
     idle = [guest.label for guest, nic in nics if ports.get(nic.port, {}).get("up") is not True]
     if idle:
@@ -152,21 +179,31 @@ def _southbound(fleet: Fleet) -> list[Finding]:
     return [finding for guest, nic in nics for finding in _bound(guest, nic, ports[nic.port], names)]
 
 
-def _bound(guest: Guest, nic: GuestNic, row: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[Finding]:
+def _bound(
+    guest: Guest, nic: GuestNic, row: Mapping[str, Any], names: Mapping[str, str]
+) -> Iterator[Finding]:
     """Yield where the row of a guest's port in the southbound database is not what it must be."""
     security, where = row.get("port_security"), names.get(str(row.get("chassis")), "no node")
     live = list(map(str, security)) if isinstance(security, list) else [str(security)] if security else []
     if live != [nic.pinned]:
         told = change("security", live, [nic.pinned], {})
-        yield Finding(pinning(live, [nic.pinned]), f"southbound: interface of {guest.label} on {nic.network}: {told}")
+        yield Finding(
+            pinning(live, [nic.pinned]), f"southbound: interface of {guest.label} on {nic.network}: {told}"
+        )
     if where != guest.node:
-        told = f"southbound: the interface of {guest.label} on {nic.network} is bound on {where}, and must be on {guest.node}"
+        told = (
+            f"southbound: the interface of {guest.label} on {nic.network} is bound on {where}, and must be "
+            f"on {guest.node}"
+        )
         yield Finding(frozenset({"NET-08", "NET-13"}), told)
 
 
 def rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a table as OVSDB's tools print it in JSON (RFC 7047, 5.1)."""
-    return [{name: _value(cell) for name, cell in zip(table["headings"], row, strict=True)} for row in table["data"]]
+    return [
+        {name: _value(cell) for name, cell in zip(table["headings"], row, strict=True)}
+        for row in table["data"]
+    ]
 
 
 def _value(cell: Any) -> Any:  # noqa: ANN401 - JSON

@@ -1,4 +1,6 @@
-"""What is looked at in topologies of odd shapes: which checks do not apply and why, and that each other one can be proven."""
+"""What is looked at in topologies of odd shapes: which checks do not apply and why, and that each other one
+can be proven.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def _lab(testbed: Testbed) -> Any:
     """Return a lab whose machines and databases take every change."""
     hosts = {machine.name: FakeHost() for machine in testbed.machines}
     nodes = {
-        node.name: SimpleNamespace(name=node.name, host=hosts[node.name], hypervisor=MagicMock(), agent=_agent)
+        node.name: SimpleNamespace(
+            name=node.name, host=hosts[node.name], hypervisor=MagicMock(), agent=_agent
+        )
         for node in testbed.nodes
     }
     return SimpleNamespace(testbed=testbed, nodes=nodes, host=hosts.__getitem__, central=MagicMock())
@@ -65,14 +69,20 @@ def _cases(testbed: Testbed) -> Iterator[tuple[Declaration, Stage]]:
             declared = getattr(function, ATTRIBUTE, None)
             if declared is not None:
                 wanted = inspect.signature(function).parameters
-                names = next((found for fixture, found in members(testbed).items() if fixture in wanted), [""])
+                names = next(
+                    (found for fixture, found in members(testbed).items() if fixture in wanted), [""]
+                )
                 yield from ((declared, Stage(lab, name)) for name in names)
 
 
 def _reasons(testbed: Testbed) -> list[tuple[str, str, str]]:
     """Return reason, control and case, and objective of every case that does not apply."""
     found = ((declared.applies(stage), declared, stage) for declared, stage in _cases(testbed))
-    return sorted((reason, f"{one.id} {stage.case or 'fleet'}", one.objective) for reason, one, stage in found if reason is not None)
+    return sorted(
+        (reason, f"{one.id} {stage.case or 'fleet'}", one.objective)
+        for reason, one, stage in found
+        if reason is not None
+    )
 
 
 def _told(shape: str) -> str:
@@ -86,7 +96,9 @@ def _told(shape: str) -> str:
 
 
 def test_what_does_not_apply_is_known() -> None:
-    """A new case that does not apply, or a new reason, is noticed here; with TESTBED_UPDATE_GOLDEN=1 the file is written anew."""
+    """A new case that does not apply, or a new reason, is noticed here; with TESTBED_UPDATE_GOLDEN=1 the file
+    is written anew.
+    """
     told = "\n\n".join(map(_told, [*SHIPPED, *ODD])) + "\n"
     if os.environ.get("TESTBED_UPDATE_GOLDEN"):
         GOLDEN.write_text(told)
@@ -101,7 +113,9 @@ def test_a_reason_is_a_sentence_with_a_subject(shape: str) -> None:
 
 @SHAPE
 def test_what_applies_can_be_proven(shape: str) -> None:
-    """A check that applies has a breach that does, and each such breach finds what it acts on, when it opens and when it closes."""
+    """A check that applies has a breach that does, and each such breach finds what it acts on, when it opens
+    and when it closes.
+    """
     for declared, stage in _cases(lab_of(shape)):
         if declared.applies(stage) is None and not declared.id.startswith("ACC"):
             possible = [breach for breach in declared.breaches if breach.applies(stage)]
@@ -112,10 +126,25 @@ def test_what_applies_can_be_proven(shape: str) -> None:
 
 
 def test_nothing_but_a_wall_that_is_not_there_is_left_out() -> None:
-    """Where a topology lacks a flow, a second tenant on a node, or guests on its first node, the walls of its network are looked at."""
-    for shape in ("no flow", "udp only", "icmp only", "separated", "an empty first node", "one guest on each node"):
-        network = {case for _, case, objective in _reasons(lab_of(shape)) if case.startswith("NET") and case.endswith("fleet")}
-        assert network <= ({"NET-13 fleet"} if shape in ("no flow", "one guest on each node") else set()), shape
+    """Where a topology lacks a flow, a second tenant on a node, or guests on its first node, the walls of its
+    network are looked at.
+    """
+    for shape in (
+        "no flow",
+        "udp only",
+        "icmp only",
+        "separated",
+        "an empty first node",
+        "one guest on each node",
+    ):
+        network = {
+            case
+            for _, case, objective in _reasons(lab_of(shape))
+            if case.startswith("NET") and case.endswith("fleet")
+        }
+        assert network <= ({"NET-13 fleet"} if shape in ("no flow", "one guest on each node") else set()), (
+            shape
+        )
 
 
 def test_a_pair_is_of_two_tenants_and_on_one_node_where_there_are_such() -> None:

@@ -57,7 +57,12 @@ def test_every_guest_attacks_in_every_way_that_it_can(topology: Path) -> None:
 def test_lies_are_packets_of_the_flow_that_there_is() -> None:
     """Of UDP or ICMP where no flow of TCP is; without a flow, what a rule lets every guest send to DHCP."""
     fleet = _fleet(ROOT / "topologies/udp-and-icmp.yaml")
-    kinds = {"red/web": (IPPROTO_UDP, 514), "blue/web": (IPPROTO_ICMP, None), "red/db": (IPPROTO_UDP, 67), "blue/db": (IPPROTO_UDP, 67)}
+    kinds = {
+        "red/web": (IPPROTO_UDP, 514),
+        "blue/web": (IPPROTO_ICMP, None),
+        "red/db": (IPPROTO_UDP, 67),
+        "blue/db": (IPPROTO_UDP, 67),
+    }
     for lie in forgeries(fleet):
         if lie.meaning == "a packet from a free address of its network":
             packet = Ether(lie.frame(b"tb-0123abcd-x."))[IP]
@@ -74,25 +79,46 @@ def test_only_false_senders_have_another_mac_address(topology: Path) -> None:
 
 @TOPOLOGY
 def test_the_page_lists_every_attack_and_every_breach(topology: Path) -> None:
-    """docs/attacks.md says of each frame which check watches it, and of each check which breaches prove it."""
+    """docs/attacks.md says of each frame which check watches it, and of each check which breaches prove
+    it.
+    """
     page = (ROOT / "docs/attacks.md").read_text()
     rows: dict[str, str] = {}
     for line in page.splitlines():
         if line.startswith("| NET-"):
             rows[line[2:8]] = rows.get(line[2:8], "") + line
-    heads = ("a packet", "an IPv6 packet", "an ARP reply in its network's name", "a DHCP offer to (its peer|everybody)", "a message",
-             "a DHCPv6 advertisement to its peer", "Geneve", "VXLAN")  # fmt: skip
+    heads = (
+        "a packet",
+        "an IPv6 packet",
+        "an ARP reply in its network's name",
+        "a DHCP offer to (its peer|everybody)",
+        "a message",
+        "a DHCPv6 advertisement to its peer",
+        "Geneve",
+        "VXLAN",
+    )
     wrapped = "(a router advertisement|an advertisement of its peer's address) (?=behind|in)"
     short = re.compile(f"^({'|'.join(heads)}) |^{wrapped}")
     for lie in forgeries(_fleet(topology)):
         assert re.sub(short, "", lie.meaning) in rows[lie.control] or "node" in lie.meaning, lie.meaning
-    modules = (test_ovn_databases, test_disruptions, test_infrastructure_exposure, test_noisy_neighbour, test_reachability,
-               test_guest_services, test_spoofing, test_overlay, test_guest_to_host)  # fmt: skip
+    modules = (
+        test_ovn_databases,
+        test_disruptions,
+        test_infrastructure_exposure,
+        test_noisy_neighbour,
+        test_reachability,
+        test_guest_services,
+        test_spoofing,
+        test_overlay,
+        test_guest_to_host,
+    )
     for module in modules:
         for found in vars(module).values():
             declared = getattr(found, ATTRIBUTE, None)
             if declared is not None:
-                assert [breach.name for breach in declared.breaches if breach.name not in rows[declared.id]] == []
+                assert [
+                    breach.name for breach in declared.breaches if breach.name not in rows[declared.id]
+                ] == []
 
 
 @TOPOLOGY

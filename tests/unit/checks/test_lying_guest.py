@@ -39,7 +39,9 @@ def _stage(statuses: dict[str, int], asked: list[str], monkeypatch: pytest.Monke
 
 
 def _breach(asked: list[str]) -> Breach:
-    path = Breach("path", lambda _: asked.append("open"), lambda _: asked.append("close"), lambda _: "open" in asked)
+    path = Breach(
+        "path", lambda _: asked.append("open"), lambda _: asked.append("close"), lambda _: "open" in asked
+    )
     return lying_guest.concealed("both", path, lambda _: SimpleNamespace(label="blue/db", node="node-a"))  # type: ignore[arg-type, return-value]
 
 

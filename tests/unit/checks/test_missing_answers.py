@@ -42,12 +42,19 @@ def test_services_that_are_not_told_do_not_run_unnoticed(text: str) -> None:
         central._stopped()
 
 
-_REFUSED = dict.fromkeys(("in the clear", "without a certificate", "of its own making"), "refused: the channel ended")
+_REFUSED = dict.fromkeys(
+    ("in the clear", "without a certificate", "of its own making"), "refused: the channel ended"
+)
 
 
 def test_a_stranger_who_is_not_answered_in_time_was_not_refused() -> None:
     test_ovn_databases._require_refusals(_REFUSED, 3)
-    for answers, asked in (({**_REFUSED, "in the clear": "late"}, 3), ({**_REFUSED, "in the clear": "silent"}, 3), (_REFUSED, 4), ({}, 3)):
+    for answers, asked in (
+        ({**_REFUSED, "in the clear": "late"}, 3),
+        ({**_REFUSED, "in the clear": "silent"}, 3),
+        (_REFUSED, 4),
+        ({}, 3),
+    ):
         with pytest.raises(InstrumentError, match="did not refuse every stranger"):
             test_ovn_databases._require_refusals(answers, asked)
 
@@ -55,9 +62,14 @@ def test_a_stranger_who_is_not_answered_in_time_was_not_refused() -> None:
 @pytest.mark.parametrize("missing", ["br-int", "fabric0", "management0", LAB.guests[0].nics[0].tap])
 def test_an_interface_that_is_not_there_is_not_silent(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     watched: list[dict[str, str]] = []
-    monkeypatch.setattr(test_guest_to_host, "listen_on", lambda _fleet, _machine, _prefix, macs: watched.append(macs))
+    monkeypatch.setattr(
+        test_guest_to_host, "listen_on", lambda _fleet, _machine, _prefix, macs: watched.append(macs)
+    )
     taps = [nic.tap for guest in LAB.guests for nic in guest.nics]
-    lines = [f"{name} 0a:00:00:00:00:{number:02x}" for number, name in enumerate([*test_guest_to_host._OWN, *taps, "lo"])]
+    lines = [
+        f"{name} 0a:00:00:00:00:{number:02x}"
+        for number, name in enumerate([*test_guest_to_host._OWN, *taps, "lo"])
+    ]
     fleet: Any = SimpleNamespace(testbed=LAB)
     machine: Any = SimpleNamespace(name="node", read=lambda _: "\n".join(lines))
     test_guest_to_host._watch(fleet, machine, "tb-")
@@ -94,10 +106,18 @@ def test_a_mount_over_another_hides_none(mounts: str, monkeypatch: pytest.Monkey
     judge()
 
 
-@pytest.mark.parametrize("entry", ["user:64199:--x", "group::r-x", "default:user:64199:rwx", "other::--x", "group:100:r-x"])
+@pytest.mark.parametrize(
+    "entry", ["user:64199:--x", "group::r-x", "default:user:64199:rwx", "other::--x", "group:100:r-x"]
+)
 def test_a_pool_lets_in_exactly_its_own(entry: str) -> None:
     own = [guest for guest in LAB.guests if guest.tenant == "red"]
-    entries = ["user::rwx", *(f"user:{guest.uid}:--x" for guest in own), "group::---", "mask::--x", "other::---"]
+    entries = [
+        "user::rwx",
+        *(f"user:{guest.uid}:--x" for guest in own),
+        "group::---",
+        "mask::--x",
+        "other::---",
+    ]
     node: Any = SimpleNamespace(read=lambda _: "\n".join(entries))
     test_storage._require_own_pool(node, own)
     kind = entry.rpartition(":")[0]
@@ -107,7 +127,12 @@ def test_a_pool_lets_in_exactly_its_own(entry: str) -> None:
 
 
 def _interfaces(*claims: tuple[str, dict[str, str]]) -> str:
-    return json.dumps({"headings": ["name", "external_ids"], "data": [[name, ["map", [*ids.items()]]] for name, ids in claims]})
+    return json.dumps(
+        {
+            "headings": ["name", "external_ids"],
+            "data": [[name, ["map", [*ids.items()]]] for name, ids in claims],
+        }
+    )
 
 
 @pytest.mark.parametrize("port", ["Any port, really", "0123-abcd", 'with "quotes"', "", "ABCD", "two\nlines"])

@@ -1,4 +1,6 @@
-"""What checks of one node say of what it tells: nothing that is missing counts as good (PRC-01, PRC-02, CMP-02, DEV-02, ACC-05)."""
+"""What checks of one node say of what it tells: nothing that is missing counts as good (PRC-01, PRC-02,
+CMP-02, DEV-02, ACC-05).
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,9 @@ def test_only_what_libvirt_takes_for_a_setting_is_one(text: str, values: list[ob
     assert libvirt_conf.read(text).get("security_require_confined", []) == values
 
 
-@pytest.mark.parametrize("text", ["a", "a =", "a = b", "= 1", "a = [ 'b'", "a = [ 1 ]", "a = 'b", "$", "a 1", "1 = 1"])
+@pytest.mark.parametrize(
+    "text", ["a", "a =", "a = b", "= 1", "a = [ 'b'", "a = [ 1 ]", "a = 'b", "$", "a 1", "1 = 1"]
+)
 def test_what_libvirt_would_not_take_is_no_setting(text: str) -> None:
     with pytest.raises(ValueError, match=r"cannot be read|is no|has no end"):
         libvirt_conf.read(text)
@@ -150,7 +154,12 @@ class _Hypervisor:
 
 def _fleet(hypervisor: _Hypervisor | None = None, machine: Any = None) -> Any:
     node = SimpleNamespace(lab=LAB, hypervisor=hypervisor)
-    return SimpleNamespace(testbed=LAB, lab=SimpleNamespace(nodes={"node": node}), leavings=Leavings(), machines={"node": machine})
+    return SimpleNamespace(
+        testbed=LAB,
+        lab=SimpleNamespace(nodes={"node": node}),
+        leavings=Leavings(),
+        machines={"node": machine},
+    )
 
 
 def test_libvirt_is_asked_for_a_guest_without_a_profile() -> None:
@@ -158,10 +167,12 @@ def test_libvirt_is_asked_for_a_guest_without_a_profile() -> None:
     taking = _Hypervisor()
     assert confinement.starts_unconfined(_fleet(taking), LAB.guests[0])
     assert not taking.running
-    assert "<seclabel type=\"none\" model=\"apparmor\"" in taking.made[0]
+    assert '<seclabel type="none" model="apparmor"' in taking.made[0]
     assert "<source file" not in taking.made[0]
     assert "dynamic" not in taking.made[0]
-    refusing = _Hypervisor("libvirt says: unsupported configuration: Unconfined guests are not allowed on this host")
+    refusing = _Hypervisor(
+        "libvirt says: unsupported configuration: Unconfined guests are not allowed on this host"
+    )
     assert not confinement.starts_unconfined(_fleet(refusing), LAB.guests[0])
     with pytest.raises(InstrumentError, match="does not tell"):
         confinement.starts_unconfined(_fleet(_Hypervisor("libvirt says: out of memory")), LAB.guests[0])
@@ -177,8 +188,15 @@ def test_a_worker_whose_process_cannot_be_told_is_missed() -> None:
 
 
 def test_memory_that_is_not_told_is_not_apart() -> None:
-    """An empty list of areas is no list; every worker that runs is asked, whether the topology knows it or not."""
-    told = {"*.pid": "red.web 12\nred.x.y 13", "ksm/run": "0 0 0", "/proc/12/smaps": "500 0", "/proc/13/smaps": "400 0"}
+    """An empty list of areas is no list; every worker that runs is asked, whether the topology knows it or
+    not.
+    """
+    told = {
+        "*.pid": "red.web 12\nred.x.y 13",
+        "ksm/run": "0 0 0",
+        "/proc/12/smaps": "500 0",
+        "/proc/13/smaps": "400 0",
+    }
     node: Any = _Node(**told)
     test_compute.test_no_page_is_shared(fleet=_fleet(), node=node)
     node.told["/proc/13/smaps"] = "400 1"
@@ -207,18 +225,37 @@ class _Tried:
         self.workers = {guest.domain: 10 + number for number, guest in enumerate(LAB.guests)}
 
     def read(self, command: str) -> str:
-        return self.listeners if command.startswith("ss ") else "\n".join(f"{domain} {pid}" for domain, pid in self.workers.items())
+        return (
+            self.listeners
+            if command.startswith("ss ")
+            else "\n".join(f"{domain} {pid}" for domain, pid in self.workers.items())
+        )
 
     def python(self, _: str, request: dict[str, Any]) -> list[object]:
         assert request == {"paths": SOCKETS, "workers": self.workers}
-        return [[label, 7, 7, [7], self.other.get(label, dict.fromkeys(SOCKETS, "open" if label.startswith("root") else "denied"))]
-                for label in self.labels]  # fmt: skip
+        return [
+            [
+                label,
+                7,
+                7,
+                [7],
+                self.other.get(
+                    label, dict.fromkeys(SOCKETS, "open" if label.startswith("root") else "denied")
+                ),
+            ]
+            for label in self.labels
+        ]
 
 
 def _labels(guests: tuple[Guest, ...] = LAB.guests) -> list[str]:
     accounts = ["account admin", "account nobody", "account daemon"]
-    return ["root before", *accounts, *(f"account {guest.worker}" for guest in guests), *(f"worker of {guest.domain}" for guest in guests),
-            "root after"]  # fmt: skip
+    return [
+        "root before",
+        *accounts,
+        *(f"account {guest.worker}" for guest in guests),
+        *(f"worker of {guest.domain}" for guest in guests),
+        "root after",
+    ]
 
 
 def _judge(node: _Tried) -> None:
@@ -242,7 +279,11 @@ def test_every_account_must_be_denied(label: str) -> None:
 def test_nobody_is_left_out(label: str) -> None:
     """An account that did not try, or tried one socket less, makes it inconclusive."""
     short: dict[str, Any] = {label: dict.fromkeys(SOCKETS[1:], "denied")}
-    for node in (_Tried([item for item in _labels() if item != label]), _Tried(_labels(), **short), _Tried(_labels(), **{label: {}})):
+    for node in (
+        _Tried([item for item in _labels() if item != label]),
+        _Tried(_labels(), **short),
+        _Tried(_labels(), **{label: {}}),
+    ):
         with pytest.raises(InstrumentError, match="did not try every socket"):
             _judge(node)
 
@@ -254,7 +295,11 @@ def test_root_must_reach_it_before_and_after() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ['LISTEN 0 9 0.0.0.0:16509 0.0.0.0:* users:(("systemd",pid=1,fd=9))', 'LISTEN 0 9 *:7 *:* users:(("virtqemud",pid=9,fd=9))']
+    "line",
+    [
+        'LISTEN 0 9 0.0.0.0:16509 0.0.0.0:* users:(("systemd",pid=1,fd=9))',
+        'LISTEN 0 9 *:7 *:* users:(("virtqemud",pid=9,fd=9))',
+    ],
 )
 def test_a_list_of_listeners_without_our_own_is_none(line: str) -> None:
     node = _Tried(_labels())
@@ -270,7 +315,11 @@ def test_a_list_of_listeners_without_our_own_is_none(line: str) -> None:
 def tried() -> Iterator[Callable[[], dict[str, dict[str, str]]]]:
     """Run the program that tries sockets here, as root, on sockets of our own."""
     modes = {"shut": 0o600, "open": 0o666}
-    with tempfile.TemporaryDirectory() as name, socket.socket(socket.AF_UNIX) as shut, socket.socket(socket.AF_UNIX) as wide:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        socket.socket(socket.AF_UNIX) as shut,
+        socket.socket(socket.AF_UNIX) as wide,
+    ):
         folder = Path(name)
         folder.chmod(0o755)
         for listener, (place, mode) in zip((shut, wide), modes.items(), strict=True):
@@ -281,8 +330,13 @@ def tried() -> Iterator[Callable[[], dict[str, dict[str, str]]]]:
         def run() -> dict[str, dict[str, str]]:
             request = {"paths": [str(folder / place) for place in modes], "workers": {"red.web": os.getpid()}}
             program = f"REQUEST = {request!r}\n{test_management_access._CONNECT}"
-            done = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True, check=True)
-            return {label: {Path(path).name: word for path, word in told.items()} for label, _, _, _, told in json.loads(done.stdout)}
+            done = subprocess.run(
+                [sys.executable, "-"], input=program, capture_output=True, text=True, check=True
+            )
+            return {
+                label: {Path(path).name: word for path, word in told.items()}
+                for label, _, _, _, told in json.loads(done.stdout)
+            }
 
         yield run
 
@@ -291,7 +345,12 @@ def tried() -> Iterator[Callable[[], dict[str, dict[str, str]]]]:
 def test_the_program_tries_as_who_it_says(tried: Callable[[], dict[str, dict[str, str]]]) -> None:
     """Root and a worker of root's reach both sockets, every other account the open one."""
     found = tried()
-    assert found["root before"] == found["root after"] == found["worker of red.web"] == {"shut": "open", "open": "open"}
+    assert (
+        found["root before"]
+        == found["root after"]
+        == found["worker of red.web"]
+        == {"shut": "open", "open": "open"}
+    )
     others = {label: told for label, told in found.items() if label.startswith("account ")}
     assert "account nobody" in others
     assert len(others) > 5

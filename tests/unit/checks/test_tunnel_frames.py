@@ -34,12 +34,16 @@ def _fleet(name: str) -> Any:
     lab = resolve(read(next(path for path in TOPOLOGIES if path.stem == name)).spec)
     numbers = count(1)
     rows = [[nic.port, next(numbers)] for guest in lab.guests for nic in guest.nics]
-    controller = SimpleNamespace(read=lambda _: json.dumps({"headings": ["logical_port", "tunnel_key"], "data": rows}))
+    controller = SimpleNamespace(
+        read=lambda _: json.dumps({"headings": ["logical_port", "tunnel_key"], "data": rows})
+    )
     return SimpleNamespace(testbed=lab, machines={lab.controller.name: controller})
 
 
 def test_every_network_is_attacked_on_every_node_with_its_key_and_ports() -> None:
-    """Where a flow leads to a node, it is what is injected; the option names OVN's ports (ovn-architecture(7))."""
+    """Where a flow leads to a node, it is what is injected; the option names OVN's ports
+    (ovn-architecture(7)).
+    """
     fleet = _fleet("two-tenants")
     found = list(inners(fleet))
     keys = {network.label: network.key for network in fleet.testbed.switches()}
@@ -60,22 +64,32 @@ def test_a_node_without_guests_is_attacked_as_well_and_a_flow_inside_a_node_is_a
         ("node-a", "red/web", False), ("node-b", "red/db", True), ("node-c", "blue/web", False),
     ]  # fmt: skip
     stranger = rogue(fleet.testbed.lab_network(Plane.FABRIC))
-    assert {item.node for item in injections(fleet, stranger, found, TOKENS)} == {"node-a", "node-b", "node-c"}
+    assert {item.node for item in injections(fleet, stranger, found, TOKENS)} == {
+        "node-a",
+        "node-b",
+        "node-c",
+    }
 
 
 def test_flows_of_datagrams_and_echo_requests_are_injected() -> None:
-    """In a lab without a flow of TCP, what nothing but the tunnel's wall stops is of the protocols that are declared."""
+    """In a lab without a flow of TCP, what nothing but the tunnel's wall stops is of the protocols that are
+    declared.
+    """
     found = [item.frame(b"x") for item in inners(_fleet("udp-and-icmp")) if item.flows]
     assert {kind for kind in (UDP, ICMP) for frame in found if kind in frame} == {UDP, ICMP}
 
 
 def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
-    """Every disguise of both kinds of tunnels, to the node where the receiver is; fragments carry the token together."""
+    """Every disguise of both kinds of tunnels, to the node where the receiver is; fragments carry the token
+    together.
+    """
     fleet = _fleet("two-tenants")
     stranger = rogue(fleet.testbed.lab_network(Plane.FABRIC))
     found = list(injections(fleet, stranger, list(inners(fleet)), TOKENS))
     assert len({item.mark for item in found}) == len(found)
-    addresses = {site.name: str(site.address) for site in machines(fleet.testbed) if site.plane is Plane.FABRIC}
+    addresses = {
+        site.name: str(site.address) for site in machines(fleet.testbed) if site.plane is Plane.FABRIC
+    }
     for item in found:
         first = Ether(item.packets[0])
         assert (first.src, first[IP].src, first[IP].dst) == (stranger.mac, item.source, addresses[item.node])
@@ -88,14 +102,21 @@ def test_a_stranger_comes_as_itself_as_a_peer_and_in_pieces() -> None:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
 def test_questions_of_guests_are_bounded_and_told_apart(topology: Path) -> None:
-    """Each has a mark of its own, a guest's script stays within what its sender takes, and IPv6 is asked where a guest has it."""
+    """Each has a mark of its own, a guest's script stays within what its sender takes, and IPv6 is asked
+    where a guest has it.
+    """
     fleet = _fleet(topology.stem)
     for scene in scenes(fleet):
         asked = list(_questions(scene, [("tcp", 22), ("udp", 53)], ["web", "db.blue"]))
         assert len({probe.mark for probe in asked}) == len(asked) < MAX_PROBES
         assert all(re.fullmatch("[a-z0-9]+", probe.mark) for probe in asked)
-        assert all(probe.frame is not None and Ether(probe.frame(b"tb-0123abcd-x.")).src == scene.sender.mac for probe in asked)
-        assert any(IPv6 in Ether(probe.frame(b"")) for probe in asked if probe.frame) == (scene.sender.address6 is not None)
+        assert all(
+            probe.frame is not None and Ether(probe.frame(b"tb-0123abcd-x.")).src == scene.sender.mac
+            for probe in asked
+        )
+        assert any(IPv6 in Ether(probe.frame(b"")) for probe in asked if probe.frame) == (
+            scene.sender.address6 is not None
+        )
 
 
 def test_only_an_address_by_dhcp_is_offered() -> None:

@@ -22,13 +22,23 @@ VERDICTS = {Exit.OK, Exit.FAIL, Exit.INCONCLUSIVE}
 
 def _environment(folder: Path, **more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
-    return {**kept, "PYTHONPATH": str(ROOT), "TESTBED_STATE_DIR": str(folder / "s"), "TESTBED_CACHE_DIR": str(folder / "c"), **more}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "TESTBED_STATE_DIR": str(folder / "s"),
+        "TESTBED_CACHE_DIR": str(folder / "c"),
+        **more,
+    }
 
 
-def _run(words: list[str], folder: Path, redirection: str = "", **more: str) -> subprocess.CompletedProcess[bytes]:
+def _run(
+    words: list[str], folder: Path, redirection: str = "", **more: str
+) -> subprocess.CompletedProcess[bytes]:
     script = f'exec "$@" {redirection}'
     argv = ["sh", "-c", script, "sh", *PROGRAM, *words]
-    return subprocess.run(argv, capture_output=True, env=_environment(folder, **more), timeout=120, check=False, cwd=folder)
+    return subprocess.run(
+        argv, capture_output=True, env=_environment(folder, **more), timeout=120, check=False, cwd=folder
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,13 +55,17 @@ def test_a_stream_that_takes_nothing(redirection: str, status: int, told: bytes,
     assert b"Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("words", "status"), [(["validate", str(GOOD)], Exit.OK), (["validate", "missing"], Exit.USAGE)])
+@pytest.mark.parametrize(
+    ("words", "status"), [(["validate", str(GOOD)], Exit.OK), (["validate", "missing"], Exit.USAGE)]
+)
 def test_a_reader_that_has_gone_changes_no_exit_code(words: list[str], status: int, tmp_path: Path) -> None:
     """Python would end with 120, and its libraries with 1, which is the code of an open wall."""
     reading, writing = os.pipe()
     os.close(reading)
     environment = _environment(tmp_path)
-    done = subprocess.run([*PROGRAM, *words], env=environment, timeout=120, check=False, stdout=writing, stderr=writing)
+    done = subprocess.run(
+        [*PROGRAM, *words], env=environment, timeout=120, check=False, stdout=writing, stderr=writing
+    )
     os.close(writing)
     assert done.returncode == status
 
@@ -89,7 +103,10 @@ class Broken:
 
 
 @pytest.mark.parametrize("code", list(Exit))
-@pytest.mark.parametrize(("number", "harmless"), [(errno.EPIPE, True), (errno.EIO, True), (errno.ENOSPC, False), (errno.EDQUOT, False)])
+@pytest.mark.parametrize(
+    ("number", "harmless"),
+    [(errno.EPIPE, True), (errno.EIO, True), (errno.ENOSPC, False), (errno.EDQUOT, False)],
+)
 def test_a_verdict_keeps_its_code_and_lost_output_is_no_success(
     code: Exit, number: int, harmless: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +175,9 @@ VERBS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("words", VERBS, ids=lambda words: " ".join(words)[:30].encode("ascii", "replace").decode())
+@pytest.mark.parametrize(
+    "words", VERBS, ids=lambda words: " ".join(words)[:30].encode("ascii", "replace").decode()
+)
 def test_names_that_nothing_has_are_refused_in_words(
     words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,7 +189,11 @@ def test_names_that_nothing_has_are_refused_in_words(
     assert len(said) < 3000
 
 
-ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # else Python takes UTF-8 in this locale
+ASCII = {
+    "LC_ALL": "C",
+    "PYTHONUTF8": "0",
+    "PYTHONCOERCECLOCALE": "0",
+}  # else Python takes UTF-8 in this locale
 
 
 @pytest.mark.parametrize("more", [ASCII, {"LC_ALL": "C"}, {"LC_ALL": "nowhere.UTF-8"}], ids=repr)
@@ -180,9 +203,15 @@ def test_a_locale_changes_no_file_and_stops_nothing(more: dict[str, str], tmp_pa
         f"Path({str(tmp_path / 'f')!r}).write_text(text); terminal.out(text); terminal.warn(text); terminal.finish(0)"
     )
     argv = [sys.executable, "-c", script]
-    done = subprocess.run(argv, capture_output=True, env=_environment(tmp_path, **more), timeout=60, check=False, cwd=ROOT)
+    done = subprocess.run(
+        argv, capture_output=True, env=_environment(tmp_path, **more), timeout=60, check=False, cwd=ROOT
+    )
     text = "\u65e5 \u2026 \xfc"
-    assert (done.returncode, (tmp_path / "f").read_bytes().decode(), done.stdout.decode()) == (0, text, f"{text}\n"), done.stderr
+    assert (done.returncode, (tmp_path / "f").read_bytes().decode(), done.stdout.decode()) == (
+        0,
+        text,
+        f"{text}\n",
+    ), done.stderr
     assert done.stderr.decode() == f"{text}\n"
 
 

@@ -104,18 +104,31 @@ def test_every_hint_names_a_verb_that_there_is() -> None:
         assert not rest or rest in verbs[first].commands
 
 
-def test_help_and_version(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for words in (["-h"], ["check", "-h"], ["image", "-h"], ["image", "list", "-h"], ["--version"]):
         assert _status(words, monkeypatch) == Exit.OK
     shown = capsys.readouterr().out
     assert "testbed 0." in shown
-    for word in ("TESTBED_STATE_DIR", "XDG_CACHE_HOME", "/var/lib/testbed", "~/.cache/testbed", "a wall is open", "130"):
+    for word in (
+        "TESTBED_STATE_DIR",
+        "XDG_CACHE_HOME",
+        "/var/lib/testbed",
+        "~/.cache/testbed",
+        "a wall is open",
+        "130",
+    ):
         assert word in shown
     assert all(f" {int(code)}  " in shown for code in Exit)
 
 
-@pytest.mark.parametrize(("quiet", "words"), [(True, ["-q", "up", "x"]), (True, ["up", "x", "--quiet"]), (False, ["up", "x"])])
-def test_quiet_prints_no_progress(quiet: bool, words: list[str], root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("quiet", "words"), [(True, ["-q", "up", "x"]), (True, ["up", "x", "--quiet"]), (False, ["up", "x"])]
+)
+def test_quiet_prints_no_progress(
+    quiet: bool, words: list[str], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(main, "build", lambda *_: terminal.say("on the way"))
     with terminal.ERR.capture() as said:
         assert _status(words, monkeypatch) == Exit.OK
@@ -123,16 +136,23 @@ def test_quiet_prints_no_progress(quiet: bool, words: list[str], root: Path, mon
     terminal.set_loudness(quiet=False, verbose=False)
 
 
-def test_verbose_says_where_an_error_arose(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_says_where_an_error_arose(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for words, shown in ((["graph", "missing"], False), (["graph", "missing", "-v"], True)):
         assert _status(words, monkeypatch) == Exit.USAGE
         assert ("loader.py" in capsys.readouterr().err) is shown
     terminal.set_loudness(quiet=False, verbose=False)
 
 
-def test_validate_has_json(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_has_json(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (root / "bad.yaml").write_text("version: 1\nname: UP\n")
-    assert _status(["validate", "--json", str(GOOD), str(root / "bad.yaml"), "missing"], monkeypatch) == Exit.USAGE
+    assert (
+        _status(["validate", "--json", str(GOOD), str(root / "bad.yaml"), "missing"], monkeypatch)
+        == Exit.USAGE
+    )
     shown = capsys.readouterr()
     good, bad, missing = json.loads(shown.out)
     assert (good["ok"], good["name"], good["mistakes"]) == (True, "one-node", [])
@@ -151,7 +171,11 @@ def test_down_takes_all_labs_or_says_which_stay(
     with other.locked():
         assert _status(["down", "--all"], monkeypatch) == Exit.PROVISIONING
     shown = capsys.readouterr()
-    assert ("one-node is down" in shown.out, "other is in use" in shown.err, "1 of 2" in shown.err) == (True, True, True)
+    assert ("one-node is down" in shown.out, "other is in use" in shown.err, "1 of 2" in shown.err) == (
+        True,
+        True,
+        True,
+    )
     assert _status(["down", "--all"], monkeypatch) == Exit.OK
     assert _status(["down", "--all"], monkeypatch) == Exit.OK
     assert "no labs" in capsys.readouterr().out
@@ -199,7 +223,9 @@ def test_a_topology_is_read_from_a_pipe_once(root: Path, monkeypatch: pytest.Mon
     assert feeder.wait(60) == 0
 
 
-def test_a_dash_is_standard_input(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dash_is_standard_input(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for text, status in ((GOOD.read_text(), Exit.OK), ("version: 2\n", Exit.USAGE)):
         (root / "in").write_text(text)
         with (root / "in").open() as opened:
@@ -234,7 +260,9 @@ def test_a_copy_of_itself_is_no_accident(root: Path) -> None:
 GIB = 2**30
 
 
-@pytest.mark.parametrize(("total", "running", "fits"), [(16, 1, True), (9, 2, False), (9, 0, True), (6, 1, False)])
+@pytest.mark.parametrize(
+    ("total", "running", "fits"), [(16, 1, True), (9, 2, False), (9, 0, True), (6, 1, False)]
+)
 def test_a_lab_that_does_not_fit_beside_others_is_refused_with_numbers(
     total: int, running: int, fits: bool, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,7 +286,9 @@ def test_a_lab_that_does_not_fit_beside_others_is_refused_with_numbers(
 
 
 @pytest.mark.parametrize("running", [False, True])
-def test_only_a_new_lab_is_looked_at_for_memory(running: bool, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_new_lab_is_looked_at_for_memory(
+    running: bool, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One that runs is repaired, whatever else has been started beside it."""
 
     class EndError(Exception):
@@ -271,7 +301,11 @@ def test_only_a_new_lab_is_looked_at_for_memory(running: bool, root: Path, monke
     other = Workspace(root, "other")
     other.create()
     session.apply_copy(GOOD.read_text().replace("name: one-node", "name: other"), other)
-    monkeypatch.setattr(lab_namespaces, "enclosures", lambda *_: iter(lab_namespaces.Enclosure(name, root, 1) for name in names))
+    monkeypatch.setattr(
+        lab_namespaces,
+        "enclosures",
+        lambda *_: iter(lab_namespaces.Enclosure(name, root, 1) for name in names),
+    )
     monkeypatch.setattr(memory, "total", lambda: 9 * GIB if running else 6 * GIB)
     monkeypatch.setattr(up.doctor, "require", lambda *_: None)
     monkeypatch.setattr(up, "interruptible", lambda: None)
@@ -286,7 +320,11 @@ def _module_in(environment: dict[str, str]) -> str:
         "import os, pty, sys\nmaster, slave = pty.openpty()\nos.dup2(slave, 2)\n"
         "from testbed.cli import terminal\nterminal.say('words')\nprint(os.read(master, 1000))"
     )
-    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR", "FORCE_COLOR", "TERM")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("CI", "NO_COLOR", "FORCE_COLOR", "TERM")
+    }
     done = subprocess.run(
         [sys.executable, "-c", script], env={**kept, "TERM": "xterm", **environment}, capture_output=True, text=True, timeout=100,
         check=True, cwd=ROOT,
@@ -294,8 +332,13 @@ def _module_in(environment: dict[str, str]) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"CI": "true"}, False), ({"CI": "true", "FORCE_COLOR": "1"}, True)])
-def test_a_terminal_of_a_ci_system_gets_no_colours_unless_asked(environment: dict[str, str], coloured: bool) -> None:
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [({}, True), ({"CI": "true"}, False), ({"CI": "true", "FORCE_COLOR": "1"}, True)],
+)
+def test_a_terminal_of_a_ci_system_gets_no_colours_unless_asked(
+    environment: dict[str, str], coloured: bool
+) -> None:
     assert ("\\x1b[" in _module_in(environment)) is coloured
 
 

@@ -17,14 +17,27 @@ from testbed.errors import ProvisioningError, TestbedError, TopologyError
 from testbed.topology_file.loader import load
 
 ROOT = Path(__file__).parents[3]
-HOSTILE = "\\[/x] \\[red]red[/red] [link=http://x]y[/link]\n::error::told\n  ::warning::told\r\n##vso[task.complete] \x1b[31m\u202e\ud800"
+HOSTILE = (
+    "\\[/x] \\[red]red[/red] [link=http://x]y[/link]\n::error::told\n  ::warning::told\r\n"
+    "##vso[task.complete] \x1b[31m\u202e\ud800"
+)
 
 
 def _said(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().err.split("\n")
 
 
-@pytest.mark.parametrize("text", ["tap56a4e9dd . fd00:a:b4", "[bold]not bold[/bold]", "red/web :warning: :+1:", "\\[/x]", "\\[red]", "[/]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tap56a4e9dd . fd00:a:b4",
+        "[bold]not bold[/bold]",
+        "red/web :warning: :+1:",
+        "\\[/x]",
+        "\\[red]",
+        "[/]",
+    ],
+)
 def test_nothing_that_is_said_is_taken_for_markup(text: str) -> None:
     with terminal.ERR.capture() as said:
         terminal.say(text)
@@ -48,12 +61,16 @@ def _wrong() -> TestbedError:
         lambda: terminal.say(HOSTILE),
         lambda: terminal.warn(HOSTILE),
         lambda: terminal.fail(_wrong()),
-        lambda: terminal.fail(ProvisioningError("many", fact="\n".join(map(str, [_wrong(), _wrong()])), remedy="-")),
+        lambda: terminal.fail(
+            ProvisioningError("many", fact="\n".join(map(str, [_wrong(), _wrong()])), remedy="-")
+        ),
         lambda: terminal.fail(TopologyError("::error::x\n::error::y", [])),
         lambda: terminal.fail_inside(ValueError(HOSTILE)),
     ],
 )
-def test_what_is_told_is_obeyed_by_nobody(capsys: pytest.CaptureFixture[str], tell: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_told_is_obeyed_by_nobody(
+    capsys: pytest.CaptureFixture[str], tell: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with terminal.ERR.capture() as said:
         tell()  # type: ignore[operator]
     lines = said.get().split("\n")
@@ -76,8 +93,16 @@ def test_json_keeps_every_text_and_has_no_command(capsys: pytest.CaptureFixture[
 
 
 def test_facts_of_several_lines_stay_readable() -> None:
-    told = str(ProvisioningError("it failed", fact="status 1: one\ntwo\n  three", remedy="repeat it")).split("\n")
-    assert told == ["it failed", "  observed: status 1: one", "          | two", "          |   three", "  to do:    repeat it"]
+    told = str(ProvisioningError("it failed", fact="status 1: one\ntwo\n  three", remedy="repeat it")).split(
+        "\n"
+    )
+    assert told == [
+        "it failed",
+        "  observed: status 1: one",
+        "          | two",
+        "          |   three",
+        "  to do:    repeat it",
+    ]
 
 
 def test_an_alphabet_without_the_letters_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +150,11 @@ def _status(words: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> 
 
 @pytest.mark.parametrize(("words", "status"), WRONG, ids=range(len(WRONG)))
 def test_a_wrong_command_line_is_quoted_and_obeyed_by_nobody(
-    words: list[str], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert _status(words, monkeypatch, tmp_path) == status
     shown = capsys.readouterr()
@@ -150,7 +179,10 @@ def test_an_error_that_nothing_foresaw_is_no_open_wall(
 
 
 def test_a_topology_neither_colours_nor_speaks() -> None:
-    text = f'version: 1\nname: {json.dumps(HOSTILE[:-1])}\nnodes: {{"a\\n::error::x": {{}}}}\ntenants: {{t: {{allow: ["\\n::error::y"]}}}}'
+    text = (
+        f'version: 1\nname: {json.dumps(HOSTILE[:-1])}\nnodes: {{"a\\n::error::x": {{}}}}\ntenants: {{t: '
+        '{allow: ["\\n::error::y"]}}'
+    )
     with pytest.raises(TopologyError) as caught, terminal.ERR.capture() as said:
         load(text, "x\n::error::.yaml")
     with terminal.ERR.capture() as said:
@@ -163,36 +195,73 @@ PRINTERS = {
     "testbed/cli/terminal.py": "the one place",
     "testbed/drivers/namespaces/init.py": "a program of its own; says one word to us",
     "testbed/drivers/images/build.py": "a program of its own; what it says is a fact of an error of ours",
-    "testbed/drivers/snapshots/capture.py": "a program of its own; what it says is a fact of an error of ours",
+    "testbed/drivers/snapshots/capture.py": (
+        "a program of its own; what it says is a fact of an error of ours"
+    ),
     "testbed/payload/probe/main.py": "runs in guests and on machines; its answer is its output",
 }
 
 
-_PRINTING = {"print", "sys.stdout.write", "sys.stderr.write", "typer.echo", "typer.secho", "typer.style", "os.write", "warnings.warn"}
-_PRINTED = ["print(1)", "import rich.markup", "sys.stdout.write('x')", "typer.Typer()", "typer.Typer(rich_markup_mode='rich')"]
+_PRINTING = {
+    "print",
+    "sys.stdout.write",
+    "sys.stderr.write",
+    "typer.echo",
+    "typer.secho",
+    "typer.style",
+    "os.write",
+    "warnings.warn",
+}
+_PRINTED = [
+    "print(1)",
+    "import rich.markup",
+    "sys.stdout.write('x')",
+    "typer.Typer()",
+    "typer.Typer(rich_markup_mode='rich')",
+]
 
 
 def _prints(tree: ast.AST) -> list[str]:
-    """Return what a module does that could show text: prints, writes to our own streams, or knows rich or its markup."""
+    """Return what a module does that could show text: prints, writes to our own streams, or knows rich or its
+    markup.
+    """
     found = []
     for node in ast.walk(tree):
         name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
         if name in _PRINTING:
             found.append(name)
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in (
+            "sys.stdout",
+            "sys.stderr",
+            "sys.__stdout__",
+            "sys.__stderr__",
+        ):
             found.append(ast.unparse(node))
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            names = (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [alias.name for alias in node.names]
+            )
             found += [item for item in names if item.split(".")[0] in ("rich", "click")]
-        if isinstance(node, ast.keyword) and node.arg == "rich_markup_mode" and ast.unparse(node.value) != "None":
+        if (
+            isinstance(node, ast.keyword)
+            and node.arg == "rich_markup_mode"
+            and ast.unparse(node.value) != "None"
+        ):
             found.append("rich_markup_mode")
-        if name in ("typer.Typer", "Typer") and not any(item.arg == "rich_markup_mode" for item in node.keywords):  # type: ignore[attr-defined]
+        if name in ("typer.Typer", "Typer") and not any(
+            item.arg == "rich_markup_mode" for item in node.keywords
+        ):  # type: ignore[attr-defined]
             found.append("Typer with markup")
     return found
 
 
 def test_nothing_is_printed_another_way() -> None:
-    far = {"testbed/payload/exec_server.py", "testbed/drivers/host/private_files.py"}  # these write to a pipe and to files by descriptors
+    far = {
+        "testbed/payload/exec_server.py",
+        "testbed/drivers/host/private_files.py",
+    }  # these write to a pipe and to files by descriptors
     for path in sorted((ROOT / "testbed").rglob("*.py")) + sorted((ROOT / "checks").rglob("*.py")):
         name = str(path.relative_to(ROOT))
         if name not in PRINTERS and name not in far:
@@ -201,10 +270,19 @@ def test_nothing_is_printed_another_way() -> None:
 
 def test_our_own_console_knows_no_markup() -> None:
     tree = ast.parse((ROOT / "testbed/cli/terminal.py").read_text())
-    consoles = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Console"]
+    consoles = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Console"
+    ]
     assert consoles
-    assert all({item.arg: ast.unparse(item.value) for item in node.keywords}.get("markup") == "False" for node in consoles)
-    printed = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "ERR.print"]
+    assert all(
+        {item.arg: ast.unparse(item.value) for item in node.keywords}.get("markup") == "False"
+        for node in consoles
+    )
+    printed = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "ERR.print"
+    ]
     assert printed
     assert all(ast.unparse(node.args[0]).startswith("Text(") for node in printed)
 

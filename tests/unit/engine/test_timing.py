@@ -36,7 +36,10 @@ def test_the_critical_path_goes_back_to_what_was_waited_for_longest() -> None:
 
 
 def test_a_circle_has_an_end() -> None:
-    assert [span.name for span in critical_path([Span("a", 0, 1, ("b",)), Span("b", 0, 2, ("a",))])] == ["a", "b"]
+    assert [span.name for span in critical_path([Span("a", 0, 1, ("b",)), Span("b", 0, 2, ("a",))])] == [
+        "a",
+        "b",
+    ]
 
 
 def test_bars_begin_and_end_where_they_must() -> None:

@@ -89,7 +89,9 @@ def test_ssh_logs_in_after_twelve_hours(running: Workspace, monkeypatch: pytest.
     assert executed[0][-2:] == ["--", "true"]
 
 
-def test_logs_are_read_after_twelve_hours(running: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_are_read_after_twelve_hours(
+    running: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def sudo(host: Host, command: str) -> Completed:
         _require_valid(running)
         assert command.startswith("journalctl --no-pager --lines=7 '--unit=a b' |")

@@ -1,4 +1,6 @@
-"""What a killed run of the checks leaves: word of the wall that it opened, in whatever moment it is killed."""
+"""What a killed run of the checks leaves: word of the wall that it opened, in whatever moment it is
+killed.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,7 @@ def test_it(fleet, machine):
     if WALL.exists():
         {in_force}
     assert not WALL.exists(), "open"
-"""
+"""  # noqa: E501 - lines of a program
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -97,7 +99,9 @@ def _walls(folder: Path, **parts: str) -> Path:
     given = {name: parts.get(name, "pass") for name in ("at_open", "opened", "at_close", "in_force")}
     checks = folder / parts.get("name", "checks")
     checks.mkdir()
-    (checks / f"test_wall_{next(_NUMBERS)}.py").write_text(WALLS.format(folder=str(folder), local=parts.get("local", ""), **given))
+    (checks / f"test_wall_{next(_NUMBERS)}.py").write_text(
+        WALLS.format(folder=str(folder), local=parts.get("local", ""), **given)
+    )
     return checks
 
 
@@ -117,12 +121,20 @@ def _named(workspace: Workspace) -> list[tuple[str, str, str, str]]:
     return [(item.control, item.case, item.breach, item.run) for item in records if item]
 
 
-def test_an_entry_is_on_disk_before_the_breach_opens_and_stays_until_it_is_closed(workspace: Workspace, monkeypatch) -> None:
+def test_an_entry_is_on_disk_before_the_breach_opens_and_stays_until_it_is_closed(
+    workspace: Workspace, monkeypatch
+) -> None:
     synced: list[str] = []
-    monkeypatch.setattr(os, "fsync", lambda file: synced.append(str(Path(f"/proc/self/fd/{file}").readlink())))
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append(str(Path(f"/proc/self/fd/{file}").readlink()))
+    )
     journal = Journal(workspace)
     with suppress(KeyboardInterrupt), journal.holding("NET-01", "node", "a hole", "a-run"):
-        assert [Path(path).suffix for path in synced] == ["", ".partial", ""]  # the lab's folder, the entry, the journal's folder
+        assert [Path(path).suffix for path in synced] == [
+            "",
+            ".partial",
+            "",
+        ]  # the lab's folder, the entry, the journal's folder
         raise KeyboardInterrupt
     assert _named(workspace) == [("NET-01", "node", "a hole", "a-run")]
     with journal.holding("NET-02", "controller", "another", "a-run") as entry:
@@ -133,7 +145,10 @@ def test_an_entry_is_on_disk_before_the_breach_opens_and_stays_until_it_is_close
 
 def test_what_cannot_be_written_down_is_not_opened(workspace: Workspace) -> None:
     (workspace.folder / "breaches").write_text("in the way")
-    with pytest.raises(ProvisioningError, match="is not opened"), Journal(workspace).holding("NET-01", "node", "a hole", "a-run"):
+    with (
+        pytest.raises(ProvisioningError, match="is not opened"),
+        Journal(workspace).holding("NET-01", "node", "a hole", "a-run"),
+    ):
         pytest.fail("the block ran")
 
 
@@ -146,9 +161,13 @@ def test_an_entry_that_cannot_be_read_is_one(workspace: Workspace, text: str) ->
     assert str(file) in error.value.fact
 
 
-@pytest.mark.parametrize(("moment", "open_"), [("at_open", False), ("opened", True), ("in_force", True), ("at_close", True)])
+@pytest.mark.parametrize(
+    ("moment", "open_"), [("at_open", False), ("opened", True), ("in_force", True), ("at_close", True)]
+)
 @pytest.mark.parametrize("local", ["", "local=True,"])
-def test_whenever_a_run_is_killed_the_wall_that_it_opened_is_written_down(tmp_path: Path, moment: str, open_: bool, local: str) -> None:
+def test_whenever_a_run_is_killed_the_wall_that_it_opened_is_written_down(
+    tmp_path: Path, moment: str, open_: bool, local: str
+) -> None:
     _walls(tmp_path, local=local, **{moment: "os._exit(9)"})
     with _start(tmp_path) as process:
         assert process.wait(60) == 9
@@ -236,7 +255,9 @@ def test_what_is_written_down_is_found_again_and_closed(lab: Any, tmp_path: Path
         (RECORD, {"at_close": "next(iter(()))"}, "could not be reverted: StopIteration"),
     ],
 )
-def test_what_cannot_be_closed_stays_written_down(lab: Any, tmp_path: Path, record: Record, parts: dict[str, str], told: str) -> None:
+def test_what_cannot_be_closed_stays_written_down(
+    lab: Any, tmp_path: Path, record: Record, parts: dict[str, str], told: str
+) -> None:
     folder = _walls(tmp_path, name=f"walls{next(_NUMBERS)}", **parts)
     entry = _write(lab.workspace, record)
     (tmp_path / "wall").write_text("open")
@@ -266,7 +287,9 @@ def test_every_breach_of_every_check_is_found_again_by_what_is_written_down() ->
         for breach in declaration.breaches:
             found = find(declared, Record(declaration.id, "node", breach.name, WHEN, "a-run"))
             assert found is not None
-            assert found.close is breach.close, f"{declaration.id} has two breaches '{breach.name}', which are closed differently"
+            assert found.close is breach.close, (
+                f"{declaration.id} has two breaches '{breach.name}', which are closed differently"
+            )
             assert found.in_force is breach.in_force
 
 
@@ -278,7 +301,9 @@ def _entered(testbed: object, workspace: Workspace, *_: object) -> Iterator[Any]
 @pytest.fixture
 def command(workspace: Workspace, monkeypatch) -> Callable[..., Any]:
     """A command line beside a lab that runs, and of which nothing is looked at."""
-    (workspace.folder / "topology.yaml").write_text(TOPOLOGY.read_text().replace("name: one-node", "name: lab"))
+    (workspace.folder / "topology.yaml").write_text(
+        TOPOLOGY.read_text().replace("name: one-node", "name: lab")
+    )
     monkeypatch.setenv("TESTBED_STATE_DIR", str(workspace.root))
     for module in (main, inspect):
         monkeypatch.setattr(module, "entered", _entered)
@@ -297,7 +322,9 @@ def command(workspace: Workspace, monkeypatch) -> Callable[..., Any]:
     return run
 
 
-def test_check_gives_no_verdict_while_a_wall_is_open(command, workspace: Workspace, monkeypatch, capsys) -> None:
+def test_check_gives_no_verdict_while_a_wall_is_open(
+    command, workspace: Workspace, monkeypatch, capsys
+) -> None:
     checked: list[object] = []
     monkeypatch.setattr(main, "check_walls", lambda *_, **__: checked.append(1))
     entry = _write(workspace)
@@ -327,7 +354,9 @@ def test_plan_and_status_name_the_open_wall(command, workspace: Workspace, capsy
         assert "opens it" not in capsys.readouterr().out
 
 
-def test_report_does_not_show_an_older_run_instead_of_one_that_was_cut_short(command, workspace: Workspace, capsys) -> None:
+def test_report_does_not_show_an_older_run_instead_of_one_that_was_cut_short(
+    command, workspace: Workspace, capsys
+) -> None:
     old = workspace.runs / "20260101T000000-aaaa"
     old.mkdir(parents=True)
     data = to_json(Run("lab", "d", {}, WHEN, 1.0, (), (), ()))
@@ -341,7 +370,9 @@ def test_report_does_not_show_an_older_run_instead_of_one_that_was_cut_short(com
 
 
 def test_up_converges_closes_and_converges_again(lab: Any, monkeypatch) -> None:
-    """A breach may have cut our own way in: so a first convergence that fails is no reason not to close it."""
+    """A breach may have cut our own way in: so a first convergence that fails is no reason not to close
+    it.
+    """
     steps: list[str] = []
 
     def converge(*_: object) -> list[object]:
@@ -351,7 +382,9 @@ def test_up_converges_closes_and_converges_again(lab: Any, monkeypatch) -> None:
         return []
 
     monkeypatch.setattr(up.apply, "converge", converge)
-    monkeypatch.setattr("testbed.verify.runner.breach_recovery.close_left", lambda *_: steps.append("close") or ["it"])
+    monkeypatch.setattr(
+        "testbed.verify.runner.breach_recovery.close_left", lambda *_: steps.append("close") or ["it"]
+    )
     _write(lab.workspace)
     up._converge(lab, Trace())
     assert steps == ["converge", "close", "converge"]

@@ -48,7 +48,11 @@ def test_exactly_these_services_are_offered() -> None:
         *(f"outer@management -> {name}@management tcp/22" for name in ("controller", *nodes)),
         "outer@management -> controller@management tcp/6641",
         *(f"{name}@management -> controller@management tcp/6642" for name in nodes),
-        *(f"{one}@fabric -> {two}@fabric udp/{port}" for one, two in (nodes, nodes[::-1]) for port in (500, 6081)),
+        *(
+            f"{one}@fabric -> {two}@fabric udp/{port}"
+            for one, two in (nodes, nodes[::-1])
+            for port in (500, 6081)
+        ),
     }
 
 
@@ -61,19 +65,34 @@ def test_a_rogue_host_is_offered_nothing_but_arp(topology: Path) -> None:
     assert all(cell.address == cell.target.address for cell in cells if cell.allowed)
     for node in lab.nodes:
         for network in lab.networks:
-            asked = {cell.address for cell in cells if cell.target.name == node.name and cell.source.plane is network.plane}
+            asked = {
+                cell.address
+                for cell in cells
+                if cell.target.name == node.name and cell.source.plane is network.plane
+            }
             assert asked == {nic.address for nic in node.nics}
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
 def test_the_firewall_s_addresses_say_the_same_as_the_oracle(topology: Path) -> None:
-    """Two derivations from one topology: who may use a service is who stands in the set of the rule for it."""
+    """Two derivations from one topology: who may use a service is who stands in the set of the rule for
+    it.
+    """
     lab = resolve(read(topology).spec)
-    ports = {"administrators": 22, "tunnel_peers": 6081, "northbound_clients": 6641, "southbound_clients": 6642}
+    ports = {
+        "administrators": 22,
+        "tunnel_peers": 6081,
+        "northbound_clients": 6641,
+        "southbound_clients": 6642,
+    }
     cells = [cell for cell in contacts(lab) if cell.allowed]
     for machine in lab.machines:
         for name, addresses in address_sets(lab, machine).items():
-            allowed = {str(cell.source.address) for cell in cells if cell.target.name == machine.name and cell.port == ports[name]}
+            allowed = {
+                str(cell.source.address)
+                for cell in cells
+                if cell.target.name == machine.name and cell.port == ports[name]
+            }
             assert allowed == set(addresses), (machine.name, name)
 
 
@@ -88,7 +107,9 @@ def test_what_a_machine_listens_on_becomes_a_question() -> None:
 
 
 def test_strangers_have_addresses_that_nobody_else_has() -> None:
-    """A rogue host collides with no machine, and the outer machine has no end but on the management network."""
+    """A rogue host collides with no machine, and the outer machine has no end but on the management
+    network.
+    """
     lab = _lab()
     taken = {site.address for site in machines(lab)} | {site.address for site in outer(lab)}
     strangers = [rogue(network) for network in lab.networks]
@@ -112,8 +133,12 @@ def _ledger(refused: dict[tuple[str, str, str, int], float], packets: int, size:
     return Ledger(refused, (Passing("udp", ((6081, 6081),), packets),), size)
 
 
-def _reading(protocol: str, state: str, refused: float | None = None, passed: int = 0, **more: Any) -> Reading:
-    cell = Contact(_SOURCE, _TARGET, _TARGET.address, protocol, 6081, allowed=more.get("allowed", False), reason="-")
+def _reading(
+    protocol: str, state: str, refused: float | None = None, passed: int = 0, **more: Any
+) -> Reading:
+    cell = Contact(
+        _SOURCE, _TARGET, _TARGET.address, protocol, 6081, allowed=more.get("allowed", False), reason="-"
+    )
     told = {} if refused is None else {("198.18.1.2", "198.18.1.11", protocol, 6081): refused}
     others = {("198.18.1.9", "198.18.1.11", "udp", port): 1.0 for port in range(more.get("others", 0))}
     ledgers = (_ledger({}, 4), _ledger({**others, **told}, 4 + passed))
@@ -121,15 +146,21 @@ def _reading(protocol: str, state: str, refused: float | None = None, passed: in
 
 
 def test_an_answer_or_a_rule_that_lets_pass_is_a_reach() -> None:
-    """TCP and datagrams that answer or are refused by the stack itself were reached; so was a datagram that a rule let pass."""
-    assert all(_reading(protocol, state).reached for protocol in ("tcp", "udp") for state in ("open", "refused"))
+    """TCP and datagrams that answer or are refused by the stack itself were reached; so was a datagram that a
+    rule let pass.
+    """
+    assert all(
+        _reading(protocol, state).reached for protocol in ("tcp", "udp") for state in ("open", "refused")
+    )
     assert _reading("udp", "silent", passed=1).reached
     assert not _reading("tcp", "silent", passed=1).reached
     assert not _reading("udp", "silent", refused=3.0, passed=1).reached
 
 
 def test_silence_that_no_firewall_vouches_for_is_unclear() -> None:
-    """What was refused before the question says nothing about the question, however long the questions took."""
+    """What was refused before the question says nothing about the question, however long the questions
+    took.
+    """
     assert not _reading("tcp", "silent", refused=3.0).unclear
     assert _reading("tcp", "silent").unclear
     assert _reading("udp", "silent", refused=300.0).unclear
@@ -139,7 +170,9 @@ def test_silence_that_no_firewall_vouches_for_is_unclear() -> None:
 @pytest.mark.parametrize("name", ["node-a", "rogue", OUTER])
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "icmp", "nd", "tcp6"])
 def test_the_silence_of_who_stood_still_says_nothing(protocol: str, name: str) -> None:
-    """A pause of the target, of who asks, or of the outer machine is told apart from a wall; who answers has answered."""
+    """A pause of the target, of who asks, or of the outer machine is told apart from a wall; who answers has
+    answered.
+    """
     found = _reading(protocol, "silent", stood={name: 4.1})
     assert found.unclear
     assert f"{name} stood still for 4.1 s" in str(found)
@@ -162,7 +195,9 @@ def test_a_firewall_without_room_to_remember_says_nothing() -> None:
 
 
 def _port(right: object, protocol: str = "udp") -> dict[str, object]:
-    return {"match": {"op": "==", "left": {"payload": {"protocol": protocol, "field": "dport"}}, "right": right}}
+    return {
+        "match": {"op": "==", "left": {"payload": {"protocol": protocol, "field": "dport"}}, "right": right}
+    }
 
 
 def _counting(*parts: object, packets: int = 1, verdict: str = "accept") -> dict[str, object]:
@@ -171,14 +206,29 @@ def _counting(*parts: object, packets: int = 1, verdict: str = "accept") -> dict
 
 def test_the_firewall_s_own_words_are_read() -> None:
     """nft's JSON: refused connections with what is left of ten minutes, and counters of rules for a port."""
-    address = {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": "@tunnel_peers"}}
-    element = {"elem": {"val": {"concat": ["198.18.0.2", "198.18.0.10", "tcp", 22]}, "timeout": 600, "expires": 590}}
+    address = {
+        "match": {
+            "op": "==",
+            "left": {"payload": {"protocol": "ip", "field": "saddr"}},
+            "right": "@tunnel_peers",
+        }
+    }
+    element = {
+        "elem": {"val": {"concat": ["198.18.0.2", "198.18.0.10", "tcp", 22]}, "timeout": 600, "expires": 590}
+    }
     refused = {"set": {"name": "refused", "size": 4096, "elem": [element]}}
-    told = parse_ledger({"nftables": [
-        {"metainfo": {"version": "1.1.3"}}, {"set": {"name": "administrators", "elem": ["198.18.0.1"]}}, refused,
-        _counting(address, _port(6081), packets=7), _counting(packets=1, verdict="drop"),
-        {"rule": {"expr": [_port(22, "tcp"), {"accept": None}]}},
-    ]})  # fmt: skip
+    told = parse_ledger(
+        {
+            "nftables": [
+                {"metainfo": {"version": "1.1.3"}},
+                {"set": {"name": "administrators", "elem": ["198.18.0.1"]}},
+                refused,
+                _counting(address, _port(6081), packets=7),
+                _counting(packets=1, verdict="drop"),
+                {"rule": {"expr": [_port(22, "tcp"), {"accept": None}]}},
+            ]
+        }
+    )
     assert (told.passed("udp", 6081), told.passed("tcp", 6081), told.passed("udp", 500)) == (7, 0, 0)
     assert told.refuses("198.18.0.2", "198.18.0.10", "tcp", 22, 9.0)
     assert not told.refuses("198.18.0.2", "198.18.0.10", "tcp", 22, 5.0)
@@ -189,13 +239,20 @@ def test_the_firewall_s_own_words_are_read() -> None:
 
 
 def test_every_rule_that_lets_a_port_pass_counts() -> None:
-    """A rule for the same port, for a range or a set of ports, for any port or in words that nobody knows hides no other one."""
+    """A rule for the same port, for a range or a set of ports, for any port or in words that nobody knows
+    hides no other one.
+    """
     rules = [
-        _counting(_port(6081), packets=1), _counting(_port(6081), packets=2), _counting(_port({"range": [6000, 7000]}), packets=4),
-        _counting(_port({"set": [500, {"range": [6081, 6082]}]}), packets=8), _counting(_port("@some"), packets=16),
-        _counting(packets=32), _counting(_port(6081, "th"), packets=64), _counting(_port(500), packets=128),
+        _counting(_port(6081), packets=1),
+        _counting(_port(6081), packets=2),
+        _counting(_port({"range": [6000, 7000]}), packets=4),
+        _counting(_port({"set": [500, {"range": [6081, 6082]}]}), packets=8),
+        _counting(_port("@some"), packets=16),
+        _counting(packets=32),
+        _counting(_port(6081, "th"), packets=64),
+        _counting(_port(500), packets=128),
         _counting(_port(6081, "tcp"), packets=256),
-    ]  # fmt: skip
+    ]
     for order in (rules, rules[::-1]):
         told = parse_ledger({"nftables": [{"set": {"name": "refused"}}, *order]})
         assert told.passed("udp", 6081) == 127
@@ -216,17 +273,27 @@ _SSH = "tcp LISTEN 0 128 198.18.0.11:22 0.0.0.0:*"
 
 def test_sockets_are_read_line_by_line() -> None:
     """What cannot be read, and a list in which our own login's socket is missing, is no list."""
-    lines = f"{_SSH}\nudp UNCONN 0 0 0.0.0.0:6081 0.0.0.0:*\ntcp LISTEN 0 1 127.0.0.1:7 0.0.0.0:*\ntcp LISTEN 0 1 [::]:9 [::]:*"
+    lines = (
+        f"{_SSH}\nudp UNCONN 0 0 0.0.0.0:6081 0.0.0.0:*\ntcp LISTEN 0 1 127.0.0.1:7 0.0.0.0:*\ntcp LISTEN "
+        "0 1 [::]:9 [::]:*"
+    )
     fleet: Any = SimpleNamespace(machines={"node": _Machine(lines)})
     assert listening(fleet) == {"node": {("tcp", 22), ("udp", 6081), ("tcp", 9)}}
-    for text in ("", lines.replace(":22 ", ":23 "), f"{_SSH}\nnonsense", f"{_SSH}\ntcp LISTEN 0 1 0.0.0.0:what *"):
+    for text in (
+        "",
+        lines.replace(":22 ", ":23 "),
+        f"{_SSH}\nnonsense",
+        f"{_SSH}\ntcp LISTEN 0 1 0.0.0.0:what *",
+    ):
         fleet.machines["node"].text = text
         with pytest.raises(InstrumentError):
             listening(fleet)
 
 
 class _Knocker:
-    """Answers as the probe does, but for some questions; each is asked in one piece of those that it is given."""
+    """Answers as the probe does, but for some questions; each is asked in one piece of those that it is
+    given.
+    """
 
     name = "node-a"
 
@@ -276,9 +343,14 @@ def test_a_knocker_leaves_no_question_out() -> None:
 
 
 def test_what_was_silent_is_asked_once_more() -> None:
-    """A service that answers late is there; one that is silent twice is not; of datagrams the firewall tells."""
+    """A service that answers late is there; one that is silent twice is not; of datagrams the firewall
+    tells.
+    """
     cells = [cell for cell in contacts(_lab()) if cell.allowed and cell.protocol in ("arp", "udp")]
-    cells = [*[cell for cell in cells if cell.protocol == "arp"][:3], *[cell for cell in cells if cell.protocol == "udp"][:1]]
+    cells = [
+        *[cell for cell in cells if cell.protocol == "arp"][:3],
+        *[cell for cell in cells if cell.protocol == "udp"][:1],
+    ]
     asked: list[Any] = []
 
     def again(_fleet: Any, _at: Any, some: Any) -> list[str]:
@@ -288,18 +360,38 @@ def test_what_was_silent_is_asked_once_more() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service_scan, "knock", again)
         fleet: Any = None
-        assert service_scan._once_more(fleet, {}, cells, ["silent", "open", "silent", "silent"]) == ["open", "open", "silent", "silent"]
+        assert service_scan._once_more(fleet, {}, cells, ["silent", "open", "silent", "silent"]) == [
+            "open",
+            "open",
+            "silent",
+            "silent",
+        ]
     assert asked == [cells[0], cells[2]]
 
 
 def test_questions_expect_answers_and_not_themselves() -> None:
     """A question that its own sender sees on the wire is no answer."""
-    for protocol, port in (("arp", None), ("icmp", None), ("nd", None), ("icmp6", None), ("tcp6", 22), ("udp6", 7)):
-        asked = question(Contact(_SOURCE, _TARGET, _TARGET.address, protocol, port, allowed=False, reason="-"), "k0")
+    for protocol, port in (
+        ("arp", None),
+        ("icmp", None),
+        ("nd", None),
+        ("icmp6", None),
+        ("tcp6", 22),
+        ("udp6", 7),
+    ):
+        asked = question(
+            Contact(_SOURCE, _TARGET, _TARGET.address, protocol, port, allowed=False, reason="-"), "k0"
+        )
         assert not re.search(str(asked["expect"]), str(asked["frame"])), protocol
-        back = question(Contact(_TARGET, _SOURCE, _SOURCE.address, protocol, port, allowed=False, reason="-"), "k0")
-        assert not re.search(str(asked["expect"]), str(back["frame"])), f"{protocol}: a question of the target is no answer"
-    reply = Ether(src=_TARGET.mac, dst=_SOURCE.mac) / ARP(op=2, hwsrc=_TARGET.mac, psrc="198.18.1.11", pdst="198.18.1.2")
+        back = question(
+            Contact(_TARGET, _SOURCE, _SOURCE.address, protocol, port, allowed=False, reason="-"), "k0"
+        )
+        assert not re.search(str(asked["expect"]), str(back["frame"])), (
+            f"{protocol}: a question of the target is no answer"
+        )
+    reply = Ether(src=_TARGET.mac, dst=_SOURCE.mac) / ARP(
+        op=2, hwsrc=_TARGET.mac, psrc="198.18.1.11", pdst="198.18.1.2"
+    )
     asked = question(Contact(_SOURCE, _TARGET, _TARGET.address, "arp", None, allowed=True, reason="-"), "k0")
     assert re.search(str(asked["expect"]), bytes(reply).hex())
 
@@ -320,7 +412,10 @@ def test_offers_are_read_by_bounds() -> None:
     advertised = bytes(six / UDP(sport=547, dport=546) / told)
     found = read_offer(advertised)
     assert (found.source, found.service, found.transaction) == ("fe80::1", "DHCPv6", "050001")
-    assert dict(found.options) == {2: bytes.fromhex("000300010a0000000009"), 23: IPv6Address("fd00::1").packed}
+    assert dict(found.options) == {
+        2: bytes.fromhex("000300010a0000000009"),
+        23: IPv6Address("fd00::1").packed,
+    }
     assert read_offer(bytes(six / ICMPv6ND_RA())).service == "ICMPv6 type 86"
     for whole in (offer, advertised):
         for length in range(len(whole)):

@@ -31,7 +31,9 @@ def test_every_ordered_pair_has_every_service_once() -> None:
     lab = _lab()
     cells = ReachMatrix.of(lab).cells
     ports = probed_ports(lab)
-    wanted = sum(len(list(services(source, target, ports))) for source, target in permutations(endpoints(lab), 2))
+    wanted = sum(
+        len(list(services(source, target, ports))) for source, target in permutations(endpoints(lab), 2)
+    )
     assert len(cells) == len(set(cells)) == wanted
 
 
@@ -83,10 +85,20 @@ def test_allowed_and_denied_partition_the_table() -> None:
 
 
 def test_a_lab_without_a_node_has_no_flow_that_hangs_in_the_air() -> None:
-    """What is left is a lab like every other: its matrix has the guests that are left, and the flows between them."""
+    """What is left is a lab like every other: its matrix has the guests that are left, and the flows between
+    them.
+    """
     guests = {"web": {"node": "node-a"}, "db": {"node": "node-a"}, "log": {"node": "node-b"}}
-    tenant = {"networks": {"app": "10.0.0.0/24"}, "guests": guests, "allow": ["web -> db tcp/5432", "db -> log udp/7"]}
-    whole = resolve(Spec.model_validate({"version": 1, "name": "lab", "nodes": {"node-a": {}, "node-b": {}}, "tenants": {"red": tenant}}))
+    tenant = {
+        "networks": {"app": "10.0.0.0/24"},
+        "guests": guests,
+        "allow": ["web -> db tcp/5432", "db -> log udp/7"],
+    }
+    whole = resolve(
+        Spec.model_validate(
+            {"version": 1, "name": "lab", "nodes": {"node-a": {}, "node-b": {}}, "tenants": {"red": tenant}}
+        )
+    )
     rest = whole.without("node-b")
     assert {guest.label for guest in rest.guests} == {"red/db", "red/web"}
     assert [flow.service for flow in rest.tenant("red").flows] == ["tcp/5432"]

@@ -42,7 +42,11 @@ def test_a_command_gives_back_status_and_both_streams(session: Session) -> None:
 
 def test_commands_run_side_by_side(session: Session) -> None:
     with ThreadPoolExecutor(4) as pool:
-        texts = list(pool.map(lambda n: session.run(f"sleep 0.{4 - n}; echo {n}", stdin=b"", timeout=10).text, range(4)))
+        texts = list(
+            pool.map(
+                lambda n: session.run(f"sleep 0.{4 - n}; echo {n}", stdin=b"", timeout=10).text, range(4)
+            )
+        )
     assert texts == ["0\n", "1\n", "2\n", "3\n"]
 
 
@@ -59,7 +63,10 @@ def test_output_is_cut_and_unread_input_is_no_error(session: Session) -> None:
     assert (done.status, len(done.stdout)) == (0, LIMIT)
 
 
-@pytest.mark.parametrize("line", [b"", b"garbage\n", b"done\n", b"done x 0 0 0\n", b"x" * 100_000 + b"\n", b"data 7 1\nx", b"late 7\n"])
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"garbage\n", b"done\n", b"done x 0 0 0\n", b"x" * 100_000 + b"\n", b"data 7 1\nx", b"late 7\n"],
+)
 def test_a_far_end_that_talks_nonsense_ends_the_session(line: bytes) -> None:
     session = Session(lambda _: None, io.BytesIO(line))
     with pytest.raises(EOFError):
@@ -68,7 +75,15 @@ def test_a_far_end_that_talks_nonsense_ends_the_session(line: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"done 0\n", b"done 0 0 1\n", b"done 0 0 5 0\nx", b"done 0 0 -1 0\n", b"done 0 0 99999999999 0\n", b"done 0 0 0 0 0\n"]
+    "answer",
+    [
+        b"done 0\n",
+        b"done 0 0 1\n",
+        b"done 0 0 5 0\nx",
+        b"done 0 0 -1 0\n",
+        b"done 0 0 99999999999 0\n",
+        b"done 0 0 0 0 0\n",
+    ],
 )
 def test_an_answer_that_makes_no_sense_is_no_result(answer: bytes) -> None:
     class Slow(io.BytesIO):
@@ -95,7 +110,9 @@ def test_much_input_and_a_command_that_cannot_start(session: Session) -> None:
 
 
 def test_a_command_is_not_killed_by_what_its_shell_leaves_running(session: Session) -> None:
-    done = session.run("sleep 0.3 & echo started; exec >/dev/null 2>&1; sleep 0.1; exit 3", stdin=b"", timeout=10)
+    done = session.run(
+        "sleep 0.3 & echo started; exec >/dev/null 2>&1; sleep 0.1; exit 3", stdin=b"", timeout=10
+    )
     assert (done.status, done.text) == (3, "started\n")
 
 
@@ -143,7 +160,9 @@ def test_either_side_ends_a_stream(session: Session, listener: socket.socket) ->
     assert session.run("echo alive", stdin=b"", timeout=10).text == "alive\n"
 
 
-def test_a_stream_to_nobody_ends_at_once_and_so_does_one_whose_session_has_ended(session: Session, listener: socket.socket) -> None:
+def test_a_stream_to_nobody_ends_at_once_and_so_does_one_whose_session_has_ended(
+    session: Session, listener: socket.socket
+) -> None:
     assert session.open(f"{listener.getsockname()}.gone").recv(64) == b""
     stream = session.open(listener.getsockname())
     with pytest.raises(EOFError):
@@ -154,7 +173,9 @@ def test_a_stream_to_nobody_ends_at_once_and_so_does_one_whose_session_has_ended
 
 
 def test_input_that_a_child_holds_and_nobody_reads_does_not_keep_a_command(session: Session) -> None:
-    done = session.run("exec 3<&0; sleep 321.5 <&3 >/dev/null 2>&1 & echo started", stdin=b"x" * 10**6, timeout=5)
+    done = session.run(
+        "exec 3<&0; sleep 321.5 <&3 >/dev/null 2>&1 & echo started", stdin=b"x" * 10**6, timeout=5
+    )
     assert done.text == "started\n"
     assert session.run("pkill -fx 'sleep 321.5'", stdin=b"", timeout=10).status == 0
 
@@ -173,15 +194,23 @@ def test_last_words_are_heard_by_who_still_talks(listener: socket.socket) -> Non
 
 
 def test_a_command_whose_session_has_ended_is_killed_and_meanwhile_others_wait(tmp_path: Path) -> None:
-    """A process of ours that is killed leaves on the machine what it had just begun, such as to open a wall."""
+    """A process of ours that is killed leaves on the machine what it had just begun, such as to open a
+    wall.
+    """
     lock, quick, slow = (tmp_path / name for name in ("orphans", "quick", "slow"))
     program = exec_server.__file__, f"Server(0, 1, {str(lock)!r}, 2.0).serve()"
     text = Path(program[0]).read_text().replace("Server(0, 1).serve()", program[1])
-    with subprocess.Popen([sys.executable, "-ISuc", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-ISuc", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         session = Session(lambda data: _write(process, data), process.stdout)  # type: ignore[arg-type]
         with ThreadPoolExecutor(2) as pool:
-            running = [pool.submit(session.run, f"sleep {seconds}; touch {file}; sleep {seconds}", stdin=b"", timeout=60)
-                       for seconds, file in ((0.5, quick), (5, slow))]  # fmt: skip
+            running = [
+                pool.submit(
+                    session.run, f"sleep {seconds}; touch {file}; sleep {seconds}", stdin=b"", timeout=60
+                )
+                for seconds, file in ((0.5, quick), (5, slow))
+            ]
             time.sleep(0.3)
             assert process.stdin is not None
             assert process.stdout is not None
@@ -200,6 +229,10 @@ def test_a_command_whose_session_has_ended_is_killed_and_meanwhile_others_wait(t
 
 def test_a_session_that_ends_with_nothing_to_do_leaves_nothing(tmp_path: Path) -> None:
     lock = tmp_path / "orphans"
-    text = Path(exec_server.__file__).read_text().replace("Server(0, 1).serve()", f"Server(0, 1, {str(lock)!r}, 9.0).serve()")
+    text = (
+        Path(exec_server.__file__)
+        .read_text()
+        .replace("Server(0, 1).serve()", f"Server(0, 1, {str(lock)!r}, 9.0).serve()")
+    )
     assert subprocess.run([sys.executable, "-ISuc", text], input=b"", check=False, timeout=5).returncode == 0
     assert not lock.exists()

@@ -1,4 +1,6 @@
-"""Limits of guests' interfaces: what a file says, whose they are, what the node is told, and what counts as past them."""
+"""Limits of guests' interfaces: what a file says, whose they are, what the node is told, and what counts as
+past them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,17 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from checks import test_noisy_neighbour
-from checks.support.flood_scenario import CALM_BEATS, FLOOD_BEATS, LATER_BEATS, Noise, Outcome, _connections, heart, noise_of, over
+from checks.support.flood_scenario import (
+    CALM_BEATS,
+    FLOOD_BEATS,
+    LATER_BEATS,
+    Noise,
+    Outcome,
+    _connections,
+    heart,
+    noise_of,
+    over,
+)
 from checks.test_noisy_neighbour import _weak
 from testbed.errors import InstrumentError
 from testbed.model.resolve import resolve
@@ -29,8 +41,14 @@ from tests.shapes import lab_of
 
 
 def _lab(tenant: dict[str, object], guest: dict[str, object]) -> Testbed:
-    red = {"networks": {"app": "10.0.0.0/24"}, "guests": {"web": {"limits": guest}, "db": {}}, "limits": tenant}
-    return resolve(Spec.model_validate({"version": 1, "name": "x", "nodes": {"node": {}}, "tenants": {"red": red}}))
+    red = {
+        "networks": {"app": "10.0.0.0/24"},
+        "guests": {"web": {"limits": guest}, "db": {}},
+        "limits": tenant,
+    }
+    return resolve(
+        Spec.model_validate({"version": 1, "name": "x", "nodes": {"node": {}}, "tenants": {"red": red}})
+    )
 
 
 def test_a_guest_comes_before_its_tenant_and_the_tenant_before_the_defaults() -> None:
@@ -66,31 +84,53 @@ def test_a_piece_of_64_kib_always_fits_into_a_burst() -> None:
 def test_what_the_kernel_limits_is_read_for_our_interfaces_only() -> None:
     lab = _lab({}, {})
     web, db = (guest.nics[0].tap for guest in lab.guests)
-    police = "\taction order 1:  police 0x1 rate 0bit burst 0b mtu 64Kb pkts_rate {} pkts_burst 1000 action drop/continue overhead 0b"
+    police = (
+        "\taction order 1:  police 0x1 rate 0bit burst 0b mtu 64Kb pkts_rate {} pkts_burst 1000 action "
+        "drop/continue overhead 0b"
+    )
     names = f"interface {web}\ninterface {db}\ninterface tap*"
-    ours, foreign = f"interface {web}\n{police.format(1000)}", f"interface tap00000000\nan error: of tc\n{police.format(9000)}"
+    ours, foreign = (
+        f"interface {web}\n{police.format(1000)}",
+        f"interface tap00000000\nan error: of tc\n{police.format(9000)}",
+    )
     text = f"{names}\n{ours}\n{foreign}\n"
     found = policing.observed("node", lab.guests, text)
-    assert {key.name: item["packets"] for key, item in found.items()} == {"red/web/app": 1000, "red/db/app": 0}
+    assert {key.name: item["packets"] for key, item in found.items()} == {
+        "red/web/app": 1000,
+        "red/db/app": 0,
+    }
     assert {key.kind for key in found} == {Kind.LIMIT}
 
 
 def test_a_switch_is_told_thousands() -> None:
-    assert policing.limit(["tap1"], 2000) == "ovs-vsctl set interface tap1 ingress_policing_kpkts_rate=2 ingress_policing_kpkts_burst=2"
+    assert (
+        policing.limit(["tap1"], 2000)
+        == "ovs-vsctl set interface tap1 ingress_policing_kpkts_rate=2 ingress_policing_kpkts_burst=2"
+    )
     assert "rate=0" in policing.limit(["tap1"], 0)
 
 
 def _noise(*flows: str) -> Noise:
     limited = {"bandwidth": "4 Mbit/s", "packets": "1000/s", "connections": 100}
-    red = {"networks": {"app": "10.0.0.0/24"}, "guests": {"web": {"limits": limited}, "db": {}}, "allow": flows}
-    lab = resolve(Spec.model_validate({"version": 1, "name": "x", "nodes": {"node": {}}, "tenants": {"red": red}}))
+    red = {
+        "networks": {"app": "10.0.0.0/24"},
+        "guests": {"web": {"limits": limited}, "db": {}},
+        "allow": flows,
+    }
+    lab = resolve(
+        Spec.model_validate({"version": 1, "name": "x", "nodes": {"node": {}}, "tenants": {"red": red}})
+    )
     return noise_of(SimpleNamespace(testbed=lab))  # type: ignore[arg-type]
 
 
 _HELD = Outcome(
-    opening=200, tracked=100, large=Flood(12_000, 5000, 4.0), delivered=2_000_000, small=Flood(12_000, 5000, 4.0),
+    opening=200,
+    tracked=100,
+    large=Flood(12_000, 5000, 4.0),
+    delivered=2_000_000,
+    small=Flood(12_000, 5000, 4.0),
     sent=[200, 12_000, 12_000],
-)  # fmt: skip
+)
 
 
 def test_noise_within_its_limits_is_none() -> None:
@@ -131,8 +171,14 @@ _QUIET = {CALM_BEATS: 20, FLOOD_BEATS: 40, LATER_BEATS: 20}
 
 def _seen(**arrived: int) -> Observation:
     """Return what a victim heard: so many answers in calm, during floods, and in calm again."""
-    counts = {CALM_BEATS: arrived.get("calm", 20), FLOOD_BEATS: arrived.get("loud", 40), LATER_BEATS: arrived.get("later", 20)}
-    tokens = [(f"{beats:02x}{number:06x}", number / 4) for beats, count in counts.items() for number in range(count)]
+    counts = {
+        CALM_BEATS: arrived.get("calm", 20),
+        FLOOD_BEATS: arrived.get("loud", 40),
+        LATER_BEATS: arrived.get("later", 20),
+    }
+    tokens = [
+        (f"{beats:02x}{number:06x}", number / 4) for beats, count in counts.items() for number in range(count)
+    ]
     records = [{"kind": "dhcp", "token": token, "at": at} for token, at in tokens]
     heard = {_noise("web -> db tcp/5432").victim.guest: records}
     return Observation(Tokens("tb-", b"key"), heard, {}, told=heard)
@@ -166,7 +212,9 @@ def test_a_heartbeat_that_is_lost_once_is_slowness_and_twice_is_harm(monkeypatch
 
 @pytest.mark.parametrize("ill", [{"calm": 17}, {"later": 10}, {"calm": 0, "later": 0}])
 def test_a_busy_machine_tells_nothing_of_floods(monkeypatch: pytest.MonkeyPatch, ill: dict[str, int]) -> None:
-    """A heart that loses beats in calm, before or after, is no heart to tell a flood by, whether it loses more or not."""
+    """A heart that loses beats in calm, before or after, is no heart to tell a flood by, whether it loses
+    more or not.
+    """
     for loud in (0, 10, 40):
         with pytest.raises(InstrumentError, match="without any flood"):
             _Looks(monkeypatch, *[(_KEPT, _seen(loud=loud, **ill))] * 2).judge()
@@ -188,8 +236,13 @@ def test_a_second_policer_hides_no_first_one() -> None:
     lab = _lab({}, {})
     tap = lab.guests[0].nics[0].tap
     for rates in ((9000, 1000), (1000, 9000)):
-        policers = [f"police 0x{number} rate 0bit pkts_rate {rate} pkts_burst 1000" for number, rate in enumerate(rates)]
-        text = "\n".join((f"interface {tap}", *policers, *policers))  # each is printed with the filters of both directions
+        policers = [
+            f"police 0x{number} rate 0bit pkts_rate {rate} pkts_burst 1000"
+            for number, rate in enumerate(rates)
+        ]
+        text = "\n".join(
+            (f"interface {tap}", *policers, *policers)
+        )  # each is printed with the filters of both directions
         assert [item["packets"] for item in policing.observed("node", lab.guests, text).values()] == [10_000]
 
 
@@ -208,7 +261,9 @@ def test_connections_are_of_the_flow_that_is_declared(service: str, kind: type[P
     opening, closing = _connections(_noise(f"web -> db {service}"))
     found = [Ether(frame)[kind] for frame in opening]
     assert len({item.id if kind is ICMP else item.sport for item in found}) == len(found) == 200
-    assert {item.type if kind is ICMP else item.dport for item in found} == {{TCP: 5432, UDP: 53, ICMP: 8}[kind]}
+    assert {item.type if kind is ICMP else item.dport for item in found} == {
+        {TCP: 5432, UDP: 53, ICMP: 8}[kind]
+    }
     assert len(closing) == (200 if kind is TCP else 0)
 
 

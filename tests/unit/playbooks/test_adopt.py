@@ -60,7 +60,9 @@ def test_two_machines_get_different_boot_ids(adopt: ModuleType) -> None:
     assert len(found) == 2
 
 
-def test_the_clock_is_what_the_clock_chip_says(adopt: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_clock_is_what_the_clock_chip_says(
+    adopt: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     chip = struct.pack("9i", 56, 34, 12, 24, 10, 126, 2, 327, 0)
     monkeypatch.setattr(adopt.fcntl, "ioctl", lambda *_: chip)
     told: list[float] = []
@@ -108,7 +110,9 @@ def test_only_a_device_that_is_plugged_in_wakes(adopt: ModuleType) -> None:
     assert events.left == [b"more"]
 
 
-def test_the_boot_is_quiet_when_only_we_keep_it_waiting(adopt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_boot_is_quiet_when_only_we_keep_it_waiting(
+    adopt: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answers = [
         "7 testbed-adoption.service start running\n9 auditd.service start running\n",
         "7 testbed-adoption.service start running\n8 ssh.service start waiting\n",
@@ -129,8 +133,13 @@ def test_what_roles_prepare_is_run_in_order(adopt: ModuleType, tmp_path: Path) -
     assert adopt.ran == [(str(adopt.PREPARATIONS / name),) for name in ("firewall", "switch")]
 
 
-def test_a_machine_with_something_to_share_is_not_saved(adopt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [f"{name} loaded active running It" for name in ("auditd.service", "systemd-journald.service", "testbed-adoption.service")]
+def test_a_machine_with_something_to_share_is_not_saved(
+    adopt: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        f"{name} loaded active running It"
+        for name in ("auditd.service", "systemd-journald.service", "testbed-adoption.service")
+    ]
     monkeypatch.setattr(adopt, "run", lambda *_: "\n".join(lines))
     adopt.refuse_strangers()
     lines.append("ssh.service loaded active running OpenBSD Secure Shell server")
@@ -148,14 +157,23 @@ def test_the_outer_side_waits_for_what_the_machine_says(adopt: ModuleType) -> No
 def test_whoever_needs_an_identity_waits_for_it() -> None:
     unit = (FILES / "testbed-adoption.service").read_text().splitlines()
     before = {name for line in unit if line.startswith("Before=") for name in line.partition("=")[2].split()}
-    assert {"sysinit.target", "network-pre.target"} <= before, "every ordinary service is ordered after one of these"
-    assert {"systemd-networkd.service", "nftables.service", "ovsdb-server.service", "ovn-controller.service"} <= before
+    assert {"sysinit.target", "network-pre.target"} <= before, (
+        "every ordinary service is ordered after one of these"
+    )
+    assert {
+        "systemd-networkd.service",
+        "nftables.service",
+        "ovsdb-server.service",
+        "ovn-controller.service",
+    } <= before
     assert {"ovn-ovsdb-server-nb.service", "ovn-ovsdb-server-sb.service", "ovn-northd.service"} <= before
     assert "ConditionPathExists=!/run/testbed" in unit
     assert "ConditionKernelCommandLine=testbed.golden" in unit
 
 
-def test_what_stood_in_memory_is_not_saved(adopt: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_stood_in_memory_is_not_saved(
+    adopt: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:  2000000 kB\nMemFree:  1000000 kB\n")
     cleared: list[int] = []
     opened = type("Opened", (), {"close": lambda _: None})()

@@ -11,25 +11,52 @@ from markdown_it import MarkdownIt
 
 from testbed.errors import Exit, UsageError
 from testbed.report import formats
-from testbed.report.result import CheckResult, Proof, ProofVerdict, Run, Verdict, content_of, exit_code, from_json, to_json
+from testbed.report.result import (
+    CheckResult,
+    Proof,
+    ProofVerdict,
+    Run,
+    Verdict,
+    content_of,
+    exit_code,
+    from_json,
+    to_json,
+)
 
 HOSTILE = (
-    "\x1b[2J::error::\n::error::x\n | a | b |\n<script>\x00 @somebody me@example.org https://example.org www.example.org #12 GH-12 a/b#3\n"
-    "!4 ![x](http://x) [y](http://y) <http://z> `tick` ``two`` \\` ##vso[x] ```\n# head\n- [ ] item\n\u202e\ud800"
+    "\x1b[2J::error::\n::error::x\n | a | b |\n<script>\x00 @somebody me@example.org "
+    "https://example.org www.example.org #12 GH-12 a/b#3\n"
+    "!4 ![x](http://x) [y](http://y) <http://z> `tick` ``two`` \\` ##vso[x] ```\n# head\n- [ ] item\n"
+    "\u202e\ud800"
 )
 
 
 def _check(verdict: Verdict, *proofs: ProofVerdict, reason: str = "") -> CheckResult:
     made = tuple(Proof(kind, "a breach", "why", ("green",)) for kind in proofs)
-    return CheckResult("NET-01", "fleet", "it | holds", "high", verdict, reason, False, 1.5, ("evidence/x.jsonl",), made)
+    return CheckResult(
+        "NET-01", "fleet", "it | holds", "high", verdict, reason, False, 1.5, ("evidence/x.jsonl",), made
+    )
 
 
 def _data(*checks: CheckResult, trouble: tuple[str, ...] = ()) -> dict[str, Any]:
-    return to_json(Run("lab", "ab12", {"outer": "tcg", "inner": "kvm"}, "2026-01-01T00:00:00+00:00", 9.5, checks, (), trouble))
+    return to_json(
+        Run(
+            "lab",
+            "ab12",
+            {"outer": "tcg", "inner": "kvm"},
+            "2026-01-01T00:00:00+00:00",
+            9.5,
+            checks,
+            (),
+            trouble,
+        )
+    )
 
 
 def test_what_is_written_can_be_read_again() -> None:
-    data = _data(_check(Verdict.PASS, ProofVerdict.PROVEN), _check(Verdict.FAIL, reason=HOSTILE), trouble=(HOSTILE,))
+    data = _data(
+        _check(Verdict.PASS, ProofVerdict.PROVEN), _check(Verdict.FAIL, reason=HOSTILE), trouble=(HOSTILE,)
+    )
     assert to_json(from_json(json.loads(json.dumps(data)))) == data
 
 
@@ -41,39 +68,154 @@ def test_what_is_written_can_be_read_again() -> None:
         ((ProofVerdict.LEFT_OUT, ProofVerdict.LEFT_OUT), "left-out"),
     ],
 )
-def test_a_check_is_as_good_as_the_worst_proof_that_was_asked_for(proofs: tuple[ProofVerdict, ...], worst: str) -> None:
+def test_a_check_is_as_good_as_the_worst_proof_that_was_asked_for(
+    proofs: tuple[ProofVerdict, ...], worst: str
+) -> None:
     (check,) = _data(_check(Verdict.PASS, *proofs))["checks"]
     assert check["proof"]["verdict"] == worst
 
 
 def _of(control: str, verdict: Verdict, reason: str = "", *, left_out: bool = False) -> CheckResult:
-    return CheckResult(control, "fleet", "it holds", "high", verdict, reason, False, 1.5, ("evidence/x.jsonl",), (), left_out)
+    return CheckResult(
+        control, "fleet", "it holds", "high", verdict, reason, False, 1.5, ("evidence/x.jsonl",), (), left_out
+    )
 
 
 PASSED, GONE = _of("NET-01", Verdict.PASS), _of("NET-12", Verdict.NOT_APPLICABLE, "no guest sends")
 SLOW = _of("NET-01", Verdict.NOT_APPLICABLE, "it boots: ask for it with --slow", left_out=True)
 ALL_SLOW = _of("NET-12", Verdict.NOT_APPLICABLE, "it boots: ask for it with --slow", left_out=True)
 BOTH = ("NET-01", "NET-12")
-SEEN = [  # cases, all controls, what was asked for; exit code, first words, the rest of the headline, the line of names
-    ((PASSED, _of("NET-12", Verdict.PASS)), BOTH, (), Exit.OK, "ALL WALLS HOLD: 2 pass", "not-applicable", None),
-    ((PASSED, GONE), BOTH, (), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "; not looked at: NET-12", "NET-12 (no guest sends)"),
-    ((PASSED, SLOW), BOTH[:1], (), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "not looked at: NET-01 in 1 of 2 cases", "(it boots: ask"),
-    ((PASSED, ALL_SLOW), BOTH, (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "; not looked at: NET-12", "NET-12 (it boots: ask"),
-    ((PASSED, GONE, ALL_SLOW), BOTH, (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "; not looked at: NET-12", "no guest sends; it boots"),
-    ((PASSED,), BOTH, (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "; not looked at: NET-12", "NET-12 (none of its checks ran)"),
-    ((PASSED,), BOTH, ("net-01",), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "; only net-01 was asked for", None),
-    ((PASSED, GONE), BOTH, ("NET",), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "NET-12; only NET was asked for", "NET-12"),
-    ((PASSED,), BOTH, ("NET",), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "NET-12; only NET was asked for", "none of its checks ran"),
-    ((GONE,), BOTH[1:], (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 0 pass", "not looked at: NET-12", "NET-12 (no guest sends)"),
-    ((_of("NET-01", Verdict.FAIL), GONE), BOTH, (), Exit.FAIL, "OPEN WALLS: 0 pass", "not looked at: NET-12", "no guest sends"),
-    ((_of("NET-12", Verdict.INCONCLUSIVE), GONE, PASSED), BOTH, (), Exit.INCONCLUSIVE, "INCONCLUSIVE: 1 pass", "not-applicable", None),
-    ((PASSED, GONE), (), (), Exit.OK, "ALL WALLS LOOKED AT HOLD: 1 pass", "not looked at: NET-12", "no guest sends"),
+# cases, all controls, what was asked for; exit code, first words, the rest of the headline, the line of names
+SEEN = [
+    (
+        (PASSED, _of("NET-12", Verdict.PASS)),
+        BOTH,
+        (),
+        Exit.OK,
+        "ALL WALLS HOLD: 2 pass",
+        "not-applicable",
+        None,
+    ),
+    (
+        (PASSED, GONE),
+        BOTH,
+        (),
+        Exit.OK,
+        "ALL WALLS LOOKED AT HOLD: 1 pass",
+        "; not looked at: NET-12",
+        "NET-12 (no guest sends)",
+    ),
+    (
+        (PASSED, SLOW),
+        BOTH[:1],
+        (),
+        Exit.OK,
+        "ALL WALLS LOOKED AT HOLD: 1 pass",
+        "not looked at: NET-01 in 1 of 2 cases",
+        "(it boots: ask",
+    ),
+    (
+        (PASSED, ALL_SLOW),
+        BOTH,
+        (),
+        Exit.INCONCLUSIVE,
+        "INCONCLUSIVE: 1 pass",
+        "; not looked at: NET-12",
+        "NET-12 (it boots: ask",
+    ),
+    (
+        (PASSED, GONE, ALL_SLOW),
+        BOTH,
+        (),
+        Exit.INCONCLUSIVE,
+        "INCONCLUSIVE: 1 pass",
+        "; not looked at: NET-12",
+        "no guest sends; it boots",
+    ),
+    (
+        (PASSED,),
+        BOTH,
+        (),
+        Exit.INCONCLUSIVE,
+        "INCONCLUSIVE: 1 pass",
+        "; not looked at: NET-12",
+        "NET-12 (none of its checks ran)",
+    ),
+    (
+        (PASSED,),
+        BOTH,
+        ("net-01",),
+        Exit.OK,
+        "ALL WALLS LOOKED AT HOLD: 1 pass",
+        "; only net-01 was asked for",
+        None,
+    ),
+    (
+        (PASSED, GONE),
+        BOTH,
+        ("NET",),
+        Exit.OK,
+        "ALL WALLS LOOKED AT HOLD: 1 pass",
+        "NET-12; only NET was asked for",
+        "NET-12",
+    ),
+    (
+        (PASSED,),
+        BOTH,
+        ("NET",),
+        Exit.INCONCLUSIVE,
+        "INCONCLUSIVE: 1 pass",
+        "NET-12; only NET was asked for",
+        "none of its checks ran",
+    ),
+    (
+        (GONE,),
+        BOTH[1:],
+        (),
+        Exit.INCONCLUSIVE,
+        "INCONCLUSIVE: 0 pass",
+        "not looked at: NET-12",
+        "NET-12 (no guest sends)",
+    ),
+    (
+        (_of("NET-01", Verdict.FAIL), GONE),
+        BOTH,
+        (),
+        Exit.FAIL,
+        "OPEN WALLS: 0 pass",
+        "not looked at: NET-12",
+        "no guest sends",
+    ),
+    (
+        (_of("NET-12", Verdict.INCONCLUSIVE), GONE, PASSED),
+        BOTH,
+        (),
+        Exit.INCONCLUSIVE,
+        "INCONCLUSIVE: 1 pass",
+        "not-applicable",
+        None,
+    ),
+    (
+        (PASSED, GONE),
+        (),
+        (),
+        Exit.OK,
+        "ALL WALLS LOOKED AT HOLD: 1 pass",
+        "not looked at: NET-12",
+        "no guest sends",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("checks", "controls", "asked", "code", "word", "end", "names"), SEEN)
 def test_what_was_not_looked_at_is_said(
-    checks: tuple[CheckResult, ...], controls: tuple[str, ...], asked: tuple[str, ...], code: Exit, word: str, end: str, names: str | None
+    checks: tuple[CheckResult, ...],
+    controls: tuple[str, ...],
+    asked: tuple[str, ...],
+    code: Exit,
+    word: str,
+    end: str,
+    names: str | None,
 ) -> None:
     data = to_json(Run("lab", "ab12", {}, "2026-01-01T00:00:00+00:00", 9.5, checks, (), (), controls, asked))
     assert to_json(from_json(json.loads(json.dumps(data)))) == data
@@ -155,7 +297,12 @@ CASES = [
     ((_check(Verdict.PASS, ProofVerdict.PROVEN, ProofVerdict.PROVEN_BEFORE),), (), "ALL WALLS HOLD", set()),
     ((_check(Verdict.FAIL, reason=HOSTILE),), (), "OPEN WALLS", {"failure"}),
     ((_check(Verdict.INCONCLUSIVE, reason=HOSTILE),), (), "INCONCLUSIVE", {"error"}),
-    ((_check(Verdict.PASS), _check(Verdict.NOT_APPLICABLE, reason="no guest")), (), "ALL WALLS HOLD", {"skipped"}),
+    (
+        (_check(Verdict.PASS), _check(Verdict.NOT_APPLICABLE, reason="no guest")),
+        (),
+        "ALL WALLS HOLD",
+        {"skipped"},
+    ),
     ((_check(Verdict.PASS), GONE), (), "ALL WALLS LOOKED AT HOLD", {"skipped"}),
     ((_check(Verdict.PASS, ProofVerdict.CANNOT_FAIL),), (), "NOT ALL PROVEN", {"failure"}),
     ((_check(Verdict.PASS, ProofVerdict.DIRTY_REVERT),), (), "NOT ALL PROVEN", {"error"}),
@@ -165,17 +312,23 @@ CASES = [
 
 
 @pytest.mark.parametrize(("checks", "trouble", "word", "outcomes"), CASES)
-def test_every_form_tells_the_same(checks: tuple[CheckResult, ...], trouble: tuple[str, ...], word: str, outcomes: set[str]) -> None:
+def test_every_form_tells_the_same(
+    checks: tuple[CheckResult, ...], trouble: tuple[str, ...], word: str, outcomes: set[str]
+) -> None:
     data = _data(*checks, trouble=trouble)
     assert formats.text(data).splitlines()[-1].startswith(word)
     markdown = formats.markdown(data)
     assert markdown.startswith(f"# lab: {word}")
-    assert ("What is not a pass" in markdown) is bool({check.verdict for check in checks} - {Verdict.PASS} or trouble)
+    assert ("What is not a pass" in markdown) is bool(
+        {check.verdict for check in checks} - {Verdict.PASS} or trouble
+    )
     root = ET.fromstring(formats.junit(data))
     assert {child.tag for child in root.findall("testsuite/testcase/*")} == outcomes
     suite = root[0]
     counted = {"failures": "failure", "errors": "error", "skipped": "skipped"}
-    assert all(int(suite.get(name, "")) == len(suite.findall(f"testcase/{tag}")) for name, tag in counted.items())
+    assert all(
+        int(suite.get(name, "")) == len(suite.findall(f"testcase/{tag}")) for name, tag in counted.items()
+    )
     assert int(suite.get("tests", "")) == len(suite.findall("testcase"))
 
 
@@ -196,8 +349,20 @@ def test_what_a_guest_said_is_shown_and_obeyed_by_nobody(form: Any) -> None:
 
 def _require_inert(shown: str) -> None:
     """Only code may hold what a forge makes links, calls or markup of."""
-    tokens = [child for token in MarkdownIt("commonmark").enable("table").parse(shown) for child in token.children or [token]]
-    assert not {token.type for token in tokens} & {"html_block", "html_inline", "link_open", "image", "fence", "code_block", "hr"}
+    tokens = [
+        child
+        for token in MarkdownIt("commonmark").enable("table").parse(shown)
+        for child in token.children or [token]
+    ]
+    assert not {token.type for token in tokens} & {
+        "html_block",
+        "html_inline",
+        "link_open",
+        "image",
+        "fence",
+        "code_block",
+        "hr",
+    }
     assert sum(token.type == "heading_open" for token in tokens) == shown.count("\n## ") + 1
     plain = " ".join(token.content for token in tokens if token.type == "text")
     assert not any(word in plain for word in ("@", "://", "www.", "#1", "GH-", "<", "!4"))
@@ -221,10 +386,22 @@ def test_ticks_do_not_end_the_code_around_foreign_words(words: str) -> None:
 def test_the_matrix_tells_what_got_through_and_what_is_wrong() -> None:
     def row(target: str, service: str, allowed: bool, observed: bool | None) -> dict[str, object]:
         protocol, _, port = service.partition("/")
-        return {"source": "a", "target": target, "protocol": protocol, "port": port or None, "allowed": allowed, "observed": observed}
+        return {
+            "source": "a",
+            "target": target,
+            "protocol": protocol,
+            "port": port or None,
+            "allowed": allowed,
+            "observed": observed,
+        }
 
-    rows = [row("b", "tcp/5432", True, True), row("b", "arp", True, False), row("c", "icmp", False, True), row("c", "nd", False, False),
-            row("d", "nd", False, None)]  # fmt: skip
+    rows = [
+        row("b", "tcp/5432", True, True),
+        row("b", "arp", True, False),
+        row("c", "icmp", False, True),
+        row("c", "nd", False, False),
+        row("d", "nd", False, None),
+    ]
     lines = formats.matrix(rows).splitlines()
     assert lines[0].startswith("reach: 4 of 5 cells observed, 2 of them denied")
     assert lines[1:] == ["  a -> b: tcp/5432, arp (DEAD)", "  a -> c: icmp (LEAK)"]

@@ -1,4 +1,6 @@
-"""Hostile topology files: each is answered within bounds, with a line and a remedy, and in no Python words."""
+"""Hostile topology files: each is answered within bounds, with a line and a remedy, and in no Python
+words.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,23 @@ from testbed.topology_file.loader import load
 from tests.corpus import EXPENSIVE, corpus, validate
 
 SEED = int(os.environ.get("TESTBED_CORPUS_SEED", "1"))
-HEAD = "version: 1\nname: lab\nnodes: {node-a: %s}\ntenants: {red: {networks: {app: 10.0.0.0/24}, guests: {web: %s}, allow: [%s]}}\n"
+HEAD = (
+    "version: 1\nname: lab\nnodes: {node-a: %s}\ntenants: {red: {networks: {app: 10.0.0.0/24}, guests: "
+    "{web: %s}, allow: [%s]}}\n"
+)
 
 
-@pytest.mark.parametrize(("name", "text"), corpus(150, SEED), ids=lambda value: value if len(value) < 40 else "")
+@pytest.mark.parametrize(
+    ("name", "text"), corpus(150, SEED), ids=lambda value: value if len(value) < 40 else ""
+)
 def test_a_hostile_file_is_answered_within_bounds(name: str, text: str, tmp_path: Path) -> None:
     outcome = validate(text, tmp_path)
     assert not outcome.broken(), outcome.output[:2000]
 
 
-@pytest.mark.parametrize("name", ["alias bomb", "long alias", "unknown keys", "flows", "networks", "many digits"])
+@pytest.mark.parametrize(
+    "name", ["alias bomb", "long alias", "unknown keys", "flows", "networks", "many digits"]
+)
 def test_a_file_that_was_expensive_once_is_cheap(name: str, tmp_path: Path) -> None:
     outcome = validate(EXPENSIVE[name](), tmp_path)
     assert not outcome.broken(), outcome.output[:2000]
@@ -30,7 +39,9 @@ def test_a_file_that_was_expensive_once_is_cheap(name: str, tmp_path: Path) -> N
 def _mistakes(text: str) -> list[tuple[int, str, str]]:
     with pytest.raises(TopologyError) as caught:
         load(text, "x.yaml")
-    return [(mistake.line, mistake.path, f"{mistake.fact}; {mistake.remedy}") for mistake in caught.value.mistakes]
+    return [
+        (mistake.line, mistake.path, f"{mistake.fact}; {mistake.remedy}") for mistake in caught.value.mistakes
+    ]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +68,10 @@ def test_a_wrong_value_is_refused_with_what_is_possible(node: str, guest: str, f
 
 
 def test_variables_are_no_part_of_the_format() -> None:
-    assert "the format has no variables" in _mistakes((HEAD % ("{}", "{}", "")).replace("name: lab", "name: ${LAB}"))[0][2]
+    assert (
+        "the format has no variables"
+        in _mistakes((HEAD % ("{}", "{}", "")).replace("name: lab", "name: ${LAB}"))[0][2]
+    )
 
 
 def test_nothing_below_a_name_means_every_default() -> None:
@@ -76,4 +90,7 @@ def test_twenty_mistakes_are_shown_and_the_others_counted() -> None:
 
 def test_a_mistake_behind_an_alias_is_shown_where_the_alias_is_used() -> None:
     found = _mistakes((HEAD % ("{}", "&web {cpus: 1}", "")) + "controller: *web\n")
-    assert {(line, path) for line, path, _ in found} == {(4, "tenants.red.guests.web.cpus"), (5, "controller.cpus")}
+    assert {(line, path) for line, path, _ in found} == {
+        (4, "tenants.red.guests.web.cpus"),
+        (5, "controller.cpus"),
+    }

@@ -1,4 +1,6 @@
-"""Names and reasons from nodes, files and guests in plans, charts and pictures, and what silent guests last said."""
+"""Names and reasons from nodes, files and guests in plans, charts and pictures, and what silent guests last
+said.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def test_a_chart_has_one_line_for_each_span() -> None:
 
 def _named() -> Any:
     tenant = LAB.tenants[0]
-    return replace(LAB, name=NAME, tenants=(replace(tenant, guests=(replace(tenant.guests[0], name=NAME),), flows=()),))
+    return replace(
+        LAB, name=NAME, tenants=(replace(tenant, guests=(replace(tenant.guests[0], name=NAME),), flows=()),)
+    )
 
 
 def test_dot_is_quoted() -> None:
@@ -77,7 +81,9 @@ def test_the_last_words_of_a_silent_guest_stand_behind_a_bar(monkeypatch: pytest
     silent = Action(Verb.RESTART, Key(guest.node, Kind.GUEST, guest.label), "-", None, ())
     monkeypatch.setattr(observe, "plan", lambda *_: Plan((silent,)))
     monkeypatch.setattr(apply, "converge", lambda *_: [])
-    lab: Any = SimpleNamespace(testbed=LAB, desired={}, places=[], nodes={guest.node: SimpleNamespace(console=lambda *_: words)})
+    lab: Any = SimpleNamespace(
+        testbed=LAB, desired={}, places=[], nodes={guest.node: SimpleNamespace(console=lambda *_: words)}
+    )
     with terminal.ERR.capture() as said:
         assert guest_recovery.revive(lab, terminal.say) == (guest.label,)
     shown = said.get()

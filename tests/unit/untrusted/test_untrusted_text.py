@@ -12,10 +12,37 @@ import pytest
 from testbed.untrusted import bounded_json, text
 
 OBEYED = [
-    "\x1b[31m", "\x1b]8;;http://x\x07", "\x9b31m", "\r", "\x08", "\x00", "\x7f", "\x85", "\u2028", "\u2029", "\x0b", "\x0c",
-    "\u202e", "\u2066", "\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\ud800", "\udcff", "\U000e0041", "\ufe0f", "\u3164", "\u115f",
-    "\u2800", "\uffff", "\u0378", "\ue000", "\u034f",
-]  # fmt: skip
+    "\x1b[31m",
+    "\x1b]8;;http://x\x07",
+    "\x9b31m",
+    "\r",
+    "\x08",
+    "\x00",
+    "\x7f",
+    "\x85",
+    "\u2028",
+    "\u2029",
+    "\x0b",
+    "\x0c",
+    "\u202e",
+    "\u2066",
+    "\u200b",
+    "\u200d",
+    "\u2060",
+    "\ufeff",
+    "\u00ad",
+    "\ud800",
+    "\udcff",
+    "\U000e0041",
+    "\ufe0f",
+    "\u3164",
+    "\u115f",
+    "\u2800",
+    "\uffff",
+    "\u0378",
+    "\ue000",
+    "\u034f",
+]
 
 
 @pytest.mark.parametrize("part", OBEYED, ids=ascii)
@@ -38,7 +65,9 @@ def test_marks_do_not_pile_up() -> None:
     assert sum(unicodedata.category(item) == "Mn" for item in shown) == 3
 
 
-@pytest.mark.parametrize("command", ["##vso[task.setvariable x]", "##teamcity[buildStop]", "##[error]", "####[group]", "##VSO[x]"])
+@pytest.mark.parametrize(
+    "command", ["##vso[task.setvariable x]", "##teamcity[buildStop]", "##[error]", "####[group]", "##VSO[x]"]
+)
 def test_no_command_to_a_ci_system_is_left_anywhere(command: str) -> None:
     for function in (text.clean, text.line, text.block, lambda given: text.passed_on(given.encode())):
         shown = function(f"said {command}")
@@ -85,7 +114,7 @@ def test_no_text_is_slow(part: str) -> None:
 
 
 def test_json_is_read_as_json() -> None:
-    value = {"a": [1, -2, 3.5, True, None, "x\"{[,]}\\", "ä", "𝄞"], "b": {"c": []}}
+    value = {"a": [1, -2, 3.5, True, None, 'x"{[,]}\\', "ä", "𝄞"], "b": {"c": []}}
     assert bounded_json.read(json.dumps(value)) == value
     assert bounded_json.read(json.dumps(value, ensure_ascii=False).encode()) == value
 

@@ -22,7 +22,14 @@ from testbed.verify.probe.tokens import Tokens
 from testbed.verify.runner import leftovers
 
 LAB = resolve(read(Path(__file__).parents[3] / "topologies/one-node.yaml").spec)
-EXCEPTIONS = (AssertionError, InstrumentError("no", fact="-", remedy="-"), KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit)
+EXCEPTIONS = (
+    AssertionError,
+    InstrumentError("no", fact="-", remedy="-"),
+    KeyboardInterrupt,
+    SystemExit,
+    MemoryError,
+    GeneratorExit,
+)
 
 
 class World:
@@ -38,8 +45,11 @@ class World:
         machine = SimpleNamespace(read=lambda *_, **__: "", name="node")
         central = SimpleNamespace(northbound=self)
         self.fleet: Any = SimpleNamespace(
-            testbed=LAB, machines={"node": machine}, leavings=Leavings(), lab=SimpleNamespace(nodes={"node": self.node}, central=central),
-        )  # fmt: skip
+            testbed=LAB,
+            machines={"node": machine},
+            leavings=Leavings(),
+            lab=SimpleNamespace(nodes={"node": self.node}, central=central),
+        )
         self.guest = Throwaway.beside(self.fleet, LAB.guests[0], IPv4Address("10.0.0.250"))
 
     def step(self, name: str, do: Callable[[], object]) -> str:
@@ -64,7 +74,9 @@ class World:
             return self.step("unpack", lambda: self.there.add("files"))
         if command.startswith("rm "):
             return self.step("remove files", lambda: self._gone("files"))
-        assert command.startswith("ovs-vsctl -- --if-exists del-port tapfirst0 -- --if-exists del-port tapfirst1")
+        assert command.startswith(
+            "ovs-vsctl -- --if-exists del-port tapfirst0 -- --if-exists del-port tapfirst1"
+        )
         return self.step("remove interfaces", lambda: self._gone("interfaces"))
 
     def create(self, _: str) -> None:
@@ -77,7 +89,9 @@ class World:
         self.step("reset", lambda: None)
 
     def destroy(self, _: str) -> None:
-        self.step("destroy", lambda: self._gone("domain"))  # on a damaged lab, the interface stays in the switch
+        self.step(
+            "destroy", lambda: self._gone("domain")
+        )  # on a damaged lab, the interface stays in the switch
 
     def set_port(self, *_: object) -> None:
         self.step("bind", lambda: self.there.add("port"))
@@ -178,7 +192,9 @@ def test_rules_that_were_taken_away_come_back(monkeypatch: pytest.MonkeyPatch) -
             raise ProvisioningError("no", fact="the database is gone", remedy="-")
 
     northbound = SimpleNamespace(change_rules=change)
-    fleet: Any = SimpleNamespace(testbed=LAB, leavings=Leavings(), lab=SimpleNamespace(central=SimpleNamespace(northbound=northbound)))
+    fleet: Any = SimpleNamespace(
+        testbed=LAB, leavings=Leavings(), lab=SimpleNamespace(central=SimpleNamespace(northbound=northbound))
+    )
     instrument = SimpleNamespace(ask=lambda _: {"answers": [1, 0], "turned": True})
     monkeypatch.setattr(disruptions, "in_guest", lambda *_: instrument)
     monkeypatch.setattr(disruptions, "_require_used", lambda *_: None)
@@ -187,7 +203,10 @@ def test_rules_that_were_taken_away_come_back(monkeypatch: pytest.MonkeyPatch) -
     assert [bool(gone) for gone, _ in changes] == [True, False]
     assert changes[1][1] == changes[0][0]
     (told,) = fleet.leavings.clear()
-    assert "red/app without the rules of its flow to tcp/5432 is left behind: ProvisioningError: the database is gone" in told
+    assert (
+        "red/app without the rules of its flow to tcp/5432 is left behind: ProvisioningError: the "
+        "database is gone"
+    ) in told
 
 
 class _Place:
@@ -208,14 +227,18 @@ class _Place:
 
 def _fleet(tmp_path: Path, **places: Any) -> Any:
     machine = places.get("machine", _Place("the interface lo"))
-    northbound = SimpleNamespace(switches=places.get("switches", _Place({})), ports=places.get("ports", _Place({})))
+    northbound = SimpleNamespace(
+        switches=places.get("switches", _Place({})), ports=places.get("ports", _Place({}))
+    )
     node = SimpleNamespace(hypervisor=SimpleNamespace(domains=places.get("domains", _Place([]))))
     outer = SimpleNamespace(fabric=SimpleNamespace(links=places.get("links", _Place([]))))
     lab = SimpleNamespace(nodes={"node": node}, central=SimpleNamespace(northbound=northbound), outer=outer,
                           workspace=SimpleNamespace(folder=tmp_path))  # fmt: skip
     files = places.get("files", _Place(None))
     machines = {"node": machine, "controller": places.get("controller", _Place("active"))}
-    return SimpleNamespace(testbed=LAB, machines=machines, lab=lab, instruments={}, leavings=Leavings(), files_of=lambda _: files)
+    return SimpleNamespace(
+        testbed=LAB, machines=machines, lab=lab, instruments={}, leavings=Leavings(), files_of=lambda _: files
+    )
 
 
 def _link(name: str, resource: str) -> Any:
@@ -225,15 +248,37 @@ def _link(name: str, resource: str) -> Any:
 @pytest.mark.parametrize(
     ("place", "before", "after", "told"),
     [
-        ("machine", "the interface lo", "the interface lo\nthe interface tapfirst0 in the switch", "tapfirst0 in the switch is left"),
+        (
+            "machine",
+            "the interface lo",
+            "the interface lo\nthe interface tapfirst0 in the switch",
+            "tapfirst0 in the switch is left",
+        ),
         ("machine", "", "the file /run/testbed-probe", "the file /run/testbed-probe is left behind at node"),
-        ("domains", [], [SimpleNamespace(name="red.first.frame")], "the guest red.first.frame is left behind at libvirt of node"),
-        ("ports", {}, {"red/first.frame/app": {"port": "p"}}, r"the port red/first.frame/app \(p\) is left behind"),
+        (
+            "domains",
+            [],
+            [SimpleNamespace(name="red.first.frame")],
+            "the guest red.first.frame is left behind at libvirt of node",
+        ),
+        (
+            "ports",
+            {},
+            {"red/first.frame/app": {"port": "p"}},
+            r"the port red/first.frame/app \(p\) is left behind",
+        ),
         ("switches", {}, {"red/app": {}}, "the switch red/app is left behind"),
-        ("links", [_link("tap", "tap=x")], [_link("tap", "tap=x"), _link("rogue-fabric", "rogue=fabric")], "rogue-fabric is left behind"),
+        (
+            "links",
+            [_link("tap", "tap=x")],
+            [_link("tap", "tap=x"), _link("rogue-fabric", "rogue=fabric")],
+            "rogue-fabric is left behind",
+        ),
     ],
 )
-def test_what_was_not_there_before_is_named(tmp_path: Path, place: str, before: Any, after: Any, told: str) -> None:
+def test_what_was_not_there_before_is_named(
+    tmp_path: Path, place: str, before: Any, after: Any, told: str
+) -> None:
     fleet = _fleet(tmp_path, **{place: _Place(before, after)})
     (line,) = leftovers.left_behind(fleet, leftovers.look(fleet))
     assert re.search(told, line)
@@ -241,7 +286,9 @@ def test_what_was_not_there_before_is_named(tmp_path: Path, place: str, before: 
     assert leftovers.left_behind(same, leftovers.look(same)) == [], "what was there before was left by nobody"
 
 
-def test_a_probe_that_does_not_end_and_keys_that_stay_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_does_not_end_and_keys_that_stay_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(leftovers, "_PAUSE", 0)
     fleet = _fleet(tmp_path, files=_Place(b"12", b"12", None))
     before = leftovers.look(fleet)
@@ -263,9 +310,13 @@ def test_a_controller_that_is_not_there_is_not_waited_for(tmp_path: Path) -> Non
     assert not asked
 
 
-@pytest.mark.parametrize("error", [InstrumentError("no", fact="silence", remedy="-"), OSError("netlink"), RuntimeError("a bug")])
+@pytest.mark.parametrize(
+    "error", [InstrumentError("no", fact="silence", remedy="-"), OSError("netlink"), RuntimeError("a bug")]
+)
 @pytest.mark.parametrize("place", ["machine", "domains", "ports", "links"])
-def test_what_cannot_be_looked_at_is_told_and_stops_nothing(tmp_path: Path, place: str, error: Exception) -> None:
+def test_what_cannot_be_looked_at_is_told_and_stops_nothing(
+    tmp_path: Path, place: str, error: Exception
+) -> None:
     fleet = _fleet(tmp_path, **{place: _Place(error)})
     removed: list[str] = []
     fleet.leavings._things.append(SimpleNamespace(what="x", remove=partial(removed.append, "x")))

@@ -57,7 +57,12 @@ class Fleet:
     """As much of a fleet as a watch needs."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
-        self.lab, self.testbed, self.evidence, self.shared = lab, lab.testbed, Evidence(folder), dict[str, Any]()
+        self.lab, self.testbed, self.evidence, self.shared = (
+            lab,
+            lab.testbed,
+            Evidence(folder),
+            dict[str, Any](),
+        )
 
     def once(self, name: str, observe: Callable[[], Any]) -> Any:
         if name not in self.shared:
@@ -75,7 +80,9 @@ def lab() -> Lab:
 
 @pytest.fixture
 def run(lab: Lab, tmp_path: Path) -> Callable[..., list[tuple[str, str, str, str]]]:
-    def run(between: Callable[[], None] = lambda: None, only: tuple[str, ...] = ()) -> list[tuple[str, str, str, str]]:
+    def run(
+        between: Callable[[], None] = lambda: None, only: tuple[str, ...] = ()
+    ) -> list[tuple[str, str, str, str]]:
         watch = Watch(Fleet(lab, tmp_path / "evidence"), only)  # type: ignore[arg-type]
         watch.begin()
         between()
@@ -91,22 +98,34 @@ def test_a_lab_that_is_what_it_must_be_adds_no_row(run) -> None:
 
 
 def test_a_difference_is_a_fail_of_its_control_and_of_no_other(lab, run) -> None:
-    lab.set(KERNEL, "value", str(lab.desired[KERNEL].properties["value"]).replace("ip_forward 0", "ip_forward 1"))
+    lab.set(
+        KERNEL, "value", str(lab.desired[KERNEL].properties["value"]).replace("ip_forward 0", "ip_forward 1")
+    )
     ((control, case, verdict, reason),) = run()
     assert (control, case, verdict) == ("NET-09", "node-a", "fail")
-    assert reason == ("setting network-stack on node-a: found 'net/ipv4/ip_forward 1', wanted 'net/ipv4/ip_forward 0' "
-                      "(from the beginning to the end)")  # fmt: skip
+    assert reason == (
+        "setting network-stack on node-a: found 'net/ipv4/ip_forward 1', wanted 'net/ipv4/ip_forward 0' "
+        "(from the beginning to the end)"
+    )
 
 
 def test_differences_of_several_kinds_are_rows_of_their_own(lab, run) -> None:
     lab.set(VOLUME, "mode", "644")
     lab.set(SWITCH, "acls", [*lab.desired[SWITCH].properties["acls"], "from-lport 2000 allow: ip"])
     lab.set(LIMIT, "packets", 0)
-    assert [row[:3] for row in run()] == [("NET-01", "controller", "fail"), ("NET-12", "node-a", "fail"), ("STO-01", "node-b", "fail")]
+    assert [row[:3] for row in run()] == [
+        ("NET-01", "controller", "fail"),
+        ("NET-12", "node-a", "fail"),
+        ("STO-01", "node-b", "fail"),
+    ]
 
 
 def test_what_is_in_no_topology_is_a_fail(lab, run) -> None:
-    lab.world.resources[Key("node-a", Kind.VOLUME, "red/foreign.raw")] = {"owner": 0, "mode": "600", "links": 1}
+    lab.world.resources[Key("node-a", Kind.VOLUME, "red/foreign.raw")] = {
+        "owner": 0,
+        "mode": "600",
+        "links": 1,
+    }
     rows = run()
     assert {row[:3] for row in rows} == {("STO-01", "node-a", "fail"), ("DOS-04", "node-a", "fail")}
     assert "volume red/foreign.raw on node-a is not in the topology" in rows[0][3]
@@ -131,18 +150,25 @@ def test_only_the_controls_that_were_asked_for_are_judged(lab, run) -> None:
     assert [row[0] for row in run(only=("sto-01",))] == ["STO-01"]
 
 
-@pytest.mark.parametrize("error", [ProvisioningError("it does not answer", fact="silence", remedy="wait"), ValueError("garbage")])
+@pytest.mark.parametrize(
+    "error", [ProvisioningError("it does not answer", fact="silence", remedy="wait"), ValueError("garbage")]
+)
 def test_a_machine_that_cannot_be_looked_at_makes_its_controls_inconclusive(lab, run, error) -> None:
     lab.set(VOLUME, "mode", "644")
     lab.silent["node-b"] = error
     rows = run(only=("STO", "NET-09"))
-    assert [row[:3] for row in rows] == [(control, "node-b", "inconclusive") for control in ("NET-09", "STO-01", "STO-07")]
+    assert [row[:3] for row in rows] == [
+        (control, "node-b", "inconclusive") for control in ("NET-09", "STO-01", "STO-07")
+    ]
     assert "node-b could not be looked at (at the beginning)" in rows[0][3]
 
 
 def test_one_that_falls_silent_later_takes_nothing_back(lab, run) -> None:
     lab.set(VOLUME, "mode", "644")
-    rows = {row[:3]: row[3] for row in run(lambda: lab.silent.update({"node-b": ValueError("gone")}), only=("STO",))}
+    rows = {
+        row[:3]: row[3]
+        for row in run(lambda: lab.silent.update({"node-b": ValueError("gone")}), only=("STO",))
+    }
     assert set(rows) == {("STO-01", "node-b", "fail"), ("STO-07", "node-b", "inconclusive")}
     assert rows["STO-01", "node-b", "fail"].endswith("(at the beginning)")
 

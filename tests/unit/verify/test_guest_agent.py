@@ -41,7 +41,11 @@ def _text(value: bytes) -> str:
 
 
 def test_output_and_status_come_back() -> None:
-    puppet = Puppet({"pid": 7}, {"exited": False}, {"exited": True, "exitcode": 3, "out-data": _text(b"hello"), "err-data": _text(b"!")})
+    puppet = Puppet(
+        {"pid": 7},
+        {"exited": False},
+        {"exited": True, "exitcode": 3, "out-data": _text(b"hello"), "err-data": _text(b"!")},
+    )
     done = run_in_guest(puppet, GUEST, ["/bin/x", "a b"], b"input", 5)
     assert (done.status, done.stdout, done.stderr) == (3, b"hello", b"!")
     command, arguments = puppet.requests[0]
@@ -96,7 +100,9 @@ def test_a_file_of_nonsense_is_an_instrument_error(answers: list[dict[str, Any]]
 
 def test_a_file_ends_where_nothing_comes_any_more() -> None:
     """Whatever the agent says of it."""
-    puppet = Puppet(HANDLE, {"buf-b64": _text(b"ab"), "eof": False}, {"buf-b64": "", "count": 5, "eof": False}, {})
+    puppet = Puppet(
+        HANDLE, {"buf-b64": _text(b"ab"), "eof": False}, {"buf-b64": "", "count": 5, "eof": False}, {}
+    )
     assert Files(puppet, GUEST).read("/run/x") == b"ab"
     assert puppet.requests[-1] == ("guest-file-close", {"handle": 1000})
 
@@ -110,7 +116,9 @@ def test_a_file_that_is_not_there_is_none() -> None:
     """Only that; an agent that does not answer is an error."""
 
     class Absent(Puppet):
-        def agent(self, name: str, command: str, arguments: dict[str, object], timeout: int) -> dict[str, Any]:
+        def agent(
+            self, name: str, command: str, arguments: dict[str, object], timeout: int
+        ) -> dict[str, Any]:
             raise InstrumentError(f"{name} {command}", fact=str(arguments["path"]), remedy=str(timeout))
 
     files = Files(Absent({}), GUEST)
@@ -152,7 +160,9 @@ def test_an_agent_that_has_not_been_asked_is_asked_anew(monkeypatch: pytest.Monk
 def test_a_way_to_a_guest_outlives_a_boot_of_its_node() -> None:
     environment = Environment(Accelerator.TCG, Accelerator.KVM, 4.0, "/usr/bin/qemu-system-x86_64")
     node: Any = Node(LAB, LAB.nodes[0], cast(Host, None), Path("/nowhere"), environment)
-    before, after = (Puppet(HANDLE, {"buf-b64": _text(word), "eof": True}, {}) for word in (b"before", b"after"))
+    before, after = (
+        Puppet(HANDLE, {"buf-b64": _text(word), "eof": True}, {}) for word in (b"before", b"after")
+    )
     node._hypervisor = before
     files = Fleet.files_of(cast(Fleet, SimpleNamespace(lab=SimpleNamespace(nodes={GUEST.node: node}))), GUEST)
     assert files.read("/etc/hostname") == b"before"

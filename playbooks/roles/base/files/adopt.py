@@ -1,9 +1,9 @@
 """Waits in the middle of the boot until this memory has been started a second time, then becomes somebody.
 
-A machine that boots with ``testbed.golden`` on its kernel command line has no identity. It stops here, and the
-outer machine saves its memory. Whoever starts from that memory notices that devices are plugged in, which the saved
-machine never saw; takes its identity from the credential that a cold boot would have taken it from, and goes on
-booting. What made keys, ids or random numbers before the memory was saved is made anew.
+A machine that boots with ``testbed.golden`` on its kernel command line has no identity. It stops here, and
+the outer machine saves its memory. Whoever starts from that memory notices that devices are plugged in, which
+the saved machine never saw; takes its identity from the credential that a cold boot would have taken it from,
+and goes on booting. What made keys, ids or random numbers before the memory was saved is made anew.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ FRESH = 512  # bytes; up to 128 of them may have been fetched before the memory 
 
 
 def run(*argv: str, timeout: float = 120) -> str:
-    """Run a program to its end, which must be a success and come within so many seconds, and return what it printed."""
+    """Run a program to its end, which must be a success and come within so many seconds, and return what it
+    printed.
+    """
     return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=timeout).stdout
 
 
@@ -64,7 +66,9 @@ def wait_for_quiet() -> None:
 
 
 def prepare() -> None:
-    """Run what roles want to have done once and for all: kernel modules, and what is found out about what is on the disk."""
+    """Run what roles want to have done once and for all: kernel modules, and what is found out about what is
+    on the disk.
+    """
     for program in sorted(PREPARATIONS.iterdir()):
         run(str(program), timeout=PATIENCE)
 
@@ -72,7 +76,8 @@ def prepare() -> None:
 def forget() -> None:
     """Let the kernel clear memory that is free: what stood there would be saved, and loaded anew.
 
-    What was read from the disk stays: an emulated machine needs longer to read it again than any other to load it.
+    What was read from the disk stays: an emulated machine needs longer to read it again than any other to
+    load it.
     """
     words = Path("/proc/meminfo").read_text().split()
     size = int(words[words.index("MemFree:") + 1]) * 1024 - SPARE
@@ -82,10 +87,14 @@ def forget() -> None:
 
 def refuse_strangers() -> None:
     """Fail if a service runs that may hold something that no two machines may share."""
-    lines = run("systemctl", "list-units", "--no-legend", "--plain", "--type=service", "--state=activating,running").splitlines()
+    lines = run(
+        "systemctl", "list-units", "--no-legend", "--plain", "--type=service", "--state=activating,running"
+    ).splitlines()
     strangers = [name for name in (line.split()[0] for line in lines) if name not in HARMLESS]
     if strangers:
-        raise OSError(f"would be saved with it: {', '.join(strangers)}; add to Before= of {OURSELVES}, or to HARMLESS")
+        raise OSError(
+            f"would be saved with it: {', '.join(strangers)}; add to Before= of {OURSELVES}, or to HARMLESS"
+        )
 
 
 def wait_for_devices(events: socket.socket) -> None:
@@ -97,7 +106,8 @@ def wait_for_devices(events: socket.socket) -> None:
 def reseed() -> None:
     """Mix fresh bytes of the outer machine into the kernel's generator, and let it draw new keys at once.
 
-    The kernel has done as much already, since the virtual machine's generation changed; this does not depend on that.
+    The kernel has done as much already, since the virtual machine's generation changed; this does not depend
+    on that.
     """
     with Path("/dev/hwrng").open("rb", buffering=0) as source:
         fresh = b""
@@ -111,9 +121,13 @@ def reseed() -> None:
 
 
 def set_clock() -> None:
-    """Set the clock from the clock chip, which did not stand still; half a second is added, as the kernel does at boot."""
+    """Set the clock from the clock chip, which did not stand still; half a second is added, as the kernel
+    does at boot.
+    """
     with Path("/dev/rtc0").open("rb", buffering=0) as chip:
-        second, minute, hour, day, month, year, *_ = struct.unpack("9i", fcntl.ioctl(chip, RTC_RD_TIME, bytes(36)))
+        second, minute, hour, day, month, year, *_ = struct.unpack(
+            "9i", fcntl.ioctl(chip, RTC_RD_TIME, bytes(36))
+        )
     told = datetime(year + 1900, month + 1, day, hour, minute, second, tzinfo=UTC)
     time.clock_settime(time.CLOCK_REALTIME, told.timestamp() + 0.5)
 

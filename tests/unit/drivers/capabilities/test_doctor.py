@@ -16,7 +16,10 @@ from testbed.errors import InstrumentError, MachineError
 from testbed.model.environment import Accelerator, Environment
 
 QEMU = "/opt/qemu/bin/qemu-system-x86_64"
-ABORT = f"{QEMU} ended with status -6: qemu: warning: no feature\nqemu: error: failed to set MSR 0x10a\nqemu: Assertion `x'"
+ABORT = (
+    f"{QEMU} ended with status -6: qemu: warning: no feature\nqemu: error: failed to set MSR 0x10a\nqemu: "
+    "Assertion `x'"
+)
 MIB = 2**20
 
 
@@ -62,7 +65,12 @@ def _fails(fact: str) -> InstrumentError:
 def test_kvm_that_boots_the_canary_is_used(machine: Machine) -> None:
     machine.device.touch()
     found = machine.environment()
-    assert (found.outer, found.inner, found.slowness, found.emulator) == (Accelerator.KVM, Accelerator.KVM, 1.0, QEMU)
+    assert (found.outer, found.inner, found.slowness, found.emulator) == (
+        Accelerator.KVM,
+        Accelerator.KVM,
+        1.0,
+        QEMU,
+    )
     assert machine.started == [("kvm", "host")]
     assert dict(found.versions) == {
         "kernel": platform.release(), "qemu": machine.version, "python": platform.python_version(),
@@ -205,7 +213,9 @@ def test_doctor_wants_libvirt_9(monkeypatch: pytest.MonkeyPatch, number: int, ok
     assert doctor._libvirt().ok is ok
 
 
-def test_doctor_names_everything_that_is_missing_in_one_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_names_everything_that_is_missing_in_one_pass(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def nobody(name: str) -> None:
         raise KeyError(name)
 
@@ -216,17 +226,27 @@ def test_doctor_names_everything_that_is_missing_in_one_pass(monkeypatch: pytest
     findings = doctor.examine(tmp_path / "cache", tmp_path / "state")
     wrong = {finding.name for finding in findings if not finding.ok}
     programs = {f"program {program}" for program, _ in doctor._PROGRAMS}
-    assert wrong >= programs | {"QEMU version", "account libvirt-qemu", f"device {tmp_path / 'tun'}", "namespaces", "memory"}
+    assert wrong >= programs | {
+        "QEMU version",
+        "account libvirt-qemu",
+        f"device {tmp_path / 'tun'}",
+        "namespaces",
+        "memory",
+    }
     assert all(finding.fact and finding.remedy for finding in findings if not finding.ok)
     with pytest.raises(MachineError) as caught:
         doctor.require(tmp_path / "cache", tmp_path / "state")
     assert all(name in caught.value.fact for name in wrong)
 
 
-@pytest.mark.parametrize(("version", "ok"), [("7.1.0", False), ("7.2.0", True), ("10.0.2", True), ("unknown", False)])
+@pytest.mark.parametrize(
+    ("version", "ok"), [("7.1.0", False), ("7.2.0", True), ("10.0.2", True), ("unknown", False)]
+)
 def test_doctor_compares_versions_as_numbers(monkeypatch: pytest.MonkeyPatch, version: str, ok: bool) -> None:
     monkeypatch.setattr(doctor.shutil, "which", lambda *_, **__: QEMU)
-    monkeypatch.setattr(process, "run", lambda *_, **__: f"QEMU emulator version {version} (Debian)\nCopyright")
+    monkeypatch.setattr(
+        process, "run", lambda *_, **__: f"QEMU emulator version {version} (Debian)\nCopyright"
+    )
     assert doctor._qemu().ok is ok
 
 
@@ -238,7 +258,12 @@ def test_doctor_says_how_to_permit_namespaces(monkeypatch: pytest.MonkeyPatch) -
     found = doctor._namespaces()
     assert not found.ok
     assert "Operation not permitted" in found.fact
-    for word in ("unprivileged_userns_clone", "apparmor_restrict_unprivileged_userns", "uidmap", "--add-subuids"):
+    for word in (
+        "unprivileged_userns_clone",
+        "apparmor_restrict_unprivileged_userns",
+        "uidmap",
+        "--add-subuids",
+    ):
         assert word in found.remedy
 
 
@@ -266,7 +291,12 @@ REMEDIES = {
 
 @pytest.mark.parametrize(("uid", "files", "fact", "expected"), CAUSES)
 def test_doctor_gives_the_remedy_of_the_cause_that_is_there(
-    uid: int, files: dict[str, str], fact: str, expected: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    uid: int,
+    files: dict[str, str],
+    fact: str,
+    expected: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     def refused(*_: object, **__: object) -> str:
         raise MachineError("no", fact=fact, remedy="")
@@ -307,7 +337,9 @@ def test_doctor_says_whether_the_machine_or_a_control_group_is_too_small(
     assert (found.ok, told in found.remedy, str(tmp_path / file) in found.fact) == (False, True, bool(file))
 
 
-@pytest.mark.parametrize(("baked", "free", "ok"), [(False, 11, False), (False, 13, True), (True, 3, True), (True, 1, False)])
+@pytest.mark.parametrize(
+    ("baked", "free", "ok"), [(False, 11, False), (False, 13, True), (True, 3, True), (True, 1, False)]
+)
 def test_doctor_wants_space_for_what_is_still_to_be_baked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, baked: bool, free: int, ok: bool
 ) -> None:
@@ -319,7 +351,9 @@ def test_doctor_wants_space_for_what_is_still_to_be_baked(
     assert doctor._space(tmp_path).ok is ok
 
 
-def test_programs_are_found_where_an_ordinary_users_login_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_are_found_where_an_ordinary_users_login_does_not_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Debian keeps mke2fs and its like out of the PATH of whoever is not root."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     told = process.run(["sh", "-c", "echo $PATH"], what="nothing", timeout=10)

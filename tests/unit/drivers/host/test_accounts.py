@@ -87,7 +87,9 @@ def test_an_account_that_the_machine_knows_is_not_taken(
     assert [of_lab(folder).uid for folder in folders] == [NUMBERS[1], NUMBERS[3]]
 
 
-def test_when_every_number_is_taken_it_is_told(tmp_path: Path, registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_every_number_is_taken_it_is_told(
+    tmp_path: Path, registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(accounts, "NUMBERS", NUMBERS[:1])
     assign(_folder(tmp_path, "s/red"), registry)
     with pytest.raises(MachineError, match="no account left"):
@@ -95,7 +97,9 @@ def test_when_every_number_is_taken_it_is_told(tmp_path: Path, registry: Path, m
 
 
 @pytest.mark.parametrize("text", ["0", "999", "-1", "", "2100000000", "2200000000", "+2100000001x", "\xb2"])
-def test_no_file_makes_an_emulator_somebody_else(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_makes_an_emulator_somebody_else(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = _folder(tmp_path, "s/red")
     (folder / "account").write_text(text)
     monkeypatch.setattr(accounts, "daemon", lambda: Account(4711, 4711))
@@ -125,7 +129,9 @@ def test_without_root_a_lab_has_a_subordinate_id_where_others_may_pass(
     assert other.account == Account(WITHIN[1], WITHIN[1], reader=0)
 
 
-def test_a_device_that_is_closed_keeps_the_users_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_closed_keeps_the_users_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(accounts, "privileged", lambda: False)
     monkeypatch.setattr(accounts, "closed_way", lambda *_: "")
     monkeypatch.setattr(workspaces, "_KVM", tmp_path / "kvm")
@@ -150,7 +156,9 @@ def test_what_the_account_of_a_user_namespace_gets_we_can_read(tmp_path: Path) -
     assert (status.st_gid, status.st_mode & 0o777) == (os.getegid(), 0o640)
 
 
-def test_a_daemon_has_its_own_account(tmp_path: Path, registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_has_its_own_account(
+    tmp_path: Path, registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace = Workspace(tmp_path / "s", "red")
     workspace.claim()
     assign(workspace.folder, registry)
@@ -195,7 +203,9 @@ def test_images_that_an_emulators_account_has_got_are_taken_back(tmp_path: Path)
     assert {path.stat().st_uid for path in tmp_path.iterdir()} == {0}
 
 
-def test_libvirt_is_told_the_account_and_gives_nothing_away_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libvirt_is_told_the_account_and_gives_nothing_away_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[str] = []
     monkeypatch.setattr(Hypervisor, "__init__", lambda _, uri, root: opened.append(uri))
     Hypervisor.embed(tmp_path / "v", Account(2_100_000_007, 2_100_000_007))

@@ -70,14 +70,18 @@ def test_a_relative_path_of_xdg_is_ignored(text: str, user: Path, monkeypatch: p
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="looks at root's folders")
-def test_root_keeps_its_folders_whatever_sudo_leaves_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_keeps_its_folders_whatever_sudo_leaves_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/home/someone/.local/state")
     monkeypatch.delenv("HOME", raising=False)
     assert (state_root(), cache_root()) == (Path("/var/lib/testbed"), Path("/var/cache/testbed"))
 
 
 @pytest.mark.parametrize("value", [None, "", "relative"])
-def test_without_home_the_account_database_says_it(value: str | None, user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_home_the_account_database_says_it(
+    value: str | None, user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if value is None:
         monkeypatch.delenv("HOME")
     else:
@@ -103,7 +107,11 @@ def test_no_home_and_no_account_is_said_with_what_helps(user: Path, monkeypatch:
 
 
 def test_a_tilde_is_the_home(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for text, expected in (("~", user), ("~/labs", user / "labs"), ("~root/labs", Path(pwd.getpwnam("root").pw_dir) / "labs")):
+    for text, expected in (
+        ("~", user),
+        ("~/labs", user / "labs"),
+        ("~root/labs", Path(pwd.getpwnam("root").pw_dir) / "labs"),
+    ):
         monkeypatch.setenv("TESTBED_STATE_DIR", text)
         assert state_root() == expected
     monkeypatch.setenv("TESTBED_STATE_DIR", "~no-such-account/x")
@@ -115,13 +123,22 @@ def test_every_spelling_of_a_folder_is_one(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     monkeypatch.chdir(tmp_path)
-    for text in ("real", "./real/", "link", f"{tmp_path}//real", f"{tmp_path}/real/../real", f"{tmp_path}/link/."):
+    for text in (
+        "real",
+        "./real/",
+        "link",
+        f"{tmp_path}//real",
+        f"{tmp_path}/real/../real",
+        f"{tmp_path}/link/.",
+    ):
         monkeypatch.setenv("TESTBED_STATE_DIR", text)
         assert state_root() == tmp_path / "real"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives links away")
-def test_a_link_of_somebody_else_leads_to_no_folder_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_of_somebody_else_leads_to_no_folder_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     os.chown(tmp_path / "link", 54321, 54321, follow_symlinks=False)
@@ -139,7 +156,9 @@ def test_a_running_lab_is_found_by_any_spelling_of_its_folder(tmp_path: Path) ->
     assert not lab_namespaces._same(tmp_path, tmp_path / "real")
 
 
-def test_a_deleted_working_folder_matters_to_relative_paths_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deleted_working_folder_matters_to_relative_paths_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -154,13 +173,18 @@ def test_a_deleted_working_folder_matters_to_relative_paths_only(tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31mb", "a\udcffb", "a${HOME}b", "a\u202eb", "a{{b}}"])
-def test_a_path_that_programs_cannot_be_given_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_programs_cannot_be_given_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TESTBED_STATE_DIR", f"{tmp_path}/{name}")
     with pytest.raises(UsageError, match="cannot be a folder of ours"):
         state_root()
 
 
-@pytest.mark.parametrize("name", ["a b", "per%cent%h", 'quo"te', "apo'strophe", "com,ma", "back\\slash", "#hash", "ü", "=a", "do$llar"])
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "per%cent%h", 'quo"te', "apo'strophe", "com,ma", "back\\slash", "#hash", "ü", "=a", "do$llar"],
+)
 def test_openssh_reads_our_configuration_below_any_folder(name: str, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / name, LAB.name)
     workspace.create()
@@ -173,9 +197,9 @@ def test_openssh_reads_our_configuration_below_any_folder(name: str, tmp_path: P
     assert done.returncode == 0, done.stderr
     options = dict(row.split(" ", 1) for row in done.stdout.splitlines() if " " in row)
     assert options["identityfile"].replace("%%", "%") == str(workspace.folder / "ssh/admin")
-    assert options["userknownhostsfile"].strip('"').replace("%%", "%").replace("\\\\", "\\").replace('\\"', '"') == str(
-        workspace.folder / "ssh/known_hosts"
-    )
+    assert options["userknownhostsfile"].strip('"').replace("%%", "%").replace("\\\\", "\\").replace(
+        '\\"', '"'
+    ) == str(workspace.folder / "ssh/known_hosts")
 
 
 @pytest.mark.parametrize("folder", ["/run/x", "/run", "/dev/shm/x", "/proc/x", "/sys/x"])
@@ -244,13 +268,17 @@ print(found.ok, found.fact)
     shell = f'mount -t tmpfs -o ro none "{tmp_path}" && exec "$0" -c "$1"'
     argv = ["unshare", "--mount", "sh", "-c", shell, shutil.which("python3") or "python3", script]
     argv[5] = __import__("sys").executable
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, cwd=Path(__file__).parents[4])
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=120, check=False, cwd=Path(__file__).parents[4]
+    )
     if done.returncode and "mount" in done.stderr:
         pytest.skip("mounting is not permitted here")
     assert (done.stdout.startswith("False "), "is read-only" in done.stdout) == (True, True), done.stderr
 
 
-def test_the_registry_of_accounts_asks_for_no_home_where_there_is_none(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_registry_of_accounts_asks_for_no_home_where_there_is_none(
+    user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(accounts, "privileged", lambda: False)
     assert accounts.registry_folder() == user / ".local/state/testbed-accounts"
     monkeypatch.delenv("HOME")

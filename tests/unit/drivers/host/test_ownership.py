@@ -1,4 +1,6 @@
-"""What is not ours stays: folders that others made survive every verb that removes, whatever the verb is told."""
+"""What is not ours stays: folders that others made survive every verb that removes, whatever the verb is
+told.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,14 @@ def test_down_removes_no_folder_that_it_is_pointed_at(
 ) -> None:
     _lab(root)
     monkeypatch.chdir(stranger)
-    words = {"absolute": str(stranger), "relative": "../project", "dot": ".", "dots": "..", "slash": "demo/", "name": "../state/demo"}
+    words = {
+        "absolute": str(stranger),
+        "relative": "../project",
+        "dot": ".",
+        "dots": "..",
+        "slash": "demo/",
+        "name": "../state/demo",
+    }
     status, told = run("down", words[kind])
     assert status == 2, told
     assert "observed:" in told
@@ -92,7 +101,9 @@ def test_down_of_nothing_is_no_way_to_say_everything(run: Run, root: Path) -> No
     assert "no name of a lab: ''" in told
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "a\0b", "-a", "A", "demo\n", "\x1b[31m", "a" * 21])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "/etc", "a\0b", "-a", "A", "demo\n", "\x1b[31m", "a" * 21]
+)
 def test_what_breaks_the_rule_of_names_is_never_part_of_a_path(name: str, root: Path) -> None:
     with pytest.raises(UsageError, match="no name of a lab"):
         Workspace(root, name)
@@ -114,7 +125,9 @@ def test_a_folder_without_the_mark_stays_where_labs_are(run: Run, root: Path, st
     assert not (root / "demo").exists()  # does not run, so prune has removed it
 
 
-@pytest.mark.parametrize("content", ["testbed lab other\n", "testbed state folder\n", "", "testbed lab project of somebody\n"])
+@pytest.mark.parametrize(
+    "content", ["testbed lab other\n", "testbed state folder\n", "", "testbed lab project of somebody\n"]
+)
 def test_the_mark_of_something_else_is_no_mark(content: str, run: Run, root: Path) -> None:
     _lab(root)
     folder = root / "project"
@@ -162,7 +175,9 @@ def test_links_in_a_lab_are_removed_and_what_they_lead_to_stays(run: Run, root: 
 
 
 @pytest.mark.parametrize("verb", [("down", "project"), ("prune",)])
-def test_a_wrong_state_folder_is_left_alone(verb: tuple[str, ...], run: Run, stranger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_state_folder_is_left_alone(
+    verb: tuple[str, ...], run: Run, stranger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TESTBED_STATE_DIR", str(stranger.parent))
     status, told = run(*verb)
     assert status == (2 if verb[0] == "down" else 0)
@@ -213,7 +228,9 @@ def test_a_killed_claim_is_taken_up_again(root: Path) -> None:
     workspace.require()
 
 
-def test_what_is_mounted_in_a_lab_is_no_part_of_it(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_mounted_in_a_lab_is_no_part_of_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace = _lab(root)
     table = tmp_path / "mountinfo"
     monkeypatch.setattr(ownership, "_MOUNTS", table)
@@ -227,7 +244,9 @@ def test_what_is_mounted_in_a_lab_is_no_part_of_it(root: Path, tmp_path: Path, m
     ownership.require_no_mount(workspace.folder)
 
 
-def test_a_lab_that_cannot_be_removed_runs_on(run: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lab_that_cannot_be_removed_runs_on(
+    run: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace, ended = _lab(root), []
     table = tmp_path / "mountinfo"
     table.write_text(f"36 35 98:0 / {workspace.runs} rw - ext4 /dev/x rw\n")
@@ -244,7 +263,9 @@ def test_a_lab_that_cannot_be_removed_runs_on(run: Run, root: Path, tmp_path: Pa
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
 @pytest.mark.parametrize("spoil", ["owner", "group", "world", "above"])
-def test_a_state_folder_that_others_can_change_is_refused(spoil: str, run: Run, root: Path, tmp_path: Path) -> None:
+def test_a_state_folder_that_others_can_change_is_refused(
+    spoil: str, run: Run, root: Path, tmp_path: Path
+) -> None:
     _lab(root)
     changes: dict[str, Callable[[], object]] = {
         "owner": lambda: os.chown(root, OTHER_UID, OTHER_UID),
@@ -277,7 +298,9 @@ def test_an_empty_variable_is_no_folder(monkeypatch: pytest.MonkeyPatch) -> None
     assert Path.cwd() not in (state_root(), cache_root())
 
 
-def test_a_lab_comes_before_a_file_of_its_name(run: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lab_comes_before_a_file_of_its_name(
+    run: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace, other = _lab(root), _lab(root, "other")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").write_text("name: other")
@@ -287,7 +310,9 @@ def test_a_lab_comes_before_a_file_of_its_name(run: Run, root: Path, tmp_path: P
 
 def test_no_machine_of_another_folder_has_a_console(run: Run, root: Path) -> None:
     workspace = _lab(root)
-    workspace.topology.write_text((playbooks().parent / "topologies/one-node.yaml").read_text().replace("name: one-node", "name: demo"))
+    workspace.topology.write_text(
+        (playbooks().parent / "topologies/one-node.yaml").read_text().replace("name: one-node", "name: demo")
+    )
     (workspace.folder / "console.log").write_text("a secret")
     status, told = run("console", "demo", "..")
     assert status == 2
@@ -298,7 +323,13 @@ def test_no_machine_of_another_folder_has_a_console(run: Run, root: Path) -> Non
 def foreign(tmp_path: Path, root: Path) -> Path:
     """A folder of many programs' caches, as ~/.cache is."""
     cache = tmp_path / "cache"
-    for name in ("browser", f"app-{KEY}", f"golden-app-{KEY}", "checkpoint-app", f"node-{KEY}.partial-999999999"):
+    for name in (
+        "browser",
+        f"app-{KEY}",
+        f"golden-app-{KEY}",
+        "checkpoint-app",
+        f"node-{KEY}.partial-999999999",
+    ):
         (cache / name).mkdir(parents=True)
         for manifest in ("manifest.json", "golden.json", "checkpoint.json"):
             (cache / name / manifest).write_text(json.dumps({"name": "node", "key": "another"}))
@@ -319,11 +350,20 @@ def test_image_prune_and_rm_leave_a_foreign_cache_folder_alone(run: Run, foreign
 def test_image_prune_keeps_checkpoints_proofs_memory_and_strangers(tmp_path: Path, root: Path) -> None:
     cache = tmp_path / "cache"
     claim(cache)
-    kept = ["browser", "checkpoint-mine", f"golden-node-{KEY}", "movie.partial-999999999", "notes-0123", "checkpoint-x.partial-1"]
+    kept = [
+        "browser",
+        "checkpoint-mine",
+        f"golden-node-{KEY}",
+        "movie.partial-999999999",
+        "notes-0123",
+        "checkpoint-x.partial-1",
+    ]
     gone = [f"guest-{KEY}", f"golden-node-{KEY}.partial-999999999", "checkpoint-mine.partial-999999999"]
     for name in (*kept, *gone):
         (cache / name).mkdir()
-    (cache / f"guest-{KEY}/manifest.json").write_text(json.dumps({"name": "guest", "key": KEY, "digests": {}, "baked": ""}))
+    (cache / f"guest-{KEY}/manifest.json").write_text(
+        json.dumps({"name": "guest", "key": KEY, "digests": {}, "baked": ""})
+    )
     (cache / "checkpoint-mine/checkpoint.json").write_text(
         json.dumps({"name": "mine", "lab": "demo", "saved": "", "made": {}, "digests": {}})
     )
@@ -342,7 +382,11 @@ def test_image_prune_keeps_checkpoints_proofs_memory_and_strangers(tmp_path: Pat
 
 def test_a_manifest_counts_only_in_the_folder_of_its_name(tmp_path: Path, root: Path) -> None:
     cache = tmp_path / "cache"
-    for folder, name, key in (("project", "node", KEY), (f"node-{KEY}", "node", KEY), (f"guest-{KEY}", "node", KEY)):
+    for folder, name, key in (
+        ("project", "node", KEY),
+        (f"node-{KEY}", "node", KEY),
+        (f"guest-{KEY}", "node", KEY),
+    ):
         (cache / folder).mkdir(parents=True)
         (cache / folder / "manifest.json").write_text(json.dumps({"name": name, "key": key}))
     (cache / f"controller-{KEY}").mkdir()
@@ -360,6 +404,8 @@ def test_a_manifest_counts_only_in_the_folder_of_its_name(tmp_path: Path, root: 
 def test_the_cache_of_an_earlier_version_is_known_by_its_images(tmp_path: Path, root: Path) -> None:
     cache = tmp_path / "cache"
     (cache / f"node-{KEY}").mkdir(parents=True)
-    (cache / f"node-{KEY}/manifest.json").write_text(json.dumps({"name": "node", "key": KEY, "digests": {}, "baked": ""}))
+    (cache / f"node-{KEY}/manifest.json").write_text(
+        json.dumps({"name": "node", "key": KEY, "digests": {}, "baked": ""})
+    )
     assert [path.name for path in ImageCache(cache, playbooks()).prune()] == [f"node-{KEY}"]
     assert ownership.marked(cache, ownership.CACHE)

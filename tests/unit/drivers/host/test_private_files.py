@@ -1,4 +1,6 @@
-"""Secrets and tenants' data are the owner's alone, whatever the umask is, and no link is followed where they are written."""
+"""Secrets and tenants' data are the owner's alone, whatever the umask is, and no link is followed where they
+are written.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ def _mode(path: Path) -> int:
 
 
 def _open_to_others(folder: Path) -> list[str]:
-    return [f"{_mode(path):04o} {path.name}" for path in folder.rglob("*") if path.is_file() and _mode(path) & 0o077]
+    return [
+        f"{_mode(path):04o} {path.name}"
+        for path in folder.rglob("*")
+        if path.is_file() and _mode(path) & 0o077
+    ]
 
 
 def test_a_secret_is_its_owners_and_appears_whole(tmp_path: Path) -> None:
@@ -102,7 +108,13 @@ def test_what_a_lab_keeps_is_closed_to_other_accounts(tmp_path: Path) -> None:
         with evidence.of("NET-01"):
             evidence.record("node", "command", "true", "what a tenant has", 0.0)
     assert set(_open_to_others(workspace.folder)) == {"0644 .testbed"}
-    for folder in (workspace.runs, workspace.pki, workspace.folder / "ssh", workspace.runs / "one", workspace.runs / "one/evidence"):
+    for folder in (
+        workspace.runs,
+        workspace.pki,
+        workspace.folder / "ssh",
+        workspace.runs / "one",
+        workspace.runs / "one/evidence",
+    ):
         assert _mode(folder) == 0o700, folder
     assert _mode(workspace.root) == 0o711
 
@@ -121,7 +133,9 @@ def test_disks_and_identities_are_the_emulators_alone(tmp_path: Path) -> None:
     assert _open_to_others(folder) == []
 
 
-def test_what_a_checkpoint_gives_back_is_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_checkpoint_gives_back_is_closed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: list[str] = []
     monkeypatch.setattr(Account, "give", lambda _, path: given.append(path.name))
     kept, target = tmp_path / "kept", tmp_path / "machine"

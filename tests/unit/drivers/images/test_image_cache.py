@@ -23,7 +23,12 @@ def cache(tmp_path: Path) -> ImageCache:
     folder = tmp_path / f"guest-{recipe.key}"
     folder.mkdir()
     (folder / "disk.qcow2").write_bytes(b"a disk")
-    manifest = {"name": "guest", "key": recipe.key, "baked": "now", "digests": {"disk.qcow2": file_digest(folder / "disk.qcow2")}}
+    manifest = {
+        "name": "guest",
+        "key": recipe.key,
+        "baked": "now",
+        "digests": {"disk.qcow2": file_digest(folder / "disk.qcow2")},
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return found
 
@@ -49,7 +54,9 @@ def test_a_corrupted_or_missing_file_is_told_with_its_remedy(cache: ImageCache, 
     assert "testbed image rm guest" in caught.value.remedy
 
 
-def test_a_full_disk_is_told_before_anything_is_fetched(cache: ImageCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_before_anything_is_fetched(
+    cache: ImageCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2**20})())
     with pytest.raises(ImageError, match="cannot bake 2 images") as caught:
         cache.ensure(lambda _: None)
@@ -113,7 +120,10 @@ def test_what_is_packed_in_a_kernel_is_found_by_its_header(sectors: int, offset:
 
 @pytest.mark.parametrize(
     ("image", "fact"),
-    [(b"\x7fELF".ljust(1024, b"\0"), "no header"), (_kernel(b"\xfd7zXZ\0size", sectors=4, offset=0), "begins with fd377a58")],
+    [
+        (b"\x7fELF".ljust(1024, b"\0"), "no header"),
+        (_kernel(b"\xfd7zXZ\0size", sectors=4, offset=0), "begins with fd377a58"),
+    ],
 )
 def test_a_kernel_that_cannot_be_unpacked_says_why(image: bytes, fact: str) -> None:
     with pytest.raises(ImageError, match="cannot be unpacked") as caught:

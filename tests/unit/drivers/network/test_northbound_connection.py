@@ -1,4 +1,6 @@
-"""Connections to OVN's northbound database: one that is closed ends no other one, and one serves several threads."""
+"""Connections to OVN's northbound database: one that is closed ends no other one, and one serves several
+threads.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,15 @@ def test_each_connection_is_used_and_closed_by_itself() -> None:
 
 
 class _Rows:
-    """Rows of DHCP settings; while one is read, another thread looks for the settings of a switch that was found before."""
+    """Rows of DHCP settings; while one is read, another thread looks for the settings of a switch that was
+    found before.
+    """
 
     def __init__(self, switches: list[str]) -> None:
-        self.data = {UUID(int=number): SimpleNamespace(external_ids={FOUR: name}) for number, name in enumerate(switches)}
+        self.data = {
+            UUID(int=number): SimpleNamespace(external_ids={FOUR: name})
+            for number, name in enumerate(switches)
+        }
         self.meanwhile: list[Any] = []  # called one by one, before each reading of a row
 
     def get(self, row: UUID | None) -> Any:
@@ -63,7 +70,10 @@ def test_a_switch_has_dhcp_settings_also_while_another_thread_reads_the_table() 
     rows.meanwhile = [lambda: None, lambda: seen.append(northbound._dhcp("t1/app", FOUR))]
     assert northbound._dhcp("t2/app", FOUR) == UUID(int=1)
     assert seen == [UUID(int=0)]
-    assert {pair: len(found) for pair, found in northbound._dhcp_rows.items()} == {(FOUR, "t1/app"): 1, (FOUR, "t2/app"): 1}
+    assert {pair: len(found) for pair, found in northbound._dhcp_rows.items()} == {
+        (FOUR, "t1/app"): 1,
+        (FOUR, "t2/app"): 1,
+    }
 
 
 def test_no_port_is_made_whose_switch_has_no_dhcp_settings() -> None:

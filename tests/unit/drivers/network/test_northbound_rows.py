@@ -1,4 +1,6 @@
-"""Rows of OVN's northbound database: a second one with the same label, match or name hides none, and shows."""
+"""Rows of OVN's northbound database: a second one with the same label, match or name hides none, and
+shows.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,25 @@ def _row(**columns: Any) -> dict[str, Any]:
 
 
 def _switch(name: str = "red/app", **columns: Any) -> dict[str, Any]:
-    return _row(name=name, other_config={"subnet": "10.0.0.0/24", "requested-tnl-key": "7"}, dns_records=[], acls=[], ports=[], **columns)
+    return _row(
+        name=name,
+        other_config={"subnet": "10.0.0.0/24", "requested-tnl-key": "7"},
+        dns_records=[],
+        acls=[],
+        ports=[],
+        **columns,
+    )
 
 
 def _port(name: str = _PORT, label: str = "red/web/app", **columns: Any) -> dict[str, Any]:
-    base = {"addresses": ["a 1"], "port_security": ["a 1"], "dhcpv4_options": [], "dhcpv6_options": [], "options": {}, "up": True}
+    base = {
+        "addresses": ["a 1"],
+        "port_security": ["a 1"],
+        "dhcpv4_options": [],
+        "dhcpv6_options": [],
+        "options": {},
+        "up": True,
+    }
     return {**_row(name=name, **base), "external_ids": {"testbed": "lab", "resource": label}, **columns}
 
 
@@ -55,14 +71,30 @@ def _removed(kind: Kind, found: dict[str, dict[str, Any]], wanted: str) -> list[
 def test_one_row_of_each_reads_as_before() -> None:
     rule, port, dhcp = _rule(), _port(), _dhcp(mtu="1400")
     port["dhcpv4_options"] = dhcp["_uuid"]
-    tables = _tables(logical_switch=[{**_switch(), "acls": [rule["_uuid"]], "ports": [port["_uuid"]]}], logical_switch_port=[port],
-                     acl=[rule], dhcp_options=[dhcp], qos=[_qos(500)])  # fmt: skip
+    tables = _tables(
+        logical_switch=[{**_switch(), "acls": [rule["_uuid"]], "ports": [port["_uuid"]]}],
+        logical_switch_port=[port],
+        acl=[rule],
+        dhcp_options=[dhcp],
+        qos=[_qos(500)],
+    )
     assert switches("lab", tables)["red/app"] == {
-        "network": "10.0.0.0/24", "tunnel_key": 7, "dhcp": ["mtu=1400"], "dhcp6": [], "names": 0, "options": [],
+        "network": "10.0.0.0/24",
+        "tunnel_key": 7,
+        "dhcp": ["mtu=1400"],
+        "dhcp6": [],
+        "names": 0,
+        "options": [],
         "acls": ["from-lport 1 drop: 1"],
-    }  # fmt: skip
+    }
     found = ports("lab", tables)["red/web/app"]
-    assert (found["switch"], found["dhcp"], found["bandwidth"], found["port"], found["up"]) == ("red/app", "red/app", 500_000, _PORT, True)
+    assert (found["switch"], found["dhcp"], found["bandwidth"], found["port"], found["up"]) == (
+        "red/app",
+        "red/app",
+        500_000,
+        _PORT,
+        True,
+    )
     assert switches("other", tables) == ports("other", tables) == {}
 
 
@@ -70,7 +102,10 @@ def test_one_row_of_each_reads_as_before() -> None:
 def test_a_second_switch_of_a_name_is_drift(turn: int) -> None:
     """Whichever comes first: the one with the ports is the switch, and the other one goes, by its id."""
     port = _port()
-    used, other = {**_switch(), "ports": [port["_uuid"]]}, {**_switch(), "other_config": {"subnet": "10.0.0.0/8"}}
+    used, other = (
+        {**_switch(), "ports": [port["_uuid"]]},
+        {**_switch(), "other_config": {"subnet": "10.0.0.0/8"}},
+    )
     tables = _tables(logical_switch=[used, other][::turn], logical_switch_port=[port])
     found = switches("lab", tables)
     (gone,) = _removed(Kind.SWITCH, found, "red/app")
@@ -112,8 +147,17 @@ def test_a_rule_that_is_there_twice_shows() -> None:
 def test_a_port_on_two_switches_shows(turn: int) -> None:
     """One of a foreign switch of the same name as well."""
     port = _port()
-    for other in ({**_switch("red/back"), "ports": [port["_uuid"]]}, {**_switch(), "external_ids": {}, "ports": [port["_uuid"]]}):
-        tables = _tables(logical_switch=[{**_switch(), "ports": [port["_uuid"]]}, other][::turn], logical_switch_port=[port])
+    for other in (
+        {**_switch("red/back"), "ports": [port["_uuid"]]},
+        {**_switch(), "external_ids": {}, "ports": [port["_uuid"]]},
+    ):
+        tables = _tables(
+            logical_switch=[{**_switch(), "ports": [port["_uuid"]]}, other][::turn],
+            logical_switch_port=[port],
+        )
         assert ports("lab", tables)["red/web/app"]["switch"] != "red/app"
-    alone = _tables(logical_switch=[_switch(), {**_switch(), "external_ids": {}, "ports": [port["_uuid"]]}], logical_switch_port=[port])
+    alone = _tables(
+        logical_switch=[_switch(), {**_switch(), "external_ids": {}, "ports": [port["_uuid"]]}],
+        logical_switch_port=[port],
+    )
     assert ports("lab", alone)["red/web/app"]["switch"] != "red/app"

@@ -1,4 +1,6 @@
-"""The outer machine starts machines from saved memory, and boots them, saying why, when that does not work."""
+"""The outer machine starts machines from saved memory, and boots them, saying why, when that does not
+work.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ KEY = Key(OUTER, Kind.MACHINE, NODE.name)
 
 
 class Libvirt:
-    """Records what is asked of it; a machine that resumes says that it is awake, unless something is broken."""
+    """Records what is asked of it; a machine that resumes says that it is awake, unless something is
+    broken.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.console = folder / f"m/{NODE.name}/console.log"
@@ -55,7 +59,9 @@ class Libvirt:
     def load_memory(self, file: Path, _: float) -> None:
         self.did.append(f"load {file.read_text()}")
         if self.broken == "memory":
-            raise ProvisioningError("a virtual machine's memory cannot be moved", fact="QEMU says: failed", remedy="none")
+            raise ProvisioningError(
+                "a virtual machine's memory cannot be moved", fact="QEMU says: failed", remedy="none"
+            )
 
     def attach(self, _: str, device: str) -> None:
         self.did.append("plug")
@@ -103,7 +109,14 @@ def saved(tmp_path: Path) -> Saved:
     folder.mkdir()
     for name in ("memory", "vda.qcow2", "golden.json"):
         (folder / name).write_text(name)
-    return Saved("node", "k", folder, "today", {}, {name: file_digest(folder / name) for name in ("memory", "vda.qcow2")})
+    return Saved(
+        "node",
+        "k",
+        folder,
+        "today",
+        {},
+        {name: file_digest(folder / name) for name in ("memory", "vda.qcow2")},
+    )
 
 
 @pytest.fixture
@@ -133,7 +146,9 @@ def test_what_a_machine_starts_from_belongs_to_no_emulator(outside: Outer, saved
     assert {path.stat().st_uid for path in saved.folder.iterdir()} == {0}
 
 
-def test_a_machine_starts_from_saved_memory(outside: Outer, libvirt: Libvirt, told: list[str], saved: Saved) -> None:
+def test_a_machine_starts_from_saved_memory(
+    outside: Outer, libvirt: Libvirt, told: list[str], saved: Saved
+) -> None:
     _start(outside, saved)
     assert libvirt.did == ["destroy", "wait for memory", "load memory", "plug", "plug", "plug", "resume"]
     assert told == []
@@ -163,26 +178,38 @@ def test_one_that_does_not_wake_boots_and_the_reason_is_told(
     assert reason in line
 
 
-@pytest.mark.parametrize("reason", ["the saved node cannot be used: its accelerator is kvm, and tcg is needed", None])
-def test_one_without_saved_memory_boots(outside: Outer, libvirt: Libvirt, told: list[str], reason: str | None) -> None:
+@pytest.mark.parametrize(
+    "reason", ["the saved node cannot be used: its accelerator is kvm, and tcg is needed", None]
+)
+def test_one_without_saved_memory_boots(
+    outside: Outer, libvirt: Libvirt, told: list[str], reason: str | None
+) -> None:
     _start(outside, reason)
     assert libvirt.did == ["destroy", "boot"]
     assert [line.partition(": ")[2] for line in told] == ([reason] if reason else [])
 
 
 @pytest.mark.parametrize(("plugged", "verb"), [(0, Verb.REPLACE), (2, Verb.REPLACE), (3, Verb.RESUME)])
-def test_a_start_that_was_cut_short_begins_anew(outside: Outer, libvirt: Libvirt, plugged: int, verb: Verb) -> None:
-    """A command that is killed leaves a paused machine; without all of its interfaces it would never be reached."""
+def test_a_start_that_was_cut_short_begins_anew(
+    outside: Outer, libvirt: Libvirt, plugged: int, verb: Verb
+) -> None:
+    """A command that is killed leaves a paused machine; without all of its interfaces it would never be
+    reached.
+    """
     wanted = desired(LAB, INPUTS)[KEY]
     files = outer_host.MachineFiles("kernel", "initrd", ("vda",), "identity", "console")
-    libvirt.create(machine_xml(LAB, NODE, INPUTS.environment, files, wanted.properties, generation="a-uuid"), paused=True)
+    libvirt.create(
+        machine_xml(LAB, NODE, INPUTS.environment, files, wanted.properties, generation="a-uuid"), paused=True
+    )
     for nic in NODE.nics[:plugged]:
         libvirt.attach("one-node.node", interface_xml(nic))
     (action,) = diff({KEY: wanted}, outside.observe()).actions
     assert action.verb is verb
 
 
-def test_machines_that_another_libvirt_runs_boot_and_that_is_told(told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_that_another_libvirt_runs_boot_and_that_is_told(
+    told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace = Workspace(tmp_path, LAB.name)
     workspace.create()
     workspace.connect("qemu:///system")

@@ -29,10 +29,17 @@ def test_the_line_is_found_when_it_comes(console: Path) -> None:
     [
         ("boot\n", True, 0.2, "not within 0 s"),
         ("boot\n", False, 10.0, "the machine has ended"),
-        ("testbed: failed: no credential\n", True, 10.0, "it has failed; its console ends with: testbed: failed: no credential"),
+        (
+            "testbed: failed: no credential\n",
+            True,
+            10.0,
+            "it has failed; its console ends with: testbed: failed: no credential",
+        ),
     ],
 )
-def test_what_stands_in_the_way_is_told_at_once(console: Path, text: str, runs: bool, timeout: float, told: str) -> None:
+def test_what_stands_in_the_way_is_told_at_once(
+    console: Path, text: str, runs: bool, timeout: float, told: str
+) -> None:
     console.write_text(text)
     start = time.monotonic()
     with pytest.raises(ProvisioningError) as caught:

@@ -26,7 +26,10 @@ from testbed.topology_file.loader import read
 ROOT = Path(__file__).parents[4]
 TCG = Environment(Accelerator.TCG, Accelerator.KVM, 4.0, "/usr/bin/qemu", (("qemu", "QEMU 7.2.22"),))
 IMAGES = {name: Image(name, "k", Path("/"), {"disk": name}, "") for name in ("controller", "guest", "node")}
-WORDS = "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='-incoming'/></qemu:commandline>"
+WORDS = (
+    "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg "
+    "value='-incoming'/></qemu:commandline>"
+)
 
 
 class Machines:
@@ -50,7 +53,9 @@ class Machines:
         def save(file: Path, _timeout: float) -> None:
             assert name in self.paused
             if name == self.failing:
-                raise ProvisioningError("a virtual machine's memory cannot be moved", fact="no", remedy="none")
+                raise ProvisioningError(
+                    "a virtual machine's memory cannot be moved", fact="no", remedy="none"
+                )
             file.write_text(f"memory of {name}")
 
         return SimpleNamespace(save_memory=save)
@@ -87,7 +92,9 @@ def machines() -> Machines:
 
 
 @pytest.fixture
-def save(tmp_path: Path, lab: Testbed, workspace: Workspace, machines: Machines) -> Callable[[str], Checkpoint]:
+def save(
+    tmp_path: Path, lab: Testbed, workspace: Workspace, machines: Machines
+) -> Callable[[str], Checkpoint]:
     return lambda name: _store(tmp_path).save(lab, workspace, machines, name, lambda _: None)  # type: ignore[arg-type]
 
 
@@ -109,7 +116,12 @@ def test_what_was_saved_is_what_comes_back(
     kept.verify()
     kept.unpack(workspace.machine("node-a"), workspace.account)
     assert (workspace.pki / "ssh-ca").read_text() == "a secret"
-    assert {path.name for path in workspace.machine("node-a").iterdir()} == {"vda.qcow2", "console.log", "identity.tar", "host_key.pub"}
+    assert {path.name for path in workspace.machine("node-a").iterdir()} == {
+        "vda.qcow2",
+        "console.log",
+        "identity.tar",
+        "host_key.pub",
+    }
     assert kept.memory.read_text() == f"memory of {lab.machine('node-a').domain(lab.name)}"
     assert (workspace.machine("controller") / "host_key.pub").read_text() == "host_key.pub of controller"
 
@@ -133,7 +145,9 @@ def test_a_lab_that_cannot_be_saved_runs_on_and_leaves_nothing(
     assert [path.name for path in sorted((tmp_path / "cache").iterdir())] == [MARK, "base"]
 
 
-def test_the_same_name_replaces_and_another_one_does_not(tmp_path: Path, save: Callable[[str], Checkpoint]) -> None:
+def test_the_same_name_replaces_and_another_one_does_not(
+    tmp_path: Path, save: Callable[[str], Checkpoint]
+) -> None:
     for name in ("one", "two", "one"):
         save(name)
     assert sorted(item.name for item in checkpoints.stored(tmp_path / "cache")) == ["one", "two"]
@@ -153,11 +167,19 @@ def test_impossible_names(save: Callable[[str], Checkpoint], name: str) -> None:
     ("environment", "reason"),
     [
         (replace(TCG, versions=(("qemu", "QEMU 9"),)), "its emulator is QEMU 7.2.22, and QEMU 9 is needed"),
-        (replace(TCG, inner=Accelerator.TCG), "its accelerator is tcg, kvm inside, and tcg, tcg inside is needed"),
+        (
+            replace(TCG, inner=Accelerator.TCG),
+            "its accelerator is tcg, kvm inside, and tcg, tcg inside is needed",
+        ),
     ],
 )
 def test_another_emulator_or_accelerator_is_refused_with_the_reason(
-    tmp_path: Path, lab: Testbed, workspace: Workspace, save: Callable[[str], Checkpoint], environment: Environment, reason: str
+    tmp_path: Path,
+    lab: Testbed,
+    workspace: Workspace,
+    save: Callable[[str], Checkpoint],
+    environment: Environment,
+    reason: str,
 ) -> None:
     saved = save("fresh")
     store = _store(tmp_path, environment)
@@ -169,7 +191,11 @@ def test_another_topology_or_folder_is_refused_with_the_reason(
     tmp_path: Path, lab: Testbed, workspace: Workspace, save: Callable[[str], Checkpoint]
 ) -> None:
     saved = save("fresh")
-    assert _store(tmp_path).unusable(saved, replace(lab, digest="another"), workspace).startswith("its topology is ")
+    assert (
+        _store(tmp_path)
+        .unusable(saved, replace(lab, digest="another"), workspace)
+        .startswith("its topology is ")
+    )
     elsewhere = Workspace(tmp_path / "elsewhere", lab.name)
     assert _store(tmp_path).unusable(saved, lab, elsewhere).startswith("its folder is ")
 
@@ -186,9 +212,15 @@ def test_what_lacks_a_file_is_refused_with_the_reason(
 
 @pytest.mark.parametrize(
     ("accelerator", "vendor", "refused"),
-    [(Accelerator.KVM, "AuthenticAMD", True), (Accelerator.KVM, "GenuineIntel", False), (Accelerator.TCG, "AuthenticAMD", False)],
+    [
+        (Accelerator.KVM, "AuthenticAMD", True),
+        (Accelerator.KVM, "GenuineIntel", False),
+        (Accelerator.TCG, "AuthenticAMD", False),
+    ],
 )
-def test_amd_machines_are_not_saved_while_guests_run_in_them(tmp_path: Path, accelerator: Accelerator, vendor: str, refused: bool) -> None:
+def test_amd_machines_are_not_saved_while_guests_run_in_them(
+    tmp_path: Path, accelerator: Accelerator, vendor: str, refused: bool
+) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nvendor_id : {vendor}\n")
     assert bool(refusal(replace(TCG, outer=accelerator), tmp_path / "cpuinfo")) is refused
 
@@ -216,7 +248,12 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    ("off", "told"), [(0.4, ""), (-3600.0, "set the clock, which was 3600 s behind"), (7.0, "set the clock, which was 7 s ahead")]
+    ("off", "told"),
+    [
+        (0.4, ""),
+        (-3600.0, "set the clock, which was 3600 s behind"),
+        (7.0, "set the clock, which was 7 s ahead"),
+    ],
 )
 def test_a_clock_that_has_stood_still_is_set(monkeypatch: pytest.MonkeyPatch, off: float, told: str) -> None:
     monkeypatch.setattr(clock.time, "time", lambda: 1000.0)

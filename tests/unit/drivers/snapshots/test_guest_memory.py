@@ -1,4 +1,6 @@
-"""Guests that start from saved memory: what libvirt is given, and what the guest does with what it is told."""
+"""Guests that start from saved memory: what libvirt is given, and what the guest does with what it is
+told.
+"""
 
 from __future__ import annotations
 
@@ -63,8 +65,14 @@ def test_the_saved_guest_has_the_hardware_of_a_usual_one() -> None:
         for tag in ("name", "uuid", "metadata", "seclabel", "os/cmdline"):
             for element in root.findall(tag):
                 root.remove(element) if element in list(root) else root.find("os").remove(element)  # type: ignore[union-attr]
-        for path in ("devices/disk/source", "devices/interface/source", "devices/interface/target", "devices/interface/mac",
-                     "devices/interface/virtualport", "devices/serial/log"):  # fmt: skip
+        for path in (
+            "devices/disk/source",
+            "devices/interface/source",
+            "devices/interface/target",
+            "devices/interface/mac",
+            "devices/interface/virtualport",
+            "devices/serial/log",
+        ):
             parent, _, tag = path.rpartition("/")
             for holder in root.findall(parent):
                 for element in holder.findall(tag):
@@ -104,7 +112,9 @@ def test_who_saves_a_guest_means_the_same_numbers_as_who_starts_one() -> None:
     assert f"FOLDER={guest_memory._SAVED}\n" in program
 
 
-@pytest.mark.parametrize("answer", [{}, {"host-name": "anonymous"}, {"host-name": None}, {"value": GUEST.name}])
+@pytest.mark.parametrize(
+    "answer", [{}, {"host-name": "anonymous"}, {"host-name": None}, {"value": GUEST.name}]
+)
 def test_a_guest_that_does_not_take_its_identity_is_an_error(answer: dict[str, object]) -> None:
     with pytest.raises(ProvisioningError, match="does not take its identity"):
         guest_memory.require_identity(lambda *_: answer, GUEST)
@@ -144,11 +154,20 @@ def wake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     return module  # type: ignore[no-any-return]
 
 
-def test_a_guest_does_what_it_is_told_and_draws_nothing_before_it_has_been_reseeded(wake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guest_does_what_it_is_told_and_draws_nothing_before_it_has_been_reseeded(
+    wake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nic = GUEST.nics[0]
     six = replace(nic, mac="0a:00:00:00:00:02", address6=nic.address6 or LAB)  # type: ignore[arg-type]
     wake.become(guest_memory.told(replace(GUEST, nics=(nic, six))).decode())
-    assert [name for name, _ in wake.did] == ["reseed", "clock", "/etc/machine-id", "/run/boot_id", "macs", "/usr/bin/busybox"]
+    assert [name for name, _ in wake.did] == [
+        "reseed",
+        "clock",
+        "/etc/machine-id",
+        "/run/boot_id",
+        "macs",
+        "/usr/bin/busybox",
+    ]
     did = dict(wake.did)
     assert did["reseed"] == 128
     assert did["/etc/machine-id"] == f"{GUEST.uuid.replace('-', '')}\n"
@@ -157,7 +176,9 @@ def test_a_guest_does_what_it_is_told_and_draws_nothing_before_it_has_been_resee
     assert did["/usr/bin/busybox"][-2:] == [GUEST.name, "0a:00:00:00:00:02"]
 
 
-def test_a_guest_that_waits_reads_what_comes_through_its_pipe_and_leaves_nothing(wake: Any, tmp_path: Path) -> None:
+def test_a_guest_that_waits_reads_what_comes_through_its_pipe_and_leaves_nothing(
+    wake: Any, tmp_path: Path
+) -> None:
     wake.REQUEST, wake.WAITING = str(tmp_path / "wake"), str(tmp_path / "waiting")
     wake.write = lambda path, text: Path(path).write_text(text)
     with ThreadPoolExecutor(1) as pool:
@@ -195,7 +216,9 @@ class Puppet:
 def _started(hypervisor: Puppet, *, blank: bool, kept: bytes) -> tuple[list[str], list[str]]:
     renewed: list[str] = []
     host: Any = SimpleNamespace(sudo=lambda _: SimpleNamespace(stdout=kept), must=lambda *_, **__: "")
-    starter = Starter(LAB, host, lambda: cast(Any, hypervisor), lambda guest: renewed.append(guest.label), 1.0)
+    starter = Starter(
+        LAB, host, lambda: cast(Any, hypervisor), lambda guest: renewed.append(guest.label), 1.0
+    )
     starter.start(GUEST, {}, blank=blank and starter.keeps(GUEST))
     return starter.retried, renewed
 

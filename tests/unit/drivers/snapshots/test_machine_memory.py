@@ -82,7 +82,9 @@ def test_machines_of_equal_hardware_are_saved_once(cache: Cache) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_what_was_saved_no_longer_belongs_to_the_account_that_saved_it(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_saved_no_longer_belongs_to_the_account_that_saved_it(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def freeze(_: Store, hardware: Hardware, partial: Path) -> None:
         cache.freeze(hardware, partial)
         for path in partial.iterdir():
@@ -95,9 +97,17 @@ def test_what_was_saved_no_longer_belongs_to_the_account_that_saved_it(cache: Ca
 
 
 OTHERS: dict[str, tuple[Environment, Hardware, str]] = {
-    "emulator": (replace(TCG, versions=(("qemu", "QEMU 10.0"),)), NODE, "its emulator is QEMU 7.2.22, and QEMU 10.0 is needed"),
+    "emulator": (
+        replace(TCG, versions=(("qemu", "QEMU 10.0"),)),
+        NODE,
+        "its emulator is QEMU 7.2.22, and QEMU 10.0 is needed",
+    ),
     "accelerator": (replace(TCG, outer=Accelerator.KVM), NODE, "its accelerator is tcg, and kvm is needed"),
-    "memory": (TCG, replace(NODE, memory=3 * 2**30), "its hardware is node with 2048 MiB, and node with 3072 MiB is needed"),
+    "memory": (
+        TCG,
+        replace(NODE, memory=3 * 2**30),
+        "its hardware is node with 2048 MiB, and node with 3072 MiB is needed",
+    ),
     "interfaces": (TCG, replace(NODE, nics=4), "its domain is "),
     "role": (TCG, CONTROLLER, "no controller has been saved yet"),
 }
@@ -122,7 +132,9 @@ def test_another_image_needs_another_memory(cache: Cache, image: str) -> None:
     assert machine_memory.stored(cache.folder) == []
 
 
-def test_another_libvirt_or_machine_type_needs_another_memory(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_libvirt_or_machine_type_needs_another_memory(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache.store().ensure([NODE], _quiet)
     monkeypatch.setattr(machine_memory, "library_version", lambda: 11003000)
     assert "its libvirt is" in str(cache.store().find(NODE))
@@ -206,7 +218,9 @@ def test_a_full_disk_is_told_before_anything_boots(cache: Cache, monkeypatch: py
 
 def test_the_manifest_says_what_it_was_made_with(cache: Cache) -> None:
     cache.store().ensure([NODE], _quiet)
-    made: dict[str, Any] = json.loads((_saved(cache.store().find(NODE)).folder / "golden.json").read_text())["made"]
+    made: dict[str, Any] = json.loads((_saved(cache.store().find(NODE)).folder / "golden.json").read_text())[
+        "made"
+    ]
     assert made["emulator"] == "QEMU 7.2.22"
     assert made["accelerator"] == "tcg"
     assert made["processor"] == "emulated"

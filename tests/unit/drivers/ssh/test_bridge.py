@@ -27,7 +27,9 @@ class _Session:
 
     def open(self, path: str) -> Stream:
         self.asked.append(path)
-        stream = Stream(lambda data: self._machine.sendall(data) if data else self._machine.shutdown(socket.SHUT_WR))
+        stream = Stream(
+            lambda data: self._machine.sendall(data) if data else self._machine.shutdown(socket.SHUT_WR)
+        )
 
         def listen() -> None:
             while data := self._machine.recv(64):

@@ -37,7 +37,9 @@ def test_what_was_closed_by_its_neighbour_is_left_alone(tmp_path: Path) -> None:
         assert done == [b"x"]
 
 
-@pytest.mark.parametrize("message", [{}, {"probes": [{"frame": "00" * 60}] * 100, "text": "ä\n"}, [1, None], "text"])
+@pytest.mark.parametrize(
+    "message", [{}, {"probes": [{"frame": "00" * 60}] * 100, "text": "ä\n"}, [1, None], "text"]
+)
 def test_messages_come_out_as_they_went_in(message: object) -> None:
     line = wire.pack(message)
     assert wire.unpack(line) == message
@@ -45,7 +47,15 @@ def test_messages_come_out_as_they_went_in(message: object) -> None:
 
 
 BOMB = base64.b64encode(zlib.compress(b'"' + bytes(wire.MAX_MESSAGE) + b'"'))
-NO_MESSAGES = [b"", b"no base64", b"AAAA", wire.pack({})[:-8], BOMB, base64.b64encode(zlib.compress(b"[" * 200_000)), b"\xff" * 9]
+NO_MESSAGES = [
+    b"",
+    b"no base64",
+    b"AAAA",
+    wire.pack({})[:-8],
+    BOMB,
+    base64.b64encode(zlib.compress(b"[" * 200_000)),
+    b"\xff" * 9,
+]
 
 
 @pytest.mark.parametrize("line", NO_MESSAGES, ids=range(len(NO_MESSAGES)))

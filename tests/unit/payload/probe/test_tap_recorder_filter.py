@@ -1,4 +1,6 @@
-"""What a node's kernel hands to the recorder beside guests: the kernel's own packet filter judges frames on a local socket."""
+"""What a node's kernel hands to the recorder beside guests: the kernel's own packet filter judges frames on a
+local socket.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +52,18 @@ WORTH: dict[str, Packet] = {
     "udp": LINK / FOUR / UDP() / TOKEN,
     "udp over IPv6": LINK / SIX / UDP() / TOKEN,
     "behind options": LINK / SIX / IPv6ExtHdrHopByHop() / ICMPv6EchoRequest() / TOKEN,
-    "IPv4 options": LINK / IP(src="10.0.0.2", dst="10.0.0.3", options=[frames.source_route("loose", "10.0.0.9")]) / UDP() / TOKEN,
+    "IPv4 options": LINK
+    / IP(src="10.0.0.2", dst="10.0.0.3", options=[frames.source_route("loose", "10.0.0.9")])
+    / UDP()
+    / TOKEN,
     "tagged": LINK / Dot1Q(vlan=1) / FOUR / TCP() / TOKEN,
     "a fragment": LINK / IP(src="10.0.0.2", dst="10.0.0.3", flags="MF") / TOKEN,
     "ARP": Ether(type=0x0806) / Raw(bytes(46)),
-    "DHCP": LINK / FOUR / UDP(sport=67, dport=68) / BOOTP(op=2) / DHCP(options=[("message-type", "offer"), "end"]),
+    "DHCP": LINK
+    / FOUR
+    / UDP(sport=67, dport=68)
+    / BOOTP(op=2)
+    / DHCP(options=[("message-type", "offer"), "end"]),
     "DHCPv6": LINK / SIX / UDP(sport=547, dport=546) / DHCP6_Advertise(),
     "ND question": LINK / SIX / frames.neighbor_question("fd00::3", "0a:00:00:00:00:01"),
     "ND answer": LINK / SIX / frames.neighbor_advertisement("fd00::3", "0a:00:00:00:00:01"),
@@ -72,7 +81,9 @@ NOISES: dict[str, bytes] = {
     "a segment over IPv6": bytes(LINK / SIX / TCP() / Raw(bytes(200))),
     "a large segment": bytes(LINK / FOUR / TCP() / Raw(b"x" * 1400)),
     "long ARP": (b"\xff" * 12 + b"\x08\x06").ljust(NOISE + 1, b"\0"),
-    "another run's token": bytes(LINK / FOUR / UDP() / Raw(Tokens("tb-ffffffff-", b"key").of("cell1").encode())),
+    "another run's token": bytes(
+        LINK / FOUR / UDP() / Raw(Tokens("tb-ffffffff-", b"key").of("cell1").encode())
+    ),
     "a question to DHCP": frames.dhcp_discover("0a:00:00:00:00:01", 1)(b""),
     "an echo over IPv6": bytes(LINK / SIX / ICMPv6EchoRequest()),
     "a short frame": b"\xff" * 12 + b"\x08\0",

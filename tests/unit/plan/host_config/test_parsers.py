@@ -42,9 +42,16 @@ def _files(**contents: str) -> str:
     return "\n".join(f"{name}:{line}" for name, text in named.items() for line in text.splitlines())
 
 
-COMMENTED = FILE.replace("\tchain input", "\t# what comes in: a comment\n\n\tchain input").replace("{\n", "{\n# first\n", 1)
-FILES = "\n".join(f"/etc/nftables.conf:{line}" for line in f"table inet testbed\ndelete table inet testbed\n{COMMENTED}".splitlines())
-firewall = partial(parsers.firewall, files=FILES, table="inet testbed", others=frozenset({"netdev neighbours"}))
+COMMENTED = FILE.replace("\tchain input", "\t# what comes in: a comment\n\n\tchain input").replace(
+    "{\n", "{\n# first\n", 1
+)
+FILES = "\n".join(
+    f"/etc/nftables.conf:{line}"
+    for line in f"table inet testbed\ndelete table inet testbed\n{COMMENTED}".splitlines()
+)
+firewall = partial(
+    parsers.firewall, files=FILES, table="inet testbed", others=frozenset({"netdev neighbours"})
+)
 
 
 def test_a_firewall_is_its_file_whatever_its_sets_hold() -> None:
@@ -74,17 +81,35 @@ def test_the_elements_of_a_set_are_sorted_and_those_of_another_table_are_not_our
 
 def test_pairs_of_a_guard_are_read_quoted_or_not() -> None:
     held = '\tset links {\n\t\telements = { "tapb2" . 0xa0000000002,\n\t\t\t     tapa1 . fd00::3 }\n\t}\n'
-    assert parsers.pairs(_table("netdev neighbours", held), "netdev neighbours", "links") == "tapa1 . fd00::3\ntapb2 . 0xa0000000002"
+    assert (
+        parsers.pairs(_table("netdev neighbours", held), "netdev neighbours", "links")
+        == "tapa1 . fd00::3\ntapb2 . 0xa0000000002"
+    )
 
 
 def test_a_policy_that_is_not_esp_in_transport_mode_stands_as_it_is() -> None:
-    policy = r"src 198.18.1.2/32 dst 198.18.1.3/32 proto udp \ dir out priority 3 ptype main \ tmpl src 0.0.0.0 dst 0.0.0.0\ "
-    good, socket = policy + r"proto esp reqid 1 mode transport\ ", r"src ::/0 dst ::/0 \ socket in priority 0 ptype main \ "
-    back = good.replace("dir out", "dir in").replace("198.18.1.2", "x").replace("198.18.1.3", "198.18.1.2").replace("x", "198.18.1.3")
+    policy = (
+        r"src 198.18.1.2/32 dst 198.18.1.3/32 proto udp \ dir out priority 3 ptype main \ tmpl src 0.0.0.0 "
+        r"dst 0.0.0.0\ "
+    )
+    good, socket = (
+        policy + r"proto esp reqid 1 mode transport\ ",
+        r"src ::/0 dst ::/0 \ socket in priority 0 ptype main \ ",
+    )
+    back = (
+        good.replace("dir out", "dir in")
+        .replace("198.18.1.2", "x")
+        .replace("198.18.1.3", "198.18.1.2")
+        .replace("x", "198.18.1.3")
+    )
     read = partial(parsers.protection, own="198.18.1.2", peers=["198.18.1.3"])
     assert read(f"{good}\n{socket}\n{back}\n") == parsers.PROTECTED
     assert read(good) == "missing: in 198.18.1.3/32 198.18.1.2/32 esp"
-    for weak in (good.replace("transport", "tunnel"), good.replace("proto esp", "proto ah"), r"src 0/0 dst 0/0 \ dir out action allow"):
+    for weak in (
+        good.replace("transport", "tunnel"),
+        good.replace("proto esp", "proto ah"),
+        r"src 0/0 dst 0/0 \ dir out action allow",
+    ):
         assert read(f"{good}\n{back}\n{weak}") == f"not declared: {weak}"
 
 
@@ -99,24 +124,37 @@ def test_a_bridge_is_down_and_has_no_address(own: str, flags: str, value: str) -
 
 
 def test_a_rule_that_delivers_at_once_is_counted() -> None:
-    own = " cookie=0x1, table=0, priority=100,in_port=2 actions=set_field:0x1->reg13,resubmit(,8)\n cookie=0x0, priority=0 actions=drop\n"
+    own = (
+        " cookie=0x1, table=0, priority=100,in_port=2 actions=set_field:0x1->reg13,resubmit(,8)\n "
+        "cookie=0x0, priority=0 actions=drop\n"
+    )
     assert parsers.delivering(f"OFPST_FLOW reply (OF1.5) (xid=0x6):\n{own}") == "0"
     assert parsers.delivering(f"{own} cookie=0x0, priority=9 actions=output:3\n") == "1"
 
 
 def _switch(mirrors: list[str], interfaces: dict[str, str]) -> str:
     rows = [[name, ["map", [["iface-id", port]] if port else []]] for name, port in interfaces.items()]
-    tables = ({"data": [[name] for name in mirrors], "headings": ["name"]}, {"data": rows, "headings": ["name", "external_ids"]})
+    tables = (
+        {"data": [[name] for name in mirrors], "headings": ["name"]},
+        {"data": rows, "headings": ["name", "external_ids"]},
+    )
     return "\n".join(map(json.dumps, tables))
 
 
-POLICER = "interface tap1\nfilter protocol all pref 1 matchall chain 0\n\taction order 1:  police 0x1 rate 0bit\n"
+POLICER = (
+    "interface tap1\nfilter protocol all pref 1 matchall chain 0\n\taction order 1:  police 0x1 rate 0bit\n"
+)
 
 
 def test_policers_are_all_that_may_act_on_frames() -> None:
     clean = _switch([], {"br-int": ""})
     assert parsers.mirrors(POLICER, clean, LIVE) == ""
-    assert parsers.mirrors(f"{POLICER}\taction order 1: mirred (Egress Mirror to device tap2) pipe\n", clean, LIVE) != ""
+    assert (
+        parsers.mirrors(
+            f"{POLICER}\taction order 1: mirred (Egress Mirror to device tap2) pipe\n", clean, LIVE
+        )
+        != ""
+    )
     assert parsers.mirrors(POLICER, _switch(["m0"], {"br-int": ""}), LIVE) == "m0"
     for rule in ('dup to "tap2"', 'ip daddr 192.0.2.1 fwd to "tap2"'):
         assert parsers.mirrors(POLICER, clean, LIVE.replace("counter drop", rule)) == rule
@@ -125,12 +163,23 @@ def test_policers_are_all_that_may_act_on_frames() -> None:
 def test_a_port_is_claimed_by_its_own_interface_only() -> None:
     own = frozenset({("tap1", "port-1")})
     assert parsers.claims(_switch([], {"br-int": "", "tap1": "port-1"}), own) == ""
-    assert parsers.claims(_switch([], {"tap1": "port-1", "evil": "port-1", "tap2": "port-2"}), own) == "evil port-1\ntap2 port-2"
+    assert (
+        parsers.claims(_switch([], {"tap1": "port-1", "evil": "port-1", "tap2": "port-2"}), own)
+        == "evil port-1\ntap2 port-2"
+    )
 
 
-@pytest.mark.parametrize("printed", [
-    "", "ovs-vsctl: database connection failed", "[]", "3", '{"headings": ["name"]}', '{"data": [], "headings": []}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "",
+        "ovs-vsctl: database connection failed",
+        "[]",
+        "3",
+        '{"headings": ["name"]}',
+        '{"data": [], "headings": []}',
+    ],
+)
 def test_what_makes_no_sense_is_never_the_wanted_value(printed: str) -> None:
     claims = Setting("claims", "NET-13", ("ask",), "", "", partial(parsers.claims, own=frozenset()))
     mirrors = Setting("mirrors", "NET-11", ("filters", "ask", "ruleset"), "", "", parsers.mirrors)
@@ -146,22 +195,32 @@ def test_only_an_enforced_profile_of_libvirt_confines() -> None:
 
 
 def test_files_are_found_by_folder_and_by_name() -> None:
-    files = "/etc/ssh\n/etc/ssh/sshd_config.d\n/etc/ssh/sshd_config.d/evil.conf\n/root/.ssh/authorized_keys2\n/etc/ssh/moduli"
+    files = (
+        "/etc/ssh\n/etc/ssh/sshd_config.d\n/etc/ssh/sshd_config.d/evil.conf\n/root/.ssh/authorized_keys2\n"
+        "/etc/ssh/moduli"
+    )
     assert parsers.beneath(files, "/etc/ssh/sshd_config.d") == "/etc/ssh/sshd_config.d/evil.conf"
     assert parsers.called(files, "authorized_keys") == "/root/.ssh/authorized_keys2"
 
 
 def test_members_of_libvirts_group() -> None:
     other = "root:x:0:\nlibvirt-qemu:x:64055:mallory"
-    assert [parsers.members(_files(etc__group=f"{other}\n{line}")) for line in ("libvirt:x:105:", "libvirt:x:105:eve,mallory")] == [
-        "", "eve,mallory",
-    ]  # fmt: skip
+    assert [
+        parsers.members(_files(etc__group=f"{other}\n{line}"))
+        for line in ("libvirt:x:105:", "libvirt:x:105:eve,mallory")
+    ] == [
+        "",
+        "eve,mallory",
+    ]
     with pytest.raises(LookupError):
         parsers.members(_files(etc__group=other))
 
 
 def test_what_is_added_to_every_profile() -> None:
-    local, more = "etc__apparmor.d__local__abstractions__libvirt-qemu", "etc__apparmor.d__abstractions__libvirt-qemu.d__x"
+    local, more = (
+        "etc__apparmor.d__local__abstractions__libvirt-qemu",
+        "etc__apparmor.d__abstractions__libvirt-qemu.d__x",
+    )
     assert parsers.additions(_files(**{local: "# a comment\n  /dev/sda rw,"})) == "/dev/sda rw,"
     assert parsers.additions(_files(**{local: "# a comment", more: "/dev/sdb r,"})) == "/dev/sdb r,"
     assert parsers.additions(_files(**{local: "# a comment"})) == ""
@@ -177,7 +236,9 @@ def test_lines_of_files_of_a_folder_and_of_one_file() -> None:
 
 def test_names_and_values_of_the_kernels_settings() -> None:
     names = "\n".join(f"/proc/sys/{name}:{value}" for name, value in KERNEL.items())
-    assert parsers.kernel(f"{names}\n/etc/group:x").splitlines() == [f"{name} {value}" for name, value in KERNEL.items()]
+    assert parsers.kernel(f"{names}\n/etc/group:x").splitlines() == [
+        f"{name} {value}" for name, value in KERNEL.items()
+    ]
 
 
 def test_modes_of_some_files_only() -> None:
@@ -190,12 +251,18 @@ def test_the_last_of_several_mounts_counts() -> None:
     modes = "/images/guest/a 444 root\n/images/guest/b 444 root\n/run/socket 600 eve"
     assert parsers.read_only(mounts, modes, "/images") == "ro\n444 root"
     again = f"{mounts}\n{_files(proc__self__mounts='tmpfs /images tmpfs rw 0 0')}"
-    assert parsers.read_only(again, modes.replace("b 444 root", "b 644 eve"), "/images") == "rw\n444 root\n644 eve"
+    assert (
+        parsers.read_only(again, modes.replace("b 444 root", "b 644 eve"), "/images")
+        == "rw\n444 root\n644 eve"
+    )
     assert parsers.read_only("", modes, "/images") == "444 root"
 
 
 def test_services_are_told_by_name() -> None:
-    assert parsers.services("active\nfailed\nbr-int", ("one", "two")) == "one active\ntwo failed\nbr-int is there"
+    assert (
+        parsers.services("active\nfailed\nbr-int", ("one", "two"))
+        == "one active\ntwo failed\nbr-int is there"
+    )
     assert parsers.services("active\nactive", ("one", "two")) == "one active\ntwo active\nbr-int is not there"
     with pytest.raises(ValueError, match="zip"):
         parsers.services("active", ("one", "two"))

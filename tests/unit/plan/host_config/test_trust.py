@@ -1,4 +1,6 @@
-"""What a machine trusts and what its workers may open, as settings; and a database that our own way leads to no more."""
+"""What a machine trusts and what its workers may open, as settings; and a database that our own way leads to
+no more.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def _profiles(change: Callable[[str], str] = str, more: str = "") -> str:
     found = []
     for suffix, text in (("", PROFILE), (".files", RULES)):
         given = change(text.format(uuid=GUEST.uuid, domain=GUEST.domain, disks=GUEST.disks))
-        found += [f"/etc/apparmor.d/libvirt/libvirt-{GUEST.uuid}{suffix}:{line}" for line in given.splitlines()]
+        found += [
+            f"/etc/apparmor.d/libvirt/libvirt-{GUEST.uuid}{suffix}:{line}" for line in given.splitlines()
+        ]
     return _setting("worker-profiles").reading({trust.PROFILES: "\n".join([*found, more])})
 
 
@@ -106,8 +110,13 @@ def test_what_is_more_in_a_profile_is_taken_out_and_all_else_stays(tmp_path: Pat
     for suffix, text in (("", PROFILE), (".files", RULES)):
         path = folder / f"libvirt-{GUEST.uuid}{suffix}"
         wanted[path] = text.format(uuid=GUEST.uuid, domain=GUEST.domain, disks=GUEST.disks) + "\n"
-        path.write_text(wanted[path] + "  /etc/** rw,\n  #include <abstractions/base>\n  \"/var/lib/testbed/images/guest/root.raw\" w,\n")
-    text = item.repair.replace("/etc/apparmor.d/libvirt", str(folder)).replace("apparmor_parser -r", "touch loaded;: ")
+        path.write_text(
+            wanted[path]
+            + '  /etc/** rw,\n  #include <abstractions/base>\n  "/var/lib/testbed/images/guest/root.raw" w,\n'
+        )
+    text = item.repair.replace("/etc/apparmor.d/libvirt", str(folder)).replace(
+        "apparmor_parser -r", "touch loaded;: "
+    )
     subprocess.run(["sh", "-c", text], check=True, cwd=tmp_path)
     assert {path: path.read_text() for path in sorted(folder.iterdir())} == wanted
     assert (tmp_path / "loaded").exists()
@@ -123,7 +132,10 @@ def _archive(folder: Path, machine: Any = LAB.controller) -> Path:
     archive = folder / "identity.tar"
     archive.write_bytes(pack(identity_files(LAB, machine, keys)))
     (folder / "run").mkdir()
-    subprocess.run(["tar", "--extract", "--no-same-owner", f"--directory={folder / 'run'}", f"--file={archive}"], check=True)
+    subprocess.run(
+        ["tar", "--extract", "--no-same-owner", f"--directory={folder / 'run'}", f"--file={archive}"],
+        check=True,
+    )
     (folder / "run/testbed/boot_id").write_text("made by the machine itself")
     return archive
 
@@ -133,7 +145,11 @@ def _identity(folder: Path, archive: Path, *, repair: bool = False) -> str:
     item = _setting("identity", LAB.controller)
 
     def here(command: str) -> str:
-        return command.replace(trust._CREDENTIAL, str(archive)).replace("/run", str(folder / "run")).replace(trust._LOADED, "")
+        return (
+            command.replace(trust._CREDENTIAL, str(archive))
+            .replace("/run", str(folder / "run"))
+            .replace(trust._LOADED, "")
+        )
 
     if repair:
         text = here(item.repair).replace("systemctl reload ssh; nft -f /etc/nftables.conf", "true")
@@ -142,7 +158,9 @@ def _identity(folder: Path, archive: Path, *, repair: bool = False) -> str:
     for command in item.observe:
         done = subprocess.run(["sh", "-c", here(command)], check=False, capture_output=True, text=True)
         lines = (done.stdout + done.stderr).splitlines()
-        printed[command] = "\n".join(line for line in lines if not line.endswith(("Uid differs", "Gid differs")))  # without root
+        printed[command] = "\n".join(
+            line for line in lines if not line.endswith(("Uid differs", "Gid differs"))
+        )  # without root
     return item.reading(printed)
 
 
@@ -155,7 +173,9 @@ def _identity(folder: Path, archive: Path, *, repair: bool = False) -> str:
         ("ssh/host_key", None),
     ],
 )
-def test_another_authority_or_file_is_drift_and_is_repaired(tmp_path: Path, file: str, text: str | None) -> None:
+def test_another_authority_or_file_is_drift_and_is_repaired(
+    tmp_path: Path, file: str, text: str | None
+) -> None:
     archive = _archive(tmp_path)
     assert _identity(tmp_path, archive) == ""
     path = tmp_path / "run/testbed" / file
@@ -167,7 +187,9 @@ def test_another_authority_or_file_is_drift_and_is_repaired(tmp_path: Path, file
 
 
 @pytest.mark.parametrize("connection", ["pssl:6641", "ptcp:6641", 'read-only role="x" pssl:6641', ""])
-def test_a_northbound_database_that_is_cut_off_is_observed_by_its_own_socket(tmp_path: Path, monkeypatch, connection: str) -> None:
+def test_a_northbound_database_that_is_cut_off_is_observed_by_its_own_socket(
+    tmp_path: Path, monkeypatch, connection: str
+) -> None:
     """`plan` shows what is wrong with it, and `up` repairs that, although nobody can connect."""
     ways: list[object] = []
 
@@ -181,14 +203,18 @@ def test_a_northbound_database_that_is_cut_off_is_observed_by_its_own_socket(tmp
         ports = tables = close = lambda _: {}
 
     def read_settings(_host: object, place: str, wanted: Any) -> Any:
-        values = {item.name: {"value": item.value} for item in wanted} | {"northbound-connection": {"value": connection}}
+        values = {item.name: {"value": item.value} for item in wanted} | {
+            "northbound-connection": {"value": connection}
+        }
         return {Key(place, Kind.SETTING, name): value for name, value in values.items()}, []
 
     monkeypatch.setattr(controller, "Northbound", Northbound)
     monkeypatch.setattr(controller.settings_io, "observe", read_settings)
     bridged: list[str] = []
     answers = SimpleNamespace(text="active\n" * 3)
-    host: Any = SimpleNamespace(sudo=lambda _: answers, bridge=lambda path, far: bridged.append(far), name="controller")
+    host: Any = SimpleNamespace(
+        sudo=lambda _: answers, bridge=lambda path, far: bridged.append(far), name="controller"
+    )
     place = Central(LAB, Workspace(tmp_path, "lab"), host, 1.0)
     found = place.observe()
     assert found[Key("controller", Kind.SWITCH, "red/app")] == {"acls": []}

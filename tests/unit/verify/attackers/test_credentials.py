@@ -27,7 +27,9 @@ from testbed.verify.cleanup import Leavings
 
 
 class _Server(paramiko.ServerInterface):
-    """Refuses every key, and ends the connection in place of an answer to the last try that it allows, as sshd does."""
+    """Refuses every key, and ends the connection in place of an answer to the last try that it allows, as
+    sshd does.
+    """
 
     def __init__(self, end: Callable[[], None], tries: int, late: float) -> None:
         self.end, self.tries, self.late, self.asked = end, tries, late, 0
@@ -113,13 +115,19 @@ def _fleet(folder: Path) -> tuple[Any, Any]:
     write_secret(workspace.folder / "ssh/admin", b"-")
     evidence = SimpleNamespace(record=lambda *_: None)
     clock = SimpleNamespace(error=0.0)
-    machine = SimpleNamespace(name="node", address="-", read=lambda _: str(time.time() + clock.error), clock=clock)
-    return SimpleNamespace(lab=SimpleNamespace(workspace=workspace), evidence=evidence, leavings=Leavings()), machine
+    machine = SimpleNamespace(
+        name="node", address="-", read=lambda _: str(time.time() + clock.error), clock=clock
+    )
+    return SimpleNamespace(
+        lab=SimpleNamespace(workspace=workspace), evidence=evidence, leavings=Leavings()
+    ), machine
 
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, dict[str, Any]]:
-    """A machine, and what it answers: to each name something else than ``refused``; or drops so many connections first."""
+    """A machine, and what it answers: to each name something else than ``refused``; or drops so many
+    connections first.
+    """
     told: dict[str, Any] = {"answers": {"the right credential": "accepted"}, "offered": [], "drop": 0}
 
     def tried(_: str, some: list[Credential]) -> dict[str, str]:
@@ -130,7 +138,9 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, dict
         return {item.name: told["answers"].get(item.name, "refused") for item in some}
 
     monkeypatch.setattr(credentials, "attempts", tried)
-    monkeypatch.setattr(credentials, "time", SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=lambda _: None))
+    monkeypatch.setattr(
+        credentials, "time", SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=lambda _: None)
+    )
     return (*_fleet(tmp_path), told)
 
 
@@ -151,7 +161,9 @@ def test_all_kinds_are_offered_and_their_keys_are_gone(lab: tuple[Any, Any, dict
     assert len(names) - names.count(right) == 9, "each wrong one once"
     assert all(len(some) <= 2 + ("nothing at all" in some) for some in wrong)
     root = {"a password", "root, with an administrator's key"}
-    assert all(some[-1] == right or set(some) == root for some in told["offered"]), "a connection ends with a login, or has a penalty"
+    assert all(some[-1] == right or set(some) == root for some in told["offered"]), (
+        "a connection ends with a login, or has a penalty"
+    )
     assert not (fleet.lab.workspace.folder / "strangers").exists()
 
 
@@ -165,7 +177,9 @@ def test_whatever_is_no_refusal_lets_in(lab: tuple[Any, Any, dict[str, Any]], an
 
 @pytest.mark.parametrize("error", [-4000.0, 4000.0])
 def test_a_clock_that_slept_is_no_open_wall(lab: tuple[Any, Any, dict[str, Any]], error: float) -> None:
-    """An expired certificate works on a machine that lives in the past; what has no date is judged all the same."""
+    """An expired certificate works on a machine that lives in the past; what has no date is judged all the
+    same.
+    """
     fleet, machine, told = lab
     machine.clock.error = error
     told["answers"][EXPIRED] = "accepted"
@@ -176,7 +190,9 @@ def test_a_clock_that_slept_is_no_open_wall(lab: tuple[Any, Any, dict[str, Any]]
         _check(fleet, machine)
 
 
-def test_with_a_right_clock_an_expired_certificate_must_not_work(lab: tuple[Any, Any, dict[str, Any]]) -> None:
+def test_with_a_right_clock_an_expired_certificate_must_not_work(
+    lab: tuple[Any, Any, dict[str, Any]],
+) -> None:
     fleet, machine, told = lab
     machine.clock.error = 60.0
     told["answers"][EXPIRED] = "accepted"
@@ -184,7 +200,9 @@ def test_with_a_right_clock_an_expired_certificate_must_not_work(lab: tuple[Any,
         _check(fleet, machine)
 
 
-def test_a_planted_key_is_the_unknown_one_until_it_is_taken_away(lab: tuple[Any, Any, dict[str, Any]]) -> None:
+def test_a_planted_key_is_the_unknown_one_until_it_is_taken_away(
+    lab: tuple[Any, Any, dict[str, Any]],
+) -> None:
     fleet, _, _ = lab
     public = plant(fleet.lab.workspace)
 

@@ -27,12 +27,16 @@ def test_an_archive_is_what_cpio_reads(tmp_path: Path) -> None:
 def _made() -> tuple[Any, Throwaway]:
     lab = resolve(read(TOPOLOGY).spec)
     node = SimpleNamespace(lab=lab, name="node")
-    fleet: Any = SimpleNamespace(testbed=lab, lab=SimpleNamespace(nodes={"node": node}), machines={"node": None})
+    fleet: Any = SimpleNamespace(
+        testbed=lab, lab=SimpleNamespace(nodes={"node": node}), machines={"node": None}
+    )
     return lab, Throwaway.beside(fleet, lab.guests[0], IPv4Address("10.0.0.250"))
 
 
 def test_it_is_a_stranger_of_a_known_tenant() -> None:
-    """Nothing of it belongs to a guest of the lab: no account, no port, no address; the plan can take it away."""
+    """Nothing of it belongs to a guest of the lab: no account, no port, no address; the plan can take it
+    away.
+    """
     lab, made = _made()
     assert made.guest.uid not in {guest.uid for guest in lab.guests}
     assert made.endpoint.network == "red/app"

@@ -39,9 +39,15 @@ def test_an_arp_request_counts_for_the_address_it_asks_for(address: str, expecte
 
 @pytest.mark.parametrize(
     ("address", "label", "expected"),
-    [(str(TARGET.address), SOURCE.interface, True), ("10.9.9.9", SOURCE.interface, False), (str(TARGET.address), "back", False)],
+    [
+        (str(TARGET.address), SOURCE.interface, True),
+        ("10.9.9.9", SOURCE.interface, False),
+        (str(TARGET.address), "back", False),
+    ],
 )
-def test_an_arp_answer_counts_for_the_address_it_tells_of_and_where_it_was_asked(address: str, label: str, expected: bool) -> None:
+def test_an_arp_answer_counts_for_the_address_it_tells_of_and_where_it_was_asked(
+    address: str, label: str, expected: bool
+) -> None:
     seen = _observation(SOURCE.guest, kind="arp-reply", mac=TARGET.mac, ip=address, label=label)
     assert seen.resolved(SOURCE, TARGET) is expected
 
@@ -52,7 +58,11 @@ def test_neighbor_discovery_counts_as_arp_does() -> None:
     records: dict[str, list[dict[str, str]]] = {item.guest: [] for item in endpoints(lab)}
     seen = Observation(TOKENS, records, {})
     records[web.guest] = [{"kind": "nd-reply", "mac": db.mac, "ip": str(db.address6), "label": "app"}]
-    assert (seen.resolved(web, db, "nd"), seen.resolved(web, db, "nd-link"), seen.resolved(web, db)) == (True, False, False)
+    assert (seen.resolved(web, db, "nd"), seen.resolved(web, db, "nd-link"), seen.resolved(web, db)) == (
+        True,
+        False,
+        False,
+    )
     records[web.guest] = [{"kind": "nd-request", "mac": db.mac, "target": str(web.link_local)}]
     assert (seen.resolved(db, web, "nd-link"), seen.resolved(db, web, "nd")) == (True, False)
 
@@ -74,10 +84,19 @@ def test_an_observation_that_breaks_off_ends_what_it_has_started() -> None:
         return SimpleNamespace(write=write, read=lambda _: wire.pack({}))
 
     evidence = SimpleNamespace(record=lambda *_: None)
-    fleet = SimpleNamespace(testbed=LAB, in_guest=in_guest, files_of=files_of, evidence=evidence, instruments={}, everywhere=lambda _: {})
+    fleet = SimpleNamespace(
+        testbed=LAB,
+        in_guest=in_guest,
+        files_of=files_of,
+        evidence=evidence,
+        instruments={},
+        everywhere=lambda _: {},
+    )
     with pytest.raises(InstrumentError, match="does not answer"):
         observe.observe(fleet, [])  # type: ignore[arg-type]
-    assert {label for label, phase in phases if phase == "stop"} == {label for label, phase in phases if phase == "start"}
+    assert {label for label, phase in phases if phase == "stop"} == {
+        label for label, phase in phases if phase == "start"
+    }
     assert LAB.guests[0].label in {label for label, phase in phases if phase == "stop"}
 
 
@@ -114,7 +133,9 @@ def test_a_program_that_ends_while_it_records_is_not_replaced() -> None:
         instrument.ask({"phase": "finish"})
 
 
-@pytest.mark.parametrize("answer", [b"", b"[1", b"[" * 100_000, b'"text"', {"started": False}, {"started": "yes"}])
+@pytest.mark.parametrize(
+    "answer", [b"", b"[1", b"[" * 100_000, b'"text"', {"started": False}, {"started": "yes"}]
+)
 def test_garbage_is_no_start(answer: object) -> None:
     instrument, _ = _instrument([answer])
     with pytest.raises(InstrumentError, match=r"garbage|does not start"):

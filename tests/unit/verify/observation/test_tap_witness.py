@@ -1,4 +1,6 @@
-"""How nodes are asked for what they hand to their guests, and what checks make of two witnesses that differ."""
+"""How nodes are asked for what they hand to their guests, and what checks make of two witnesses that
+differ.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ Answer = dict[str, Any]
 Answers = Callable[[str, Mapping[str, Any]], Answer]
 
 
-def _fleet(monkeypatch: pytest.MonkeyPatch, answers: Answers) -> tuple[Any, list[tuple[str, Mapping[str, Any]]]]:
+def _fleet(
+    monkeypatch: pytest.MonkeyPatch, answers: Answers
+) -> tuple[Any, list[tuple[str, Mapping[str, Any]]]]:
     """Return a fleet whose guests and nodes answer as told, and what they were asked."""
     asked: list[tuple[str, Mapping[str, Any]]] = []
 
@@ -46,7 +50,9 @@ def _fleet(monkeypatch: pytest.MonkeyPatch, answers: Answers) -> tuple[Any, list
     for name in ("ask", "listen"):
         monkeypatch.setattr(Instrument, name, ask)
     machines = {name: SimpleNamespace(name=name) for name in NODES.values()}
-    return SimpleNamespace(testbed=LAB, machines=machines, instruments={}, evidence=None, files_of=lambda _: None), asked
+    return SimpleNamespace(
+        testbed=LAB, machines=machines, instruments={}, evidence=None, files_of=lambda _: None
+    ), asked
 
 
 SOUND: Answer = {"alive": True, "overflowed": False, "dropped": 0, "down": [], "records": []}
@@ -82,8 +88,12 @@ def test_what_a_node_saw_belongs_to_the_guest_behind_the_tap(monkeypatch: pytest
     assert {(request["phase"], request["token"]) for _, request in asked} == {("finish", TOKENS.prefix)}
 
 
-@pytest.mark.parametrize("odd", [{"alive": False}, {"dropped": 1}, {"overflowed": True}, {"down": ["tap"]}, {"down": None}])
-def test_a_node_that_may_have_missed_something_is_no_witness(monkeypatch: pytest.MonkeyPatch, odd: Answer) -> None:
+@pytest.mark.parametrize(
+    "odd", [{"alive": False}, {"dropped": 1}, {"overflowed": True}, {"down": ["tap"]}, {"down": None}]
+)
+def test_a_node_that_may_have_missed_something_is_no_witness(
+    monkeypatch: pytest.MonkeyPatch, odd: Answer
+) -> None:
     fleet, _ = _fleet(monkeypatch, lambda name, _: {**SOUND, **(odd if name == "node-b" else {})})
     with pytest.raises(InstrumentError, match="the recorder in node-b cannot vouch for the whole window"):
         tap_witness.collect(fleet, TOKENS.prefix)
@@ -91,7 +101,11 @@ def test_a_node_that_may_have_missed_something_is_no_witness(monkeypatch: pytest
 
 def test_what_has_come_in_is_asked_of_guests_and_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of probes that were asked about, by tokens that were handed out."""
-    told = {WEB: [TOKENS.of("a")], "node-a": [TOKENS.of("b"), TOKENS.of("c")], "node-b": [Tokens(TOKENS.prefix, b"x").of("d")]}
+    told = {
+        WEB: [TOKENS.of("a")],
+        "node-a": [TOKENS.of("b"), TOKENS.of("c")],
+        "node-b": [Tokens(TOKENS.prefix, b"x").of("d")],
+    }
     fleet, asked = _fleet(monkeypatch, lambda name, _: {"seen": told.get(name, [])})
     assert tap_witness.arrived_so_far(fleet, TOKENS, ["a", "b", "d", "e"]) == {"a", "b"}
     assert {name for name, _ in asked} == {*NODES, *NODES.values()}
@@ -105,16 +119,32 @@ def test_who_does_not_tell_what_has_come_in_is_no_witness(monkeypatch: pytest.Mo
         tap_witness.arrived_so_far(fleet, TOKENS, ["a"])
 
 
-def _observation(told: Mapping[str, list[str]], seen: Mapping[str, list[str]], doubt: InstrumentError | None = None) -> Observation:
+def _observation(
+    told: Mapping[str, list[str]], seen: Mapping[str, list[str]], doubt: InstrumentError | None = None
+) -> Observation:
     """Return an observation from marks by guest, as each of two witnesses has them."""
-    both = ({label: [{"kind": "raw", "token": TOKENS.of(mark), "at": 1.0, "until": 2.0, "times": 2} for mark in marks.get(label, [])]
-             for label in NODES} for marks in (told, seen))  # fmt: skip
+    both = (
+        {
+            label: [
+                {"kind": "raw", "token": TOKENS.of(mark), "at": 1.0, "until": 2.0, "times": 2}
+                for mark in marks.get(label, [])
+            ]
+            for label in NODES
+        }
+        for marks in (told, seen)
+    )
     return Observation.compared(TOKENS, *both, {}, {}, doubt)
 
 
-@pytest.mark.parametrize(("guests", "nodes", "expected"), [
-    (True, True, "nothing"), (False, True, "doubt"), (True, False, "error of nodes"), (False, False, "error of guests"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("guests", "nodes", "expected"),
+    [
+        (True, True, "nothing"),
+        (False, True, "doubt"),
+        (True, False, "error of nodes"),
+        (False, False, "error of guests"),
+    ],
+)
 def test_a_doubt_is_what_guests_alone_cannot_vouch_for(
     monkeypatch: pytest.MonkeyPatch, guests: bool, nodes: bool, expected: str
 ) -> None:
@@ -122,7 +152,9 @@ def test_a_doubt_is_what_guests_alone_cannot_vouch_for(
 
     def require(_: object, observation: Observation) -> None:
         if not (guests if observation is told else nodes):
-            raise InstrumentError("a control failed", fact="guests" if observation is told else "nodes", remedy="-")
+            raise InstrumentError(
+                "a control failed", fact="guests" if observation is told else "nodes", remedy="-"
+            )
 
     monkeypatch.setattr(observe, "_require_controls", require)
     said = {WEB: {**SOUND, "self_test": True}}
@@ -136,7 +168,9 @@ def test_a_doubt_is_what_guests_alone_cannot_vouch_for(
 
 
 @pytest.mark.parametrize("odd", [{"self_test": False}, {"dropped": 3}, {"down": ["app"]}, {"alive": False}])
-def test_a_guest_that_may_have_missed_something_is_a_doubt(monkeypatch: pytest.MonkeyPatch, odd: Answer) -> None:
+def test_a_guest_that_may_have_missed_something_is_a_doubt(
+    monkeypatch: pytest.MonkeyPatch, odd: Answer
+) -> None:
     monkeypatch.setattr(observe, "_require_controls", lambda *_: None)
     said = {WEB: {**SOUND, "self_test": True, **odd}}
     doubt = observe._doubt(None, said, _observation({}, {}), _observation({}, {}))  # type: ignore[arg-type]
@@ -145,15 +179,26 @@ def test_a_guest_that_may_have_missed_something_is_a_doubt(monkeypatch: pytest.M
 
 
 def _survey(observation: Observation) -> Survey:
-    lies = [Forgery("NET-02", "x02", ENDS[WEB], "a lie", lambda _: b""), Forgery("NET-03", "x03", ENDS[WEB], "another", lambda _: b"")]
-    probes = {mark: Probe(mark, ENDS[WEB], {}) for mark in ("syn0before", "cell0", *(lie.mark for lie in lies))}
+    lies = [
+        Forgery("NET-02", "x02", ENDS[WEB], "a lie", lambda _: b""),
+        Forgery("NET-03", "x03", ENDS[WEB], "another", lambda _: b""),
+    ]
+    probes = {
+        mark: Probe(mark, ENDS[WEB], {}) for mark in ("syn0before", "cell0", *(lie.mark for lie in lies))
+    }
     return Survey(observation=observation, probes=probes, forgeries=lies)
 
 
-@pytest.mark.parametrize(("mark", "blind"), [
-    ("syn0before", {"NET-01", "NET-02", "NET-03", "NET-11"}), ("cell0", {"NET-01"}), ("x02", {"NET-02"}), ("x03", {"NET-03"}),
-    ("flow0before", set()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mark", "blind"),
+    [
+        ("syn0before", {"NET-01", "NET-02", "NET-03", "NET-11"}),
+        ("cell0", {"NET-01"}),
+        ("x02", {"NET-02"}),
+        ("x03", {"NET-03"}),
+        ("flow0before", set()),
+    ],
+)
 def test_what_a_guest_conceals_is_about_its_own_control(mark: str, blind: set[str]) -> None:
     found = _survey(_observation({}, {DB: [mark]}))
     failed = set()
@@ -173,7 +218,9 @@ def _judged(found: Survey, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_lie_that_its_receiver_conceals_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = _judged(_survey(_observation({}, {DB: ["x02"]})), monkeypatch)
-    assert judge(fleet, "NET-02") == ["label without wall: red/web@app: a lie arrived at red/db (which conceals it)"]
+    assert judge(fleet, "NET-02") == [
+        "label without wall: red/web@app: a lie arrived at red/db (which conceals it)"
+    ]
     assert judge(fleet, "NET-03") == []
 
 
@@ -198,19 +245,38 @@ Marks = Mapping[str, list[str]]
 
 
 def _reached(monkeypatch: pytest.MonkeyPatch, told: Marks, seen: Marks, deaf: Marks | None = None) -> None:
-    """Judge the matrix of a lab in which all that is allowed arrived, and some more, of which guests do not tell all."""
+    """Judge the matrix of a lab in which all that is allowed arrived, and some more, of which guests do not
+    tell all.
+    """
     matrix = ReachMatrix.of(LAB)
     allowed: dict[str, list[str]] = {}
     for number, cell in enumerate(matrix.cells):
         if cell.allowed:
             allowed.setdefault(cell.target.guest, []).append(f"cell{number}")
     assert allowed
-    first, second = ({label: [*allowed.get(label, []), *found.get(label, [])] for label in NODES} for found in (told, seen))
-    heard = {label: [mark for mark in found if mark not in (deaf or {}).get(label, [])] for label, found in first.items()}
+    first, second = (
+        {label: [*allowed.get(label, []), *found.get(label, [])] for label in NODES} for found in (told, seen)
+    )
+    heard = {
+        label: [mark for mark in found if mark not in (deaf or {}).get(label, [])]
+        for label, found in first.items()
+    }
     observation = _observation(heard, second)
-    resolved = [{"kind": "arp-request", "token": "", "mac": cell.source.mac, "target": str(cell.target.address), "guest": cell.target.guest}
-                for cell in matrix.cells if cell.allowed and cell.protocol == "arp"]  # fmt: skip
-    records = {label: [*found, *(item for item in resolved if item["guest"] == label)] for label, found in observation.records.items()}
+    resolved = [
+        {
+            "kind": "arp-request",
+            "token": "",
+            "mac": cell.source.mac,
+            "target": str(cell.target.address),
+            "guest": cell.target.guest,
+        }
+        for cell in matrix.cells
+        if cell.allowed and cell.protocol == "arp"
+    ]
+    records = {
+        label: [*found, *(item for item in resolved if item["guest"] == label)]
+        for label, found in observation.records.items()
+    }
     probes = {probe.mark: probe for probe in matrix_probes(matrix.cells)}
     found = Survey(replace(observation, records=records), probes, [])
     monkeypatch.setattr("checks.test_reachability.survey", lambda _: found)
@@ -220,8 +286,12 @@ def _reached(monkeypatch: pytest.MonkeyPatch, told: Marks, seen: Marks, deaf: Ma
 
 def _cell(source: str, target: str, protocol: str, *, allowed: bool) -> str:
     cells = ReachMatrix.of(LAB).cells
-    return next(f"cell{number}" for number, cell in enumerate(cells)
-                if (cell.source.guest, cell.target.guest, cell.protocol, cell.allowed) == (source, target, protocol, allowed))  # fmt: skip
+    return next(
+        f"cell{number}"
+        for number, cell in enumerate(cells)
+        if (cell.source.guest, cell.target.guest, cell.protocol, cell.allowed)
+        == (source, target, protocol, allowed)
+    )
 
 
 def test_what_both_witnesses_saw_alike_is_judged_by_the_topology(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +306,9 @@ def test_a_leak_that_its_receiver_conceals_turns_the_check_red(monkeypatch: pyte
         _reached(monkeypatch, {}, {OTHER: [_cell(WEB, OTHER, "icmp", allowed=False)]})
 
 
-def test_a_path_past_the_nodes_turns_the_check_red_whatever_comes_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_past_the_nodes_turns_the_check_red_whatever_comes_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A token that was handed out and is no cell: of the declared flow, say."""
     with pytest.raises(AssertionError, match="by a path that their nodes do not see: 1 at red/db"):
         _reached(monkeypatch, {DB: ["flow0before"]}, {})
@@ -249,20 +321,28 @@ def test_a_frame_that_may_arrive_and_is_concealed_is_no_pass(monkeypatch: pytest
 
 
 def test_what_a_switch_has_lost_is_asked_of_every_node_and_compared() -> None:
-    text = "lookups: hit:1 missed:2 lost:{}\n" + "\n".join(f"/sys/class/net/{tap}/statistics/tx_dropped:0" for tap in TAPS.values())
+    text = "lookups: hit:1 missed:2 lost:{}\n" + "\n".join(
+        f"/sys/class/net/{tap}/statistics/tx_dropped:0" for tap in TAPS.values()
+    )
 
     def fleet(count: int) -> Any:
         def read(command: str) -> str:
             lines = text.format(count).splitlines()
-            return "\n".join(line for line in lines if line.startswith("lookups") or line.split("/")[4] in command)
+            return "\n".join(
+                line for line in lines if line.startswith("lookups") or line.split("/")[4] in command
+            )
 
         nodes = {name: SimpleNamespace(name=name, read=read) for name in NODES.values()}
-        return SimpleNamespace(testbed=LAB, everywhere=lambda do: {name: do(node) for name, node in nodes.items()})
+        return SimpleNamespace(
+            testbed=LAB, everywhere=lambda do: {name: do(node) for name, node in nodes.items()}
+        )
 
     before, after = lost(fleet(3)), lost(fleet(4))
     require_no_loss(before, before)
     with pytest.raises(InstrumentError, match=r"node-[ab] lost frames by crowding, not by a wall"):
         require_no_loss(before, after)
-    silent = SimpleNamespace(testbed=LAB, everywhere=lambda do: do(SimpleNamespace(name="node-a", read=lambda _: "")))
+    silent = SimpleNamespace(
+        testbed=LAB, everywhere=lambda do: do(SimpleNamespace(name="node-a", read=lambda _: ""))
+    )
     with pytest.raises(InstrumentError, match="node-a does not tell"):
         lost(silent)  # type: ignore[arg-type]

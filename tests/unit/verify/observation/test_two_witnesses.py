@@ -43,8 +43,12 @@ def _ends() -> tuple[Endpoint, Endpoint]:
     ([{"kind": "raw", "token": "tb-0123abcd-a."}], [], []),
     ([{"kind": "raw", "token": ["tb"]}, {}], [], []),
 ])  # fmt: skip
-def test_a_frame_has_arrived_if_either_witness_saw_its_token(told: Records, seen: Records, arrivals: list[str]) -> None:
-    """A deaf or lying guest hides nothing that its node handed to it, and claims nothing that it cannot know."""
+def test_a_frame_has_arrived_if_either_witness_saw_its_token(
+    told: Records, seen: Records, arrivals: list[str]
+) -> None:
+    """A deaf or lying guest hides nothing that its node handed to it, and claims nothing that it cannot
+    know.
+    """
     found = _seen(told, seen)
     assert list(found.arrivals("a").values()) == arrivals
     assert found.arrived("a", DB) == bool(arrivals)
@@ -62,15 +66,25 @@ def test_what_carries_no_token_counts_by_the_nodes_word_alone() -> None:
 
 
 def test_a_question_that_calls_itself_a_truth_is_a_question() -> None:
-    """What ends of flows tell of themselves unasked is no answer; only a token that was handed out says that it is such."""
+    """What ends of flows tell of themselves unasked is no answer; only a token that was handed out says that
+    it is such.
+    """
     web, db = _ends()
     for tokens, expected in ((TOKENS, False), (OTHERS, True)):
-        asked = {"kind": "arp-request", "token": tokens.of("truth0arp"), "mac": web.mac, "target": str(db.address)}
+        asked = {
+            "kind": "arp-request",
+            "token": tokens.of("truth0arp"),
+            "mac": web.mac,
+            "target": str(db.address),
+        }
         assert _seen([], [asked]).resolved(web, db) is expected
 
 
 def test_a_frame_that_both_saw_counts_once_and_what_only_a_listener_knows_counts_as_well() -> None:
-    both, accepted = _record("a", at=1.0, until=3.0, times=2), {"kind": "tcp-accepted", "token": TOKENS.of("a")}
+    both, accepted = (
+        _record("a", at=1.0, until=3.0, times=2),
+        {"kind": "tcp-accepted", "token": TOKENS.of("a")},
+    )
     found = two_witnesses.counted(TOKENS, [both, accepted], [{**both, "at": 2.0}])
     assert found == [{**both, "at": 2.0}, accepted]
 
@@ -91,6 +105,8 @@ def test_there_is_no_pass_while_a_guest_conceals_what_it_may_hear() -> None:
 
 
 def test_there_is_no_pass_while_a_guest_cannot_vouch_for_the_window() -> None:
-    doubt = InstrumentError("the recorder in blue/db cannot vouch for the whole window", fact="dropped", remedy="-")
+    doubt = InstrumentError(
+        "the recorder in blue/db cannot vouch for the whole window", fact="dropped", remedy="-"
+    )
     with pytest.raises(InstrumentError, match="cannot vouch"):
         tap_witness.require_agreement(_seen([], [], doubt), [])

@@ -17,7 +17,9 @@ OTHER = "table=0, priority=9,udp,tp_src=546,tp_dst=547 actions=controller(userda
 
 
 def _arrivals(shape: str, *rules: str, **more: str) -> list[fleet_paths.Arrival]:
-    """Return what a walk finds where every node has some rules, and one more of its own; each tunnel to another node is port 9."""
+    """Return what a walk finds where every node has some rules, and one more of its own; each tunnel to
+    another node is port 9.
+    """
     lab = lab_of(shape)
     found = {}
     for node in lab.nodes:
@@ -25,7 +27,12 @@ def _arrivals(shape: str, *rules: str, **more: str) -> list[fleet_paths.Arrival]
         text = "\n".join(f" cookie=0x1, {rule}" for rule in own if rule)
         taps = [nic.tap for guest in lab.guests_on(node.name) for nic in guest.nics]
         tunnels = {other.name: 9 for other in lab.nodes if other != node}
-        found[node.name] = Bridge(node.name, flow_table.read(text), {str(number): tap for number, tap in enumerate(taps, 1)}, tunnels)
+        found[node.name] = Bridge(
+            node.name,
+            flow_table.read(text),
+            {str(number): tap for number, tap in enumerate(taps, 1)},
+            tunnels,
+        )
     fleet: Any = SimpleNamespace(testbed=lab)
     return fleet_paths.arrivals(fleet, found)
 
@@ -42,7 +49,9 @@ def test_a_walk_that_finds_no_way_to_dhcp_is_blind(rules: tuple[str, ...]) -> No
 
 def test_a_shortcut_through_a_tunnel_is_found() -> None:
     """By the key that no network has, from the attacker's node to the victim's."""
-    sent = "table=0, priority=200,in_port=1,dl_dst=0a:00:00:00:00:01 actions=set_field:0xb4eac4->tun_id,output:9"
+    sent = (
+        "table=0, priority=200,in_port=1,dl_dst=0a:00:00:00:00:01 actions=set_field:0xb4eac4->tun_id,output:9"
+    )
     received = "table=0, priority=200,tun_id=0xb4eac4,in_port=9 actions=output:1"
     (found,) = _arrivals("one guest on each node", DHCP, node_a=sent, node_b=received)
     assert not isinstance(found.target, str)

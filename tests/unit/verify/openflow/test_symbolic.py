@@ -1,4 +1,6 @@
-"""Where classes of packets go: small pipelines, and that a class never goes to fewer places than a packet of it."""
+"""Where classes of packets go: small pipelines, and that a class never goes to fewer places than a packet of
+it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ def _rules(*texts: str) -> flow_table.Tables:
     return flow_table.read("\n".join(f" cookie=0x1, {text}" for text in texts))
 
 
-def _exits(tables: flow_table.Tables, start: Cube, tracked: tuple[tuple[int, int], ...] = symbolic.NEW) -> dict[str, set[str]]:
+def _exits(
+    tables: flow_table.Tables, start: Cube, tracked: tuple[tuple[int, int], ...] = symbolic.NEW
+) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for out in symbolic.Walk(tables, tracked).start([start]):
         found.setdefault(out.port, set()).add(str(out.cube.put(FIELDS["ct_state"], 0, 0xFFFF, 0)))
@@ -29,8 +33,13 @@ def test_a_rule_that_takes_everything_hides_those_below_it() -> None:
 
 
 def test_a_rule_that_takes_a_part_leaves_the_rest() -> None:
-    tables = _rules("table=0, priority=9,udp,tp_dst=53 actions=output:2", "table=0, priority=8 actions=output:3")
-    assert _exits(tables, cube(in_port=1)) == {"2": {"dl_type=0x800,nw_proto=17,tp_dst=53"}, "3": {"anything"}}
+    tables = _rules(
+        "table=0, priority=9,udp,tp_dst=53 actions=output:2", "table=0, priority=8 actions=output:3"
+    )
+    assert _exits(tables, cube(in_port=1)) == {
+        "2": {"dl_type=0x800,nw_proto=17,tp_dst=53"},
+        "3": {"anything"},
+    }
 
 
 def test_of_two_rules_of_one_priority_either_may_be_first() -> None:
@@ -41,13 +50,18 @@ def test_of_two_rules_of_one_priority_either_may_be_first() -> None:
 
 def test_one_bit_tells_two_rules_apart_exactly() -> None:
     group = "01:00:00:00:00:00/01:00:00:00:00:00"
-    tables = _rules(f"table=0, priority=9,dl_dst={group} actions=drop", "table=0, priority=8 actions=output:3")
+    tables = _rules(
+        f"table=0, priority=9,dl_dst={group} actions=drop", "table=0, priority=8 actions=output:3"
+    )
     assert _exits(tables, cube()) == {"3": {"dl_dst=00:00:00:00:00:00/0x10000000000"}}
 
 
 def test_registers_are_views_of_one_another() -> None:
     tables = _rules(
-        "table=0, priority=1 actions=set_field:0x5/0xf->reg1,move:NXM_NX_REG1[0..3]->NXM_NX_XXREG0[124..127],resubmit(,1)",
+        (
+            "table=0, priority=1 "
+            "actions=set_field:0x5/0xf->reg1,move:NXM_NX_REG1[0..3]->NXM_NX_XXREG0[124..127],resubmit(,1)"
+        ),
         "table=1, priority=1,reg0=0x50000000 actions=output:2",
         "table=1, priority=1,xreg0=0x5000000000000005 actions=output:3",
     )
@@ -66,8 +80,13 @@ def test_what_a_table_changes_stays_changed_behind_it() -> None:
 
 
 def test_a_clone_changes_nothing_for_what_follows() -> None:
-    tables = _rules("table=0, priority=1 actions=clone(set_field:00:00:00:00:00:01->eth_dst,output:2),output:3")
-    assert _exits(tables, cube(dl_dst=9)) == {"2": {"dl_dst=00:00:00:00:00:01"}, "3": {"dl_dst=00:00:00:00:00:09"}}
+    tables = _rules(
+        "table=0, priority=1 actions=clone(set_field:00:00:00:00:00:01->eth_dst,output:2),output:3"
+    )
+    assert _exits(tables, cube(dl_dst=9)) == {
+        "2": {"dl_dst=00:00:00:00:00:01"},
+        "3": {"dl_dst=00:00:00:00:00:09"},
+    }
 
 
 def test_a_register_can_name_the_port() -> None:
@@ -77,7 +96,10 @@ def test_a_register_can_name_the_port() -> None:
 
 def test_what_was_put_aside_comes_back() -> None:
     tables = _rules(
-        "table=0, priority=1 actions=push:NXM_OF_IN_PORT[],set_field:0->in_port,resubmit(,1),pop:NXM_OF_IN_PORT[],resubmit(,2)",
+        (
+            "table=0, priority=1 "
+            "actions=push:NXM_OF_IN_PORT[],set_field:0->in_port,resubmit(,1),pop:NXM_OF_IN_PORT[],resubmit(,2)"
+        ),
         "table=1, priority=1,in_port=0 actions=output:4",
         "table=2, priority=1,in_port=9 actions=output:5",
     )
@@ -101,13 +123,21 @@ def test_a_conjunction_takes_no_more_than_its_parts_allow() -> None:
         "table=0, priority=5,conj_id=7,udp actions=output:2",
         "table=0, priority=1 actions=output:3",
     )
-    assert _exits(tables, cube(dl_type=0x0800, nw_proto=17)) == {"2": {"dl_type=0x800,nw_proto=17"}, "3": {"dl_type=0x800,nw_proto=17"}}
+    assert _exits(tables, cube(dl_type=0x0800, nw_proto=17)) == {
+        "2": {"dl_type=0x800,nw_proto=17"},
+        "3": {"dl_type=0x800,nw_proto=17"},
+    }
 
 
 @pytest.mark.parametrize("action", ["resubmit(,0)", "push:NXM_NX_REG0[],resubmit(,0)"])
 def test_a_circle_is_told(action: str) -> None:
     with pytest.raises(InstrumentError, match="without an end"):
-        _exits(_rules("table=0, priority=1 actions=resubmit(,1)", f"table=1, priority=1 actions=output:2,{action}"), cube())
+        _exits(
+            _rules(
+                "table=0, priority=1 actions=resubmit(,1)", f"table=1, priority=1 actions=output:2,{action}"
+            ),
+            cube(),
+        )
 
 
 @pytest.mark.parametrize("action", ["group:4", "learn(table=3)", "write_actions(output:4)"])
@@ -116,25 +146,45 @@ def test_what_is_not_understood_is_told(action: str) -> None:
         _exits(_rules(f"table=0, priority=1 actions={action}"), cube())
 
 
-@pytest.mark.parametrize("text", ["", "NXST_FLOW reply (xid=0x4):", " cookie=0x0, table=0, priority=1,ip,arp actions=drop",
-                                  " cookie=0x0, table=0, priority=1,dl_src=zz actions=drop"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "NXST_FLOW reply (xid=0x4):",
+        " cookie=0x0, table=0, priority=1,ip,arp actions=drop",
+        " cookie=0x0, table=0, priority=1,dl_src=zz actions=drop",
+    ],
+)
 def test_what_are_no_rules_is_told(text: str) -> None:
     with pytest.raises(InstrumentError):
         flow_table.read(text)
 
 
 def test_a_condition_that_is_not_followed_narrows_nothing() -> None:
-    tables = _rules("table=0, priority=2,tcp,tcp_flags=+syn actions=output:2", "table=0, priority=1 actions=output:3")
+    tables = _rules(
+        "table=0, priority=2,tcp,tcp_flags=+syn actions=output:2", "table=0, priority=1 actions=output:3"
+    )
     assert set(_exits(tables, cube(dl_type=0x0800, nw_proto=6))) == {"2", "3"}
 
 
 # Pipelines of a few rules over three small parts of a packet, as text.
 _PARTS = {"nw_proto": 255, "nw_ttl": 3, "icmp_type": 3}
-_conditions = some.dictionaries(some.sampled_from([*_PARTS, "reg0", "ct_state"]), some.integers(0, 3), max_size=3)
+_conditions = some.dictionaries(
+    some.sampled_from([*_PARTS, "reg0", "ct_state"]), some.integers(0, 3), max_size=3
+)
 _ACTIONS = (
-    "drop", "output:1", "output:2", "set_field:1->reg0", "set_field:0x2/0x2->reg0", "dec_ttl", "ct_clear",
-    "move:NXM_NX_REG0[0..1]->NXM_NX_REG1[0..1]", "move:NXM_NX_REG1[0..1]->NXM_NX_REG0[0..1]", "push:NXM_NX_REG0[]", "pop:NXM_NX_REG0[]",
-)  # fmt: skip
+    "drop",
+    "output:1",
+    "output:2",
+    "set_field:1->reg0",
+    "set_field:0x2/0x2->reg0",
+    "dec_ttl",
+    "ct_clear",
+    "move:NXM_NX_REG0[0..1]->NXM_NX_REG1[0..1]",
+    "move:NXM_NX_REG1[0..1]->NXM_NX_REG0[0..1]",
+    "push:NXM_NX_REG0[]",
+    "pop:NXM_NX_REG0[]",
+)
 _ONWARDS = ("resubmit(,{})", "ct(table={},zone=1)", "clone(set_field:3->reg0,resubmit(,{}))")
 
 
@@ -145,9 +195,14 @@ def _pipelines(draw: some.DrawFn) -> flow_table.Tables:
         onwards = [action.format(later) for action in _ONWARDS for later in range(table + 1, 3)]
         actions = some.sampled_from([*_ACTIONS, *onwards])
         for priority in range(draw(some.integers(1, 4))):
-            told = [f"{name}={'+trk' if name == 'ct_state' else value}" for name, value in draw(_conditions).items()]
+            told = [
+                f"{name}={'+trk' if name == 'ct_state' else value}"
+                for name, value in draw(_conditions).items()
+            ]
             taken = ",".join(draw(some.lists(actions, min_size=1, max_size=3)))
-            texts.append(f"table={table}, priority={priority}{''.join(',' + item for item in told)} actions={taken}")
+            texts.append(
+                f"table={table}, priority={priority}{''.join(',' + item for item in told)} actions={taken}"
+            )
     return _rules(*texts)
 
 
@@ -157,11 +212,19 @@ def _pipelines(draw: some.DrawFn) -> flow_table.Tables:
     packet=some.fixed_dictionaries({name: some.integers(0, 3) for name in _PARTS}),
     open_=some.sets(some.sampled_from(sorted(_PARTS))),
 )
-def test_a_class_goes_wherever_one_of_its_packets_goes(tables: flow_table.Tables, packet: dict[str, int], open_: set[str]) -> None:
-    one, wide = cube(in_port=1, **packet), cube(in_port=1, **{name: value for name, value in packet.items() if name not in open_})
+def test_a_class_goes_wherever_one_of_its_packets_goes(
+    tables: flow_table.Tables, packet: dict[str, int], open_: set[str]
+) -> None:
+    one, wide = (
+        cube(in_port=1, **packet),
+        cube(in_port=1, **{name: value for name, value in packet.items() if name not in open_}),
+    )
     single, several = (symbolic.Walk(tables, symbolic.NEW).start([start]) for start in (one, wide))
     for out in single:
-        assert any(out.port == other.port and out.cube.within(other.cube) for other in several), (out, several)
+        assert any(out.port == other.port and out.cube.within(other.cube) for other in several), (
+            out,
+            several,
+        )
 
 
 _cubes = some.builds(

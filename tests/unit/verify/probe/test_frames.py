@@ -34,7 +34,9 @@ def _of(protocol: str, token: str = TOKEN) -> bytes:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_probe_finds_who_sent_a_frame(protocol: str) -> None:
-    """Every frame of the matrix carries its token and its sender past the parser, and is long enough for Ethernet."""
+    """Every frame of the matrix carries its token and its sender past the parser, and is long enough for
+    Ethernet.
+    """
     seen = parse(_of(protocol), PREFIX)
     assert seen is not None
     assert (seen.token, seen.mac) == (TOKEN, WEB.mac)
@@ -62,13 +64,24 @@ def test_the_probe_reads_what_a_frame_says(protocol: str, kind: str, ends: tuple
 def test_a_frame_says_whom_it_is_for() -> None:
     """Unicast is told from what is for a group."""
     to = {name: parse(_of(name), PREFIX).to for name in ("tcp", "broadcast", "multicast", "nd-link")}  # type: ignore[union-attr]
-    assert to == {"tcp": DB.mac, "broadcast": "ff:ff:ff:ff:ff:ff", "multicast": "01:00:5e:00:00:fb", "nd-link": "33:33:ff:00:00:02"}
+    assert to == {
+        "tcp": DB.mac,
+        "broadcast": "ff:ff:ff:ff:ff:ff",
+        "multicast": "01:00:5e:00:00:fb",
+        "nd-link": "33:33:ff:00:00:02",
+    }
 
 
 def test_a_token_in_neighbor_discovery_leaves_the_message_well_formed() -> None:
     """The token is an option of whole octets, so that no switch drops the message for its form."""
     head = IPv6(src=str(WEB.link_local), dst=frames.ALL_NODES, hlim=255)
-    made = frames.framed(Ether(src=WEB.mac), head, IPv6ExtHdrHopByHop(), frames.router_advertisement(WEB.mac), tail=frames.nd_option)
+    made = frames.framed(
+        Ether(src=WEB.mac),
+        head,
+        IPv6ExtHdrHopByHop(),
+        frames.router_advertisement(WEB.mac),
+        tail=frames.nd_option,
+    )
     read = Ether(made(TOKEN.encode()))
     assert read[ICMPv6ND_RA].routerlifetime == 1800
     assert TOKEN.encode() in read[ICMPv6NDOptUnknown].data
@@ -79,7 +92,12 @@ def test_a_token_in_neighbor_discovery_leaves_the_message_well_formed() -> None:
 @pytest.mark.parametrize("service", [True, False])
 def test_tags_do_not_hide_a_token(tags: tuple[int, ...], service: bool) -> None:
     """A packet in one or two VLAN tags, plain or service, is read as the packet that it is."""
-    layers = (Ether(src=WEB.mac, dst=DB.mac), frames.tagged(*tags, service=service), IP(src="10.0.0.2", dst="10.0.0.3"), frames.syn(1))
+    layers = (
+        Ether(src=WEB.mac, dst=DB.mac),
+        frames.tagged(*tags, service=service),
+        IP(src="10.0.0.2", dst="10.0.0.3"),
+        frames.syn(1),
+    )
     seen = parse(frames.framed(*layers)(TOKEN.encode()), PREFIX)
     assert seen is not None
     assert (seen.kind, seen.token) == ("tcp", TOKEN)
@@ -88,7 +106,9 @@ def test_tags_do_not_hide_a_token(tags: tuple[int, ...], service: bool) -> None:
 def test_a_packet_behind_llc_and_snap_has_a_length_and_a_token() -> None:
     """The field that holds an ethertype elsewhere holds the true length, or what was asked for."""
     reply = frames.arp_reply(WEB.mac, "10.0.0.9", DB)
-    true, false = (frames.snap(WEB.mac, DB.mac, reply, 0x0806, length=length)(TOKEN.encode()) for length in (None, 3))
+    true, false = (
+        frames.snap(WEB.mac, DB.mac, reply, 0x0806, length=length)(TOKEN.encode()) for length in (None, 3)
+    )
     assert Dot3(true).len == 8 + 28 + len(TOKEN)
     assert Dot3(false).len == 3
     assert {parse(frame, PREFIX).token for frame in (true, false)} == {TOKEN}  # type: ignore[union-attr]
@@ -107,7 +127,9 @@ def test_a_dhcp_answer_is_told_by_its_transaction_and_says_what_it_hands_out() -
 
 
 def test_an_advertisement_says_whose_address_it_tells_of() -> None:
-    """The network's own answers carry no token, and are read for the address that they tell of and whom they tell."""
+    """The network's own answers carry no token, and are read for the address that they tell of and whom they
+    tell.
+    """
     head = IPv6(src="fd00::3", dst="fd00::2", hlim=255)
     told = bytes(Ether(src=DB.mac, dst=WEB.mac) / head / frames.neighbor_advertisement("fd00::3", DB.mac))
     assert parse(told, PREFIX) == ("nd-reply", "", DB.mac, "fd00::3", "fd00::2", WEB.mac)
@@ -118,7 +140,12 @@ def test_an_answer_of_dhcpv6_says_what_it_hands_out() -> None:
     """The address stands two options deep; a question is no answer, and no truncation breaks the reader."""
     lease = DHCP6OptIA_NA(iaid=1, ianaopts=[DHCP6OptIAAddress(addr="fd00::9")])
     answer = DHCP6_Advertise(trid=0x030102) / DHCP6OptServerId() / lease
-    packet = bytes(Ether(src=DB.mac, dst=WEB.mac) / IPv6(src="fe80::1", dst="fe80::2") / UDP(sport=547, dport=546) / answer)
+    packet = bytes(
+        Ether(src=DB.mac, dst=WEB.mac)
+        / IPv6(src="fe80::1", dst="fe80::2")
+        / UDP(sport=547, dport=546)
+        / answer
+    )
     assert parse(packet, PREFIX) == ("dhcp6", "030102", DB.mac, "fe80::1", "fd00::9", WEB.mac)
     assert parse(frames.dhcp6_solicit(WEB, 0x030102, bytes(6), "fd00::9")(b""), PREFIX) is None
     for length in range(len(packet)):
@@ -155,7 +182,12 @@ def test_copies_come_from_many_strangers() -> None:
 
 def test_a_request_is_carried_as_data(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Quotes and line ends of a request stay inside its literal; the program compiles."""
-    nasty = {"phase": "stop", "token": PREFIX, "folder": str(tmp_path_factory.mktemp("f")), "x": "'\"\\\n'''\u2028); 1/0"}
+    nasty = {
+        "phase": "stop",
+        "token": PREFIX,
+        "folder": str(tmp_path_factory.mktemp("f")),
+        "x": "'\"\\\n'''\u2028); 1/0",
+    }
     program = zlib.decompress(compose(nasty)).decode()
     compile(program, "probe", "exec")
     literal = program.rsplit("json.loads(", 1)[1].rsplit(")))", 1)[0]

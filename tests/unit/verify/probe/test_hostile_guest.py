@@ -88,20 +88,30 @@ def test_a_file_is_read_within_a_minute_and_two_mebibytes(name: str, clock: Cloc
     assert clock.now <= 60 + 2 * 20
 
 
-@pytest.mark.parametrize(("count", "cost"), [(1, 0.1), (True, 0.1), (1.0, 0.1), ("4", 0.1), (2**70, 0.1), (4, 19.9), (4, 1e9)])
+@pytest.mark.parametrize(
+    ("count", "cost"), [(1, 0.1), (True, 0.1), (1.0, 0.1), ("4", 0.1), (2**70, 0.1), (4, 19.9), (4, 1e9)]
+)
 def test_a_file_is_written_within_a_minute(count: object, cost: float, clock: Clock) -> None:
-    agent = HostileAgent(clock, {"guest-file-open": {"value": 1000}, "guest-file-write": {"count": count}}, cost)
+    agent = HostileAgent(
+        clock, {"guest-file-open": {"value": 1000}, "guest-file-write": {"count": count}}, cost
+    )
     with pytest.raises(InstrumentError):
         Files(agent, GUEST, clock).write("/run/x", b"four" if cost < 1 else b"x" * 2**20)
     assert clock.now <= 60 + 2 * 20
 
 
 PROGRAMS = [
-    {"guest-exec": {"pid": True}}, {"guest-exec": {"pid": 2**70}}, {"guest-exec": {"pid": -1}}, {"guest-exec": {"pid": 7.0}},
-    *({"guest-exec": {"pid": 7}, "guest-exec-status": {"exited": True, "exitcode": code}} for code in (True, 256, -1, 2**70, 0.0, "0")),
+    {"guest-exec": {"pid": True}},
+    {"guest-exec": {"pid": 2**70}},
+    {"guest-exec": {"pid": -1}},
+    {"guest-exec": {"pid": 7.0}},
+    *(
+        {"guest-exec": {"pid": 7}, "guest-exec-status": {"exited": True, "exitcode": code}}
+        for code in (True, 256, -1, 2**70, 0.0, "0")
+    ),
     {"guest-exec": {"pid": 7}, "guest-exec-status": {"exited": 1}},
     {"guest-exec": {"pid": 7}, "guest-exec-status": {"exited": False}},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("answers", PROGRAMS, ids=str)
@@ -113,7 +123,9 @@ def test_a_program_ends_in_time_or_is_no_observation(answers: dict[str, Any], cl
 
 
 def _instrument(agent: HostileAgent, clock: Clock, name: str = "red/web") -> Instrument:
-    fleet: Any = SimpleNamespace(evidence=SimpleNamespace(record=lambda *_: None), files_of=lambda _: Files(agent, GUEST, clock))
+    fleet: Any = SimpleNamespace(
+        evidence=SimpleNamespace(record=lambda *_: None), files_of=lambda _: Files(agent, GUEST, clock)
+    )
     pipe = AgentPipe(fleet, GUEST)
     pipe.allowance = Allowance(name, clock)
     return Instrument(name, lambda *_: b'{"started": true}', pipe=pipe)
@@ -151,7 +163,9 @@ def test_a_run_does_not_wait_for_a_guest_for_hours(cost: float, what: str, clock
     missing = InstrumentError("-", fact="No such file or directory", remedy="-")
 
     def opened(arguments: dict[str, Any]) -> object:
-        return missing if arguments["mode"] == "r" else {"value": 1000}  # the pipe is there, the answer never is
+        return (
+            missing if arguments["mode"] == "r" else {"value": 1000}
+        )  # the pipe is there, the answer never is
 
     instrument = _instrument(HostileAgent(clock, {**file(b""), "guest-file-open": opened}, cost), clock)
     for _ in range(1000):
@@ -163,7 +177,9 @@ def test_a_run_does_not_wait_for_a_guest_for_hours(cost: float, what: str, clock
 
 def test_a_run_does_not_take_in_more_than_its_share(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "OCTETS", 20_200)
-    instrument = _instrument(HostileAgent(clock, file(message(json.dumps({"text": "x" * 1000}).encode()))), clock)
+    instrument = _instrument(
+        HostileAgent(clock, file(message(json.dumps({"text": "x" * 1000}).encode()))), clock
+    )
     for _ in range(20):
         assert len(instrument.ask({"phase": "finish"})["text"]) == 1000
     with pytest.raises(InstrumentError, match="not asked any more"):
@@ -200,7 +216,9 @@ def test_lists_have_an_end() -> None:
         listed({"records": [{}] * 10_001}, "records")
 
 
-@pytest.mark.parametrize("result", [{"id": "b", "sent": True}, {"id": ["a"], "sent": True}, {"id": "a", "sent": 1}, {"sent": True}])
+@pytest.mark.parametrize(
+    "result", [{"id": "b", "sent": True}, {"id": ["a"], "sent": True}, {"id": "a", "sent": 1}, {"sent": True}]
+)
 def test_the_result_of_another_probe_is_none_of_ours(result: dict[str, object]) -> None:
     own = Probe("a", endpoints(LAB)[0], {})
     with pytest.raises(InstrumentError, match="could not send a"):
@@ -217,14 +235,24 @@ def test_what_a_recorder_tells_is_a_number_or_no_observation(key: str, value: ob
 
 
 def test_a_frame_is_no_longer_than_one() -> None:
-    for head in (b"\x86\xdd" + bytes([0x60]) + bytes(5) + b"\x11" + bytes(33), b"\x08\x00\x45" + bytes(8) + b"\x11" + bytes(10)):
+    for head in (
+        b"\x86\xdd" + bytes([0x60]) + bytes(5) + b"\x11" + bytes(33),
+        b"\x08\x00\x45" + bytes(8) + b"\x11" + bytes(10),
+    ):
         ports = (b"\x02\x23\x02\x22" if head[0] == 0x86 else b"\x00\x43\x00\x44") + bytes(4)
         with bounded(seconds=2):
             read_offer(bytes(12) + head + ports + bytes(4_000_000))
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "[]", '{"return": ' + "[" * 99 + "]" * 99 + "}", '{"return": [' + "{}," * 1_300_000 + "{}]}", '{"return": {"a": 1e999}}']
+    "text",
+    [
+        "x",
+        "[]",
+        '{"return": ' + "[" * 99 + "]" * 99 + "}",
+        '{"return": [' + "{}," * 1_300_000 + "{}]}",
+        '{"return": {"a": 1e999}}',
+    ],
 )
 def test_an_agents_answer_is_read_within_bounds(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", lambda *_: text)
@@ -249,7 +277,10 @@ def test_a_libvirt_that_lives_and_does_not_answer_is_cut_off(monkeypatch: pytest
 
 @pytest.mark.parametrize("mark", ["x", "[1]", "[" * 9999, '{"a": NaN}'])
 def test_a_mark_that_a_node_has_changed_is_no_mark(mark: str) -> None:
-    xml = f'<domain><metadata><t:lab xmlns:t="{NAMESPACE}" name="a" resource="b">{mark}</t:lab></metadata></domain>'
+    xml = (
+        f'<domain><metadata><t:lab xmlns:t="{NAMESPACE}" name="a" '
+        f'resource="b">{mark}</t:lab></metadata></domain>'
+    )
     assert read_mark(xml) == ("a", "b", {})
 
 
@@ -258,7 +289,12 @@ def test_a_file_of_a_pool_may_be_called_anything() -> None:
     node: Any = Node.__new__(Node)
     node.name = "node-a"
     found = node._volumes("600 7 1 5 red/data.raw\x00644 0 1 2 red/a b\n::error::c\x00")
-    assert found[Key("node-a", Kind.VOLUME, "red/data.raw")] == {"mode": "600", "owner": 7, "links": 1, "size": 5}
+    assert found[Key("node-a", Kind.VOLUME, "red/data.raw")] == {
+        "mode": "600",
+        "owner": 7,
+        "links": 1,
+        "size": 5,
+    }
     assert found[Key("node-a", Kind.VOLUME, "red/a b\n::error::c")]["owner"] == 0
     for wrong in ("x", "600 7 1 red/x", "find: denied", "600 -1 1 5 red/x", "6" * 9):
         with pytest.raises(ProvisioningError, match="cannot be observed"):
@@ -307,7 +343,9 @@ def test_closing_is_left_out_where_all_is_in_time() -> None:
 
 def test_what_a_guest_says_in_an_error_is_shown_and_obeyed_by_nobody(clock: Clock) -> None:
     """From the agent to every form of the report."""
-    instrument = _instrument(HostileAgent(clock, {"guest-file-open": InstrumentError("-", fact=WORDS, remedy="-")}), clock)
+    instrument = _instrument(
+        HostileAgent(clock, {"guest-file-open": InstrumentError("-", fact=WORDS, remedy="-")}), clock
+    )
     with pytest.raises(InstrumentError) as caught:
         instrument.ask({"phase": "finish"})
     reason = f"{caught.value.what}: {caught.value.fact}"
@@ -316,7 +354,10 @@ def test_what_a_guest_says_in_an_error_is_shown_and_obeyed_by_nobody(clock: Cloc
     for form in (formats.text, formats.markdown, formats.junit):
         shown = form(data_)
         assert "said by a guest" in shown
-        assert not any(item.lstrip().startswith("::") or "##vso[" in item or not item.isprintable() for item in shown.split("\n"))
+        assert not any(
+            item.lstrip().startswith("::") or "##vso[" in item or not item.isprintable()
+            for item in shown.split("\n")
+        )
     assert line(caught.value).isprintable()
 
 

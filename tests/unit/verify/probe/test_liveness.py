@@ -52,7 +52,10 @@ def test_a_machine_notices_that_it_stood_still(tmp_path: Path) -> None:
     assert answer["longest"] >= 0
     with pytest.MonkeyPatch.context() as patch:
         asleep = iter([0.0, 0.1, 4.3, 4.4, 99.0])
-        patch.setattr("testbed.payload.probe.scanner.time", SimpleNamespace(monotonic=lambda: next(asleep), sleep=lambda _: None))
+        patch.setattr(
+            "testbed.payload.probe.scanner.time",
+            SimpleNamespace(monotonic=lambda: next(asleep), sleep=lambda _: None),
+        )
         assert beat({"duration": 20, "rest": str(tmp_path / "none")}) == {"longest": 94.5, "rested": False}
 
 
@@ -75,7 +78,11 @@ class _Heart:
 def _beating(monkeypatch: pytest.MonkeyPatch, answer: dict[str, object]) -> tuple[Any, _Heart, _Machine]:
     heart, machine = _Heart(answer), _Machine()
     monkeypatch.setattr(liveness, "on_machine", lambda *_: heart)
-    return SimpleNamespace(machines={"node": machine}, evidence=SimpleNamespace(record=lambda *_: None)), heart, machine
+    return (
+        SimpleNamespace(machines={"node": machine}, evidence=SimpleNamespace(record=lambda *_: None)),
+        heart,
+        machine,
+    )
 
 
 def test_both_kinds_of_pauses_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +98,12 @@ def test_both_kinds_of_pauses_are_noticed(monkeypatch: pytest.MonkeyPatch) -> No
     assert 2.0 < stood["node"] <= 4.0
 
 
-@pytest.mark.parametrize("answer", [{}, {"longest": 0.1, "rested": False}, {"longest": "0", "rested": True}, {"error": "no"}])
-def test_a_machine_that_does_not_tell_has_not_been_asked(monkeypatch: pytest.MonkeyPatch, answer: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "answer", [{}, {"longest": 0.1, "rested": False}, {"longest": "0", "rested": True}, {"error": "no"}]
+)
+def test_a_machine_that_does_not_tell_has_not_been_asked(
+    monkeypatch: pytest.MonkeyPatch, answer: dict[str, object]
+) -> None:
     fleet, _, _ = _beating(monkeypatch, answer)
     with pytest.raises(InstrumentError, match="whether it stood still"), beating(fleet):
         pass

@@ -41,11 +41,27 @@ def test_a_proof_is_80_bits_of_an_hmac_of_the_mark() -> None:
     assert len(proofs) == 3
 
 
-@pytest.mark.parametrize("token", [
-    "", None, 7, ["tb-0123abcd-cell1-"], "tb-0123abcd-cell1.", "tb-0123abcd-cell1-.", "tb-0123abcd--.", "\ud800", "tb-0123abcd-ü-x.",
-    TOKENS.of("cell1").upper(), TOKENS.of("cell1")[:-1], TOKENS.of("cell1") + ".", TOKENS.of("cell1").replace("cell1", "cell2"),
-    Tokens(TOKENS.prefix, b"other").of("cell1"), Tokens("tb-ffffffff-", TOKENS.key).of("cell1"), "01abcdef",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "token",
+    [
+        "",
+        None,
+        7,
+        ["tb-0123abcd-cell1-"],
+        "tb-0123abcd-cell1.",
+        "tb-0123abcd-cell1-.",
+        "tb-0123abcd--.",
+        "\ud800",
+        "tb-0123abcd-ü-x.",
+        TOKENS.of("cell1").upper(),
+        TOKENS.of("cell1")[:-1],
+        TOKENS.of("cell1") + ".",
+        TOKENS.of("cell1").replace("cell1", "cell2"),
+        Tokens(TOKENS.prefix, b"other").of("cell1"),
+        Tokens("tb-ffffffff-", TOKENS.key).of("cell1"),
+        "01abcdef",
+    ],
+)
 def test_a_token_that_was_never_handed_out_belongs_to_no_probe(token: object) -> None:
     assert TOKENS.mark_of(token) == ""
 
@@ -68,8 +84,12 @@ def test_a_control_is_the_answer_to_a_question_that_nobody_else_could_put() -> N
     """An answer of DHCP counts for the interface and the stage that its number was made for."""
     fleet = _fleet(TOPOLOGIES[0])
     everyone = endpoints(fleet.testbed)
-    numbers = {observe._transaction(tokens, stage, own) for tokens in (TOKENS, Tokens(TOKENS.prefix, b"other"))
-               for stage in ("before", "after") for own in everyone}  # fmt: skip
+    numbers = {
+        observe._transaction(tokens, stage, own)
+        for tokens in (TOKENS, Tokens(TOKENS.prefix, b"other"))
+        for stage in ("before", "after")
+        for own in everyone
+    }
     assert len({number & 0xFFFFFF for number in numbers}) == 4 * len(everyone)
     wanted = f"{observe._transaction(TOKENS, 'before', everyone[0]):08x}"
     for token, heard in ((wanted, True), (f"01{'0' * 6}", False), (f"02{wanted[2:]}", False)):
@@ -85,7 +105,9 @@ def _fleet(path: Path) -> Any:
 def _probes(fleet: Any) -> list[Probe]:
     stages, times = scenes(fleet), ("before", "after")
     guests = [guest.label for guest in fleet.testbed.guests]
-    own = [probe for label in guests for time in times for probe in observe._controls(fleet, label, time, TOKENS)]
+    own = [
+        probe for label in guests for time in times for probe in observe._controls(fleet, label, time, TOKENS)
+    ]
     told = [probe for label in guests for probe in observe._last_words(fleet, label, TOKENS)]
     trusted = [probe for scene in stages if scene.port for time in times for probe in honest(scene, time)]
     greed = [probe for scene in stages for probe in thefts(scene)]
@@ -95,7 +117,9 @@ def _probes(fleet: Any) -> list[Probe]:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
 def test_a_mark_belongs_to_one_sender(topology: Path) -> None:
-    """What two senders could both know would prove a path from neither; what carries no token needs no mark of its own."""
+    """What two senders could both know would prove a path from neither; what carries no token needs no mark
+    of its own.
+    """
     owners: dict[str, set[str]] = {}
     for probe in _probes(_fleet(topology)):
         if probe.frame is None or probe.frame(b"one") != probe.frame(b"two"):
@@ -106,7 +130,9 @@ def test_a_mark_belongs_to_one_sender(topology: Path) -> None:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)
 def test_every_frame_is_told_by_its_token_where_both_recorders_look(topology: Path) -> None:
-    """Whole, however long it is: in ARP, ND options, data, tags, tunnels and DHCP; within what a node's kernel searches."""
+    """Whole, however long it is: in ARP, ND options, data, tags, tunnels and DHCP; within what a node's
+    kernel searches.
+    """
     bare = 0
     for probe in _probes(_fleet(topology)):
         if probe.frame is None:
@@ -126,7 +152,9 @@ def test_every_frame_is_told_by_its_token_where_both_recorders_look(topology: Pa
 
 
 def test_a_guest_is_given_its_own_tokens_and_no_others() -> None:
-    """All that a guest is asked is searched for the tokens of the others, as text and as the octets of frames."""
+    """All that a guest is asked is searched for the tokens of the others, as text and as the octets of
+    frames.
+    """
     fleet = _fleet(TOPOLOGIES[-1])
     probes, guests = _probes(fleet), fleet.testbed.guests
     for guest in guests:

@@ -21,7 +21,10 @@ BODY = (
     declare()
     + "def test_it(fleet):\n    assert not look(fleet), 'open'\n"
     + declare(control="NET-02")
-    + "def test_page(fleet, machine):\n    assert look(fleet) or machine.name, 'open'\n    assert look(fleet), 'the page is shared'\n"
+    + (
+        "def test_page(fleet, machine):\n    assert look(fleet) or machine.name, 'open'\n    assert "
+        "look(fleet), 'the page is shared'\n"
+    )
 )
 RUN = """
 import json, sys
@@ -35,8 +38,11 @@ done = run_checks(fake_fleet(state), folder, prove=None, only=(), progress=lambd
 data = to_json(Run("lab", "d", {}, "now", 1.0, tuple(done.results), (), tuple(done.errors), inventory(folder).controls))
 print(json.dumps({"exit": int(exit_code(data)), "errors": done.errors,
                   "cases": [[check["id"], check["case"], check["verdict"], check["reason"][:80]] for check in data["checks"]]}))
-"""
-PLUGIN = "import pytest\n\n\n@pytest.hookimpl(trylast=True)\ndef pytest_collection_modifyitems(items):\n    del items[:]\n"
+"""  # noqa: E501 - lines of a program
+PLUGIN = (
+    "import pytest\n\n\n@pytest.hookimpl(trylast=True)\ndef pytest_collection_modifyitems(items):\n    del "
+    "items[:]\n"
+)
 CONFTEST = PLUGIN + "\n\ncollect_ignore_glob = ['*']\n"
 SETTINGS = "[{}]\naddopts = -k nothing\npython_files = nothing.py\npython_functions = nothing\n"
 
@@ -56,12 +62,18 @@ def _run(
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """A folder around the checks, from which the tool is run, with everything in it that pytest would read."""
+    """A folder around the checks, from which the tool is run, with everything in it that pytest would
+    read.
+    """
     for name, text in {
-        "conftest.py": CONFTEST, "pytest.ini": SETTINGS.format("pytest"), "tox.ini": SETTINGS.format("pytest"),
-        "setup.cfg": SETTINGS.format("tool:pytest"), "pyproject.toml": "[tool.pytest.ini_options]\naddopts = '-k nothing'\n",
-        ".pytest.ini": SETTINGS.format("pytest"), "hostile_plugin.py": PLUGIN,
-    }.items():  # fmt: skip
+        "conftest.py": CONFTEST,
+        "pytest.ini": SETTINGS.format("pytest"),
+        "tox.ini": SETTINGS.format("pytest"),
+        "setup.cfg": SETTINGS.format("tool:pytest"),
+        "pyproject.toml": "[tool.pytest.ini_options]\naddopts = '-k nothing'\n",
+        ".pytest.ini": SETTINGS.format("pytest"),
+        "hostile_plugin.py": PLUGIN,
+    }.items():
         (tmp_path / name).write_text(text)
     checks_of(tmp_path, BODY)
     (tmp_path / "checks/conftest.py").write_text(CONFTEST)

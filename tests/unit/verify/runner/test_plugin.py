@@ -62,7 +62,10 @@ def test_cases_come_from_the_topology(judge) -> None:
 
 
 def test_not_applicable_comes_with_a_reason_and_is_no_pass(judge) -> None:
-    body = declare("breaches=(BREACH,), applies=lambda stage: 'one tenant only'") + "def test_it(fleet):\n    assert False\n"
+    body = (
+        declare("breaches=(BREACH,), applies=lambda stage: 'one tenant only'")
+        + "def test_it(fleet):\n    assert False\n"
+    )
     plugin = judge(body)
     assert _verdicts(plugin) == [("not-applicable", "one tenant only")]
     assert code(plugin) is Exit.INCONCLUSIVE
@@ -88,8 +91,13 @@ def test_proven(judge) -> None:
 
 
 def test_what_a_breach_leaves_behind_shows_at_the_end(judge) -> None:
-    """A breach that says it is gone, and is not, turns every check red that it was tried on or that watches the same wall."""
-    body = 'LIES = Breach("lies", opens, lambda s: None, lambda s: WALL["open"] and not WALL.setdefault("seen", False))\n'
+    """A breach that says it is gone, and is not, turns every check red that it was tried on or that watches
+    the same wall.
+    """
+    body = (
+        'LIES = Breach("lies", opens, lambda s: None, lambda s: WALL["open"] and not '
+        'WALL.setdefault("seen", False))\n'
+    )
     body = body.replace("lambda s: None", "lambda s: WALL.update(seen=True)") + declare("breaches=(LIES,)")
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet), 'open'\n", prove=True)
     assert _proof(plugin) == "dirty-revert"
@@ -98,8 +106,14 @@ def test_what_a_breach_leaves_behind_shows_at_the_end(judge) -> None:
 
 def test_an_interrupted_proof_is_none(judge) -> None:
     first = declare() + "def test_it(fleet):\n    assert not look(fleet), 'open'\n"
-    stop = 'STOP = Breach("stops", lambda s: (_ for _ in ()).throw(KeyboardInterrupt), closes, lambda s: WALL["open"])\n'
-    second = '@check(id="NET-02", objective="later", severity="high", breaches=(STOP,))\ndef test_later(fleet): look(fleet)\n'
+    stop = (
+        'STOP = Breach("stops", lambda s: (_ for _ in ()).throw(KeyboardInterrupt), closes, lambda s: '
+        'WALL["open"])\n'
+    )
+    second = (
+        '@check(id="NET-02", objective="later", severity="high", breaches=(STOP,))\ndef test_later(fleet): '
+        "look(fleet)\n"
+    )
     plugin = judge(first + stop + second, prove=True)
     assert plugin.interrupted
     assert _proof(plugin) == "broken-instrument"
@@ -113,7 +127,9 @@ def test_a_check_that_cannot_fail_is_found_out(judge) -> None:
 
 
 def test_a_breach_that_opens_nothing_is_found_out(judge) -> None:
-    body = 'IDLE = Breach("idle", lambda s: None, closes, lambda s: WALL["open"])\n' + declare("breaches=(IDLE,)")
+    body = 'IDLE = Breach("idle", lambda s: None, closes, lambda s: WALL["open"])\n' + declare(
+        "breaches=(IDLE,)"
+    )
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet)\n", prove=True)
     assert _proof(plugin) == "breach-not-in-force"
     assert code(plugin) is Exit.INCONCLUSIVE
@@ -126,7 +142,10 @@ def test_an_instrument_that_breaks_under_the_breach_is_no_proof(judge) -> None:
 
 def test_a_breach_that_stays_stops_everything(judge) -> None:
     body = "WALL['stuck'] = True\n" + declare() + "def test_it(fleet):\n    assert not look(fleet)\n"
-    later = '@check(id="NET-02", objective="later", severity="high", breaches=(BREACH,))\ndef test_later(fleet): look(fleet)\n'
+    later = (
+        '@check(id="NET-02", objective="later", severity="high", breaches=(BREACH,))\ndef '
+        "test_later(fleet): look(fleet)\n"
+    )
     plugin = judge(body + later, prove=True)
     assert _proof(plugin) == "dirty-revert"
     assert [(result.id, len(result.proofs)) for result in plugin.results] == [("NET-01", 1), ("NET-02", 0)]
@@ -136,7 +155,10 @@ def test_a_breach_that_stays_stops_everything(judge) -> None:
 
 def test_an_interrupted_run_keeps_what_was_observed(judge) -> None:
     first = declare() + "def test_it(fleet):\n    assert not look(fleet)\n"
-    second = '@check(id="NET-02", objective="later", severity="high", breaches=(BREACH,))\ndef test_later(fleet): raise KeyboardInterrupt\n'
+    second = (
+        '@check(id="NET-02", objective="later", severity="high", breaches=(BREACH,))\ndef '
+        "test_later(fleet): raise KeyboardInterrupt\n"
+    )
     plugin = judge(first + second)
     assert plugin.interrupted
     assert [(result.id, str(result.verdict)) for result in plugin.results] == [("NET-01", "pass")]
@@ -146,7 +168,8 @@ def test_an_interrupted_run_keeps_what_was_observed(judge) -> None:
 
 def test_a_breach_that_fails_half_way_is_taken_back(judge) -> None:
     body = (
-        "def half(stage):\n    WALL['open'] = True\n    raise ProvisioningError('no', fact='broke', remedy='')\n"
+        "def half(stage):\n    WALL['open'] = True\n    raise ProvisioningError('no', fact='broke', "
+        "remedy='')\n"
         'HALF = Breach("half", half, closes, lambda s: WALL["open"])\n' + declare("breaches=(HALF,)")
     )
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet)\n", prove=True)
@@ -192,8 +215,14 @@ def _start_again() -> tuple[str, ...]:
 def test_a_guest_that_crashes_is_started_again_and_the_look_repeated(judge, crash_at: int) -> None:
     """Whenever it happens: before, while the wall is open, and after."""
     body = CRASH.replace('"crash_at": 0', f'"crash_at": {crash_at}') + declare() + CHECK.format("it")
-    done = judge(body + "import sys\nsys.modules['crashing'] = sys.modules[__name__]\n", prove=True, revive=_start_again)
-    assert [(result.verdict, [str(proof.verdict) for proof in result.proofs]) for result in done.results] == [(Verdict.PASS, ["proven"])]
+    done = judge(
+        body + "import sys\nsys.modules['crashing'] = sys.modules[__name__]\n",
+        prove=True,
+        revive=_start_again,
+    )
+    assert [(result.verdict, [str(proof.verdict) for proof in result.proofs]) for result in done.results] == [
+        (Verdict.PASS, ["proven"])
+    ]
     assert done.revived == ["red/web"]
 
 
@@ -211,20 +240,24 @@ def look_at(fleet, machine, name):
         return machine.name in OPEN
     finally:
         BUSY[name].release()
-"""
+"""  # noqa: E501 - lines of a program
 LOCAL_CHECK = "def test_{0}(fleet, machine):\n    assert not look_at(fleet, machine, {0!r})\n"
 BOTH = ("controller", "node")
 
 
 def _local(breaches: str = "breach(('controller', 'node'))") -> str:
     declared = f"local=True, breaches=({breaches},)"
-    return LOCAL + "".join(declare(declared, objective=name) + LOCAL_CHECK.format(name) for name in ("first", "second"))
+    return LOCAL + "".join(
+        declare(declared, objective=name) + LOCAL_CHECK.format(name) for name in ("first", "second")
+    )
 
 
 def test_local_checks_of_several_machines_run_side_by_side(judge, tmp_path: Path) -> None:
     """No two of them are the same check, and each has evidence of its own machine only."""
     done = judge(_local(), prove=True)
-    assert [(result.case, result.verdict) for result in done.results] == [(case, Verdict.PASS) for case in BOTH * 2]
+    assert [(result.case, result.verdict) for result in done.results] == [
+        (case, Verdict.PASS) for case in BOTH * 2
+    ]
     assert [str(proof.verdict) for result in done.results for proof in result.proofs] == ["proven"] * 4
     for result in done.results:
         (line,) = (tmp_path / result.evidence[0]).read_text().splitlines()
@@ -235,7 +268,9 @@ WHEN = "def test_it(fleet):\n    fleet.evidence.record('fleet', 'test', str(time
 
 
 @pytest.mark.parametrize(("more", "asked"), [("", 0), (declare() + WHEN, 1)])
-def test_what_checks_of_the_fleet_need_is_made_ready_beside_the_local_ones(judge, tmp_path: Path, more: str, asked: int) -> None:
+def test_what_checks_of_the_fleet_need_is_made_ready_beside_the_local_ones(
+    judge, tmp_path: Path, more: str, asked: int
+) -> None:
     """If there is any."""
     made: list[float] = []
 
@@ -258,7 +293,9 @@ def test_a_wall_that_one_lane_leaves_open_stops_the_others(judge) -> None:
 
 
 def test_a_local_check_asks_for_nothing_else(judge) -> None:
-    done = judge(declare("local=True, breaches=(BREACH,)") + "def test_it(fleet, machine, tmp_path):\n    pass\n")
+    done = judge(
+        declare("local=True, breaches=(BREACH,)") + "def test_it(fleet, machine, tmp_path):\n    pass\n"
+    )
     assert done.results == []
     assert "asks for tmp_path" in done.errors[0]
 
@@ -271,9 +308,13 @@ def test_who_proves_looks_once_more_where_nothing_was_observed(judge, blind_at: 
     )
     body += declare() + CHECK.format("it")
     done = judge(body, prove=True)
-    assert [(result.verdict, [str(proof.verdict) for proof in result.proofs]) for result in done.results] == [(Verdict.PASS, ["proven"])]
+    assert [(result.verdict, [str(proof.verdict) for proof in result.proofs]) for result in done.results] == [
+        (Verdict.PASS, ["proven"])
+    ]
     assert done.revived == []
-    assert [step for proof in done.results[0].proofs for step in proof.steps].count("breach in force") == (2 if blind_at == 2 else 1)
+    assert [step for proof in done.results[0].proofs for step in proof.steps].count("breach in force") == (
+        2 if blind_at == 2 else 1
+    )
 
 
 def test_what_is_no_crash_is_not_tried_again(judge) -> None:
@@ -291,7 +332,9 @@ def test_what_is_no_crash_is_not_tried_again(judge) -> None:
 
 
 def test_what_observed_nothing_is_looked_at_once_more_for_each_reason(judge) -> None:
-    """A node that was slow for a moment costs no verdict; one that is down is not waited for by every check twice."""
+    """A node that was slow for a moment costs no verdict; one that is down is not waited for by every check
+    twice.
+    """
     body = "LOOKS = []\n"
     for control, why in (("NET-01", "slow"), ("NET-02", "down"), ("NET-03", "down")):
         body += declare(objective=f"it is {why} in {control}", control=control)
@@ -299,7 +342,7 @@ def test_what_observed_nothing_is_looked_at_once_more_for_each_reason(judge) -> 
     look(fleet)
     LOOKS.append("{control}")
     if "{why}" == "down" or LOOKS.count("{control}") == 1: raise InstrumentError("{why}", fact="no answer", remedy="-")
-"""
+"""  # noqa: E501 - lines of a program
     told: list[str] = []
     plugin = judge(body, progress=told.append)
     assert [verdict for verdict, _ in _verdicts(plugin)] == ["pass", "inconclusive", "inconclusive"]

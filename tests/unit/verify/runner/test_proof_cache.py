@@ -1,4 +1,6 @@
-"""What was proven before is known as long as nothing has changed that the proof depends on, and not a moment longer."""
+"""What was proven before is known as long as nothing has changed that the proof depends on, and not a moment
+longer.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ def test_a_change_in_anything_that_the_check_is_made_of_makes_it_unknown(root: P
     assert _proven(root).standing(root / "checks/test_one.py", *NAMES) == ""
 
 
-@pytest.mark.parametrize("changed", ["testbed/verify/runner/plugin.py", "testbed/plan/judge.py", "testbed/report/result.py"])
+@pytest.mark.parametrize(
+    "changed", ["testbed/verify/runner/plugin.py", "testbed/plan/judge.py", "testbed/report/result.py"]
+)
 def test_a_change_in_anything_that_judges_makes_it_unknown(root: Path, changed: str) -> None:
     """Though the check imports none of it."""
     _proven(root).remember(root / "checks/test_two.py", *NAMES)
@@ -96,8 +100,17 @@ def test_a_new_file_among_those_that_judge_makes_it_unknown(root: Path) -> None:
 
 
 RUNNER = (
-    "plugin", "execution", "breach_trials", "proof", "cases", "run", "isolation", "schedule", "trouble", "proof_cache",
-)  # fmt: skip
+    "plugin",
+    "execution",
+    "breach_trials",
+    "proof",
+    "cases",
+    "run",
+    "isolation",
+    "schedule",
+    "trouble",
+    "proof_cache",
+)
 JUDGES = (*(f"runner/{name}" for name in RUNNER), "check", "inventory", "drift")
 OTHERS = ("testbed/report/result.py", "testbed/plan/controls.py")
 
@@ -162,13 +175,17 @@ def test_it(fleet):
         evidence = Evidence(root / "evidence")
         (root / "lab").mkdir(exist_ok=True)
         opened = SimpleNamespace(testbed=lab, workspace=Workspace(root, "lab"))
-        fleet: Any = SimpleNamespace(testbed=lab, lab=opened, evidence=evidence, new_phase=lambda *_: None, focus="")
+        fleet: Any = SimpleNamespace(
+            testbed=lab, lab=opened, evidence=evidence, new_phase=lambda *_: None, focus=""
+        )
         return run_checks(fleet, root / "checks", prove=proven, only=(), progress=lambda _: None)
 
     return run
 
 
-def test_what_is_unchanged_is_not_tried_again_and_that_is_told(root: Path, judge: Callable[..., Checks]) -> None:
+def test_what_is_unchanged_is_not_tried_again_and_that_is_told(
+    root: Path, judge: Callable[..., Checks]
+) -> None:
     ways = (Proving.EVERYTHING, Proving.CHANGED, Proving.EVERYTHING)
     for expected, way, opened in zip(("proven", "proven-before", "proven"), ways, (1, 1, 2), strict=True):
         plugin = judge(_proven(root, way=way))
@@ -201,14 +218,22 @@ def test_what_is_left_out_is_told_and_is_no_doubt(root: Path, judge: Callable[..
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("1", Proving.EVERYTHING), ("all", Proving.EVERYTHING), ("changed", Proving.CHANGED), ("one", Proving.ONE), ("0", Proving.NOTHING)],
+    [
+        ("1", Proving.EVERYTHING),
+        ("all", Proving.EVERYTHING),
+        ("changed", Proving.CHANGED),
+        ("one", Proving.ONE),
+        ("0", Proving.NOTHING),
+    ],
 )
 def test_what_is_to_be_proven_is_one_word(text: str, wanted: Proving) -> None:
     assert _proving(text) is wanted
 
 
 @pytest.mark.parametrize("words", [["--prove"], ["--prove=changed"], []])
-def test_the_option_may_stand_alone(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_option_may_stand_alone(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["testbed", "check", *words, "no-such-lab"])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -216,7 +241,9 @@ def test_the_option_may_stand_alone(words: list[str], monkeypatch: pytest.Monkey
     assert "there is no lab no-such-lab" in capfd.readouterr().err
 
 
-def test_another_word_for_it_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_another_word_for_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["testbed", "check", "--prove=never", "no-such-lab"])
     with pytest.raises(SystemExit) as ended:
         main()

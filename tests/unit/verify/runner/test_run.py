@@ -1,4 +1,6 @@
-"""A whole run on a lab without machines: what is written, in which order runs stand, and that errors of ours are told."""
+"""A whole run on a lab without machines: what is written, in which order runs stand, and that errors of ours
+are told.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +49,16 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(run, "Watch", lambda *_: _Watch())
     monkeypatch.setattr(run, "leftovers", SimpleNamespace(look=lambda _: {}, left_behind=lambda *_: []))
     return SimpleNamespace(
-        testbed=topology, hosts=hosts, host=lambda name: next(host for host in hosts if host.name == name), retried=[],
-        ground=SimpleNamespace(environment=environment, images={}), outer=SimpleNamespace(observe=dict),
-        workspace=Workspace(tmp_path, "lab"), desired={}, places={},
-    )  # fmt: skip
+        testbed=topology,
+        hosts=hosts,
+        host=lambda name: next(host for host in hosts if host.name == name),
+        retried=[],
+        ground=SimpleNamespace(environment=environment, images={}),
+        outer=SimpleNamespace(observe=dict),
+        workspace=Workspace(tmp_path, "lab"),
+        desired={},
+        places={},
+    )
 
 
 class _Watch:
@@ -169,7 +177,13 @@ def _check(lab: Any) -> None:
     check.check_walls(lab, prove=Proving.NOTHING, only=[], as_json=True)
 
 
-ERRORS = [RuntimeError("a bug"), SystemExit(0), OSError(28, "No space left on device"), StopIteration(), MemoryError()]
+ERRORS = [
+    RuntimeError("a bug"),
+    SystemExit(0),
+    OSError(28, "No space left on device"),
+    StopIteration(),
+    MemoryError(),
+]
 
 
 def _fails(error: BaseException) -> Any:
@@ -209,7 +223,9 @@ def test_a_verdict_is_not_lost_for_its_report(
     assert content_of((lab.workspace.latest_run() / "result.json").read_text())["checks"]
 
 
-def test_a_full_disk_leaves_no_half_result_and_its_error_has_the_verdict(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_half_result_and_its_error_has_the_verdict(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path, content: bytes) -> None:
         if path.name == "result.json":
             raise OSError(28, "No space left on device")

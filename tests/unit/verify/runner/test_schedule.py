@@ -1,4 +1,6 @@
-"""Evidence comes before whatever changes the world: cases run by their effect, and effects are what the code does."""
+"""Evidence comes before whatever changes the world: cases run by their effect, and effects are what the code
+does.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ def _body(*, local: bool) -> str:
     fixtures = "fleet, machine" if local else "fleet"
     return SEEN + "".join(
         declare(f"breaches=(BREACH,), effect=Effect.{name}, local={local}", name)
-        + f"def test_{name.lower()}({fixtures}):\n    SEEN.append('{name}')\n    assert not look(fleet), 'open'\n"
+        + (
+            f"def test_{name.lower()}({fixtures}):\n    SEEN.append('{name}')\n    assert not look(fleet), "
+            "'open'\n"
+        )
         for name in EFFECTS
     )
 
@@ -41,7 +46,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("local", [False, True])
 def test_what_disturbs_least_runs_first(judge: Any, seen: list[str], local: bool) -> None:
-    """Local ones side by side as well: none begins before all that disturb less have ended on every machine."""
+    """Local ones side by side as well: none begins before all that disturb less have ended on every
+    machine.
+    """
     plugin = judge(_body(local=local))
     order = [Effect[name] for name in seen]
     assert order == sorted(order)
@@ -134,11 +141,22 @@ class Code:
 
 _CALLED = {  # what changes a lab, by the name of the method or function
     Effect.DISTURBS: {
-        "converge", "converge_place", "change_rules", "set_port", "delete_port", "set_security", "set_addresses", "set_limits",
-        "set_option", "create", "destroy", "reset", "attach",
+        "converge",
+        "converge_place",
+        "change_rules",
+        "set_port",
+        "delete_port",
+        "set_security",
+        "set_addresses",
+        "set_limits",
+        "set_option",
+        "create",
+        "destroy",
+        "reset",
+        "attach",
     },
     Effect.FLOODS: {"flood"},
-}  # fmt: skip
+}
 _SAID = {  # what changes a machine, in texts that it is told
     Effect.DISTURBS: (
         '"op": "mutate"',

@@ -38,7 +38,10 @@ def _breach(
     opens: str = "opens(s)", closes: str = "closes(s)", in_force: str = 'WALL["open"]', **more: str
 ) -> str:
     rest = "".join(f", {name}=lambda s: {text}" for name, text in more.items())
-    return f"import pytest\nODD = Breach('odd', lambda s: {opens}, lambda s: {closes}, lambda s: {in_force}{rest})\n{KNOWN}"
+    return (
+        f"import pytest\nODD = Breach('odd', lambda s: {opens}, lambda s: {closes}, lambda s: "
+        f"{in_force}{rest})\n{KNOWN}"
+    )
 
 
 def _proofs(plugin: Checks) -> list[ProofVerdict]:

@@ -1,4 +1,6 @@
-"""What the witness says of the guard of IPv6 neighbours; `tests/integration/test_guard.py` asks the kernel the same."""
+"""What the witness says of the guard of IPv6 neighbours; `tests/integration/test_guard.py` asks the kernel
+the same.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,15 @@ from testbed.topology_file.schema import Spec
 from testbed.verify.witnesses.nd_guard_model import Guard, guards
 
 TAP, OWN, PEER, OTHER = "tap0", "fd00::2", "fd00::3", "fd00::4"
-GUARD = Guard(whole=True, allowed=frozenset({(TAP, PEER)}), links=frozenset({(TAP, "0xa0000000002")}), findings=())
+GUARD = Guard(
+    whole=True, allowed=frozenset({(TAP, PEER)}), links=frozenset({(TAP, "0xa0000000002")}), findings=()
+)
 
 
 def _frame(*layers: Packet, source: str = OWN, target: str = PEER) -> bytes:
-    packet: Packet = Ether(src="0a:00:00:00:00:02", dst="0a:00:00:00:00:03") / IPv6(src=source, dst=target, hlim=255)
+    packet: Packet = Ether(src="0a:00:00:00:00:02", dst="0a:00:00:00:00:03") / IPv6(
+        src=source, dst=target, hlim=255
+    )
     for layer in layers:
         packet /= layer
     return bytes(packet)
@@ -69,31 +75,54 @@ def test_no_frame_breaks_the_witness() -> None:
 
 
 def _lab(*ranges: str) -> Any:
-    tenant = {"networks": {"app": list(ranges)}, "guests": {"web": {}, "db": {}}, "allow": ["web -> db tcp/22"]}
-    return resolve(Spec.model_validate({"version": 1, "name": "lab", "nodes": {"node": {}}, "tenants": {"red": tenant}}))
+    tenant = {
+        "networks": {"app": list(ranges)},
+        "guests": {"web": {}, "db": {}},
+        "allow": ["web -> db tcp/22"],
+    }
+    return resolve(
+        Spec.model_validate({"version": 1, "name": "lab", "nodes": {"node": {}}, "tenants": {"red": tenant}})
+    )
 
 
 def _fleet(lab: Any, run: Any) -> Any:
     machine = SimpleNamespace(name="node", run=run)
-    return SimpleNamespace(testbed=lab, once=lambda _, look: look(), everywhere=lambda do: {"node": do(machine)})
+    return SimpleNamespace(
+        testbed=lab, once=lambda _, look: look(), everywhere=lambda do: {"node": do(machine)}
+    )
 
 
 def _printed(lab: Any, break_it: str) -> dict[str, str]:
     """Return what a node prints whose guard is as declared, but for one setting."""
-    value = {item.name: "something else" if item.name == break_it else item.value for item in settings(lab, lab.nodes[0])}
+    value = {
+        item.name: "something else" if item.name == break_it else item.value
+        for item in settings(lab, lab.nodes[0])
+    }
     sets = {"allowed": value["neighbours"], "links": value["neighbour-links"]}
-    held = "".join(f"\tset {name} {{\n\t\telements = {{ {', '.join(text.splitlines())} }}\n\t}}\n" for name, text in sets.items())
+    held = "".join(
+        f"\tset {name} {{\n\t\telements = {{ {', '.join(text.splitlines())} }}\n\t}}\n"
+        for name, text in sets.items()
+    )
     command = next(item.observe[0] for item in settings(lab, lab.nodes[0]) if item.name == "neighbour-guard")
     return {command: value["neighbour-guard"], RULESET: f"table netdev neighbours {{\n{held}}}"}
 
 
-BROKEN = [("", True, []), ("neighbour-guard", False, ["NET-05"]), ("neighbours", True, ["NET-01"]), ("neighbour-links", True, ["NET-05"])]
+BROKEN = [
+    ("", True, []),
+    ("neighbour-guard", False, ["NET-05"]),
+    ("neighbours", True, ["NET-01"]),
+    ("neighbour-links", True, ["NET-05"]),
+]
 
 
 @pytest.mark.parametrize(("break_it", "whole", "findings"), BROKEN)
-def test_a_guard_that_is_not_as_declared_is_a_finding_of_its_control(break_it: str, whole: bool, findings: list[str]) -> None:
+def test_a_guard_that_is_not_as_declared_is_a_finding_of_its_control(
+    break_it: str, whole: bool, findings: list[str]
+) -> None:
     lab = _lab("10.0.0.0/24", "fd00::/64")
-    found = guards(_fleet(lab, lambda command: SimpleNamespace(text=f"{_printed(lab, break_it)[command]}\n")))["node"]
+    found = guards(
+        _fleet(lab, lambda command: SimpleNamespace(text=f"{_printed(lab, break_it)[command]}\n"))
+    )["node"]
     assert (found.whole, [control for control, _ in found.findings]) == (whole, findings)
     assert all(f"{break_it}: found " in told for _, told in found.findings)
 

@@ -20,7 +20,16 @@ from testbed.verify.evidence import Evidence
 from testbed.verify.witnesses.virtual_switch import Finding, against, logical, passes, rows
 
 LAB = resolve(read(Path(__file__).parents[4] / "topologies/two-tenants.yaml").spec)
-JUDGES = ("NET-02", "NET-03", "NET-04", "NET-05", "NET-06", "NET-07", "NET-08", "NET-11")  # checks that ask this witness
+JUDGES = (
+    "NET-02",
+    "NET-03",
+    "NET-04",
+    "NET-05",
+    "NET-06",
+    "NET-07",
+    "NET-08",
+    "NET-11",
+)  # checks that ask this witness
 
 
 @pytest.mark.parametrize("actions", [
@@ -48,7 +57,10 @@ def test_what_goes_to_a_port_a_tunnel_or_a_program_passes(actions: str) -> None:
 
 
 def test_a_table_of_ovsdb_is_read_by_its_headings() -> None:
-    data = [[["uuid", "a-1"], "node-a", ["set", [True]], ["map", [["key", "flow"]]]], [["uuid", "a-2"], "", ["set", []], ["map", []]]]
+    data = [
+        [["uuid", "a-1"], "node-a", ["set", [True]], ["map", [["key", "flow"]]]],
+        [["uuid", "a-2"], "", ["set", []], ["map", []]],
+    ]
     found = rows({"headings": ["_uuid", "name", "up", "options"], "data": data})
     assert found[0] == {"_uuid": "a-1", "name": "node-a", "up": [True], "options": {"key": "flow"}}
     assert found[1] == {"_uuid": "a-2", "name": "", "up": [], "options": {}}
@@ -59,7 +71,10 @@ class Databases:
 
     def __init__(self) -> None:
         wanted = list(central(LAB))
-        self.held = {kind: {item.key.name: dict(item.properties) for item in wanted if item.key.kind is kind} for kind in Kind}
+        self.held = {
+            kind: {item.key.name: dict(item.properties) for item in wanted if item.key.kind is kind}
+            for kind in Kind
+        }
         nics = [(guest, nic) for guest in LAB.guests for nic in guest.nics]
         self.bindings = [[nic.port, nic.pinned, ["uuid", guest.node], True] for guest, nic in nics]
 
@@ -72,24 +87,35 @@ class Databases:
     def read(self, _: str) -> str:
         bindings = {"headings": ["logical_port", "port_security", "chassis", "up"], "data": self.bindings}
         nodes = [[["uuid", node.name], node.name, node.name] for node in LAB.nodes]
-        return f"{json.dumps(bindings)}\n\n{json.dumps({'headings': ['_uuid', 'name', 'hostname'], 'data': nodes})}"
+        return (
+            f"{json.dumps(bindings)}\n\n"
+            f"{json.dumps({'headings': ['_uuid', 'name', 'hostname'], 'data': nodes})}"
+        )
 
 
 def _findings(databases: Databases, folder: Path) -> list[Finding]:
     lab = SimpleNamespace(central=SimpleNamespace(northbound=databases))
     machines = {LAB.controller.name: databases}
-    return logical(SimpleNamespace(testbed=LAB, lab=lab, machines=machines, evidence=Evidence(folder), once=lambda *_: {}))  # type: ignore[arg-type]
+    return logical(
+        SimpleNamespace(
+            testbed=LAB, lab=lab, machines=machines, evidence=Evidence(folder), once=lambda *_: {}
+        )
+    )  # type: ignore[arg-type]
 
 
 def _set(kind: Kind, name: str, value: Any) -> Callable[[Databases], None]:
     def change(databases: Databases) -> None:
-        databases.held[kind]["red/app" if kind is Kind.SWITCH else "red/web/app"][name] = value(databases) if callable(value) else value
+        databases.held[kind]["red/app" if kind is Kind.SWITCH else "red/web/app"][name] = (
+            value(databases) if callable(value) else value
+        )
 
     return change
 
 
 def _rule(text: str) -> Callable[[Databases], None]:
-    return _set(Kind.SWITCH, "acls", lambda databases: [*databases.held[Kind.SWITCH]["red/app"]["acls"], text])
+    return _set(
+        Kind.SWITCH, "acls", lambda databases: [*databases.held[Kind.SWITCH]["red/app"]["acls"], text]
+    )
 
 
 def _bind(place: int, value: Any) -> Callable[[Databases], None]:
@@ -118,7 +144,9 @@ MAC = LAB.guests[0].nics[0].mac
     (_bind(2, ["uuid", "node-b"]), {"NET-08"}),
     (_bind(2, ["set", []]), {"NET-08"}),
 ])  # fmt: skip
-def test_a_witness_judges_the_controls_that_rest_on_it(change: Callable[[Databases], None], red: set[str], tmp_path: Path) -> None:
+def test_a_witness_judges_the_controls_that_rest_on_it(
+    change: Callable[[Databases], None], red: set[str], tmp_path: Path
+) -> None:
     databases = Databases()
     change(databases)
     found = _findings(databases, tmp_path)
@@ -126,7 +154,10 @@ def test_a_witness_judges_the_controls_that_rest_on_it(change: Callable[[Databas
 
 
 def test_a_check_of_forged_frames_is_not_red_for_what_rests_on_another_control() -> None:
-    lies = [SimpleNamespace(control=control, mark=control, through=None, probe=None) for control in ("NET-02", "NET-03")]
+    lies = [
+        SimpleNamespace(control=control, mark=control, through=None, probe=None)
+        for control in ("NET-02", "NET-03")
+    ]
     seen = Survey(SimpleNamespace(arrivals=lambda _: {}, doubt=None, concealed=dict, past=dict), {}, lies)  # type: ignore[arg-type]
     rule = Finding(frozenset({"NET-01", "NET-02"}), "a rule")
     told = {"survey": seen, "pipeline": {"NET-02": "drop", "NET-03": "drop"}, "labels": [rule]}
@@ -143,7 +174,9 @@ def test_what_is_too_much_is_said_in_words(tmp_path: Path) -> None:
     databases = Databases()
     _rule("to-lport 2000 allow: ip")(databases)
     told = "rules: too many: every guest may be sent any IP packet (to-lport, priority 2000, allow)"
-    assert against(_findings(databases, tmp_path), "NET-01") == [f"northbound: network red/app on controller: {told}"]
+    assert against(_findings(databases, tmp_path), "NET-01") == [
+        f"northbound: network red/app on controller: {told}"
+    ]
 
 
 def test_where_a_port_is_bound_is_said_in_words(tmp_path: Path) -> None:
