@@ -23,13 +23,7 @@ from testbed.verify.runner.proof_cache import Proving
 def check_walls(
     opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False
 ) -> None:
-<<<<<<< branch
-    """Run the checks, and end with the exit code of their result; an error of ours is no verdict, and a 5."""
-=======
-    """Run the checks, and end with the exit code of their result; an error of ours is neither 0 nor a
-    fail.
-    """
->>>>>>> F
+    """Run the checks, and end with the exit code of their result; an error of ours gives 5."""
     try:
         code = _checked(opened, prove=prove, only=only, as_json=as_json, slow=slow)
     except KeyboardInterrupt:

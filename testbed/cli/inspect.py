@@ -129,13 +129,10 @@ def execute(
 @app.command()
 def console(
     name: Name,
-<<<<<<< branch
     machine: Annotated[
-        str, typer.Argument(help="a node, controller, or a guest as tenant/guest", autocompletion=known_consoles)
+        str,
+        typer.Argument(help="a node, controller, or a guest as tenant/guest", autocompletion=known_consoles),
     ],
-=======
-    machine: Annotated[str, typer.Argument(help="a node, controller, or a guest as tenant/guest")],
->>>>>>> F
     lines: Annotated[int, typer.Option(help="lines to show", envvar="TESTBED_LINES")] = 100,
 ) -> None:
     """Show what a machine or a guest wrote to its serial console."""

@@ -114,15 +114,12 @@ Prove = Annotated[
         "last proven; "
         "=one: by one breach of each check, and not always the same one",
     ),
-<<<<<<< branch
 ]  # fmt: skip
 Only = Annotated[
     list[str] | None,
     typer.Option(
         help="control id or its beginning, repeatable", envvar="TESTBED_ONLY", autocompletion=known_controls
     ),
-=======
->>>>>>> F
 ]
 Accel = Annotated[
     Accelerator | None,
@@ -185,17 +182,10 @@ def validate(
     for file in files:
         try:
             found = resolve(read(file, machine_memory=memory.total()).spec)
-<<<<<<< branch
             counts = {"nodes": len(found.nodes), "tenants": len(found.tenants), "guests": len(found.guests)}
             rows.append({"file": str(file), "ok": True, "name": found.name, **counts, "mistakes": []})
             if not as_json:
                 out(f"{file}: fine: {', '.join(f'{count} {name}' for name, count in counts.items())}")
-=======
-            out(
-                f"{file}: fine: {len(found.nodes)} nodes, {len(found.tenants)} tenants, "
-                f"{len(found.guests)} guests"
-            )
->>>>>>> F
         except TestbedError as error:
             rows.append({"file": str(file), "ok": False, "mistakes": _mistakes(error)})
             if not as_json:

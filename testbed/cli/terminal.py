@@ -81,21 +81,14 @@ class _Formatter(logging.Formatter):
 
 
 def guard() -> None:
-<<<<<<< branch
-    """Let what Python prints by itself, errors of threads and logs of libraries, be printed as everything else is.
+    """Route what Python prints by itself, errors of threads and logs of libraries, through this module.
 
     From now on no stream fails, and files are UTF-8 in any locale.
     """
     _hold_streams()
     with suppress(locale.Error):
-        locale.setlocale(
-            locale.LC_CTYPE, "C.UTF-8"
-        )  # the default of `open`; terminals keep the alphabet that they had
-=======
-    """Let what Python prints by itself, errors of threads and logs of libraries, be printed as everything
-    else is.
-    """
->>>>>>> F
+        # the default of `open`; terminals keep the alphabet that they had
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
     threading.excepthook = lambda told: None if told.exc_value is None else fail_inside(told.exc_value)
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Formatter())

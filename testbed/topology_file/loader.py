@@ -69,14 +69,9 @@ def read(file: File, *, machine_memory: int | None = None) -> Topology:
     """Read a topology file.
 
     Args:
-<<<<<<< branch
         file: path of a YAML file; ``-`` stands for standard input.
-        machine_memory: RAM of the outer machine in bytes, to refuse a lab that cannot fit; None skips that rule.
-=======
-        file: path of a YAML file.
         machine_memory: RAM of the outer machine in bytes, to refuse a lab that cannot fit; None skips that
             rule.
->>>>>>> F
 
     Raises:
         UsageError: the file cannot be read.
