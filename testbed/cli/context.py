@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from testbed.cli.terminal import say
+from testbed.cli.shell import known_labs
+from testbed.cli.terminal import say, warn
 from testbed.drivers.host import memory
 from testbed.drivers.host.ownership import require_trust
 from testbed.drivers.host.workspace import Workspace, labs, state_root
@@ -24,21 +25,31 @@ from testbed.topology_file.loader import ParsedFile, read
 from testbed.untrusted.text import line
 
 File = Annotated[
-    Path,
-    typer.Argument(metavar="topology", help="topology file, or the name of a lab", envvar="TESTBED_TOPOLOGY"),
+    str,
+    typer.Argument(
+        metavar="topology",
+        help="topology file, - for standard input, or the name of a lab",
+        envvar="TESTBED_TOPOLOGY",
+    ),
 ]
-Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="name of a lab, or its topology file", envvar="TESTBED_LAB", autocompletion=known_labs
+    ),
+]
 
 
-def topology_of(name: str | Path) -> tuple[Topology, Path]:
-    """Return the topology that a file, or the copy of a lab of that name, describes.
+def topology_of(name: str | Path) -> tuple[Topology, str]:
+    """Return the topology that a file, or the copy of a lab of that name, describes, and its text.
 
     Raises:
         UsageError: there is neither.
 
     """
     file = _known(str(name)) or _file(str(name)) or Path(name)
-    return resolve(read(file, machine_memory=memory.total()).spec), file
+    found = read(file, machine_memory=memory.total())
+    return resolve(found.spec), found.text
 
 
 def workspace_of(name: str | Path) -> Workspace:
@@ -64,7 +75,8 @@ def located(name: str, workspace: Workspace, data: Mapping[str, Any]) -> ParsedF
         data: content of ``result.json``.
 
     """
-    file = (None if _known(name) else _file(name)) or (
+    given = None if name == "-" or _known(name) else _file(name)  # a pipe has been read, and is empty now
+    file = (given if given and given.is_file() else None) or (
         workspace.topology_file if workspace.topology_file.is_file() else None
     )
     if file is None:
@@ -83,13 +95,19 @@ def _known(name: str) -> Path | None:
 
     A lab takes precedence over a file of that name.
     """
-    return Workspace(state_root(), name).topology_file if name in labs(state_root()) else None
+    if name not in labs(state_root()):
+        return None
+    if _file(name):
+        warn(f"{name} is the lab of that name; the file is ./{name}")
+    return Workspace(state_root(), name).topology_file
 
 
 def _file(text: str) -> Path | None:
-    """Return the file with this path, or None."""
+    """Return the file with this path, or None; a pipe such as ``/dev/fd/63`` is one."""
+    if text == "-":
+        return Path(text)
     try:
-        return Path(text) if Path(text).is_file() else None
+        return Path(text) if Path(text).exists() and not Path(text).is_dir() else None
     except (ValueError, OSError):  # not a valid name of a file
         return None
 

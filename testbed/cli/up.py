@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,18 +16,22 @@ from testbed.cli.context import topology_of
 from testbed.cli.interrupts import ended_at_once, interruptible
 from testbed.cli.terminal import displayed, say, undisplay, warn
 from testbed.drivers.capabilities import doctor
+from testbed.drivers.host import memory
+from testbed.drivers.host.folders import require_room
 from testbed.drivers.host.workspace import Workspace, cache_root, state_root
 from testbed.drivers.hypervisor import external_daemon
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.snapshots.checkpoint import Checkpoint, CheckpointStore
 from testbed.engine import apply
 from testbed.engine.timing import Trace
-from testbed.errors import Exit, TestbedError, UsageError
+from testbed.errors import Exit, MachineError, TestbedError, UsageError
 from testbed.lab import session
 from testbed.lab.breach_journal import Journal
 from testbed.model.environment import Accelerator
 from testbed.model.topology import Topology
 from testbed.plan.diff import Action
+from testbed.topology_file.schema import MIB, format_size
+from testbed.topology_file.validation import MACHINE_RESERVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,11 @@ def bring_up(
 
     """
     interruptible()
-    topology, file = topology_of(source)
+    topology, text = topology_of(source)
     doctor.require(cache_root(), state_root())
+    if lab_namespaces.find(topology.name, state_root()) is None:
+        require_room(state_root(), topology.name, [machine.name for machine in topology.machines])
+        _require_memory(topology)
     with way.trace.span("images"), displayed("bake"):
         ground = session.prepare_inputs(say, want=way.want)
     say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
@@ -73,7 +80,7 @@ def bring_up(
     workspace.claim()
     with workspace.locked():
         _require_same(topology, workspace)
-        session.apply_copy(file, workspace)
+        session.apply_copy(text, workspace)
         _connect(workspace, way.connect)
         if not workspace.connection and lab_namespaces.find(topology.name, workspace.root) is None:
             kvm = ground.environment.outer is Accelerator.KVM
@@ -87,6 +94,39 @@ def bring_up(
             with displayed("up"), at_once_on_interrupt():
                 done = _converge(opened, way.trace)
             then(opened, done)
+
+
+def _require_memory(topology: Topology) -> None:
+    """Refuse a new lab that does not fit into the memory that running labs leave.
+
+    Labs of this user count.
+
+    Raises:
+        MachineError: it does not; the error says what each of them has.
+
+    """
+    root = state_root()
+    others: dict[str, int] = {}
+    for found in lab_namespaces.enclosures():
+        with suppress(TestbedError, OSError):  # a lab that is being taken down
+            machines = session.load_applied(Workspace(found.state, found.lab)).machines
+            others[found.lab if found.state == root else str(found.state / found.lab)] = sum(
+                item.memory for item in machines
+            )
+    wanted = sum(machine.memory for machine in topology.machines)
+    total = memory.total()
+    left = max(total - MACHINE_RESERVE - sum(others.values()), 0)
+    if others and wanted > left:
+        shares = ", ".join(f"{name} has {format_size(size)}" for name, size in sorted(others.items()))
+        fact = (
+            f"it wants {format_size(wanted)}, and {format_size(left // MIB * MIB)} of "
+            f"{format_size(total // MIB * MIB)} are left: {shares}, "
+            f"and {format_size(MACHINE_RESERVE)} are for the machine itself"
+        )
+        remedy = f"take one down, as with `testbed down {min(others)}`; or declare fewer or smaller nodes"
+        raise MachineError(
+            f"the lab {topology.name} does not fit beside the labs that run", fact=fact, remedy=remedy
+        )
 
 
 def _require_same(topology: Topology, workspace: Workspace) -> None:
@@ -188,8 +228,10 @@ def at_once_on_interrupt() -> AbstractContextManager[None]:
     """
 
     def end() -> None:
-        undisplay()
-        warn("interrupted; what was done stays, and the same command resumes")
-        os._exit(Exit.INTERRUPTED)
+        try:
+            undisplay()
+            warn("interrupted; what was done stays, and the same command resumes")
+        finally:  # a stream may refuse to be written to in a signal handler
+            os._exit(Exit.INTERRUPTED)
 
     return ended_at_once(end)

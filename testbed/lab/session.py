@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from urllib.parse import quote
 
 from testbed import data_files as packaged
 from testbed.drivers.capabilities import canary
@@ -173,7 +173,7 @@ def destroy(workspace: Workspace) -> None:
     """
     workspace.require_removable()
     if workspace.connection:
-        hypervisor = Hypervisor(f"qemu+unix:///system?socket={require(workspace.connection)}")
+        hypervisor = Hypervisor(f"qemu+unix:///system?socket={quote(str(require(workspace.connection)))}")
         destroy_machines(hypervisor, workspace.lab)
         hypervisor.close()
     found = lab_namespaces.find(workspace.lab, workspace.root)
@@ -308,7 +308,11 @@ def open_lab(
         lab.close()
 
 
-def apply_copy(file: Path, workspace: Workspace) -> None:
-    """Copy the applied topology file into the lab's folder, where other commands find it."""
-    if file.resolve() != workspace.topology_file:
-        write_secret(workspace.topology_file, file.read_bytes())
+def apply_copy(text: str, workspace: Workspace) -> None:
+    """Copy the applied topology into the lab's folder, where other commands find it.
+
+    Args:
+        text: the topology as it was read; a pipe can be read only once.
+
+    """
+    write_secret(workspace.topology_file, text.encode())
