@@ -230,6 +230,20 @@ def test_a_topology_is_read_from_a_pipe_once(root: Path, monkeypatch: pytest.Mon
     assert feeder.wait(60) == 0
 
 
+def test_a_pipe_is_not_read_again_for_the_lines_of_a_result(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"lab": {"topology_digest": resolve(read(GOOD).spec).digest}}
+    monkeypatch.setattr(sys, "stdin", None)
+    fifo = root.parent / "fifo"
+    os.mkfifo(fifo)
+    for name in ("-", str(fifo)):
+        found = context.located(name, Workspace(root, "one-node"), data)
+        assert found is not None
+        assert found.file == "s/one-node/topology.yaml"
+        assert found.text == GOOD.read_text()
+
+
 def test_a_dash_is_standard_input(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
