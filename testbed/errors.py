@@ -78,9 +78,10 @@ class LockedError(TestbedError):
 
 
 class InstrumentError(TestbedError):
-    """An observation could not be completed; the verdict that needed it is inconclusive."""
+    """An observation could not be completed; the verdict that needed it is inconclusive.
 
-    exit_code = Exit.INCONCLUSIVE
+    One that no verdict needed ends a command like any other accident.
+    """
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import typer
 
-from testbed.cli.terminal import displayed, out_json, say, show, width
-from testbed.errors import Exit, InstrumentError, TestbedError
+from testbed.cli.error_exit import accident
+from testbed.cli.output.terminal import displayed, fail, out_json, say, show, width
+from testbed.drivers.host.private_files import write_secret
+from testbed.errors import Exit, ProvisioningError, TestbedError
 from testbed.lab import session
 from testbed.lab.breach_journal import Journal
 from testbed.lab.guest_recovery import restart_crashed_guests
@@ -28,7 +31,7 @@ def check_walls(
 ) -> None:
     """Run the checks, and end with the exit code of their result.
 
-    An error of the tool is neither 0 nor a fail.
+    An error of the tool is no verdict: it gives 5.
     """
     try:
         code = _checked(opened, prove=prove, only=only, as_json=as_json, slow=slow)
@@ -40,9 +43,7 @@ def check_walls(
     except TestbedError:
         raise
     except (Exception, SystemExit) as error:
-        fact = f"{type(error).__name__}: {error}"[:500]
-        remedy = "repeat them; report it if it stays so"
-        raise InstrumentError("the checks did not run to their end", fact=fact, remedy=remedy) from error
+        raise _broken_off("the checks did not run to their end", error) from error
     if code is not Exit.OK:
         raise typer.Exit(code)
 
@@ -60,8 +61,32 @@ def _checked(opened: session.Lab, *, prove: Proving, only: list[str], as_json: b
             revive=lambda: restart_crashed_guests(opened, say),
         )
     data = content_of((folder / "result.json").read_text())
-    (folder / "report.md").write_text(formats.markdown(data))
-    (folder / "junit.xml").write_text(formats.junit(data))
+    code = exit_code(data)
+    try:
+        _show(folder, data, as_json=as_json)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a report that fails loses no verdict
+        fail(
+            _broken_off(
+                f"the checks have ended, and their report is not whole: {formats.headline(data)}", error
+            )
+        )
+        return code or Exit.PROVISIONING
+    return code
+
+
+def _broken_off(what: str, error: BaseException) -> ProvisioningError:
+    """Return an error of the tool or of the system as one that ends the command."""
+    refused = accident(error) if isinstance(error, OSError | MemoryError) else None
+    fact = refused.fact if refused else f"{type(error).__name__}: {error}"[:500]
+    return ProvisioningError(
+        what, fact=fact, remedy=refused.remedy if refused else "repeat them; report it if it stays so"
+    )
+
+
+def _show(folder: Path, data: dict[str, Any], *, as_json: bool) -> None:
+    """Write a result in its other forms, and print it."""
+    for name, form in (("report.md", formats.markdown), ("junit.xml", formats.junit)):
+        write_secret(folder / name, form(data).encode())
     summarize(formats.markdown(data))
     if as_json:
         out_json(data, indent=1)
@@ -70,7 +95,6 @@ def _checked(opened: session.Lab, *, prove: Proving, only: list[str], as_json: b
         reached = matrices(json.loads(file.read_text()), width()) if file.is_file() else []
         show([*reached, *([Line("")] if reached else []), *verdicts(data, width())])
     say(f"report: {folder}/report.md (also junit.xml, result.json, matrix.json and the evidence)")
-    return exit_code(data)
 
 
 def summarize(report: str) -> None:

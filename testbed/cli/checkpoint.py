@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from testbed.cli.context import Name, entered, running_lab
-from testbed.cli.terminal import Json, out, say
+from testbed.cli.output.terminal import Json, out, say
+from testbed.cli.shell import known_checkpoints
 from testbed.cli.up import UpOptions, bring_up
 from testbed.drivers.host.workspace import Workspace, cache_root, state_root
 from testbed.drivers.snapshots import checkpoint as checkpoints
@@ -27,7 +28,9 @@ app = typer.Typer(
     help="Checkpoints: whole labs saved while they run: save, list, restore, rm.",
 )
 
-Saved = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="name of a checkpoint")]
+Saved = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="name of a checkpoint", autocompletion=known_checkpoints)
+]
 
 
 @app.command("save")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from testbed.cli.terminal import agreed, attended, say, warn
+from testbed.cli.output.terminal import agreed, attended, say, warn
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.engine import observe

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from testbed.cli.terminal import say
+from testbed.cli.output.terminal import say, warn
+from testbed.cli.shell import known_labs
 from testbed.drivers.host import memory
 from testbed.drivers.host.ownership import require_trust
 from testbed.drivers.host.workspace import Workspace, labs, state_root
@@ -25,14 +26,23 @@ from testbed.topology_file.schema import Spec
 from testbed.untrusted.text import line
 
 File = Annotated[
-    Path,
-    typer.Argument(metavar="topology", help="topology file, or the name of a lab", envvar="TESTBED_TOPOLOGY"),
+    str,
+    typer.Argument(
+        metavar="topology",
+        help="topology file, - for standard input, or the name of a lab",
+        envvar="TESTBED_TOPOLOGY",
+    ),
 ]
-Name = Annotated[str, typer.Argument(help="name of a lab, or its topology file", envvar="TESTBED_LAB")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="name of a lab, or its topology file", envvar="TESTBED_LAB", autocompletion=known_labs
+    ),
+]
 
 
-def topology_of(name: str | Path) -> tuple[Topology, Path]:
-    """Return the topology that a file, or the copy of a lab of that name, describes.
+def topology_of(name: str | Path) -> tuple[Topology, str]:
+    """Return the topology that a file, or the copy of a lab of that name, describes, and its text.
 
     Names have the numbers that the lab has given to them.
 
@@ -41,19 +51,20 @@ def topology_of(name: str | Path) -> tuple[Topology, Path]:
         ProvisioningError: the lab's numbers cannot be read.
 
     """
-    spec, file = spec_of(name)
-    return resolve(spec, session.given_numbers(Workspace(state_root(), spec.name))), file
+    spec, text = spec_of(name)
+    return resolve(spec, session.given_numbers(Workspace(state_root(), spec.name))), text
 
 
-def spec_of(name: str | Path) -> tuple[Spec, Path]:
-    """Return what is written in a file, or in the copy of a lab of that name.
+def spec_of(name: str | Path) -> tuple[Spec, str]:
+    """Return the content of a topology file, or of the copy of a lab of that name, and its text.
 
     Raises:
         UsageError: there is neither.
 
     """
     file = _known(str(name)) or _file(str(name)) or Path(name)
-    return read(file, machine_memory=memory.total()).spec, file
+    found = read(file, machine_memory=memory.total())
+    return found.spec, found.text
 
 
 def workspace_of(name: str | Path) -> Workspace:
@@ -79,7 +90,8 @@ def located(name: str, workspace: Workspace, data: Mapping[str, Any]) -> ParsedF
         data: content of ``result.json``.
 
     """
-    file = (None if _known(name) else _file(name)) or (
+    given = None if name == "-" or _known(name) else _file(name)  # a pipe has been read, and is empty now
+    file = (given if given and given.is_file() else None) or (
         workspace.topology_file if workspace.topology_file.is_file() else None
     )
     if file is None:
@@ -98,13 +110,19 @@ def _known(name: str) -> Path | None:
 
     A lab takes precedence over a file of that name.
     """
-    return Workspace(state_root(), name).topology_file if name in labs(state_root()) else None
+    if name not in labs(state_root()):
+        return None
+    if _file(name):
+        warn(f"{name} is the lab of that name; the file is ./{name}")
+    return Workspace(state_root(), name).topology_file
 
 
 def _file(text: str) -> Path | None:
-    """Return the file with this path, or None."""
+    """Return the file with this path, or None; a pipe such as ``/dev/fd/63`` is one."""
+    if text == "-":
+        return Path(text)
     try:
-        return Path(text) if Path(text).is_file() else None
+        return Path(text) if Path(text).exists() and not Path(text).is_dir() else None
     except (ValueError, OSError):  # not a valid name of a file
         return None
 

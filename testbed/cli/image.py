@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from testbed import data_files as packaged
-from testbed.cli.terminal import Json, displayed, out, say
+from testbed.cli.output.terminal import Json, displayed, out, say
 from testbed.drivers.host.workspace import cache_root
 from testbed.drivers.images.cache import ImageCache
 from testbed.drivers.snapshots import machine_memory

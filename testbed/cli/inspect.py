@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from testbed.cli.context import Name, entered, running_lab, to_close, workspace_of
-from testbed.cli.terminal import Json, out, out_json, pass_on
+from testbed.cli.output.terminal import Json, out, out_json, pass_on
+from testbed.cli.shell import known_consoles, known_guests, known_labs, known_machines
 from testbed.drivers.host.workspace import Workspace, labs, state_root
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.pki import Authority
@@ -34,7 +35,10 @@ _LOGGED = 2_000_000  # octets of a journal
 @app.command()
 def status(
     name: Annotated[
-        str, typer.Argument(help="name of a lab; all labs if left out", envvar="TESTBED_LAB")
+        str,
+        typer.Argument(
+            help="name of a lab; all labs if left out", envvar="TESTBED_LAB", autocompletion=known_labs
+        ),
     ] = "",
     as_json: Json = False,
 ) -> None:
@@ -87,7 +91,7 @@ def status(
 @app.command()
 def ssh(
     name: Name,
-    machine: Annotated[str, typer.Argument(help="a node, or controller")],
+    machine: Annotated[str, typer.Argument(help="a node, or controller", autocompletion=known_machines)],
     command: Annotated[list[str] | None, typer.Argument(help="command; a shell if left out")] = None,
 ) -> None:
     """Log in to a machine as its administrator; what it prints is not changed, and may be obeyed by a
@@ -105,7 +109,7 @@ def ssh(
 @app.command("exec")
 def execute(
     name: Name,
-    guest: Annotated[str, typer.Argument(help="a guest, as tenant/guest")],
+    guest: Annotated[str, typer.Argument(help="a guest, as tenant/guest", autocompletion=known_guests)],
     command: Annotated[list[str], typer.Argument(help="program with its arguments")],
     timeout: Annotated[float, typer.Option(help="seconds", envvar="TESTBED_TIMEOUT")] = 60,
 ) -> None:
@@ -125,7 +129,10 @@ def execute(
 @app.command()
 def console(
     name: Name,
-    machine: Annotated[str, typer.Argument(help="a node, controller, or a guest as tenant/guest")],
+    machine: Annotated[
+        str,
+        typer.Argument(help="a node, controller, or a guest as tenant/guest", autocompletion=known_consoles),
+    ],
     lines: Annotated[int, typer.Option(help="lines to show", envvar="TESTBED_LINES")] = 100,
 ) -> None:
     """Show what a machine or a guest wrote to its serial console."""
@@ -158,7 +165,8 @@ def _guests_console(name: str, label: str) -> bytes:
 
 @app.command()
 def logs(
-    name: Name, machine: Annotated[str, typer.Argument(help="a node, or controller")],
+    name: Name,
+    machine: Annotated[str, typer.Argument(help="a node, or controller", autocompletion=known_machines)],
     unit: Annotated[str, typer.Option(help="only this systemd unit", envvar="TESTBED_UNIT")] = "",
     lines: Annotated[int, typer.Option(help="lines to show", envvar="TESTBED_LINES")] = 100,
 ) -> None:  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from testbed.cli.context import Name, running_lab
-from testbed.cli.terminal import Json, fail, out, out_json
+from testbed.cli.output.terminal import Json, fail, out, out_json
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.pki import Authority
 from testbed.drivers.places.machine_inventory import digest_key, read_machines

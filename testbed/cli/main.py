@@ -20,17 +20,18 @@ from testbed.cli.check import check_walls
 from testbed.cli.context import File, Name, entered, located, running_lab, to_close, topology_of, workspace_of
 from testbed.cli.error_exit import status_of
 from testbed.cli.interrupts import interruptible
-from testbed.cli.terminal import Json, elapsed, out, out_json, say, show, warn, width
+from testbed.cli.output.terminal import Json, elapsed, out, out_json, say, set_loudness, show, warn, width
+from testbed.cli.shell import Verbs, arranged, known_controls, known_labs
 from testbed.cli.up import UpOptions, bring_up
 from testbed.drivers.capabilities import doctor as doctors
 from testbed.drivers.host import memory
 from testbed.drivers.host.ownership import lab_mark, marked, require_trust
 from testbed.drivers.host.private_files import PRIVATE_UMASK
-from testbed.drivers.host.workspace import Workspace, cache_root, state_root
+from testbed.drivers.host.workspace import Workspace, cache_root, labs, state_root
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.engine import observe
 from testbed.engine.timing import chart
-from testbed.errors import Exit, TestbedError, UsageError
+from testbed.errors import Exit, ProvisioningError, TestbedError, TopologyError, UsageError
 from testbed.lab import session
 from testbed.lab.breach_journal import Journal
 from testbed.model.environment import Accelerator
@@ -48,8 +49,27 @@ from testbed.topology_file.schema import is_name, json_schema
 from testbed.untrusted.text import line
 from testbed.verify.runner.proof_cache import Proving
 
+_EPILOG = """\b
+Folders (TESTBED_STATE_DIR, TESTBED_CACHE_DIR; else below XDG_STATE_HOME, XDG_CACHE_HOME):
+  labs, keys, reports   /var/lib/testbed; of an ordinary user ~/.local/state/testbed
+  images, checkpoints   /var/cache/testbed; of an ordinary user ~/.cache/testbed
+\b
+Variables: each option has one, which its --help names. TESTBED_LAB and
+TESTBED_TOPOLOGY stand for a lab and a file; NO_COLOR turns colours off,
+FORCE_COLOR turns them on in CI.
+\b
+Exit codes:
+    0  every check passed, or the command did what it should
+    1  a wall is open, or a check cannot fail
+    2  the topology or the command line is wrong
+    3  nothing failed, but something was inconclusive or not looked at
+    4  this machine cannot do it; the message says what to do
+    5  the command did not finish; the message says why
+  130  interrupted
+"""
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    cls=Verbs, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG,
     help="Emulated hypervisor fleets whose walls are proven.",
 )  # fmt: skip
 app.add_typer(inspect.app)
@@ -105,11 +125,38 @@ Prove = Annotated[
         "last proven; "
         "=one: by one breach of each check, and not always the same one",
     ),
+]  # fmt: skip
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="control id or its beginning, repeatable", envvar="TESTBED_ONLY", autocompletion=known_controls
+    ),
 ]
 Accel = Annotated[
     Accelerator | None,
     typer.Option("--accelerator", help="insist on kvm or tcg", envvar="TESTBED_ACCELERATOR"),
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out(f"testbed {version('testbed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="print no progress", envvar="TESTBED_QUIET")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="print where an error arose", envvar="TESTBED_VERBOSE")
+    ] = False,
+    _: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    set_loudness(quiet=quiet, verbose=verbose)
 
 
 @app.command()
@@ -133,6 +180,7 @@ def doctor(as_json: Json = False) -> None:
 def validate(
     files: Annotated[list[Path], typer.Argument(help="topology files")] = [],  # noqa: B006 - typer wants a literal
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of topology files")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check topology files; every mistake is reported in one pass."""
     if schema:
@@ -141,19 +189,31 @@ def validate(
         raise UsageError(
             "nothing to validate", fact="no file was named", remedy="name a topology file, or use --schema"
         )
-    wrong = []
+    rows: list[dict[str, object]] = []
     for file in files:
         try:
             found = resolve(read(file, machine_memory=memory.total()).spec)
-            out(
-                f"{file}: fine: {len(found.nodes)} nodes, {len(found.tenants)} tenants, "
-                f"{len(found.guests)} guests"
-            )
+            counts = {"nodes": len(found.nodes), "tenants": len(found.tenants), "guests": len(found.guests)}
+            rows.append({"file": str(file), "ok": True, "name": found.name, **counts, "mistakes": []})
+            if not as_json:
+                out(f"{file}: fine: {', '.join(f'{count} {name}' for name, count in counts.items())}")
         except TestbedError as error:
-            wrong.append(error)
-            warn(str(error))
-    if wrong:
+            # a hostile file has hundreds of thousands of mistakes: copies only for those who want them
+            mistakes = _mistakes(error) if as_json else []
+            rows.append({"file": str(file), "ok": False, "mistakes": mistakes})
+            if not as_json:
+                warn(str(error))
+    if as_json and not schema:
+        out_json(rows, indent=1)
+    if not all(row["ok"] for row in rows):
         raise typer.Exit(Exit.USAGE)
+
+
+def _mistakes(error: TestbedError) -> list[dict[str, object]]:
+    """Return what is wrong with a file, for programs."""
+    if isinstance(error, TopologyError):
+        return [asdict(mistake) for mistake in error.mistakes]
+    return [{"line": None, "path": "", "fact": f"{error.what}: {error.fact}", "remedy": error.remedy}]
 
 
 @app.command()
@@ -249,7 +309,15 @@ def _tell(opened: session.Lab, done: Sequence[Action]) -> None:
 @app.command()
 def graph(
     source: File,
-    form: Annotated[str, typer.Option("--format", help="dot or mermaid", envvar="TESTBED_GRAPH")] = "dot",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="dot or mermaid",
+            envvar="TESTBED_GRAPH",
+            autocompletion=lambda: ["dot", "mermaid"],
+        ),
+    ] = "dot",
 ) -> None:
     """Draw a topology as DOT or Mermaid text."""
     topology, _ = topology_of(source)
@@ -264,15 +332,14 @@ def graph(
 
 
 _FORMATS = {"markdown": formats.markdown, "junit": formats.junit}
+_FORMS = ("text", *_FORMATS, "sarif", "json")
 
 
 @app.command()
 def check(
     name: Name,
     prove: Prove = Proving.NOTHING,
-    only: Annotated[
-        list[str] | None, typer.Option(help="control id or its beginning, repeatable", envvar="TESTBED_ONLY")
-    ] = None,
+    only: Only = None,
     slow: Annotated[
         bool, typer.Option("--slow", help="run what takes minutes as well", envvar="TESTBED_SLOW")
     ] = False,
@@ -290,7 +357,13 @@ def check(
 def report(
     name: Name,
     form: Annotated[
-        str, typer.Option("--format", help="text, markdown, junit, sarif or json", envvar="TESTBED_REPORT")
+        str,
+        typer.Option(
+            "--format",
+            help="text, markdown, junit, sarif or json",
+            envvar="TESTBED_REPORT",
+            autocompletion=lambda: [*_FORMS],
+        ),
     ] = "text",
     folder: Annotated[
         bool, typer.Option("--folder", help="print the folder of that run, and nothing else")
@@ -312,10 +385,9 @@ def report(
     elif form in _FORMATS:
         out(_FORMATS[form](data))
     else:
-        known = ", ".join(("text", *_FORMATS, "sarif", "json"))
         raise UsageError(
             f"cannot report as {form}",
-            fact=f"known formats: {known}",
+            fact=f"known formats: {', '.join(_FORMS)}",
             remedy="use --format with one of these",
         )
 
@@ -362,9 +434,53 @@ def run(
 
 
 @app.command()
-def down(name: Name) -> None:
+def down(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="name of a lab, or its topology file", envvar="TESTBED_LAB", autocompletion=known_labs
+        ),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="take every lab of this state folder down")
+    ] = False,
+) -> None:
     """Take a lab down; leaves nothing but the reports of its runs."""
-    workspace = workspace_of(name)
+    if everything:
+        _down_all()
+    elif name is not None:
+        _down(workspace_of(name))
+    else:
+        raise UsageError("nothing to take down", fact="no lab was named", remedy="name a lab, or use --all")
+
+
+def _down_all() -> None:
+    """Take every lab down, and report afterwards those that could not be.
+
+    Raises:
+        TestbedError: the error of the first of them.
+
+    """
+    root = state_root()
+    require_trust(root)
+    failed: list[TestbedError] = []
+    names = sorted({*labs(root), *(found.lab for found in lab_namespaces.enclosures(root))})
+    for name in names:
+        try:
+            _down(Workspace(root, name))
+        except TestbedError as error:
+            warn(f"{name}: {error}")
+            failed.append(error)
+    if not names:
+        out("no labs")
+    if failed:
+        fact = f"{len(failed)} of {len(names)} are still there"
+        raise ProvisioningError(
+            "not every lab is down", fact=fact, remedy="follow what is said of each above"
+        )
+
+
+def _down(workspace: Workspace) -> None:
     if os.path.lexists(workspace.folder):
         with workspace.locked():
             session.destroy(workspace)
@@ -414,8 +530,5 @@ def main() -> None:
     See `testbed.cli.error_exit`.
     """
     os.umask(PRIVATE_UMASK)
-    own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    sys.argv[1:own] = [
-        f"{word}=all" if word == "--prove" else word for word in sys.argv[1:own]
-    ]  # an option whose value may be left out
-    sys.exit(status_of(lambda: app(standalone_mode=False)))
+    sys.argv[1:] = arranged(sys.argv[1:])
+    sys.exit(status_of(lambda: app(standalone_mode=False, prog_name="testbed")))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from testbed import data_files
 from testbed.cli import consent
 from testbed.cli.context import spec_of
 from testbed.cli.interrupts import ended_at_once, interruptible
-from testbed.cli.terminal import displayed, say, undisplay, warn
+from testbed.cli.output.terminal import displayed, say, undisplay, warn
 from testbed.drivers.capabilities import doctor
+from testbed.drivers.host import memory
+from testbed.drivers.host.folders import require_room
 from testbed.drivers.host.workspace import Workspace, cache_root, state_root
 from testbed.drivers.hypervisor import external_daemon
 from testbed.drivers.namespaces import lab_namespaces
@@ -24,7 +26,7 @@ from testbed.drivers.snapshots.checkpoint import Checkpoint, CheckpointStore
 from testbed.engine import apply
 from testbed.engine.observe import Look
 from testbed.engine.timing import Trace
-from testbed.errors import Exit, TestbedError, UsageError
+from testbed.errors import Exit, MachineError, TestbedError, UsageError
 from testbed.lab import session
 from testbed.lab.breach_journal import Journal
 from testbed.model.environment import Accelerator
@@ -32,7 +34,8 @@ from testbed.model.numbers import Numbers
 from testbed.model.resolve import resolve
 from testbed.model.topology import Topology
 from testbed.plan.diff import Action
-from testbed.topology_file.schema import Spec
+from testbed.topology_file.schema import MIB, Spec, format_size
+from testbed.topology_file.validation import MACHINE_RESERVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +74,26 @@ def bring_up(
 
     """
     interruptible()
-    spec, file = spec_of(source)
+    spec, text = spec_of(source)
     doctor.require(cache_root(), state_root())
     workspace = Workspace(state_root(), spec.name)
+    if lab_namespaces.find(spec.name, workspace.root) is None:
+        declared = resolve(spec)
+        require_room(workspace.root, spec.name, [machine.name for machine in declared.machines])
+        _require_memory(declared)
     consent.require_images(workspace, yes=way.yes)
     with way.trace.span("images"), displayed("bake"):
         ground = session.prepare_inputs(say, want=way.want)
     say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
     workspace.claim()
     with workspace.locked():
-        content = file.read_bytes()  # inside the lab's namespaces, a path may lead elsewhere
         topology = resolve(spec, session.given_numbers(workspace))
         _require_same(topology, workspace)
         running = lab_namespaces.find(topology.name, workspace.root) is not None
         _require_connection(workspace, way.connect, running=running)
         if not running:
             topology, ground = _going_on(spec, topology, ground, workspace, way)
-            _store(topology, content, workspace)
+            _store(topology, text, workspace)
             _begin(ground, workspace, way)
         if not way.cold:
             with way.trace.span("saved memory", ["images"]):
@@ -98,7 +104,7 @@ def bring_up(
             if running:
                 with at_once_on_interrupt():
                     seen = consent.agree(opened, yes=way.yes)
-                _store(topology, content, workspace)
+                _store(topology, text, workspace)
             session.settle(topology, workspace)
             with displayed("up"), at_once_on_interrupt():
                 done = _converge(opened, way.trace, seen)
@@ -106,10 +112,10 @@ def bring_up(
             then(opened, done)
 
 
-def _store(topology: Topology, content: bytes, workspace: Workspace) -> None:
+def _store(topology: Topology, text: str, workspace: Workspace) -> None:
     """Remember a topology, and its numbers beside those given before, ahead of any change."""
     session.remember_numbers(workspace, Numbers.of(topology).beside(session.given_numbers(workspace)))
-    session.apply_copy(content, workspace)
+    session.apply_copy(text, workspace)
 
 
 def _begin(ground: session.BuildInputs, workspace: Workspace, way: UpOptions) -> None:
@@ -122,6 +128,39 @@ def _begin(ground: session.BuildInputs, workspace: Workspace, way: UpOptions) ->
             say(f"emulators run as you, and not under an account of this lab's: {reason}")
     if ground.checkpoint:
         ground.checkpoint.unpack(workspace)
+
+
+def _require_memory(topology: Topology) -> None:
+    """Refuse a new lab that does not fit into the memory that running labs leave.
+
+    Labs of this user count.
+
+    Raises:
+        MachineError: it does not; the error says what each of them has.
+
+    """
+    root = state_root()
+    others: dict[str, int] = {}
+    for found in lab_namespaces.enclosures():
+        with suppress(TestbedError, OSError):  # a lab that is being taken down
+            machines = session.load_applied(Workspace(found.state, found.lab)).machines
+            others[found.lab if found.state == root else str(found.state / found.lab)] = sum(
+                item.memory for item in machines
+            )
+    wanted = sum(machine.memory for machine in topology.machines)
+    total = memory.total()
+    left = max(total - MACHINE_RESERVE - sum(others.values()), 0)
+    if others and wanted > left:
+        shares = ", ".join(f"{name} has {format_size(size)}" for name, size in sorted(others.items()))
+        fact = (
+            f"it wants {format_size(wanted)}, and {format_size(left // MIB * MIB)} of "
+            f"{format_size(total // MIB * MIB)} are left: {shares}, "
+            f"and {format_size(MACHINE_RESERVE)} are for the machine itself"
+        )
+        remedy = f"take one down, as with `testbed down {min(others)}`; or declare fewer or smaller nodes"
+        raise MachineError(
+            f"the lab {topology.name} does not fit beside the labs that run", fact=fact, remedy=remedy
+        )
 
 
 def _require_same(topology: Topology, workspace: Workspace) -> None:
@@ -236,8 +275,10 @@ def at_once_on_interrupt() -> AbstractContextManager[None]:
     """
 
     def end() -> None:
-        undisplay()
-        warn("interrupted; what was done stays, and the same command resumes")
-        os._exit(Exit.INTERRUPTED)
+        try:
+            undisplay()
+            warn("interrupted; what was done stays, and the same command resumes")
+        finally:  # a stream may refuse to be written to in a signal handler
+            os._exit(Exit.INTERRUPTED)
 
     return ended_at_once(end)

@@ -74,10 +74,16 @@ def write_config(topology: Topology, workspace: Workspace, authority: Authority)
         f"Host {name}\n  HostName {address}\n  HostKeyAlias {name}\n" for name, address in addresses.items()
     ]
     common = (
-        f"Host *\n  User {USER}\n  IdentityFile {_key(workspace)}\n  IdentitiesOnly yes\n"
-        f"  UserKnownHostsFile {known}\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n"
+        f"Host *\n  User {USER}\n  IdentityFile {_quoted(_key(workspace))}\n  IdentitiesOnly yes\n"
+        f"  UserKnownHostsFile {_quoted(known)}\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n"
     )
     write_secret(workspace.ssh_config, "".join((*blocks, common)).encode())
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as ssh_config(5) wants it: in quotation marks, and with each % doubled."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{text}"'
 
 
 def _key(workspace: Workspace) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 from testbed import data_files as packaged
 from testbed.drivers.capabilities import canary
@@ -183,7 +184,7 @@ def destroy(workspace: Workspace) -> None:
     """
     workspace.require_removable()
     if workspace.connection:
-        hypervisor = Hypervisor(f"qemu+unix:///system?socket={require(workspace.connection)}")
+        hypervisor = Hypervisor(f"qemu+unix:///system?socket={quote(str(require(workspace.connection)))}")
         destroy_machines(hypervisor, workspace.lab)
         hypervisor.close()
     found = lab_namespaces.find(workspace.lab, workspace.root)
@@ -339,6 +340,11 @@ def settle(topology: Topology, workspace: Workspace) -> None:
     admin_login.write_config(topology, workspace, Authority(workspace.pki))
 
 
-def apply_copy(content: bytes, workspace: Workspace) -> None:
-    """Keep the file of the topology that is being applied, for other commands."""
-    write_secret(workspace.topology_file, content)
+def apply_copy(text: str, workspace: Workspace) -> None:
+    """Copy the applied topology into the lab's folder, where other commands find it.
+
+    Args:
+        text: the topology as it was read; a pipe can be read only once.
+
+    """
+    write_secret(workspace.topology_file, text.encode())

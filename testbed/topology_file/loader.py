@@ -6,7 +6,10 @@ does not hide a dangling reference. No disk, no network: `read` is the one funct
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -52,19 +55,21 @@ class ParsedFile:
         file: path as the user gave it.
         spec: the content.
         document: the lines of the content.
+        text: all of it, as it was read.
 
     """
 
     file: str
     spec: Spec
     document: Document
+    text: str = ""
 
 
 def read(file: File, *, machine_memory: int | None = None) -> ParsedFile:
     """Read a topology file.
 
     Args:
-        file: path of a YAML file.
+        file: path of a YAML file; ``-`` stands for standard input.
         machine_memory: RAM of the outer machine in bytes, to refuse a lab that cannot fit; None skips that
             rule.
 
@@ -74,16 +79,19 @@ def read(file: File, *, machine_memory: int | None = None) -> ParsedFile:
 
     """
     try:
-        with file.open(encoding="utf-8") as opened:
+        name = os.dup(sys.stdin.fileno() if sys.stdin else 0) if str(file) == "-" else file
+        with open(name, encoding="utf-8") as opened:  # noqa: PTH123 - a number as well
             text = opened.read(Limit.CHARACTERS + 1)  # a device or a pipe may never end
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not a path
         raise _unreadable(file, error) from error
-    return load(text, str(file), machine_memory=machine_memory)
+    return load(text, "standard input" if str(file) == "-" else str(file), machine_memory=machine_memory)
 
 
 def _unreadable(file: File, error: Exception) -> TestbedError:
     fact = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    neighbours = sorted(str(path) for path in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
+    neighbours: list[str] = []
+    with suppress(OSError, ValueError):  # not a folder, not readable, or not a valid name
+        neighbours = sorted(str(path) for path in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
     near = get_close_matches(str(file), neighbours, n=1)
     remedy = (
         f"did you mean {near[0]}?"
@@ -114,7 +122,7 @@ def load(text: str, file: str, *, machine_memory: int | None = None) -> ParsedFi
         ]
     if mistakes or spec is None:
         raise TopologyError(file, mistakes)
-    return ParsedFile(file, spec, document)
+    return ParsedFile(file, spec, document, text)
 
 
 def _validate(document: Document) -> tuple[Spec | None, list[Mistake]]:

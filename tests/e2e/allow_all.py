@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 from testbed import data_files
-from testbed.cli.terminal import out, say
+from testbed.cli.output.terminal import out, say
 from testbed.drivers.host.workspace import Workspace, state_root
 from testbed.lab import session as labs
 from testbed.lab.session import Lab

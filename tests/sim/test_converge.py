@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.cli.display import Board
+from testbed.cli.output.display import Board
 from testbed.engine.apply import converge
 from testbed.engine.observe import plan
 from testbed.engine.place import Step

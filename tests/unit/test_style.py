@@ -60,7 +60,8 @@ ALLOWED = {
     "verify.attackers": VERIFY | {"payload.probe", "verify.observation", "verify.probe", "verify.witnesses"},
     "verify.openflow": VERIFY | {"verify.witnesses"},
     "verify.runner": VERIFY | {"data_files", "engine", "report", "verify.probe"},
-    "cli": CLI | {"verify", "verify.runner"},
+    "cli.output": BASE | {"engine.place", "report"},
+    "cli": CLI | {"cli.output", "verify", "verify.runner"},
 }
 WHOLE = ("drivers", "engine", "lab")  # where these are allowed, all of their sub-packages are
 ONE_FILE = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from testbed import timeouts
 from testbed.drivers.host import memory, process
 from testbed.drivers.host.accounts import closed_way, privileged
+from testbed.drivers.host.folders import PRIVATE, SOCKET, hidden, longest_lab
 from testbed.drivers.host.ownership import distrust, remedy_of_distrust
 from testbed.drivers.hypervisor.connection import library_version
 from testbed.errors import MachineError
@@ -34,6 +35,20 @@ _QEMU = (7, 2)
 _LIBVIRT = 9_000_000  # as libvirt counts: 9.0.0
 _DISK = 12 * GIB
 _MEMORY = 6 * GIB
+_LAB = 20  # characters of the longest name that a topology may give a lab
+_TOOL = Path(__file__).parents[2]
+_ROOT = Path("/")
+_SYS_ADMIN = 21  # CAP_SYS_ADMIN's bit
+_SYSCTLS = (  # name, value that forbids, value that permits
+    ("user.max_user_namespaces", "0", "15000"),
+    ("kernel.unprivileged_userns_clone", "0", "1"),  # Debian
+    ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),  # Ubuntu
+)
+_ANY_CAUSE = (
+    "permit user namespaces (sysctl kernel.unprivileged_userns_clone=1, on Ubuntu also "
+    "kernel.apparmor_restrict_unprivileged_userns=0) and give the user subordinate ids "
+    "(apt install uidmap; usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER)"
+)
 _TUN = Path("/dev/net/tun")
 
 
@@ -52,7 +67,18 @@ def examine(cache: Path, state: Path) -> list[Finding]:
     looks: list[Callable[[], Finding]] = [_qemu, _libvirt, _driver, _account, _tun, _namespaces, _memory]
     trust = [_trust(cache, shared=True), _trust(state, shared=False)]
     space = [_space(folder) for folder in (cache, state)]
-    return [*_programs(), *(look() for look in looks), *trust, *_ways(cache, state), *space, _kvm()]
+    places = [_place("images", cache), _place("labs", state), _place("the tool", _TOOL), _room(state)]
+    writing = [_writing(cache, baked=_baked(cache)), _writing(state, baked=False)]
+    return [
+        *_programs(),
+        *(look() for look in looks),
+        *places,
+        *trust,
+        *writing,
+        *_ways(cache, state),
+        *space,
+        _kvm(),
+    ]
 
 
 def require(cache: Path, state: Path) -> None:
@@ -142,24 +168,72 @@ def _namespaces() -> Finding:
             argv, what="namespaces are not permitted", timeout=timeouts.NAMESPACES_TRIED, error=MachineError
         )
     except MachineError as error:
-        remedy = (
-            "permit user namespaces (sysctl kernel.unprivileged_userns_clone=1, on Ubuntu also "
-            "kernel.apparmor_restrict_unprivileged_userns=0) and give the user subordinate ids "
-            "(apt install uidmap; usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER)"
-        )
-        return Finding("namespaces", False, error.fact[:300], remedy)
+        return Finding("namespaces", False, error.fact[:300], "; ".join(_remedies(error.fact)) or _ANY_CAUSE)
     return Finding("namespaces", True, "permitted")
 
 
+def _remedies(fact: str) -> Iterator[str]:
+    """Yield the remedy of each cause that is seen here, and of no other."""
+    if os.geteuid() == 0:
+        if not _capable():
+            yield (
+                "this root has no CAP_SYS_ADMIN, as in a container: start the container with --privileged, "
+                "or run the tool on the host or in a virtual machine"
+            )
+    else:
+        yield from _remedies_of_user()
+    if _setting(_ROOT / "sys/fs/selinux/enforce") == "1":
+        yield (
+            "SELinux is enforcing: `ausearch -m AVC -ts recent` shows whether it refused, and which rule "
+            "would permit it"
+        )
+    if "mount /proc" in fact or "/proc failed" in fact:
+        yield (
+            "parts of /proc are masked: give the container all of it "
+            "(Docker: --security-opt systempaths=unconfined; Podman: unmask=ALL)"
+        )
+
+
+def _remedies_of_user() -> Iterator[str]:
+    for name, closed, opened in _SYSCTLS:
+        if _setting(_ROOT / "proc/sys" / name.replace(".", "/")) == closed:
+            yield f"sudo sysctl {name}={opened}"
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = str(os.geteuid())
+    for kind in ("uid", "gid"):
+        rows = _setting(_ROOT / f"etc/sub{kind}").splitlines()
+        if not any(row.split(":")[0] in (user, str(os.geteuid())) for row in rows):
+            yield f"give {user} subordinate ids: sudo usermod --add-sub{kind}s 100000-165535 {user}"
+
+
+def _capable() -> bool:
+    """Return whether we have CAP_SYS_ADMIN."""
+    rows = _setting(_ROOT / "proc/self/status").splitlines()
+    return any(row.startswith("CapEff:") and int(row.split()[1], 16) >> _SYS_ADMIN & 1 for row in rows)
+
+
+def _setting(file: Path) -> str:
+    """Return the text of a file of the kernel or the system; "" if there is none."""
+    try:
+        return file.read_text().strip()
+    except (OSError, ValueError):
+        return ""
+
+
 def _memory() -> Finding:
-    total = memory.total()
-    fact = f"{total // 2**20} MiB"
-    return Finding(
-        "memory",
-        total >= _MEMORY,
-        fact,
-        f"give the machine, or the control group this runs in, {format_size(_MEMORY)}",
-    )
+    total, file = memory.bound()
+    fact = f"{total // 2**20} MiB" + (f", by the limit of a control group: {file}" if file else "")
+    if file:
+        version = 1 if file.name == "memory.limit_in_bytes" else 2
+        remedy = (
+            f"raise that limit of the container or service to {format_size(_MEMORY)} "
+            f"(control groups of version {version})"
+        )
+    else:
+        remedy = f"give the machine {format_size(_MEMORY)}"
+    return Finding("memory", total >= _MEMORY, fact, remedy)
 
 
 def _trust(folder: Path, *, shared: bool) -> Finding:
@@ -183,10 +257,75 @@ def _ways(*folders: Path) -> Iterator[Finding]:
         yield Finding(f"way to {folder}", not (closed and root), told, remedy)
 
 
+def _baked(cache: Path) -> bool:
+    return any(cache.glob("*/manifest.json"))
+
+
+def _there(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110 - Path.exists may fail
+
+
+def _place(what: str, folder: Path) -> Finding:
+    """Look whether a lab's namespaces hide a folder.
+
+    Emulators and the first process of a lab open files by path, and have a /run and /dev of their own.
+    """
+    above = hidden(folder)
+    fact = f"{folder}: a lab has {above} of its own, which hides it" if above else str(folder)
+    remedy = f"name a folder that is not below {', '.join(PRIVATE)} (TESTBED_STATE_DIR, TESTBED_CACHE_DIR)"
+    return Finding(f"place of {what}", not above, fact, remedy)
+
+
+def _room(state: Path) -> Finding:
+    most = longest_lab(state)
+    if most <= 0:
+        fact = f"sockets of any lab below {state} would have paths of more than {SOCKET} octets"
+    else:
+        fact = f"{len(os.fsencode(state))} octets" + (
+            f": names of labs have at most {most} characters there" if most < _LAB else ""
+        )
+    return Finding(
+        "length of the state folder's path",
+        most > 0,
+        fact,
+        "name one with a shorter path (TESTBED_STATE_DIR)",
+    )
+
+
+def _writing(folder: Path, *, baked: bool) -> Finding:
+    """Look whether we may write into a folder, or make it.
+
+    Root is refused as well where a file system is read-only.
+    """
+    there = _there(folder)
+    if not there.is_dir():
+        return Finding(
+            f"writing into {folder}",
+            False,
+            f"{there} is not a folder",
+            "name another folder, or move that file away",
+        )
+    ok = os.access(there, os.W_OK | os.X_OK)
+    fact = (
+        "possible"
+        if ok
+        else f"{there} is read-only"
+        if os.statvfs(there).f_flag & os.ST_RDONLY
+        else f"{there} is not writable for us"
+    )
+    if not ok and baked:
+        fact, ok = f"{fact}; its images are baked, and are used as they are", True
+    remedy = (
+        f"let uid {os.geteuid()} write into {there}, or name another folder "
+        "(TESTBED_STATE_DIR, TESTBED_CACHE_DIR)"
+    )
+    return Finding(f"writing into {folder}", ok, fact, remedy)
+
+
 def _space(folder: Path) -> Finding:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    needed = 2 * GIB if any(folder.glob("*/manifest.json")) else _DISK
+    free = shutil.disk_usage(_there(folder)).free
+    needed = 2 * GIB if _baked(folder) else _DISK
     remedy = (
         f"free {format_size(needed)}, or set TESTBED_CACHE_DIR or TESTBED_STATE_DIR to a folder with space"
     )

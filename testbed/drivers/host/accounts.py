@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed.drivers.host.folders import home
 from testbed.drivers.host.ownership import require_trust
 from testbed.drivers.host.private_files import OWNER, make_folder, write_secret
 from testbed.errors import MachineError
@@ -112,16 +113,14 @@ def _mapped(number: int) -> bool:
 
 def registry_folder() -> Path:
     """Return the folder of the registry of numbers: root's, or the user's own."""
-    return (
-        Path("/var/lib/testbed-accounts") if privileged() else Path.home() / ".local/state/testbed-accounts"
-    )
+    return Path("/var/lib/testbed-accounts") if privileged() else home() / ".local/state/testbed-accounts"
 
 
 def closed_way(*folders: Path) -> str:
     """Return the first folder on the given paths that others cannot pass, with its mode, or ""."""
     for folder in folders:
         for path in (folder, *folder.parents):
-            if path.exists() and not path.stat().st_mode & 0o001:
+            if os.path.isdir(path) and not path.stat().st_mode & 0o001:  # noqa: PTH112 - Path.is_dir fails where we may not look
                 return f"{path} has mode {path.stat().st_mode & 0o7777:04o}"
     return ""
 

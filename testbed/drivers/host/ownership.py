@@ -60,6 +60,8 @@ def _way(folder: Path) -> str:
             status = path.lstat()
         except FileNotFoundError:
             return ""
+        except OSError as error:
+            return f"{path} cannot be looked at: {error.strerror}"
         if status.st_uid not in (os.geteuid(), 0):
             return f"{path} belongs to uid {status.st_uid}, and we are uid {os.geteuid()}"
         # writable for others and without the sticky bit; /tmp has it, so that only owners rename there
@@ -76,6 +78,17 @@ def require_trust(folder: Path, *, shared: bool = False) -> None:
 
     """
     if fact := distrust(folder, shared=shared):
+        raise MachineError(f"{folder} is not safe to use", fact=fact, remedy=remedy_of_distrust(folder))
+
+
+def require_way(folder: Path) -> None:
+    """Refuse a path whose symbolic links others can change.
+
+    Raises:
+        MachineError: they can.
+
+    """
+    if fact := _way(folder):
         raise MachineError(f"{folder} is not safe to use", fact=fact, remedy=remedy_of_distrust(folder))
 
 

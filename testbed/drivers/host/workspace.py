@@ -16,6 +16,7 @@ from pathlib import Path
 from testbed.drivers.host import accounts, ownership
 from testbed.drivers.host.accounts import Account
 from testbed.drivers.host.content_store import remove_tree
+from testbed.drivers.host.folders import folder_of
 from testbed.drivers.host.private_files import OWNER, PASSABLE, make_folder, write_secret
 from testbed.drivers.host.run_order import place
 from testbed.errors import LockedError, UsageError
@@ -27,15 +28,23 @@ _SHOWN = 60  # characters of an invalid name that an error shows
 
 
 def state_root() -> Path:
-    """Return the folder that holds every lab's folder (TESTBED_STATE_DIR)."""
-    default = "/var/lib/testbed" if os.geteuid() == 0 else Path.home() / ".local/state/testbed"
-    return Path(os.environ.get("TESTBED_STATE_DIR") or default).absolute()
+    """Return the folder that holds every lab's folder (TESTBED_STATE_DIR).
+
+    It raises the errors of `folders.folder_of`.
+    """
+    return folder_of(
+        "TESTBED_STATE_DIR", of_root="/var/lib/testbed", xdg="XDG_STATE_HOME", below_home=".local/state"
+    )
 
 
 def cache_root() -> Path:
-    """Return the folder that holds the images (TESTBED_CACHE_DIR)."""
-    default = "/var/cache/testbed" if os.geteuid() == 0 else Path.home() / ".cache/testbed"
-    return Path(os.environ.get("TESTBED_CACHE_DIR") or default).absolute()
+    """Return the folder that holds the images (TESTBED_CACHE_DIR).
+
+    It raises the errors of `folders.folder_of`.
+    """
+    return folder_of(
+        "TESTBED_CACHE_DIR", of_root="/var/cache/testbed", xdg="XDG_CACHE_HOME", below_home=".cache"
+    )
 
 
 def require_name(kind: str, text: str) -> None:

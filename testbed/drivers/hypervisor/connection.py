@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree as ET
 
 # libvirt reads this once, when it is loaded. Its log stays off the terminal: exceptions carry the messages.
@@ -177,7 +178,7 @@ class Hypervisor:
         for name in _PASSED:
             make_folder(root / name, PASSABLE)
         write_secret(root / "etc/qemu.conf", _QEMU_CONF.format(uid=account.uid, gid=account.gid).encode())
-        return cls(f"qemu:///embed?root={root}", root)
+        return cls(f"qemu:///embed?root={quote(str(root))}", root)
 
     def _settle(self, root: Path, timeout: float = 30) -> None:
         """Wait until each domain with a status file is running, or libvirt has removed its file.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from testbed.errors import MachineError, UsageError
 
@@ -46,7 +46,9 @@ class Outside:
         path = require(uri)
         root = os.open("/", os.O_PATH | os.O_DIRECTORY)
         network = os.open("/proc/self/ns/net", os.O_RDONLY)
-        return cls(f"qemu+unix:///system?socket=/proc/self/fd/{root}{path.resolve()}", network, fresh)
+        return cls(
+            f"qemu+unix:///system?socket=/proc/self/fd/{root}{quote(str(path.resolve()))}", network, fresh
+        )
 
 
 def require(uri: str) -> Path:

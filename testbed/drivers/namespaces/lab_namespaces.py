@@ -46,8 +46,21 @@ def enclosures(state: Path | None = None) -> Iterator[Enclosure]:
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
         at = words.index(_MODULE)
-        if len(words) > at + 2 and (state is None or words[at + 2] == str(state)):
+        if len(words) > at + 2 and (state is None or _same(Path(words[at + 2]), state)):
             yield Enclosure(words[at + 1], Path(words[at + 2]), int(entry.name))
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Return whether two paths lead to one folder.
+
+    They differ by a symbolic link, or since an earlier version used another spelling.
+    """
+    if one == other:
+        return True
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _is_first(entry: Path) -> bool:
@@ -144,7 +157,7 @@ def enter(enclosure: Enclosure) -> None:
     names = ("net", "mnt", "pid") if os.geteuid() == 0 else ("user", "net", "mnt", "pid")
     for name in names:
         descriptors.append(os.open(f"/proc/{enclosure.pid}/ns/{name}", os.O_RDONLY))
-    here = Path.cwd()
+    here = _working_folder()
     for name, descriptor in zip(names, descriptors, strict=True):
         if _LIBC.setns(descriptor, 0) != 0:
             fact = f"setns({name}): {os.strerror(ctypes.get_errno())}"
@@ -157,13 +170,24 @@ def enter(enclosure: Enclosure) -> None:
     child = os.fork()
     if child == 0:
         _LIBC.prctl(_PDEATHSIG, signal.SIGKILL)
-        os.chdir(here)
+        try:
+            os.chdir(here)
+        except OSError:  # below /run or /dev, of which the lab has its own
+            os.chdir("/")
         return
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _frame: _forward(child, received))
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     os._exit(code if code >= 0 else 128 - code)
+
+
+def _working_folder() -> Path:
+    """Return the working folder, or the root folder where that has been deleted or closed to us."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path("/")
 
 
 def _forward(child: int, received: int) -> None:

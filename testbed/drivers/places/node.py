@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree as ET
 
 from testbed import timeouts
@@ -46,7 +47,7 @@ class Node:
         self.name = machine.name
         self.host = host
         self._blank: set[str] = set()  # root disks copied for saved memory, not started yet
-        self._socket, self._uri = socket, f"qemu+unix:///system?socket={socket}"
+        self._socket, self._uri = socket, f"qemu+unix:///system?socket={quote(str(socket))}"
         self._slowness = environment.slowness
         # Guests that start at the same time share the node's CPUs.
         sharing = max(1.0, len(topology.guests_on(machine.name)) / environment.vcpus(machine.vcpus))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from testbed import data_files, timeouts
+from testbed.drivers.host.private_files import write_secret
 from testbed.drivers.host.run_order import new_folder
 from testbed.drivers.host.workspace import cache_root
 from testbed.drivers.ssh.client import Host
@@ -23,6 +24,7 @@ from testbed.lab.session import Lab
 from testbed.model.exposure import contacts
 from testbed.plan.diff import Observed
 from testbed.plan.resources import OUTER, Key, Kind
+from testbed.report.formats import headline
 from testbed.report.result import Run, to_json
 from testbed.verify.drift import DriftWatch
 from testbed.verify.evidence import Evidence
@@ -142,14 +144,24 @@ def _attack(
 
 def _write_matrix(fleet: Fleet, file: Path) -> None:
     rows = {str(cell): cell.as_row() for cell in (*fleet.matrix.cells, *contacts(fleet.topology))}
-    file.write_text(json.dumps([*(rows | fleet.reach).values()], default=str))
+    write_secret(file, json.dumps([*(rows | fleet.reach).values()], default=str).encode())
 
 
 def _write(folder: Path, run: Run) -> None:
-    """Write ``result.json`` atomically."""
-    unfinished = folder / "result.json.partial"
-    unfinished.write_text(json.dumps(to_json(run), indent=1, default=str))
-    unfinished.rename(folder / "result.json")
+    """Write ``result.json`` atomically.
+
+    Raises:
+        ProvisioningError: it cannot be written; the error contains the verdict.
+
+    """
+    data = to_json(run)
+    try:
+        write_secret(folder / "result.json", json.dumps(data, indent=1, default=str).encode())
+    except OSError as error:
+        fact = f"{folder / 'result.json'}: {error.strerror}; the verdict is: {headline(data)}"
+        raise ProvisioningError(
+            "the result cannot be stored", fact=fact, remedy="make room for it, and repeat the checks"
+        ) from error
 
 
 def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> ProofCache | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from testbed.cli import display, terminal
+from testbed.cli.output import display, terminal
 from testbed.model.exposure import contacts
 from testbed.model.reachability import ReachMatrix
 from testbed.model.resolve import resolve

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from testbed.cli import terminal
+from testbed.cli.output import terminal
 from testbed.engine import apply, observe
 from testbed.engine.timing import Span, chart
 from testbed.lab import guest_recovery

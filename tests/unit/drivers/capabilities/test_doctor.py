@@ -222,7 +222,7 @@ def test_doctor_names_everything_that_is_missing_in_one_pass(
     monkeypatch.setattr(doctor.shutil, "which", lambda *_, **__: None)
     monkeypatch.setattr(doctor.pwd, "getpwnam", nobody)
     monkeypatch.setattr(doctor, "_TUN", tmp_path / "tun")
-    monkeypatch.setattr(memory, "total", lambda: 512 * MIB)
+    monkeypatch.setattr(memory, "bound", lambda: (512 * MIB, None))
     findings = doctor.examine(tmp_path / "cache", tmp_path / "state")
     wrong = {finding.name for finding in findings if not finding.ok}
     programs = {f"program {program}" for program, _ in doctor._PROGRAMS}
@@ -265,6 +265,96 @@ def test_doctor_says_how_to_permit_namespaces(monkeypatch: pytest.MonkeyPatch) -
         "--add-subuids",
     ):
         assert word in found.remedy
+
+
+APPARMOR = "apparmor_restrict_unprivileged_userns"
+ROOT_STATUS = {"proc/self/status": "Name:\tx\nCapEff:\t000001ffffffffff\n"}
+CONTAINER = {"proc/self/status": "Name:\tx\nCapEff:\t00000000a80425fb\n"}
+SUBIDS = {"etc/subuid": "1234:100000:65536\n", "etc/subgid": "1234:100000:65536\n"}
+CAUSES = [
+    (0, CONTAINER, "unshare failed: Operation not permitted", {"CAP_SYS_ADMIN"}),
+    (0, ROOT_STATUS, "unshare: mount /proc failed: Operation not permitted", {"systempaths=unconfined"}),
+    (
+        0,
+        {**ROOT_STATUS, "sys/fs/selinux/enforce": "1"},
+        "unshare failed: Permission denied",
+        {"SELinux is enforcing"},
+    ),
+    (
+        0,
+        {**ROOT_STATUS, "sys/fs/selinux/enforce": "0"},
+        "unshare failed: Permission denied",
+        {"usermod", "apparmor_restrict"},
+    ),
+    (
+        1234,
+        {**SUBIDS, "proc/sys/user/max_user_namespaces": "0"},
+        "No space left on device",
+        {"user.max_user_namespaces=15000"},
+    ),
+    (
+        1234,
+        {**SUBIDS, "proc/sys/kernel/unprivileged_userns_clone": "0"},
+        "not permitted",
+        {"unprivileged_userns_clone=1"},
+    ),
+    (1234, {**SUBIDS, f"proc/sys/kernel/{APPARMOR}": "1"}, "not permitted", {f"{APPARMOR}=0"}),
+    (1234, {"etc/subuid": "1234:1:2\n"}, "newgidmap failed", {"--add-subgids"}),
+    (1234, {}, "newuidmap failed", {"--add-subuids", "--add-subgids"}),
+    (1234, {**SUBIDS, "sys/fs/selinux/enforce": "1"}, "Permission denied", {"SELinux is enforcing"}),
+]
+REMEDIES = {
+    "CAP_SYS_ADMIN", "systempaths=unconfined", "SELinux is enforcing", "user.max_user_namespaces=15000",
+    "unprivileged_userns_clone=1", f"{APPARMOR}=0", "--add-subuids", "--add-subgids",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("uid", "files", "fact", "expected"), CAUSES)
+def test_doctor_gives_the_remedy_of_the_cause_that_is_there(
+    uid: int,
+    files: dict[str, str],
+    fact: str,
+    expected: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def refused(*_: object, **__: object) -> str:
+        raise MachineError("no", fact=fact, remedy="")
+
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(process, "run", refused)
+    monkeypatch.setattr(doctor, "_ROOT", tmp_path)
+    monkeypatch.setattr(doctor.os, "geteuid", lambda: uid)
+    found = doctor._namespaces()
+    assert (found.ok, found.fact) == (False, fact)
+    assert all(word in found.remedy for word in expected)
+    if expected <= REMEDIES:
+        assert {word for word in REMEDIES if word in found.remedy} == expected
+
+
+@pytest.mark.parametrize(
+    ("groups", "file", "told"),
+    [
+        (V2, "sys/fs/cgroup/user.slice/memory.max", "control groups of version 2"),
+        (V1, "sys/fs/cgroup/memory/docker/a:b/memory.limit_in_bytes", "control groups of version 1"),
+        (V1, "", "give the machine 6 GiB"),
+        ("", "", "give the machine 6 GiB"),
+    ],
+)
+def test_doctor_says_whether_the_machine_or_a_control_group_is_too_small(
+    groups: str, file: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal:       {(8 if file else 4) * 2**20} kB\n")
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    if file:
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(f"{2 * 2**30}\n")
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    found = doctor._memory()
+    assert (found.ok, told in found.remedy, str(tmp_path / file) in found.fact) == (False, True, bool(file))
 
 
 @pytest.mark.parametrize(

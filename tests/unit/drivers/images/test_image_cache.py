@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.cli.display import Board
+from testbed.cli.output.display import Board
 from testbed.data_files import playbooks
 from testbed.drivers.host.content_store import file_digest, publish
 from testbed.drivers.images import build

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.cli.display import Board
+from testbed.cli.output.display import Board
 from testbed.engine.place import Step
 from testbed.errors import Exit
 from testbed.report.result import Verdict

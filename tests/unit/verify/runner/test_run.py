@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any
 import pytest
 import typer
 
-from testbed.cli import check, main
+from testbed.cli import check, error_exit, main, terminal
 from testbed.drivers.host.run_order import new_folder, place
 from testbed.drivers.host.workspace import Workspace
-from testbed.errors import Exit, InstrumentError, UsageError
+from testbed.errors import Exit, ProvisioningError, UsageError
 from testbed.model.resolve import resolve
 from testbed.report.result import content_of, exit_code
 from testbed.topology_file.loader import read
@@ -174,23 +175,90 @@ def _check(lab: Any) -> None:
     check.check_walls(lab, prove=Proving.NOTHING, only=[], as_json=True)
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("a bug"), SystemExit(0), OSError(28, "No space left on device"), StopIteration()]
-)
-@pytest.mark.parametrize(
-    "where",
-    ["testbed.verify.runner.run._write", "testbed.report.formats.junit", "testbed.cli.check.out_json"],
-)
-def test_an_error_after_the_checks_is_neither_a_pass_nor_a_fail(
-    lab: Any, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException
-) -> None:
+ERRORS = [
+    RuntimeError("a bug"),
+    SystemExit(0),
+    OSError(28, "No space left on device"),
+    StopIteration(),
+    MemoryError(),
+]
+
+
+def _fails(error: BaseException) -> Any:
     def fails(*_: object) -> Any:
         raise error
 
-    monkeypatch.setattr(where, fails)
-    with pytest.raises(InstrumentError, match="did not run to their end") as caught:
+    return fails
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_an_error_in_place_of_a_result_is_no_verdict(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    monkeypatch.setattr("testbed.verify.runner.run._write", _fails(error))
+    with pytest.raises(ProvisioningError, match="did not run to their end") as caught:
         _check(lab)
-    assert caught.value.exit_code is Exit.INCONCLUSIVE
+    assert caught.value.exit_code is Exit.PROVISIONING
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("where", ["testbed.report.formats.junit", "testbed.cli.check.out_json"])
+@pytest.mark.parametrize(("body", "status"), [(HOLDS, Exit.PROVISIONING), (OPEN, Exit.FAIL)])
+def test_a_verdict_is_not_lost_for_its_report(
+    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    where: str, error: BaseException, body: str, status: Exit,
+) -> None:  # fmt: skip
+    (file,) = (tmp_path / "checks").glob("test_*.py")
+    file.unlink()
+    checks_of(tmp_path, declare() + body)
+    monkeypatch.setattr(where, _fails(error))
+    with pytest.raises(typer.Exit) as caught:
+        _check(lab)
+    assert caught.value.exit_code == status
+    said = capsys.readouterr().err
+    assert "report is not whole" in said
+    assert ("OPEN WALLS" if status is Exit.FAIL else "ALL WALLS HOLD") in said
+    assert content_of((lab.workspace.latest_run() / "result.json").read_text())["checks"]
+
+
+def test_a_full_disk_leaves_no_half_result_and_its_error_has_the_verdict(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "result.json":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "write_secret", full)
+    with pytest.raises(ProvisioningError, match="cannot be stored") as caught:
+        _check(lab)
+    assert caught.value.exit_code is Exit.PROVISIONING
+    assert "No space left on device; the verdict is: ALL WALLS HOLD: 1 pass" in caught.value.fact
+    assert not list(lab.workspace.runs.rglob("result.json*"))
+
+
+@pytest.mark.parametrize(("body", "status"), [(HOLDS, Exit.OK), (OPEN, Exit.FAIL)])
+def test_a_pipe_that_closes_early_changes_neither_code_nor_result(
+    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, status: Exit
+) -> None:
+    (file,) = (tmp_path / "checks").glob("test_*.py")
+    file.unlink()
+    checks_of(tmp_path, declare() + body)
+    reading, writing = os.pipe()
+    os.close(reading)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, terminal._held(writing, None))
+    found = error_exit._status(lambda: _code(lab))
+    assert (found, terminal.finish(found)) == (status, status)
+    assert content_of((lab.workspace.latest_run() / "result.json").read_text())["trouble"] == []
+    os.close(writing)
+
+
+def _code(lab: Any) -> int:
+    try:
+        _check(lab)
+    except typer.Exit as error:
+        return error.exit_code
+    return 0
 
 
 def test_a_run_without_a_matrix_is_told_all_the_same(

@@ -16,7 +16,7 @@ from testbed.cli import error_exit, main, terminal
 from testbed.errors import ProvisioningError, TestbedError, TopologyError
 from testbed.topology_file.loader import load
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 HOSTILE = (
     "\\[/x] \\[red]red[/red] [link=http://x]y[/link]\n::error::told\n  ::warning::told\r\n"
     "##vso[task.complete] \x1b[31m\u202e\ud800"
@@ -129,7 +129,7 @@ def test_what_libraries_and_threads_print_by_themselves_is_cleaned(
 WRONG = [
     (["validate", "\n::error::told\x1b[31m##vso[x].yaml"], 2),
     (["check", "x", "--prove=\\[/x]\n::error::told"], 2),
-    (["exec", "x", "y", "z", "--timeout", "\n::error::told\\[/x]"], 2),
+    (["exec", "x", "y", "--timeout", "\n::error::told\\[/x]", "z"], 2),
     (["\n::error::told\x1b[31m"], 2),
     (["status", "x", "\n::error::told"], 2),
     (["graph", str(ROOT / "topologies/one-node.yaml"), "--format", "\\[/x]\n::error::told"], 2),
@@ -192,8 +192,8 @@ def test_a_topology_neither_colours_nor_speaks() -> None:
 
 
 PRINTERS = {
-    "testbed/cli/terminal.py": "the one place",
-    "testbed/cli/display.py": "draws the live display for it",
+    "testbed/cli/output/terminal.py": "the one place",
+    "testbed/cli/output/display.py": "draws the live display for it",
     "testbed/report/columns.py": "measures text with rich, and prints nothing",
     "testbed/drivers/namespaces/init.py": "a program of its own; says one word to us",
     "testbed/drivers/images/build.py": "a program of its own; what it says is a fact of an error of ours",
@@ -274,11 +274,9 @@ def test_nothing_is_printed_another_way() -> None:
 
 
 def test_our_own_console_knows_no_markup() -> None:
-    tree = ast.parse((ROOT / "testbed/cli/terminal.py").read_text())
+    tree = ast.parse((ROOT / "testbed/cli/output/terminal.py").read_text())
     consoles = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "SteadyConsole"
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Console"
     ]
     assert consoles
     assert all(

@@ -1,36 +1,55 @@
 """Output of the command line: results on standard output, progress and errors on stderr.
 
-No other module of this package prints, except the live display (`testbed.cli.display`). No text is
+No other module of this package prints, except the live display (`testbed.cli.output.display`). No text is
 interpreted as markup here, and every text goes through `testbed.untrusted.text` once more.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import locale
 import logging
 import os
+import select
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
+from rich.console import Console
 from rich.text import Text
 
-from testbed.cli.display import Display, SteadyConsole, coloured, width_of
-from testbed.errors import TestbedError
+from testbed.cli.output.display import Display, coloured, plain_log, width_of
+from testbed.errors import Exit, ProvisioningError, TestbedError
 from testbed.report.columns import Line
 from testbed.untrusted import text as foreign
 
-ERR = SteadyConsole(
-    stderr=True, highlight=False, emoji=False, markup=False
-)  # or parts of IPv6 addresses become pictures
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+ERR = Console(
+    stderr=True,
+    highlight=False,
+    emoji=False,  # or parts of IPv6 addresses become pictures
+    markup=False,
+    color_system=None if plain_log() else "auto",
+)
 Json = Annotated[bool, typer.Option("--json", help="print JSON", envvar="TESTBED_JSON")]
 _DISPLAYS: list[Display] = []  # one at most
 _START = time.monotonic()
+_GONE = (errno.EPIPE, errno.EIO, errno.ECONNRESET)  # the reader; EIO: a closed terminal
+_LOUDNESS = {"quiet": False, "verbose": False}
+
+
+def set_loudness(*, quiet: bool, verbose: bool) -> None:
+    """Print no progress, or print where errors arose."""
+    _LOUDNESS.update(quiet=quiet, verbose=verbose)
 
 
 def elapsed() -> float:
@@ -42,13 +61,13 @@ def elapsed() -> float:
 def displayed(title: str) -> Iterator[None]:
     """Show the messages of `say` on one live display while a block runs.
 
-    Without a terminal they are printed line by line.
+    Without a terminal they are printed line by line. There is no display if no progress is wanted.
 
     Args:
         title: the activity, in a word.
     """
     found = _descriptor(sys.stderr)
-    if found is None or _DISPLAYS:
+    if found is None or _DISPLAYS or _LOUDNESS["quiet"]:
         yield
         return
     display = Display(title, _words)
@@ -67,7 +86,9 @@ def undisplay() -> None:
 
 
 def say(message: str) -> None:
-    """Print progress: a line, or a step of the work on the live display."""
+    """Print progress, if it is wanted: a line, or a step of the work on the live display."""
+    if _LOUDNESS["quiet"]:
+        return
     if _DISPLAYS:
         _DISPLAYS[-1].show(message)
     elif message:
@@ -84,14 +105,11 @@ def warn(message: str) -> None:
 
 
 def _print(text: Text) -> None:
-    """Print on standard error, and ignore that its reader has gone."""
+    """Print on standard error, above the live display if there is one."""
     if _DISPLAYS:
         _DISPLAYS[-1].print(text)
-        return
-    try:
+    else:
         ERR.print(Text() + text, soft_wrap=True)
-    except BrokenPipeError:
-        _hush(sys.stderr)
 
 
 def _spaced(text: str) -> str:
@@ -105,7 +123,14 @@ class _Formatter(logging.Formatter):
 
 
 def guard() -> None:
-    """Route Python's own output, errors of threads and logs of libraries, through this module."""
+    """Route Python's own output, errors of threads and logs of libraries, through this module.
+
+    From now on no stream fails, and files are UTF-8 in any locale.
+    """
+    _hold_streams()
+    with suppress(locale.Error):
+        # the default of `open`; terminals keep the alphabet that they had
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
     threading.excepthook = lambda told: None if told.exc_value is None else fail_inside(told.exc_value)
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Formatter())
@@ -114,6 +139,8 @@ def guard() -> None:
 def fail(error: TestbedError) -> None:
     """Print an error of ours: the failure, the fact observed, the remedy."""
     warn(f"error: {error}")
+    if _LOUDNESS["verbose"]:
+        warn("  | " + foreign.block("".join(traceback.format_exception(error))[-foreign.BLOCK :]))
 
 
 def fail_inside(error: BaseException) -> None:
@@ -164,9 +191,8 @@ def pass_on(stdout: bytes, stderr: bytes = b"") -> None:
     It is cleaned; see `testbed.untrusted.text.passed_on`.
     """
     _write(foreign.passed_on(stdout))
-    with _unless_gone(sys.stderr):
-        sys.stderr.write(foreign.passed_on(stderr))
-        sys.stderr.flush()
+    sys.stderr.write(foreign.passed_on(stderr))
+    sys.stderr.flush()
 
 
 def show(lines: Sequence[Line]) -> None:
@@ -174,8 +200,8 @@ def show(lines: Sequence[Line]) -> None:
     if not coloured(sys.stdout):
         out("\n".join(line.plain for line in lines))
         return
-    console = SteadyConsole(file=sys.stdout, force_terminal=True, highlight=False, emoji=False, markup=False)
-    with _aside(), _unless_gone(sys.stdout):
+    console = Console(file=sys.stdout, force_terminal=True, highlight=False, emoji=False, markup=False)
+    with _aside():
         for line in lines:
             head, rest = (foreign.clean(part) for part in (line.head, line.rest))
             console.print(Text.assemble((head, line.style), rest.rstrip()), soft_wrap=True)
@@ -189,7 +215,7 @@ def width() -> int:
 def _write(text: str) -> None:
     """Write to standard output, whatever its encoding."""
     alphabet = getattr(sys.stdout, "encoding", None) or "utf-8"
-    with _aside(), _unless_gone(sys.stdout):
+    with _aside():
         sys.stdout.write(text.encode(alphabet, "replace").decode(alphabet))
         sys.stdout.flush()
 
@@ -199,26 +225,88 @@ def _aside() -> AbstractContextManager[None]:
     return _DISPLAYS[-1].paused() if _DISPLAYS else nullcontext()
 
 
-@contextmanager
-def _unless_gone(stream: TextIO) -> Iterator[None]:
-    """Let a block print to a reader that may have gone, as head(1) does; no exit code changes."""
-    try:
-        yield
-    except BrokenPipeError:
-        _hush(stream)
-
-
-def _hush(stream: TextIO) -> None:
-    """Redirect a stream to /dev/null, so that Python's last flush at exit does not fail."""
-    found = _descriptor(stream)
-    if found is not None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, found)
-        os.close(nowhere)
-
-
 def _descriptor(stream: TextIO) -> int | None:
     """Return the descriptor of a stream; None if it has none, as in tests."""
     with suppress(OSError, ValueError, AttributeError):
         return stream.fileno()
     return None
+
+
+class Stream(io.FileIO):
+    """A standard stream that never fails: it keeps the first error, and drops all output after it.
+
+    A reader that has gone, a closed terminal or a full disk changes neither the work of a command nor its
+    exit code; `finish` chooses the code.
+    """
+
+    lost: OSError | None = None
+
+    def write(self, data: Buffer, /) -> int:
+        """Write, or drop the data; waits where the other end is slow and the stream does not block."""
+        size = memoryview(data).nbytes
+        while self.lost is None:
+            try:
+                written: int | None = super().write(data)
+            except OSError as error:
+                self.lost = error
+                break
+            if written is not None:
+                return written
+            poll = select.poll()
+            poll.register(self.fileno(), select.POLLOUT)
+            poll.poll()
+        return size
+
+
+def _hold_streams() -> None:
+    """Put a `Stream` in place of Python's streams.
+
+    A closed one leads to /dev/null, so that no file gets its number.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = sys.__stdout__ = _held(1, sys.stdout)  # type: ignore[misc]
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = sys.__stderr__ = _held(2, sys.stderr)  # type: ignore[misc]
+
+
+def _held(number: int, before: io.TextIOWrapper | None) -> io.TextIOWrapper:
+    """Return a text stream that never fails.
+
+    It is UTF-8, except for a terminal, and where PYTHONIOENCODING names another encoding.
+    """
+    raw = Stream(number, "w", closefd=False)
+    kept = before is not None and (raw.isatty() or os.environ.get("PYTHONIOENCODING"))
+    alphabet = before.encoding if before is not None and kept else "utf-8"
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=alphabet,
+        errors="replace",
+        line_buffering=number == 2 or raw.isatty(),
+    )
+
+
+def finish(code: int) -> int:
+    """Write the rest of the output, and return the exit code.
+
+    A lost result is no success, unless its reader has gone.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    lost = getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "lost", None)
+    if lost is None or lost.errno in _GONE:
+        return code
+    remedy = (
+        "direct it elsewhere, and run the command again; `testbed report` shows the result of a check again"
+    )
+    fail(
+        ProvisioningError(
+            "the output is not complete", fact=f"standard output: {lost.strerror}", remedy=remedy
+        )
+    )
+    return code or Exit.PROVISIONING

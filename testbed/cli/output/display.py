@@ -37,10 +37,15 @@ _CURSOR = "\x1b[?25h"  # shows the cursor
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
+def plain_log() -> bool:
+    """Return whether a CI system logs us: it may provide a terminal, and its log shows the codes."""
+    return "CI" in os.environ and not os.environ.get("FORCE_COLOR")
+
+
 def watched(stream: object) -> bool:
     """Return whether a person may watch a stream: a terminal that can do more than print lines."""
     isatty = getattr(stream, "isatty", lambda: False)
-    return bool(isatty()) and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+    return bool(isatty()) and os.environ.get("TERM", "") not in ("", "dumb", "unknown") and not plain_log()
 
 
 def coloured(stream: object) -> bool:
@@ -59,14 +64,6 @@ def width_of(descriptor: int | None) -> int:
             found = os.get_terminal_size(descriptor).columns
     said = os.environ.get("COLUMNS", "")
     return found or (int(said) if said.isdecimal() and 0 < int(said) < 10_000 else WIDTH)
-
-
-class SteadyConsole(Console):
-    """A console that raises an error for a closed pipe, instead of ending the program."""
-
-    def on_broken_pipe(self) -> None:
-        """Raise what rich has caught."""
-        raise  # noqa: PLE0704 - rich calls this where it has caught it
 
 
 class Patient(io.TextIOBase):
@@ -230,7 +227,7 @@ class Display:
         self._title, self._words = title, words
         self.board = Board()
         self._stream = Patient(sys.stderr.fileno(), getattr(sys.stderr, "encoding", None) or "utf-8")
-        self._console = SteadyConsole(
+        self._console = Console(
             file=self._stream,  # type: ignore[arg-type] # as much of a text file as rich uses
             highlight=False, emoji=False, markup=False, no_color=not coloured(self._stream),
             force_terminal=watched(self._stream),

@@ -20,16 +20,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from testbed.cli.display import Board, Patient, picture
+from testbed.cli.output.display import Board, Patient, picture
 from testbed.engine.place import Step
 from testbed.report.columns import cells
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 HOSTILE = "[red]x[/red] \x1b[2J\x1b[31m\r\n::error::told 日本語 e\u0301\u0301 " + "w" * 300
 RUN = """
 import os, signal, sys, threading, time
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, which is inherited
-from testbed.cli import display, terminal
+from testbed.cli.output import display, terminal
 from testbed.cli.up import at_once_on_interrupt
 from testbed.cli.interrupts import interruptible
 from testbed.engine.place import Step
@@ -63,7 +63,7 @@ def _environment(**more: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM")
+        if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM", "CI")
     }
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **more}
 
@@ -175,6 +175,19 @@ def test_a_dumb_terminal_gets_lines() -> None:
     assert sum("fleet: " in line for line in screen.lines) == 12
 
 
+def test_the_terminal_of_a_ci_system_gets_lines_without_colours() -> None:
+    shown, screen, _ = _in_terminal("work()", width=200, CI="true")
+    assert "\x1b" not in shown
+    assert "left" not in shown
+    assert sum("fleet: " in line for line in screen.lines) == 12
+
+
+def test_quiet_shows_no_progress_and_no_picture() -> None:
+    _, screen, status = _in_terminal("terminal.set_loudness(quiet=True, verbose=False)\nwork()")
+    assert (status, screen.text) == (0, "the result")
+    assert not screen.hidden
+
+
 def test_an_error_leaves_no_picture() -> None:
     _, screen, status = _in_terminal(
         "def bad(number):\n    if number == 3: raise ValueError('it broke')\nwork(bad)"
@@ -262,7 +275,7 @@ def test_without_a_terminal_each_event_is_a_line() -> None:
 
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
 def test_a_closed_pipe_changes_no_exit_code(closed: str) -> None:
-    body = "work(seconds=0.01)\nfrom testbed.cli.error_exit import status_of\n"
+    body = "terminal.guard()\nwork(seconds=0.01)\nfrom testbed.cli.error_exit import status_of\n"
     body += "sys.exit(status_of(lambda: (terminal.out('more ' * 50_000), 3)[1]))"
     ours, theirs = os.pipe()
     os.close(ours)
