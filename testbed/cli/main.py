@@ -65,6 +65,7 @@ Exit codes:
     3  nothing failed, but something was inconclusive or not looked at
     4  this machine cannot do it; the message says what to do
     5  the command did not finish; the message says why
+    6  `plan --detailed-exitcode` found something to do
   130  interrupted
 """
 app = typer.Typer(

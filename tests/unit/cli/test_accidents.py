@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed.cli import error_exit, main, terminal
+from testbed.cli import error_exit, main
+from testbed.cli.output import terminal
 from testbed.errors import Exit
 
 ROOT = Path(__file__).parents[3]

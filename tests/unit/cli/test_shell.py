@@ -15,7 +15,8 @@ import pytest
 import typer
 from typer.main import get_command
 
-from testbed.cli import context, error_exit, inspect, main, shell, terminal, up
+from testbed.cli import context, error_exit, inspect, main, shell, up
+from testbed.cli.output import terminal
 from testbed.drivers.host import memory
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.namespaces import lab_namespaces
@@ -331,6 +332,7 @@ def test_only_a_new_lab_is_looked_at_for_memory(
     monkeypatch.setattr(up.doctor, "require", lambda *_: None)
     monkeypatch.setattr(up, "interruptible", lambda: None)
     monkeypatch.setattr(up, "require_room", lambda *_: None)
+    monkeypatch.setattr(up.consent, "require_images", lambda *_, **__: None)
     monkeypatch.setattr(up.session, "prepare_inputs", end)
     with pytest.raises(EndError if running else MachineError):
         up.bring_up(GOOD, up.UpOptions(), lambda *_: None)

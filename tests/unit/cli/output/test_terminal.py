@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed.cli import error_exit, main, terminal
+from testbed.cli import error_exit, main
+from testbed.cli.output import terminal
 from testbed.errors import ProvisioningError, TestbedError, TopologyError
 from testbed.topology_file.loader import load
 
