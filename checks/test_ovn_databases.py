@@ -107,7 +107,7 @@ def still():
             change = {{"op": "update", "table": "Port_Binding", "where": [["logical_port", "==", others[0]]], "row": {{"chassis": me}}}}
             answer, started = call(channel, "transact", ["OVN_Southbound", change]), time.monotonic()
             found["claims"] = "taken" if not answer["error"] and "error" not in answer["result"][0] else "refused"
-            now = since = started  # when it was last elsewhere: for a moment both nodes may tell the database where it is
+            now = since = started  # when it was last elsewhere: both nodes may claim it in the database for a moment
             while since + 0.5 > now and now < started + 60:
                 time.sleep(0.05)
                 now = time.monotonic()

@@ -1,4 +1,7 @@
-"""Hostile topology files, and what must hold for each: python -m tests.corpus [--count 1500] [--seed 1]
+"""Hostile topology files, and the promises that each must keep.
+
+Run: python -m tests.corpus [--count 1500] [--seed 1]
+
 
 Files are mutations of the shipped topologies (of their values and of their text), files of other tools, and
 files that are made to be expensive. Each is validated by the real command in a process of its own. Prints

@@ -98,7 +98,7 @@ def _show(folder: Path, data: dict[str, Any], *, as_json: bool) -> None:
 
 
 def summarize(report: str) -> None:
-    """Add a report to the step summary of the surrounding job (GITHUB_STEP_SUMMARY), if there is one.
+    """Add a report to the step summary of the CI job, if there is one (GITHUB_STEP_SUMMARY).
 
     A summary that cannot be written changes no verdict.
     """

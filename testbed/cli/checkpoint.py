@@ -38,7 +38,10 @@ def save(
     name: Name,
     called: Annotated[str, typer.Option("--name", help="the checkpoint's name; the lab's if left out")] = "",
 ) -> None:
-    """Save a lab as it runs; it stands still for some seconds. `up` starts the same topology from it."""
+    """Save a running lab, which pauses for some seconds.
+
+    `up` starts the same topology from it.
+    """
     topology, workspace, _ = running_lab(name)
     ground = session.load_inputs()
     _require_saving(topology, workspace, ground)
@@ -127,8 +130,9 @@ def rm(name: Saved) -> None:
 
 @app.command("restore")
 def restore(name: Saved) -> None:
-    """Go back to a checkpoint: a lab of that name, if there is one, is taken down, and the saved one goes
-    on.
+    """Replace a lab by its checkpoint, and let it continue.
+
+    A running lab of that name is taken down first.
     """
     found = checkpoints.named(cache_root(), name)
     reason = _unusable(found)

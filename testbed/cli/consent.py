@@ -15,7 +15,7 @@ from testbed.plan.resources import Inputs, Key, Properties, desired
 
 
 def agree(opened: session.Lab, *, yes: bool) -> observe.Look:
-    """Return what was seen in a running lab when the change was agreed to.
+    """Return the observed state of a running lab for which the change was agreed to.
 
     Nothing has been changed or stored then. A lab of the same topology is only repaired, without a question;
     of it only the outer machine is looked at, where another image or accelerator shows. A place that cannot

@@ -42,7 +42,7 @@ Name = Annotated[
 
 
 def topology_of(name: str | Path) -> tuple[Topology, str]:
-    """Return the topology that a file, or the copy of a lab of that name, describes, and its text.
+    """Return the topology of a file, or of the lab of that name, and its text.
 
     Names have the numbers that the lab has given to them.
 

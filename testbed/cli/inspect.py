@@ -94,8 +94,9 @@ def ssh(
     machine: Annotated[str, typer.Argument(help="a node, or controller", autocompletion=known_machines)],
     command: Annotated[list[str] | None, typer.Argument(help="command; a shell if left out")] = None,
 ) -> None:
-    """Log in to a machine as its administrator; what it prints is not changed, and may be obeyed by a
-    terminal or a CI system.
+    """Log in to a machine as its administrator.
+
+    Its output is not changed: a terminal or a CI system may obey it.
     """
     workspace, _ = _admitted(name, machine)
     program = shutil.which("ssh")
@@ -113,8 +114,9 @@ def execute(
     command: Annotated[list[str], typer.Argument(help="program with its arguments")],
     timeout: Annotated[float, typer.Option(help="seconds", envvar="TESTBED_TIMEOUT")] = 60,
 ) -> None:
-    """Run a program in a guest through its agent; what a terminal or a CI system would obey in its output is
-    replaced.
+    """Run a program in a guest through its agent.
+
+    Output that a terminal or a CI system would obey is replaced.
     """
     topology, workspace, _ = running_lab(name)
     guests = {item.label: item for item in topology.guests}

@@ -44,7 +44,7 @@ def inventory(
         ),
     ] = None,
 ) -> None:
-    """Read everything that machines hold, and print it or how it differs from an earlier reading."""
+    """Read the whole state of machines, and print it or its changes since a reading."""
     wanted = None if against is None else _earlier(against)
     testbed, workspace, found = running_lab(name)
     names = [item.name for item in testbed.machines]
@@ -82,7 +82,9 @@ def inventory(
 
 
 def _earlier(file: Path) -> dict[str, Inventory]:
-    """Return the readings that a file holds: a line that names the machines, and a line for each record.
+    """Return the readings in a file.
+
+    Its first line names the machines; each other line is a record.
 
     Raises:
         UsageError: it holds none.

@@ -211,7 +211,7 @@ def validate(
 
 
 def _mistakes(error: TestbedError) -> list[dict[str, object]]:
-    """Return what is wrong with a file, for programs."""
+    """Return the mistakes of a file, for programs."""
     if isinstance(error, TopologyError):
         return [asdict(mistake) for mistake in error.mistakes]
     return [{"line": None, "path": "", "fact": f"{error.what}: {error.fact}", "remedy": error.remedy}]
@@ -500,7 +500,7 @@ def _down(workspace: Workspace) -> None:
 def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list", envvar="TESTBED_DRY_RUN")] = False,
 ) -> None:
-    """Find what is left of labs that nobody can name any more, and remove it."""
+    """Find remains of labs that do not run, and remove them."""
     root, count = state_root(), 0
     require_trust(root)
     for found in list(lab_namespaces.enclosures(root)):

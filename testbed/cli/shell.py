@@ -42,7 +42,10 @@ class Verbs(TyperGroup):
     """The verbs of the command line; one that another tool has leads to ours."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps the types of its contexts to itself
-        """Run a verb; typer must not see an error of the system, since it ends with 1 for a broken pipe."""
+        """Run a verb, and hide errors of the system from typer.
+
+        It would end with 1 for a broken pipe.
+        """
         try:
             return super().invoke(ctx)
         except (OSError, MemoryError) as error:

@@ -47,7 +47,7 @@ class UpOptions:
         connect: URI of the libvirt that runs the machines; the empty string stands for the built-in one, or
             the lab's own.
         cold: use no saved memory of any kind.
-        anew: use no checkpoint.
+        anew: use no checkpoint, as `--anew` says.
         checkpoint: the one to use; the latest that fits if left out.
         yes: destroy data without a question.
         trace: records how long each step takes.

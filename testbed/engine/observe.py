@@ -32,7 +32,7 @@ def observe(desired: Mapping[Key, Resource], places: Sequence[Place]) -> tuple[O
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen in each place before anything is changed.
+    """The observed state of each place before a change.
 
     Args:
         found: what exists, by place.
@@ -70,7 +70,7 @@ def _look(place: Place) -> Observed:
 
 
 def plan(desired: Mapping[Key, Resource], places: Sequence[Place], held: Held | None = None) -> Plan:
-    """Return what `testbed.engine.apply.converge` would do now.
+    """Return the plan that `testbed.engine.apply.converge` would carry out now.
 
     Args:
         held: see `testbed.plan.diff.diff`.

@@ -35,11 +35,11 @@ class Allowed:
 
     @property
     def name(self) -> str:
-        """What distinguishes it from other lines."""
+        """The words that distinguish it from other lines."""
         return f"{self.domain} {self.key.pattern} {' '.join(sorted(self.parts))}".rstrip()
 
     def covers(self, key: str, part: str) -> bool:
-        """Tell whether it allows that a record differs in a property, or as a whole."""
+        """Return whether it allows a difference of a property, or of a whole record."""
         return (not self.parts or part in self.parts) and self.key.fullmatch(key) is not None
 
 

@@ -72,7 +72,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a comparison came to.
+    """The result of a comparison.
 
     Args:
         findings: differences that nothing allows.
@@ -109,7 +109,10 @@ def compare(machine: str, found: Inventory, wanted: Inventory, allowed: Sequence
 
 
 def _hidden(found: Inventory) -> set[str]:
-    """Return the domains in which something could not be read: a record that is missing there may exist."""
+    """Return the domains that could not be read whole.
+
+    A record that is missing there may exist.
+    """
     hidden: set[str] = set()
     known = {domain for domain, _ in found.records}
     for place in found.unread:

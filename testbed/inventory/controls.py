@@ -168,7 +168,7 @@ _TABLES = {
 
 
 def known(domain: str) -> bool:
-    """Tell whether a domain has an entry of its own."""
+    """Return whether a domain has an entry of its own."""
     return domain in _DOMAINS or domain in _TABLES or domain.partition(" ")[0] in _FIRST_WORDS
 
 

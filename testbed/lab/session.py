@@ -78,7 +78,7 @@ def load_inputs(*, want: Accelerator | None = None) -> BuildInputs:
 
 
 def outlook(*, want: Accelerator | None = None) -> BuildInputs:
-    """Return what a lab would stand on, for `plan`: bakes nothing, boots nothing, and may guess.
+    """Return the likely inputs of a lab, for `plan`; nothing is baked or booted.
 
     Images that are not baked have no digest yet; how virtual machines run is as it was found last, or as is
     likely.
@@ -223,7 +223,7 @@ def load_applied(workspace: Workspace) -> Topology:
 
 
 def given_numbers(workspace: Workspace) -> Numbers:
-    """Return the numbers that a lab has given to its names; none if there is no such lab of ours.
+    """Return the numbers that a lab has given to its names; none without such a lab.
 
     Raises:
         ProvisioningError: they cannot be read.

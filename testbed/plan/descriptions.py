@@ -40,7 +40,7 @@ def resource(key: Key) -> str:
 
 
 def volume(name: str) -> str:
-    """Return what a file of a tenant's pool is, in words.
+    """Return the purpose of a file in a tenant's pool, in words.
 
     Args:
         name: tenant and file, with a slash between them.

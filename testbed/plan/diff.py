@@ -246,7 +246,7 @@ def _wanted(
 
 
 def _verb(key: Key, names: tuple[str, ...], found: Properties, wanted: Properties) -> Verb:
-    """Return what a resource becomes right by.
+    """Return the verb that corrects a resource.
 
     Args:
         names: the properties that differ.

@@ -238,7 +238,9 @@ def _node(node: Machine, guests: Sequence[Guest], inputs: Inputs) -> Iterator[Re
 
 
 def guest_properties(guest: Guest, inputs: Inputs) -> Properties:
-    """Return the desired properties of a guest; a difference restarts or replaces it (`testbed.plan.diff`).
+    """Return the desired properties of a guest.
+
+    A difference restarts or replaces it (`testbed.plan.diff`).
 
     It asks for its addresses when it starts, and keeps them for a day.
     """

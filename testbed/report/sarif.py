@@ -166,7 +166,7 @@ def _rule(name: str, rule: Mapping[str, Mapping[str, None]], lab: object) -> dic
 
 
 def _message(words: object) -> str:
-    """Return words as the text of a SARIF message (3.11.5 and 3.11.6): no link and no placeholder."""
+    """Return words as the text of a SARIF message, without links (3.11.5, 3.11.6)."""
     kept = clean(words, _REASON).strip()
     return _braces(re.sub(r"([\\\[\]])", r"\\\1", kept))
 

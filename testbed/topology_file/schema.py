@@ -348,7 +348,7 @@ class ControllerSpec(_Strict):
 
 
 class InfrastructureSpec(_Strict):
-    """The networks that join the machines of a lab. They live in the lab's own network namespace."""
+    """The networks of a lab's machines, in the lab's own network namespace."""
 
     management: Network = Field(
         default=IPv4Network("198.18.0.0/24"),
@@ -363,7 +363,7 @@ class InfrastructureSpec(_Strict):
 
 
 class LimitsSpec(_Strict):
-    """What each interface of a guest may use of what it shares with other guests (NET-12)."""
+    """Limits of each guest's interface on resources shared with other guests (NET-12)."""
 
     bandwidth: Bandwidth | None = Field(default=None, description="what the guest may send, with unit")
     packets: PacketRate | None = Field(
@@ -405,7 +405,10 @@ class GuestSpec(_Strict):
 
 
 class TenantSpec(_Strict):
-    """Who owns guests, networks and volumes. Tenants may use the same names and addresses as one another."""
+    """An owner of guests, networks and volumes.
+
+    Tenants may use the same names and addresses.
+    """
 
     networks: dict[Name, TenantRanges] = Field(
         min_length=1, max_length=64, description="one IPv4 range, or a list of it and one IPv6 /64"

@@ -1,4 +1,4 @@
-"""Changes of each kind, in namespaces: each shows as its record, and is gone when it is undone."""
+"""Changes of each kind in namespaces show as records, and vanish when undone."""
 
 from __future__ import annotations
 

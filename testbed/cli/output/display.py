@@ -38,7 +38,10 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def plain_log() -> bool:
-    """Return whether a CI system logs us: it may provide a terminal, and its log shows the codes."""
+    """Return whether a CI system keeps our output.
+
+    It may provide a terminal, but its log shows control codes.
+    """
     return "CI" in os.environ and not os.environ.get("FORCE_COLOR")
 
 

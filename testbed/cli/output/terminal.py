@@ -233,7 +233,9 @@ def _descriptor(stream: TextIO) -> int | None:
 
 
 class Stream(io.FileIO):
-    """A standard stream that never fails: it keeps the first error, and drops all output after it.
+    """A standard stream that never fails.
+
+    It keeps the first error, and drops all output after it.
 
     A reader that has gone, a closed terminal or a full disk changes neither the work of a command nor its
     exit code; `finish` chooses the code.

@@ -72,7 +72,9 @@ def environment(image: Image, cache: Path, *, want: Accelerator | None = None) -
 
 
 def likely(cache: Path, *, want: Accelerator | None = None) -> Environment:
-    """Return what the outer machine can do, without a boot: the last answer, or a guess.
+    """Return the likely abilities of the outer machine, without a boot.
+
+    They are the last answer, or a guess.
 
     Args:
         cache: folder in which the answer is kept.

@@ -1,4 +1,4 @@
-"""Paths of the state and cache folders: from variables, XDG or custom, without symbolic links."""
+"""Paths of the state and cache folders, from variables, without symbolic links."""
 
 from __future__ import annotations
 

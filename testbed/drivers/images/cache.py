@@ -139,7 +139,7 @@ class ImageCache:
         return result
 
     def key(self) -> str:
-        """Return the digest (hexadecimal) of every recipe's key, by which a pipeline may keep the images."""
+        """Return the hexadecimal digest of all recipes' keys, for caches of pipelines."""
         keys = sorted(f"{recipe.name}-{recipe.key}" for recipe in self.recipes().values())
         return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
 

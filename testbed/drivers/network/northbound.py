@@ -29,7 +29,7 @@ _POLL = 0.02  # seconds between looks at our copy of the database
 
 
 def _labels(rows: Any, uuid: UUID | None) -> dict[str, str]:  # noqa: ANN401 - the library has no types
-    """Return a row's external ids; none while the library's thread adds, replaces or removes the row."""
+    """Return a row's external ids; none while the library's thread changes the row."""
     found: dict[str, str] = {}
     with suppress(IndexError, AssertionError):
         found = getattr(rows.get(uuid), "external_ids", {})

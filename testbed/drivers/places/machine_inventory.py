@@ -1,4 +1,4 @@
-"""Reads a whole machine with the inventory's program, which goes through the session that the machine has."""
+"""Read a whole machine with the inventory's program, through the machine's session."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ raise SystemExit(main(json.loads({request!r})))
 
 
 def compose(request: Mapping[str, object]) -> bytes:
-    """Return the program that reads a machine, compressed: its files as modules, and one request."""
+    """Return the compressed program that reads a machine, with one request."""
     packages = [[name, ""] for name in _PACKAGES]
     sources = packages + [
         [f"{_PACKAGE}.{name.replace('/', '.')}", (_FOLDER / f"{name}.py").read_text()] for name in MODULES

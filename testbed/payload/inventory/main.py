@@ -35,7 +35,7 @@ SECONDS = 60.0  # that a collector may take
 def collectors(
     request: dict[str, object], found: list[processes.Process], spaces: namespaces.Spaces
 ) -> dict[str, Collector]:
-    """Return what is to be collected, by name."""
+    """Return the collectors by name."""
     holders: dict[str, set[str]] = defaultdict(set)
     for process in found:
         for inode in process.sockets:

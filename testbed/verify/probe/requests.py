@@ -26,7 +26,7 @@ class Stop(TypedDict):
 
 
 class Listen(TypedDict):
-    """Record what comes in by interfaces; `patience` seconds are left until they have their addresses.
+    """Record incoming frames; interfaces have `patience` seconds to get addresses.
 
     Args:
         token: the beginning of the tokens that count.
@@ -98,7 +98,7 @@ class Stream(TypedDict):
 
 
 class Hold(TypedDict):
-    """Hold a conversation with a service until a `release`; a `turn` changes the token that is sent."""
+    """Talk with a service until a `release`; a `turn` changes the token that is sent."""
 
     phase: Literal["hold"]
     kind: str

@@ -150,7 +150,7 @@ ACCIDENTS = [
 def test_what_the_system_refuses_has_a_reason_and_no_traceback(
     error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A library would turn a broken pipe, wherever it came from, into the exit code of an open wall."""
+    """A library would turn any broken pipe into the exit code of an open wall."""
     monkeypatch.setattr(main, "topology_of", _raises(error))
     assert _status(["graph", "x"], monkeypatch) == Exit.PROVISIONING
     said = capsys.readouterr().err

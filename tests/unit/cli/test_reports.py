@@ -1,4 +1,4 @@
-"""Reports from the command line: SARIF with lines, folders of runs, step summaries, keys of images."""
+"""Reports from the command line: SARIF, folders, step summaries, keys of images."""
 
 from __future__ import annotations
 

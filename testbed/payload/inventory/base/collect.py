@@ -159,7 +159,7 @@ def _collect(name: str, collector: Collector, file: int) -> None:
 
 
 def side_by_side(collectors: dict[str, Collector], records: Records, seconds: float) -> None:
-    """Run collectors in processes of their own until all have ended, or for so many seconds."""
+    """Run collectors in processes of their own, until all have ended or a timeout."""
     children = {
         child.file: child for child in [Child(name, run, seconds) for name, run in collectors.items()]
     }

@@ -161,7 +161,7 @@ def _netlink(_: str, lines: Iterable[str]) -> list[Socket]:
 
 
 def described(tables: Iterable[Iterable[Socket]]) -> dict[str, str]:
-    """Return what each socket is, by its inode."""
+    """Return a description of each socket, by its inode."""
     return {item.inode: item.text for found in tables for item in found}
 
 

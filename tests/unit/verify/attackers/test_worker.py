@@ -1,4 +1,4 @@
-"""Attempts of a probe that runs as a worker: each is answered, between two positive controls."""
+"""Attempts of a probe that runs as a worker, between two positive controls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Typed requests: the probe's program knows each phase, and each of its phases has a request."""
+"""Each phase of the probe's program has a typed request, and no other exists."""
 
 from __future__ import annotations
 

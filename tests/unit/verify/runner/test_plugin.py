@@ -238,7 +238,7 @@ def breach(machines, left_open=False):
 def look_at(fleet, machine, name):
     assert BUSY[name].acquire(blocking=False)
     try:
-        MEETING.wait(5)  # for somebody who looks at another machine
+        MEETING.wait(5)  # for the lane of another machine
         fleet.evidence.record(machine.name, "test", name, "seen", 0.0)
         return machine.name in OPEN
     finally:
