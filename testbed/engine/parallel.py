@@ -31,6 +31,8 @@ def run_in_lanes(
         interrupted: set after an interrupt, so that running items can end early.
 
     """
+    if not lanes:
+        return
     turns = {turn(item): Lock() for lane in lanes for item in lane}
     halted, interrupted = Event(), interrupted or Event()
 

@@ -147,7 +147,8 @@ def _guests(spec: Spec, declared: Declared, tenant_name: str, tenant: TenantSpec
         for network in guest.networks:
             if network not in known and network != CUT_FLOW:
                 yield (*place, "network"), f"the tenant has no network '{network}'", among(network, known)
-        for network in sorted({item for item in guest.networks if guest.networks.count(item) > 1}):
+        twice = {item for item in guest.networks if guest.networks.count(item) > 1 and item != CUT_FLOW}
+        for network in sorted(twice):
             yield (*place, "network"), f"the network '{network}' is named twice", "name each network once"
 
 

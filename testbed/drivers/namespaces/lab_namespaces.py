@@ -125,7 +125,10 @@ def destroy(enclosure: Enclosure) -> None:
         MachineError: the holder does not end within 30 s.
 
     """
-    descriptor = os.pidfd_open(enclosure.pid)
+    try:
+        descriptor = os.pidfd_open(enclosure.pid)
+    except ProcessLookupError:  # it has ended since it was found
+        return
     try:
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         if not process.wait_readable(descriptor, timeout=timeouts.NAMESPACES_END):

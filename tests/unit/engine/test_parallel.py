@@ -37,6 +37,10 @@ def test_nothing_is_begun_after_a_stop() -> None:
     assert 2 <= len(done) <= 3
 
 
+def test_without_lanes_nothing_is_done() -> None:
+    run_in_lanes([], lambda _: pytest.fail("called"), turn=hash, stopped=lambda: False)
+
+
 @pytest.mark.parametrize("broken", [("a", 1), ("b", 2)])
 def test_an_error_ends_every_lane_and_is_raised(broken: tuple[str, int]) -> None:
     done = []

@@ -68,6 +68,12 @@ def test_a_wrong_value_is_refused_with_what_is_possible(node: str, guest: str, f
     assert all(line >= 1 for line, _, _ in found)
 
 
+def test_two_wrong_networks_are_not_one_network_twice() -> None:
+    found = _mistakes(HEAD % ("{}", "{network: [1, 2]}", ""))
+    assert [item for item in found if "belongs" in item[2] or "name" in item[2]], found
+    assert not [item for item in found if "twice" in item[2] or "icmp" in item[2]], found
+
+
 def test_variables_are_no_part_of_the_format() -> None:
     assert (
         "the format has no variables"
