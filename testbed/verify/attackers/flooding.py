@@ -17,6 +17,9 @@ from testbed.plan.resources import Key, Kind
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.observation.port_counters import await_frames
 
+_SETTLING = 20.0  # seconds in which the switch sets a limit that OVN has asked for, on an emulated machine
+_AGAIN = 2.0  # seconds between two looks at limits
+
 _HALTING = 2.5  # seconds between the decision to end a flood and its end as seen from here
 # Waits until revalidators have added the datapath's counters to the rules'. Two rounds, since the present one
 # may have begun before the last frame (ovs-vswitchd(8), UPCALL COMMANDS).
@@ -148,9 +151,22 @@ def zones(machine: MachineView) -> Mapping[str, int]:
 def unlimited(fleet: Fleet, node: str) -> list[str]:
     """Return the differences of a node's kernel limits on guest interfaces from the topology.
 
+    A limit of connections that is missing is looked for again for `_SETTLING`: OVN asks for it when it binds
+    a port, and the switch sets it later. Each look is evidence.
+
     Raises:
         InstrumentError: the node cannot be asked, or a guest does not run.
     """
+    end = time.monotonic() + _SETTLING
+    while True:
+        findings, missing = _limits_now(fleet, node)
+        if not missing or time.monotonic() > end:
+            return findings
+        time.sleep(_AGAIN)
+
+
+def _limits_now(fleet: Fleet, node: str) -> tuple[list[str], bool]:
+    """Return the differences, and whether the kernel lacks a limit of connections."""
     machine, guests = fleet.machines[node], fleet.topology.guests_on(node)
     packets = policing.observed(node, guests, machine.read(FILTERS))
     own, text = (
@@ -159,6 +175,7 @@ def unlimited(fleet: Fleet, node: str) -> list[str]:
     )
     shares = {int(zone): int(share) for zone, share in re.findall(r"zone=(\d+),limit=(\d+)", text)}
     findings: list[str] = []
+    missing = False
     for guest in guests:
         for nic in guest.nics:
             live = packets.get(Key(node, Kind.LIMIT, f"{guest.label}/{nic.network}"))
@@ -166,11 +183,13 @@ def unlimited(fleet: Fleet, node: str) -> list[str]:
                 raise InstrumentError(
                     f"{guest.label} does not run", fact=f"{nic.tap} is not there", remedy="run `testbed up`"
                 )
-            findings += _differences(guest, nic, live["packets"], shares.get(own.get(nic.port, -1)))
+            share = shares.get(own.get(nic.port, -1))
+            missing = missing or share is None
+            findings += _differences(guest, nic, live["packets"], share)
     whole, most = sum(len(guest.nics) * guest.limits.connections for guest in guests), int(text.split()[-1])
-    return findings + (
-        [f"{node} tracks {most} connections, and its guests may have {whole}"] if whole > most else []
-    )
+    if whole > most:
+        findings.append(f"{node} tracks {most} connections, and its guests may have {whole}")
+    return findings, missing
 
 
 def _differences(guest: Guest, nic: GuestNic, packets: object, share: int | None) -> list[str]:

@@ -120,6 +120,46 @@ def test_each_limit_of_the_kernel_is_the_declared_one(monkeypatch: pytest.Monkey
     assert "and its guests may have" in found
 
 
+class _LateSwitch:
+    """A node whose kernel lacks the first guest's limit of connections for some looks."""
+
+    name = "node"
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def read(self, command: str) -> str:
+        nics = [(guest, nic) for guest in LAB.guests_on("node") for nic in guest.nics]
+        if "ct-zone-list" in command:
+            return "\n".join(f"{nic.port} {number}" for number, (_, nic) in enumerate(nics))
+        if "ct-get-limits" not in command:
+            return ""
+        self.looks -= 1
+        limits = [
+            f"zone={number},limit={guest.limits.connections},count=0"
+            for number, (guest, _) in enumerate(nics)
+        ]
+        return "\n".join((*limits[1 if self.looks >= 0 else 0 :], "65536"))
+
+
+@pytest.mark.parametrize(("looks", "found"), [(0, 0), (3, 0), (1000, 1)])
+def test_a_limit_that_the_switch_sets_late_is_waited_for(
+    looks: int, found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = {
+        Key("node", Kind.LIMIT, f"{guest.label}/{nic.network}"): {"packets": guest.limits.packets}
+        for guest in LAB.guests_on("node")
+        for nic in guest.nics
+    }
+    monkeypatch.setattr(policing, "observed", lambda *_: live)
+    monkeypatch.setattr(flooding, "_SETTLING", 0.2)
+    monkeypatch.setattr(flooding, "_AGAIN", 0.01)
+    fleet: Any = SimpleNamespace(topology=LAB, machines={"node": _LateSwitch(looks)})
+    findings = unlimited(fleet, "node")
+    assert len(findings) == found
+    assert all("are limited to None and not" in item for item in findings)
+
+
 def test_a_guest_that_does_not_run_has_no_limits_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policing, "observed", lambda *_: {})
     fleet: Any = SimpleNamespace(
