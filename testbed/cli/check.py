@@ -85,9 +85,10 @@ def _broken_off(what: str, error: BaseException) -> ProvisioningError:
 
 def _show(folder: Path, data: dict[str, Any], *, as_json: bool) -> None:
     """Write a result in its other forms, and print it."""
-    for name, form in (("report.md", formats.markdown), ("junit.xml", formats.junit)):
-        write_secret(folder / name, form(data).encode())
-    summarize(formats.markdown(data))
+    report = formats.markdown(data)
+    for name, text in (("report.md", report), ("junit.xml", formats.junit(data))):
+        write_secret(folder / name, text.encode())
+    summarize(report)
     if as_json:
         out_json(data, indent=1)
     else:

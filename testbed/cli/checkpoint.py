@@ -140,7 +140,7 @@ def restore(name: Saved) -> None:
         raise ProvisioningError(
             f"the checkpoint {name} cannot be used",
             fact=reason,
-            remedy="run `testbed up`, and save the lab anew",
+            remedy="run `testbed up`, and save the lab again",
         )
     workspace = Workspace(state_root(), found.lab)
     if os.path.lexists(workspace.folder):

@@ -51,8 +51,10 @@ def require_images(workspace: Workspace, *, yes: bool) -> None:
         UsageError: the lab runs, images are missing, and there is neither --yes nor a terminal.
 
     """
+    if yes or attended() or lab_namespaces.find(workspace.lab, workspace.root) is None:
+        return
     missing = [name for name, image in session.outlook().images.items() if not image.digests]
-    if yes or attended() or not missing or lab_namespaces.find(workspace.lab, workspace.root) is None:
+    if not missing:
         return
     what = f"this would replace every machine of {workspace.lab}, and there is no terminal for a question"
     fact = f"images that its machines would be made from are not baked yet: {', '.join(missing)}"

@@ -44,11 +44,6 @@ class FlowSubject:
         names = {"icmp": "icmp4.type == 8"}
         return names.get(self.declared.protocol, f"{self.declared.protocol}.dst == {self.declared.port}")
 
-    @property
-    def dual(self) -> bool:
-        """Return whether both ends of the flow have IPv6."""
-        return bool(self.source.nic.address6 and self.target.nic.address6)
-
 
 @dataclass(frozen=True, slots=True)
 class Pair:

@@ -38,16 +38,22 @@ def _command(*words: str) -> list[str]:
     return [str(Path(sys.executable).with_name("testbed")), *words]
 
 
-def _testbed(environment: dict[str, str], *words: str, expect: int = 0, timeout: float = 2400) -> str:
-    done = subprocess.run(
+def _run(
+    environment: dict[str, str], *words: str, timeout: float = 600, check: bool = False
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         _command(*words),
         env=environment,
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=timeout,
-        check=False,
+        check=check,
     )
+
+
+def _testbed(environment: dict[str, str], *words: str, expect: int = 0, timeout: float = 2400) -> str:
+    done = _run(environment, *words, timeout=timeout)
     assert done.returncode == expect, (
         f"{words} ended with {done.returncode}:\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
     )
@@ -167,15 +173,7 @@ def test_2_a_saved_lab_goes_on_where_it_was(environment: dict[str, str]) -> None
         _testbed(environment, "exec", LAB, "red/web", "--", "/usr/bin/touch", "/run/later")
         _testbed(environment, "down", LAB)
         assert _leftovers(environment) == []
-        done = subprocess.run(
-            _command("up", TOPOLOGY),
-            env=environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=True,
-        )
+        done = _run(environment, "up", TOPOLOGY, check=True)
         assert f"going on from the checkpoint {CHECKPOINT}" in done.stderr
         before = time.time()
         again = _testbed(environment, "ssh", LAB, "node-a", f"{look}; date +%s").splitlines()
@@ -273,26 +271,10 @@ def test_4_a_guest_whose_start_was_cut_short_is_started_anew(environment: dict[s
 
 def test_4_stopped_central_services_are_told_and_started_again(environment: dict[str, str]) -> None:
     _testbed(environment, "ssh", LAB, "controller", "sudo systemctl stop ovn-ovsdb-server-nb ovn-northd")
-    done = subprocess.run(
-        _command("plan", TOPOLOGY),
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = _run(environment, "plan", TOPOLOGY)
     assert done.returncode == 5
     assert "stopped on controller: ovn-ovsdb-server-nb" in done.stderr
-    done = subprocess.run(
-        _command("up", TOPOLOGY),
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=True,
-    )
+    done = _run(environment, "up", TOPOLOGY, check=True)
     assert "controller: restarted ovn-ovsdb-server-nb" in done.stderr
     assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
 
@@ -350,10 +332,7 @@ Hypervisor.embed(workspace.libvirt, workspace.account).suspend("two-tenants.node
 
 def test_5_a_paused_node_too_and_up_resumes_it(environment: dict[str, str]) -> None:
     subprocess.run([sys.executable, "-c", PAUSE, environment["TESTBED_STATE_DIR"]], check=True, timeout=120)
-    argv = _command("check", LAB, "--only", "CMP", "--only", "NET-01", "--json")
-    done = subprocess.run(
-        argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-    )
+    done = _run(environment, "check", LAB, "--only", "CMP", "--only", "NET-01", "--json")
     assert done.returncode == 3
     assert "node-b does not answer: it is paused" in done.stderr
     data = json.loads(done.stdout)
@@ -369,15 +348,7 @@ def test_6_a_second_process_is_told_who_holds_the_lab(environment: dict[str, str
         argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     _read_until(first, "NET-01.fleet")
-    done = subprocess.run(
-        _command("up", TOPOLOGY),
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = _run(environment, "up", TOPOLOGY, timeout=120)
     first.communicate(timeout=600)
     assert first.returncode == 0
     assert done.returncode == 5, done.stderr
@@ -481,12 +452,9 @@ def test_6_a_machine_that_reboots_has_really_rebooted(environment: dict[str, str
 
 
 def _wait_for_another_boot(environment: dict[str, str], node: str, boot: str) -> None:
-    argv = _command("ssh", LAB, node, "cat /proc/sys/kernel/random/boot_id")
     end = time.monotonic() + 600
     while time.monotonic() < end:
-        done = subprocess.run(
-            argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-        )
+        done = _run(environment, "ssh", LAB, node, "cat /proc/sys/kernel/random/boot_id", timeout=120)
         if done.returncode == 0 and done.stdout.strip() != boot:
             return
         time.sleep(2)

@@ -115,7 +115,7 @@ def _qemu() -> Finding:
             [path, "--version"], what="cannot run QEMU", timeout=timeouts.VERSION, error=MachineError
         )
     except MachineError as error:
-        return Finding("QEMU version", False, error.fact[:300], "install QEMU 7.2 or later anew")
+        return Finding("QEMU version", False, error.fact[:300], "install QEMU 7.2 or later again")
     match = re.search(r"version (\d+)\.(\d+)", text)
     version = (int(match[1]), int(match[2])) if match else (0, 0)
     return Finding(

@@ -20,6 +20,7 @@ from testbed import timeouts
 from testbed.drivers.host import ownership, process
 from testbed.drivers.host.private_files import PUBLIC
 from testbed.drivers.host.process import as_root
+from testbed.errors import ImageError
 
 _NAME = r"[a-z0-9][a-z0-9-]{0,40}"
 _KEY = r"[0-9a-f]{16}"
@@ -136,6 +137,24 @@ def altered(digests: Mapping[Path, str]) -> str:
         if found != recorded:
             return f"{path}: SHA-256 is {found}, recorded is {recorded}"
     return ""
+
+
+def require_unaltered(folder: Path, digests: Mapping[str, str], what: str, name: str) -> None:
+    """Compare the files of an image, or of the saved memory of one, with their recorded digests.
+
+    Args:
+        folder: where the files are.
+        digests: SHA-256 (hexadecimal) by file.
+        what: first part of the error.
+        name: name of the image that `testbed image rm` takes.
+
+    Raises:
+        ImageError: a file is missing or has changed.
+
+    """
+    if fact := altered({folder / file: digest for file, digest in digests.items()}):
+        remedy = f"remove it with `testbed image rm {name}` and run the command again: it is made again"
+        raise ImageError(what, fact=fact, remedy=remedy)
 
 
 def crowded(folder: Path, needed: int) -> str:

@@ -25,13 +25,13 @@ from testbed.drivers.host import process
 from testbed.drivers.host.content_store import (
     BASE,
     IMAGE,
-    altered,
     clear_leftovers,
     crowded,
     entries,
     file_digest,
     publish,
     remove_tree,
+    require_unaltered,
 )
 from testbed.drivers.host.private_files import write_public
 from testbed.drivers.host.process import as_root
@@ -102,11 +102,8 @@ class Image:
             ImageError: a file is missing or has changed.
 
         """
-        if fact := altered({self.folder / file: digest for file, digest in self.digests.items()}):
-            remedy = (
-                f"remove it with `testbed image rm {self.name}` and run the command again: it is made anew"
-            )
-            raise ImageError(f"the image {self.name} is not what was baked", fact=fact, remedy=remedy)
+        what = f"the image {self.name} is not what was baked"
+        require_unaltered(self.folder, self.digests, what, self.name)
 
 
 class ImageCache:

@@ -26,13 +26,13 @@ from testbed.drivers.host import content_store as caches
 from testbed.drivers.host import process
 from testbed.drivers.host.content_store import (
     MEMORY,
-    altered,
     clear_leftovers,
     crowded,
     entries,
     file_digest,
     publish,
     remove_tree,
+    require_unaltered,
     take_back,
 )
 from testbed.drivers.host.private_files import create, write_public
@@ -95,11 +95,8 @@ class MemorySnapshot:
             ImageError: a file is missing or has changed.
 
         """
-        if fact := altered({self.folder / file: digest for file, digest in self.digests.items()}):
-            remedy = (
-                f"remove it with `testbed image rm {self.role}` and run the command again: it is made anew"
-            )
-            raise ImageError(f"the saved {self.role} is not what was saved", fact=fact, remedy=remedy)
+        what = f"the saved {self.role} is not what was saved"
+        require_unaltered(self.folder, self.digests, what, self.role)
 
     def use(self) -> None:
         """Record that a machine starts from it, in the manifest's modification time."""
