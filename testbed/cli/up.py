@@ -34,7 +34,8 @@ from testbed.model.numbers import Numbers
 from testbed.model.resolve import resolve
 from testbed.model.topology import Topology
 from testbed.plan.diff import Action
-from testbed.topology_file.schema import MIB, Spec, format_size
+from testbed.topology_file.quantities import MIB, format_size
+from testbed.topology_file.schema import Spec
 from testbed.topology_file.validation import MACHINE_RESERVE
 
 
