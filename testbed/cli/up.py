@@ -22,7 +22,8 @@ from testbed.drivers.host.folders import require_room
 from testbed.drivers.host.workspace import Workspace, cache_root, state_root
 from testbed.drivers.hypervisor import external_daemon
 from testbed.drivers.namespaces import lab_namespaces
-from testbed.drivers.snapshots.checkpoint import Checkpoint, CheckpointStore
+from testbed.drivers.snapshots.checkpoint import Checkpoint
+from testbed.drivers.snapshots.checkpoint_store import CheckpointStore
 from testbed.engine import apply
 from testbed.engine.observe import Look
 from testbed.engine.timing import Trace
