@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from testbed.cli.context import Name, entered, running_lab
+from testbed.cli.invocation.shell import known_checkpoints
 from testbed.cli.output.terminal import Json, out, say
-from testbed.cli.shell import known_checkpoints
 from testbed.cli.up import UpOptions, bring_up
 from testbed.drivers.host.workspace import Workspace, cache_root, state_root
 from testbed.drivers.snapshots import checkpoint as checkpoints

@@ -14,7 +14,7 @@ from pathlib import Path
 from testbed import data_files
 from testbed.cli import consent
 from testbed.cli.context import spec_of
-from testbed.cli.interrupts import ended_at_once, interruptible
+from testbed.cli.invocation.interrupts import ended_at_once, interruptible
 from testbed.cli.output.terminal import displayed, say, undisplay, warn
 from testbed.drivers.capabilities import doctor
 from testbed.drivers.host import memory
