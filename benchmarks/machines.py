@@ -20,6 +20,7 @@ from pathlib import Path
 from testbed.drivers.host.workspace import Workspace, cache_root
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.snapshots import machine_memory
+from testbed.lab import build_inputs
 from testbed.lab import session as labs
 from testbed.model.resolve import resolve
 from testbed.plan.diff import Action, Verb
@@ -29,9 +30,9 @@ from testbed.topology_file.loader import read
 
 def _start(file: Path, state: Path, way: str) -> dict[str, object]:
     topology = resolve(read(file).spec)
-    inputs = labs.prepare_inputs(lambda _: None)
+    inputs = build_inputs.prepare_inputs(lambda _: None)
     if way == "saved":
-        inputs = labs.attach_snapshots(inputs, topology, lambda _: None, save=True)
+        inputs = build_inputs.attach_snapshots(inputs, topology, lambda _: None, save=True)
     workspace = Workspace(state, topology.name)
     labs.enter(topology, workspace, inputs.environment)
     told: list[str] = []

@@ -22,6 +22,7 @@ from typing import Any
 
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.hypervisor.connection import Hypervisor
+from testbed.lab import build_inputs
 from testbed.lab import session as labs
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
@@ -66,7 +67,7 @@ def measure(state: Path) -> dict[str, object]:
     lab's enclosure.
     """
     workspace = Workspace(state, LAB)
-    topology, inputs = labs.load_applied(workspace), labs.load_inputs()
+    topology, inputs = labs.load_applied(workspace), build_inputs.load_inputs()
     calls: Counter[str] = Counter()
     plain = Hypervisor.agent
 

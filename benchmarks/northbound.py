@@ -36,7 +36,7 @@ from testbed.drivers.places.controller import Controller, write_client
 from testbed.drivers.ssh.client import Host
 from testbed.engine.apply import perform
 from testbed.engine.timing import Trace
-from testbed.lab import session as labs
+from testbed.lab import build_inputs
 from testbed.model.resolve import resolve
 from testbed.model.topology import Plane, Topology
 from testbed.plan import ovn_northbound
@@ -179,7 +179,7 @@ def main() -> int:
         print(json.dumps(measure(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))))
         return 0
     nodes, guests = (int(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else (1000, 10_000)
-    labs.prepare_inputs(lambda _: None)
+    build_inputs.prepare_inputs(lambda _: None)
     results = []
     for part in (2, 1):
         folder = Path(tempfile.mkdtemp(prefix="tb", dir="/var/tmp"))

@@ -27,6 +27,7 @@ from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.places.node import Node
 from testbed.drivers.snapshots.machine_memory import make_overlay
 from testbed.errors import InstrumentError
+from testbed.lab import build_inputs
 from testbed.lab import session as labs
 from testbed.model.environment import Accelerator
 from testbed.model.resolve import resolve
@@ -122,7 +123,7 @@ def _node(lab: labs.Lab, node: Node) -> None:
 def floor(file: Path, state: Path) -> float:
     """Return the seconds that the floor takes; call it in a process of its own."""
     topology = resolve(read(file).spec)
-    inputs = labs.prepare_inputs(lambda _: None)
+    inputs = build_inputs.prepare_inputs(lambda _: None)
     workspace = Workspace(state, topology.name)
     labs.enter(topology, workspace, inputs.environment)
     with labs.open_lab(topology, workspace, inputs) as lab:
@@ -192,8 +193,8 @@ def main() -> int:
         print(floor(Path(sys.argv[2]), Path(sys.argv[3])))
         return 0
     topology = Path(sys.argv[1] if len(sys.argv) > 1 else "topologies/two-tenants.yaml")
-    labs.attach_snapshots(
-        labs.prepare_inputs(lambda _: None), resolve(read(topology).spec), lambda _: None, save=True
+    build_inputs.attach_snapshots(
+        build_inputs.prepare_inputs(lambda _: None), resolve(read(topology).spec), lambda _: None, save=True
     )  # saved memory is prepared before the measurement, as the images are
     with tempfile.TemporaryDirectory(prefix="tb", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)

@@ -17,7 +17,7 @@ from testbed.drivers.snapshots import checkpoint as checkpoints
 from testbed.drivers.snapshots.checkpoint_store import CheckpointStore, refusal
 from testbed.engine import observe
 from testbed.errors import ProvisioningError, TestbedError, UsageError
-from testbed.lab import session
+from testbed.lab import build_inputs, session
 from testbed.lab.breach_journal import Journal
 from testbed.model.resolve import resolve
 from testbed.model.topology import Topology
@@ -44,7 +44,7 @@ def save(
     `up` starts the same topology from it.
     """
     topology, workspace, _ = running_lab(name)
-    inputs = session.load_inputs()
+    inputs = build_inputs.load_inputs()
     _require_saving(topology, workspace, inputs)
     store = CheckpointStore(cache_root(), inputs.images, inputs.environment)
     with entered(topology, workspace, inputs) as opened:
@@ -67,7 +67,7 @@ def save(
     )
 
 
-def _require_saving(topology: Topology, workspace: Workspace, inputs: session.BuildInputs) -> None:
+def _require_saving(topology: Topology, workspace: Workspace, inputs: build_inputs.BuildInputs) -> None:
     """Refuse to save a lab that cannot be saved while its tenants run.
 
     Raises:
@@ -113,7 +113,7 @@ def list_(as_json: Json = False) -> None:
 def _unusable(found: checkpoints.Checkpoint) -> str:
     """Return why a checkpoint cannot be used on this machine, or the empty string."""
     try:
-        inputs = session.load_inputs()
+        inputs = build_inputs.load_inputs()
         topology = resolve(read(found.topology_file).spec, found.numbers)
     except TestbedError as error:
         return f"{error.what}: {error.fact}"

@@ -7,7 +7,7 @@ from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.engine import observe
 from testbed.errors import TestbedError, UsageError
-from testbed.lab import session
+from testbed.lab import build_inputs, session
 from testbed.lab.breach_journal import Journal
 from testbed.plan import render
 from testbed.plan.diff import Held, Plan, data_of, diff
@@ -56,7 +56,7 @@ def require_images(workspace: Workspace, *, yes: bool) -> None:
     """
     if yes or attended() or lab_namespaces.find(workspace.lab, workspace.root) is None:
         return
-    missing = [name for name, image in session.outlook().images.items() if not image.digests]
+    missing = [name for name, image in build_inputs.outlook().images.items() if not image.digests]
     if not missing:
         return
     what = f"this would replace every machine of {workspace.lab}, and there is no terminal for a question"

@@ -17,7 +17,7 @@ from testbed.drivers.host.ownership import require_trust
 from testbed.drivers.host.workspace import Workspace, labs, state_root
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.errors import UsageError
-from testbed.lab import session
+from testbed.lab import build_inputs, session
 from testbed.lab.breach_journal import Entry
 from testbed.model.resolve import resolve
 from testbed.model.topology import Topology
@@ -152,7 +152,9 @@ def to_close(left: Sequence[Entry]) -> list[str]:
 
 
 @contextmanager
-def entered(topology: Topology, workspace: Workspace, inputs: session.BuildInputs) -> Iterator[session.Lab]:
+def entered(
+    topology: Topology, workspace: Workspace, inputs: build_inputs.BuildInputs
+) -> Iterator[session.Lab]:
     """Lock a lab, enter its namespaces and build its drivers.
 
     The process stays in the namespaces afterwards.

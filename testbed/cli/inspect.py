@@ -18,7 +18,7 @@ from testbed.drivers.pki import Authority
 from testbed.drivers.ssh.client import Host
 from testbed.engine import observe
 from testbed.errors import InstrumentError, UsageError
-from testbed.lab import admin_login, session
+from testbed.lab import admin_login, build_inputs, session
 from testbed.lab.breach_journal import Journal
 from testbed.model.topology import Machine
 from testbed.plan import render
@@ -60,7 +60,7 @@ def status(
         else:
             out("\n".join((f"{topology.name} is down", *to_close(left))))
         return
-    with entered(topology, workspace, session.load_inputs()) as opened:
+    with entered(topology, workspace, build_inputs.load_inputs()) as opened:
         found, unseen = observe.observe(opened.desired, opened.places)
         drift, left = diff(opened.desired, found, unseen), Journal(workspace).entries()
     rows = [
@@ -121,7 +121,7 @@ def execute(
     topology, workspace, _ = running_lab(name)
     guests = {item.label: item for item in topology.guests}
     session.require_member("guest", guest, list(guests))
-    with entered(topology, workspace, session.load_inputs()) as opened:
+    with entered(topology, workspace, build_inputs.load_inputs()) as opened:
         found = guests[guest]
         done = run_in_guest(opened.nodes[found.node], found, command, b"", timeout)
     pass_on(done.stdout, done.stderr)
@@ -161,7 +161,7 @@ def _guests_console(name: str, label: str) -> bytes:
     topology, workspace, _ = running_lab(name)
     guests = {item.label: item for item in topology.guests}
     session.require_member("guest", label, list(guests))
-    with entered(topology, workspace, session.load_inputs()) as opened:
+    with entered(topology, workspace, build_inputs.load_inputs()) as opened:
         return opened.nodes[guests[label].node].console(guests[label], _SHOWN)
 
 

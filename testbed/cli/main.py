@@ -27,7 +27,7 @@ from testbed.drivers.namespaces import lab_namespaces
 from testbed.engine import observe
 from testbed.engine.timing import chart
 from testbed.errors import Exit
-from testbed.lab import session
+from testbed.lab import build_inputs, session
 from testbed.lab.breach_journal import Journal
 from testbed.plan import render
 from testbed.plan.diff import Action, diff
@@ -114,7 +114,7 @@ def check(
     """Attack the lab's walls and give a verdict."""
     topology, workspace, _ = running_lab(name)
     interruptible()
-    with entered(topology, workspace, session.load_inputs()) as opened:
+    with entered(topology, workspace, build_inputs.load_inputs()) as opened:
         Journal(workspace).require_closed()
         check_walls(opened, prove=prove, only=only or [], as_json=as_json, slow=slow)
 
@@ -134,7 +134,7 @@ def plan(
 ) -> None:
     """Show what `up` would do, why, and the data that is lost; change nothing."""
     topology, _ = topology_of(source)
-    inputs = session.outlook(want=accelerator)
+    inputs = build_inputs.outlook(want=accelerator)
     workspace = Workspace(state_root(), topology.name)
     found = lab_namespaces.find(topology.name, workspace.root)
     if found is None:

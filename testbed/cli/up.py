@@ -28,7 +28,7 @@ from testbed.engine import apply
 from testbed.engine.observe import Look
 from testbed.engine.timing import Trace
 from testbed.errors import Exit, MachineError, TestbedError, UsageError
-from testbed.lab import session
+from testbed.lab import build_inputs, session
 from testbed.lab.breach_journal import Journal
 from testbed.model.environment import Accelerator
 from testbed.model.numbers import Numbers
@@ -85,7 +85,7 @@ def bring_up(
         _require_memory(declared)
     consent.require_images(workspace, yes=way.yes)
     with way.trace.span("images"), displayed("bake"):
-        inputs = session.prepare_inputs(say, want=way.want)
+        inputs = build_inputs.prepare_inputs(say, want=way.want)
     say(f"nodes run under {inputs.environment.outer}: {inputs.environment.note}")
     workspace.claim()
     with workspace.locked():
@@ -120,7 +120,7 @@ def _store(topology: Topology, text: str, workspace: Workspace) -> None:
     session.apply_copy(text, workspace)
 
 
-def _begin(inputs: session.BuildInputs, workspace: Workspace, way: UpOptions) -> None:
+def _begin(inputs: build_inputs.BuildInputs, workspace: Workspace, way: UpOptions) -> None:
     """Decide, for a lab that does not run, who runs its machines."""
     if way.connect:
         workspace.connect(way.connect)
@@ -230,8 +230,8 @@ def _require_connection(workspace: Workspace, uri: str, *, running: bool) -> Non
 
 
 def _going_on(
-    spec: Spec, topology: Topology, inputs: session.BuildInputs, workspace: Workspace, way: UpOptions
-) -> tuple[Topology, session.BuildInputs]:
+    spec: Spec, topology: Topology, inputs: build_inputs.BuildInputs, workspace: Workspace, way: UpOptions
+) -> tuple[Topology, build_inputs.BuildInputs]:
     """Return a lab that does not run, and what it stands on.
 
     If there is a checkpoint to go on from, it is part of that, and the lab has its numbers.
@@ -252,8 +252,8 @@ def _going_on(
 
 
 def _shortened(
-    inputs: session.BuildInputs, topology: Topology, workspace: Workspace, *, save: bool
-) -> session.BuildInputs:
+    inputs: build_inputs.BuildInputs, topology: Topology, workspace: Workspace, *, save: bool
+) -> build_inputs.BuildInputs:
     """Add the saved memory that machines can start from to a lab's inputs.
 
     Args:
@@ -267,7 +267,7 @@ def _shortened(
         )
         return inputs
     with displayed("save memory"), at_once_on_interrupt():
-        return session.attach_snapshots(inputs, topology, say, save=save and not inputs.checkpoint)
+        return build_inputs.attach_snapshots(inputs, topology, say, save=save and not inputs.checkpoint)
 
 
 def at_once_on_interrupt() -> AbstractContextManager[None]:

@@ -3,115 +3,35 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import quote
 
-from testbed import data_files as packaged
-from testbed.drivers.capabilities import canary
 from testbed.drivers.host.accounts import privileged
-from testbed.drivers.host.ownership import require_trust
 from testbed.drivers.host.private_files import write_secret
-from testbed.drivers.host.workspace import Workspace, cache_root, labs
+from testbed.drivers.host.workspace import Workspace, labs
 from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.drivers.hypervisor.external_daemon import Outside, require
-from testbed.drivers.images.cache import Image, ImageCache
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.network.bridges import Fabric
 from testbed.drivers.pki import Authority
 from testbed.drivers.places.controller import Controller, write_client
 from testbed.drivers.places.node import Node
 from testbed.drivers.places.outer_host import OuterHost, destroy_machines
-from testbed.drivers.snapshots.checkpoint import Checkpoint, read_numbers
-from testbed.drivers.snapshots.machine_memory import MemorySnapshot, SnapshotStore
+from testbed.drivers.snapshots.checkpoint import read_numbers
 from testbed.drivers.ssh.client import Host
 from testbed.engine.place import Place, Progress
-from testbed.errors import TestbedError, UsageError
+from testbed.errors import UsageError
 from testbed.lab import admin_login
+from testbed.lab.build_inputs import BuildInputs
 from testbed.model.environment import Accelerator, Environment
 from testbed.model.numbers import Numbers
 from testbed.model.resolve import resolve
 from testbed.model.topology import Topology
-from testbed.plan.libvirt_xml.machine import Hardware
-from testbed.plan.resources import Inputs, Key, Resource, desired
+from testbed.plan.resources import Key, Resource, desired
 from testbed.topology_file.loader import read
-
-
-@dataclass(frozen=True, slots=True)
-class BuildInputs:
-    """Inputs of a lab: images, environment of the outer machine, saved memory and checkpoint."""
-
-    images: dict[str, Image]
-    environment: Environment
-    memories: Mapping[Hardware, MemorySnapshot | str] = field(default_factory=dict)
-    checkpoint: Checkpoint | None = None
-
-    @property
-    def plan_inputs(self) -> Inputs:
-        """The inputs of the desired state, in addition to the topology."""
-        return Inputs(self.environment, {name: image.digest for name, image in self.images.items()})
-
-
-def prepare_inputs(progress: Progress, *, want: Accelerator | None = None) -> BuildInputs:
-    """Bake missing images and measure how virtual machines run on this machine.
-
-    Raises:
-        ImageError: an image could not be baked.
-        MachineError: this machine cannot run the lab.
-
-    """
-    cache = ImageCache(cache_root(), packaged.playbooks())
-    return _build_inputs(cache.ensure(progress), want)
-
-
-def load_inputs(*, want: Accelerator | None = None) -> BuildInputs:
-    """Return the existing inputs, for commands that read a lab and build nothing.
-
-    Raises:
-        ImageError: an image is missing.
-        MachineError: this machine cannot run the lab.
-
-    """
-    return _build_inputs(ImageCache(cache_root(), packaged.playbooks()).baked(), want)
-
-
-def outlook(*, want: Accelerator | None = None) -> BuildInputs:
-    """Return the likely inputs of a lab, for `plan`; nothing is baked or booted.
-
-    Images that are not baked have no digest yet; how virtual machines run is as it was found last, or as is
-    likely.
-    """
-    images = ImageCache(cache_root(), packaged.playbooks()).foreseen()
-    return BuildInputs(images, canary.likely(cache_root(), want=want))
-
-
-def _build_inputs(images: dict[str, Image], want: Accelerator | None) -> BuildInputs:
-    require_trust(cache_root(), shared=True)
-    return BuildInputs(images, canary.environment(images["node"], cache_root(), want=want))
-
-
-def attach_snapshots(
-    inputs: BuildInputs, topology: Topology, progress: Progress, *, save: bool
-) -> BuildInputs:
-    """Return the inputs with the saved memory that a lab's machines can start from.
-
-    Args:
-        inputs: inputs without saved memory.
-        topology: topology of the lab.
-        progress: receives messages.
-        save: whether to boot and save machines for which no state fits; if this fails, they boot.
-
-    """
-    store = SnapshotStore(cache_root(), inputs.images, inputs.environment)
-    wanted = [Hardware.of(machine, inputs.environment) for machine in topology.machines]
-    if save:
-        try:
-            store.ensure(wanted, progress)
-        except TestbedError as error:
-            progress(f"machines boot: {error.what}: {error.fact}")
-    return replace(inputs, memories={hardware: store.find(hardware) for hardware in wanted})
 
 
 @dataclass

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from testbed import data_files
 from testbed.cli.output.terminal import out, say
 from testbed.drivers.host.workspace import Workspace, state_root
+from testbed.lab import build_inputs
 from testbed.lab import session as labs
 from testbed.lab.session import Lab
 from testbed.report.result import content_of
@@ -62,7 +63,7 @@ def walls(lab: Lab) -> Iterator[tuple[Breach, BreachContext]]:
 def main() -> int:
     """Open the breaches, run the checks, revert everything, and print the result."""
     workspace = Workspace(state_root(), sys.argv[1])
-    topology, inputs = labs.load_applied(workspace), labs.load_inputs()
+    topology, inputs = labs.load_applied(workspace), build_inputs.load_inputs()
     labs.enter(topology, workspace, inputs.environment)
     with workspace.locked(), labs.open_lab(topology, workspace, inputs) as lab:
         with ExitStack() as closing:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.lab.session import prepare_inputs
+from testbed.lab.build_inputs import prepare_inputs
 
 pytestmark = [
     pytest.mark.e2e,

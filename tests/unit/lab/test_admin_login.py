@@ -167,7 +167,7 @@ def test_a_console_is_shown_line_by_line_and_speaks_to_nobody(
     node: Any = SimpleNamespace(console=lambda *_: said)
     opened: Any = SimpleNamespace(nodes={guest.node: node})
     monkeypatch.setattr(inspect, "entered", lambda *_: _given(opened))
-    monkeypatch.setattr("testbed.lab.session.load_inputs", lambda: None)
+    monkeypatch.setattr("testbed.lab.build_inputs.load_inputs", lambda: None)
     monkeypatch.setattr("testbed.lab.session.load_applied", lambda _: LAB)
     for name in ("controller", guest.label):
         inspect.console(LAB.name, name, 4)

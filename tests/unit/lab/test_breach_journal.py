@@ -315,7 +315,7 @@ def command(workspace: Workspace, monkeypatch) -> Callable[..., Any]:
     for module in (main, inspect):
         monkeypatch.setattr(module, "entered", _entered)
         monkeypatch.setattr(module.observe, "observe", lambda *_: ({}, frozenset()))
-        monkeypatch.setattr(module.session, "load_inputs", lambda **_: None)
+        monkeypatch.setattr(module.build_inputs, "load_inputs", lambda **_: None)
         monkeypatch.setattr(module.lab_namespaces, "find", lambda *_: object())
     monkeypatch.setattr(main, "running_lab", lambda _: (LAB, workspace, None))
     monkeypatch.setattr(main, "interruptible", lambda: None)
@@ -419,7 +419,7 @@ def test_an_open_wall_is_not_saved(workspace: Workspace, monkeypatch) -> None:
     monkeypatch.setattr(checkpoint, "entered", _entered)
     monkeypatch.setattr(checkpoint, "_require_saving", lambda *_: None)
     monkeypatch.setattr(
-        checkpoint.session, "load_inputs", lambda: SimpleNamespace(images={}, environment=None)
+        checkpoint.build_inputs, "load_inputs", lambda: SimpleNamespace(images={}, environment=None)
     )
     monkeypatch.setattr(checkpoint.observe, "plan", lambda *_: pytest.fail("it was about to be saved"))
     _write(workspace)

@@ -334,7 +334,7 @@ def test_only_a_new_lab_is_looked_at_for_memory(
     monkeypatch.setattr(up, "interruptible", lambda: None)
     monkeypatch.setattr(up, "require_room", lambda *_: None)
     monkeypatch.setattr(up.consent, "require_images", lambda *_, **__: None)
-    monkeypatch.setattr(up.session, "prepare_inputs", end)
+    monkeypatch.setattr(up.build_inputs, "prepare_inputs", end)
     with pytest.raises(EndError if running else MachineError):
         up.bring_up(GOOD, up.UpOptions(), lambda *_: None)
 

@@ -25,7 +25,7 @@ from testbed.drivers.snapshots import machine_memory
 from testbed.drivers.snapshots.capture import AWAKE
 from testbed.drivers.snapshots.machine_memory import MemorySnapshot
 from testbed.errors import InstrumentError, ProvisioningError
-from testbed.lab.session import BuildInputs
+from testbed.lab.build_inputs import BuildInputs
 from testbed.model.resolve import resolve
 from testbed.plan.diff import Action, Verb, diff
 from testbed.plan.libvirt_xml.machine import Hardware, interface_xml, machine_xml, read_mark
