@@ -38,7 +38,7 @@ _BEFORE, _AFTER, _MALFORMED = (
     5,
     6,
     7,
-)  # first octet of a DHCP transaction; others are in checks/support/spoofed_frames.py
+)  # first octet of a DHCP transaction; others are in checks/support/lease_requests.py
 _SUBNET, _MTU, _LEASE, _KIND, _SERVER = 1, 26, 51, 53, 54  # options of DHCP, RFC 2132
 _OFFER = 2
 _TOLD = {_SUBNET: 4, _MTU: 2, _LEASE: 4, _KIND: 1, _SERVER: 4}  # octets

@@ -22,8 +22,8 @@ from checks.support.breaches import (
     where,
 )
 from checks.support.flow_shortcuts import shortcut
+from checks.support.lease_requests import STARVATION, THEFT
 from checks.support.network_observation import judge, stolen
-from checks.support.spoofed_frames import STARVATION, THEFT
 from testbed.model.subjects import flows
 from testbed.model.topology import Guest
 from testbed.plan.host_config.nd_guard import ATTACH, RULES

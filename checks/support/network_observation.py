@@ -11,7 +11,8 @@ from itertools import chain
 from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 
 from checks.support.attacker_positions import Position, positions
-from checks.support.spoofed_frames import Forgery, flood, forgeries, thefts
+from checks.support.lease_requests import thefts
+from checks.support.spoofed_frames import Forgery, flood, forgeries
 from testbed.errors import InstrumentError
 from testbed.model.reachability import endpoints
 from testbed.verify.fleet import Fleet

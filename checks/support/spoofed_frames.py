@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from scapy.contrib.geneve import GENEVE
 from scapy.layers.inet import IP, UDP
-from scapy.layers.inet6 import (
-    ICMPv6ND_NA,
-    IPv6,
-    IPv6ExtHdrDestOpt,
-    IPv6ExtHdrFragment,
-    IPv6ExtHdrHopByHop,
-)
-from scapy.layers.l2 import ARP, LLC, STP, Dot3, Ether
+from scapy.layers.l2 import LLC, STP, Dot3, Ether
 from scapy.layers.vxlan import VXLAN
-from scapy.packet import Packet, Raw
+from scapy.packet import Raw
 
 from checks.support.attacker_positions import NOWHERE, NOWHERE6, Position, positions, six_of
+from checks.support.spoofed_discovery import extension_headers, false_resolutions, false_routers, invented_mac
 from testbed.model.reachability import Endpoint
 from testbed.verify.fleet import Fleet
 from testbed.verify.probe import frames
 from testbed.verify.probe.client import Probe
 from testbed.verify.probe.frames import BROADCAST, Frame, framed
 
-_STRANGERS, _STARVING = 300, 40
-THEFT, STARVATION = 3, 4  # first octet of a DHCP or DHCPv6 transaction; controls use 1 and 2
+_STRANGERS = 300  # MAC addresses of a flood
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +80,6 @@ def of_position(position: Position) -> Iterator[Forgery]:
         )
 
 
-def invented_mac() -> str:
-    """Return a locally administered MAC address that no lab assigns."""
-    return "0e:" + secrets.token_bytes(5).hex(":")
-
-
 def false_macs(position: Position) -> Iterator[tuple[str, Frame]]:
     """Yield packets of an allowed flow with another source MAC address (NET-02)."""
     claimed = {
@@ -120,34 +107,6 @@ def borrowed_macs(position: Position) -> Iterator[tuple[str, str, Frame]]:
     for meaning, mac in (("the receiver's", position.peer.mac), ("another tenant's", position.stranger.mac)):
         packet = framed(Ether(src=mac, dst=position.peer.mac), position.ip(), position.body())
         yield f"a packet from {meaning} MAC address, which its driver has taken on", mac, packet
-
-
-def false_resolutions(position: Position) -> Iterator[tuple[str, Frame]]:
-    """Yield ARP with a false sender, in every encapsulation (NET-03, CERT/CC VU#855201)."""
-    own, server, peer = position.sender, str(position.server.address), position.peer
-    yield (
-        "an ARP reply with an invented MAC address",
-        framed(position.broadcast_link, frames.arp_reply(invented_mac(), str(own.address), peer)),
-    )
-    yield (
-        "an ARP reply in its peer's name",
-        framed(position.broadcast_link, frames.arp_reply(own.mac, str(peer.address), peer)),
-    )
-    ask = ARP(op=1, hwsrc=own.mac, psrc=server, hwdst="00:00:00:00:00:00", pdst=str(peer.address))
-    yield "an ARP request in its network's name", framed(position.broadcast_link, ask)
-    forgery = frames.arp_reply(own.mac, server, peer)
-    meaning = "an ARP reply in its network's name"
-    yield meaning, framed(position.broadcast_link, forgery)
-    yield f"{meaning} in a priority tag", framed(position.broadcast_link, frames.tagged(0), forgery)
-    yield (
-        f"{meaning} in two priority tags",
-        framed(position.broadcast_link, frames.tagged(0, 0, service=True), forgery),
-    )
-    yield f"{meaning} behind LLC and SNAP", frames.snap(own.mac, BROADCAST, forgery, 0x0806)
-    yield (
-        f"{meaning} behind LLC, SNAP and a false length",
-        frames.snap(own.mac, BROADCAST, forgery, 0x0806, length=3),
-    )
 
 
 def false_addresses(position: Position) -> Iterator[tuple[str, Frame]]:
@@ -186,20 +145,10 @@ def _false_addresses6(position: Position) -> Iterator[tuple[str, Frame]]:
                 f"an IPv6 packet from {meaning}",
                 framed(position.link, position.six(address), position.body6()),
             )
-    for wrap, headers in _wraps().items():
+    for wrap, headers in extension_headers().items():
         if wrap:
             layers = (position.link, position.six(position.free6), *headers, position.body6())
             yield f"an IPv6 packet from a free address{wrap}", framed(*layers)
-
-
-def _wraps() -> dict[str, tuple[Packet, ...]]:
-    """Return the headers that can precede an IPv6 payload, by a description."""
-    return {
-        "": (),
-        " behind hop-by-hop options": (IPv6ExtHdrHopByHop(),),
-        " behind destination options": (IPv6ExtHdrDestOpt(),),
-        " in a fragment": (IPv6ExtHdrFragment(id=secrets.randbits(32)),),
-    }
 
 
 def source_routes(position: Position) -> Iterator[tuple[str, Frame]]:
@@ -217,58 +166,6 @@ def source_routes(position: Position) -> Iterator[tuple[str, Frame]]:
             "an IPv6 packet with a routing header",
             framed(position.link, position.six(), header, position.body6()),
         )
-
-
-def false_routers(position: Position) -> Iterator[tuple[str, Frame]]:
-    """Yield Neighbor Discovery that only a router or an address's owner may send (NET-05).
-
-    It is sent plain, behind extension headers and in fragments (RFC 6105, RFC 7113).
-    """
-    own, peer = position.sender, six_of(position.peer)
-    link, head = Ether(src=own.mac, dst=frames.ALL_NODES_MAC), _to_all_nodes(str(own.link_local))
-    router = frames.router_advertisement(own.mac)
-    override = frames.neighbor_advertisement(peer, own.mac)
-    for wrap, headers in _wraps().items():
-        yield f"a router advertisement{wrap}", framed(link, head, *headers, router, tail=frames.nd_option)
-        told = _to_all_nodes(six_of(own))
-        yield (
-            f"an advertisement of its peer's address{wrap}",
-            framed(link, told, *headers, override, tail=frames.nd_option),
-        )
-    defend = ICMPv6ND_NA(tgt=peer, R=0, S=0, O=1)
-    yield "a denial of its peer's address", framed(link, _to_all_nodes(peer), defend, tail=frames.nd_option)
-    aim = position.link / position.six(str(own.link_local), hops=255)
-    yield (
-        "a redirect to itself",
-        framed(aim, frames.redirect(str(own.link_local), "2001:db8::1"), tail=frames.nd_option),
-    )
-    yield from _false_neighbors(position)
-
-
-def _false_neighbors(position: Position) -> Iterator[tuple[str, Frame]]:
-    """Yield Neighbor Discovery to a flow's end with false options, or about third parties."""
-    own, peer, server = position.sender, six_of(position.peer), six_of(position.server)
-    mac = invented_mac()
-    meaning = "a solicitation with an invented MAC address"
-    ask = frames.neighbor_solicitation(six_of(own), peer, mac)
-    ask.src = own.mac
-    yield meaning, framed(ask, tail=frames.nd_option)
-    to_peer = position.link / position.six(hops=255)
-    yield (
-        f"{meaning} to its peer alone",
-        framed(to_peer, frames.neighbor_question(peer, mac), tail=frames.nd_option),
-    )
-    ask = frames.neighbor_solicitation(peer, server, own.mac)
-    yield "a solicitation in its peer's name", framed(ask, tail=frames.nd_option)
-    told = frames.neighbor_advertisement(six_of(own), mac)
-    yield "an advertisement with an invented MAC address", framed(to_peer, told, tail=frames.nd_option)
-    told = frames.neighbor_advertisement(server, own.mac)
-    yield "an advertisement of its network's address", framed(to_peer, told, tail=frames.nd_option)
-    yield "a report that it listens to a group", framed(*frames.listener_report(own.mac, str(own.link_local)))
-
-
-def _to_all_nodes(source: str) -> IPv6:
-    return IPv6(src=source, dst=frames.ALL_NODES, hlim=255)
 
 
 def false_servers(position: Position) -> Iterator[tuple[str, Frame]]:
@@ -364,48 +261,3 @@ def flood(position: Position) -> Probe:
         Ether(src=position.sender.mac, dst=BROADCAST, type=frames.TEST), tail=lambda _: Raw(b"flood")
     )
     return Probe(f"flood{position.number}", position.sender, {"copies": _STRANGERS}, frame)
-
-
-def thefts(position: Position) -> list[Probe]:
-    """Return DHCP requests for others' addresses, and for more addresses than exist (NET-06)."""
-    victims = {item.mac: item for item in (position.peer, position.stranger)}.values()
-    claims = [(victim, mac) for victim in victims for mac in (victim.mac, position.sender.mac)]
-    found = []
-    for number, (victim, mac) in enumerate(claims):
-        transaction = THEFT << 24 | position.number << 8 | number
-        client = bytes.fromhex(mac.replace(":", ""))
-        question = frames.dhcp_discover(
-            position.sender.mac, transaction, wanted=str(victim.address), client=client
-        )
-        found.append(Probe(f"theft{position.number}n{number}", position.sender, {"repeat": 2}, question))
-    for number in range(_STARVING):
-        transaction = STARVATION << 24 | position.number << 8 | number
-        question = frames.dhcp_discover(
-            position.sender.mac, transaction, client=b"\x0e" + secrets.token_bytes(5)
-        )
-        found.append(Probe(f"starve{position.number}n{number}", position.sender, {}, question))
-    return found + (_thefts6(position, list(victims)) if position.sender.address6 else [])
-
-
-def _thefts6(position: Position, victims: list[Endpoint]) -> list[Probe]:
-    """Return the same requests to DHCPv6, whose transactions have 24 bits: kind, sender, number."""
-    wanted = [
-        (THEFT, bytes.fromhex(mac.replace(":", "")), six_of(victim))
-        for victim in victims
-        for mac in (victim.mac, position.sender.mac)
-    ]
-    wanted += [(STARVATION, b"\x0e" + secrets.token_bytes(5), "") for _ in range(_STARVING)]
-    found = []
-    for number, (kind, client, address) in enumerate(wanted):
-        question = frames.dhcp6_solicit(
-            position.sender, kind << 16 | position.number % 256 << 8 | number, client, address
-        )
-        found.append(
-            Probe(
-                f"six{kind}s{position.number}n{number}",
-                position.sender,
-                {"repeat": 2 if kind == THEFT else 1},
-                question,
-            )
-        )
-    return found

@@ -24,7 +24,8 @@ from checks import (
     test_spoofing,
 )
 from checks.support.attacker_positions import positions
-from checks.support.spoofed_frames import forgeries, thefts
+from checks.support.lease_requests import thefts
+from checks.support.spoofed_frames import forgeries
 from testbed.model.reachability import ReachMatrix, endpoints
 from testbed.model.resolve import resolve
 from testbed.topology_file.loader import read

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from checks.support.attacker_positions import positions
+from checks.support.lease_requests import thefts
 from checks.support.network_observation import control_frames
-from checks.support.spoofed_frames import flood, forgeries, thefts
+from checks.support.spoofed_frames import flood, forgeries
 from testbed.model.reachability import ReachMatrix, endpoints
 from testbed.model.resolve import resolve
 from testbed.payload.probe.frame_parser import find_token, parse
