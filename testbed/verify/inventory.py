@@ -50,7 +50,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Inventory:
+class CheckInventory:
     """All checks of a folder.
 
     Args:
@@ -100,7 +100,7 @@ def selects(word: str, control: str) -> bool:
     return control.upper().startswith(word.upper())
 
 
-def inventory(folder: Path) -> Inventory:
+def inventory(folder: Path) -> CheckInventory:
     """Read the declarations of all files of a folder; an unreadable file is an oddity."""
     checks: list[Found] = []
     oddities: list[str] = []
@@ -113,7 +113,7 @@ def inventory(folder: Path) -> Inventory:
     for (control, text), count in Counter((item.control, item.objective) for item in checks).items():
         if count > 1:
             oddities.append(f"{control} is declared {count} times with the objective '{text}'")
-    return Inventory(tuple(checks), tuple(oddities))
+    return CheckInventory(tuple(checks), tuple(oddities))
 
 
 def _declared(file: str, tree: ast.Module) -> Iterator[Found]:

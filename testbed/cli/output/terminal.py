@@ -232,7 +232,7 @@ def _descriptor(stream: TextIO) -> int | None:
     return None
 
 
-class Stream(io.FileIO):
+class TerminalStream(io.FileIO):
     """A standard stream that never fails.
 
     It keeps the first error, and drops all output after it.
@@ -261,7 +261,7 @@ class Stream(io.FileIO):
 
 
 def _hold_streams() -> None:
-    """Put a `Stream` in place of Python's streams.
+    """Put a `TerminalStream` in place of Python's streams.
 
     A closed one leads to /dev/null, so that no file gets its number.
     """
@@ -281,7 +281,7 @@ def _held(number: int, before: io.TextIOWrapper | None) -> io.TextIOWrapper:
 
     It is UTF-8, except for a terminal, and where PYTHONIOENCODING names another encoding.
     """
-    raw = Stream(number, "w", closefd=False)
+    raw = TerminalStream(number, "w", closefd=False)
     kept = before is not None and (raw.isatty() or os.environ.get("PYTHONIOENCODING"))
     alphabet = before.encoding if before is not None and kept else "utf-8"
     return io.TextIOWrapper(

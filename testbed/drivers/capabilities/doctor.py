@@ -53,7 +53,7 @@ _TUN = Path("/dev/net/tun")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Capability:
     """Result of one examination."""
 
     name: str
@@ -62,9 +62,9 @@ class Finding:
     remedy: str = ""
 
 
-def examine(cache: Path, state: Path) -> list[Finding]:
+def examine(cache: Path, state: Path) -> list[Capability]:
     """Examine all requirements of the tool on this machine."""
-    looks: list[Callable[[], Finding]] = [_qemu, _libvirt, _driver, _account, _tun, _namespaces, _memory]
+    looks: list[Callable[[], Capability]] = [_qemu, _libvirt, _driver, _account, _tun, _namespaces, _memory]
     trust = [_trust(cache, shared=True), _trust(state, shared=False)]
     space = [_space(folder) for folder in (cache, state)]
     places = [_place("images", cache), _place("labs", state), _place("the tool", _TOOL), _room(state)]
@@ -97,47 +97,47 @@ def require(cache: Path, state: Path) -> None:
         )
 
 
-def _programs() -> Iterator[Finding]:
+def _programs() -> Iterator[Capability]:
     for program, package in _PROGRAMS:
         found = process.find(program)
-        yield Finding(f"program {program}", bool(found), found or "missing", f"apt install {package}")
+        yield Capability(f"program {program}", bool(found), found or "missing", f"apt install {package}")
     if os.geteuid() != 0:
         found = shutil.which("newuidmap")
-        yield Finding("program newuidmap", bool(found), found or "missing", "apt install uidmap")
+        yield Capability("program newuidmap", bool(found), found or "missing", "apt install uidmap")
 
 
-def _qemu() -> Finding:
+def _qemu() -> Capability:
     path = shutil.which("qemu-system-x86_64")
     if path is None:
-        return Finding("QEMU version", False, "QEMU is missing", "apt install qemu-system-x86")
+        return Capability("QEMU version", False, "QEMU is missing", "apt install qemu-system-x86")
     try:
         text = process.run(
             [path, "--version"], what="cannot run QEMU", timeout=timeouts.VERSION, error=MachineError
         )
     except MachineError as error:
-        return Finding("QEMU version", False, error.fact[:300], "install QEMU 7.2 or later again")
+        return Capability("QEMU version", False, error.fact[:300], "install QEMU 7.2 or later again")
     match = re.search(r"version (\d+)\.(\d+)", text)
     version = (int(match[1]), int(match[2])) if match else (0, 0)
-    return Finding(
+    return Capability(
         "QEMU version", version >= _QEMU, (text.splitlines() or ["no answer"])[0], "install QEMU 7.2 or later"
     )
 
 
-def _libvirt() -> Finding:
+def _libvirt() -> Capability:
     number = library_version()
     told = f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
-    return Finding("libvirt version", number >= _LIBVIRT, told, "install libvirt 9.0 or later")
+    return Capability("libvirt version", number >= _LIBVIRT, told, "install libvirt 9.0 or later")
 
 
-def _driver() -> Finding:
+def _driver() -> Capability:
     found = sorted(Path("/usr/lib").glob("*/libvirt/connection-driver/libvirt_driver_qemu.so"))
-    return Finding(
+    return Capability(
         "libvirt's QEMU driver", bool(found), str(found[0]) if found else "missing",
         "apt install libvirt-daemon libvirt-daemon-driver-qemu",
     )  # fmt: skip
 
 
-def _account() -> Finding:
+def _account() -> Capability:
     try:
         fact, ok = f"uid {pwd.getpwnam('libvirt-qemu').pw_uid}", True
     except KeyError:
@@ -145,22 +145,22 @@ def _account() -> Finding:
     remedy = (
         "useradd --system --user-group --home-dir /var/lib/libvirt --shell /usr/sbin/nologin libvirt-qemu"
     )
-    return Finding("account libvirt-qemu", ok, fact, remedy)
+    return Capability("account libvirt-qemu", ok, fact, remedy)
 
 
-def _tun() -> Finding:
+def _tun() -> Capability:
     name = f"device {_TUN}"
     if not _TUN.exists():
-        return Finding(name, False, "missing", "modprobe tun")
+        return Capability(name, False, "missing", "modprobe tun")
     mode = f"mode {_TUN.stat().st_mode & 0o777:04o}"
     ok = os.access(_TUN, os.R_OK | os.W_OK)
-    return Finding(name, ok, mode, f"sudo chmod 0666 {_TUN} (the usual udev rule gives it that mode)")
+    return Capability(name, ok, mode, f"sudo chmod 0666 {_TUN} (the usual udev rule gives it that mode)")
 
 
-def _namespaces() -> Finding:
+def _namespaces() -> Capability:
     unshare = shutil.which("unshare")
     if unshare is None:
-        return Finding("namespaces", False, "unshare is missing", "apt install util-linux")
+        return Capability("namespaces", False, "unshare is missing", "apt install util-linux")
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user", "--map-auto"]
     argv = [unshare, *user, "--net", "--mount", "--pid", "--fork", "--mount-proc", "true"]
     try:
@@ -168,8 +168,10 @@ def _namespaces() -> Finding:
             argv, what="namespaces are not permitted", timeout=timeouts.NAMESPACES_TRIED, error=MachineError
         )
     except MachineError as error:
-        return Finding("namespaces", False, error.fact[:300], "; ".join(_remedies(error.fact)) or _ANY_CAUSE)
-    return Finding("namespaces", True, "permitted")
+        return Capability(
+            "namespaces", False, error.fact[:300], "; ".join(_remedies(error.fact)) or _ANY_CAUSE
+        )
+    return Capability("namespaces", True, "permitted")
 
 
 def _remedies(fact: str) -> Iterator[str]:
@@ -222,7 +224,7 @@ def _setting(file: Path) -> str:
         return ""
 
 
-def _memory() -> Finding:
+def _memory() -> Capability:
     total, file = memory.bound()
     fact = f"{total // 2**20} MiB" + (f", by the limit of a control group: {file}" if file else "")
     if file:
@@ -233,17 +235,17 @@ def _memory() -> Finding:
         )
     else:
         remedy = f"give the machine {format_size(_MEMORY)}"
-    return Finding("memory", total >= _MEMORY, fact, remedy)
+    return Capability("memory", total >= _MEMORY, fact, remedy)
 
 
-def _trust(folder: Path, *, shared: bool) -> Finding:
+def _trust(folder: Path, *, shared: bool) -> Capability:
     fact = distrust(folder, shared=shared)
-    return Finding(
+    return Capability(
         f"folder {folder}", not fact, fact or "its owner alone writes into it", remedy_of_distrust(folder)
     )
 
 
-def _ways(*folders: Path) -> Iterator[Finding]:
+def _ways(*folders: Path) -> Iterator[Capability]:
     """Yield for each folder whether accounts of emulators can reach it.
 
     Emulators open their files by path, under accounts of their own. Without root this is no error: emulators
@@ -254,7 +256,7 @@ def _ways(*folders: Path) -> Iterator[Finding]:
         fact = closed or "accounts of emulators may pass"
         told = fact if root or not closed else f"{closed}: emulators of labs run as you"
         remedy = "let others pass (chmod o+x), or name another folder"
-        yield Finding(f"way to {folder}", not (closed and root), told, remedy)
+        yield Capability(f"way to {folder}", not (closed and root), told, remedy)
 
 
 def _baked(cache: Path) -> bool:
@@ -266,7 +268,7 @@ def _there(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110 - Path.exists may fail
 
 
-def _place(what: str, folder: Path) -> Finding:
+def _place(what: str, folder: Path) -> Capability:
     """Look whether a lab's namespaces hide a folder.
 
     Emulators and the first process of a lab open files by path, and have a /run and /dev of their own.
@@ -274,10 +276,10 @@ def _place(what: str, folder: Path) -> Finding:
     above = hidden(folder)
     fact = f"{folder}: a lab has {above} of its own, which hides it" if above else str(folder)
     remedy = f"name a folder that is not below {', '.join(PRIVATE)} (TESTBED_STATE_DIR, TESTBED_CACHE_DIR)"
-    return Finding(f"place of {what}", not above, fact, remedy)
+    return Capability(f"place of {what}", not above, fact, remedy)
 
 
-def _room(state: Path) -> Finding:
+def _room(state: Path) -> Capability:
     most = longest_lab(state)
     if most <= 0:
         fact = f"sockets of any lab below {state} would have paths of more than {SOCKET} octets"
@@ -285,7 +287,7 @@ def _room(state: Path) -> Finding:
         fact = f"{len(os.fsencode(state))} octets" + (
             f": names of labs have at most {most} characters there" if most < _LAB else ""
         )
-    return Finding(
+    return Capability(
         "length of the state folder's path",
         most > 0,
         fact,
@@ -293,14 +295,14 @@ def _room(state: Path) -> Finding:
     )
 
 
-def _writing(folder: Path, *, baked: bool) -> Finding:
+def _writing(folder: Path, *, baked: bool) -> Capability:
     """Look whether we may write into a folder, or make it.
 
     Root is refused as well where a file system is read-only.
     """
     there = _there(folder)
     if not there.is_dir():
-        return Finding(
+        return Capability(
             f"writing into {folder}",
             False,
             f"{there} is not a folder",
@@ -320,19 +322,19 @@ def _writing(folder: Path, *, baked: bool) -> Finding:
         f"let uid {os.geteuid()} write into {there}, or name another folder "
         "(TESTBED_STATE_DIR, TESTBED_CACHE_DIR)"
     )
-    return Finding(f"writing into {folder}", ok, fact, remedy)
+    return Capability(f"writing into {folder}", ok, fact, remedy)
 
 
-def _space(folder: Path) -> Finding:
+def _space(folder: Path) -> Capability:
     free = shutil.disk_usage(_there(folder)).free
     needed = 2 * GIB if _baked(folder) else _DISK
     remedy = (
         f"free {format_size(needed)}, or set TESTBED_CACHE_DIR or TESTBED_STATE_DIR to a folder with space"
     )
-    return Finding(f"space in {folder}", free >= needed, f"{free // 2**20} MiB free", remedy)
+    return Capability(f"space in {folder}", free >= needed, f"{free // 2**20} MiB free", remedy)
 
 
-def _kvm() -> Finding:
+def _kvm() -> Capability:
     """Report whether /dev/kvm opens; never an error, since the canary decides if KVM works (D7)."""
     there = os.access("/dev/kvm", os.R_OK | os.W_OK)
     fact = (
@@ -340,4 +342,4 @@ def _kvm() -> Finding:
         if there
         else "no /dev/kvm: nodes are emulated"
     )
-    return Finding("KVM", True, fact)
+    return Capability("KVM", True, fact)

@@ -19,7 +19,14 @@ from pathlib import Path
 import paramiko
 
 from testbed import timeouts
-from testbed.drivers.ssh.command_session import BEGIN, PROGRAM, Completed, Session, Stream, closing_after
+from testbed.drivers.ssh.command_session import (
+    BEGIN,
+    PROGRAM,
+    Completed,
+    Session,
+    SessionStream,
+    closing_after,
+)
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.payload.exec_server import ORPHANS
 
@@ -224,7 +231,7 @@ class Host:
                 except (OSError, EOFError, paramiko.SSHException, InstrumentError):
                     client.close()
 
-    def _join(self, client: socket.socket, stream: Stream) -> None:
+    def _join(self, client: socket.socket, stream: SessionStream) -> None:
         for way in ((client, stream), (stream, client)):
             pump = threading.Thread(target=_pump, args=way, daemon=True)
             self._pumps.append(pump)
@@ -254,7 +261,7 @@ class Host:
         self._bridges, self._pumps = {}, []
 
 
-def _pump(source: socket.socket | Stream, target: socket.socket | Stream) -> None:
+def _pump(source: socket.socket | SessionStream, target: socket.socket | SessionStream) -> None:
     with suppress(OSError, EOFError):
         while data := source.recv(65536):
             target.sendall(data)

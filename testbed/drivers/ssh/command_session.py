@@ -68,7 +68,7 @@ def closing_after(seconds: float, close: Callable[[], object]) -> Iterator[None]
         timer.cancel()
 
 
-class Stream:
+class SessionStream:
     """A connection to a UNIX socket of the machine, with methods of a socket.
 
     It ends with its session.
@@ -140,7 +140,7 @@ class Session:
         self._lock = threading.Lock()
         self._numbers = count()
         self._waiting: dict[int, Future[tuple[int, bytes, bytes] | None]] = {}
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, SessionStream] = {}
         self._alive = True
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -177,7 +177,7 @@ class Session:
             raise TimeoutError(f"no end within {timeout:.0f} s")
         return Completed(command, *answer)
 
-    def open(self, path: str) -> Stream:
+    def open(self, path: str) -> SessionStream:
         """Return a connection to a UNIX socket of the machine.
 
         The connection ends at once if no process listens on the socket.
@@ -187,7 +187,7 @@ class Session:
 
         """
         number, name = next(self._numbers), path.encode()
-        stream = Stream(lambda data: self._send(f"data {number} {len(data)}", data))
+        stream = SessionStream(lambda data: self._send(f"data {number} {len(data)}", data))
         with self._lock:
             self._streams[number] = stream
         self._send(f"open {number} {len(name)}", name)

@@ -184,7 +184,7 @@ def _travel(
     bridge = found[node]
     peers = {port: name for name, port in bridge.tunnels.items()}
     over: dict[str, list[Cube]] = {}
-    for out in symbolic.Walk(bridge.tables, tracked).start(starts):
+    for out in symbolic.SymbolicWalk(bridge.tables, tracked).start(starts):
         peer = peers.get(int(out.port)) if out.port.isdecimal() else None
         if peer is not None and not way and node in found[peer].tunnels:
             over.setdefault(peer, []).append(out.cube.fill(FIELDS["in_port"], found[peer].tunnels[node]))

@@ -60,7 +60,7 @@ class WalkEnd:
 
 
 @dataclass
-class Walk:
+class SymbolicWalk:
     """One walk over one bridge.
 
     Args:

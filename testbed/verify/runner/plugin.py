@@ -19,7 +19,7 @@ from testbed.lab.breach_journal import Journal
 from testbed.report.result import CheckResult, Verdict
 from testbed.verify.check import ATTRIBUTE, Declaration, Effect
 from testbed.verify.fleet import Fleet, MachineView
-from testbed.verify.inventory import CaseKey, Inventory, differences, inventory, members, selects
+from testbed.verify.inventory import CaseKey, CheckInventory, differences, inventory, members, selects
 from testbed.verify.runner import isolation
 from testbed.verify.runner.breach_trials import Prover
 from testbed.verify.runner.cases import Case, aside, beyond_local, label_of
@@ -233,7 +233,7 @@ class Checks:
             )
 
 
-def require(folder: Path, only: Sequence[str]) -> Inventory:
+def require(folder: Path, only: Sequence[str]) -> CheckInventory:
     """Return the checks of a folder, if they can run here and some are selected.
 
     Args:

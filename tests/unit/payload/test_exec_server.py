@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.drivers.ssh.command_session import BEGIN, LIMIT, PROGRAM, Session, Stream
+from testbed.drivers.ssh.command_session import BEGIN, LIMIT, PROGRAM, Session, SessionStream
 from testbed.payload import exec_server
 
 
@@ -125,7 +125,7 @@ def listener(tmp_path: Path) -> Iterator[socket.socket]:
         yield listener
 
 
-def _heard(connection: socket.socket | Stream, size: int) -> bytes:
+def _heard(connection: socket.socket | SessionStream, size: int) -> bytes:
     heard = b""
     while len(heard) < size and (data := connection.recv(65536)):
         heard += data

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from testbed.drivers.ssh.client import Access, Host
-from testbed.drivers.ssh.command_session import Stream
+from testbed.drivers.ssh.command_session import SessionStream
 
 _LATE = 5.0  # seconds
 
@@ -26,9 +26,9 @@ class _Session:
         self.far.settimeout(_LATE)
         self.asked: list[str] = []
 
-    def open(self, path: str) -> Stream:
+    def open(self, path: str) -> SessionStream:
         self.asked.append(path)
-        stream = Stream(
+        stream = SessionStream(
             lambda data: self._machine.sendall(data) if data else self._machine.shutdown(socket.SHUT_WR)
         )
 

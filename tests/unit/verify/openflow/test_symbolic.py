@@ -22,7 +22,7 @@ def _exits(
     tables: flow_table.Tables, start: Cube, tracked: tuple[tuple[int, int], ...] = symbolic.NEW
 ) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for out in symbolic.Walk(tables, tracked).start([start]):
+    for out in symbolic.SymbolicWalk(tables, tracked).start([start]):
         found.setdefault(out.port, set()).add(str(out.cube.put(FIELDS["ct_state"], 0, 0xFFFF, 0)))
     return found
 
@@ -229,7 +229,7 @@ def test_a_class_goes_wherever_one_of_its_packets_goes(
         cube(in_port=1, **packet),
         cube(in_port=1, **{name: value for name, value in packet.items() if name not in open_}),
     )
-    single, several = (symbolic.Walk(tables, symbolic.NEW).start([start]) for start in (one, wide))
+    single, several = (symbolic.SymbolicWalk(tables, symbolic.NEW).start([start]) for start in (one, wide))
     for out in single:
         assert any(out.port == other.port and out.cube.within(other.cube) for other in several), (
             out,

@@ -18,7 +18,7 @@ import pytest
 from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.drivers.places.node import Node
 from testbed.drivers.ssh import command_session as sessions
-from testbed.drivers.ssh.command_session import Session, Stream, closing_after
+from testbed.drivers.ssh.command_session import Session, SessionStream, closing_after
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.reachability import endpoints
 from testbed.model.resolve import resolve
@@ -339,7 +339,7 @@ def test_a_machine_that_reads_nothing_does_not_hold_a_command(monkeypatch: pytes
 
 def test_a_machine_that_floods_a_connection_ends_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "_UNREAD", 1000)
-    stream = Stream(lambda _: None)
+    stream = SessionStream(lambda _: None)
     stream.arrived(b"x" * 900)
     assert stream.recv(9) == b"x" * 900
     stream.arrived(b"x" * 900)

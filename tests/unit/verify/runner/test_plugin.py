@@ -235,7 +235,8 @@ LOCAL = """
 from threading import Barrier, BrokenBarrierError, Lock
 MEETING, BUSY, OPEN = Barrier(2), {"first": Lock(), "second": Lock()}, set()
 def breach(machines, left_open=False):
-    return Breach("the wall is open", open=lambda context: OPEN.add(context.case), close=lambda context: left_open or OPEN.discard(context.case),
+    return Breach("the wall is open", open=lambda context: OPEN.add(context.case),
+                  close=lambda context: left_open or OPEN.discard(context.case),
                   in_force=lambda context: context.case in OPEN, applies=lambda context: context.case in machines)
 def look_at(fleet, machine, name):
     assert BUSY[name].acquire(blocking=False)
