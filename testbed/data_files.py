@@ -16,7 +16,7 @@ def _folder(name: str) -> Path:
         if (root / name).is_dir():
             return root / name
     fact = f"neither a checkout nor {sys.prefix}/share/testbed has the folder {name}"
-    raise MachineError("the installation is incomplete", fact=fact, remedy="install the package anew")
+    raise MachineError("the installation is incomplete", fact=fact, remedy="install the package again")
 
 
 def playbooks() -> Path:

@@ -97,7 +97,7 @@ def check(
         ValueError: the declaration is incomplete: a check without a breach must give a reason.
     """
     if not breaches and not unproven:
-        msg = f"{id} declares no breach; a check that nobody can turn red proves nothing"
+        msg = f"{id} declares no breach; a check that no breach turns red proves nothing"
         raise ValueError(msg)
     if severity not in _SEVERITIES:
         msg = f"{id}: severity {severity!r} is none of {', '.join(_SEVERITIES)}"

@@ -197,7 +197,7 @@ def boot(emulator: str, image: Image, accelerator: Accelerator, deadline: float)
     if _MARK not in output:
         last = " ".join(output.split())[-_SHOWN:] or "nothing"
         fact = f"QEMU ended after {seconds:.1f} s; the kernel said: {last}"
-        raise InstrumentError(what, fact=fact, remedy="bake the images anew, or see QEMU's own requirements")
+        raise InstrumentError(what, fact=fact, remedy="bake the images again, or see QEMU's own requirements")
     return seconds
 
 

@@ -164,7 +164,7 @@ class AgentTransport:
         return any(words[1:2] == [b"FLOCK"] and words[4:5] == [pid] for words in held)
 
     def _silent(self) -> InstrumentError:
-        fact = f"nobody reads {FOLDER}/in, or holds the lock that tells of it"
+        fact = f"no program reads {FOLDER}/in or holds its lock"
         return InstrumentError(
             f"the probe does not run in {self._guest.label}", fact=fact, remedy="repeat the check"
         )

@@ -67,10 +67,10 @@ def close_left(lab: Lab, folder: Path, progress: Progress) -> list[str]:
 def _close(lab: Lab, declared: list[Declaration], entry: Entry) -> str:
     """Close one breach; return the empty string, or the reason why it may still be open."""
     if entry.record is None:
-        return "so nobody knows what was opened"
+        return "so it is not known what was opened"
     breach = find(declared, entry.record)
     if breach is None:
-        return f"no check of {entry.record.control} declares it any more, so nobody knows how to close it"
+        return f"no check of {entry.record.control} declares it any more, so it is not known how to close it"
     return close_breach(breach, context_of(lab, entry.record.case))
 
 

@@ -114,7 +114,7 @@ def own_package(folder: Path) -> None:
     spec = spec_from_file_location(name, file, submodule_search_locations=[str(folder)])
     if spec is None or spec.loader is None:
         raise MachineError(
-            "the checks cannot be loaded", fact=f"{file} is no module", remedy="install the package anew"
+            "the checks cannot be loaded", fact=f"{file} is no module", remedy="install the package again"
         )
     module = module_from_spec(spec)
     sys.modules[name] = module
