@@ -72,6 +72,11 @@ def _lifted(name: str, of: Callable[[Stage], Attachment], limit: str) -> Breach:
     )
 
 
+def _zone(stage: Stage) -> str:
+    """Return the word of a shell that is the zone of connection tracking of a guest's first interface."""
+    return f"$(ovs-vsctl get bridge br-int external_ids:ct-zone-{stage.guest.nics[0].port} | tr -d '\"')"
+
+
 def _first(stage: Stage) -> Attachment:
     return Attachment(stage.guest, stage.guest.nics[0])
 
@@ -147,6 +152,12 @@ def _unsure(noise: Noise, found: FloodOutcome, observation: Observation) -> bool
             shows=lambda s: f"! tc filter show dev {s.guest.nics[0].tap} parent ffff: | grep -q pkts_rate",
         ),
         _lifted("a port may have any number of connections", _first, "connections"),
+        shell_breach(
+            "the switch has lost the limit of connections that OVN asked for",
+            opens=lambda s: f"ovs-vsctl del-zone-limit system {_zone(s)}",
+            closes=lambda s: f"ovs-vsctl set-zone-limit system {_zone(s)} {s.guest.limits.connections}",
+            shows=lambda s: f"! ovs-vsctl list-zone-limits system | grep -q '^Zone: '{_zone(s)},",
+        ),
     ),
 )
 def test_limits_are_in_force(fleet: Fleet) -> None:
