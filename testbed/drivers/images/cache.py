@@ -12,10 +12,12 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -152,13 +154,22 @@ class ImageCache:
         return digest.digest()
 
     def find(self, recipe: Recipe) -> Image | None:
-        """Return the baked image of a recipe, or None."""
+        """Return the baked image of a recipe, or None.
+
+        Raises:
+            ImageError: the image has no valid manifest.
+        """
         folder = self._folder / f"{recipe.name}-{recipe.key}"
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-        except FileNotFoundError:
+        if not folder.exists():
             return None
-        return Image(recipe.name, recipe.key, folder, manifest["digests"], manifest["baked"])
+        image = next((image for image in self.stored() if image.folder == folder), None)
+        if image is None:
+            raise ImageError(
+                f"the image {recipe.name} is damaged",
+                fact=f"{folder / IMAGE} is not the manifest of this image",
+                remedy=f"delete the folder {folder} and run the command again: the image is baked again",
+            )
+        return image
 
     def ensure(self, progress: Progress) -> dict[str, Image]:
         """Bake the missing images, two at a time, and return all images by name.
@@ -322,8 +333,11 @@ class ImageCache:
 
     def stored(self) -> list[Image]:
         """Return every image in the cache, including those that no recipe names."""
-        found = entries(self._folder, IMAGE)
-        return [Image(it["name"], it["key"], path, it["digests"], it["baked"]) for path, it in found]
+        return [
+            Image(name, key, path, digests, baked)
+            for path, manifest in entries(self._folder, IMAGE)
+            for name, key, digests, baked in _identity(manifest)
+        ]
 
     def remove(self, image: Image) -> None:
         """Delete an image.
@@ -355,3 +369,11 @@ class ImageCache:
         doomed = [path for path in (*bases, *images) if path.name not in wanted]
         remove_tree(*doomed)
         return [*left, *doomed]
+
+
+def _identity(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, str], str]]:
+    """Yield name, key, digests and time of a manifest; nothing if it lacks one of them."""
+    match manifest:
+        case {"name": str(name), "key": str(key), "digests": dict(digests), "baked": str(baked)}:
+            if all(isinstance(word, str) for word in (*digests, *digests.values())):
+                yield name, key, digests, baked
