@@ -6,6 +6,7 @@ Nothing else is used or removed.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -22,6 +23,8 @@ from testbed.drivers.host.private_files import PUBLIC
 from testbed.drivers.host.process import as_root
 from testbed.errors import ImageError
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, and a flag of linux/fs.h
 _NAME = r"[a-z0-9][a-z0-9-]{0,40}"
 _KEY = r"[0-9a-f]{16}"
 BASE = re.compile(rf"base-{_NAME}-{_KEY}\.tar")  # archives of root file systems
@@ -118,6 +121,28 @@ def publish(partial: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
+
+
+def replace(partial: Path, target: Path) -> None:
+    """Give a finished folder its final name; a folder that has the name moves to `partial`.
+
+    Both names change in one step (renameat2(2)), so a killed process loses neither folder. A file system
+    without that step deletes the old folder first.
+
+    Raises:
+        OSError: the folder cannot be renamed.
+        ProvisioningError: the old folder cannot be deleted.
+
+    """
+    if target.exists():
+        names = (_HERE, os.fsencode(partial.absolute()), _HERE, os.fsencode(target.absolute()))
+        if _LIBC.renameat2(*names, _RENAME_EXCHANGE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(number, os.strerror(number), str(target))
+        remove_tree(target)
+    partial.rename(target)
 
 
 def take_back(folder: Path) -> None:

@@ -85,23 +85,22 @@ class Node:
         return self.hypervisor.agent(name, command, arguments, timeout)
 
     def wait(self) -> None:
-        """Wait until the node accepts our login and systemd has finished the boot.
+        """Wait until the node accepts our login, and the boot and commands of earlier sessions have ended.
 
         Raises:
-            ProvisioningError: the node does not accept our login in time.
+            ProvisioningError: the node does not accept our login in time, or a command runs on.
 
         """
         self.host.wait(BOOT * self._slowness)
         seconds = int(BOOT * self._slowness)
         self.host.sudo(f"timeout {seconds} systemctl is-system-running --wait", timeout=seconds + 60)
+        self.host.await_orphans()
 
     def recover(self) -> tuple[str, ...]:
         """Set the clocks of a node and its guests after a pause; return a note if one was set.
 
-        Commands that an earlier session left running are awaited first. The node's services are not started
-        here: they are among its settings.
+        The node's services are not started here: they are among its settings.
         """
-        self.host.await_orphans()
         told = clock.sync_clock(self.host)
         if told:
             for guest in self.topology.guests_on(self.name):

@@ -325,9 +325,7 @@ class CheckpointStore:
             saved = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = {"name": name, "lab": topology.name, "saved": saved, "made": made, "digests": digests}
             write_secret(partial / _MANIFEST, json.dumps(manifest, indent=1).encode())
-            if target.exists():
-                remove_tree(target)
-            partial.rename(target)
+            caches.replace(partial, target)
         except OSError as error:
             raise ProvisioningError(
                 f"the lab {topology.name} cannot be saved", fact=str(error), remedy="run the command again"
