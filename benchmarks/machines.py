@@ -29,13 +29,13 @@ from testbed.topology_file.loader import read
 
 def _start(file: Path, state: Path, way: str) -> dict[str, object]:
     topology = resolve(read(file).spec)
-    ground = labs.prepare_inputs(lambda _: None)
+    inputs = labs.prepare_inputs(lambda _: None)
     if way == "saved":
-        ground = labs.attach_snapshots(ground, topology, lambda _: None, save=True)
+        inputs = labs.attach_snapshots(inputs, topology, lambda _: None, save=True)
     workspace = Workspace(state, topology.name)
-    labs.enter(topology, workspace, ground.environment)
+    labs.enter(topology, workspace, inputs.environment)
     told: list[str] = []
-    with labs.open_lab(topology, workspace, ground, progress=told.append) as lab:
+    with labs.open_lab(topology, workspace, inputs, progress=told.append) as lab:
         labs.settle(topology, workspace)
         start = time.monotonic()
         for kind in (Kind.NETWORK, Kind.TAP, Kind.MACHINE):

@@ -66,7 +66,7 @@ def measure(state: Path) -> dict[str, object]:
     lab's enclosure.
     """
     workspace = Workspace(state, LAB)
-    topology, ground = labs.load_applied(workspace), labs.load_inputs()
+    topology, inputs = labs.load_applied(workspace), labs.load_inputs()
     calls: Counter[str] = Counter()
     plain = Hypervisor.agent
 
@@ -77,8 +77,8 @@ def measure(state: Path) -> dict[str, object]:
         return plain(self, name, command, arguments, timeout)
 
     Hypervisor.agent = counted  # type: ignore[method-assign]
-    labs.enter(topology, workspace, ground.environment)
-    with labs.open_lab(topology, workspace, ground) as lab:
+    labs.enter(topology, workspace, inputs.environment)
+    with labs.open_lab(topology, workspace, inputs) as lab:
         fleet = Fleet.of(lab, Evidence(workspace.runs / "benchmark"))
         cells, took, wrong = fleet.matrix.cells, list[float](), 0
         try:

@@ -42,7 +42,7 @@ def _boot(lab: labs.Lab, machine: Machine) -> None:
     """Start a machine with plain QEMU, on the disks and identity that `up` would give it."""
     folder = lab.workspace.machine(machine.name)
     lab.outer.issue_identity(machine, folder)
-    image, environment = lab.ground.images[machine.role], lab.ground.environment
+    image, environment = lab.inputs.images[machine.role], lab.inputs.environment
     bases = [image.file("disk.qcow2")]
     words = (
         "console=ttyS0 root=/dev/vda rw quiet loglevel=3 systemd.show_status=no "
@@ -50,7 +50,7 @@ def _boot(lab: labs.Lab, machine: Machine) -> None:
     )
     words += f"systemd.machine_id={machine_id(machine.uuid)}"
     if machine.role is Role.NODE:
-        bases += [lab.ground.images["guest"].file("volume.qcow2"), image.file("pool.qcow2")]
+        bases += [lab.inputs.images["guest"].file("volume.qcow2"), image.file("pool.qcow2")]
         words += (
             f" apparmor=1 security=apparmor audit=1 testbed.mount=/dev/vdb:{IMAGES}:ro,nodev,nosuid,noexec"
         )
@@ -95,7 +95,7 @@ def _boot(lab: labs.Lab, machine: Machine) -> None:
 
 
 def _guest(lab: labs.Lab, node: Node, guest: Guest) -> None:
-    xml = guest_xml(lab.topology, guest, guest_properties(guest, lab.ground.inputs))
+    xml = guest_xml(lab.topology, guest, guest_properties(guest, lab.inputs.plan_inputs))
     disks = [f"qemu-img create -q -f qcow2 -F raw -b {IMAGES}/guest/root.raw {guest.root_disk}"]
     disks += [
         f"qemu-img create -q -f raw {guest.pool}/{volume.file} {volume.size}" for volume in guest.volumes
@@ -122,10 +122,10 @@ def _node(lab: labs.Lab, node: Node) -> None:
 def floor(file: Path, state: Path) -> float:
     """Return the seconds that the floor takes; call it in a process of its own."""
     topology = resolve(read(file).spec)
-    ground = labs.prepare_inputs(lambda _: None)
+    inputs = labs.prepare_inputs(lambda _: None)
     workspace = Workspace(state, topology.name)
-    labs.enter(topology, workspace, ground.environment)
-    with labs.open_lab(topology, workspace, ground) as lab:
+    labs.enter(topology, workspace, inputs.environment)
+    with labs.open_lab(topology, workspace, inputs) as lab:
         labs.settle(topology, workspace)
         start = time.monotonic()
         for kind in (Kind.NETWORK, Kind.TAP):

@@ -14,7 +14,7 @@ from testbed.model.subjects import sharers
 from testbed.model.topology import POOLS, Guest
 from testbed.plan.libvirt_xml.guest import guest_xml
 from testbed.verify.attackers.worker import Attempt, pid, processes, succeeded
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses import confinement
@@ -31,12 +31,12 @@ _ENFORCED = re.compile(r"libvirt-[0-9a-f-]{36} \(enforce\)")
 _LODGER = "a.lodger"  # no guest of a topology can have a dot in its name
 
 
-def _lodger(stage: Stage) -> Guest:
+def _lodger(context: BreachContext) -> Guest:
     """Return a guest without disks and interfaces, under the worker account of the first guest.
 
     It belongs to another tenant if there is one.
     """
-    host, guest = sharers(stage.topology, stage.node.name) or (stage.guest, stage.guest)
+    host, guest = sharers(context.topology, context.node.name) or (context.guest, context.guest)
     return replace(
         guest,
         name=_LODGER,
@@ -48,39 +48,39 @@ def _lodger(stage: Stage) -> Guest:
     )
 
 
-def _start_lodger(stage: Stage, account: str = "", group: str = "") -> None:
+def _start_lodger(context: BreachContext, account: str = "", group: str = "") -> None:
     """Start the lodger, paused: its worker runs without a boot."""
-    root = ElementTree.fromstring(guest_xml(stage.topology, _lodger(stage), {}))
+    root = ElementTree.fromstring(guest_xml(context.topology, _lodger(context), {}))
     devices, label = root.find("devices"), root.find("seclabel[@model='dac']/label")
     assert devices is not None
     assert label is not None
     for disk in devices.findall("disk"):
         devices.remove(disk)
-    own = _lodger(stage).worker
+    own = _lodger(context).worker
     label.text = f"{account or own}:{group or own}"
-    stage.node.hypervisor.create(ElementTree.tostring(root, encoding="unicode"), paused=True)
+    context.node.hypervisor.create(ElementTree.tostring(root, encoding="unicode"), paused=True)
 
 
-def _stop_lodger(stage: Stage) -> None:
+def _stop_lodger(context: BreachContext) -> None:
     """Stop the lodger, and remove its profile, whose file libvirt keeps."""
-    stage.node.hypervisor.destroy(_lodger(stage).domain)
-    stage.host.must(f"rm -f {profile(_lodger(stage))} {profile(_lodger(stage))}.files")
+    context.node.hypervisor.destroy(_lodger(context).domain)
+    context.host.must(f"rm -f {profile(_lodger(context))} {profile(_lodger(context))}.files")
 
 
-def _owners(stage: Stage, form: str) -> list[str]:
+def _owners(context: BreachContext, form: str) -> list[str]:
     """Return account or group of two workers: the first guest's, and the lodger's."""
-    domains = (stage.guest.domain, _lodger(stage).domain)
+    domains = (context.guest.domain, _lodger(context).domain)
     files = " ".join(f"/run/libvirt/qemu/{domain}.pid" for domain in domains)
-    return stage.host.must(
+    return context.host.must(
         f"for file in {files}; do [ -e $file ] && stat -c {form} /proc/$(cat $file); done; true"
     ).split()
 
 
-def _free_account(stage: Stage) -> str:
+def _free_account(context: BreachContext) -> str:
     return next(
         f"worker{slot:02d}"
         for slot in range(64)
-        if f"worker{slot:02d}" not in {guest.worker for guest in stage.guests}
+        if f"worker{slot:02d}" not in {guest.worker for guest in context.guests}
     )
 
 
@@ -147,13 +147,13 @@ def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: 
             "two workers share one account",
             open=_start_lodger,
             close=_stop_lodger,
-            in_force=lambda stage: _owners(stage, "%u") == [str(_lodger(stage).uid)] * 2,
+            in_force=lambda context: _owners(context, "%u") == [str(_lodger(context).uid)] * 2,
         ),
         Breach(
             "a worker is in the group of another worker",
-            open=lambda stage: _start_lodger(stage, account=_free_account(stage)),
+            open=lambda context: _start_lodger(context, account=_free_account(context)),
             close=_stop_lodger,
-            in_force=lambda stage: _owners(stage, "%g") == [str(_lodger(stage).uid)] * 2,
+            in_force=lambda context: _owners(context, "%g") == [str(_lodger(context).uid)] * 2,
         ),
     ),
 )
@@ -190,29 +190,32 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: MachineView) -> 
     breaches=(
         shell_breach(
             "a worker's profile only complains",
-            opens=lambda stage: f"apparmor_parser -r -C {profile(stage.guests[0])}",
-            closes=lambda stage: load(stage.guests[0]),
-            shows=lambda stage: (
-                f"grep -q '^libvirt-{stage.guests[0].uuid} (complain)' /sys/kernel/security/apparmor/profiles"
+            opens=lambda context: f"apparmor_parser -r -C {profile(context.guests[0])}",
+            closes=lambda context: load(context.guests[0]),
+            shows=lambda context: (
+                f"grep -q '^libvirt-{context.guests[0].uuid} (complain)' "
+                "/sys/kernel/security/apparmor/profiles"
             ),
         ),
         shell_breach(
             "a worker's profile allows everything below /etc",
-            opens=lambda stage: f"echo '  /etc/** rw,' >> {rules(stage.guests[0])}; {load(stage.guests[0])}",
-            closes=lambda stage: (
-                f"sed -i '\\#^  /etc/\\*\\* rw,#d' {rules(stage.guests[0])}; {load(stage.guests[0])}"
+            opens=lambda context: (
+                f"echo '  /etc/** rw,' >> {rules(context.guests[0])}; {load(context.guests[0])}"
             ),
-            shows=lambda stage: f"grep -qF '/etc/** rw,' {rules(stage.guests[0])}",
+            closes=lambda context: (
+                f"sed -i '\\#^  /etc/\\*\\* rw,#d' {rules(context.guests[0])}; {load(context.guests[0])}"
+            ),
+            shows=lambda context: f"grep -qF '/etc/** rw,' {rules(context.guests[0])}",
         ),
         shell_breach(
             "a worker's profile lets it start a shell",
-            opens=lambda stage: (
-                f"echo '  /{{usr/,}}bin/dash mrix,' >> {rules(stage.guests[0])}; {load(stage.guests[0])}"
+            opens=lambda context: (
+                f"echo '  /{{usr/,}}bin/dash mrix,' >> {rules(context.guests[0])}; {load(context.guests[0])}"
             ),
-            closes=lambda stage: (
-                f"sed -i '\\#bin/dash mrix,#d' {rules(stage.guests[0])}; {load(stage.guests[0])}"
+            closes=lambda context: (
+                f"sed -i '\\#bin/dash mrix,#d' {rules(context.guests[0])}; {load(context.guests[0])}"
             ),
-            shows=lambda stage: f"grep -qF 'bin/dash mrix,' {rules(stage.guests[0])}",
+            shows=lambda context: f"grep -qF 'bin/dash mrix,' {rules(context.guests[0])}",
         ),
         shell_breach(
             "libvirt will not ask for a profile when it starts anew; a comment says that it will",
@@ -292,13 +295,13 @@ def test_no_page_is_shared(fleet: Fleet, node: MachineView) -> None:
         assert not mergeable, f"{mergeable} of {areas} memory areas of {domain}'s worker may be merged"
 
 
-def _foreign(stage: Stage) -> str:
+def _foreign(context: BreachContext) -> str:
     """Return the pool of another tenant than the first guest's.
 
     It is that of a tenant on the node if there is one; else the breach creates the pool.
     """
-    own, names = stage.guest.tenant, [tenant.name for tenant in stage.topology.tenants]
-    here = [guest.tenant for guest in stage.guests]
+    own, names = context.guest.tenant, [tenant.name for tenant in context.topology.tenants]
+    here = [guest.tenant for guest in context.guests]
     return f"{POOLS}/{next(name for name in (*here, *names) if name != own)}"
 
 
@@ -312,14 +315,15 @@ def _foreign(stage: Stage) -> str:
     breaches=(
         shell_breach(
             "one tenant's volume is linked into another tenant's pool",
-            opens=lambda stage: (
-                f"mkdir -p {_foreign(stage)} && ln {stage.guest.root_disk} {_foreign(stage)}/linked.qcow2"
+            opens=lambda context: (
+                f"mkdir -p {_foreign(context)} && "
+                f"ln {context.guest.root_disk} {_foreign(context)}/linked.qcow2"
             ),
-            closes=lambda stage: (
-                f"rm -f {_foreign(stage)}/linked.qcow2; rmdir --ignore-fail-on-non-empty "
-                f"{_foreign(stage)} || true"
+            closes=lambda context: (
+                f"rm -f {_foreign(context)}/linked.qcow2; rmdir --ignore-fail-on-non-empty "
+                f"{_foreign(context)} || true"
             ),
-            shows=lambda stage: f"[ -e {_foreign(stage)}/linked.qcow2 ]",
+            shows=lambda context: f"[ -e {_foreign(context)}/linked.qcow2 ]",
         ),
     ),
 )

@@ -9,7 +9,7 @@ from testbed.plan import policing
 from testbed.plan.host_config.settings import KERNEL
 from testbed.plan.ovn_acls import Acl
 from testbed.verify import drift
-from testbed.verify.breach_context import Host, Stage
+from testbed.verify.breach_context import BreachContext, Host
 from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 
@@ -21,24 +21,24 @@ _FORWARD = "net.ipv4.ip_forward"
 _CLOSED = " ".join(f"{name}={value}" for name, value in KERNEL.items())
 
 
-def _guest(stage: Stage) -> Guest:
-    return stage.topology.guests[0]
+def _guest(context: BreachContext) -> Guest:
+    return context.topology.guests[0]
 
 
-def _has_guest(stage: Stage) -> bool:
-    return bool(stage.topology.guests)
+def _has_guest(context: BreachContext) -> bool:
+    return bool(context.topology.guests)
 
 
-def _node(stage: Stage) -> Host:
-    return stage.lab.host(_guest(stage).node)
+def _node(context: BreachContext) -> Host:
+    return context.lab.host(_guest(context).node)
 
 
-def _switch(stage: Stage) -> str:
-    return next(stage.topology.switches()).label
+def _switch(context: BreachContext) -> str:
+    return next(context.topology.switches()).label
 
 
-def _limit(stage: Stage, packets: int) -> str:
-    taps = [_guest(stage).nics[0].tap]
+def _limit(context: BreachContext, packets: int) -> str:
+    taps = [_guest(context).nics[0].tap]
     return f"{policing.limit(taps, 0)} && {policing.limit(taps, packets)}"
 
 
@@ -72,29 +72,31 @@ def _limit(stage: Stage, packets: int) -> str:
             where=controller,
         ),
         *where(
-            lambda stage: any(True for _ in stage.topology.switches()),
+            lambda context: any(True for _ in context.topology.switches()),
             Breach(
                 "a network has a rule that no flow asks for",
-                open=lambda stage: stage.northbound.change_rules(_switch(stage), (), (_EXTRA,)),
-                close=lambda stage: stage.northbound.change_rules(_switch(stage), (_EXTRA,), ()),
-                in_force=lambda stage: str(_EXTRA) in stage.northbound.switches()[_switch(stage)]["acls"],
+                open=lambda context: context.northbound.change_rules(_switch(context), (), (_EXTRA,)),
+                close=lambda context: context.northbound.change_rules(_switch(context), (_EXTRA,), ()),
+                in_force=lambda context: (
+                    str(_EXTRA) in context.northbound.switches()[_switch(context)]["acls"]
+                ),
             ),
         ),
         *where(
             _has_guest,
             shell_breach(
                 "every account may read a guest's disk",
-                opens=lambda s: f"chmod 0644 {_guest(s).root_disk}",
-                closes=lambda s: f"chmod 0600 {_guest(s).root_disk}",
-                shows=lambda s: f"[ $(stat -c %a {_guest(s).root_disk}) = 644 ]",
+                opens=lambda context: f"chmod 0644 {_guest(context).root_disk}",
+                closes=lambda context: f"chmod 0600 {_guest(context).root_disk}",
+                shows=lambda context: f"[ $(stat -c %a {_guest(context).root_disk}) = 644 ]",
                 where=_node,
             ),
             shell_breach(
                 "a guest may send any number of packets",
-                opens=lambda s: _limit(s, 0),
-                closes=lambda s: _limit(s, _guest(s).limits.packets),
-                shows=lambda s: (
-                    f"! tc filter show dev {_guest(s).nics[0].tap} parent ffff: | grep -q pkts_rate"
+                opens=lambda context: _limit(context, 0),
+                closes=lambda context: _limit(context, _guest(context).limits.packets),
+                shows=lambda context: (
+                    f"! tc filter show dev {_guest(context).nics[0].tap} parent ffff: | grep -q pkts_rate"
                 ),
                 where=_node,
             ),

@@ -31,7 +31,7 @@ from testbed.errors import InstrumentError
 from testbed.model.subjects import Pair, leaver, pair
 from testbed.plan.ovn_acls import Acl
 from testbed.untrusted import bounded_json
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses.virtual_switch import rows
@@ -53,7 +53,7 @@ _DROP_IN = "/etc/systemd/system/ovs-vswitchd.service.d"
             "ovs-vswitchd",
         ),
         shortcut("a forgotten rule lasts until the switch starts anew", "dl_dst={victim}"),
-        *where(lambda stage: not has_pair(stage), ALLOW_ALL),
+        *where(lambda context: not has_pair(context), ALLOW_ALL),
     ),
 )
 def test_walls_hold_while_the_switch_starts_anew(fleet: Fleet) -> None:
@@ -61,11 +61,11 @@ def test_walls_hold_while_the_switch_starts_anew(fleet: Fleet) -> None:
     assert not leaks, f"{len(leaks)} kinds of frames leaked: {'; '.join(leaks[:6])}"
 
 
-def _loose_rule(name: str, match: str, actions: Callable[[Stage], str]) -> Breach:
+def _loose_rule(name: str, match: str, actions: Callable[[BreachContext], str]) -> Breach:
     """Return a breach by one OpenFlow rule for frames of interfaces unknown to OVN."""
     return shell_breach(
         name,
-        opens=lambda s: f"{TABLE} add-flow br-int {match},actions={actions(s)}",
+        opens=lambda context: f"{TABLE} add-flow br-int {match},actions={actions(context)}",
         closes=lambda _: f"{TABLE} --strict del-flows br-int {match}",
         shows=lambda _: f"{TABLE} dump-flows br-int table=0 | grep -q '{match.partition(',')[2]} actions='",
     )
@@ -86,7 +86,7 @@ def _loose_rule(name: str, match: str, actions: Callable[[Stage], str]) -> Breac
         _loose_rule(
             "frames of an invented MAC address go to a guest",
             "table=0,priority=200,dl_src=0e:00:00:00:00:00/ff:00:00:00:00:00",
-            lambda s: f"output:{s.guests[-1].nics[0].tap}",
+            lambda context: f"output:{context.guests[-1].nics[0].tap}",
         ),
     ),
 )
@@ -112,27 +112,27 @@ def test_walls_hold_without_the_controller(fleet: Fleet) -> None:
     assert not leaks, f"{len(leaks)} kinds of frames leaked: {'; '.join(leaks[:6])}"
 
 
-def _others_are_left(stage: Stage) -> str | None:
+def _others_are_left(context: BreachContext) -> str | None:
     """Return why no guests are left that could attack while a node is away, or None."""
-    if len(stage.topology.nodes) < 2:
+    if len(context.topology.nodes) < 2:
         return "the fleet has one node, so no guest is left while it boots"
     return (
         None
-        if _left(stage)
+        if _left(context)
         else (
             "whichever node boots, no two guests are left that no flow joins, so nothing could leak meanwhile"
         )
     )
 
 
-def _left(stage: Stage) -> Pair | None:
+def _left(context: BreachContext) -> Pair | None:
     """Return two guests that remain while the node is away, or None."""
-    away = leaver(stage.topology)
-    return pair(stage.topology.without(away)) if away else None
+    away = leaver(context.topology)
+    return pair(context.topology.without(away)) if away else None
 
 
-def _among_left(stage: Stage) -> Pair:
-    return _left(stage) or stage.pair()
+def _among_left(context: BreachContext) -> Pair:
+    return _left(context) or context.pair()
 
 
 @check(
@@ -145,11 +145,11 @@ def _among_left(stage: Stage) -> Pair:
     breaches=(
         shortcut("a rule of the switch is left over", "dl_dst={victim}", among=_left),
         *where(
-            lambda stage: (found := _left(stage)) is not None and found.local,
+            lambda context: (found := _left(context)) is not None and found.local,
             mirrored(
                 "frames are mirrored past the switch",
-                lambda stage: _among_left(stage).attacker.guest,
-                lambda stage: _among_left(stage).victim.nic.tap,
+                lambda context: _among_left(context).attacker.guest,
+                lambda context: _among_left(context).victim.nic.tap,
             ),
         ),
     ),
@@ -159,9 +159,9 @@ def test_walls_hold_without_a_node(fleet: Fleet) -> None:
     assert not leaks, f"{len(leaks)} kinds of frames leaked: {'; '.join(leaks[:6])}"
 
 
-def _again(stage: Stage) -> tuple[Acl, ...]:
+def _again(context: BreachContext) -> tuple[Acl, ...]:
     """Return second rules for the first declared flow, such as leftovers of an earlier change."""
-    flow = stage.flow()
+    flow = context.flow()
     nic, other = flow.source.nic, flow.target.nic
     return (
         Acl(
@@ -219,13 +219,14 @@ def _claims(node: MachineView) -> list[tuple[str, str]]:
     return [(name, str(ids["iface-id"])) for name, ids in found if "iface-id" in ids]
 
 
-def _thief(stage: Stage) -> str:
+def _thief(context: BreachContext) -> str:
     """Return the setting that claims a port: of the second guest on the node, else of the first."""
-    return f"external_ids:iface-id={(stage.sharers()[1] if has_sharers(stage) else stage.guest).nics[0].port}"
+    claimed = context.sharers()[1] if has_sharers(context) else context.guest
+    return f"external_ids:iface-id={claimed.nics[0].port}"
 
 
-def _later(stage: Stage) -> str:
-    return str(uuid5(NAMESPACE_OID, stage.case))
+def _later(context: BreachContext) -> str:
+    return str(uuid5(NAMESPACE_OID, context.case))
 
 
 def _bound(name: str) -> str:
@@ -240,11 +241,12 @@ def _bound(name: str) -> str:
     local=True,
     breaches=(
         *where(
-            lambda stage: bool(stage.guests),
+            lambda context: bool(context.guests),
             shell_breach(
                 "a second interface takes a guest's port",
-                opens=lambda s: (
-                    f"ovs-vsctl add-port br-int thief -- set interface thief type=internal {_thief(s)}; "
+                opens=lambda context: (
+                    "ovs-vsctl add-port br-int thief -- "
+                    f"set interface thief type=internal {_thief(context)}; "
                     f"for round in $(seq 60); do {_bound('thief')} && exit 0; sleep 0.5; done; exit 1"
                 ),
                 closes=lambda _: "ovs-vsctl --if-exists del-port br-int thief",
@@ -255,24 +257,29 @@ def _bound(name: str) -> str:
             has_sharers,
             shell_breach(
                 "a guest's interface is moved to another guest's port",
-                opens=lambda s: f"ovs-vsctl set interface {s.guest.nics[0].tap} {_thief(s)}",
-                closes=lambda s: "ovs-vsctl set interface {0.tap} external_ids:iface-id={0.port}".format(
-                    s.guest.nics[0]
+                opens=lambda context: (
+                    f"ovs-vsctl set interface {context.guest.nics[0].tap} {_thief(context)}"
+                ),
+                closes=lambda context: (
+                    "ovs-vsctl set interface {0.tap} external_ids:iface-id={0.port}".format(
+                        context.guest.nics[0]
+                    )
                 ),
                 # 22: length of "external_ids:iface-id="
-                shows=lambda s: (
-                    f"ovs-vsctl get interface {s.guest.nics[0].tap} external_ids | grep -q {_thief(s)[22:]}"
+                shows=lambda context: (
+                    f"ovs-vsctl get interface {context.guest.nics[0].tap} external_ids | "
+                    f"grep -q {_thief(context)[22:]}"
                 ),
             ),
         ),
         shell_breach(
             "an interface waits for a port that is still to come",
-            opens=lambda s: (
+            opens=lambda context: (
                 "ovs-vsctl add-port br-int early -- set interface early type=internal "
-                f"external_ids:iface-id={_later(s)}"
+                f"external_ids:iface-id={_later(context)}"
             ),
             closes=lambda _: "ovs-vsctl --if-exists del-port br-int early",
-            shows=lambda s: f"ovs-vsctl get interface early external_ids | grep -q {_later(s)}",
+            shows=lambda context: f"ovs-vsctl get interface early external_ids | grep -q {_later(context)}",
         ),
         shell_breach(
             "an interface claims a port whose name is no number",

@@ -22,7 +22,7 @@ from testbed.model.exposure import contacts
 from testbed.model.reachability import Endpoint
 from testbed.plan.ovn_acls import Acl
 from testbed.verify.attackers.service_scan import listening
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Effect, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation.arrivals import Observation
@@ -50,10 +50,10 @@ _TOLD6 = {
 }  # octets: identifiers by hardware address, and one address
 
 
-def _names(stage: Stage) -> str:
+def _names(context: BreachContext) -> str:
     """Return a DNS record by which a switch would publish another tenant's guest."""
-    source = stage.sender.guest
-    other = next((guest for guest in stage.topology.guests if guest.tenant != source.tenant), source)
+    source = context.sender.guest
+    other = next((guest for guest in context.topology.guests if guest.tenant != source.tenant), source)
     return f"{other.name}.{other.tenant}={other.nics[0].address}"
 
 
@@ -61,8 +61,8 @@ def _of(network: str, mark: str = "switch") -> str:
     return f"$(ovn-nbctl --bare --columns=_uuid find dhcp_options external_ids:{mark}={network})"
 
 
-def _six(stage: Stage) -> str:
-    return _of(six_sender(stage).network, "switch6")
+def _six(context: BreachContext) -> str:
+    return _of(six_sender(context).network, "switch6")
 
 
 _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=names)"
@@ -79,83 +79,93 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
     breaches=(
         acl_breach(
             "a rule answers what it refuses",
-            lambda stage: (Acl("from-lport", 2000, f"ip4.dst == {_server(stage)} && tcp", "reject"),),
+            lambda context: (Acl("from-lport", 2000, f"ip4.dst == {_server(context)} && tcp", "reject"),),
         ),
         shell_breach(
             "a network tells the names of another tenant",
-            opens=lambda s: (
-                f"ovn-nbctl --wait=hv --id=@names create dns records:{_names(s)} external_ids:breach=names "
-                f"-- add logical_switch {switch(s)} dns_records @names -- acl-add {switch(s)} "
+            opens=lambda context: (
+                f"ovn-nbctl --wait=hv --id=@names create dns records:{_names(context)} "
+                "external_ids:breach=names "
+                f"-- add logical_switch {switch(context)} dns_records @names -- acl-add {switch(context)} "
                 "from-lport 2000 'udp.dst == 53' allow"
             ),
-            closes=lambda s: (
-                f"ovn-nbctl acl-del {switch(s)} from-lport 2000 'udp.dst == 53'; "
-                f"ovn-nbctl clear logical_switch {switch(s)} dns_records; for row in {_RECORDS}; do "
+            closes=lambda context: (
+                f"ovn-nbctl acl-del {switch(context)} from-lport 2000 'udp.dst == 53'; "
+                f"ovn-nbctl clear logical_switch {switch(context)} dns_records; for row in {_RECORDS}; do "
                 "ovn-nbctl destroy dns $row; done; "
                 "ovn-nbctl --wait=hv sync"
             ),
-            shows=lambda s: (
-                f"{{ ovn-nbctl get logical_switch {switch(s)} dns_records; ovn-nbctl acl-list "
-                f"{switch(s)}; }} "
+            shows=lambda context: (
+                f"{{ ovn-nbctl get logical_switch {switch(context)} dns_records; ovn-nbctl acl-list "
+                f"{switch(context)}; }} "
                 "| grep -qE '^.[0-9a-f]{8}-|udp.dst == 53'"
             ),
             where=controller,
         ),
         shell_breach(
             "DHCP names a router, through which guests ask for metadata",
-            opens=lambda s: (
-                f"ovn-nbctl --wait=hv set dhcp_options {_of(switch(s))} options:router={METADATA}"
+            opens=lambda context: (
+                f"ovn-nbctl --wait=hv set dhcp_options {_of(switch(context))} options:router={METADATA}"
             ),
-            closes=lambda s: f"ovn-nbctl --wait=hv remove dhcp_options {_of(switch(s))} options router",
-            shows=lambda s: f"ovn-nbctl get dhcp_options {_of(switch(s))} options:router",
+            closes=lambda context: (
+                f"ovn-nbctl --wait=hv remove dhcp_options {_of(switch(context))} options router"
+            ),
+            shows=lambda context: f"ovn-nbctl get dhcp_options {_of(switch(context))} options:router",
             where=controller,
         ),
         *where(
             has_six,
             shell_breach(
                 "DHCPv6 names a name server",
-                opens=lambda s: (
-                    f"ovn-nbctl --wait=hv set dhcp_options {_six(s)} options:dns_server='\"{NOWHERE6}\"'"
+                opens=lambda context: (
+                    f"ovn-nbctl --wait=hv set dhcp_options {_six(context)} "
+                    f"options:dns_server='\"{NOWHERE6}\"'"
                 ),
-                closes=lambda s: f"ovn-nbctl --wait=hv remove dhcp_options {_six(s)} options dns_server",
-                shows=lambda s: f"ovn-nbctl get dhcp_options {_six(s)} options:dns_server",
+                closes=lambda context: (
+                    f"ovn-nbctl --wait=hv remove dhcp_options {_six(context)} options dns_server"
+                ),
+                shows=lambda context: f"ovn-nbctl get dhcp_options {_six(context)} options:dns_server",
                 where=controller,
             ),
         ),
     ),
 )
 def test_guests_are_offered_an_exact_list(fleet: Fleet) -> None:
-    asked = fleet.once("offers", lambda: _ask(fleet))
+    asked = fleet.observe_once("offers", lambda: _ask(fleet))
     extra = sorted(
-        {text for scene in asked.scenes for text in _beyond(scene, asked.offers[scene.sender.label])}
+        {
+            text
+            for position in asked.positions
+            for text in _beyond(position, asked.offers[position.sender.label])
+        }
     )
     assert not extra, f"{len(extra)} things are offered beyond DHCP: {'; '.join(extra[:6])}"
-    mute = [scene.sender.label for scene in asked.scenes if not asked.answered(scene, _AFTER)]
+    mute = [position.sender.label for position in asked.positions if not asked.answered(position, _AFTER)]
     assert not mute, f"after malformed questions DHCP answers no more: {', '.join(mute)}"
 
 
-def _server(stage: Stage) -> str:
-    one = stage.sender
-    return str(stage.topology.tenant(one.guest.tenant).network(one.nic.network).server)
+def _server(context: BreachContext) -> str:
+    one = context.sender
+    return str(context.topology.tenant(one.guest.tenant).network(one.nic.network).server)
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """The offers that guests received after requests for every service, by interface."""
 
-    scenes: list[Position]
+    positions: list[Position]
     offers: dict[str, list[Offer]]
 
-    def answered(self, scene: Position, stage: int) -> bool:
+    def answered(self, position: Position, stage: int) -> bool:
         """Return whether DHCP answered the valid request of a stage.
 
         So must DHCPv6, if the guest has IPv6.
         """
         wanted = {
-            f"{_transaction(stage, scene):08x}",
-            *([f"{_transaction6(stage, scene):06x}"] if scene.sender.address6 else []),
+            f"{_transaction(stage, position):08x}",
+            *([f"{_transaction6(stage, position):06x}"] if position.sender.address6 else []),
         }
-        return wanted <= {offer.transaction for offer in self.offers[scene.sender.label]}
+        return wanted <= {offer.transaction for offer in self.offers[position.sender.label]}
 
 
 def _ask(fleet: Fleet) -> _Asked:
@@ -168,10 +178,12 @@ def _ask(fleet: Fleet) -> _Asked:
     }
     sockets |= {(protocol, port) for protocol, ports in _ASKED.items() for port in ports}
     names = {name for guest in fleet.topology.guests for name in (guest.name, f"{guest.name}.{guest.tenant}")}
-    probes = [probe for scene in found for probe in _questions(scene, sorted(sockets), sorted(names))]
+    probes = [probe for position in found for probe in _questions(position, sorted(sockets), sorted(names))]
     observation = observe(fleet, probes, strays=True)
-    asked = _Asked(found, {scene.sender.label: _offers(observation, scene.sender) for scene in found})
-    deaf = [scene.sender.label for scene in found if not asked.answered(scene, _BEFORE)]
+    asked = _Asked(
+        found, {position.sender.label: _offers(observation, position.sender) for position in found}
+    )
+    deaf = [position.sender.label for position in found if not asked.answered(position, _BEFORE)]
     if deaf:
         raise InstrumentError(
             "DHCP does not answer to begin with", fact=", ".join(deaf), remedy="run `testbed status`"
@@ -184,50 +196,55 @@ def _offers(observation: Observation, own: Endpoint) -> list[Offer]:
     return [read_offer(bytes.fromhex(str(item.get("frame", "")))) for item in strays]
 
 
-def _transaction(stage: int, scene: Position) -> int:
-    return stage << 24 | scene.number
+def _transaction(stage: int, position: Position) -> int:
+    return stage << 24 | position.number
 
 
-def _transaction6(stage: int, scene: Position) -> int:
-    return stage << 16 | scene.number
+def _transaction6(stage: int, position: Position) -> int:
+    return stage << 16 | position.number
 
 
-def _questions(scene: Position, sockets: list[tuple[str, int]], names: list[str]) -> Iterator[Probe]:
+def _questions(position: Position, sockets: list[tuple[str, int]], names: list[str]) -> Iterator[Probe]:
     """Yield valid DHCP requests before and after requests for everything else."""
-    own, number = scene.sender, scene.number
-    yield from _honest(scene, _BEFORE)
-    asked = [*_scan(scene, sockets), *_resolve(scene, names), *_malformed(scene)]
+    own, number = position.sender, position.number
+    yield from _honest(position, _BEFORE)
+    asked = [*_scan(position, sockets), *_resolve(position, names), *_malformed(position)]
     if own.address6:
-        asked += [*_scan6(scene, sockets), *_malformed6(scene)]
+        asked += [*_scan6(position, sockets), *_malformed6(position)]
     for place, frame in enumerate(asked):
         yield Probe(f"q{number}n{place}", own, {}, frame)
-    yield from _honest(scene, _AFTER)
+    yield from _honest(position, _AFTER)
 
 
-def _honest(scene: Position, stage: int) -> Iterator[Probe]:
-    own, mark = scene.sender, f"q{scene.number}s{stage}"
-    yield Probe(f"{mark}four", own, {"repeat": 3}, frames.dhcp_discover(own.mac, _transaction(stage, scene)))
+def _honest(position: Position, stage: int) -> Iterator[Probe]:
+    own, mark = position.sender, f"q{position.number}s{stage}"
+    yield Probe(
+        f"{mark}four", own, {"repeat": 3}, frames.dhcp_discover(own.mac, _transaction(stage, position))
+    )
     if own.address6:
         client = bytes.fromhex(own.mac.replace(":", ""))
         yield Probe(
-            f"{mark}six", own, {"repeat": 3}, frames.dhcp6_solicit(own, _transaction6(stage, scene), client)
+            f"{mark}six",
+            own,
+            {"repeat": 3},
+            frames.dhcp6_solicit(own, _transaction6(stage, position), client),
         )
 
 
-def _scan(scene: Position, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
+def _scan(position: Position, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
     """Yield frames for each service at the network's server and at clouds' metadata address."""
-    link = Ether(src=scene.sender.mac, dst=scene.server.mac)
-    for address in (str(scene.server.address), METADATA):
-        packet = IP(src=str(scene.sender.address), dst=address)
+    link = Ether(src=position.sender.mac, dst=position.server.mac)
+    for address in (str(position.server.address), METADATA):
+        packet = IP(src=str(position.sender.address), dst=address)
         for protocol, port in sockets:
             yield framed(link, packet, frames.syn(port) if protocol == "tcp" else frames.datagram(port))
         yield framed(link, packet, ICMP(id=secrets.randbits(16)))
-        yield framed(scene.broadcast_link, frames.arp_request(scene.sender, address))
+        yield framed(position.broadcast_link, frames.arp_request(position.sender, address))
 
 
-def _scan6(scene: Position, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
+def _scan6(position: Position, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
     """Yield the same over IPv6, and requests for routers, the server's MAC and name servers."""
-    own, server = scene.sender, scene.server
+    own, server = position.sender, position.server
     link = Ether(src=own.mac, dst=server.mac)
     for address in (six_of(server), METADATA6):
         packet = IPv6(src=six_of(own), dst=address)
@@ -239,13 +256,13 @@ def _scan6(scene: Position, sockets: list[tuple[str, int]]) -> Iterator[Frame]:
         src=str(own.link_local), dst="ff02::2", hlim=255
     )
     yield framed(routers, ICMPv6ND_RS(), tail=frames.nd_option)
-    yield frames.dhcp6_question(own, _transaction6(_MALFORMED, scene))
+    yield frames.dhcp6_question(own, _transaction6(_MALFORMED, position))
 
 
-def _malformed6(scene: Position) -> Iterator[Frame]:
+def _malformed6(position: Position) -> Iterator[Frame]:
     """Yield DHCPv6 requests with one violation of the protocol each (RFC 8415)."""
-    client = bytes(DHCP6OptClientId(duid=DUID_LL(lladdr=scene.sender.mac)))
-    kind = bytes(DHCP6_Solicit(trid=_transaction6(_MALFORMED, scene)))
+    client = bytes(DHCP6OptClientId(duid=DUID_LL(lladdr=position.sender.mac)))
+    kind = bytes(DHCP6_Solicit(trid=_transaction6(_MALFORMED, position)))
     for text in (
         kind[:2],
         kind,
@@ -254,31 +271,31 @@ def _malformed6(scene: Position) -> Iterator[Frame]:
         kind + client + b"\0\3\xff\xff",
         kind + b"\0\1\0\0" * 100,
     ):
-        yield _alone(frames.to_dhcp6(scene.sender) / Raw(text))
+        yield _alone(frames.to_dhcp6(position.sender) / Raw(text))
 
 
-def _resolve(scene: Position, names: list[str]) -> Iterator[Frame]:
+def _resolve(position: Position, names: list[str]) -> Iterator[Frame]:
     """Yield queries for the names of all guests, to the server, metadata address and neighbours."""
-    server, source = scene.server, str(scene.sender.address)
+    server, source = position.server, str(position.sender.address)
     places = (
         (server.mac, str(server.address), 53),
         (server.mac, METADATA, 53),
         ("01:00:5e:00:00:fb", "224.0.0.251", 5353),
     )
     for (mac, address, port), name in product(places, names):
-        packet = Ether(src=scene.sender.mac, dst=mac) / IP(src=source, dst=address) / frames.datagram(port)
+        packet = Ether(src=position.sender.mac, dst=mac) / IP(src=source, dst=address) / frames.datagram(port)
         yield _alone(packet / DNS(id=secrets.randbits(16), rd=1, qd=DNSQR(qname=name)))
 
 
-def _malformed(scene: Position) -> Iterator[Frame]:
+def _malformed(position: Position) -> Iterator[Frame]:
     """Yield DHCP requests with one violation of the protocol each (RFC 2131, RFC 2132)."""
     head = (
-        Ether(src=scene.sender.mac, dst=frames.BROADCAST)
+        Ether(src=position.sender.mac, dst=frames.BROADCAST)
         / IP(src="0.0.0.0", dst="255.255.255.255")  # noqa: S104 - a frame is no socket
         / UDP(sport=68, dport=67)
     )
-    client = bytes.fromhex(scene.sender.mac.replace(":", ""))
-    boot = BOOTP(chaddr=client, xid=_transaction(_MALFORMED, scene), flags=0x8000)
+    client = bytes.fromhex(position.sender.mac.replace(":", ""))
+    boot = BOOTP(chaddr=client, xid=_transaction(_MALFORMED, position), flags=0x8000)
     cookie, kind = bytes((99, 130, 83, 99)), bytes((53, 1, 1))
     yield _alone(head / Raw(bytes(boot)[:40]))
     yield _alone(head / Raw(bytes(boot)))
@@ -308,9 +325,9 @@ def _alone(packet: Packet) -> Frame:
     return lambda _: text
 
 
-def _beyond(scene: Position, offers: list[Offer]) -> Iterator[str]:
+def _beyond(position: Position, offers: list[Offer]) -> Iterator[str]:
     """Yield the offers to a guest beyond an address from its network's server."""
-    server, label = scene.server, scene.sender.label
+    server, label = position.server, position.sender.label
     told, exact = {"DHCP": _TOLD, "DHCPv6": _TOLD6}, {
         ("DHCP", _SERVER): server.address.packed,
         ("DHCP", _KIND): bytes((_OFFER,)),

@@ -17,7 +17,7 @@ from testbed.model.reachability import Endpoint, endpoints
 from testbed.model.topology import Guest, Plane, Role
 from testbed.plan.ovn_acls import Acl
 from testbed.verify.attackers.service_scan import listening
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Effect, check
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe import frames
@@ -114,8 +114,8 @@ def _sockets(fleet: Fleet) -> list[tuple[str, str, int]]:
     return sorted({*found, ("tcp", str(gateway), 22)})
 
 
-def _first(stage: Stage) -> Guest:
-    return stage.guests[0]
+def _first(context: BreachContext) -> Guest:
+    return context.guests[0]
 
 
 @check(
@@ -127,13 +127,14 @@ def _first(stage: Stage) -> Guest:
     breaches=(
         shell_breach(
             "the integration bridge is up and takes a guest's frames",
-            opens=lambda s: (
+            opens=lambda context: (
                 f"ip link set br-int up; {TABLE} add-flow br-int "
-                f"'table=0,priority=200,in_port={s.guests[0].nics[0].tap},dl_dst='$(cat "
+                f"'table=0,priority=200,in_port={context.guests[0].nics[0].tap},dl_dst='$(cat "
                 "/sys/class/net/br-int/address)',actions=LOCAL'"
             ),
-            closes=lambda s: (
-                f"{TABLE} --strict del-flows br-int 'table=0,priority=200,in_port={s.guests[0].nics[0].tap},"
+            closes=lambda context: (
+                f"{TABLE} --strict del-flows br-int 'table=0,priority=200,"
+                f"in_port={context.guests[0].nics[0].tap},"
                 "dl_dst='$(cat /sys/class/net/br-int/address); ip link set br-int down"
             ),
             shows=lambda _: (
@@ -147,7 +148,7 @@ def _first(stage: Stage) -> Guest:
     ),
 )
 def test_guests_do_not_reach_the_root_partition(fleet: Fleet, node: MachineView) -> None:
-    assault = fleet.once("assault", lambda: _attack(fleet))
+    assault = fleet.observe_once("assault", lambda: _attack(fleet))
     probes, taps = assault.probes[node.name], {name: _taps(fleet, name) for name in assault.seen}
     own = taps[node.name]
     left = {item.get("token") for item in assault.seen[node.name] if item.get("label") in own}

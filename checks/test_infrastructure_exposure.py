@@ -9,7 +9,7 @@ from testbed.errors import InstrumentError
 from testbed.model.exposure import rogue
 from testbed.model.topology import Plane
 from testbed.verify.attackers.service_scan import scan_all
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 
@@ -26,8 +26,8 @@ def _accepted(name: str, rule: str) -> Breach:
     )
 
 
-def _stranger(stage: Stage) -> str:
-    return str(rogue(stage.topology.lab_network(Plane.MANAGEMENT)).address)
+def _stranger(context: BreachContext) -> str:
+    return str(rogue(context.topology.lab_network(Plane.MANAGEMENT)).address)
 
 
 _ARP = "sysctl -q -w net.ipv4.conf.all.arp_ignore"
@@ -48,9 +48,15 @@ _ARP = "sysctl -q -w net.ipv4.conf.all.arp_ignore"
         _accepted("a node takes everything that comes in on the fabric", 'iifname "fabric0"'),
         shell_breach(
             "a host that is no node may talk to the controller's database",
-            opens=lambda s: f"nft add element inet testbed southbound_clients '{{ {_stranger(s)} }}'",
-            closes=lambda s: f"nft destroy element inet testbed southbound_clients '{{ {_stranger(s)} }}'",
-            shows=lambda s: f"nft get element inet testbed southbound_clients '{{ {_stranger(s)} }}'",
+            opens=lambda context: (
+                f"nft add element inet testbed southbound_clients '{{ {_stranger(context)} }}'"
+            ),
+            closes=lambda context: (
+                f"nft destroy element inet testbed southbound_clients '{{ {_stranger(context)} }}'"
+            ),
+            shows=lambda context: (
+                f"nft get element inet testbed southbound_clients '{{ {_stranger(context)} }}'"
+            ),
             where=controller,
         ),
         shell_breach(
@@ -62,12 +68,12 @@ _ARP = "sysctl -q -w net.ipv4.conf.all.arp_ignore"
     ),
 )
 def test_machines_offer_what_they_must(fleet: Fleet) -> None:
-    found = fleet.once("surroundings", lambda: scan_all(fleet))
+    found = fleet.observe_once("surroundings", lambda: scan_all(fleet))
     fleet.evidence.record(
         "fleet", "surroundings", f"{len(found)} cells", "\n".join(map(str, found)), time.time()
     )
     for item in found:
-        fleet.saw(item.cell, arrived=item.reached)
+        fleet.record_state(item.cell, arrived=item.reached)
     open_ = [str(item) for item in found if item.reached and not item.cell.allowed]
     assert not open_, (
         f"{len(open_)} of {len(found)} questions should not have been answered: {'; '.join(open_[:6])}"

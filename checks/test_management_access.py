@@ -18,7 +18,7 @@ from testbed.verify.attackers.credentials import (
     wrong_credentials,
 )
 from testbed.verify.attackers.worker import processes
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import ADMINISTRATOR, Fleet, MachineView
 from testbed.verify.probe.liveness import clock_error
@@ -27,21 +27,21 @@ _DROP_IN = "/etc/ssh/sshd_config.d/breach.conf"
 _KEYS = "/etc/ssh/authorized_keys.breach"
 
 
-def _plant_key(stage: Stage) -> None:
-    public = plant(stage.lab.workspace)
-    stage.host.must(
+def _plant_key(context: BreachContext) -> None:
+    public = plant(context.lab.workspace)
+    context.host.must(
         f"printf 'AuthorizedKeysFile {_KEYS}\\n' > {_DROP_IN}; echo '{public}' > {_KEYS}; chmod 0644 "
         f"{_KEYS}; systemctl reload ssh"
     )
 
 
-def _remove_key(stage: Stage) -> None:
-    stage.host.must(f"rm -f {_DROP_IN} {_KEYS}; systemctl reload ssh")
-    uproot(stage.lab.workspace)
+def _remove_key(context: BreachContext) -> None:
+    context.host.must(f"rm -f {_DROP_IN} {_KEYS}; systemctl reload ssh")
+    uproot(context.lab.workspace)
 
 
-def _key_planted(stage: Stage) -> bool:
-    return stage.host.sudo(f"/usr/sbin/sshd -T | grep -qi 'authorizedkeysfile {_KEYS}'").status == 0
+def _key_planted(context: BreachContext) -> bool:
+    return context.host.sudo(f"/usr/sbin/sshd -T | grep -qi 'authorizedkeysfile {_KEYS}'").status == 0
 
 
 @check(
@@ -175,8 +175,8 @@ def _listeners(node: MachineView) -> list[str]:
     severity="critical",
     effect=Effect.PROBES,
     local=True,
-    applies=lambda stage: (
-        None if stage.topology.machine(stage.case).role is Role.NODE else "no hypervisor here"
+    applies=lambda context: (
+        None if context.topology.machine(context.case).role is Role.NODE else "no hypervisor here"
     ),
     breaches=(
         shell_breach(

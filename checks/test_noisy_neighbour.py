@@ -24,7 +24,7 @@ from testbed.model.subjects import Attachment, loudest
 from testbed.model.topology import Limits
 from testbed.plan import policing
 from testbed.verify.attackers import flooding
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation.arrivals import Observation
@@ -33,52 +33,55 @@ from testbed.verify.observation.arrivals import Observation
 _MET = 0.8
 
 
-def _loud(stage: Stage) -> Attachment:
+def _loud(context: BreachContext) -> Attachment:
     """Return the interface that sends the flood."""
-    return loudest(stage.topology)[0]
+    return loudest(context.topology)[0]
 
 
-def _packets(stage: Stage, packets: int) -> None:
-    one = _loud(stage)
-    host = stage.lab.host(one.guest.node)
+def _packets(context: BreachContext, packets: int) -> None:
+    one = _loud(context)
+    host = context.lab.host(one.guest.node)
     host.must(f"{policing.limit([one.nic.tap], 0)} && {policing.limit([one.nic.tap], packets)}")
 
 
-def _kernel_limits(stage: Stage) -> bool:
-    one = _loud(stage)
+def _kernel_limits(context: BreachContext) -> bool:
+    one = _loud(context)
     return (
-        stage.lab.host(one.guest.node)
+        context.lab.host(one.guest.node)
         .sudo(f"tc filter show dev {one.nic.tap} parent ffff: | grep -q pkts_rate")
         .status
         == 0
     )
 
 
-def _lifted(name: str, of: Callable[[Stage], Attachment], limit: str) -> Breach:
+def _lifted(name: str, of: Callable[[BreachContext], Attachment], limit: str) -> Breach:
     """Return a breach that removes one limit of OVN from a guest's interface."""
 
-    def set_limits(stage: Stage, own: Limits) -> None:
-        stage.northbound.set_limits(of(stage).nic.port, own)
+    def set_limits(context: BreachContext, own: Limits) -> None:
+        context.northbound.set_limits(of(context).nic.port, own)
 
-    def live(stage: Stage) -> bool:
-        port = next(port for port in stage.northbound.ports().values() if port["port"] == of(stage).nic.port)
-        return bool(port[limit] != getattr(of(stage).guest.limits, limit))
+    def live(context: BreachContext) -> bool:
+        port = next(
+            port for port in context.northbound.ports().values() if port["port"] == of(context).nic.port
+        )
+        return bool(port[limit] != getattr(of(context).guest.limits, limit))
 
     return Breach(
         name,
-        open=lambda stage: set_limits(stage, replace(of(stage).guest.limits, **{limit: 0})),
-        close=lambda stage: set_limits(stage, of(stage).guest.limits),
+        open=lambda context: set_limits(context, replace(of(context).guest.limits, **{limit: 0})),
+        close=lambda context: set_limits(context, of(context).guest.limits),
         in_force=live,
     )
 
 
-def _zone(stage: Stage) -> str:
+def _zone(context: BreachContext) -> str:
     """Return the word of a shell that is the zone of connection tracking of a guest's first interface."""
-    return f"$(ovs-vsctl get bridge br-int external_ids:ct-zone-{stage.guest.nics[0].port} | tr -d '\"')"
+    port = context.guest.nics[0].port
+    return f"$(ovs-vsctl get bridge br-int external_ids:ct-zone-{port} | tr -d '\"')"
 
 
-def _first(stage: Stage) -> Attachment:
-    return Attachment(stage.guest, stage.guest.nics[0])
+def _first(context: BreachContext) -> Attachment:
+    return Attachment(context.guest, context.guest.nics[0])
 
 
 @check(
@@ -92,9 +95,9 @@ def _first(stage: Stage) -> Attachment:
     breaches=(
         Breach(
             "the limit of packets is gone",
-            open=lambda stage: _packets(stage, 0),
-            close=lambda stage: _packets(stage, _loud(stage).guest.limits.packets),
-            in_force=lambda stage: not _kernel_limits(stage),
+            open=lambda context: _packets(context, 0),
+            close=lambda context: _packets(context, _loud(context).guest.limits.packets),
+            in_force=lambda context: not _kernel_limits(context),
         ),
         *where(
             has_flow,
@@ -144,19 +147,23 @@ def _unsure(noise: Noise, found: FloodOutcome, observation: Observation) -> bool
     breaches=(
         shell_breach(
             "a policer is taken off behind the switch's back",
-            opens=lambda s: f"tc qdisc del dev {s.guest.nics[0].tap} ingress",
-            closes=lambda s: (
-                f"{policing.limit([s.guest.nics[0].tap], 0)} && "
-                f"{policing.limit([s.guest.nics[0].tap], s.guest.limits.packets)}"
+            opens=lambda context: f"tc qdisc del dev {context.guest.nics[0].tap} ingress",
+            closes=lambda context: (
+                f"{policing.limit([context.guest.nics[0].tap], 0)} && "
+                f"{policing.limit([context.guest.nics[0].tap], context.guest.limits.packets)}"
             ),
-            shows=lambda s: f"! tc filter show dev {s.guest.nics[0].tap} parent ffff: | grep -q pkts_rate",
+            shows=lambda context: (
+                f"! tc filter show dev {context.guest.nics[0].tap} parent ffff: | grep -q pkts_rate"
+            ),
         ),
         _lifted("a port may have any number of connections", _first, "connections"),
         shell_breach(
             "the switch has lost the limit of connections that OVN asked for",
-            opens=lambda s: f"ovs-vsctl del-zone-limit system {_zone(s)}",
-            closes=lambda s: f"ovs-vsctl set-zone-limit system {_zone(s)} {s.guest.limits.connections}",
-            shows=lambda s: f"! ovs-vsctl list-zone-limits system | grep -q '^Zone: '{_zone(s)},",
+            opens=lambda context: f"ovs-vsctl del-zone-limit system {_zone(context)}",
+            closes=lambda context: (
+                f"ovs-vsctl set-zone-limit system {_zone(context)} {context.guest.limits.connections}"
+            ),
+            shows=lambda context: f"! ovs-vsctl list-zone-limits system | grep -q '^Zone: '{_zone(context)},",
         ),
     ),
 )
@@ -176,6 +183,8 @@ def _weak(noise: Noise, found: FloodOutcome) -> str:
         "tracked connections": found.tracked > own.connections * _MET,
         "anything at the peer": bool(found.delivered),
     }
-    met |= allowed if noise.scene.protocol else {}  # without a flow, no allowed frame counts for these limits
+    met |= (
+        allowed if noise.position.protocol else {}
+    )  # without a flow, no allowed frame counts for these limits
     weak = [name for name, enough in met.items() if not enough]
     return f"not enough: {', '.join(weak)}: {found}" if weak else ""

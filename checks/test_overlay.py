@@ -14,7 +14,7 @@ from testbed.errors import InstrumentError
 from testbed.model.exposure import GENEVE, ExposureCell, InfraEndpoint, machines
 from testbed.model.topology import Plane
 from testbed.verify.attackers.service_scan import question, rogue_host_on
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.observation.arrivals import Observation
@@ -42,11 +42,11 @@ class _Injected:
     refused: frozenset[str]
 
 
-def needs_peers(stage: Stage) -> str | None:
+def needs_peers(context: BreachContext) -> str | None:
     """Return why a fleet has no tunnels to attack, or None."""
     return (
         None
-        if len(stage.topology.nodes) > 1
+        if len(context.topology.nodes) > 1
         else "the fleet has one node, so there are no tunnels between nodes"
     )
 
@@ -56,8 +56,8 @@ def _policies(machine: MachineView) -> list[str]:
     return machine.read("ip -o xfrm policy").splitlines()
 
 
-def _everywhere(stage: Stage, commands: str) -> None:
-    for node in stage.lab.nodes.values():
+def _everywhere(context: BreachContext, commands: str) -> None:
+    for node in context.lab.nodes.values():
         node.host.must(commands)
 
 
@@ -71,17 +71,17 @@ def _unprotected(name: str) -> Breach:
     """Return a breach by tunnels without IPsec, which check only a node's address."""
     return Breach(
         name,
-        open=lambda stage: _everywhere(stage, f"{_TAKE}; systemctl stop strongswan"),
-        close=lambda stage: _everywhere(stage, f"systemctl start strongswan; {_FIREWALL}"),
-        in_force=lambda stage: (
-            stage.host.sudo(f"systemctl is-active strongswan || ! {_SHUT}").text.strip() == "inactive"
+        open=lambda context: _everywhere(context, f"{_TAKE}; systemctl stop strongswan"),
+        close=lambda context: _everywhere(context, f"systemctl start strongswan; {_FIREWALL}"),
+        in_force=lambda context: (
+            context.host.sudo(f"systemctl is-active strongswan || ! {_SHUT}").text.strip() == "inactive"
         ),
     )
 
 
-def _bypass(stage: Stage) -> str:
-    peer = next(node for node in stage.topology.nodes if node.name != stage.node.name)
-    own = stage.topology.machine(stage.node.name)
+def _bypass(context: BreachContext) -> str:
+    peer = next(node for node in context.topology.nodes if node.name != context.node.name)
+    own = context.topology.machine(context.node.name)
     return f"src {peer.address(Plane.FABRIC)} dst {own.address(Plane.FABRIC)} proto udp dport 6081 dir in"
 
 
@@ -110,14 +110,14 @@ def _bypass(stage: Stage) -> str:
         ),
         shell_breach(
             "a node's kernel lets tunnelled frames of a peer pass in the clear",
-            opens=lambda s: f"ip xfrm policy add {_bypass(s)} priority 1 action allow",
-            closes=lambda s: f"while ip xfrm policy delete {_bypass(s)} 2>/dev/null; do :; done",
-            shows=lambda s: f"ip xfrm policy get {_bypass(s)}",
+            opens=lambda context: f"ip xfrm policy add {_bypass(context)} priority 1 action allow",
+            closes=lambda context: f"while ip xfrm policy delete {_bypass(context)} 2>/dev/null; do :; done",
+            shows=lambda context: f"ip xfrm policy get {_bypass(context)}",
         ),
     ),
 )
 def test_no_stranger_enters_the_tunnels(fleet: Fleet) -> None:
-    found = fleet.once("injection", lambda: _inject(fleet))
+    found = fleet.observe_once("injection", lambda: _inject(fleet))
     sightings = ((item, found.observation.arrivals(item.mark)) for item in found.injections)
     arrived = [f"{item} arrived at {', '.join(seen.values())}" for item, seen in sightings if seen]
     assert not arrived, f"{len(arrived)} injected frames arrived: {'; '.join(arrived[:4])}"

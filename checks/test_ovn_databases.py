@@ -11,7 +11,7 @@ from testbed.errors import InstrumentError
 from testbed.model.exposure import NORTHBOUND
 from testbed.model.topology import Plane
 from testbed.plan.host_config.settings import SOUTHBOUND
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet, MachineView
 
@@ -143,17 +143,19 @@ def _require_refusals(answers: Mapping[str, str], asked: int) -> None:
         )
 
 
-def _connect(stage: Stage, *words: str) -> None:
-    stage.lab.central.host.must(f"ovn-sbctl set-connection {' '.join(words)}")
+def _connect(context: BreachContext, *words: str) -> None:
+    context.lab.central.host.must(f"ovn-sbctl set-connection {' '.join(words)}")
 
 
 def _speaks(name: str, *words: str) -> Breach:
     """Return a breach by another connection setting of the southbound database."""
     return Breach(
         name,
-        open=lambda stage: _connect(stage, *words),
-        close=lambda stage: _connect(stage, _ROLE, f"pssl:{_PORT}"),
-        in_force=lambda stage: stage.lab.central.host.must("ovn-sbctl get-connection").strip() != SOUTHBOUND,
+        open=lambda context: _connect(context, *words),
+        close=lambda context: _connect(context, _ROLE, f"pssl:{_PORT}"),
+        in_force=lambda context: (
+            context.lab.central.host.must("ovn-sbctl get-connection").strip() != SOUTHBOUND
+        ),
     )
 
 

@@ -15,8 +15,8 @@ from checks.support.breaches import (
     has_sharers,
     mirrored,
     needs_company,
+    neighbours_without_flow,
     shell_breach,
-    unjoined,
     where,
 )
 from checks.support.flow_shortcuts import shortcut
@@ -24,7 +24,7 @@ from checks.support.lying_guest import concealed
 from checks.support.network_observation import judge, overheard, survey
 from testbed.model.cell import by_pair
 from testbed.plan.ovn_acls import Acl
-from testbed.verify.breach_context import Host, Stage
+from testbed.verify.breach_context import BreachContext, Host
 from testbed.verify.check import Effect, check
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation.arrivals import Observation, reach
@@ -36,16 +36,16 @@ _ALLOW_ONE = tuple(
 )
 
 
-def _to_root(stage: Stage) -> str:
-    return f"table=0,priority=200,in_port={stage.sender.nic.tap},tcp,tp_dst={_UNTRIED}"
+def _to_root(context: BreachContext) -> str:
+    return f"table=0,priority=200,in_port={context.sender.nic.tap},tcp,tp_dst={_UNTRIED}"
 
 
-def _sender_host(stage: Stage) -> Host:
-    return stage.lab.host(stage.sender.guest.node)
+def _sender_host(context: BreachContext) -> Host:
+    return context.lab.host(context.sender.guest.node)
 
 
-def _pair(stage: Stage) -> str:
-    _, device, address = unjoined(stage) or ("", "", "")
+def _pair(context: BreachContext) -> str:
+    _, device, address = neighbours_without_flow(context) or ("", "", "")
     return f"'{{ {device} . {address} }}'"
 
 
@@ -64,16 +64,18 @@ def _pair(stage: Stage) -> str:
         concealed(
             "a path to another guest is open, and that guest conceals what comes by it",
             shortcut("the path", "dl_dst={victim}"),
-            lambda stage: stage.pair().victim.guest,
+            lambda context: context.pair().victim.guest,
         ),
         *where(
-            lambda stage: unjoined(stage) is not None,
+            lambda context: neighbours_without_flow(context) is not None,
             shell_breach(
                 "a guest may ask for the IPv6 address of a neighbour that no flow joins it with",
-                opens=lambda s: f"nft add element netdev neighbours allowed {_pair(s)}",
-                closes=lambda s: f"nft destroy element netdev neighbours allowed {_pair(s)}",
-                shows=lambda s: f"nft get element netdev neighbours allowed {_pair(s)}",
-                where=lambda s: s.lab.host((unjoined(s) or (s.node.name,))[0]),
+                opens=lambda context: f"nft add element netdev neighbours allowed {_pair(context)}",
+                closes=lambda context: f"nft destroy element netdev neighbours allowed {_pair(context)}",
+                shows=lambda context: f"nft get element netdev neighbours allowed {_pair(context)}",
+                where=lambda context: context.lab.host(
+                    (neighbours_without_flow(context) or (context.node.name,))[0]
+                ),
             ),
         ),
     ),
@@ -86,7 +88,7 @@ def test_reach_is_what_the_topology_allows(fleet: Fleet) -> None:
     ]
     fleet.evidence.record("fleet", "matrix", f"{len(found)} cells", "\n".join(rows), time.time())
     for cell, arrived in found:
-        fleet.saw(cell, arrived=arrived)
+        fleet.record_state(cell, arrived=arrived)
     leaks = [cell for cell, arrived in found if arrived and not cell.allowed]
     assert not leaks, (
         f"{len(leaks)} of {len(found)} cells leak: {by_pair(leaks)}{_concealed(seen.observation)}"
@@ -120,11 +122,11 @@ def _concealed(observation: Observation) -> str:
             has_neighbours, acl_breach("a rule allows one port that no probe tries", lambda _: _ALLOW_ONE)
         ),
         *where(
-            lambda stage: not (has_pair(stage) or has_neighbours(stage)),
+            lambda context: not (has_pair(context) or has_neighbours(context)),
             shell_breach(
                 "one port that no probe tries leads to the root partition",
-                opens=lambda s: f"{TABLE} add-flow br-int '{_to_root(s)},actions=LOCAL'",
-                closes=lambda s: f"{TABLE} --strict del-flows br-int '{_to_root(s)}'",
+                opens=lambda context: f"{TABLE} add-flow br-int '{_to_root(context)},actions=LOCAL'",
+                closes=lambda context: f"{TABLE} --strict del-flows br-int '{_to_root(context)}'",
                 shows=lambda _: f"{TABLE} dump-flows br-int table=0 | grep -q actions=LOCAL",
                 where=_sender_host,
             ),
@@ -157,16 +159,16 @@ def test_no_path_is_left_open(fleet: Fleet) -> None:
             has_flow,
             address_breach(
                 "a port takes frames for unknown MAC addresses",
-                lambda stage: stage.receiver().nic,
-                lambda stage: [stage.receiver().nic.pinned, "unknown"],
+                lambda context: context.receiver().nic,
+                lambda context: [context.receiver().nic.port_security, "unknown"],
             ),
         ),
         *where(
             has_sharers,
             mirrored(
                 "one guest's frames are mirrored to another guest",
-                lambda stage: stage.sharers()[0],
-                lambda stage: stage.sharers()[1].nics[0].tap,
+                lambda context: context.sharers()[0],
+                lambda context: context.sharers()[1].nics[0].tap,
             ),
         ),
         shortcut("messages between bridges go to another guest", "dl_type=0x88cc"),

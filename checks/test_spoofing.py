@@ -28,13 +28,13 @@ from testbed.model.subjects import flows
 from testbed.model.topology import Guest
 from testbed.plan.host_config.nd_guard import ATTACH, RULES
 from testbed.plan.ovn_acls import Acl
-from testbed.verify.breach_context import Host, Stage
+from testbed.verify.breach_context import BreachContext, Host
 from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 
 _UNPINNED = port_security_breach("a port's address pinning is gone", lambda _: [])
 _BY_MAC_ONLY = port_security_breach(
-    "a port is pinned by MAC address only", lambda stage: [stage.sender.nic.mac]
+    "a port is pinned by MAC address only", lambda context: [context.sender.nic.mac]
 )
 
 
@@ -47,7 +47,7 @@ _BY_MAC_ONLY = port_security_breach(
         _UNPINNED,
         port_security_breach(
             "a port may use another tenant's MAC address as well",
-            lambda stage: [stage.sender.nic.pinned, _stranger_of(stage)],
+            lambda context: [context.sender.nic.port_security, _stranger_of(context)],
         ),
     ),
 )
@@ -56,14 +56,14 @@ def test_source_mac_is_pinned(fleet: Fleet) -> None:
     assert not through, f"forged frames: {'; '.join(through[:6])}"
 
 
-def _stranger_of(stage: Stage) -> str:
+def _stranger_of(context: BreachContext) -> str:
     """Return the MAC address of another tenant's guest if possible.
 
     Else it is that of another guest, else an unused one.
     """
-    own = stage.sender.guest
+    own = context.sender.guest
     others = sorted(
-        (guest for guest in stage.topology.guests if guest is not own),
+        (guest for guest in context.topology.guests if guest is not own),
         key=lambda guest: guest.tenant == own.tenant,
     )
     return others[0].nics[0].mac if others else f"0e{own.nics[0].mac[2:]}"
@@ -81,32 +81,32 @@ def test_arp_does_not_lie(fleet: Fleet) -> None:
     assert not through, f"forged ARP: {'; '.join(through[:6])}"
 
 
-def _any_sender(stage: Stage) -> Acl:
+def _any_sender(context: BreachContext) -> Acl:
     """Return a rule like the receiver's own, but without its match on the sender's address."""
-    flow = stage.flow()
+    flow = context.flow()
     return Acl("to-lport", 2000, f'outport == "{flow.target.nic.port}" && {flow.match}', "allow-related")
 
 
-def _neighbours(stage: Stage) -> tuple[Guest, Guest] | None:
+def _neighbours(context: BreachContext) -> tuple[Guest, Guest] | None:
     """Return a flow's source and a guest on its node that is no end of the flow, or None."""
-    for flow in flows(stage.topology):
+    for flow in flows(context.topology):
         source, ends = flow.source.guest, (flow.source.guest, flow.target.guest)
-        others = [guest for guest in stage.topology.guests_on(source.node) if guest not in ends]
+        others = [guest for guest in context.topology.guests_on(source.node) if guest not in ends]
         if others and source.nics[0] == flow.source.nic:
             return source, others[0]
     return None
 
 
-def _bystander(stage: Stage) -> tuple[Guest, Guest]:
-    return _neighbours(stage) or (stage.guest, stage.guest)
+def _bystander(context: BreachContext) -> tuple[Guest, Guest]:
+    return _neighbours(context) or (context.guest, context.guest)
 
 
-def _any_six(stage: Stage) -> list[str]:
-    one = six_sender(stage)
+def _any_six(context: BreachContext) -> list[str]:
+    one = six_sender(context)
     return [
         (
             f"{one.nic.mac} {one.nic.address} "
-            f"{stage.topology.tenant(one.guest.tenant).network(one.nic.network).network6}"
+            f"{context.topology.tenant(one.guest.tenant).network(one.nic.network).network6}"
         )
     ]
 
@@ -119,18 +119,19 @@ def _any_six(stage: Stage) -> list[str]:
     breaches=(
         _BY_MAC_ONLY,
         *where(
-            has_flow, acl_breach("the receiver's rule takes any sender", lambda stage: (_any_sender(stage),))
+            has_flow,
+            acl_breach("the receiver's rule takes any sender", lambda context: (_any_sender(context),)),
         ),
         shortcut("packets of another address go past the pinning", "dl_type=0x0800,nw_src=203.0.113.7"),
         shortcut(
             "IPv6 packets of another address go past the pinning", f"dl_type=0x86dd,ipv6_src={NOWHERE6}"
         ),
         *where(
-            lambda stage: _neighbours(stage) is not None,
+            lambda context: _neighbours(context) is not None,
             mirrored(
                 "packets with a source route go to a neighbour",
-                lambda stage: _bystander(stage)[0],
-                lambda stage: _bystander(stage)[1].nics[0].tap,
+                lambda context: _bystander(context)[0],
+                lambda context: _bystander(context)[1].nics[0].tap,
                 "ip hdrlength > 5",
             ),
         ),
@@ -139,7 +140,7 @@ def _any_six(stage: Stage) -> list[str]:
             port_security_breach(
                 "a port may use every IPv6 address of its network",
                 _any_six,
-                lambda stage: six_sender(stage).nic,
+                lambda context: six_sender(context).nic,
             ),
         ),
     ),
@@ -149,12 +150,12 @@ def test_source_address_is_pinned(fleet: Fleet) -> None:
     assert not through, f"forged packets: {'; '.join(through[:6])}"
 
 
-def _tap(stage: Stage) -> str:
-    return six_sender(stage).nic.tap
+def _tap(context: BreachContext) -> str:
+    return six_sender(context).nic.tap
 
 
-def _guarded(stage: Stage) -> Host:
-    return stage.lab.host(six_sender(stage).guest.node)
+def _guarded(context: BreachContext) -> Host:
+    return context.lab.host(six_sender(context).guest.node)
 
 
 @check(
@@ -168,7 +169,7 @@ def _guarded(stage: Stage) -> Host:
     breaches=(
         _BY_MAC_ONLY,
         *where(
-            lambda stage: has_pair(stage) and not has_six(stage),
+            lambda context: has_pair(context) and not has_six(context),
             shortcut("router advertisements go past the pinning", "icmp6,icmp_type=134"),
         ),
         *where(
@@ -193,11 +194,11 @@ def _guarded(stage: Stage) -> Host:
             ),
             shell_breach(
                 "a guest's interface is not guarded",
-                opens=lambda stage: f"nft flush chain netdev neighbours {_tap(stage)}",
-                closes=lambda stage: f"{ATTACH} {_tap(stage)}",
-                shows=lambda stage: (
-                    f"nft list chain netdev neighbours {_tap(stage)} | grep -q hook && "
-                    f"! nft list chain netdev neighbours {_tap(stage)} | grep -q jump"
+                opens=lambda context: f"nft flush chain netdev neighbours {_tap(context)}",
+                closes=lambda context: f"{ATTACH} {_tap(context)}",
+                shows=lambda context: (
+                    f"nft list chain netdev neighbours {_tap(context)} | grep -q hook && "
+                    f"! nft list chain netdev neighbours {_tap(context)} | grep -q jump"
                 ),
                 where=_guarded,
             ),
@@ -229,8 +230,8 @@ def _answers(port: int) -> tuple[Acl, ...]:
             has_neighbours,
             address_breach(
                 "DHCP hands a guest another's address",
-                lambda stage: stage.sender.nic,
-                lambda stage: [f"{stage.sender.nic.mac} {stage.receiver().nic.addresses}"],
+                lambda context: context.sender.nic,
+                lambda context: [f"{context.sender.nic.mac} {context.receiver().nic.addresses}"],
             ),
         ),
     ),
@@ -250,9 +251,9 @@ def test_no_guest_serves_or_steals_leases(fleet: Fleet) -> None:
     breaches=(
         Breach(
             "a switch passes VLAN tags on",
-            open=lambda stage: stage.northbound.set_option(switch(stage), "vlan-passthru", "true"),
-            close=lambda stage: stage.northbound.set_option(switch(stage), "vlan-passthru", ""),
-            in_force=lambda stage: stage.northbound.switches()[switch(stage)]["options"] != [],
+            open=lambda context: context.northbound.set_option(switch(context), "vlan-passthru", "true"),
+            close=lambda context: context.northbound.set_option(switch(context), "vlan-passthru", ""),
+            in_force=lambda context: context.northbound.switches()[switch(context)]["options"] != [],
         ),
         shortcut(
             "a node takes the tag off and lets the frame in",

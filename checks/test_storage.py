@@ -5,46 +5,46 @@ from __future__ import annotations
 from checks.support.breaches import has_strangers, load, needs_guest, rules, shell_breach, where
 from testbed.model.topology import FIRST_WORKER_UID, IMAGES, POOLS, Guest
 from testbed.verify.attackers.worker import Attempt, succeeded
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Effect, check
 from testbed.verify.fleet import Fleet, MachineView
 
 BASE = f"{IMAGES}/guest/root.raw"
 
 
-def _stranger_file(stage: Stage) -> str:
-    return stage.strangers()[1].disks[-1]
+def _stranger_file(context: BreachContext) -> str:
+    return context.strangers()[1].disks[-1]
 
 
-def _stranger_uid(stage: Stage) -> int:
+def _stranger_uid(context: BreachContext) -> int:
     """Return the account of another tenant's worker on the node, or an unused account."""
-    if has_strangers(stage):
-        return stage.strangers()[1].uid
-    used = {guest.uid for guest in stage.guests}
+    if has_strangers(context):
+        return context.strangers()[1].uid
+    used = {guest.uid for guest in context.guests}
     return next(uid for uid in range(FIRST_WORKER_UID, FIRST_WORKER_UID + len(used) + 1) if uid not in used)
 
 
-def _open_all_layers(stage: Stage) -> str:
-    attacker, victim = stage.strangers()
-    file = _stranger_file(stage)
+def _open_all_layers(context: BreachContext) -> str:
+    attacker, victim = context.strangers()
+    file = _stranger_file(context)
     return (
         f"chmod 0666 {file}; chmod o+x {victim.pool}; echo '  \"{file}\" rw,' >> {rules(attacker)}; "
         f"{load(attacker)}"
     )
 
 
-def _close_all_layers(stage: Stage) -> str:
-    attacker, victim = stage.strangers()
-    file = _stranger_file(stage)
+def _close_all_layers(context: BreachContext) -> str:
+    attacker, victim = context.strangers()
+    file = _stranger_file(context)
     return (
         f"chmod 0600 {file}; chmod o-x {victim.pool}; sed -i '\\#{file}#d' {rules(attacker)}; "
         f"{load(attacker)}"
     )
 
 
-def _named(stage: Stage) -> str:
+def _named(context: BreachContext) -> str:
     """Return a command that succeeds while one worker's profile names the other tenant's volume."""
-    return f"grep -qF {_stranger_file(stage)} {rules(stage.strangers()[0])}"
+    return f"grep -qF {_stranger_file(context)} {rules(context.strangers()[0])}"
 
 
 @check(
@@ -57,25 +57,28 @@ def _named(stage: Stage) -> str:
     breaches=(
         shell_breach(
             "a volume's mode is 0666",
-            opens=lambda stage: f"chmod 0666 {stage.guests[-1].disks[-1]}",
-            closes=lambda stage: f"chmod 0600 {stage.guests[-1].disks[-1]}",
-            shows=lambda stage: f"[ $(stat -c %a {stage.guests[-1].disks[-1]}) = 666 ]",
+            opens=lambda context: f"chmod 0666 {context.guests[-1].disks[-1]}",
+            closes=lambda context: f"chmod 0600 {context.guests[-1].disks[-1]}",
+            shows=lambda context: f"[ $(stat -c %a {context.guests[-1].disks[-1]}) = 666 ]",
         ),
         shell_breach(
             "a pool's access list lets another tenant's worker in",
-            opens=lambda stage: f"setfacl -m u:{_stranger_uid(stage)}:x {stage.guest.pool}",
-            closes=lambda stage: f"setfacl -x u:{_stranger_uid(stage)} {stage.guest.pool}",
-            shows=lambda stage: f"getfacl -pcn {stage.guest.pool} | grep -q ^user:{_stranger_uid(stage)}:",
+            opens=lambda context: f"setfacl -m u:{_stranger_uid(context)}:x {context.guest.pool}",
+            closes=lambda context: f"setfacl -x u:{_stranger_uid(context)} {context.guest.pool}",
+            shows=lambda context: (
+                f"getfacl -pcn {context.guest.pool} | grep -q ^user:{_stranger_uid(context)}:"
+            ),
         ),
         *where(
             has_strangers,
             shell_breach(
                 "a worker's profile names another tenant's volume",
-                opens=lambda stage: (
-                    f"echo '  \"{_stranger_file(stage)}\" rw,' >> {rules(stage.guest)}; {load(stage.guest)}"
+                opens=lambda context: (
+                    f"echo '  \"{_stranger_file(context)}\" rw,' >> {rules(context.guest)}; "
+                    f"{load(context.guest)}"
                 ),
-                closes=lambda stage: (
-                    f"sed -i '\\#{_stranger_file(stage)}#d' {rules(stage.guest)}; {load(stage.guest)}"
+                closes=lambda context: (
+                    f"sed -i '\\#{_stranger_file(context)}#d' {rules(context.guest)}; {load(context.guest)}"
                 ),
                 shows=_named,
             ),
@@ -83,7 +86,9 @@ def _named(stage: Stage) -> str:
                 "mode, pool and profile all let a worker at another tenant's volume",
                 opens=_open_all_layers,
                 closes=_close_all_layers,
-                shows=lambda stage: f"[ $(stat -c %a {_stranger_file(stage)}) = 666 ] && {_named(stage)}",
+                shows=lambda context: (
+                    f"[ $(stat -c %a {_stranger_file(context)}) = 666 ] && {_named(context)}"
+                ),
             ),
         ),
     ),
@@ -139,21 +144,21 @@ def _require_own_pool(node: MachineView, owners: list[Guest]) -> None:
     local=True,
     breaches=(
         *where(
-            lambda stage: bool(stage.guests),
+            lambda context: bool(context.guests),
             shell_breach(
                 (
                     "the images are mounted read-write, the base image is world-writable, and a worker's "
                     "profile allows it"
                 ),
-                opens=lambda stage: (
+                opens=lambda context: (
                     f"mount -o remount,rw {IMAGES}; chmod 0666 {BASE}; "
-                    f'sed -i \'s#deny "{BASE}" w,#"{BASE}" w,#\' {rules(stage.guest)}; '
-                    f"{load(stage.guest)}"
+                    f'sed -i \'s#deny "{BASE}" w,#"{BASE}" w,#\' {rules(context.guest)}; '
+                    f"{load(context.guest)}"
                 ),
-                closes=lambda stage: (
+                closes=lambda context: (
                     f"mount -o remount,rw {IMAGES}; chmod 0444 {BASE}; mount -o remount,ro {IMAGES}; "
-                    f'sed -i \'s#^  "{BASE}" w,#  deny "{BASE}" w,#\' {rules(stage.guest)}; '
-                    f"{load(stage.guest)}"
+                    f'sed -i \'s#^  "{BASE}" w,#  deny "{BASE}" w,#\' {rules(context.guest)}; '
+                    f"{load(context.guest)}"
                 ),
                 shows=lambda _: (
                     f"[ $(stat -c %a {BASE}) = 666 ] && findmnt -no OPTIONS {IMAGES} | grep -q ^rw"

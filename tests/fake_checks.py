@@ -30,10 +30,10 @@ def look(fleet):
     fleet.evidence.record("node", "command", "look", "saw the wall", time.time())
     return WALL["open"]
 
-def opens(stage): WALL["open"] = True
-def closes(stage):
+def opens(context): WALL["open"] = True
+def closes(context):
     if not WALL["stuck"]: WALL["open"] = False
-BREACH = Breach("opens it", opens, closes, lambda stage: WALL["open"])
+BREACH = Breach("opens it", opens, closes, lambda context: WALL["open"])
 """
 
 
@@ -52,8 +52,8 @@ class FakeFleet:
         self.phases += 1
         self.focus = focus
 
-    def apart(self) -> FakeFleet:
-        return replace(self, evidence=self.evidence.apart())
+    def separate(self) -> FakeFleet:
+        return replace(self, evidence=self.evidence.separate())
 
 
 def fake_fleet(folder: Path, file: Path = TOPOLOGY) -> FakeFleet:

@@ -13,29 +13,29 @@ from testbed.model.reachability import endpoints
 from testbed.model.topology import Guest, GuestNic
 from testbed.plan.host_config import nd_guard
 from testbed.plan.ovn_acls import Acl
-from testbed.verify.breach_context import Host, Stage
+from testbed.verify.breach_context import BreachContext, Host
 from testbed.verify.check import Breach
 
 TABLE = "ovs-ofctl -O OpenFlow15"
 
 
-def here(stage: Stage) -> Host:
+def here(context: BreachContext) -> Host:
     """Return the machine of the case."""
-    return stage.host
+    return context.host
 
 
-def controller(stage: Stage) -> Host:
+def controller(context: BreachContext) -> Host:
     """Return the controller."""
-    return stage.lab.central.host
+    return context.lab.central.host
 
 
 def shell_breach(
     name: str,
     *,
-    opens: Callable[[Stage], str],
-    closes: Callable[[Stage], str],
-    shows: Callable[[Stage], str],
-    where: Callable[[Stage], Host] = here,
+    opens: Callable[[BreachContext], str],
+    closes: Callable[[BreachContext], str],
+    shows: Callable[[BreachContext], str],
+    where: Callable[[BreachContext], Host] = here,
 ) -> Breach:
     """Return a breach made of shell commands that run as root on a machine.
 
@@ -45,47 +45,47 @@ def shell_breach(
 
     """
 
-    def do(stage: Stage, commands: str) -> None:
-        where(stage).must(commands)
+    def do(context: BreachContext, commands: str) -> None:
+        where(context).must(commands)
 
     return Breach(
         name,
-        open=lambda stage: do(stage, opens(stage)),
-        close=lambda stage: do(stage, closes(stage)),
-        in_force=lambda stage: where(stage).sudo(shows(stage)).status == 0,
+        open=lambda context: do(context, opens(context)),
+        close=lambda context: do(context, closes(context)),
+        in_force=lambda context: where(context).sudo(shows(context)).status == 0,
     )
 
 
-def needs_guest(stage: Stage) -> str | None:
+def needs_guest(context: BreachContext) -> str | None:
     """Return why a check of one node has nothing to observe there, or None."""
     return (
         None
-        if stage.guests
-        else f"no guest runs on {stage.node.name}, so no worker, volume or frame of a guest is there"
+        if context.guests
+        else f"no guest runs on {context.node.name}, so no worker, volume or frame of a guest is there"
     )
 
 
-def needs_other_tenants(stage: Stage) -> str | None:
+def needs_other_tenants(context: BreachContext) -> str | None:
     """Return why no file on a node could belong to two tenants, or None."""
-    if len(stage.topology.tenants) < 2:
+    if len(context.topology.tenants) < 2:
         return "the topology has one tenant, so no file could belong to a second one"
-    return needs_guest(stage)
+    return needs_guest(context)
 
 
-def needs_company(stage: Stage) -> str | None:
+def needs_company(context: BreachContext) -> str | None:
     """Return why no guest's frame could reach another guest, or None."""
     return (
         None
-        if len(stage.topology.guests) > 1
+        if len(context.topology.guests) > 1
         else "the topology has one guest, so there is no other one that its frames could come to"
     )
 
 
-def needs_flow(stage: Stage) -> str | None:
+def needs_flow(context: BreachContext) -> str | None:
     """Return why there is no connection whose rule could be removed, or None."""
     return (
         None
-        if has_flow(stage)
+        if has_flow(context)
         else "no declared flow joins two guests, so there is no rule that a connection could outlive"
     )
 
@@ -106,7 +106,10 @@ def load(guest: Guest) -> str:
 
 
 def mirrored(
-    name: str, source: Callable[[Stage], Guest], device: Callable[[Stage], str], match: str = ""
+    name: str,
+    source: Callable[[BreachContext], Guest],
+    device: Callable[[BreachContext], str],
+    match: str = "",
 ) -> Breach:
     """Return a breach by which a device sends copies of frames from the guest's first interface.
 
@@ -119,61 +122,61 @@ def mirrored(
     table = re.sub(r"\W", "_", name)
     return shell_breach(
         name,
-        opens=lambda s: (
+        opens=lambda context: (
             f"nft 'add table netdev {table}; add chain netdev {table} copies "
-            f'{{ type filter hook ingress device "{source(s).nics[0].tap}" priority -300; }}; '
-            f'add rule netdev {table} copies {match} dup to "{device(s)}"\''
+            f'{{ type filter hook ingress device "{source(context).nics[0].tap}" priority -300; }}; '
+            f'add rule netdev {table} copies {match} dup to "{device(context)}"\''
         ),
         closes=lambda _: f"nft destroy table netdev {table}",
         shows=lambda _: f"nft list table netdev {table} | grep -q dup",
-        where=lambda s: s.lab.host(source(s).node),
+        where=lambda context: context.lab.host(source(context).node),
     )
 
 
-def where(applies: Callable[[Stage], bool], *breaches: Breach) -> tuple[Breach, ...]:
+def where(applies: Callable[[BreachContext], bool], *breaches: Breach) -> tuple[Breach, ...]:
     """Return breaches that apply only to topologies with the wall that they open."""
     return tuple(replace(breach, applies=applies) for breach in breaches)
 
 
-def has_flow(stage: Stage) -> bool:
+def has_flow(context: BreachContext) -> bool:
     """Return whether a declared flow joins two guests."""
-    return bool(subjects.flows(stage.topology))
+    return bool(subjects.flows(context.topology))
 
 
-def has_pair(stage: Stage) -> bool:
+def has_pair(context: BreachContext) -> bool:
     """Return whether the fleet has two guests that no flow joins."""
-    return subjects.pair(stage.topology) is not None
+    return subjects.pair(context.topology) is not None
 
 
-def has_neighbours(stage: Stage) -> bool:
+def has_neighbours(context: BreachContext) -> bool:
     """Return whether two guests share a network."""
-    return subjects.neighbour(stage.topology, stage.sender) is not None
+    return subjects.neighbour(context.topology, context.sender) is not None
 
 
-def has_sharers(stage: Stage) -> bool:
+def has_sharers(context: BreachContext) -> bool:
     """Return whether two guests are on the node of a case."""
-    return subjects.sharers(stage.topology, stage.node.name) is not None
+    return subjects.sharers(context.topology, context.node.name) is not None
 
 
-def has_strangers(stage: Stage) -> bool:
+def has_strangers(context: BreachContext) -> bool:
     """Return whether guests of two tenants are on the node of a case."""
-    return subjects.strangers(stage.topology, stage.node.name) is not None
+    return subjects.strangers(context.topology, context.node.name) is not None
 
 
-def has_six(stage: Stage) -> bool:
+def has_six(context: BreachContext) -> bool:
     """Return whether any guest has IPv6."""
-    return any(nic.address6 for guest in stage.topology.guests for nic in guest.nics)
+    return any(nic.address6 for guest in context.topology.guests for nic in guest.nics)
 
 
-def six_sender(stage: Stage) -> subjects.Attachment:
+def six_sender(context: BreachContext) -> subjects.Attachment:
     """Return the first interface with IPv6, else the first one."""
-    everyone = subjects.attachments(stage.topology)
+    everyone = subjects.attachments(context.topology)
     return next((item for item in everyone if item.nic.address6), everyone[0])
 
 
-def unjoined(stage: Stage) -> tuple[str, str, str] | None:
+def neighbours_without_flow(context: BreachContext) -> tuple[str, str, str] | None:
     """Return node, interface and IPv6 address of two neighbours without a flow, or None."""
-    topology = stage.topology
+    topology = context.topology
     found = {node.name: nd_guard.allowed(topology, node) for node in topology.nodes}
     own = {item.nic.mac: item for item in subjects.attachments(topology)}
     for one, other in permutations(endpoints(topology), 2):
@@ -183,25 +186,25 @@ def unjoined(stage: Stage) -> tuple[str, str, str] | None:
     return None
 
 
-def switch(stage: Stage) -> str:
+def switch(context: BreachContext) -> str:
     """Return the logical switch of the network that `testbed.model.subjects.sender` attacks.
 
     It is that of the first declared flow, else of a network with a guest, if possible with two.
     """
-    return stage.sender.network
+    return context.sender.network
 
 
-def acl_breach(name: str, rules: Callable[[Stage], tuple[Acl, ...]]) -> Breach:
+def acl_breach(name: str, rules: Callable[[BreachContext], tuple[Acl, ...]]) -> Breach:
     """Return a breach by ACLs that are added to the `switch`."""
 
-    def in_force(stage: Stage) -> bool:
-        present = stage.northbound.switches()[switch(stage)]["acls"]
-        return any(str(rule) in present for rule in rules(stage))
+    def in_force(context: BreachContext) -> bool:
+        present = context.northbound.switches()[switch(context)]["acls"]
+        return any(str(rule) in present for rule in rules(context))
 
     return Breach(
         name,
-        open=lambda stage: stage.northbound.change_rules(switch(stage), (), rules(stage)),
-        close=lambda stage: stage.northbound.change_rules(switch(stage), rules(stage), ()),
+        open=lambda context: context.northbound.change_rules(switch(context), (), rules(context)),
+        close=lambda context: context.northbound.change_rules(switch(context), rules(context), ()),
         in_force=in_force,
     )
 
@@ -210,34 +213,40 @@ _ALL = tuple(Acl(way, 2000, "ip", "allow") for way in ("from-lport", "to-lport")
 ALLOW_ALL = acl_breach("a rule allows all IP inside a tenant's network", lambda _: _ALL)
 
 
-def attacker(stage: Stage) -> GuestNic:
+def attacker(context: BreachContext) -> GuestNic:
     """Return the interface that attacks a network."""
-    return stage.sender.nic
+    return context.sender.nic
 
 
 def port_security_breach(
-    name: str, security: Callable[[Stage], list[str]], nic: Callable[[Stage], GuestNic] = attacker
+    name: str,
+    security: Callable[[BreachContext], list[str]],
+    nic: Callable[[BreachContext], GuestNic] = attacker,
 ) -> Breach:
-    """Return a breach by a port security that differs from the pinned addresses."""
+    """Return a breach by a port security that differs from the allowed addresses."""
     return Breach(
         name,
-        open=lambda stage: stage.northbound.set_security(nic(stage).port, security(stage)),
-        close=lambda stage: stage.northbound.set_security(nic(stage).port, [nic(stage).pinned]),
-        in_force=lambda stage: _port(stage, nic(stage))["security"] != [nic(stage).pinned],
+        open=lambda context: context.northbound.set_security(nic(context).port, security(context)),
+        close=lambda context: context.northbound.set_security(
+            nic(context).port, [nic(context).port_security]
+        ),
+        in_force=lambda context: _port(context, nic(context))["security"] != [nic(context).port_security],
     )
 
 
 def address_breach(
-    name: str, nic: Callable[[Stage], GuestNic], addresses: Callable[[Stage], list[str]]
+    name: str, nic: Callable[[BreachContext], GuestNic], addresses: Callable[[BreachContext], list[str]]
 ) -> Breach:
     """Return a breach by other addresses at which a port is reached, and which DHCP offers."""
     return Breach(
         name,
-        open=lambda stage: stage.northbound.set_addresses(nic(stage).port, addresses(stage)),
-        close=lambda stage: stage.northbound.set_addresses(nic(stage).port, [nic(stage).pinned]),
-        in_force=lambda stage: _port(stage, nic(stage))["addresses"] != nic(stage).pinned,
+        open=lambda context: context.northbound.set_addresses(nic(context).port, addresses(context)),
+        close=lambda context: context.northbound.set_addresses(
+            nic(context).port, [nic(context).port_security]
+        ),
+        in_force=lambda context: _port(context, nic(context))["addresses"] != nic(context).port_security,
     )
 
 
-def _port(stage: Stage, nic: GuestNic) -> Mapping[str, Any]:
-    return next(found for found in stage.northbound.ports().values() if found["port"] == nic.port)
+def _port(context: BreachContext, nic: GuestNic) -> Mapping[str, Any]:
+    return next(found for found in context.northbound.ports().values() if found["port"] == nic.port)

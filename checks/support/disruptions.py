@@ -15,7 +15,7 @@ from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 
 from checks.support.attacker_positions import Position, positions
-from checks.support.spoofed_frames import Forgery, forgeries, of_scene
+from checks.support.spoofed_frames import Forgery, forgeries, of_position
 from testbed import timeouts
 from testbed.engine.apply import converge_place
 from testbed.errors import InstrumentError
@@ -47,7 +47,7 @@ EARLY, LATE = "holdearly", "holdlate"
 
 
 @dataclass
-class Ordeal:
+class DisruptionResult:
     """Frames that guests sent during a disruption, and the observation of them.
 
     Args:
@@ -80,7 +80,7 @@ class Ordeal:
         ]
 
 
-def service_restarts(fleet: Fleet) -> Ordeal:
+def service_restarts(fleet: Fleet) -> DisruptionResult:
     """Observe guests' attacks while the virtual switch's services restart one after another.
 
     Raises:
@@ -92,7 +92,7 @@ def service_restarts(fleet: Fleet) -> Ordeal:
     return _besieged(fleet, frames, lambda tokens: _until_leak(fleet, frames, tokens, steps))
 
 
-def rule_removal(fleet: Fleet) -> Ordeal:
+def rule_removal(fleet: Fleet) -> DisruptionResult:
     """Observe a connection in use whose rule is removed, and guests' attacks during the change.
 
     Raises:
@@ -104,7 +104,7 @@ def rule_removal(fleet: Fleet) -> Ordeal:
     return found
 
 
-def new_guest(fleet: Fleet) -> Ordeal:
+def new_guest(fleet: Fleet) -> DisruptionResult:
     """Observe a new guest that attacks from its first frame.
 
     It attacks on a port unknown to OVN, then bound, after a reset, and through a second interface.
@@ -112,16 +112,17 @@ def new_guest(fleet: Fleet) -> Ordeal:
     Raises:
         InstrumentError: the observation was not complete, or the guest did not attack.
     """
-    stages, members = (
+    all_positions, members = (
         positions(fleet),
         {guest.label: guest for guest in fleet.topology.guests_on(host(fleet.topology))},
     )
-    scene = min(
-        (scene for scene in stages if scene.sender.guest in members), key=lambda scene: not scene.protocol
+    position = min(
+        (position for position in all_positions if position.sender.guest in members),
+        key=lambda position: not position.protocol,
     )
-    guest = members[scene.sender.guest]
-    stranger = Throwaway.beside(fleet, guest, _free(fleet, scene), scene.sender.interface)
-    own = _first_frames(fleet, replace(scene, number=len(stages), sender=stranger.endpoint))
+    guest = members[position.sender.guest]
+    stranger = Throwaway.beside(fleet, guest, _free(fleet, position), position.sender.interface)
+    own = _first_frames(fleet, replace(position, number=len(all_positions), sender=stranger.endpoint))
 
     def meanwhile(tokens: Tokens) -> None:
         with stranger.present(fleet):
@@ -135,10 +136,10 @@ def new_guest(fleet: Fleet) -> Ordeal:
             )
             _until_leak(fleet, own, tokens, steps)
 
-    return Ordeal(own, observe(fleet, (), Attack((), _SECONDS, meanwhile), doubts=True))
+    return DisruptionResult(own, observe(fleet, (), Attack((), _SECONDS, meanwhile), doubts=True))
 
 
-def controller_reboot(fleet: Fleet) -> Ordeal:
+def controller_reboot(fleet: Fleet) -> DisruptionResult:
     """Observe guests' attacks while the controller reboots.
 
     Raises:
@@ -147,7 +148,7 @@ def controller_reboot(fleet: Fleet) -> Ordeal:
     return _besieged(fleet, _attacks(fleet), lambda _: _reboot_controller(fleet))
 
 
-def node_reboot(fleet: Fleet) -> Ordeal:
+def node_reboot(fleet: Fleet) -> DisruptionResult:
     """Observe attacks by the guests of all other nodes while one node reboots.
 
     The guests of that node are started again afterwards.
@@ -172,16 +173,18 @@ def node_reboot(fleet: Fleet) -> Ordeal:
         return _besieged(others, _attacks(others), lambda _: _reboot(fleet.machines[name]))
 
 
-def _besieged(fleet: Fleet, frames: list[tuple[Probe, str]], meanwhile: Callable[[Tokens], None]) -> Ordeal:
+def _besieged(
+    fleet: Fleet, frames: list[tuple[Probe, str]], meanwhile: Callable[[Tokens], None]
+) -> DisruptionResult:
     """Let every guest attack repeatedly during an event."""
-    return Ordeal(
+    return DisruptionResult(
         frames, observe(fleet, (), Attack([probe for probe, _ in frames], _SECONDS, meanwhile), doubts=True)
     )
 
 
 def _attacks(fleet: Fleet) -> list[tuple[Probe, str]]:
     """Return the frames that guests send repeatedly, each with its meaning."""
-    return [*((lie.probe, str(lie)) for lie in _selected(forgeries(fleet))), *_crossings(fleet)]
+    return [*((forgery.probe, str(forgery)) for forgery in _selected(forgeries(fleet))), *_crossings(fleet)]
 
 
 def _until_leak(
@@ -198,29 +201,34 @@ def _until_leak(
         step()
 
 
-def _free(fleet: Fleet, scene: Position) -> IPv4Address:
-    taken = {item.address for item in endpoints(fleet.topology) if item.network == scene.sender.network}
-    hosts = list(fleet.topology.tenant(scene.sender.tenant).network(scene.sender.interface).network.hosts())
-    return next(address for address in reversed(hosts) if address not in {*taken, scene.server.address})
+def _free(fleet: Fleet, position: Position) -> IPv4Address:
+    taken = {item.address for item in endpoints(fleet.topology) if item.network == position.sender.network}
+    hosts = list(
+        fleet.topology.tenant(position.sender.tenant).network(position.sender.interface).network.hosts()
+    )
+    return next(address for address in reversed(hosts) if address not in {*taken, position.server.address})
 
 
-def _first_frames(fleet: Fleet, scene: Position) -> list[tuple[Probe, str]]:
+def _first_frames(fleet: Fleet, position: Position) -> list[tuple[Probe, str]]:
     """Return frames of a guest without a flow: forgeries, and true packets to all guests."""
-    found = [(lie.probe, str(lie)) for lie in _selected(list(of_scene(scene)))]
+    found = [(forgery.probe, str(forgery)) for forgery in _selected(list(of_position(position)))]
     for number, target in enumerate(endpoints(fleet.topology)):
-        head = IP(src=str(scene.sender.address), dst=str(target.address))
-        frame = framed(Ether(src=scene.sender.mac, dst=target.mac), head, scene.body())
+        head = IP(src=str(position.sender.address), dst=str(target.address))
+        frame = framed(Ether(src=position.sender.mac, dst=target.mac), head, position.body())
         found.append(
-            (Probe(f"first{number}", scene.sender, {}, frame), f"{scene.sender.label} -> {target.label}")
+            (
+                Probe(f"first{number}", position.sender, {}, frame),
+                f"{position.sender.label} -> {target.label}",
+            )
         )
     return found
 
 
-def _selected(lies: list[Forgery]) -> list[Forgery]:
+def _selected(forged: list[Forgery]) -> list[Forgery]:
     """Return the first forgery of each sender and control; more would delay restarting services."""
     first: dict[tuple[str, str], Forgery] = {}
-    for lie in lies:
-        first.setdefault((lie.sender.label, lie.control), lie)
+    for forgery in forged:
+        first.setdefault((forgery.sender.label, forgery.control), forgery)
     return list(first.values())
 
 

@@ -54,7 +54,7 @@ class Noise:
     """The guest that floods, its target, and the victim.
 
     Args:
-        scene: the sender, and the receiver of its frames: the target of a declared flow. Without a flow
+        position: the sender, and the receiver of its frames: the target of a declared flow. Without a flow
             only the limit of packets can be met, since no frame that counts for the other limits is
             allowed.
         victim: a guest on the same node, of another tenant if there is one.
@@ -62,18 +62,18 @@ class Noise:
 
     guest: Guest
     nic: GuestNic
-    scene: Position
+    position: Position
     victim: Endpoint | None
 
     @property
     def sender(self) -> Endpoint:
         """The interface that sends the flood."""
-        return self.scene.sender
+        return self.position.sender
 
     @property
     def peer(self) -> Endpoint:
         """The receiver of the flood."""
-        return self.scene.peer
+        return self.position.peer
 
 
 @dataclass
@@ -103,11 +103,11 @@ class FloodOutcome:
 def noise_of(fleet: Fleet) -> Noise:
     """Return the flooding guest and its victim, chosen by `testbed.model.subjects.loudest`."""
     one, _, suffering = loudest(fleet.topology)
-    scene = next(scene for scene in positions(fleet) if scene.sender.mac == one.nic.mac)
+    position = next(position for position in positions(fleet) if position.sender.mac == one.nic.mac)
     victim = next(
         (item for item in endpoints(fleet.topology) if suffering and item.guest == suffering.label), None
     )
-    return Noise(one.guest, one.nic, scene, victim)
+    return Noise(one.guest, one.nic, position, victim)
 
 
 def _interface(fleet: Fleet, endpoint: Endpoint) -> tuple[Guest, GuestNic]:
@@ -204,7 +204,7 @@ def _make_noise(fleet: Fleet, noise: Noise, found: FloodOutcome) -> None:
             beyond, _FLOOD,
         )  # fmt: skip
 
-    if noise.scene.protocol:
+    if noise.position.protocol:
         _open_connections(fleet, noise, found)
         if exceeded_limits(noise, found):
             return
@@ -252,11 +252,11 @@ def _connections(noise: Noise) -> tuple[list[bytes], list[bytes]]:
     """
     count = min(2 * noise.guest.limits.connections, _PORTS)
     start = 2**16 - _PORTS + secrets.randbelow(_PORTS - count + 1)
-    head, port = _link(noise) / _ip(noise), noise.scene.port
+    head, port = _link(noise) / _ip(noise), noise.position.port
     signed, own = [("MD5", bytes(16))], range(start, start + count)
-    if noise.scene.protocol == "icmp":
+    if noise.position.protocol == "icmp":
         return [bytes(head / ICMP(id=number, seq=1)) for number in own], []
-    if noise.scene.protocol == "udp":
+    if noise.position.protocol == "udp":
         return [bytes(head / UDP(sport=number, dport=port)) for number in own], []
     first = [
         bytes(head / TCP(sport=number, dport=port, flags="S", seq=1000, options=signed)) for number in own
@@ -273,9 +273,9 @@ def _allowed(noise: Noise) -> bytes:
 def _denied(noise: Noise) -> list[bytes]:
     """Return small frames that no rule allows: datagrams, segments, fragments, and broadcasts."""
     shout = Ether(src=noise.sender.mac, dst=BROADCAST)
-    closed = noise.scene.port ^ 1
+    closed = noise.position.port ^ 1
     others = [
-        port for port in (1024 + secrets.randbelow(60000) for _ in range(9)) if port != noise.scene.port
+        port for port in (1024 + secrets.randbelow(60000) for _ in range(9)) if port != noise.position.port
     ]
     kinds: list[Packet] = [
         *(_link(noise) / _ip(noise) / UDP(sport=9, dport=port) for port in others),

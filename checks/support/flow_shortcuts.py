@@ -13,7 +13,7 @@ from checks.support.breaches import TABLE, has_pair
 from testbed.model import subjects
 from testbed.model.subjects import Pair
 from testbed.model.topology import Plane
-from testbed.verify.breach_context import Host, Stage
+from testbed.verify.breach_context import BreachContext, Host
 from testbed.verify.check import Breach
 
 _KEY = "0xb4eac4"  # of frames on their way through a tunnel; no network of a topology has a key as high
@@ -48,7 +48,7 @@ class ShortcutRule:
         return f'{TABLE} dump-flows br-int "table=0,{self.match}" | grep -q priority={_PRIORITY}'
 
 
-def rules(stage: Stage, pair: Pair, match: str, actions: str = "") -> list[ShortcutRule]:
+def rules(context: BreachContext, pair: Pair, match: str, actions: str = "") -> list[ShortcutRule]:
     """Return the rules that send some frames of an attacker to a victim.
 
     Args:
@@ -62,23 +62,23 @@ def rules(stage: Stage, pair: Pair, match: str, actions: str = "") -> list[Short
     if pair.local:
         return [ShortcutRule(start, wanted, f"{actions}output:{victim.nic.tap}")]
     return [
-        ShortcutRule(end, f"in_port={_tunnel(stage, start)},tun_id={_KEY}", f"output:{victim.nic.tap}"),
-        ShortcutRule(start, wanted, f"{actions}set_field:{_KEY}->tun_id,output:{_tunnel(stage, end)}"),
+        ShortcutRule(end, f"in_port={_tunnel(context, start)},tun_id={_KEY}", f"output:{victim.nic.tap}"),
+        ShortcutRule(start, wanted, f"{actions}set_field:{_KEY}->tun_id,output:{_tunnel(context, end)}"),
     ]
 
 
-def _tunnel(stage: Stage, peer: str) -> str:
+def _tunnel(context: BreachContext, peer: str) -> str:
     """Return a shell expression for the name of a node's tunnel interface to another node."""
-    address = stage.topology.machine(peer).address(Plane.FABRIC)
+    address = context.topology.machine(peer).address(Plane.FABRIC)
     return f"$(ovs-vsctl --bare --columns=name find interface type=geneve options:remote_ip={address})"
 
 
-def _anywhere(stage: Stage) -> Pair | None:
-    return subjects.pair(stage.topology)
+def _anywhere(context: BreachContext) -> Pair | None:
+    return subjects.pair(context.topology)
 
 
 def shortcut(
-    name: str, match: str, actions: str = "", among: Callable[[Stage], Pair | None] = _anywhere
+    name: str, match: str, actions: str = "", among: Callable[[BreachContext], Pair | None] = _anywhere
 ) -> Breach:
     """Return a breach that sends some frames of a guest directly to another one; see `rules`.
 
@@ -86,24 +86,24 @@ def shortcut(
         among: returns the two guests; the breach applies where there are such.
     """
 
-    def of(stage: Stage) -> list[ShortcutRule]:
-        return rules(stage, among(stage) or stage.pair(), match, actions)
+    def of(context: BreachContext) -> list[ShortcutRule]:
+        return rules(context, among(context) or context.pair(), match, actions)
 
-    def on(stage: Stage, rule: ShortcutRule) -> Host:
-        return stage.lab.host(rule.place)
+    def on(context: BreachContext, rule: ShortcutRule) -> Host:
+        return context.lab.host(rule.place)
 
-    def opens(stage: Stage) -> None:
-        for rule in of(stage):
-            on(stage, rule).must(rule.add)
+    def opens(context: BreachContext) -> None:
+        for rule in of(context):
+            on(context, rule).must(rule.add)
 
-    def closes(stage: Stage) -> None:
-        for rule in of(stage):
-            on(stage, rule).must(rule.delete)
+    def closes(context: BreachContext) -> None:
+        for rule in of(context):
+            on(context, rule).must(rule.delete)
 
-    def shows(stage: Stage) -> bool:
-        return all(on(stage, rule).sudo(rule.shown).status == 0 for rule in of(stage))
+    def shows(context: BreachContext) -> bool:
+        return all(on(context, rule).sudo(rule.shown).status == 0 for rule in of(context))
 
-    return Breach(name, opens, closes, shows, applies=lambda stage: among(stage) is not None)
+    return Breach(name, opens, closes, shows, applies=lambda context: among(context) is not None)
 
 
 def for_a_while(name: str, match: str, folder: str, service: str) -> Breach:
@@ -118,22 +118,23 @@ def for_a_while(name: str, match: str, folder: str, service: str) -> Breach:
     def script(rule: ShortcutRule) -> bytes:
         return f"for round in 1 2 3 4 5 6 7 8; do {rule.add}; sleep 0.5; done\n".encode()
 
-    def opens(stage: Stage) -> None:
+    def opens(context: BreachContext) -> None:
         setting = f"[Service]\\nExecStartPost=/bin/sh {folder}/breach.sh\\n"
-        for rule in rules(stage, stage.pair(), match):
+        for rule in rules(context, context.pair(), match):
             write = (
                 f"mkdir -p {folder} && cat > {folder}/breach.sh && printf '{setting}' > {folder}/breach.conf"
             )
-            stage.lab.host(rule.place).must(f"{write} && systemctl daemon-reload", stdin=script(rule))
+            context.lab.host(rule.place).must(f"{write} && systemctl daemon-reload", stdin=script(rule))
 
-    def closes(stage: Stage) -> None:
-        for rule in rules(stage, stage.pair(), match):
-            stage.lab.host(rule.place).must(f"rm -rf {folder}; systemctl daemon-reload; {rule.delete}")
+    def closes(context: BreachContext) -> None:
+        for rule in rules(context, context.pair(), match):
+            context.lab.host(rule.place).must(f"rm -rf {folder}; systemctl daemon-reload; {rule.delete}")
 
-    def shows(stage: Stage) -> bool:
+    def shows(context: BreachContext) -> bool:
         show = f"systemctl cat {service} | grep -q breach.sh"
         return all(
-            stage.lab.host(rule.place).sudo(show).status == 0 for rule in rules(stage, stage.pair(), match)
+            context.lab.host(rule.place).sudo(show).status == 0
+            for rule in rules(context, context.pair(), match)
         )
 
     return Breach(name, opens, closes, shows, applies=has_pair)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.topology import Guest
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach
 from testbed.verify.guest_agent import run_in_guest
 from testbed.verify.observation.arrivals import CELL
@@ -52,33 +52,33 @@ def liar(python: str) -> str:
     return f"#!/bin/sh\nexec {shlex.join([python, '-I', '-S', '-c', _LIAR, HONEST, LIE])}\n"
 
 
-def concealed(name: str, path: Breach, guest: Callable[[Stage], Guest]) -> Breach:
+def concealed(name: str, path: Breach, guest: Callable[[BreachContext], Guest]) -> Breach:
     """Return a breach that opens a path by another breach, to a guest that conceals frames."""
 
-    def open_(stage: Stage) -> None:
-        path.open(stage)
-        _must(stage, guest(stage), _OPEN, liar("/run/honest"))
+    def open_(context: BreachContext) -> None:
+        path.open(context)
+        _must(context, guest(context), _OPEN, liar("/run/honest"))
 
-    def close(stage: Stage) -> None:
+    def close(context: BreachContext) -> None:
         try:
-            _must(stage, guest(stage), _CLOSE)
+            _must(context, guest(context), _CLOSE)
         finally:
-            path.close(stage)
+            path.close(context)
 
-    def in_force(stage: Stage) -> bool:
-        return path.in_force(stage) and _status(stage, guest(stage), _SHOW) == 0
+    def in_force(context: BreachContext) -> bool:
+        return path.in_force(context) and _status(context, guest(context), _SHOW) == 0
 
     return replace(path, name=name, open=open_, close=close, in_force=in_force)
 
 
-def _status(stage: Stage, guest: Guest, script: str, stdin: str = "") -> int:
+def _status(context: BreachContext, guest: Guest, script: str, stdin: str = "") -> int:
     return run_in_guest(
-        stage.lab.nodes[guest.node], guest, ["/bin/sh", "-c", script], stdin.encode(), _SECONDS
+        context.lab.nodes[guest.node], guest, ["/bin/sh", "-c", script], stdin.encode(), _SECONDS
     ).status
 
 
-def _must(stage: Stage, guest: Guest, script: str, stdin: str = "") -> None:
-    status = _status(stage, guest, script, stdin)
+def _must(context: BreachContext, guest: Guest, script: str, stdin: str = "") -> None:
+    status = _status(context, guest, script, stdin)
     if status != 0:
         fact = f"status {status}: {script}"
         raise InstrumentError(f"{guest.label} does not change sides", fact=fact, remedy="look into the guest")

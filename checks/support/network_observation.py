@@ -46,7 +46,7 @@ class Survey:
         Raises:
             InstrumentError: a guest did not.
         """
-        others = {lie.mark for lie in self.forgeries if lie.control != control}
+        others = {forgery.mark for forgery in self.forgeries if forgery.control != control}
         marks = [
             mark
             for mark in self.probes
@@ -62,26 +62,29 @@ def survey(fleet: Fleet) -> Survey:
         InstrumentError: it was not complete, or true frames did not arrive before and after the forged
             ones.
     """
-    return fleet.once("survey", lambda: _survey(fleet))
+    return fleet.observe_once("survey", lambda: _survey(fleet))
 
 
 def _survey(fleet: Fleet) -> Survey:
-    lies, stages = [lie for lie in forgeries(fleet) if fleet.about(lie.control)], positions(fleet)
+    forged, all_positions = (
+        [forgery for forgery in forgeries(fleet) if fleet.needs(forgery.control)],
+        positions(fleet),
+    )
     trusted = {
-        (scene.number, stage): control_frames(scene, stage)
-        for scene in stages
-        if scene.protocol
+        (position.number, stage): control_frames(position, stage)
+        for position in all_positions
+        if position.protocol
         for stage in _STAGES
     }
-    probes = matrix_probes(fleet.matrix.cells) if fleet.about("NET-01") else []
-    for scene in stages:
-        own = (lie.probe for lie in lies if lie.sender == scene.sender)
-        before, after = (trusted.get((scene.number, stage), []) for stage in _STAGES)
-        greed = thefts(scene) if fleet.about("NET-06") else []
-        crowd = [flood(scene)] if fleet.about("NET-11") else []
-        probes += [*before, *own, *greed, *crowd, *after]
+    probes = matrix_probes(fleet.matrix.cells) if fleet.needs("NET-01") else []
+    for position in all_positions:
+        own = (forgery.probe for forgery in forged if forgery.sender == position.sender)
+        before, after = (trusted.get((position.number, stage), []) for stage in _STAGES)
+        lease_requests = thefts(position) if fleet.needs("NET-06") else []
+        mac_flood = [flood(position)] if fleet.needs("NET-11") else []
+        probes += [*before, *own, *lease_requests, *mac_flood, *after]
     observation = observe(fleet, probes, doubts=True)
-    peers = {scene.number: scene.peer for scene in stages}
+    peers = {position.number: position.peer for position in all_positions}
     for (number, stage), sent in trusted.items():
         for probe in sent:
             if not observation.arrived(probe.mark, peers[number].guest):
@@ -90,21 +93,23 @@ def _survey(fleet: Fleet) -> Survey:
                     f"{stage} the forged ones"
                 )
                 raise InstrumentError(what, fact=f"the frame {probe.mark}", remedy="repeat the check")
-    return Survey(observation, {probe.mark: probe for probe in probes}, lies)
+    return Survey(observation, {probe.mark: probe for probe in probes}, forged)
 
 
-def control_frames(scene: Position, stage: str) -> list[Probe]:
+def control_frames(position: Position, stage: str) -> list[Probe]:
     """Return frames with true content; each forgery differs from one of them in one property."""
-    packet = framed(scene.link, scene.ip(), scene.body())
-    reply = framed(scene.link, frames.arp_reply(scene.sender.mac, str(scene.sender.address), scene.peer))
+    packet = framed(position.link, position.ip(), position.body())
+    reply = framed(
+        position.link, frames.arp_reply(position.sender.mac, str(position.sender.address), position.peer)
+    )
     kinds = {"first": packet, "arp": reply}
-    if scene.sender.address6 and scene.peer.address6:
-        told = frames.neighbor_advertisement(str(scene.sender.address6), scene.sender.mac, solicited_=1)
-        kinds["na"] = framed(scene.link, scene.six(hops=255), told, tail=frames.nd_option)
+    if position.sender.address6 and position.peer.address6:
+        told = frames.neighbor_advertisement(str(position.sender.address6), position.sender.mac, solicited_=1)
+        kinds["na"] = framed(position.link, position.six(hops=255), told, tail=frames.nd_option)
         for name, headers in {"": (), "hop": (IPv6ExtHdrHopByHop(),), "dst": (IPv6ExtHdrDestOpt(),)}.items():
-            kinds[f"six{name}"] = framed(scene.link, scene.six(), *headers, scene.body6())
+            kinds[f"six{name}"] = framed(position.link, position.six(), *headers, position.body6())
     return [
-        Probe(f"{kind}{scene.number}{stage}", scene.sender, {"repeat": 2}, frame)
+        Probe(f"{kind}{position.number}{stage}", position.sender, {"repeat": 2}, frame)
         for kind, frame in kinds.items()
     ]
 
@@ -118,17 +123,21 @@ def judge(fleet: Fleet, control: str) -> list[str]:
         InstrumentError: a witness could not observe.
     """
     found = survey(fleet)
-    pipeline = fleet.once(
-        "pipeline", lambda: virtual_switch.pipeline(fleet, [lie.probe for lie in found.forgeries])
+    pipeline = fleet.observe_once(
+        "pipeline", lambda: virtual_switch.pipeline(fleet, [forgery.probe for forgery in found.forgeries])
     )
-    labels = virtual_switch.against(fleet.once("labels", lambda: virtual_switch.logical(fleet)), control)
-    lies = [lie for lie in found.forgeries if lie.control == control]
-    if not lies:
+    labels = virtual_switch.against(
+        fleet.observe_once("labels", lambda: virtual_switch.logical(fleet)), control
+    )
+    forged = [forgery for forgery in found.forgeries if forgery.control == control]
+    if not forged:
         raise InstrumentError(
             f"nothing was sent for {control}", fact="no guest has a frame of that kind", remedy="report it"
         )
     against = [
-        *chain.from_iterable(_testimony(lie, found.observation, pipeline[lie.mark], labels) for lie in lies),
+        *chain.from_iterable(
+            _testimony(forgery, found.observation, pipeline[forgery.mark], labels) for forgery in forged
+        ),
         *labels,
     ]
     if not against:
@@ -136,18 +145,18 @@ def judge(fleet: Fleet, control: str) -> list[str]:
     return against
 
 
-def _testimony(lie: Forgery, observation: Observation, actions: str, labels: list[str]) -> list[str]:
+def _testimony(forgery: Forgery, observation: Observation, actions: str, labels: list[str]) -> list[str]:
     """Return the evidence from one forgery, and the disagreements of its witnesses."""
     expected = (
-        {lie.through, lie.sender.guest} if lie.through else set()
+        {forgery.through, forgery.sender.guest} if forgery.through else set()
     )  # the target of a flow, and the sender, to which the target answers
-    seen = [text for guest, text in observation.arrivals(lie.mark).items() if guest not in expected]
-    passes = virtual_switch.passes(actions) and not lie.through
+    seen = [text for guest, text in observation.arrivals(forgery.mark).items() if guest not in expected]
+    passes = virtual_switch.passes(actions) and not forgery.through
     if seen:
         name = "" if passes or labels else "label without wall: "
-        return [f"{name}{lie} arrived at {', '.join(seen)}"]
+        return [f"{name}{forgery} arrived at {', '.join(seen)}"]
     return (
-        [f"wall without label: {lie} passes its own node ({actions[:80]}), and something behind stops it"]
+        [f"wall without label: {forgery} passes its own node ({actions[:80]}), and something behind stops it"]
         if passes
         else []
     )

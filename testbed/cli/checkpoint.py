@@ -43,10 +43,10 @@ def save(
     `up` starts the same topology from it.
     """
     topology, workspace, _ = running_lab(name)
-    ground = session.load_inputs()
-    _require_saving(topology, workspace, ground)
-    store = checkpoints.CheckpointStore(cache_root(), ground.images, ground.environment)
-    with entered(topology, workspace, ground) as opened:
+    inputs = session.load_inputs()
+    _require_saving(topology, workspace, inputs)
+    store = checkpoints.CheckpointStore(cache_root(), inputs.images, inputs.environment)
+    with entered(topology, workspace, inputs) as opened:
         Journal(workspace).require_closed()
         plan = observe.plan(opened.desired, opened.places)
         if plan:
@@ -66,7 +66,7 @@ def save(
     )
 
 
-def _require_saving(topology: Topology, workspace: Workspace, ground: session.BuildInputs) -> None:
+def _require_saving(topology: Topology, workspace: Workspace, inputs: session.BuildInputs) -> None:
     """Refuse to save a lab that cannot be saved while its tenants run.
 
     Raises:
@@ -76,7 +76,7 @@ def _require_saving(topology: Topology, workspace: Workspace, ground: session.Bu
     reason = (
         f"{workspace.connection} runs its machines"
         if workspace.connection
-        else checkpoints.refusal(ground.environment)
+        else checkpoints.refusal(inputs.environment)
     )
     if reason:
         remedy = "start it from its topology; machines start from saved memory before their tenants do"
@@ -114,11 +114,11 @@ def list_(as_json: Json = False) -> None:
 def _unusable(found: checkpoints.Checkpoint) -> str:
     """Return why a checkpoint cannot be used on this machine, or the empty string."""
     try:
-        ground = session.load_inputs()
+        inputs = session.load_inputs()
         topology = resolve(read(found.topology_file).spec, found.numbers)
     except TestbedError as error:
         return f"{error.what}: {error.fact}"
-    store = checkpoints.CheckpointStore(cache_root(), ground.images, ground.environment)
+    store = checkpoints.CheckpointStore(cache_root(), inputs.images, inputs.environment)
     return store.unusable(found, topology, Workspace(state_root(), found.lab))
 
 

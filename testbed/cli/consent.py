@@ -36,7 +36,10 @@ def agree(opened: session.Lab, *, yes: bool) -> observe.Look:
     for observed in seen.found.values():
         found.update(observed)
     plan = diff(
-        opened.desired, found, seen.unseen, held(opened.workspace, opened.ground.inputs) if before else None
+        opened.desired,
+        found,
+        seen.unseen,
+        held(opened.workspace, opened.inputs.plan_inputs) if before else None,
     )
     asked = require_agreement(plan, opened.topology.name, yes=yes)
     return observe.look(opened.desired, places) if asked else seen
@@ -69,7 +72,7 @@ def _before(opened: session.Lab) -> tuple[dict[Key, Properties], bool]:
         applied = session.load_applied(opened.workspace)
     except TestbedError:
         return {}, False
-    resources = desired(applied, opened.ground.inputs)
+    resources = desired(applied, opened.inputs.plan_inputs)
     return {key: item.properties for key, item in resources.items()}, applied.digest == opened.topology.digest
 
 

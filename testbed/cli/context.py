@@ -152,12 +152,12 @@ def to_close(left: Sequence[Entry]) -> list[str]:
 
 
 @contextmanager
-def entered(topology: Topology, workspace: Workspace, ground: session.BuildInputs) -> Iterator[session.Lab]:
+def entered(topology: Topology, workspace: Workspace, inputs: session.BuildInputs) -> Iterator[session.Lab]:
     """Lock a lab, enter its namespaces and build its drivers.
 
     The process stays in the namespaces afterwards.
     """
     with workspace.locked():
-        taken = session.enter(topology, workspace, ground.environment)
-        with session.open_lab(topology, workspace, ground, taken) as opened:
+        taken = session.enter(topology, workspace, inputs.environment)
+        with session.open_lab(topology, workspace, inputs, taken) as opened:
             yield opened

@@ -233,18 +233,18 @@ def plan(
 ) -> None:
     """Show what `up` would do, why, and the data that is lost; change nothing."""
     topology, _ = topology_of(source)
-    ground = session.outlook(want=accelerator)
+    inputs = session.outlook(want=accelerator)
     workspace = Workspace(state_root(), topology.name)
     found = lab_namespaces.find(topology.name, workspace.root)
     if found is None:
         result, left = (
-            diff(desired(topology, ground.inputs), {}, frozenset(places(topology)) - {OUTER}),
+            diff(desired(topology, inputs.plan_inputs), {}, frozenset(places(topology)) - {OUTER}),
             Journal(workspace).entries(),
         )
     else:
-        with entered(topology, workspace, ground) as opened:
+        with entered(topology, workspace, inputs) as opened:
             result, left = (
-                observe.plan(opened.desired, opened.places, consent.held(workspace, ground.inputs)),
+                observe.plan(opened.desired, opened.places, consent.held(workspace, inputs.plan_inputs)),
                 Journal(workspace).entries(),
             )
     if as_json:

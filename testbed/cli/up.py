@@ -83,8 +83,8 @@ def bring_up(
         _require_memory(declared)
     consent.require_images(workspace, yes=way.yes)
     with way.trace.span("images"), displayed("bake"):
-        ground = session.prepare_inputs(say, want=way.want)
-    say(f"nodes run under {ground.environment.outer}: {ground.environment.note}")
+        inputs = session.prepare_inputs(say, want=way.want)
+    say(f"nodes run under {inputs.environment.outer}: {inputs.environment.note}")
     workspace.claim()
     with workspace.locked():
         topology = resolve(spec, session.given_numbers(workspace))
@@ -92,14 +92,14 @@ def bring_up(
         running = lab_namespaces.find(topology.name, workspace.root) is not None
         _require_connection(workspace, way.connect, running=running)
         if not running:
-            topology, ground = _going_on(spec, topology, ground, workspace, way)
+            topology, inputs = _going_on(spec, topology, inputs, workspace, way)
             _store(topology, text, workspace)
-            _begin(ground, workspace, way)
+            _begin(inputs, workspace, way)
         if not way.cold:
             with way.trace.span("saved memory", ["images"]):
-                ground = _shortened(ground, topology, workspace, save=not running)
-        taken = session.enter(topology, workspace, ground.environment)
-        with session.open_lab(topology, workspace, ground, taken, progress=say) as opened:
+                inputs = _shortened(inputs, topology, workspace, save=not running)
+        taken = session.enter(topology, workspace, inputs.environment)
+        with session.open_lab(topology, workspace, inputs, taken, progress=say) as opened:
             seen = None
             if running:
                 with at_once_on_interrupt():
@@ -118,16 +118,16 @@ def _store(topology: Topology, text: str, workspace: Workspace) -> None:
     session.apply_copy(text, workspace)
 
 
-def _begin(ground: session.BuildInputs, workspace: Workspace, way: UpOptions) -> None:
+def _begin(inputs: session.BuildInputs, workspace: Workspace, way: UpOptions) -> None:
     """Decide, for a lab that does not run, who runs its machines."""
     if way.connect:
         workspace.connect(way.connect)
     if not workspace.connection:
-        kvm = ground.environment.outer is Accelerator.KVM
+        kvm = inputs.environment.outer is Accelerator.KVM
         if reason := workspace.assign_account(cache_root(), kvm=kvm):
             say(f"emulators run as you, and not under an account of this lab's: {reason}")
-    if ground.checkpoint:
-        ground.checkpoint.unpack(workspace)
+    if inputs.checkpoint:
+        inputs.checkpoint.unpack(workspace)
 
 
 def _require_memory(topology: Topology) -> None:
@@ -228,29 +228,29 @@ def _require_connection(workspace: Workspace, uri: str, *, running: bool) -> Non
 
 
 def _going_on(
-    spec: Spec, topology: Topology, ground: session.BuildInputs, workspace: Workspace, way: UpOptions
+    spec: Spec, topology: Topology, inputs: session.BuildInputs, workspace: Workspace, way: UpOptions
 ) -> tuple[Topology, session.BuildInputs]:
     """Return a lab that does not run, and what it stands on.
 
     If there is a checkpoint to go on from, it is part of that, and the lab has its numbers.
     """
     if way.cold or way.anew or way.connect or workspace.connection:
-        return topology, ground
-    store = CheckpointStore(cache_root(), ground.images, ground.environment)
+        return topology, inputs
+    store = CheckpointStore(cache_root(), inputs.images, inputs.environment)
     found = (
         (way.checkpoint, resolve(spec, way.checkpoint.numbers))
         if way.checkpoint
         else store.find(lambda numbers: resolve(spec, numbers), workspace)
     )
     if found is None:
-        return topology, ground
+        return topology, inputs
     checkpoint, topology = found
     say(f"going on from the checkpoint {checkpoint.name}, saved {checkpoint.saved}")
-    return topology, replace(ground, checkpoint=checkpoint)
+    return topology, replace(inputs, checkpoint=checkpoint)
 
 
 def _shortened(
-    ground: session.BuildInputs, topology: Topology, workspace: Workspace, *, save: bool
+    inputs: session.BuildInputs, topology: Topology, workspace: Workspace, *, save: bool
 ) -> session.BuildInputs:
     """Add the saved memory that machines can start from to a lab's inputs.
 
@@ -263,9 +263,9 @@ def _shortened(
             f"machines boot, without saved memory: {workspace.connection} runs them, perhaps with "
             "another QEMU than ours"
         )
-        return ground
+        return inputs
     with displayed("save memory"), at_once_on_interrupt():
-        return session.attach_snapshots(ground, topology, say, save=save and not ground.checkpoint)
+        return session.attach_snapshots(inputs, topology, say, save=save and not inputs.checkpoint)
 
 
 def at_once_on_interrupt() -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ def run_in_lanes(
     lanes: Sequence[Sequence[T]],
     do: Callable[[T], None],
     *,
-    turn: Callable[[T], Hashable],
+    exclusive_key: Callable[[T], Hashable],
     stopped: Callable[[], bool],
     interrupted: Event | None = None,
 ) -> None:
@@ -26,20 +26,20 @@ def run_in_lanes(
     Args:
         lanes: the items of each lane.
         do: the function.
-        turn: returns the exclusive key of an item; items with equal keys never run at the same time.
+        exclusive_key: returns the exclusive key of an item; items with equal keys never run at the same time.
         stopped: returns whether no more items shall be started.
         interrupted: set after an interrupt, so that running items can end early.
 
     """
     if not lanes:
         return
-    turns = {turn(item): Lock() for lane in lanes for item in lane}
+    locks = {exclusive_key(item): Lock() for lane in lanes for item in lane}
     halted, interrupted = Event(), interrupted or Event()
 
     def drive(lane: Sequence[T], number: int) -> None:
         first = number * len(lane) // len(lanes)
         for item in (*lane[first:], *lane[:first]):
-            with turns[turn(item)]:
+            with locks[exclusive_key(item)]:
                 if halted.is_set() or stopped():
                     return
                 do(item)

@@ -49,7 +49,7 @@ class BuildInputs:
     checkpoint: Checkpoint | None = None
 
     @property
-    def inputs(self) -> Inputs:
+    def plan_inputs(self) -> Inputs:
         """The inputs of the desired state, in addition to the topology."""
         return Inputs(self.environment, {name: image.digest for name, image in self.images.items()})
 
@@ -63,7 +63,7 @@ def prepare_inputs(progress: Progress, *, want: Accelerator | None = None) -> Bu
 
     """
     cache = ImageCache(cache_root(), packaged.playbooks())
-    return _ground(cache.ensure(progress), want)
+    return _build_inputs(cache.ensure(progress), want)
 
 
 def load_inputs(*, want: Accelerator | None = None) -> BuildInputs:
@@ -74,7 +74,7 @@ def load_inputs(*, want: Accelerator | None = None) -> BuildInputs:
         MachineError: this machine cannot run the lab.
 
     """
-    return _ground(ImageCache(cache_root(), packaged.playbooks()).baked(), want)
+    return _build_inputs(ImageCache(cache_root(), packaged.playbooks()).baked(), want)
 
 
 def outlook(*, want: Accelerator | None = None) -> BuildInputs:
@@ -87,31 +87,31 @@ def outlook(*, want: Accelerator | None = None) -> BuildInputs:
     return BuildInputs(images, canary.likely(cache_root(), want=want))
 
 
-def _ground(images: dict[str, Image], want: Accelerator | None) -> BuildInputs:
+def _build_inputs(images: dict[str, Image], want: Accelerator | None) -> BuildInputs:
     require_trust(cache_root(), shared=True)
     return BuildInputs(images, canary.environment(images["node"], cache_root(), want=want))
 
 
 def attach_snapshots(
-    ground: BuildInputs, topology: Topology, progress: Progress, *, save: bool
+    inputs: BuildInputs, topology: Topology, progress: Progress, *, save: bool
 ) -> BuildInputs:
     """Return the inputs with the saved memory that a lab's machines can start from.
 
     Args:
-        ground: inputs without saved memory.
+        inputs: inputs without saved memory.
         topology: topology of the lab.
         progress: receives messages.
         save: whether to boot and save machines for which no state fits; if this fails, they boot.
 
     """
-    store = SnapshotStore(cache_root(), ground.images, ground.environment)
-    wanted = [Hardware.of(machine, ground.environment) for machine in topology.machines]
+    store = SnapshotStore(cache_root(), inputs.images, inputs.environment)
+    wanted = [Hardware.of(machine, inputs.environment) for machine in topology.machines]
     if save:
         try:
             store.ensure(wanted, progress)
         except TestbedError as error:
             progress(f"machines boot: {error.what}: {error.fact}")
-    return replace(ground, memories={hardware: store.find(hardware) for hardware in wanted})
+    return replace(inputs, memories={hardware: store.find(hardware) for hardware in wanted})
 
 
 @dataclass
@@ -125,7 +125,7 @@ class Lab:
 
     topology: Topology
     workspace: Workspace
-    ground: BuildInputs
+    inputs: BuildInputs
     outer: OuterHost
     central: Controller
     nodes: dict[str, Node]
@@ -139,7 +139,7 @@ class Lab:
     @property
     def desired(self) -> dict[Key, Resource]:
         """All resources that must exist."""
-        return desired(self.topology, self.ground.inputs)
+        return desired(self.topology, self.inputs.plan_inputs)
 
     @property
     def retried(self) -> tuple[str, ...]:
@@ -268,7 +268,7 @@ def enter(topology: Topology, workspace: Workspace, environment: Environment) ->
 def open_lab(
     topology: Topology,
     workspace: Workspace,
-    ground: BuildInputs,
+    inputs: BuildInputs,
     outside: Outside | None = None,
     *,
     progress: Progress = lambda _: None,
@@ -278,7 +278,7 @@ def open_lab(
     Args:
         topology: topology of the lab.
         workspace: folder of the lab.
-        ground: inputs of the lab.
+        inputs: images, environment and saved memory of the lab.
         outside: result of `enter`.
         progress: receives a line for each machine that boots instead of starting from saved memory.
 
@@ -301,20 +301,20 @@ def open_lab(
     outer = OuterHost(
         topology,
         workspace,
-        ground.environment,
-        ground.images,
+        inputs.environment,
+        inputs.images,
         hypervisor,
         fabric,
         progress,
         outside,
-        ground.memories,
-        ground.checkpoint,
+        inputs.memories,
+        inputs.checkpoint,
     )
     central = Controller(
         topology,
         workspace,
         Host(admin_login.access(workspace, topology.controller)),
-        ground.environment.slowness,
+        inputs.environment.slowness,
     )
     nodes = {
         node.name: Node(
@@ -322,11 +322,11 @@ def open_lab(
             node,
             Host(admin_login.access(workspace, node)),
             workspace.machine(node.name) / "libvirt.sock",
-            ground.environment,
+            inputs.environment,
         )
         for node in topology.nodes
     }
-    lab = Lab(topology, workspace, ground, outer, central, nodes)
+    lab = Lab(topology, workspace, inputs, outer, central, nodes)
     try:
         yield lab
     finally:

@@ -134,7 +134,7 @@ class GuestNic:
         return " ".join(str(item) for item in (self.address, self.address6) if item)
 
     @property
-    def pinned(self) -> str:
+    def port_security(self) -> str:
         """The source addresses that it may use, in OVN's notation: its MAC and IP addresses."""
         return f"{self.mac} {self.addresses}"
 

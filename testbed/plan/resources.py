@@ -201,8 +201,8 @@ def central(topology: Topology) -> Iterator[Resource]:
                             {
                                 "port": nic.port,
                                 "switch": network.label,
-                                "addresses": nic.pinned,
-                                "security": [nic.pinned],
+                                "addresses": nic.port_security,
+                                "security": [nic.port_security],
                                 "dhcp": network.label,
                                 "dhcp6": network.label if network.network6 else "",
                                 "bandwidth": guest.limits.bandwidth,

@@ -14,13 +14,13 @@ from testbed.model import subjects
 from testbed.model.subjects import Attachment, FlowSubject, Pair
 from testbed.model.topology import Guest, Topology
 
-__all__ = ["Host", "Stage"]  # checks import no driver
+__all__ = ["BreachContext", "Host"]  # checks import no driver
 
 _Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class BreachContext:
     """A lab, and the machine that a case is about.
 
     A topology may lack the subject of a breach: ask `testbed.model.subjects` first. A property that has

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeVar
 
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 
 ATTRIBUTE = "testbed_declaration"
 _SEVERITIES = ("critical", "high", "medium", "low")
@@ -44,10 +44,10 @@ class Breach:
     """
 
     name: str
-    open: Callable[[Stage], None]
-    close: Callable[[Stage], None]
-    in_force: Callable[[Stage], bool]
-    applies: Callable[[Stage], bool] = lambda _: True
+    open: Callable[[BreachContext], None]
+    close: Callable[[BreachContext], None]
+    in_force: Callable[[BreachContext], bool]
+    applies: Callable[[BreachContext], bool] = lambda _: True
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Declaration:
     breaches: tuple[Breach, ...]
     unproven: str
     simulated: bool
-    applies: Callable[[Stage], str | None]
+    applies: Callable[[BreachContext], str | None]
     slow: str = ""
     local: bool = False
     effect: Effect = Effect.UNDECLARED
@@ -86,7 +86,7 @@ def check(
     breaches: tuple[Breach, ...] = (),
     unproven: str = "",
     simulated: bool = False,
-    applies: Callable[[Stage], str | None] = lambda _: None,
+    applies: Callable[[BreachContext], str | None] = lambda _: None,
     slow: str = "",
     local: bool = False,
     effect: Effect = Effect.UNDECLARED,

@@ -127,7 +127,7 @@ def _told(error: Exception) -> str:
 
 def state(fleet: Fleet) -> LabState:
     """Return the lab's differences from its topology in this phase, recorded as evidence."""
-    return fleet.once("state", lambda: _recorded(fleet))
+    return fleet.observe_once("state", lambda: _recorded(fleet))
 
 
 def _recorded(fleet: Fleet) -> LabState:

@@ -30,7 +30,7 @@ class Evidence:
         """Name of the run that the evidence belongs to."""
         return self._folder.parent.name
 
-    def apart(self) -> Evidence:
+    def separate(self) -> Evidence:
         """Return another collector that writes into the same folder."""
         return Evidence(self._folder)
 

@@ -164,16 +164,16 @@ class Fleet:
         rest = self.topology.without(node)
         return replace(self, lab=replace(self.lab, topology=rest), matrix=ReachMatrix.of(rest), shared={})
 
-    def apart(self) -> Fleet:
+    def separate(self) -> Fleet:
         """Return a view of the same lab for checks that run beside others.
 
         Evidence and observations are its own.
         """
-        evidence = self.evidence.apart()
+        evidence = self.evidence.separate()
         machines = {name: MachineView(self.lab.host(name), evidence) for name in self.machines}
         return replace(self, evidence=evidence, machines=machines, shared={}, instruments={})
 
-    def once(self, name: str, observe: Callable[[], _Value]) -> _Value:
+    def observe_once(self, name: str, observe: Callable[[], _Value]) -> _Value:
         """Return an observation of this phase, made now or by an earlier check.
 
         Raises:
@@ -205,12 +205,12 @@ class Fleet:
         self.shared.clear()
         self.focus = focus
 
-    def saw(self, cell: Cell | ExposureCell, *, arrived: bool) -> None:
+    def record_state(self, cell: Cell | ExposureCell, *, arrived: bool) -> None:
         """Record the observed state of a cell, unless a breach is in force."""
         if not self.focus:
             self.reach[str(cell)] = cell.as_row(arrived)
 
-    def about(self, control: str) -> bool:
+    def needs(self, control: str) -> bool:
         """Return whether this phase needs the observations of a control's check."""
         return self.focus in ("", control)
 

@@ -19,7 +19,7 @@ from testbed.drivers.host.workspace import Workspace, state_root
 from testbed.lab import session as labs
 from testbed.lab.session import Lab
 from testbed.report.result import content_of
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import ATTRIBUTE, Breach, Declaration
 from testbed.verify.runner import run
 from testbed.verify.runner.plugin import members
@@ -29,7 +29,7 @@ from testbed.verify.runner.proof_cache import Proving
 _ALONE = "in the clear"
 
 
-def cases(lab: Lab) -> Iterator[tuple[Declaration, Stage]]:
+def cases(lab: Lab) -> Iterator[tuple[Declaration, BreachContext]]:
     """Yield each case of each check of the network that this lab has and that is not slow."""
     sys.path.insert(0, str(data_files.checks().parent))
     for file in sorted(data_files.checks().glob("test_*.py")):
@@ -42,32 +42,34 @@ def cases(lab: Lab) -> Iterator[tuple[Declaration, Stage]]:
                 (found for fixture, found in members(lab.topology).items() if fixture in wanted), [""]
             )
             yield from (
-                (declared, Stage(lab, name)) for name in names if declared.applies(Stage(lab, name)) is None
+                (declared, BreachContext(lab, name))
+                for name in names
+                if declared.applies(BreachContext(lab, name)) is None
             )
 
 
-def walls(lab: Lab) -> Iterator[tuple[Breach, Stage]]:
+def walls(lab: Lab) -> Iterator[tuple[Breach, BreachContext]]:
     """Yield for each case one breach; two that share a breach share it here."""
-    found: dict[tuple[str, str], tuple[Breach, Stage]] = {}
-    for declared, stage in cases(lab):
+    found: dict[tuple[str, str], tuple[Breach, BreachContext]] = {}
+    for declared, context in cases(lab):
         breach = [
-            breach for breach in declared.breaches if breach.applies(stage) and _ALONE not in breach.name
+            breach for breach in declared.breaches if breach.applies(context) and _ALONE not in breach.name
         ][-1]
-        found.setdefault((breach.name, stage.case), (breach, stage))
+        found.setdefault((breach.name, context.case), (breach, context))
     yield from found.values()
 
 
 def main() -> int:
     """Open the breaches, run the checks, revert everything, and print the result."""
     workspace = Workspace(state_root(), sys.argv[1])
-    topology, ground = labs.load_applied(workspace), labs.load_inputs()
-    labs.enter(topology, workspace, ground.environment)
-    with workspace.locked(), labs.open_lab(topology, workspace, ground) as lab:
+    topology, inputs = labs.load_applied(workspace), labs.load_inputs()
+    labs.enter(topology, workspace, inputs.environment)
+    with workspace.locked(), labs.open_lab(topology, workspace, inputs) as lab:
         with ExitStack() as closing:
-            for breach, stage in walls(lab):
-                closing.callback(breach.close, stage)
-                say(f"open: {stage.case or 'fleet'}: {breach.name}")
-                breach.open(stage)
+            for breach, context in walls(lab):
+                closing.callback(breach.close, context)
+                say(f"open: {context.case or 'fleet'}: {breach.name}")
+                breach.open(context)
             folder = run.examine(lab, prove=Proving.NOTHING, only=("NET",), progress=say)
         out(json.dumps(content_of((folder / "result.json").read_text())))
     return 0

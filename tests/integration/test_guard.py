@@ -111,8 +111,13 @@ def _frames() -> list[tuple[str, str, bytes]]:
     fleet: Any = SimpleNamespace(topology=LAB, matrix=ReachMatrix.of(LAB))
     taps = {nic.mac: nic.tap for guest in LAB.guests_on(NODE.name) for nic in guest.nics}
     probes = list(matrix_probes(fleet.matrix.cells))
-    probes += [lie.probe for lie in forgeries(fleet)]
-    probes += [probe for scene in positions(fleet) if scene.port for probe in control_frames(scene, "before")]
+    probes += [forgery.probe for forgery in forgeries(fleet)]
+    probes += [
+        probe
+        for position in positions(fleet)
+        if position.port
+        for probe in control_frames(position, "before")
+    ]
     sent = [
         (probe.mark, taps[probe.sender.mac], probe.frame(b"tb-0-x."))
         for probe in probes

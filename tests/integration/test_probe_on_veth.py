@@ -218,8 +218,8 @@ def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire, monkeypatch: p
     and so do the controls.
     """
     monkeypatch.setattr(declared_flows, "_CONTROL", {"timeout": 5, "repeat": 5, "spacing": 0.1})
-    lies = forgeries(wire)  # type: ignore[arg-type]
-    assert {lie.control for lie in lies} == {
+    forged = forgeries(wire)  # type: ignore[arg-type]
+    assert {forgery.control for forgery in forged} == {
         "NET-02",
         "NET-03",
         "NET-04",
@@ -229,9 +229,9 @@ def test_every_forgery_is_seen_where_nothing_stops_it(wire: Wire, monkeypatch: p
         "NET-08",
         "NET-11",
     }
-    floods = [flood(scene) for scene in positions(wire)]  # type: ignore[arg-type]
-    seen = observe(wire, [*floods, *(lie.probe for lie in lies)])  # type: ignore[arg-type]
-    assert [str(lie) for lie in lies if not seen.sightings(lie.mark)] == []
+    floods = [flood(position) for position in positions(wire)]  # type: ignore[arg-type]
+    seen = observe(wire, [*floods, *(forgery.probe for forgery in forged)])  # type: ignore[arg-type]
+    assert [str(forgery) for forgery in forged if not seen.sightings(forgery.mark)] == []
 
 
 def test_a_flood_is_as_fast_as_it_goes(wire: Wire) -> None:

@@ -378,7 +378,7 @@ def running(tmp_path: Path) -> tuple[World, Topology, Open]:
         return SimpleNamespace(
             topology=after,
             workspace=workspace,
-            ground=SimpleNamespace(inputs=INPUTS),
+            inputs=SimpleNamespace(plan_inputs=INPUTS),
             desired=_wanted(after),
             places=_places(world, after),
         )

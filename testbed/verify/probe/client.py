@@ -31,10 +31,10 @@ from testbed.verify.probe.tokens import Tokens
 from testbed.verify.probe.transport import (
     FOLDER,
     AgentTransport,
+    PollLock,
     Run,
     ShellTransport,
     Transport,
-    Turn,
     Wait,
     shown,
 )
@@ -68,7 +68,7 @@ from testbed.payload.probe.main import main"""
 _RECORDS = 10_000  # in one list of an answer; the probe's own bounds are lower
 _SOUND = {"alive": True, "overflowed": False, "dropped": 0}
 
-_ANY_TIME: Turn = nullcontext()
+_ANY_TIME: PollLock = nullcontext()
 
 Record = Mapping[str, Any]
 
@@ -108,7 +108,7 @@ class ProbeClient:
         self._pipe = pipe or ShellTransport(name, run)
         self._started = False
 
-    def listen(self, request: Request, turn: Turn = _ANY_TIME) -> dict[str, Any]:
+    def listen(self, request: Request, lock: PollLock = _ANY_TIME) -> dict[str, Any]:
         """Send the first request of an observation; restart the program if it has ended.
 
         Raises:
@@ -116,15 +116,15 @@ class ProbeClient:
         """
         if self._started:
             with suppress(InstrumentError):
-                return self.ask(request, turn)
+                return self.ask(request, lock)
             self._started = False
-        return self.ask(request, turn)
+        return self.ask(request, lock)
 
-    def ask(self, request: Request, turn: Turn = _ANY_TIME) -> dict[str, Any]:
+    def ask(self, request: Request, lock: PollLock = _ANY_TIME) -> dict[str, Any]:
         """Return the answer to one request; it is untrusted.
 
         Args:
-            turn: held while the answer is polled, where polling costs time of the place.
+            lock: held while the answer is polled, where polling costs time of the place.
 
         Raises:
             InstrumentError: there is none within `CALL`, or it is invalid.
@@ -132,7 +132,7 @@ class ProbeClient:
         self.start()
         name = secrets.token_hex(8)
         line = wire.pack({**request, "answer": name}) + b"\n"
-        answer = self._pipe.ask(name, line, Wait(_expected(request), CALL), turn)
+        answer = self._pipe.ask(name, line, Wait(_expected(request), CALL), lock)
         return self._read(answer.strip(), wire.inflate)
 
     def start(self) -> None:
@@ -216,17 +216,17 @@ def _kept(fleet: Fleet, name: str, run: Run, pipe: Transport | None = None) -> P
 def everywhere(
     fleet: Fleet,
     guests: Sequence[Guest],
-    ask: Callable[[ProbeClient, Request, Turn], dict[str, Any]],
+    ask: Callable[[ProbeClient, Request, PollLock], dict[str, Any]],
     requests: Mapping[str, Request],
 ) -> dict[str, dict[str, Any]]:
     """Send a request to the probe in each guest, in parallel.
 
     Only one guest of each node is polled for its answer at a time.
     """
-    turns = {guest.node: Lock() for guest in guests}
+    locks = {guest.node: Lock() for guest in guests}
     with ThreadPoolExecutor(max_workers=32) as pool:
         answers = pool.map(
-            lambda guest: ask(in_guest(fleet, guest), requests[guest.label], turns[guest.node]), guests
+            lambda guest: ask(in_guest(fleet, guest), requests[guest.label], locks[guest.node]), guests
         )
         return {guest.label: answer for guest, answer in zip(guests, answers, strict=True)}
 

@@ -36,7 +36,7 @@ _TOLD = timeouts.PROBE_LINE
 _DOUBT: float = timeouts.PROBE_SILENCE
 
 Run = Callable[[list[str], bytes, float], bytes]
-Turn = AbstractContextManager[Any]
+PollLock = AbstractContextManager[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Transport(Protocol):
     def tell(self, line: bytes, timeout: float) -> None:
         """Send a line without waiting for an answer; raises InstrumentError."""
 
-    def ask(self, name: str, line: bytes, wait: Wait, turn: Turn) -> bytes:
+    def ask(self, name: str, line: bytes, wait: Wait, lock: PollLock) -> bytes:
         """Send a line and return the answer with the given name; raises InstrumentError."""
 
 
@@ -83,7 +83,7 @@ class ShellTransport:
         """
         self._run(_shell(_TELL, timeout), line, timeout + _TIDY)
 
-    def ask(self, name: str, line: bytes, wait: Wait, turn: Turn) -> bytes:  # noqa: ARG002 - it waits without polling
+    def ask(self, name: str, line: bytes, wait: Wait, lock: PollLock) -> bytes:  # noqa: ARG002 - it waits without polling
         """Send a line and return the answer with the given name.
 
         Raises:
@@ -114,11 +114,11 @@ class AgentTransport:
         if not self._files.write(f"{FOLDER}/in", line):
             raise self._silent()
 
-    def ask(self, name: str, line: bytes, wait: Wait, turn: Turn) -> bytes:
+    def ask(self, name: str, line: bytes, wait: Wait, lock: PollLock) -> bytes:
         """Send a line and return the answer with the given name.
 
         Args:
-            turn: held while the answer is polled: of several guests with the same request, one is polled at
+            lock: held while the answer is polled: of several guests with the same request, one is polled at
                 a time.
 
         Raises:
@@ -128,7 +128,7 @@ class AgentTransport:
         try:
             with self.allowance.question(_TOLD):
                 self.tell(line, wait.longest)
-            with turn, self.allowance.question(wait.expected):  # others' turns are not charged
+            with lock, self.allowance.question(wait.expected):  # others' turns are not charged
                 answer = self._wait(f"{FOLDER}/answer.{name}", wait.longest)
         except InstrumentError as error:
             self._record(line, f"did not complete: {error.fact}", started)

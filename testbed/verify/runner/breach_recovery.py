@@ -14,16 +14,16 @@ from testbed.engine.place import Progress
 from testbed.errors import ProvisioningError
 from testbed.lab.breach_journal import Entry, Journal, Record
 from testbed.lab.session import Lab
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import ATTRIBUTE, Breach, Declaration
 from testbed.verify.runner.proof import close_breach
 
 FLEET = "fleet"  # case of a check about the whole fleet
 
 
-def stage_of(lab: Lab, case: str) -> Stage:
+def context_of(lab: Lab, case: str) -> BreachContext:
     """Return the context in which the breaches of a case act."""
-    return Stage(lab, "" if case == FLEET else case)
+    return BreachContext(lab, "" if case == FLEET else case)
 
 
 def close_left(lab: Lab, folder: Path, progress: Progress) -> list[str]:
@@ -71,7 +71,7 @@ def _close(lab: Lab, declared: list[Declaration], entry: Entry) -> str:
     breach = find(declared, entry.record)
     if breach is None:
         return f"no check of {entry.record.control} declares it any more, so nobody knows how to close it"
-    return close_breach(breach, stage_of(lab, entry.record.case))
+    return close_breach(breach, context_of(lab, entry.record.case))
 
 
 def declarations(folder: Path) -> Iterator[Declaration]:

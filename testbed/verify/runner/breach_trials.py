@@ -53,7 +53,7 @@ class Prover:
 
     def _possible(self, case: Case, breach: Breach) -> bool:
         try:
-            return breach.applies(case.stage)
+            return breach.applies(case.context)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a breach that cannot be tried is no proof
             case.trials.append(Trial(breach.name))
             case.trials[-1].judge(None, f"whether there is such a wall cannot be told: {told(error)}")
@@ -100,8 +100,8 @@ class Prover:
 
     def _opened(self, case: Case, breach: Breach, trial: Trial) -> CheckOutcome | None:
         """Open a wall and run the check; return None if the breach is not in force."""
-        breach.open(case.stage)
-        if not breach.in_force(case.stage):
+        breach.open(case.context)
+        if not breach.in_force(case.context):
             return None
         trial.steps.append("breach in force")
         case.fleet.new_phase(case.declared.id)
@@ -113,7 +113,7 @@ class Prover:
         """Close a wall; return the reason why it may still be open, or the empty string."""
         left_open = f"the breach '{breach.name}' could not be reverted: interrupted"
         try:
-            left_open = close_breach(breach, case.stage)
+            left_open = close_breach(breach, case.context)
         finally:
             if left_open:
                 self.left_open = self.left_open or left_open

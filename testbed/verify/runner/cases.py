@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from testbed.report.result import CheckResult, Verdict
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Declaration
 from testbed.verify.fleet import Fleet
 from testbed.verify.inventory import WHOLE
@@ -30,7 +30,7 @@ class Case:
     item: pytest.Item
     declared: Declaration
     label: str
-    stage: Stage
+    context: BreachContext
     place: int
     fleet: Fleet
     proving: bool = False
@@ -40,7 +40,9 @@ class Case:
     def of(cls, item: pytest.Item, declared: Declaration, fleet: Fleet, place: int) -> Case:
         """Return the case of a pytest item."""
         label = label_of(item)
-        return cls(item, declared, label, Stage(fleet.lab, "" if label == WHOLE else label), place, fleet)
+        return cls(
+            item, declared, label, BreachContext(fleet.lab, "" if label == WHOLE else label), place, fleet
+        )
 
     @property
     def name(self) -> str:
@@ -87,7 +89,7 @@ def aside(case: Case, *, slow: bool) -> tuple[CheckOutcome, bool] | None:
     Raises:
         TypeError: its declaration gives no reason where it must.
     """
-    reason = case.declared.applies(case.stage)
+    reason = case.declared.applies(case.context)
     if reason is not None and (not isinstance(reason, str) or not reason.strip()):
         msg = f"whether it applies is told by {reason!r}, which is neither None nor a reason"
         raise TypeError(msg)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from testbed.report.result import Proof, ProofVerdict, Verdict
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Declaration
 from testbed.verify.runner.trouble import told
 
@@ -99,7 +99,7 @@ def skipped_proofs(declared: Declaration, green: CheckOutcome) -> tuple[Proof, .
     return tuple(Proof(ProofVerdict.BROKEN_INSTRUMENT, breach.name, why, ()) for breach in declared.breaches)
 
 
-def close_breach(breach: Breach, stage: Stage) -> str:
+def close_breach(breach: Breach, context: BreachContext) -> str:
     """Revert a breach; return the empty string, or why later observations do not count.
 
     A step that raises is tried once more: a connection may have been lost. A wall that cannot be observed
@@ -107,9 +107,9 @@ def close_breach(breach: Breach, stage: Stage) -> str:
     """
 
     def still() -> str:
-        return "it is still in force" if breach.in_force(stage) else ""
+        return "it is still in force" if breach.in_force(context) else ""
 
-    fact = _tried_twice(lambda: breach.close(stage)) or _tried_twice(still)
+    fact = _tried_twice(lambda: breach.close(context)) or _tried_twice(still)
     return fact and f"the breach '{breach.name}' could not be reverted: {fact}"
 
 

@@ -102,12 +102,12 @@ def examine(
 
 
 def _environment(lab: Lab) -> dict[str, str]:
-    ground = lab.ground.environment
-    levels = {"outer": str(ground.outer), "inner": str(ground.inner), "note": ground.note}
+    environment = lab.inputs.environment
+    levels = {"outer": str(environment.outer), "inner": str(environment.inner), "note": environment.note}
     return {
         **levels,
-        **dict(ground.versions),
-        **{f"image {image.name}": image.key for image in lab.ground.images.values()},
+        **dict(environment.versions),
+        **{f"image {image.name}": image.key for image in lab.inputs.images.values()},
     }
 
 
@@ -167,7 +167,7 @@ def _write(folder: Path, run: Run) -> None:
 def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> ProofCache | None:
     if prove is Proving.NOTHING:
         return None
-    digests = sorted(image.digest for image in lab.ground.images.values())
+    digests = sorted(image.digest for image in lab.inputs.images.values())
     runners = (f"pytest {pytest.__version__}", f"Python {platform.python_version()}")
     facts = [f"{name}: {value}" for name, value in sorted(environment.items())]
     configuration = [lab.topology.digest, *facts, *digests, *runners]

@@ -59,7 +59,7 @@ class Schedule:
         if len(lanes) < 2:
             return []
         for lane in lanes.values():
-            view = self._fleet.apart()
+            view = self._fleet.separate()
             for case in lane:
                 case.fleet = view
         return list(lanes.values())
@@ -77,7 +77,7 @@ class Schedule:
             run_in_lanes(
                 lanes,
                 do,
-                turn=lambda case: id(case.declared),
+                exclusive_key=lambda case: id(case.declared),
                 stopped=self._stopped,
                 interrupted=self._halted,
             )

@@ -94,7 +94,7 @@ def guards(fleet: Fleet) -> dict[str, Guard]:
         InstrumentError: a node cannot be looked at.
 
     """
-    return fleet.once(
+    return fleet.observe_once(
         "guards",
         lambda: {
             name: found for name, found in fleet.everywhere(lambda node: _look(fleet, node)).items() if found

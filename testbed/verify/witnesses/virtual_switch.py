@@ -186,10 +186,11 @@ def _bound(
     """Yield the mistakes in the southbound database's row of a guest's port."""
     security, where = row.get("port_security"), names.get(str(row.get("chassis")), "no node")
     live = list(map(str, security)) if isinstance(security, list) else [str(security)] if security else []
-    if live != [nic.pinned]:
-        told = change("security", live, [nic.pinned], {})
+    if live != [nic.port_security]:
+        told = change("security", live, [nic.port_security], {})
         yield WitnessFinding(
-            pinning(live, [nic.pinned]), f"southbound: interface of {guest.label} on {nic.network}: {told}"
+            pinning(live, [nic.port_security]),
+            f"southbound: interface of {guest.label} on {nic.network}: {told}",
         )
     if where != guest.node:
         told = (

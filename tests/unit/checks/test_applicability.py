@@ -21,7 +21,7 @@ import pytest
 from testbed.lab.session import Lab
 from testbed.model import subjects
 from testbed.model.topology import Topology
-from testbed.verify.breach_context import Stage
+from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import ATTRIBUTE, Declaration
 from testbed.verify.runner.plugin import members
 from tests.shapes import ODD, SHIPPED, lab_of
@@ -63,7 +63,7 @@ def _lab(topology: Topology) -> Any:
     return SimpleNamespace(topology=topology, nodes=nodes, host=hosts.__getitem__, central=MagicMock())
 
 
-def _cases(topology: Topology) -> Iterator[tuple[Declaration, Stage]]:
+def _cases(topology: Topology) -> Iterator[tuple[Declaration, BreachContext]]:
     lab = cast(Lab, _lab(topology))
     for file in sorted((ROOT / "checks").glob("test_*.py")):
         for function in vars(importlib.import_module(f"checks.{file.stem}")).values():
@@ -73,23 +73,25 @@ def _cases(topology: Topology) -> Iterator[tuple[Declaration, Stage]]:
                 names = next(
                     (found for fixture, found in members(topology).items() if fixture in wanted), [""]
                 )
-                yield from ((declared, Stage(lab, name)) for name in names)
+                yield from ((declared, BreachContext(lab, name)) for name in names)
 
 
 def _reasons(topology: Topology) -> list[tuple[str, str, str]]:
     """Return reason, control and case, and objective of every case that does not apply."""
-    found = ((declared.applies(stage), declared, stage) for declared, stage in _cases(topology))
+    found = ((declared.applies(context), declared, context) for declared, context in _cases(topology))
     return sorted(
-        (reason, f"{one.id} {stage.case or 'fleet'}", one.objective)
-        for reason, one, stage in found
+        (reason, f"{one.id} {context.case or 'fleet'}", one.objective)
+        for reason, one, context in found
         if reason is not None
     )
 
 
 def _told(shape: str) -> str:
     topology = lab_of(shape)
-    cases = [(declared, stage) for declared, stage in _cases(topology) if declared.applies(stage) is None]
-    breaches = sum(breach.applies(stage) for declared, stage in cases for breach in declared.breaches)
+    cases = [
+        (declared, context) for declared, context in _cases(topology) if declared.applies(context) is None
+    ]
+    breaches = sum(breach.applies(context) for declared, context in cases for breach in declared.breaches)
     lines = [f"{shape}: {len(cases)} of {len(list(_cases(topology)))} cases apply, with {breaches} breaches"]
     for reason, group in groupby(_reasons(topology), key=lambda item: item[0]):
         lines += [f"  {reason}:", *(f"    {case}: {objective}" for _, case, objective in group)]
@@ -119,13 +121,13 @@ def test_what_applies_can_be_proven(shape: str) -> None:
 
     That holds when it opens and when it closes.
     """
-    for declared, stage in _cases(lab_of(shape)):
-        if declared.applies(stage) is None and not declared.id.startswith("ACC"):
-            possible = [breach for breach in declared.breaches if breach.applies(stage)]
-            assert possible, (declared.id, stage.case, declared.objective)
+    for declared, context in _cases(lab_of(shape)):
+        if declared.applies(context) is None and not declared.id.startswith("ACC"):
+            possible = [breach for breach in declared.breaches if breach.applies(context)]
+            assert possible, (declared.id, context.case, declared.objective)
             for breach in possible:
-                breach.open(stage)
-                breach.close(stage)
+                breach.open(context)
+                breach.close(context)
 
 
 def test_nothing_but_a_wall_that_is_not_there_is_left_out() -> None:
@@ -167,10 +169,10 @@ def test_a_pair_is_of_two_tenants_and_on_one_node_where_there_are_such() -> None
 def test_a_shortcut_between_nodes_is_a_rule_on_each() -> None:
     """Frames leave by the tunnel to the victim's node, which knows them by their key."""
     topology = lab_of("one guest on each node")
-    for declared, stage in _cases(topology):
+    for declared, context in _cases(topology):
         if declared.id == "NET-01":
-            declared.breaches[0].open(stage)
-            sent, received = (cast(Any, stage.lab.host(name)).commands[-1] for name in ("node-a", "node-b"))
+            declared.breaches[0].open(context)
+            sent, received = (cast(Any, context.lab.host(name)).commands[-1] for name in ("node-a", "node-b"))
             attacker, victim = (guest.nics[0] for guest in topology.guests)
             assert f"in_port={attacker.tap}" in sent
             assert f"output:{victim.tap}" in received

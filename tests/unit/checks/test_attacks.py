@@ -46,11 +46,11 @@ TOPOLOGY = pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path
 def test_every_guest_attacks_in_every_way_that_it_can(topology: Path) -> None:
     """Each forgery has a mark of its own; a guest without a flow forges traffic of every guest."""
     fleet = _fleet(topology)
-    lies = forgeries(fleet)
-    assert len({lie.mark for lie in lies}) == len(lies)
-    assert all(re.fullmatch("[a-z0-9]+", lie.mark) for lie in lies)
-    for scene in positions(fleet):
-        own = {lie.control for lie in lies if lie.sender == scene.sender}
+    forged = forgeries(fleet)
+    assert len({forgery.mark for forgery in forged}) == len(forged)
+    assert all(re.fullmatch("[a-z0-9]+", forgery.mark) for forgery in forged)
+    for position in positions(fleet):
+        own = {forgery.control for forgery in forged if forgery.sender == position.sender}
         assert own == {f"NET-{number:02}" for number in (2, 3, 4, 5, 6, 7, 8, 11)}
 
 
@@ -63,18 +63,18 @@ def test_lies_are_packets_of_the_flow_that_there_is() -> None:
         "red/db": (IPPROTO_UDP, 67),
         "blue/db": (IPPROTO_UDP, 67),
     }
-    for lie in forgeries(fleet):
-        if lie.meaning == "a packet from a free address of its network":
-            packet = Ether(lie.frame(b"tb-0123abcd-x."))[IP]
-            assert (packet.proto, packet[UDP].dport if UDP in packet else None) == kinds[lie.sender.guest]
+    for forgery in forgeries(fleet):
+        if forgery.meaning == "a packet from a free address of its network":
+            packet = Ether(forgery.frame(b"tb-0123abcd-x."))[IP]
+            assert (packet.proto, packet[UDP].dport if UDP in packet else None) == kinds[forgery.sender.guest]
 
 
 @TOPOLOGY
 def test_only_false_senders_have_another_mac_address(topology: Path) -> None:
     """Every other forgery leaves with its own, so that it is not stopped for the wrong reason."""
-    for lie in forgeries(_fleet(topology)):
-        own = Ether(lie.frame(b"tb-0123abcd-x.")).src == lie.sender.mac
-        assert own == (lie.control != "NET-02"), str(lie)
+    for forgery in forgeries(_fleet(topology)):
+        own = Ether(forgery.frame(b"tb-0123abcd-x.")).src == forgery.sender.mac
+        assert own == (forgery.control != "NET-02"), str(forgery)
 
 
 @TOPOLOGY
@@ -97,8 +97,10 @@ def test_the_page_lists_every_attack_and_every_breach(topology: Path) -> None:
     )
     wrapped = "(a router advertisement|an advertisement of its peer's address) (?=behind|in)"
     short = re.compile(f"^({'|'.join(heads)}) |^{wrapped}")
-    for lie in forgeries(_fleet(topology)):
-        assert re.sub(short, "", lie.meaning) in rows[lie.control] or "node" in lie.meaning, lie.meaning
+    for forgery in forgeries(_fleet(topology)):
+        assert re.sub(short, "", forgery.meaning) in rows[forgery.control] or "node" in forgery.meaning, (
+            forgery.meaning
+        )
     modules = (
         test_ovn_databases,
         test_disruptions,
@@ -123,7 +125,7 @@ def test_the_page_lists_every_attack_and_every_breach(topology: Path) -> None:
 def test_questions_to_dhcp_tell_their_answers_apart(topology: Path) -> None:
     """No two questions of one protocol share a transaction."""
     fleet = _fleet(topology)
-    sent = [probe.frame(b"") for scene in positions(fleet) for probe in thefts(scene) if probe.frame]
+    sent = [probe.frame(b"") for position in positions(fleet) for probe in thefts(position) if probe.frame]
     four = [frame[46:50] for frame in sent if frame[12:14] == b"\x08\0"]
     six = [frame[63:66] for frame in sent if frame[12:14] == b"\x86\xdd"]
     everyone = endpoints(fleet.topology)

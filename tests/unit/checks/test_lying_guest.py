@@ -28,7 +28,7 @@ def test_the_scripts_are_shell() -> None:
         subprocess.run(["sh", "-n", "-c", script], check=True)
 
 
-def _stage(statuses: dict[str, int], asked: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+def _context(statuses: dict[str, int], asked: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(_: object, guest: Any, argv: list[str], stdin: bytes, timeout: float) -> Output:
         name = {lying_guest._OPEN: "open", lying_guest._CLOSE: "close", lying_guest._SHOW: "show"}[argv[2]]
         asked.append(f"{guest.label} {name}")
@@ -47,23 +47,23 @@ def _breach(asked: list[str]) -> Breach:
 
 def test_a_path_is_open_while_its_guest_conceals_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    stage, breach = _stage({}, asked, monkeypatch), _breach(asked)
-    breach.open(stage)
-    assert breach.in_force(stage)
-    breach.close(stage)
+    context, breach = _context({}, asked, monkeypatch), _breach(asked)
+    breach.open(context)
+    assert breach.in_force(context)
+    breach.close(context)
     assert asked == ["open", "blue/db open", "blue/db show", "blue/db close", "close"]
 
 
 def test_a_path_that_nobody_conceals_is_another_breach(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    stage, breach = _stage({"show": 1}, asked, monkeypatch), _breach(asked)
-    breach.open(stage)
-    assert not breach.in_force(stage)
+    context, breach = _context({"show": 1}, asked, monkeypatch), _breach(asked)
+    breach.open(context)
+    assert not breach.in_force(context)
 
 
 def test_the_path_is_closed_though_the_guest_goes_on_lying(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    stage, breach = _stage({"close": 1}, asked, monkeypatch), _breach(asked)
+    context, breach = _context({"close": 1}, asked, monkeypatch), _breach(asked)
     with pytest.raises(InstrumentError, match="blue/db does not change sides"):
-        breach.close(stage)
+        breach.close(context)
     assert asked == ["blue/db close", "close"]

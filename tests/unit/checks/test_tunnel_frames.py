@@ -110,25 +110,25 @@ def test_questions_of_guests_are_bounded_and_told_apart(topology: Path) -> None:
     A guest's script stays within the limits of its sender.
     """
     fleet = _fleet(topology.stem)
-    for scene in positions(fleet):
-        asked = list(_questions(scene, [("tcp", 22), ("udp", 53)], ["web", "db.blue"]))
+    for position in positions(fleet):
+        asked = list(_questions(position, [("tcp", 22), ("udp", 53)], ["web", "db.blue"]))
         assert len({probe.mark for probe in asked}) == len(asked) < MAX_PROBES
         assert all(re.fullmatch("[a-z0-9]+", probe.mark) for probe in asked)
         assert all(
-            probe.frame is not None and Ether(probe.frame(b"tb-0123abcd-x.")).src == scene.sender.mac
+            probe.frame is not None and Ether(probe.frame(b"tb-0123abcd-x.")).src == position.sender.mac
             for probe in asked
         )
         assert any(IPv6 in Ether(probe.frame(b"")) for probe in asked if probe.frame) == (
-            scene.sender.address6 is not None
+            position.sender.address6 is not None
         )
 
 
 def test_only_an_address_by_dhcp_is_offered() -> None:
     """Another sender or service, an extra option, and a foreign server are beyond the offer."""
-    scene = positions(_fleet("one-node"))[0]
-    server = scene.server.address
+    position = positions(_fleet("one-node"))[0]
+    server = position.server.address
     fine = ((1, bytes(4)), (26, bytes(2)), (51, bytes(4)), (53, b"\2"), (54, server.packed))
-    assert list(_beyond(scene, [Offer(str(server), "DHCP", "05000000", fine)])) == []
+    assert list(_beyond(position, [Offer(str(server), "DHCP", "05000000", fine)])) == []
     for odd in (
         Offer("10.9.9.9", "DHCP", "", fine),
         Offer(str(server), "TCP port 80", "", ()),
@@ -136,15 +136,15 @@ def test_only_an_address_by_dhcp_is_offered() -> None:
         Offer(str(server), "DHCP", "", ((54, bytes(4)),)),
         Offer(str(server), "DHCP", "", ((53, b"\6"),)),
     ):
-        assert len(list(_beyond(scene, [odd]))) == 1
-    lan = bytes((0, 3, 0, 1)) + bytes.fromhex(scene.server.mac.replace(":", ""))
+        assert len(list(_beyond(position, [odd]))) == 1
+    lan = bytes((0, 3, 0, 1)) + bytes.fromhex(position.server.mac.replace(":", ""))
     fine6 = ((1, bytes(10)), (2, lan), (3, bytes(40)))
-    own = str(scene.server.link_local)
-    assert list(_beyond(scene, [Offer(own, "DHCPv6", "050000", fine6)])) == []
+    own = str(position.server.link_local)
+    assert list(_beyond(position, [Offer(own, "DHCPv6", "050000", fine6)])) == []
     for odd in (
         Offer("fe80::bad", "DHCPv6", "", fine6),
         Offer(own, "DHCPv6", "", (*fine6, (23, bytes(16)))),
         Offer(own, "DHCPv6", "", ((2, bytes(10)),)),
         Offer(own, "ICMPv6 type 86", "", ()),
     ):
-        assert len(list(_beyond(scene, [odd]))) == 1
+        assert len(list(_beyond(position, [odd]))) == 1

@@ -146,10 +146,10 @@ def test_what_only_up_may_write_is_not_written_by_opening_a_lab(
     """`plan` of another topology wrote the ssh configuration of machines that did not exist."""
     topology = session.load_applied(lab)
     monkeypatch.setattr(Hypervisor, "embed", lambda *_: SimpleNamespace(close=lambda: None))
-    ground: Any = SimpleNamespace(
+    inputs: Any = SimpleNamespace(
         environment=canary.likely(lab.folder), images={}, memories={}, checkpoint=None
     )
-    with session.open_lab(topology, lab, ground):
+    with session.open_lab(topology, lab, inputs):
         assert not lab.ssh_config.exists()
         session.settle(topology, lab)
     assert "Host node" in lab.ssh_config.read_text()

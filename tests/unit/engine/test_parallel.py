@@ -26,19 +26,19 @@ def test_lanes_go_side_by_side_and_no_two_are_about_the_same() -> None:
             now.remove(item[1])
             done.append(item)
 
-    run_in_lanes(LANES, do, turn=lambda item: item[1], stopped=lambda: False)
+    run_in_lanes(LANES, do, exclusive_key=lambda item: item[1], stopped=lambda: False)
     assert sorted(done) == sorted(item for lane in LANES for item in lane)
     assert most == 2
 
 
 def test_nothing_is_begun_after_a_stop() -> None:
     done: list[tuple[str, int]] = []
-    run_in_lanes(LANES, done.append, turn=lambda item: item[1], stopped=lambda: len(done) >= 2)
+    run_in_lanes(LANES, done.append, exclusive_key=lambda item: item[1], stopped=lambda: len(done) >= 2)
     assert 2 <= len(done) <= 3
 
 
 def test_without_lanes_nothing_is_done() -> None:
-    run_in_lanes([], lambda _: pytest.fail("called"), turn=hash, stopped=lambda: False)
+    run_in_lanes([], lambda _: pytest.fail("called"), exclusive_key=hash, stopped=lambda: False)
 
 
 @pytest.mark.parametrize("broken", [("a", 1), ("b", 2)])
@@ -52,5 +52,5 @@ def test_an_error_ends_every_lane_and_is_raised(broken: tuple[str, int]) -> None
         done.append(item)
 
     with pytest.raises(ValueError, match="broken"):
-        run_in_lanes(LANES, do, turn=lambda item: item, stopped=lambda: False)
+        run_in_lanes(LANES, do, exclusive_key=lambda item: item, stopped=lambda: False)
     assert len(done) <= 1

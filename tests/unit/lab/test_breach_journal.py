@@ -45,11 +45,11 @@ from pathlib import Path
 from testbed.verify.check import Breach, check
 
 WALL, LOG = Path({folder!r}) / "wall", Path({folder!r}) / "log"
-def opens(stage):
+def opens(context):
     {at_open}
     WALL.write_text("open")
     {opened}
-def closes(stage):
+def closes(context):
     {at_close}
     WALL.unlink(missing_ok=True)
     with LOG.open("a") as log: log.write("closed ")
@@ -79,7 +79,7 @@ machines = {machine.name: SimpleNamespace(name=machine.name) for machine in topo
 workspace = Workspace(state, "lab")
 class Fleet(SimpleNamespace):
     def new_phase(self, focus=""): self.focus = focus
-    def apart(self): return self
+    def separate(self): return self
 lab = SimpleNamespace(topology=topology, workspace=workspace)
 fleet = Fleet(topology=topology, lab=lab, machines=machines, focus="",
               evidence=Evidence(workspace.runs / "a-run/evidence"))

@@ -247,7 +247,7 @@ def test_an_interrupt_at_the_end_keeps_what_was_seen(lab, tmp_path) -> None:
 def test_a_run_looks_before_and_after_its_checks(lab, tmp_path, monkeypatch) -> None:
     """A difference that no check covers is in the result, and so is one left by a check."""
     environment = SimpleNamespace(outer="tcg", inner="kvm", note="", versions={})
-    lab.ground = SimpleNamespace(environment=environment, images={})
+    lab.inputs = SimpleNamespace(environment=environment, images={})
     lab.workspace = SimpleNamespace(runs=tmp_path / "runs", folder=tmp_path, lab="lab")
     lab.hosts, lab.retried = [SimpleNamespace(name="node-a", wait=lambda _: None)], ()
     fleet = Fleet(lab, tmp_path / "evidence")

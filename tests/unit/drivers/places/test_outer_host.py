@@ -213,7 +213,7 @@ def test_machines_that_another_libvirt_runs_boot_and_that_is_told(
     workspace.create()
     workspace.connect("qemu:///system")
     monkeypatch.setattr(up, "say", told.append)
-    ground = BuildInputs({}, INPUTS.environment)
-    assert up._shortened(ground, LAB, workspace, save=True) is ground
+    inputs = BuildInputs({}, INPUTS.environment)
+    assert up._shortened(inputs, LAB, workspace, save=True) is inputs
     (line,) = told
     assert "qemu:///system runs them" in line

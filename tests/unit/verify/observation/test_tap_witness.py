@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from checks.support import network_observation as surveys
-from checks.support.disruptions import Ordeal
+from checks.support.disruptions import DisruptionResult
 from checks.support.network_observation import Survey, judge, overheard
 from checks.support.spoofed_frames import Forgery
 from checks.test_reachability import test_reach_is_what_the_topology_allows as check_of_reach
@@ -211,7 +211,7 @@ def test_what_a_guest_conceals_is_about_its_own_control(mark: str, blind: set[st
 def _judged(found: Survey, monkeypatch: pytest.MonkeyPatch) -> Any:
     shared = {"survey": found, "pipeline": {"x02": "drop", "x03": "drop"}, "labels": []}
     monkeypatch.setattr(surveys, "survey", lambda _: found)
-    return SimpleNamespace(topology=LAB, once=lambda name, _: shared[name])
+    return SimpleNamespace(topology=LAB, observe_once=lambda name, _: shared[name])
 
 
 def test_a_lie_that_its_receiver_conceals_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,10 +233,12 @@ def test_a_wall_without_findings_needs_guests_that_agree(monkeypatch: pytest.Mon
 
 def test_an_attack_that_its_receiver_conceals_is_a_leak_and_a_doubt_is_no_pass() -> None:
     frames = [(Probe("x02", ENDS[WEB], {}), "a lie")]
-    assert Ordeal(frames, _observation({}, {DB: ["x02"]})).leaks == ["a lie at red/db: 2 frames in 1000 ms"]
-    assert Ordeal(frames, _observation({}, {})).leaks == []
+    assert DisruptionResult(frames, _observation({}, {DB: ["x02"]})).leaks == [
+        "a lie at red/db: 2 frames in 1000 ms"
+    ]
+    assert DisruptionResult(frames, _observation({}, {})).leaks == []
     with pytest.raises(InstrumentError, match="deaf"):
-        Ordeal(frames, _observation({}, {}, InstrumentError("deaf", fact="-", remedy="-"))).leaks  # noqa: B018
+        DisruptionResult(frames, _observation({}, {}, InstrumentError("deaf", fact="-", remedy="-"))).leaks  # noqa: B018
 
 
 Marks = Mapping[str, list[str]]
@@ -280,7 +282,7 @@ def _reached(monkeypatch: pytest.MonkeyPatch, told: Marks, seen: Marks, deaf: Ma
     found = Survey(replace(observation, records=records), probes, [])
     monkeypatch.setattr("checks.test_reachability.survey", lambda _: found)
     evidence = SimpleNamespace(record=lambda *_: None)
-    check_of_reach(SimpleNamespace(matrix=matrix, evidence=evidence, saw=lambda *_, **__: None))  # type: ignore[arg-type]
+    check_of_reach(SimpleNamespace(matrix=matrix, evidence=evidence, record_state=lambda *_, **__: None))  # type: ignore[arg-type]
 
 
 def _cell(source: str, target: str, protocol: str, *, allowed: bool) -> str:

@@ -103,18 +103,30 @@ def _fleet(path: Path) -> Any:
 
 
 def _probes(fleet: Any) -> list[Probe]:
-    stages, times = positions(fleet), ("before", "after")
+    all_positions, times = positions(fleet), ("before", "after")
     guests = [guest.label for guest in fleet.topology.guests]
     own = [
         probe for label in guests for time in times for probe in observe._controls(fleet, label, time, TOKENS)
     ]
     told = [probe for label in guests for probe in observe._last_words(fleet, label, TOKENS)]
     trusted = [
-        probe for scene in stages if scene.port for time in times for probe in control_frames(scene, time)
+        probe
+        for position in all_positions
+        if position.port
+        for time in times
+        for probe in control_frames(position, time)
     ]
-    greed = [probe for scene in stages for probe in thefts(scene)]
+    greed = [probe for position in all_positions for probe in thefts(position)]
     lies = [lie.probe for lie in forgeries(fleet)]
-    return [*own, *told, *trusted, *greed, *lies, *map(flood, stages), *matrix_probes(fleet.matrix.cells)]
+    return [
+        *own,
+        *told,
+        *trusted,
+        *greed,
+        *lies,
+        *map(flood, all_positions),
+        *matrix_probes(fleet.matrix.cells),
+    ]
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda path: path.stem)

@@ -65,7 +65,7 @@ def test_cases_come_from_the_topology(judge) -> None:
 
 def test_not_applicable_comes_with_a_reason_and_is_no_pass(judge) -> None:
     body = (
-        declare("breaches=(BREACH,), applies=lambda stage: 'one tenant only'")
+        declare("breaches=(BREACH,), applies=lambda context: 'one tenant only'")
         + "def test_it(fleet):\n    assert False\n"
     )
     plugin = judge(body)
@@ -98,10 +98,12 @@ def test_what_a_breach_leaves_behind_shows_at_the_end(judge) -> None:
     Checks of the same wall fail as well.
     """
     body = (
-        'LIES = Breach("lies", opens, lambda s: None, lambda s: WALL["open"] and not '
+        'LIES = Breach("lies", opens, lambda context: None, lambda context: WALL["open"] and not '
         'WALL.setdefault("seen", False))\n'
     )
-    body = body.replace("lambda s: None", "lambda s: WALL.update(seen=True)") + declare("breaches=(LIES,)")
+    body = body.replace("lambda context: None", "lambda context: WALL.update(seen=True)") + declare(
+        "breaches=(LIES,)"
+    )
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet), 'open'\n", prove=True)
     assert _proof(plugin) == "dirty-revert"
     assert "after the revert: open" in plugin.results[0].proofs[0].reason
@@ -110,8 +112,8 @@ def test_what_a_breach_leaves_behind_shows_at_the_end(judge) -> None:
 def test_an_interrupted_proof_is_none(judge) -> None:
     first = declare() + "def test_it(fleet):\n    assert not look(fleet), 'open'\n"
     stop = (
-        'STOP = Breach("stops", lambda s: (_ for _ in ()).throw(KeyboardInterrupt), closes, lambda s: '
-        'WALL["open"])\n'
+        'STOP = Breach("stops", lambda context: (_ for _ in ()).throw(KeyboardInterrupt), closes, '
+        'lambda context: WALL["open"])\n'
     )
     second = (
         '@check(id="NET-02", objective="later", severity="high", breaches=(STOP,))\ndef test_later(fleet): '
@@ -130,7 +132,7 @@ def test_a_check_that_cannot_fail_is_found_out(judge) -> None:
 
 
 def test_a_breach_that_opens_nothing_is_found_out(judge) -> None:
-    body = 'IDLE = Breach("idle", lambda s: None, closes, lambda s: WALL["open"])\n' + declare(
+    body = 'IDLE = Breach("idle", lambda context: None, closes, lambda context: WALL["open"])\n' + declare(
         "breaches=(IDLE,)"
     )
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet)\n", prove=True)
@@ -171,9 +173,9 @@ def test_an_interrupted_run_keeps_what_was_observed(judge) -> None:
 
 def test_a_breach_that_fails_half_way_is_taken_back(judge) -> None:
     body = (
-        "def half(stage):\n    WALL['open'] = True\n    raise ProvisioningError('no', fact='broke', "
+        "def half(context):\n    WALL['open'] = True\n    raise ProvisioningError('no', fact='broke', "
         "remedy='')\n"
-        'HALF = Breach("half", half, closes, lambda s: WALL["open"])\n' + declare("breaches=(HALF,)")
+        'HALF = Breach("half", half, closes, lambda context: WALL["open"])\n' + declare("breaches=(HALF,)")
     )
     plugin = judge(body + "def test_it(fleet):\n    assert not look(fleet)\n", prove=True)
     assert _proof(plugin) == "breach-not-in-force"
@@ -233,8 +235,8 @@ LOCAL = """
 from threading import Barrier, BrokenBarrierError, Lock
 MEETING, BUSY, OPEN = Barrier(2), {"first": Lock(), "second": Lock()}, set()
 def breach(machines, left_open=False):
-    return Breach("the wall is open", open=lambda s: OPEN.add(s.case), close=lambda s: left_open or OPEN.discard(s.case),
-                  in_force=lambda s: s.case in OPEN, applies=lambda s: s.case in machines)
+    return Breach("the wall is open", open=lambda context: OPEN.add(context.case), close=lambda context: left_open or OPEN.discard(context.case),
+                  in_force=lambda context: context.case in OPEN, applies=lambda context: context.case in machines)
 def look_at(fleet, machine, name):
     assert BUSY[name].acquire(blocking=False)
     try:
@@ -361,7 +363,7 @@ def test_a_display_can_count_the_cases_and_the_trials_of_their_breaches(judge, p
         + "def test_other(fleet):\n    assert look(fleet), 'open'\n"
     )
     body += (
-        declare("breaches=(BREACH,), applies=lambda stage: 'no guest'", control="NET-03")
+        declare("breaches=(BREACH,), applies=lambda context: 'no guest'", control="NET-03")
         + "def test_none(fleet):\n    look(fleet)\n"
     )
     told: list[str] = []

@@ -154,11 +154,11 @@ from pathlib import Path
 from testbed.verify.check import Breach, check
 OPENED = Path({str(root / "opened")!r})
 WALL = dict(open=False)
-def opens(stage):
+def opens(context):
     WALL["open"] = True
     OPENED.write_text((OPENED.read_text() if OPENED.exists() else "") + "x")
-def closes(stage): WALL["open"] = False
-BREACHES = tuple(Breach(name, opens, closes, lambda s: WALL["open"]) for name in HOLES)
+def closes(context): WALL["open"] = False
+BREACHES = tuple(Breach(name, opens, closes, lambda context: WALL["open"]) for name in HOLES)
 @check(id="NET-01", objective="it holds", severity="high", breaches=BREACHES)
 def test_it(fleet):
     fleet.evidence.record("here", "look", "is it open?", str(WALL), 0.0)

@@ -52,7 +52,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         hosts=hosts,
         host=lambda name: next(host for host in hosts if host.name == name),
         retried=[],
-        ground=SimpleNamespace(environment=environment, images={}),
+        inputs=SimpleNamespace(environment=environment, images={}),
         outer=SimpleNamespace(observe=dict),
         workspace=Workspace(tmp_path, "lab"),
         desired={},

@@ -38,12 +38,15 @@ def _is_open() -> bool:
 
 
 def _breach(
-    opens: str = "opens(s)", closes: str = "closes(s)", in_force: str = 'WALL["open"]', **more: str
+    opens: str = "opens(context)",
+    closes: str = "closes(context)",
+    in_force: str = 'WALL["open"]',
+    **more: str,
 ) -> str:
-    rest = "".join(f", {name}=lambda s: {text}" for name, text in more.items())
+    rest = "".join(f", {name}=lambda context: {text}" for name, text in more.items())
     return (
-        f"import pytest\nODD = Breach('odd', lambda s: {opens}, lambda s: {closes}, lambda s: "
-        f"{in_force}{rest})\n{KNOWN}"
+        f"import pytest\nODD = Breach('odd', lambda context: {opens}, lambda context: {closes}, "
+        f"lambda context: {in_force}{rest})\n{KNOWN}"
     )
 
 
@@ -53,7 +56,7 @@ def _proofs(plugin: Checks) -> list[ProofVerdict]:
 
 @pytest.mark.parametrize("what", RAISED)
 def test_a_breach_that_raises_while_it_opens_is_closed_and_is_no_proof(judge: Any, what: str) -> None:
-    body = _breach(opens=f"[opens(s), {_raises(what)}]") + declare("breaches=(ODD,)") + HOLDS
+    body = _breach(opens=f"[opens(context), {_raises(what)}]") + declare("breaches=(ODD,)") + HOLDS
     plugin = judge(body, prove=True)
     assert _proofs(plugin) == [ProofVerdict.BREACH_NOT_IN_FORCE]
     assert not _is_open()
@@ -82,13 +85,13 @@ def test_a_breach_that_cannot_be_closed_is_told(judge: Any, what: str) -> None:
 @pytest.mark.parametrize("when", ["closes", "in_force"])
 def test_a_breach_that_cannot_be_closed_at_first_is_closed_at_the_second_try(judge: Any, when: str) -> None:
     fails = (
-        "TRIES = []\ndef once(s, value):\n    TRIES.append(1)\n"
+        "TRIES = []\ndef once(context, value):\n    TRIES.append(1)\n"
         "    if len(TRIES) == {}: raise OSError('the connection is gone')\n    return value\n"
     )
     number, odd = (
-        (1, {"closes": "once(s, 0) or closes(s)"})
+        (1, {"closes": "once(context, 0) or closes(context)"})
         if when == "closes"
-        else (2, {"in_force": "once(s, WALL['open'])"})
+        else (2, {"in_force": "once(context, WALL['open'])"})
     )
     plugin = judge(fails.format(number) + _breach(**odd) + declare("breaches=(ODD,)") + HOLDS, prove=True)
     assert _proofs(plugin) == [ProofVerdict.PROVEN]
@@ -118,7 +121,7 @@ def test_a_breach_that_cannot_tell_whether_it_applies_is_no_proof(judge: Any) ->
 def test_a_check_that_cannot_tell_whether_it_applies_is_inconclusive(judge: Any, applies: str) -> None:
     """A reason is a text; any other value but None would be not-applicable without a reason."""
     later = declare(control="NET-02") + "def test_later(fleet):\n    assert not look(fleet)\n"
-    plugin = judge(declare(f"breaches=(BREACH,), applies=lambda s: {applies}") + HOLDS + later)
+    plugin = judge(declare(f"breaches=(BREACH,), applies=lambda context: {applies}") + HOLDS + later)
     assert [result.verdict for result in plugin.results] == [Verdict.INCONCLUSIVE, Verdict.PASS]
     assert "before the check: " in plugin.results[0].reason
     assert code(plugin) is Exit.INCONCLUSIVE

@@ -95,7 +95,7 @@ def _lab(*ranges: str) -> Any:
 def _fleet(lab: Any, run: Any) -> Any:
     machine = SimpleNamespace(name="node", run=run)
     return SimpleNamespace(
-        topology=lab, once=lambda _, look: look(), everywhere=lambda do: {"node": do(machine)}
+        topology=lab, observe_once=lambda _, look: look(), everywhere=lambda do: {"node": do(machine)}
     )
 
 

@@ -76,7 +76,7 @@ class Databases:
             for kind in Kind
         }
         nics = [(guest, nic) for guest in LAB.guests for nic in guest.nics]
-        self.bindings = [[nic.port, nic.pinned, ["uuid", guest.node], True] for guest, nic in nics]
+        self.bindings = [[nic.port, nic.port_security, ["uuid", guest.node], True] for guest, nic in nics]
 
     def switches(self) -> dict[str, Any]:
         return self.held[Kind.SWITCH]
@@ -98,7 +98,7 @@ def _findings(databases: Databases, folder: Path) -> list[WitnessFinding]:
     machines = {LAB.controller.name: databases}
     return logical(
         SimpleNamespace(
-            topology=LAB, lab=lab, machines=machines, evidence=Evidence(folder), once=lambda *_: {}
+            topology=LAB, lab=lab, machines=machines, evidence=Evidence(folder), observe_once=lambda *_: {}
         )
     )  # type: ignore[arg-type]
 
@@ -161,7 +161,7 @@ def test_a_check_of_forged_frames_is_not_red_for_what_rests_on_another_control()
     seen = Survey(SimpleNamespace(arrivals=lambda _: {}, doubt=None, concealed=dict, past=dict), {}, lies)  # type: ignore[arg-type]
     rule = WitnessFinding(frozenset({"NET-01", "NET-02"}), "a rule")
     told = {"survey": seen, "pipeline": {"NET-02": "drop", "NET-03": "drop"}, "labels": [rule]}
-    fleet: Any = SimpleNamespace(once=lambda name, _: told[name])
+    fleet: Any = SimpleNamespace(observe_once=lambda name, _: told[name])
     assert judge(fleet, "NET-03") == []
     assert judge(fleet, "NET-02") == ["a rule"]
 
