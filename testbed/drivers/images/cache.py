@@ -109,15 +109,21 @@ class Image:
 
 
 class ImageCache:
-    """Images under a cache folder, baked from the recipes of a playbook folder."""
+    """Images under a cache folder, baked from the recipes of a playbook folder.
 
-    def __init__(self, folder: Path, playbooks: Path) -> None:
+    Args:
+        recipes: name of the file of recipes in the folder of playbooks.
+
+    """
+
+    def __init__(self, folder: Path, playbooks: Path, recipes: str = "images.yaml") -> None:
         self._folder = folder
         self._playbooks = playbooks
+        self._recipes = recipes
 
     def recipes(self) -> dict[str, Recipe]:
         """Return every recipe by image name."""
-        text = (self._playbooks / "images.yaml").read_text()
+        text = (self._playbooks / self._recipes).read_text()
         data = yaml.safe_load(text)
         program = Path(build.__file__).read_bytes()
         result = {}
