@@ -218,7 +218,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: MachineView) -> 
             shows=lambda context: f"grep -qF 'bin/dash mrix,' {rules(context.guests[0])}",
         ),
         shell_breach(
-            "libvirt will not ask for a profile when it starts anew; a comment says that it will",
+            "libvirt will not ask for a profile after a restart; a comment says that it will",
             opens=lambda _: f"sed -i 's/^{_REQUIRED} = 1$/#&\\n{_REQUIRED} = 0/' {_QEMU}",
             closes=lambda _: f"sed -i -e '/^{_REQUIRED} = 0$/d' -e 's/^#\\({_REQUIRED} = 1\\)$/\\1/' {_QEMU}",
             shows=lambda _: f"grep -qx '{_REQUIRED} = 0' {_QEMU} && grep -q '{_REQUIRED} = 1' {_QEMU}",

@@ -41,7 +41,7 @@ _DROP_IN = "/etc/systemd/system/ovs-vswitchd.service.d"
 
 @check(
     id="NET-13",
-    objective="The walls of the virtual switch hold while its parts start anew",
+    objective="The walls of the virtual switch hold while its parts restart",
     severity="high",
     effect=Effect.RESTARTS,
     applies=needs_company,
@@ -52,11 +52,11 @@ _DROP_IN = "/etc/systemd/system/ovs-vswitchd.service.d"
             _DROP_IN,
             "ovs-vswitchd",
         ),
-        shortcut("a forgotten rule lasts until the switch starts anew", "dl_dst={victim}"),
+        shortcut("a forgotten rule lasts until the switch restarts", "dl_dst={victim}"),
         *where(lambda context: not has_pair(context), ALLOW_ALL),
     ),
 )
-def test_walls_hold_while_the_switch_starts_anew(fleet: Fleet) -> None:
+def test_walls_hold_while_the_switch_restarts(fleet: Fleet) -> None:
     leaks = service_restarts(fleet).leaks
     assert not leaks, f"{len(leaks)} kinds of frames leaked: {'; '.join(leaks[:6])}"
 
@@ -80,9 +80,7 @@ def _loose_rule(name: str, match: str, actions: Callable[[BreachContext], str]) 
     severity="high",
     effect=Effect.DISTURBS,
     breaches=(
-        _loose_rule(
-            "frames of an interface that nobody knows are switched", "table=0,priority=50", lambda _: "NORMAL"
-        ),
+        _loose_rule("frames of an unknown interface are switched", "table=0,priority=50", lambda _: "NORMAL"),
         _loose_rule(
             "frames of an invented MAC address go to a guest",
             "table=0,priority=200,dl_src=0e:00:00:00:00:00/ff:00:00:00:00:00",
@@ -97,7 +95,7 @@ def test_walls_hold_from_the_first_frame(fleet: Fleet) -> None:
 
 @check(
     id="NET-13",
-    objective="The walls hold while the whole controller boots anew",
+    objective="The walls hold while the whole controller reboots",
     severity="high",
     effect=Effect.REBOOTS,
     applies=needs_company,
@@ -137,7 +135,7 @@ def _among_left(context: BreachContext) -> Pair:
 
 @check(
     id="NET-13",
-    objective="The walls hold while a whole node boots anew",
+    objective="The walls hold while a whole node reboots",
     severity="high",
     effect=Effect.REBOOTS,
     applies=_others_are_left,
@@ -298,7 +296,7 @@ def test_ports_have_their_own_interfaces(fleet: Fleet, node: MachineView) -> Non
     wanted = {(nic.tap, nic.port) for guest in fleet.topology.guests_on(node.name) for nic in guest.nics}
     missing = wanted - {*found}
     stolen = [
-        f"{name} claims the port of {owners.get(port, 'nobody')}"
+        f"{name} claims the port of {owners.get(port, 'no guest')}"
         for name, port in found
         if (name, port) not in wanted
     ]

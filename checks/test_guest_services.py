@@ -82,7 +82,7 @@ _RECORDS = "$(ovn-nbctl --bare --columns=_uuid find dns external_ids:breach=name
             lambda context: (Acl("from-lport", 2000, f"ip4.dst == {_server(context)} && tcp", "reject"),),
         ),
         shell_breach(
-            "a network tells the names of another tenant",
+            "a network resolves the names of another tenant",
             opens=lambda context: (
                 f"ovn-nbctl --wait=hv --id=@names create dns records:{_names(context)} "
                 "external_ids:breach=names "
@@ -338,7 +338,7 @@ def _beyond(position: Position, offers: list[Offer]) -> Iterator[str]:
             ("DHCP", str(server.address)),
             ("DHCPv6", str(server.link_local)),
         ):
-            yield f"{label}: {offer.service} from {offer.source or 'nobody'}"
+            yield f"{label}: {offer.service} from {offer.source or 'an unnamed source'}"
         for code, value in offer.options:
             if (
                 len(value) != told[offer.service].get(code)

@@ -43,7 +43,8 @@ _ARP = "sysctl -q -w net.ipv4.conf.all.arp_ignore"
     effect=Effect.PROBES,
     breaches=(
         _accepted(
-            "a node takes logins from anybody on its management network", 'iifname "management0" tcp dport 22'
+            "a node takes logins from any host on its management network",
+            'iifname "management0" tcp dport 22',
         ),
         _accepted("a node takes everything that comes in on the fabric", 'iifname "fabric0"'),
         shell_breach(

@@ -46,11 +46,11 @@ def _key_planted(context: BreachContext) -> bool:
 
 @check(
     id="ACC-02",
-    objective="Nobody logs in with anything but a valid certificate of the right role",
+    objective="Every login needs a valid certificate of the right role",
     severity="critical",
     effect=Effect.PROBES,
     local=True,
-    breaches=(Breach("a stranger's key is authorised by a drop-in", _plant_key, _remove_key, _key_planted),),
+    breaches=(Breach("an unknown key is authorised by a drop-in", _plant_key, _remove_key, _key_planted),),
 )
 def test_wrong_credentials_never_work(fleet: Fleet, machine: MachineView) -> None:
     before = clock_error(machine)

@@ -116,7 +116,7 @@ def _bypass(context: BreachContext) -> str:
         ),
     ),
 )
-def test_no_stranger_enters_the_tunnels(fleet: Fleet) -> None:
+def test_no_other_host_enters_the_tunnels(fleet: Fleet) -> None:
     found = fleet.observe_once("injection", lambda: _inject(fleet))
     sightings = ((item, found.observation.arrivals(item.mark)) for item in found.injections)
     arrived = [f"{item} arrived at {', '.join(seen.values())}" for item, seen in sightings if seen]
@@ -174,7 +174,7 @@ def _inject(fleet: Fleet) -> _Injected:
                 )
                 raise InstrumentError(
                     what,
-                    fact=f"so the silence of a stranger's {item.mark} means nothing",
+                    fact=f"so the silence after {item.mark} of a foreign host means nothing",
                     remedy="run `testbed status`",
                 )
     return _Injected(tuple(found), observation, frozenset(refused))

@@ -128,7 +128,7 @@ _WAYS = 3  # ways in which `_STRANGER` connects
 
 
 def _require_refusals(answers: Mapping[str, str], asked: int) -> None:
-    """Require that every stranger was refused; a late answer is no refusal.
+    """Require that every foreign client was refused; a late answer is no refusal.
 
     Raises:
         InstrumentError: one was not refused, or did not ask.
@@ -139,7 +139,7 @@ def _require_refusals(answers: Mapping[str, str], asked: int) -> None:
     if unsure or len(answers) != asked:
         fact = f"{len(answers)} answers to {asked} questions; {'; '.join(unsure)}"
         raise InstrumentError(
-            "a database did not refuse every stranger", fact=fact[:300], remedy="repeat the check"
+            "a database did not refuse every foreign client", fact=fact[:300], remedy="repeat the check"
         )
 
 
@@ -162,7 +162,8 @@ def _speaks(name: str, *words: str) -> Breach:
 @check(
     id="NET-08",
     objective=(
-        "A fallen node writes no rows but its own into the southbound database, and a stranger reads none"
+        "A fallen node writes no rows but its own into the southbound database, and a client without a valid "
+        "certificate reads none"
     ),
     severity="critical",
     effect=Effect.DISTURBS,
@@ -178,7 +179,7 @@ def test_a_fallen_node_speaks_for_itself_only(fleet: Fleet, node: MachineView) -
         node.name, "measured", "what OVN's roles leave to a fallen node", answers.get("still"), time.time()
     )
     told = sorted(name for name, answer in answers["strangers"].items() if answer == "answered")
-    assert not told, f"the southbound database answers strangers: {', '.join(told)}"
+    assert not told, f"the southbound database answers foreign clients: {', '.join(told)}"
     _require_refusals(answers["strangers"], _WAYS)
     if set(answers["node"]) != set(_TABLES):
         fact = answers.get("error", "not every table was tried")
@@ -244,7 +245,7 @@ def test_the_northbound_database_knows_administrators_only(fleet: Fleet) -> None
     )
     answers = machine.python(program, json.dumps(["127.0.0.1", NORTHBOUND, machine.name, []]))["strangers"]
     told = sorted(name for name, answer in answers.items() if answer == "answered")
-    assert not told, f"the northbound database answers strangers: {', '.join(told)}"
+    assert not told, f"the northbound database answers foreign clients: {', '.join(told)}"
     _require_refusals(answers, _WAYS + 1)
     if _CERTIFICATE not in answers or not fleet.lab.central.northbound.switches():
         what = "the northbound database does not answer administrators either"

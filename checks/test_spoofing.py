@@ -182,7 +182,7 @@ def _guarded(context: BreachContext) -> Host:
                 where=_guarded,
             ),
             shell_breach(
-                "the guard lets guests tell any MAC address",
+                "the guard lets guests announce any MAC address",
                 opens=lambda _: (
                     "nft insert rule netdev neighbours judge icmpv6 type nd-neighbor-solicit return"
                 ),
@@ -219,7 +219,8 @@ def _answers(port: int) -> tuple[Acl, ...]:
 @check(
     id="NET-06",
     objective=(
-        "No guest answers for DHCP, none is handed another's address, and no greed exhausts what there is"
+        "No guest answers requests to DHCP, none gets another guest's address, and no number of requests "
+        "exhausts the addresses"
     ),
     severity="high",
     effect=Effect.PROBES,

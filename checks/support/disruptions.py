@@ -169,7 +169,7 @@ def node_reboot(fleet: Fleet) -> DisruptionResult:
         node.reconnect()
         converge_place(fleet.lab.desired, node, lambda _: None)
 
-    with fleet.leavings.made(f"{name}, which was booted anew, without its guests", repair):
+    with fleet.leavings.made(f"{name}, which was rebooted without its guests", repair):
         return _besieged(others, _attacks(others), lambda _: _reboot(fleet.machines[name]))
 
 
@@ -286,7 +286,7 @@ def _reboot(machine: MachineView) -> None:
                 return
         if time.monotonic() > end:
             raise inconclusive(
-                f"{machine.name} does not come back", f"it has not booted anew within {_REBOOT:.0f} s"
+                f"{machine.name} does not come back", f"it has not rebooted within {_REBOOT:.0f} s"
             )
         time.sleep(1)
 

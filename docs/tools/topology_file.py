@@ -14,7 +14,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from testbed.topology_file import validation as rules
-from testbed.topology_file.schema import NAME_RULE, LimitsSpec, Spec, format_size
+from testbed.topology_file.quantities import format_size
+from testbed.topology_file.schema import NAME_RULE, LimitsSpec, Spec
 
 EXAMPLE = Path(__file__).parents[2] / "topologies/three-tenants-dual-stack.yaml"
 # Type and unit by the name of the function that reads the text.

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from testbed.cli.error_exit import accident
+from testbed.cli.invocation.error_exit import accident
 from testbed.cli.output.terminal import displayed, fail, out_json, say, show, width
 from testbed.drivers.host.private_files import write_secret
 from testbed.errors import Exit, ProvisioningError, TestbedError

@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from testbed.cli.context import Name, entered, running_lab
+from testbed.cli.invocation.shell import known_checkpoints
 from testbed.cli.output.terminal import Json, out, say
-from testbed.cli.shell import known_checkpoints
 from testbed.cli.up import UpOptions, bring_up
 from testbed.drivers.host.workspace import Workspace, cache_root, state_root
 from testbed.drivers.snapshots import checkpoint as checkpoints
+from testbed.drivers.snapshots.checkpoint_store import CheckpointStore, refusal
 from testbed.engine import observe
 from testbed.errors import ProvisioningError, TestbedError, UsageError
 from testbed.lab import session
@@ -45,7 +46,7 @@ def save(
     topology, workspace, _ = running_lab(name)
     inputs = session.load_inputs()
     _require_saving(topology, workspace, inputs)
-    store = checkpoints.CheckpointStore(cache_root(), inputs.images, inputs.environment)
+    store = CheckpointStore(cache_root(), inputs.images, inputs.environment)
     with entered(topology, workspace, inputs) as opened:
         Journal(workspace).require_closed()
         plan = observe.plan(opened.desired, opened.places)
@@ -74,9 +75,7 @@ def _require_saving(topology: Topology, workspace: Workspace, inputs: session.Bu
 
     """
     reason = (
-        f"{workspace.connection} runs its machines"
-        if workspace.connection
-        else checkpoints.refusal(inputs.environment)
+        f"{workspace.connection} runs its machines" if workspace.connection else refusal(inputs.environment)
     )
     if reason:
         remedy = "start it from its topology; machines start from saved memory before their tenants do"
@@ -118,7 +117,7 @@ def _unusable(found: checkpoints.Checkpoint) -> str:
         topology = resolve(read(found.topology_file).spec, found.numbers)
     except TestbedError as error:
         return f"{error.what}: {error.fact}"
-    store = checkpoints.CheckpointStore(cache_root(), inputs.images, inputs.environment)
+    store = CheckpointStore(cache_root(), inputs.images, inputs.environment)
     return store.unusable(found, topology, Workspace(state_root(), found.lab))
 
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from testbed.cli.invocation.shell import known_labs
 from testbed.cli.output.terminal import say, warn
-from testbed.cli.shell import known_labs
 from testbed.drivers.host import memory
 from testbed.drivers.host.ownership import require_trust
 from testbed.drivers.host.workspace import Workspace, labs, state_root

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from testbed.cli.context import Name, entered, running_lab, to_close, workspace_of
+from testbed.cli.invocation.shell import known_consoles, known_guests, known_labs, known_machines
 from testbed.cli.output.terminal import Json, out, out_json, pass_on
-from testbed.cli.shell import known_consoles, known_guests, known_labs, known_machines
 from testbed.drivers.host.workspace import Workspace, labs, state_root
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.pki import Authority

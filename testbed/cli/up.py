@@ -14,7 +14,7 @@ from pathlib import Path
 from testbed import data_files
 from testbed.cli import consent
 from testbed.cli.context import spec_of
-from testbed.cli.interrupts import ended_at_once, interruptible
+from testbed.cli.invocation.interrupts import ended_at_once, interruptible
 from testbed.cli.output.terminal import displayed, say, undisplay, warn
 from testbed.drivers.capabilities import doctor
 from testbed.drivers.host import memory
@@ -22,7 +22,8 @@ from testbed.drivers.host.folders import require_room
 from testbed.drivers.host.workspace import Workspace, cache_root, state_root
 from testbed.drivers.hypervisor import external_daemon
 from testbed.drivers.namespaces import lab_namespaces
-from testbed.drivers.snapshots.checkpoint import Checkpoint, CheckpointStore
+from testbed.drivers.snapshots.checkpoint import Checkpoint
+from testbed.drivers.snapshots.checkpoint_store import CheckpointStore
 from testbed.engine import apply
 from testbed.engine.observe import Look
 from testbed.engine.timing import Trace
@@ -34,7 +35,8 @@ from testbed.model.numbers import Numbers
 from testbed.model.resolve import resolve
 from testbed.model.topology import Topology
 from testbed.plan.diff import Action
-from testbed.topology_file.schema import MIB, Spec, format_size
+from testbed.topology_file.quantities import MIB, format_size
+from testbed.topology_file.schema import Spec
 from testbed.topology_file.validation import MACHINE_RESERVE
 
 

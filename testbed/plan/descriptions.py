@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from testbed.plan.resources import Key, Kind, Resource, Value
-from testbed.topology_file.schema import format_size
+from testbed.topology_file.quantities import format_size
 
 _SHOWN = 5  # items of a list
 _LONGEST = 160  # characters of one item

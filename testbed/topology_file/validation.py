@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import combinations, product
 
-from testbed.topology_file.schema import MIB, Flow, GuestSpec, Spec, TenantSpec, format_size
+from testbed.topology_file.quantities import MIB, format_size
+from testbed.topology_file.schema import Flow, GuestSpec, Spec, TenantSpec
 from testbed.topology_file.yaml_source import Path, Value
 
 CONTROLLER = "controller"

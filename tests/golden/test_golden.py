@@ -21,7 +21,7 @@ from testbed.plan.render import text
 from testbed.plan.resources import OUTER, desired, guest_properties, machine_properties, places
 from testbed.report.graph import dot, mermaid
 from testbed.topology_file.loader import load, read
-from testbed.topology_file.schema import GIB
+from testbed.topology_file.quantities import GIB
 from tests.sim.simulator import INPUTS
 
 HERE = Path(__file__).parent

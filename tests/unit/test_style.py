@@ -61,7 +61,8 @@ ALLOWED = {
     "verify.openflow": VERIFY | {"verify.witnesses"},
     "verify.runner": VERIFY | {"data_files", "engine", "report", "verify.probe"},
     "cli.output": BASE | {"engine.place", "report"},
-    "cli": CLI | {"cli.output", "verify", "verify.runner"},
+    "cli.invocation": CLI | {"cli.output", "verify.runner"},
+    "cli": CLI | {"cli.invocation", "cli.output", "verify", "verify.runner"},
 }
 WHOLE = ("drivers", "engine", "lab")  # where these are allowed, all of their sub-packages are
 ONE_FILE = {

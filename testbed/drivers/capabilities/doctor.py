@@ -17,7 +17,7 @@ from testbed.drivers.host.folders import PRIVATE, SOCKET, hidden, longest_lab
 from testbed.drivers.host.ownership import distrust, remedy_of_distrust
 from testbed.drivers.hypervisor.connection import library_version
 from testbed.errors import MachineError
-from testbed.topology_file.schema import GIB, format_size
+from testbed.topology_file.quantities import GIB, format_size
 
 _PROGRAMS = (
     ("qemu-system-x86_64", "qemu-system-x86"),

@@ -26,7 +26,7 @@ from testbed.plan.diff import Action, Verb
 from testbed.plan.host_config.settings import FILTERS, SOCKETS, settings
 from testbed.plan.libvirt_xml.machine import waits
 from testbed.plan.resources import Key, Kind, Properties
-from testbed.topology_file.schema import GIB
+from testbed.topology_file.quantities import GIB
 
 _GUEST = timeouts.GUEST_BOOT
 _PING = int(timeouts.GUEST_PING)

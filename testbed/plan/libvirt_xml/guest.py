@@ -20,7 +20,8 @@ from testbed.plan.libvirt_xml.elements import (
     text_of,
 )
 from testbed.plan.libvirt_xml.machine import ANONYMOUS, machine_id
-from testbed.topology_file.schema import GUEST_MEMORY, MIB
+from testbed.topology_file.quantities import MIB
+from testbed.topology_file.schema import GUEST_MEMORY
 
 # The firmware's work before a nested guest's kernel runs, and each probe of a missing bus, cost its node time
 # (docs/decisions/0020).

@@ -55,7 +55,7 @@ def test_a_stranger_who_is_not_answered_in_time_was_not_refused() -> None:
         (_REFUSED, 4),
         ({}, 3),
     ):
-        with pytest.raises(InstrumentError, match="did not refuse every stranger"):
+        with pytest.raises(InstrumentError, match="did not refuse every foreign client"):
             test_ovn_databases._require_refusals(answers, asked)
 
 
@@ -144,7 +144,7 @@ def test_whatever_a_port_is_called_it_is_claimed(port: str) -> None:
     test_disruptions.test_ports_have_their_own_interfaces(fleet=fleet, node=node)
     for name in ("odd", 'an, "interface"', own[0][0]):
         node.read = lambda _, name=name: _interfaces(*own, (name, {"iface-id": port}))
-        with pytest.raises(AssertionError, match="claims the port of nobody"):
+        with pytest.raises(AssertionError, match="claims the port of no guest"):
             test_disruptions.test_ports_have_their_own_interfaces(fleet=fleet, node=node)
     node.read = lambda _: _interfaces(*own[1:])
     with pytest.raises(InstrumentError, match="have no interface"):

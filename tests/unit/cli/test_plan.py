@@ -13,7 +13,7 @@ import pytest
 from testbed.cli import consent
 from testbed.cli import main as command_line
 from testbed.cli.context import topology_of
-from testbed.cli.error_exit import status_of
+from testbed.cli.invocation.error_exit import status_of
 from testbed.drivers.capabilities import canary
 from testbed.drivers.host import process
 from testbed.drivers.host.workspace import Workspace

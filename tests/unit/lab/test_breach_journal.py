@@ -65,7 +65,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from testbed.drivers.host.workspace import Workspace
-from testbed.cli.interrupts import interruptible
+from testbed.cli.invocation.interrupts import interruptible
 from testbed.model.resolve import resolve
 from testbed.topology_file.loader import read
 from testbed.verify.evidence import Evidence

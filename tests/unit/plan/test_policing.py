@@ -33,7 +33,8 @@ from testbed.model.resolve import resolve
 from testbed.model.topology import Topology
 from testbed.plan import policing
 from testbed.plan.resources import Kind
-from testbed.topology_file.schema import Spec, parse_bandwidth, parse_packets
+from testbed.topology_file.quantities import parse_bandwidth, parse_packets
+from testbed.topology_file.schema import Spec
 from testbed.verify.attackers.flooding import Flood
 from testbed.verify.observation.arrivals import Observation
 from testbed.verify.probe.tokens import Tokens

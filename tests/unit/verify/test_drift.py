@@ -64,7 +64,7 @@ class Fleet:
             dict[str, Any](),
         )
 
-    def once(self, name: str, observe: Callable[[], Any]) -> Any:
+    def observe_once(self, name: str, observe: Callable[[], Any]) -> Any:
         if name not in self.shared:
             self.shared[name] = observe()
         return self.shared[name]

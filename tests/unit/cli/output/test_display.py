@@ -31,7 +31,7 @@ import os, signal, sys, threading, time
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, which is inherited
 from testbed.cli.output import display, terminal
 from testbed.cli.up import at_once_on_interrupt
-from testbed.cli.interrupts import interruptible
+from testbed.cli.invocation.interrupts import interruptible
 from testbed.engine.place import Step
 HOSTILE = {hostile!r}
 def step(number, seconds=0.15):
@@ -275,7 +275,7 @@ def test_without_a_terminal_each_event_is_a_line() -> None:
 
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
 def test_a_closed_pipe_changes_no_exit_code(closed: str) -> None:
-    body = "terminal.guard()\nwork(seconds=0.01)\nfrom testbed.cli.error_exit import status_of\n"
+    body = "terminal.guard()\nwork(seconds=0.01)\nfrom testbed.cli.invocation.error_exit import status_of\n"
     body += "sys.exit(status_of(lambda: (terminal.out('more ' * 50_000), 3)[1]))"
     ours, theirs = os.pipe()
     os.close(ours)

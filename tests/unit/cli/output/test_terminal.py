@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed.cli import error_exit, main
+from testbed.cli import main, topology_files
+from testbed.cli.invocation import error_exit
 from testbed.cli.output import terminal
 from testbed.errors import ProvisioningError, TestbedError, TopologyError
 from testbed.topology_file.loader import load
@@ -172,7 +173,7 @@ def test_an_error_that_nothing_foresaw_is_no_open_wall(
     def fails(*_: object) -> None:
         raise ValueError(HOSTILE)
 
-    monkeypatch.setattr(main, "topology_of", fails)
+    monkeypatch.setattr(topology_files, "topology_of", fails)
     assert _status(["graph", "x"], monkeypatch, tmp_path) == 5
     shown = capsys.readouterr().err
     _require_obeyed_by_nobody(shown.split("\n"))

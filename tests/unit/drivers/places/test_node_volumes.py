@@ -13,7 +13,7 @@ from testbed.model.resolve import resolve
 from testbed.plan.diff import Action, Verb
 from testbed.plan.resources import Key, Kind, Resource
 from testbed.topology_file.loader import read
-from testbed.topology_file.schema import MIB
+from testbed.topology_file.quantities import MIB
 
 LAB = resolve(read(Path(__file__).parents[4] / "topologies/two-tenants.yaml").spec)
 PATH = "/var/lib/testbed/pools/red/web.data.raw"

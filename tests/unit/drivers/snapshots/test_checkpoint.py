@@ -18,7 +18,9 @@ from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.images.cache import Image
 from testbed.drivers.places import clock
 from testbed.drivers.snapshots import checkpoint as checkpoints
-from testbed.drivers.snapshots.checkpoint import Checkpoint, CheckpointStore, refusal
+from testbed.drivers.snapshots import checkpoint_store
+from testbed.drivers.snapshots.checkpoint import Checkpoint
+from testbed.drivers.snapshots.checkpoint_store import CheckpointStore, refusal
 from testbed.errors import ProvisioningError, UsageError
 from testbed.model.environment import Accelerator, Environment
 from testbed.model.numbers import Numbers
@@ -86,7 +88,7 @@ def workspace(tmp_path: Path, topology: Topology, monkeypatch: pytest.MonkeyPatc
         found.make(found.machine(machine.name))
         for name in ("vda.qcow2", "console.log", "identity.tar", "host_key.pub"):
             (found.machine(machine.name) / name).write_text(f"{name} of {machine.name}")
-    monkeypatch.setattr(checkpoints, "_backing", lambda _: base)
+    monkeypatch.setattr(checkpoint_store, "_backing", lambda _: base)
     return found
 
 
@@ -196,7 +198,7 @@ def test_a_killed_save_leaves_a_checkpoint_of_that_name(
         remove_tree(*paths)
         raise Killed
 
-    for module in (checkpoints, content_store):
+    for module in (checkpoint_store, content_store):
         monkeypatch.setattr(module, "remove_tree", deleted_and_killed)
     with pytest.raises(Killed):
         save("one")
@@ -337,7 +339,7 @@ def test_one_machine_that_cannot_go_on_keeps_no_other_machine_paused(topology: T
     machines.resume = broken  # type: ignore[method-assign]
     with (
         pytest.raises(ProvisioningError, match="cannot go on"),
-        checkpoints._standing_still(machines, topology),
+        checkpoint_store._standing_still(machines, topology),
     ):  # type: ignore[arg-type]
         assert machines.paused == names
     assert machines.paused == names[1:2]

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from testbed.cli.main import _proving, main
+from testbed.cli.invocation.options import proving
+from testbed.cli.main import main
 from testbed.drivers.host.workspace import Workspace
 from testbed.errors import Exit
 from testbed.model.resolve import resolve
@@ -225,7 +226,7 @@ def test_what_is_left_out_is_told_and_is_no_doubt(root: Path, judge: Callable[..
     ],
 )
 def test_what_is_to_be_proven_is_one_word(text: str, wanted: Proving) -> None:
-    assert _proving(text) is wanted
+    assert proving(text) is wanted
 
 
 @pytest.mark.parametrize("words", [["--prove"], ["--prove=changed"], []])

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import typer
 
-from testbed.cli import check, error_exit, main
+from testbed.cli import check, main
+from testbed.cli.invocation import error_exit
 from testbed.cli.output import terminal
 from testbed.drivers.host.run_order import new_folder, place
 from testbed.drivers.host.workspace import Workspace

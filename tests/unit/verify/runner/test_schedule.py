@@ -222,7 +222,7 @@ def test_every_check_whose_code_changes_the_world_says_so() -> None:
         "test_walls_hold_without_the_controller",
         "test_walls_hold_without_a_node",
     }
-    assert does["test_walls_hold_while_the_switch_starts_anew"] is Effect.RESTARTS
+    assert does["test_walls_hold_while_the_switch_restarts"] is Effect.RESTARTS
     assert does["test_a_flood_stays_within_its_limits"] is Effect.FLOODS
     assert does["test_connections_end_with_their_rule"] is Effect.DISTURBS
     assert does["test_no_page_is_shared"] is Effect.OBSERVES
@@ -252,7 +252,7 @@ def test_in_the_real_order_the_tables_are_walked_before_the_switch_starts_anew(t
     walk = (
         "No packet at all finds a way that the topology does not declare, through the tables of all switches"
     )
-    assert order[walk] < order["The walls of the virtual switch hold while its parts start anew"]
+    assert order[walk] < order["The walls of the virtual switch hold while its parts restart"]
 
 
 def _functions() -> Iterator[Any]:

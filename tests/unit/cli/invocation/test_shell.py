@@ -15,7 +15,8 @@ import pytest
 import typer
 from typer.main import get_command
 
-from testbed.cli import context, error_exit, inspect, main, shell, up
+from testbed.cli import context, inspect, main, topology_files, up
+from testbed.cli.invocation import error_exit, shell
 from testbed.cli.output import terminal
 from testbed.drivers.host import memory
 from testbed.drivers.host.workspace import Workspace
@@ -25,7 +26,7 @@ from testbed.lab import session
 from testbed.model.resolve import resolve
 from testbed.topology_file.loader import read
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 GOOD = ROOT / "topologies/one-node.yaml"
 
 
@@ -371,5 +372,5 @@ def test_an_error_of_typer_is_still_one_of_usage(root: Path, monkeypatch: pytest
     def missing(*_: Any) -> None:
         raise typer.BadParameter("words")
 
-    monkeypatch.setattr(main, "topology_of", missing)
+    monkeypatch.setattr(topology_files, "topology_of", missing)
     assert _status(["graph", "x"], monkeypatch) == Exit.USAGE

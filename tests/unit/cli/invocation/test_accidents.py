@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from testbed.cli import error_exit, main
+from testbed.cli import main, topology_files
+from testbed.cli.invocation import error_exit
 from testbed.cli.output import terminal
 from testbed.errors import Exit
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 GOOD = ROOT / "topologies/one-node.yaml"
 PROGRAM = [sys.executable, "-m", "testbed"]
 VERDICTS = {Exit.OK, Exit.FAIL, Exit.INCONCLUSIVE}
@@ -151,7 +152,7 @@ def test_what_the_system_refuses_has_a_reason_and_no_traceback(
     error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A library would turn any broken pipe into the exit code of an open wall."""
-    monkeypatch.setattr(main, "topology_of", _raises(error))
+    monkeypatch.setattr(topology_files, "topology_of", _raises(error))
     assert _status(["graph", "x"], monkeypatch) == Exit.PROVISIONING
     said = capsys.readouterr().err
     assert "observed: " in said
@@ -167,7 +168,7 @@ ENDS = [(SystemExit(1), 5), (SystemExit("words"), 5), (SystemExit(0), 0), (Keybo
 def test_no_library_ends_a_command_with_the_code_of_a_verdict(
     error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(main, "topology_of", _raises(error))
+    monkeypatch.setattr(topology_files, "topology_of", _raises(error))
     assert _status(["graph", "x"], monkeypatch) == status
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from testbed.cli.error_exit import accident
+from testbed.cli.invocation.error_exit import accident
 from testbed.drivers.host.workspace import Workspace, cache_root, labs, state_root
 from testbed.drivers.snapshots import checkpoint as checkpoints
 from testbed.errors import UsageError

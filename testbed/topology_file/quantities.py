@@ -1,0 +1,110 @@
+"""Sizes, bandwidths and packet rates of a topology file: text with a unit, and what it stands for."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+
+from testbed.topology_file.yaml_source import shown
+
+KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
+_UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB}
+_SIZE = re.compile(r"^([1-9][0-9]*)\s*(KiB|MiB|GiB)$")
+_BITS = {"kbit": 10**3, "Mbit": 10**6, "Gbit": 10**9}
+_BANDWIDTH = re.compile(r"^([1-9][0-9]{0,5})\s*(kbit|Mbit|Gbit)/s$")
+_PACKETS = re.compile(r"^([1-9][0-9]{0,6})000/s$")
+
+
+def parse_size(value: object) -> int:
+    """Return a size in bytes from text such as ``64 MiB``.
+
+    Raises:
+        ValueError: the text has no unit, or is no size.
+
+    """
+    match = _SIZE.match(value) if isinstance(value, str) else None
+    if not match:
+        msg = (
+            f"{shown(value)} is not a size; write a whole number above zero and KiB, MiB or GiB, as in '64 "
+            "MiB'"
+        )
+        raise ValueError(msg)
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def format_size(size: int) -> str:
+    """Return a size in bytes as text in the form of a topology file."""
+    for unit, factor in reversed(_UNITS.items()):
+        if size >= factor and size % factor == 0:
+            return f"{size // factor} {unit}"
+    return f"{size} B"
+
+
+def parse_bandwidth(value: object) -> int:
+    """Return bits per second from text such as ``50 Mbit/s``.
+
+    Raises:
+        ValueError: the text has no unit, or is no bandwidth.
+
+    """
+    match = _BANDWIDTH.match(value) if isinstance(value, str) else None
+    if not match:
+        msg = (
+            f"{shown(value)} is not a bandwidth; write a whole number above zero and kbit/s, Mbit/s or "
+            "Gbit/s, as in '50 Mbit/s'"
+        )
+        raise ValueError(msg)
+    return int(match[1]) * _BITS[match[2]]
+
+
+def parse_packets(value: object) -> int:
+    """Return packets per second from text such as ``2000/s``.
+
+    Open vSwitch counts them in thousands.
+
+    Raises:
+        ValueError: the text is no packet rate, or not in thousands.
+
+    """
+    match = _PACKETS.match(value) if isinstance(value, str) else None
+    if not match:
+        msg = f"{shown(value)} is not a packet rate; write whole thousands per second, as in '2000/s'"
+        raise ValueError(msg)
+    return int(match[1]) * 1000
+
+
+def _within(least: int, most: int) -> AfterValidator:
+    """Return a validator of sizes, with both bounds in bytes."""
+
+    def bounded(size: int) -> int:
+        if not least <= size <= most:
+            msg = (
+                f"{format_size(size)} is not possible here; write a size from {format_size(least)} to "
+                f"{format_size(most)}"
+            )
+            raise ValueError(msg)
+        return size
+
+    return AfterValidator(bounded)
+
+
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    WithJsonSchema({"type": "string", "pattern": _SIZE.pattern, "examples": ["64 MiB", "2 GiB"]}),
+]
+MachineMemory = Annotated[Size, _within(512 * MIB, 4 * TIB)]
+GuestMemory = Annotated[Size, _within(128 * MIB, TIB)]
+VolumeSize = Annotated[Size, _within(MIB, 16 * TIB)]
+Bandwidth = Annotated[
+    int,
+    BeforeValidator(parse_bandwidth),
+    WithJsonSchema({"type": "string", "pattern": _BANDWIDTH.pattern, "examples": ["50 Mbit/s"]}),
+]
+PacketRate = Annotated[
+    int,
+    BeforeValidator(parse_packets),
+    WithJsonSchema({"type": "string", "pattern": _PACKETS.pattern, "examples": ["2000/s"]}),
+]
