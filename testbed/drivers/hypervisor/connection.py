@@ -193,8 +193,8 @@ class Hypervisor:
             root: root folder of the embedded libvirt.
 
         Raises:
-            ProvisioningError: a domain is not known after 30 s; it may run unseen, and a second one of its name
-                would write to the same disks.
+            ProvisioningError: a domain is not known after 30 s; it may run unseen, and a second one of its
+                name would write to the same disks.
 
         """
         end = time.monotonic() + _SETTLE_S
