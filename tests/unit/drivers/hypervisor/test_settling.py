@@ -24,7 +24,7 @@ class Libvirt:
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Libvirt:
     found = Libvirt()
-    monkeypatch.setattr(connection.libvirt, "open", lambda _: found)
+    monkeypatch.setattr("testbed.drivers.hypervisor.connection.libvirt.open", lambda _: found)
     monkeypatch.setattr(connection, "_start_loop", lambda: None)
     monkeypatch.setattr(connection, "_SETTLE_S", 0.3)
     return found
