@@ -155,8 +155,10 @@ def _bystanders(folder: Path) -> Iterator[Bystanders]:
     mine = folder / "not-a-lab"
     mine.mkdir(exist_ok=True)
     (mine / "topology").write_text("somebody else's")
-    script = "ip link add mine type bridge; echo ready; exec sleep 100000"
-    with subprocess.Popen(["unshare", "--net", "sh", "-c", script], stdout=subprocess.PIPE) as process:
+    script = "ip link add mine type bridge; echo ready; exec cat"  # it ends with this process
+    with subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         try:
