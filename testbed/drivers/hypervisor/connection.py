@@ -78,6 +78,11 @@ def library_version() -> int:
     return int(libvirt.getVersion())
 
 
+def started(root: Path) -> set[str]:
+    """Return the names of domains that an embedded libvirt has started, by their status files."""
+    return {path.stem for path in (root / "run/qemu").glob("*.xml")}
+
+
 def _start_loop() -> None:
     """Run libvirt's event loop in a thread; the embedded driver needs it before it is opened."""
     global _loop  # noqa: PLW0603 - libvirt has one loop per process
@@ -199,8 +204,7 @@ class Hypervisor:
         """
         end = time.monotonic() + _SETTLE_S
         while True:
-            left = {path.stem for path in (root / "run/qemu").glob("*.xml")}
-            left -= {domain.name for domain in self.domains() if domain.state not in _ENDING}
+            left = started(root) - {domain.name for domain in self.domains() if domain.state not in _ENDING}
             if not left:
                 return
             if time.monotonic() > end:
