@@ -5,7 +5,8 @@
 Half of the kills are SIGKILL and half SIGTERM; a third of them hits ``up``, by turns from a checkpoint and
 without one. After each kill, ``plan`` must list the open breaches, ``up`` must repair the lab, the next
 ``plan`` must be empty, and the checks whose breaches may have been in force must pass. Where ``plan`` and the
-checks have found nothing after the kill, ``up`` must have nothing to do, and they do not run again. A
+checks have found nothing after the kill, ``up`` must have nothing to do, and they do not run again; nor does
+``plan`` after an ``up`` that had nothing to do. A
 folder, a process and a network namespace that do not belong to the lab must be unchanged. Each kill is a line
 of JSON in LOG, so that a later call continues an interrupted one. With ``--seconds`` the program ends after
 that time and takes the lab down.
@@ -336,8 +337,10 @@ def _repair(commands: Commands, state: Path, *, intact: bool) -> list[str]:
     if status != 0 or _entries(state):
         return [f"up ended with {status}, and {len(_entries(state))} breaches are left: {err[-300:]}"]
     actions = json.loads(out)["actions"]
+    if not actions:  # it has observed the whole lab, as plan does
+        return []
     if intact:
-        return [f"plan was empty, and up did {actions} actions"] if actions else []
+        return [f"plan was empty, and up did {actions} actions"]
     after = commands.plan()
     return [] if after["empty"] else [f"after up, plan has {after.get('error') or after['actions'][:2]}"]
 
