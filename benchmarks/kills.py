@@ -2,14 +2,13 @@
 
     python benchmarks/kills.py LOG [KILLS] [--seconds N] [--seed TEXT] [--inside CONTROL:WORDS]…
 
-Half of the kills are SIGKILL and half SIGTERM; a third of them hits ``up``, by turns from a checkpoint and
-without one. After each kill, ``plan`` must list the open breaches, ``up`` must repair the lab, the next
-``plan`` must be empty, and the checks whose breaches may have been in force must pass. Where ``plan`` and the
-checks have found nothing after the kill, ``up`` must have nothing to do, and they do not run again; nor does
-``plan`` after an ``up`` that had nothing to do. A
-folder, a process and a network namespace that do not belong to the lab must be unchanged. Each kill is a line
-of JSON in LOG, so that a later call continues an interrupted one. With ``--seconds`` the program ends after
-that time and takes the lab down.
+Half of the kills are SIGKILL and half SIGTERM; a third of them hits ``up``, which starts from a checkpoint in
+three of four cases. After each kill, ``plan`` must list the open breaches, ``up`` must repair the lab, the
+next ``plan`` must be empty, and the checks whose breaches may have been in force must pass. Where ``plan``
+and the checks have found nothing after the kill, ``up`` must have nothing to do, and they do not run again;
+nor does ``plan`` after an ``up`` that had nothing to do. A folder, a process and a network namespace that do
+not belong to the lab must be unchanged. Each kill is a line of JSON in LOG, so that a later call continues an
+interrupted one. With ``--seconds`` the program ends after that time and takes the lab down.
 ``--inside "NET-08:speaks in the clear"``, which can be repeated, kills only while a breach of that control is
 open whose name has those words.
 
@@ -60,7 +59,7 @@ _BUILD = 1500  # seconds that `up` may take when it builds a lab from nothing, o
 _REFUSED = 5  # exit code of a check that gives no verdict
 _SETTLED = 130  # exit code of a command that a signal ended
 _LATE = 124  # exit code for a command that did not end in time, as of timeout(1)
-_HALF = 6  # of twelve kills, after which the two signals have hit two commands `up` of each way
+_ROUND, _FROM_CHECKPOINT = 24, 18  # kills, and those of them whose `up` starts from the checkpoint
 _ANY = "any breach"
 _CHECK = 25.0  # seconds within which a `check` is killed at a random moment
 _HUNTED = 0.7  # share of the commands `check` that are killed while a breach is in the journal
@@ -189,10 +188,10 @@ def _within(state: Path, words: str = "", delay: float = _OPENING) -> Callable[[
 
 
 def _words(verb: str, number: int, control: str) -> tuple[str, ...]:
-    """Return the command to kill; `up` starts from the checkpoint in every second pair of turns."""
+    """Return the command to kill; both signals hit each way of `up`."""
     if verb == "check":
         return ("check", LAB, "--prove", "--only", control)
-    return ("up", TOPOLOGY, *(["--anew"] if number % 12 >= _HALF else []))
+    return ("up", TOPOLOGY, *(["--anew"] if number % _ROUND >= _FROM_CHECKPOINT else []))
 
 
 def _moment(
