@@ -2,13 +2,13 @@
 
     python benchmarks/kills.py LOG [KILLS] [--seconds N] [--seed TEXT] [--inside CONTROL:WORDS]…
 
-Half of the kills are SIGKILL and half SIGTERM; a third of them hits ``up``, by turns from a checkpoint and
-without one. After each kill, ``plan`` must list the open breaches, ``up`` must repair the lab, the next
-``plan`` must be empty, and the checks whose breaches may have been in force must pass. Where ``plan`` and the
-checks have found nothing after the kill, ``up`` must have nothing to do, and they do not run again. A
-folder, a process and a network namespace that do not belong to the lab must be unchanged. Each kill is a line
-of JSON in LOG, so that a later call continues an interrupted one. With ``--seconds`` the program ends after
-that time and takes the lab down.
+Half of the kills are SIGKILL and half SIGTERM; a third of them hits ``up``, which starts from a checkpoint in
+three of four cases. After each kill, ``plan`` must list the open breaches, ``up`` must repair the lab, the
+next ``plan`` must be empty, and the checks whose breaches may have been in force must pass. Where ``plan``
+and the checks have found nothing after the kill, ``up`` must have nothing to do, and they do not run again;
+nor does ``plan`` after an ``up`` that had nothing to do. A folder, a process and a network namespace that do
+not belong to the lab must be unchanged. Each kill is a line of JSON in LOG, so that a later call continues an
+interrupted one. With ``--seconds`` the program ends after that time and takes the lab down.
 ``--inside "NET-08:speaks in the clear"``, which can be repeated, kills only while a breach of that control is
 open whose name has those words.
 
@@ -59,7 +59,10 @@ _BUILD = 1500  # seconds that `up` may take when it builds a lab from nothing, o
 _REFUSED = 5  # exit code of a check that gives no verdict
 _SETTLED = 130  # exit code of a command that a signal ended
 _LATE = 124  # exit code for a command that did not end in time, as of timeout(1)
-_HALF = 6  # of twelve kills, after which the two signals have hit two commands `up` of each way
+_ROUND, _FROM_CHECKPOINT = 24, 18  # kills, and those of them whose `up` starts from the checkpoint
+_ANY = "any breach"
+_CHECK = 25.0  # seconds within which a `check` is killed at a random moment
+_HUNTED = 0.7  # share of the commands `check` that are killed while a breach is in the journal
 _CHECKPOINT = "kills"  # name of the checkpoint of this program
 
 
@@ -87,8 +90,10 @@ class Commands:
             return _LATE, "", f"{words[0]} had not ended after {patience:.0f} s"
         return done.returncode, done.stdout, done.stderr
 
-    def kill(self, due: Callable[[float], bool], number: int, *words: str) -> int | None:
-        """Run a command, send it a signal and return its exit code; None if it had ended before.
+    def kill(self, due: Callable[[float], bool], number: int, *words: str) -> tuple[int | None, float]:
+        """Run a command, send it a signal, and return its exit code and the seconds until the signal.
+
+        If it had ended before, they are None and its duration.
 
         Args:
             due: returns whether the signal is due, for the seconds since the start.
@@ -103,12 +108,13 @@ class Commands:
             while not due(time.monotonic() - started):
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(0.1)
-                    return None
+                    return None, time.monotonic() - started
+            sent = time.monotonic() - started
             process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
-                return process.wait(_PATIENCE)
+                return process.wait(_PATIENCE), sent
             process.kill()
-            return process.wait()
+            return process.wait(), sent
 
     def plan(self) -> dict[str, Any]:
         """Return the plan, or an empty one with the text of the error."""
@@ -149,8 +155,10 @@ def _bystanders(folder: Path) -> Iterator[Bystanders]:
     mine = folder / "not-a-lab"
     mine.mkdir(exist_ok=True)
     (mine / "topology").write_text("somebody else's")
-    script = "ip link add mine type bridge; echo ready; exec sleep 100000"
-    with subprocess.Popen(["unshare", "--net", "sh", "-c", script], stdout=subprocess.PIPE) as process:
+    script = "ip link add mine type bridge; echo ready; exec cat"  # it ends with this process
+    with subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         try:
@@ -167,23 +175,47 @@ def _entries(state: Path) -> list[dict[str, str]]:
     return found
 
 
-def _within(state: Path, words: str) -> Callable[[float], bool]:
-    """Return a predicate for `kill`: a breach with these words has been open for some seconds."""
+def _within(state: Path, words: str = "", delay: float = _OPENING) -> Callable[[float], bool]:
+    """Return a predicate for `kill`: a breach with these words is in the journal for some seconds."""
     seen: list[float] = []
 
     def due(seconds: float) -> bool:
         if any(words in entry["breach"] for entry in _entries(state)):
             seen.append(seconds)
-        return bool(seen) and seconds > seen[0] + _OPENING
+        return bool(seen) and seconds > seen[0] + delay
 
     return due
 
 
 def _words(verb: str, number: int, control: str) -> tuple[str, ...]:
-    """Return the command to kill; `up` starts from the checkpoint in every second pair of turns."""
+    """Return the command to kill; both signals hit each way of `up`."""
     if verb == "check":
         return ("check", LAB, "--prove", "--only", control)
-    return ("up", TOPOLOGY, *(["--anew"] if number % 12 >= _HALF else []))
+    return ("up", TOPOLOGY, *(["--anew"] if number % _ROUND >= _FROM_CHECKPOINT else []))
+
+
+def _moment(
+    chance: random.Random, state: Path, inside: str, usual: float
+) -> tuple[Callable[[float], bool], str]:
+    """Return a predicate for `kill`, and a word about the moment that it chooses.
+
+    Most commands `check` are killed while a breach is in the journal: how long it takes them to get there
+    depends on the machine.
+
+    Args:
+        chance: random choices.
+        state: folder of the labs.
+        inside: see `one`.
+        usual: duration of the command in seconds; 0 stands for a `check` of unknown duration.
+
+    """
+    if inside:
+        return _within(state, inside.partition(":")[2]), inside
+    if not usual and chance.random() < _HUNTED:
+        return _within(state, delay=chance.uniform(0, 2 * _OPENING)), _ANY
+    begin = 0.0 if usual else _ENTER
+    seconds = chance.uniform(begin, max(begin + 1, usual or _CHECK))
+    return lambda past: past > seconds, ""
 
 
 def one(
@@ -209,11 +241,9 @@ def one(
     words = _words(verb, number, control)
     if verb == "up":
         commands.run("down", LAB)
-    begin = 0.0 if verb == "up" else _ENTER
-    seconds = chance.uniform(begin, max(begin + 1, usual.get(words[-1], 60.0 if verb == "up" else 25.0)))
-    due = _within(state, inside.partition(":")[2]) if inside else lambda past: past > seconds
+    due, inside = _moment(chance, state, inside, usual.get(words[-1], 0.0 if verb == "check" else 60.0))
     started = time.monotonic()
-    status = commands.kill(due, getattr(signal, name), *words)
+    status, seconds = commands.kill(due, getattr(signal, name), *words)
     ended = time.monotonic()
     told: dict[str, Any] = {
         "number": number,
@@ -222,15 +252,13 @@ def one(
         "signal": name,
         "control": control,
         "after_s": round(seconds, 1),
-    }
-    told |= {
         "inside": inside,
         "killed": status is not None,
-        "settled": time.monotonic() - started - seconds,
+        "settled": round(ended - started - seconds, 1),
         "status": status,
     }
     if status is None:
-        usual[words[-1]] = time.monotonic() - started
+        usual[words[-1]] = seconds
     told["breaches"] = _entries(state)
     told |= _aftermath(commands, state, told)
     repaired = round(told.pop("repaired_at") - ended, 1)
@@ -308,8 +336,10 @@ def _repair(commands: Commands, state: Path, *, intact: bool) -> list[str]:
     if status != 0 or _entries(state):
         return [f"up ended with {status}, and {len(_entries(state))} breaches are left: {err[-300:]}"]
     actions = json.loads(out)["actions"]
+    if not actions:  # it has observed the whole lab, as plan does
+        return []
     if intact:
-        return [f"plan was empty, and up did {actions} actions"] if actions else []
+        return [f"plan was empty, and up did {actions} actions"]
     after = commands.plan()
     return [] if after["empty"] else [f"after up, plan has {after.get('error') or after['actions'][:2]}"]
 
@@ -342,7 +372,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return sums and maxima of all kills in a log."""
     killed = [row for row in rows if row["killed"]]
     kinds = sorted({(row["command"], *_way(row), row["signal"]) for row in killed})
-    ended = [row["settled"] for row in killed if row["signal"] == "SIGTERM" and not row["inside"]]
+    ended = [row["settled"] for row in killed if row["signal"] == "SIGTERM"]
     return {
         "killed": len(killed),
         "by_command_and_signal": {
@@ -377,6 +407,9 @@ def _leftovers(state: Path) -> list[int]:
 def _prepare(commands: Commands) -> tuple[int, str, str]:
     """Build the lab, which marks the state folder as the tool's own, and save a checkpoint of it."""
     built = commands.run("up", TOPOLOGY, patience=_BUILD)
+    known = json.loads(commands.run("checkpoint", "list", "--json")[1] or "[]")
+    if any(item["name"] == _CHECKPOINT and not item["unusable"] for item in known):
+        return built
     return built if built[0] != 0 else commands.run("checkpoint", "save", LAB, "--name", _CHECKPOINT)
 
 
@@ -405,7 +438,7 @@ def main() -> int:
             )  # two kills in a row for each, since the signals alternate
             row = one(commands, state, number, given.seed, usual, inside)
             row["touched"] = others.touched()
-            if inside and not row["killed"]:
+            if given.inside and not row["killed"]:
                 row["wrong"].append(f"the breach '{inside}' was not open for {_OPENING} s")
             row["wrong"] += [f"touched: {name}" for name in row["touched"]]
             rows.append(row)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from testbed import timeouts
 from testbed.drivers.host import ownership, process
-from testbed.drivers.host.private_files import PUBLIC
+from testbed.drivers.host.private_files import OWNER, PUBLIC, make_folder
 from testbed.drivers.host.process import as_root
 from testbed.errors import ImageError
 
@@ -29,10 +31,11 @@ _NAME = r"[a-z0-9][a-z0-9-]{0,40}"
 _KEY = r"[0-9a-f]{16}"
 BASE = re.compile(rf"base-{_NAME}-{_KEY}\.tar")  # archives of root file systems
 IMAGE, MEMORY, CHECKPOINT = "manifest.json", "golden.json", "checkpoint.json"  # kinds, by their manifests
+_CHECKPOINTS = "checkpoint-"
 _KINDS = {
     IMAGE: (re.compile(rf"{_NAME}-{_KEY}"), "{name}-{key}"),
     MEMORY: (re.compile(rf"golden-{_NAME}-{_KEY}"), "golden-{role}-{key}"),
-    CHECKPOINT: (re.compile(rf"checkpoint-{_NAME}"), "checkpoint-{name}"),
+    CHECKPOINT: (re.compile(rf"{_CHECKPOINTS}{_NAME}"), f"{_CHECKPOINTS}{{name}}"),
 }
 
 
@@ -108,7 +111,39 @@ def clear_leftovers(folder: Path) -> list[Path]:
 def _abandoned(path: Path, half: re.Pattern[str]) -> bool:
     # a partial entry ends with the id of the process that writes it
     found = half.fullmatch(path.name)
-    return bool(found and path.lstat().st_uid == os.geteuid() and not Path(f"/proc/{found[1]}").exists())
+    if not found or path.lstat().st_uid != os.geteuid():
+        return False
+    if path.name.startswith(_CHECKPOINTS):  # written inside a lab's namespaces, where ids are others
+        return not _locked(path)
+    return not Path(f"/proc/{found[1]}").exists()
+
+
+@contextmanager
+def written(partial: Path) -> Iterator[None]:
+    """Make a partial entry, and lock it during the block, so that other processes do not clear it."""
+    make_folder(partial, OWNER)
+    with _descriptor(partial) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+def _locked(partial: Path) -> bool:
+    """Return whether a process writes a partial entry, or whether that cannot be found out."""
+    try:
+        with _descriptor(partial) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
+@contextmanager
+def _descriptor(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def publish(partial: Path, target: Path) -> None:

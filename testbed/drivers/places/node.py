@@ -204,7 +204,7 @@ class Node:
             tenant, _, name = key.name.partition("/")
             self.hypervisor.destroy(f"{tenant}.{name}")
         elif action.verb is Verb.RESUME:
-            self.hypervisor.resume(self._guest(key.name).domain)
+            self._starter.resume(self._guest(key.name))
         else:
             self._start(self._guest(key.name), action)
 

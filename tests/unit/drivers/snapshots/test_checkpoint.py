@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from testbed.drivers.host import content_store
-from testbed.drivers.host.content_store import claim, remove_tree
+from testbed.drivers.host.content_store import claim, clear_leftovers, remove_tree
 from testbed.drivers.host.ownership import MARK
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.images.cache import Image
@@ -205,6 +205,26 @@ def test_a_killed_save_leaves_a_checkpoint_of_that_name(
     left = checkpoints.named(tmp_path / "cache", "one")
     for machine in left.digests:
         left.machine(machine).verify()
+
+
+def test_a_checkpoint_that_is_being_saved_is_not_cleared_and_what_a_kill_left_is(
+    tmp_path: Path, machines: Machines, save: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is in the namespaces of a lab, so its id says nothing outside."""
+    cache, resume = tmp_path / "cache", machines.resume
+    left = cache / "checkpoint-one.partial-1"
+    left.mkdir()
+
+    def cleared_meanwhile(name: str) -> None:
+        clear_leftovers(cache)
+        resume(name)
+
+    monkeypatch.setattr("os.getpid", lambda: 999999999)
+    monkeypatch.setattr(machines, "resume", cleared_meanwhile)
+    saved = save("one")
+    for machine in saved.digests:
+        saved.machine(machine).verify()
+    assert not left.exists()
 
 
 def test_a_file_system_that_cannot_exchange_two_folders_replaces_a_checkpoint(
