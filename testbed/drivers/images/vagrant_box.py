@@ -114,6 +114,7 @@ def pack(image: Image, folder: Path, box_key: str) -> Box:
         MachineError: a program is missing.
 
     """
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     work = folder / "partial"
     shutil.rmtree(work, ignore_errors=True)
