@@ -159,6 +159,8 @@ def _publish(partial: Path, folder: Path, box_key: str) -> Box:
     catalogue = folder / CATALOGUE
     fresh = catalogue.with_suffix(".partial")
     fresh.write_text(json.dumps(content, indent=1) + "\n")
+    for path, mode in ((file, 0o644), (fresh, 0o644), (folder, 0o755)):
+        path.chmod(mode)  # root may make the box of another account's checkout
     fresh.rename(catalogue)
     return Box(file, catalogue, version)
 
