@@ -70,8 +70,11 @@ def test_a_box_boots_from_one_partition_and_has_the_image_in_the_other(image: Im
     assert b"/dev/vda2" in initrd.read_bytes()
 
 
-def test_a_box_that_is_made_again_replaces_the_older_one(image: Image, tmp_path: Path) -> None:
-    folder = tmp_path / "box"
+def test_a_box_that_is_made_again_replaces_the_older_one(
+    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(".vagrant-box")
     vagrant_box.pack(image, folder, "0123")
     box = vagrant_box.pack(image, folder, "4567")
     assert [path.name for path in folder.glob("*.box")] == ["testbed-4567.box"]

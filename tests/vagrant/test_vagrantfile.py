@@ -152,3 +152,9 @@ def test_another_provider_needs_a_box_of_its_own(vagrant: Vagrant) -> None:
     assert status == 1
     assert "There is no box for virtualbox" in said
     assert "Set TESTBED_BOX" in said
+
+
+def test_every_verb_that_is_called_exists() -> None:
+    verbs = set(re.findall(r'^  "([a-z]+) \d"', (ROOT / "script/vagrant").read_text(), re.MULTILINE))
+    called = set(re.findall(r"script/vagrant ([a-z]+)", "".join(file.read_text() for file in FILES)))
+    assert called == verbs - {"test"}

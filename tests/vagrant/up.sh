@@ -39,7 +39,18 @@ END
   step "key" vagrant ssh -c '! grep -q "vagrant insecure" .ssh/authorized_keys'
   step "forwarded port" python3 -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=60).status)' \
     "http://127.0.0.1:${TESTBED_PORT:-8000}/"
+  # A report that a lab would have left: first of an open wall, which makes Vagrant end with 1, then of none.
+  for verdict in fail pass; do
+    vagrant ssh -c "mkdir -p /srv/testbed/report && echo $verdict >/srv/testbed/report/verdict && : >/srv/testbed/fresh"
+    step "report of $verdict" report_arrives $verdict
+  done
   step "destroy" vagrant destroy --force
+}
+
+report_arrives() {
+  code=0
+  vagrant provision --provision-with prepare || code=1
+  [ "$(cat "$TESTBED_REPORT/verdict")" = "$1" ] && case "$1 $code" in "pass 0" | "fail 1") ;; *) return 1 ;; esac
 }
 
 step() {
@@ -66,6 +77,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 export work TESTBED_DRIVER="${TESTBED_DRIVER:-qemu}" TESTBED_MEMORY="${TESTBED_MEMORY:-4 GiB}" \
   TESTBED_TOPOLOGY="${TESTBED_TOPOLOGY:-none}" PATH="$PATH:/usr/sbin:/sbin" \
+  TESTBED_REPORT="$work/report" \
   VAGRANT_HOME="$work/home" VAGRANT_DOTFILE_PATH="$work/dot" VAGRANT_CHECKPOINT_DISABLE=1 \
   VAGRANT_DEFAULT_PROVIDER=libvirt
 unshare --mount --propagation private --net --pid --fork --mount-proc --kill-child sh "$0" inside

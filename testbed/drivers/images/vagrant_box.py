@@ -114,6 +114,7 @@ def pack(image: Image, folder: Path, box_key: str) -> Box:
         MachineError: a program is missing.
 
     """
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     work = folder / "partial"
     shutil.rmtree(work, ignore_errors=True)
@@ -158,6 +159,8 @@ def _publish(partial: Path, folder: Path, box_key: str) -> Box:
     catalogue = folder / CATALOGUE
     fresh = catalogue.with_suffix(".partial")
     fresh.write_text(json.dumps(content, indent=1) + "\n")
+    for path, mode in ((file, 0o644), (fresh, 0o644), (folder, 0o755)):
+        path.chmod(mode)  # root may make the box of another account's checkout
     fresh.rename(catalogue)
     return Box(file, catalogue, version)
 

@@ -44,8 +44,10 @@ def test_an_installed_package_makes_no_box(tmp_path: Path) -> None:
 def test_only_a_whole_box_of_this_key_is_used_again(tmp_path: Path) -> None:
     partial = tmp_path / "partial"
     partial.write_bytes(b"content")
+    partial.chmod(0o600)
     box = vagrant_box._publish(partial, tmp_path, "0123")
     assert vagrant_box.find(tmp_path, "0123") == box
+    assert [path.stat().st_mode & 0o777 for path in (box.file, box.catalogue)] == [0o644, 0o644]
     assert vagrant_box.find(tmp_path, "4567") is None
     box.file.write_bytes(b"altered")
     assert vagrant_box.find(tmp_path, "0123") is None
