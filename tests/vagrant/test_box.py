@@ -70,13 +70,21 @@ def test_a_box_boots_from_one_partition_and_has_the_image_in_the_other(image: Im
     assert b"/dev/vda2" in initrd.read_bytes()
 
 
-def test_a_box_that_is_made_again_replaces_the_older_one(
+def test_a_box_that_is_made_again_replaces_the_older_one_and_nothing_else(
     image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = Path(".vagrant-box")
-    vagrant_box.pack(image, folder, "0123")
-    box = vagrant_box.pack(image, folder, "4567")
-    assert [path.name for path in folder.glob("*.box")] == ["testbed-4567.box"]
+    folder = Path("mine")
+    (folder / "partial").mkdir(parents=True)
+    (folder / "partial" / "text").write_text("a text")
+    (folder / "testbed-other.box").write_text("another box")
+    folder.chmod(0o700)
+    vagrant_box.pack(image, folder, "0123" * 4)
+    box = vagrant_box.pack(image, folder, "4567" * 4)
     item = json.loads((folder / "box.json").read_text())["versions"][0]["providers"][0]
     assert item["checksum"] == hashlib.sha256(box.file.read_bytes()).hexdigest()
+    assert {path.name for path in folder.iterdir()} == {
+        "box.json", "partial", "testbed-other.box", f"testbed-{'4567' * 4}.box"
+    }  # fmt: skip
+    assert (folder / "partial" / "text").read_text() == "a text"
+    assert folder.stat().st_mode & 0o777 == 0o700

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tarfile
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +52,7 @@ _VAGRANTFILE = """Vagrant.configure("2") do |config|
   config.vm.guest = :debian
 end
 """
+_OURS = re.compile(r"testbed-[0-9a-f]{16}\.box")
 _MBR = ("/usr/lib/syslinux/mbr/mbr.bin", "/usr/share/syslinux/mbr.bin")
 
 
@@ -107,7 +110,10 @@ def find(folder: Path, box_key: str) -> Box | None:
 
 
 def pack(image: Image, folder: Path, box_key: str) -> Box:
-    """Make a box of an image, and its catalogue; older boxes in the folder are removed.
+    """Make a box of an image, and its catalogue; older boxes of ours in the folder are removed.
+
+    Nothing else in the folder is changed. Root may make the box of another account's checkout, so everybody
+    may read it, and a folder that did not exist.
 
     Raises:
         ImageError: a step failed; the message holds the end of its output.
@@ -115,11 +121,11 @@ def pack(image: Image, folder: Path, box_key: str) -> Box:
 
     """
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    work = folder / "partial"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        folder.chmod(0o755)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial_folder:
+        work = Path(partial_folder)
         size = _disk(image, work)
         metadata = {"provider": "libvirt", "format": "qcow2", "virtual_size": -(-size // 2**30)}
         (work / "metadata.json").write_text(json.dumps(metadata))
@@ -128,11 +134,11 @@ def pack(image: Image, folder: Path, box_key: str) -> Box:
         with tarfile.open(partial, "w") as archive:
             for name in ("metadata.json", "Vagrantfile", "box.img"):
                 archive.add(work / name, name, filter=_anonymous)
-        for old in folder.glob("testbed-*.box"):
+        box = _publish(partial, folder, box_key)
+    for old in folder.glob("testbed-*.box"):
+        if _OURS.fullmatch(old.name) and old != box.file:
             old.unlink()
-        return _publish(partial, folder, box_key)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    return box
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -159,8 +165,8 @@ def _publish(partial: Path, folder: Path, box_key: str) -> Box:
     catalogue = folder / CATALOGUE
     fresh = catalogue.with_suffix(".partial")
     fresh.write_text(json.dumps(content, indent=1) + "\n")
-    for path, mode in ((file, 0o644), (fresh, 0o644), (folder, 0o755)):
-        path.chmod(mode)  # root may make the box of another account's checkout
+    for path in (file, fresh):
+        path.chmod(0o644)
     fresh.rename(catalogue)
     return Box(file, catalogue, version)
 
