@@ -104,7 +104,7 @@ def test_2_a_second_up_finds_nothing_to_do(environment: dict[str, str]) -> None:
     assert json.loads(_testbed(environment, "plan", TOPOLOGY, "--json"))["empty"] is True
 
 
-SHARED_WITH_NOBODY = {
+UNIQUE_FACTS = {
     "machine id": "cat /etc/machine-id",
     "host key": "sudo cat /run/testbed/ssh/host_key-cert.pub",
     "boot id": "cat /proc/sys/kernel/random/boot_id",
@@ -118,18 +118,18 @@ SHARED_WITH_NOBODY = {
 
 def test_2_machines_that_started_from_one_memory_share_nothing(environment: dict[str, str]) -> None:
     common = "hostname; date +%s.%N; cat /proc/cmdline"
-    own = "; ".join((common, *SHARED_WITH_NOBODY.values()))
-    told = {}
+    own = "; ".join((common, *UNIQUE_FACTS.values()))
+    printed = {}
     for node in ("controller", "node-a", "node-b"):
         before = time.time()
-        told[node] = _testbed(
+        printed[node] = _testbed(
             environment, "ssh", LAB, node, own if node != "controller" else common
         ).splitlines()
-        name, clock, words = told[node][:3]
+        name, clock, words = printed[node][:3]
         assert name == node
         assert before - 2 < float(clock) < time.time() + 2
         assert "testbed.golden" in words, "this machine has booted; the test has shown nothing"
-    for what, *found in zip(SHARED_WITH_NOBODY, told["node-a"][3:], told["node-b"][3:], strict=True):
+    for what, *found in zip(UNIQUE_FACTS, printed["node-a"][3:], printed["node-b"][3:], strict=True):
         assert all(found), (what, found)
         assert found[0] != found[1], (what, found)
 
@@ -137,17 +137,17 @@ def test_2_machines_that_started_from_one_memory_share_nothing(environment: dict
 def test_2_guests_that_started_from_one_memory_share_nothing(environment: dict[str, str]) -> None:
     ids = "/etc/machine-id /proc/sys/kernel/random/boot_id /sys/class/net/eth0/address"
     look = f"hostname; date +%s.%N; cat {ids}; od -An -tx1 -N16 /dev/urandom; cat /proc/cmdline"
-    told = {}
+    printed = {}
     for guest in ("red/web", "red/db", "blue/web", "blue/db"):
         before = time.time()
-        told[guest] = _testbed(environment, "exec", LAB, guest, "--", "/bin/sh", "-c", look).splitlines()
-        name, clock, *_, words = told[guest]
+        printed[guest] = _testbed(environment, "exec", LAB, guest, "--", "/bin/sh", "-c", look).splitlines()
+        name, clock, *_, words = printed[guest]
         assert name == guest.partition("/")[2]
         assert before - 2 < float(clock) < time.time() + 2
         assert "testbed.golden" in words, "this guest has booted; the test has shown nothing"
-    for found in zip(*(lines[2:-1] for lines in told.values()), strict=True):
+    for found in zip(*(lines[2:-1] for lines in printed.values()), strict=True):
         assert all(found), found
-        assert len(set(found)) == len(told), found
+        assert len(set(found)) == len(printed), found
 
 
 def test_2_what_libvirt_knows_of_qemu_it_learnt_before_memory_was_saved(environment: dict[str, str]) -> None:
@@ -258,7 +258,7 @@ def test_4_drift_is_shown_and_repaired(environment: dict[str, str]) -> None:
     _testbed(environment, "check", LAB, "--only", "CMP-02")
 
 
-def test_4_a_guest_whose_start_was_cut_short_is_started_anew(environment: dict[str, str]) -> None:
+def test_4_a_guest_whose_start_was_cut_short_is_started_again(environment: dict[str, str]) -> None:
     _testbed(
         environment, "ssh", LAB, "node-a", "sudo virsh -q desc red.web --live --title 'waits for its memory'"
     )

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,23 +17,13 @@ from ovsdbapp.exceptions import TimeoutException
 from ovsdbapp.schema.ovn_northbound.impl_idl import OvnNbApiIdlImpl
 
 from testbed.drivers.network import northbound_rows
-from testbed.drivers.network.northbound_rows import KBIT, sent_by
+from testbed.drivers.network.dhcp_rows import DhcpRows
+from testbed.drivers.network.port_limits import limit_port, remove_limit
 from testbed.errors import ProvisioningError
 from testbed.model.topology import Limits, TenantNetwork
 from testbed.plan.ovn_acls import Acl
-from testbed.plan.ovn_northbound import FOUR, MARK, SIX, TRACKED, Stray, Tables, references
+from testbed.plan.ovn_northbound import FOUR, MARK, SIX, Stray, Tables, references
 from testbed.plan.resources import dhcp6_options, dhcp_options
-
-_QOS_PRIORITY = 1000
-_POLL = 0.02  # seconds between looks at our copy of the database
-
-
-def _labels(rows: Any, uuid: UUID | None) -> dict[str, str]:  # noqa: ANN401 - the library has no types
-    """Return a row's external ids; none while the library's thread changes the row."""
-    found: dict[str, str] = {}
-    with suppress(IndexError, AssertionError):
-        found = getattr(rows.get(uuid), "external_ids", {})
-    return found
 
 
 @contextmanager
@@ -101,10 +91,10 @@ class Northbound:
         stream.Stream.ssl_set_ca_cert_file(str(authority))
         self._lab = lab
         self._timeout = timeout
-        self._dhcp_rows: dict[tuple[str, str], list[UUID]] = {}
         with _said("cannot reach OVN's northbound database"):
             idl = _idl(f"unix:{socket}" if socket else f"ssl:{address}:6641", time.monotonic() + timeout)
             self._api = _api_of(connection.Connection(idl, timeout=timeout))
+        self._dhcp = DhcpRows(self._api, timeout)
 
     def close(self) -> None:
         """End the connection."""
@@ -171,7 +161,7 @@ class Northbound:
         }
         with _said(f"cannot configure the switch {label}"):
             self._api.ls_add(label, may_exist=True).execute(check_error=True)
-            present, dhcp = self._rules(label), {mark: self._dhcp(label, mark) for mark in (FOUR, SIX)}
+            present, dhcp = self._rules(label), {mark: self._dhcp.find(label, mark) for mark in (FOUR, SIX)}
             with self._api.transaction(check_error=True) as change:
                 change.add(self._api.db_set("Logical_Switch", label, ("external_ids", {MARK: self._lab})))
                 change.extend(self._to_options(label, options))
@@ -184,37 +174,16 @@ class Northbound:
                         self._api.acl_add(label, rule.direction, rule.priority, rule.match, rule.action)
                     )
                 change.add(
-                    self._to_dhcp(dhcp[FOUR], FOUR, label, str(network.network), dhcp_options(network))
+                    self._dhcp.assign(dhcp[FOUR], FOUR, label, str(network.network), dhcp_options(network))
                 )
                 if six:
-                    change.add(self._to_dhcp(dhcp[SIX], SIX, label, str(six), dhcp6_options(network)))
+                    change.add(self._dhcp.assign(dhcp[SIX], SIX, label, str(six), dhcp6_options(network)))
                 elif dhcp[SIX] is not None:
                     change.add(self._api.dhcp_options_del(dhcp[SIX]))
                 change.add(self._api.db_clear("Logical_Switch", label, "dns_records"))
-                change.extend(command for mark in (FOUR, SIX) for command in self._one_of(mark, label))
-
-    def _one_of(self, mark: str, switch: str) -> Iterator[Any]:
-        """Yield the commands that leave a switch one row of DHCP settings.
-
-        Ports that refer to one of the removed rows get the row that stays.
-        """
-        found = self._dhcp_rows.get((mark, switch), [])
-        column = {FOUR: "dhcpv4_options", SIX: "dhcpv6_options"}[mark]
-        for other in found[1:]:
-            for port in self._api.db_list("Logical_Switch_Port", columns=["_uuid", column]).execute(
-                check_error=True
-            ):
-                if port[column] == other:
-                    yield self._api.db_set("Logical_Switch_Port", port["_uuid"], (column, found[0]))
-            yield self._api.dhcp_options_del(other)
-
-    def _to_dhcp(self, row: Any, mark: str, switch: str, cidr: str, options: dict[str, str]) -> Any:  # noqa: ANN401 - the library has no types
-        """Return the command that gives a switch these DHCP settings; row None makes a new row."""
-        if row is None:
-            return self._api.db_create_row(
-                "DHCP_Options", cidr=cidr, options=options, external_ids={mark: switch}
-            )
-        return self._api.dhcp_options_set_options(row, **options)
+                change.extend(
+                    command for mark in (FOUR, SIX) for command in self._dhcp.leave_one(mark, label)
+                )
 
     def _options(self, switch: str) -> dict[str, str]:
         found: dict[str, str] = self._api.db_get("Logical_Switch", switch, "other_config").execute(
@@ -236,41 +205,6 @@ class Northbound:
             found[Acl(row.direction, row.priority, row.match, row.action)].append(row.uuid)
         return found
 
-    def _dhcp(self, switch: str, mark: str) -> UUID | None:
-        """Return the row of a switch's DHCP settings, or None.
-
-        The row of the last look-up is tried first, since the table is long in large labs.
-        """
-        rows = self._api.tables["DHCP_Options"].rows
-        first = next(iter(self._dhcp_rows.get((mark, switch), [])), None)
-        if _labels(rows, first).get(mark) != switch:
-            listed = list(rows.data)  # a copy: the library's thread may add rows meanwhile
-            found: dict[tuple[str, str], list[UUID]] = defaultdict(list)
-            for row in listed:
-                for pair in _labels(rows, row).items():
-                    found[pair].append(row)
-            self._dhcp_rows = found  # assigned when complete: several threads make ports
-            first = next(iter(found.get((mark, switch), [])), None)
-        return first
-
-    def _await_dhcp(self, switch: str, mark: str) -> UUID:
-        """Return the row of a switch's DHCP settings.
-
-        Our copy of the database may lack a row for some milliseconds: the server's answer to a transaction
-        can come before its update, and the library replaces rows while other threads read.
-
-        Raises:
-            TimeoutError: the switch has no such row.
-
-        """
-        end = time.monotonic() + self._timeout
-        while (found := self._dhcp(switch, mark)) is None:
-            if time.monotonic() > end:
-                msg = f"the switch {switch} has no DHCP settings"
-                raise TimeoutError(msg)
-            time.sleep(_POLL)
-        return found
-
     def set_port(
         self, label: str, switch: str, port: str, addresses: str, limits: Limits, *, fresh: bool = False
     ) -> None:
@@ -289,9 +223,9 @@ class Northbound:
             found = None if fresh else self.ports().get(label)
             if found is not None and (found["switch"] != switch or found["port"] != port):
                 self.delete_port(found["port"])
-            four = self._await_dhcp(switch, FOUR)
+            four = self._dhcp.await_row(switch, FOUR)
             six: UUID | list[UUID] = (
-                self._await_dhcp(switch, SIX) if ":" in addresses.partition(" ")[2] else []
+                self._dhcp.await_row(switch, SIX) if ":" in addresses.partition(" ")[2] else []
             )
             with self._api.transaction(check_error=True) as change:
                 change.add(self._api.lsp_add(switch, port, may_exist=True))
@@ -304,48 +238,14 @@ class Northbound:
                 )
                 change.add(self._api.lsp_set_dhcpv4_options(port, four))
                 change.add(self._api.db_set("Logical_Switch_Port", port, ("dhcpv6_options", six)))
-                self._limit_port(switch, port, limits, fresh=fresh)
-
-    def _limit_port(self, switch: str, port: str, limits: Limits, *, fresh: bool = False) -> None:
-        """Set a port's limits on bandwidth and tracked connections; 0 removes the limit.
-
-        Unless the port is fresh, other QoS rows about it are removed.
-        """
-        rule = (switch, "from-lport", _QOS_PRIORITY, sent_by(port))
-        rates = {"rate": limits.bandwidth // KBIT, "burst": limits.burst // KBIT}
-        with self._api.transaction(check_error=True) as change:
-            change.add(
-                self._api.db_set("Logical_Switch_Port", port, ("options", {TRACKED: str(limits.connections)}))
-            )
-            change.extend(() if fresh else self._other_limits(*rule))
-            change.add(
-                self._api.qos_add(*rule, **rates, may_exist=True)
-                if limits.bandwidth
-                else self._api.qos_del(*rule)
-            )
-
-    def _other_limits(self, switch: str, direction: str, priority: int, match: str) -> Iterator[Any]:
-        """Yield the commands that remove all QoS rows with a match but the first correct one."""
-        columns = ["_uuid", "direction", "priority", "match"]
-        rows = self._api.db_list("QoS", columns=columns).execute(check_error=True)
-        alike = {row["_uuid"]: (row["direction"], row["priority"]) for row in rows if row["match"] == match}
-        kept = False
-        if alike:
-            for owner in self._api.db_list("Logical_Switch", columns=["_uuid", "name", "qos_rules"]).execute(
-                check_error=True
-            ):
-                for uuid in filter(alike.__contains__, owner["qos_rules"]):
-                    own = owner["name"] == switch and alike[uuid] == (direction, priority)
-                    if kept or not own:
-                        yield self._api.db_remove("Logical_Switch", owner["_uuid"], "qos_rules", uuid)
-                    kept = kept or own
+                limit_port(self._api, switch, port, limits, fresh=fresh)
 
     def delete_port(self, port: str) -> None:
         """Remove a port."""
         with _said("cannot remove a port"):
             owner = self._owner(port)
             if owner:
-                self._api.qos_del(owner, "from-lport", _QOS_PRIORITY, sent_by(port)).execute(check_error=True)
+                remove_limit(self._api, owner, port)
             self._api.lsp_del(port, if_exists=True).execute(check_error=True)
 
     def _owner(self, port: str) -> str:
@@ -356,8 +256,8 @@ class Northbound:
         """Remove a switch with its DHCP settings."""
         with _said(f"cannot remove the switch {label}"):
             for mark in (FOUR, SIX):
-                if self._dhcp(label, mark) is not None:
-                    for row in self._dhcp_rows[mark, label]:
+                if self._dhcp.find(label, mark) is not None:
+                    for row in self._dhcp.all(label, mark):
                         self._api.dhcp_options_del(row).execute(check_error=True)
             self._api.ls_del(northbound_rows.row_of(label), if_exists=True).execute(check_error=True)
 
@@ -398,7 +298,7 @@ class Northbound:
     def set_limits(self, port: str, limits: Limits) -> None:
         """Set a port's limits, such as higher ones than the topology allows."""
         with _said("cannot change a port's limits"):
-            self._limit_port(self._owner(port), port, limits)
+            limit_port(self._api, self._owner(port), port, limits)
         self.sync()
 
     def set_option(self, switch: str, name: str, value: str) -> None:

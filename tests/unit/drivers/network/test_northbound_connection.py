@@ -13,8 +13,9 @@ from uuid import UUID
 import pytest
 
 from testbed.drivers.network import northbound as ovn
+from testbed.drivers.network.dhcp_rows import DhcpRows
+from testbed.drivers.network.dhcp_rows import _labels as ovn_labels
 from testbed.drivers.network.northbound import Northbound
-from testbed.drivers.network.northbound import _labels as ovn_labels
 from testbed.errors import ProvisioningError
 from testbed.model.topology import Limits
 from testbed.plan.ovn_northbound import FOUR
@@ -56,21 +57,21 @@ def _northbound(rows: _Rows) -> Northbound:
     found = Northbound.__new__(Northbound)
     found._api = MagicMock()
     found._api.tables = {"DHCP_Options": SimpleNamespace(rows=rows)}
-    found._dhcp_rows, found._lab = {}, "lab"
+    found._dhcp, found._lab = DhcpRows(found._api, 5), "lab"
     return found
 
 
 def test_a_switch_has_dhcp_settings_also_while_another_thread_reads_the_table() -> None:
     rows = _Rows(["t1/app"])
     northbound = _northbound(rows)
-    assert northbound._dhcp("t1/app", FOUR) == UUID(int=0)
+    assert northbound._dhcp.find("t1/app", FOUR) == UUID(int=0)
     rows.data[UUID(int=1)] = SimpleNamespace(external_ids={FOUR: "t2/app"})
     seen: list[UUID | None] = []
     # The first reading is of the row that was found last; the second one is the first of the whole table.
-    rows.meanwhile = [lambda: None, lambda: seen.append(northbound._dhcp("t1/app", FOUR))]
-    assert northbound._dhcp("t2/app", FOUR) == UUID(int=1)
+    rows.meanwhile = [lambda: None, lambda: seen.append(northbound._dhcp.find("t1/app", FOUR))]
+    assert northbound._dhcp.find("t2/app", FOUR) == UUID(int=1)
     assert seen == [UUID(int=0)]
-    assert {pair: len(found) for pair, found in northbound._dhcp_rows.items()} == {
+    assert {pair: len(found) for pair, found in northbound._dhcp._rows.items()} == {
         (FOUR, "t1/app"): 1,
         (FOUR, "t2/app"): 1,
     }
@@ -80,7 +81,7 @@ def test_a_port_waits_for_the_dhcp_settings_of_its_switch() -> None:
     """The server may answer a transaction before it sends the change."""
     rows = _Rows([])
     northbound = _northbound(rows)
-    northbound._timeout = 5
+    northbound._dhcp.timeout = 5
 
     def arrives() -> None:
         rows.data[UUID(int=7)] = SimpleNamespace(external_ids={FOUR: "t/app"})
@@ -92,7 +93,7 @@ def test_a_port_waits_for_the_dhcp_settings_of_its_switch() -> None:
 
 def test_no_port_is_made_whose_switch_has_no_dhcp_settings() -> None:
     northbound = _northbound(_Rows([]))
-    northbound._timeout = 0
+    northbound._dhcp.timeout = 0
     with pytest.raises(ProvisioningError, match="no DHCP settings"):
         northbound.set_port("t/a/app", "t/app", "p", "", Limits(0, 0, 0), fresh=True)
     assert not northbound._api.transaction.called
@@ -100,7 +101,7 @@ def test_no_port_is_made_whose_switch_has_no_dhcp_settings() -> None:
 
 def test_a_port_with_ipv6_is_not_made_without_dhcpv6() -> None:
     northbound = _northbound(_Rows(["t/app"]))
-    northbound._timeout = 0
+    northbound._dhcp.timeout = 0
     with pytest.raises(ProvisioningError, match="no DHCP settings"):
         northbound.set_port(
             "t/a/app", "t/app", "p", "02:00:00:00:00:01 10.0.0.5 fd00::5", Limits(0, 0, 0), fresh=True
