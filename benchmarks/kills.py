@@ -242,8 +242,16 @@ def one(
     if verb == "up":
         commands.run("down", LAB)
     due, inside = _moment(chance, state, inside, usual.get(words[-1], 0.0 if verb == "check" else 60.0))
+    in_force: list[dict[str, str]] = []
+
+    def due_now(past: float) -> bool:
+        if due(past):
+            in_force[:] = _entries(state)
+            return True
+        return False
+
     started = time.monotonic()
-    status, seconds = commands.kill(due, getattr(signal, name), *words)
+    status, seconds = commands.kill(due_now, getattr(signal, name), *words)
     ended = time.monotonic()
     told: dict[str, Any] = {
         "number": number,
@@ -256,6 +264,7 @@ def one(
         "killed": status is not None,
         "settled": round(ended - started - seconds, 1),
         "status": status,
+        "in_force": in_force,
     }
     if status is None:
         usual[words[-1]] = seconds
@@ -356,12 +365,12 @@ def _spread(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _by_breach(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return the same figures for each breach that a kill has left open."""
-    names = sorted({f"{entry['control']}: {entry['breach']}" for row in rows for entry in row["breaches"]})
-    return {
-        name: _spread([r for r in rows if name in {f"{e['control']}: {e['breach']}" for e in r["breaches"]}])
-        for name in names
-    }
+    """Return the same figures for each breach in the journal at the time of the signal."""
+    rows_of: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        for entry in row.get("in_force", row["breaches"]):
+            rows_of.setdefault(f"{entry['control']}: {entry['breach']}", []).append(row)
+    return {name: _spread(found) for name, found in sorted(rows_of.items())}
 
 
 def _way(row: dict[str, Any]) -> list[str]:
@@ -379,7 +388,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
             " ".join(kind): _spread([r for r in killed if kind == (r["command"], *_way(r), r["signal"])])
             for kind in kinds
         },
-        "by_breach_left_open": _by_breach(killed),
+        "by_breach_in_force": _by_breach(killed),
         "ended_before": len(rows) - len(killed),
         "with_a_breach_left": sum(bool(row["breaches"]) for row in killed),
         "with_something_left": sum(bool(row["breaches"] or row["actions"]) for row in killed),
