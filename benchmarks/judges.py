@@ -9,8 +9,8 @@ each drawn line. Only copies of the working tree are changed.
 
 Each mutant is tried by the file of tests that has its file's name, then by all tests that import its file,
 and then by all of `tests/unit` and `tests/sim` that reach it by imports, those of its folder first (`--near`
-leaves the last out). Each trial is a fork of a process that has loaded the libraries. The tests that noticed a
-mutant run without any mutant at the end and have to pass.
+leaves the last out). Each trial is a fork of a process that has loaded the libraries. At the end, the tests
+that noticed a mutant run without any mutant and have to pass.
 
 Prints a line for each mutant and JSON at the end. About 10 minutes of one core, and longer on a busy machine.
 """
