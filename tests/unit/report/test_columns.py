@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from testbed.report.columns import cells, wrap
-from testbed.report.graph import _mermaid
 
 
 @pytest.mark.parametrize("width", range(2, 12))
@@ -14,7 +13,3 @@ def test_no_line_is_wider_than_its_room(width: int) -> None:
         lines = wrap(text, width)
         assert max(map(cells, lines)) <= width
         assert "".join(lines).replace(" ", "") == text.replace(" ", "")
-
-
-def test_a_label_for_mermaid_is_quoted_and_escaped() -> None:
-    assert _mermaid("red/web", 'a"b<') == '"red/web<br/>a#34;b#60;"'
