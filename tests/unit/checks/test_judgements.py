@@ -21,13 +21,13 @@ LAB = lab_of("two-tenants")
 def test_a_port_with_other_addresses_is_an_open_wall() -> None:
     nic = LAB.guests[0].nics[0]
     breach = address_breach("-", lambda _: nic, lambda _: [])
-    row = {"port": nic.port, "addresses": nic.pinned}
-    stage: Any = SimpleNamespace(
+    row = {"port": nic.port, "addresses": nic.port_security}
+    context: Any = SimpleNamespace(
         northbound=SimpleNamespace(ports=lambda: {"other": {"port": "-"}, "own": row})
     )
-    assert not breach.in_force(stage)
-    row["addresses"] = f"{nic.pinned} 192.0.2.1"
-    assert breach.in_force(stage)
+    assert not breach.in_force(context)
+    row["addresses"] = f"{nic.port_security} 192.0.2.1"
+    assert breach.in_force(context)
 
 
 def test_a_machine_has_restarted_when_its_boot_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,11 +57,11 @@ def test_a_lodger_has_no_disk_and_the_account_that_a_breach_gives_it() -> None:
     node = SimpleNamespace(
         name="node-a", hypervisor=SimpleNamespace(create=lambda text, paused: made.append(text))
     )
-    stage: Any = SimpleNamespace(topology=LAB, node=node, guest=LAB.guests_on("node-a")[0])
-    test_compute._start_lodger(stage, account="root")
+    context: Any = SimpleNamespace(topology=LAB, node=node, guest=LAB.guests_on("node-a")[0])
+    test_compute._start_lodger(context, account="root")
     root = ElementTree.fromstring(made[0])
     assert root.findall("devices/disk") == []
-    assert root.findtext("seclabel[@model='dac']/label") == f"root:{test_compute._lodger(stage).worker}"
+    assert root.findtext("seclabel[@model='dac']/label") == f"root:{test_compute._lodger(context).worker}"
 
 
 @pytest.mark.parametrize("told", ["1 0 0", "0 1 0", "0 0 1", "2 0 0"])
@@ -105,12 +105,12 @@ def test_a_frame_that_the_firewall_did_not_refuse_was_taken(monkeypatch: pytest.
     injection = SimpleNamespace(mark="g0")
     observation = SimpleNamespace(arrivals=lambda _: {})
     found = SimpleNamespace(injections=[injection], refused={"g0"}, observation=observation)
-    fleet: Any = SimpleNamespace(once=lambda *_: found, topology=SimpleNamespace(nodes=()))
+    fleet: Any = SimpleNamespace(observe_once=lambda *_: found, topology=SimpleNamespace(nodes=()))
     monkeypatch.setattr(test_overlay, "require_agreement", lambda *_: None)
-    test_overlay.test_no_stranger_enters_the_tunnels(fleet=fleet)
+    test_overlay.test_no_other_host_enters_the_tunnels(fleet=fleet)
     found.refused = set()
     with pytest.raises(AssertionError, match="1 of 1 were not refused"):
-        test_overlay.test_no_stranger_enters_the_tunnels(fleet=fleet)
+        test_overlay.test_no_other_host_enters_the_tunnels(fleet=fleet)
 
 
 def test_only_frames_of_a_control_speak_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,15 +125,15 @@ def test_only_frames_of_a_control_speak_about_it(monkeypatch: pytest.MonkeyPatch
             pipeline=lambda *_: {"NET-02": "", "NET-03": ""}, against=lambda *_: [], logical=None
         ),
     )
-    fleet: Any = SimpleNamespace(once=lambda name, do: do() if name == "pipeline" else [])
+    fleet: Any = SimpleNamespace(observe_once=lambda name, do: do() if name == "pipeline" else [])
     assert network_observation.judge(fleet, "NET-03") == ["NET-03 arrived"]
     with pytest.raises(InstrumentError, match="nothing was sent for NET-04"):
         network_observation.judge(fleet, "NET-04")
 
 
 def test_a_bystander_is_no_end_of_the_flow_and_sends_on_its_network() -> None:
-    stage: Any = SimpleNamespace(topology=LAB)
-    found = test_spoofing._neighbours(stage)
+    context: Any = SimpleNamespace(topology=LAB)
+    found = test_spoofing._neighbours(context)
     assert found is not None
     source, other = found
     flow = next(
