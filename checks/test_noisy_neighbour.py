@@ -74,6 +74,12 @@ def _lifted(name: str, of: Callable[[BreachContext], Attachment], limit: str) ->
     )
 
 
+def _zone(context: BreachContext) -> str:
+    """Return the word of a shell that is the zone of connection tracking of a guest's first interface."""
+    port = context.guest.nics[0].port
+    return f"$(ovs-vsctl get bridge br-int external_ids:ct-zone-{port} | tr -d '\"')"
+
+
 def _first(context: BreachContext) -> Attachment:
     return Attachment(context.guest, context.guest.nics[0])
 
@@ -151,6 +157,14 @@ def _unsure(noise: Noise, found: FloodOutcome, observation: Observation) -> bool
             ),
         ),
         _lifted("a port may have any number of connections", _first, "connections"),
+        shell_breach(
+            "the switch has lost the limit of connections that OVN asked for",
+            opens=lambda context: f"ovs-vsctl del-zone-limit system {_zone(context)}",
+            closes=lambda context: (
+                f"ovs-vsctl set-zone-limit system {_zone(context)} {context.guest.limits.connections}"
+            ),
+            shows=lambda context: f"! ovs-vsctl list-zone-limits system | grep -q '^Zone: '{_zone(context)},",
+        ),
     ),
 )
 def test_limits_are_in_force(fleet: Fleet) -> None:

@@ -11,11 +11,14 @@ import typer
 from testbed import data_files as packaged
 from testbed.cli.output.terminal import Json, displayed, out, say
 from testbed.drivers.host.workspace import cache_root
+from testbed.drivers.images import vagrant_box
 from testbed.drivers.images.cache import ImageCache
 from testbed.drivers.snapshots import machine_memory
 from testbed.errors import UsageError
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Images: list, bake, verify, rm, prune.")
+app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Images: list, bake, verify, rm, prune, box."
+)
 
 
 def _cache() -> ImageCache:
@@ -58,6 +61,24 @@ def image_bake() -> None:
         images = _cache().ensure(say)
     for image in images.values():
         out(f"{image.name:12} {image.key}  {image.digest}")
+
+
+@app.command("box")
+def image_box(
+    folder: Annotated[Path, typer.Argument(help="where the box and its catalogue go")] = Path(".vagrant-box"),
+) -> None:
+    """Make a box of Vagrant for libvirt, with the tool's packages; needs a checkout."""
+    playbooks = packaged.playbooks()
+    cache = ImageCache(cache_root(), playbooks, "boxes.yaml")
+    key = vagrant_box.key(cache.key(), playbooks.parent)
+    box = vagrant_box.find(folder, key)
+    if box is None:
+        with displayed("bake"):
+            image = cache.ensure(say)["outer"]
+        box = vagrant_box.pack(image, folder, key)
+        cache.remove(image)
+    out(f"{box.file}  version {box.version}, {box.file.stat().st_size // 2**20} MiB")
+    out(f"{box.catalogue}")
 
 
 @app.command("verify")

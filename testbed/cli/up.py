@@ -21,6 +21,7 @@ from testbed.drivers.host import memory
 from testbed.drivers.host.folders import require_room
 from testbed.drivers.host.workspace import Workspace, cache_root, state_root
 from testbed.drivers.hypervisor import external_daemon
+from testbed.drivers.hypervisor.connection import started
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.snapshots.checkpoint import Checkpoint
 from testbed.drivers.snapshots.checkpoint_store import CheckpointStore
@@ -93,10 +94,12 @@ def bring_up(
         _require_same(topology, workspace)
         running = lab_namespaces.find(topology.name, workspace.root) is not None
         _require_connection(workspace, way.connect, running=running)
+        topology, inputs = _going_on(spec, topology, inputs, workspace, way)
         if not running:
-            topology, inputs = _going_on(spec, topology, inputs, workspace, way)
             _store(topology, text, workspace)
             _begin(inputs, workspace, way)
+        if inputs.checkpoint:
+            inputs.checkpoint.unpack(workspace)
         if not way.cold:
             with way.trace.span("saved memory", ["images"]):
                 inputs = _shortened(inputs, topology, workspace, save=not running)
@@ -128,8 +131,6 @@ def _begin(inputs: build_inputs.BuildInputs, workspace: Workspace, way: UpOption
         kvm = inputs.environment.outer is Accelerator.KVM
         if reason := workspace.assign_account(cache_root(), kvm=kvm):
             say(f"emulators run as you, and not under an account of this lab's: {reason}")
-    if inputs.checkpoint:
-        inputs.checkpoint.unpack(workspace)
 
 
 def _require_memory(topology: Topology) -> None:
@@ -232,11 +233,12 @@ def _require_connection(workspace: Workspace, uri: str, *, running: bool) -> Non
 def _going_on(
     spec: Spec, topology: Topology, inputs: build_inputs.BuildInputs, workspace: Workspace, way: UpOptions
 ) -> tuple[Topology, build_inputs.BuildInputs]:
-    """Return a lab that does not run, and what it stands on.
+    """Return the topology and the inputs of a lab, with a checkpoint if it can go on from one.
 
-    If there is a checkpoint to go on from, it is part of that, and the lab has its numbers.
+    It has the numbers of the checkpoint then. A lab with machines goes on with those; one whose `up` was
+    killed before they started has none.
     """
-    if way.cold or way.anew or way.connect or workspace.connection:
+    if way.cold or way.anew or way.connect or workspace.connection or started(workspace.libvirt):
         return topology, inputs
     store = CheckpointStore(cache_root(), inputs.images, inputs.environment)
     found = (

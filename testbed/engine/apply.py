@@ -7,14 +7,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from graphlib import TopologicalSorter
 from queue import SimpleQueue
 
+from testbed.engine.address_gate import AddressGate
 from testbed.engine.observe import Look
 from testbed.engine.place import Place, Progress, Step
 from testbed.engine.timing import Trace
 from testbed.errors import ProvisioningError, TestbedError
-from testbed.plan.diff import Action, Observed, Plan, diff
+from testbed.plan.diff import Action, Observed, Plan, Verb, diff
 from testbed.plan.resources import OUTER, Key, Kind, Resource
 
 _WORKERS = 4
+_BOOTS = frozenset({Verb.CREATE, Verb.REPLACE})  # a machine after these has nothing in it
 
 
 def converge(
@@ -27,12 +29,13 @@ def converge(
     """Bring all places to the desired state and return the actions that were done.
 
     The outer machine comes first; then every other place is waited for, observed and changed on its own, so
-    that no place waits for another. The controller is an exception: if it was seen that addresses change, it
-    comes before the nodes, whose guests ask it for their addresses when they start.
+    that no place waits for another. One thing is an exception: guests start when the controller gives out
+    the addresses of the topology, since they ask it for their addresses when they start.
 
     Args:
         trace: records the duration of each step.
-        seen: the state of some places that was observed just before; it is not observed again.
+        seen: the state of some places that was observed just before; it is not observed again, unless a
+            place had to be set right.
 
     Raises:
         ProvisioningError: an action failed; completed actions stay, and another run continues.
@@ -42,14 +45,15 @@ def converge(
     progress(Step.planned(len(places)))
     known = seen.found if seen else {}
     done = converge_place(desired, outer, progress, trace, known.get(OUTER))
+    started = {
+        action.key.name for action in done if action.key.kind is Kind.MACHINE and action.verb in _BOOTS
+    }
     inner = [place for place in places if place.name != OUTER]
+    gate = AddressGate(desired, {place.name for place in inner} - started)
     failures: list[TestbedError] = []
-    for place in [place for place in inner if _readdressed(desired, known.get(place.name, {}))]:
-        inner.remove(place)
-        done += converge_place(desired, place, progress, trace, known[place.name])
     with ThreadPoolExecutor(max_workers=max(1, len(inner))) as pool:
         for future in [
-            pool.submit(converge_place, desired, place, progress, trace, known.get(place.name))
+            pool.submit(converge_place, desired, place, progress, trace, known.get(place.name), gate)
             for place in inner
         ]:
             try:
@@ -59,12 +63,6 @@ def converge(
     if failures:
         raise _joined(failures)
     return done
-
-
-def _readdressed(desired: Mapping[Key, Resource], observed: Observed) -> bool:
-    """Return whether a logical port that exists gets other addresses."""
-    ports = [key for key in observed if key.kind is Kind.PORT and key in desired]
-    return any(observed[key].get("addresses") != desired[key].properties["addresses"] for key in ports)
 
 
 def _joined(failures: list[TestbedError]) -> TestbedError:
@@ -82,31 +80,51 @@ def converge_place(
     progress: Progress,
     trace: Trace | None = None,
     known: Observed | None = None,
+    gate: AddressGate | None = None,
 ) -> list[Action]:
     """Wait for one place, bring it to the desired state, and return the actions that were done.
 
     Args:
         known: what exists there, if it was observed just before.
+        gate: holds back guests; no guest waits if it is left out.
 
     Raises:
         ProvisioningError: an action failed; completed actions stay.
 
     """
-    here, trace = (
-        {key: resource for key, resource in desired.items() if key.place == place.name},
-        trace or Trace(),
-    )
-    waited, recovered, seen = (f"{place.name}: {step}" for step in ("waited for", "set right", "observed"))
+    here = {key: resource for key, resource in desired.items() if key.place == place.name}
+    gate, trace = gate or AddressGate({}, ()), trace or Trace()
+    seen = f"{place.name}: observed"
+    with gate.watching(place.name):
+        observed = _look(place, progress, trace, seen, known)
+        gate.saw(place.name, observed)
+        plan = diff(here, observed)
+        passed = gate.passed(plan)
+        if passed != plan:
+            progress(f"{place.name}: guests are not started, since they could get old addresses")
+        return perform(passed, place, progress, trace, seen)
+
+
+def _look(place: Place, progress: Progress, trace: Trace, seen: str, known: Observed | None) -> Observed:
+    """Wait for one place, set it right, and return what exists there.
+
+    Args:
+        seen: name of the last step, in the trace.
+        known: what was observed just before; it counts unless something was set right since.
+
+    """
+    waited, recovered = (f"{place.name}: {step}" for step in ("waited for", "set right"))
     progress(Step.begun(place.name))
     with trace.span(waited, [str(Key(OUTER, Kind.MACHINE, place.name))]):
         place.wait()
     with trace.span(recovered, [waited]):
-        for told in place.recover():
+        repairs = place.recover()
+        for told in repairs:
             progress(f"{place.name}: {told}")
     with trace.span(seen, [recovered]):
-        observed: Observed = place.observe() if known is None else known
+        observed = place.observe() if known is None or repairs else known
     progress(Step.ended(place.name))
-    return perform(diff(here, observed), place, progress, trace, seen)
+    return observed
 
 
 def perform(plan: Plan, place: Place, progress: Progress, trace: Trace, seen: str) -> list[Action]:

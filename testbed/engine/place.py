@@ -74,10 +74,10 @@ class Place(Protocol):
         """Name of the place."""
 
     def wait(self) -> None:
-        """Wait until the place can be observed.
+        """Wait until the place can be observed, and no command of an earlier session changes it.
 
         Raises:
-            ProvisioningError: the place is not ready before its deadline.
+            ProvisioningError: the place is not ready before its deadline, or a command runs on.
 
         """
 

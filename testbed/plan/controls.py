@@ -94,7 +94,7 @@ BY_PROPERTY: Mapping[Kind, Mapping[str, str]] = {
         "confinement": "PRC-02",
         STATE: NOTHING,
     },
-    Kind.LIMIT: {"packets": "NET-12"},
+    Kind.LIMIT: {"packets": "NET-12", "connections": "NET-12"},
 }
 _SERVICES = {
     "ovs-vswitchd": "NET-01 NET-13",

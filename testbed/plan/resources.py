@@ -232,7 +232,7 @@ def _node(node: Machine, guests: Sequence[Guest], inputs: Inputs) -> Iterator[Re
         for nic in guest.nics:
             yield Resource(
                 Key(node.name, Kind.LIMIT, f"{guest.label}/{nic.network}"),
-                {"packets": guest.limits.packets},
+                {"packets": guest.limits.packets, "connections": guest.limits.connections},
                 (key,),
             )
 

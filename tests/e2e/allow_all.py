@@ -22,8 +22,8 @@ from testbed.lab.session import Lab
 from testbed.report.result import content_of
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import ATTRIBUTE, Breach, Declaration
+from testbed.verify.inventory import members
 from testbed.verify.runner import run
-from testbed.verify.runner.plugin import members
 from testbed.verify.runner.proof_cache import Proving
 
 # clients that still use TLS would wait for such a database, and no other breach could be opened

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from testbed.lab.build_inputs import prepare_inputs
+from tests.lab_commands import run
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(os.geteuid() != 0, reason="a system daemon needs root"),
 ]
-ROOT = Path(__file__).parents[2]
 TOPOLOGY = "topologies/one-node.yaml"
 # Nothing of this daemon is seen by another one: its folders are hidden in a mount namespace. So is a /dev/kvm
 # that
@@ -79,11 +79,7 @@ def uri(folder: Path) -> Iterator[str]:
 
 
 def _testbed(folder: Path, *words: str, expect: int = 0) -> str:
-    argv = [str(Path(sys.executable).with_name("testbed")), *words]
-    variables = {**os.environ, "TESTBED_STATE_DIR": str(folder / "s")}
-    done = subprocess.run(
-        argv, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
-    )
+    done = run({**os.environ, "TESTBED_STATE_DIR": str(folder / "s")}, *words, timeout=900)
     assert done.returncode == expect, f"{words}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
 

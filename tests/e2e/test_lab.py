@@ -17,47 +17,18 @@ from typing import Any
 
 import pytest
 
+from tests.lab_commands import ROOT, command, output_of, own_state, run
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(5000)]
-ROOT = Path(__file__).parents[2]
 TOPOLOGY = "topologies/two-tenants.yaml"
 LAB = "two-tenants"
 CHECKPOINT = f"test-{os.getpid()}"
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A state folder of its own, so that the user's labs are left alone; images are shared."""
-    state = Path("/var/tmp" if os.geteuid() == 0 else Path.home()) / f"tb-{os.getpid()}"
-    variables = {**os.environ, "TESTBED_STATE_DIR": str(state)}
-    yield variables
-    subprocess.run([*_command("down", LAB)], env=variables, cwd=ROOT, check=False, capture_output=True)
-    subprocess.run(["rm", "-rf", str(state)], check=False)
-
-
-def _command(*words: str) -> list[str]:
-    return [str(Path(sys.executable).with_name("testbed")), *words]
-
-
-def _run(
-    environment: dict[str, str], *words: str, timeout: float = 600, check: bool = False
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        _command(*words),
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=check,
-    )
-
-
-def _testbed(environment: dict[str, str], *words: str, expect: int = 0, timeout: float = 2400) -> str:
-    done = _run(environment, *words, timeout=timeout)
-    assert done.returncode == expect, (
-        f"{words} ended with {done.returncode}:\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
-    )
-    return done.stdout
+def environment() -> Iterator[dict[str, str]]:
+    with own_state("tb", LAB) as variables:
+        yield variables
 
 
 def _leftovers(environment: dict[str, str]) -> list[str]:
@@ -75,7 +46,7 @@ def _leftovers(environment: dict[str, str]) -> list[str]:
 
 
 def test_1_up_survives_being_killed(environment: dict[str, str]) -> None:
-    argv = _command("up", TOPOLOGY)
+    argv = command("up", TOPOLOGY)
     first = subprocess.Popen(
         argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -96,12 +67,12 @@ def test_1_up_survives_being_killed(environment: dict[str, str]) -> None:
     time.sleep(5)
     second.send_signal(signal.SIGINT)
     assert second.wait(timeout=20) == 130
-    _testbed(environment, "up", TOPOLOGY)
+    output_of(environment, "up", TOPOLOGY)
 
 
 def test_2_a_second_up_finds_nothing_to_do(environment: dict[str, str]) -> None:
-    assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
-    assert json.loads(_testbed(environment, "plan", TOPOLOGY, "--json"))["empty"] is True
+    assert "nothing to do" in output_of(environment, "up", TOPOLOGY)
+    assert json.loads(output_of(environment, "plan", TOPOLOGY, "--json"))["empty"] is True
 
 
 UNIQUE_FACTS = {
@@ -122,7 +93,7 @@ def test_2_machines_that_started_from_one_memory_share_nothing(environment: dict
     printed = {}
     for node in ("controller", "node-a", "node-b"):
         before = time.time()
-        printed[node] = _testbed(
+        printed[node] = output_of(
             environment, "ssh", LAB, node, own if node != "controller" else common
         ).splitlines()
         name, clock, words = printed[node][:3]
@@ -140,7 +111,7 @@ def test_2_guests_that_started_from_one_memory_share_nothing(environment: dict[s
     printed = {}
     for guest in ("red/web", "red/db", "blue/web", "blue/db"):
         before = time.time()
-        printed[guest] = _testbed(environment, "exec", LAB, guest, "--", "/bin/sh", "-c", look).splitlines()
+        printed[guest] = output_of(environment, "exec", LAB, guest, "--", "/bin/sh", "-c", look).splitlines()
         name, clock, *_, words = printed[guest]
         assert name == guest.partition("/")[2]
         assert before - 2 < float(clock) < time.time() + 2
@@ -159,40 +130,40 @@ def test_2_what_libvirt_knows_of_qemu_it_learnt_before_memory_was_saved(environm
         'sudo stat -c %Y /var/cache/libvirt/qemu/capabilities/*.xml; date -d "$(systemctl show -P '
         'ExecMainStartTimestamp libvirtd)" +%s'
     )
-    *learnt, started = map(int, _testbed(environment, "ssh", LAB, "node-a", look).split())
+    *learnt, started = map(int, output_of(environment, "ssh", LAB, "node-a", look).split())
     assert min(learnt) < started
 
 
 def test_2_a_saved_lab_goes_on_where_it_was(environment: dict[str, str]) -> None:
     """The later tests run in a lab from a checkpoint, so that every check is proven there."""
     look = "cat /proc/sys/kernel/random/boot_id; ls /run/later 2>&1; sudo od -An -tx1 -N16 /dev/urandom"
-    _testbed(environment, "checkpoint", "save", LAB, "--name", CHECKPOINT)
+    output_of(environment, "checkpoint", "save", LAB, "--name", CHECKPOINT)
     try:
-        boot, missing, random = _testbed(environment, "ssh", LAB, "node-a", look).splitlines()
-        _testbed(environment, "ssh", LAB, "node-a", "sudo touch /run/later")
-        _testbed(environment, "exec", LAB, "red/web", "--", "/usr/bin/touch", "/run/later")
-        _testbed(environment, "down", LAB)
+        boot, missing, random = output_of(environment, "ssh", LAB, "node-a", look).splitlines()
+        output_of(environment, "ssh", LAB, "node-a", "sudo touch /run/later")
+        output_of(environment, "exec", LAB, "red/web", "--", "/usr/bin/touch", "/run/later")
+        output_of(environment, "down", LAB)
         assert _leftovers(environment) == []
-        done = _run(environment, "up", TOPOLOGY, check=True)
+        done = run(environment, "up", TOPOLOGY, check=True)
         assert f"going on from the checkpoint {CHECKPOINT}" in done.stderr
         before = time.time()
-        again = _testbed(environment, "ssh", LAB, "node-a", f"{look}; date +%s").splitlines()
+        again = output_of(environment, "ssh", LAB, "node-a", f"{look}; date +%s").splitlines()
         assert again[:2] == [boot, missing]
         assert again[2] != random
         assert before - 2 < float(again[3]) < time.time() + 2
-        guest = _testbed(
+        guest = output_of(
             environment, "exec", LAB, "red/web", "--", "/bin/sh", "-c", "ls /run/later 2>&1; date +%s"
         ).splitlines()
         assert guest[0] == "ls: cannot access '/run/later': No such file or directory"
         assert before - 2 < float(guest[1]) < time.time() + 2
-        assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
+        assert "nothing to do" in output_of(environment, "up", TOPOLOGY)
     finally:
-        _testbed(environment, "checkpoint", "rm", CHECKPOINT)
+        output_of(environment, "checkpoint", "rm", CHECKPOINT)
 
 
 def test_3_every_check_is_proven(environment: dict[str, str]) -> None:
     """By one breach each; script/prove tries all of them."""
-    data = json.loads(_testbed(environment, "check", LAB, "--prove=one", "--json", timeout=3000))
+    data = json.loads(output_of(environment, "check", LAB, "--prove=one", "--json", timeout=3000))
     wrong = [
         (c["id"], c["case"], c["verdict"], c["reason"], c["proofs"])
         for c in data["checks"]
@@ -224,20 +195,20 @@ def test_3_every_check_is_proven(environment: dict[str, str]) -> None:
 
 
 def test_4_drift_is_shown_and_repaired(environment: dict[str, str]) -> None:
-    _testbed(
+    output_of(
         environment,
         "ssh",
         LAB,
         "node-a",
         "sudo sh -c 'echo 1 > /sys/kernel/mm/ksm/run; nft add table netdev leftover'",
     )
-    actions = json.loads(_testbed(environment, "plan", TOPOLOGY, "--json"))["actions"]
+    actions = json.loads(output_of(environment, "plan", TOPOLOGY, "--json"))["actions"]
     assert {(action["place"], action["name"]) for action in actions} == {
         ("node-a", "memory-deduplication"),
         ("node-a", "firewall"),
     }
     data = json.loads(
-        _testbed(
+        output_of(
             environment,
             "check",
             LAB,
@@ -253,41 +224,41 @@ def test_4_drift_is_shown_and_repaired(environment: dict[str, str]) -> None:
     )
     failed = {(check["id"], check["case"]) for check in data["checks"] if check["verdict"] == "fail"}
     assert failed == {("CMP-02", "node-a"), ("NET-09", "node-a")}
-    _testbed(environment, "up", TOPOLOGY)
-    assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
-    _testbed(environment, "check", LAB, "--only", "CMP-02")
+    output_of(environment, "up", TOPOLOGY)
+    assert "nothing to do" in output_of(environment, "up", TOPOLOGY)
+    output_of(environment, "check", LAB, "--only", "CMP-02")
 
 
 def test_4_a_guest_whose_start_was_cut_short_is_started_again(environment: dict[str, str]) -> None:
-    _testbed(
+    output_of(
         environment, "ssh", LAB, "node-a", "sudo virsh -q desc red.web --live --title 'waits for its memory'"
     )
-    (action,) = json.loads(_testbed(environment, "plan", TOPOLOGY, "--json"))["actions"]
+    (action,) = json.loads(output_of(environment, "plan", TOPOLOGY, "--json"))["actions"]
     assert (action["verb"], action["name"]) == ("replace", "red/web")
-    _testbed(environment, "up", TOPOLOGY)
-    assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
-    assert _testbed(environment, "exec", LAB, "red/web", "--", "/usr/bin/hostname").strip() == "web"
+    output_of(environment, "up", TOPOLOGY)
+    assert "nothing to do" in output_of(environment, "up", TOPOLOGY)
+    assert output_of(environment, "exec", LAB, "red/web", "--", "/usr/bin/hostname").strip() == "web"
 
 
 def test_4_stopped_central_services_are_told_and_started_again(environment: dict[str, str]) -> None:
-    _testbed(environment, "ssh", LAB, "controller", "sudo systemctl stop ovn-ovsdb-server-nb ovn-northd")
-    done = _run(environment, "plan", TOPOLOGY)
+    output_of(environment, "ssh", LAB, "controller", "sudo systemctl stop ovn-ovsdb-server-nb ovn-northd")
+    done = run(environment, "plan", TOPOLOGY)
     assert done.returncode == 5
     assert "stopped on controller: ovn-ovsdb-server-nb" in done.stderr
-    done = _run(environment, "up", TOPOLOGY, check=True)
+    done = run(environment, "up", TOPOLOGY, check=True)
     assert "controller: restarted ovn-ovsdb-server-nb" in done.stderr
-    assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
+    assert "nothing to do" in output_of(environment, "up", TOPOLOGY)
 
 
 def test_5_a_stopped_guest_makes_checks_inconclusive_and_none_of_them_pass(
     environment: dict[str, str],
 ) -> None:
-    _testbed(environment, "ssh", LAB, "node-a", "sudo virsh -q destroy red.web")
+    output_of(environment, "ssh", LAB, "node-a", "sudo virsh -q destroy red.web")
     data = json.loads(
-        _testbed(environment, "check", LAB, "--only", "NET", "--only", "PRC-01", "--json", expect=3)
+        output_of(environment, "check", LAB, "--only", "NET", "--only", "PRC-01", "--json", expect=3)
     )
     assert _verdicts(data, "fleet", "node-a") == {"inconclusive"}
-    _testbed(environment, "up", TOPOLOGY)
+    output_of(environment, "up", TOPOLOGY)
 
 
 # Checks that need no guest, those that need none that answers, and those that run only when asked for.
@@ -306,12 +277,12 @@ def _verdicts(data: dict[str, Any], *cases: str, without: tuple[str, ...] = NO_G
 
 
 def test_5_a_guest_without_python_too(environment: dict[str, str]) -> None:
-    _testbed(
+    output_of(
         environment, "exec", LAB, "red/web", "--", "/usr/bin/mv", "/usr/bin/python3", "/usr/bin/python3.away"
     )
-    data = json.loads(_testbed(environment, "check", LAB, "--only", "NET", "--json", expect=3))
+    data = json.loads(output_of(environment, "check", LAB, "--only", "NET", "--json", expect=3))
     assert _verdicts(data, "fleet", "node-a", without=NO_ANSWER) == {"inconclusive"}
-    _testbed(
+    output_of(
         environment, "exec", LAB, "red/web", "--", "/usr/bin/mv", "/usr/bin/python3.away", "/usr/bin/python3"
     )
 
@@ -332,23 +303,23 @@ Hypervisor.embed(workspace.libvirt, workspace.account).suspend("two-tenants.node
 
 def test_5_a_paused_node_too_and_up_resumes_it(environment: dict[str, str]) -> None:
     subprocess.run([sys.executable, "-c", PAUSE, environment["TESTBED_STATE_DIR"]], check=True, timeout=120)
-    done = _run(environment, "check", LAB, "--only", "CMP", "--only", "NET-01", "--json")
+    done = run(environment, "check", LAB, "--only", "CMP", "--only", "NET-01", "--json")
     assert done.returncode == 3
     assert "node-b does not answer: it is paused" in done.stderr
     data = json.loads(done.stdout)
     assert _verdicts(data, "fleet", "node-b") == {"inconclusive"}
     assert _verdicts(data, "node-a") == {"pass"}
-    _testbed(environment, "up", TOPOLOGY)
-    _testbed(environment, "check", LAB, "--only", "CMP")
+    output_of(environment, "up", TOPOLOGY)
+    output_of(environment, "check", LAB, "--only", "CMP")
 
 
 def test_6_a_second_process_is_told_who_holds_the_lab(environment: dict[str, str]) -> None:
-    argv = _command("check", LAB, "--only", "NET-01")
+    argv = command("check", LAB, "--only", "NET-01")
     first = subprocess.Popen(
         argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     _read_until(first, "NET-01.fleet")
-    done = _run(environment, "up", TOPOLOGY, timeout=120)
+    done = run(environment, "up", TOPOLOGY, timeout=120)
     first.communicate(timeout=600)
     assert first.returncode == 0
     assert done.returncode == 5, done.stderr
@@ -364,7 +335,7 @@ def _read_until(process: subprocess.Popen[str], word: str) -> None:
 
 
 def test_6_an_interrupted_check_keeps_what_it_saw(environment: dict[str, str]) -> None:
-    argv = _command("check", LAB, "--only", "CMP", "--only", "NET-01")
+    argv = command("check", LAB, "--only", "CMP", "--only", "NET-01")
     process = subprocess.Popen(
         argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -373,7 +344,7 @@ def test_6_an_interrupted_check_keeps_what_it_saw(environment: dict[str, str]) -
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=300)
     assert process.returncode == 130
-    data = json.loads(_testbed(environment, "report", LAB, "--format", "json"))
+    data = json.loads(output_of(environment, "report", LAB, "--format", "json"))
     assert {check["id"] for check in data["checks"]} == {"CMP-02"}
     assert "interrupted" in data["trouble"][0]
 
@@ -392,58 +363,52 @@ tenants:
 def test_6_a_second_lab_runs_beside_the_first(environment: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(SMALL)
-    _testbed(environment, "up", str(file))
+    output_of(environment, "up", str(file))
     try:
         assert {
-            row["lab"]: row["running"] for row in json.loads(_testbed(environment, "status", "--json"))
+            row["lab"]: row["running"] for row in json.loads(output_of(environment, "status", "--json"))
         } == {LAB: True, "small": True}
-        assert "green" in _testbed(
+        assert "green" in output_of(
             environment, "exec", "small", "green/web", "--", "/usr/bin/printf", "green"
         )
-        _testbed(environment, "check", "small", "--only", "PRC-02")
-        assert "nothing to do" in _testbed(environment, "up", TOPOLOGY)
+        output_of(environment, "check", "small", "--only", "PRC-02")
+        assert "nothing to do" in output_of(environment, "up", TOPOLOGY)
     finally:
-        _testbed(environment, "down", "small")
-    _testbed(environment, "check", LAB, "--only", "PRC-02")
+        output_of(environment, "down", "small")
+    output_of(environment, "check", LAB, "--only", "PRC-02")
 
 
 def test_6_people_can_look_around(environment: dict[str, str]) -> None:
-    assert "no drift" in _testbed(environment, "status", LAB)
-    assert _testbed(environment, "ssh", LAB, "node-b", "hostname").strip() == "node-b"
-    assert "ovn-controller" in _testbed(environment, "logs", LAB, "node-a", "--unit", "ovn-controller")
+    assert "no drift" in output_of(environment, "status", LAB)
+    assert output_of(environment, "ssh", LAB, "node-b", "hostname").strip() == "node-b"
+    assert "ovn-controller" in output_of(environment, "logs", LAB, "node-a", "--unit", "ovn-controller")
     word = f"word-{os.getpid()}"
-    _testbed(environment, "exec", LAB, "red/web", "--", "/bin/sh", "-c", f"echo {word} > /dev/ttyS0")
-    assert word in _testbed(environment, "console", LAB, "red/web")
-    assert word not in _testbed(environment, "console", LAB, "blue/web")
-    assert "graph" in _testbed(environment, "graph", LAB, "--format", "mermaid")
+    output_of(environment, "exec", LAB, "red/web", "--", "/bin/sh", "-c", f"echo {word} > /dev/ttyS0")
+    assert word in output_of(environment, "console", LAB, "red/web")
+    assert word not in output_of(environment, "console", LAB, "blue/web")
+    assert "graph" in output_of(environment, "graph", LAB, "--format", "mermaid")
     for form, start in (("text", f"lab {LAB}"), ("markdown", f"# {LAB}"), ("junit", "<?xml")):
-        assert _testbed(environment, "report", LAB, "--format", form).startswith(start)
-    assert _testbed(environment, "console", LAB, "controller") is not None
+        assert output_of(environment, "report", LAB, "--format", form).startswith(start)
+    assert output_of(environment, "console", LAB, "controller") is not None
     for words in (
         ("ssh", LAB, "nobody"),
         ("exec", LAB, "red/nobody", "true"),
         ("console", LAB, "nobody"),
         ("check", "nolab"),
     ):
-        _testbed(environment, *words, expect=2)
+        output_of(environment, *words, expect=2)
 
 
 def test_6_a_machine_that_reboots_has_really_rebooted(environment: dict[str, str]) -> None:
     nonce = f"{os.getpid()}-{time.time_ns()}"
-    _testbed(environment, "ssh", LAB, "node-a", f"echo {nonce} | sudo tee /run/nonce")
-    command = "cat /run/nonce /proc/sys/kernel/random/boot_id /etc/machine-id; hostname"
-    first, boot, machine, name = _testbed(environment, "ssh", LAB, "node-a", command).split()
+    output_of(environment, "ssh", LAB, "node-a", f"echo {nonce} | sudo tee /run/nonce")
+    look = "cat /run/nonce /proc/sys/kernel/random/boot_id /etc/machine-id; hostname"
+    first, boot, machine, name = output_of(environment, "ssh", LAB, "node-a", look).split()
     assert first == nonce
-    subprocess.run(
-        _command("ssh", LAB, "node-a", "sudo systemctl reboot"),
-        env=environment,
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-    )
+    run(environment, "ssh", LAB, "node-a", "sudo systemctl reboot")
     _wait_for_another_boot(environment, "node-a", boot)
-    _testbed(environment, "up", TOPOLOGY)
-    words = _testbed(environment, "ssh", LAB, "node-a", f"cat /proc/cmdline; {command} 2>&1").split()
+    output_of(environment, "up", TOPOLOGY)
+    words = output_of(environment, "ssh", LAB, "node-a", f"cat /proc/cmdline; {look} 2>&1").split()
     assert nonce not in words
     assert boot not in words
     assert words[-2:] == [machine, name]
@@ -454,7 +419,7 @@ def test_6_a_machine_that_reboots_has_really_rebooted(environment: dict[str, str
 def _wait_for_another_boot(environment: dict[str, str], node: str, boot: str) -> None:
     end = time.monotonic() + 600
     while time.monotonic() < end:
-        done = _run(environment, "ssh", LAB, node, "cat /proc/sys/kernel/random/boot_id", timeout=120)
+        done = run(environment, "ssh", LAB, node, "cat /proc/sys/kernel/random/boot_id", timeout=120)
         if done.returncode == 0 and done.stdout.strip() != boot:
             return
         time.sleep(2)
@@ -475,24 +440,24 @@ def test_7_where_every_wall_is_open_no_check_of_the_network_passes(environment: 
         (check["id"], check["case"], check["objective"]) for check in checks if check["verdict"] == "pass"
     ] == []
     assert "fail" in {check["verdict"] for check in checks}
-    _testbed(environment, "up", TOPOLOGY)
+    output_of(environment, "up", TOPOLOGY)
 
 
 def test_7_where_no_guest_answers_no_check_of_the_network_passes(environment: dict[str, str]) -> None:
     for node in ("node-a", "node-b"):
-        _testbed(
+        output_of(
             environment,
             "ssh",
             LAB,
             node,
             "for guest in $(sudo virsh list --name); do sudo virsh -q suspend $guest; done",
         )
-    data = json.loads(_testbed(environment, "check", LAB, "--only", "NET", "--json", expect=3))
+    data = json.loads(output_of(environment, "check", LAB, "--only", "NET", "--json", expect=3))
     assert _verdicts(data, "fleet", "node-a", "node-b", without=NO_ANSWER) == {"inconclusive"}
 
 
 def test_8_down_leaves_nothing(environment: dict[str, str]) -> None:
-    _testbed(environment, "down", LAB)
+    output_of(environment, "down", LAB)
     assert _leftovers(environment) == []
-    assert LAB not in _testbed(environment, "status")
-    assert "nothing to prune" in _testbed(environment, "prune")
+    assert LAB not in output_of(environment, "status")
+    assert "nothing to prune" in output_of(environment, "prune")

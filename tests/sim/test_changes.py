@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -265,6 +266,75 @@ def test_the_controller_comes_before_guests_that_ask_for_new_addresses() -> None
     order = [action.key.place for action in world.performed[start:]]
     assert "controller" in order
     assert order.index("node-a") > max(index for index, place in enumerate(order) if place == "controller")
+
+
+@pytest.fixture
+def readdressed() -> tuple[World, Topology, Look]:
+    """A lab whose `up` was killed after it stored other addresses, and what the next one has seen."""
+    world, before = _built()
+    after = _lab(BASE.replace("10.0.0.0/24, ", "10.0.9.0/24, "), Numbers.of(before))
+    return world, after, look(_wanted(after), _places(world, after)[:1])
+
+
+def _acted_on(world: World, start: int) -> list[tuple[Kind, str]]:
+    return [(action.key.kind, action.key.name) for action in world.performed[start:]]
+
+
+def test_after_a_kill_guests_start_when_the_controller_gives_the_stored_addresses(
+    readdressed: tuple[World, Topology, Look], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, after, seen = readdressed
+    known, start = _places(world, after), len(world.performed)
+    controller = next(place for place in known if place.name == "controller")
+    observe = controller.observe
+
+    def slowly() -> object:
+        time.sleep(0.3)
+        return observe()
+
+    monkeypatch.setattr(controller, "observe", slowly)
+    converge(_wanted(after), known, lambda _: None, seen=seen)
+    acted = _acted_on(world, start)
+    ports = [index for index, (kind, _) in enumerate(acted) if kind is Kind.PORT]
+    guests = [index for index, (kind, _) in enumerate(acted) if kind is Kind.GUEST]
+    assert len(guests) == 2
+    assert max(ports) < min(guests)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_guests_do_not_start_beside_a_controller_that_fails(
+    readdressed: tuple[World, Topology, Look], monkeypatch: pytest.MonkeyPatch, early: bool
+) -> None:
+    world, after, seen = readdressed
+    known, start = _places(world, after), len(world.performed)
+    controller, told = next(place for place in known if place.name == "controller"), list[str]()
+
+    def fail(*_: object) -> None:
+        raise ProvisioningError("the controller fails", fact="-", remedy="-")
+
+    monkeypatch.setattr(controller, "wait" if early else "perform", fail)
+    world.resources[Key("node-a", Kind.SETTING, "memory-deduplication")]["value"] = "1"
+    with pytest.raises(ProvisioningError):
+        converge(_wanted(after), known, told.append, seen=seen)
+    assert _acted_on(world, start) == [(Kind.SETTING, "memory-deduplication")]
+    assert {line for line in told if "old addresses" in line} == {
+        f"{node}: guests are not started, since they could get old addresses" for node in ("node-a", "node-b")
+    }
+
+
+def test_a_place_that_had_to_be_set_right_is_observed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, lab = _built()
+    known = _places(world, lab)
+    seen = look(_wanted(lab), known)
+    node = next(place for place in known if place.name == "node-a")
+    setting = Key("node-a", Kind.SETTING, "memory-deduplication")
+
+    def recover() -> tuple[str, ...]:
+        world.resources[setting]["value"] = "1"
+        return ("set the clock",)
+
+    monkeypatch.setattr(node, "recover", recover)
+    assert [action.key for action in converge(_wanted(lab), known, lambda _: None, seen=seen)] == [setting]
 
 
 def test_what_was_seen_is_not_observed_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,10 +184,18 @@ class Board:
 
     @property
     def running(self) -> list[tuple[float, str]]:
-        """Seconds and latest text of each piece of work that runs, the oldest first."""
+        """Seconds and latest text of each piece of work that runs, the oldest first.
+
+        None are returned while an event is being recorded for longer than a moment: a signal handler that
+        ends the process may have interrupted that, and waits for the caller.
+        """
         now = self._clock()
-        with self._lock:
+        if not self._lock.acquire(timeout=_PERIOD):
+            return []
+        try:
             return [(now - start, text) for start, text in self._running.values()]
+        finally:
+            self._lock.release()
 
     @property
     def total(self) -> int:

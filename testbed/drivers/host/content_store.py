@@ -6,30 +6,36 @@ Nothing else is used or removed.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from testbed import timeouts
 from testbed.drivers.host import ownership, process
-from testbed.drivers.host.private_files import PUBLIC
+from testbed.drivers.host.private_files import OWNER, PUBLIC, make_folder
 from testbed.drivers.host.process import as_root
 from testbed.errors import ImageError
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, and a flag of linux/fs.h
 _NAME = r"[a-z0-9][a-z0-9-]{0,40}"
 _KEY = r"[0-9a-f]{16}"
 BASE = re.compile(rf"base-{_NAME}-{_KEY}\.tar")  # archives of root file systems
 IMAGE, MEMORY, CHECKPOINT = "manifest.json", "golden.json", "checkpoint.json"  # kinds, by their manifests
+_CHECKPOINTS = "checkpoint-"
 _KINDS = {
     IMAGE: (re.compile(rf"{_NAME}-{_KEY}"), "{name}-{key}"),
     MEMORY: (re.compile(rf"golden-{_NAME}-{_KEY}"), "golden-{role}-{key}"),
-    CHECKPOINT: (re.compile(rf"checkpoint-{_NAME}"), "checkpoint-{name}"),
+    CHECKPOINT: (re.compile(rf"{_CHECKPOINTS}{_NAME}"), f"{_CHECKPOINTS}{{name}}"),
 }
 
 
@@ -105,7 +111,39 @@ def clear_leftovers(folder: Path) -> list[Path]:
 def _abandoned(path: Path, half: re.Pattern[str]) -> bool:
     # a partial entry ends with the id of the process that writes it
     found = half.fullmatch(path.name)
-    return bool(found and path.lstat().st_uid == os.geteuid() and not Path(f"/proc/{found[1]}").exists())
+    if not found or path.lstat().st_uid != os.geteuid():
+        return False
+    if path.name.startswith(_CHECKPOINTS):  # written inside a lab's namespaces, where ids are others
+        return not _locked(path)
+    return not Path(f"/proc/{found[1]}").exists()
+
+
+@contextmanager
+def written(partial: Path) -> Iterator[None]:
+    """Make a partial entry, and lock it during the block, so that other processes do not clear it."""
+    make_folder(partial, OWNER)
+    with _descriptor(partial) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+def _locked(partial: Path) -> bool:
+    """Return whether a process writes a partial entry, or whether that cannot be found out."""
+    try:
+        with _descriptor(partial) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
+@contextmanager
+def _descriptor(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def publish(partial: Path, target: Path) -> None:
@@ -118,6 +156,28 @@ def publish(partial: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
+
+
+def replace(partial: Path, target: Path) -> None:
+    """Give a finished folder its final name; a folder that has the name moves to `partial`.
+
+    Both names change in one step (renameat2(2)), so a killed process loses neither folder. A file system
+    without that step deletes the old folder first.
+
+    Raises:
+        OSError: the folder cannot be renamed.
+        ProvisioningError: the old folder cannot be deleted.
+
+    """
+    if target.exists():
+        names = (_HERE, os.fsencode(partial.absolute()), _HERE, os.fsencode(target.absolute()))
+        if _LIBC.renameat2(*names, _RENAME_EXCHANGE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(number, os.strerror(number), str(target))
+        remove_tree(target)
+    partial.rename(target)
 
 
 def take_back(folder: Path) -> None:

@@ -41,6 +41,8 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
 }
 _KEEPALIVE_S, _KEEPALIVE_COUNT = 10, 6
+_ENDING = ("shut off", "unknown")  # states of a domain whose status file libvirt will remove
+_SETTLE_S = 30.0  # seconds until libvirt must know the domains that it started before
 _LONGEST = timeouts.LIBVIRT
 _AGENT_TRIES, _UNHEARD = 3, "synchronization"  # in libvirt's message if the agent never received the command
 _XML, _DOMAINS = 2**19, 4096  # characters of a description, and domains of one libvirt
@@ -74,6 +76,11 @@ class Domain:
 def library_version() -> int:
     """Return the version of the libvirt library: 1,000,000 × major + 1,000 × minor + release."""
     return int(libvirt.getVersion())
+
+
+def started(root: Path) -> set[str]:
+    """Return the names of domains that an embedded libvirt has started, by their status files."""
+    return {path.stem for path in (root / "run/qemu").glob("*.xml")}
 
 
 def _start_loop() -> None:
@@ -143,12 +150,12 @@ class Hypervisor:
 
         Args:
             uri: any libvirt URI.
-            embedded: root folder of an embedded libvirt; its constructor waits until the running domains are
+            embedded: root folder of an embedded libvirt; the constructor waits until the running domains are
                 known again.
             cut: closes the transport of the connection; called if the other side does not answer in time.
 
         Raises:
-            ProvisioningError: the connection cannot be opened.
+            ProvisioningError: the connection cannot be opened, or running domains are not found again.
 
         """
         self._asked: dict[
@@ -162,7 +169,11 @@ class Hypervisor:
             if "unix" in uri:  # without it, a call to a node that hangs would never return
                 self._connection.setKeepAlive(_KEEPALIVE_S, _KEEPALIVE_COUNT)
         if embedded is not None:
-            self._settle(embedded)
+            try:
+                self._settle(embedded)
+            except TestbedError:
+                self._connection.close()
+                raise
 
     @classmethod
     def embed(cls, root: Path, account: Account) -> Hypervisor:
@@ -180,17 +191,28 @@ class Hypervisor:
         write_secret(root / "etc/qemu.conf", _QEMU_CONF.format(uid=account.uid, gid=account.gid).encode())
         return cls(f"qemu:///embed?root={quote(str(root))}", root)
 
-    def _settle(self, root: Path, timeout: float = 30) -> None:
-        """Wait until each domain with a status file is running, or libvirt has removed its file.
+    def _settle(self, root: Path) -> None:
+        """Wait until libvirt knows each domain with a status file again, or has removed the file.
 
-        After the timeout (seconds) this returns without an error.
+        Args:
+            root: root folder of the embedded libvirt.
+
+        Raises:
+            ProvisioningError: a domain is not known after 30 s; it may run unseen, and a second one of its
+                name would write to the same disks.
+
         """
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            left = {path.stem for path in (root / "run/qemu").glob("*.xml")}
-            active = {domain.name for domain in self.domains() if domain.state in ("running", "paused")}
-            if left <= active:
+        end = time.monotonic() + _SETTLE_S
+        while True:
+            left = started(root) - {domain.name for domain in self.domains() if domain.state not in _ENDING}
+            if not left:
                 return
+            if time.monotonic() > end:
+                fact = f"after {_SETTLE_S:.0f} s libvirt does not know: {', '.join(sorted(left))}"
+                remedy = "run the command again; if it fails again, `testbed down`, which ends them"
+                raise ProvisioningError(
+                    "machines that were started are not found again", fact=fact, remedy=remedy
+                )
             time.sleep(0.1)
 
     def domains(self) -> list[Domain]:

@@ -12,10 +12,12 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -107,15 +109,21 @@ class Image:
 
 
 class ImageCache:
-    """Images under a cache folder, baked from the recipes of a playbook folder."""
+    """Images under a cache folder, baked from the recipes of a playbook folder.
 
-    def __init__(self, folder: Path, playbooks: Path) -> None:
+    Args:
+        recipes: name of the file of recipes in the folder of playbooks.
+
+    """
+
+    def __init__(self, folder: Path, playbooks: Path, recipes: str = "images.yaml") -> None:
         self._folder = folder
         self._playbooks = playbooks
+        self._recipes = recipes
 
     def recipes(self) -> dict[str, Recipe]:
         """Return every recipe by image name."""
-        text = (self._playbooks / "images.yaml").read_text()
+        text = (self._playbooks / self._recipes).read_text()
         data = yaml.safe_load(text)
         program = Path(build.__file__).read_bytes()
         result = {}
@@ -152,13 +160,22 @@ class ImageCache:
         return digest.digest()
 
     def find(self, recipe: Recipe) -> Image | None:
-        """Return the baked image of a recipe, or None."""
+        """Return the baked image of a recipe, or None.
+
+        Raises:
+            ImageError: the image has no valid manifest.
+        """
         folder = self._folder / f"{recipe.name}-{recipe.key}"
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-        except FileNotFoundError:
+        if not folder.exists():
             return None
-        return Image(recipe.name, recipe.key, folder, manifest["digests"], manifest["baked"])
+        image = next((image for image in self.stored() if image.folder == folder), None)
+        if image is None:
+            raise ImageError(
+                f"the image {recipe.name} is damaged",
+                fact=f"{folder / IMAGE} is not the manifest of this image",
+                remedy=f"delete the folder {folder} and run the command again: the image is baked again",
+            )
+        return image
 
     def ensure(self, progress: Progress) -> dict[str, Image]:
         """Bake the missing images, two at a time, and return all images by name.
@@ -322,8 +339,11 @@ class ImageCache:
 
     def stored(self) -> list[Image]:
         """Return every image in the cache, including those that no recipe names."""
-        found = entries(self._folder, IMAGE)
-        return [Image(it["name"], it["key"], path, it["digests"], it["baked"]) for path, it in found]
+        return [
+            Image(name, key, path, digests, baked)
+            for path, manifest in entries(self._folder, IMAGE)
+            for name, key, digests, baked in _identity(manifest)
+        ]
 
     def remove(self, image: Image) -> None:
         """Delete an image.
@@ -355,3 +375,11 @@ class ImageCache:
         doomed = [path for path in (*bases, *images) if path.name not in wanted]
         remove_tree(*doomed)
         return [*left, *doomed]
+
+
+def _identity(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, str], str]]:
+    """Yield name, key, digests and time of a manifest; nothing if it lacks one of them."""
+    match manifest:
+        case {"name": str(name), "key": str(key), "digests": dict(digests), "baked": str(baked)}:
+            if all(isinstance(word, str) for word in (*digests, *digests.values())):
+                yield name, key, digests, baked

@@ -81,19 +81,22 @@ class Controller:
             northbound.close()
 
     def wait(self) -> None:
-        """Wait until the controller accepts our login."""
+        """Wait until the controller accepts our login, and commands of earlier sessions have ended.
+
+        Raises:
+            ProvisioningError: the login is not accepted in time, or a command runs on.
+
+        """
         self.host.wait(BOOT * self._slowness)
+        self.host.await_orphans()
 
     def recover(self) -> list[str]:
         """Set the clock, start OVN's stopped services and return a note for each change.
-
-        Commands that an earlier session left running are awaited first.
 
         Raises:
             ProvisioningError: a service does not start.
 
         """
-        self.host.await_orphans()
         told, stopped = clock.sync_clock(self.host), self._stopped()
         if stopped:
             self.host.must(f"systemctl reset-failed {' '.join(stopped)}; systemctl start {' '.join(stopped)}")

@@ -69,6 +69,19 @@ class GuestStarter:
         if not (blank and self._woken(guest, properties)):
             self._boot(guest, guest_xml(self._topology, guest, properties))
 
+    def resume(self, guest: Guest) -> None:
+        """Resume a paused guest, whose start may have been killed, and wait as for a start.
+
+        Raises:
+            ProvisioningError: the guest is not ready in time.
+
+        """
+        self._let_go(guest)
+        try:
+            self._wait(guest)
+        except InstrumentError as error:
+            raise ProvisioningError(error.what, fact=error.fact, remedy=error.remedy) from error
+
     def keeps(self, guest: Guest) -> bool:
         """Return whether the node keeps memory from which a guest can start."""
         return is_usual(guest) and bool(self._kept())

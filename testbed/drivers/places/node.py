@@ -85,23 +85,22 @@ class Node:
         return self.hypervisor.agent(name, command, arguments, timeout)
 
     def wait(self) -> None:
-        """Wait until the node accepts our login and systemd has finished the boot.
+        """Wait until the node accepts our login, and the boot and commands of earlier sessions have ended.
 
         Raises:
-            ProvisioningError: the node does not accept our login in time.
+            ProvisioningError: the node does not accept our login in time, or a command runs on.
 
         """
         self.host.wait(BOOT * self._slowness)
         seconds = int(BOOT * self._slowness)
         self.host.sudo(f"timeout {seconds} systemctl is-system-running --wait", timeout=seconds + 60)
+        self.host.await_orphans()
 
     def recover(self) -> tuple[str, ...]:
         """Set the clocks of a node and its guests after a pause; return a note if one was set.
 
-        Commands that an earlier session left running are awaited first. The node's services are not started
-        here: they are among its settings.
+        The node's services are not started here: they are among its settings.
         """
-        self.host.await_orphans()
         told = clock.sync_clock(self.host)
         if told:
             for guest in self.topology.guests_on(self.name):
@@ -112,12 +111,15 @@ class Node:
     def observe(self) -> dict[Key, Properties]:
         """Return this lab's resources on the node, and the root partition's settings."""
         found, printed = settings_io.observe(
-            self.host, self.name, settings(self.topology, self.machine), (_FILES, _FOLDERS, FILTERS)
+            self.host,
+            self.name,
+            settings(self.topology, self.machine),
+            (_FILES, _FOLDERS, FILTERS, policing.TRACKING),
         )
-        files, folders, filters = printed
+        files, folders, filters, tracking = printed
         found.update(self._pools(folders))
         found.update(self._volumes(files))
-        found.update(policing.observed(self.name, self.topology.guests_on(self.name), filters))
+        found.update(policing.observed(self.name, self.topology.guests_on(self.name), filters, tracking))
         guests = list(self.hypervisor.owned(self.topology.name))
         with ThreadPoolExecutor(max_workers=_SIDE_BY_SIDE) as pool:
             states = list(pool.map(lambda guest: self._state(guest[0]), guests))
@@ -197,24 +199,25 @@ class Node:
         elif key.kind is Kind.VOLUME:
             self._volume(action)
         elif key.kind is Kind.LIMIT:
-            if (
-                action.verb is not Verb.CREATE
-            ):  # a new interface has come with its guest, whose start has set the limit
-                self._limit(key.name)
+            self._limit(action)
         elif action.resource is None:
             tenant, _, name = key.name.partition("/")
             self.hypervisor.destroy(f"{tenant}.{name}")
         elif action.verb is Verb.RESUME:
-            self.hypervisor.resume(self._guest(key.name).domain)
+            self._starter.resume(self._guest(key.name))
         else:
             self._start(self._guest(key.name), action)
 
-    def _limit(self, name: str) -> None:
-        label, _, network = name.rpartition("/")
+    def _limit(self, action: Action) -> None:
+        """Set the limits of an interface; the start of its guest has set that of a new one's packets."""
+        label, _, network = action.key.name.rpartition("/")
         guest = self._guest(label)
-        taps = [nic.tap for nic in guest.nics if nic.network == network]
-        # Setting 0 first forces a change: the switch ignores a value that it has recorded already.
-        self.host.must(f"{policing.limit(taps, 0)} && {policing.limit(taps, guest.limits.packets)}")
+        for nic in (nic for nic in guest.nics if nic.network == network):
+            if action.verb is not Verb.CREATE:
+                # Setting 0 first forces a change: the switch ignores a value that it has recorded already.
+                unlimited, limited = (policing.limit([nic.tap], rate) for rate in (0, guest.limits.packets))
+                self.host.must(f"{unlimited} && {limited}")
+            self.host.must(policing.settle(nic.port, guest.limits.connections))
 
     def _guest(self, label: str) -> Guest:
         return next(guest for guest in self.topology.guests if guest.label == label)

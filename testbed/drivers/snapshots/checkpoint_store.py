@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -137,37 +137,30 @@ class CheckpointStore:
             )
         target, partial = (
             self._cache / f"{_PREFIX}{name}",
-            self._cache / f"{_PREFIX}{name}.partial-{os.getpid()}",
+            self._cache / f"{_PREFIX}{name}.partial-{secrets.randbelow(10**12)}",
         )
         if target.exists() and name not in {item.name for item in stored(self._cache)}:
             fact, remedy = f"{target} is something else", "choose another name, or remove that by hand"
             raise UsageError(f"a checkpoint cannot be called {name}", fact=fact, remedy=remedy)
         made, start = self.made(topology, workspace), time.monotonic()
         try:
-            make_folder(partial, OWNER)
-            copy_secret(workspace.topology_file, partial / "topology.yaml")
-            write_secret(partial / NUMBERS, Numbers.of(topology).text().encode())
-            copy_secrets(workspace.pki, partial / "pki")
-            with _standing_still(hypervisor, topology):
+            with caches.written(partial):
+                stood = _write(partial, topology, workspace, hypervisor)
+                names = [machine.name for machine in topology.machines]
                 with ThreadPoolExecutor(max_workers=2) as pool:
-                    list(
-                        pool.map(
-                            lambda machine: _save(hypervisor, topology, machine, workspace, partial),
-                            topology.machines,
-                        )
+                    digests = dict(
+                        zip(names, pool.map(lambda name: _digests(partial / "m" / name), names), strict=True)
                     )
-                stood = time.monotonic() - start
-            names = [machine.name for machine in topology.machines]
-            with ThreadPoolExecutor(max_workers=2) as pool:
-                digests = dict(
-                    zip(names, pool.map(lambda name: _digests(partial / "m" / name), names), strict=True)
-                )
-            saved = datetime.now(UTC).isoformat(timespec="seconds")
-            manifest = {"name": name, "lab": topology.name, "saved": saved, "made": made, "digests": digests}
-            write_secret(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-            if target.exists():
-                remove_tree(target)
-            partial.rename(target)
+                saved = datetime.now(UTC).isoformat(timespec="seconds")
+                manifest = {
+                    "name": name,
+                    "lab": topology.name,
+                    "saved": saved,
+                    "made": made,
+                    "digests": digests,
+                }
+                write_secret(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+                caches.replace(partial, target)
         except OSError as error:
             raise ProvisioningError(
                 f"the lab {topology.name} cannot be saved", fact=str(error), remedy="run the command again"
@@ -180,6 +173,23 @@ class CheckpointStore:
             f"{stood:.0f} s"
         )
         return named(self._cache, name)
+
+
+def _write(partial: Path, topology: Topology, workspace: Workspace, hypervisor: Hypervisor) -> float:
+    """Write all files of a lab but the manifest; return the seconds for which the lab stood still."""
+    copy_secret(workspace.topology_file, partial / "topology.yaml")
+    write_secret(partial / NUMBERS, Numbers.of(topology).text().encode())
+    copy_secrets(workspace.pki, partial / "pki")
+    start = time.monotonic()
+    with _standing_still(hypervisor, topology):
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            list(
+                pool.map(
+                    lambda machine: _save(hypervisor, topology, machine, workspace, partial),
+                    topology.machines,
+                )
+            )
+        return time.monotonic() - start
 
 
 @contextmanager

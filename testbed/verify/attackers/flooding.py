@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from testbed.errors import InstrumentError
 from testbed.model.topology import Guest, GuestNic
 from testbed.plan import policing
 from testbed.plan.host_config.settings import FILTERS
-from testbed.plan.resources import Key, Kind
+from testbed.plan.resources import Key, Kind, Properties
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.observation.port_counters import await_frames
 
@@ -128,7 +128,7 @@ def tracked(machine: MachineView, nic: GuestNic) -> int:
     Raises:
         InstrumentError: the node cannot be asked, or the port has no zone of its own.
     """
-    zone = zones(machine).get(nic.port)
+    zone = policing.zones(machine.read(policing.TRACKING)).get(nic.port)
     if zone is None:
         raise InstrumentError(
             f"{machine.name} tracks nothing for {nic.tap}",
@@ -140,12 +140,6 @@ def tracked(machine: MachineView, nic: GuestNic) -> int:
             f"ovs-appctl dpctl/dump-conntrack zone={zone} | grep -vcE 'state=(CLOSE|TIME_WAIT)[)]' || true"
         )
     )
-
-
-def zones(machine: MachineView) -> Mapping[str, int]:
-    """Return each port's connection tracking zone on a node."""
-    text = machine.read("ovn-appctl -t ovn-controller ct-zone-list")
-    return {port: int(zone) for port, zone in re.findall(r"^(\S+) (\d+)$", text, re.MULTILINE)}
 
 
 def unlimited(fleet: Fleet, node: str) -> list[str]:
@@ -168,34 +162,29 @@ def unlimited(fleet: Fleet, node: str) -> list[str]:
 def _limits_now(fleet: Fleet, node: str) -> tuple[list[str], bool]:
     """Return the differences, and whether the kernel lacks a limit of connections."""
     machine, guests = fleet.machines[node], fleet.topology.guests_on(node)
-    packets = policing.observed(node, guests, machine.read(FILTERS))
-    own, text = (
-        zones(machine),
-        machine.read("ovs-appctl dpctl/ct-get-limits; cat /proc/sys/net/netfilter/nf_conntrack_max"),
-    )
-    shares = {int(zone): int(share) for zone, share in re.findall(r"zone=(\d+),limit=(\d+)", text)}
+    limits = policing.observed(node, guests, machine.read(FILTERS), machine.read(policing.TRACKING))
+    most = int(machine.read("cat /proc/sys/net/netfilter/nf_conntrack_max"))
     findings: list[str] = []
     missing = False
     for guest in guests:
         for nic in guest.nics:
-            live = packets.get(Key(node, Kind.LIMIT, f"{guest.label}/{nic.network}"))
+            live = limits.get(Key(node, Kind.LIMIT, f"{guest.label}/{nic.network}"))
             if live is None:
                 raise InstrumentError(
                     f"{guest.label} does not run", fact=f"{nic.tap} is not there", remedy="run `testbed up`"
                 )
-            share = shares.get(own.get(nic.port, -1))
-            missing = missing or share is None
-            findings += _differences(guest, nic, live["packets"], share)
-    whole, most = sum(len(guest.nics) * guest.limits.connections for guest in guests), int(text.split()[-1])
+            missing = missing or not live["connections"]
+            findings += _differences(guest, nic, live)
+    whole = sum(len(guest.nics) * guest.limits.connections for guest in guests)
     if whole > most:
         findings.append(f"{node} tracks {most} connections, and its guests may have {whole}")
     return findings, missing
 
 
-def _differences(guest: Guest, nic: GuestNic, packets: object, share: int | None) -> list[str]:
-    facts = {"packets": (packets, guest.limits.packets), "connections": (share, guest.limits.connections)}
+def _differences(guest: Guest, nic: GuestNic, live: Properties) -> list[str]:
+    wanted = {"packets": guest.limits.packets, "connections": guest.limits.connections}
     return [
-        f"kernel: {name} of {guest.label}/{nic.network} are limited to {live} and not {wanted}"
-        for name, (live, wanted) in facts.items()
-        if live != wanted
+        f"kernel: {name} of {guest.label}/{nic.network} are limited to {live[name]} and not {limit}"
+        for name, limit in wanted.items()
+        if live[name] != limit
     ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,11 +95,15 @@ def test_what_the_kernel_limits_is_read_for_our_interfaces_only() -> None:
         f"interface tap00000000\nan error: of tc\n{police.format(9000)}",
     )
     text = f"{names}\n{ours}\n{foreign}\n"
-    found = policing.observed("node", lab.guests, text)
-    assert {key.name: item["packets"] for key, item in found.items()} == {
-        "red/web/app": 1000,
-        "red/db/app": 0,
+    ports = [guest.nics[0].port for guest in lab.guests]
+    zones = f'{{ct-zone-{ports[0]}="5", "ct-zone-red/app_snat"="6", ct-zone-{ports[1]}="15", start="5"}}'
+    limits = "default limit=3\nzone=5,limit=64,count=2\nzone=6,limit=7,count=0\nzone=1,limit=9,count=0"
+    found = policing.observed("node", lab.guests, text, f"{zones}\n{limits}")
+    assert {key.name: item for key, item in found.items()} == {
+        "red/web/app": {"packets": 1000, "connections": 64},
+        "red/db/app": {"packets": 0, "connections": 0},
     }
+    assert policing.zones(zones) == {ports[0]: 5, "red/app_snat": 6, ports[1]: 15}
     assert {key.kind for key in found} == {Kind.LIMIT}
 
 
@@ -107,6 +113,62 @@ def test_a_switch_is_told_thousands() -> None:
         == "ovs-vsctl set interface tap1 ingress_policing_kpkts_rate=2 ingress_policing_kpkts_burst=2"
     )
     assert "rate=0" in policing.limit(["tap1"], 0)
+
+
+# Programs of a node, with a zone and a limit in files; the limit appears in the kernel after some looks.
+_PROGRAMS = {
+    "ovs-vsctl": """
+        case "$*" in
+        *external_ids:ct-zone-port) cat zone ;;
+        "--if-exists del-zone-limit system 5") rm -f limit; echo deleted >> log ;;
+        "set-zone-limit system 5 "*) echo "$4" > limit; echo "set $4" >> log ;;
+        *) exit 1 ;;
+        esac""",
+    "ovs-appctl": """
+        [ "$*" = "dpctl/ct-get-limits zone=5" ] || exit 1
+        echo look >> log
+        [ ! -s late ] || { sed -i 1d late; echo "zone=5,limit=0,count=0"; exit; }
+        [ ! -f limit ] || echo "zone=5,limit=$(cat limit),count=0" """,
+    "sleep": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("zone", "limit", "late", "log", "status"),
+    [
+        ("5", "64", 0, ["look"], 0),
+        ("5", "64", 3, ["look"] * 4, 0),  # OVN asks for it meanwhile
+        ("5", "6", 0, ["look"] * 10 + ["deleted", "set 64"], 0),
+        ("5", "", 0, ["look"] * 10 + ["deleted", "set 64"], 0),
+        ("", "", 0, [], 1),  # no port is bound
+    ],
+)
+def test_a_limit_of_connections_that_the_switch_lacks_is_set(
+    zone: str, limit: str, late: int, log: list[str], status: int, tmp_path: Path
+) -> None:
+    for name, text in _PROGRAMS.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "zone").write_text(f'"{zone}"\n' if zone else "\n")
+    (tmp_path / "late").write_text("no limit yet\n" * late)
+    (tmp_path / "log").touch()
+    if limit:
+        (tmp_path / "limit").write_text(limit)
+    done = subprocess.run(
+        ["sh", "-c", policing.settle("port", 64)],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert (tmp_path / "log").read_text().splitlines() == log
+    if status:
+        assert "the port port has no zone of connection tracking" in done.stderr
+    else:
+        assert (tmp_path / "limit").read_text().strip() == "64"
 
 
 def _noise(*flows: str) -> Noise:
@@ -243,7 +305,8 @@ def test_a_second_policer_hides_no_first_one() -> None:
         text = "\n".join(
             (f"interface {tap}", *policers, *policers)
         )  # each is printed with the filters of both directions
-        assert [item["packets"] for item in policing.observed("node", lab.guests, text).values()] == [10_000]
+        found = policing.observed("node", lab.guests, text, "")
+        assert [item["packets"] for item in found.values()] == [10_000]
 
 
 def test_without_a_flow_the_limit_of_packets_is_what_noise_can_meet() -> None:

@@ -413,3 +413,10 @@ def test_the_matrix_tells_what_got_through_and_what_is_wrong() -> None:
         "LEAK a -> c: icmp",
     ]
     assert reach.matrices(rows[-1:]) == []
+
+
+def test_a_run_cannot_be_changed_and_a_remedy_stays_short() -> None:
+    assert Run.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    with pytest.raises(UsageError) as raised:
+        from_json({"schema": "x" * 900})
+    assert len(raised.value.fact) == 500

@@ -183,6 +183,8 @@ class _Terminal(io.StringIO):
         (_Terminal, {"TERM": "xterm", "NO_COLOR": "1"}, False),
         (_Terminal, {"TERM": "xterm", "NO_COLOR": ""}, True),
         (_Terminal, {"TERM": "dumb"}, False),
+        (_Terminal, {"TERM": "xterm", "CI": "true"}, False),
+        (_Terminal, {"TERM": "xterm", "CI": "true", "FORCE_COLOR": "1"}, True),
         (_Terminal, {}, False),
         (io.StringIO, {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
     ],
@@ -190,7 +192,7 @@ class _Terminal(io.StringIO):
 def test_colours_are_for_people_who_watch(
     stream: Any, environment: dict[str, str], colour: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("TERM", "NO_COLOR", "FORCE_COLOR"):
+    for name in ("TERM", "NO_COLOR", "FORCE_COLOR", "CI"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -17,6 +17,8 @@ from testbed.errors import InstrumentError
 from testbed.model.environment import Accelerator, Environment
 from testbed.model.resolve import resolve
 from testbed.topology_file.loader import read
+from testbed.verify import fleet as fleet_module
+from testbed.verify import guest_agent
 from testbed.verify.fleet import Fleet
 from testbed.verify.guest_agent import Files, pause, run_in_guest
 
@@ -168,3 +170,15 @@ def test_a_way_to_a_guest_outlives_a_boot_of_its_node() -> None:
     assert files.read("/etc/hostname") == b"before"
     node._hypervisor = after
     assert files.read("/etc/hostname") == b"after"
+
+
+def test_the_output_of_a_program_in_a_guest_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = guest_agent.Output(0, b"told", b"")
+    monkeypatch.setattr(fleet_module, "run_in_guest", lambda *_: done)
+    view: Any = SimpleNamespace(
+        lab=SimpleNamespace(nodes={GUEST.node: None}), evidence=SimpleNamespace(record=lambda *_: None)
+    )
+    assert Fleet.in_guest(view, GUEST, ["true"]) == b"told"
+    done = guest_agent.Output(1, b"told", b"wrong")
+    with pytest.raises(InstrumentError, match=r"a probe in .* failed"):
+        Fleet.in_guest(view, GUEST, ["true"])

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -386,3 +387,20 @@ def test_the_board_counts_what_is_planned_runs_and_has_ended() -> None:
     board.take(Step.planned(3))
     board.take(Step.ended("a", "a: failed", well=False))
     assert (board.done, board.total, board.wrong, board.running) == (2, 5, 1, [])
+
+
+def test_a_signal_while_an_event_is_recorded_does_not_wait_for_the_picture() -> None:
+    """The handler waits for the thread that draws, which asks the board what runs."""
+    ended: list[bool] = []
+
+    def handler() -> float:  # runs where the board reads its clock, as a signal could come there
+        if threading.current_thread() is threading.main_thread():
+            drawing = threading.Thread(target=lambda: board.running, daemon=True)
+            drawing.start()
+            drawing.join(10)
+            ended.append(not drawing.is_alive())
+        return 0.0
+
+    board = Board(handler)
+    board.take(Step.begun("a"))
+    assert ended == [True]

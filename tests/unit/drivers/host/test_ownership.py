@@ -368,9 +368,9 @@ def test_image_prune_keeps_checkpoints_proofs_memory_and_strangers(tmp_path: Pat
         f"golden-node-{KEY}",
         "movie.partial-999999999",
         "notes-0123",
-        "checkpoint-x.partial-1",
+        f"golden-other-{KEY}.partial-1",
     ]
-    gone = [f"guest-{KEY}", f"golden-node-{KEY}.partial-999999999", "checkpoint-mine.partial-999999999"]
+    gone = [f"guest-{KEY}", f"golden-node-{KEY}.partial-999999999", "checkpoint-mine.partial-1"]
     for name in (*kept, *gone):
         (cache / name).mkdir()
     (cache / f"guest-{KEY}/manifest.json").write_text(

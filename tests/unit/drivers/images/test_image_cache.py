@@ -42,6 +42,23 @@ def test_a_baked_image_is_found_by_its_recipe_and_verified(cache: ImageCache) ->
     assert cache.find(cache.recipes()["node"]) is None
 
 
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"name": "guest", "key": "KEY", "baked": "now", "digests": {"a": 1}}']
+)
+def test_an_image_without_a_valid_manifest_is_an_error_with_its_remedy(text: str, cache: ImageCache) -> None:
+    recipe = cache.recipes()["guest"]
+    (image,) = cache.stored()
+    (image.folder / "manifest.json").write_text(text.replace("KEY", recipe.key))
+    with pytest.raises(ImageError, match="the image guest is damaged") as caught:
+        cache.find(recipe)
+    assert str(image.folder / "manifest.json") in caught.value.fact
+    assert f"delete the folder {image.folder} and" in caught.value.remedy
+    assert cache.stored() == []
+    (image.folder / "manifest.json").unlink()
+    with pytest.raises(ImageError, match="damaged"):
+        cache.find(recipe)
+
+
 @pytest.mark.parametrize("change", ["other", None])
 def test_a_corrupted_or_missing_file_is_told_with_its_remedy(cache: ImageCache, change: str | None) -> None:
     (image,) = cache.stored()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from testbed.drivers.host.content_store import claim
+from testbed.drivers.host import content_store
+from testbed.drivers.host.content_store import claim, clear_leftovers, remove_tree
 from testbed.drivers.host.ownership import MARK
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.images.cache import Image
@@ -180,6 +183,62 @@ def test_the_same_name_replaces_and_another_one_does_not(
     with pytest.raises(UsageError, match="no checkpoint one") as caught:
         checkpoints.named(tmp_path / "cache", "one")
     assert caught.value.fact == "there are: two"
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def test_a_killed_save_leaves_a_checkpoint_of_that_name(
+    tmp_path: Path, save: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save("one")
+
+    def deleted_and_killed(*paths: Path) -> None:
+        remove_tree(*paths)
+        raise Killed
+
+    for module in (checkpoint_store, content_store):
+        monkeypatch.setattr(module, "remove_tree", deleted_and_killed)
+    with pytest.raises(Killed):
+        save("one")
+    left = checkpoints.named(tmp_path / "cache", "one")
+    for machine in left.digests:
+        left.machine(machine).verify()
+
+
+def test_a_checkpoint_that_is_being_saved_is_not_cleared_and_what_a_kill_left_is(
+    tmp_path: Path, machines: Machines, save: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is in the namespaces of a lab, so its id says nothing outside."""
+    cache, resume = tmp_path / "cache", machines.resume
+    left = cache / "checkpoint-one.partial-1"
+    left.mkdir()
+
+    def cleared_meanwhile(name: str) -> None:
+        clear_leftovers(cache)
+        resume(name)
+
+    monkeypatch.setattr("os.getpid", lambda: 999999999)
+    monkeypatch.setattr(machines, "resume", cleared_meanwhile)
+    saved = save("one")
+    for machine in saved.digests:
+        saved.machine(machine).verify()
+    assert not left.exists()
+
+
+def test_a_file_system_that_cannot_exchange_two_folders_replaces_a_checkpoint(
+    tmp_path: Path, save: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = save("one").folder.stat().st_ino
+
+    def refused(*_: object) -> int:
+        ctypes.set_errno(errno.EINVAL)
+        return -1
+
+    monkeypatch.setattr(content_store, "_LIBC", SimpleNamespace(renameat2=refused))
+    assert save("one").folder.stat().st_ino != before
+    assert [path.name for path in sorted((tmp_path / "cache").iterdir())] == [MARK, "base", "checkpoint-one"]
 
 
 @pytest.mark.parametrize("name", ["", "../evil", "Upper", "a" * 60, "a b"])

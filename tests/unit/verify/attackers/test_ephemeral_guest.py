@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -12,7 +13,15 @@ from xml.etree import ElementTree as ET
 from testbed.model.resolve import resolve
 from testbed.plan.libvirt_xml.machine import read_mark
 from testbed.topology_file.loader import read
-from testbed.verify.attackers.ephemeral_guest import NAME, SECOND_TAP, Throwaway, _xml, cpio, second_interface
+from testbed.verify.attackers.ephemeral_guest import (
+    _PROGRAM,
+    NAME,
+    SECOND_TAP,
+    Throwaway,
+    _xml,
+    cpio,
+    second_interface,
+)
 
 TOPOLOGY = Path(__file__).parents[4] / "topologies/one-node.yaml"
 
@@ -60,3 +69,14 @@ def test_what_is_plugged_in_has_nothing_of_the_first_interface() -> None:
     assert found.find("address") is None
     assert made.guest.nics[0].mac not in ET.tostring(found, encoding="unicode")
     assert made.guest.nics[0].port not in ET.tostring(found, encoding="unicode")
+
+
+def test_its_program_is_there_and_it_has_a_slot_for_each_device() -> None:
+    _, made = _made()
+    assert _PROGRAM.is_file()
+    root = ET.fromstring(_xml(made.node, made.guest))
+    models = [item.get("model") for item in root.findall("devices/controller")]
+    assert models.count("pcie-root-port") == 2
+    mac = ET.fromstring(second_interface(_xml(made.node, made.guest))).find("mac")
+    assert mac is not None
+    assert re.fullmatch("0e(:[0-9a-f]{2}){5}", mac.get("address", ""))

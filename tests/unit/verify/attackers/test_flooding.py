@@ -11,7 +11,7 @@ import pytest
 
 from testbed.errors import InstrumentError
 from testbed.plan import policing
-from testbed.plan.resources import Key, Kind
+from testbed.plan.host_config.settings import FILTERS
 from testbed.verify.attackers import flooding
 from testbed.verify.attackers.flooding import Bound, Flood, flood, tracked, unlimited
 from tests.shapes import lab_of
@@ -69,101 +69,90 @@ def test_a_bound_grows_with_time() -> None:
 
 def test_connections_are_those_of_a_port_with_a_zone() -> None:
     def read(command: str) -> str:
-        return f"{NIC.port} 7\nother 8" if "ct-zone-list" in command else str(40 + ("zone=7" in command))
+        if command == policing.TRACKING:
+            return f'{{ct-zone-{NIC.port}="7", ct-zone-other="8"}}'
+        return str(40 + ("zone=7 " in command))
 
     node: Any = SimpleNamespace(name="node", read=read)
-    assert flooding.zones(node) == {NIC.port: 7, "other": 8}
     assert tracked(node, NIC) == 41
     with pytest.raises(InstrumentError, match="tracks nothing"):
-        tracked(SimpleNamespace(name="node", read=lambda _: "other 8"), NIC)  # type: ignore[arg-type]
+        tracked(SimpleNamespace(name="node", read=lambda _: '{ct-zone-other="8"}'), NIC)  # type: ignore[arg-type]
 
 
-def _unlimited(
-    monkeypatch: pytest.MonkeyPatch, packets: int | None = None, share: int | None = None, more: int = 0
-) -> list[str]:
-    """Return the findings about a node on which one limit of the first guest is different."""
-    nics = [(guest, nic) for guest in LAB.guests_on("node") for nic in guest.nics]
-    live = {
-        Key("node", Kind.LIMIT, f"{guest.label}/{nic.network}"): {"packets": guest.limits.packets}
-        for guest, nic in nics
-    }
-    if packets is not None:
-        live[Key("node", Kind.LIMIT, f"{GUEST.label}/{NIC.network}")] = {"packets": packets}
-    shares = [
-        f"zone={number},limit={guest.limits.connections},count=0" for number, (guest, _) in enumerate(nics)
-    ]
-    if share is not None:
-        shares[0] = f"zone=0,limit={share},count=0"
-    whole = sum(guest.limits.connections for guest, _ in nics)
-    answers = {"ct-zone-list": "\n".join(f"{nic.port} {number}" for number, (_, nic) in enumerate(nics)),
-               "ct-get-limits": "\n".join(("default limit=0", *shares, str(whole + more)))}  # fmt: skip
-    monkeypatch.setattr(policing, "observed", lambda *_: live)
-    node = SimpleNamespace(
-        name="node",
-        read=lambda command: next((text for word, text in answers.items() if word in command), ""),
-    )
+class _LimitedNode:
+    """A node that enforces the limits of its guests, but for differences of the first interface.
+
+    Args:
+        packets: the first interface's limit of packets.
+        share: its limit of connections; 0 is no limit.
+        more: connections that the node tracks beyond those of its guests.
+        looks: looks at the limits until the first one of connections appears.
+    """
+
+    name = "node"
+
+    def __init__(
+        self, packets: int | None = None, share: int | None = None, more: int = 0, looks: int = 0
+    ) -> None:
+        nics = [(guest, nic) for guest in LAB.guests_on("node") for nic in guest.nics]
+        rates = [guest.limits.packets for guest, _ in nics]
+        shares = [guest.limits.connections for guest, _ in nics]
+        self.most, self.looks = sum(shares) + more, looks
+        rates[0] = rates[0] if packets is None else packets
+        shares[0] = shares[0] if share is None else share
+        self.filters = "\n".join(
+            f"interface {nic.tap}\naction order 1:  police 0x{number} rate 0bit pkts_rate {rate} pkts_burst 1"
+            for number, ((_, nic), rate) in enumerate(zip(nics, rates, strict=True), 1)
+        )
+        self.zones = ", ".join(f'ct-zone-{nic.port}="{number}"' for number, (_, nic) in enumerate(nics, 1))
+        self.limits = [f"zone={number},limit={most},count=0" for number, most in enumerate(shares, 1) if most]
+
+    def read(self, command: str) -> str:
+        if command == FILTERS:
+            return self.filters
+        if command == policing.TRACKING:
+            self.looks -= 1
+            return "\n".join((f"{{{self.zones}}}", "default limit=0", *self.limits[self.looks >= 0 :]))
+        assert "nf_conntrack_max" in command
+        return str(self.most)
+
+
+def _unlimited(node: _LimitedNode) -> list[str]:
     fleet: Any = SimpleNamespace(topology=LAB, machines={"node": node})
     return unlimited(fleet, "node")
 
 
-def test_each_limit_of_the_kernel_is_the_declared_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _unlimited(monkeypatch) == []
-    assert _unlimited(monkeypatch, more=1) == []
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flooding, "_SETTLING", 0.2)
+    monkeypatch.setattr(flooding, "_AGAIN", 0.01)
+
+
+def test_each_limit_of_the_kernel_is_the_declared_one() -> None:
+    assert _unlimited(_LimitedNode()) == []
+    assert _unlimited(_LimitedNode(more=1)) == []
     label = f"{GUEST.label}/{NIC.network}"
-    assert _unlimited(monkeypatch, packets=0) == [
-        f"kernel: packets of {label} are limited to 0 and not {GUEST.limits.packets}"
-    ]
-    assert _unlimited(monkeypatch, share=7) == [
-        f"kernel: connections of {label} are limited to 7 and not {GUEST.limits.connections}"
-    ]
-    (found,) = _unlimited(monkeypatch, more=-1)
+    for rate in (0, 7):
+        assert _unlimited(_LimitedNode(packets=rate)) == [
+            f"kernel: packets of {label} are limited to {rate} and not {GUEST.limits.packets}"
+        ]
+    for share in (0, 7):
+        assert _unlimited(_LimitedNode(share=share)) == [
+            f"kernel: connections of {label} are limited to {share} and not {GUEST.limits.connections}"
+        ]
+    (found,) = _unlimited(_LimitedNode(more=-1))
     assert "and its guests may have" in found
 
 
-class _LateSwitch:
-    """A node whose kernel lacks the first guest's limit of connections for some looks."""
-
-    name = "node"
-
-    def __init__(self, looks: int) -> None:
-        self.looks = looks
-
-    def read(self, command: str) -> str:
-        nics = [(guest, nic) for guest in LAB.guests_on("node") for nic in guest.nics]
-        if "ct-zone-list" in command:
-            return "\n".join(f"{nic.port} {number}" for number, (_, nic) in enumerate(nics))
-        if "ct-get-limits" not in command:
-            return ""
-        self.looks -= 1
-        limits = [
-            f"zone={number},limit={guest.limits.connections},count=0"
-            for number, (guest, _) in enumerate(nics)
-        ]
-        return "\n".join((*limits[1 if self.looks >= 0 else 0 :], "65536"))
-
-
 @pytest.mark.parametrize(("looks", "found"), [(0, 0), (3, 0), (1000, 1)])
-def test_a_limit_that_the_switch_sets_late_is_waited_for(
-    looks: int, found: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    live = {
-        Key("node", Kind.LIMIT, f"{guest.label}/{nic.network}"): {"packets": guest.limits.packets}
-        for guest in LAB.guests_on("node")
-        for nic in guest.nics
-    }
-    monkeypatch.setattr(policing, "observed", lambda *_: live)
-    monkeypatch.setattr(flooding, "_SETTLING", 0.2)
-    monkeypatch.setattr(flooding, "_AGAIN", 0.01)
-    fleet: Any = SimpleNamespace(topology=LAB, machines={"node": _LateSwitch(looks)})
-    findings = unlimited(fleet, "node")
+def test_a_limit_that_the_switch_sets_late_is_waited_for(looks: int, found: int) -> None:
+    findings = _unlimited(_LimitedNode(looks=looks))
     assert len(findings) == found
-    assert all("are limited to None and not" in item for item in findings)
+    assert all("are limited to 0 and not" in item for item in findings)
 
 
-def test_a_guest_that_does_not_run_has_no_limits_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policing, "observed", lambda *_: {})
-    fleet: Any = SimpleNamespace(
-        topology=LAB, machines={"node": SimpleNamespace(name="node", read=lambda _: "1")}
-    )
+def test_a_guest_that_does_not_run_has_no_limits_to_look_at() -> None:
+    node = _LimitedNode()
+    node.filters = ""
     with pytest.raises(InstrumentError, match="does not run"):
-        unlimited(fleet, "node")
+        _unlimited(node)

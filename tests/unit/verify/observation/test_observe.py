@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -179,3 +180,36 @@ def test_a_window_lasts_from_the_first_sighting_to_the_last() -> None:
     )
     assert found.windows("one") == [(guest, 3.5, 3)]
     assert Observation(TOKENS, {guest: [{"token": TOKENS.of("one")}]}, {}).windows("one") == [(guest, 0.0, 1)]
+
+
+@pytest.mark.parametrize("attacked", [True, False])
+def test_an_attack_must_flow_before_its_event(attacked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(observe, "_require_flowing", lambda _, macs: events.append(f"{len(macs)} flow"))
+    sender = endpoints(LAB)[0]
+    probes = [Probe("one", sender, {}, lambda token: token)] if attacked else []
+    attack = observe.Attack(probes, 1, lambda _: events.append("event"))
+
+    def send(_: object, only: Any = ()) -> dict[str, dict[str, Any]]:
+        return {label: {"halted": True, "results": []} for label in only or ["red/web"]}
+
+    observe._sent(FLEET, send, [], attack, TOKENS)
+    assert events == (["1 flow", "event"] if attacked else ["event"])
+
+
+def test_an_announcement_has_an_address_of_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between ends of which one has no IPv6 address, it is made for IPv4 alone."""
+    pairs = observe.ends(lab_of("three-tenants-dual-stack"))
+    own, other = next(pair for pair in pairs if pair[0].address6 and pair[1].address6)
+    for pair, kinds in (
+        ((own, other), ["arp", "nd"]),
+        ((own, replace(other, address6=None)), ["arp"]),
+        ((replace(own, address6=None), other), ["arp"]),
+    ):
+        monkeypatch.setattr(observe, "ends", lambda _, pair=pair: [pair])
+        marks = [probe.mark for probe in observe._truths(FLEET, own.guest)]
+        assert marks == [f"{observe.TRUTH}0{kind}" for kind in kinds]
+
+
+def test_received_frames_of_strangers_are_kept_on_request_only() -> None:
+    assert observe.observe.__kwdefaults__ == {"strays": False, "doubts": False}

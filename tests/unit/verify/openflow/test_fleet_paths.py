@@ -10,6 +10,7 @@ import pytest
 from testbed.errors import InstrumentError
 from testbed.verify.openflow import fleet_paths, flow_table
 from testbed.verify.openflow.fleet_paths import Bridge
+from testbed.verify.openflow.header_space import cube
 from tests.shapes import lab_of
 
 DHCP = "table=0, priority=9,udp,tp_src=68,tp_dst=67 actions=controller(userdata=00.00.00.02,pause)"
@@ -58,3 +59,39 @@ def test_a_shortcut_through_a_tunnel_is_found() -> None:
     assert not isinstance(found.target, str)
     assert (found.source.guest, found.target.guest) == ("red/web", "blue/web")
     assert _arrivals("one guest on each node", DHCP, node_a=sent) == []
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "no json",
+        '{"headings": ["name"], "data": [["br-int"]]}',
+        '{"headings": ["name", "ofport", "options"], "data": [["a", "no number", ["map", []]]]}',
+        '{"headings": ["name", "ofport", "options"], "data": [["a", 1, 7]]}',
+    ],
+)
+def test_interfaces_that_cannot_be_read_are_an_error(table: str) -> None:
+    machine: Any = SimpleNamespace(name="node", read=lambda _: f"\n{table}")
+    with pytest.raises(InstrumentError, match="interfaces of node cannot be read"):
+        fleet_paths._bridge(machine, {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "service"),
+    [
+        ({}, ("anything", None)),
+        ({"dl_type": 0x0806}, ("arp", None)),
+        ({"dl_type": 0x0800}, ("anything", None)),
+        ({"dl_type": 0x88CC}, ("anything", None)),
+        ({"dl_type": 0x0800, "nw_proto": 1}, ("icmp", None)),
+        ({"dl_type": 0x0800, "nw_proto": 6}, ("anything", None)),
+        ({"dl_type": 0x0800, "nw_proto": 6, "tp_dst": 22}, ("tcp", 22)),
+        ({"dl_type": 0x86DD, "nw_proto": 58, "icmp_type": 135}, ("guarded", None)),
+        ({"dl_type": 0x86DD, "nw_proto": 58, "icmp_type": 128}, ("icmp6", None)),
+    ],
+)
+def test_packets_are_named_by_the_service_that_they_are_for(
+    fields: dict[str, int], service: tuple[str, int | None]
+) -> None:
+    source: Any = SimpleNamespace(label="red/web")
+    assert fleet_paths.Arrival(source, "-", cube(**fields), "-").service == service

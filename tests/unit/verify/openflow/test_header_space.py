@@ -72,3 +72,14 @@ def test_what_was_forgotten_may_be_anything() -> None:
 ])  # fmt: skip
 def test_a_class_in_words(packet: Cube, text: str) -> None:
     assert str(packet) == text
+
+
+def test_people_read_addresses_as_addresses() -> None:
+    assert str(cube(nw_src=0x0A000001)) == "nw_src=10.0.0.1"
+    assert str(cube(ipv6_dst=1)) == "ipv6_dst=::1"
+    assert str(cube(dl_src=0x0A000000000F)) == "dl_src=0a:00:00:00:00:0f"
+
+
+def test_extended_registers_have_128_bits() -> None:
+    """ovs-fields(7)."""
+    assert [WIDTHS[f"xxreg{number}"] for number in range(4)] == [128] * 4

@@ -194,3 +194,10 @@ def test_a_request_is_carried_as_data(tmp_path_factory: pytest.TempPathFactory) 
     compile(program, "probe", "exec")
     literal = program.rsplit("json.loads(", 1)[1].rsplit(")))", 1)[0]
     assert json.loads(eval(literal)) == nasty
+
+
+def test_arp_asks_and_answers_by_its_operation() -> None:
+    """RFC 826: 1 is a request, 2 a reply."""
+    end: Any = SimpleNamespace(mac="0a:00:00:00:00:01", address=IPv4Address("10.0.0.1"))
+    assert frames.arp_request(end, "10.0.0.2").op == 1
+    assert frames.arp_reply("0a:00:00:00:00:02", "10.0.0.2", end).op == 2

@@ -1,0 +1,178 @@
+"""The comparisons that checks make themselves: each way to be wrong turns the check red."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from checks import test_compute, test_overlay, test_spoofing, test_storage
+from checks.support import disruptions, network_observation
+from checks.support.breaches import address_breach
+from testbed.errors import InstrumentError
+from tests.shapes import lab_of
+
+LAB = lab_of("two-tenants")
+
+
+def test_a_port_with_other_addresses_is_an_open_wall() -> None:
+    nic = LAB.guests[0].nics[0]
+    breach = address_breach("-", lambda _: nic, lambda _: [])
+    row = {"port": nic.port, "addresses": nic.port_security}
+    context: Any = SimpleNamespace(
+        northbound=SimpleNamespace(ports=lambda: {"other": {"port": "-"}, "own": row})
+    )
+    assert not breach.in_force(context)
+    row["addresses"] = f"{nic.port_security} 192.0.2.1"
+    assert breach.in_force(context)
+
+
+def test_a_machine_has_restarted_when_its_boot_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr(
+        disruptions, "time", SimpleNamespace(monotonic=lambda: next(clock) * 10.0, sleep=lambda _: None)
+    )
+
+    def reboot(*boots: str) -> list[str]:
+        left = list(boots)
+
+        def read(command: str, **_: object) -> str:
+            return "" if "reboot" in command else left.pop(0) if len(left) > 1 else left[0]
+
+        machine: Any = SimpleNamespace(name="node", read=read)
+        disruptions._reboot(machine)
+        return left
+
+    assert reboot("a", "a", "a", "b") == ["b"]
+    assert reboot("a", "b", "c", "d") == ["c", "d"]
+    with pytest.raises(InstrumentError, match="does not come back"):
+        reboot("a")
+
+
+def test_a_lodger_has_no_disk_and_the_account_that_a_breach_gives_it() -> None:
+    made: list[str] = []
+    node = SimpleNamespace(
+        name="node-a", hypervisor=SimpleNamespace(create=lambda text, paused: made.append(text))
+    )
+    context: Any = SimpleNamespace(topology=LAB, node=node, guest=LAB.guests_on("node-a")[0])
+    test_compute._start_lodger(context, account="root")
+    root = ElementTree.fromstring(made[0])
+    assert root.findall("devices/disk") == []
+    assert root.findtext("seclabel[@model='dac']/label") == f"root:{test_compute._lodger(context).worker}"
+
+
+@pytest.mark.parametrize("told", ["1 0 0", "0 1 0", "0 0 1", "2 0 0"])
+def test_page_merging_must_be_off_and_have_merged_nothing(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_compute, "processes", lambda _: {})
+    node: Any = SimpleNamespace(read=lambda _: "0 0 0")
+    fleet: Any = SimpleNamespace()
+    test_compute.test_no_page_is_shared(fleet=fleet, node=node)
+    node.read = lambda _: told
+    with pytest.raises(AssertionError, match=r"run is|pages are shared"):
+        test_compute.test_no_page_is_shared(fleet=fleet, node=node)
+
+
+@pytest.mark.parametrize(("account", "message"), [("own", "reached"), ("other", "alone would allow")])
+def test_a_volume_that_a_worker_opens_is_a_fail(
+    account: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under its own account, or under that which may open the file, so that only its profile is left."""
+    opened = False
+
+    def succeeded(_: object, __: object, attempts: list[Any], uid: int | None = None) -> set[Any]:
+        return set(attempts) if opened and (uid is None) == (account == "own") else set()
+
+    monkeypatch.setattr(test_storage, "succeeded", succeeded)
+    monkeypatch.setattr(test_storage, "_require_own_pool", lambda *_: None)
+    fleet: Any = SimpleNamespace(topology=LAB)
+    owners = {disk: guest.uid for guest in LAB.guests for disk in guest.disks}
+
+    def file(path: str) -> Any:
+        return SimpleNamespace(uid=owners[path], mode=0o600)
+
+    node: Any = SimpleNamespace(name="node-a", infra=SimpleNamespace(file=file))
+    opened = True
+    with pytest.raises(AssertionError, match=message):
+        test_storage.test_no_worker_reaches_another_tenants_volumes(fleet=fleet, node=node)
+    opened = False
+    test_storage.test_no_worker_reaches_another_tenants_volumes(fleet=fleet, node=node)
+
+
+def test_a_frame_that_the_firewall_did_not_refuse_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    injection = SimpleNamespace(mark="g0")
+    observation = SimpleNamespace(arrivals=lambda _: {})
+    found = SimpleNamespace(injections=[injection], refused={"g0"}, observation=observation)
+    fleet: Any = SimpleNamespace(observe_once=lambda *_: found, topology=SimpleNamespace(nodes=()))
+    monkeypatch.setattr(test_overlay, "require_agreement", lambda *_: None)
+    test_overlay.test_no_other_host_enters_the_tunnels(fleet=fleet)
+    found.refused = set()
+    with pytest.raises(AssertionError, match="1 of 1 were not refused"):
+        test_overlay.test_no_other_host_enters_the_tunnels(fleet=fleet)
+
+
+def test_only_frames_of_a_control_speak_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    lies = [SimpleNamespace(control=control, mark=control, probe=None) for control in ("NET-02", "NET-03")]
+    found = SimpleNamespace(forgeries=lies, observation=None, require_agreement=lambda _: None)
+    monkeypatch.setattr(network_observation, "survey", lambda _: found)
+    monkeypatch.setattr(network_observation, "_testimony", lambda lie, *_: [f"{lie.mark} arrived"])
+    monkeypatch.setattr(
+        network_observation,
+        "virtual_switch",
+        SimpleNamespace(
+            pipeline=lambda *_: {"NET-02": "", "NET-03": ""}, against=lambda *_: [], logical=None
+        ),
+    )
+    fleet: Any = SimpleNamespace(observe_once=lambda name, do: do() if name == "pipeline" else [])
+    assert network_observation.judge(fleet, "NET-03") == ["NET-03 arrived"]
+    with pytest.raises(InstrumentError, match="nothing was sent for NET-04"):
+        network_observation.judge(fleet, "NET-04")
+
+
+def test_a_bystander_is_no_end_of_the_flow_and_sends_on_its_network() -> None:
+    context: Any = SimpleNamespace(topology=LAB)
+    found = test_spoofing._neighbours(context)
+    assert found is not None
+    source, other = found
+    flow = next(
+        item
+        for item in test_spoofing.flows(LAB)
+        if item.source.guest == source and other != item.target.guest
+    )
+    assert (source.nics[0], other.node) == (flow.source.nic, source.node)
+    assert other not in (source, flow.target.guest)
+
+
+@pytest.mark.parametrize(
+    ("held", "sound"),
+    [
+        ({"answers": [2], "turned": True}, True),
+        ({"answers": [2], "turned": False}, False),
+        ({"answers": [0], "turned": True}, False),
+        ({"turned": True}, False),
+        ({"answers": [2]}, False),
+    ],
+)
+def test_a_connection_that_was_not_held_says_nothing_about_a_change(
+    held: dict[str, Any], sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(request: dict[str, Any]) -> dict[str, Any]:
+        return held if request["phase"] == "hold" else {}
+
+    monkeypatch.setattr(disruptions, "in_guest", lambda *_: SimpleNamespace(ask=ask))
+    monkeypatch.setattr(disruptions, "_require_used", lambda *_: None)
+    monkeypatch.setattr(disruptions, "time", SimpleNamespace(sleep=lambda _: None))
+    northbound = SimpleNamespace(change_rules=lambda *_: None)
+    fleet: Any = SimpleNamespace(
+        topology=LAB,
+        lab=SimpleNamespace(central=SimpleNamespace(northbound=northbound)),
+        leavings=SimpleNamespace(made=lambda *_: nullcontext()),
+    )
+    tokens: Any = SimpleNamespace(of=lambda mark: mark, prefix="-")
+    if sound:
+        assert disruptions._change_policy(fleet, tokens) == held
+        return
+    with pytest.raises(InstrumentError, match="holds no connection"):
+        disruptions._change_policy(fleet, tokens)

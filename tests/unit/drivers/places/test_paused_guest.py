@@ -1,0 +1,64 @@
+"""A paused guest, such as one whose start was killed, goes on with its limits and its addresses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from testbed.drivers.places.guest_start import GuestStarter
+from testbed.drivers.places.node import Node
+from testbed.errors import InstrumentError, ProvisioningError
+from testbed.model.resolve import resolve
+from testbed.plan.diff import Action, Verb
+from testbed.plan.resources import Key, Kind
+from testbed.topology_file.loader import read
+
+LAB = resolve(read(Path(__file__).parents[4] / "topologies/two-tenants.yaml").spec)
+GUEST = LAB.guests[0]
+
+
+class Libvirt:
+    """Stands in for a node's libvirt; its guest gets an address with the second answer."""
+
+    def __init__(self, steps: list[str]) -> None:
+        self._steps, self._answers = steps, 0
+
+    def resume(self, domain: str) -> None:
+        self._steps.append(f"resume {domain}")
+
+    def wait_for_agent(self, domain: str, _timeout: float) -> None:
+        self._steps.append(f"agent of {domain}")
+
+    def agent(self, *_: object) -> dict[str, object]:
+        self._steps.append("addresses?")
+        self._answers += 1
+        kinds = ("ipv4", "ipv6") if self._answers > 1 else ()
+        found = [{"ip-address": "10.0.0.9", "ip-address-type": kind} for kind in kinds]
+        return {"value": [{"hardware-address": nic.mac, "ip-addresses": found} for nic in GUEST.nics]}
+
+
+def _resume(libvirt: Any, steps: list[str]) -> None:
+    host: Any = SimpleNamespace(must=lambda command: steps.append(command.partition(" ")[0]))
+    node = Node.__new__(Node)
+    node.topology, node.name = LAB, GUEST.node
+    node._starter = GuestStarter(LAB, host, lambda: libvirt, lambda _: None, 30)
+    node.perform(Action(Verb.RESUME, Key(GUEST.node, Kind.GUEST, GUEST.label), "", SimpleNamespace(), ()))  # type: ignore[arg-type]
+
+
+def test_a_paused_guest_has_its_limits_before_it_goes_on_and_is_waited_for() -> None:
+    steps: list[str] = []
+    _resume(Libvirt(steps), steps)
+    name = GUEST.domain
+    assert steps == ["ovs-vsctl", f"resume {name}", f"agent of {name}", "addresses?", "addresses?"]
+
+
+def test_a_guest_that_does_not_go_on_is_an_error_of_the_command() -> None:
+    class Silent(Libvirt):
+        def wait_for_agent(self, domain: str, _timeout: float) -> None:
+            raise InstrumentError(f"the agent of {domain} does not connect", fact="-", remedy="-")
+
+    with pytest.raises(ProvisioningError, match="does not connect"):
+        _resume(Silent([]), [])

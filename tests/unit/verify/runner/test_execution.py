@@ -1,0 +1,27 @@
+"""A check that fails is an outcome of ours, and no outcome of pytest's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from testbed.report.result import Verdict
+from tests.fake_checks import declare
+
+
+def test_a_fail_is_no_trouble_and_pytest_counts_none(judge: Any, capfd: Any) -> None:
+    """pytest would end with "tests failed" if it were shown the outcome, and the run would be incomplete."""
+    plugin = judge(declare() + "def test_it(fleet):\n    assert look(fleet), 'the wall is open'\n")
+    assert [check.verdict for check in plugin.results] == [Verdict.FAIL]
+    assert [check.reason for check in plugin.results] == ["the wall is open"]
+    assert plugin.errors == []
+    assert capfd.readouterr().out == ""
+
+
+def test_a_check_that_observed_nothing_is_looked_at_once_more(judge: Any) -> None:
+    """A machine may have been slow; for a reason that is known already, no other check waits again."""
+    body = (
+        "def test_it(fleet):\n    look(fleet)\n    WALL['seen'] = WALL.get('seen', 0) + 1\n"
+        "    if WALL['seen'] == 1:\n"
+    )
+    plugin = judge(declare() + body + "        raise InstrumentError('slow', fact='-', remedy='-')\n")
+    assert [check.verdict for check in plugin.results] == [Verdict.PASS]
