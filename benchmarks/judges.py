@@ -12,7 +12,7 @@ and then by all of `tests/unit` and `tests/sim` that reach it by imports, those 
 leaves the last out). Each trial is a fork of a process that has loaded the libraries. At the end, the tests
 that noticed a mutant run without any mutant and have to pass.
 
-Prints a line for each mutant and JSON at the end. About 10 minutes of one core, and longer on a busy machine.
+Prints a line for each mutant and JSON at the end. 76 mutants took 20 minutes beside ten busy processes.
 """
 
 from __future__ import annotations

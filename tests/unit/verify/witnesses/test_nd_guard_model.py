@@ -29,6 +29,7 @@ from scapy.packet import Packet
 from testbed.model.resolve import resolve
 from testbed.plan.host_config.settings import RULESET, settings
 from testbed.topology_file.schema import Spec
+from testbed.verify.witnesses import nd_guard_model
 from testbed.verify.witnesses.nd_guard_model import Guard, guards
 
 TAP, OWN, PEER, OTHER = "tap0", "fd00::2", "fd00::3", "fd00::4"
@@ -136,3 +137,11 @@ def test_a_guard_that_is_not_as_declared_is_a_finding_of_its_control(
 
 def test_a_node_without_ipv6_has_no_guard() -> None:
     assert guards(_fleet(_lab("10.0.0.0/24"), None)) == {}
+
+
+def test_an_extension_header_ends_where_its_length_says() -> None:
+    """RFC 8200, 4.3: octet 1 counts units of 8 octets beyond the first."""
+    packet = (
+        bytes([0x60, 0, 0, 0, 0, 24, 0, 64]) + bytes(32) + bytes([58, 1]) + bytes(14) + b"\x87" + bytes(7)
+    )
+    assert nd_guard_model._upper_layer(packet) == (58, 56, None)
