@@ -60,7 +60,9 @@ def test_a_killed_up_goes_on_from_the_checkpoint_while_there_is_no_machine(
     monkeypatch.setattr(up.doctor, "require", lambda *_: None)
     monkeypatch.setattr(up, "interruptible", lambda: None)
     monkeypatch.setattr(up.consent, "require_images", lambda *_, **__: None)
-    monkeypatch.setattr(up.build_inputs, "prepare_inputs", lambda *_, **__: BuildInputs({}, INPUTS.environment))
+    monkeypatch.setattr(
+        up.build_inputs, "prepare_inputs", lambda *_, **__: BuildInputs({}, INPUTS.environment)
+    )
     monkeypatch.setattr(up, "_shortened", shortened)
     with pytest.raises(Entered):
         up.bring_up(GOOD, up.UpOptions(), lambda *_: None)
