@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,6 +57,26 @@ def output_of(environment: dict[str, str], *words: str, expect: int = 0, timeout
         f"{words} ended with {done.returncode}:\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
     )
     return done.stdout
+
+
+def checked(environment: dict[str, str], *words: str, expect: int = 0) -> Any:
+    """Run `check --json` with further arguments, require an exit code, and return the result.
+
+    Raises:
+        AssertionError: it ended with another code; the message has each verdict but pass, with its reason.
+        subprocess.TimeoutExpired: it does not end in time.
+    """
+    done = run(environment, "check", *words, "--json", timeout=3000)
+    data = json.loads(done.stdout) if done.stdout else {"checks": [], "trouble": []}
+    wrong = [
+        (check["id"], check["case"], check["verdict"], check["reason"])
+        for check in data["checks"]
+        if check["verdict"] != "pass"
+    ]
+    assert done.returncode == expect, (
+        f"check {words} ended with {done.returncode}: {wrong}; {data['trouble']}\n{done.stderr[-3000:]}"
+    )
+    return data
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab_commands import ROOT, command, output_of, own_state, run
+from tests.lab_commands import ROOT, checked, command, output_of, own_state, run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(5000)]
 TOPOLOGY = "topologies/two-tenants.yaml"
@@ -163,7 +163,7 @@ def test_2_a_saved_lab_goes_on_where_it_was(environment: dict[str, str]) -> None
 
 def test_3_every_check_is_proven(environment: dict[str, str]) -> None:
     """By one breach each; script/prove tries all of them."""
-    data = json.loads(output_of(environment, "check", LAB, "--prove=one", "--json", timeout=3000))
+    data = checked(environment, LAB, "--prove=one")
     wrong = [
         (c["id"], c["case"], c["verdict"], c["reason"], c["proofs"])
         for c in data["checks"]
@@ -207,21 +207,7 @@ def test_4_drift_is_shown_and_repaired(environment: dict[str, str]) -> None:
         ("node-a", "memory-deduplication"),
         ("node-a", "firewall"),
     }
-    data = json.loads(
-        output_of(
-            environment,
-            "check",
-            LAB,
-            "--only",
-            "CMP-02",
-            "--only",
-            "NET-09",
-            "--only",
-            "ACC",
-            "--json",
-            expect=1,
-        )
-    )
+    data = checked(environment, LAB, "--only", "CMP-02", "--only", "NET-09", "--only", "ACC", expect=1)
     failed = {(check["id"], check["case"]) for check in data["checks"] if check["verdict"] == "fail"}
     assert failed == {("CMP-02", "node-a"), ("NET-09", "node-a")}
     output_of(environment, "up", TOPOLOGY)
@@ -254,9 +240,7 @@ def test_5_a_stopped_guest_makes_checks_inconclusive_and_none_of_them_pass(
     environment: dict[str, str],
 ) -> None:
     output_of(environment, "ssh", LAB, "node-a", "sudo virsh -q destroy red.web")
-    data = json.loads(
-        output_of(environment, "check", LAB, "--only", "NET", "--only", "PRC-01", "--json", expect=3)
-    )
+    data = checked(environment, LAB, "--only", "NET", "--only", "PRC-01", expect=3)
     assert _verdicts(data, "fleet", "node-a") == {"inconclusive"}
     output_of(environment, "up", TOPOLOGY)
 
@@ -280,7 +264,7 @@ def test_5_a_guest_without_python_too(environment: dict[str, str]) -> None:
     output_of(
         environment, "exec", LAB, "red/web", "--", "/usr/bin/mv", "/usr/bin/python3", "/usr/bin/python3.away"
     )
-    data = json.loads(output_of(environment, "check", LAB, "--only", "NET", "--json", expect=3))
+    data = checked(environment, LAB, "--only", "NET", expect=3)
     assert _verdicts(data, "fleet", "node-a", without=NO_ANSWER) == {"inconclusive"}
     output_of(
         environment, "exec", LAB, "red/web", "--", "/usr/bin/mv", "/usr/bin/python3.away", "/usr/bin/python3"
@@ -452,7 +436,7 @@ def test_7_where_no_guest_answers_no_check_of_the_network_passes(environment: di
             node,
             "for guest in $(sudo virsh list --name); do sudo virsh -q suspend $guest; done",
         )
-    data = json.loads(output_of(environment, "check", LAB, "--only", "NET", "--json", expect=3))
+    data = checked(environment, LAB, "--only", "NET", expect=3)
     assert _verdicts(data, "fleet", "node-a", "node-b", without=NO_ANSWER) == {"inconclusive"}
 
 

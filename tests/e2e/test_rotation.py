@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab_commands import ROOT, output_of, own_state
+from tests.lab_commands import ROOT, checked, output_of, own_state
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 TURNS = ("separated", "udp-and-icmp")
@@ -41,7 +41,7 @@ def test_the_walls_of_another_topology_hold(environment: dict[str, str]) -> None
     name = turn()
     file = f"topologies/{name}.yaml"
     output_of(environment, "up", file)
-    data = json.loads(output_of(environment, "check", name, "--json"))
+    data = checked(environment, name)
     wrong = [
         (check["id"], check["case"], check["reason"])
         for check in data["checks"]
