@@ -158,7 +158,8 @@ def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: 
     ),
 )
 def test_workers_have_accounts_of_their_own(fleet: Fleet, node: MachineView) -> None:
-    guests, workers = fleet.topology.guests_on(node.name), processes(node)
+    guests = fleet.topology.guests_on(node.name)
+    workers = processes(node, guests)
     identities = {domain: _identity(node, worker) for domain, worker in workers.items()}
     mixed = _mixed(
         identities,
@@ -244,7 +245,8 @@ def test_workers_are_confined(fleet: Fleet, node: MachineView) -> None:
             f"the profile of {guest.label} alone would allow: {', '.join(sorted(map(str, reached)))}"
         )
     labels = {
-        domain: node.read(f"cat /proc/{worker}/attr/current") for domain, worker in processes(node).items()
+        domain: node.read(f"cat /proc/{worker}/attr/current")
+        for domain, worker in processes(node, fleet.topology.guests_on(node.name)).items()
     }
     loose = [
         domain
@@ -284,7 +286,7 @@ def test_no_page_is_shared(fleet: Fleet, node: MachineView) -> None:
         )
     assert state[0] == "0", f"{_KSM}/run is {state[0]}"
     assert state[1:] == ["0", "0"], f"{state[1]} pages are shared {state[2]} times"
-    for domain, worker in processes(node).items():
+    for domain, worker in processes(node, fleet.topology.guests_on(node.name)).items():
         areas, mergeable = map(int, node.read(_COUNT_AREAS.format(worker)).split())
         if not areas:
             raise InstrumentError(
@@ -331,7 +333,7 @@ def test_every_file_has_one_owner(fleet: Fleet, node: MachineView) -> None:
     owners: dict[str, set[str]] = {}
     # The lowest two bits of an open file's flags, in octal, are the access mode; 0 is O_RDONLY (proc(5)).
     writable = "[ $((0$(awk '/^flags:/{print $2}' /proc/$p/fdinfo/${fd##*/}) & 3)) -ne 0 ]"
-    for domain, worker in processes(node).items():
+    for domain, worker in processes(node, fleet.topology.guests_on(node.name)).items():
         script = (
             f"p={worker}; for fd in /proc/$p/fd/*; do [ -f $fd ] && {writable} && stat -L -c '%d:%i' $fd; "
             "done; true"

@@ -127,7 +127,8 @@ def _attempts(fleet: Fleet, node: MachineView) -> dict[str, dict[str, str]]:
     Raises:
         InstrumentError: an account did not try, or has no result for a socket.
     """
-    workers, guests = processes(node), fleet.topology.guests_on(node.name)
+    guests = fleet.topology.guests_on(node.name)
+    workers = processes(node, guests)
     found = {str(label): (uid, answers) for label, uid, _, _, answers in
              node.python(_CONNECT, {"paths": SOCKETS, "workers": workers})}  # fmt: skip
     needed = {

@@ -66,9 +66,9 @@ def test_a_lodger_has_no_disk_and_the_account_that_a_breach_gives_it() -> None:
 
 @pytest.mark.parametrize("told", ["1 0 0", "0 1 0", "0 0 1", "2 0 0"])
 def test_page_merging_must_be_off_and_have_merged_nothing(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_compute, "processes", lambda _: {})
-    node: Any = SimpleNamespace(read=lambda _: "0 0 0")
-    fleet: Any = SimpleNamespace()
+    monkeypatch.setattr(test_compute, "processes", lambda *_: {})
+    node: Any = SimpleNamespace(name="node-a", read=lambda _: "0 0 0")
+    fleet: Any = SimpleNamespace(topology=LAB)
     test_compute.test_no_page_is_shared(fleet=fleet, node=node)
     node.read = lambda _: told
     with pytest.raises(AssertionError, match=r"run is|pages are shared"):

@@ -178,11 +178,11 @@ def test_libvirt_is_asked_for_a_guest_without_a_profile() -> None:
 
 def test_a_worker_whose_process_cannot_be_told_is_missed() -> None:
     node: Any = _Node(**{"*.pid": "red.web 12\nred.db 13"})
-    assert processes(node) == {"red.web": 12, "red.db": 13}
+    assert processes(node, LAB.guests) == {"red.web": 12, "red.db": 13}
     for text in ("", "red.web 12\nred.db", "red.web 12\nred.db x", "red.web 12\nred.db 13 14"):
         node.told["*.pid"] = text
         with pytest.raises(InstrumentError):
-            processes(node)
+            processes(node, LAB.guests)
 
 
 def test_memory_that_is_not_told_is_not_apart() -> None:

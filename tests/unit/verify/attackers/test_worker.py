@@ -60,6 +60,13 @@ def test_a_worker_has_a_number(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "a 1\nb", "a 1\nb x", "a 1 2"])
 def test_every_worker_is_told(text: str) -> None:
-    assert processes(_machine("a 1", "b 22")) == {"a": 1, "b": 22}
+    assert processes(_machine("a 1", "b 22"), [GUEST]) == {"a": 1, "b": 22}
     with pytest.raises(InstrumentError, match="cannot be told"):
-        processes(_machine(text))
+        processes(_machine(text), [GUEST])
+
+
+def test_a_node_without_guests_may_have_no_worker() -> None:
+    assert processes(_machine(""), []) == {}
+    assert processes(_machine("a 1"), []) == {"a": 1}
+    with pytest.raises(InstrumentError, match="cannot be told"):
+        processes(_machine("a"), [])
