@@ -104,15 +104,21 @@ class MachineView:
             )
         return done.text.strip()
 
-    def python(self, program: str, request: object, timeout: float = 120) -> Any:  # noqa: ANN401 - JSON
+    def python(self, program: str, request: object, timeout: float = 120, *, function: str = "") -> Any:  # noqa: ANN401 - JSON
         """Run a Python program on the machine and return the JSON that it prints.
 
         The program finds the request in its variable ``REQUEST``.
 
+        Args:
+            function: a function of the program that takes the request and returns the answer instead.
+
         Raises:
             InstrumentError: it failed, or printed something else.
         """
-        text = self.read("python3 -", stdin=f"REQUEST = {request!r}\n{program}".encode(), timeout=timeout)
+        whole = f"REQUEST = {request!r}\n{program}"
+        if function:
+            whole = f"{program}\nimport json\nprint(json.dumps({function}({request!r})))\n"
+        text = self.read("python3 -", stdin=whole.encode(), timeout=timeout)
         try:
             return bounded_json.read(text)
         except ValueError as error:

@@ -288,6 +288,7 @@ _ROOT_PARTITION = (
         "echo 2 > /sys/kernel/mm/ksm/run; echo 0 > /sys/kernel/mm/ksm/run",
         partial(parsers.lines, start="/sys/kernel/mm/ksm/run:"),
     ),
+    Setting("swap", "STO-05", ("tail -n +2 /proc/swaps",), "", "swapoff -a"),
     Setting(
         "integration-bridge",
         "NET-09",
