@@ -20,7 +20,7 @@ class Environment:
     Args:
         outer: accelerator of the nodes.
         inner: accelerator of the guests; KVM in a node works on emulated SVM too.
-        slowness: factor by which deadlines are stretched; 1.0 where KVM works.
+        slowness: factor by which deadlines are stretched, as measured; 1.0 at least.
         emulator: path of the QEMU binary.
         versions: name and version of the programs that matter for a verdict.
         note: the reason for this accelerator.

@@ -54,7 +54,7 @@ def test_the_answer_is_what_happens_and_is_given_again_without_a_boot(
     found = canary.environment(image, tmp_path)
     if found.outer is Accelerator.KVM:
         assert canary.boot(emulator, image, Accelerator.KVM, 15) < 15
-        assert found.slowness == 1.0
+        assert found.slowness >= 1.0
     elif "did not start" in found.note:
         with pytest.raises(InstrumentError):
             canary.boot(emulator, image, Accelerator.KVM, 15)
