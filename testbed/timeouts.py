@@ -50,6 +50,9 @@ MEMORY_START = Timeout(15, "one step of a machine's start from saved memory", st
 
 # Machines of the lab
 LOGIN = Timeout(75, "a machine boots until it accepts our login", stretched=True)
+LOGIN_BANNER = Timeout(
+    60, "sshd of a busy machine sends its banner; it counts connections that end earlier (decision 0003)"
+)
 SESSION = Timeout(120, "a machine starts the far end of a session; paramiko would wait for ever")
 SESSION_ANSWER = Timeout(20, "an answer is on its way after its command's own deadline")
 ORPHANS = Timeout(60, "commands of an earlier session end: they have ten seconds, and are killed then")

@@ -124,7 +124,7 @@ class Host:
             try:
                 client.connect(
                     self.access.address, username=USER, key_filename=str(self.access.key), allow_agent=False,
-                    look_for_keys=False, timeout=5, banner_timeout=20, auth_timeout=60,
+                    look_for_keys=False, timeout=5, banner_timeout=timeouts.LOGIN_BANNER, auth_timeout=60,
                 )  # fmt: skip
             except (paramiko.SSHException, OSError, EOFError) as error:
                 client.close()
