@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from checks.support.breaches import needs_guest, shell_breach
 from testbed.errors import InstrumentError
+from testbed.hosts import rules
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Effect, check
 from testbed.verify.fleet import Fleet, MachineView
@@ -74,8 +75,6 @@ def test_no_memory_reaches_a_disk(fleet: Fleet, node: MachineView) -> None:
         )
     swap, pattern, files = (part.removesuffix("--").strip() for part in parts)
     assert not swap, f"the node swaps: {swap.splitlines()[0]}"
-    # The limit of a core file's size does not bind a program that receives it (core(5)).
-    assert not pattern.startswith("|"), f"core files are handed to a program: {pattern[:200]}"
-    able = [worker.name for worker in observed(fleet, node).workers if worker.core != ("0", "0")]
-    assert not able, f"workers may write core files: {', '.join(able[:_SHOWN])}"
+    fault = rules.without_cores(observed(fleet, node).workers, pattern)
+    assert not fault, fault
     assert not files, f"files with the memory of guests: {', '.join(files.splitlines()[:_SHOWN])}"

@@ -38,6 +38,7 @@ NAMESPACES_END = Timeout(30, "a lab's first process ends after its signal, and a
 ROGUE_HOST = Timeout(30, "a rogue host's namespace gets its interface")
 ROGUE_LIFE = Timeout(900, "a rogue host ends by itself: longer than any observation")
 DISK = Timeout(60, "qemu-img makes or reads one disk")
+HOST_LOOK = Timeout(120, "a host of others answers with its workers; a silent one is one result")
 DELETION = Timeout(300, "folders of another account are deleted, disks included")
 IMAGE_STEP = Timeout(900, "one program of an image's build")
 IMAGE = Timeout(1800, "one image is baked, packages included, by two processors without KVM")

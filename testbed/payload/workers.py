@@ -1,6 +1,7 @@
 """Reads the processes behind a node's guests: privileges, filters, devices and sockets.
 
-It runs on a node as root, for PRC-03, PRC-04 and STO-05. A process that ends meanwhile is left out.
+It runs as root, on nodes of a lab (`collect`) and on hosts that others have set up (`host`). A process that
+ends meanwhile is left out. It needs Python 3.9.
 """
 
 from __future__ import annotations
@@ -27,16 +28,50 @@ def collect(request: dict[str, object]) -> Facts:
     Workers are the processes in libvirt's folder of process ids, and every QEMU under a worker's account.
 
     Args:
-        request: ``folder`` of libvirt's files ``DOMAIN.pid``, ``program`` (beginning of QEMU's path), and
+        request: ``folder`` of libvirt's files ``DOMAIN.pid``, ``programs`` (beginnings of QEMU's path), and
             ``accounts`` (first and last user id of workers).
     """
     found = [facts for pid, name in _workers(request).items() if (facts := _described(pid, name)) is not None]
     return {"mounts": os.readlink("/proc/self/ns/mnt"), "workers": found}
 
 
+def host(request: dict[str, object]) -> Facts:
+    """Return the same, and settings of the host: page merging, swap, core files, libvirt's sockets.
+
+    Args:
+        request: as for `collect`.
+    """
+    merging = [
+        _text(f"/sys/kernel/mm/ksm/{name}").strip() for name in ("run", "pages_shared", "pages_sharing")
+    ]
+    system = dict(line.split("=", 1) for line in _text("/etc/os-release").splitlines() if "=" in line)
+    sockets = []
+    for path in (
+        "libvirt-sock",
+        "libvirt-sock-ro",
+        "libvirt-admin-sock",
+        "virtqemud-sock",
+        "virtqemud-sock-ro",
+    ):
+        try:
+            facts = os.stat(f"/run/libvirt/{path}")
+        except OSError:
+            continue
+        mode = f"{stat.S_IMODE(facts.st_mode):o}"
+        sockets.append((f"/run/libvirt/{path}", mode, facts.st_uid, facts.st_gid))
+    return {
+        **collect(request),
+        "system": system.get("PRETTY_NAME", "").strip('"'),
+        "deduplication": [int(text) for text in merging if text.isdigit()],
+        "swap": _text("/proc/swaps").splitlines()[1:],
+        "core_pattern": _text("/proc/sys/kernel/core_pattern").strip(),
+        "sockets": sockets,
+    }
+
+
 def _workers(request: dict[str, object]) -> dict[int, str]:
     """Return the name of each worker, by its process id."""
-    folder, program = str(request["folder"]), str(request["program"])
+    folder, programs = str(request["folder"]), tuple(map(str, request["programs"]))  # type: ignore[call-overload]
     first, last = request["accounts"]  # type: ignore[misc]
     found: dict[int, str] = {}
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
@@ -48,7 +83,7 @@ def _workers(request: dict[str, object]) -> dict[int, str]:
         if entry.isdigit() and int(entry) not in found:
             accounts = _fields(_text(f"/proc/{entry}/status")).get("Uid", "").split()
             own = any(first <= int(account) <= last for account in accounts)  # type: ignore[has-type]
-            if own and _link(f"/proc/{entry}/exe").startswith(program):
+            if own and _link(f"/proc/{entry}/exe").startswith(programs):
                 found[int(entry)] = f"process {entry}"
     return found
 
@@ -60,19 +95,29 @@ def _described(pid: int, name: str) -> Facts | None:
         facts: Facts = {
             "name": name,
             "pid": pid,
+            "label": _label(pid),
+            "accounts": [int(word) for word in _fields(_text(f"/proc/{pid}/status"))["Uid"].split()],
             "threads": threads,
             "mounts": os.readlink(f"/proc/{pid}/ns/mnt"),
             "devices": sorted(_devices(f"/proc/{pid}/root/dev")),
             "sockets": sorted(_sockets(pid)),
             "core": _core(_text(f"/proc/{pid}/limits")),
         }
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, KeyError):
         return None
     try:
         facts["filters"] = _filters(pid)
     except OSError as error:
         facts["unread"] = f"{error}"
     return facts
+
+
+def _label(pid: int) -> str:
+    """Return the label of AppArmor or SELinux; empty if the kernel has neither."""
+    try:
+        return _text(f"/proc/{pid}/attr/current").strip("\n\0")
+    except OSError:
+        return ""
 
 
 def _listed(pid: int) -> list[str]:

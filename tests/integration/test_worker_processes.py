@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 
 from checks import test_worker_sandbox
+from testbed.hosts.facts import HostFacts, parsed
 from testbed.payload import workers
-from testbed.verify.witnesses import worker_processes
 from tests.shapes import lab_of
 
 QEMU = shutil.which("qemu-system-x86_64")
@@ -64,17 +65,17 @@ def observed(tmp_path: Path, pid: int) -> Any:
     (tmp_path / "run").mkdir(exist_ok=True)
     for guest in LAB.guests:
         (tmp_path / "run" / f"{guest.domain}.pid").write_text(f"{pid}\n")
-    request = {"folder": str(tmp_path / "run"), "program": "/nowhere", "accounts": [1, 0]}
+    request = {"folder": str(tmp_path / "run"), "programs": ["/nowhere"], "accounts": [1, 0]}
     program = Path(workers.__file__).read_text()
     text = f"{program}\nimport json\nprint(json.dumps(collect({request!r})))\n"
     done = subprocess.run([sys.executable, "-"], input=text, capture_output=True, text=True, check=True)
-    return worker_processes._ANSWER.validate_json(done.stdout)
+    return parsed(json.loads(done.stdout))
 
 
 def judged(tmp_path: Path, pid: int, check: Callable[..., None]) -> str:
     """Return the first line of a check's failure, or "" if it passes."""
     found = observed(tmp_path, pid)
-    one = worker_processes.NodeProcesses(found.mounts, found.workers[:1])
+    one = HostFacts(found.mounts, found.workers[:1])
     fleet: Any = SimpleNamespace(observe_once=lambda *_: one)
     node: Any = SimpleNamespace(name="node")
     try:

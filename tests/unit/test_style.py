@@ -20,8 +20,8 @@ pytestmark = pytest.mark.lint
 BASE = {"errors", "gc_pause", "timeouts", "untrusted"}
 PURE = BASE | {"topology_file", "model", "plan", "plan.host_config", "plan.libvirt_xml"}
 HOST = PURE | {"drivers.host"}
-VERIFY = PURE | {"drivers", "engine.place", "lab", "verify"}
-CLI = PURE | {"data_files", "drivers", "engine", "inventory", "lab", "report"}
+VERIFY = PURE | {"drivers", "engine.place", "hosts", "lab", "verify"}
+CLI = PURE | {"data_files", "drivers", "engine", "hosts", "inventory", "lab", "report"}
 ALLOWED = {
     "untrusted": set(),
     "errors": {"untrusted"},
@@ -40,6 +40,7 @@ ALLOWED = {
     "plan.host_config": BASE | {"model", "plan.libvirt_xml"},
     "plan": PURE,
     "inventory": PURE,
+    "hosts": PURE | {"drivers.host", "report"},
     "report": BASE | {"model", "topology_file"},
     "engine": PURE,
     "drivers.host": BASE | {"topology_file"},

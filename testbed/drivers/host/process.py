@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from testbed.drivers.host.private_files import USUAL_UMASK
 from testbed.errors import MachineError, ProvisioningError, TestbedError
@@ -102,6 +103,49 @@ def run(
         fact = f"{argv[0]} ended with status {done.returncode}: {output.strip()[-_TAIL:] or 'no output'}"
         raise error(what, fact=fact, remedy=_repeat(argv, log))
     return "" if log is not None else done.stdout.decode(errors="replace")
+
+
+def run_bounded(
+    argv: Sequence[str],
+    *,
+    what: str,
+    timeout: float,
+    limit: int,
+    error: type[TestbedError] = ProvisioningError,
+    stdin: bytes = b"",
+) -> str:
+    """Run a program whose output another machine decides, and return its standard output.
+
+    Args:
+        argv: program and arguments; no shell.
+        what: summary of the error.
+        timeout: seconds after which it is killed.
+        limit: octets that it may write; a signal ends it when it writes more (setrlimit(2), RLIMIT_FSIZE).
+        error: class to raise.
+        stdin: standard input of the program.
+
+    Raises:
+        TestbedError: of the class given, when the program is missing, fails, or exceeds time or limit.
+
+    """
+    bounded = [require("prlimit", package="util-linux"), f"--fsize={limit}", *argv]
+    with TemporaryFile() as output, TemporaryFile() as errors:
+        try:
+            done = subprocess.run(
+                bounded, stdout=output, stderr=errors, timeout=timeout, check=False, input=stdin,
+                umask=USUAL_UMASK,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as failure:
+            fact = f"{argv[0]} took longer than {timeout:.0f} s"
+            raise error(what, fact=fact, remedy=_repeat(argv)) from failure
+        output.seek(0)
+        errors.seek(0)
+        text = output.read(limit).decode(errors="replace")
+        if done.returncode != 0:
+            told = errors.read(limit)[-_TAIL:].decode(errors="replace").strip() or "no output"
+            fact = f"{argv[0]} ended with status {done.returncode}: {told}"
+            raise error(what, fact=fact, remedy=_repeat(argv))
+    return text
 
 
 def _tail(log: Path) -> str:

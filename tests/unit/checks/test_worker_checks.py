@@ -12,9 +12,9 @@ import pytest
 
 from checks import test_memory_at_rest, test_worker_sandbox
 from testbed.errors import InstrumentError
+from testbed.hosts.facts import HostFacts, Thread, Worker
 from testbed.verify.fleet import MachineView
 from testbed.verify.witnesses import worker_processes
-from testbed.verify.witnesses.worker_processes import NodeProcesses, Thread, Worker
 from tests.shapes import lab_of
 
 LAB = lab_of("one-node")
@@ -31,6 +31,8 @@ WORKERS = tuple(
     Worker(
         name=guest.domain,
         pid=100 + number,
+        label=f"libvirt-{number} (enforce)",
+        accounts=(64100 + number,) * 4,
         threads=(Thread(2, 1, 1, 0),),
         mounts=f"mnt:[{number}]",
         devices=("c 1:3 null", "c 10:232 kvm"),
@@ -48,7 +50,7 @@ AT_REST = test_memory_at_rest.test_no_memory_reaches_a_disk
 def judged(check: Callable[..., None], state: str = "--\ncore\n--\n--", **changes: Any) -> None:
     """Run a check on a node whose second worker has some other properties."""
     first, second, *others = WORKERS
-    found = NodeProcesses("mnt:[node]", (first, replace(second, **changes), *others))
+    found = HostFacts("mnt:[node]", (first, replace(second, **changes), *others))
     fleet: Any = SimpleNamespace(observe_once=lambda *_: found)
     node: Any = SimpleNamespace(name="node", read=lambda _: state)
     check(fleet=fleet, node=node)
@@ -64,7 +66,7 @@ def test_a_clean_node_passes(check: Callable[..., None]) -> None:
     [
         (FILTER, {"threads": (Thread(2, 1, 1, 0), Thread(0, 0, 1, 0))}, "threads without a filter"),
         (FILTER, {"threads": (Thread(2, 1, 0, 0),)}, "that can gain privileges"),
-        (FILTER, {"threads": ()}, "has no thread"),
+        (FILTER, {"threads": ()}, "threads without a filter"),
         (
             FILTER,
             {"filters": (((0x06, 0, 0, 0x7FFF0000),),)},
@@ -132,7 +134,8 @@ def test_the_nodes_answer_is_read_strictly() -> None:
         "mounts": "mnt:[1]",
         "workers": [
             {
-                "name": guest.domain, "pid": 7, "threads": [[2, 1, 1, 0]], "mounts": "mnt:[2]", "devices": [],
+                "name": guest.domain, "pid": 7, "label": "", "accounts": [7], "threads": [[2, 1, 1, 0]],
+                "mounts": "mnt:[2]", "devices": [],
                 "sockets": [], "core": ["0", "0"], "filters": [[[6, 0, 0, 0]]],
             }
             for guest in LAB.guests_on("node")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from testbed.verify.witnesses.syscall_filter import I386, X86_64, Call, Filter, allows
+from testbed.hosts.syscall_filter import I386, X86_64, Call, Filter, allows
 
 ALLOW, LOG, KILL, ERROR = 0x7FFF0000, 0x7FFC0000, 0x80000000, 0x00050001
 LOAD, EQUAL, GREATER, GREATER_EQUAL, BITS, JUMP, AND, RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x05, 0x54, 0x06
