@@ -114,7 +114,7 @@ def _worker_device(context: BreachContext) -> str:
         ),
         _foreign(
             "a worker listens on an address of the node",
-            f"-sandbox {_SANDBOX} -serial tcp:127.0.0.1:4555,server=on,wait=off",
+            f"-sandbox {_SANDBOX} -chardev socket,id=open,host=127.0.0.1,port=4555,server=on,wait=off",
         ),
     ),
 )

@@ -77,10 +77,10 @@ def unprivileged(worker: Worker, host: HostFacts, devices: Collection[str]) -> s
     foreign = sorted({*worker.devices} - {*devices})
     faults = {
         f"has capabilities: {', '.join(able)}": able,
+        f"has sockets of a network: {', '.join(worker.sockets[:_SHOWN])}": worker.sockets,
         "sees the file systems of the node": worker.mounts == host.mounts,
         f"shares a mount namespace with {', '.join(sharing[:_SHOWN])}": sharing,
         f"has devices that it does not need: {', '.join(foreign[:_SHOWN])}": foreign,
-        f"has sockets of a network: {', '.join(worker.sockets[:_SHOWN])}": worker.sockets,
     }
     return next((f"{worker.name} {text}" for text, found in faults.items() if found), "")
 

@@ -124,7 +124,7 @@ def test_a_worker_whose_filter_allows_more_fails(
         ),
         ("", "", "mount -t tmpfs tmpfs /dev; mknod /dev/sda b 8 0", "does not need: b 8:0 sda"),
         (
-            "-serial tcp:127.0.0.1:0,server=on,wait=off",
+            "-chardev socket,id=open,host=127.0.0.1,port=0,server=on,wait=off",
             "",
             "mount -t tmpfs tmpfs /dev",
             "sockets of a network: tcp 0100007F:",
