@@ -19,6 +19,7 @@ _LOOK = (
     f"for folder in {_FOLDERS}; do [ ! -d $folder ] || find $folder -type f; done"
 )
 _SWAP = "/var/lib/breach.swap"
+_CORE = "/var/lib/breach.core"
 _SAVED = f"{_STATE}/save/breach.save"
 _SWAP_SIZE = 4  # MiB
 _SHOWN = 6
@@ -52,10 +53,10 @@ def _worker(context: BreachContext) -> str:
             shows=lambda context: f"grep -q '^Max core file size *unlimited' /proc/{_worker(context)}/limits",
         ),
         shell_breach(
-            "the kernel hands core files to a program",
-            opens=lambda _: f"echo '|/bin/false %p' > {_PATTERN}",
-            closes=lambda _: f"echo core > {_PATTERN}",
-            shows=lambda _: f"grep -q '^|' {_PATTERN}",
+            "the kernel hands core files to a program that stores them",
+            opens=lambda _: f"echo '|/usr/bin/tee {_CORE}' > {_PATTERN}",
+            closes=lambda _: f"echo '|/bin/false' > {_PATTERN}; rm -f {_CORE}",
+            shows=lambda _: f"grep -q {_CORE} {_PATTERN}",
         ),
         shell_breach(
             "the memory of a saved guest is left on the node",

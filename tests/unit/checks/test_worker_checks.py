@@ -47,7 +47,7 @@ NOTHING_ELSE = test_worker_sandbox.test_workers_have_nothing_but_their_guest
 AT_REST = test_memory_at_rest.test_no_memory_reaches_a_disk
 
 
-def judged(check: Callable[..., None], state: str = "--\ncore\n--\n--", **changes: Any) -> None:
+def judged(check: Callable[..., None], state: str = "--\n|/bin/false\n--\n--", **changes: Any) -> None:
     """Run a check on a node whose second worker has some other properties."""
     first, second, *others = WORKERS
     found = HostFacts("mnt:[node]", (first, replace(second, **changes), *others))
@@ -81,7 +81,8 @@ def test_a_clean_node_passes(check: Callable[..., None]) -> None:
         (NOTHING_ELSE, {"sockets": ("tcp 0100007F:11CB 0A",)}, "sockets of a network: tcp"),
         (AT_REST, {"core": ("0", "unlimited")}, "may write core files"),
         (AT_REST, {"state": "/var/x file 4092 0 -2\n--\ncore\n--\n--"}, "the node swaps: /var/x"),
-        (AT_REST, {"state": "--\n|/bin/false %p\n--\n--"}, "handed to a program: |/bin/false"),
+        (AT_REST, {"state": "--\n|/bin/false %p\n--\n--"}, "handed to a program: |/bin/false %p"),
+        (AT_REST, {"state": "--\n|/usr/bin/tee /x\n--\n--"}, "handed to a program: |/usr/bin/tee"),
         (
             AT_REST,
             {"state": "--\ncore\n--\n/var/lib/libvirt/qemu/save/a.save\n--"},
