@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from checks.support.breaches import needs_guest, shell_breach
+from checks.support.breaches import needs_guest, shell_breach, worker_pid
 from testbed.errors import InstrumentError
 from testbed.hosts import rules
-from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Effect, check
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses.worker_processes import observed
@@ -23,10 +22,6 @@ _CORE = "/var/lib/breach.core"
 _SAVED = f"{_STATE}/save/breach.save"
 _SWAP_SIZE = 4  # MiB
 _SHOWN = 6
-
-
-def _worker(context: BreachContext) -> str:
-    return f"$(cat /run/libvirt/qemu/{context.guest.domain}.pid)"
 
 
 @check(
@@ -48,9 +43,11 @@ def _worker(context: BreachContext) -> str:
         ),
         shell_breach(
             "a worker may write a core file",
-            opens=lambda context: f"prlimit --pid {_worker(context)} --core=unlimited:unlimited",
-            closes=lambda context: f"prlimit --pid {_worker(context)} --core=0:0",
-            shows=lambda context: f"grep -q '^Max core file size *unlimited' /proc/{_worker(context)}/limits",
+            opens=lambda context: f"prlimit --pid {worker_pid(context)} --core=unlimited:unlimited",
+            closes=lambda context: f"prlimit --pid {worker_pid(context)} --core=0:0",
+            shows=lambda context: (
+                f"grep -q '^Max core file size *unlimited' /proc/{worker_pid(context)}/limits"
+            ),
         ),
         shell_breach(
             "the kernel hands core files to a program that stores them",

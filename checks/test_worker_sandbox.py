@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checks.support.breaches import needs_guest, shell_breach
+from checks.support.breaches import needs_guest, shell_breach, worker_pid
 from testbed.errors import InstrumentError
 from testbed.hosts import rules
 from testbed.verify.breach_context import BreachContext
@@ -85,7 +85,7 @@ def test_workers_run_under_a_filter(fleet: Fleet, node: MachineView) -> None:
 
 def _worker_device(context: BreachContext) -> str:
     """Return the beginning of a command in the mount namespace of the first guest's worker."""
-    return f"nsenter -m -t $(cat /run/libvirt/qemu/{context.guest.domain}.pid) --"
+    return f"nsenter -m -t {worker_pid(context)} --"
 
 
 @check(

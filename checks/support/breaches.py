@@ -56,6 +56,11 @@ def shell_breach(
     )
 
 
+def worker_pid(context: BreachContext) -> str:
+    """Return the word of a shell that is the process id of the first guest's worker."""
+    return f"$(cat /run/libvirt/qemu/{context.guest.domain}.pid)"
+
+
 def needs_guest(context: BreachContext) -> str | None:
     """Return why a check of one node has nothing to observe there, or None."""
     return (
