@@ -2,10 +2,9 @@
 
 Run: python -m tests.corpus [--count 1500] [--seed 1]
 
-
 Files are mutations of the shipped topologies (of their values and of their text), files of other tools, and
 files that are made to be expensive. Each is validated by the real command in a process of its own. Prints
-JSON: files, exit codes, the most seconds and MiB that one took, and every broken promise.
+JSON: files, exit codes, the most seconds, MiB and octets of output that one took, and every broken promise.
 """
 
 from __future__ import annotations
@@ -389,15 +388,17 @@ def main() -> None:
     options = parser.parse_args()
     codes: Counter[int] = Counter()
     broken: dict[str, list[str]] = {}
-    worst = {"seconds": (0.0, ""), "memory": (0.0, "")}
+    worst: dict[str, tuple[float, str]] = {}
     with tempfile.TemporaryDirectory() as name:
         for label, text in corpus(options.count, options.seed):
             outcome = validate(text, Path(name))
             codes[outcome.code] += 1
-            worst = {
-                "seconds": max(worst["seconds"], (outcome.seconds, label)),
-                "memory": max(worst["memory"], (outcome.memory, label)),
+            used = {
+                "seconds": round(outcome.seconds, 2),
+                "memory in MiB": round(outcome.memory, 1),
+                "octets of output": len(outcome.output.encode(errors="replace")),
             }
+            worst = {what: max(worst.get(what, (0.0, "")), (amount, label)) for what, amount in used.items()}
             if promises := outcome.broken():
                 broken[label] = [*promises, outcome.output[:400]]
     sys.stdout.write(

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-from xml.etree import ElementTree as ET
 
 # libvirt reads this once, when it is loaded. Its log stays off the terminal: exceptions carry the messages.
 os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
@@ -26,7 +25,7 @@ from testbed.drivers.host.private_files import OWNER, PASSABLE, make_folder, wri
 from testbed.drivers.hypervisor.qmp import Monitor
 from testbed.drivers.ssh.command_session import closing_after
 from testbed.errors import InstrumentError, ProvisioningError, TestbedError
-from testbed.plan.libvirt_xml.machine import read_mark
+from testbed.plan.libvirt_xml.machine import parsed, read_mark
 from testbed.plan.libvirt_xml.storage import pool_xml, volume_xml
 from testbed.untrusted import bounded_json
 from testbed.untrusted.text import line
@@ -365,9 +364,8 @@ class Hypervisor:
         with _said(f"the guest agent of {name} does not connect", InstrumentError):
             number = self._connection.domainEventRegisterAny(domain, event, changed, None)
             try:
-                connected_before = ET.fromstring(domain.XMLDesc()).find(
-                    "devices/channel/target[@state='connected']"
-                )
+                described = parsed(_bounded(domain.XMLDesc()))
+                connected_before = described.find("devices/channel/target[@state='connected']")
                 while connected_before is None and not connected.wait(_LOOK_S):
                     if not domain.isActive() or time.monotonic() > end:
                         fact = "no word of it yet" if domain.isActive() else "the domain has ended"

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-from xml.etree import ElementTree as ET
 
 from testbed import timeouts
 from testbed.drivers.hypervisor.connection import Domain, Hypervisor
@@ -24,7 +23,7 @@ from testbed.model.topology import IMAGES, POOLS, Guest, Machine, Topology
 from testbed.plan import policing
 from testbed.plan.diff import Action, Verb
 from testbed.plan.host_config.settings import FILTERS, SOCKETS, settings
-from testbed.plan.libvirt_xml.machine import waits
+from testbed.plan.libvirt_xml.machine import parsed, waits
 from testbed.plan.resources import Key, Kind, Properties
 from testbed.topology_file.quantities import GIB
 
@@ -324,7 +323,7 @@ class Node:
 
 def _live(domain: Domain) -> Properties:
     """Return worker and confinement from the live XML of a domain, not from its metadata."""
-    root = ET.fromstring(domain.xml)
+    root = parsed(domain.xml)
     labels = {label.get("model"): label for label in root.findall("seclabel")}
     worker = labels["dac"].findtext("label", "") if "dac" in labels else ""
     confinement = (

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
+from testbed.errors import ProvisioningError
 from testbed.model.environment import Accelerator, Environment
 from testbed.model.topology import IMAGES, Machine, MachineNic, Role, Topology
 from testbed.plan.libvirt_xml.elements import (
@@ -93,9 +94,23 @@ class MachineFiles:
     direct: bool = False
 
 
+def parsed(xml: str) -> ET.Element:
+    """Return the domain that a node's libvirt describes.
+
+    Raises:
+        ProvisioningError: it is no XML; expat refuses entities that expand without bounds.
+
+    """
+    try:
+        return ET.fromstring(xml)
+    except ET.ParseError as error:
+        fact, remedy = f"its XML: {error}", "run `testbed status`, then rebuild the node"
+        raise ProvisioningError("a virtual machine cannot be read", fact=fact, remedy=remedy) from error
+
+
 def read_mark(xml: str) -> tuple[str, str, dict[str, object]] | None:
     """Return lab, resource and properties from a domain's metadata, or None if it is not ours."""
-    mark = ET.fromstring(xml).find(f"metadata/{{{NAMESPACE}}}lab")
+    mark = parsed(xml).find(f"metadata/{{{NAMESPACE}}}lab")
     if mark is None:
         return None
     try:
@@ -107,7 +122,7 @@ def read_mark(xml: str) -> tuple[str, str, dict[str, object]] | None:
 
 def interface_count(xml: str) -> int:
     """Return how many interfaces a domain has."""
-    return len(ET.fromstring(xml).findall("devices/interface"))
+    return len(parsed(xml).findall("devices/interface"))
 
 
 def machine_id(uuid: str) -> str:
@@ -179,7 +194,7 @@ def _await_memory(root: ET.Element) -> None:
 
 def waits(xml: str) -> bool:
     """Return whether a domain still waits for its memory."""
-    return ET.fromstring(xml).findtext("title") == WAITING
+    return parsed(xml).findtext("title") == WAITING
 
 
 def anonymous_xml(hardware: Hardware, environment: Environment, files: MachineFiles, generation: str) -> str:

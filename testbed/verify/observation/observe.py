@@ -340,6 +340,6 @@ def _heard(endpoint: Endpoint, records: Sequence[Record], tokens: set[str], tran
     for record in records:
         if record.get("label") == endpoint.interface:
             answer = record.get("kind") == "dhcp" and record.get("token") == transaction
-            if answer or record.get("token") in tokens:
+            if answer or str(record.get("token")) in tokens:
                 return True
     return False

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from testbed.errors import InstrumentError
+from testbed.model.topology import Topology
 from testbed.verify.fleet import Fleet
 from testbed.verify.observation.arrivals import Observation
 from testbed.verify.probe.client import (
@@ -35,7 +36,7 @@ def listen(fleet: Fleet, prefix: str) -> None:
     Raises:
         InstrumentError: a recorder does not start, or a tap is missing.
     """
-    taps = _taps(fleet)
+    taps = _taps(fleet.topology)
     answers = _on_nodes(
         fleet,
         lambda node, name: node.listen(ListenAtTaps(phase="listen", token=prefix, taps=sorted(taps[name]))),
@@ -77,11 +78,24 @@ def collect(fleet: Fleet, prefix: str) -> dict[str, list[Record]]:
         InstrumentError: one did not run for the whole window, or lost frames.
     """
     answers = _on_nodes(fleet, lambda node, _: node.ask(Finish(phase="finish", token=prefix)))
-    found: dict[str, list[Record]] = {guest.label: [] for guest in fleet.topology.guests}
-    for name, taps in _taps(fleet).items():
+    return records_of(answers, fleet.topology)
+
+
+def records_of(answers: Mapping[str, Mapping[str, Any]], topology: Topology) -> dict[str, list[Record]]:
+    """Return the records in the untrusted answers of nodes, by guest.
+
+    Raises:
+        InstrumentError: a recorder did not run for the whole window, lost frames, or names a tap that it does
+            not have.
+    """
+    found: dict[str, list[Record]] = {guest.label: [] for guest in topology.guests}
+    for name, taps in _taps(topology).items():
         require_receiver(name, answers[name], down=[])
         for record in listed(answers[name], "records"):
-            guest, network = taps[str(record.get("label"))]
+            tap = str(record.get("label"))
+            if tap not in taps:
+                raise inconclusive(f"the recorder on {name} names a tap of no guest", tap[:200])
+            guest, network = taps[tap]
             found[guest].append({**record, "label": network})
     return found
 
@@ -107,17 +121,17 @@ def require_agreement(observation: Observation, marks: Collection[str]) -> None:
             )
 
 
-def _taps(fleet: Fleet) -> dict[str, dict[str, tuple[str, str]]]:
+def _taps(topology: Topology) -> dict[str, dict[str, tuple[str, str]]]:
     """Return guest and network of each tap, by node with guests and by tap."""
     found: dict[str, dict[str, tuple[str, str]]] = {}
-    for guest in fleet.topology.guests:
+    for guest in topology.guests:
         found.setdefault(guest.node, {}).update({nic.tap: (guest.label, nic.network) for nic in guest.nics})
     return found
 
 
 def _on_nodes(fleet: Fleet, ask: Callable[[ProbeClient, str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Send a request to the probe on each node that has guests, in parallel."""
-    names = list(_taps(fleet))
+    names = list(_taps(fleet.topology))
     if not names:
         raise InstrumentError("no node has a guest", fact="nothing to record", remedy="declare a guest")
     with ThreadPoolExecutor(max_workers=min(len(names), 8)) as pool:

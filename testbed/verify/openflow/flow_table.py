@@ -84,11 +84,19 @@ def field(name: str, start: int | None = None, end: int | None = None) -> Field 
     """Return a field by one of its names, or a range of its bits.
 
     None means that the walk ignores the field.
+
+    Raises:
+        InstrumentError: the field does not have these bits.
     """
     plain = re.sub(r"^(nxm|oxm)_(of|nx)_", "", name.partition("[")[0].lower())
     plain = re.sub(r"^pkt_reg", "xreg", re.sub(r"^(tcp|udp|sctp)_(src|dst)$", r"tp_\2", plain))
     found = FIELDS.get(_OTHER_NAMES.get(plain, plain))
-    return found if found is None or start is None else found.part(start, start if end is None else end)
+    if found is None or start is None:
+        return found
+    last = start if end is None else end
+    if not 0 <= start <= last < found.width:
+        raise _unreadable(f"{name} has no bits from {start} to {last}")
+    return found.part(start, last)
 
 
 def bits(value: object, width: int) -> tuple[int, int] | None:
@@ -125,23 +133,27 @@ def read(text: str) -> Tables:
 
 
 def _rule(line: str) -> tuple[int, FlowRule]:
+    text = line.strip()
+    if not text.isprintable():  # at a tab, the parser of `ovs.flow` would stand still for ever
+        raise _unreadable(repr(text[:200]))
     try:
-        found = OFPFlow(line.strip())
-    except (ParseError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise InstrumentError(
-            "a rule cannot be read", fact=f"{line.strip()[:200]}: {error}", remedy="report it"
-        ) from error
-    fields = dict(found.match)
-    priority = fields.pop("priority", 0x8000)
+        found = OFPFlow(text)
+        fields = dict(found.match)
+        priority = int(fields.pop("priority", 0x8000))
+        table = int(found.info.get("table", 0))
+        parts = [_part(name, value) for name, value in fields.items()]
+    except (ParseError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise _unreadable(f"{text[:200]}: {error}") from error
     match, exact = Cube(), True
-    for part, certain in (_part(name, value) for name, value in fields.items()):
+    for part, certain in parts:
         if not match.meets(part):
-            fact = f"{line.strip()[:200]} contradicts itself"
-            raise InstrumentError("a rule cannot be read", fact=fact, remedy="report it")
+            raise _unreadable(f"{text[:200]} contradicts itself")
         match, exact = match.narrowed(part), exact and certain
-    return int(found.info.get("table", 0)), FlowRule(
-        int(priority), match, exact, tuple(found.actions), line.partition("actions=")[2]
-    )
+    return table, FlowRule(priority, match, exact, tuple(found.actions), line.partition("actions=")[2])
+
+
+def _unreadable(fact: str) -> InstrumentError:
+    return InstrumentError("a rule cannot be read", fact=fact, remedy="report it")
 
 
 def _part(name: str, value: object) -> tuple[Cube, bool]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from testbed.untrusted import bounded_json
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.probe.client import inconclusive
 
@@ -85,8 +85,8 @@ def read_ledger(machine: MachineView) -> FirewallCounters:
     """
     text = machine.read(_RULES)
     try:
-        return parse_ledger(json.loads(text))
-    except (ValueError, KeyError, TypeError) as error:
+        return parse_ledger(bounded_json.read(text))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # it has another form
         raise inconclusive(
             f"the firewall of {machine.name} cannot be read", f"{type(error).__name__}: {error}"
         ) from error
