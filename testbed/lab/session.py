@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from urllib.parse import quote
 
 from testbed.drivers.host.accounts import privileged
@@ -29,7 +30,7 @@ from testbed.lab.build_inputs import BuildInputs
 from testbed.model.environment import Accelerator, Environment
 from testbed.model.numbers import Numbers
 from testbed.model.resolve import resolve
-from testbed.model.topology import Topology
+from testbed.model.topology import Machine, Topology
 from testbed.plan.resources import Key, Resource, desired
 from testbed.topology_file.loader import read
 
@@ -230,17 +231,21 @@ def open_lab(
         inputs.memories,
         inputs.checkpoint,
     )
+
+    def host(machine: Machine) -> Host:
+        return Host(admin_login.access(workspace, machine), partial(outer.boot_progress, machine))
+
     central = Controller(
         topology,
         workspace,
-        Host(admin_login.access(workspace, topology.controller)),
+        host(topology.controller),
         inputs.environment.slowness,
     )
     nodes = {
         node.name: Node(
             topology,
             node,
-            Host(admin_login.access(workspace, node)),
+            host(node),
             workspace.machine(node.name) / "libvirt.sock",
             inputs.environment,
         )

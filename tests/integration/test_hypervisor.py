@@ -51,6 +51,7 @@ def test_what_libvirt_refuses_is_an_error_of_ours() -> None:
     assert "libvirt says" in caught.value.fact
     with pytest.raises(InstrumentError, match=r"red\.web does not run"):
         hypervisor.agent("red.web", "guest-ping", {}, 1)
+    assert hypervisor.disk_reads("red.web") == ""  # no sign of progress, and no error
     hypervisor.close()
 
 
@@ -85,6 +86,7 @@ def test_a_guest_that_was_created_anew_is_asked_though_an_older_one_was_known(
     assert asked[0] == asked[1] != asked[2]
     with pytest.raises(InstrumentError, match="does not answer"):
         hypervisor.agent("red.web", "guest-ping", {}, 1)
+    assert hypervisor.disk_reads("red.web") == ""  # no sign of progress, and no error
     hypervisor.close()
 
 

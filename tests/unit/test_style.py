@@ -17,7 +17,7 @@ pytestmark = pytest.mark.lint
 # What each sub-package may import of the package, besides itself (docs/decisions/0032). From the bottom up: a
 # name stands for all that is below it, so that `drivers` covers `drivers.ssh`. A module at the top stands for
 # itself.
-BASE = {"errors", "gc_pause", "timeouts", "untrusted"}
+BASE = {"deadline", "errors", "gc_pause", "timeouts", "untrusted"}
 PURE = BASE | {"topology_file", "model", "plan", "plan.host_config", "plan.libvirt_xml"}
 HOST = PURE | {"drivers.host"}
 VERIFY = PURE | {"drivers", "engine.place", "hosts", "lab", "verify"}
@@ -25,6 +25,7 @@ CLI = PURE | {"data_files", "drivers", "engine", "hosts", "inventory", "lab", "r
 ALLOWED = {
     "untrusted": set(),
     "errors": {"untrusted"},
+    "deadline": set(),
     "gc_pause": set(),
     "timeouts": set(),
     "data_files": {"errors"},

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import libvirt
 import libvirt_qemu
 
 from testbed import timeouts
+from testbed.deadline import ProgressDeadline
 from testbed.drivers.host.accounts import Account
 from testbed.drivers.host.private_files import OWNER, PASSABLE, make_folder, write_secret
 from testbed.drivers.hypervisor.qmp import Monitor
@@ -339,7 +340,20 @@ class Hypervisor:
 
         return Monitor(ask)
 
-    def wait_for_agent(self, name: str, timeout: float) -> None:
+    def disk_reads(self, name: str) -> str:
+        """Return how often a domain has read from its disks: a sign of progress, since a boot reads.
+
+        It is empty if libvirt does not tell.
+        """
+        with (
+            suppress(InstrumentError),
+            _said("no reads", InstrumentError),
+            closing_after(_LONGEST, self._cut),
+        ):
+            return f"{self._find(name).blockStats('')[0]} reads of its disks"
+        return ""
+
+    def wait_for_agent(self, name: str, deadline: ProgressDeadline) -> None:
         """Wait until a guest's agent has connected, by libvirt's event.
 
         Commands are not used for polling: each early one costs a line in the log of a host that is busy
@@ -347,14 +361,13 @@ class Hypervisor:
 
         Args:
             name: name of the domain.
-            timeout: seconds.
+            deadline: until when.
 
         Raises:
             InstrumentError: the agent does not connect in time, or the domain ends.
 
         """
         domain, connected = self._find(name), threading.Event()
-        end = time.monotonic() + timeout
 
         def changed(_connection: object, _domain: object, state: int, *_: object) -> None:
             if state == libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED:
@@ -367,8 +380,8 @@ class Hypervisor:
                 described = parsed(_bounded(domain.XMLDesc()))
                 connected_before = described.find("devices/channel/target[@state='connected']")
                 while connected_before is None and not connected.wait(_LOOK_S):
-                    if not domain.isActive() or time.monotonic() > end:
-                        fact = "no word of it yet" if domain.isActive() else "the domain has ended"
+                    if not (active := domain.isActive()) or deadline.over():
+                        fact = f"not {deadline.reason}" if active else "the domain has ended"
                         what = f"the guest agent of {name} does not connect"
                         raise InstrumentError(what, fact=fact, remedy="run `testbed up`")
             finally:

@@ -9,8 +9,10 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from shlex import quote
 from typing import Any
 
+from testbed.deadline import ProgressDeadline
 from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.drivers.snapshots import guest_memory
 from testbed.drivers.ssh.client import Host
@@ -19,6 +21,7 @@ from testbed.model.topology import Guest, Topology
 from testbed.plan import policing
 from testbed.plan.libvirt_xml.guest import SAVED_VOLUME, guest_xml, is_usual
 from testbed.plan.resources import Properties
+from testbed.untrusted.text import line
 
 _LOOK = 0.5  # seconds between looks at whether a guest has its addresses
 
@@ -31,7 +34,7 @@ class GuestStarter:
         host: ssh connection to the node.
         hypervisor: returns the node's present libvirt connection.
         renew: makes a new root disk for a guest.
-        patience: seconds until a guest must be ready.
+        patience: seconds until a guest must be ready, if it makes no progress.
 
     """
 
@@ -120,7 +123,7 @@ class GuestStarter:
         finally:
             self._host.must(f"rm -f {path}")
         self._let_go(guest)
-        hypervisor.wait_for_agent(guest.domain, self._patience)
+        hypervisor.wait_for_agent(guest.domain, self._deadline(guest, set()))
         for volume in guest.volumes:
             if volume.size != SAVED_VOLUME:
                 hypervisor.resize_disk(guest.domain, "vdb", volume.size)
@@ -152,6 +155,31 @@ class GuestStarter:
         self._host.must(policing.limit([nic.tap for nic in guest.nics], guest.limits.packets))
         self._hypervisor().resume(guest.domain)
 
+    def _deadline(self, guest: Guest, missing: set[str]) -> ProgressDeadline:
+        """Return a deadline that a guest extends by its console, its disks and its addresses.
+
+        Args:
+            missing: addresses that it does not have yet; the set changes meanwhile.
+
+        """
+
+        def signs() -> str:
+            reads = self._hypervisor().disk_reads(guest.domain)
+            return (
+                f"{reads or 'no reads'}, addresses missing: {len(missing)}, console: {self._console(guest)}"
+            )
+
+        return ProgressDeadline(self._patience, signs)
+
+    def _console(self, guest: Guest) -> str:
+        """Return size and last line of a guest's console."""
+        path = quote(guest.console)
+        try:
+            done = self._host.sudo(f"stat -c %s {path} && tail -qn 1 {path} | tail -c 200")
+        except InstrumentError:
+            return "unknown"
+        return line(done.text) or "nothing"
+
     def _wait(self, guest: Guest) -> None:
         """Wait until the guest's agent answers and every interface has its addresses.
 
@@ -159,11 +187,11 @@ class GuestStarter:
             InstrumentError: the guest is not ready in time.
 
         """
-        end = time.monotonic() + self._patience
-        self._hypervisor().wait_for_agent(guest.domain, self._patience)
         missing = {f"{nic.mac} ipv4" for nic in guest.nics} | {
             f"{nic.mac} ipv6" for nic in guest.nics if nic.address6
         }
+        deadline = self._deadline(guest, missing)
+        self._hypervisor().wait_for_agent(guest.domain, deadline)
         while missing:
             try:
                 answer = self._hypervisor().agent(guest.domain, "guest-network-get-interfaces", {}, 15)
@@ -171,11 +199,9 @@ class GuestStarter:
                 fact = f"no address on {', '.join(sorted(missing))}"
             except InstrumentError as error:
                 fact = error.fact
-            if missing and time.monotonic() > end:
+            if missing and deadline.over():
                 what = f"the guest {guest.label} is not ready"
-                raise InstrumentError(
-                    what, fact=f"after {self._patience:.0f} s: {fact}", remedy="run `testbed up`"
-                )
+                raise InstrumentError(what, fact=f"{fact} {deadline.reason}", remedy="run `testbed up`")
             if missing:
                 time.sleep(_LOOK)
 

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from testbed import timeouts
+from testbed.deadline import ProgressDeadline
 from testbed.drivers.hypervisor.connection import Domain, Hypervisor
 from testbed.drivers.places import clock, settings_io
 from testbed.drivers.places.guest_start import GuestStarter
@@ -30,6 +31,7 @@ from testbed.topology_file.quantities import GIB
 _GUEST = timeouts.GUEST_BOOT
 _PING = int(timeouts.GUEST_PING)
 _SIDE_BY_SIDE = 4
+_TIMED_OUT = 124  # status of timeout(1)
 _ROOT_SIZE = 2 * GIB
 _FILES = f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%m %U %n %s %P\\0'"  # names may contain newlines
 _FOLDERS = f"cd {POOLS} && getfacl -pn -- */"
@@ -91,9 +93,21 @@ class Node:
 
         """
         self.host.wait(BOOT * self._slowness)
-        seconds = int(BOOT * self._slowness)
-        self.host.sudo(f"timeout {seconds} systemctl is-system-running --wait", timeout=seconds + 60)
+        self._await_boot()
         self.host.await_orphans()
+
+    def _await_boot(self) -> None:
+        """Wait until systemd has no more jobs; a node with jobs that do not end is observed all the same."""
+
+        def jobs() -> str:
+            return self.host.sudo("systemctl list-jobs --no-legend --plain | sort", timeout=60).text
+
+        deadline = ProgressDeadline(BOOT * self._slowness, jobs)
+        while not deadline.over():
+            seconds = int(deadline.pause) + 1
+            asked = f"timeout {seconds} systemctl is-system-running --wait"
+            if self.host.sudo(asked, timeout=seconds + 60).status != _TIMED_OUT:
+                return
 
     def recover(self) -> tuple[str, ...]:
         """Set the clocks of a node and its guests after a pause; return a note if one was set.

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from testbed import timeouts
+from testbed.drivers.host.console import console_progress
 from testbed.drivers.host.content_store import take_back
 from testbed.drivers.host.private_files import write_secret
 from testbed.drivers.host.workspace import Workspace
@@ -91,6 +92,12 @@ class OuterHost:
         for domain, machine, made in self.hypervisor.owned(self.topology.name):
             found[Key(OUTER, Kind.MACHINE, machine)] = {**made, "state": _state(domain, made)}  # type: ignore[dict-item]
         return found
+
+    def boot_progress(self, machine: Machine) -> str:
+        """Return signs of progress of a machine's boot: reads of its disks, and its console."""
+        reads = self.hypervisor.disk_reads(machine.domain(self.topology.name))
+        console = console_progress(self.workspace.machine(machine.name) / "console.log")
+        return "; ".join(filter(None, (reads, console)))
 
     def perform(self, action: Action) -> None:
         """Carry out one action."""

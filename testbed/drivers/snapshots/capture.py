@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed import timeouts
+from testbed.deadline import ProgressDeadline
 from testbed.drivers.host import process
 from testbed.drivers.host.accounts import freezer
+from testbed.drivers.host.console import console_progress
 from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.plan.libvirt_xml.machine import ANONYMOUS
@@ -50,27 +52,27 @@ class CaptureJob:
     patience: float
 
 
-def wait_for_line(console: Path, line: str, timeout: float, running: Callable[[], bool]) -> None:
-    """Wait until a machine has printed a line on its serial console.
+def wait_for_line(console: Path, line: str, patience: float, running: Callable[[], bool]) -> None:
+    """Wait until a machine has printed a line on its serial console; other lines extend the time.
 
     Args:
         console: file that receives the console's output.
         line: text to wait for.
-        timeout: seconds.
+        patience: seconds without a new line.
         running: returns whether the machine still runs.
 
     Raises:
         ProvisioningError: the line does not come in time, the machine reports a failure, or it ends.
 
     """
-    end = time.monotonic() + timeout
+    deadline = ProgressDeadline(patience, lambda: console_progress(console))
     while line not in (text := console.read_text(errors="replace")):
         if _FAILED in text:
             why = "it has failed"
         elif not running():
             why = "the machine has ended"
-        elif time.monotonic() > end:
-            why = f"not within {timeout:.0f} s"
+        elif deadline.over():
+            why = f"not {deadline.reason}"
         else:
             time.sleep(_LOOK_S)
             continue

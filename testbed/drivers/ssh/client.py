@@ -19,6 +19,7 @@ from pathlib import Path
 import paramiko
 
 from testbed import timeouts
+from testbed.deadline import ProgressDeadline
 from testbed.drivers.ssh.command_session import (
     BEGIN,
     PROGRAM,
@@ -62,11 +63,17 @@ class Host:
     """An ssh connection to a machine, as the lab's administrator.
 
     Several threads may use it at the same time.
+
+    Args:
+        access: address and keys of the machine.
+        signs: returns a text that differs after each progress of the machine's boot.
+
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, signs: Callable[[], str] = lambda: "") -> None:
         logging.getLogger("paramiko").addHandler(_SILENT)
         self.access = access
+        self._signs = signs
         self._lock = threading.Lock()
         self._client: paramiko.SSHClient | None = None
         self._session: Session | None = None
@@ -78,23 +85,25 @@ class Host:
         """Name of the machine."""
         return self.access.name
 
-    def wait(self, deadline: float) -> None:
-        """Wait until the machine accepts our login.
+    def wait(self, patience: float) -> None:
+        """Wait until the machine accepts our login; progress of its boot extends the time.
 
         Args:
-            deadline: seconds from now.
+            patience: seconds from now without progress.
 
         Raises:
             ProvisioningError: the machine does not accept it in time.
 
         """
-        end = time.monotonic() + deadline
+        answers: dict[str, None] = {}  # each new one is a stage of the boot: no route, no sshd, no banner
+        deadline = ProgressDeadline(patience, lambda: self._progress(len(answers)))
         while True:
             try:
                 self._connected()
             except InstrumentError as error:
-                if time.monotonic() > end:
-                    fact = f"no login at {self.access.address} within {deadline:.0f} s; last: {error.fact}"
+                answers[error.fact] = None
+                if deadline.over():
+                    fact = f"no login at {self.access.address} {deadline.reason}; last answer: {error.fact}"
                     remedy = (
                         f"look at its console with `testbed logs LAB {self.name}`, then run `testbed up` "
                         "again"
@@ -105,6 +114,9 @@ class Host:
                 time.sleep(_RETRY)
             else:
                 return
+
+    def _progress(self, answers: int) -> str:
+        return "; ".join(filter(None, (self._signs(), f"{answers} kinds of answers to a login")))
 
     def _connected(self) -> paramiko.SSHClient:
         with self._lock:

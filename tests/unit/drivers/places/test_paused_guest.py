@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
+from testbed.deadline import ProgressDeadline
 from testbed.drivers.places.guest_start import GuestStarter
 from testbed.drivers.places.node import Node
+from testbed.drivers.ssh.command_session import Completed
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.resolve import resolve
 from testbed.plan.diff import Action, Verb
 from testbed.plan.resources import Key, Kind
 from testbed.topology_file.loader import read
+from tests.hostile import Clock
 
 LAB = resolve(read(Path(__file__).parents[4] / "topologies/two-tenants.yaml").spec)
 GUEST = LAB.guests[0]
@@ -62,3 +65,42 @@ def test_a_guest_that_does_not_go_on_is_an_error_of_the_command() -> None:
 
     with pytest.raises(ProvisioningError, match="does not connect"):
         _resume(Silent([]), [])
+
+
+class Slow(Libvirt):
+    """Stands in for a libvirt whose guest reads its disks until some second; its addresses come later."""
+
+    def __init__(self, clock: Clock, reads_until: float, ready: float) -> None:
+        super().__init__([])
+        self._clock, self._reads_until, self._ready = clock, reads_until, ready
+
+    def disk_reads(self, _domain: str) -> str:
+        return f"{min(self._clock.now, self._reads_until):.0f} reads of its disks"
+
+    def agent(self, *_: object) -> dict[str, object]:
+        self._clock.sleep(1)
+        self._answers = int(self._clock.now >= self._ready)
+        return super().agent()
+
+
+def _await(monkeypatch: pytest.MonkeyPatch, reads_until: float, ready: float) -> float:
+    clock = Clock()
+    monkeypatch.setattr(
+        "testbed.drivers.places.guest_start.ProgressDeadline", lambda *given: ProgressDeadline(*given, clock)
+    )
+    monkeypatch.setattr("testbed.drivers.places.guest_start._LOOK", 0)
+    libvirt: Any = Slow(clock, reads_until, ready)
+    host: Any = SimpleNamespace(must=lambda _: "", sudo=lambda _: Completed("", 0, b"7\ninit: stage\n", b""))
+    GuestStarter(LAB, host, lambda: libvirt, lambda _: None, 30).resume(GUEST)
+    return clock.now
+
+
+def test_a_slow_guest_that_makes_progress_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _await(monkeypatch, reads_until=50, ready=60) >= 60
+
+
+def test_a_guest_without_progress_is_given_up_with_its_last_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ProvisioningError, match="is not ready") as caught:
+        _await(monkeypatch, reads_until=10, ready=60)
+    assert "within 30 s; last progress: 10 reads of its disks, addresses missing: 1" in caught.value.fact
+    assert "console: 7 init: stage" in caught.value.fact

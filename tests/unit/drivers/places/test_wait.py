@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from testbed.drivers.places.controller import Controller
 from testbed.drivers.places.node import Node
+from testbed.drivers.ssh.command_session import Completed
 from testbed.engine import observe
 from testbed.model.resolve import resolve
 from testbed.plan.resources import OUTER
@@ -26,9 +28,10 @@ class Host:
     def wait(self, _deadline: float) -> None:
         self.steps.append("login")
 
-    def sudo(self, _command: str, *, timeout: float) -> None:
+    def sudo(self, _command: str, *, timeout: float) -> Completed:
         assert timeout > 0
         self.steps.append("booted")
+        return Completed("", 0, b"", b"")
 
     def await_orphans(self) -> None:
         self.steps.append("commands ended")
@@ -62,3 +65,31 @@ def test_commands_of_a_killed_session_end_before_a_look(
     outer: Any = Outer()
     assert not observe.look({}, [outer, place]).failed
     assert host.steps == [*steps, "observed"]
+
+
+def test_a_boot_with_jobs_that_end_one_after_the_other_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a boot whose jobs stand still is left, so that `up` can repair it."""
+    monkeypatch.setattr("testbed.drivers.places.node.BOOT", 0.4)
+
+    class Booting(Host):
+        def __init__(self, jobs: int, *, stuck: bool) -> None:
+            super().__init__()
+            self.jobs, self.stuck = jobs, stuck
+
+        def sudo(self, command: str, *, timeout: float) -> Completed:
+            if "list-jobs" in command:
+                self.jobs -= not self.stuck and self.jobs > 0
+                return Completed("", 0, b"job\n" * self.jobs, b"")
+            self.steps.append("asked")
+            time.sleep(0.1)
+            return Completed("", 124 if self.jobs else 0, b"", b"")
+
+    for stuck, jobs in ((False, 0), (True, 5)):
+        host: Any = Booting(5, stuck=stuck)
+        node = Node.__new__(Node)
+        node.name, node.host, node._slowness = "node-a", host, 1.0
+        began = time.monotonic()
+        node.wait()
+        assert host.jobs == jobs
+        assert host.steps[-1] == "commands ended"
+        assert time.monotonic() - began < 1.7
