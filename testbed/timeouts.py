@@ -2,8 +2,9 @@
 
 A timeout that is `stretched` is multiplied by the slowness of the machine (`testbed.model.environment`),
 because it waits for work of an emulated processor. Progress of a boot extends it as well
-(`testbed.deadline`). The others wait for the outer machine, or have slack for any machine. Polling intervals and the windows of observations are no timeouts; they are defined where they
-are used. So are the timeouts of programs that run in guests and on machines (`testbed.payload`).
+(`testbed.deadline`). The others wait for the outer machine, or have slack for any machine. Polling intervals
+and the windows of observations are no timeouts; they are defined where they are used. So are the timeouts of
+programs that run in guests and on machines (`testbed.payload`).
 """
 
 from __future__ import annotations
