@@ -14,7 +14,7 @@ from testbed.drivers.places.machine_inventory import compose
 from testbed.payload.inventory.base import programs
 from testbed.payload.inventory.base.collect import Records, Unread, masked, read, side_by_side
 from testbed.payload.inventory.host import accounts, confinement, guests, units
-from testbed.payload.inventory.network import databases, links, sockets, switch
+from testbed.payload.inventory.network import databases, filters, sockets, switch
 
 
 def taken(records: Records) -> dict[tuple[str, str], Any]:
@@ -24,30 +24,25 @@ def taken(records: Records) -> dict[tuple[str, str], Any]:
 
 def test_rows_of_a_database_are_named_by_what_they_are() -> None:
     port, interface = "11111111-0000-0000-0000-000000000001", "22222222-0000-0000-0000-000000000002"
-    tables: list[dict[str, Any]] = [
-        {
-            "caption": "Port table",
-            "headings": ["_uuid", "name", "interfaces", "tag"],
-            "data": [[["uuid", port], "tap1", ["uuid", interface], ["set", []]]],
-        },
-        {
-            "caption": "Interface table",
-            "headings": ["_uuid", "name", "options", "external_ids"],
-            "data": [
-                [
-                    ["uuid", interface],
-                    "tap1",
-                    ["map", [["psk", "hunter2"], ["key", "flow"]]],
-                    ["map", [["iface-id", "x"]]],
-                ]
-            ],
-        },
-        {
-            "caption": "Mirror table",
-            "headings": ["_uuid", "name", "select_all"],
-            "data": [[["uuid", "33"], "", True]],
-        },
-    ]
+    tables: dict[str, list[databases.Row]] = {
+        "Port": [
+            {
+                "_uuid": ["uuid", port],
+                "name": "tap1",
+                "interfaces": ["uuid", interface],
+                "tag": ["set", []],
+            }
+        ],
+        "Interface": [
+            {
+                "_uuid": ["uuid", interface],
+                "name": "tap1",
+                "options": ["map", [["psk", "hunter2"], ["key", "flow"]]],
+                "external_ids": ["map", [["iface-id", "x"]]],
+            }
+        ],
+        "Mirror": [{"_uuid": ["uuid", "33"], "name": "", "select_all": True}],
+    }
     records = Records()
     databases.record(records, "switch", tables)
     found = taken(records)
@@ -55,7 +50,7 @@ def test_rows_of_a_database_are_named_by_what_they_are() -> None:
     assert found["switch Interface", "tap1"]["options"] == {"psk": "(masked)", "key": "flow"}
     assert ("switch Mirror", "(the only row)") in found
     again = Records()
-    tables[2]["data"][0][0][1] = "44"
+    tables["Mirror"][0]["_uuid"] = ["uuid", "44"]
     databases.record(again, "switch", tables)
     assert again.sorted() == records.sorted()
 
@@ -100,7 +95,7 @@ STATE = (
 
 
 def test_a_state_of_xfrm_is_its_algorithms_and_never_a_key() -> None:
-    shape = links._shape(STATE)
+    shape = filters.shape(STATE)
     assert "rfc4106(gcm(aes)) 128" in shape
     assert "mode transport" in shape
     assert "if_id 0x2" in shape
