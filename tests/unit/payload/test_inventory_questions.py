@@ -15,7 +15,9 @@ from testbed.payload.inventory.base import programs
 from testbed.payload.inventory.base.collect import Records, Unread
 from testbed.payload.inventory.network import databases, iproute, netlink, rpc, switch
 
-SCHEMA: dict[str, Any] = {"tables": {"Bridge": {"columns": {"name": {}}}, "Port": {"columns": {"name": {}, "tag": {}}}}}
+SCHEMA: dict[str, Any] = {
+    "tables": {"Bridge": {"columns": {"name": {}}}, "Port": {"columns": {"name": {}, "tag": {}}}}
+}
 ROWS = {
     "Bridge": [{"_uuid": ["uuid", "1"], "name": "br-int"}],
     "Port": [{"_uuid": ["uuid", "2"], "name": "tap1", "tag": ["set", []]}],
