@@ -24,6 +24,11 @@ _COLLECTED = {
     "processes": ("process", "kernel thread"),
     "packet_filter": ("nft table", "nft chain", "nft rules", "nft set"),
     "transforms": ("xfrm policy", "xfrm state"),
+    "addressing": ("link", "address", "route", "rule", "neighbour"),
+    "link": ("link", "address"),
+    "bridges": ("bridge port", "bridge entry"),
+    "traffic": ("queue", "class", "filter"),
+    "vsock": ("listener",),
 }
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from testbed.cli.inventory import _earlier
 from testbed.errors import UsageError
+from testbed.inventory.records import FORMAT
 
-HEAD = {"format": 1, "lab": "x", "machines": ["node"], "records": 1, "errors": {}}
+HEAD = {"format": FORMAT, "lab": "x", "machines": ["node"], "records": 1, "errors": {}}
 RECORD = {"machine": "node", "domain": "unit", "key": "a", "value": {"b": 1}}
 
 
@@ -28,7 +29,7 @@ def test_a_reading_is_taken_machine_by_machine(tmp_path: Path) -> None:
         (),
         ([],),
         (HEAD,),
-        ({**HEAD, "format": 2}, RECORD),
+        ({**HEAD, "format": FORMAT + 1}, RECORD),
         ({**HEAD, "machines": []}, RECORD),
         (HEAD, {"domain": "unit"}),
         (HEAD, {"machine": "node", "domain": "unit", "key": "a"}),

@@ -14,7 +14,7 @@ from testbed.drivers.places.machine_inventory import compose
 from testbed.payload.inventory.base import programs
 from testbed.payload.inventory.base.collect import Records, Unread, masked, read, side_by_side
 from testbed.payload.inventory.host import accounts, confinement, guests, units
-from testbed.payload.inventory.network import databases, links, sockets, switch
+from testbed.payload.inventory.network import databases, filters, sockets, switch
 
 
 def taken(records: Records) -> dict[tuple[str, str], Any]:
@@ -24,30 +24,25 @@ def taken(records: Records) -> dict[tuple[str, str], Any]:
 
 def test_rows_of_a_database_are_named_by_what_they_are() -> None:
     port, interface = "11111111-0000-0000-0000-000000000001", "22222222-0000-0000-0000-000000000002"
-    tables: list[dict[str, Any]] = [
-        {
-            "caption": "Port table",
-            "headings": ["_uuid", "name", "interfaces", "tag"],
-            "data": [[["uuid", port], "tap1", ["uuid", interface], ["set", []]]],
-        },
-        {
-            "caption": "Interface table",
-            "headings": ["_uuid", "name", "options", "external_ids"],
-            "data": [
-                [
-                    ["uuid", interface],
-                    "tap1",
-                    ["map", [["psk", "hunter2"], ["key", "flow"]]],
-                    ["map", [["iface-id", "x"]]],
-                ]
-            ],
-        },
-        {
-            "caption": "Mirror table",
-            "headings": ["_uuid", "name", "select_all"],
-            "data": [[["uuid", "33"], "", True]],
-        },
-    ]
+    tables: dict[str, list[databases.Row]] = {
+        "Port": [
+            {
+                "_uuid": ["uuid", port],
+                "name": "tap1",
+                "interfaces": ["uuid", interface],
+                "tag": ["set", []],
+            }
+        ],
+        "Interface": [
+            {
+                "_uuid": ["uuid", interface],
+                "name": "tap1",
+                "options": ["map", [["psk", "hunter2"], ["key", "flow"]]],
+                "external_ids": ["map", [["iface-id", "x"]]],
+            }
+        ],
+        "Mirror": [{"_uuid": ["uuid", "33"], "name": "", "select_all": True}],
+    }
     records = Records()
     databases.record(records, "switch", tables)
     found = taken(records)
@@ -55,7 +50,7 @@ def test_rows_of_a_database_are_named_by_what_they_are() -> None:
     assert found["switch Interface", "tap1"]["options"] == {"psk": "(masked)", "key": "flow"}
     assert ("switch Mirror", "(the only row)") in found
     again = Records()
-    tables[2]["data"][0][0][1] = "44"
+    tables["Mirror"][0]["_uuid"] = ["uuid", "44"]
     databases.record(again, "switch", tables)
     assert again.sorted() == records.sorted()
 
@@ -100,7 +95,7 @@ STATE = (
 
 
 def test_a_state_of_xfrm_is_its_algorithms_and_never_a_key() -> None:
-    shape = links._shape(STATE)
+    shape = filters.shape(STATE)
     assert "rfc4106(gcm(aes)) 128" in shape
     assert "mode transport" in shape
     assert "if_id 0x2" in shape
@@ -130,16 +125,17 @@ def test_profiles_are_what_the_kernel_holds(tmp_path: Path) -> None:
     }
 
 
-def test_objects_of_libvirt_come_from_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("end", ["\n", ""], ids=["before libvirt 11", "since"])
+def test_objects_of_libvirt_come_from_two_processes(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     scripts: list[str] = []
 
     def run(argv: list[str], **_: Any) -> str:
         scripts.append(argv[-1])
         if "dumpxml" in argv[-1]:
             domain = "<domain type='kvm' id='7'>\n  <name>red.web</name>\n</domain>\n"
-            return f"{domain}end-of-one-object\n<pool/>\nend-of-one-object\n"
+            return f"{domain}end-of-one-object{end}<pool/>\nend-of-one-object{end}"
         parts = ["red.web\nits 'name'\n", "", "", "red\n", "", "", " 0a  ceph client.x\n"]
-        return "".join(f"{part}end-of-one-object\n" for part in parts)
+        return "".join(f"{part}end-of-one-object{end}" for part in parts)
 
     monkeypatch.setattr(programs, "run", run)
     records = Records()
@@ -156,18 +152,101 @@ def test_objects_of_libvirt_come_from_two_processes(monkeypatch: pytest.MonkeyPa
     assert "its 'name'" not in scripts[1]
 
 
-def test_a_unit_is_without_times_and_numbers() -> None:
-    block = (
-        "Id=x.service\nExecStart={ path=/bin/x ; argv[]=/bin/x -p pw ; ignore_errors=no ; "
-        "start_time=[Sat] ; stop_time=[n/a] ; pid=7 ; "
-        "code=(null) ; status=0/0 }\nDropInPaths=/b /a\nUser=\nNoNewPrivileges=no\n"
-        "Environment=PASSWORD=hunter2"
-    )
-    assert units.properties(block) == {
-        "Id": "x.service",
-        "ExecStart": "{ path=/bin/x ; argv[]=/bin/x -p pw ; ignore_errors=no }",
-        "DropInPaths": ["/a", "/b"],
-        "Environment": ["PASSWORD=(masked)"],
+DUMP = """\
+Manager: systemd 257 (257.13)
+Timestamp userspace: Sun 2026-11-29 03:00:00 UTC
+→ Unit x.service:
+\tDescription: forward the password
+\tUnit Load State: loaded
+\tUnit Active State: active
+\tState Change Timestamp: Sun 2026-11-29 03:00:00 UTC
+\tNeed Daemon Reload: no
+\tTransient: yes
+\tCGroup: /system.slice/x.service
+\tMain PID: 7
+\tDropIn Path: /b
+\tDropIn Path: /a
+\tConditionPathExists: !/x succeeded
+\tRequires: system.slice (origin-file)
+\tRequires: session-3.scope (origin-file)
+\tBefore: shutdown.target (origin-default)
+\tReferencedBy: y.service (origin-file)
+\tMemoryMax: 18446744073709551615
+\tEnvironment: PASSWORD=hunter2
+\tSystemCallFilter: write read
+\t→ ExecStartPre:
+\t\tCommand Line: /bin/b
+\t\tCommand Line: /bin/a --token hunter2
+\t-> ExecStart:
+\t\tCommand Line: /bin/x
+\t\t\tPID: 7
+\t\t\tStatus: 0/SUCCESS
+-> Unit machine-qemu\\x2d3\\x2dred.scope:
+\tUnit Load State: loaded
+→ Unit sys-x.device:
+\tUnit Load State: loaded
+-> Job 104:
+\tAction: x.service -> start
+\tState: waiting
+"""
+
+
+def test_a_unit_is_without_times_numbers_and_secrets() -> None:
+    assert dict(units.described(DUMP))["x.service"] == {
+        "Unit Load State": "loaded",
+        "Unit Active State": "active",
+        "Transient": "yes",
+        "DropIn Path": ["/a", "/b"],
+        "ConditionPathExists": "!/x",
+        "Requires": ["session-N.scope (origin-file)", "system.slice (origin-file)"],
+        "Environment": "PASSWORD=(masked)",
+        "SystemCallFilter": ["read", "write"],
+        "ExecStartPre": ["/bin/b", "/bin/a --token (masked)"],
+        "ExecStart": "/bin/x",
+    }
+
+
+def test_each_unit_but_devices_is_a_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run(argv: list[str], **_: object) -> str:
+        return DUMP if argv[0] == "systemd-analyze" else "LANG=C\n"
+
+    monkeypatch.setattr(programs, "run", run)
+    monkeypatch.setattr(units, "_FOLDERS", (str(tmp_path),))
+    records = Records()
+    units.collect(records)
+    assert set(taken(records)) == {
+        ("unit", "x.service"),
+        ("unit", r"machine-qemu\x2dN\x2dred.scope"),
+        ("manager's environment", "LANG=C"),
+    }
+
+
+def test_a_manager_that_prints_no_unit_is_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "run", lambda *_, **__: "Manager: systemd 300\nsomething new\n")
+    monkeypatch.setattr(units, "_FOLDERS", ())
+    records = Records()
+    units.collect(records)
+    assert "prints no units" in taken(records)["unread", "unit "]
+
+
+def test_files_drop_ins_and_links_of_units_are_found(tmp_path: Path) -> None:
+    for name in ("wide/x.service", "etc/x.service.d/a.conf"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "etc/multi-user.target.wants").mkdir()
+    (tmp_path / "etc/multi-user.target.wants/x.service").symlink_to("/wide/x.service")
+    (tmp_path / "etc/y.service").symlink_to("/dev/null")
+    (tmp_path / "etc/z.service.d").symlink_to(tmp_path / "etc/x.service.d")
+    etc, wide = f"{tmp_path}/etc", f"{tmp_path}/wide"
+    found = units.files([etc, wide])
+    assert {name: sorted(places) for name, places in found.items()} == {
+        "x.service": [
+            f"{etc}/multi-user.target.wants/x.service -> /wide/x.service",
+            f"{etc}/x.service.d/a.conf",
+            f"{wide}/x.service",
+        ],
+        "y.service": [f"{etc}/y.service -> /dev/null"],
+        "z.service.d": [f"{etc}/z.service.d -> {etc}/x.service.d"],
     }
 
 

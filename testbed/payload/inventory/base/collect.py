@@ -20,6 +20,7 @@ VALUE = 40_000  # characters of one value
 KEY = 1_000  # characters
 TOTAL = 24 * 2**20  # characters of all records
 _PIECE = 65536
+_ENCODED = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _SECRET = re.compile(
     r"(?i)((?:^|[^a-z])(?:pass(?:word|phrase|wd)?|secret|token|psk|preshared[_-]?key|stable_secret)"
     r"\s*[=: ]\s*)(\S+)"
@@ -50,7 +51,7 @@ class Records:
 
     def add(self, domain: str, key: str, value: object = True) -> None:
         """Add a record; one that is too long keeps its beginning and its length."""
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+        text = _ENCODED(value)
         if len(text) > VALUE:
             text = json.dumps({"cut": text[:VALUE], "length": len(text)})
         self._append(domain, printable(key)[:KEY], text)
@@ -79,6 +80,8 @@ class Records:
 
 def printable(text: str) -> str:
     """Return text without halves of characters, which are octets of a file's name."""
+    if text.isascii():
+        return text
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -99,6 +102,26 @@ def read(path: str, limit: int = 2**20) -> str:
             os.close(file)
     except OSError as error:
         raise Unread(error.strerror or str(error)) from error
+    return data.decode(errors="backslashreplace")
+
+
+def setting(path: str) -> str:
+    """Return the text of a setting, which the kernel hands out in one piece; half the calls of `read`.
+
+    Raises:
+        Unread: it cannot be read, or is longer.
+
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        try:
+            data = os.read(file, _PIECE)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise Unread(error.strerror or str(error)) from error
+    if len(data) == _PIECE:
+        raise Unread(f"it has more than {_PIECE} octets")
     return data.decode(errors="backslashreplace")
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from testbed.payload.inventory.base.collect import Records, Unread, read
+from testbed.payload.inventory.base.collect import Records, Unread, setting
 
 POLICY = "/sys/kernel/security/apparmor/policy"
 _SHOWN = ("name", "mode", "attach", "sha256", "sha1", "learning_count")
-_RAW = ("sha256", "sha1", "abi", "revision", "compressed_size")
+_RAW = ("sha256", "sha1", "abi", "compressed_size")
 _ENABLED = "/sys/module/apparmor/parameters/enabled"
 
 
@@ -30,15 +30,13 @@ def _namespace(records: Records, folder: str, name: str) -> None:
 def _profiles(records: Records, folder: str, name: str) -> None:
     for entry in _entries(folder):
         own = f"{folder}/{entry}"
-        told = {item: _line(f"{own}/{item}") for item in _SHOWN if os.path.exists(f"{own}/{item}")}
-        raw = {
-            f"raw {item}": _line(f"{own}/raw_{item}")
-            for item in _RAW
-            if item != "revision" and os.path.exists(f"{own}/raw_{item}")
-        }
+        present = set(_entries(own))
+        told = {item: _line(f"{own}/{item}") for item in _SHOWN if item in present}
+        raw = {f"raw {item}": _line(f"{own}/raw_{item}") for item in _RAW if f"raw_{item}" in present}
         title = told.pop("name", entry.rpartition(".")[0])
         records.add("profile", f"{name} {title}".strip(), {**told, **raw})
-        _profiles(records, f"{own}/profiles", f"{name} {title} //".strip())
+        if "profiles" in present:
+            _profiles(records, f"{own}/profiles", f"{name} {title} //".strip())
 
 
 def _entries(folder: str) -> list[str]:
@@ -50,6 +48,6 @@ def _entries(folder: str) -> list[str]:
 
 def _line(path: str) -> str:
     try:
-        return read(path, 4096).strip()
+        return setting(path).strip()
     except Unread as error:
         return f"unread: {error}"

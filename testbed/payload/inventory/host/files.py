@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import stat
 import struct
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ _SHOWN = (
 _FILE = 8 * 2**20  # octets of one file that are read
 _ALL = 128 * 2**20  # octets of all files that are read
 _PIECE = 2**20
+# Files to which a service appends with each login of ours: `allowed.toml` lets their content differ.
+LOGS = re.compile(r"/var/log/journal/[0-9a-f]{32}/(system|user-1000)\.journal|/var/log/audit/audit\.log")
 _SECONDS = 45.0  # that a walk may take
 _SUPERBLOCK, _MADE = (
     1024,
@@ -153,6 +156,8 @@ class Walk:
 
     def _content(self, path: str, seen: os.stat_result) -> dict[str, object]:
         """Return the digest of a file; keyed, where only some accounts may read what it holds."""
+        if LOGS.fullmatch(path):
+            return {"unread": "it is a log that grows"}
         if seen.st_size > min(_FILE, self._left):
             return {"unread": "it is large"}
         self._left -= seen.st_size

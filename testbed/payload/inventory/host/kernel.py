@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from testbed.payload.inventory.base.collect import Records, Unread, read
+from testbed.payload.inventory.base.collect import Records, Unread, read, setting
 from testbed.payload.inventory.host.processes import NUMBERS
 
 _SECRETS = ("tcp_fastopen_key", "stable_secret")
@@ -103,7 +103,7 @@ def settings(records: Records, folder: str, place: str) -> None:
                 continue
             try:
                 records.add(
-                    "setting", f"{place} {own.removeprefix('/proc/sys/')}", " ".join(read(own).split())
+                    "setting", f"{place} {own.removeprefix('/proc/sys/')}", " ".join(setting(own).split())
                 )
             except Unread as error:
                 records.add("setting", f"{place} {own.removeprefix('/proc/sys/')}", f"unread: {error}")
@@ -117,7 +117,7 @@ def _modules(records: Records) -> None:
     for name in _names("/sys/module"):
         for parameter in _names(f"/sys/module/{name}/parameters"):
             try:
-                value = read(f"/sys/module/{name}/parameters/{parameter}", 4096).strip()
+                value = setting(f"/sys/module/{name}/parameters/{parameter}").strip()
             except Unread as error:
                 value = f"unread: {error}"
             records.add("module parameter", f"{name} {parameter}", value)
@@ -155,7 +155,7 @@ def _devices(records: Records) -> None:
 
 def _line(path: str) -> str:
     try:
-        return read(path, 4096).strip()
+        return setting(path).strip()
     except Unread:
         return ""
 

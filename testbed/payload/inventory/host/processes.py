@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
 
 from testbed.payload.inventory.base.collect import Records, Unread, masked, read
 
@@ -29,29 +28,24 @@ _PRIVATE_SYSTEM = ("/usr/", "/lib/", "/lib64/", "/bin/", "/sbin/")
 KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 
-@dataclass
 class Process:
     """A process as /proc shows it.
 
-    Args:
+    Attributes:
         namespaces: identity of each, by kind.
         sockets: inodes of its sockets.
         held: namespaces that it holds open without being in them.
 
     """
 
-    pid: int
-    parent: int
-    session: int
-    kernel: bool
-    name: str
-    exe: str = ""
-    cgroup: str = ""
-    namespaces: dict[str, str] = field(default_factory=dict)
-    sockets: set[str] = field(default_factory=set)
-    files: set[str] = field(default_factory=set)
-    held: dict[str, str] = field(default_factory=dict)
-    trouble: str = ""
+    def __init__(self, pid: int, parent: int, session: int, name: str, *, kernel: bool) -> None:
+        self.pid, self.parent, self.session = pid, parent, session
+        self.name, self.kernel = name, kernel
+        self.exe = self.cgroup = self.trouble = ""
+        self.namespaces: dict[str, str] = {}
+        self.sockets: set[str] = set()
+        self.files: set[str] = set()
+        self.held: dict[str, str] = {}
 
     @property
     def label(self) -> str:
@@ -82,7 +76,8 @@ def _seen(pid: int) -> Process:
     words = rest.split()
     if words[0] == "Z":
         raise Unread("it has ended, and holds nothing any more")
-    process = Process(pid, int(words[1]), int(words[3]), bool(int(words[6]) & _KERNEL_THREAD), name)
+    kernel = bool(int(words[6]) & _KERNEL_THREAD)
+    process = Process(pid, int(words[1]), int(words[3]), name, kernel=kernel)
     if process.kernel:
         return process
     try:

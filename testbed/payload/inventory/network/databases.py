@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from testbed.payload.inventory.base import programs
 from testbed.payload.inventory.base.collect import Records, Unread
+from testbed.payload.inventory.network import rpc
 
 SERVERS = {
     "switch": "/run/openvswitch/db.sock",
@@ -24,27 +24,46 @@ CONTROLS = {
     "southbound": "/run/ovn/ovnsb_db.ctl",
 }
 _NAMES = ("name", "logical_port", "chassis_name", "target", "type", "ip", "address", "mac")
+Row = dict[str, Any]
 _SECRET = re.compile(r"(?i)psk|password|secret|passphrase")
 
 
-def collect(records: Records, name: str, socket: str) -> None:
-    """Record every table, row and column of the databases that a server has."""
-    target = f"unix:{socket}"
-    for database in programs.run(["ovsdb-client", "list-dbs", target]).split():
-        if database != "_Server":
-            tables = programs.run_json(
-                ["ovsdb-client", "--format=json", "dump", target, database], seconds=20
-            )
-            record(records, name, tables)
+def collect(records: Records, name: str, path: str) -> list[str]:
+    """Record every table, row and column of the databases that a server has; return its bridges.
+
+    Raises:
+        Unread: the server does not answer.
+
+    """
+    bridges: list[str] = []
+    with rpc.Server(path) as server:
+        for database in server.ask("list_dbs"):
+            if database != "_Server":
+                tables = _tables(server, str(database))
+                record(records, name, tables)
+                bridges += [str(row.get("name")) for row in tables.get("Bridge", ())]
+    return sorted(bridges)
 
 
-def record(records: Records, name: str, tables: list[dict[str, Any]]) -> None:
-    """Record the rows of tables as ``ovsdb-client --format=json dump`` prints them."""
-    rows: dict[str, tuple[str, dict[str, Any]]] = {}
-    for table in tables:
-        title = str(table.get("caption", "")).removesuffix(" table")
-        for row in table["data"]:
-            columns = dict(zip(table["headings"], row, strict=True))
+def _tables(server: rpc.Server, database: str) -> dict[str, list[Row]]:
+    """Return the rows of each table, as they are at one moment."""
+    schema = sorted(server.ask("get_schema", database)["tables"].items())
+    selects = [
+        {"op": "select", "table": title, "where": [], "columns": ["_uuid", *table["columns"]]}
+        for title, table in schema
+    ]
+    answers = server.ask("transact", database, *selects)
+    if len(answers) < len(schema) or any("rows" not in (answer or {}) for answer in answers):
+        raise Unread(f"{database}: {str(answers[-1:])[:200]}")
+    return {title: answer["rows"] for (title, _), answer in zip(schema, answers, strict=False)}
+
+
+def record(records: Records, name: str, tables: Mapping[str, list[Row]]) -> None:
+    """Record the rows of tables in OVSDB's notation (RFC 7047, 5.1)."""
+    rows: dict[str, tuple[str, Row]] = {}
+    for title, found in tables.items():
+        for row in found:
+            columns = dict(row)
             rows[_own_id(columns.pop("_uuid", None))] = (title, columns)
     labels = _labels(rows)
     for identity, (title, columns) in rows.items():
@@ -56,7 +75,7 @@ def _own_id(value: Any) -> str:
     return str(value[1]) if isinstance(value, list) and len(value) == 2 else str(value)
 
 
-def _labels(rows: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, str]:
+def _labels(rows: Mapping[str, tuple[str, Row]]) -> dict[str, str]:
     """Return a name for each row: its own where it has one, else a digest of what it says."""
     labels = {}
     sizes = Counter(title for title, _ in rows.values())
@@ -92,13 +111,16 @@ def _plain(value: Any, labels: Mapping[str, str], column: str = "") -> Any:
     return value
 
 
-def servers(records: Records, name: str, control: str) -> None:
+def servers(records: Records, name: str, path: str) -> None:
     """Record from where a server takes connections, and as what."""
     try:
-        for line in programs.run(["ovs-appctl", "-t", control, "ovsdb-server/list-remotes"]).splitlines():
-            records.add("database remote", f"{name} {line.strip()}")
+        with rpc.Server(path) as server:
+            printed = str(server.ask("ovsdb-server/list-remotes"))
     except Unread as error:
         records.unread("database remote", name, error)
+        return
+    for line in printed.splitlines():
+        records.add("database remote", f"{name} {line.strip()}")
 
 
 def present() -> dict[str, str]:

@@ -9,7 +9,6 @@ import re
 import socket
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from testbed.payload.inventory.base.collect import Records, Unread, read
 
@@ -60,7 +59,6 @@ _CHANGING = re.compile(
 )  # names that the kernel gives, and numbers of processes
 
 
-@dataclass(frozen=True)
 class Socket:
     """A socket.
 
@@ -70,10 +68,8 @@ class Socket:
 
     """
 
-    inode: str
-    text: str
-    open: bool
-    uid: str = ""
+    def __init__(self, inode: str, text: str, *, open: bool, uid: str = "") -> None:  # noqa: A002
+        self.inode, self.text, self.open, self.uid = inode, text, open, uid
 
 
 def table(folder: str, records: Records | None = None) -> list[Socket]:
@@ -117,8 +113,8 @@ def _internet(name: str, lines: Iterable[str]) -> list[Socket]:
             Socket(
                 row[9],
                 f"{name} {text}",
-                row[3] == _LISTEN or not (connected or name.startswith("tcp")),
-                row[7],
+                open=row[3] == _LISTEN or not (connected or name.startswith("tcp")),
+                uid=row[7],
             )
         )
     return found
@@ -142,7 +138,11 @@ def _unix(_: str, lines: Iterable[str]) -> list[Socket]:
             kind = _TYPES.get(row[4], row[4])
             accepts = bool(int(row[3], 16) & _ACCEPTS)
             found.append(
-                Socket(row[6], f"unix {kind} {path}".strip(), accepts or (bool(path) and kind == "datagrams"))
+                Socket(
+                    row[6],
+                    f"unix {kind} {path}".strip(),
+                    open=accepts or (bool(path) and kind == "datagrams"),
+                )
             )
     return found
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import re
 
 from testbed.payload.inventory.base import programs
 from testbed.payload.inventory.base.collect import Records, Unread
-from testbed.payload.inventory.network import databases
+from testbed.payload.inventory.network import databases, rpc
 
+_SWITCH = "/run/openvswitch/ovs-vswitchd.*.ctl"
 _VERSION = ("-O", "OpenFlow15")
 _COUNTERS = re.compile(
     r"\b(?:duration|n_packets|n_bytes|idle_age|hard_age)=[^,\s]+,?\s?|"
@@ -24,47 +24,53 @@ _STATE = re.compile(
 def collect(records: Records) -> None:
     """Record the switch of this machine, if there is one."""
     found = databases.present()
-    controls = {name: glob.glob(pattern) for name, pattern in databases.CONTROLS.items()}
-    for name, socket in found.items():
+    for name, path in found.items():
         try:
-            databases.collect(records, name, socket)
-        except Unread as error:
+            bridges = databases.collect(records, name, path)
+        except (Unread, LookupError, TypeError, AttributeError, ValueError) as error:
             records.unread(name, "", error)
-        databases.servers(records, name, (controls[name] or [databases.CONTROLS[name]])[0])
+            bridges = []
+            if name == "switch":
+                records.unread("openflow", "", "the names of bridges could not be read")
+        databases.servers(records, name, databases.CONTROLS[name])
+        for bridge in bridges:
+            _bridge(records, bridge)
     if "switch" in found:
-        _running(records)
+        _datapath(records)
 
 
-def _running(records: Records) -> None:
-    try:
-        bridges = programs.run(["ovs-vsctl", "--no-wait", "-t", "5", "list-br"]).split()
-    except Unread as error:
-        records.unread("switch", "bridges", error)
-        return
-    for bridge in bridges:
-        for what, reader in (
-            ("dump-flows", flows),
-            ("dump-groups", others),
-            ("dump-meters", others),
-            ("show", ports),
-        ):
-            try:
-                reader(
-                    records,
-                    bridge,
-                    what,
-                    programs.run(["ovs-ofctl", *_VERSION, what, bridge, *_unsorted(what)], seconds=20),
-                )
-            except Unread as error:
-                records.unread("openflow", f"{bridge} {what}", error)
+def _bridge(records: Records, bridge: str) -> None:
+    """Record the flows, groups, meters and ports of a bridge."""
+    for what, reader in (
+        ("dump-flows", flows),
+        ("dump-groups", others),
+        ("dump-meters", others),
+        ("show", ports),
+    ):
+        try:
+            reader(
+                records,
+                bridge,
+                what,
+                programs.run(["ovs-ofctl", *_VERSION, what, bridge, *_unsorted(what)], seconds=20),
+            )
+        except Unread as error:
+            records.unread("openflow", f"{bridge} {what}", error)
+
+
+def _datapath(records: Records) -> None:
+    """Record what the switch's program says of the kernel's part of it."""
     for what in ("dpctl/show", "dpctl/ct-get-limits", "dpctl/ct-get-maxconns", "dpctl/ct-get-tcp-seq-chk"):
         try:
-            for line in programs.run(["ovs-appctl", "-T", "5", what]).splitlines():
-                text = _STATE.sub("", line.strip())
-                if text and not text.startswith("lookups"):
-                    records.add("datapath", f"{what.partition('/')[2]} {text}")
+            with rpc.Server(_SWITCH, 5) as server:
+                printed = str(server.ask(what))
         except Unread as error:
             records.unread("datapath", what, error)
+            continue
+        for line in printed.splitlines():
+            text = _STATE.sub("", line.strip())
+            if text and not text.startswith("lookups"):
+                records.add("datapath", f"{what.partition('/')[2]} {text}")
 
 
 def _unsorted(what: str) -> tuple[str, ...]:
