@@ -45,9 +45,10 @@ def filtered(worker: Worker) -> str:
     Raises:
         UnseenError: its filters cannot be read or evaluated.
     """
-    loose = [thread for thread in worker.threads if (thread.seccomp, thread.bound) != (_FILTERED, 1)]
-    if loose or not worker.threads:
-        return f"{worker.name} has threads without a filter, or that can gain privileges: {loose[:_SHOWN]}"
+    if any(thread.seccomp != _FILTERED for thread in worker.threads) or not worker.threads:
+        return f"{worker.name} has a thread without a filter"
+    if any(thread.bound != 1 for thread in worker.threads):
+        return f"{worker.name} has a thread that can gain privileges"
     if worker.unread or not worker.filters:
         raise UnseenError(f"the filters of {worker.name}: {worker.unread or 'the kernel shows none'}")
     try:
@@ -120,7 +121,7 @@ def confined(workers: Iterable[Worker]) -> str:
     owner: dict[str, str] = {}
     for worker in workers:
         if not _CONFINED.fullmatch(worker.label):
-            return f"{worker.name} runs under the label {worker.label or 'of nothing'!r}"
+            return f"{worker.name} runs under {f'the label {worker.label!r}' if worker.label else 'no label'}"
         if worker.label in owner:
             return f"{owner[worker.label]} and {worker.name} run under one label"
         owner[worker.label] = worker.name

@@ -74,7 +74,7 @@ def test_a_qemu_without_any_wall_is_found(folder: Path, qemu: subprocess.Popen[b
     assert host["guests"] >= 1
     if host["guests"] == 1:
         assert found["PRC-01"]["reason"] == f"{own} runs as root"
-        assert found["PRC-03"]["reason"].startswith(f"{own} has threads without a filter")
+        assert found["PRC-03"]["reason"].startswith(f"{own} has a thread without a filter")
 
 
 def test_hosts_that_do_not_answer_are_one_result_each(folder: Path) -> None:

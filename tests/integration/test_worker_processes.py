@@ -102,7 +102,7 @@ def test_a_worker_in_qemus_sandbox_passes(start: Start, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("", "has threads without a filter"),
+        ("", "has a thread without a filter"),
         ("-sandbox on,obsolete=deny,elevateprivileges=deny,resourcecontrol=deny", "execve, fork, vfork"),
         ("-sandbox on,obsolete=deny,spawn=deny,resourcecontrol=deny", "setuid, setgid"),
     ],

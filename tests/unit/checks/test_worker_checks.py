@@ -64,9 +64,9 @@ def test_a_clean_node_passes(check: Callable[..., None]) -> None:
 @pytest.mark.parametrize(
     ("check", "changes", "told"),
     [
-        (FILTER, {"threads": (Thread(2, 1, 1, 0), Thread(0, 0, 1, 0))}, "threads without a filter"),
+        (FILTER, {"threads": (Thread(2, 1, 1, 0), Thread(0, 0, 1, 0))}, "thread without a filter"),
         (FILTER, {"threads": (Thread(2, 1, 0, 0),)}, "that can gain privileges"),
-        (FILTER, {"threads": ()}, "threads without a filter"),
+        (FILTER, {"threads": ()}, "thread without a filter"),
         (
             FILTER,
             {"filters": (((0x06, 0, 0, 0x7FFF0000),),)},

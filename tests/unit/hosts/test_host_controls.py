@@ -64,7 +64,7 @@ def test_a_clean_host_passes_every_control() -> None:
         ("PRC-01", {"accounts": (102, 0, 102, 102)}, "two runs as root"),
         ("PRC-01", {"accounts": ()}, "two runs as root"),
         ("PRC-02", {"label": "unconfined"}, "two runs under the label 'unconfined'"),
-        ("PRC-02", {"label": ""}, "of nothing"),
+        ("PRC-02", {"label": ""}, "no label"),
         ("PRC-02", {"label": "libvirt-two (complain)"}, "(complain)"),
         ("PRC-02", {"label": "libvirt-one (enforce)"}, "one and two run under one label"),
         ("PRC-03", {"threads": (Thread(0, 0, 0, 0),)}, "without a filter"),
