@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from testbed.inventory.records import FORMAT
 from testbed.model.environment import Accelerator, Environment
 from testbed.model.topology import Topology
 from testbed.plan.libvirt_xml.guest import guest_xml
@@ -217,7 +218,7 @@ CONF = (
 
 INVENTORY = (
     _json(
-        {"format": 1, "records": 2, "seconds": 1.5},
+        {"format": FORMAT, "records": 2, "seconds": 1.5},
         {"domain": "file", "key": "/etc/x", "value": {"mode": "0600"}},
         {"domain": "unread", "key": "flow", "value": "no ovs-ofctl"},
     )

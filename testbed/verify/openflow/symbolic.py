@@ -153,7 +153,13 @@ class SymbolicWalk:
         if name not in self._known:
             fact = f"{name} in table {self._path[-1]}"
             raise InstrumentError("a rule does what the walk does not know", fact=fact, remedy="report it")
-        return self._known[name](value, state)
+        try:
+            return self._known[name](value, state)
+        except (AttributeError, TypeError, ValueError) as error:  # arguments that no switch prints
+            fact = f"{name} with {value!r:.200} in table {self._path[-1]}"
+            raise InstrumentError(
+                "a rule does what the walk does not know", fact=fact, remedy="report it"
+            ) from error
 
     def _resubmit(self, value: Mapping[str, Any], state: PacketState) -> Iterable[PacketState]:
         table, port = value.get("table"), value.get("port")
@@ -188,12 +194,12 @@ class SymbolicWalk:
     def _leave(self, port: str, state: PacketState) -> None:
         self.exits.setdefault((port, state.cube), WalkEnd(port, state.cube, tuple(self._path)))
 
-    def _track(self, value: Mapping[str, Any], state: PacketState) -> Iterable[PacketState]:
+    def _track(self, value: Mapping[str, Any] | bool, state: PacketState) -> Iterable[PacketState]:
         """Send a packet through connection tracking.
 
         A copy with a known state continues in another table.
         """
-        if "table" in value:
+        if isinstance(value, Mapping) and "table" in value:  # ct without arguments leads nowhere else
             for tracked, known in self.tracked:
                 cube = state.cube.fill(FIELDS["ct_state"], tracked, known)
                 if known != FIELDS["ct_state"].whole:  # it may belong to a connection

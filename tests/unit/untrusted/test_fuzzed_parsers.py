@@ -76,6 +76,7 @@ FOUND = {
         "openflow",
         b" table=0, priority=1 actions=move:NXM_NX_REG1[0..99999999999]->NXM_NX_REG2[]",
     ),
+    "openflow: clone without actions": ("openflow", b" table=0, priority=1 actions=clone"),
 }
 
 
@@ -86,6 +87,10 @@ def test_what_once_broke_a_parser_is_an_error_of_ours(case: str) -> None:
     if name not in ("guest",):  # there, one conclusion is refused, and the others are drawn
         with pytest.raises(TARGETS[name].errors):
             TARGETS[name].parse(data)
+
+
+def test_connection_tracking_without_arguments_leads_nowhere() -> None:
+    TARGETS["openflow"].parse(b" table=0, priority=1 actions=ct")
 
 
 def test_a_rule_with_bits_that_no_field_has_is_refused() -> None:
