@@ -11,6 +11,7 @@ from functools import partial
 from urllib.parse import quote
 
 from testbed.drivers.host.accounts import privileged
+from testbed.drivers.host.folders import within_namespaces
 from testbed.drivers.host.private_files import write_secret
 from testbed.drivers.host.workspace import Workspace, labs
 from testbed.drivers.hypervisor.connection import Hypervisor
@@ -214,7 +215,9 @@ def open_lab(
     if not outside:
         workspace.account.admit(workspace.folder)
     hypervisor = (
-        Hypervisor(outside.uri) if outside else Hypervisor.embed(workspace.libvirt, workspace.account)
+        Hypervisor(outside.uri)
+        if outside
+        else Hypervisor.embed(within_namespaces(workspace.folder) / workspace.libvirt.name, workspace.account)
     )
     if outside and outside.fresh:
         destroy_machines(hypervisor, topology.name)

@@ -11,9 +11,9 @@ from pathlib import Path
 from testbed.drivers.host.ownership import MARK, require_way
 from testbed.errors import MachineError, UsageError
 
-_SHORT = 20  # characters of a domain's name in libvirt's paths (VIR_DOMAIN_SHORT_NAME_MAX)
 SOCKET = 107  # octets that the path of a UNIX socket may have: sun_path, with an octet of zero at its end
 PRIVATE = ("/run", "/dev", "/proc", "/sys")  # a lab's namespaces have other ones, which hide ours
+LAB_LINK = Path("/run/lab")  # in a lab's namespaces, a link to the lab's folder
 
 
 def home() -> Path:
@@ -120,12 +120,24 @@ def longest_lab(root: Path) -> int:
 
 
 def _longest(root: Path, lab: str, machines: Iterable[str] = ("controller",)) -> bytes:
-    """Return the longest path of a lab's sockets: those of QEMU's monitors.
+    """Return the longest path of a lab's sockets: those through which we reach services of its machines.
 
     Every lab has a controller.
     """
-    domain = max((f"{lab}.{machine}"[:_SHORT] for machine in machines), key=len)
-    return os.fsencode(f"{root}/{lab}/v/lib/qemu/domain-9999-{domain}/monitor.sock")
+    return os.fsencode(f"{root}/{lab}/m/{max(machines, key=len)}/northbound.sock")
+
+
+def within_namespaces(folder: Path) -> Path:
+    """Return the path of a lab's folder that libvirt and QEMU get inside the lab's namespaces.
+
+    It is short and has no special character. libvirt escapes no comma in the path of the monitor with which
+    it probes QEMU, and gives QEMU the path of a firmware file as XML text (seen in 9.0). A lab that an
+    earlier version has started has no link; its folder is returned.
+    """
+    try:
+        return LAB_LINK if LAB_LINK.samefile(folder) else folder
+    except OSError:
+        return folder
 
 
 def require_room(root: Path, lab: str, machines: Iterable[str]) -> None:

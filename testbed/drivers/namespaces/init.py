@@ -17,6 +17,7 @@ from pathlib import Path
 
 from testbed import timeouts
 from testbed.drivers.host import process
+from testbed.drivers.host.folders import LAB_LINK
 from testbed.errors import MachineError
 
 READY = "ready"
@@ -89,7 +90,9 @@ def _reap_forever() -> None:
 def main(arguments: list[str]) -> int:
     """Prepare the namespaces, print ``ready``, then reap orphans until SIGTERM."""
     _mount("-t", "tmpfs", "-o", "mode=755,nosuid,nodev", "run", "/run")
-    _private_dev(arguments[2:])
+    lab, state, *devices = arguments
+    LAB_LINK.symlink_to(Path(state, lab))
+    _private_dev(devices)
     process.run(
         ["ip", "link", "set", "lo", "up"],
         what="cannot prepare the lab's namespaces",

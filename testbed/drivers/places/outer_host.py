@@ -13,6 +13,7 @@ from uuid import uuid4
 from testbed import timeouts
 from testbed.drivers.host.console import console_progress
 from testbed.drivers.host.content_store import take_back
+from testbed.drivers.host.folders import within_namespaces
 from testbed.drivers.host.private_files import write_secret
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.hypervisor.connection import Domain, Hypervisor
@@ -193,6 +194,7 @@ class OuterHost:
             for base, letter in zip(bases, "abc", strict=False)
         ]
         console, identity = folder / "console.log", folder / "identity.tar"
+        own = identity.relative_to(self.workspace.folder)
         write_secret(console, b"")
         for path in (*overlays, console, identity):
             self.workspace.account.give(path)
@@ -201,7 +203,7 @@ class OuterHost:
             kernel,
             initrd,
             tuple(map(str, overlays)),
-            str(identity),
+            str(identity if self.outside else within_namespaces(self.workspace.folder) / own),
             str(console),
             direct=self.outside is not None,
         )
