@@ -200,7 +200,7 @@ def _tell(opened: session.Lab, done: Sequence[Action]) -> None:
         out(f"{name}: closed the breach {line(breach)}")
     if done:
         out(
-            f"{name} is up: {len(done)} actions in {seconds:.0f} s"
+            f"{name} is up: {render.number(done)} in {seconds:.0f} s"
             + (f"; started twice: {retried}" if retried else "")
         )
     else:
@@ -221,7 +221,7 @@ def run(
 
     def examine(opened: session.Lab, done: Sequence[Action]) -> None:
         topology = opened.topology
-        say(f"{topology.name} is up: {len(done)} actions")
+        say(f"{topology.name} is up: {render.number(done)}")
         try:
             check_walls(opened, prove=prove, only=[], as_json=as_json)
         finally:

@@ -28,7 +28,7 @@ def text(plan: Plan) -> str:
     places = _by_place(plan)
     width = max(map(len, places))
     lines += [f"{place:{width}}  {_counted(actions)}" for place, actions in places.items()]
-    lines.append(f"{len(plan.actions)} actions: {_counted(plan.actions)}")
+    lines.append(f"{number(plan.actions)}: {_counted(plan.actions)}")
     if plan.destructive:
         lines.append("data is lost where a line says so: `testbed up` asks before it begins, or wants --yes")
     if plan.blocked:
@@ -55,6 +55,11 @@ def _by_place(plan: Plan) -> dict[str, list[Action]]:
     for action in plan.actions:
         found.setdefault(action.key.place, []).append(action)
     return found
+
+
+def number(actions: Sequence[Action]) -> str:
+    """Return the number of actions in words."""
+    return f"{len(actions)} action{'' if len(actions) == 1 else 's'}"
 
 
 def _counted(actions: Sequence[Action]) -> str:
