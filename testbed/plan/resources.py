@@ -172,6 +172,11 @@ def dhcp6_options(network: TenantNetwork) -> dict[str, str]:
     return {"server_id": network.server_mac} if network.network6 else {}
 
 
+def _settings(cidr: object, options: Mapping[str, str]) -> list[str]:
+    """Return the DHCP settings of a switch: range and options, or nothing without a range."""
+    return sorted(f"{name}={value}" for name, value in {"cidr": cidr, **options}.items()) if cidr else []
+
+
 def central(topology: Topology) -> Iterator[Resource]:
     """Yield the resources of OVN's northbound database.
 
@@ -186,8 +191,8 @@ def central(topology: Topology) -> Iterator[Resource]:
                 {
                     "network": network.ranges,
                     "tunnel_key": network.key,
-                    "dhcp": [f"{name}={value}" for name, value in sorted(dhcp_options(network).items())],
-                    "dhcp6": [f"{name}={value}" for name, value in sorted(dhcp6_options(network).items())],
+                    "dhcp": _settings(network.network, dhcp_options(network)),
+                    "dhcp6": _settings(network.network6, dhcp6_options(network)),
                     "names": 0,
                     "acls": [str(rule) for rule in acls(tenant, network)],
                     "options": [],

@@ -67,7 +67,10 @@ with _served(folder, authority, lab.controller.name) as root:
     wanted = _wanted(lab)
     perform(diff(wanted, {}), place, lambda _: None, Trace(), "")
     before = place.observe()
-    for name, row in SHADOWS.items():
+    find = ["--bare", "--columns=_uuid", "find", "dhcp_options", "external_ids:switch=red/app"]
+    settings = subprocess.run(["chroot", str(root), "ovn-nbctl", *find], check=True, capture_output=True, text=True)
+    range_ = ["set", "dhcp_options", settings.stdout.strip(), "cidr=10.7.0.0/24"]
+    for name, row in {"another range of DHCP": range_, **SHADOWS}.items():
         place.close()
         subprocess.run(["chroot", str(root), "ovn-nbctl", *row], check=True, stdout=subprocess.DEVNULL)
         plan = diff(wanted, place.observe())
@@ -91,7 +94,7 @@ def test_a_second_row_is_drift_and_is_removed() -> None:
         remove_tree(folder)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 7
+    assert len(found) == 8
     for name, (drift, left, same) in found.items():
         assert drift, f"{name} is not seen"
         assert left == [], f"{name} stays"

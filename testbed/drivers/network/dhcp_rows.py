@@ -90,10 +90,17 @@ class DhcpRows:
                     yield self._api.db_set("Logical_Switch_Port", port["_uuid"], (column, found[0]))
             yield self._api.dhcp_options_del(other)
 
-    def assign(self, row: Any, mark: str, switch: str, cidr: str, options: dict[str, str]) -> Any:  # noqa: ANN401 - the library has no types
-        """Return the command that gives a switch these DHCP settings; row None makes a new row."""
+    def assign(
+        self, row: UUID | None, mark: str, switch: str, cidr: str, options: dict[str, str]
+    ) -> list[Any]:
+        """Return the commands that give a switch these DHCP settings; row None makes a new row.
+
+        OVN answers only requests of ports whose address is in the range `cidr`.
+        """
         if row is None:
-            return self._api.db_create_row(
-                "DHCP_Options", cidr=cidr, options=options, external_ids={mark: switch}
-            )
-        return self._api.dhcp_options_set_options(row, **options)
+            ids = {mark: switch}
+            return [self._api.db_create_row("DHCP_Options", cidr=cidr, options=options, external_ids=ids)]
+        return [
+            self._api.db_set("DHCP_Options", row, ("cidr", cidr)),
+            self._api.dhcp_options_set_options(row, **options),
+        ]

@@ -173,11 +173,11 @@ class Northbound:
                     change.add(
                         self._api.acl_add(label, rule.direction, rule.priority, rule.match, rule.action)
                     )
-                change.add(
+                change.extend(
                     self._dhcp.assign(dhcp[FOUR], FOUR, label, str(network.network), dhcp_options(network))
                 )
                 if six:
-                    change.add(self._dhcp.assign(dhcp[SIX], SIX, label, str(six), dhcp6_options(network)))
+                    change.extend(self._dhcp.assign(dhcp[SIX], SIX, label, str(six), dhcp6_options(network)))
                 elif dhcp[SIX] is not None:
                     change.add(self._api.dhcp_options_del(dhcp[SIX]))
                 change.add(self._api.db_clear("Logical_Switch", label, "dns_records"))

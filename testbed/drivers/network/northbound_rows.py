@@ -37,7 +37,7 @@ def switches(lab: str, tables: Tables) -> dict[str, dict[str, Any]]:
     dhcp: dict[tuple[str, str], list[Mapping[str, str]]] = defaultdict(list)
     for row in tables["DHCP_Options"]:
         for pair in row["external_ids"].items():
-            dhcp[pair].append(row["options"])
+            dhcp[pair].append({"cidr": row["cidr"], **row["options"]})
     return {
         label: {
             "network": " ".join(
@@ -68,7 +68,7 @@ def _acl(row: Row) -> Acl:
 
 
 def _settings(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the options of all rows of DHCP settings, with the number of rows if above one."""
+    """Return range and options of all rows of DHCP settings, with the number of rows if above one."""
     found = sorted(f"{name}={value}" for options in rows for name, value in options.items())
     return [*found, f"in {len(rows)} rows"] if len(rows) > 1 else found
 

@@ -45,7 +45,8 @@ def _port(name: str = _PORT, label: str = "red/web/app", **columns: Any) -> dict
 
 
 def _dhcp(**options: str) -> dict[str, Any]:
-    return {"_uuid": uuid4(), "external_ids": {"switch": "red/app"}, "options": options}
+    ids = {"switch": "red/app"}
+    return {"_uuid": uuid4(), "external_ids": ids, "cidr": "10.0.0.0/24", "options": options}
 
 
 def _rule(action: str = "drop") -> dict[str, Any]:
@@ -82,7 +83,7 @@ def test_one_row_of_each_reads_as_before() -> None:
     assert switches("lab", tables)["red/app"] == {
         "network": "10.0.0.0/24",
         "tunnel_key": 7,
-        "dhcp": ["mtu=1400"],
+        "dhcp": ["cidr=10.0.0.0/24", "mtu=1400"],
         "dhcp6": [],
         "names": 0,
         "options": [],
@@ -128,7 +129,7 @@ def test_a_second_port_of_a_label_is_drift(turn: int) -> None:
 @pytest.mark.parametrize("other", [_dhcp(router="169.254.169.254"), _dhcp(), _dhcp(mtu="1400")])
 def test_a_second_row_of_dhcp_settings_shows(turn: int, other: dict[str, Any]) -> None:
     tables = _tables(logical_switch=[_switch()], dhcp_options=[_dhcp(mtu="1400"), other][::turn])
-    assert switches("lab", tables)["red/app"]["dhcp"] != ["mtu=1400"]
+    assert switches("lab", tables)["red/app"]["dhcp"] != ["cidr=10.0.0.0/24", "mtu=1400"]
 
 
 @pytest.mark.parametrize("turn", [1, -1])
