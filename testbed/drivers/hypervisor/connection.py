@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,6 +338,22 @@ class Hypervisor:
                 return str(answer)
 
         return Monitor(ask)
+
+    def ask_monitor(self, name: str, command: str, arguments: Mapping[str, object]) -> Any:  # noqa: ANN401 - JSON
+        """Return the answer of a domain's QEMU to a command; it is untrusted input (D5).
+
+        Raises:
+            InstrumentError: no answer in time, or a refusal, or an answer that is not valid.
+
+        """
+        request = json.dumps({"execute": command, "arguments": arguments})
+        what = f"the monitor of {name} does not answer {command}"
+        with _said(what, InstrumentError), closing_after(_LONGEST, self._cut):
+            text = libvirt_qemu.qemuMonitorCommand(self._find(name), request, 0)
+        try:
+            return bounded_json.read(text)["return"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InstrumentError(what, fact=line(text[:400]), remedy="run `testbed status`") from error
 
     def disk_reads(self, name: str) -> str:
         """Return how often a domain has read from its disks: a sign of progress, since a boot reads.

@@ -324,6 +324,16 @@ class Node:
         self._blank.discard(guest.root_disk)
         self._starter.start(guest, action.resource.properties, blank=blank)
 
+    def boot(self, guest: Guest, xml: str) -> None:
+        """Boot a guest from a domain's XML, in place of the one that runs.
+
+        Raises:
+            ProvisioningError: it does not start.
+
+        """
+        self.hypervisor.destroy(guest.domain)
+        self._starter.boot(guest, xml)
+
     def _renew(self, guest: Guest) -> None:
         """Replace a guest's root disk by a new one, for a boot."""
         self._remove_file(guest.root_disk)
