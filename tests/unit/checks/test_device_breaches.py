@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from checks import test_guest_devices, test_vsock
+from checks import test_guest_devices, test_image_formats, test_vsock
 from checks.support import device_breaches
 from testbed.errors import InstrumentError
 from testbed.plan.libvirt_xml.elements import QEMU
@@ -51,6 +51,7 @@ def _breach(check: Callable[..., object], beginning: str) -> Breach:
     ("check", "name", "path", "left"),
     [
         (test_guest_devices.test_devices_are_declared, "a guest shares", "devices/shmem", "/dev/shm/breach"),
+        (test_image_formats.test_formats_are_declared, "libvirt opens", "devices/disk", "breach.qcow2"),
         (test_vsock.test_vsock_leads_nowhere, "a guest has a vsock", "devices/vsock", "vhost_vsock"),
     ],
 )
