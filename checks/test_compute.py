@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from uuid import UUID, uuid5
-from xml.etree import ElementTree
+from dataclasses import dataclass
 
 from checks.support.breaches import load, needs_guest, needs_other_tenants, profile, rules, shell_breach
+from checks.support.lodger import lodger, start_lodger, stop_lodger
 from testbed.errors import InstrumentError
-from testbed.model.subjects import sharers
-from testbed.model.topology import POOLS, Guest
-from testbed.plan.libvirt_xml.guest import guest_xml
+from testbed.model.topology import POOLS
 from testbed.verify.attackers.worker import Attempt, pid, processes, succeeded
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Effect, check
@@ -28,48 +25,11 @@ _COUNT_AREAS = (
 )
 _QEMU, _REQUIRED = "/etc/libvirt/qemu.conf", "security_require_confined"
 _ENFORCED = re.compile(r"libvirt-[0-9a-f-]{36} \(enforce\)")
-_LODGER = "a.lodger"  # no guest of a topology can have a dot in its name
-
-
-def _lodger(context: BreachContext) -> Guest:
-    """Return a guest without disks and interfaces, under the worker account of the first guest.
-
-    It belongs to another tenant if there is one.
-    """
-    host, guest = sharers(context.topology, context.node.name) or (context.guest, context.guest)
-    return replace(
-        guest,
-        name=_LODGER,
-        uuid=str(uuid5(UUID(guest.uuid), _LODGER)),
-        worker=host.worker,
-        uid=host.uid,
-        nics=(),
-        volumes=(),
-    )
-
-
-def _start_lodger(context: BreachContext, account: str = "", group: str = "") -> None:
-    """Start the lodger, paused: its worker runs without a boot."""
-    root = ElementTree.fromstring(guest_xml(context.topology, _lodger(context), {}))
-    devices, label = root.find("devices"), root.find("seclabel[@model='dac']/label")
-    assert devices is not None
-    assert label is not None
-    for disk in devices.findall("disk"):
-        devices.remove(disk)
-    own = _lodger(context).worker
-    label.text = f"{account or own}:{group or own}"
-    context.node.hypervisor.create(ElementTree.tostring(root, encoding="unicode"), paused=True)
-
-
-def _stop_lodger(context: BreachContext) -> None:
-    """Stop the lodger, and remove its profile, whose file libvirt keeps."""
-    context.node.hypervisor.destroy(_lodger(context).domain)
-    context.host.must(f"rm -f {profile(_lodger(context))} {profile(_lodger(context))}.files")
 
 
 def _owners(context: BreachContext, form: str) -> list[str]:
     """Return account or group of two workers: the first guest's, and the lodger's."""
-    domains = (context.guest.domain, _lodger(context).domain)
+    domains = (context.guest.domain, lodger(context).domain)
     files = " ".join(f"/run/libvirt/qemu/{domain}.pid" for domain in domains)
     return context.host.must(
         f"for file in {files}; do [ -e $file ] && stat -c {form} /proc/$(cat $file); done; true"
@@ -145,15 +105,15 @@ def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: 
     breaches=(
         Breach(
             "two workers share one account",
-            open=_start_lodger,
-            close=_stop_lodger,
-            in_force=lambda context: _owners(context, "%u") == [str(_lodger(context).uid)] * 2,
+            open=start_lodger,
+            close=stop_lodger,
+            in_force=lambda context: _owners(context, "%u") == [str(lodger(context).uid)] * 2,
         ),
         Breach(
             "a worker is in the group of another worker",
-            open=lambda context: _start_lodger(context, account=_free_account(context)),
-            close=_stop_lodger,
-            in_force=lambda context: _owners(context, "%g") == [str(_lodger(context).uid)] * 2,
+            open=lambda context: start_lodger(context, account=_free_account(context)),
+            close=stop_lodger,
+            in_force=lambda context: _owners(context, "%g") == [str(lodger(context).uid)] * 2,
         ),
     ),
 )

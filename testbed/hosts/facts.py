@@ -42,6 +42,7 @@ class Worker:
         devices: nodes in its /dev, each as kind, numbers and path.
         sockets: its sockets of networks, each as protocol, local address and state.
         core: soft and hard limit of a core file's size.
+        arguments: the words of its command line.
         filters: system-call filters of its first thread.
         unread: why these cannot be read; empty if they were.
     """
@@ -55,6 +56,7 @@ class Worker:
     devices: tuple[str, ...]
     sockets: tuple[str, ...]
     core: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
     filters: tuple[Filter, ...] = ()
     unread: str = ""
 

@@ -220,7 +220,7 @@ class Guest:
 
     @property
     def pool(self) -> str:
-        """Folder of the tenant's storage pool on the node."""
+        """Folder of the tenant's volumes on the node."""
         return f"{POOLS}/{self.tenant}"
 
 

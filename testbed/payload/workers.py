@@ -18,6 +18,7 @@ _INSTRUCTION = 8  # octets of a struct sock_filter
 _SETS = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 _TABLES = ("tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "raw", "raw6", "icmp", "icmp6", "packet")
 _DEPTH = 3  # folders below /dev
+_WORDS, _WORD = 1000, 500  # words of a command line, and characters of each
 
 Facts = dict[str, object]
 
@@ -102,6 +103,7 @@ def _described(pid: int, name: str) -> Facts | None:
             "devices": sorted(_devices(f"/proc/{pid}/root/dev")),
             "sockets": sorted(_sockets(pid)),
             "core": _core(_text(f"/proc/{pid}/limits")),
+            "arguments": [word[:_WORD] for word in _text(f"/proc/{pid}/cmdline").split("\0")[:_WORDS]],
         }
     except (FileNotFoundError, ProcessLookupError, KeyError):
         return None

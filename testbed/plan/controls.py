@@ -44,6 +44,7 @@ SEVERITY = {
     "PRC-01": "critical",
     "PRC-02": "critical",
     "STO-01": "critical",
+    "STO-02": "critical",
     "STO-05": "high",
     "STO-07": "high",
     ITSELF: "high",

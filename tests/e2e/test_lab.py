@@ -182,6 +182,7 @@ def test_3_every_check_is_proven(environment: dict[str, str]) -> None:
     network = {f"NET-{number:02}" for number in range(1, 14)}
     assert found >= network | {
         "STO-01",
+        "STO-02",
         "STO-05",
         "STO-07",
         "PRC-01",
@@ -189,7 +190,9 @@ def test_3_every_check_is_proven(environment: dict[str, str]) -> None:
         "PRC-03",
         "PRC-04",
         "CMP-02",
+        "DEV-01",
         "DEV-02",
+        "DEV-04",
         "ACC-02",
         "ACC-05",
         "VMM-04",

@@ -60,6 +60,7 @@ ALLOWED = {
     "verify.observation": VERIFY | {"verify.probe"},
     "verify.witnesses": VERIFY | {"verify.probe"},
     "verify.attackers": VERIFY | {"payload.probe", "verify.observation", "verify.probe", "verify.witnesses"},
+    "verify.devices": VERIFY | {"verify.witnesses"},
     "verify.openflow": VERIFY | {"verify.witnesses"},
     "verify.runner": VERIFY | {"data_files", "engine", "report", "verify.probe"},
     "cli.output": BASE | {"engine.place", "report"},
@@ -68,7 +69,12 @@ ALLOWED = {
 }
 WHOLE = ("drivers", "engine", "lab")  # where these are allowed, all of their sub-packages are
 ONE_FILE = {
-    "subprocess": {"drivers/host/process.py", "payload/inventory/base/programs.py"},
+    "subprocess": {
+        "drivers/host/process.py",
+        "payload/image_probe.py",
+        "payload/inventory/base/programs.py",
+        "payload/vsock_sockets.py",
+    },
     "pyroute2": {"drivers/network/bridges.py"},
     "libvirt": {"drivers/hypervisor/connection.py"},
     "libvirt_qemu": {"drivers/hypervisor/connection.py"},

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,6 @@ from testbed.drivers.hypervisor.qmp import Monitor
 from testbed.drivers.ssh.command_session import closing_after
 from testbed.errors import InstrumentError, ProvisioningError, TestbedError
 from testbed.plan.libvirt_xml.machine import parsed, read_mark
-from testbed.plan.libvirt_xml.storage import pool_xml, volume_xml
 from testbed.untrusted import bounded_json
 from testbed.untrusted.text import line
 
@@ -340,6 +339,22 @@ class Hypervisor:
 
         return Monitor(ask)
 
+    def ask_monitor(self, name: str, command: str, arguments: Mapping[str, object]) -> Any:  # noqa: ANN401 - JSON
+        """Return the answer of a domain's QEMU to a command; it is untrusted input (D5).
+
+        Raises:
+            InstrumentError: no answer in time, or a refusal, or an answer that is not valid.
+
+        """
+        request = json.dumps({"execute": command, "arguments": arguments})
+        what = f"the monitor of {name} does not answer {command}"
+        with _said(what, InstrumentError), closing_after(_LONGEST, self._cut):
+            text = libvirt_qemu.qemuMonitorCommand(self._find(name), request, 0)
+        try:
+            return bounded_json.read(text)["return"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InstrumentError(what, fact=line(text[:400]), remedy="run `testbed status`") from error
+
     def disk_reads(self, name: str) -> str:
         """Return how often a domain has read from its disks: a sign of progress, since a boot reads.
 
@@ -417,33 +432,6 @@ class Hypervisor:
                 f"the guest agent of {name} answers garbage", fact=fact, remedy="rebuild the guest"
             ) from error
         return answer if isinstance(answer, dict) else {"value": answer}
-
-    def ensure_pool(self, name: str, folder: str) -> None:
-        """Make a storage pool for a folder, unless it exists; the folder is made if it is missing."""
-        with _said(f"cannot make the pool {name}"):
-            if name in {pool.name() for pool in self._connection.listAllStoragePools()}:
-                return
-            self._connection.storagePoolCreateXML(
-                pool_xml(name, folder), libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD
-            )
-
-    def create_volume(self, pool: str, file: str, *, size: int, owner: int, backing: str | None) -> None:
-        """Make a volume with mode 0600 and an explicit format (STO-02): qcow2 on a raw base, or raw.
-
-        Args:
-            pool: name of the pool.
-            file: name of the volume.
-            size: bytes.
-            owner: uid and gid of the worker that will open it.
-            backing: path of the read-only base image, or None.
-
-        """
-        xml = volume_xml(file, size=size, owner=owner, backing=backing)
-        with _said(f"cannot make the volume {pool}/{file}"):
-            found = self._connection.storagePoolLookupByName(pool)
-            if file in found.listVolumes():
-                found.refresh()  # libvirt does not notice that a file has been removed
-            found.createXML(xml)
 
     def close(self) -> None:
         """Close the connection; domains run on."""

@@ -70,7 +70,7 @@ class GuestStarter:
 
         """
         if not (blank and self._woken(guest, properties)):
-            self._boot(guest, guest_xml(self._topology, guest, properties))
+            self.boot(guest, guest_xml(self._topology, guest, properties))
 
     def resume(self, guest: Guest) -> None:
         """Resume a paused guest, whose start may have been killed, and wait as for a start.
@@ -132,8 +132,13 @@ class GuestStarter:
         guest_memory.require_identity(ask, guest)
         hypervisor.entitle(guest.domain, "")
 
-    def _boot(self, guest: Guest, xml: str) -> None:
-        """Boot a guest; a failed boot is repeated once and recorded in `retried`."""
+    def boot(self, guest: Guest, xml: str) -> None:
+        """Boot a guest from a domain's XML; a failed boot is repeated once and recorded in `retried`.
+
+        Raises:
+            ProvisioningError: the second boot fails as well.
+
+        """
         for attempt in (1, 2):
             self._hypervisor().create(xml, paused=True)
             self._let_go(guest)

@@ -288,6 +288,14 @@ _ROOT_PARTITION = (
         "echo 2 > /sys/kernel/mm/ksm/run; echo 0 > /sys/kernel/mm/ksm/run",
         partial(parsers.lines, start="/sys/kernel/mm/ksm/run:"),
     ),
+    Setting(
+        "storage-pools",
+        "STO-02",
+        ("find /run/libvirt/storage /etc/libvirt/storage -maxdepth 1 -name '*.xml' 2>/dev/null; true",),
+        "",
+        'virsh -q pool-list --all --name | grep . | while read -r name; do virsh -q pool-destroy "$name"; '
+        'virsh -q pool-undefine "$name"; done; true',
+    ),
     Setting("swap", "STO-05", ("tail -n +2 /proc/swaps",), "", "swapoff -a"),
     Setting(
         "integration-bridge",

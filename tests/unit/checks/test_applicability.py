@@ -9,6 +9,7 @@ import importlib
 import inspect
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -56,11 +57,14 @@ def _lab(topology: Topology) -> Any:
     hosts = {machine.name: FakeHost() for machine in topology.machines}
     nodes = {
         node.name: SimpleNamespace(
-            name=node.name, host=hosts[node.name], hypervisor=MagicMock(), agent=_agent
+            name=node.name, host=hosts[node.name], hypervisor=MagicMock(), agent=_agent, boot=MagicMock()
         )
         for node in topology.nodes
     }
-    return SimpleNamespace(topology=topology, nodes=nodes, host=hosts.__getitem__, central=MagicMock())
+    desired = defaultdict(lambda: SimpleNamespace(properties={}))
+    return SimpleNamespace(
+        topology=topology, nodes=nodes, host=hosts.__getitem__, central=MagicMock(), desired=desired
+    )
 
 
 def _cases(topology: Topology) -> Iterator[tuple[Declaration, BreachContext]]:

@@ -12,6 +12,7 @@ import pytest
 from checks import test_compute, test_overlay, test_spoofing, test_storage
 from checks.support import disruptions, network_observation
 from checks.support.breaches import address_breach
+from checks.support.lodger import lodger, start_lodger
 from testbed.errors import InstrumentError
 from tests.shapes import lab_of
 
@@ -58,10 +59,10 @@ def test_a_lodger_has_no_disk_and_the_account_that_a_breach_gives_it() -> None:
         name="node-a", hypervisor=SimpleNamespace(create=lambda text, paused: made.append(text))
     )
     context: Any = SimpleNamespace(topology=LAB, node=node, guest=LAB.guests_on("node-a")[0])
-    test_compute._start_lodger(context, account="root")
+    start_lodger(context, account="root")
     root = ElementTree.fromstring(made[0])
     assert root.findall("devices/disk") == []
-    assert root.findtext("seclabel[@model='dac']/label") == f"root:{test_compute._lodger(context).worker}"
+    assert root.findtext("seclabel[@model='dac']/label") == f"root:{lodger(context).worker}"
 
 
 @pytest.mark.parametrize("told", ["1 0 0", "0 1 0", "0 0 1", "2 0 0"])

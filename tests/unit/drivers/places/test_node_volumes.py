@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,22 +40,18 @@ class Recorded:
     def resize_disk(self, domain: str, target: str, size: int) -> None:
         self.done.append(f"resize {domain} {target} {size}")
 
-    def ensure_pool(self, name: str, folder: str) -> None:
-        self.done.append(f"pool {name} {folder}")
 
-    def create_volume(self, pool: str, file: str, *, size: int, owner: int, backing: str | None) -> None:
-        assert backing is None
-        self.done.append(f"create {pool}/{file} {size} {owner}")
-
-
-def _perform(verb: Verb, *changes: str, running: bool = True) -> list[str]:
+def _perform(
+    verb: Verb, *changes: str, running: bool = True, file: str = "web.data.raw", size: int = 32 * MIB
+) -> list[str]:
     recorded = Recorded(running=running)
     world: Any = recorded
     node = Node.__new__(Node)
     node.topology, node.name, node.host, node._hypervisor, node._blank = LAB, "node-a", world, world, set()
     node._lock = threading.Lock()
-    key = Key("node-a", Kind.VOLUME, "red/web.data.raw")
-    resource = Resource(key, {"owner": 64101, "mode": "600", "links": 1, "size": 32 * MIB})
+    node._starter = SimpleNamespace(keeps=lambda _: False)  # type: ignore[assignment]
+    key = Key("node-a", Kind.VOLUME, f"red/{file}")
+    resource = Resource(key, {"owner": 64101, "mode": "600", "links": 1, "size": size})
     node.perform(Action(verb, key, "", resource, (), changes))
     return recorded.done
 
@@ -62,7 +59,18 @@ def _perform(verb: Verb, *changes: str, running: bool = True) -> list[str]:
 def test_a_smaller_volume_is_another_file_and_its_guest_does_not_run_meanwhile() -> None:
     done = _perform(Verb.REPLACE, "size")
     assert done[:2] == ["destroy red.web", f"rm -f -- {PATH}"]
-    assert done[-1] == f"create red/web.data.raw {32 * MIB} 64101"
+    new = f"{PATH}.new"
+    assert done[-1] == (
+        f"rm -f {new} && (umask 077 && truncate -s {32 * MIB} {new}) && "
+        f"chown 64101:64101 {new} && mv {new} {PATH}"
+    )
+
+
+def test_a_new_root_disk_has_named_formats() -> None:
+    """STO-02: neither the overlay's format nor its base's is found out from content."""
+    done = _perform(Verb.CREATE, file="web.qcow2", size=0)
+    base = "/var/lib/testbed/images/guest/root.raw"
+    assert f"qemu-img create -q -f qcow2 -F raw -b {base} " in done[-1]
 
 
 def test_a_larger_volume_of_a_running_guest_is_resized_by_its_worker() -> None:
