@@ -6,6 +6,7 @@ The ways are a checkpoint, saved memory, or a boot.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
@@ -144,12 +145,15 @@ def _require_memory(topology: Topology) -> None:
     """
     root = state_root()
     others: dict[str, int] = {}
+    commands: dict[str, str] = {}
     for found in lab_namespaces.enclosures():
         with suppress(TestbedError, OSError):  # a lab that is being taken down
             machines = session.load_applied(Workspace(found.state, found.lab)).machines
-            others[found.lab if found.state == root else str(found.state / found.lab)] = sum(
-                item.memory for item in machines
-            )
+            ours = found.state == root
+            name = found.lab if ours else str(found.state / found.lab)
+            variable = "" if ours else f"TESTBED_STATE_DIR={shlex.quote(str(found.state))} "
+            others[name] = sum(item.memory for item in machines)
+            commands[name] = f"{variable}testbed down {found.lab}"
     wanted = sum(machine.memory for machine in topology.machines)
     total = memory.total()
     left = max(total - MACHINE_RESERVE - sum(others.values()), 0)
@@ -160,7 +164,7 @@ def _require_memory(topology: Topology) -> None:
             f"{format_size(total // MIB * MIB)} are left: {shares}, "
             f"and {format_size(MACHINE_RESERVE)} are for the machine itself"
         )
-        remedy = f"take one down, as with `testbed down {min(others)}`; or declare fewer or smaller nodes"
+        remedy = f"take one down, as with `{commands[min(others)]}`; or declare fewer or smaller nodes"
         raise MachineError(
             f"the lab {topology.name} does not fit beside the labs that run", fact=fact, remedy=remedy
         )

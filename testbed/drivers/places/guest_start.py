@@ -135,16 +135,18 @@ class GuestStarter:
     def boot(self, guest: Guest, xml: str) -> None:
         """Boot a guest from a domain's XML; a failed boot is repeated once and recorded in `retried`.
 
+        On a busy machine the start itself fails as well: libvirt waits 5 s for the switch to take a port.
+
         Raises:
             ProvisioningError: the second boot fails as well.
 
         """
         for attempt in (1, 2):
-            self._hypervisor().create(xml, paused=True)
-            self._let_go(guest)
             try:
+                self._hypervisor().create(xml, paused=True)
+                self._let_go(guest)
                 self._wait(guest)
-            except InstrumentError as error:
+            except (InstrumentError, ProvisioningError) as error:
                 if attempt == 2:
                     raise ProvisioningError(
                         f"the guest {guest.label} does not start", fact=error.fact,

@@ -305,7 +305,22 @@ def test_a_lab_that_does_not_fit_beside_others_is_refused_with_numbers(
         up._require_memory(topology)
     assert all(f"{name} has " in caught.value.fact for name in names)
     assert f"of {total} GiB are left" in caught.value.fact
-    assert "testbed down lab-0" in caught.value.remedy
+    assert "`testbed down lab-0`" in caught.value.remedy
+
+
+def test_a_lab_of_another_state_folder_is_taken_down_there(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "a b"
+    other = Workspace(elsewhere, "other")
+    other.create()
+    session.apply_copy(GOOD.read_text().replace("name: one-node", "name: other"), other)
+    found = [lab_namespaces.Enclosure("other", elsewhere, 1)]
+    monkeypatch.setattr(lab_namespaces, "enclosures", lambda *_: iter(found))
+    monkeypatch.setattr(memory, "total", lambda: 6 * GIB)
+    with pytest.raises(MachineError, match="does not fit beside") as caught:
+        up._require_memory(resolve(read(GOOD).spec))
+    assert f"`TESTBED_STATE_DIR='{elsewhere}' testbed down other`" in caught.value.remedy
 
 
 @pytest.mark.parametrize("running", [False, True])

@@ -104,3 +104,35 @@ def test_a_guest_without_progress_is_given_up_with_its_last_sign(monkeypatch: py
         _await(monkeypatch, reads_until=10, ready=60)
     assert "within 30 s; last progress: 10 reads of its disks, addresses missing: 1" in caught.value.fact
     assert "console: 7 init: stage" in caught.value.fact
+
+
+class Busy(Libvirt):
+    """Stands in for a libvirt that starts a guest only with some attempt."""
+
+    def __init__(self, steps: list[str], attempt: int) -> None:
+        super().__init__(steps)
+        self._left = attempt - 1
+
+    def create(self, _xml: str, *, paused: bool) -> None:
+        assert paused
+        self._steps.append("create")
+        self._left -= 1
+        if self._left >= 0:
+            raise ProvisioningError("cannot start a virtual machine", fact="no port", remedy="-")
+
+    def destroy(self, _domain: str) -> None:
+        self._steps.append("destroy")
+
+
+def test_a_guest_that_libvirt_does_not_start_is_started_once_more() -> None:
+    steps: list[str] = []
+    libvirt: Any = Busy(steps, attempt=2)
+    host: Any = SimpleNamespace(must=lambda _: "")
+    starter = GuestStarter(LAB, host, lambda: libvirt, lambda _: None, 30)
+    starter.boot(GUEST, "<domain/>")
+    assert steps[:3] == ["create", "destroy", "create"]
+    assert starter.retried == [GUEST.label]
+    libvirt = Busy(steps, attempt=3)
+    with pytest.raises(ProvisioningError, match="does not start") as caught:
+        starter.boot(GUEST, "<domain/>")
+    assert caught.value.fact == "no port"
