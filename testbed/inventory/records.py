@@ -9,7 +9,7 @@ from typing import Any
 
 from testbed.untrusted import bounded_json
 
-FORMAT = 2
+FORMAT = 3
 OCTETS = 32 * 2**20  # of the text of one machine
 RECORDS = 70_000  # of one machine
 UNREAD = "unread"

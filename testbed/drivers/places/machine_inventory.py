@@ -25,6 +25,8 @@ MODULES = (
     "host/namespaces",
     "host/files",
     "host/kernel",
+    "host/bus",
+    "host/manager",
     "host/units",
     "host/accounts",
     "host/confinement",

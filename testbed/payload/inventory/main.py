@@ -28,7 +28,7 @@ from testbed.payload.inventory.host import (
 )
 from testbed.payload.inventory.network import links, sockets, switch
 
-FORMAT = 2
+FORMAT = 3
 SECONDS = 60.0  # that a collector may take
 
 

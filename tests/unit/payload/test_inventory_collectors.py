@@ -13,7 +13,7 @@ import pytest
 from testbed.drivers.places.machine_inventory import compose
 from testbed.payload.inventory.base import programs
 from testbed.payload.inventory.base.collect import Records, Unread, masked, read, side_by_side
-from testbed.payload.inventory.host import accounts, confinement, guests, units
+from testbed.payload.inventory.host import accounts, confinement, guests
 from testbed.payload.inventory.network import databases, filters, sockets, switch
 
 
@@ -150,104 +150,6 @@ def test_objects_of_libvirt_come_from_two_processes(monkeypatch: pytest.MonkeyPa
     assert found["pool", "red"] == ["0 <pool/>"]
     assert found["libvirt secret", "0a ceph client.x"] is True
     assert "its 'name'" not in scripts[1]
-
-
-DUMP = """\
-Manager: systemd 257 (257.13)
-Timestamp userspace: Sun 2026-11-29 03:00:00 UTC
-→ Unit x.service:
-\tDescription: forward the password
-\tUnit Load State: loaded
-\tUnit Active State: active
-\tState Change Timestamp: Sun 2026-11-29 03:00:00 UTC
-\tNeed Daemon Reload: no
-\tTransient: yes
-\tCGroup: /system.slice/x.service
-\tMain PID: 7
-\tDropIn Path: /b
-\tDropIn Path: /a
-\tConditionPathExists: !/x succeeded
-\tRequires: system.slice (origin-file)
-\tRequires: session-3.scope (origin-file)
-\tBefore: shutdown.target (origin-default)
-\tReferencedBy: y.service (origin-file)
-\tMemoryMax: 18446744073709551615
-\tEnvironment: PASSWORD=hunter2
-\tSystemCallFilter: write read
-\t→ ExecStartPre:
-\t\tCommand Line: /bin/b
-\t\tCommand Line: /bin/a --token hunter2
-\t-> ExecStart:
-\t\tCommand Line: /bin/x
-\t\t\tPID: 7
-\t\t\tStatus: 0/SUCCESS
--> Unit machine-qemu\\x2d3\\x2dred.scope:
-\tUnit Load State: loaded
-→ Unit sys-x.device:
-\tUnit Load State: loaded
--> Job 104:
-\tAction: x.service -> start
-\tState: waiting
-"""
-
-
-def test_a_unit_is_without_times_numbers_and_secrets() -> None:
-    assert dict(units.described(DUMP))["x.service"] == {
-        "Unit Load State": "loaded",
-        "Unit Active State": "active",
-        "Transient": "yes",
-        "DropIn Path": ["/a", "/b"],
-        "ConditionPathExists": "!/x",
-        "Requires": ["session-N.scope (origin-file)", "system.slice (origin-file)"],
-        "Environment": "PASSWORD=(masked)",
-        "SystemCallFilter": ["read", "write"],
-        "ExecStartPre": ["/bin/b", "/bin/a --token (masked)"],
-        "ExecStart": "/bin/x",
-    }
-
-
-def test_each_unit_but_devices_is_a_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def run(argv: list[str], **_: object) -> str:
-        return DUMP if argv[0] == "systemd-analyze" else "LANG=C\n"
-
-    monkeypatch.setattr(programs, "run", run)
-    monkeypatch.setattr(units, "_FOLDERS", (str(tmp_path),))
-    records = Records()
-    units.collect(records)
-    assert set(taken(records)) == {
-        ("unit", "x.service"),
-        ("unit", r"machine-qemu\x2dN\x2dred.scope"),
-        ("manager's environment", "LANG=C"),
-    }
-
-
-def test_a_manager_that_prints_no_unit_is_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "run", lambda *_, **__: "Manager: systemd 300\nsomething new\n")
-    monkeypatch.setattr(units, "_FOLDERS", ())
-    records = Records()
-    units.collect(records)
-    assert "prints no units" in taken(records)["unread", "unit "]
-
-
-def test_files_drop_ins_and_links_of_units_are_found(tmp_path: Path) -> None:
-    for name in ("wide/x.service", "etc/x.service.d/a.conf"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    (tmp_path / "etc/multi-user.target.wants").mkdir()
-    (tmp_path / "etc/multi-user.target.wants/x.service").symlink_to("/wide/x.service")
-    (tmp_path / "etc/y.service").symlink_to("/dev/null")
-    (tmp_path / "etc/z.service.d").symlink_to(tmp_path / "etc/x.service.d")
-    etc, wide = f"{tmp_path}/etc", f"{tmp_path}/wide"
-    found = units.files([etc, wide])
-    assert {name: sorted(places) for name, places in found.items()} == {
-        "x.service": [
-            f"{etc}/multi-user.target.wants/x.service -> /wide/x.service",
-            f"{etc}/x.service.d/a.conf",
-            f"{wide}/x.service",
-        ],
-        "y.service": [f"{etc}/y.service -> /dev/null"],
-        "z.service.d": [f"{etc}/z.service.d -> {etc}/x.service.d"],
-    }
 
 
 @pytest.mark.parametrize(
