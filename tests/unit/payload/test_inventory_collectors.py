@@ -216,6 +216,7 @@ def test_a_collector_that_hangs_or_breaks_is_a_record() -> None:
         {"hang": hang, "breaks": breaks, "dies": dies, "works": lambda own: own.add("unit", "works")},
         records,
         2,
+        20,
     )
     assert time.monotonic() - started < 20
     found = taken(records)
@@ -224,6 +225,23 @@ def test_a_collector_that_hangs_or_breaks_is_a_record() -> None:
     assert found["unread", "hang "] == "not done within 2 s"
     assert found["unread", "breaks "] == "KeyError: 'x'"
     assert found["unread", "dies "] == "it ended with status 7"
+
+
+def test_collectors_wait_for_their_turn_and_for_no_longer_than_all_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    records, started = Records(), time.monotonic()
+    hangs = {f"hangs {number}": lambda _: time.sleep(60) for number in range(3)}
+    side_by_side({"works": lambda own: own.add("unit", "works"), **hangs}, records, 2, 3)
+    assert time.monotonic() - started < 20
+    found = taken(records)
+    assert found["unit", "works"] is True
+    assert [found["unread", f"hangs {number} "] for number in range(3)] == [
+        "not done within 2 s",
+        "not done within 2 s",
+        "not done within 1 s",
+    ]
 
 
 def test_a_tool_that_is_missing_fails_hangs_or_floods_is_unread(

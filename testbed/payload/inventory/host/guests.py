@@ -51,7 +51,7 @@ def _sections(commands: list[str]) -> list[str]:
     if not commands:
         return []
     script = "".join(f"{command}; echo '{_MARK}'; " for command in commands)
-    printed = programs.run(["virsh", "-q", "-r", "-c", "qemu:///system", script], seconds=20, any_status=True)
+    printed = programs.run(["virsh", "-q", "-r", "-c", "qemu:///system", script], any_status=True)
     parts = re.split(rf"{_MARK}\n?", printed)  # before libvirt 11, echo ended its line
     if len(parts) != len(commands) + 1:
         raise Unread(f"virsh answers {len(parts) - 1} of {len(commands)} questions: {printed[-200:]}")
