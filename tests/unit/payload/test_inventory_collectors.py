@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -13,7 +14,7 @@ import pytest
 from testbed.drivers.places.machine_inventory import compose
 from testbed.payload.inventory.base import programs
 from testbed.payload.inventory.base.collect import Records, Unread, masked, read, side_by_side
-from testbed.payload.inventory.host import accounts, confinement, guests
+from testbed.payload.inventory.host import accounts, confinement, files, guests
 from testbed.payload.inventory.network import databases, filters, sockets, switch
 
 
@@ -125,6 +126,37 @@ def test_profiles_are_what_the_kernel_holds(tmp_path: Path) -> None:
     }
 
 
+def test_profiles_that_cannot_be_listed_are_unread(tmp_path: Path) -> None:
+    (tmp_path / "profiles").touch()
+    records = Records()
+    confinement.collect(records, str(tmp_path))
+    assert taken(records) == {("unread", f"profile {tmp_path}/profiles"): "Not a directory"}
+
+
+def test_a_file_that_goes_during_the_walk_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "find").write_text('#!/bin/sh\ncase "$*" in *-ignore_readdir_race*) ;; *) exit 1 ;; esac\n')
+    (tmp_path / "find").chmod(0o755)
+    monkeypatch.setattr(programs, "PATH", str(tmp_path))
+    records = Records()
+    files.Walk(records, 0, b"key").run([str(tmp_path)])
+    assert records.lines == []
+
+
+def test_attributes_that_cannot_be_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(number: int) -> None:
+        def listxattr(*_: object, **__: object) -> list[str]:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "listxattr", listxattr)
+
+    fails(errno.EACCES)
+    assert files._attributes(str(tmp_path)) == {"unread": "Permission denied"}
+    fails(errno.ENOTSUP)
+    assert files._attributes(str(tmp_path)) == {}
+
+
 @pytest.mark.parametrize("end", ["\n", ""], ids=["before libvirt 11", "since"])
 def test_objects_of_libvirt_come_from_two_processes(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     scripts: list[str] = []
@@ -150,6 +182,29 @@ def test_objects_of_libvirt_come_from_two_processes(monkeypatch: pytest.MonkeyPa
     assert found["pool", "red"] == ["0 <pool/>"]
     assert found["libvirt secret", "0a ceph client.x"] is True
     assert "its 'name'" not in scripts[1]
+
+
+def test_a_list_of_libvirt_that_fails_is_unread_and_not_empty(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "virsh").write_text(
+        """#!/bin/sh
+        for script; do :; done  # the last
+        case $script in
+        *dumpxml*) echo "error: Domain not found" >&2; printf 'end-of-one-object' ;;
+        *) echo red.web; printf 'end-of-one-object%.0s' 1 2 3 4 5 6 7; echo "error: no pools" >&2; exit 1 ;;
+        esac
+        """
+    )
+    (tmp_path / "virsh").chmod(0o755)
+    monkeypatch.setattr(programs, "PATH", str(tmp_path))
+    records = Records()
+    guests.collect(records)
+    assert {(domain, key) for domain, key, _ in records.lines} == {
+        ("unread", "guests error: no pools"),
+        ("unread", "guests error: Domain not found"),
+        ("unread", "guest red.web"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ change time. A file that was removed shows in its folder, which is newer then, w
 
 from __future__ import annotations
 
+import errno
 import hmac
 import os
 import re
@@ -111,7 +112,7 @@ class Walk:
             "-print0",
         ]
         try:
-            text = programs.run(["find", *places, "-xdev", *wanted], seconds=_SECONDS)
+            text = programs.run(["find", *places, "-ignore_readdir_race", "-xdev", *wanted], seconds=_SECONDS)
         except Unread as error:
             self._records.unread("file", "", error)
             text = error.output
@@ -205,8 +206,8 @@ def _attributes(path: str) -> dict[str, str]:
     try:
         names = os.listxattr(path, follow_symlinks=False)
         return {name: os.getxattr(path, name, follow_symlinks=False).hex() for name in names}
-    except OSError:
-        return {}
+    except OSError as error:
+        return {} if error.errno in (errno.ENOTSUP, errno.ENOENT) else {"unread": str(error.strerror)}
 
 
 def digests(records: Records, domain: str, folders: list[str]) -> None:
