@@ -37,6 +37,15 @@ class Inventory:
         """Why a place could not be read, by domain and place."""
         return {key: str(value) for (domain, key), value in self.records.items() if domain == UNREAD}
 
+    @property
+    def unfinished(self) -> dict[str, str]:
+        """Why a whole domain or collector has no answer, though its tool is there; by its name."""
+        return {
+            place: why
+            for place, why in self.unread.items()
+            if place.endswith(" ") and not why.endswith("is not installed")
+        }
+
     def domains(self) -> dict[str, int]:
         """Return the number of records of each domain."""
         counts: dict[str, int] = {}
