@@ -77,7 +77,8 @@ def inventory(
         fail(error)
     if wanted is None:
         _print_records(testbed.name, read, errors, as_json=as_json)
-        raise typer.Exit(Exit.INCONCLUSIVE if errors else Exit.OK)
+        unfinished = errors or any(item.unfinished for item in read.values())
+        raise typer.Exit(Exit.INCONCLUSIVE if unfinished else Exit.OK)
     allowed = load()
     compared = [compare(machine, item, wanted[machine], allowed) for machine, item in read.items()]
     _print_findings(testbed.name, compared, errors, as_json=as_json)

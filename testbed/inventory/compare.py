@@ -14,21 +14,81 @@ from testbed.inventory.records import UNREAD, Inventory
 
 _SHOWN = 240  # characters of a value in words
 _MISSING = object()
+_FILTERS = (
+    "nft table",
+    "nft chain",
+    "nft rules",
+    "nft set",
+    "nft map",
+    "old packet filter",
+    "virtual server",
+)
+_TRANSFORMS = ("xfrm policy", "xfrm state", "xfrm setting")
+_ADDRESSING = ("link", "address", "route", "rule", "neighbour")
+_BRIDGES = ("bridge port", "bridge entry")
+_TRAFFIC = ("queue", "class", "filter")
 # Domains of a collector, by the name under which it reports that it could not read; others have its name.
 _COLLECTED = {
     "units": ("unit", "unit file", "manager's environment"),
-    "guests": ("guest", "guest kept", "pool", "libvirt network", "libvirt filter", "host device"),
+    "guests": (
+        "guest",
+        "guest kept",
+        "pool",
+        "libvirt network",
+        "libvirt filter",
+        "libvirt secret",
+        "libvirt hook",
+        "host device",
+    ),
     "sshd": ("sshd", "sshd file"),
     "openflow": ("flow", "flow group", "flow meter", "switch port"),
-    "files": ("file",),
+    "files": ("file", "image"),
     "processes": ("process", "kernel thread"),
-    "packet_filter": ("nft table", "nft chain", "nft rules", "nft set"),
-    "transforms": ("xfrm policy", "xfrm state"),
-    "addressing": ("link", "address", "route", "rule", "neighbour"),
+    "packet_filter": _FILTERS,
+    "transforms": _TRANSFORMS,
+    "addressing": _ADDRESSING,
+    "bridges": _BRIDGES,
+    "traffic": _TRAFFIC,
     "link": ("link", "address"),
-    "bridges": ("bridge port", "bridge entry"),
-    "traffic": ("queue", "class", "filter"),
     "vsock": ("listener",),
+}
+_DATABASES = {"switch", "northbound", "southbound"}  # the first words of a domain for each of their tables
+# Domains of a collector that gave no answer at all, by its name.
+_WHOLE = {
+    "accounts": (
+        "account",
+        "group",
+        "password",
+        "login file",
+        "access file",
+        "authority",
+        "sshd",
+        "sshd file",
+        "audit",
+    ),
+    "kernel": (
+        "kernel",
+        "kernel key",
+        "setting",
+        "module",
+        "module parameter",
+        "device",
+        "block device",
+        "control group",
+    ),
+    "namespaces": ("namespace", "mount"),
+    "profiles": ("profile", "profile namespace"),
+    "switch": ("flow", "flow group", "flow meter", "switch port", "datapath", "database remote"),
+    "network": (
+        *_FILTERS,
+        *_TRANSFORMS,
+        *_ADDRESSING,
+        *_BRIDGES,
+        *_TRAFFIC,
+        "listener",
+        "sockets of a family without a list",
+        "setting",
+    ),
 }
 
 
@@ -82,7 +142,8 @@ class Comparison:
     Args:
         findings: differences that nothing allows.
         allowed: number of differences that each line of the list allowed, without lines that allowed none.
-        unread: places that could be read once and cannot now, with the reason.
+        unread: places that could be read in one of the two and not in the other, with the reason, and each
+            collector that did not end.
 
     """
 
@@ -98,30 +159,43 @@ def compare(machine: str, found: Inventory, wanted: Inventory, allowed: Sequence
     by_domain: dict[str, list[Allowed]] = {}
     for line in allowed:
         by_domain.setdefault(line.domain, []).append(line)
-    hidden = _hidden(found)
+    hidden, unknown = _hidden(found, wanted), _hidden(wanted, found)
     for domain, key, name, is_, should in _differences(found, wanted):
-        if is_ is None and domain in hidden:
+        if not name and ((is_ is None and domain in hidden) or (should is None and domain in unknown)):
             continue  # that it could not be read is reported, and makes the comparison inconclusive
         found_line = next((line for line in by_domain.get(domain, ()) if line.covers(key, name)), None)
         if found_line is None:
             findings.append(Finding(machine, domain, key, name, is_, should, endangered(domain, key)))
         else:
             counts[found_line.name] += 1
-    blind = [
-        f"{machine}: {place}: {why}" for place, why in found.unread.items() if place not in wanted.unread
+    blind = [f"{machine}: {place}: {found.unread[place]}" for place in _blind(found, wanted)]
+    blind += [
+        f"{machine}: {place}: it was not read for the reference: {wanted.unread[place]}"
+        for place in _blind(wanted, found)
+        if place not in found.unread
     ]
     return Comparison(tuple(findings), counts, tuple(blind))
 
 
-def _hidden(found: Inventory) -> set[str]:
+def _blind(found: Inventory, other: Inventory) -> list[str]:
+    """Return the places that could not be read, but for parts that the other could not read either."""
+    return [place for place in found.unread if place not in other.unread or place in found.unfinished]
+
+
+def _hidden(found: Inventory, other: Inventory) -> set[str]:
     """Return the domains that could not be read whole.
 
     A record that is missing there may exist.
     """
     hidden: set[str] = set()
-    known = {domain for domain, _ in found.records}
-    for place in found.unread:
+    known = {domain for domain, _ in (*found.records, *other.records)}
+    for place in _blind(found, other):
         first = place.partition(" ")[0]
+        if place in found.unfinished:
+            hidden.update(_WHOLE.get(first, ()))
+            # The collector of all databases has the name of one.
+            lost = _DATABASES if first == "switch" else {first} & _DATABASES
+            hidden.update(domain for domain in known if domain.split()[0] in lost)
         hidden.update(_COLLECTED.get(first, (first,)))
         hidden.update(domain for domain in known if place.startswith(f"{domain} "))
     return hidden

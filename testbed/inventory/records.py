@@ -9,7 +9,7 @@ from typing import Any
 
 from testbed.untrusted import bounded_json
 
-FORMAT = 2
+FORMAT = 3
 OCTETS = 32 * 2**20  # of the text of one machine
 RECORDS = 70_000  # of one machine
 UNREAD = "unread"
@@ -36,6 +36,15 @@ class Inventory:
     def unread(self) -> dict[str, str]:
         """Why a place could not be read, by domain and place."""
         return {key: str(value) for (domain, key), value in self.records.items() if domain == UNREAD}
+
+    @property
+    def unfinished(self) -> dict[str, str]:
+        """Why a whole domain or collector has no answer, though its tool is there; by its name."""
+        return {
+            place: why
+            for place, why in self.unread.items()
+            if place.endswith(" ") and not why.endswith("is not installed")
+        }
 
     def domains(self) -> dict[str, int]:
         """Return the number of records of each domain."""

@@ -14,7 +14,7 @@ from testbed.drivers.ssh.client import Host
 from testbed.errors import InstrumentError, TestbedError
 from testbed.inventory.records import Inventory, unpack
 
-SECONDS = 120.0  # that a machine may take; its program stops its own parts earlier
+SECONDS = 180.0  # that a machine may take; its program stops its own parts earlier
 _FOLDER = Path(__file__).parents[2] / "payload" / "inventory"
 _PACKAGE = "testbed.payload.inventory"
 # In an order in which each imports only earlier ones.
@@ -25,6 +25,8 @@ MODULES = (
     "host/namespaces",
     "host/files",
     "host/kernel",
+    "host/bus",
+    "host/manager",
     "host/units",
     "host/accounts",
     "host/confinement",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,17 @@ def test_a_difference_names_its_place_and_both_sides(found: Any, wanted: Any, to
 
 
 def test_a_place_that_cannot_be_read_any_more_is_told() -> None:
-    blind = Inventory({("unread", "switch "): "it hangs"})
-    assert compare("node", blind, inventory()).unread == ("node: switch : it hangs",)
+    blind = Inventory({("unread", "openflow br-int"): "it hangs"})
+    assert compare("node", blind, inventory()).unread == ("node: openflow br-int: it hangs",)
     assert compare("node", blind, blind).unread == ()
+
+
+def test_a_collector_that_did_not_end_is_told_even_if_it_never_does() -> None:
+    blind = Inventory({("unread", "units "): "not done within 60 s"})
+    assert blind.unfinished == {"units ": "not done within 60 s"}
+    assert compare("node", blind, blind).unread == ("node: units : not done within 60 s",)
+    absent = Inventory({("unread", "guests "): "virsh is not installed"})
+    assert compare("controller", absent, absent).unread == ()
 
 
 def test_what_could_not_be_read_is_not_missing() -> None:
@@ -140,12 +149,54 @@ def test_what_could_not_be_read_is_not_missing() -> None:
         ("addressing first", "route"),
         ("openflow br-int", "flow"),
         ("unit ", "unit"),
+        ("switch ", "southbound Chassis"),
     ],
 )
 def test_records_of_a_collector_that_did_not_end_are_unread_and_not_missing(unread: str, domain: str) -> None:
     then, now = Inventory({(domain, "x"): 1}), Inventory({("unread", unread): "not done within 60 s"})
     found = compare("node", now, then)
     assert (found.findings, len(found.unread)) == ((), 1)
+
+
+@pytest.mark.parametrize(
+    ("collector", "modules"),
+    [
+        ("accounts", ("host/accounts",)),
+        ("files", ("host/files", "main")),
+        ("guests", ("host/guests",)),
+        ("kernel", ("host/kernel",)),
+        ("namespaces", ("host/namespaces",)),
+        ("network first", ("network/links", "network/filters", "network/sockets")),
+        ("processes", ("host/processes",)),
+        ("profiles", ("host/confinement",)),
+        ("switch", ("network/switch", "network/databases")),
+        ("units", ("host/units",)),
+    ],
+)
+def test_every_domain_of_a_collector_that_did_not_end_is_hidden(
+    collector: str, modules: tuple[str, ...]
+) -> None:
+    text = "".join((PAYLOAD / f"{module}.py").read_text() for module in modules)
+    domains = set(re.findall(r'records\.add\(\s*"([^"]+)"', text))
+    assert domains
+    then = Inventory({(domain, "x"): 1 for domain in domains})
+    found = compare("node", Inventory({("unread", f"{collector} "): "not done within 60 s"}), then)
+    assert [item.domain for item in found.findings] == []
+
+
+def test_a_part_that_is_never_read_hides_nothing_else() -> None:
+    policy = {("unread", "kernel /sys/kernel/security/ima/policy"): "Permission denied"}
+    then, now = Inventory({**policy, ("kernel", "version"): 6, ("module", "kvm"): {}}), Inventory(policy)
+    assert [item.domain for item in compare("node", now, then).findings] == ["kernel", "module"]
+
+
+def test_a_place_that_the_reference_lacks_is_unread_and_no_finding() -> None:
+    then, now = Inventory({("unread", "guests "): "it hangs"}), Inventory({("guest", "red.web"): []})
+    found = compare("node", now, then)
+    assert (found.findings, found.unread) == (
+        (),
+        ("node: guests : it was not read for the reference: it hangs",),
+    )
 
 
 def test_the_list_is_well_formed() -> None:

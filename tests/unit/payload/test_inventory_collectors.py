@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -13,7 +14,7 @@ import pytest
 from testbed.drivers.places.machine_inventory import compose
 from testbed.payload.inventory.base import programs
 from testbed.payload.inventory.base.collect import Records, Unread, masked, read, side_by_side
-from testbed.payload.inventory.host import accounts, confinement, guests, units
+from testbed.payload.inventory.host import accounts, confinement, files, guests
 from testbed.payload.inventory.network import databases, filters, sockets, switch
 
 
@@ -125,6 +126,37 @@ def test_profiles_are_what_the_kernel_holds(tmp_path: Path) -> None:
     }
 
 
+def test_profiles_that_cannot_be_listed_are_unread(tmp_path: Path) -> None:
+    (tmp_path / "profiles").touch()
+    records = Records()
+    confinement.collect(records, str(tmp_path))
+    assert taken(records) == {("unread", f"profile {tmp_path}/profiles"): "Not a directory"}
+
+
+def test_a_file_that_goes_during_the_walk_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "find").write_text('#!/bin/sh\ncase "$*" in *-ignore_readdir_race*) ;; *) exit 1 ;; esac\n')
+    (tmp_path / "find").chmod(0o755)
+    monkeypatch.setattr(programs, "PATH", str(tmp_path))
+    records = Records()
+    files.Walk(records, 0, b"key").run([str(tmp_path)])
+    assert records.lines == []
+
+
+def test_attributes_that_cannot_be_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(number: int) -> None:
+        def listxattr(*_: object, **__: object) -> list[str]:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "listxattr", listxattr)
+
+    fails(errno.EACCES)
+    assert files._attributes(str(tmp_path)) == {"unread": "Permission denied"}
+    fails(errno.ENOTSUP)
+    assert files._attributes(str(tmp_path)) == {}
+
+
 @pytest.mark.parametrize("end", ["\n", ""], ids=["before libvirt 11", "since"])
 def test_objects_of_libvirt_come_from_two_processes(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     scripts: list[str] = []
@@ -152,101 +184,26 @@ def test_objects_of_libvirt_come_from_two_processes(monkeypatch: pytest.MonkeyPa
     assert "its 'name'" not in scripts[1]
 
 
-DUMP = """\
-Manager: systemd 257 (257.13)
-Timestamp userspace: Sun 2026-11-29 03:00:00 UTC
-→ Unit x.service:
-\tDescription: forward the password
-\tUnit Load State: loaded
-\tUnit Active State: active
-\tState Change Timestamp: Sun 2026-11-29 03:00:00 UTC
-\tNeed Daemon Reload: no
-\tTransient: yes
-\tCGroup: /system.slice/x.service
-\tMain PID: 7
-\tDropIn Path: /b
-\tDropIn Path: /a
-\tConditionPathExists: !/x succeeded
-\tRequires: system.slice (origin-file)
-\tRequires: session-3.scope (origin-file)
-\tBefore: shutdown.target (origin-default)
-\tReferencedBy: y.service (origin-file)
-\tMemoryMax: 18446744073709551615
-\tEnvironment: PASSWORD=hunter2
-\tSystemCallFilter: write read
-\t→ ExecStartPre:
-\t\tCommand Line: /bin/b
-\t\tCommand Line: /bin/a --token hunter2
-\t-> ExecStart:
-\t\tCommand Line: /bin/x
-\t\t\tPID: 7
-\t\t\tStatus: 0/SUCCESS
--> Unit machine-qemu\\x2d3\\x2dred.scope:
-\tUnit Load State: loaded
-→ Unit sys-x.device:
-\tUnit Load State: loaded
--> Job 104:
-\tAction: x.service -> start
-\tState: waiting
-"""
-
-
-def test_a_unit_is_without_times_numbers_and_secrets() -> None:
-    assert dict(units.described(DUMP))["x.service"] == {
-        "Unit Load State": "loaded",
-        "Unit Active State": "active",
-        "Transient": "yes",
-        "DropIn Path": ["/a", "/b"],
-        "ConditionPathExists": "!/x",
-        "Requires": ["session-N.scope (origin-file)", "system.slice (origin-file)"],
-        "Environment": "PASSWORD=(masked)",
-        "SystemCallFilter": ["read", "write"],
-        "ExecStartPre": ["/bin/b", "/bin/a --token (masked)"],
-        "ExecStart": "/bin/x",
-    }
-
-
-def test_each_unit_but_devices_is_a_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def run(argv: list[str], **_: object) -> str:
-        return DUMP if argv[0] == "systemd-analyze" else "LANG=C\n"
-
-    monkeypatch.setattr(programs, "run", run)
-    monkeypatch.setattr(units, "_FOLDERS", (str(tmp_path),))
+def test_a_list_of_libvirt_that_fails_is_unread_and_not_empty(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "virsh").write_text(
+        """#!/bin/sh
+        for script; do :; done  # the last
+        case $script in
+        *dumpxml*) echo "error: Domain not found" >&2; printf 'end-of-one-object' ;;
+        *) echo red.web; printf 'end-of-one-object%.0s' 1 2 3 4 5 6 7; echo "error: no pools" >&2; exit 1 ;;
+        esac
+        """
+    )
+    (tmp_path / "virsh").chmod(0o755)
+    monkeypatch.setattr(programs, "PATH", str(tmp_path))
     records = Records()
-    units.collect(records)
-    assert set(taken(records)) == {
-        ("unit", "x.service"),
-        ("unit", r"machine-qemu\x2dN\x2dred.scope"),
-        ("manager's environment", "LANG=C"),
-    }
-
-
-def test_a_manager_that_prints_no_unit_is_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "run", lambda *_, **__: "Manager: systemd 300\nsomething new\n")
-    monkeypatch.setattr(units, "_FOLDERS", ())
-    records = Records()
-    units.collect(records)
-    assert "prints no units" in taken(records)["unread", "unit "]
-
-
-def test_files_drop_ins_and_links_of_units_are_found(tmp_path: Path) -> None:
-    for name in ("wide/x.service", "etc/x.service.d/a.conf"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    (tmp_path / "etc/multi-user.target.wants").mkdir()
-    (tmp_path / "etc/multi-user.target.wants/x.service").symlink_to("/wide/x.service")
-    (tmp_path / "etc/y.service").symlink_to("/dev/null")
-    (tmp_path / "etc/z.service.d").symlink_to(tmp_path / "etc/x.service.d")
-    etc, wide = f"{tmp_path}/etc", f"{tmp_path}/wide"
-    found = units.files([etc, wide])
-    assert {name: sorted(places) for name, places in found.items()} == {
-        "x.service": [
-            f"{etc}/multi-user.target.wants/x.service -> /wide/x.service",
-            f"{etc}/x.service.d/a.conf",
-            f"{wide}/x.service",
-        ],
-        "y.service": [f"{etc}/y.service -> /dev/null"],
-        "z.service.d": [f"{etc}/z.service.d -> {etc}/x.service.d"],
+    guests.collect(records)
+    assert {(domain, key) for domain, key, _ in records.lines} == {
+        ("unread", "guests error: no pools"),
+        ("unread", "guests error: Domain not found"),
+        ("unread", "guest red.web"),
     }
 
 
@@ -314,6 +271,7 @@ def test_a_collector_that_hangs_or_breaks_is_a_record() -> None:
         {"hang": hang, "breaks": breaks, "dies": dies, "works": lambda own: own.add("unit", "works")},
         records,
         2,
+        20,
     )
     assert time.monotonic() - started < 20
     found = taken(records)
@@ -322,6 +280,23 @@ def test_a_collector_that_hangs_or_breaks_is_a_record() -> None:
     assert found["unread", "hang "] == "not done within 2 s"
     assert found["unread", "breaks "] == "KeyError: 'x'"
     assert found["unread", "dies "] == "it ended with status 7"
+
+
+def test_collectors_wait_for_their_turn_and_for_no_longer_than_all_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    records, started = Records(), time.monotonic()
+    hangs = {f"hangs {number}": lambda _: time.sleep(60) for number in range(3)}
+    side_by_side({"works": lambda own: own.add("unit", "works"), **hangs}, records, 2, 3)
+    assert time.monotonic() - started < 20
+    found = taken(records)
+    assert found["unit", "works"] is True
+    assert [found["unread", f"hangs {number} "] for number in range(3)] == [
+        "not done within 2 s",
+        "not done within 2 s",
+        "not done within 1 s",
+    ]
 
 
 def test_a_tool_that_is_missing_fails_hangs_or_floods_is_unread(

@@ -13,7 +13,7 @@ import pytest
 
 from testbed.payload.inventory.base import programs
 from testbed.payload.inventory.base.collect import Records, Unread
-from testbed.payload.inventory.network import databases, iproute, netlink, rpc, switch
+from testbed.payload.inventory.network import databases, iproute, links, netlink, rpc, switch
 
 SCHEMA: dict[str, Any] = {
     "tables": {"Bridge": {"columns": {"name": {}}}, "Port": {"columns": {"name": {}, "tag": {}}}}
@@ -94,7 +94,7 @@ def test_a_server_that_closes_or_says_an_error_is_unread(tmp_path: Path) -> None
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
-    answers = [b'{"id":0,"result":null,"error":"no such command"}', b'{"id":0,']
+    answers = [b'{"id":0,"error":"no such command"}', b'{"id":0}', b'{"id":0,']
 
     def run() -> None:
         with listener:
@@ -104,7 +104,7 @@ def test_a_server_that_closes_or_says_an_error_is_unread(tmp_path: Path) -> None
                     client.sendall(answer)
 
     threading.Thread(target=run, daemon=True).start()
-    for why in ("no such command", "ends its answer early"):
+    for why in ("no such command", "without a result", "ends its answer early"):
         with rpc.Server(str(tmp_path / "x.*.ctl"), 20) as server, pytest.raises(Unread, match=why):
             server.ask("dpctl/show")
 
@@ -156,3 +156,48 @@ def test_a_list_is_empty_only_if_the_kernel_says_so() -> None:
     assert netlink.empty(netlink.classes(2**30))  # a link of this number does not exist
     assert not netlink.empty((0, 9999, bytes(16)))  # the kernel refuses
     assert not netlink.empty((31, 18, bytes(16)))  # there is no such family
+
+
+@pytest.mark.parametrize(
+    ("empty", "asked"),
+    [
+        ({netlink.LINKS_OF_BRIDGES, netlink.ENTRIES_OF_BRIDGES}, []),
+        ({netlink.LINKS_OF_BRIDGES}, ["fdb show"]),
+        ({netlink.ENTRIES_OF_BRIDGES}, ["link show", "vlan show"]),
+        (set(), ["link show", "vlan show", "fdb show"]),
+    ],
+)
+def test_bridges_are_asked_for_the_lists_that_are_not_empty(
+    monkeypatch: pytest.MonkeyPatch, empty: set[tuple[int, int, bytes]], asked: list[str]
+) -> None:
+    given: list[str] = []
+
+    def answers(_records: object, _place: str, _tool: object, questions: list[tuple[str, str]]) -> list[Any]:
+        given.extend(command for _, command in questions)
+        entries = [{"ifname": "b", "mac": "aa", "state": "permanent"}, {"ifname": "b", "mac": "learnt"}]
+        return [entries if command == "fdb show" else [{"ifname": command}] for _, command in questions]
+
+    monkeypatch.setattr(netlink, "empty", empty.__contains__)
+    monkeypatch.setattr(iproute, "asked", answers)
+    records = Records()
+    links._bridges(records, "first")
+    assert given == asked
+    keys = {"fdb show": "first b aa", "link show": "first link show", "vlan show": "first vlan show"}
+    assert {key for _, key, _ in records.lines} == {keys[command] for command in asked}
+
+
+@pytest.mark.parametrize(
+    ("protocols", "listeners"),
+    [
+        ("protocol  size\nAF_VSOCK  1336      0\n", ["first vsock 3:22 *:*"]),
+        ("protocol  size\nAF_VSOCKET 1 0\nTCP 1 0\n", []),
+    ],
+)
+def test_listeners_of_vsock_are_asked_for_where_the_kernel_has_them(
+    monkeypatch: pytest.MonkeyPatch, protocols: str, listeners: list[str]
+) -> None:
+    monkeypatch.setattr(links, "read", lambda _: protocols)
+    monkeypatch.setattr(programs, "run", lambda _: "v_str LISTEN 0 3:22 *:*\n")
+    records = Records()
+    links._vsock(records, "first")
+    assert [key for _, key, _ in records.lines] == listeners

@@ -142,7 +142,8 @@ class Child:
     """
 
     def __init__(self, name: str, collector: Collector, seconds: float) -> None:
-        self.name, self.end, self.data = name, time.monotonic() + seconds, bytearray()
+        self.name, self.seconds, self.data = name, seconds, bytearray()
+        self.end = time.monotonic() + seconds
         self.file, write = os.pipe()
         self.pid = os.fork()
         if not self.pid:
@@ -181,17 +182,27 @@ def _collect(name: str, collector: Collector, file: int) -> None:
         os._exit(0)
 
 
-def side_by_side(collectors: dict[str, Collector], records: Records, seconds: float) -> None:
-    """Run collectors in processes of their own, until all have ended or a timeout."""
-    children = {
-        child.file: child for child in [Child(name, run, seconds) for name, run in collectors.items()]
-    }
-    poll = select.poll()
-    for file in children:
-        poll.register(file, select.POLLIN)
-    while children:
-        end = min(child.end for child in children.values())
-        for file, _ in poll.poll(max(0.0, end - time.monotonic()) * 1000):
+def side_by_side(collectors: dict[str, Collector], records: Records, seconds: float, whole: float) -> None:
+    """Run collectors in processes of their own, until all have ended or a timeout.
+
+    A few run at once: while one waits for a server, another computes. More would only take each other's time,
+    and an emulated CPU loses its translated addresses with each change of the process.
+
+    Args:
+        seconds: that each may take.
+        whole: seconds that all may take.
+
+    """
+    end, at_once = time.monotonic() + whole, (os.cpu_count() or 1) + 1
+    waiting, children, poll = list(collectors.items()), dict[int, Child](), select.poll()
+    while waiting or children:
+        while waiting and len(children) < at_once:
+            name, run = waiting.pop(0)
+            child = Child(name, run, max(0.0, min(seconds, end - time.monotonic())))
+            children[child.file] = child
+            poll.register(child.file, select.POLLIN)
+        first = min(child.end for child in children.values())
+        for file, _ in poll.poll(max(0.0, first - time.monotonic()) * 1000):
             piece = os.read(file, _PIECE)
             children[file].data += piece
             if not piece or len(children[file].data) > TOTAL:
@@ -199,4 +210,5 @@ def side_by_side(collectors: dict[str, Collector], records: Records, seconds: fl
                 children.pop(file).finish(records, "" if not piece else "it prints too much")
         for file in [file for file, child in children.items() if time.monotonic() >= child.end]:
             poll.unregister(file)
-            children.pop(file).finish(records, f"not done within {seconds:.0f} s")
+            child = children.pop(file)
+            child.finish(records, f"not done within {child.seconds:.0f} s")

@@ -22,15 +22,15 @@ def collect(records: Records, policy: str = POLICY) -> None:
 
 def _namespace(records: Records, folder: str, name: str) -> None:
     _profiles(records, f"{folder}/profiles", name)
-    for entry in _entries(f"{folder}/namespaces"):
+    for entry in _entries(records, f"{folder}/namespaces"):
         records.add("profile namespace", f"{name}:{entry}")
         _namespace(records, f"{folder}/namespaces/{entry}", f"{name}:{entry}")
 
 
 def _profiles(records: Records, folder: str, name: str) -> None:
-    for entry in _entries(folder):
+    for entry in _entries(records, folder):
         own = f"{folder}/{entry}"
-        present = set(_entries(own))
+        present = set(_entries(records, own))
         told = {item: _line(f"{own}/{item}") for item in _SHOWN if item in present}
         raw = {f"raw {item}": _line(f"{own}/raw_{item}") for item in _RAW if f"raw_{item}" in present}
         title = told.pop("name", entry.rpartition(".")[0])
@@ -39,10 +39,13 @@ def _profiles(records: Records, folder: str, name: str) -> None:
             _profiles(records, f"{own}/profiles", f"{name} {title} //".strip())
 
 
-def _entries(folder: str) -> list[str]:
+def _entries(records: Records, folder: str) -> list[str]:
     try:
         return sorted(os.listdir(folder))
-    except OSError:
+    except FileNotFoundError:
+        return []  # it has no such folder, or has gone meanwhile
+    except OSError as error:
+        records.unread("profile", folder, error.strerror)
         return []
 
 

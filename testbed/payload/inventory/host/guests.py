@@ -18,31 +18,37 @@ _LISTS = {
     "host device": ("nodedev-list --cap mdev", "nodedev-dumpxml"),
 }
 _SECRETS = "secret-list"
+_COMPLAINTS = 50  # lines
 _NUMBER = re.compile(r"(?<= id=')\d+(?=')|(?<=domain-)\d+(?=-)")
 _QUOTED = re.compile(r"^[\w.:@/+ -]{1,200}$")
 
 
 def collect(records: Records) -> None:
     """Record all objects of libvirt; read-only."""
-    names = _sections([f"{listing}" for listing, _ in _LISTS.values()] + [_SECRETS])
-    wanted: list[tuple[str, str]] = []
+    for name in os.listdir("/etc/libvirt/hooks") if os.path.isdir("/etc/libvirt/hooks") else []:
+        records.add("libvirt hook", name)
+    names = _sections(records, [listing for listing, _ in _LISTS.values()] + [_SECRETS])
+    wanted: list[tuple[str, str, str]] = []
     for (kind, (_, dump)), text in zip(_LISTS.items(), names, strict=False):
         for name in _named(kind, text):
             if _QUOTED.match(name):
-                wanted.append((f"{kind} {name}", f"{dump} '{name}'"))
+                wanted.append((kind, name, f"{dump} '{name}'"))
             else:
                 records.add(kind, name, "its name cannot be given to virsh")
     for line in names[-1].splitlines()[:200]:
         records.add("libvirt secret", " ".join(line.split()))
-    for (key, _), text in zip(wanted, _sections([command for _, command in wanted]), strict=True):
-        kind, _, name = key.rpartition(" ")
-        records.add(kind, name, lines(text))
-    for name in os.listdir("/etc/libvirt/hooks") if os.path.isdir("/etc/libvirt/hooks") else []:
-        records.add("libvirt hook", name)
+    told = _sections(records, [command for *_, command in wanted])
+    for (kind, name, _), text in zip(wanted, told, strict=True):
+        if text.strip():
+            records.add(kind, name, lines(text))
+        else:
+            records.unread(kind, name, "virsh prints nothing")
 
 
-def _sections(commands: list[str]) -> list[str]:
+def _sections(records: Records, commands: list[str]) -> list[str]:
     """Run commands of virsh in one process and return what each printed.
+
+    What virsh complains of is recorded as unread, since a list that fails prints as much as an empty one.
 
     Raises:
         Unread: not every one has an answer.
@@ -51,10 +57,16 @@ def _sections(commands: list[str]) -> list[str]:
     if not commands:
         return []
     script = "".join(f"{command}; echo '{_MARK}'; " for command in commands)
-    printed = programs.run(["virsh", "-q", "-r", "-c", "qemu:///system", script], seconds=20, any_status=True)
+    complaints: list[str] = []
+    printed = programs.run(["virsh", "-q", "-r", "-c", "qemu:///system", script], complaints=complaints)
     parts = re.split(rf"{_MARK}\n?", printed)  # before libvirt 11, echo ended its line
     if len(parts) != len(commands) + 1:
-        raise Unread(f"virsh answers {len(parts) - 1} of {len(commands)} questions: {printed[-200:]}")
+        raise Unread(
+            f"virsh answers {len(parts) - 1} of {len(commands)} questions: "
+            f"{printed[-200:]}{'; '.join(complaints)[:200]}"
+        )
+    for complaint in complaints[:_COMPLAINTS]:
+        records.unread("guests", complaint, "virsh complains so")
     return parts[:-1]
 
 

@@ -1,53 +1,49 @@
-"""The manager's view of systemd's units, with their drop-ins.
+"""Units of systemd: the manager's view of each, from which files it comes, and what is written there.
 
-One call makes the manager print all that it has loaded. Properties of one unit after the other take it
-several times as long, since it looks for the state of each unit's file in all folders.
+The files say more than the manager's properties: conditions, dependencies, and what a property was made from.
+The properties say what is in force, whatever has become of the files.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from functools import cache
+from typing import Any
 
-from testbed.payload.inventory.base import programs
-from testbed.payload.inventory.base.collect import Records, Unread, masked
+from testbed.payload.inventory.base.collect import Records, Unread, masked, read
+from testbed.payload.inventory.host.manager import NAME, PATH, Manager
 from testbed.payload.inventory.host.processes import NUMBERS
 
-_SECONDS = 40.0  # that one call may take
-# A unit or job, a property that is not as usual (no limit is 2^64 - 1), a list of commands, a command.
-_LINE = re.compile(
-    r"^(?:→|->) (\w+ .*):$|"
-    r"^\t([A-Z/][^\n:]*): (?!(?:no|n/a|18446744073709551615|)$)(.*)$|"
-    r"^\t(?:→|->) (\w+):$|"
-    r"^\t\tCommand Line: (.*)$",
-    re.MULTILINE,
-)
-# What changes without an administrator: times, states of processes, counters, and results of conditions.
+_UNIT = f"{NAME}.Unit"
+_FILES = ("FragmentPath", "SourcePath", "DropInPaths")
+_RUNNING = (".service", ".socket", ".timer", ".path")  # their state below comes and goes with their work
+_PLAIN = (".target", ".device")  # they have no properties of their own
+_CHANGED = "changed since the manager read them"
+_LINES = 2_000  # of one unit
+_TRANSIENT = "/run/systemd/transient/"  # the manager itself writes there
+_UNLIMITED = 2**64 - 1
+_EXACT = 2**53  # from here on, not every reader of JSON takes a whole number
+# What changes without an administrator: times, states of processes, counters, and what follows from other
+# limits. Commands are taken from the properties that have their flags too.
 _CHANGING = re.compile(
-    r".*(?:Timestamp|PID|Result|Errno|Error)|(?:Service|Socket|Timer|Path) State|(?:Main )?PID .*|"
-    r"Status Text|Invocation ID|NotifyState|RestartSteps|NConnections|Accepted|Accept Socket|May GC|"
-    r"Garbage Collection Mode|Bus Name Good|CGroup.*|CgroupPath|File Descriptor Store (?:Current|Entry.*)|"
-    r"Instance|Found|.*Job.*|Device Node|Exit (?:Code|Status)|NotifySocket|Refs?.*"
+    r".*Timestamp.*|(?:Main|Control)PID|.*Result|ExecMain.*|.*USec(?:Monotonic|Realtime|Next)|LastTriggerUSec|Effective.*|"
+    r"Memory(?:Swap|ZSwap)?(?:Current|Peak|Available)|CPUUsageNSec|TasksCurrent|IP(?:In|E)gress.*|"
+    r"IO(?:Read|Write)(?:Bytes|Operations)|ControlGroup(?:Id)?|NRestarts|Status.*|NFileDescriptorStore|"
+    r"N(?:Connections|Accepted|Refused|CurrentlyActive)|FlushPending|[UG]ID"
 )
-# Words for people, the order of starts, and the other end of a line of another unit.
-_BESIDE = re.compile(
-    r"Description|Documentation|Before|After|Refer.*|RequiredBy|RequisiteOf|WantedBy|BoundBy|UpheldBy|"
-    r"ConsistsOf|ConflictedBy|TriggeredBy|OnFailureOf|OnSuccessOf|SliceOf|InSlice|PropagatesReloadTo|"
-    r"ReloadPropagatedFrom|PropagatesStopTo|StopPropagatedFrom|Following.*|.*MountsFor|Symlinks"
-)
+_TWICE = re.compile(r"Exec(?:Condition|StartPre|Start|StartPost|Reload|Stop|StopPost)")
+_CREDENTIAL = re.compile(r"(?m)^((?:SetCredential(?:Encrypted)?=[^:\n]*:|StandardInput(?:Text|Data)=)).*$")
 _SETS = (
     "SystemCallFilter",
     "SystemCallLog",
     "SystemCallArchitectures",
     "RestrictAddressFamilies",
     "RestrictNetworkInterfaces",
-    "CapabilityBoundingSet",
-    "DisableControllers",
+    "RestrictFileSystems",
 )
-
-
 # Folders of unit files, in the order of precedence (systemd.unit(5)).
 _FOLDERS = (
     "/etc/systemd/system.control",
@@ -67,69 +63,117 @@ _FOLDERS = (
 
 def collect(records: Records) -> None:
     """Record every unit that the manager has loaded, and where files and links of units are."""
-    parts = (
-        ("unit", _loaded, ["systemd-analyze", "dump", "--no-pager"]),
-        ("manager's environment", _environment, ["systemctl", "show-environment"]),
-    )
-    for domain, reader, argv in parts:
-        try:
-            reader(records, programs.run(argv, seconds=_SECONDS))
-        except Unread as error:
-            records.unread(domain, "", error)
+    try:
+        with Manager() as manager:
+            _loaded(records, manager)
+    except (Unread, ValueError, TypeError) as error:
+        records.unread("unit", "", error)
+        records.unread("manager's environment", "", error)
     for name, places in files(_FOLDERS).items():
         records.add("unit file", NUMBERS.sub("N", name), sorted(places))
 
 
-def _loaded(records: Records, printed: str) -> None:
-    found = 0
-    for name, told in described(printed):
-        found += 1
-        if not name.endswith(".device"):
-            records.add("unit", name, told)
-    if not found:
-        raise Unread(f"the manager prints no units: {printed[:80]!r}")
+def _loaded(records: Records, manager: Manager) -> None:
+    (environment, read_at) = manager.properties(
+        [(PATH, f"{NAME}.Manager", name) for name in ("Environment", "UnitsLoadStartTimestamp")]
+    )
+    for line in environment:
+        records.add("manager's environment", masked(line)[:300])
+    units = [unit for unit in manager.units() if not unit[0].endswith(".device")]
+    answers = iter(manager.properties([(unit[4], _UNIT, name) for unit in units for name in _FILES]))
+    settings = _settings(manager, [(unit[0], unit[4]) for unit in units])
+    for name, load, active, below, _ in units:
+        fragment, source, drop_ins = (next(answers) for _ in _FILES)
+        told = written([path for path in (fragment, source, *drop_ins) if path], read_at / 1_000_000)
+        own = settings.get(name, {})
+        # A service that runs to its end is active only while it runs, each time that something starts it.
+        fleeting = own.get("Type") == "oneshot" and not own.get("RemainAfterExit") and active != "failed"
+        states = [load] if fleeting else [load, active]
+        states += [] if name.endswith(_RUNNING) else [below]
+        records.add("unit", NUMBERS.sub("N", name), {**own, "states": " ".join(states), **told})
 
 
-def described(printed: str) -> Iterator[tuple[str, dict[str, object]]]:
-    """Yield each unit of a dump with its properties that an administrator decides about."""
-    title, section = "", ""
-    found: dict[str, list[str]] = {}
-    for begun, key, value, commands, command in [*_LINE.findall(printed), ("end", *[""] * 4)]:
-        if key:
-            if not _beside(key):
-                found.setdefault(key, []).append(value)
-        elif begun:
-            if title.startswith("Unit "):
-                yield _plain(title.removeprefix("Unit ")), _properties(found)
-            title, found = begun, {}
-        elif commands:
-            section = commands
-        else:
-            found.setdefault(section, []).append(command)
+def _settings(manager: Manager, units: list[tuple[str, str]]) -> dict[str, dict[str, object]]:
+    """Return the properties of units that have their own, by name; but for no, nothing and unlimited."""
+    asked = [unit for unit in units if not unit[0].endswith(_PLAIN)]
+    found: dict[str, dict[str, object]] = {}
+    for kind in sorted({name.rpartition(".")[2] for name, _ in asked}):
+        own = [(name, path) for name, path in asked if name.endswith(f".{kind}")]
+        objects = [(path, f"{NAME}.{kind.capitalize()}") for _, path in own]
+        answers = manager.all_properties(objects, _wanted if kind == "service" else _lasts)
+        for (name, _), properties in zip(own, answers, strict=True):
+            found[name] = {
+                title: words(title, value) for title, value in properties.items() if not _is_usual(value)
+            }
+    return found
+
+
+def _is_usual(value: Any) -> bool:
+    """Return whether a value is no, nothing or unlimited; a zero is none of them."""
+    return value is False or value in ("", [], [False, ""], [False, []], _UNLIMITED)
 
 
 @cache
-def _beside(key: str) -> bool:
-    return bool(_CHANGING.fullmatch(key) or _BESIDE.fullmatch(key))
+def _lasts(name: str) -> bool:
+    return not _CHANGING.fullmatch(name)
 
 
 @cache
-def _plain(text: str) -> str:
-    """Return a text without secrets and without numbers of one start."""
-    return NUMBERS.sub("N", masked(text))
+def _wanted(name: str) -> bool:
+    return not _TWICE.fullmatch(name) and _lasts(name)
 
 
-def _properties(found: dict[str, list[str]]) -> dict[str, object]:
-    told: dict[str, object] = {}
-    for key, values in found.items():
-        if key in _SETS:
-            told[key] = sorted(" ".join(values).split())
-            continue
-        texts = [_plain(value) for value in values]
-        if key.startswith(("Condition", "Assert")):  # the last word is the result
-            texts = [text.rpartition(" ")[0] for text in texts]
-        told[key] = texts[0] if len(texts) == 1 else texts if key.startswith("Exec") else sorted(texts)
-    return told
+def words(name: str, value: Any) -> object:
+    """Return a property without secrets and numbers of one start; a list of texts for a list of anything."""
+    if isinstance(value, str):
+        return _masked(value)
+    if not isinstance(value, list):
+        return value if abs(value) < _EXACT else f"{value:#x}"
+    if name == "StandardInputData":
+        return "(masked)"
+    # A secret follows a credential's name; the last run follows a command's program, arguments and flags.
+    shown = 1 if name.startswith("SetCredential") else 3 if name.startswith("Exec") else None
+    texts = [
+        _masked(item if isinstance(item, str) else " ".join(_flat(item[:shown] if shown else item)))
+        for item in value
+    ]
+    return sorted(texts) if name in _SETS else texts
+
+
+def _flat(value: Any) -> Iterator[str]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield str(value)
+
+
+def _masked(text: str) -> str:
+    return NUMBERS.sub("N", masked(_CREDENTIAL.sub(r"\1(masked)", text)))
+
+
+def written(paths: list[str], since: float) -> dict[str, list[str]]:
+    """Return files of a unit, the lines in them that are no comments, and which have changed since a time."""
+    lines: list[str] = []
+    changed: list[str] = []
+    named = [NUMBERS.sub("N", path) for path in paths]
+    for path, name in zip(paths, named, strict=True):
+        if path.startswith("/proc/"):
+            continue  # the mounts themselves, from which the manager makes units
+        try:
+            text = read(path)
+            seen = os.stat(path)  # that of a masked unit is /dev/null
+            if seen.st_ctime > since and stat.S_ISREG(seen.st_mode) and not path.startswith(_TRANSIENT):
+                changed.append(name)
+        except (OSError, Unread) as error:
+            text = f"unread: {name}: {error}"
+        lines += [
+            " ".join(line.split()) for line in text.splitlines() if line.strip()[:1] not in ("", "#", ";")
+        ]
+    lines[_LINES:] = [f"and {len(lines) - _LINES} more"] if len(lines) > _LINES else []
+    plain = _masked("\n".join(lines))
+    told = {"files": named, "lines": plain.split("\n") if plain else [], _CHANGED: changed}
+    return {name: values for name, values in told.items() if values}
 
 
 def files(folders: Iterable[str]) -> dict[str, list[str]]:
@@ -145,10 +189,7 @@ def files(folders: Iterable[str]) -> dict[str, list[str]]:
                 target = os.readlink(place) if os.path.islink(place) else ""
                 inner = path.rpartition("/")[2]
                 unit = inner.removesuffix(".d") if inner.endswith(".d") and path != folder else name
-                found.setdefault(unit, []).append(_plain(f"{place} -> {target}" if target else place))
+                found.setdefault(unit, []).append(
+                    NUMBERS.sub("N", f"{place} -> {target}" if target else place)
+                )
     return found
-
-
-def _environment(records: Records, printed: str) -> None:
-    for line in printed.splitlines():
-        records.add("manager's environment", masked(line)[:300])

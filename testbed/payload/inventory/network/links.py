@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from testbed.payload.inventory.base import programs
-from testbed.payload.inventory.base.collect import Records, Unread
+from testbed.payload.inventory.base.collect import Records, Unread, read
 from testbed.payload.inventory.host import kernel
 from testbed.payload.inventory.network import filters, iproute, netlink, sockets
 
@@ -146,22 +146,22 @@ def _link(records: Records, place: str, link: dict[str, Any]) -> None:
 
 def _bridges(records: Records, place: str) -> None:
     """Record ports of bridges, and entries of their tables that were not learnt from frames."""
-    if netlink.empty(netlink.LINKS_OF_BRIDGES) and netlink.empty(netlink.ENTRIES_OF_BRIDGES):
-        return
-    links, vlans, entries = iproute.asked(
-        records,
-        place,
-        ["bridge", "-j", "-d"],
-        [("bridge port", "link show"), ("bridge port", "vlan show"), ("bridge entry", "fdb show")],
-    )
-    for item in (*links, *vlans):
-        records.add("bridge port", f"{place} {item.get('ifname')}", iproute.without(item, _CHANGING))
-    for item in entries:
-        if item.get("state") in ("permanent", "static"):
+    links = [("bridge port", "link show"), ("bridge port", "vlan show")]  # the latter fails without a bridge
+    questions = [] if netlink.empty(netlink.LINKS_OF_BRIDGES) else links
+    if not netlink.empty(netlink.ENTRIES_OF_BRIDGES):
+        questions.append(("bridge entry", "fdb show"))
+    answers = iproute.asked(records, place, ["bridge", "-j", "-d"], questions) if questions else []
+    found = [(domain, item) for (domain, _), items in zip(questions, answers, strict=True) for item in items]
+    for domain, item in found:
+        if domain == "bridge port":
+            records.add("bridge port", f"{place} {item.get('ifname')}", iproute.without(item, _CHANGING))
+        elif item.get("state") in ("permanent", "static"):
             key = f"{place} {item.get('ifname')} {item.get('mac')} {item.get('vlan', '')}".rstrip()
             records.add("bridge entry", key, iproute.without(item, _CHANGING))
 
 
 def _vsock(records: Records, place: str) -> None:
+    if "\nAF_VSOCK " not in read("/proc/self/net/protocols"):
+        return  # the kernel has no such sockets
     for line in programs.run(["ss", "-H", "-n", "-l", "--vsock"]).splitlines():
         records.add("listener", f"{place} vsock {' '.join(line.split()[3:5])}")

@@ -61,12 +61,14 @@ class Server:
             end = time.monotonic() + self._seconds
             while True:
                 told = self._message(end)
-                if isinstance(told, dict) and "result" in told and told.get("id") == 0:
+                if isinstance(told, dict) and told.get("id") == 0:
                     break
         except OSError as error:
             raise Unread(f"{method}: {error.strerror or error}") from error
         if told.get("error") is not None:
             raise Unread(f"{method}: {str(told['error'])[:300]}")
+        if "result" not in told:
+            raise Unread(f"{method}: {self._path} answers without a result")
         return told["result"]
 
     def _message(self, end: float) -> Any:

@@ -52,7 +52,7 @@ def _bridge(records: Records, bridge: str) -> None:
                 records,
                 bridge,
                 what,
-                programs.run(["ovs-ofctl", *_VERSION, what, bridge, *_unsorted(what)], seconds=20),
+                programs.run(["ovs-ofctl", *_VERSION, what, bridge, *_unsorted(what)]),
             )
         except Unread as error:
             records.unread("openflow", f"{bridge} {what}", error)
