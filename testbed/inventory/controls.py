@@ -121,7 +121,7 @@ _DOMAINS: Mapping[str, str] = {
     "nft": "NET-09",
     "old packet filter": "NET-09",
     "password": "ACC-02",
-    "pool": "STO-01",
+    "pool": "STO-02",
     "process": DEFAULT,
     "profile": "PRC-02",
     "profile namespace": "PRC-02",
