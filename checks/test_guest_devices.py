@@ -5,7 +5,7 @@ from __future__ import annotations
 from checks.support import device_breaches
 from checks.support.breaches import needs_guest
 from checks.support.device_breaches import NAME, lodger_breach, with_device, with_option
-from testbed.errors import InstrumentError
+from checks.support.judging import judging
 from testbed.plan.libvirt_xml.guest import guest_xml
 from testbed.verify.check import Effect, check
 from testbed.verify.devices import declared, observe, rules
@@ -48,7 +48,7 @@ def test_devices_are_declared(fleet: Fleet, node: MachineView) -> None:
     guests = {guest.domain: guest for guest in fleet.topology.guests_on(node.name)}
     wanted = {name: declared.entries(guest_xml(fleet.topology, guest, {})) for name, guest in guests.items()}
     faults = []
-    try:
+    with judging(f"the devices of guests on {node.name}"):
         for view in observe.domains(fleet, node):
             if view.name in wanted:
                 rules.require_shown(wanted[view.name], view.entries)
@@ -61,10 +61,4 @@ def test_devices_are_declared(fleet: Fleet, node: MachineView) -> None:
             found = rules.different(wanted[guest.domain], seen.entries)
             found += rules.leaked(seen.firmware, rules.identifiers(fleet.topology, guest))
             faults += [f"{guest.domain}: {text}" for text in found]
-    except rules.UnseenError as error:
-        raise InstrumentError(
-            f"the devices of guests on {node.name} cannot be judged",
-            fact=str(error),
-            remedy="repeat the check; report it as a bug if that does not help",
-        ) from error
     assert not faults, f"{len(faults)} differences: {'; '.join(faults[:_SHOWN])}"

@@ -13,14 +13,14 @@ from xml.etree import ElementTree as ET
 
 from checks.support.breaches import needs_guest, shell_breach, where
 from checks.support.device_breaches import NAME, lodger_breach
+from checks.support.judging import judging
 from testbed import payload
-from testbed.errors import InstrumentError
 from testbed.model.topology import POOLS, Guest
 from testbed.plan.libvirt_xml.elements import add_disk
 from testbed.plan.libvirt_xml.guest import guest_xml
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.devices import images, observe, rules
+from testbed.verify.devices import images, observe
 from testbed.verify.fleet import Fleet, MachineView
 
 _PROGRAM = Path(payload.__file__).parent / "image_probe.py"
@@ -118,7 +118,7 @@ def test_formats_are_declared(fleet: Fleet, node: MachineView) -> None:
     guests = fleet.topology.guests_on(node.name)
     wanted = {guest.domain: guest_xml(fleet.topology, guest, {}) for guest in guests}
     known = {guest.domain for guest in guests}
-    try:
+    with judging(f"the images on {node.name}"):
         faults, views = [], observe.domains(fleet, node)
         for view in views:
             ours = wanted.get(view.name, "<domain/>")
@@ -129,20 +129,11 @@ def test_formats_are_declared(fleet: Fleet, node: MachineView) -> None:
         faults += _attacked(
             fleet, node, [guest for guest in guests if guest.volumes], {view.name: view.xml for view in views}
         )
-        for view in _again(fleet, node):
+        for view in observe.domains_again(fleet, node):
             if view.name in known:
                 found = images.opened(wanted[view.name], view.answers["disks"], view.answers["images"])
                 faults += [f"{view.name}, after the attack: {text}" for text in found]
-    except rules.UnseenError as error:
-        raise InstrumentError(
-            f"the images on {node.name} cannot be judged", fact=str(error), remedy="repeat the check"
-        ) from error
     assert not faults, f"{len(faults)} faults: {'; '.join(faults[:_SHOWN])}"
-
-
-def _again(fleet: Fleet, node: MachineView) -> tuple[observe.DomainView, ...]:
-    fleet.shared.pop(f"devices on {node.name}", None)
-    return observe.domains(fleet, node)
 
 
 def _attacked(fleet: Fleet, node: MachineView, guests: list[Guest], xml: Mapping[str, str]) -> list[str]:

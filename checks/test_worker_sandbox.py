@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from checks.support.breaches import needs_guest, shell_breach, worker_pid
-from testbed.errors import InstrumentError
+from checks.support.judging import judging
 from testbed.hosts import rules
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Effect, check
@@ -72,14 +72,8 @@ def _foreign(name: str, qemu: str, properties: str = _IN_PLACE) -> Breach:
 )
 def test_workers_run_under_a_filter(fleet: Fleet, node: MachineView) -> None:
     for worker in observed(fleet, node).workers:
-        try:
+        with judging(f"the system-call filters of {worker.name}"):
             fault = rules.filtered(worker)
-        except rules.UnseenError as error:
-            raise InstrumentError(
-                f"the system-call filters of {worker.name} cannot be judged",
-                fact=str(error),
-                remedy="repeat the check; report it as a bug if that does not help",
-            ) from error
         assert not fault, fault
 
 

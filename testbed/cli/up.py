@@ -144,27 +144,26 @@ def _require_memory(topology: Topology) -> None:
 
     """
     root = state_root()
-    others: dict[str, int] = {}
-    commands: dict[str, str] = {}
+    others: dict[str, tuple[int, str]] = {}  # octets, and the command that takes the lab down
     for found in lab_namespaces.enclosures():
         with suppress(TestbedError, OSError):  # a lab that is being taken down
             machines = session.load_applied(Workspace(found.state, found.lab)).machines
             ours = found.state == root
             name = found.lab if ours else str(found.state / found.lab)
             variable = "" if ours else f"TESTBED_STATE_DIR={shlex.quote(str(found.state))} "
-            others[name] = sum(item.memory for item in machines)
-            commands[name] = f"{variable}testbed down {found.lab}"
+            size = sum(item.memory for item in machines)
+            others[name] = size, f"{variable}testbed down {found.lab}"
     wanted = sum(machine.memory for machine in topology.machines)
     total = memory.total()
-    left = max(total - MACHINE_RESERVE - sum(others.values()), 0)
+    left = max(total - MACHINE_RESERVE - sum(size for size, _ in others.values()), 0)
     if others and wanted > left:
-        shares = ", ".join(f"{name} has {format_size(size)}" for name, size in sorted(others.items()))
+        shares = ", ".join(f"{name} has {format_size(size)}" for name, (size, _) in sorted(others.items()))
         fact = (
             f"it wants {format_size(wanted)}, and {format_size(left // MIB * MIB)} of "
             f"{format_size(total // MIB * MIB)} are left: {shares}, "
             f"and {format_size(MACHINE_RESERVE)} are for the machine itself"
         )
-        remedy = f"take one down, as with `{commands[min(others)]}`; or declare fewer or smaller nodes"
+        remedy = f"take one down, as with `{min(others.items())[1][1]}`; or declare fewer or smaller nodes"
         raise MachineError(
             f"the lab {topology.name} does not fit beside the labs that run", fact=fact, remedy=remedy
         )

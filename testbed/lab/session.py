@@ -217,7 +217,7 @@ def open_lab(
     hypervisor = (
         Hypervisor(outside.uri)
         if outside
-        else Hypervisor.embed(within_namespaces(workspace.folder) / workspace.libvirt.name, workspace.account)
+        else Hypervisor.embed(within_namespaces(workspace.libvirt, workspace.folder), workspace.account)
     )
     if outside and outside.fresh:
         destroy_machines(hypervisor, topology.name)

@@ -127,17 +127,22 @@ def _longest(root: Path, lab: str, machines: Iterable[str] = ("controller",)) ->
     return os.fsencode(f"{root}/{lab}/m/{max(machines, key=len)}/northbound.sock")
 
 
-def within_namespaces(folder: Path) -> Path:
-    """Return the path of a lab's folder that libvirt and QEMU get inside the lab's namespaces.
+def within_namespaces(path: Path, folder: Path) -> Path:
+    """Return the path by which libvirt and QEMU get a file inside the lab's namespaces.
 
-    It is short and has no special character. libvirt escapes no comma in the path of the monitor with which
-    it probes QEMU, and gives QEMU the path of a firmware file as XML text (seen in 9.0). A lab that an
-    earlier version has started has no link; its folder is returned.
+    The path is short and has no special character. libvirt escapes no comma in the path of the monitor with
+    which it probes QEMU, and gives QEMU the path of a firmware file as XML text (seen in 9.0). A lab that an
+    earlier version has started has no link; the path is returned as it is.
+
+    Args:
+        path: path below the lab's folder.
+        folder: the lab's folder.
+
     """
     try:
-        return LAB_LINK if LAB_LINK.samefile(folder) else folder
+        return LAB_LINK / path.relative_to(folder) if LAB_LINK.samefile(folder) else path
     except OSError:
-        return folder
+        return path
 
 
 def require_room(root: Path, lab: str, machines: Iterable[str]) -> None:

@@ -194,7 +194,6 @@ class OuterHost:
             for base, letter in zip(bases, "abc", strict=False)
         ]
         console, identity = folder / "console.log", folder / "identity.tar"
-        own = identity.relative_to(self.workspace.folder)
         write_secret(console, b"")
         for path in (*overlays, console, identity):
             self.workspace.account.give(path)
@@ -203,7 +202,7 @@ class OuterHost:
             kernel,
             initrd,
             tuple(map(str, overlays)),
-            str(identity if self.outside else within_namespaces(self.workspace.folder) / own),
+            str(identity if self.outside else within_namespaces(identity, self.workspace.folder)),
             str(console),
             direct=self.outside is not None,
         )

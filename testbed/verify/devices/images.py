@@ -11,8 +11,8 @@ from xml.etree import ElementTree as ET
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from testbed.hosts.rules import UnseenError
 from testbed.untrusted.text import line
-from testbed.verify.devices.rules import UnseenError
 
 HEAD = 4096  # octets at the beginning of a volume that are overwritten
 _MAGIC, _VERSION, _CLUSTER_BITS = b"QFI\xfb", 2, 16

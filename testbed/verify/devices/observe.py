@@ -60,7 +60,21 @@ def domains(fleet: Fleet, node: MachineView) -> tuple[DomainView, ...]:
     Raises:
         InstrumentError: a domain of the topology is not there, or an answer is missing or has another form.
     """
-    return fleet.observe_once(f"devices on {node.name}", lambda: _domains(fleet, node))
+    return fleet.observe_once(_shared(node), lambda: _domains(fleet, node))
+
+
+def domains_again(fleet: Fleet, node: MachineView) -> tuple[DomainView, ...]:
+    """Look at the domains of a node once more, after the look that checks of a phase share.
+
+    Raises:
+        InstrumentError: see `domains`.
+    """
+    fleet.shared.pop(_shared(node), None)
+    return domains(fleet, node)
+
+
+def _shared(node: MachineView) -> str:
+    return f"devices on {node.name}"
 
 
 def guests(fleet: Fleet, node: MachineView) -> dict[Guest, seen.GuestView]:

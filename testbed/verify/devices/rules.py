@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
+from testbed.hosts.rules import UnseenError
 from testbed.model.topology import Guest, Topology
 from testbed.verify.devices.declared import Entries, Entry
 
@@ -24,10 +25,6 @@ _USUAL = frozenset(
 )  # fmt: skip
 _SHORTEST = 3  # letters of a name that is looked for
 _SHOWN = 160  # characters of an entry that a text shows
-
-
-class UnseenError(Exception):
-    """A rule cannot judge: something was not shown."""
 
 
 def different(wanted: Entries, shown: Entries) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from testbed.hosts.rules import UnseenError
 from testbed.verify.devices import declared
 from testbed.verify.devices.declared import Entries
-from testbed.verify.devices.rules import UnseenError
 
 _LOCAL, _HOST = 1, 2  # contexts (vsock(7))
 _NUMBER = "19"  # of vsock devices (virtio specification, 5)

@@ -221,10 +221,10 @@ def test_libvirt_gets_a_path_without_special_characters(
     monkeypatch.setattr(folders, "LAB_LINK", tmp_path / "link")
     for folder in (lab, other):
         folder.mkdir(parents=True)
-    assert folders.within_namespaces(lab) == lab  # of an earlier version: there is no link
+    assert folders.within_namespaces(lab / "v", lab) == lab / "v"  # of an earlier version: there is no link
     folders.LAB_LINK.symlink_to(lab)
-    assert folders.within_namespaces(lab) == folders.LAB_LINK
-    assert folders.within_namespaces(other) == other
+    assert folders.within_namespaces(lab / "v", lab) == folders.LAB_LINK / "v"
+    assert folders.within_namespaces(other / "v", other) == other / "v"
 
 
 def _bound(path: str) -> bool:

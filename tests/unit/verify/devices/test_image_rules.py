@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from checks import test_image_formats
+from testbed.hosts.rules import UnseenError
 from testbed.payload import image_probe
 from testbed.plan.libvirt_xml.guest import guest_xml
 from testbed.verify.devices import images
-from testbed.verify.devices.rules import UnseenError
 from tests.shapes import lab_of
 
 LAB = lab_of("one-node")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from testbed.hosts.rules import UnseenError
 from testbed.verify.devices import declared, vsock
-from testbed.verify.devices.rules import UnseenError
 
 CONTEXTS, PORTS = (0, 2, 3), (22, 1024)
 LISTED = {"protocols": ["TCP", "AF_VSOCK"], "port": 77, "sockets": ["v_str LISTEN 0 0 *:77 *:*"]}
