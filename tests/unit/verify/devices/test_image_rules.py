@@ -1,4 +1,4 @@
-"""Formats of images: each that is not declared is a fault; what was not seen is not judged (STO-02)."""
+"""Formats of images: each undeclared one is a fault; an image that is not seen is not judged (STO-02)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vsock: every device, listener and path is a fault; what was not tried is not judged (DEV-04)."""
+"""vsock: every device, listener and path is a fault; a path that is not tried is not judged (DEV-04)."""
 
 from __future__ import annotations
 
