@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from testbed.cli import checkpoint, consent, image, inspect, inventory, removal, reports, topology_files
+from testbed.cli import (
+    audit,
+    checkpoint,
+    consent,
+    image,
+    inspect,
+    inventory,
+    removal,
+    reports,
+    topology_files,
+)
 from testbed.cli.check import check_walls
 from testbed.cli.context import File, Name, entered, running_lab, to_close, topology_of
 from testbed.cli.invocation.error_exit import status_of
@@ -61,6 +71,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(inspect.app)
 app.add_typer(inventory.app)
+app.add_typer(audit.app)
 app.add_typer(image.app, name="image")
 app.add_typer(checkpoint.app, name="checkpoint")
 
