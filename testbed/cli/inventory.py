@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from testbed.cli.context import Name, running_lab
-from testbed.cli.output import readings
-from testbed.cli.output.readings import Reading
+from testbed.cli.machines import readings
+from testbed.cli.machines.readings import Reading
 from testbed.cli.output.terminal import Json, fail
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.drivers.pki import Authority

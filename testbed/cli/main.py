@@ -11,23 +11,14 @@ from typing import Annotated
 
 import typer
 
-from testbed.cli import (
-    audit,
-    checkpoint,
-    consent,
-    image,
-    inspect,
-    inventory,
-    removal,
-    reports,
-    topology_files,
-)
+from testbed.cli import checkpoint, consent, image, inspect, inventory, removal, reports, topology_files
 from testbed.cli.check import check_walls
 from testbed.cli.context import File, Name, entered, running_lab, to_close, topology_of
 from testbed.cli.invocation.error_exit import status_of
 from testbed.cli.invocation.interrupts import interruptible
 from testbed.cli.invocation.options import Accel, Anew, Cold, Connect, Only, Prove, Yes
 from testbed.cli.invocation.shell import Verbs, arranged
+from testbed.cli.machines import audit
 from testbed.cli.output.terminal import Json, elapsed, out, out_json, say, set_loudness
 from testbed.cli.up import UpOptions, bring_up
 from testbed.drivers.capabilities import doctor as doctors
