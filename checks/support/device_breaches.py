@@ -161,30 +161,41 @@ def with_option(*words: str) -> Callable[[ET.Element], object]:
     return change
 
 
-def _described(context: BreachContext, *, naming: bool) -> str:
-    """Return the domain of the first guest; if asked for, its firmware names its node."""
-    properties = context.lab.desired[Key(context.node.name, Kind.GUEST, context.guest.label)].properties
-    root = ET.fromstring(guest_xml(context.topology, context.guest, properties))
+def booted_breach(
+    name: str, change: Callable[[ET.Element, str], object], changed: Callable[[str], bool]
+) -> Breach:
+    """Return a breach by the first guest of a node, which boots with a changed domain.
+
+    Args:
+        change: changes the domain, given the name of its node.
+        changed: whether the XML of a running domain has the change.
+    """
+
+    def described(context: BreachContext) -> ET.Element:
+        properties = context.lab.desired[Key(context.node.name, Kind.GUEST, context.guest.label)].properties
+        return ET.fromstring(guest_xml(context.topology, context.guest, properties))
+
+    def open_(context: BreachContext) -> None:
+        root = described(context)
+        change(root, context.node.name)
+        context.node.boot(context.guest, ET.tostring(root, encoding="unicode"))
+
+    def in_force(context: BreachContext) -> bool:
+        hypervisor, domain = context.node.hypervisor, context.guest.domain
+        return hypervisor.runs(domain) and changed(hypervisor.live_xml(domain))
+
+    def close(context: BreachContext) -> None:
+        if in_force(context) or not context.node.hypervisor.runs(context.guest.domain):
+            context.node.boot(context.guest, ET.tostring(described(context), encoding="unicode"))
+
+    return Breach(name, open=open_, close=close, in_force=in_force)
+
+
+def _name_node(root: ET.Element, node: str) -> None:
     boot = root.find("os")
     assert boot is not None
-    if naming:
-        root.extend(ET.fromstring(_TABLES.format(node=context.node.name)))
-        ET.SubElement(boot, "smbios", mode="sysinfo")
-    return ET.tostring(root, encoding="unicode")
+    root.extend(ET.fromstring(_TABLES.format(node=node)))
+    ET.SubElement(boot, "smbios", mode="sysinfo")
 
 
-def _names_node(context: BreachContext) -> bool:
-    return context.host.sudo(f"virsh dumpxml {context.guest.domain} | grep -q '<smbios'").status == 0
-
-
-def _close_naming(context: BreachContext) -> None:
-    if _names_node(context) or not context.node.hypervisor.runs(context.guest.domain):
-        context.node.boot(context.guest, _described(context, naming=False))
-
-
-NAMED_NODE = Breach(
-    "the firmware of a guest names its node",
-    open=lambda context: context.node.boot(context.guest, _described(context, naming=True)),
-    close=_close_naming,
-    in_force=_names_node,
-)
+NAMED_NODE = booted_breach("the firmware of a guest names its node", _name_node, lambda xml: "<smbios" in xml)

@@ -30,7 +30,7 @@ _POLICER = re.compile(r"\s*action order \d+:\s+police ")
 _CONFINED = re.compile(r"libvirt-[0-9a-f-]+ \(enforce\)")
 _UP = 1  # IFF_UP, netdevice(7)
 _RULES = "/etc/nftables.conf:"
-_SYSCTL = "/proc/sys/"
+_NETWORK = "/proc/sys/net/"
 PROTECTED = "every peer, both ways"
 
 
@@ -50,7 +50,7 @@ def _named(files: str, start: str) -> list[str]:
 
 def kernel(files: str) -> str:
     """Return names and values of the kernel's network settings."""
-    return "\n".join(line.replace(":", " ", 1) for line in _named(files, _SYSCTL))
+    return "\n".join(f"net/{line.replace(':', ' ', 1)}" for line in _named(files, _NETWORK))
 
 
 def modes(printed: str, of: Sequence[str]) -> str:
@@ -218,9 +218,9 @@ def services(printed: str, names: Sequence[str]) -> str:
     return "\n".join((*told, "br-int is there" if there else "br-int is not there"))
 
 
-def members(files: str) -> str:
-    """Return the members of libvirt's group."""
-    groups = [line for line in lines(files, "/etc/group:").splitlines() if line.startswith("libvirt:")]
+def members(files: str, group: str) -> str:
+    """Return the members of a group, with commas between them."""
+    groups = [line for line in lines(files, "/etc/group:").splitlines() if line.startswith(f"{group}:")]
     return groups[0].rpartition(":")[2]
 
 

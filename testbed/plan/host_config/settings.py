@@ -15,6 +15,7 @@ from testbed.model.topology import IMAGES, Machine, Plane, Role, Topology
 from testbed.plan.host_config import parsers, trust
 from testbed.plan.host_config.identity import address_sets
 from testbed.plan.host_config.nd_guard import ATTACH, GUARDS, RULES, allowed, guarded, links
+from testbed.topology_file.validation import WORKERS_PER_NODE
 
 # A machine answers for an address on that address's network only, forwards nothing and speaks no IPv6
 # (NET-09).
@@ -35,17 +36,21 @@ _SWITCH = (
     "ovs-vsctl -voff --format=json -- --columns=name list mirror -- --columns=name,external_ids list "
     "interface"
 )
+_IGNORED = "/sys/module/kvm/parameters/ignore_msrs"
+_TRACING = "/proc/sys/kernel/yama/ptrace_scope"
 # Every line of small files, behind the name of its file: an emulated machine needs 30 ms to start a program.
 TEXTS = (
     "grep -asH '' /etc/nftables.conf /etc/group /etc/ssh/principals/* "
     "/etc/systemd/system/ovs-vswitchd.service.d/* "
     "/etc/systemd/system/ovn-controller.service.d/* /etc/apparmor.d/local/abstractions/libvirt-qemu "
     "/etc/apparmor.d/abstractions/libvirt-qemu.d/* /proc/self/mounts /sys/kernel/mm/ksm/run "
-    "/sys/class/net/br-int/flags "
+    f"/sys/class/net/br-int/flags {_IGNORED} {_TRACING} "
     f"{' '.join(f'/proc/sys/{name}' for name in KERNEL)}"
 )
+_KVM = "/dev/kvm"
+_MAY_USE_KVM = ",".join(f"worker{slot:02d}" for slot in range(WORKERS_PER_NODE))
 SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/libvirt-sock-ro", "/run/libvirt/libvirt-admin-sock")
-_MODES = f"stat -c '%n %a %U:%G' {' '.join(SOCKETS)} {IMAGES}/guest/*"
+_MODES = f"stat -c '%n %a %U:%G' {' '.join(SOCKETS)} {_KVM} {IMAGES}/guest/*"
 _LOGINS = "find /root/.ssh /home/*/.ssh /etc/ssh -maxdepth 2 2>/dev/null"
 _TABLE, _NEIGHBOURS = "inet testbed", "netdev neighbours"
 
@@ -125,7 +130,7 @@ def _firewall(topology: Topology, machine: Machine) -> tuple[Setting, ...]:
         "/etc/nftables.conf"
     )
     read = partial(parsers.firewall, table=_TABLE, others=frozenset({_NEIGHBOURS}))
-    return (Setting("firewall", "NET-09", (RULESET, TEXTS), wanted, repair, read), *elements)
+    return (Setting("firewall", "NET-09 PRC-05", (RULESET, TEXTS), wanted, repair, read), *elements)
 
 
 def _address_set(name: str, addresses: tuple[str, ...]) -> Setting:
@@ -289,6 +294,22 @@ _ROOT_PARTITION = (
         partial(parsers.lines, start="/sys/kernel/mm/ksm/run:"),
     ),
     Setting(
+        "unknown-registers",
+        "CMP-04",
+        (TEXTS,),
+        "N",
+        f"echo 0 > {_IGNORED}",
+        partial(parsers.lines, start=f"{_IGNORED}:"),
+    ),
+    Setting(
+        "process-tracing",
+        "BND-02",
+        (TEXTS,),
+        "2",
+        f"echo 2 > {_TRACING}",
+        partial(parsers.lines, start=f"{_TRACING}:"),
+    ),
+    Setting(
         "storage-pools",
         "STO-02",
         ("find /run/libvirt/storage /etc/libvirt/storage -maxdepth 1 -name '*.xml' 2>/dev/null; true",),
@@ -353,7 +374,23 @@ _ROOT_PARTITION = (
         (TEXTS,),
         "",
         "gpasswd -M '' libvirt",
-        parsers.members,
+        partial(parsers.members, group="libvirt"),
+    ),
+    Setting(
+        "hypervisor-device",
+        "BND-02",
+        (_MODES,),
+        f"{_KVM} 660 root:kvm",
+        f"chown root:kvm {_KVM}; chmod 0660 {_KVM}",
+        partial(parsers.modes, of=(_KVM,)),
+    ),
+    Setting(
+        "hypervisor-group",
+        "BND-02",
+        (TEXTS,),
+        _MAY_USE_KVM,
+        f"gpasswd -M {_MAY_USE_KVM} kvm",
+        partial(parsers.members, group="kvm"),
     ),
     Setting(
         "confinement",

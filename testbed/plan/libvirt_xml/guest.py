@@ -30,6 +30,7 @@ from testbed.topology_file.schema import GUEST_MEMORY
 _UNASKED = "cpu-unavailable-features"
 _FIRMWARE = "/var/lib/testbed/qboot.rom"
 ONE_BUS = "pci=lastbus=0"
+NESTING = ("svm", "vmx")  # features of AMD's and Intel's processors that run guests
 SAVED_VOLUME = 64 * MIB  # size of the volume of the guest whose memory is saved
 _SLOTS = range(1, 31)  # of a q35's root bus; the last one holds the chipset
 
@@ -85,9 +86,12 @@ def _guest(root: ET.Element, guest: Guest, words: Sequence[str]) -> None:
     """Add a guest's kernel, hardware and confinement to a domain."""
     sub(sub(root, "memoryBacking"), "nosharepages")
     add_boot(root, f"{IMAGES}/guest/vmlinux", f"{IMAGES}/guest/initrd", (*words, ONE_BUS), firmware=_FIRMWARE)
-    sub(sub(root, "features"), "acpi")
+    features = sub(root, "features")
+    sub(features, "acpi")
+    sub(features, "pmu", state="off")
     cpu = sub(root, "cpu", mode="host-passthrough", check="none")
-    sub(cpu, "feature", policy="disable", name="svm")
+    for name in NESTING:  # CMP-04: a guest is no hypervisor
+        sub(cpu, "feature", policy="disable", name=name)
     # An HPET that the guest no longer uses still wakes its worker a hundred times a second.
     sub(sub(root, "clock", offset="utc"), "timer", name="hpet", present="no")
     sub(root, "on_crash", "destroy")

@@ -233,17 +233,15 @@ def test_files_are_found_by_folder_and_by_name() -> None:
     assert parsers.called(files, "authorized_keys") == "/root/.ssh/authorized_keys2"
 
 
-def test_members_of_libvirts_group() -> None:
-    other = "root:x:0:\nlibvirt-qemu:x:64055:mallory"
+def test_members_of_a_group() -> None:
+    other = "root:x:0:\nlibvirt-qemu:x:64055:mallory\nkvm:x:9:worker00"
     assert [
-        parsers.members(_files(etc__group=f"{other}\n{line}"))
+        parsers.members(_files(etc__group=f"{other}\n{line}"), "libvirt")
         for line in ("libvirt:x:105:", "libvirt:x:105:eve,mallory")
-    ] == [
-        "",
-        "eve,mallory",
-    ]
+    ] == ["", "eve,mallory"]
+    assert parsers.members(_files(etc__group=other), "kvm") == "worker00"
     with pytest.raises(LookupError):
-        parsers.members(_files(etc__group=other))
+        parsers.members(_files(etc__group=other), "libvirt")
 
 
 def test_what_is_added_to_every_profile() -> None:

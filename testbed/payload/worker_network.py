@@ -1,0 +1,131 @@
+"""Tries to open sockets and to send, in the place of workers: with a worker's account, and its profile.
+
+It runs as root on nodes: one file, standard library only. Each layer is tried in a child of its own. A child
+in the place of a worker joins its mount namespace and control group and takes its account; if asked for, it
+also takes its AppArmor profile (aa_change_profile(2)). It does not wear the worker's system-call filter,
+which refuses no socket. Everything that a child needs is loaded before, since the profile lets it open
+little.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_WAIT = 3.0  # seconds for a connection
+_DROP_BOUND = 24  # PR_CAPBSET_DROP, prctl(2)
+_CAPABILITIES = 64
+_NEW_MOUNTS = 0x20000  # CLONE_NEWNS, setns(2)
+
+Outcomes = dict[str, str]
+Attempt = tuple[str, "Callable[..., None]", tuple[object, ...]]
+
+
+def collect(request: dict[str, object]) -> dict[str, object]:
+    """Return how each attempt ended, "done" or the name of an error: as root, and as each worker.
+
+    Args:
+        request: ``workers``: process ids by name; ``families``: names and the three numbers of socket(2),
+            ``confined``: further ones, which are tried only under a profile, since the kernel would load a
+            module for them; ``targets``: names, "tcp" or "udp", addresses and ports.
+    """
+    opening, sending = _openings(request["families"]), _sendings(request["targets"])
+    confined = _openings(request["confined"])
+    workers = {}
+    control = _tried([*opening, *sending])
+    for name, pid in request["workers"].items():  # type: ignore[attr-defined]
+        workers[name] = {
+            "account": _tried([*opening, *sending], lambda pid=pid: _wear(pid, profile=False)),  # type: ignore[misc]
+            "profile": _tried([*opening, *confined, *sending], lambda pid=pid: _wear(pid, profile=True)),  # type: ignore[misc]
+        }
+    return {"before": control, "workers": workers, "after": _tried([*opening, *sending])}
+
+
+def _openings(families: object) -> list[Attempt]:
+    return [(f"open {name}", _open, tuple(numbers)) for name, *numbers in families]  # type: ignore[attr-defined]
+
+
+def _sendings(targets: object) -> list[Attempt]:
+    return [(f"send {kind} to {name}", _send, (kind, *place)) for name, kind, *place in targets]  # type: ignore[attr-defined]
+
+
+def _tried(attempts: list[Attempt], wear: Callable[[], None] = lambda: None) -> Outcomes:
+    """Make all attempts in a child; return {} if it broke off."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.close(reader)
+            wear()
+            outcomes = {name: _outcome(attempt, arguments) for name, attempt, arguments in attempts}
+            os.write(writer, json.dumps(outcomes).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    found: Outcomes = json.loads(text) if text else {}
+    return found
+
+
+def _wear(pid: int, *, profile: bool) -> None:
+    """Take the place of a process; without root's number, every capability is gone (capabilities(7))."""
+    fields = dict(line.split(":\t", 1) for line in _text(f"/proc/{pid}/status").splitlines() if ":\t" in line)
+    user, group = (int(fields[name].split()[0]) for name in ("Uid", "Gid"))
+    groups = [int(number) for number in fields["Groups"].split()]
+    label = _text(f"/proc/{pid}/attr/current").split()[0]
+    folder = _text(f"/proc/{pid}/cgroup").strip().rpartition(":")[2]
+    with open(f"/sys/fs/cgroup{folder}/cgroup.procs", "w", encoding="ascii") as file:
+        file.write(str(os.getpid()))
+    libc = ctypes.CDLL(None, use_errno=True)
+    mounts = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
+    if libc.setns(mounts, _NEW_MOUNTS):
+        raise OSError(ctypes.get_errno(), "setns")
+    os.close(mounts)
+    for capability in range(_CAPABILITIES):
+        libc.prctl(_DROP_BOUND, capability, 0, 0, 0)
+    os.setgroups(groups)
+    os.setresgid(group, group, group)
+    os.setresuid(user, user, user)
+    if profile:
+        with open("/proc/self/attr/current", "w", encoding="ascii") as file:
+            file.write(f"changeprofile {label}")
+
+
+def _open(family: int, kind: int, protocol: int) -> None:
+    socket.socket(family, kind, protocol).close()
+
+
+def _send(kind: str, address: str, port: int) -> None:
+    stream = kind == "tcp"
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM) as sender:
+        sender.settimeout(_WAIT)
+        if stream:
+            sender.connect((address, port))
+        else:
+            sender.sendto(b"worker", (address, port))
+
+
+def _outcome(attempt: Callable[..., None], arguments: tuple[object, ...]) -> str:
+    try:
+        attempt(*arguments)
+    except TimeoutError:
+        return "ETIMEDOUT"
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, "unknown")
+    return "done"
+
+
+def _text(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
