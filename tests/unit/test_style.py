@@ -51,7 +51,8 @@ ALLOWED = {
     "drivers.hypervisor": HOST | {"drivers.ssh"},
     "drivers.network": HOST,
     "drivers.images": HOST | {"engine.place"},
-    "drivers.snapshots": HOST | {"drivers.hypervisor", "drivers.images", "drivers.ssh", "engine.place"},
+    "drivers.snapshots": HOST
+    | {"drivers.hypervisor", "drivers.images", "drivers.ssh", "engine.place", "inventory"},
     "drivers.capabilities": HOST | {"drivers.hypervisor", "drivers.images"},
     "drivers.places": HOST | {"drivers", "engine.place", "inventory"},
     "lab": PURE | {"data_files", "drivers", "engine"},
