@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from collections.abc import Mapping
@@ -63,8 +62,3 @@ def compose(request: Mapping[str, object]) -> bytes:
     ]
     program = _LOADER.format(package=_PACKAGE, sources=json.dumps(sources), request=json.dumps(dict(request)))
     return zlib.compress(program.encode())
-
-
-def program_digest() -> str:
-    """Return a digest of the program, since readings of different programs cannot be compared."""
-    return hashlib.sha256(zlib.decompress(compose({}))).hexdigest()[:16]

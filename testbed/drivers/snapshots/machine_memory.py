@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import sys
 import time
 from collections.abc import Iterable, Mapping, Set
@@ -35,7 +36,6 @@ from testbed.drivers.host.content_store import (
     require_unaltered,
     take_back,
 )
-from testbed.drivers.host.inventory_program import program_digest
 from testbed.drivers.host.private_files import create, write_public
 from testbed.drivers.host.process import as_root
 from testbed.drivers.hypervisor.connection import library_version
@@ -100,6 +100,11 @@ class MemorySnapshot:
         what = f"the saved {self.role} is not what was saved"
         require_unaltered(self.folder, self.digests, what, self.role)
 
+    def verify_one(self, name: str) -> None:
+        """Compare one file with its recorded digest; raises like `verify`."""
+        what = f"the saved {self.role} is not what was saved"
+        require_unaltered(self.folder, {name: self.digests.get(name, "none")}, what, self.role)
+
     def use(self) -> None:
         """Record that a machine starts from it, in the manifest's modification time."""
         with suppress(OSError):  # the cache may belong to another account
@@ -160,6 +165,24 @@ def prune(folder: Path, images: Set[str] | None = None) -> list[Path]:
     return doomed
 
 
+def started_from(overlay: Path) -> MemorySnapshot | None:
+    """Return the state that a machine has started from, or None if it booted from an image.
+
+    Args:
+        overlay: its first disk.
+
+    Raises:
+        OSError: the disk cannot be read.
+
+    """
+    with overlay.open("rb") as disk:
+        head = disk.read(20)
+        at, size = struct.unpack(">QI", head[8:20])  # of the backing file's name (qcow2.txt, "Header")
+        disk.seek(at)
+        folder = Path(os.fsdecode(disk.read(min(size, 1023)))).parent
+    return next((saved for saved in stored(folder.parent) if saved.folder == folder), None)
+
+
 class SnapshotStore:
     """The saved memory in a cache folder, for given images on this outer machine."""
 
@@ -181,7 +204,7 @@ class SnapshotStore:
             "hardware": str(hardware),
             "images": " ".join(image.digest for image in images_under(self._images, hardware.role)),
             "domain": hashlib.sha256(shape.encode()).hexdigest()[:16],
-            "inventory": program_digest(),
+            "inventory": golden_inventory.program_digest(),
             "guest": hashlib.sha256(anonymous_guest_xml().encode()).hexdigest()[:16]
             if hardware.role is Role.NODE
             else "none",

@@ -12,7 +12,7 @@ import pytest
 
 from testbed.drivers.host.content_store import claim, file_digest
 from testbed.drivers.images.cache import Image
-from testbed.drivers.snapshots import machine_memory
+from testbed.drivers.snapshots import golden_inventory, machine_memory
 from testbed.drivers.snapshots.golden_inventory import digest_key
 from testbed.drivers.snapshots.machine_memory import MemorySnapshot, SnapshotStore
 from testbed.errors import ImageError
@@ -151,7 +151,7 @@ def test_another_program_of_the_inventory_needs_another_memory(
 ) -> None:
     """The golden reading is compared with those of labs, so both must come from the same program."""
     cache.store().ensure([NODE], _quiet)
-    monkeypatch.setattr(machine_memory, "program_digest", lambda: "of another program")
+    monkeypatch.setattr(golden_inventory, "program_digest", lambda: "of another program")
     assert "its inventory is" in str(cache.store().find(NODE))
 
 
