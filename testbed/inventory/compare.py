@@ -42,7 +42,7 @@ _COLLECTED = {
     ),
     "sshd": ("sshd", "sshd file"),
     "openflow": ("flow", "flow group", "flow meter", "switch port"),
-    "files": ("file", "image"),
+    "files": ("file", "image", "image file"),
     "processes": ("process", "kernel thread"),
     "packet_filter": _FILTERS,
     "transforms": _TRANSFORMS,

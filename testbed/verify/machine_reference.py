@@ -22,7 +22,8 @@ from testbed.inventory.compare import Finding
 from testbed.inventory.controls import INTEGRITY
 from testbed.inventory.reference import expected
 from testbed.inventory.reference.derive import Origin
-from testbed.inventory.reference.judge import Judgement, judge
+from testbed.inventory.reference.judge import Judgement, Scope, judge
+from testbed.lab.breach_journal import Journal
 from testbed.lab.session import Lab
 from testbed.model.topology import Machine
 from testbed.plan.controls import SEVERITY
@@ -32,6 +33,7 @@ from testbed.verify.inventory import selects
 
 OBJECTIVE = "Nothing is on the machine but its image, its identity and what the topology asks for"
 _SHOWN = 6
+_BOOTED = "the machine did not start from saved memory, so nothing says what must be on it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class MachineState:
             return self.blind or self.without
         skipped = self.judgement.skipped
         return (
+            f"judged is {self.judgement.scope}: "
             f"{self.judgement.judged} records are judged, {skipped.total()} in {len(skipped)} domains "
             f"are not yet; {self.judgement.expected.total()} follow from the list of what a lab adds"
         )
@@ -89,15 +92,26 @@ def _look(lab: Lab, machine: Machine) -> MachineState:
     folder = lab.workspace.machine(machine.name)
     saved = started_from(folder / "vda.qcow2")
     if saved is None:
-        return MachineState(without="it did not start from saved memory, so there is no reference")
+        return MachineState(without=_BOOTED)
     if why := _unfit(saved):
         return MachineState(blind=why)
+    scope = Scope.PROGRAMS if Journal(lab.workspace).used else Scope.WHOLE
     key = golden_inventory.digest_key(saved.key)
-    found = read_machine(lab.host(machine.name), {"key": key})
+    only = {} if scope is Scope.WHOLE else {"only": ["files"]}
+    found = read_machine(lab.host(machine.name), {"key": key, **only})
     origin = Origin(lab.topology, machine, (folder / "identity.tar").read_bytes(), key)
     golden = golden_inventory.load(saved.folder)
     lines = expected.load(expected.words_of(lab.topology, machine))
-    return MachineState(judge(origin, found, golden, lines, allowed.load()))
+    return MachineState(judge(origin, found, golden, lines, allowed.load(), scope=scope))
+
+
+def missing(lab: Lab, machine: str) -> str | None:
+    """Return why a machine has no reference, or None if it has one."""
+    try:
+        saved = started_from(lab.workspace.machine(machine) / "vda.qcow2")
+    except OSError:
+        return None  # its check finds out
+    return None if saved else _BOOTED
 
 
 def _unfit(saved: MemorySnapshot) -> str:

@@ -59,7 +59,7 @@ def credential(key: str) -> str:
         key: for digests of private files (hexadecimal).
 
     """
-    source = base64.b64encode(compose({"key": key})).decode()
+    source = base64.b64encode(compose({"key": key, "whole": True})).decode()
     reader = _READER.format(program=_PROGRAM, unpack=UNPACK, source=source, width=_WIDTH, line=_LINE)
     return f"f+~ {_PROGRAM} 0700 root root - {base64.b64encode(reader.encode()).decode()}\n"
 

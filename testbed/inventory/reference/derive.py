@@ -36,13 +36,30 @@ def normal(records: Records) -> dict[tuple[str, str], Any]:
     """Return records without what other records say more exactly."""
     return {
         (domain, key): {name: item for name, item in value.items() if name != "entries"}
-        if domain == "file" and _in_memory(key) and isinstance(value, dict)
+        if domain == "file" and in_memory(key) and isinstance(value, dict)
         else value
         for (domain, key), value in records.items()
     }
 
 
-def _in_memory(path: str) -> bool:
+def unchanged(found: Records, golden: Records) -> dict[tuple[str, str], Any]:
+    """Return records without folders and programs that are as in the image, though their inode is newer.
+
+    Args:
+        golden: with records of the domain "image file".
+
+    """
+    return {
+        (domain, key): value
+        for (domain, key), value in found.items()
+        if domain != "file"
+        or not isinstance(value, dict)
+        or golden.get(("image file", key), {}) != {**value, "newer": False}
+    }
+
+
+def in_memory(path: str) -> bool:
+    """Return whether a path is on a file system in memory, which a boot makes empty."""
     return any(path == place or path.startswith(f"{place}/") for place in _IN_MEMORY)
 
 

@@ -32,6 +32,7 @@ JUDGED: Mapping[str, str] = {
 }
 # Not judged yet, with the reason.
 NOT_JUDGED: Mapping[str, str] = {
+    "image file": "only golden readings have it: with it a change that was taken back is no finding",
     "unread": "it is a gap, not a state; a gap in a judged domain makes the control inconclusive",
 }
 

@@ -1,7 +1,7 @@
 """What a lab adds to the golden reading with values that the tool cannot know: ``expected.toml``. Pure.
 
 A line names the domain, a pattern that the whole key must match, and patterns that properties must match. A
-word in braces, such as ``{guest}``, stands for the names of guests, tenants or interfaces of the machine. So an
+word in braces, such as ``{guest}``, stands for names of guests, tenants or interfaces of the machine. So an
 expected record may come, but not with another owner, mode or program than expected.
 """
 

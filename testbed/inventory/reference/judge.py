@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from testbed.inventory.allowed import Allowed
-from testbed.inventory.compare import Comparison, compare, domains_of
+from testbed.inventory.compare import Comparison, Finding, compare, domains_of
+from testbed.inventory.controls import INTEGRITY
 from testbed.inventory.records import UNREAD, Inventory, Records
-from testbed.inventory.reference.derive import Origin, derived, normal
+from testbed.inventory.reference.derive import Origin, derived, in_memory, normal, unchanged
 from testbed.inventory.reference.domains import judged
 from testbed.inventory.reference.expected import Expected, grant
+
+AWAKE = ("file", "/run/testbed/boot_id")  # only a machine that started from saved memory has it
+
+
+class Scope(StrEnum):
+    """How much of a machine is judged."""
+
+    WHOLE = "everything in judged domains"
+    PROGRAMS = "programs and what starts them, since breaches were tried on this lab"
+    REBOOTED = "programs on disk and what starts them, since the machine has booted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,7 @@ class Judgement:
     expected: Counter[str]
     judged: int
     skipped: Counter[str]
+    scope: Scope = Scope.WHOLE
 
 
 def judge(
@@ -37,6 +50,8 @@ def judge(
     golden: Inventory,
     expected: Sequence[Expected],
     allowed: Sequence[Allowed],
+    *,
+    scope: Scope = Scope.WHOLE,
 ) -> Judgement:
     """Return where a machine differs from its reference.
 
@@ -44,24 +59,42 @@ def judge(
         origin: the machine, its lab and the identity that was handed over.
         found: what is on it.
         golden: what was on it when its memory was saved.
+        scope: how much is judged; less if the machine has booted since it started from saved memory.
 
     """
-    skipped = Counter(domain for domain, _ in found.records if not judged(domain))
-    seen, before = _judged(found), _judged(golden)
-    is_ = normal(seen.records)
+    scope = scope if AWAKE in found.records else Scope.REBOOTED
+    skipped = Counter(domain for domain, _ in found.records if not _counts(domain, scope))
+    seen, before = _judged(found, scope), _judged(golden, scope)
+    is_ = normal(unchanged(seen.records, golden.records))
     should, counts = grant(is_, derived(origin, normal(before.records)), expected, origin.machine.role)
     compared = compare(
         origin.machine.name, replace(found, records=is_), replace(golden, records=should), allowed
     )
-    return Judgement(compared, counts, len(is_), skipped)
+    kept = tuple(finding for finding in compared.findings if _matters(finding, scope))
+    return Judgement(replace(compared, findings=kept), counts, len(is_), skipped, scope)
 
 
-def _judged(inventory: Inventory) -> Inventory:
+def _counts(domain: str, scope: Scope) -> bool:
+    return judged(domain) if scope is Scope.WHOLE else domain in ("file", "image")
+
+
+def _matters(finding: Finding, scope: Scope) -> bool:
+    """Return whether a finding is in scope: what breaches and boots leave behind is elsewhere."""
+    if scope is Scope.WHOLE:
+        return True
+    return INTEGRITY in finding.controls and not (scope is Scope.REBOOTED and in_memory(finding.key))
+
+
+def _judged(inventory: Inventory, scope: Scope) -> Inventory:
     """Return an inventory without records of domains that are not judged, and without gaps in these."""
     known = {domain for domain, _ in inventory.records}
     records: Records = {
         (domain, key): value
         for (domain, key), value in inventory.records.items()
-        if (any(map(judged, domains_of(key, known))) if domain == UNREAD else judged(domain))
+        if (
+            any(_counts(item, scope) for item in domains_of(key, known))
+            if domain == UNREAD
+            else _counts(domain, scope)
+        )
     }
     return replace(inventory, records=records)

@@ -146,6 +146,17 @@ def test_the_digest_of_names_says_nothing_more_in_memory_and_counts_on_disks() -
     assert found["file", "/running"] == folder
 
 
+def test_a_change_that_was_taken_back_is_no_finding_and_another_is(
+    lines: tuple[expected.Expected, ...],
+) -> None:
+    """The inode stays newer than the image; the golden reading knows what folders and programs hold."""
+    at = ("file", "/usr/sbin/nft")
+    golden = {("image file", "/usr/sbin/nft"): FILE | {"newer": False}}
+    assert _found(lines, golden, {at: FILE}) == []
+    assert _found(lines, golden, {at: FILE | {"sha256": "e"}}) == ["file /usr/sbin/nft"]
+    assert _found(lines, {}, {at: FILE}) == ["file /usr/sbin/nft"]
+
+
 def test_a_gap_counts_only_in_a_judged_domain(lines: tuple[expected.Expected, ...]) -> None:
     gap = {("unread", "account "): "hangs", ("unread", "nothing that is known "): "hangs"}
     judged = judge(ORIGIN, Inventory({**derived(ORIGIN, {}), **gap}), Inventory({}), lines, ())
