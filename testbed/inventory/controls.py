@@ -173,6 +173,11 @@ def known(domain: str) -> bool:
     return domain in _DOMAINS or domain in _TABLES or domain.partition(" ")[0] in _FIRST_WORDS
 
 
+def domains() -> frozenset[str]:
+    """Return every domain that has an entry of its own."""
+    return frozenset({*_DOMAINS, *_TABLES})
+
+
 def endangered(domain: str, key: str) -> frozenset[str]:
     """Return the controls whose wall a difference in a record may have opened."""
     for pattern, controls in _PLACES.get(domain, ()):

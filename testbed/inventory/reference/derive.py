@@ -9,7 +9,8 @@ import tarfile
 from dataclasses import dataclass
 from typing import Any
 
-from testbed.inventory.records import Records
+from testbed.inventory.records import UNREAD, Records
+from testbed.inventory.reference.network import network, settings
 from testbed.model.topology import Machine, Topology
 
 # File systems in memory: all files there are recorded, so a folder's digest of names says nothing more.
@@ -63,10 +64,25 @@ def in_memory(path: str) -> bool:
     return any(path == place or path.startswith(f"{place}/") for place in _IN_MEMORY)
 
 
-def derived(origin: Origin, golden: Records) -> dict[tuple[str, str], Any]:
-    """Return what should be on a machine, as far as the tool knows values."""
+def derived(origin: Origin, golden: Records, found: Records) -> dict[tuple[str, str], Any]:
+    """Return what should be on a machine, as far as the tool knows values.
+
+    Args:
+        found: what is there; settings that the kernel brings along are only asked for if they are there.
+
+    """
+    topology, machine = origin.topology, origin.machine
     names = [line for line in _file(origin, "testbed/hosts").decode().splitlines() if line]
-    return {**golden, **_identity(origin), ("access file", "/etc/hosts"): names}
+    # libvirt does not run before a machine has its identity, so that its objects cannot be asked for then.
+    gap = (UNREAD, "guests ")
+    before = {at: value for at, value in golden.items() if at != gap or gap in found}
+    return {
+        **before,
+        **_identity(origin),
+        ("access file", "/etc/hosts"): names,
+        **network(topology, machine),
+        **settings(topology, machine, golden, found),
+    }
 
 
 def _file(origin: Origin, path: str) -> bytes:

@@ -18,13 +18,28 @@ from types import MappingProxyType
 from typing import Any
 
 from testbed.inventory.records import Records
-from testbed.model.topology import Machine, Topology
+from testbed.model.topology import Machine, Plane, Role, Topology
 from testbed.plan.libvirt_xml.machine import machine_id
 
 FILE = Path(__file__).with_name("expected.toml")
 _FIELDS = {"domain", "key", "roles", "has", "parts", "reason", "blind", "gone"}
 _ROLES = ("node", "controller")
-_WORDS = ("guest", "scope", "uuid", "tenant", "volume", "uid", "machine-id", "plane")
+_WORDS = (
+    "guest",
+    "scope",
+    "uuid",
+    "tenant",
+    "volume",
+    "uid",
+    "machine-id",
+    "plane",
+    "link",
+    "tap",
+    "management",
+    "ends",
+    "mac",
+)
+_BRACES = re.compile(r"\{[a-z][a-z-]*\}")
 NOTHING = "(?!)"  # a pattern that matches nothing
 VALUE = "value"  # name of the whole value among the patterns of a line
 
@@ -98,6 +113,14 @@ def words_of(topology: Topology, machine: Machine) -> dict[str, str]:
         "volume": [disk.rpartition("/pools/")[2] for guest in guests for disk in guest.disks],
         "uid": sorted({str(guest.uid) for guest in guests}),
         "machine-id": [machine_id(machine.uuid)],
+        "link": [
+            *(f"{nic.plane}0" for nic in machine.nics),
+            *(nic.tap for guest in guests for nic in guest.nics),
+        ],
+        "tap": [nic.tap for guest in guests for nic in guest.nics],
+        "management": [str(machine.address(Plane.MANAGEMENT))],
+        "ends": list(topology.tunnel_ends) if machine.role is Role.NODE else [],
+        "mac": [nic.mac for nic in machine.nics],
         "plane": [f"{nic.plane}0" for nic in machine.nics],
     }
     return {word: f"(?:{'|'.join(map(re.escape, found)) or NOTHING})" for word, found in names.items()}
@@ -126,6 +149,8 @@ def _line(line: Mapping[str, Any], words: Mapping[str, str]) -> Expected:
 def _pattern(text: str, words: Mapping[str, str]) -> re.Pattern[str]:
     for word in _WORDS:
         text = text.replace(f"{{{word}}}", words.get(word, NOTHING))
+    if unknown := _BRACES.search(text):
+        raise re.error(f"{unknown[0]} stands for nothing")
     return re.compile(text)
 
 

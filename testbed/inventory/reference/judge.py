@@ -14,6 +14,7 @@ from testbed.inventory.records import UNREAD, Inventory, Records
 from testbed.inventory.reference.derive import Origin, derived, in_memory, normal, unchanged
 from testbed.inventory.reference.domains import judged
 from testbed.inventory.reference.expected import Expected, grant
+from testbed.inventory.reference.mounts import parts
 
 AWAKE = ("file", "/run/testbed/boot_id")  # only a machine that started from saved memory has it
 
@@ -66,7 +67,13 @@ def judge(
     skipped = Counter(domain for domain, _ in found.records if not _counts(domain, scope))
     seen, before = _judged(found, scope), _judged(golden, scope)
     is_ = normal(unchanged(seen.records, golden.records))
-    should, counts = grant(is_, derived(origin, normal(before.records)), expected, origin.machine.role)
+    base = {
+        (domain, key): value
+        for (domain, key), value in derived(origin, normal(before.records), is_).items()
+        if domain == UNREAD or _counts(domain, scope)
+    }
+    should, counts = grant(is_, base, expected, origin.machine.role)
+    should |= parts(is_, should)
     compared = compare(
         origin.machine.name, replace(found, records=is_), replace(golden, records=should), allowed
     )

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from testbed.inventory import controls
 from testbed.inventory.compare import domains_of
 from testbed.inventory.controls import known
 from testbed.inventory.records import Inventory
 from testbed.inventory.reference import domains, expected
 from testbed.inventory.reference.derive import Origin, derived, normal
-from testbed.inventory.reference.judge import judge
+from testbed.inventory.reference.judge import AWAKE, Scope, judge
+from testbed.inventory.reference.mounts import parts
+from testbed.inventory.reference.network import settings
 from testbed.model.resolve import resolve
 from testbed.plan.host_config.identity import MachineKeys, identity_files, pack
 from testbed.topology_file.loader import read
@@ -25,6 +28,14 @@ KEYS = MachineKeys(b"host key", b"certificate", "authority", b"key", b"tls", b"c
 KEY = "00" * 32
 ORIGIN = Origin(TOPOLOGY, NODE, pack(identity_files(TOPOLOGY, NODE, KEYS)), KEY)
 FILE = {"type": "file", "mode": "0644", "owner": "0:0", "newer": True, "size": 1, "names": 1, "sha256": "d"}
+AWAKE_FILE = FILE | {"size": 37}
+# Keys that stand near what is expected, on top of which nothing may be.
+FOREIGN = {
+    "address": "management0 203.0.113.9/24",
+    "listener": "tcp 0.0.0.0:23",
+    "mount": "/usr/sbin",
+    "setting": "net/ipv4/conf/undeclared0/forwarding",
+}
 LINES = """
 [[expected]]
 domain = "file"
@@ -66,7 +77,8 @@ def lines(tmp_path: Path) -> tuple[expected.Expected, ...]:
 
 
 def _found(lines: tuple[expected.Expected, ...], golden: dict, found: dict) -> list[str]:
-    base = derived(ORIGIN, {})
+    base = {**derived(ORIGIN, {}, {}), AWAKE: AWAKE_FILE}
+    golden = {AWAKE: AWAKE_FILE, **golden}
     judged = judge(ORIGIN, Inventory({**base, **found}), Inventory(golden), lines, ())
     return [f"{item.domain} {item.key} {item.property}".strip() for item in judged.comparison.findings]
 
@@ -118,7 +130,7 @@ def test_a_value_that_is_no_object_is_checked_too(lines: tuple[expected.Expected
 
 
 def test_the_identity_that_was_handed_over_is_known_to_the_last_octet() -> None:
-    records = derived(ORIGIN, {})
+    records = derived(ORIGIN, {}, {})
     public = records["file", "/run/testbed/hostname"]
     assert public["sha256"] == hashlib.sha256(f"{NODE.name}\n".encode()).hexdigest()
     private = records["file", "/run/testbed/ssh/host_key"]
@@ -134,7 +146,7 @@ def test_the_identity_that_was_handed_over_is_known_to_the_last_octet() -> None:
 
 def test_a_file_of_the_identity_that_was_changed_is_a_finding(lines: tuple[expected.Expected, ...]) -> None:
     at = ("file", "/run/testbed/hosts")
-    changed = derived(ORIGIN, {})[at] | {"sha256": "other"}
+    changed = derived(ORIGIN, {}, {})[at] | {"sha256": "other"}
     assert _found(lines, {}, {at: changed}) == ["file /run/testbed/hosts sha256"]
 
 
@@ -158,15 +170,32 @@ def test_a_change_that_was_taken_back_is_no_finding_and_another_is(
 
 
 def test_a_gap_counts_only_in_a_judged_domain(lines: tuple[expected.Expected, ...]) -> None:
-    gap = {("unread", "account "): "hangs", ("unread", "nothing that is known "): "hangs"}
-    judged = judge(ORIGIN, Inventory({**derived(ORIGIN, {}), **gap}), Inventory({}), lines, ())
+    gap = {("unread", "account "): "hangs", ("unread", "process "): "hangs"}
+    judged = judge(
+        ORIGIN, Inventory({**derived(ORIGIN, {}, {}), AWAKE: AWAKE_FILE, **gap}), Inventory({}), lines, ()
+    )
     assert [text.split(": ")[1] for text in judged.comparison.unread] == ["account "]
 
 
-def test_a_domain_is_judged_or_has_a_reason_why_it_is_not() -> None:
+def test_every_domain_is_judged_or_has_a_reason_why_it_is_not() -> None:
     assert not set(domains.JUDGED) & set(domains.NOT_JUDGED)
     assert all({**domains.JUDGED, **domains.NOT_JUDGED}.values())
     assert all(known(name) for name in {*domains.JUDGED, *domains.NOT_JUDGED})
+    assert [name for name in controls.domains() if domains.judged(name) == bool(domains.why_not(name))] == []
+
+
+@pytest.mark.parametrize("domain", sorted(domains.JUDGED))
+def test_a_foreign_record_of_each_judged_domain_is_found_under_its_control(domain: str) -> None:
+    """With the list that is really used, on each role."""
+    for machine in (TOPOLOGY.controller, NODE):
+        origin = Origin(TOPOLOGY, machine, pack(identity_files(TOPOLOGY, machine, KEYS)), KEY)
+        lines = expected.load(expected.words_of(TOPOLOGY, machine))
+        clean = {**derived(origin, {}, {}), AWAKE: AWAKE_FILE}
+        for key, value in (("undeclared", {"undeclared": "1"}), (f"first {FOREIGN.get(domain, 'x')}", "1")):
+            found = Inventory({**clean, (domain, key): value})
+            (finding,) = judge(origin, found, Inventory({}), lines, ()).comparison.findings
+            assert (finding.domain, finding.key, finding.found is None) == (domain, key, False)
+            assert finding.controls == controls.endangered(domain, key)
 
 
 @pytest.mark.parametrize("broken", ["key = '('", "other = 1"])
@@ -180,3 +209,79 @@ def test_a_broken_line_is_refused(tmp_path: Path, broken: str) -> None:
 def test_places_of_a_collector_are_about_all_of_its_domains() -> None:
     assert {"account", "group", "sshd"} <= domains_of("accounts ", ())
     assert domains_of("switch ", {"switch Port", "link"}) >= {"switch Port", "flow"}
+
+
+PROGRAM = ("file", "/usr/local/bin/undeclared")
+LEFT = ("file", "/var/lib/undeclared")
+
+
+@pytest.mark.parametrize(
+    ("scope", "at", "counts"),
+    [
+        (Scope.WHOLE, LEFT, True),
+        (Scope.WHOLE, ("module", "undeclared"), True),
+        (Scope.PROGRAMS, PROGRAM, True),
+        (Scope.PROGRAMS, ("file", "/run/systemd/system/undeclared.service"), True),
+        (Scope.PROGRAMS, LEFT, False),
+        (Scope.PROGRAMS, ("module", "undeclared"), False),
+    ],
+)
+def test_where_breaches_were_tried_only_programs_are_judged(
+    scope: Scope, at: tuple[str, str], counts: bool
+) -> None:
+    found = Inventory({**derived(ORIGIN, {}, {}), AWAKE: AWAKE_FILE, at: FILE})
+    judged = judge(ORIGIN, found, Inventory({AWAKE: AWAKE_FILE}), (), (), scope=scope)
+    assert [(item.domain, item.key) for item in judged.comparison.findings] == [at] * counts
+
+
+def test_of_a_machine_that_has_booted_only_programs_on_disk_are_judged() -> None:
+    runs = ("file", "/run/systemd/system/undeclared.service")
+    judged = judge(ORIGIN, Inventory({PROGRAM: FILE, LEFT: FILE, runs: FILE}), Inventory({}), (), ())
+    assert judged.scope is Scope.REBOOTED
+    assert [(item.domain, item.key) for item in judged.comparison.findings] == [PROGRAM]
+
+
+ROOT_FS = {"type": "ext4", "from": "/dev/vda", "root": "/", "options": "rw"}
+RUN = {"type": "tmpfs", "from": "tmpfs", "root": "/", "options": "rw"}
+FIRST_MOUNTS = {("mount", "first /"): [ROOT_FS], ("mount", "first /run"): [RUN]}
+WORKER = r"mnt of machine.slice/machine-qemu\x2dN\x2dred.web.scope/libvirt/emulator"
+
+
+@pytest.mark.parametrize(
+    ("key", "mount", "is_part"),
+    [
+        ("mnt of system.slice/a.service /etc", ROOT_FS | {"root": "/etc", "options": "ro"}, True),
+        ("mnt of system.slice/a.service /run/x", RUN | {"root": "/x"}, True),
+        ("mnt of system.slice/a.service /proc/kmsg", RUN | {"root": "/systemd/inaccessible/reg"}, True),
+        ("mnt of system.slice/a.service /run/systemd/incoming",
+         RUN | {"root": "/systemd/propagate/a.service"}, True),
+        (f"{WORKER} /dev", RUN | {"from": "devfs"}, True),
+        (f"{WORKER} /usr/lib/libfoo.so", RUN | {"root": "/libfoo.so"}, False),
+        (f"{WORKER} /usr/sbin", ROOT_FS | {"root": "/var/tmp"}, False),
+        (f"{WORKER} /mnt", ROOT_FS | {"from": "/dev/vdz"}, False),
+        ("mnt of user.slice/x /etc", ROOT_FS | {"root": "/etc"}, False),
+        ("first /usr/sbin", ROOT_FS | {"root": "/usr/sbin"}, False),
+    ],
+)  # fmt: skip
+def test_services_and_workers_see_parts_of_the_first_namespace_at_their_places(
+    key: str, mount: dict[str, str], is_part: bool
+) -> None:
+    assert bool(parts({("mount", key): [mount]}, FIRST_MOUNTS)) == is_part
+    assert not parts({("mount", key): [mount, {"type": "ext4"}]}, FIRST_MOUNTS)
+
+
+def test_interfaces_of_the_topology_have_the_settings_of_new_ones() -> None:
+    golden = {
+        ("setting", "first net/ipv4/conf/default/forwarding"): "0",
+        ("setting", "first net/ipv6/conf/default/accept_ra"): "1",
+    }
+    found = {
+        ("setting", f"first net/{path}"): "any"
+        for path in ("ipv4/conf/fabric0/forwarding", "ipv6/conf/fabric0/accept_ra", "ipv4/conf/x0/forwarding")
+    }
+    wanted = settings(TOPOLOGY, NODE, golden, found)
+    assert wanted == {
+        ("setting", "first kernel/hostname"): NODE.name,
+        ("setting", "first net/ipv4/conf/fabric0/forwarding"): "0",
+        ("setting", "first net/ipv6/conf/fabric0/accept_ra"): "0",
+    }
