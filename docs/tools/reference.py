@@ -6,7 +6,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 
-from docs.tools import command_line, control_pages, topology_file
+from docs.tools import attack_surface, command_line, control_pages, topology_file
 from docs.tools.catalogue import ROOT
 
 WIDTH = 110  # characters of a line
@@ -16,6 +16,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "command-line.md": command_line.page,
     "topology-file.md": topology_file.page,
     "controls.md": control_pages.page,
+    "attack-surface.md": attack_surface.page,
 }
 
 

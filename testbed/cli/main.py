@@ -18,6 +18,7 @@ from testbed.cli.invocation.error_exit import status_of
 from testbed.cli.invocation.interrupts import interruptible
 from testbed.cli.invocation.options import Accel, Anew, Cold, Connect, Only, Prove, Yes
 from testbed.cli.invocation.shell import Verbs, arranged
+from testbed.cli.machines import audit
 from testbed.cli.output.terminal import Json, elapsed, out, out_json, say, set_loudness
 from testbed.cli.up import UpOptions, bring_up
 from testbed.drivers.capabilities import doctor as doctors
@@ -61,6 +62,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(inspect.app)
 app.add_typer(inventory.app)
+app.add_typer(audit.app)
 app.add_typer(image.app, name="image")
 app.add_typer(checkpoint.app, name="checkpoint")
 

@@ -143,7 +143,7 @@ def test_what_a_guest_sends_was_not_handed_to_it(wire: Wire) -> None:
         assert own.mac in {record["mac"] for record in seen.seen[other.guest]}
 
 
-def test_what_comes_in_meanwhile_is_asked_of_nodes_as_well(wire: Wire) -> None:
+def test_what_comes_in_meanwhile_is_asked_of_nodes(wire: Wire) -> None:
     """A disruption ends when a frame has got through, although its receiver does not report it."""
     found: list[set[str]] = []
 

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,27 @@ def _descriptor(folder: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def adding(folder: Path, progress: Callable[[str], object]) -> Iterator[None]:
+    """Claim a cache folder and add entries to it during the block; wait for another process that adds some.
+
+    What that process has added is there when the block begins, and what a killed one left is gone.
+
+    Raises:
+        MachineError, UsageError: as `claim`.
+
+    """
+    claim(folder)
+    with _descriptor(folder) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"waiting for another process that bakes or saves for {folder}")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        clear_leftovers(folder)
+        yield
 
 
 def publish(partial: Path, target: Path) -> None:

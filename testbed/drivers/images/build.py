@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import re
 import shutil
 import struct
@@ -111,6 +112,7 @@ def assemble(job: BuildJob) -> None:
         "--numeric-owner",
     )
     _bind(root)
+    _offer_terminals()
     _play(job, root)
     _unbind(root)
     release = _kernel(root, target)
@@ -203,6 +205,19 @@ def _unbind(root: Path) -> None:
     """
     for source in ("sys", "dev", "proc"):
         _run("umount", "--lazy", str(root / source))
+
+
+def _offer_terminals() -> None:
+    """Let pseudo-terminals be opened, in one of which ansible-runner starts Ansible.
+
+    A machine may hide /dev/pts below a second /dev. This process has a mount namespace of its own, so another
+    /dev/pts stays here.
+    """
+    try:
+        for descriptor in os.openpty():
+            os.close(descriptor)
+    except OSError:
+        _run("mount", "-t", "devpts", "-o", "mode=600", "devpts", "/dev/pts")
 
 
 def _play(job: BuildJob, root: Path) -> None:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -185,16 +185,20 @@ class ImageCache:
 
         """
         recipes = self.recipes()
-        missing = [recipe for recipe in recipes.values() if self.find(recipe) is None]
-        if missing:
-            caches.claim(self._folder)
-            clear_leftovers(self._folder)
-            self._check_space(len(missing))
-            progress(Step.planned(len(missing)))
-            with ThreadPoolExecutor(max_workers=2) as pool:
-                for done in [pool.submit(self._bake, recipe, progress) for recipe in missing]:
-                    done.result()
+        if self._missing(recipes):
+            with caches.adding(self._folder, progress):
+                self._bake_all(self._missing(recipes), progress)
         return self._all(recipes)
+
+    def _missing(self, recipes: Mapping[str, Recipe]) -> list[Recipe]:
+        return [recipe for recipe in recipes.values() if self.find(recipe) is None]
+
+    def _bake_all(self, missing: Sequence[Recipe], progress: Progress) -> None:
+        self._check_space(len(missing))
+        progress(Step.planned(len(missing)))
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            for done in [pool.submit(self._bake, recipe, progress) for recipe in missing]:
+                done.result()
 
     def baked(self) -> dict[str, Image]:
         """Return every image by name.

@@ -14,7 +14,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -27,7 +27,6 @@ from testbed.drivers.host import content_store as caches
 from testbed.drivers.host import process
 from testbed.drivers.host.content_store import (
     MEMORY,
-    clear_leftovers,
     crowded,
     entries,
     file_digest,
@@ -228,11 +227,15 @@ class SnapshotStore:
             ImageError, ProvisioningError: a machine could not be saved; no partial state is left.
 
         """
-        missing = [hardware for hardware in dict.fromkeys(wanted) if isinstance(self.find(hardware), str)]
-        if not missing:
-            return
-        caches.claim(self._folder)
-        clear_leftovers(self._folder)
+        unique = list(dict.fromkeys(wanted))
+        if self._missing(unique):
+            with caches.adding(self._folder, progress):
+                self._save_all(self._missing(unique), progress)
+
+    def _missing(self, wanted: Iterable[Hardware]) -> list[Hardware]:
+        return [hardware for hardware in wanted if isinstance(self.find(hardware), str)]
+
+    def _save_all(self, missing: Sequence[Hardware], progress: Progress) -> None:
         if fact := crowded(self._folder, _NEEDED * len(missing)):
             raise ImageError(
                 "cannot save machines", fact=fact, remedy="free some space, or use --cold to do without"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -81,6 +83,26 @@ def test_machines_of_equal_hardware_are_saved_once(cache: Cache) -> None:
     assert saved.memory.read_text() == "memory of a node with 2048 MiB"
     assert [disk.name for disk in saved.disks] == ["vda.qcow2"]
     assert saved.memory.stat().st_mode & 0o777 == 0o444
+
+
+def test_two_processes_that_need_one_memory_save_it_once(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two locks of one process exclude each other like those of two: each is of a descriptor of its own."""
+    begun, waits = Event(), Event()
+
+    def freeze(_: SnapshotStore, hardware: Hardware, partial: Path) -> None:
+        begun.set()
+        assert waits.wait(20), "the second process does not wait for the first"
+        cache.freeze(hardware, partial)
+
+    monkeypatch.setattr(SnapshotStore, "_freeze", freeze)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        first = pool.submit(cache.store().ensure, [NODE], _quiet)
+        assert begun.wait(20)
+        cache.store().ensure([NODE], lambda text: waits.set() if "waiting for another" in text else None)
+        first.result()
+    assert cache.booted == ["node with 2048 MiB"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
