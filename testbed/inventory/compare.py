@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ _COLLECTED = {
     ),
     "sshd": ("sshd", "sshd file"),
     "openflow": ("flow", "flow group", "flow meter", "switch port"),
-    "files": ("file", "image"),
+    "files": ("file", "image", "image file"),
     "processes": ("process", "kernel thread"),
     "packet_filter": _FILTERS,
     "transforms": _TRANSFORMS,
@@ -187,18 +187,26 @@ def _hidden(found: Inventory, other: Inventory) -> set[str]:
 
     A record that is missing there may exist.
     """
-    hidden: set[str] = set()
     known = {domain for domain, _ in (*found.records, *other.records)}
-    for place in _blind(found, other):
-        first = place.partition(" ")[0]
-        if place in found.unfinished:
-            hidden.update(_WHOLE.get(first, ()))
-            # The collector of all databases has the name of one.
-            lost = _DATABASES if first == "switch" else {first} & _DATABASES
-            hidden.update(domain for domain in known if domain.split()[0] in lost)
-        hidden.update(_COLLECTED.get(first, (first,)))
-        hidden.update(domain for domain in known if place.startswith(f"{domain} "))
-    return hidden
+    return {domain for place in _blind(found, other) for domain in domains_of(place, known)}
+
+
+def domains_of(place: str, known: Collection[str]) -> set[str]:
+    """Return the domains that a place is about which could not be read.
+
+    Args:
+        place: key of a record of the domain `UNREAD`; of a whole collector or domain if it ends with a space.
+        known: domains of which there are records.
+
+    """
+    first = place.partition(" ")[0]
+    hidden = set(_COLLECTED.get(first, (first,)))
+    if place.endswith(" "):
+        hidden.update(_WHOLE.get(first, ()))
+        # The collector of all databases has the name of one.
+        lost = _DATABASES if first == "switch" else {first} & _DATABASES
+        hidden.update(domain for domain in known if domain.split()[0] in lost)
+    return hidden | {domain for domain in known if place.startswith(f"{domain} ")}
 
 
 def _differences(

@@ -53,7 +53,7 @@ _PLACES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "kernel": (
         (r"/mm/ksm", "CMP-02"),
         (r"vulnerabilities", "SCH-02"),
-        (r"command line|lockdown|kernel$|probes|tracer|filter", INTEGRITY),
+        (r"command line|lockdown|kernel$|probes|tracer|filter|binfmt_misc", INTEGRITY),
     ),
     "mount": ((re.escape(IMAGES), "STO-07"), (re.escape(POOLS), "STO-01"), (r"^mnt of machine", "PRC-01")),
     "process": ((r"^/machine\.slice", "PRC-01"), (r"^\S*/(ovs|ovn)", "NET-01"), (r"^\S*auditd", "AUD-01")),
@@ -102,6 +102,7 @@ _DOMAINS: Mapping[str, str] = {
     "guest kept": "DEV-02",
     "host device": "DEV-02",
     "image": INTEGRITY,
+    "image file": INTEGRITY,
     "kernel": DEFAULT,
     "kernel key": INTEGRITY,
     "kernel thread": INTEGRITY,
@@ -170,6 +171,11 @@ _TABLES = {
 def known(domain: str) -> bool:
     """Return whether a domain has an entry of its own."""
     return domain in _DOMAINS or domain in _TABLES or domain.partition(" ")[0] in _FIRST_WORDS
+
+
+def domains() -> frozenset[str]:
+    """Return every domain that has an entry of its own."""
+    return frozenset({*_DOMAINS, *_TABLES})
 
 
 def endangered(domain: str, key: str) -> frozenset[str]:

@@ -84,6 +84,11 @@ class Journal:
             found, key=lambda entry: (entry.record is None, entry.record.opened if entry.record else "")
         )
 
+    @property
+    def used(self) -> bool:
+        """Whether any breach was ever opened on this lab; what is left of it may still be seen."""
+        return self._folder.exists()
+
     def require_closed(self) -> None:
         """Refuse a lab with recorded breaches: verdicts on it would mean nothing.
 

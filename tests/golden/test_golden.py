@@ -16,7 +16,14 @@ from testbed.plan.diff import diff
 from testbed.plan.host_config.identity import MachineKeys, identity_files
 from testbed.plan.host_config.settings import settings
 from testbed.plan.libvirt_xml.guest import guest_xml
-from testbed.plan.libvirt_xml.machine import Hardware, MachineFiles, anonymous_xml, machine_xml, read_mark
+from testbed.plan.libvirt_xml.machine import (
+    GUEST_TO_SAVE,
+    Hardware,
+    MachineFiles,
+    anonymous_xml,
+    machine_xml,
+    read_mark,
+)
 from testbed.plan.render import text
 from testbed.plan.resources import OUTER, desired, guest_properties, machine_properties, places
 from testbed.report.graph import dot, mermaid
@@ -62,7 +69,11 @@ def test_a_good_topology_becomes_this(name: str) -> None:
     woken = machine_xml(topology, node, INPUTS.environment, files, properties, generation="a-random-uuid")
     _same(HERE / f"good/{name}.woken.xml", woken)
     saved = anonymous_xml(
-        Hardware.of(node, INPUTS.environment), INPUTS.environment, files, "another-random-uuid"
+        Hardware.of(node, INPUTS.environment),
+        INPUTS.environment,
+        files,
+        "another-random-uuid",
+        {GUEST_TO_SAVE: "/m/identity.tar"},
     )
     assert read_mark(saved) is None
     _same(HERE / f"good/{name}.saved.xml", saved)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.lint
 BASE = {"deadline", "errors", "gc_pause", "timeouts", "untrusted"}
 PURE = BASE | {"topology_file", "model", "plan", "plan.host_config", "plan.libvirt_xml"}
 HOST = PURE | {"drivers.host"}
-VERIFY = PURE | {"drivers", "engine.place", "hosts", "lab", "verify"}
+VERIFY = PURE | {"drivers", "engine.place", "hosts", "inventory", "lab", "verify"}
 CLI = PURE | {"data_files", "drivers", "engine", "hosts", "inventory", "lab", "report"}
 ALLOWED = {
     "untrusted": set(),
@@ -41,6 +41,7 @@ ALLOWED = {
     "plan.host_config": BASE | {"topology_file", "model", "plan.libvirt_xml"},
     "plan": PURE,
     "inventory": PURE,
+    "inventory.reference": PURE | {"inventory"},
     "hosts": PURE | {"drivers.host", "report"},
     "report": BASE | {"model", "topology_file"},
     "engine": PURE,
@@ -51,11 +52,12 @@ ALLOWED = {
     "drivers.hypervisor": HOST | {"drivers.ssh"},
     "drivers.network": HOST,
     "drivers.images": HOST | {"engine.place"},
-    "drivers.snapshots": HOST | {"drivers.hypervisor", "drivers.images", "drivers.ssh", "engine.place"},
+    "drivers.snapshots": HOST
+    | {"drivers.hypervisor", "drivers.images", "drivers.ssh", "engine.place", "inventory"},
     "drivers.capabilities": HOST | {"drivers.hypervisor", "drivers.images"},
     "drivers.places": HOST | {"drivers", "engine.place", "inventory"},
     "lab": PURE | {"data_files", "drivers", "engine"},
-    "verify": PURE | {"drivers", "engine.place", "lab", "report"},
+    "verify": PURE | {"drivers", "engine.place", "inventory", "inventory.reference", "lab", "report"},
     "verify.probe": VERIFY | {"payload.probe"},
     "verify.observation": VERIFY | {"verify.probe"},
     "verify.witnesses": VERIFY | {"verify.probe"},

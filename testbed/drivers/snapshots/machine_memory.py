@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -38,15 +39,16 @@ from testbed.drivers.host.private_files import create, write_public
 from testbed.drivers.host.process import as_root
 from testbed.drivers.hypervisor.connection import library_version
 from testbed.drivers.images.cache import Image
+from testbed.drivers.snapshots import golden_inventory
 from testbed.drivers.snapshots.capture import CaptureJob
 from testbed.engine.place import Progress, Step
 from testbed.errors import ImageError
 from testbed.model.environment import Accelerator, Environment
 from testbed.model.topology import Role
 from testbed.plan.libvirt_xml.guest import anonymous_guest_xml
-from testbed.plan.libvirt_xml.machine import Hardware, MachineFiles, anonymous_xml
+from testbed.plan.libvirt_xml.machine import GUEST_TO_SAVE, Hardware, MachineFiles, anonymous_xml
 
-FORMAT = 1
+FORMAT = 2
 _KEPT = 4  # states; each is some 200 MiB
 _NEEDED = 2 * 2**30  # bytes of free space for one state
 _BOOT = timeouts.MEMORY_BOOT
@@ -85,7 +87,7 @@ class MemorySnapshot:
     @property
     def disks(self) -> list[Path]:
         """The saved overlays, in the order vda, vdb, vdc."""
-        return sorted(self.folder / name for name in self.digests if name != "memory")
+        return sorted(self.folder / name for name in self.digests if name.endswith(".qcow2"))
 
     def verify(self) -> None:
         """Compare every file with its recorded digest.
@@ -96,6 +98,11 @@ class MemorySnapshot:
         """
         what = f"the saved {self.role} is not what was saved"
         require_unaltered(self.folder, self.digests, what, self.role)
+
+    def verify_one(self, name: str) -> None:
+        """Compare one file with its recorded digest; raises like `verify`."""
+        what = f"the saved {self.role} is not what was saved"
+        require_unaltered(self.folder, {name: self.digests.get(name, "none")}, what, self.role)
 
     def use(self) -> None:
         """Record that a machine starts from it, in the manifest's modification time."""
@@ -157,6 +164,24 @@ def prune(folder: Path, images: Set[str] | None = None) -> list[Path]:
     return doomed
 
 
+def started_from(overlay: Path) -> MemorySnapshot | None:
+    """Return the state that a machine has started from, or None if it booted from an image.
+
+    Args:
+        overlay: its first disk.
+
+    Raises:
+        OSError: the disk cannot be read.
+
+    """
+    with overlay.open("rb") as disk:
+        head = disk.read(20)
+        at, size = struct.unpack(">QI", head[8:20])  # of the backing file's name (qcow2.txt, "Header")
+        disk.seek(at)
+        folder = Path(os.fsdecode(disk.read(min(size, 1023)))).parent
+    return next((saved for saved in stored(folder.parent) if saved.folder == folder), None)
+
+
 class SnapshotStore:
     """The saved memory in a cache folder, for given images on this outer machine."""
 
@@ -168,7 +193,7 @@ class SnapshotStore:
     def made(self, hardware: Hardware) -> dict[str, str]:
         """Return the inputs that a machine's memory depends on, as text by name."""
         kvm = self._environment.outer is Accelerator.KVM
-        shape = anonymous_xml(hardware, self._environment, _NOWHERE, "")
+        shape = anonymous_xml(hardware, self._environment, _NOWHERE, "", {})
         return {
             "format": str(FORMAT),
             "emulator": dict(self._environment.versions).get("qemu", "unknown"),
@@ -178,6 +203,7 @@ class SnapshotStore:
             "hardware": str(hardware),
             "images": " ".join(image.digest for image in images_under(self._images, hardware.role)),
             "domain": hashlib.sha256(shape.encode()).hexdigest()[:16],
+            "inventory": golden_inventory.program_digest(),
             "guest": hashlib.sha256(anonymous_guest_xml().encode()).hexdigest()[:16]
             if hardware.role is Role.NODE
             else "none",
@@ -233,9 +259,9 @@ class SnapshotStore:
         try:
             partial.mkdir()
             partial.chmod(0o755)
-            self._freeze(hardware, partial)
+            self._freeze(hardware, partial, golden_inventory.digest_key(_key(made)))
             take_back(partial)
-            kept = [partial / "memory", *sorted(partial.glob("*.qcow2"))]
+            kept = [partial / "memory", partial / golden_inventory.FILE, *sorted(partial.glob("*.qcow2"))]
             digests = {path.name: file_digest(path) for path in kept}
             for path in partial.iterdir():
                 path.chmod(0o444)
@@ -258,7 +284,7 @@ class SnapshotStore:
                 remove_tree(partial)
         progress(Step.ended(repr(hardware), f"saved a {hardware} in {time.monotonic() - start:.0f} s"))
 
-    def _freeze(self, hardware: Hardware, partial: Path) -> None:
+    def _freeze(self, hardware: Hardware, partial: Path, key: str) -> None:
         image = self._images[hardware.role]
         bases = base_disks(self._images, hardware.role)
         overlays = [
@@ -269,15 +295,19 @@ class SnapshotStore:
         console.write_bytes(b"")
         guest = partial / "guest.xml"
         guest.write_text(anonymous_guest_xml())
+        reader = partial / "reader"
+        reader.write_text(golden_inventory.credential(key))
         files = MachineFiles(
             str(image.file("vmlinuz")),
             str(image.file("initrd")),
             tuple(map(str, overlays)),
-            identity=str(guest),
+            identity="",
             console=str(console),
         )
-        xml = anonymous_xml(hardware, self._environment, files, str(uuid4()))
-        given = [*files.disks, str(console), str(guest)]
+        handed = {GUEST_TO_SAVE: str(guest)} if hardware.role is Role.NODE else {}
+        handed[golden_inventory.CREDENTIAL] = str(reader)
+        xml = anonymous_xml(hardware, self._environment, files, str(uuid4()), handed)
+        given = [*files.disks, str(console), *handed.values()]
         job = CaptureJob(
             xml, given, str(console), str(partial / "memory"), _BOOT * self._environment.slowness
         )
@@ -289,6 +319,8 @@ class SnapshotStore:
         )  # fmt: skip
         (partial / "job.json").unlink()
         guest.unlink()
+        reader.unlink()
+        (partial / golden_inventory.FILE).write_bytes(golden_inventory.take(console))
 
 
 def _key(made: Mapping[str, str]) -> str:

@@ -2,7 +2,8 @@
 
 Its argument is JSON: ``since`` (seconds since 1970: files that have changed later are recorded), ``key``
 (hexadecimal, for digests of files that only some accounts may read), ``only`` (collectors), ``roots``
-(folders, instead of all file systems) and ``plain`` (whether it prints text).
+(folders, instead of all file systems), ``whole`` (whether old folders and programs are recorded too) and
+``plain`` (whether it prints text).
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def _files(records: Records, request: dict[str, object]) -> None:
     start = float(since) if isinstance(since, int | float) else files.made()
     records.add("image", "made", int(start))
     roots = request.get("roots")
-    files.Walk(records, start, bytes.fromhex(str(request.get("key", "")))).run(
+    key, whole = bytes.fromhex(str(request.get("key", ""))), bool(request.get("whole"))
+    files.Walk(records, start, key, whole=whole).run(
         list(map(str, roots)) if isinstance(roots, list) else None
     )
 

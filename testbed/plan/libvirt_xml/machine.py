@@ -197,12 +197,26 @@ def waits(xml: str) -> bool:
     return parsed(xml).findtext("title") == WAITING
 
 
-def anonymous_xml(hardware: Hardware, environment: Environment, files: MachineFiles, generation: str) -> str:
-    """Return the domain of a machine without identity and interfaces, for saving its memory."""
+def anonymous_xml(
+    hardware: Hardware,
+    environment: Environment,
+    files: MachineFiles,
+    generation: str,
+    handed: Mapping[str, str],
+) -> str:
+    """Return the domain of a machine without identity and interfaces, for saving its memory.
+
+    Args:
+        generation: random UUID.
+        handed: file (path) of each item that its firmware hands over, by name.
+
+    """
     root = domain_of(_kind(environment), ANONYMOUS, generation, hardware.memory, hardware.vcpus)
     devices = _machine(root, hardware, environment, files, ("testbed.golden",), ())
-    if hardware.role is Role.NODE:
-        sub(sub(root, "sysinfo", type="fwcfg"), "entry", name=GUEST_TO_SAVE, file=files.identity)
+    if handed:
+        firmware = sub(root, "sysinfo", type="fwcfg")
+        for name, file in handed.items():
+            sub(firmware, "entry", name=name, file=file)
     _pluggable(root, devices, hardware, generation)
     return text_of(root)
 

@@ -29,6 +29,7 @@ from testbed.report.result import Run, to_json
 from testbed.verify.drift import DriftWatch
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
+from testbed.verify.machine_reference import ReferenceWatch
 from testbed.verify.probe.client import end_all, start_all
 from testbed.verify.runner import leftovers
 from testbed.verify.runner.execution import Revive
@@ -67,15 +68,19 @@ def examine(
     fleet = Fleet.of(lab, Evidence(folder / "evidence"))
     _await_all(lab, trouble)
     # Phase before the cases: nothing has been sent or changed yet.
-    watch = DriftWatch(fleet, only)
+    watch, reference = DriftWatch(fleet, only), ReferenceWatch(fleet, only)
     with trouble.kept("looking at the configuration before the checks"):
         watch.begin()
+    with trouble.kept("reading the machines before the checks"):
+        reference.look("at the beginning")
     plugin = _attack(fleet, _proven(lab, environment, prove), only, trouble, slow=slow, revive=revive)
     # Phase after the cases: every breach has been reverted, or is reported.
     trouble.items += plugin.errors
     if not plugin.interrupted:
         with trouble.kept("looking at the configuration after the checks"):
             watch.end()
+        with trouble.kept("reading the machines after the checks"):
+            reference.look("at the end")
     if watch.interrupted or prove is not Proving.NOTHING:
         trouble.items += watch.trouble
     trouble.items += [f"still open, perhaps: {entry}" for entry in Journal(lab.workspace).entries()]
@@ -89,7 +94,7 @@ def examine(
             environment,
             started.isoformat(timespec="seconds"),
             round(time.monotonic() - clock, 1),
-            (*plugin.results, *watch.results),
+            (*plugin.results, *watch.results, *reference.results),
             (*lab.retried, *plugin.revived),
             tuple(trouble.items),
             controls,

@@ -63,7 +63,12 @@ def _lab(topology: Topology) -> Any:
     }
     desired = defaultdict(lambda: SimpleNamespace(properties={}))
     return SimpleNamespace(
-        topology=topology, nodes=nodes, host=hosts.__getitem__, central=MagicMock(), desired=desired
+        topology=topology,
+        nodes=nodes,
+        host=hosts.__getitem__,
+        central=MagicMock(),
+        desired=desired,
+        workspace=SimpleNamespace(machine=lambda name: Path("/nowhere") / name),
     )
 
 

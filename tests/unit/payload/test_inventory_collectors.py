@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from testbed.drivers.places.machine_inventory import compose
+from testbed.drivers.host.inventory_program import compose
 from testbed.payload.inventory.base import programs
 from testbed.payload.inventory.base.collect import Records, Unread, masked, read, side_by_side
 from testbed.payload.inventory.host import accounts, confinement, files, guests

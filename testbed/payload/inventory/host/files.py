@@ -52,6 +52,26 @@ _PIECE = 2**20
 # Files to which a service appends with each login of ours: `allowed.toml` lets their content differ.
 LOGS = re.compile(r"/var/log/journal/[0-9a-f]{32}/(system|user-1000)\.journal|/var/log/audit/audit\.log")
 _SECONDS = 80.0  # that a walk may take
+# Programs of the platform; a golden reading has their digests, so that a change which was taken back is none.
+PROGRAMS = (
+    "/usr/bin/ovn-controller",
+    "/usr/bin/ovn-nbctl",
+    "/usr/bin/ovn-northd",
+    "/usr/bin/ovn-sbctl",
+    "/usr/bin/ovs-appctl",
+    "/usr/bin/ovs-ofctl",
+    "/usr/bin/ovs-vsctl",
+    "/usr/bin/virsh",
+    "/usr/lib/openvswitch-switch/ovs-vswitchd",
+    "/usr/lib/testbed/adopt.py",
+    "/usr/sbin/auditd",
+    "/usr/sbin/libvirtd",
+    "/usr/sbin/nft",
+    "/usr/sbin/ovsdb-server",
+    "/usr/sbin/sshd",
+    "/usr/sbin/swanctl",
+    "/usr/sbin/virtlogd",
+)
 _SUPERBLOCK, _MADE = (
     1024,
     0x108,
@@ -87,11 +107,12 @@ class Walk:
     Args:
         since: files that have changed later are recorded with everything about them; seconds since 1970.
         key: for digests of files that not every account may read.
+        whole: also record all folders, and programs of the platform, whatever their age, as "image file".
 
     """
 
-    def __init__(self, records: Records, since: float, key: bytes) -> None:
-        self._records, self._since, self._key = records, since, key
+    def __init__(self, records: Records, since: float, key: bytes, *, whole: bool = False) -> None:
+        self._records, self._since, self._key, self._whole = records, since, key, whole
         self._left = _ALL
         self._devices: set[int] = set()
 
@@ -108,6 +129,7 @@ class Walk:
             "f",
             "-perm",
             "/6111",
+            *(["-o", "-type", "d"] if self._whole else []),
             ")",
             "-print0",
         ]
@@ -116,7 +138,7 @@ class Walk:
         except Unread as error:
             self._records.unread("file", "", error)
             text = error.output
-        for path in sorted(set(text.split("\0")) - {""}):
+        for path in sorted(set(text.split("\0")).union(PROGRAMS if self._whole else ()) - {""}):
             try:
                 self._one(path, os.lstat(path))
             except FileNotFoundError:
@@ -140,7 +162,8 @@ class Walk:
         runs = plain and seen.st_mode & 0o111
         more = _attributes(path) if newer or runs else {}
         rights = bool(plain and seen.st_mode & (stat.S_ISUID | stat.S_ISGID)) or "security.capability" in more
-        if not newer and not rights:
+        old = self._whole and not newer and (stat.S_ISDIR(seen.st_mode) or path in PROGRAMS)
+        if not newer and not rights and not old:
             return
         told: dict[str, object] = {
             "type": _KINDS.get(stat.S_IFMT(seen.st_mode), "?"),
@@ -153,7 +176,7 @@ class Walk:
             told |= {
                 "size": seen.st_size,
                 "names": seen.st_nlink,
-                **(self._content(path, seen) if newer else {}),
+                **(self._content(path, seen) if newer or old else {}),
             }
         elif stat.S_ISLNK(seen.st_mode):
             told["to"] = _target(path)
@@ -161,7 +184,10 @@ class Walk:
             told["number"] = f"{os.major(seen.st_rdev)}:{os.minor(seen.st_rdev)}"
         elif stat.S_ISDIR(seen.st_mode) and seen.st_dev in self._devices:
             told["entries"] = _entries(path)
-        self._records.add("file", path, told)
+        if old:
+            self._records.add("image file", path, told)
+        if newer or rights:
+            self._records.add("file", path, told)
 
     def _content(self, path: str, seen: os.stat_result) -> dict[str, object]:
         """Return the digest of a file; keyed, where only some accounts may read what it holds."""

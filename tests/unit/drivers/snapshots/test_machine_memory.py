@@ -14,7 +14,8 @@ import pytest
 
 from testbed.drivers.host.content_store import claim, file_digest
 from testbed.drivers.images.cache import Image
-from testbed.drivers.snapshots import machine_memory
+from testbed.drivers.snapshots import golden_inventory, machine_memory
+from testbed.drivers.snapshots.golden_inventory import digest_key
 from testbed.drivers.snapshots.machine_memory import MemorySnapshot, SnapshotStore
 from testbed.errors import ImageError
 from testbed.model.environment import Accelerator, Environment
@@ -43,13 +44,14 @@ class Cache:
         disk.write_text(name)
         return Image(name, "k", disk.parent, {disk.name: file_digest(disk)}, "")
 
-    def freeze(self, hardware: Hardware, partial: Path) -> None:
+    def freeze(self, hardware: Hardware, partial: Path, key: str) -> None:
         self.booted.append(str(hardware))
         (partial / "console.log").write_text("a boot")
         if self.fails:
             raise ImageError("cannot save", fact="no boot", remedy="none")
         (partial / "memory").write_text(f"memory of a {hardware}")
         (partial / "vda.qcow2").write_text("an overlay")
+        (partial / "inventory").write_text(f"an inventory with {key}")
 
     def store(self, environment: Environment = TCG) -> SnapshotStore:
         return SnapshotStore(self.folder, self.images, environment)
@@ -107,8 +109,8 @@ def test_two_processes_that_need_one_memory_save_it_once(
 def test_what_was_saved_no_longer_belongs_to_the_account_that_saved_it(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def freeze(_: SnapshotStore, hardware: Hardware, partial: Path) -> None:
-        cache.freeze(hardware, partial)
+    def freeze(_: SnapshotStore, hardware: Hardware, partial: Path, key: str) -> None:
+        cache.freeze(hardware, partial, key)
         for path in partial.iterdir():
             os.chown(path, 4711, 4711)
 
@@ -164,6 +166,26 @@ def test_another_libvirt_or_machine_type_needs_another_memory(
     before = machine_memory.anonymous_xml
     monkeypatch.setattr(machine_memory, "anonymous_xml", lambda *a: before(*a).replace("q35", "pc-q35-6.0"))
     assert "its domain is" in str(cache.store().find(NODE))
+
+
+def test_another_program_of_the_inventory_needs_another_memory(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The golden reading is compared with those of labs, so both must come from the same program."""
+    cache.store().ensure([NODE], _quiet)
+    monkeypatch.setattr(golden_inventory, "program_digest", lambda: "of another program")
+    assert "its inventory is" in str(cache.store().find(NODE))
+
+
+def test_the_golden_reading_is_kept_with_the_memory_and_verified(cache: Cache) -> None:
+    cache.store().ensure([NODE], _quiet)
+    saved = _saved(cache.store().find(NODE))
+    assert (saved.folder / "inventory").read_text() == f"an inventory with {digest_key(saved.key)}"
+    assert [disk.name for disk in saved.disks] == ["vda.qcow2"]
+    (saved.folder / "inventory").chmod(0o644)
+    (saved.folder / "inventory").write_text("another")
+    with pytest.raises(ImageError, match="not what was saved"):
+        saved.verify()
 
 
 @pytest.mark.parametrize("change", ["other", None])

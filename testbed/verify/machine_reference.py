@@ -1,0 +1,214 @@
+"""Judges whole machines by their reference before and after the checks (VMM-01).
+
+A machine is what was on it when its memory was saved, the identity that was handed over, and what its lab
+adds. Everything else is a finding, and a fail of the controls that it endangers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from testbed.drivers.places.machine_inventory import read_machine
+from testbed.drivers.snapshots import golden_inventory
+from testbed.drivers.snapshots.machine_memory import MemorySnapshot, started_from
+from testbed.errors import TestbedError
+from testbed.inventory import allowed
+from testbed.inventory.compare import Finding
+from testbed.inventory.controls import INTEGRITY
+from testbed.inventory.reference import expected
+from testbed.inventory.reference.derive import Origin
+from testbed.inventory.reference.judge import Judgement, Scope, judge
+from testbed.lab.breach_journal import Journal
+from testbed.lab.session import Lab
+from testbed.model.topology import Machine
+from testbed.plan.controls import SEVERITY
+from testbed.report.result import CheckResult, Verdict
+from testbed.verify.fleet import Fleet
+from testbed.verify.inventory import selects
+
+OBJECTIVE = "Nothing is on the machine but its image, its identity and what the topology asks for"
+_SHOWN = 6
+_BOOTED = "the machine did not start from saved memory, so nothing says what must be on it"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineState:
+    """The result of one reading of a machine.
+
+    Args:
+        judgement: how it differs from its reference; None if it was not compared.
+        blind: why it could not be read or compared; empty if it was.
+        without: why it has no reference; empty if it has one.
+        seconds: duration.
+
+    """
+
+    judgement: Judgement | None = None
+    blind: str = ""
+    without: str = ""
+    seconds: float = 0.0
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What should not be there, or differs."""
+        return self.judgement.comparison.findings if self.judgement else ()
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """Places that could not be read, with the reason."""
+        return (self.blind,) if self.blind else self.judgement.comparison.unread if self.judgement else ()
+
+    @property
+    def counted(self) -> str:
+        """How much was judged and how much was not, in words."""
+        if self.judgement is None:
+            return self.blind or self.without
+        skipped = self.judgement.skipped
+        return (
+            f"judged is {self.judgement.scope}: "
+            f"{self.judgement.judged} records are judged, {skipped.total()} in {len(skipped)} domains "
+            f"are not yet; {self.judgement.expected.total()} follow from the list of what a lab adds"
+        )
+
+
+def look(lab: Lab, machine: Machine) -> MachineState:
+    """Return how a machine differs from its reference."""
+    started = time.monotonic()
+    try:
+        found = _look(lab, machine)
+    except TestbedError as error:
+        found = MachineState(blind=f"{error.what}: {error.fact}")
+    except Exception as error:  # noqa: BLE001 - a hostile node must neither end the run nor pass
+        found = MachineState(blind=f"{type(error).__name__}: {error}"[:400])
+    return replace(found, seconds=round(time.monotonic() - started, 2))
+
+
+def _look(lab: Lab, machine: Machine) -> MachineState:
+    folder = lab.workspace.machine(machine.name)
+    saved = started_from(folder / "vda.qcow2")
+    if saved is None:
+        return MachineState(without=_BOOTED)
+    if why := _unfit(saved):
+        return MachineState(blind=why)
+    scope = Scope.PROGRAMS if Journal(lab.workspace).used else Scope.WHOLE
+    key = golden_inventory.digest_key(saved.key)
+    only = {} if scope is Scope.WHOLE else {"only": ["files"]}
+    found = read_machine(lab.host(machine.name), {"key": key, **only})
+    origin = Origin(lab.topology, machine, (folder / "identity.tar").read_bytes(), key)
+    golden = golden_inventory.load(saved.folder)
+    lines = expected.load(expected.words_of(lab.topology, machine))
+    return MachineState(judge(origin, found, golden, lines, allowed.load(), scope=scope))
+
+
+def missing(lab: Lab, machine: str) -> str | None:
+    """Return why a machine has no reference, or None if it has one."""
+    try:
+        saved = started_from(lab.workspace.machine(machine) / "vda.qcow2")
+    except OSError:
+        return None  # its check finds out
+    return None if saved else _BOOTED
+
+
+def _unfit(saved: MemorySnapshot) -> str:
+    """Return why a saved state is no reference for a reading of today, or ""."""
+    if saved.made.get("inventory") != golden_inventory.program_digest():
+        return "the reading that belongs to its saved memory was made by another program: rebuild the lab"
+    saved.verify_one(golden_inventory.FILE)
+    return ""
+
+
+def state(fleet: Fleet, name: str) -> MachineState:
+    """Return how a machine differs from its reference in this phase, recorded as evidence."""
+    machine = next(item for item in fleet.topology.machines if item.name == name)
+    return fleet.observe_once(_title(name), lambda: _recorded(fleet, name, look(fleet.lab, machine)))
+
+
+def states(fleet: Fleet) -> dict[str, MachineState]:
+    """Return how each machine differs from its reference in this phase; they are read side by side."""
+    missing = [item for item in fleet.topology.machines if _title(item.name) not in fleet.shared]
+    with ThreadPoolExecutor(max_workers=max(1, len(missing))) as pool:
+        read = dict(
+            zip(
+                [item.name for item in missing],
+                pool.map(lambda item: look(fleet.lab, item), missing),
+                strict=True,
+            )
+        )
+    for name, found in read.items():
+        fleet.observe_once(_title(name), partial(_recorded, fleet, name, found))
+    return {item.name: state(fleet, item.name) for item in fleet.topology.machines}
+
+
+def _title(machine: str) -> str:
+    return f"reference of {machine}"
+
+
+def _recorded(fleet: Fleet, name: str, found: MachineState) -> MachineState:
+    answer = {"findings": [item.data() for item in found.findings], "not read": found.gaps}
+    fleet.evidence.record(name, "inventory", found.counted, answer, time.time() - found.seconds)
+    return found
+
+
+@dataclass
+class ReferenceWatch:
+    """Readings at the beginning and at the end of a run, and the results from both.
+
+    Args:
+        only: beginnings of the ids of the requested controls; all controls if empty.
+
+    """
+
+    fleet: Fleet
+    only: Sequence[str] = ()
+    _looks: dict[str, tuple[dict[str, MachineState], tuple[str, ...]]] = field(default_factory=dict)
+
+    def look(self, when: str) -> None:
+        """Read all machines, if the run asks for it; `when` is "at the beginning" or "at the end"."""
+        if not self._asked(INTEGRITY):
+            return
+        with self.fleet.evidence.of(f"reference.{when.rpartition(' ')[2]}") as written:
+            found = states(self.fleet)
+        self._looks[when] = (found, tuple(written))
+
+    @property
+    def results(self) -> list[CheckResult]:
+        """One result for each control and machine with a finding, or with places that were not read."""
+        failed: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        unseen: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for when, (found, _) in self._looks.items():
+            for name, item in found.items():
+                for finding in item.findings:
+                    for control in finding.controls:
+                        failed[control, name][str(finding)].append(when)
+                for gap in item.gaps:
+                    unseen[INTEGRITY, name][gap].append(when)
+        rows = [
+            *(self._row(at, Verdict.FAIL, told) for at, told in failed.items()),
+            *(self._row(at, Verdict.INCONCLUSIVE, told) for at, told in unseen.items() if at not in failed),
+        ]
+        return sorted((row for row in rows if self._asked(row.id)), key=lambda row: (row.id, row.case))
+
+    def _asked(self, control: str) -> bool:
+        return not self.only or any(selects(word, control) for word in self.only)
+
+    def _row(self, at: tuple[str, str], verdict: Verdict, found: Mapping[str, Sequence[str]]) -> CheckResult:
+        told = [f"{text} ({' and '.join(when)})" for text, when in found.items()]
+        more = [f"and {len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
+        return CheckResult(
+            id=at[0],
+            case=at[1],
+            objective=OBJECTIVE,
+            severity=SEVERITY.get(at[0], "high"),
+            verdict=verdict,
+            reason="\n".join((*told[:_SHOWN], *more)),
+            simulated=False,
+            duration_s=round(
+                max((item.seconds for found, _ in self._looks.values() for item in found.values())), 2
+            ),
+            evidence=tuple(path for _, written in self._looks.values() for path in written),
+        )
