@@ -206,6 +206,10 @@ class Fleet:
         with ThreadPoolExecutor(max_workers=min(len(nodes), 8)) as pool:
             return dict(zip(nodes, pool.map(lambda name: do(self.machines[name]), nodes), strict=True))
 
+    def observed(self, name: str) -> Any | None:  # noqa: ANN401 - as `observe_once`
+        """Return the value of an observation that was made in this phase, or None."""
+        return self.shared[name][0] if name in self.shared else None
+
     def new_phase(self, focus: str = "") -> None:
         """Discard shared observations, since the lab has changed."""
         self.shared.clear()

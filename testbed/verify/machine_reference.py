@@ -20,6 +20,7 @@ from testbed.errors import TestbedError
 from testbed.inventory import allowed
 from testbed.inventory.compare import Finding
 from testbed.inventory.controls import INTEGRITY
+from testbed.inventory.records import Inventory
 from testbed.inventory.reference import expected
 from testbed.inventory.reference.derive import Origin
 from testbed.inventory.reference.judge import Judgement, Scope, judge
@@ -41,6 +42,7 @@ class MachineState:
     """The result of one reading of a machine.
 
     Args:
+        found: what was read, if it was everything.
         judgement: how it differs from its reference; None if it was not compared.
         blind: why it could not be read or compared; empty if it was.
         without: why it has no reference; empty if it has one.
@@ -48,6 +50,7 @@ class MachineState:
 
     """
 
+    found: Inventory | None = None
     judgement: Judgement | None = None
     blind: str = ""
     without: str = ""
@@ -102,7 +105,14 @@ def _look(lab: Lab, machine: Machine) -> MachineState:
     origin = Origin(lab.topology, machine, (folder / "identity.tar").read_bytes(), key)
     golden = golden_inventory.load(saved.folder)
     lines = expected.load(expected.words_of(lab.topology, machine))
-    return MachineState(judge(origin, found, golden, lines, allowed.load(), scope=scope))
+    judgement = judge(origin, found, golden, lines, allowed.load(), scope=scope)
+    return MachineState(found if scope is Scope.WHOLE else None, judgement)
+
+
+def reading(fleet: Fleet, name: str) -> Inventory | None:
+    """Return everything that was read of a machine in this phase, if it was; without reading it now."""
+    found: MachineState | None = fleet.observed(_title(name))
+    return found.found if found else None
 
 
 def missing(lab: Lab, machine: str) -> str | None:
@@ -130,7 +140,7 @@ def state(fleet: Fleet, name: str) -> MachineState:
 
 def states(fleet: Fleet) -> dict[str, MachineState]:
     """Return how each machine differs from its reference in this phase; they are read side by side."""
-    missing = [item for item in fleet.topology.machines if _title(item.name) not in fleet.shared]
+    missing = [item for item in fleet.topology.machines if fleet.observed(_title(item.name)) is None]
     with ThreadPoolExecutor(max_workers=max(1, len(missing))) as pool:
         read = dict(
             zip(
