@@ -117,8 +117,11 @@ class Commands:
             return process.wait(), sent
 
     def plan(self) -> dict[str, Any]:
-        """Return the plan, or an empty one with the text of the error."""
-        status, out, err = self.run("plan", LAB, "--json")
+        """Return the plan, or an empty one with the text of the error.
+
+        An `up` that was killed at once has left no lab, so the file is given and not the lab's name.
+        """
+        status, out, err = self.run("plan", TOPOLOGY, "--json")
         found: dict[str, Any] = (
             json.loads(out)
             if status == 0
