@@ -91,10 +91,10 @@ def test_two_processes_that_need_one_memory_save_it_once(
     """Two locks of one process exclude each other like those of two: each is of a descriptor of its own."""
     begun, waits = Event(), Event()
 
-    def freeze(_: SnapshotStore, hardware: Hardware, partial: Path) -> None:
+    def freeze(_: SnapshotStore, hardware: Hardware, partial: Path, key: str) -> None:
         begun.set()
         assert waits.wait(20), "the second process does not wait for the first"
-        cache.freeze(hardware, partial)
+        cache.freeze(hardware, partial, key)
 
     monkeypatch.setattr(SnapshotStore, "_freeze", freeze)
     with ThreadPoolExecutor(max_workers=1) as pool:
