@@ -264,7 +264,11 @@ def test_a_run_looks_before_and_after_its_checks(lab, tmp_path, monkeypatch) -> 
     monkeypatch.setattr(runs, "run_checks", checks)
     row = CheckResult("VMM-01", "node-a", "", "high", Verdict.FAIL, "undeclared", False, 0.0, ())
     looks: list[str] = []
-    monkeypatch.setattr(runs, "ReferenceWatch", lambda *_: SimpleNamespace(look=looks.append, results=[row]))
+    monkeypatch.setattr(
+        runs,
+        "ReferenceWatch",
+        lambda *_: SimpleNamespace(look=looks.append, results=[row], told=["node-a: judged"]),
+    )
     lab.set(KERNEL, "value", "")
     folder = runs.examine(lab, prove=Proving.NOTHING, only=(), progress=lambda _: None)
     data = json.loads((folder / "result.json").read_text())

@@ -203,6 +203,14 @@ def test_the_evidence_says_how_much_was_judged(fleet: Any, tmp_path: Path) -> No
     assert all("records are judged" in line["request"] for line in lines)
 
 
+def test_a_run_tells_how_much_was_judged(fleet: Any) -> None:
+    watch = ReferenceWatch(fleet)
+    assert watch.told == []
+    watch.look("at the beginning")
+    assert [text.partition(":")[0] for text in watch.told] == [item.name for item in TOPOLOGY.machines]
+    assert all("records are judged" in text for text in watch.told)
+
+
 def test_the_check_fails_by_programs_alone(lab: Lab, fleet: Any) -> None:
     lab.more = {"node-a": {ACCOUNT: ["0"]}, "node-b": {PROGRAM: FILE}}
     look = test_machine_integrity.test_programs_are_what_the_image_holds
