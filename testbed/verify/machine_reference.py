@@ -186,6 +186,12 @@ class ReferenceWatch:
         self._looks[when] = (found, tuple(written))
 
     @property
+    def told(self) -> list[str]:
+        """How much of each machine was judged at the last look, in words."""
+        last = next(reversed(self._looks.values()), ({}, ()))[0]
+        return [f"{name}: {item.counted}" for name, item in last.items()]
+
+    @property
     def results(self) -> list[CheckResult]:
         """One result for each control and machine with a finding, or with places that were not read."""
         failed: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))

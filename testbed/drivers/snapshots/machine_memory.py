@@ -53,6 +53,7 @@ _KEPT = 4  # states; each is some 200 MiB
 _NEEDED = 2 * 2**30  # bytes of free space for one state
 _BOOT = timeouts.MEMORY_BOOT
 _MANIFEST = MEMORY
+_GOLDEN = "golden-"  # how names of states begin
 _NOWHERE = MachineFiles("kernel", "initrd", ("vda", "vdb", "vdc"), "", "console")
 
 
@@ -171,7 +172,7 @@ def started_from(overlay: Path) -> MemorySnapshot | None:
         overlay: its first disk.
 
     Raises:
-        OSError: the disk cannot be read.
+        OSError: the disk cannot be read, or the state has been removed.
 
     """
     with overlay.open("rb") as disk:
@@ -179,7 +180,10 @@ def started_from(overlay: Path) -> MemorySnapshot | None:
         at, size = struct.unpack(">QI", head[8:20])  # of the backing file's name (qcow2.txt, "Header")
         disk.seek(at)
         folder = Path(os.fsdecode(disk.read(min(size, 1023)))).parent
-    return next((saved for saved in stored(folder.parent) if saved.folder == folder), None)
+    found = next((saved for saved in stored(folder.parent) if saved.folder == folder), None)
+    if found is None and folder.name.startswith(_GOLDEN):
+        raise FileNotFoundError(f"the saved memory that the machine started from is gone: {folder}")
+    return found
 
 
 class SnapshotStore:
@@ -252,7 +256,7 @@ class SnapshotStore:
 
     def _save(self, hardware: Hardware, progress: Progress) -> None:
         made = self.made(hardware)
-        target = self._folder / f"golden-{hardware.role}-{_key(made)}"
+        target = self._folder / f"{_GOLDEN}{hardware.role}-{_key(made)}"
         partial = self._folder / f"{target.name}.partial-{os.getpid()}"
         progress(Step.begun(repr(hardware), f"booting a {hardware} once, to save its memory"))
         start = time.monotonic()

@@ -7,6 +7,7 @@ from typing import Any
 
 from testbed.inventory.records import Records
 from testbed.model.topology import Machine, Role, Topology
+from testbed.plan.host_config.identity import tunnel_peers
 
 FIRST = "first"
 _STRONGSWAN = 220  # its routing table, and the priority of the rule for it (strongswan.conf(5))
@@ -61,7 +62,7 @@ def network(topology: Topology, machine: Machine) -> Wanted:
                 "unicast", str(net), "main", name, own, "link"
             ),
         }
-    if machine.role is Role.NODE:
+    if tunnel_peers(topology, machine):
         for family in ("-4", "-6"):
             found["rule", f"{FIRST} {family} {_STRONGSWAN} all"] = {
                 "priority": _STRONGSWAN,

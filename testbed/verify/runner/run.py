@@ -81,6 +81,8 @@ def examine(
             watch.end()
         with trouble.kept("reading the machines after the checks"):
             reference.look("at the end")
+    for told in reference.told:
+        trouble.tell(told)
     if watch.interrupted or prove is not Proving.NOTHING:
         trouble.items += watch.trouble
     trouble.items += [f"still open, perhaps: {entry}" for entry in Journal(lab.workspace).entries()]

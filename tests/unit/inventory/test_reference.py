@@ -16,7 +16,7 @@ from testbed.inventory.reference import domains, expected
 from testbed.inventory.reference.derive import Origin, derived, normal
 from testbed.inventory.reference.judge import AWAKE, Scope, judge
 from testbed.inventory.reference.mounts import parts
-from testbed.inventory.reference.network import settings
+from testbed.inventory.reference.network import network, settings
 from testbed.model.resolve import resolve
 from testbed.plan.host_config.identity import MachineKeys, identity_files, pack
 from testbed.topology_file.loader import read
@@ -285,3 +285,21 @@ def test_interfaces_of_the_topology_have_the_settings_of_new_ones() -> None:
         ("setting", "first net/ipv4/conf/fabric0/forwarding"): "0",
         ("setting", "first net/ipv6/conf/fabric0/accept_ra"): "0",
     }
+
+
+def test_the_rule_of_strongswan_is_asked_for_only_where_there_are_tunnels() -> None:
+    rules = [key for domain, key in network(TOPOLOGY, NODE) if domain == "rule"]
+    assert rules == ["first -4 220 all", "first -6 220 all"]
+    alone = resolve(read(ROOT / "topologies/one-node.yaml").spec)
+    assert not [key for domain, key in network(alone, alone.nodes[0]) if domain == "rule"]
+    assert not [key for domain, key in network(TOPOLOGY, TOPOLOGY.controller) if domain == "rule"]
+
+
+def test_addresses_and_routes_follow_from_the_topology() -> None:
+    (nic,) = TOPOLOGY.controller.nics
+    found = network(TOPOLOGY, TOPOLOGY.controller)
+    prefix = TOPOLOGY.lab_network(nic.plane).network.prefixlen
+    assert {key for domain, key in found if domain == "address"} == {
+        f"first management0 {nic.address}/{prefix}"
+    }
+    assert sum(domain == "route" for domain, _ in found) == 3

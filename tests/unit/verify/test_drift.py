@@ -15,7 +15,7 @@ from testbed.engine.apply import converge
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.resolve import resolve
 from testbed.plan.resources import OUTER, Key, Kind, desired, places
-from testbed.report.result import Verdict
+from testbed.report.result import CheckResult, Verdict
 from testbed.topology_file.loader import read
 from testbed.verify.drift import OBJECTIVE, DriftWatch, look
 from testbed.verify.evidence import Evidence
@@ -262,10 +262,22 @@ def test_a_run_looks_before_and_after_its_checks(lab, tmp_path, monkeypatch) -> 
         return SimpleNamespace(results=[], errors=[], interrupted=False, revived=[])
 
     monkeypatch.setattr(runs, "run_checks", checks)
+    row = CheckResult("VMM-01", "node-a", "", "high", Verdict.FAIL, "undeclared", False, 0.0, ())
+    looks: list[str] = []
+    monkeypatch.setattr(
+        runs,
+        "ReferenceWatch",
+        lambda *_: SimpleNamespace(look=looks.append, results=[row], told=["node-a: judged"]),
+    )
     lab.set(KERNEL, "value", "")
     folder = runs.examine(lab, prove=Proving.NOTHING, only=(), progress=lambda _: None)
     data = json.loads((folder / "result.json").read_text())
     told = {(row["id"], row["case"], row["verdict"]): row["reason"] for row in data["checks"]}
-    assert set(told) == {("NET-09", "node-a", "fail"), ("STO-01", "node-b", "fail")}
+    assert set(told) == {
+        ("NET-09", "node-a", "fail"),
+        ("STO-01", "node-b", "fail"),
+        ("VMM-01", "node-a", "fail"),
+    }
+    assert looks == ["at the beginning", "at the end"]
     assert "from the beginning to the end" in told["NET-09", "node-a", "fail"]
     assert "at the end, and not at the beginning" in told["STO-01", "node-b", "fail"]

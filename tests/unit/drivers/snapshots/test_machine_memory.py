@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -91,10 +92,10 @@ def test_two_processes_that_need_one_memory_save_it_once(
     """Two locks of one process exclude each other like those of two: each is of a descriptor of its own."""
     begun, waits = Event(), Event()
 
-    def freeze(_: SnapshotStore, hardware: Hardware, partial: Path) -> None:
+    def freeze(_: SnapshotStore, hardware: Hardware, partial: Path, key: str) -> None:
         begun.set()
         assert waits.wait(20), "the second process does not wait for the first"
-        cache.freeze(hardware, partial)
+        cache.freeze(hardware, partial, key)
 
     monkeypatch.setattr(SnapshotStore, "_freeze", freeze)
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -268,3 +269,35 @@ def test_the_manifest_says_what_it_was_made_with(cache: Cache) -> None:
     assert made["emulator"] == "QEMU 7.2.22"
     assert made["accelerator"] == "tcg"
     assert made["processor"] == "emulated"
+
+
+def _overlay(file: Path, base: Path) -> Path:
+    """Write the head of a qcow2 file that is based on another."""
+    name = str(base).encode()
+    file.write_bytes(b"QFI\xfb" + struct.pack(">IQI", 3, 104, len(name)) + bytes(84) + name)
+    return file
+
+
+def test_a_machine_says_by_its_disk_which_state_it_started_from(cache: Cache, tmp_path: Path) -> None:
+    cache.store().ensure([NODE, CONTROLLER], _quiet)
+    saved = _saved(cache.store().find(NODE))
+    disk = _overlay(tmp_path / "vda.qcow2", saved.disks[0])
+    assert machine_memory.started_from(disk) == saved
+    assert machine_memory.started_from(_overlay(disk, cache.folder / "node" / "disk.qcow2")) is None
+    _overlay(disk, cache.folder / "golden-node-0123456789abcdef" / "vda.qcow2")
+    with pytest.raises(FileNotFoundError, match="is gone"):
+        machine_memory.started_from(disk)
+    with pytest.raises(FileNotFoundError):
+        machine_memory.started_from(tmp_path / "none")
+
+
+def test_one_file_of_a_state_can_be_verified(cache: Cache) -> None:
+    cache.store().ensure([NODE], _quiet)
+    saved = _saved(cache.store().find(NODE))
+    saved.verify_one("inventory")
+    with pytest.raises(ImageError, match="not what was saved"):
+        saved.verify_one("nothing")
+    (saved.folder / "inventory").chmod(0o644)
+    (saved.folder / "inventory").write_text("another")
+    with pytest.raises(ImageError, match="not what was saved"):
+        saved.verify_one("inventory")

@@ -1,0 +1,222 @@
+"""Findings of whole machines before and after the checks, as rows of a run."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from checks import test_machine_integrity
+from testbed.drivers.snapshots import golden_inventory
+from testbed.errors import InstrumentError
+from testbed.inventory.records import Inventory
+from testbed.inventory.reference.derive import derived
+from testbed.inventory.reference.judge import AWAKE, Scope
+from testbed.model.resolve import resolve
+from testbed.plan.host_config.identity import MachineKeys, identity_files, pack
+from testbed.report.result import Verdict
+from testbed.topology_file.loader import read
+from testbed.verify import machine_reference
+from testbed.verify.evidence import Evidence
+from testbed.verify.machine_reference import ReferenceWatch
+
+TOPOLOGY = resolve(read(Path(__file__).parents[3] / "topologies/two-tenants.yaml").spec)
+KEYS = MachineKeys(b"key", b"certificate", "authority", b"tls key", b"tls", b"ca", b"administrators")
+FILE = {"type": "file", "mode": "0644", "owner": "0:0", "newer": True, "size": 37, "names": 1}
+PROGRAM = ("file", "/usr/local/bin/undeclared")
+ACCOUNT = ("account", "undeclared")
+
+
+class Lab:
+    """Machines that started from saved memory, and what is on each beyond their reference."""
+
+    def __init__(self, folder: Path) -> None:
+        self.topology = TOPOLOGY
+        self.more: dict[str, dict[tuple[str, str], Any]] = {}
+        self.requests: list[dict[str, object]] = []
+        self.folder = folder
+        self.workspace = SimpleNamespace(machine=lambda name: folder / "m" / name, folder=folder, lab="lab")
+        for machine in TOPOLOGY.machines:
+            own = folder / "m" / machine.name
+            own.mkdir(parents=True)
+            (own / "identity.tar").write_bytes(pack(identity_files(TOPOLOGY, machine, KEYS)))
+            disk(own / "vda.qcow2", folder / "golden" / "vda.qcow2")
+
+    def host(self, name: str) -> Any:
+        return SimpleNamespace(name=name)
+
+
+def disk(file: Path, base: Path) -> None:
+    """Write the head of a qcow2 file that is based on another."""
+    name = str(base).encode()
+    file.write_bytes(b"QFI\xfb" + struct.pack(">IQI", 3, 104, len(name)) + bytes(84) + name)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    lab = Lab(tmp_path)
+    saved = SimpleNamespace(
+        key="k",
+        folder=tmp_path / "golden",
+        made={"inventory": golden_inventory.program_digest()},
+        verify_one=lambda name: None,
+    )
+    monkeypatch.setattr(machine_reference, "started_from", lambda overlay: saved)
+    monkeypatch.setattr(golden_inventory, "load", lambda folder: Inventory({AWAKE: FILE}))
+
+    def read_machine(host: Any, request: dict[str, object]) -> Inventory:
+        lab.requests.append(request)
+        machine = next(item for item in TOPOLOGY.machines if item.name == host.name)
+        origin = machine_reference.Origin(
+            TOPOLOGY, machine, pack(identity_files(TOPOLOGY, machine, KEYS)), str(request["key"])
+        )
+        found = lab.more.get(host.name, {})
+        if "fails" in found:
+            raise InstrumentError("it cannot be read", fact="it hangs", remedy="none")
+        return Inventory({**derived(origin, {}, {}), AWAKE: FILE, **found})
+
+    monkeypatch.setattr(machine_reference, "read_machine", read_machine)
+    return lab
+
+
+class Fleet:
+    """As much of a fleet as a watch needs."""
+
+    def __init__(self, lab: Lab, folder: Path) -> None:
+        self.lab, self.topology, self.evidence = lab, lab.topology, Evidence(folder)
+        self.shared: dict[str, Any] = {}
+
+    def observe_once(self, name: str, observe: Callable[[], Any]) -> Any:
+        if name not in self.shared:
+            self.shared[name] = observe()
+        return self.shared[name]
+
+    def new_phase(self, focus: str = "") -> None:
+        self.shared.clear()
+
+
+@pytest.fixture
+def fleet(lab: Lab, tmp_path: Path) -> Any:
+    return Fleet(lab, tmp_path / "run" / "evidence")
+
+
+def _rows(watch: ReferenceWatch) -> list[tuple[str, str, Verdict]]:
+    return [(row.id, row.case, row.verdict) for row in watch.results]
+
+
+def _looks(fleet: Any, watch: ReferenceWatch) -> None:
+    watch.look("at the beginning")
+    fleet.new_phase()
+    watch.look("at the end")
+
+
+def test_machines_as_they_should_be_give_no_row(fleet: Any) -> None:
+    watch = ReferenceWatch(fleet)
+    _looks(fleet, watch)
+    assert watch.results == []
+
+
+def test_a_finding_fails_exactly_the_control_that_it_endangers(lab: Lab, fleet: Any) -> None:
+    lab.more = {"node-a": {PROGRAM: FILE}, "controller": {ACCOUNT: ["0"]}}
+    watch = ReferenceWatch(fleet)
+    _looks(fleet, watch)
+    assert _rows(watch) == [
+        ("ACC-02", "controller", Verdict.FAIL),
+        ("VMM-01", "node-a", Verdict.FAIL),
+    ]
+    assert "at the beginning and at the end" in watch.results[0].reason
+    assert "account undeclared" in watch.results[0].reason.splitlines()[0]
+
+
+def test_what_comes_during_the_run_is_found_at_its_end(lab: Lab, fleet: Any) -> None:
+    watch = ReferenceWatch(fleet)
+    watch.look("at the beginning")
+    lab.more = {"node-b": {ACCOUNT: ["0"]}}
+    fleet.new_phase()
+    watch.look("at the end")
+    (row,) = watch.results
+    assert (row.id, row.case) == ("ACC-02", "node-b")
+    assert row.reason.endswith("(at the end)")
+
+
+def test_a_machine_that_cannot_be_read_makes_vmm_01_inconclusive(lab: Lab, fleet: Any) -> None:
+    lab.more = {"node-a": {"fails": True}, "node-b": {("unread", "account "): "it hangs"}}  # type: ignore[dict-item]
+    watch = ReferenceWatch(fleet)
+    watch.look("at the beginning")
+    assert _rows(watch) == [
+        ("VMM-01", "node-a", Verdict.INCONCLUSIVE),
+        ("VMM-01", "node-b", Verdict.INCONCLUSIVE),
+    ]
+
+
+@pytest.mark.parametrize(("only", "reads"), [((), 3), (("VMM-01",), 3), (("VMM",), 3), (("NET",), 0)])
+def test_only_runs_that_ask_for_it_read_machines(
+    lab: Lab, fleet: Any, only: tuple[str, ...], reads: int
+) -> None:
+    watch = ReferenceWatch(fleet, only)
+    watch.look("at the beginning")
+    assert len(lab.requests) == reads
+
+
+def test_a_reading_that_others_need_in_the_same_phase_is_shared(lab: Lab, fleet: Any) -> None:
+    ReferenceWatch(fleet).look("at the beginning")
+    machine_reference.state(fleet, "node-a")
+    assert len(lab.requests) == 3
+
+
+def test_where_breaches_were_tried_only_files_are_read(lab: Lab, fleet: Any) -> None:
+    (lab.folder / "breaches").mkdir()
+    lab.more = {"node-a": {PROGRAM: FILE, ("file", "/var/lib/undeclared"): FILE}}
+    found = machine_reference.state(fleet, "node-a")
+    assert [item.key for item in found.findings] == [PROGRAM[1]]
+    assert lab.requests[0]["only"] == ["files"]
+    assert Scope.PROGRAMS in found.counted
+
+
+def test_a_machine_that_booted_from_an_image_has_no_reference(
+    lab: Lab, fleet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_reference, "started_from", lambda overlay: None)
+    assert "did not start from saved memory" in machine_reference.state(fleet, "node-a").without
+    assert "did not start from saved memory" in str(machine_reference.missing(lab, "node-a"))  # type: ignore[arg-type]
+    assert lab.requests == []
+
+
+def test_a_state_of_another_program_is_no_reference(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(golden_inventory, "program_digest", lambda: "of another program")
+    assert "another program" in machine_reference.state(fleet, "node-a").blind
+
+
+def test_the_evidence_says_how_much_was_judged(fleet: Any, tmp_path: Path) -> None:
+    ReferenceWatch(fleet).look("at the beginning")
+    lines = [
+        json.loads(line)
+        for file in (tmp_path / "run/evidence").iterdir()
+        for line in file.read_text().splitlines()
+    ]
+    assert {line["host"] for line in lines} == {machine.name for machine in TOPOLOGY.machines}
+    assert all("records are judged" in line["request"] for line in lines)
+
+
+def test_a_run_tells_how_much_was_judged(fleet: Any) -> None:
+    watch = ReferenceWatch(fleet)
+    assert watch.told == []
+    watch.look("at the beginning")
+    assert [text.partition(":")[0] for text in watch.told] == [item.name for item in TOPOLOGY.machines]
+    assert all("records are judged" in text for text in watch.told)
+
+
+def test_the_check_fails_by_programs_alone(lab: Lab, fleet: Any) -> None:
+    lab.more = {"node-a": {ACCOUNT: ["0"]}, "node-b": {PROGRAM: FILE}}
+    look = test_machine_integrity.test_programs_are_what_the_image_holds
+    look(fleet, SimpleNamespace(name="node-a"))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="undeclared"):
+        look(fleet, SimpleNamespace(name="node-b"))  # type: ignore[arg-type]
+    lab.more = {"controller": {("unread", "file "): "it hangs"}}
+    with pytest.raises(InstrumentError, match="could not be read whole"):
+        look(fleet, SimpleNamespace(name="controller"))  # type: ignore[arg-type]
