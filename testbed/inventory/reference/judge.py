@@ -15,6 +15,7 @@ from testbed.inventory.reference.derive import Origin, derived, in_memory, norma
 from testbed.inventory.reference.domains import judged
 from testbed.inventory.reference.expected import Expected, grant
 from testbed.inventory.reference.mounts import parts
+from testbed.inventory.reference.units import idle
 
 AWAKE = ("file", "/run/testbed/boot_id")  # only a machine that started from saved memory has it
 
@@ -73,7 +74,7 @@ def judge(
         if domain == UNREAD or _counts(domain, scope)
     }
     should, counts = grant(is_, base, expected, origin.machine.role)
-    should |= parts(is_, should)
+    should |= parts(is_, should) | idle(is_, before.records)
     compared = compare(
         origin.machine.name, replace(found, records=is_), replace(golden, records=should), allowed
     )

@@ -11,7 +11,8 @@ from testbed.plan.host_config.identity import tunnel_peers
 
 FIRST = "first"
 _STRONGSWAN = 220  # its routing table, and the priority of the rule for it (strongswan.conf(5))
-_LOGS = "net of system.slice/virtlogd.service"  # virtlogd has a network of its own, without interfaces
+# These services have a network of their own, without interfaces.
+_ALONE = tuple(f"net of system.slice/{name}.service" for name in ("virtlogd", "systemd-hostnamed"))
 _INTERFACE = re.compile(r"net/(ipv[46])/(conf|neigh)/([^/]+)/([^/]+)")
 _SWITCH = ("br-int", "ovs-system", "genev_sys_6081")
 # What networkd and the kernel set on an interface, where it differs from what new interfaces get.
@@ -105,7 +106,7 @@ def settings(topology: Topology, machine: Machine, golden: Records, found: Recor
             _of_interface(path, golden, changes)
             if place == FIRST
             else _of_namespace(path, golden)
-            if place == _LOGS and machine.role is Role.NODE
+            if place in _ALONE
             else None
         )
         if value is not None:

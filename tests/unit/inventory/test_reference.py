@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from testbed.inventory.reference.derive import Origin, derived, normal
 from testbed.inventory.reference.judge import AWAKE, Scope, judge
 from testbed.inventory.reference.mounts import parts
 from testbed.inventory.reference.network import network, settings
+from testbed.inventory.reference.units import idle
 from testbed.model.resolve import resolve
 from testbed.plan.host_config.identity import MachineKeys, identity_files, pack
 from testbed.topology_file.loader import read
@@ -303,3 +305,19 @@ def test_addresses_and_routes_follow_from_the_topology() -> None:
         f"first management0 {nic.address}/{prefix}"
     }
     assert sum(domain == "route" for domain, _ in found) == 3
+
+
+@pytest.mark.parametrize(
+    ("unit", "is_idle"),
+    [
+        ({"states": "loaded inactive", "files": ["/usr/lib/systemd/system/a.service"]}, True),
+        ({"states": "not-found inactive"}, True),
+        ({"states": "loaded active", "files": ["/usr/lib/systemd/system/a.service"]}, False),
+        ({"states": "loaded inactive", "files": ["/run/systemd/system/b.service"]}, False),
+        ({"states": "loaded inactive", "files": [], "changed since the manager read them": ["x"]}, False),
+    ],
+)
+def test_units_of_the_image_may_be_loaded_but_not_run(unit: dict[str, Any], is_idle: bool) -> None:
+    golden = {("unit file", "a.service"): ["/usr/lib/systemd/system/a.service"]}
+    assert bool(idle({("unit", "a.service"): unit}, golden)) == is_idle
+    assert not idle({("unit", "a.service"): unit}, {**golden, ("unit", "a.service"): {"states": "other"}})
