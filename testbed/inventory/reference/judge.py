@@ -68,11 +68,8 @@ def judge(
     skipped = Counter(domain for domain, _ in found.records if not _counts(domain, scope))
     seen, before = _judged(found, scope), _judged(golden, scope)
     is_ = normal(unchanged(seen.records, golden.records))
-    base = {
-        (domain, key): value
-        for (domain, key), value in derived(origin, normal(before.records), is_).items()
-        if domain == UNREAD or _counts(domain, scope)
-    }
+    known = derived(origin, normal(before.records), is_)
+    base = {at: value for at, value in known.items() if at[0] == UNREAD or _counts(at[0], scope)}
     should, counts = grant(is_, base, expected, origin.machine.role)
     should |= parts(is_, should) | idle(is_, before.records)
     compared = compare(

@@ -54,15 +54,12 @@ def network(topology: Topology, machine: Machine) -> Wanted:
             "prefixlen": net.prefixlen,
             "scope": "global",
         }
-        found |= {
-            _route("broadcast", last, "local", name): _route_of(
-                "broadcast", last, "local", name, own, "link"
-            ),
-            _route("local", own, "local", name): _route_of("local", own, "local", name, own, "host"),
-            _route("unicast", str(net), "main", name): _route_of(
-                "unicast", str(net), "main", name, own, "link"
-            ),
-        }
+        for kind, to, table, scope in (
+            ("broadcast", last, "local", "link"),
+            ("local", own, "local", "host"),
+            ("unicast", str(net), "main", "link"),
+        ):
+            found["route", f"{FIRST} {kind} {to} {table} {name}"] = _route(kind, to, table, name, own, scope)
     if tunnel_peers(topology, machine):
         for family in ("-4", "-6"):
             found["rule", f"{FIRST} {family} {_STRONGSWAN} all"] = {
@@ -73,11 +70,7 @@ def network(topology: Topology, machine: Machine) -> Wanted:
     return found
 
 
-def _route(kind: str, to: str, table: str, device: str) -> tuple[str, str]:
-    return "route", f"{FIRST} {kind} {to} {table} {device}"
-
-
-def _route_of(kind: str, to: str, table: str, device: str, own: str, scope: str) -> dict[str, object]:
+def _route(kind: str, to: str, table: str, device: str, own: str, scope: str) -> dict[str, object]:
     return {
         "dev": device,
         "dst": to,
