@@ -165,6 +165,9 @@ def test_a_change_that_was_taken_back_is_no_finding_and_another_is(
     assert _found(lines, golden, {at: FILE}) == []
     assert _found(lines, golden, {at: FILE | {"sha256": "e"}}) == ["file /usr/sbin/nft"]
     assert _found(lines, {}, {at: FILE}) == ["file /usr/sbin/nft"]
+    large = {name: item for name, item in FILE.items() if name != "sha256"} | {"unread": "it is large"}
+    golden = {("image file", "/usr/sbin/nft"): large | {"newer": False}}
+    assert _found(lines, golden, {at: large}) == ["file /usr/sbin/nft"]
 
 
 def test_a_gap_counts_only_in_a_judged_domain(lines: tuple[expected.Expected, ...]) -> None:
