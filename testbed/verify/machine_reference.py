@@ -15,7 +15,8 @@ from functools import partial
 
 from testbed.drivers.places.machine_inventory import read_machine
 from testbed.drivers.snapshots import golden_inventory
-from testbed.drivers.snapshots.machine_memory import MemorySnapshot, started_from
+from testbed.drivers.snapshots.machine_memory import MemorySnapshot
+from testbed.drivers.snapshots.origin import started_from
 from testbed.errors import TestbedError
 from testbed.inventory import allowed
 from testbed.inventory.compare import Finding

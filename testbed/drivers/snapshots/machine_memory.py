@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -53,7 +52,7 @@ _KEPT = 4  # states; each is some 200 MiB
 _NEEDED = 2 * 2**30  # bytes of free space for one state
 _BOOT = timeouts.MEMORY_BOOT
 _MANIFEST = MEMORY
-_GOLDEN = "golden-"  # how names of states begin
+GOLDEN = "golden-"  # how names of states begin
 _NOWHERE = MachineFiles("kernel", "initrd", ("vda", "vdb", "vdc"), "", "console")
 
 
@@ -165,27 +164,6 @@ def prune(folder: Path, images: Set[str] | None = None) -> list[Path]:
     return doomed
 
 
-def started_from(overlay: Path) -> MemorySnapshot | None:
-    """Return the state that a machine has started from, or None if it booted from an image.
-
-    Args:
-        overlay: its first disk.
-
-    Raises:
-        OSError: the disk cannot be read, or the state has been removed.
-
-    """
-    with overlay.open("rb") as disk:
-        head = disk.read(20)
-        at, size = struct.unpack(">QI", head[8:20])  # of the backing file's name (qcow2.txt, "Header")
-        disk.seek(at)
-        folder = Path(os.fsdecode(disk.read(min(size, 1023)))).parent
-    found = next((saved for saved in stored(folder.parent) if saved.folder == folder), None)
-    if found is None and folder.name.startswith(_GOLDEN):
-        raise FileNotFoundError(f"the saved memory that the machine started from is gone: {folder}")
-    return found
-
-
 class SnapshotStore:
     """The saved memory in a cache folder, for given images on this outer machine."""
 
@@ -256,7 +234,7 @@ class SnapshotStore:
 
     def _save(self, hardware: Hardware, progress: Progress) -> None:
         made = self.made(hardware)
-        target = self._folder / f"{_GOLDEN}{hardware.role}-{_key(made)}"
+        target = self._folder / f"{GOLDEN}{hardware.role}-{_key(made)}"
         partial = self._folder / f"{target.name}.partial-{os.getpid()}"
         progress(Step.begun(repr(hardware), f"booting a {hardware} once, to save its memory"))
         start = time.monotonic()

@@ -53,10 +53,15 @@ def unchanged(found: Records, golden: Records) -> dict[tuple[str, str], Any]:
     return {
         (domain, key): value
         for (domain, key), value in found.items()
-        if domain != "file"
-        or not isinstance(value, dict)
-        or golden.get(("image file", key), {}) != {**value, "newer": False}
+        if domain != "file" or not _is_as_before(value, golden.get(("image file", key)))
     }
+
+
+def _is_as_before(value: Any, before: Any) -> bool:  # noqa: ANN401 - JSON
+    """Return whether a folder or program holds what it held in the image; unknown content is another."""
+    if not isinstance(value, dict) or before is None or "unread" in value:
+        return False
+    return bool(before == {**value, "newer": False})
 
 
 def in_memory(path: str) -> bool:

@@ -19,7 +19,6 @@ JUDGED: Mapping[str, str] = {
     "authority": "the golden reading",
     "kernel": "the golden reading",
     "kernel key": "the golden reading",
-    "kernel thread": "the golden reading, and a thread for each guest",
     "module": "the golden reading, and modules that services load",
     "module parameter": "the golden reading, and parameters of these modules",
     "manager's environment": "the golden reading",
@@ -69,6 +68,7 @@ JUDGED: Mapping[str, str] = {
 NOT_JUDGED: Mapping[str, str] = {
     "image file": "only golden readings have it: with it a change that was taken back is no finding",
     "unread": "it is a gap, not a state; a gap in a judged domain makes the control inconclusive",
+    "kernel thread": "their names come and go with work that the kernel has, and say little",
     "process": "programs that the manager, libvirt and checks start for a moment are not told apart yet",
     "sshd": "sshd cannot be asked before it has a key; the files that it reads are judged, ACC-02 logs in",
     "sshd file": "sshd cannot be asked before it has a key; its files are judged as files",

@@ -15,6 +15,7 @@ from testbed.inventory.reference.derive import Origin, derived, in_memory, norma
 from testbed.inventory.reference.domains import judged
 from testbed.inventory.reference.expected import Expected, grant
 from testbed.inventory.reference.mounts import parts
+from testbed.inventory.reference.units import idle
 
 AWAKE = ("file", "/run/testbed/boot_id")  # only a machine that started from saved memory has it
 
@@ -67,13 +68,10 @@ def judge(
     skipped = Counter(domain for domain, _ in found.records if not _counts(domain, scope))
     seen, before = _judged(found, scope), _judged(golden, scope)
     is_ = normal(unchanged(seen.records, golden.records))
-    base = {
-        (domain, key): value
-        for (domain, key), value in derived(origin, normal(before.records), is_).items()
-        if domain == UNREAD or _counts(domain, scope)
-    }
+    known = derived(origin, normal(before.records), is_)
+    base = {at: value for at, value in known.items() if at[0] == UNREAD or _counts(at[0], scope)}
     should, counts = grant(is_, base, expected, origin.machine.role)
-    should |= parts(is_, should)
+    should |= parts(is_, should) | idle(is_, before.records)
     compared = compare(
         origin.machine.name, replace(found, records=is_), replace(golden, records=should), allowed
     )

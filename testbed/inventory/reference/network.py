@@ -11,7 +11,8 @@ from testbed.plan.host_config.identity import tunnel_peers
 
 FIRST = "first"
 _STRONGSWAN = 220  # its routing table, and the priority of the rule for it (strongswan.conf(5))
-_LOGS = "net of system.slice/virtlogd.service"  # virtlogd has a network of its own, without interfaces
+# These services have a network of their own, without interfaces.
+_ALONE = tuple(f"net of system.slice/{name}.service" for name in ("virtlogd", "systemd-hostnamed"))
 _INTERFACE = re.compile(r"net/(ipv[46])/(conf|neigh)/([^/]+)/([^/]+)")
 _SWITCH = ("br-int", "ovs-system", "genev_sys_6081")
 # What networkd and the kernel set on an interface, where it differs from what new interfaces get.
@@ -53,15 +54,12 @@ def network(topology: Topology, machine: Machine) -> Wanted:
             "prefixlen": net.prefixlen,
             "scope": "global",
         }
-        found |= {
-            _route("broadcast", last, "local", name): _route_of(
-                "broadcast", last, "local", name, own, "link"
-            ),
-            _route("local", own, "local", name): _route_of("local", own, "local", name, own, "host"),
-            _route("unicast", str(net), "main", name): _route_of(
-                "unicast", str(net), "main", name, own, "link"
-            ),
-        }
+        for kind, to, table, scope in (
+            ("broadcast", last, "local", "link"),
+            ("local", own, "local", "host"),
+            ("unicast", str(net), "main", "link"),
+        ):
+            found["route", f"{FIRST} {kind} {to} {table} {name}"] = _route(kind, to, table, name, own, scope)
     if tunnel_peers(topology, machine):
         for family in ("-4", "-6"):
             found["rule", f"{FIRST} {family} {_STRONGSWAN} all"] = {
@@ -72,11 +70,7 @@ def network(topology: Topology, machine: Machine) -> Wanted:
     return found
 
 
-def _route(kind: str, to: str, table: str, device: str) -> tuple[str, str]:
-    return "route", f"{FIRST} {kind} {to} {table} {device}"
-
-
-def _route_of(kind: str, to: str, table: str, device: str, own: str, scope: str) -> dict[str, object]:
+def _route(kind: str, to: str, table: str, device: str, own: str, scope: str) -> dict[str, object]:
     return {
         "dev": device,
         "dst": to,
@@ -105,7 +99,7 @@ def settings(topology: Topology, machine: Machine, golden: Records, found: Recor
             _of_interface(path, golden, changes)
             if place == FIRST
             else _of_namespace(path, golden)
-            if place == _LOGS and machine.role is Role.NODE
+            if place in _ALONE
             else None
         )
         if value is not None:

@@ -15,8 +15,6 @@ from testbed.inventory.records import Inventory
 from testbed.inventory.reference import domains, expected
 from testbed.inventory.reference.derive import Origin, derived, normal
 from testbed.inventory.reference.judge import AWAKE, Scope, judge
-from testbed.inventory.reference.mounts import parts
-from testbed.inventory.reference.network import network, settings
 from testbed.model.resolve import resolve
 from testbed.plan.host_config.identity import MachineKeys, identity_files, pack
 from testbed.topology_file.loader import read
@@ -167,6 +165,9 @@ def test_a_change_that_was_taken_back_is_no_finding_and_another_is(
     assert _found(lines, golden, {at: FILE}) == []
     assert _found(lines, golden, {at: FILE | {"sha256": "e"}}) == ["file /usr/sbin/nft"]
     assert _found(lines, {}, {at: FILE}) == ["file /usr/sbin/nft"]
+    large = {name: item for name, item in FILE.items() if name != "sha256"} | {"unread": "it is large"}
+    golden = {("image file", "/usr/sbin/nft"): large | {"newer": False}}
+    assert _found(lines, golden, {at: large}) == ["file /usr/sbin/nft"]
 
 
 def test_a_gap_counts_only_in_a_judged_domain(lines: tuple[expected.Expected, ...]) -> None:
@@ -239,67 +240,3 @@ def test_of_a_machine_that_has_booted_only_programs_on_disk_are_judged() -> None
     judged = judge(ORIGIN, Inventory({PROGRAM: FILE, LEFT: FILE, runs: FILE}), Inventory({}), (), ())
     assert judged.scope is Scope.REBOOTED
     assert [(item.domain, item.key) for item in judged.comparison.findings] == [PROGRAM]
-
-
-ROOT_FS = {"type": "ext4", "from": "/dev/vda", "root": "/", "options": "rw"}
-RUN = {"type": "tmpfs", "from": "tmpfs", "root": "/", "options": "rw"}
-FIRST_MOUNTS = {("mount", "first /"): [ROOT_FS], ("mount", "first /run"): [RUN]}
-WORKER = r"mnt of machine.slice/machine-qemu\x2dN\x2dred.web.scope/libvirt/emulator"
-
-
-@pytest.mark.parametrize(
-    ("key", "mount", "is_part"),
-    [
-        ("mnt of system.slice/a.service /etc", ROOT_FS | {"root": "/etc", "options": "ro"}, True),
-        ("mnt of system.slice/a.service /run/x", RUN | {"root": "/x"}, True),
-        ("mnt of system.slice/a.service /proc/kmsg", RUN | {"root": "/systemd/inaccessible/reg"}, True),
-        ("mnt of system.slice/a.service /run/systemd/incoming",
-         RUN | {"root": "/systemd/propagate/a.service"}, True),
-        (f"{WORKER} /dev", RUN | {"from": "devfs"}, True),
-        (f"{WORKER} /usr/lib/libfoo.so", RUN | {"root": "/libfoo.so"}, False),
-        (f"{WORKER} /usr/sbin", ROOT_FS | {"root": "/var/tmp"}, False),
-        (f"{WORKER} /mnt", ROOT_FS | {"from": "/dev/vdz"}, False),
-        ("mnt of user.slice/x /etc", ROOT_FS | {"root": "/etc"}, False),
-        ("first /usr/sbin", ROOT_FS | {"root": "/usr/sbin"}, False),
-    ],
-)  # fmt: skip
-def test_services_and_workers_see_parts_of_the_first_namespace_at_their_places(
-    key: str, mount: dict[str, str], is_part: bool
-) -> None:
-    assert bool(parts({("mount", key): [mount]}, FIRST_MOUNTS)) == is_part
-    assert not parts({("mount", key): [mount, {"type": "ext4"}]}, FIRST_MOUNTS)
-
-
-def test_interfaces_of_the_topology_have_the_settings_of_new_ones() -> None:
-    golden = {
-        ("setting", "first net/ipv4/conf/default/forwarding"): "0",
-        ("setting", "first net/ipv6/conf/default/accept_ra"): "1",
-    }
-    found = {
-        ("setting", f"first net/{path}"): "any"
-        for path in ("ipv4/conf/fabric0/forwarding", "ipv6/conf/fabric0/accept_ra", "ipv4/conf/x0/forwarding")
-    }
-    wanted = settings(TOPOLOGY, NODE, golden, found)
-    assert wanted == {
-        ("setting", "first kernel/hostname"): NODE.name,
-        ("setting", "first net/ipv4/conf/fabric0/forwarding"): "0",
-        ("setting", "first net/ipv6/conf/fabric0/accept_ra"): "0",
-    }
-
-
-def test_the_rule_of_strongswan_is_asked_for_only_where_there_are_tunnels() -> None:
-    rules = [key for domain, key in network(TOPOLOGY, NODE) if domain == "rule"]
-    assert rules == ["first -4 220 all", "first -6 220 all"]
-    alone = resolve(read(ROOT / "topologies/one-node.yaml").spec)
-    assert not [key for domain, key in network(alone, alone.nodes[0]) if domain == "rule"]
-    assert not [key for domain, key in network(TOPOLOGY, TOPOLOGY.controller) if domain == "rule"]
-
-
-def test_addresses_and_routes_follow_from_the_topology() -> None:
-    (nic,) = TOPOLOGY.controller.nics
-    found = network(TOPOLOGY, TOPOLOGY.controller)
-    prefix = TOPOLOGY.lab_network(nic.plane).network.prefixlen
-    assert {key for domain, key in found if domain == "address"} == {
-        f"first management0 {nic.address}/{prefix}"
-    }
-    assert sum(domain == "route" for domain, _ in found) == 3

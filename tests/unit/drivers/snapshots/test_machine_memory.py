@@ -18,6 +18,7 @@ from testbed.drivers.images.cache import Image
 from testbed.drivers.snapshots import golden_inventory, machine_memory
 from testbed.drivers.snapshots.golden_inventory import digest_key
 from testbed.drivers.snapshots.machine_memory import MemorySnapshot, SnapshotStore
+from testbed.drivers.snapshots.origin import started_from
 from testbed.errors import ImageError
 from testbed.model.environment import Accelerator, Environment
 from testbed.model.topology import Role
@@ -282,13 +283,13 @@ def test_a_machine_says_by_its_disk_which_state_it_started_from(cache: Cache, tm
     cache.store().ensure([NODE, CONTROLLER], _quiet)
     saved = _saved(cache.store().find(NODE))
     disk = _overlay(tmp_path / "vda.qcow2", saved.disks[0])
-    assert machine_memory.started_from(disk) == saved
-    assert machine_memory.started_from(_overlay(disk, cache.folder / "node" / "disk.qcow2")) is None
+    assert started_from(disk) == saved
+    assert started_from(_overlay(disk, cache.folder / "node" / "disk.qcow2")) is None
     _overlay(disk, cache.folder / "golden-node-0123456789abcdef" / "vda.qcow2")
     with pytest.raises(FileNotFoundError, match="is gone"):
-        machine_memory.started_from(disk)
+        started_from(disk)
     with pytest.raises(FileNotFoundError):
-        machine_memory.started_from(tmp_path / "none")
+        started_from(tmp_path / "none")
 
 
 def test_one_file_of_a_state_can_be_verified(cache: Cache) -> None:
