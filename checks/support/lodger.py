@@ -59,6 +59,9 @@ def start_lodger(
 
 
 def stop_lodger(context: BreachContext) -> None:
-    """Stop the lodger, and remove its profile, whose file libvirt keeps."""
-    context.node.hypervisor.destroy(lodger(context).domain)
-    context.host.must(f"rm -f {profile(lodger(context))} {profile(lodger(context))}.files")
+    """Stop the lodger, and remove its profile and its log, whose files libvirt keeps."""
+    guest = lodger(context)
+    context.node.hypervisor.destroy(guest.domain)
+    context.host.must(
+        f"rm -f {profile(guest)} {profile(guest)}.files /var/log/libvirt/qemu/{guest.domain}.log*"
+    )

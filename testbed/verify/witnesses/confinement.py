@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from uuid import UUID, uuid5
@@ -19,6 +20,7 @@ _WANTED: dict[str, libvirt_conf.Value] = {
 }  # fmt: skip
 _REFUSED = "nconfined guests are not allowed"  # part of libvirt's message
 _NAME = "un.confined"  # no guest of a topology can have a dot in its name
+_LOGS = "/var/log/libvirt/qemu"
 
 
 def unconfigured(node: MachineView) -> list[str]:
@@ -52,9 +54,13 @@ def starts_unconfined(fleet: Fleet, guest: Guest) -> bool:
     """
     node = fleet.lab.nodes[guest.node]
     loner = replace(guest, name=_NAME, uuid=str(uuid5(UUID(guest.uuid), _NAME)), nics=(), volumes=())
-    with fleet.leavings.made(
-        f"the guest {loner.domain} on {guest.node}", partial(node.hypervisor.destroy, loner.domain)
-    ):
+    log = f"{_LOGS}/{loner.domain}.log"
+    with ExitStack() as stack:
+        for what, remove in (
+            (f"the log of {loner.domain} on {guest.node}", partial(node.host.must, f"rm -f {log}*")),
+            (f"the guest {loner.domain} on {guest.node}", partial(node.hypervisor.destroy, loner.domain)),
+        ):
+            stack.enter_context(fleet.leavings.made(what, remove))
         try:
             node.hypervisor.create(
                 _unconfined(ET.fromstring(guest_xml(node.topology, loner, {}))), paused=True

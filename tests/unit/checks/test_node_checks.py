@@ -150,8 +150,9 @@ class _Hypervisor:
         self.running.discard(name)
 
 
-def _fleet(hypervisor: _Hypervisor | None = None, machine: Any = None) -> Any:
-    node = SimpleNamespace(topology=LAB, hypervisor=hypervisor)
+def _fleet(hypervisor: _Hypervisor | None = None, machine: Any = None, ran: list[str] | None = None) -> Any:
+    host = SimpleNamespace(must=(ran if ran is not None else []).append)
+    node = SimpleNamespace(topology=LAB, hypervisor=hypervisor, host=host)
     return SimpleNamespace(
         topology=LAB,
         lab=SimpleNamespace(nodes={"node": node}),
@@ -162,9 +163,10 @@ def _fleet(hypervisor: _Hypervisor | None = None, machine: Any = None) -> Any:
 
 def test_libvirt_is_asked_for_a_guest_without_a_profile() -> None:
     """A guest that starts is removed afterwards; a refusal for another reason is no answer."""
-    taking = _Hypervisor()
-    assert confinement.starts_unconfined(_fleet(taking), LAB.guests[0])
+    taking, ran = _Hypervisor(), list[str]()
+    assert confinement.starts_unconfined(_fleet(taking, ran=ran), LAB.guests[0])
     assert not taking.running
+    assert ran == [f"rm -f /var/log/libvirt/qemu/{LAB.guests[0].tenant}.un.confined.log*"]
     assert '<seclabel type="none" model="apparmor"' in taking.made[0]
     assert "<source file" not in taking.made[0]
     assert "dynamic" not in taking.made[0]

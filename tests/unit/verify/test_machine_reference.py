@@ -96,6 +96,9 @@ class Fleet:
             self.shared[name] = observe()
         return self.shared[name]
 
+    def observed(self, name: str) -> Any | None:
+        return self.shared.get(name)
+
     def new_phase(self, focus: str = "") -> None:
         self.shared.clear()
 

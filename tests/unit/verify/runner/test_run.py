@@ -47,6 +47,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(run.data_files, "checks", lambda: folder)
     monkeypatch.setattr(run, "cache_root", lambda: tmp_path)
     monkeypatch.setattr(run, "DriftWatch", lambda *_: _Watch())
+    monkeypatch.setattr(run, "ReferenceWatch", lambda *_: _Watch())
     monkeypatch.setattr(run, "leftovers", SimpleNamespace(look=lambda _: {}, left_behind=lambda *_: []))
     return SimpleNamespace(
         topology=topology,
@@ -64,9 +65,12 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 class _Watch:
     """A look at a configuration in which nothing differs."""
 
-    interrupted, trouble, results = False, (), ()
+    interrupted, trouble, results, told = False, (), (), ()
 
     def begin(self) -> None:
+        pass
+
+    def look(self, when: str) -> None:
         pass
 
     def end(self) -> None:
