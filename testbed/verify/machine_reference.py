@@ -35,6 +35,7 @@ from testbed.verify.inventory import selects
 
 OBJECTIVE = "Nothing is on the machine but its image, its identity and what the topology asks for"
 _SHOWN = 6
+_SEVERITIES = {**SEVERITY, INTEGRITY: "critical"}  # as in the catalogue of controls
 _BOOTED = "the machine did not start from saved memory, so nothing says what must be on it"
 
 
@@ -220,7 +221,7 @@ class ReferenceWatch:
             id=at[0],
             case=at[1],
             objective=OBJECTIVE,
-            severity=SEVERITY.get(at[0], "high"),
+            severity=_SEVERITIES.get(at[0], "high"),
             verdict=verdict,
             reason="\n".join((*told[:_SHOWN], *more)),
             simulated=False,

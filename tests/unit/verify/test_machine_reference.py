@@ -132,6 +132,7 @@ def test_a_finding_fails_exactly_the_control_that_it_endangers(lab: Lab, fleet: 
         ("ACC-02", "controller", Verdict.FAIL),
         ("VMM-01", "node-a", Verdict.FAIL),
     ]
+    assert [row.severity for row in watch.results] == ["critical", "critical"]
     assert "at the beginning and at the end" in watch.results[0].reason
     assert "account undeclared" in watch.results[0].reason.splitlines()[0]
 
