@@ -30,7 +30,7 @@ from testbed.topology_file.schema import GUEST_MEMORY
 _UNASKED = "cpu-unavailable-features"
 _FIRMWARE = "/var/lib/testbed/qboot.rom"
 ONE_BUS = "pci=lastbus=0"
-NESTING = ("svm", "vmx")  # features of AMD's and Intel's processors that run guests
+_NESTING = ("svm", "vmx")  # features of AMD's and Intel's processors that run guests
 SAVED_VOLUME = 64 * MIB  # size of the volume of the guest whose memory is saved
 _SLOTS = range(1, 31)  # of a q35's root bus; the last one holds the chipset
 
@@ -90,7 +90,7 @@ def _guest(root: ET.Element, guest: Guest, words: Sequence[str]) -> None:
     sub(features, "acpi")
     sub(features, "pmu", state="off")
     cpu = sub(root, "cpu", mode="host-passthrough", check="none")
-    for name in NESTING:  # CMP-04: a guest is no hypervisor
+    for name in _NESTING:  # CMP-04: a guest is no hypervisor
         sub(cpu, "feature", policy="disable", name=name)
     # An HPET that the guest no longer uses still wakes its worker a hundred times a second.
     sub(sub(root, "clock", offset="utc"), "timer", name="hpet", present="no")

@@ -25,7 +25,7 @@ _TIMEOUT = 120.0  # seconds
 RANGE = (FIRST_WORKER_UID, FIRST_WORKER_UID + WORKERS_PER_NODE - 1)
 _HYPERVISOR = "/dev/kvm"
 # Devices through which memory of the node can be read or changed, and the one that moves guests' frames.
-_DEVICES = ("/dev/mem", "/proc/kcore", "/dev/snapshot", "/dev/userfaultfd", "/dev/vhost-net")
+_DEVICES = ("/dev/mem", "/proc/kcore", "/dev/userfaultfd", "/dev/vhost-net")
 _SHARED = ("use the hypervisor", "read /dev/vhost-net", "write /dev/vhost-net")  # by the group kvm
 # Volumes, terminals, consoles and keys of guests; monitors, agents, and what manages guests and the switch.
 _LISTED = (

@@ -52,12 +52,17 @@ def _agent(*_: object) -> dict[str, object]:
     return {"pid": 1, "exited": True, "exitcode": 0}
 
 
+def _hypervisor() -> Any:
+    """Return a hypervisor that takes every command and shows an empty domain."""
+    return MagicMock(**{"live_xml.return_value": "<domain/>"})
+
+
 def _lab(topology: Topology) -> Any:
     """Return a lab whose machines and databases take every change."""
     hosts = {machine.name: FakeHost() for machine in topology.machines}
     nodes = {
         node.name: SimpleNamespace(
-            name=node.name, host=hosts[node.name], hypervisor=MagicMock(), agent=_agent, boot=MagicMock()
+            name=node.name, host=hosts[node.name], hypervisor=_hypervisor(), agent=_agent, boot=MagicMock()
         )
         for node in topology.nodes
     }
