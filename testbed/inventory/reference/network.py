@@ -28,13 +28,15 @@ _TUNNEL = {"ipv6/conf/mtu": "65000"}
 _NEW_NAMESPACE = {
     "net/ipv4/conf/lo/rp_filter": "1",
     "net/ipv4/ip_nonlocal_bind": "0",
-    "net/ipv4/tcp_ehash_entries": "-16384",
-    "net/ipv4/udp_hash_entries": "-1024",
     "net/ipv6/conf/all/disable_ipv6": "0",
     "net/ipv6/conf/default/disable_ipv6": "0",
     "net/ipv6/conf/lo/disable_ipv6": "0",
     "net/unix/max_dgram_qlen": "10",
 }
+
+# A namespace that shares the tables of the first one shows their sizes, which depend on memory, as negative
+# numbers (ip-sysctl).
+_SHARED_TABLES = ("net/ipv4/tcp_ehash_entries", "net/ipv4/udp_hash_entries")
 
 Wanted = dict[tuple[str, str], Any]
 
@@ -129,4 +131,5 @@ def _of_interface(path: str, golden: Records, changes: dict[str, dict[str, str]]
 
 def _of_namespace(path: str, golden: Records) -> Any:  # noqa: ANN401 - JSON
     """Return the value of a setting in a new network namespace."""
-    return _NEW_NAMESPACE.get(path, golden.get(("setting", f"{FIRST} {path}")))
+    usual = golden.get(("setting", f"{FIRST} {path}"))
+    return f"-{usual}" if path in _SHARED_TABLES else _NEW_NAMESPACE.get(path, usual)

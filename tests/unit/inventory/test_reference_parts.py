@@ -94,3 +94,11 @@ def test_units_of_the_image_may_be_loaded_but_not_run(unit: dict[str, Any], is_i
     golden = {("unit file", "a.service"): ["/usr/lib/systemd/system/a.service"]}
     assert bool(idle({("unit", "a.service"): unit}, golden)) == is_idle
     assert not idle({("unit", "a.service"): unit}, {**golden, ("unit", "a.service"): {"states": "other"}})
+
+
+@pytest.mark.parametrize("size", ["16384", "32768"])
+def test_a_namespace_shows_the_size_of_tables_that_depend_on_memory_as_a_negative_number(size: str) -> None:
+    table = "net/ipv4/tcp_ehash_entries"
+    own, path = f"net of system.slice/virtlogd.service {table}", f"first {table}"
+    golden, found = {("setting", path): size}, {("setting", own): f"-{size}"}
+    assert settings(TOPOLOGY, NODE, golden, found)["setting", own] == f"-{size}"
