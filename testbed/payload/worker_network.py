@@ -83,7 +83,7 @@ def _wear(pid: int, *, profile: bool) -> None:
     fields = dict(line.split(":\t", 1) for line in _text(f"/proc/{pid}/status").splitlines() if ":\t" in line)
     user, group = (int(fields[name].split()[0]) for name in ("Uid", "Gid"))
     groups = [int(number) for number in fields["Groups"].split()]
-    label = _text(f"/proc/{pid}/attr/current").split()[0]
+    label = _text(f"/proc/{pid}/attr/current").split()[0] if profile else ""
     folder = _text(f"/proc/{pid}/cgroup").strip().rpartition(":")[2]
     with open(f"/sys/fs/cgroup{folder}/cgroup.procs", "w", encoding="ascii") as file:
         file.write(str(os.getpid()))
