@@ -13,8 +13,7 @@ _PROGRAM = "/usr/sbin/nft"
 _PADDING = 15  # the last octet of e_ident, which nothing reads (elf(5))
 _SETUID = "/usr/local/bin/undeclared"
 _LIBRARIES = "/etc/ld.so.conf.d/undeclared.conf"
-_UNITS = "/run/systemd/system"
-_DROP_IN = f"{_UNITS}/nftables.service.d"
+_DROP_IN = "/run/systemd/system/nftables.service.d"
 
 
 def _write(octet: str) -> str:
@@ -40,9 +39,7 @@ def _write(octet: str) -> str:
                 f"mkdir -p {_DROP_IN}; "
                 f"printf '[Service]\\nExecStartPost=/bin/true\\n' > {_DROP_IN}/undeclared.conf"
             ),
-            closes=lambda _: (
-                f"rm -rf {_DROP_IN}; [ ! -d {_UNITS} ] || rmdir --ignore-fail-on-non-empty {_UNITS}"
-            ),
+            closes=lambda _: f"rm -rf {_DROP_IN}",
             shows=lambda _: f"[ -e {_DROP_IN}/undeclared.conf ]",
         ),
         shell_breach(

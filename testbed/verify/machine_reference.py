@@ -82,7 +82,16 @@ class MachineState:
 
 
 def look(lab: Lab, machine: Machine) -> MachineState:
-    """Return how a machine differs from its reference."""
+    """Return how a machine differs from its reference; it is read again if a place could not be read.
+
+    A busy machine may answer late.
+    """
+    found = _timed(lab, machine)
+    again = _timed(lab, machine) if found.gaps and not found.findings else found
+    return again if len(again.gaps) < len(found.gaps) or again.findings else found
+
+
+def _timed(lab: Lab, machine: Machine) -> MachineState:
     started = time.monotonic()
     try:
         found = _look(lab, machine)

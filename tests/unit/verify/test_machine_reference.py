@@ -51,6 +51,16 @@ class Lab:
         return SimpleNamespace(name=name)
 
 
+class Late(dict[str, Any]):
+    """Gives one answer after another for any machine."""
+
+    def __init__(self, answers: list[Any]) -> None:
+        self._answers = answers
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._answers.pop(0)
+
+
 def disk(file: Path, base: Path) -> None:
     """Write the head of a qcow2 file that is based on another."""
     name = str(base).encode()
@@ -156,6 +166,14 @@ def test_a_machine_that_cannot_be_read_makes_vmm_01_inconclusive(lab: Lab, fleet
         ("VMM-01", "node-a", Verdict.INCONCLUSIVE),
         ("VMM-01", "node-b", Verdict.INCONCLUSIVE),
     ]
+
+
+def test_a_machine_that_answers_late_is_read_again(lab: Lab, fleet: Any) -> None:
+    late = [{("unread", "unit "): "the manager answers not in time"}, {ACCOUNT: ["0"]}]
+    lab.more = Late(late)
+    found = machine_reference.state(fleet, "node-a")
+    assert (found.gaps, [item.key for item in found.findings]) == ((), ["undeclared"])
+    assert len(lab.requests) == 2
 
 
 @pytest.mark.parametrize(("only", "reads"), [((), 3), (("VMM-01",), 3), (("VMM",), 3), (("NET",), 0)])
