@@ -27,14 +27,20 @@ _SUMMARY = 200_000  # octets; GitHub takes 1 MiB for a step, and other programs 
 
 
 def check_walls(
-    opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool = False
+    opened: session.Lab,
+    *,
+    prove: Proving,
+    only: list[str],
+    as_json: bool,
+    slow: bool = False,
+    whole: bool = False,
 ) -> None:
     """Run the checks, and end with the exit code of their result.
 
     An error of the tool is no verdict: it gives 5.
     """
     try:
-        code = _checked(opened, prove=prove, only=only, as_json=as_json, slow=slow)
+        code = _checked(opened, prove=prove, only=only, as_json=as_json, slow=slow, whole=whole)
     except KeyboardInterrupt:
         say(f"interrupted; what had been observed: `testbed report {opened.topology.name}`")
         for entry in Journal(opened.workspace).entries():
@@ -48,7 +54,9 @@ def check_walls(
         raise typer.Exit(code)
 
 
-def _checked(opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool) -> Exit:
+def _checked(
+    opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool, whole: bool
+) -> Exit:
     from testbed.verify.runner import run as runs  # noqa: PLC0415 - scapy and pytest are a fifth of a second
 
     with displayed("check"):
@@ -58,6 +66,7 @@ def _checked(opened: session.Lab, *, prove: Proving, only: list[str], as_json: b
             only=tuple(only),
             progress=say,
             slow=slow,
+            whole=whole,
             revive=lambda: restart_crashed_guests(opened, say),
         )
     data = content_of((folder / "result.json").read_text())

@@ -111,6 +111,14 @@ def check(
     slow: Annotated[
         bool, typer.Option("--slow", help="run what takes minutes as well", envvar="TESTBED_SLOW")
     ] = False,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole",
+            help="compare whole machines with their saved memory, before and after the checks",
+            envvar="TESTBED_WHOLE",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Attack the lab's walls and give a verdict."""
@@ -118,7 +126,7 @@ def check(
     interruptible()
     with entered(topology, workspace, build_inputs.load_inputs()) as opened:
         Journal(workspace).require_closed()
-        check_walls(opened, prove=prove, only=only or [], as_json=as_json, slow=slow)
+        check_walls(opened, prove=prove, only=only or [], as_json=as_json, slow=slow, whole=whole)
 
 
 def plan(

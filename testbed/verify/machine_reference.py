@@ -1,7 +1,8 @@
-"""Judges whole machines by their reference before and after the checks (VMM-01).
+"""Judges machines by their reference (VMM-01), whole ones before and after the checks if asked for.
 
 A machine is what was on it when its memory was saved, the identity that was handed over, and what its lab
-adds. Everything else is a finding, and a fail of the controls that it endangers.
+adds. Everything else is a finding, and a fail of the controls that it endangers. VMM-01 looks at programs and
+what starts them. A run with `whole` looks at everything.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from testbed.report.result import CheckResult, Verdict
 from testbed.verify.fleet import Fleet
 from testbed.verify.inventory import selects
 
+FILES = ("files",)  # collectors that VMM-01 needs
+SURFACE_COLLECTORS = ("files", "network", "processes")  # and those that PRO-01 needs
 OBJECTIVE = "Nothing is on the machine but its image, its identity and what the topology asks for"
 _SHOWN = 6
 _SEVERITIES = {**SEVERITY, INTEGRITY: "critical"}  # as in the catalogue of controls
@@ -44,7 +47,7 @@ class MachineState:
     """The result of one reading of a machine.
 
     Args:
-        found: what was read, if it was everything.
+        found: what was read: at least files, networks and processes, or None.
         judgement: how it differs from its reference; None if it was not compared.
         blind: why it could not be read or compared; empty if it was.
         without: why it has no reference; empty if it has one.
@@ -81,20 +84,25 @@ class MachineState:
         )
 
 
-def look(lab: Lab, machine: Machine) -> MachineState:
+def look(
+    lab: Lab, machine: Machine, scope: Scope, only: tuple[str, ...] = SURFACE_COLLECTORS
+) -> MachineState:
     """Return how a machine differs from its reference; it is read again if a place could not be read.
 
     A busy machine may answer late.
+
+    Args:
+        only: collectors that read, unless the scope is everything.
     """
-    found = _timed(lab, machine)
-    again = _timed(lab, machine) if found.gaps and not found.findings else found
+    found = _timed(lab, machine, scope, only)
+    again = _timed(lab, machine, scope, only) if found.gaps and not found.findings else found
     return again if len(again.gaps) < len(found.gaps) or again.findings else found
 
 
-def _timed(lab: Lab, machine: Machine) -> MachineState:
+def _timed(lab: Lab, machine: Machine, scope: Scope, only: tuple[str, ...]) -> MachineState:
     started = time.monotonic()
     try:
-        found = _look(lab, machine)
+        found = _look(lab, machine, scope, only)
     except TestbedError as error:
         found = MachineState(blind=f"{error.what}: {error.fact}")
     except Exception as error:  # noqa: BLE001 - a hostile node must neither end the run nor pass
@@ -102,28 +110,26 @@ def _timed(lab: Lab, machine: Machine) -> MachineState:
     return replace(found, seconds=round(time.monotonic() - started, 2))
 
 
-def _look(lab: Lab, machine: Machine) -> MachineState:
+def _look(lab: Lab, machine: Machine, scope: Scope, only: tuple[str, ...]) -> MachineState:
     folder = lab.workspace.machine(machine.name)
     saved = started_from(folder / "vda.qcow2")
     if saved is None:
         return MachineState(without=_BOOTED)
     if why := _unfit(saved):
         return MachineState(blind=why)
-    scope = Scope.PROGRAMS if Journal(lab.workspace).used else Scope.WHOLE
     key = golden_inventory.digest_key(saved.key)
-    only = {} if scope is Scope.WHOLE else {"only": ["files"]}
-    found = read_machine(lab.host(machine.name), {"key": key, **only})
+    part = {} if scope is Scope.WHOLE else {"only": only}
+    found = read_machine(lab.host(machine.name), {"key": key, **part})
     origin = Origin(lab.topology, machine, (folder / "identity.tar").read_bytes(), key)
     golden = golden_inventory.load(saved.folder)
     lines = expected.load(expected.words_of(lab.topology, machine))
     judgement = judge(origin, found, golden, lines, allowed.load(), scope=scope)
-    return MachineState(found if scope is Scope.WHOLE else None, judgement)
+    return MachineState(found if only == SURFACE_COLLECTORS else None, judgement)
 
 
 def reading(fleet: Fleet, name: str) -> Inventory | None:
-    """Return everything that was read of a machine in this phase, if it was; without reading it now."""
-    found: MachineState | None = fleet.observed(_title(name))
-    return found.found if found else None
+    """Return what was read of a machine for VMM-01 in this phase; None if that does not have its surface."""
+    return state(fleet, name).found if fleet.focus == "" else None
 
 
 def missing(lab: Lab, machine: str) -> str | None:
@@ -146,17 +152,22 @@ def _unfit(saved: MemorySnapshot) -> str:
 def state(fleet: Fleet, name: str) -> MachineState:
     """Return how a machine differs from its reference in this phase, recorded as evidence."""
     machine = next(item for item in fleet.topology.machines if item.name == name)
-    return fleet.observe_once(_title(name), lambda: _recorded(fleet, name, look(fleet.lab, machine)))
+    only = FILES if fleet.focus == INTEGRITY else SURFACE_COLLECTORS
+    return fleet.observe_once(
+        _title(name), lambda: _recorded(fleet, name, look(fleet.lab, machine, Scope.PROGRAMS, only))
+    )
 
 
 def states(fleet: Fleet) -> dict[str, MachineState]:
     """Return how each machine differs from its reference in this phase; they are read side by side."""
     missing = [item for item in fleet.topology.machines if fleet.observed(_title(item.name)) is None]
+    # Breaches leave what no revert takes back (docs/decisions/0036).
+    scope = Scope.PROGRAMS if Journal(fleet.lab.workspace).used else Scope.WHOLE
     with ThreadPoolExecutor(max_workers=max(1, len(missing))) as pool:
         read = dict(
             zip(
                 [item.name for item in missing],
-                pool.map(lambda item: look(fleet.lab, item), missing),
+                pool.map(lambda item: look(fleet.lab, item, scope), missing),
                 strict=True,
             )
         )
@@ -181,16 +192,18 @@ class ReferenceWatch:
 
     Args:
         only: beginnings of the ids of the requested controls; all controls if empty.
+        whole: whether machines are read at all.
 
     """
 
     fleet: Fleet
     only: Sequence[str] = ()
+    whole: bool = False
     _looks: dict[str, tuple[dict[str, MachineState], tuple[str, ...]]] = field(default_factory=dict)
 
     def look(self, when: str) -> None:
         """Read all machines, if the run asks for it; `when` is "at the beginning" or "at the end"."""
-        if not self._asked(INTEGRITY):
+        if not self.whole:
             return
         with self.fleet.evidence.of(f"reference.{when.rpartition(' ')[2]}") as written:
             found = states(self.fleet)

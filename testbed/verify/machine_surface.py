@@ -12,7 +12,6 @@ from testbed.inventory.surface import LISTENER, PROCESS, Part
 from testbed.verify import machine_reference
 from testbed.verify.fleet import Fleet, MachineView
 
-_COLLECTORS = ("files", "network", "processes")
 _RUNNING = ("network", "processes")
 _PAUSE = 3.0  # seconds after which a program that the manager has started for a moment is gone
 
@@ -47,7 +46,9 @@ def state(fleet: Fleet, machine: MachineView) -> MachineSurface:
     started = time.time()
     declared = next(item for item in fleet.topology.machines if item.name == machine.name)
     accepted = surface.baseline()[declared.role]
-    first = machine_reference.reading(fleet, machine.name) or _read(fleet, machine, _COLLECTORS)
+    first = machine_reference.reading(fleet, machine.name) or _read(
+        fleet, machine, machine_reference.SURFACE_COLLECTORS
+    )
     parts, gaps = surface.surface(first, fleet.topology, declared), {**first.unfinished}
     if any(part.kind in (LISTENER, PROCESS) for part in _more(parts, accepted)):
         time.sleep(_PAUSE)

@@ -24,7 +24,7 @@ class Scope(StrEnum):
     """How much of a machine is judged."""
 
     WHOLE = "everything in judged domains"
-    PROGRAMS = "programs and what starts them, since breaches were tried on this lab"
+    PROGRAMS = "programs and what starts them"
     REBOOTED = "programs on disk and what starts them, since the machine has booted"
 
 

@@ -47,6 +47,7 @@ def examine(
     only: tuple[str, ...],
     progress: Callable[[str], None],
     slow: bool = False,
+    whole: bool = False,
     revive: Revive = tuple,
 ) -> Path:
     """Run the checks and return the run's folder, with ``result.json`` and the evidence.
@@ -54,6 +55,7 @@ def examine(
     Args:
         prove: which breaches to try.
         only: control ids, or beginnings of them; all if empty.
+        whole: whether whole machines are compared with their reference before the checks and after them.
         revive: restarts guests that crashed during the run, and returns their labels.
 
     Raises:
@@ -68,7 +70,7 @@ def examine(
     fleet = Fleet.of(lab, Evidence(folder / "evidence"))
     _await_all(lab, trouble)
     # Phase before the cases: nothing has been sent or changed yet.
-    watch, reference = DriftWatch(fleet, only), ReferenceWatch(fleet, only)
+    watch, reference = DriftWatch(fleet, only), ReferenceWatch(fleet, only, whole)
     with trouble.kept("looking at the configuration before the checks"):
         watch.begin()
     with trouble.kept("reading the machines before the checks"):

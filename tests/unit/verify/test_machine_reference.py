@@ -23,7 +23,7 @@ from testbed.report.result import Verdict
 from testbed.topology_file.loader import read
 from testbed.verify import machine_reference
 from testbed.verify.evidence import Evidence
-from testbed.verify.machine_reference import ReferenceWatch
+from testbed.verify.machine_reference import FILES, SURFACE_COLLECTORS, ReferenceWatch
 
 TOPOLOGY = resolve(read(Path(__file__).parents[3] / "topologies/two-tenants.yaml").spec)
 KEYS = MachineKeys(b"key", b"certificate", "authority", b"tls key", b"tls", b"ca", b"administrators")
@@ -100,6 +100,7 @@ class Fleet:
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.lab, self.topology, self.evidence = lab, lab.topology, Evidence(folder)
         self.shared: dict[str, Any] = {}
+        self.focus = ""
 
     def observe_once(self, name: str, observe: Callable[[], Any]) -> Any:
         if name not in self.shared:
@@ -111,6 +112,7 @@ class Fleet:
 
     def new_phase(self, focus: str = "") -> None:
         self.shared.clear()
+        self.focus = focus
 
 
 @pytest.fixture
@@ -129,14 +131,14 @@ def _looks(fleet: Any, watch: ReferenceWatch) -> None:
 
 
 def test_machines_as_they_should_be_give_no_row(fleet: Any) -> None:
-    watch = ReferenceWatch(fleet)
+    watch = ReferenceWatch(fleet, whole=True)
     _looks(fleet, watch)
     assert watch.results == []
 
 
 def test_a_finding_fails_exactly_the_control_that_it_endangers(lab: Lab, fleet: Any) -> None:
     lab.more = {"node-a": {PROGRAM: FILE}, "controller": {ACCOUNT: ["0"]}}
-    watch = ReferenceWatch(fleet)
+    watch = ReferenceWatch(fleet, whole=True)
     _looks(fleet, watch)
     assert _rows(watch) == [
         ("ACC-02", "controller", Verdict.FAIL),
@@ -148,7 +150,7 @@ def test_a_finding_fails_exactly_the_control_that_it_endangers(lab: Lab, fleet: 
 
 
 def test_what_comes_during_the_run_is_found_at_its_end(lab: Lab, fleet: Any) -> None:
-    watch = ReferenceWatch(fleet)
+    watch = ReferenceWatch(fleet, whole=True)
     watch.look("at the beginning")
     lab.more = {"node-b": {ACCOUNT: ["0"]}}
     fleet.new_phase()
@@ -160,7 +162,7 @@ def test_what_comes_during_the_run_is_found_at_its_end(lab: Lab, fleet: Any) -> 
 
 def test_a_machine_that_cannot_be_read_makes_vmm_01_inconclusive(lab: Lab, fleet: Any) -> None:
     lab.more = {"node-a": {"fails": True}, "node-b": {("unread", "account "): "it hangs"}}  # type: ignore[dict-item]
-    watch = ReferenceWatch(fleet)
+    watch = ReferenceWatch(fleet, whole=True)
     watch.look("at the beginning")
     assert _rows(watch) == [
         ("VMM-01", "node-a", Verdict.INCONCLUSIVE),
@@ -169,35 +171,44 @@ def test_a_machine_that_cannot_be_read_makes_vmm_01_inconclusive(lab: Lab, fleet
 
 
 def test_a_machine_that_answers_late_is_read_again(lab: Lab, fleet: Any) -> None:
-    late = [{("unread", "unit "): "the manager answers not in time"}, {ACCOUNT: ["0"]}]
+    late = [{("unread", "file "): "the walk was not over in time"}, {PROGRAM: FILE}]
     lab.more = Late(late)
     found = machine_reference.state(fleet, "node-a")
-    assert (found.gaps, [item.key for item in found.findings]) == ((), ["undeclared"])
+    assert (found.gaps, [item.key for item in found.findings]) == ((), [PROGRAM[1]])
     assert len(lab.requests) == 2
 
 
-@pytest.mark.parametrize(("only", "reads"), [((), 3), (("VMM-01",), 3), (("VMM",), 3), (("NET",), 0)])
-def test_only_runs_that_ask_for_it_read_machines(
-    lab: Lab, fleet: Any, only: tuple[str, ...], reads: int
-) -> None:
-    watch = ReferenceWatch(fleet, only)
-    watch.look("at the beginning")
+@pytest.mark.parametrize(("whole", "reads"), [(True, 3), (False, 0)])
+def test_only_runs_that_ask_for_it_read_whole_machines(lab: Lab, fleet: Any, whole: bool, reads: int) -> None:
+    ReferenceWatch(fleet, whole=whole).look("at the beginning")
     assert len(lab.requests) == reads
 
 
 def test_a_reading_that_others_need_in_the_same_phase_is_shared(lab: Lab, fleet: Any) -> None:
-    ReferenceWatch(fleet).look("at the beginning")
+    ReferenceWatch(fleet, whole=True).look("at the beginning")
     machine_reference.state(fleet, "node-a")
     assert len(lab.requests) == 3
 
 
-def test_where_breaches_were_tried_only_files_are_read(lab: Lab, fleet: Any) -> None:
+def test_where_breaches_were_tried_programs_are_judged(lab: Lab, fleet: Any) -> None:
     (lab.folder / "breaches").mkdir()
+    lab.more = {"node-a": {PROGRAM: FILE, ACCOUNT: ["0"]}}
+    watch = ReferenceWatch(fleet, whole=True)
+    watch.look("at the beginning")
+    assert _rows(watch) == [("VMM-01", "node-a", Verdict.FAIL)]
+    assert all(Scope.PROGRAMS in text for text in watch.told)
+
+
+@pytest.mark.parametrize(("focus", "only"), [("VMM-01", FILES), ("", SURFACE_COLLECTORS)])
+def test_a_check_reads_what_it_needs(lab: Lab, fleet: Any, focus: str, only: tuple[str, ...]) -> None:
+    """Without a focus, PRO-01 shares the reading of VMM-01."""
+    fleet.new_phase(focus)
     lab.more = {"node-a": {PROGRAM: FILE, ("file", "/var/lib/undeclared"): FILE}}
     found = machine_reference.state(fleet, "node-a")
     assert [item.key for item in found.findings] == [PROGRAM[1]]
-    assert lab.requests[0]["only"] == ["files"]
-    assert Scope.PROGRAMS in found.counted
+    assert lab.requests[0]["only"] == only
+    assert (machine_reference.reading(fleet, "node-a") is None) is bool(focus)
+    assert len(lab.requests) == 1
 
 
 def test_a_machine_that_booted_from_an_image_has_no_reference(
@@ -215,7 +226,7 @@ def test_a_state_of_another_program_is_no_reference(fleet: Any, monkeypatch: pyt
 
 
 def test_the_evidence_says_how_much_was_judged(fleet: Any, tmp_path: Path) -> None:
-    ReferenceWatch(fleet).look("at the beginning")
+    ReferenceWatch(fleet, whole=True).look("at the beginning")
     lines = [
         json.loads(line)
         for file in (tmp_path / "run/evidence").iterdir()
@@ -226,7 +237,7 @@ def test_the_evidence_says_how_much_was_judged(fleet: Any, tmp_path: Path) -> No
 
 
 def test_a_run_tells_how_much_was_judged(fleet: Any) -> None:
-    watch = ReferenceWatch(fleet)
+    watch = ReferenceWatch(fleet, whole=True)
     assert watch.told == []
     watch.look("at the beginning")
     assert [text.partition(":")[0] for text in watch.told] == [item.name for item in TOPOLOGY.machines]
