@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from checks.support.breaches import shell_breach
-from testbed.errors import InstrumentError
+from checks.support.judging import require_read
 from testbed.verify import machine_surface
 from testbed.verify.check import Effect, check
 from testbed.verify.fleet import Fleet, MachineView
@@ -51,9 +51,4 @@ def _stop(*units: str) -> str:
 def test_the_surface_is_that_of_the_baseline(fleet: Fleet, machine: MachineView) -> None:
     found = machine_surface.state(fleet, machine)
     assert not found.more, "\n".join((f"{len(found.more)} parts too many:", *found.more[:_SHOWN]))
-    if found.gaps:
-        raise InstrumentError(
-            f"{machine.name} could not be read whole",
-            fact="; ".join(found.gaps[:_SHOWN]),
-            remedy="run `testbed status`",
-        )
+    require_read(machine.name, found.gaps)

@@ -197,4 +197,4 @@ def _admitted(name: str, machine: str) -> tuple[Workspace, Machine]:
     session.require_member("machine", machine, [item.name for item in topology.machines])
     admin_login.renew(workspace, Authority(workspace.pki))
     lab_namespaces.enter(found)
-    return workspace, next(item for item in topology.machines if item.name == machine)
+    return workspace, topology.machine(machine)

@@ -175,15 +175,19 @@ def parsers(file: Path = FILE) -> tuple[Parser, ...]:
     return tuple(Parser(entry["place"], entry["parses"], tuple(entry["controls"])) for entry in entries)
 
 
+def more(parts: Iterable[Part], accepted: Sequence[Accepted]) -> set[Part]:
+    """Return the parts of a surface that the baseline does not have."""
+    return {*parts} - {item.part for item in accepted}
+
+
 def grown(parts: Iterable[Part], accepted: Sequence[Accepted]) -> list[str]:
     """Return, in words, the parts of a surface that the baseline does not have."""
-    known = {item.part for item in accepted}
     others: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for part in sorted(known):
+    for part in sorted({item.part for item in accepted}):
         others[part.kind, part.name].append(part.detail)
     return [
         f"{part.kind} {part.name}: {part.detail}; {_instead(others.get((part.kind, part.name), []))}"
-        for part in sorted({*parts} - known)
+        for part in sorted(more(parts, accepted))
     ]
 
 

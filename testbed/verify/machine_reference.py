@@ -151,7 +151,7 @@ def _unfit(saved: MemorySnapshot) -> str:
 
 def state(fleet: Fleet, name: str) -> MachineState:
     """Return how a machine differs from its reference in this phase, recorded as evidence."""
-    machine = next(item for item in fleet.topology.machines if item.name == name)
+    machine = fleet.topology.machine(name)
     only = FILES if fleet.focus == INTEGRITY else SURFACE_COLLECTORS
     return fleet.observe_once(
         _title(name), lambda: _recorded(fleet, name, look(fleet.lab, machine, Scope.PROGRAMS, only))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from testbed.drivers.places.machine_inventory import read_machine
 from testbed.inventory import surface
 from testbed.inventory.records import Inventory
-from testbed.inventory.surface import LISTENER, PROCESS, Part
+from testbed.inventory.surface import LISTENER, PROCESS
 from testbed.verify import machine_reference
 from testbed.verify.fleet import Fleet, MachineView
 
@@ -44,13 +44,13 @@ def state(fleet: Fleet, machine: MachineView) -> MachineSurface:
 
     """
     started = time.time()
-    declared = next(item for item in fleet.topology.machines if item.name == machine.name)
+    declared = fleet.topology.machine(machine.name)
     accepted = surface.baseline()[declared.role]
     first = machine_reference.reading(fleet, machine.name) or _read(
         fleet, machine, machine_reference.SURFACE_COLLECTORS
     )
     parts, gaps = surface.surface(first, fleet.topology, declared), {**first.unfinished}
-    if any(part.kind in (LISTENER, PROCESS) for part in _more(parts, accepted)):
+    if any(part.kind in (LISTENER, PROCESS) for part in surface.more(parts, accepted)):
         time.sleep(_PAUSE)
         again = _read(fleet, machine, _RUNNING)
         lasting = surface.surface(again, fleet.topology, declared)
@@ -65,10 +65,6 @@ def state(fleet: Fleet, machine: MachineView) -> MachineSurface:
     answer = {"more": found.more, "gone": found.gone, "not read": found.gaps}
     fleet.evidence.record(machine.name, "surface", f"{found.parts} parts of the surface", answer, started)
     return found
-
-
-def _more(parts: set[Part], accepted: tuple[surface.Accepted, ...]) -> set[Part]:
-    return parts - {item.part for item in accepted}
 
 
 def _read(fleet: Fleet, machine: MachineView, collectors: tuple[str, ...]) -> Inventory:
