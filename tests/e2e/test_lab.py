@@ -332,7 +332,7 @@ def _read_until(process: subprocess.Popen[str], word: str) -> None:
 
 
 def test_6_an_interrupted_check_keeps_what_it_saw(environment: dict[str, str]) -> None:
-    argv = command("check", LAB, "--only", "CMP", "--only", "NET-01")
+    argv = command("check", LAB, "--only", "CMP-02", "--only", "NET-01")
     process = subprocess.Popen(
         argv, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

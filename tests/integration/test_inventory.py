@@ -320,7 +320,16 @@ CHANGES = (
 
 
 def _findings(now: object, then: object) -> list[Finding]:
-    return list(compare("here", parse(now), parse(then), load()).findings)
+    found = compare("here", parse(now), parse(then), load()).findings
+    return [finding for finding in found if not _counts(finding)]
+
+
+def _counts(finding: Finding) -> bool:
+    """Whether a finding is of a number that this machine's kernel counts: the look shares that kernel."""
+    if finding.domain != "module parameter":
+        return False
+    module, parameter = finding.key.split()
+    return not Path(f"/sys/module/{module}/parameters/{parameter}").stat().st_mode & 0o222
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
@@ -391,8 +400,7 @@ def test_two_looks_at_an_untouched_place_differ_only_in_what_is_allowed() -> Non
     ]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=200, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
-    looks = [parse(look) for look in json.loads(done.stdout)]
-    assert len(looks[0].records) > 500
-    results = [compare("here", now, looks[0], load()) for now in looks[1:]]
-    assert [str(finding) for result in results for finding in result.findings] == []
-    assert all(result.allowed for result in results)
+    first, *later = json.loads(done.stdout)
+    assert len(parse(first).records) > 500
+    assert [str(finding) for now in later for finding in _findings(now, first)] == []
+    assert all(compare("here", parse(now), parse(first), load()).allowed for now in later)
