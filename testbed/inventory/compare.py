@@ -69,6 +69,7 @@ _WHOLE = {
     "kernel": (
         "kernel",
         "kernel key",
+        "kernel report",
         "setting",
         "module",
         "module parameter",

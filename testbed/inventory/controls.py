@@ -105,6 +105,7 @@ _DOMAINS: Mapping[str, str] = {
     "image file": INTEGRITY,
     "kernel": DEFAULT,
     "kernel key": INTEGRITY,
+    "kernel report": INTEGRITY,
     "kernel thread": INTEGRITY,
     "libvirt filter": "NET-09",
     "libvirt hook": "ACC-05",

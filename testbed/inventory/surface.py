@@ -13,6 +13,7 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,8 +147,14 @@ def baseline(file: Path = FILE) -> dict[str, tuple[Accepted, ...]]:
         ValueError: an entry is not well-formed, or a part is there twice.
 
     """
+    return _accepted(file.read_text(encoding="utf-8"))
+
+
+@cache
+def _accepted(text: str) -> dict[str, tuple[Accepted, ...]]:
+    """Return the accepted parts of a baseline's text, which is parsed once for all machines."""
     found: dict[str, list[Accepted]] = defaultdict(list)
-    for entry in tomllib.loads(file.read_text(encoding="utf-8"))["part"]:
+    for entry in tomllib.loads(text)["part"]:
         if (
             set(entry) != _FIELDS
             or entry["kind"] not in KINDS

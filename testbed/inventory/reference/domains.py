@@ -19,6 +19,7 @@ JUDGED: Mapping[str, str] = {
     "authority": "the golden reading",
     "kernel": "the golden reading",
     "kernel key": "the golden reading",
+    "kernel report": "the golden reading, and a known report at the first tunnelled frame",
     "module": "the golden reading, and modules that services load",
     "module parameter": "the golden reading, and parameters of these modules",
     "manager's environment": "the golden reading",

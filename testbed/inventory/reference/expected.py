@@ -13,6 +13,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -98,8 +99,13 @@ def load(words: Mapping[str, str] = MappingProxyType({}), file: Path = FILE) -> 
         ValueError: a line is not well-formed.
 
     """
-    lines = tomllib.loads(file.read_text(encoding="utf-8")).get("expected", [])
-    return tuple(_line(line, words) for line in lines)
+    return tuple(_line(line, words) for line in _lines(file.read_text(encoding="utf-8")))
+
+
+@cache
+def _lines(text: str) -> list[dict[str, Any]]:
+    """Return the lines of a list's text, which is parsed once for all machines."""
+    return tomllib.loads(text).get("expected", [])  # type: ignore[no-any-return]
 
 
 def words_of(topology: Topology, machine: Machine) -> dict[str, str]:

@@ -14,7 +14,7 @@ import pytest
 from testbed.drivers.host.inventory_program import compose
 from testbed.payload.inventory.base import programs
 from testbed.payload.inventory.base.collect import Records, Unread, masked, read, side_by_side
-from testbed.payload.inventory.host import accounts, confinement, files, guests
+from testbed.payload.inventory.host import accounts, confinement, files, guests, kernel
 from testbed.payload.inventory.network import databases, filters, sockets, switch
 
 
@@ -351,3 +351,45 @@ def test_a_meter_is_one_record_with_its_bands() -> None:
         ("flow meter", "br-int meter=3 kbps bands= type=drop rate=9"),
         ("flow meter", "br-int meter=4 pktps bands= type=drop rate=5"),
     }
+
+
+def test_errors_that_the_kernel_reports_are_records_by_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/dev/kmsg gives one message for each read, EPIPE where some were lost, and EAGAIN at the end."""
+    at = "WARNING: CPU: 0 PID: 3 at include/net/ip_tunnels.h:707 geneve_udp_encap_recv+0x1/0x2 [geneve]"
+    told: list[bytes | OSError] = [
+        f"4,9,1,-;{at}\n SUBSYSTEM=x\n".encode(),
+        BrokenPipeError(),
+        f"4,11,2,-;{at}\n".encode(),
+        b"2,12,3,-;kernel BUG at mm/slub.c:12!\n",
+        b"1,13,4,-;BUG: kernel NULL pointer dereference, address: 0\n",
+        b"0,14,5,-;watchdog: BUG: soft lockup - CPU#0 stuck\n",
+        b"0,15,6,-;BUG: workqueue lockup - pool\n",
+        b"12,16,7,-;a guest writes WARNING: CPU: 0 PID: 3 at a.c:1 f+0x1\n",
+        BlockingIOError(),
+    ]
+
+    def read(_: int, __: int) -> bytes:
+        item = told.pop(0)
+        if isinstance(item, OSError):
+            raise item
+        return item
+
+    log = tmp_path / "kmsg"
+    log.touch()
+    monkeypatch.setattr(kernel.os, "read", read)
+    records = Records()
+    kernel.reports(records, str(log))
+    assert [(domain, key) for domain, key, _ in records.lines] == [
+        ("kernel report", "BUG: kernel NULL pointer dereference"),
+        ("kernel report", "include/net/ip_tunnels.h:707 geneve_udp_encap_recv"),
+        ("kernel report", "mm/slub.c:12"),
+    ]
+    assert told == []
+
+
+def test_a_log_of_the_kernel_that_cannot_be_read_is_unread(tmp_path: Path) -> None:
+    records = Records()
+    kernel.reports(records, str(tmp_path / "none"))
+    assert [item[:2] for item in records.lines] == [("unread", f"kernel report {tmp_path}/none")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 
 from testbed.payload.inventory.base.collect import Records, Unread, read, setting
 from testbed.payload.inventory.host.processes import NUMBERS
@@ -46,6 +47,15 @@ _LIMITS = (
     "cgroup.type",
     "cgroup.subtree_control",
 )
+# Reports of an error in the kernel, at their beginning in its log: where it was found. A soft lockup is none:
+# an emulated processor that waits for its turn causes it.
+_REPORT = re.compile(
+    r"WARNING: CPU: \d+ PID: \d+ at (?P<where>\S+) (?P<function>[^\s+]+)"
+    r"|kernel BUG at (?P<bug>\S+?)!"
+    r"|(?P<fault>BUG: (?!soft|workqueue)[a-zA-Z' -]+|Oops: [a-zA-Z' -]+|general protection fault)"
+)
+_LOG = 32_768  # records of the kernel's log that are read
+_LOG_SECONDS = 10.0  # that reading them may take
 _DEPTH = 12
 _COUNTERS = ("full_scans", "general_profit", "pages_", "stable_", "ksm_")
 
@@ -66,6 +76,7 @@ def collect(records: Records) -> None:
         if folder != "net":
             settings(records, f"/proc/sys/{folder}", "first")
     _modules(records)
+    reports(records)
     _devices(records)
     _keys(records)
     control_groups(records)
@@ -121,6 +132,39 @@ def _modules(records: Records) -> None:
             except Unread as error:
                 value = f"unread: {error}"
             records.add("module parameter", f"{name} {parameter}", value)
+
+
+def reports(records: Records, log: str = "/dev/kmsg") -> None:
+    """Record where the kernel found errors in itself since its start; each place once.
+
+    Reading does not change the log: each reader has a position of its own.
+    """
+    places = set()
+    try:
+        opened = os.open(log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        records.unread("kernel report", log, error.strerror)
+        return
+    end = time.monotonic() + _LOG_SECONDS
+    try:
+        for _ in range(_LOG):
+            try:
+                line = os.read(opened, 8192)
+            except BrokenPipeError:  # newer records have taken the place of the next one
+                continue
+            except BlockingIOError:
+                break
+            if not line or time.monotonic() > end:
+                break
+            found = _REPORT.match(line.partition(b";")[2].decode(errors="replace"))
+            if found:
+                places.add(" ".join(filter(None, found.groups())).strip())
+    except OSError as error:
+        records.unread("kernel report", log, error.strerror)
+    finally:
+        os.close(opened)
+    for place in sorted(places):
+        records.add("kernel report", place)
 
 
 def _devices(records: Records) -> None:
