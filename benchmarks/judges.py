@@ -9,9 +9,9 @@ their numbers make packets. One mutant is drawn for each drawn line. Only copies
 changed.
 
 Each mutant is tried by the file of tests that has its file's name, then by all tests that import its file,
-and then by all of `tests/unit` and `tests/sim` that reach it by imports, those of its folder first (`--near`
-leaves the last out). Each trial is a fork of a process that has loaded the libraries. At the end, the tests
-that noticed a mutant run without any mutant and have to pass.
+and then by all of `tests/unit` and `tests/sim` that reach it by imports, those with the fewest steps first
+(`--near` leaves the last out). Each trial is a fork of a process that has loaded the libraries. At the end,
+the tests that noticed a mutant run without any mutant and have to pass.
 
 Prints a line for each mutant and JSON at the end. 76 mutants took 20 minutes beside ten busy processes.
 """
@@ -237,17 +237,14 @@ class Tests:
         return [str(path.relative_to(ROOT)) for path in found]
 
     def far(self, file: str) -> list[list[str]]:
-        """Return the other tests that reach a file by imports, by folder, those of its own folder first."""
-        reaching = {ROOT / file}
+        """Return the other tests that reach a file by imports, by folder, nearest first."""
+        reaching, found = {ROOT / file}, list[list[str]]()
+        near = set(self.near(file))
         while more := {path for path, used in self._imports.items() if used & reaching} - reaching:
             reaching |= more
-        found = {str(path.relative_to(ROOT)) for path in self._files if path in reaching} - set(
-            self.near(file)
-        )
-        mirrored = (
-            f"tests/unit/{Path(file).parent.as_posix().removeprefix('testbed/').partition('/support')[0]}"
-        )
-        return by_folder(sorted(found, key=lambda name: (str(Path(name).parent) != mirrored, name)))
+            names = {str(path.relative_to(ROOT)) for path in more.intersection(self._files)}
+            found += by_folder(sorted(names - near))
+        return found
 
 
 def by_folder(tests: Sequence[str]) -> list[list[str]]:

@@ -162,7 +162,13 @@ def test_a_connection_that_was_not_held_says_nothing_about_a_change(
     def ask(request: dict[str, Any]) -> dict[str, Any]:
         return held if request["phase"] == "hold" else {}
 
-    monkeypatch.setattr(disruptions, "in_guest", lambda *_: SimpleNamespace(ask=ask))
+    asked: list[str] = []
+
+    def in_guest(_: object, guest: Any) -> Any:
+        asked.append(guest.label)
+        return SimpleNamespace(ask=ask)
+
+    monkeypatch.setattr(disruptions, "in_guest", in_guest)
     monkeypatch.setattr(disruptions, "_require_used", lambda *_: None)
     monkeypatch.setattr(disruptions, "time", SimpleNamespace(sleep=lambda _: None))
     northbound = SimpleNamespace(change_rules=lambda *_: None)
@@ -174,6 +180,7 @@ def test_a_connection_that_was_not_held_says_nothing_about_a_change(
     tokens: Any = SimpleNamespace(of=lambda mark: mark, prefix="-")
     if sound:
         assert disruptions._change_policy(fleet, tokens) == held
+        assert asked == ["red/web"]  # the source of the first flow
         return
     with pytest.raises(InstrumentError, match="holds no connection"):
         disruptions._change_policy(fleet, tokens)

@@ -45,6 +45,12 @@ def test_services_and_workers_see_parts_of_the_first_namespace_at_their_places(
     assert not parts({("mount", key): [mount, {"type": "ext4"}]}, FIRST_MOUNTS)
 
 
+def test_records_of_other_domains_are_no_mounts() -> None:
+    mount = ROOT_FS | {"root": "/etc"}
+    others = {("device", "first /"): [ROOT_FS], ("setting", "first kernel/hostname"): 6}
+    assert not parts({("mount", "mnt of system.slice/a.service /etc"): [mount]}, others)
+
+
 def test_interfaces_of_the_topology_have_the_settings_of_new_ones() -> None:
     golden = {
         ("setting", "first net/ipv4/conf/default/forwarding"): "0",
