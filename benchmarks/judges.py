@@ -216,10 +216,10 @@ class Tests:
 
     @staticmethod
     def _imported(path: Path) -> set[Path]:
-        found: set[Path] = set()
-        for module, names in re.findall(
-            r"^\s*from ([\w.]+) import ([\w, ]+|\([^)]*\))", path.read_text(), re.M
-        ):
+        text, found = path.read_text(), set[Path]()
+        for folder in re.findall(r'import_module\(f"(\w+)\.\{', text):
+            found.update((ROOT / folder).glob("*.py"))
+        for module, names in re.findall(r"^\s*from ([\w.]+) import ([\w, ]+|\([^)]*\))", text, re.M):
             for name in ["", *re.findall(r"\w+", names)]:
                 found.add(ROOT.joinpath(*module.split("."), name).with_suffix(".py"))
         return found

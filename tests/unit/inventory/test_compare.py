@@ -14,7 +14,7 @@ import pytest
 from testbed.inventory import controls
 from testbed.inventory.allowed import load
 from testbed.inventory.compare import compare
-from testbed.inventory.records import FORMAT, Inventory, unpack
+from testbed.inventory.records import FORMAT, Inventory, parse, unpack
 from testbed.payload.inventory.host.files import LOGS
 from testbed.plan.controls import SEVERITY
 
@@ -330,6 +330,13 @@ def test_what_a_machine_prints_is_taken_as_it_is() -> None:
     found = unpack(packed(RECORD, '{"domain":"unread","key":"x ","value":"gone"}'))
     assert found.records == {("unit", "a"): 1, ("unread", "x "): "gone"}
     assert (found.seconds, found.unread, found.domains()) == (1.5, {"x ": "gone"}, {"unit": 1, "unread": 1})
+
+
+def test_an_inventory_survives_the_way_through_json() -> None:
+    one = Inventory({("unit", "b"): {"x": [1]}, ("unit", "a"): None, ("file", "c"): "d"})
+    told = json.loads(json.dumps(one.data()))
+    assert [(line["domain"], line["key"]) for line in told] == [("file", "c"), ("unit", "a"), ("unit", "b")]
+    assert parse(told) == one
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,23 @@ def test_the_identity_that_was_handed_over_is_known_to_the_last_octet() -> None:
         "owner": "0:0",
         "newer": True,
     }
+
+
+def test_a_file_that_others_may_not_read_is_private(tmp_path: Path) -> None:
+    file = tmp_path / "identity.tar"
+    file.write_bytes(ORIGIN.identity)
+    with tarfile.open(file, "a") as archive:
+        for mode in (0o711, 0o604):
+            entry = tarfile.TarInfo(f"testbed/{mode:o}")
+            entry.mode = mode
+            archive.addfile(entry)
+    records = derived(replace(ORIGIN, identity=file.read_bytes()), {}, {})
+    assert "keyed sha256" in records["file", "/run/testbed/711"]
+    assert "keyed sha256" not in records["file", "/run/testbed/604"]
+
+
+def test_names_of_the_machine_come_from_the_identity() -> None:
+    assert f"127.0.1.1 {NODE.name}" in derived(ORIGIN, {}, {})["access file", "/etc/hosts"]
 
 
 def test_a_file_of_the_identity_that_was_changed_is_a_finding(lines: tuple[expected.Expected, ...]) -> None:

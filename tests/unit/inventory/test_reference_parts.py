@@ -84,6 +84,8 @@ def test_addresses_and_routes_follow_from_the_topology() -> None:
         f"first management0 {nic.address}/{prefix}"
     }
     assert sum(domain == "route" for domain, _ in found) == 3
+    route = found["route", f"first local {nic.address} local management0"]
+    assert (route["dev"], route["prefsrc"], route["scope"]) == ("management0", str(nic.address), "host")
 
 
 @pytest.mark.parametrize(
