@@ -224,8 +224,15 @@ def test_an_allowance_that_is_just_spent_is_spent(spent: str) -> None:
         pass
 
 
+def test_the_page_states_the_budget_of_a_run() -> None:
+    page = (Path(__file__).parents[4] / "docs/reference/untrusted.md").read_text()
+    assert f"one guest or machine, in one run | {budget.OCTETS // 2**20} MiB |" in page
+    assert f"one guest or machine, in one run | {budget.SECONDS:.0f} s;" in page
+
+
 def test_lists_have_an_end() -> None:
     assert listed({"records": [{}, 1, None, {"a": 1}]}, "records") == [{}, {"a": 1}]
+    assert len(listed({"records": [{}] * 10_000}, "records")) == 10_000
     with pytest.raises(InstrumentError, match="too many records"):
         listed({"records": [{}] * 10_001}, "records")
 
