@@ -120,6 +120,16 @@ def test_a_difference_names_its_place_and_both_sides(found: Any, wanted: Any, to
     assert (only.key, only.property, only.found, only.wanted) == told
 
 
+def test_a_finding_is_told_with_its_place_both_sides_and_controls() -> None:
+    (only,) = compare("node", inventory(a={"x": 1}), inventory(a={})).findings
+    assert str(only) == "node: unit a, x: 1, and should be nothing (endangers VMM-04)"
+
+
+def test_a_gap_hides_no_difference_of_a_later_domain() -> None:
+    found = Inventory({("unread", "units "): "it hangs", ("xfrm policy", "x"): 1})
+    assert [item.domain for item in compare("node", found, inventory()).findings] == ["xfrm policy"]
+
+
 def test_a_place_that_cannot_be_read_any_more_is_told() -> None:
     blind = Inventory({("unread", "openflow br-int"): "it hangs"})
     assert compare("node", blind, inventory()).unread == ("node: openflow br-int: it hangs",)

@@ -132,7 +132,8 @@ def test_a_value_that_is_no_object_is_checked_too(lines: tuple[expected.Expected
 def test_the_identity_that_was_handed_over_is_known_to_the_last_octet() -> None:
     records = derived(ORIGIN, {}, {})
     public = records["file", "/run/testbed/hostname"]
-    assert public["sha256"] == hashlib.sha256(f"{NODE.name}\n".encode()).hexdigest()
+    name = f"{NODE.name}\n".encode()
+    assert public == FILE | {"size": len(name), "sha256": hashlib.sha256(name).hexdigest()}
     private = records["file", "/run/testbed/ssh/host_key"]
     assert private["keyed sha256"] == hmac.new(bytes(32), b"host key", "sha256").hexdigest()
     assert private["mode"] == "0600"
@@ -216,6 +217,23 @@ def test_a_foreign_record_of_each_judged_domain_is_found_under_its_control(domai
             (finding,) = judge(origin, found, Inventory({}), lines, ()).comparison.findings
             assert (finding.domain, finding.key, finding.found is None) == (domain, key, False)
             assert finding.controls == controls.endangered(domain, key)
+
+
+def test_a_line_needs_four_fields_and_is_about_every_role(tmp_path: Path) -> None:
+    file = tmp_path / "expected.toml"
+    text = ["[[expected]]", 'domain = "unit"', 'key = "x"', 'reason = "r"', "blind = []"]
+    file.write_text("\n".join(text))
+    (line,) = expected.load(file=file)
+    assert (line.roles, line.parts, line.gone, line.fits("x", {})) == (
+        ("node", "controller"),
+        set(),
+        False,
+        True,
+    )
+    for missing in range(1, len(text)):
+        file.write_text("\n".join(text[:missing] + text[missing + 1 :]))
+        with pytest.raises(ValueError, match="other fields"):
+            expected.load(file=file)
 
 
 @pytest.mark.parametrize("broken", ["key = '('", "other = 1"])

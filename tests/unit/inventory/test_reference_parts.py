@@ -43,6 +43,7 @@ def test_services_and_workers_see_parts_of_the_first_namespace_at_their_places(
 ) -> None:
     assert bool(parts({("mount", key): [mount]}, FIRST_MOUNTS)) == is_part
     assert not parts({("mount", key): [mount, {"type": "ext4"}]}, FIRST_MOUNTS)
+    assert not parts({("mount", key): [mount, "odd"]}, FIRST_MOUNTS)
 
 
 def test_records_of_other_domains_are_no_mounts() -> None:
