@@ -142,6 +142,14 @@ class Mutant:
             raise ValueError(f"{self} does not exist")
         return str(changed)
 
+    def compiles(self) -> bool:
+        """Return whether Python takes the changed file."""
+        try:
+            compile(self.code(), self.file, "exec")
+        except SyntaxError:
+            return False
+        return True
+
 
 class Places(Visitor):
     """Notes every mutant of a file."""
@@ -184,7 +192,7 @@ def judges(within: Sequence[str] = ()) -> list[str]:
 
 
 def sample(count: int, seed: int, within: Sequence[str], only: Sequence[str]) -> list[Mutant]:
-    """Return one mutant for each of `count` lines, both drawn at random.
+    """Return one mutant for each of `count` lines, both drawn at random; lines without any are left out.
 
     Args:
         within: files and folders whose lines are drawn; all if it is empty.
@@ -196,8 +204,16 @@ def sample(count: int, seed: int, within: Sequence[str], only: Sequence[str]) ->
         for mutant in sorted(Places(file).found):
             lines.setdefault((file, mutant.line), []).append(mutant)
     draw = random.Random(seed)
-    drawn = [draw.choice(lines[line]) for line in draw.sample(sorted(lines), min(count, len(lines)))]
-    return [mutant for mutant in drawn if not only or f"{mutant.file}:{mutant.line}" in only]
+    drawn = [
+        [draw.choice(lines[line]), *lines[line]]
+        for line in draw.sample(sorted(lines), min(count, len(lines)))
+    ]
+    valid = [next(filter(Mutant.compiles, found), None) for found in drawn]
+    return [
+        mutant
+        for mutant in valid
+        if mutant is not None and (not only or f"{mutant.file}:{mutant.line}" in only)
+    ]
 
 
 class Tests:
