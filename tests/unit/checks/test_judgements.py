@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from checks import test_compute, test_overlay, test_spoofing, test_storage
+from checks import test_compute, test_overlay, test_reachability, test_spoofing, test_storage
 from checks.support import disruptions, network_observation
 from checks.support.breaches import address_breach
 from checks.support.lodger import lodger, start_lodger
 from testbed.errors import InstrumentError
+from testbed.model.resolve import resolve
+from testbed.topology_file.loader import load
+from testbed.verify.breach_context import BreachContext
+from testbed.verify.check import ATTRIBUTE
 from tests.shapes import lab_of
 
 LAB = lab_of("two-tenants")
@@ -130,6 +135,58 @@ def test_only_frames_of_a_control_speak_about_it(monkeypatch: pytest.MonkeyPatch
     assert network_observation.judge(fleet, "NET-03") == ["NET-03 arrived"]
     with pytest.raises(InstrumentError, match="nothing was sent for NET-04"):
         network_observation.judge(fleet, "NET-04")
+
+
+@pytest.mark.parametrize(
+    "look",
+    [look for look in vars(test_spoofing).values() if hasattr(look, ATTRIBUTE)],
+    ids=lambda look: getattr(look, ATTRIBUTE).id,
+)
+def test_a_forged_frame_that_arrives_fails_its_own_control(
+    look: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[str] = set()
+    arrived: list[str] = []
+
+    def judge(_: object, control: str) -> list[str]:
+        asked.add(control)
+        return arrived
+
+    monkeypatch.setattr(test_spoofing, "judge", judge)
+    monkeypatch.setattr(test_spoofing, "stolen", lambda *_: [])
+    look(None)
+    arrived.append("it came")
+    with pytest.raises(AssertionError, match="it came"):
+        look(None)
+    assert asked == {getattr(look, ATTRIBUTE).id}
+
+
+def test_a_stolen_lease_fails_net_06(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_spoofing, "judge", lambda *_: [])
+    monkeypatch.setattr(test_spoofing, "stolen", lambda *_: ["red/web has blue/db's"])
+    with pytest.raises(AssertionError, match="1 leases of others: red/web has"):
+        test_spoofing.test_no_guest_serves_or_steals_leases(None)  # type: ignore[arg-type]
+
+
+def test_a_neighbour_is_let_through_on_its_own_node() -> None:
+    """No flow joins the guests of the second node, which is not the node of the case."""
+    text = (
+        "version: 1\nname: x\nnodes: {node-a: {}, node-b: {}}\ntenants:\n"
+        "  red: {networks: {app: 10.0.0.0/24}, guests: {web: {node: node-a}}}\n"
+        '  blue: {networks: {app: [10.0.0.0/24, "fd00:a::/64"]}, '
+        "guests: {web: {node: node-b}, db: {node: node-b}}}\n"
+    )
+    lab = resolve(load(text, "x.yaml", machine_memory=None).spec)
+    ran: dict[str, list[str]] = {node.name: [] for node in lab.nodes}
+    host = {name: SimpleNamespace(must=commands.append) for name, commands in ran.items()}
+    context = BreachContext(SimpleNamespace(topology=lab, host=host.__getitem__), "")  # type: ignore[arg-type]
+    declared = getattr(test_reachability.test_reach_is_what_the_topology_allows, ATTRIBUTE)
+    (breach,) = (breach for breach in declared.breaches if "may ask for the IPv6" in breach.name)
+    assert breach.applies(context)
+    breach.open(context)
+    (command,) = ran["node-b"]
+    assert str(lab.guests_on("node-b")[1].nics[0].address6) in command
+    assert ran["node-a"] == []
 
 
 def test_a_bystander_is_no_end_of_the_flow_and_sends_on_its_network() -> None:
