@@ -50,6 +50,15 @@ def test_a_protocol_stands_for_its_numbers(word: str, match: str) -> None:
     assert (str(rule.match), rule.exact) == (match, True)
 
 
+@pytest.mark.parametrize("condition", ["in_port=tap1", "nw_frag=later", "tcp_flags=+syn", "dl_vlan=5"])
+def test_a_condition_that_is_no_number_may_hold_for_every_packet(condition: str) -> None:
+    """The rule takes packets, and those below it see all of them as well."""
+    tables = _rules(
+        f"table=0, priority=9,{condition} actions=output:2", "table=0, priority=8 actions=output:3"
+    )
+    assert _exits(tables, cube()) == {"2": {"anything"}, "3": {"anything"}}
+
+
 def test_a_rule_that_takes_everything_hides_those_below_it() -> None:
     tables = _rules("table=0, priority=9,in_port=1 actions=output:2", "table=0, priority=8 actions=output:3")
     assert _exits(tables, cube(in_port=1)) == {"2": {"anything"}}
