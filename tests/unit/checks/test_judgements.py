@@ -16,6 +16,7 @@ from checks.support.breaches import address_breach
 from checks.support.lodger import lodger, start_lodger
 from testbed.errors import InstrumentError
 from testbed.model.resolve import resolve
+from testbed.model.topology import Plane
 from testbed.topology_file.loader import load
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import ATTRIBUTE
@@ -117,6 +118,29 @@ def test_a_frame_that_the_firewall_did_not_refuse_was_taken(monkeypatch: pytest.
     found.refused = set()
     with pytest.raises(AssertionError, match="1 of 1 were not refused"):
         test_overlay.test_no_other_host_enters_the_tunnels(fleet=fleet)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "open_ways"),
+    [
+        ("", "", 0),
+        ("proto esp", "proto comp", 2),
+        ("mode transport", "mode tunnel", 2),
+        ("dir out", "dir fwd", 1),
+        ("proto udp dir in", "proto tcp dir in", 1),
+    ],
+)
+def test_a_kernel_that_asks_for_no_encryption_with_a_peer_is_a_fail(
+    old: str, new: str, open_ways: int
+) -> None:
+    one, other = (f"{node.address(Plane.FABRIC)}/32" for node in LAB.nodes)
+    line = "src {} dst {} proto udp dir {} priority 1 tmpl proto esp reqid 1 mode transport"
+    told = "\n".join((line.format(other, one, "in"), line.format(one, other, "out")))
+    machine: Any = SimpleNamespace(name=LAB.nodes[0].name, read=lambda _: told.replace(old, new))
+    fleet: Any = SimpleNamespace(topology=LAB)
+    assert len(test_overlay._unencrypted(fleet, machine)) == open_ways
+    machine.read = lambda _: f"{told}\n{line.format(other, one, 'in').replace('esp', 'comp')}"
+    assert len(test_overlay._unencrypted(fleet, machine)) == 1
 
 
 def test_only_frames_of_a_control_speak_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
