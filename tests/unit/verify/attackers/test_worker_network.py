@@ -52,7 +52,7 @@ def test_every_network_of_a_lab_and_its_services_are_sent_to() -> None:
 
 
 def test_networks_are_sent_to_at_an_address_that_no_machine_has() -> None:
-    """A packet to an address of all machines would be refused for another reason (socket(7), SO_BROADCAST)."""
+    """A packet to all machines would be refused for another reason (SO_BROADCAST, socket(7))."""
     for plane, address in (
         (name, ip_address(at)) for name, _, at, _ in REQUEST["targets"] if "network" in name
     ):
