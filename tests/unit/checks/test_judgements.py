@@ -13,6 +13,7 @@ import pytest
 from checks import test_compute, test_overlay, test_reachability, test_spoofing, test_storage
 from checks.support import disruptions, network_observation
 from checks.support.breaches import address_breach
+from checks.support.flow_shortcuts import shortcut
 from checks.support.lodger import lodger, start_lodger
 from testbed.errors import InstrumentError
 from testbed.model.resolve import resolve
@@ -211,6 +212,17 @@ def test_a_neighbour_is_let_through_on_its_own_node() -> None:
     (command,) = ran["node-b"]
     assert str(lab.guests_on("node-b")[1].nics[0].address6) in command
     assert ran["node-a"] == []
+
+
+@pytest.mark.parametrize("status", [{"node-a": 0, "node-b": 0}, {"node-a": 0, "node-b": 1}])
+def test_a_shortcut_is_open_while_each_node_has_its_rule(status: dict[str, int]) -> None:
+    hosts = {
+        name: SimpleNamespace(sudo=lambda _, found=found: SimpleNamespace(status=found))
+        for name, found in status.items()
+    }
+    lab: Any = SimpleNamespace(topology=lab_of("one guest on each node"), host=hosts.__getitem__)
+    breach = shortcut("-", "dl_dst={victim}")
+    assert breach.in_force(BreachContext(lab, "")) is not any(status.values())
 
 
 def test_a_bystander_is_no_end_of_the_flow_and_sends_on_its_network() -> None:
