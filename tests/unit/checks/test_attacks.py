@@ -24,7 +24,7 @@ from checks import (
     test_spoofing,
 )
 from checks.support.attacker_positions import positions
-from checks.support.lease_requests import thefts
+from checks.support.lease_requests import STARVATION, THEFT, thefts
 from checks.support.spoofed_frames import forgeries
 from testbed.model.reachability import ReachMatrix, endpoints
 from testbed.model.resolve import resolve
@@ -133,3 +133,12 @@ def test_questions_to_dhcp_tell_their_answers_apart(topology: Path) -> None:
     assert len(set(four)) == len(four) > 40 * len(everyone)
     assert len(set(six)) == len(six) >= 40 * len([item for item in everyone if item.address6])
     assert len(four) + len(six) == len(sent)
+
+
+def test_requests_for_others_addresses_are_sent_twice() -> None:
+    """Of the many for addresses of their own, one of which has to fail, each is sent once."""
+    fleet = _fleet(ROOT / "topologies/three-tenants-dual-stack.yaml")
+    probes = [probe for position in positions(fleet) for probe in thefts(position)]
+    sent = {probe.mark[:4]: probe.fields.get("repeat", 1) for probe in probes}
+    assert sent == {"thef": 2, "star": 1, f"six{THEFT}": 2, f"six{STARVATION}": 1}
+    assert {probe.fields.get("repeat", 1) for probe in probes if probe.mark.startswith("theft")} == {2}

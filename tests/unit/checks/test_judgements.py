@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from checks import test_compute, test_overlay, test_spoofing, test_storage
+from checks import test_compute, test_overlay, test_reachability, test_spoofing, test_storage
 from checks.support import disruptions, network_observation
 from checks.support.breaches import address_breach
+from checks.support.flow_shortcuts import shortcut
 from checks.support.lodger import lodger, start_lodger
 from testbed.errors import InstrumentError
+from testbed.model.resolve import resolve
+from testbed.model.topology import Plane
+from testbed.topology_file.loader import load
+from testbed.verify.breach_context import BreachContext
+from testbed.verify.check import ATTRIBUTE
 from tests.shapes import lab_of
 
 LAB = lab_of("two-tenants")
@@ -114,6 +121,29 @@ def test_a_frame_that_the_firewall_did_not_refuse_was_taken(monkeypatch: pytest.
         test_overlay.test_no_other_host_enters_the_tunnels(fleet=fleet)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "open_ways"),
+    [
+        ("", "", 0),
+        ("proto esp", "proto comp", 2),
+        ("mode transport", "mode tunnel", 2),
+        ("dir out", "dir fwd", 1),
+        ("proto udp dir in", "proto tcp dir in", 1),
+    ],
+)
+def test_a_kernel_that_asks_for_no_encryption_with_a_peer_is_a_fail(
+    old: str, new: str, open_ways: int
+) -> None:
+    one, other = (f"{node.address(Plane.FABRIC)}/32" for node in LAB.nodes)
+    line = "src {} dst {} proto udp dir {} priority 1 tmpl proto esp reqid 1 mode transport"
+    told = "\n".join((line.format(other, one, "in"), line.format(one, other, "out")))
+    machine: Any = SimpleNamespace(name=LAB.nodes[0].name, read=lambda _: told.replace(old, new))
+    fleet: Any = SimpleNamespace(topology=LAB)
+    assert len(test_overlay._unencrypted(fleet, machine)) == open_ways
+    machine.read = lambda _: f"{told}\n{line.format(other, one, 'in').replace('esp', 'comp')}"
+    assert len(test_overlay._unencrypted(fleet, machine)) == 1
+
+
 def test_only_frames_of_a_control_speak_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
     lies = [SimpleNamespace(control=control, mark=control, probe=None) for control in ("NET-02", "NET-03")]
     found = SimpleNamespace(forgeries=lies, observation=None, require_agreement=lambda _: None)
@@ -130,6 +160,69 @@ def test_only_frames_of_a_control_speak_about_it(monkeypatch: pytest.MonkeyPatch
     assert network_observation.judge(fleet, "NET-03") == ["NET-03 arrived"]
     with pytest.raises(InstrumentError, match="nothing was sent for NET-04"):
         network_observation.judge(fleet, "NET-04")
+
+
+@pytest.mark.parametrize(
+    "look",
+    [look for look in vars(test_spoofing).values() if hasattr(look, ATTRIBUTE)],
+    ids=lambda look: getattr(look, ATTRIBUTE).id,
+)
+def test_a_forged_frame_that_arrives_fails_its_own_control(
+    look: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[str] = set()
+    arrived: list[str] = []
+
+    def judge(_: object, control: str) -> list[str]:
+        asked.add(control)
+        return arrived
+
+    monkeypatch.setattr(test_spoofing, "judge", judge)
+    monkeypatch.setattr(test_spoofing, "stolen", lambda *_: [])
+    look(None)
+    arrived.append("it came")
+    with pytest.raises(AssertionError, match="it came"):
+        look(None)
+    assert asked == {getattr(look, ATTRIBUTE).id}
+
+
+def test_a_stolen_lease_fails_net_06(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_spoofing, "judge", lambda *_: [])
+    monkeypatch.setattr(test_spoofing, "stolen", lambda *_: ["red/web has blue/db's"])
+    with pytest.raises(AssertionError, match="1 leases of others: red/web has"):
+        test_spoofing.test_no_guest_serves_or_steals_leases(None)  # type: ignore[arg-type]
+
+
+def test_a_neighbour_is_let_through_on_its_own_node() -> None:
+    """No flow joins the guests of the second node, which is not the node of the case."""
+    text = (
+        "version: 1\nname: x\nnodes: {node-a: {}, node-b: {}}\ntenants:\n"
+        "  red: {networks: {app: 10.0.0.0/24}, guests: {web: {node: node-a}}}\n"
+        '  blue: {networks: {app: [10.0.0.0/24, "fd00:a::/64"]}, '
+        "guests: {web: {node: node-b}, db: {node: node-b}}}\n"
+    )
+    lab = resolve(load(text, "x.yaml", machine_memory=None).spec)
+    ran: dict[str, list[str]] = {node.name: [] for node in lab.nodes}
+    host = {name: SimpleNamespace(must=commands.append) for name, commands in ran.items()}
+    context = BreachContext(SimpleNamespace(topology=lab, host=host.__getitem__), "")  # type: ignore[arg-type]
+    declared = getattr(test_reachability.test_reach_is_what_the_topology_allows, ATTRIBUTE)
+    (breach,) = (breach for breach in declared.breaches if "may ask for the IPv6" in breach.name)
+    assert breach.applies(context)
+    breach.open(context)
+    (command,) = ran["node-b"]
+    assert str(lab.guests_on("node-b")[1].nics[0].address6) in command
+    assert ran["node-a"] == []
+
+
+@pytest.mark.parametrize("status", [{"node-a": 0, "node-b": 0}, {"node-a": 0, "node-b": 1}])
+def test_a_shortcut_is_open_while_each_node_has_its_rule(status: dict[str, int]) -> None:
+    hosts = {
+        name: SimpleNamespace(sudo=lambda _, found=found: SimpleNamespace(status=found))
+        for name, found in status.items()
+    }
+    lab: Any = SimpleNamespace(topology=lab_of("one guest on each node"), host=hosts.__getitem__)
+    breach = shortcut("-", "dl_dst={victim}")
+    assert breach.in_force(BreachContext(lab, "")) is not any(status.values())
 
 
 def test_a_bystander_is_no_end_of_the_flow_and_sends_on_its_network() -> None:
@@ -162,7 +255,13 @@ def test_a_connection_that_was_not_held_says_nothing_about_a_change(
     def ask(request: dict[str, Any]) -> dict[str, Any]:
         return held if request["phase"] == "hold" else {}
 
-    monkeypatch.setattr(disruptions, "in_guest", lambda *_: SimpleNamespace(ask=ask))
+    asked: list[str] = []
+
+    def in_guest(_: object, guest: Any) -> Any:
+        asked.append(guest.label)
+        return SimpleNamespace(ask=ask)
+
+    monkeypatch.setattr(disruptions, "in_guest", in_guest)
     monkeypatch.setattr(disruptions, "_require_used", lambda *_: None)
     monkeypatch.setattr(disruptions, "time", SimpleNamespace(sleep=lambda _: None))
     northbound = SimpleNamespace(change_rules=lambda *_: None)
@@ -174,6 +273,7 @@ def test_a_connection_that_was_not_held_says_nothing_about_a_change(
     tokens: Any = SimpleNamespace(of=lambda mark: mark, prefix="-")
     if sound:
         assert disruptions._change_policy(fleet, tokens) == held
+        assert asked == ["red/web"]  # the source of the first flow
         return
     with pytest.raises(InstrumentError, match="holds no connection"):
         disruptions._change_policy(fleet, tokens)

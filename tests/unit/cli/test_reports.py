@@ -166,3 +166,10 @@ def test_a_summary_is_bounded_at_the_end_of_a_line(tmp_path: Path, monkeypatch: 
     left = len(report.splitlines()) - len(kept.splitlines())
     assert note == f"{left} more lines are in report.md, in the folder of the run.\n"
     assert formats.bounded("# short\n", 200_000) == "# short\n"
+
+
+def test_a_report_is_cut_only_if_it_does_not_fit() -> None:
+    report = "a\nb\nc\n"
+    room = len(report) + len(formats._LEFT_OUT) + 20
+    assert formats.bounded(report, room) == report
+    assert formats.bounded(report, room - 1).startswith("a\nb\n\n1 more lines")

@@ -14,7 +14,7 @@ import pytest
 from testbed.inventory import controls
 from testbed.inventory.allowed import load
 from testbed.inventory.compare import compare
-from testbed.inventory.records import FORMAT, Inventory, unpack
+from testbed.inventory.records import FORMAT, Inventory, parse, unpack
 from testbed.payload.inventory.host.files import LOGS
 from testbed.plan.controls import SEVERITY
 
@@ -118,6 +118,16 @@ def test_equal_inventories_have_no_findings() -> None:
 def test_a_difference_names_its_place_and_both_sides(found: Any, wanted: Any, told: tuple[Any, ...]) -> None:
     (only,) = compare("node", inventory(**found), inventory(**wanted)).findings
     assert (only.key, only.property, only.found, only.wanted) == told
+
+
+def test_a_finding_is_told_with_its_place_both_sides_and_controls() -> None:
+    (only,) = compare("node", inventory(a={"x": 1}), inventory(a={})).findings
+    assert str(only) == "node: unit a, x: 1, and should be nothing (endangers VMM-04)"
+
+
+def test_a_gap_hides_no_difference_of_a_later_domain() -> None:
+    found = Inventory({("unread", "units "): "it hangs", ("xfrm policy", "x"): 1})
+    assert [item.domain for item in compare("node", found, inventory()).findings] == ["xfrm policy"]
 
 
 def test_a_place_that_cannot_be_read_any_more_is_told() -> None:
@@ -330,6 +340,13 @@ def test_what_a_machine_prints_is_taken_as_it_is() -> None:
     found = unpack(packed(RECORD, '{"domain":"unread","key":"x ","value":"gone"}'))
     assert found.records == {("unit", "a"): 1, ("unread", "x "): "gone"}
     assert (found.seconds, found.unread, found.domains()) == (1.5, {"x ": "gone"}, {"unit": 1, "unread": 1})
+
+
+def test_an_inventory_survives_the_way_through_json() -> None:
+    one = Inventory({("unit", "b"): {"x": [1]}, ("unit", "a"): None, ("file", "c"): "d"})
+    told = json.loads(json.dumps(one.data()))
+    assert [(line["domain"], line["key"]) for line in told] == [("file", "c"), ("unit", "a"), ("unit", "b")]
+    assert parse(told) == one
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,7 +132,8 @@ def test_a_value_that_is_no_object_is_checked_too(lines: tuple[expected.Expected
 def test_the_identity_that_was_handed_over_is_known_to_the_last_octet() -> None:
     records = derived(ORIGIN, {}, {})
     public = records["file", "/run/testbed/hostname"]
-    assert public["sha256"] == hashlib.sha256(f"{NODE.name}\n".encode()).hexdigest()
+    name = f"{NODE.name}\n".encode()
+    assert public == FILE | {"size": len(name), "sha256": hashlib.sha256(name).hexdigest()}
     private = records["file", "/run/testbed/ssh/host_key"]
     assert private["keyed sha256"] == hmac.new(bytes(32), b"host key", "sha256").hexdigest()
     assert private["mode"] == "0600"
@@ -140,6 +143,23 @@ def test_the_identity_that_was_handed_over_is_known_to_the_last_octet() -> None:
         "owner": "0:0",
         "newer": True,
     }
+
+
+def test_a_file_that_others_may_not_read_is_private(tmp_path: Path) -> None:
+    file = tmp_path / "identity.tar"
+    file.write_bytes(ORIGIN.identity)
+    with tarfile.open(file, "a") as archive:
+        for mode in (0o711, 0o604):
+            entry = tarfile.TarInfo(f"testbed/{mode:o}")
+            entry.mode = mode
+            archive.addfile(entry)
+    records = derived(replace(ORIGIN, identity=file.read_bytes()), {}, {})
+    assert "keyed sha256" in records["file", "/run/testbed/711"]
+    assert "keyed sha256" not in records["file", "/run/testbed/604"]
+
+
+def test_names_of_the_machine_come_from_the_identity() -> None:
+    assert f"127.0.1.1 {NODE.name}" in derived(ORIGIN, {}, {})["access file", "/etc/hosts"]
 
 
 def test_a_file_of_the_identity_that_was_changed_is_a_finding(lines: tuple[expected.Expected, ...]) -> None:
@@ -197,6 +217,23 @@ def test_a_foreign_record_of_each_judged_domain_is_found_under_its_control(domai
             (finding,) = judge(origin, found, Inventory({}), lines, ()).comparison.findings
             assert (finding.domain, finding.key, finding.found is None) == (domain, key, False)
             assert finding.controls == controls.endangered(domain, key)
+
+
+def test_a_line_needs_four_fields_and_is_about_every_role(tmp_path: Path) -> None:
+    file = tmp_path / "expected.toml"
+    text = ["[[expected]]", 'domain = "unit"', 'key = "x"', 'reason = "r"', "blind = []"]
+    file.write_text("\n".join(text))
+    (line,) = expected.load(file=file)
+    assert (line.roles, line.parts, line.gone, line.fits("x", {})) == (
+        ("node", "controller"),
+        set(),
+        False,
+        True,
+    )
+    for missing in range(1, len(text)):
+        file.write_text("\n".join(text[:missing] + text[missing + 1 :]))
+        with pytest.raises(ValueError, match="other fields"):
+            expected.load(file=file)
 
 
 @pytest.mark.parametrize("broken", ["key = '('", "other = 1"])

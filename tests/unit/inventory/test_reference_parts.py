@@ -43,6 +43,13 @@ def test_services_and_workers_see_parts_of_the_first_namespace_at_their_places(
 ) -> None:
     assert bool(parts({("mount", key): [mount]}, FIRST_MOUNTS)) == is_part
     assert not parts({("mount", key): [mount, {"type": "ext4"}]}, FIRST_MOUNTS)
+    assert not parts({("mount", key): [mount, "odd"]}, FIRST_MOUNTS)
+
+
+def test_records_of_other_domains_are_no_mounts() -> None:
+    mount = ROOT_FS | {"root": "/etc"}
+    others = {("device", "first /"): [ROOT_FS], ("setting", "first kernel/hostname"): 6}
+    assert not parts({("mount", "mnt of system.slice/a.service /etc"): [mount]}, others)
 
 
 def test_interfaces_of_the_topology_have_the_settings_of_new_ones() -> None:
@@ -78,6 +85,8 @@ def test_addresses_and_routes_follow_from_the_topology() -> None:
         f"first management0 {nic.address}/{prefix}"
     }
     assert sum(domain == "route" for domain, _ in found) == 3
+    route = found["route", f"first local {nic.address} local management0"]
+    assert (route["dev"], route["prefsrc"], route["scope"]) == ("management0", str(nic.address), "host")
 
 
 @pytest.mark.parametrize(

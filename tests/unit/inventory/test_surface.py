@@ -24,7 +24,7 @@ from testbed.inventory.surface import (
 )
 from testbed.model.resolve import resolve
 from testbed.model.topology import FIRST_WORKER_UID, Plane, Role
-from testbed.topology_file.loader import read
+from testbed.topology_file.loader import load, read
 
 ROOT = Path(__file__).parents[3]
 TOPOLOGY = resolve(read(ROOT / "topologies/two-tenants.yaml").spec)
@@ -92,6 +92,16 @@ def test_names_of_guests_are_replaced_as_whole_words_only() -> None:
         for part in _surface(*(("listener", key.format(name), {}) for name in ("red.webs", "a.red.web")))
     }
     assert names == {"unix stream /run/red.webs", "unix stream /run/a.red.web"}
+
+
+def test_the_longest_name_of_a_guest_is_replaced() -> None:
+    text = (
+        "version: 1\nname: x\nnodes: {node: {}}\n"
+        "tenants: {red: {networks: {app: 10.0.0.0/24}, guests: {web: {}, web-1: {}}}}\n"
+    )
+    lab = resolve(load(text, "x.yaml", machine_memory=None).spec)
+    found = surface(Inventory({("listener", "first unix stream /run/red.web-1"): {}}), lab, lab.nodes[0])
+    assert {part.name for part in found} == {"unix stream /run/GUEST"}
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,12 @@ def test_no_line_is_wider_than_the_terminal_whatever_stands_where(width: int, pl
     _require_fitting(screen.verdicts(data, width), width)
 
 
+def test_the_first_line_breaks_only_where_it_must() -> None:
+    whole = "lab lab: nodes under kvm, guests under tcg"
+    assert screen.verdicts(_run(), len(whole) + 2)[0].plain == whole
+    assert screen.verdicts(_run(), len(whole) + 1)[0].plain == whole.rpartition(" ")[0]
+
+
 @pytest.mark.parametrize("width", WIDTHS[1:])
 def test_a_matrix_fits_the_terminal_and_is_short(width: int) -> None:
     rows = _rows("three-tenants-dual-stack")

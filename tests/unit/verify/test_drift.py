@@ -205,6 +205,17 @@ def test_a_guest_that_does_not_run_opens_no_wall(lab, run, state) -> None:
     assert any(item.key == GUEST for item in look(lab).idle())
 
 
+def test_a_guest_that_the_checks_have_stopped_is_told_at_the_end(lab, tmp_path: Path) -> None:
+    watch = DriftWatch(Fleet(lab, tmp_path / "evidence"))  # type: ignore[arg-type]
+    watch.begin()
+    lab.set(GUEST, "state", "crashed")
+    assert watch.trouble == []
+    watch.end()
+    (told,) = watch.trouble
+    assert told.startswith("after the checks: ")
+    assert "red/web" in told
+
+
 def test_a_limit_that_is_gone_while_its_guest_runs_is_a_wall(lab, run) -> None:
     del lab.world.resources[LIMIT]
     assert [row[:3] for row in run()] == [("NET-12", "node-a", "fail")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -48,6 +49,16 @@ def test_every_network_of_a_lab_and_its_services_are_sent_to() -> None:
         "ssh of its node", "the southbound database", "its node", "the network management",
         "the network fabric", "the network storage", "controller", "node-b",
     ]  # fmt: skip
+
+
+def test_networks_are_sent_to_at_an_address_that_no_machine_has() -> None:
+    """A packet to all machines would be refused for another reason (SO_BROADCAST, socket(7))."""
+    for plane, address in (
+        (name, ip_address(at)) for name, _, at, _ in REQUEST["targets"] if "network" in name
+    ):
+        (net,) = (LAB.lab_network(nic.plane).network for nic in LAB.nodes[0].nics if nic.plane in plane)
+        assert address in {*net.hosts()}
+        assert address not in {nic.address for machine in LAB.machines for nic in machine.nics}
 
 
 def test_closed_walls_are_no_fault() -> None:

@@ -175,6 +175,13 @@ def test_an_answer_of_another_form_is_refused(name: str) -> None:
         seen.GuestView({**RECORDED["guest"], "more": 1})
 
 
+@pytest.mark.parametrize("name", ["command_line", "smbios"])
+def test_a_guests_words_have_an_end(name: str) -> None:
+    assert seen.GuestView({**RECORDED["guest"], name: "ff" * 15_000})
+    with pytest.raises(ValueError, match="at most 30000"):
+        seen.GuestView({**RECORDED["guest"], name: "ff" * 15_000 + "f"})
+
+
 def test_an_unknown_guest_may_have_the_kinds_of_known_ones_only() -> None:
     known = [declared.entries(guest_xml(LAB, guest, {})) for guest in LAB.guests]
     assert rules.foreign(known, declared.entries(guest_xml(LAB, GUEST, {}))) == []

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from testbed.errors import InstrumentError
-from testbed.model.reachability import endpoints
+from testbed.model.reachability import ReachMatrix, endpoints
 from testbed.model.resolve import resolve
 from testbed.payload.probe import wire
 from testbed.topology_file.loader import read
 from testbed.verify.observation import observe
-from testbed.verify.observation.arrivals import Observation
+from testbed.verify.observation.arrivals import Observation, matrix_probes
 from testbed.verify.probe.client import ProbeClient
 from testbed.verify.probe.tokens import Tokens
 
@@ -65,6 +65,12 @@ def test_neighbor_discovery_counts_as_arp_does() -> None:
     )
     records[web.guest] = [{"kind": "nd-request", "mac": db.mac, "target": str(web.link_local)}]
     assert (seen.resolved(db, web, "nd-link"), seen.resolved(db, web, "nd")) == (True, False)
+
+
+def test_a_forbidden_frame_is_sent_once_and_an_allowed_one_twice() -> None:
+    cells = ReachMatrix.of(LAB).cells
+    sent = {(cell.allowed, matrix_probes([cell])[0].fields["repeat"]) for cell in cells}
+    assert sent == {(False, 1), (True, 2)}
 
 
 def test_an_observation_that_breaks_off_ends_what_it_has_started() -> None:

@@ -27,6 +27,38 @@ def _exits(
     return found
 
 
+@pytest.mark.parametrize(
+    ("word", "match"),
+    [
+        ("ip", "dl_type=0x800"),
+        ("icmp", "dl_type=0x800,nw_proto=1"),
+        ("tcp", "dl_type=0x800,nw_proto=6"),
+        ("udp", "dl_type=0x800,nw_proto=17"),
+        ("sctp", "dl_type=0x800,nw_proto=132"),
+        ("ipv6", "dl_type=0x86dd"),
+        ("icmp6", "dl_type=0x86dd,nw_proto=58"),
+        ("tcp6", "dl_type=0x86dd,nw_proto=6"),
+        ("udp6", "dl_type=0x86dd,nw_proto=17"),
+        ("sctp6", "dl_type=0x86dd,nw_proto=132"),
+        ("arp", "dl_type=0x806"),
+        ("rarp", "dl_type=0x8035"),
+    ],
+)
+def test_a_protocol_stands_for_its_numbers(word: str, match: str) -> None:
+    """ovs-fields(7)."""
+    ((rule,),) = _rules(f"table=0, priority=1,{word} actions=drop").values()
+    assert (str(rule.match), rule.exact) == (match, True)
+
+
+@pytest.mark.parametrize("condition", ["in_port=tap1", "nw_frag=later", "tcp_flags=+syn", "dl_vlan=5"])
+def test_a_condition_that_is_no_number_may_hold_for_every_packet(condition: str) -> None:
+    """The rule takes packets, and those below it see all of them as well."""
+    tables = _rules(
+        f"table=0, priority=9,{condition} actions=output:2", "table=0, priority=8 actions=output:3"
+    )
+    assert _exits(tables, cube()) == {"2": {"anything"}, "3": {"anything"}}
+
+
 def test_a_rule_that_takes_everything_hides_those_below_it() -> None:
     tables = _rules("table=0, priority=9,in_port=1 actions=output:2", "table=0, priority=8 actions=output:3")
     assert _exits(tables, cube(in_port=1)) == {"2": {"anything"}}

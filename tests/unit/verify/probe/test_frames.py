@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from scapy.layers.dhcp import BOOTP
 from scapy.layers.dhcp6 import DHCP6_Advertise, DHCP6OptIA_NA, DHCP6OptIAAddress, DHCP6OptServerId
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptUnknown, IPv6, IPv6ExtHdrHopByHop
@@ -133,6 +134,13 @@ def test_an_advertisement_says_whose_address_it_tells_of() -> None:
     told = bytes(Ether(src=DB.mac, dst=WEB.mac) / head / frames.neighbor_advertisement("fd00::3", DB.mac))
     assert parse(told, PREFIX) == ("nd-reply", "", DB.mac, "fd00::3", "fd00::2", WEB.mac)
     assert parse(told[:70], PREFIX) is None
+
+
+def test_a_dhcp_request_names_its_sender_unless_it_names_another() -> None:
+    own, other = (bytes.fromhex(item.mac.replace(":", "")) for item in (WEB, DB))
+    for client, named in ((b"", own), (other, other)):
+        packet = Ether(frames.dhcp_discover(WEB.mac, 1, client=client)(b""))
+        assert (packet.src, packet[BOOTP].chaddr[:6]) == (WEB.mac, named)
 
 
 def test_an_answer_of_dhcpv6_says_what_it_hands_out() -> None:

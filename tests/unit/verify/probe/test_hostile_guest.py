@@ -7,7 +7,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,6 +186,61 @@ def test_a_run_does_not_take_in_more_than_its_share(clock: Clock, monkeypatch: p
         instrument.ask({"phase": "finish"})
 
 
+def _waiting(clock: Clock, files: dict[str, tuple[float, bytes]]) -> tuple[AgentTransport, list[str]]:
+    """Return the transport to a guest with files that each come after some seconds, and what is opened."""
+    opened: list[str] = []
+
+    def path(arguments: dict[str, Any]) -> object:
+        opened.append(arguments["path"].rpartition("/")[2].partition(".")[0])
+        since, _ = files.get(opened[-1], (0.0, b"")) if arguments["mode"] == "r" else (0.0, b"")
+        missing = opened[-1] not in (*files, "in") or clock.now < since
+        return InstrumentError("-", fact="No such file or directory", remedy="-") if missing else {"value": 7}
+
+    answers = {
+        **file(b""),
+        "guest-file-open": path,
+        "guest-file-read": lambda _: piece(files[opened[-1]][1], True),
+    }
+    fleet: Any = SimpleNamespace(
+        evidence=SimpleNamespace(record=lambda *_: None),
+        files_of=lambda _: Files(HostileAgent(clock, answers), GUEST, clock),
+    )
+    return AgentTransport(fleet, GUEST), opened
+
+
+LOCKED = {
+    "pid": (0.0, b"7"),
+    "locks": (0.0, b"1: POSIX ADVISORY WRITE 7\n2: FLOCK ADVISORY WRITE 7 00:18:1 0 EOF"),
+}
+
+
+def test_a_probe_is_asked_for_its_lock_only_when_it_is_silent_for_long(clock: Clock) -> None:
+    pipe, opened = _waiting(clock, {"answer": (5.0, b"x")})
+    assert pipe.ask("n", b"-", transport.Wait(0, 300), nullcontext()) == b"x"
+    assert "locks" not in opened
+    pipe, opened = _waiting(clock, {**LOCKED, "answer": (clock.now + 100, b"x")})
+    assert pipe.ask("n", b"-", transport.Wait(0, 300), nullcontext()) == b"x"
+    assert 5 <= opened.count("locks") <= 10
+
+
+@pytest.mark.parametrize(
+    ("locks", "told", "seconds"),
+    [
+        (LOCKED["locks"][1], "takes too long", 300),
+        (b"", "does not run", 10),
+        (b"2: FLOCK ADVISORY WRITE 8 00:18:1 0 EOF", "does not run", 10),
+        (b"2: POSIX ADVISORY WRITE 7 00:18:1 0 EOF", "does not run", 10),
+    ],
+)
+def test_a_probe_that_has_ended_is_noticed_long_before_the_end(
+    locks: bytes, told: str, seconds: int, clock: Clock
+) -> None:
+    pipe, _ = _waiting(clock, {**LOCKED, "locks": (0.0, locks)})
+    with pytest.raises(InstrumentError, match=told):
+        pipe.ask("n", b"-", transport.Wait(0, 300), nullcontext())
+    assert seconds < clock.now < seconds + 5
+
+
 def test_an_honest_guest_that_is_slow_is_asked_as_often_as_needed(clock: Clock) -> None:
     """Sending takes as long as there are probes, and others' turns are not charged."""
     agent = HostileAgent(clock, file(message(b"{}")), 3.0)
@@ -224,8 +279,15 @@ def test_an_allowance_that_is_just_spent_is_spent(spent: str) -> None:
         pass
 
 
+def test_the_page_states_the_budget_of_a_run() -> None:
+    page = (Path(__file__).parents[4] / "docs/reference/untrusted.md").read_text()
+    assert f"one guest or machine, in one run | {budget.OCTETS // 2**20} MiB |" in page
+    assert f"one guest or machine, in one run | {budget.SECONDS:.0f} s;" in page
+
+
 def test_lists_have_an_end() -> None:
     assert listed({"records": [{}, 1, None, {"a": 1}]}, "records") == [{}, {"a": 1}]
+    assert len(listed({"records": [{}] * 10_000}, "records")) == 10_000
     with pytest.raises(InstrumentError, match="too many records"):
         listed({"records": [{}] * 10_001}, "records")
 
