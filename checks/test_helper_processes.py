@@ -53,7 +53,7 @@ def _foreign(name: str, **changed: str) -> Breach:
 
 # A process that has lost its profile takes it on when it starts itself again.
 _AGAIN = (
-    f"apparmor_parser -r {PROFILE_FILE}; for look in $(seq 60); do "
+    f"apparmor_parser -r -W {PROFILE_FILE}; for look in $(seq 60); do "
     f"[ \"$({PROCESSES.removesuffix('; true')} | cut -d' ' -f2-)\" = '{CONFINED}' ] && exit 0; "
     f"[ $look -gt 1 ] || systemctl reload {UNIT}; sleep 0.5; done; exit 1"
 )
@@ -70,7 +70,7 @@ _AGAIN = (
         shell_breach(
             "the profile of virtlogd only complains",
             opens=lambda _: f"apparmor_parser -r -C {PROFILE_FILE}",
-            closes=lambda _: f"apparmor_parser -r {PROFILE_FILE}",
+            closes=lambda _: f"apparmor_parser -r -W {PROFILE_FILE}",
             shows=lambda _: f"grep -qx '{PROFILE} (complain)' {_LOADED}",
         ),
         shell_breach(
@@ -83,11 +83,11 @@ _AGAIN = (
             "the profile of virtlogd lets it open volumes of tenants",
             opens=lambda _: (
                 f"sed -i '/^}}$/d' {PROFILE_FILE} && printf '  %s\\n' {_RULES} >> {PROFILE_FILE} && "
-                f"echo '}}' >> {PROFILE_FILE} && apparmor_parser -r {PROFILE_FILE}"
+                f"echo '}}' >> {PROFILE_FILE} && apparmor_parser -r -W {PROFILE_FILE}"
             ),
             closes=lambda _: (
                 f"sed -i -e '/^  capability /d' -e '\\#^  /var/lib/testbed/#d' {PROFILE_FILE}; "
-                f"apparmor_parser -r {PROFILE_FILE}"
+                f"apparmor_parser -r -W {PROFILE_FILE}"
             ),
             shows=lambda _: f"grep -q '^  /var/lib/testbed/' {PROFILE_FILE}",
         ),
