@@ -40,7 +40,7 @@ _LIBC.ptrace.restype = ctypes.c_long
 
 Facts = dict[str, object]
 Outcomes = dict[str, str]
-Attempt = tuple[str, "Callable[..., None]", tuple[object, ...]]
+Attempt = tuple[str, "Callable[..., object]", tuple[object, ...]]
 
 
 class _Program(ctypes.Structure):
@@ -249,7 +249,7 @@ def _attempts(request: dict[str, object], targets: dict[str, tuple[int, int]]) -
         ("open a raw socket", _socket, (socket.SOCK_RAW, 1)),
         ("open a socket of a network", _socket, (socket.SOCK_STREAM, 0)),
         ("make a user namespace", _forked, (_unshare,)),
-        ("leave its profile", _forked, (_leave,)),
+        ("take on the profile of libvirtd", _forked, (_take_on,)),
     ]
 
 
@@ -314,9 +314,9 @@ def _unshare() -> None:
     _require(_LIBC.unshare(_NEW_USERS))
 
 
-def _leave() -> None:
+def _take_on() -> None:
     with open("/proc/self/attr/current", "w", encoding="ascii") as file:
-        file.write("changeprofile unconfined")
+        file.write("changeprofile libvirtd")
 
 
 def _forked(action: Callable[[], object]) -> None:

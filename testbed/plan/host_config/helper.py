@@ -47,7 +47,8 @@ profile virtlogd /usr/sbin/virtlogd flags=(attach_disconnected) {
   network unix dgram,
   /run/systemd/{notify,journal/socket} w,
   signal (receive) peer=unconfined,
-  ptrace (readby) peer={unconfined,libvirtd},
+  ptrace (readby, tracedby) peer=unconfined,
+  ptrace (readby) peer=libvirtd,
 }
 """
 UNIT_TEXT = """\

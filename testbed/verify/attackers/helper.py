@@ -68,9 +68,9 @@ _PROPERTIES = {
 _ASKED = f"systemctl show {UNIT} {' '.join(f'-p {name}' for name in _PROPERTIES)}"
 OWN = "write its own log"
 # Only privileges keep a helper from sockets with a path: kernels before 6.17 ask no profile about them. Only
-# a profile keeps it from starting programs, and there is none to leave without it.
+# a profile keeps it from starting programs and from another profile.
 _NOT_BY_PROFILE = ("connect to ",)
-_NOT_BY_PRIVILEGES = ("start ", "leave its profile")
+_NOT_BY_PRIVILEGES = ("start ", "take on the profile of libvirtd")
 _REFUSED = {"EACCES", "EPERM", "ENOENT", "EROFS", "EAFNOSUPPORT"}  # ENOENT: the place is not in its mounts
 _FILTERED = 2  # mode of seccomp (proc(5))
 LAYERS = ("profile", "privileges", "everything")
@@ -158,7 +158,8 @@ def findings(fleet: Fleet, node: MachineView) -> Findings:
         "workers": workers,
         "own": own,
         "read": [*paths["file"], *paths["key"], *_KEYS, *_DEVICES],
-        "write": [*paths["file"], *_CONFIGURATION, *_DEVICES],
+        # disks are not opened for writing: udev would read them when they are closed
+        "write": [*paths["file"], *_CONFIGURATION],
         "folders": [POOLS],
         "sockets": [*paths["socket"], *_SOCKETS],
         "programs to start": [_SHELL],

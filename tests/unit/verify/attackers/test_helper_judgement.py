@@ -15,7 +15,7 @@ from testbed.verify.attackers import helper
 WORKERS = {"red.web": 7, "blue.web": 8}
 ATTEMPTS = (
     helper.OWN, "read /volume", "connect to /run/socket", "trace red.web", "start /usr/bin/true",
-    "load a module", "leave its profile",
+    "load a module", "take on the profile of libvirtd",
 )  # fmt: skip
 REFUSED = "EACCES"
 BOUND = (2, 1, 0, 0)
@@ -37,7 +37,7 @@ def _answer() -> dict[str, Any]:
         "network": "own", "serves": sorted(WORKERS), "filters": 3,
         "layers": {
             "profile": _child(label, FREE, (helper.OWN, "connect to"), "first"),
-            "privileges": _child("unconfined", BOUND, (helper.OWN, "start", "leave")),
+            "privileges": _child("unconfined", BOUND, (helper.OWN, "start", "take on")),
             "everything": _child(label, BOUND, (helper.OWN,)),
         },
     }  # fmt: skip
@@ -60,7 +60,7 @@ def test_each_attempt_that_succeeds_is_a_fault_of_the_layers_that_must_refuse_it
     layer: str, attempt: str
 ) -> None:
     answer = _with(lambda _, item: item["layers"][layer]["outcomes"].update({attempt: "done"}))
-    spared = {"profile": ("connect",), "privileges": ("start", "leave"), "everything": ()}[layer]
+    spared = {"profile": ("connect",), "privileges": ("start", "take on"), "everything": ()}[layer]
     wanted = () if attempt.startswith(spared) else (
         f"{PROGRAM} (process 5) can {attempt}, as far as its {layer} goes",
     )  # fmt: skip
