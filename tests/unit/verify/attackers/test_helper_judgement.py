@@ -95,6 +95,16 @@ def test_a_process_that_shares_a_pipe_with_a_worker_must_be_declared() -> None:
     assert loose == ("/usr/bin/cat (process 6), which serves red.web: no profile is declared for it",)
 
 
+def test_a_helper_that_is_less_confined_is_a_fault_even_if_attempts_end_oddly() -> None:
+    def change(_: object, item: dict[str, Any]) -> None:
+        item["threads"] = [FREE]
+        item["layers"]["everything"]["outcomes"]["load a module"] = "EIO"
+
+    loose, reached = helper.judged(_with(change), WORKERS)
+    assert len(loose) == 2
+    assert reached == ()
+
+
 @pytest.mark.parametrize(
     "change",
     [
