@@ -46,6 +46,7 @@ SEVERITY = {
     "PRC-01": "critical",
     "PRC-02": "critical",
     "PRC-05": "high",
+    "PRC-06": "medium",
     "STO-01": "critical",
     "STO-02": "critical",
     "STO-05": "high",

@@ -190,6 +190,7 @@ def test_3_every_check_is_proven(environment: dict[str, str]) -> None:
         "PRC-03",
         "PRC-04",
         "PRC-05",
+        "PRC-06",
         "BND-02",
         "CMP-02",
         "CMP-04",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from testbed.model.topology import IMAGES, Machine, Plane, Role, Topology
-from testbed.plan.host_config import parsers, trust
+from testbed.plan.host_config import helper, parsers, trust
 from testbed.plan.host_config.identity import address_sets
 from testbed.plan.host_config.nd_guard import ATTACH, GUARDS, RULES, allowed, guarded, links
 from testbed.topology_file.validation import WORKERS_PER_NODE
@@ -43,7 +43,7 @@ TEXTS = (
     "grep -asH '' /etc/nftables.conf /etc/group /etc/ssh/principals/* "
     "/etc/systemd/system/ovs-vswitchd.service.d/* "
     "/etc/systemd/system/ovn-controller.service.d/* /etc/apparmor.d/local/abstractions/libvirt-qemu "
-    "/etc/apparmor.d/abstractions/libvirt-qemu.d/* /proc/self/mounts /sys/kernel/mm/ksm/run "
+    f"/etc/apparmor.d/abstractions/libvirt-qemu.d/* {helper.FILES} /proc/self/mounts /sys/kernel/mm/ksm/run "
     f"/sys/class/net/br-int/flags {_IGNORED} {_TRACING} "
     f"{' '.join(f'/proc/sys/{name}' for name in KERNEL)}"
 )
@@ -401,6 +401,7 @@ _ROOT_PARTITION = (
         "sed -i -E 's/ flags=\\([^)]*complain[^)]*\\)//' $profile; apparmor_parser -r $profile; done",
         parsers.unconfined,
     ),
+    Setting("helper-confinement", "PRC-06", *helper.confinement(TEXTS)),
     Setting(
         "profile-additions",
         "STO-01",

@@ -27,6 +27,11 @@ def _lines(file: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
+def _inner(file: str) -> list[str]:
+    """Return the lines of a file but those that begin and end a section."""
+    return [line.strip() for line in _lines(file) if not line.endswith(("{", "}", "]"))]
+
+
 def _mounts() -> list[str]:
     words = " ".join(machine._NODE).split()
     return [word.partition(":")[2] for word in words if word.startswith("testbed.mount=")]
@@ -36,6 +41,8 @@ SOURCES: Mapping[str, Callable[[], list[str]]] = {
     "Kernel of every machine": lambda: _lines("base/files/sysctl.conf"),
     "QEMU under libvirt": lambda: _lines("hypervisor/files/qemu.conf"),
     "AppArmor rules that all workers share": lambda: _lines("hypervisor/files/libvirt-qemu"),
+    "AppArmor rules of virtlogd": lambda: _inner("hypervisor/files/virtlogd.apparmor"),
+    "Unit of virtlogd": lambda: _inner("hypervisor/files/virtlogd.conf"),
     "Mounts of a node": _mounts,
     "sshd of every machine": lambda: _lines("access/files/sshd_config"),
 }
