@@ -35,9 +35,9 @@ PROTECTED = "every peer, both ways"
 
 
 def lines(files: str, start: str) -> str:
-    """Return the lines of one file, or of all files of a folder.
+    """Return the lines of one file, or of all files whose paths have the same beginning.
 
-    The file's name ends with a colon, the folder's with a slash.
+    The path of one file ends with a colon.
     """
     found = _named(files, start)
     return "\n".join(found if start.endswith(":") else [line.partition(":")[2] for line in found])

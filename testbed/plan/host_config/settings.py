@@ -343,7 +343,7 @@ _ROOT_PARTITION = (
             "rm -rf /etc/systemd/system/ovs-vswitchd.service.d "
             "/etc/systemd/system/ovn-controller.service.d; systemctl daemon-reload"
         ),
-        partial(parsers.lines, start="/etc/systemd/system/"),
+        partial(parsers.lines, start="/etc/systemd/system/ov"),
     ),
     Setting(
         "mirrors",
