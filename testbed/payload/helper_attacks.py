@@ -303,7 +303,7 @@ def _load() -> None:
 
 
 def _mount() -> None:
-    """Mount with an option that there is not: AppArmor looks up the kind before it decides, and must know it."""
+    """Mount with an unknown option; AppArmor refuses an unknown kind in the same way as the kernel does."""
     _expect(errno.EINVAL, _LIBC.mount(b"none", b"/", b"tmpfs", 0, b"no-such-option"))
 
 
