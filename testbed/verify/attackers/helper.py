@@ -55,10 +55,16 @@ _SOCKETS = (
     "/run/systemd/private",
 )
 _SHELL = "/usr/bin/true"
+# A boot leaves sockets of guests that ran before it. Those that listen have a flag, __SO_ACCEPTCON.
+_LISTENING = (
+    'while read -r _ _ _ flags _ _ _ path; do case "$flags $path" in '
+    '"00010000 /var/lib/libvirt/qemu/"*|"00010000 /run/libvirt/qemu/"*) echo "socket $path" ;; esac; '
+    "done < /proc/net/unix"
+)
 _LISTED = (
     f"find {POOLS} -mindepth 2 -type f -printf 'file %p\\n'; "
     "find /var/lib/libvirt/qemu -name master-key.aes -printf 'key %p\\n'; "
-    "find /var/lib/libvirt/qemu /run/libvirt/qemu -xdev -type s -printf 'socket %p\\n'"
+    f"{_LISTENING}"
 )
 # What the manager would start next. An empty set of capabilities is printed as an empty value.
 _PROPERTIES = {
