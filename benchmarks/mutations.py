@@ -260,15 +260,13 @@ def _network(rng: random.Random, ask: Ask) -> Drawn:
 
 
 @_kind("memory management", "CMP-02 VMM-04 VMM-01")
-def _memory(rng: random.Random, _: Ask) -> Drawn:
+def _memory(rng: random.Random, ask: Ask) -> Drawn:
     ksm, huge = "/sys/kernel/mm/ksm", "/sys/kernel/mm/transparent_hugepage/enabled"
+    old = ask(f"cat {huge}").partition("[")[2].partition("]")[0]
     return rng.choice(
         (
             (f"echo 1 > {ksm}/run", f"echo 0 > {ksm}/run"),
-            (
-                f"echo never > {huge}",
-                f"echo $(grep -o '\\[.*\\]' {huge} | tr -d []) > {huge}; echo always > {huge}",
-            ),
+            (f"echo never > {huge}", f"echo {old} > {huge}"),
         )
     )
 

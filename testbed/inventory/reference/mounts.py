@@ -18,10 +18,10 @@ _OWN = {
     ("tmpfs", "/dev"),
     ("tmpfs", "/run/credentials"),
     ("devpts", "/dev/pts"),
+    # Of a service that has ended: the first namespace has this folder no more, others still have.
+    ("ramfs", "/run/credentials/systemd-tmpfiles-clean.service"),
+    ("tmpfs", "/run/credentials/systemd-tmpfiles-clean.service"),
 }
-# A service that has ended: the first namespace has its folder of credentials no more, others still have.
-_LEFT = re.compile(r"/run/credentials/systemd-tmpfiles-clean\.service")
-_IN_MEMORY = ("ramfs", "tmpfs")
 _EMPTY = re.compile(r"/systemd/inaccessible/(dir|reg|chr|sock|fifo|blk)")  # below /run
 _HANDED = re.compile(r"/systemd/propagate/[A-Za-z0-9@._-]+\.service")  # below /run, at /run/systemd/incoming
 
@@ -56,7 +56,7 @@ def _is_part(mount: Any, place: str, places: Mapping[str, Iterable[Any]]) -> boo
         return True
     if place == "/run/systemd/incoming" and kind == "tmpfs" and _HANDED.fullmatch(root):
         return True
-    if root == "/" and ((kind, place) in _OWN or (kind in _IN_MEMORY and _LEFT.fullmatch(place))):
+    if root == "/" and (kind, place) in _OWN:
         return True
     return any(
         _same(mount, item) and place == _joined(above, root, str(item.get("root")))

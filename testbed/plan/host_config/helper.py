@@ -10,6 +10,8 @@ import re
 import shlex
 from collections.abc import Callable
 
+from testbed.plan.host_config import parsers
+
 PROGRAM, PROFILE, UNIT = "/usr/sbin/virtlogd", "virtlogd", "virtlogd.service"
 PROFILE_FILE = "/etc/apparmor.d/usr.sbin.virtlogd"
 UNIT_FILE = f"/etc/systemd/system/{UNIT}.d/testbed.conf"
@@ -116,7 +118,7 @@ def confinement(texts: str) -> Parts:
 
 def told(texts: str, loaded: str, processes: str) -> str:
     """Return how the confinement differs from the declared one; `CLOSED` if it does not."""
-    profile = _text(texts, PROFILE_FILE)
+    profile = parsers.lines(texts, f"{PROFILE_FILE}:") + "\n"
     units = [found for found in map(_UNITS.fullmatch, texts.split("\n")) if found]
     own = "".join(f"{found[2]}\n" for found in units if found[1] == UNIT_FILE)
     foreign = sorted({found[1] for found in units if found[1] != UNIT_FILE})
@@ -129,10 +131,6 @@ def told(texts: str, loaded: str, processes: str) -> str:
             *(f"process {line}" for line in processes.splitlines() if line.partition(" ")[2] != CONFINED),
         )
     )
-
-
-def _text(texts: str, path: str) -> str:
-    return "".join(f"{line[len(path) + 1 :]}\n" for line in texts.split("\n") if line.startswith(f"{path}:"))
 
 
 def _write(text: str, path: str) -> str:
