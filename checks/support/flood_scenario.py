@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP, in4_pseudoheader
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
+from scapy.utils import checksum
 
 from checks.support.attacker_positions import Position, positions
 from testbed import timeouts
@@ -28,7 +29,7 @@ from testbed.verify.observation.arrivals import Observation
 from testbed.verify.observation.observe import Attack, observe
 from testbed.verify.probe.client import in_guest
 from testbed.verify.probe.frames import BROADCAST, arp_reply, dhcp_discover
-from testbed.verify.probe.requests import Signal, Stream
+from testbed.verify.probe.requests import Line, Signal, Stream
 from testbed.verify.probe.tokens import Tokens
 
 _CALM, _BEAT = 5.0, 0.25  # seconds of calm; seconds between two requests of the victim's heartbeat
@@ -40,6 +41,9 @@ _PORTS = 64512  # source ports that are not well-known (RFC 6335); also taken as
 _SPACED = 0.002  # seconds between two new connections
 _LONGEST = timeouts.FLOODS
 _SMALL, LARGE = 60, 1400  # octets
+# One call of a guest in a guest costs as much as hundreds of frames, and its limit is a thousand in a second:
+# so one call sends a burst of segments.
+_SEGMENT, _BURST = 8, 256  # octets of payload, and segments
 # tolerance of the kernel's meters above a limit; without a limit, several times as much passes
 SLACK = 1.15
 CALM_BEATS, FLOOD_BEATS, LATER_BEATS = 5, 6, 7  # first octet of a DHCP transaction; controls use 1 and 2
@@ -196,10 +200,10 @@ def large_enough(own: Limits) -> Bound:
 def _make_noise(fleet: Fleet, noise: Noise, found: FloodOutcome) -> None:
     node = fleet.machines[noise.guest.node]
 
-    def flood(frames: Sequence[bytes], beyond: Bound) -> Flood:
+    def flood(frames: Sequence[bytes], beyond: Bound, burst: bytes = b"") -> Flood:
         return flooding.flood(
             node, noise.nic,
-            lambda: found.sent.append(_send(fleet, noise.sender, frames, 2 * _FLOOD, 0)),
+            lambda: found.sent.append(_send(fleet, noise.sender, frames, 2 * _FLOOD, 0, burst)),
             lambda: in_guest(fleet, noise.guest).ask(Signal(phase="halt")),
             beyond, _FLOOD,
         )  # fmt: skip
@@ -213,7 +217,7 @@ def _make_noise(fleet: Fleet, noise: Noise, found: FloodOutcome) -> None:
         found.large = flood([_allowed(noise)], large_enough(noise.guest.limits))
         found.delivered = flooding.received(fleet.machines[peer.node], nic) - before
     if not exceeded_limits(noise, found):
-        found.small = flood(_denied(noise), small_enough(noise.guest.limits))
+        found.small = flood(_denied(noise), small_enough(noise.guest.limits), burst_of(noise))
 
 
 def _open_connections(fleet: Fleet, noise: Noise, found: FloodOutcome) -> None:
@@ -226,9 +230,18 @@ def _open_connections(fleet: Fleet, noise: Noise, found: FloodOutcome) -> None:
         _send(fleet, noise.sender, closing, _OPENING, _SPACED)
 
 
-def _send(fleet: Fleet, sender: Endpoint, frames: Sequence[bytes], seconds: float, spacing: float) -> int:
+def _send(
+    fleet: Fleet,
+    sender: Endpoint,
+    frames: Sequence[bytes],
+    seconds: float,
+    spacing: float,
+    burst: bytes = b"",
+) -> int:
     guest, _ = _interface(fleet, sender)
-    lines = [{"mac": sender.mac, "frame": frame.hex()} for frame in frames]
+    lines: list[Line] = [{"mac": sender.mac, "frame": frame.hex()} for frame in frames]
+    if burst:
+        lines.append({"mac": sender.mac, "frame": burst.hex(), "segment": _SEGMENT})
     request = Stream(phase="stream", probes=lines, duration=seconds, spacing=spacing)
     if spacing:
         request["rounds"] = 1
@@ -292,11 +305,24 @@ def _denied(noise: Noise) -> list[bytes]:
     return [bytes(kind).ljust(_SMALL, b"\0") for kind in kinds]
 
 
+def burst_of(noise: Noise) -> bytes:
+    """Return a segment to a closed port that the guest's kernel cuts into `_BURST` small ones.
+
+    Its checksum covers the pseudo header alone; the kernel completes those of the small ones.
+    """
+    head = _ip(noise)
+    segment = TCP(sport=1024 + secrets.randbelow(60000), dport=noise.position.port ^ 1, flags="A")
+    body = bytes(_SEGMENT * _BURST)
+    pseudo = checksum(in4_pseudoheader(6, head, len(segment) + len(body)))
+    segment.chksum = ~pseudo & 0xFFFF
+    return bytes(_link(noise) / head / segment / Raw(body))
+
+
 def _link(noise: Noise) -> Ether:
     return Ether(src=noise.sender.mac, dst=noise.peer.mac)
 
 
-def _ip(noise: Noise, flags: str = "") -> Packet:
+def _ip(noise: Noise, flags: str = "") -> IP:
     return IP(
         src=str(noise.sender.address), dst=str(noise.peer.address), id=secrets.randbits(16), flags=flags
     )

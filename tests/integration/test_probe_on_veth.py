@@ -11,10 +11,12 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-from scapy.layers.inet import IP
+from scapy.layers.inet import IP, TCP, in4_pseudoheader
 from scapy.layers.l2 import Ether
+from scapy.utils import checksum
 
 from checks.support.attacker_positions import positions
+from checks.support.flood_scenario import Noise, burst_of
 from checks.support.spoofed_frames import flood, forgeries
 from testbed.errors import InstrumentError
 from testbed.model.reachability import Cell, endpoints
@@ -253,6 +255,34 @@ def test_a_flood_is_as_fast_as_it_goes(wire: Wire) -> None:
     assert 20 < sent[0] <= 101
     assert sent[1] > 5 * sent[0]
     assert 3 < sent[2] <= 11
+
+
+def test_the_kernel_cuts_one_segment_into_a_burst_of_whole_frames(wire: Wire) -> None:
+    """Each frame that leaves is a TCP segment of its own, and its device completes the checksum."""
+    web, db = endpoints(wire.topology)
+    guest = next(guest for guest in wire.topology.guests if guest.label == web.guest)
+    position = next(item for item in positions(wire) if item.sender.mac == web.mac)  # type: ignore[arg-type]
+    noise = Noise(guest, guest.nics[0], position, None)
+    heard: list[bytes] = []
+
+    def wall(frame: bytes) -> bool:
+        if _is_of(6)(frame):
+            heard.append(frame)
+        return _is_of(6)(frame)
+
+    wire.switch.wall = wall
+    line = {"mac": web.mac, "frame": burst_of(noise).hex(), "segment": 8}
+    request = {"phase": "stream", "probes": [line], "duration": 5, "spacing": 0.01, "rounds": 2}
+    answer = client.in_guest(wire, guest).ask(request)  # type: ignore[arg-type]
+    time.sleep(0.5)
+    assert (answer["sent"], answer["refused"]) == (512, 0)
+    assert len(heard) == 512
+    for frame in heard:
+        assert len(frame[34:]) == 20 + 8
+        pseudo = in4_pseudoheader(6, Ether(frame)[IP], 20 + 8)
+        assert Ether(frame)[TCP].chksum == ~checksum(pseudo) & 0xFFFF
+    assert {Ether(frame)[IP].dst for frame in heard} == {str(db.address)}
+    assert len({Ether(frame)[TCP].seq for frame in heard}) == 256
 
 
 def test_noise_is_not_read_and_everything_else_is(wire: Wire) -> None:

@@ -9,7 +9,8 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ from testbed.payload.probe.service_client import KINDS, Talk
 
 MAX_PROBES = 5000
 _AT_ONCE = 64  # frames
-_SOL_PACKET, _QDISC_BYPASS = 263, 20
+_SOL_PACKET, _VNET_HDR, _QDISC_BYPASS = 263, 15, 20
 _GET_MAC, _SET_MAC = 0x8927, 0x8924  # SIOCGIFHWADDR, SIOCSIFHWADDR, netdevice(7)
+_ETHTOOL, _GET_TSO, _SET_TSO = 0x8946, 0x1E, 0x1F  # SIOCETHTOOL; commands of linux/ethtool.h
+# struct virtio_net_hdr (virtio 1.2, 5.1.6): the TCP checksum is to be completed, and segments are to be cut
+_NEEDS_CHECKSUM, _TCP4 = 1, 1
+_IP4, _CHECKSUM = 14, 16  # octets before an untagged frame's IPv4 header, and before a TCP header's checksum
 Request = dict[str, Any]
 
 
@@ -92,10 +97,13 @@ def stream(request: Request) -> Request:
 
     This ends when the file ``halt`` appears, after ``duration`` seconds, or after ``rounds`` rounds.
 
+    A probe with ``segment`` is one TCP segment over IPv4 that the kernel cuts into many, each with that many
+    octets of its payload: several times as many frames leave as by single calls.
+
     Args:
         request: ``spacing`` is the number of seconds between two frames; 0 means as fast as possible, without
-            the interface's queue and unseen by this guest's recorder. ``pause`` is the number of seconds
-            between two rounds.
+            the interface's queue and unseen by this guest's recorder, except for probes with ``segment``.
+            ``pause`` is the number of seconds between two rounds.
 
     Raises:
         ValueError: there are more than `MAX_PROBES`; none is sent.
@@ -113,18 +121,17 @@ def stream(request: Request) -> Request:
     )
     halt, pause = Path(request["halt"]), float(request.get("pause", 0))
     end, sent, refused = started + min(float(request["duration"]), 300.0), 0, 0
-    frames = [(probe["mac"], bytes.fromhex(probe["frame"])) for probe in request["probes"]]
     with contextlib.ExitStack() as opened:
         outlets = FrameOutlets(opened, unheard=not spacing)
-        turns = [(outlets.at(mac).send, frame) for mac, frame in frames]
+        turns = [_turn(probe, outlets) for probe in request["probes"]]
         if not (spacing or pause):
             turns *= max(1, _AT_ONCE // max(1, len(turns)))  # reading the clock costs as much as a frame
         while turns and rounds > 0 and time.monotonic() < end and not halt.exists():
             rounds -= 1
-            for send, frame in turns:
+            for send, frame, count in turns:
                 try:
                     send(frame)
-                    sent += 1
+                    sent += count
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
                         raise
@@ -156,6 +163,7 @@ class FrameOutlets:
     def __init__(self, stack: contextlib.ExitStack, *, unheard: bool = False) -> None:
         self.stack, self.unheard = stack, unheard
         self.open: dict[str, socket.socket] = {}
+        self.cutting: dict[str, socket.socket] = {}
 
     def at(self, mac: str) -> socket.socket:
         """Return the socket of the interface with a MAC address."""
@@ -163,6 +171,52 @@ class FrameOutlets:
             self.open[mac] = self.stack.enter_context(outlet(mac))
             self.open[mac].setsockopt(_SOL_PACKET, _QDISC_BYPASS, int(self.unheard))
         return self.open[mac]
+
+    def cutting_at(self, mac: str) -> socket.socket:
+        """Return a socket of the interface that takes frames with a virtio header, to be cut into segments.
+
+        Until the end of the stack, the kernel cuts them and not the device (ethtool(8), tso).
+        """
+        if mac not in self.cutting:
+            self.stack.enter_context(_cut_by_kernel(interface_of(mac)))
+            self.cutting[mac] = self.stack.enter_context(outlet(mac))
+            self.cutting[mac].setsockopt(_SOL_PACKET, _VNET_HDR, 1)
+        return self.cutting[mac]
+
+
+def _turn(probe: Request, outlets: FrameOutlets) -> tuple[Callable[[bytes], int], bytes, int]:
+    """Return how to send a probe's frame, the octets, and the number of frames that leave then."""
+    frame, octets = bytes.fromhex(probe["frame"]), int(probe.get("segment", 0))
+    if not octets:
+        return outlets.at(probe["mac"]).send, frame, 1
+    tcp = _IP4 + (frame[_IP4] & 15) * 4
+    head = tcp + (frame[tcp + 12] >> 4) * 4
+    plan = struct.pack("=BBHHHH", _NEEDS_CHECKSUM, _TCP4, head, octets, tcp, _CHECKSUM)
+    return outlets.cutting_at(probe["mac"]).send, plan + frame, -(-(len(frame) - head) // octets)
+
+
+@contextlib.contextmanager
+def _cut_by_kernel(name: str) -> Iterator[None]:
+    """Take the cutting of TCP segments away from an interface's device during the block.
+
+    Raises:
+        OSError: the driver refuses.
+
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+
+        def ethtool(command: int, value: int = 0) -> int:
+            # struct ethtool_value; an array knows its address (see `testbed.payload.probe.sniffer`)
+            asked = array("I", (command, value))
+            fcntl.ioctl(control, _ETHTOOL, struct.pack("16sP16x", name.encode()[:15], asked.buffer_info()[0]))
+            return asked[1]
+
+        own = ethtool(_GET_TSO)
+        ethtool(_SET_TSO, 0)
+        try:
+            yield
+        finally:
+            ethtool(_SET_TSO, own)
 
 
 @contextlib.contextmanager
