@@ -137,6 +137,10 @@ def _ask_agent(domain: Any, request: str, timeout: int, tries: int = _AGENT_TRIE
         ):
             return _ask_agent(domain, request, timeout, tries - 1)
         raise
+    except SystemError as error:  # the interrupt came while libvirt-python's own handler of errors ran
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise error.__cause__ from None
+        raise
 
 
 class Hypervisor:

@@ -182,3 +182,23 @@ def test_the_output_of_a_program_in_a_guest_is_returned(monkeypatch: pytest.Monk
     done = guest_agent.Output(1, b"told", b"wrong")
     with pytest.raises(InstrumentError, match=r"a probe in .* failed"):
         Fleet.in_guest(view, GUEST, ["true"])
+
+
+def test_an_interrupt_within_libvirt_stays_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A C function that returns after a handler of signals has raised ends with SystemError."""
+
+    def command(*_: object) -> str:
+        raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+    monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", command)
+    with pytest.raises(KeyboardInterrupt):
+        _ask_agent(None, "", 20)
+
+
+def test_another_error_of_a_c_function_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(*_: object) -> str:
+        raise SystemError("null argument to internal routine")
+
+    monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", command)
+    with pytest.raises(SystemError, match="null argument"):
+        _ask_agent(None, "", 20)
