@@ -12,7 +12,7 @@ import typer
 from testbed.cli.invocation.error_exit import accident
 from testbed.cli.output.terminal import displayed, fail, out_json, say, show, width
 from testbed.drivers.host.private_files import write_secret
-from testbed.errors import Exit, ProvisioningError, TestbedError
+from testbed.errors import Exit, ProvisioningError, TestbedError, UsageError
 from testbed.lab import session
 from testbed.lab.breach_journal import Journal
 from testbed.lab.guest_recovery import restart_crashed_guests
@@ -21,7 +21,7 @@ from testbed.report.columns import Line
 from testbed.report.reach import matrices
 from testbed.report.result import content_of, exit_code
 from testbed.report.screen import verdicts
-from testbed.verify.runner.proof_cache import Proving
+from testbed.verify.runner.proof_cache import WHOLE, Part, Proving
 
 _SUMMARY = 200_000  # octets; GitHub takes 1 MiB for a step, and other programs of the step may write as well
 
@@ -32,15 +32,25 @@ def check_walls(
     prove: Proving,
     only: list[str],
     as_json: bool,
+    part: Part = WHOLE,
     slow: bool = False,
     whole: bool = False,
 ) -> None:
     """Run the checks, and end with the exit code of their result.
 
     An error of the tool is no verdict: it gives 5.
+
+    Raises:
+        UsageError: a part of the proofs is asked for, and no proof.
     """
+    if part != WHOLE and prove is Proving.NOTHING:
+        raise UsageError(
+            f"--part {part} chooses breaches, and none is tried",
+            fact="--prove was not given",
+            remedy="add --prove",
+        )
     try:
-        code = _checked(opened, prove=prove, only=only, as_json=as_json, slow=slow, whole=whole)
+        code = _checked(opened, prove=prove, part=part, only=only, as_json=as_json, slow=slow, whole=whole)
     except KeyboardInterrupt:
         say(f"interrupted; what had been observed: `testbed report {opened.topology.name}`")
         for entry in Journal(opened.workspace).entries():
@@ -55,7 +65,14 @@ def check_walls(
 
 
 def _checked(
-    opened: session.Lab, *, prove: Proving, only: list[str], as_json: bool, slow: bool, whole: bool
+    opened: session.Lab,
+    *,
+    prove: Proving,
+    part: Part,
+    only: list[str],
+    as_json: bool,
+    slow: bool,
+    whole: bool,
 ) -> Exit:
     from testbed.verify.runner import run as runs  # noqa: PLC0415 - scapy and pytest are a fifth of a second
 
@@ -63,6 +80,7 @@ def _checked(
         folder = runs.examine(
             opened,
             prove=prove,
+            part=part,
             only=tuple(only),
             progress=say,
             slow=slow,

@@ -16,7 +16,7 @@ from testbed.cli.check import check_walls
 from testbed.cli.context import File, Name, entered, running_lab, to_close, topology_of
 from testbed.cli.invocation.error_exit import status_of
 from testbed.cli.invocation.interrupts import interruptible
-from testbed.cli.invocation.options import Accel, Anew, Cold, Connect, Only, Prove, Yes
+from testbed.cli.invocation.options import Accel, Anew, Cold, Connect, Only, ProofPart, Prove, Yes
 from testbed.cli.invocation.shell import Verbs, arranged
 from testbed.cli.machines import audit
 from testbed.cli.output.terminal import Json, elapsed, out, out_json, say, set_loudness
@@ -34,7 +34,7 @@ from testbed.plan import render
 from testbed.plan.diff import Action, diff
 from testbed.plan.resources import OUTER, desired, places
 from testbed.untrusted.text import line
-from testbed.verify.runner.proof_cache import Proving
+from testbed.verify.runner.proof_cache import WHOLE, Proving
 
 _EPILOG = """\b
 Folders (TESTBED_STATE_DIR, TESTBED_CACHE_DIR; else below XDG_STATE_HOME, XDG_CACHE_HOME):
@@ -107,6 +107,7 @@ def doctor(as_json: Json = False) -> None:
 def check(
     name: Name,
     prove: Prove = Proving.NOTHING,
+    part: ProofPart = WHOLE,
     only: Only = None,
     slow: Annotated[
         bool, typer.Option("--slow", help="run what takes minutes as well", envvar="TESTBED_SLOW")
@@ -126,7 +127,7 @@ def check(
     interruptible()
     with entered(topology, workspace, build_inputs.load_inputs()) as opened:
         Journal(workspace).require_closed()
-        check_walls(opened, prove=prove, only=only or [], as_json=as_json, slow=slow, whole=whole)
+        check_walls(opened, prove=prove, part=part, only=only or [], as_json=as_json, slow=slow, whole=whole)
 
 
 def plan(

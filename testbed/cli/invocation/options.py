@@ -8,7 +8,7 @@ import typer
 
 from testbed.cli.invocation.shell import known_controls
 from testbed.model.environment import Accelerator
-from testbed.verify.runner.proof_cache import Proving
+from testbed.verify.runner.proof_cache import Part, Proving
 
 Connect = Annotated[
     str,
@@ -29,6 +29,8 @@ Anew = Annotated[
 Yes = Annotated[
     bool, typer.Option("--yes", help="destroy data in a running lab without a question", envvar="TESTBED_YES")
 ]
+
+_PARTS = 1000
 
 
 def proving(text: str) -> Proving:
@@ -60,6 +62,33 @@ Prove = Annotated[
         help="open each wall and see the check turn red; =changed: where something has changed since it was "
         "last proven; "
         "=one: by one breach of each check, and not always the same one",
+    ),
+]  # fmt: skip
+
+
+def part(text: object) -> Part:
+    """Return what `--part` or its variable asks for; the default is a part already.
+
+    Raises:
+        typer.BadParameter: the text is no part, such as 2/3.
+    """
+    number, slash, of = str(text).partition("/")
+    if not (slash and number.isascii() and number.isdigit() and of.isascii() and of.isdigit()):
+        raise typer.BadParameter(f"{text!r} is no part: the second of three is 2/3")
+    if not 1 <= int(number) <= int(of) <= _PARTS:
+        raise typer.BadParameter(f"{text!r}: the first of at most {_PARTS} parts is 1")
+    return Part(int(number), int(of))
+
+
+ProofPart = Annotated[
+    Part,
+    typer.Option(
+        "--part",
+        parser=part,
+        metavar="K/N",
+        envvar="TESTBED_PART",
+        help="with --prove: run every check, and try the breaches of the Kth of N shares of them; N jobs "
+        "prove all",
     ),
 ]  # fmt: skip
 Only = Annotated[

@@ -39,15 +39,28 @@ class Prover:
         self._looker, self._proven, self._journal = looker, proven, journal
         self._publish, self._trouble, self._halted = publish, trouble, halted
 
+    def of_this_part(self, cases: Sequence[Case]) -> list[Case]:
+        """Return the cases whose breaches are to be tried; leave those of the others out."""
+        part = self._proven.part
+        for place, case in enumerate(cases):
+            if not part.has(place):
+                for breach in case.declared.breaches:
+                    if self._possible(case, breach):
+                        self._leave_out(case, breach, f"part {part} of the proofs was asked for")
+        return [case for place, case in enumerate(cases) if part.has(place)]
+
+    def _leave_out(self, case: Case, breach: Breach, reason: str) -> None:
+        case.trials.append(Trial(breach.name))
+        case.trials[-1].leave_out(reason)
+        self._publish(case)
+
     def try_all(self, case: Case) -> None:
         """Try the breaches of a case that its topology can have, unless one is left open."""
         possible = [breach for breach in case.declared.breaches if self._possible(case, breach)]
         left_out = self._proven.left_out(case.item.path, [case.names(breach.name) for breach in possible])
         for breach in possible:
             if case.names(breach.name) in left_out:
-                case.trials.append(Trial(breach.name))
-                case.trials[-1].leave_out()
-                self._publish(case)
+                self._leave_out(case, breach, "one breach of each check was asked for")
             elif not self.left_open and not self._halted.is_set():
                 self._try(case, breach)
 

@@ -160,7 +160,7 @@ class Checks:
         self.trouble.tell(Step.planned(len(cases)))
         self._pass(cases, self._examine, "")
         if self._prover:
-            proving = [case for case in cases if case.proving]
+            proving = self._prover.of_this_part([case for case in cases if case.proving])
             self.trouble.tell(Step.planned(2 * len(proving)))
             self._pass(proving, self._prover.try_all, ": its breaches")
             self._pass(proving, self._prover.look_again, ": once more, its breaches closed")

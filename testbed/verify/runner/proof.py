@@ -69,10 +69,10 @@ class Trial:
             f"on {when}; nothing that it depends on has changed",
         )
 
-    def leave_out(self) -> None:
+    def leave_out(self, reason: str) -> None:
         """Record that the run did not ask for this breach."""
         self.steps = []
-        self._end(ProofVerdict.LEFT_OUT, "one breach of each check was asked for")
+        self._end(ProofVerdict.LEFT_OUT, reason)
 
     def left_open(self, why: str) -> None:
         """Record that the breach could not be reverted."""

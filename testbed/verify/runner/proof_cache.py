@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache
@@ -39,6 +40,31 @@ class Proving(StrEnum):
     ONE = "one"
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A share of the cases whose breaches are tried, so that several jobs prove all of them together.
+
+    Neighbours in the order of the checks are in different parts: often they are one check on two nodes.
+
+    Args:
+        number: which part; the first one is 1.
+        of: number of parts.
+    """
+
+    number: int = 1
+    of: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def has(self, place: int) -> bool:
+        """Return whether the case at a place belongs to it; the first place is 0."""
+        return place % self.of == self.number - 1
+
+
+WHOLE = Part()
+
+
 class ProofCache:
     """The proofs in one file.
 
@@ -47,9 +73,13 @@ class ProofCache:
         root: folder that contains the packages of the checks and of the tool.
         configuration: everything else that a proof depends on.
         way: which breaches are to be tried; new proofs are remembered in any case.
+        part: of which cases.
     """
 
-    def __init__(self, file: Path, root: Path, configuration: Sequence[str], way: Proving) -> None:
+    def __init__(
+        self, file: Path, root: Path, configuration: Sequence[str], way: Proving, part: Part = WHOLE
+    ) -> None:
+        self.part = part
         self._file, self._root, self._way = file, root, way
         self._configuration = json.dumps(list(configuration))
 

@@ -34,7 +34,7 @@ from testbed.verify.probe.client import end_all, start_all
 from testbed.verify.runner import leftovers
 from testbed.verify.runner.execution import Revive
 from testbed.verify.runner.plugin import Checks, require, run_checks
-from testbed.verify.runner.proof_cache import ProofCache, Proving
+from testbed.verify.runner.proof_cache import WHOLE, Part, ProofCache, Proving
 from testbed.verify.runner.trouble import Trouble
 
 _PATIENCE = timeouts.CHECK_LOGIN
@@ -46,6 +46,7 @@ def examine(
     prove: Proving,
     only: tuple[str, ...],
     progress: Callable[[str], None],
+    part: Part = WHOLE,
     slow: bool = False,
     whole: bool = False,
     revive: Revive = tuple,
@@ -54,6 +55,7 @@ def examine(
 
     Args:
         prove: which breaches to try.
+        part: of which cases.
         only: control ids, or beginnings of them; all if empty.
         whole: whether whole machines are compared with their reference before the checks and after them.
         revive: restarts guests that crashed during the run, and returns their labels.
@@ -75,7 +77,7 @@ def examine(
         watch.begin()
     with trouble.kept("reading the machines before the checks"):
         reference.look("at the beginning")
-    plugin = _attack(fleet, _proven(lab, environment, prove), only, trouble, slow=slow, revive=revive)
+    plugin = _attack(fleet, _proven(lab, environment, prove, part), only, trouble, slow=slow, revive=revive)
     # Phase after the cases: every breach has been reverted, or is reported.
     trouble.items += plugin.errors
     if not plugin.interrupted:
@@ -173,14 +175,14 @@ def _write(folder: Path, run: Run) -> None:
         ) from error
 
 
-def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving) -> ProofCache | None:
+def _proven(lab: Lab, environment: Mapping[str, str], prove: Proving, part: Part) -> ProofCache | None:
     if prove is Proving.NOTHING:
         return None
     digests = sorted(image.digest for image in lab.inputs.images.values())
     runners = (f"pytest {pytest.__version__}", f"Python {platform.python_version()}")
     facts = [f"{name}: {value}" for name, value in sorted(environment.items())]
     configuration = [lab.topology.digest, *facts, *digests, *runners]
-    return ProofCache(cache_root() / "proven.json", data_files.checks().parent, configuration, prove)
+    return ProofCache(cache_root() / "proven.json", data_files.checks().parent, configuration, prove, part)
 
 
 def _await(host: Host, machines: Observed) -> str:

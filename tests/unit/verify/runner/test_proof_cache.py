@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +13,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
-from testbed.cli.invocation.options import proving
+from testbed.cli.check import check_walls
+from testbed.cli.invocation.options import part, proving
 from testbed.cli.main import main
 from testbed.drivers.host.workspace import Workspace
-from testbed.errors import Exit
+from testbed.errors import Exit, UsageError
 from testbed.model.resolve import resolve
 from testbed.report.result import Run, exit_code, to_json
 from testbed.topology_file.loader import read
 from testbed.verify.evidence import Evidence
 from testbed.verify.runner.plugin import Checks, run_checks
-from testbed.verify.runner.proof_cache import ProofCache, Proving, code_digest
+from testbed.verify.runner.proof_cache import WHOLE, Part, ProofCache, Proving, code_digest
 
 ROOT = Path(__file__).parents[4]
 NAMES = ("NET-01.fleet", "it holds", "a hole")
@@ -51,9 +54,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _proven(root: Path, *configuration: str, way: Proving = Proving.CHANGED) -> ProofCache:
+def _proven(
+    root: Path, *configuration: str, way: Proving = Proving.CHANGED, part: Part = WHOLE
+) -> ProofCache:
     code_digest.cache_clear()
-    return ProofCache(root / "proven.json", root, configuration, way)
+    return ProofCache(root / "proven.json", root, configuration, way, part)
 
 
 def test_what_was_proven_is_known_by_its_names_and_configuration(root: Path) -> None:
@@ -213,6 +218,52 @@ def test_what_is_left_out_is_told_and_is_no_doubt(root: Path, judge: Callable[..
     assert found == {"a hole": "proven", "another hole": "left-out"}
     assert (root / "opened").read_text() == "x"
     assert exit_code(to_json(Run("lab", "d", {}, "now", 1.0, tuple(plugin.results)))) == 0
+
+
+def test_jobs_that_take_one_part_each_prove_everything_once(root: Path, judge: Callable[..., Checks]) -> None:
+    found = []
+    for number in (1, 2, 3):
+        plugin = judge(_proven(root, way=Proving.EVERYTHING, part=Part(number, 3)))
+        (proof,) = plugin.results[0].proofs
+        found.append((str(proof.verdict), proof.reason))
+    assert found[0][0] == "proven"
+    assert found[1:] == [("left-out", f"part {number}/3 of the proofs was asked for") for number in (2, 3)]
+    assert (root / "opened").read_text() == "x"
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 7])
+def test_each_place_is_in_one_part(of: int) -> None:
+    parts = [Part(number, of) for number in range(1, of + 1)]
+    assert [sum(item.has(place) for item in parts) for place in range(20)] == [1] * 20
+    sizes = [sum(item.has(place) for place in range(20)) for item in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("2/3", Part(2, 3)), ("1/1", WHOLE), (WHOLE, WHOLE), ("1000/1000", Part(1000, 1000))]
+)
+def test_a_part_is_two_numbers(text: object, wanted: Part) -> None:
+    assert part(text) == wanted
+    assert part(str(wanted)) == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2", "0/3", "4/3", "1/0", "-1/3", "1/3/3", "a/b", "1 /3", "1/1001", "²/3"]
+)
+def test_no_other_text_is_a_part(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match=re.escape(repr(text))):
+        part(text)
+
+
+def test_a_part_of_no_proof_is_refused() -> None:
+    with pytest.raises(UsageError, match="--part 1/2 chooses breaches"):
+        check_walls(
+            SimpleNamespace(),
+            prove=Proving.NOTHING,
+            part=Part(1, 2),
+            only=[],
+            as_json=False,  # type: ignore[arg-type]
+        )
 
 
 @pytest.mark.parametrize(
