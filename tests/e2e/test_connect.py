@@ -20,6 +20,7 @@ from tests.lab_commands import run
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(1800),
+    pytest.mark.turn("people"),
     pytest.mark.skipif(os.geteuid() != 0, reason="a system daemon needs root"),
 ]
 TOPOLOGY = "topologies/one-node.yaml"
