@@ -264,6 +264,7 @@ def test_a_unit_is_what_the_manager_runs_without_times_numbers_and_secrets(
         MemoryCurrent=7,
         ControlGroup="/system.slice/x",
         ExecStart=["skipped"],
+        ExecMount=["skipped"],
         ExecStartEx=lambda data: commands(data, run, ("/bin/y", [])),
         ExecSearchPath=["/opt/bin"],
         Group="",

@@ -27,12 +27,13 @@ _TRANSIENT = "/run/systemd/transient/"  # the manager itself writes there
 _UNLIMITED = 2**64 - 1
 _EXACT = 2**53  # from here on, not every reader of JSON takes a whole number
 # What changes without an administrator: times, states of processes, counters, and what follows from other
-# limits. Commands are taken from the properties that have their flags too.
+# limits. Commands are taken from the properties that have their flags too. Those of mounts follow from What,
+# Where, Type and Options, and the manager forgets them when it is reloaded.
 _CHANGING = re.compile(
     r".*Timestamp.*|(?:Main|Control)PID|.*Result|ExecMain.*|.*USec(?:Monotonic|Realtime|Next)|LastTriggerUSec|Effective.*|"
     r"Memory(?:Swap|ZSwap)?(?:Current|Peak|Available)|CPUUsageNSec|TasksCurrent|IP(?:In|E)gress.*|"
     r"IO(?:Read|Write)(?:Bytes|Operations)|ControlGroup(?:Id)?|NRestarts|Status.*|NFileDescriptorStore|"
-    r"N(?:Connections|Accepted|Refused|CurrentlyActive)|FlushPending|[UG]ID"
+    r"N(?:Connections|Accepted|Refused|CurrentlyActive)|FlushPending|[UG]ID|Exec(?:Mount|Unmount|Remount)"
 )
 _TWICE = re.compile(r"Exec(?:Condition|StartPre|Start|StartPost|Reload|Stop|StopPost)")
 _CREDENTIAL = re.compile(r"(?m)^((?:SetCredential(?:Encrypted)?=[^:\n]*:|StandardInput(?:Text|Data)=)).*$")
