@@ -116,7 +116,8 @@ def check(
         bool,
         typer.Option(
             "--whole",
-            help="compare whole machines with their saved memory, before and after the checks",
+            help="compare whole machines with their saved memory after the checks too, and with --only; "
+            "a check of everything compares them before",
             envvar="TESTBED_WHOLE",
         ),
     ] = False,
@@ -179,12 +180,21 @@ def up(
     cold: Cold = False,
     anew: Anew = False,
     yes: Yes = False,
+    rebuild: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rebuild",
+            metavar="MACHINE",
+            help="replace a machine of a running lab by one from its image, repeatable",
+            envvar="TESTBED_REBUILD",
+        ),
+    ] = None,
     timings: Annotated[
         bool, typer.Option("--timings", help="draw what took how long", envvar="TESTBED_TIMINGS")
     ] = False,
 ) -> None:
     """Build the lab, or make it again what its topology says; asks before data is destroyed."""
-    way = UpOptions(accelerator, connect, cold=cold, anew=anew, yes=yes)
+    way = UpOptions(accelerator, connect, cold=cold, anew=anew, yes=yes, rebuild=rebuild or ())
 
     def tell(opened: session.Lab, done: Sequence[Action]) -> None:
         spans = way.trace.spans if timings else []

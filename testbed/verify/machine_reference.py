@@ -1,8 +1,9 @@
-"""Judges machines by their reference (VMM-01), whole ones before and after the checks if asked for.
+"""Judges machines by their reference (VMM-01): whole ones before the checks, and after them if asked for.
 
 A machine is what was on it when its memory was saved, the identity that was handed over, and what its lab
 adds. Everything else is a finding, and a fail of the controls that it endangers. VMM-01 looks at programs and
-what starts them. A run with `whole` looks at everything.
+what starts them. A run of all controls looks at everything before its checks, one with `whole` after them
+too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from testbed.report.result import CheckResult, Verdict
 from testbed.verify.fleet import Fleet
 from testbed.verify.inventory import selects
 
+BEGINNING, END = "at the beginning", "at the end"  # of a run
 FILES = ("files",)  # collectors that VMM-01 needs
 SURFACE_COLLECTORS = ("files", "network", "processes")  # and those that PRO-01 needs
 OBJECTIVE = "Nothing is on the machine but its image, its identity and what the topology asks for"
@@ -192,7 +194,7 @@ class ReferenceWatch:
 
     Args:
         only: beginnings of the ids of the requested controls; all controls if empty.
-        whole: whether machines are read at all.
+        whole: whether machines are read at the end too, and whatever controls are requested.
 
     """
 
@@ -202,8 +204,8 @@ class ReferenceWatch:
     _looks: dict[str, tuple[dict[str, MachineState], tuple[str, ...]]] = field(default_factory=dict)
 
     def look(self, when: str) -> None:
-        """Read all machines, if the run asks for it; `when` is "at the beginning" or "at the end"."""
-        if not self.whole:
+        """Read all machines, if the run asks for it; `when` is `BEGINNING` or `END`."""
+        if not (self.whole or (when == BEGINNING and not self.only)):
             return
         with self.fleet.evidence.of(f"reference.{when.rpartition(' ')[2]}") as written:
             found = states(self.fleet)

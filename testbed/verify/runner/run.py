@@ -29,7 +29,7 @@ from testbed.report.result import Run, to_json
 from testbed.verify.drift import DriftWatch
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
-from testbed.verify.machine_reference import ReferenceWatch
+from testbed.verify.machine_reference import BEGINNING, END, ReferenceWatch
 from testbed.verify.probe.client import end_all, start_all
 from testbed.verify.runner import leftovers
 from testbed.verify.runner.execution import Revive
@@ -57,7 +57,8 @@ def examine(
         prove: which breaches to try.
         part: of which cases.
         only: control ids, or beginnings of them; all if empty.
-        whole: whether whole machines are compared with their reference before the checks and after them.
+        whole: whether whole machines are compared with their reference after the checks too, and before
+            those of some controls; before those of all controls they always are.
         revive: restarts guests that crashed during the run, and returns their labels.
 
     Raises:
@@ -76,7 +77,7 @@ def examine(
     with trouble.kept("looking at the configuration before the checks"):
         watch.begin()
     with trouble.kept("reading the machines before the checks"):
-        reference.look("at the beginning")
+        reference.look(BEGINNING)
     plugin = _attack(fleet, _proven(lab, environment, prove, part), only, trouble, slow=slow, revive=revive)
     # Phase after the cases: every breach has been reverted, or is reported.
     trouble.items += plugin.errors
@@ -84,7 +85,7 @@ def examine(
         with trouble.kept("looking at the configuration after the checks"):
             watch.end()
         with trouble.kept("reading the machines after the checks"):
-            reference.look("at the end")
+            reference.look(END)
     for told in reference.told:
         trouble.tell(told)
     if watch.interrupted or prove is not Proving.NOTHING:

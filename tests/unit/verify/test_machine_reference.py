@@ -23,7 +23,7 @@ from testbed.report.result import Verdict
 from testbed.topology_file.loader import read
 from testbed.verify import machine_reference
 from testbed.verify.evidence import Evidence
-from testbed.verify.machine_reference import FILES, SURFACE_COLLECTORS, ReferenceWatch
+from testbed.verify.machine_reference import BEGINNING, END, FILES, SURFACE_COLLECTORS, ReferenceWatch
 
 TOPOLOGY = resolve(read(Path(__file__).parents[3] / "topologies/two-tenants.yaml").spec)
 KEYS = MachineKeys(b"key", b"certificate", "authority", b"tls key", b"tls", b"ca", b"administrators")
@@ -125,9 +125,9 @@ def _rows(watch: ReferenceWatch) -> list[tuple[str, str, Verdict]]:
 
 
 def _looks(fleet: Any, watch: ReferenceWatch) -> None:
-    watch.look("at the beginning")
+    watch.look(BEGINNING)
     fleet.new_phase()
-    watch.look("at the end")
+    watch.look(END)
 
 
 def test_machines_as_they_should_be_give_no_row(fleet: Any) -> None:
@@ -151,10 +151,10 @@ def test_a_finding_fails_exactly_the_control_that_it_endangers(lab: Lab, fleet: 
 
 def test_what_comes_during_the_run_is_found_at_its_end(lab: Lab, fleet: Any) -> None:
     watch = ReferenceWatch(fleet, whole=True)
-    watch.look("at the beginning")
+    watch.look(BEGINNING)
     lab.more = {"node-b": {ACCOUNT: ["0"]}}
     fleet.new_phase()
-    watch.look("at the end")
+    watch.look(END)
     (row,) = watch.results
     assert (row.id, row.case) == ("ACC-02", "node-b")
     assert row.reason.endswith("(at the end)")
@@ -163,7 +163,7 @@ def test_what_comes_during_the_run_is_found_at_its_end(lab: Lab, fleet: Any) -> 
 def test_a_machine_that_cannot_be_read_makes_vmm_01_inconclusive(lab: Lab, fleet: Any) -> None:
     lab.more = {"node-a": {"fails": True}, "node-b": {("unread", "account "): "it hangs"}}  # type: ignore[dict-item]
     watch = ReferenceWatch(fleet, whole=True)
-    watch.look("at the beginning")
+    watch.look(BEGINNING)
     assert _rows(watch) == [
         ("VMM-01", "node-a", Verdict.INCONCLUSIVE),
         ("VMM-01", "node-b", Verdict.INCONCLUSIVE),
@@ -178,14 +178,23 @@ def test_a_machine_that_answers_late_is_read_again(lab: Lab, fleet: Any) -> None
     assert len(lab.requests) == 2
 
 
-@pytest.mark.parametrize(("whole", "reads"), [(True, 3), (False, 0)])
-def test_only_runs_that_ask_for_it_read_whole_machines(lab: Lab, fleet: Any, whole: bool, reads: int) -> None:
-    ReferenceWatch(fleet, whole=whole).look("at the beginning")
-    assert len(lab.requests) == reads
+@pytest.mark.parametrize(
+    ("only", "whole", "reads"),
+    [((), False, [3, 3]), ((), True, [3, 6]), (("NET",), False, [0, 0]), (("NET",), True, [3, 6])],
+)
+def test_a_run_of_all_controls_reads_whole_machines_first(
+    lab: Lab, fleet: Any, only: tuple[str, ...], whole: bool, reads: list[int]
+) -> None:
+    watch, found = ReferenceWatch(fleet, only, whole), []
+    for when in (BEGINNING, END):
+        watch.look(when)
+        fleet.new_phase()
+        found.append(len(lab.requests))
+    assert found == reads
 
 
 def test_a_reading_that_others_need_in_the_same_phase_is_shared(lab: Lab, fleet: Any) -> None:
-    ReferenceWatch(fleet, whole=True).look("at the beginning")
+    ReferenceWatch(fleet, whole=True).look(BEGINNING)
     machine_reference.state(fleet, "node-a")
     assert len(lab.requests) == 3
 
@@ -194,7 +203,7 @@ def test_where_breaches_were_tried_programs_are_judged(lab: Lab, fleet: Any) -> 
     (lab.folder / "breaches").mkdir()
     lab.more = {"node-a": {PROGRAM: FILE, ACCOUNT: ["0"]}}
     watch = ReferenceWatch(fleet, whole=True)
-    watch.look("at the beginning")
+    watch.look(BEGINNING)
     assert _rows(watch) == [("VMM-01", "node-a", Verdict.FAIL)]
     assert all(Scope.PROGRAMS in text for text in watch.told)
 
@@ -226,7 +235,7 @@ def test_a_state_of_another_program_is_no_reference(fleet: Any, monkeypatch: pyt
 
 
 def test_the_evidence_says_how_much_was_judged(fleet: Any, tmp_path: Path) -> None:
-    ReferenceWatch(fleet, whole=True).look("at the beginning")
+    ReferenceWatch(fleet, whole=True).look(BEGINNING)
     lines = [
         json.loads(line)
         for file in (tmp_path / "run/evidence").iterdir()
@@ -239,7 +248,7 @@ def test_the_evidence_says_how_much_was_judged(fleet: Any, tmp_path: Path) -> No
 def test_a_run_tells_how_much_was_judged(fleet: Any) -> None:
     watch = ReferenceWatch(fleet, whole=True)
     assert watch.told == []
-    watch.look("at the beginning")
+    watch.look(BEGINNING)
     assert [text.partition(":")[0] for text in watch.told] == [item.name for item in TOPOLOGY.machines]
     assert all("records are judged" in text for text in watch.told)
 
