@@ -54,6 +54,7 @@ class UpOptions:
         anew: use no checkpoint, as `--anew` says.
         checkpoint: the one to use; the latest that fits if left out.
         yes: destroy data without a question.
+        rebuild: names of machines to replace, although they are what the topology says.
         trace: records how long each step takes.
 
     """
@@ -64,6 +65,7 @@ class UpOptions:
     anew: bool = False
     checkpoint: Checkpoint | None = None
     yes: bool = False
+    rebuild: Sequence[str] = ()
     trace: Trace = field(default_factory=Trace)
 
 
@@ -81,7 +83,10 @@ def bring_up(
     spec, text = spec_of(source)
     doctor.require(cache_root(), state_root())
     workspace = Workspace(state_root(), spec.name)
-    if lab_namespaces.find(spec.name, workspace.root) is None:
+    running = lab_namespaces.find(spec.name, workspace.root) is not None
+    if way.rebuild:
+        _require_rebuildable(way.rebuild, resolve(spec), running=running)
+    if not running:
         declared = resolve(spec)
         require_room(workspace.root, spec.name, [machine.name for machine in declared.machines])
         _require_memory(declared)
@@ -106,6 +111,7 @@ def bring_up(
                 inputs = _shortened(inputs, topology, workspace, save=not running)
         taken = session.enter(topology, workspace, inputs.environment)
         with session.open_lab(topology, workspace, inputs, taken, progress=say) as opened:
+            opened.outer.rebuild.update(way.rebuild)
             seen = None
             if running:
                 with at_once_on_interrupt():
@@ -214,6 +220,27 @@ def _converge(opened: session.Lab, trace: Trace, seen: Look | None = None) -> li
 
     opened.closed += close_left(opened, data_files.checks(), say)
     return done + apply.converge(opened.desired, opened.places, say, trace)
+
+
+def _require_rebuildable(names: Sequence[str], topology: Topology, *, running: bool) -> None:
+    """Return if machines can be rebuilt.
+
+    Raises:
+        UsageError: some are not in the topology, or the lab does not run.
+    """
+    known = [machine.name for machine in topology.machines]
+    if unknown := [name for name in names if name not in known]:
+        fact = f"its machines are {', '.join(known)}"
+        remedy = "name one of them, or leave --rebuild out"
+        raise UsageError(
+            f"{topology.name} has no machine {', '.join(map(repr, unknown))}", fact=fact, remedy=remedy
+        )
+    if names and not running:
+        raise UsageError(
+            f"{', '.join(names)} cannot be rebuilt",
+            fact=f"the lab {topology.name} does not run",
+            remedy="leave --rebuild out: `up` makes every machine from its image",
+        )
 
 
 def _require_connection(workspace: Workspace, uri: str, *, running: bool) -> None:

@@ -25,6 +25,7 @@ _IN_PLACE = {
 }
 # What a guest gets with another start, and its root disk stays.
 _AT_START = frozenset({"memory", "vcpus", "interfaces", "addresses", "volumes"})
+REBUILD = "to be rebuilt"  # state of a machine that a person wants to have replaced
 # What brings an object back whose only difference is its state, and nothing of it is lost.
 _REVIVAL = {"paused": "resume", "silent": "restart"}
 _REMOVAL_ORDER = (
@@ -205,7 +206,7 @@ def _losing(action: Action | None, observed: Observed, held: Held) -> Action | N
         lost = (descriptions.volume(name),)
     elif key.kind is Kind.GUEST and action.verb is Verb.REPLACE:
         lost = (f"root disk of {name}",)
-    elif key.kind is Kind.MACHINE and observed[key].get("state") in ("running", "paused"):
+    elif key.kind is Kind.MACHINE and observed[key].get("state") in ("running", "paused", REBUILD):
         lost = held.get(name, (f"everything on {name}",))
     return replace(action, loses=lost)
 

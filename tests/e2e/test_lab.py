@@ -234,6 +234,24 @@ def test_4_drift_is_shown_and_repaired(environment: dict[str, str]) -> None:
 
 
 @DAMAGE
+def test_4_a_machine_that_an_intruder_has_changed_is_rebuilt(environment: dict[str, str]) -> None:
+    program = "sudo sh -c 'echo true > /usr/local/sbin/ip && chmod 755 /usr/local/sbin/ip'"
+    output_of(environment, "ssh", LAB, "node-b", program)
+    data = checked(environment, LAB, "--only", "VMM-01", expect=1)
+    assert {(check["case"], check["verdict"]) for check in data["checks"]} == {
+        ("controller", "pass"),
+        ("node-a", "pass"),
+        ("node-b", "fail"),
+    }
+    assert "/usr/local/sbin/ip" in next(c["reason"] for c in data["checks"] if c["case"] == "node-b")
+    assert "nothing to do" in output_of(environment, "up", TOPOLOGY)
+    refused = run(environment, "up", TOPOLOGY, "--rebuild", "node-b")
+    assert (refused.returncode, "red/db" in refused.stderr) == (2, True), refused.stderr
+    output_of(environment, "up", TOPOLOGY, "--rebuild", "node-b", "--yes")
+    checked(environment, LAB, "--only", "VMM", "--only", "NET-01")
+
+
+@DAMAGE
 def test_4_a_guest_whose_start_was_cut_short_is_started_again(environment: dict[str, str]) -> None:
     output_of(
         environment, "ssh", LAB, "node-a", "sudo virsh -q desc red.web --live --title 'waits for its memory'"

@@ -29,7 +29,7 @@ from testbed.engine.place import Progress
 from testbed.errors import ProvisioningError, TestbedError
 from testbed.model.environment import Environment
 from testbed.model.topology import Machine, Topology
-from testbed.plan.diff import Action, Verb
+from testbed.plan.diff import REBUILD, Action, Verb
 from testbed.plan.host_config.identity import MachineKeys, identity_files, pack
 from testbed.plan.libvirt_xml.machine import (
     Hardware,
@@ -55,6 +55,7 @@ class OuterHost:
         progress: receives a line for each machine that cannot start as planned, with the reason.
         memories: saved memory by hardware, or the reason why there is none; machines of other hardware boot.
         checkpoint: checkpoint from which the whole lab starts, or None.
+        rebuild: names of machines that are to be replaced whatever their state is.
 
     """
 
@@ -68,6 +69,7 @@ class OuterHost:
     outside: Outside | None = None
     memories: Mapping[Hardware, MemorySnapshot | str] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
+    rebuild: set[str] = field(default_factory=set)
     name: str = OUTER
     _verified: set[Path] = field(default_factory=set)
     _verifying: threading.Lock = field(default_factory=threading.Lock)
@@ -91,7 +93,8 @@ class OuterHost:
                 properties = {"bridge": link.name, "address": " ".join(link.addresses)}
             found[Key(OUTER, Kind(kind), name)] = properties if link.up else {**properties, "link": "down"}
         for domain, machine, made in self.hypervisor.owned(self.topology.name):
-            found[Key(OUTER, Kind.MACHINE, machine)] = {**made, "state": _state(domain, made)}  # type: ignore[dict-item]
+            state = REBUILD if machine in self.rebuild else _state(domain, made)
+            found[Key(OUTER, Kind.MACHINE, machine)] = {**made, "state": state}  # type: ignore[dict-item]
         return found
 
     def boot_progress(self, machine: Machine) -> str:
@@ -119,6 +122,7 @@ class OuterHost:
             self.hypervisor.resume(self.topology.machine(name).domain(self.topology.name))
         else:
             self.hypervisor.destroy(self.topology.machine(name).domain(self.topology.name))
+            self.rebuild.discard(name)
             self._start(self.topology.machine(name), action.resource.properties)
 
     def _bridge(self, action: Action) -> None:

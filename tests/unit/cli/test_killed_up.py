@@ -1,4 +1,4 @@
-"""`up` after one that was killed: it goes on from a checkpoint until the lab has machines."""
+"""`up` after one that was killed goes on from a checkpoint until the lab has machines; and `up --rebuild`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from testbed.cli import up
 from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.namespaces import lab_namespaces
+from testbed.errors import UsageError
 from testbed.lab.session import BuildInputs
 from testbed.model.resolve import resolve
 from testbed.topology_file.loader import read
@@ -69,3 +70,23 @@ def test_a_killed_up_goes_on_from_the_checkpoint_while_there_is_no_machine(
     assert entered == [None if machines else saved]
     assert saved.unpacked == ([] if machines else ["one-node"])
     assert not workspace.topology_file.exists()  # a running lab's is stored when the change is agreed to
+
+
+@pytest.mark.parametrize(
+    ("names", "running", "words"),
+    [
+        (["node", "nodeb", "x"], True, r"one-node has no machine 'nodeb', 'x'"),
+        (["node"], False, "node cannot be rebuilt"),
+    ],
+)
+def test_only_machines_of_a_running_lab_are_rebuilt(
+    names: list[str], running: bool, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is told before anything is baked."""
+    monkeypatch.setenv("TESTBED_STATE_DIR", str(tmp_path / "state"))
+    found = lab_namespaces.Enclosure("one-node", tmp_path / "state", 1) if running else None
+    monkeypatch.setattr(lab_namespaces, "find", lambda *_: found)
+    monkeypatch.setattr(up.doctor, "require", lambda *_: None)
+    monkeypatch.setattr(up, "interruptible", lambda: None)
+    with pytest.raises(UsageError, match=words):
+        up.bring_up(GOOD, up.UpOptions(rebuild=names), lambda *_: None)

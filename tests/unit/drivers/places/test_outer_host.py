@@ -27,7 +27,7 @@ from testbed.drivers.snapshots.machine_memory import MemorySnapshot
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.lab.build_inputs import BuildInputs
 from testbed.model.resolve import resolve
-from testbed.plan.diff import Action, Verb, diff
+from testbed.plan.diff import Action, Verb, data_of, diff
 from testbed.plan.libvirt_xml.machine import Hardware, interface_xml, machine_xml, read_mark
 from testbed.plan.resources import OUTER, Key, Kind, desired
 from testbed.topology_file.loader import read
@@ -204,6 +204,27 @@ def test_a_start_that_was_cut_short_begins_anew(
         libvirt.attach("one-node.node", interface_xml(nic))
     (action,) = diff({KEY: wanted}, outside.observe()).actions
     assert action.verb is verb
+
+
+def test_a_machine_is_rebuilt_once_and_its_data_are_told(
+    outside: OuterHost, libvirt: Libvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what the topology says: an intruder may have left anything on it."""
+    resources = desired(LAB, INPUTS)
+    files = outer_host.MachineFiles("kernel", "initrd", ("vda",), "identity", "console")
+    libvirt.create(
+        machine_xml(LAB, NODE, INPUTS.environment, files, resources[KEY].properties, generation="a-uuid"),
+        paused=False,
+    )
+    for nic in NODE.nics[:3]:
+        libvirt.attach("one-node.node", interface_xml(nic))
+    outside.rebuild.add(NODE.name)
+    (action,) = diff({KEY: resources[KEY]}, outside.observe(), held=data_of(resources)).actions
+    assert (action.verb, action.reason) == (Verb.REPLACE, "state: found 'to be rebuilt', wanted 'running'")
+    assert {"root disk of red/web", "volume data of red/web"} <= {*action.loses}
+    monkeypatch.setattr(OuterHost, "_start", lambda *_: None)
+    outside.perform(action)
+    assert outside.rebuild == set()
 
 
 def test_machines_that_another_libvirt_runs_boot_and_that_is_told(
