@@ -17,7 +17,7 @@ from testbed.verify.processor import rules
 
 _PROGRAM = Path(payload.__file__).parent / "virtual_cpu.py"
 _TIMEOUT = 120.0  # seconds
-_MOST = 64  # processors of a guest
+_MOST = 64  # processors of a guest; a topology declares no more
 _LOAD = "modprobe -a cpuid msr || exit 1; exec /usr/bin/python3 -IS -"
 
 
@@ -63,11 +63,13 @@ def _ask(hypervisor: Hypervisor, domain: Domain) -> list[dict[str, object]]:
     """Return two properties of each processor of a domain, as QEMU answers.
 
     Raises:
-        UnseenError: QEMU names no processor.
+        UnseenError: QEMU names no processor, or more than are looked at.
     """
     cpus = hypervisor.ask_monitor(domain.name, "query-cpus-fast", {})
     if not isinstance(cpus, list) or not cpus or not all(isinstance(cpu, dict) for cpu in cpus):
         raise UnseenError(f"QEMU names no processor of {domain.name}")
+    if len(cpus) > _MOST:
+        raise UnseenError(f"QEMU names {len(cpus)} processors of {domain.name}, and {_MOST} can be looked at")
     return [
         {
             name: hypervisor.ask_monitor(
@@ -75,7 +77,7 @@ def _ask(hypervisor: Hypervisor, domain: Domain) -> list[dict[str, object]]:
             )
             for name in ("feature-words", "pmu")
         }
-        for cpu in cpus[:_MOST]
+        for cpu in cpus
     ]
 
 

@@ -70,6 +70,12 @@ def test_a_domain_without_processors_is_not_judged(cpus: object) -> None:
         observe.domains(_fleet(_Hypervisor(cpus=cpus)), NODE)
 
 
+def test_no_processor_is_left_out_silently() -> None:
+    assert len(observe.domains(_fleet(_Hypervisor(cpus=CPUS[:1] * 64)), NODE)[0].words) == 64
+    with pytest.raises(UnseenError, match="65 processors"):
+        observe.domains(_fleet(_Hypervisor(cpus=CPUS[:1] * 65)), NODE)
+
+
 def test_a_guest_shows_its_processors_or_is_not_judged() -> None:
     guest = LAB.guests[0]
     output = json.dumps(RECORDED["guest"]).encode()
