@@ -235,7 +235,7 @@ def test_4_drift_is_shown_and_repaired(environment: dict[str, str]) -> None:
 
 @DAMAGE
 def test_4_a_machine_that_an_intruder_has_changed_is_rebuilt(environment: dict[str, str]) -> None:
-    program = "sudo sh -c 'echo true > /usr/local/sbin/ip && chmod 755 /usr/local/sbin/ip'"
+    program = "sudo sh -c 'echo true > /usr/local/sbin/undeclared && chmod 755 /usr/local/sbin/undeclared'"
     output_of(environment, "ssh", LAB, "node-b", program)
     data = checked(environment, LAB, "--only", "VMM-01", expect=1)
     assert {(check["case"], check["verdict"]) for check in data["checks"]} == {
@@ -243,7 +243,7 @@ def test_4_a_machine_that_an_intruder_has_changed_is_rebuilt(environment: dict[s
         ("node-a", "pass"),
         ("node-b", "fail"),
     }
-    assert "/usr/local/sbin/ip" in next(c["reason"] for c in data["checks"] if c["case"] == "node-b")
+    assert "/usr/local/sbin/undeclared" in next(c["reason"] for c in data["checks"] if c["case"] == "node-b")
     assert "nothing to do" in output_of(environment, "up", TOPOLOGY)
     refused = run(environment, "up", TOPOLOGY, "--rebuild", "node-b")
     assert (refused.returncode, "red/db" in refused.stderr) == (2, True), refused.stderr

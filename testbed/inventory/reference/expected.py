@@ -39,6 +39,9 @@ _WORDS = (
     "management",
     "ends",
     "mac",
+    "name",
+    "fabric",
+    "central",
 )
 _BRACES = re.compile(r"\{[a-z][a-z-]*\}")
 NOTHING = "(?!)"  # a pattern that matches nothing
@@ -128,6 +131,9 @@ def words_of(topology: Topology, machine: Machine) -> dict[str, str]:
         "ends": list(topology.tunnel_ends) if machine.role is Role.NODE else [],
         "mac": [nic.mac for nic in machine.nics],
         "plane": [f"{nic.plane}0" for nic in machine.nics],
+        "name": [machine.name],
+        "fabric": [str(machine.address(Plane.FABRIC))] if machine.role is Role.NODE else [],
+        "central": [str(topology.controller.address(Plane.MANAGEMENT))],
     }
     return {word: f"(?:{'|'.join(map(re.escape, found)) or NOTHING})" for word, found in names.items()}
 
