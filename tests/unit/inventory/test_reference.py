@@ -277,3 +277,19 @@ def test_of_a_machine_that_has_booted_only_programs_on_disk_are_judged() -> None
     judged = judge(ORIGIN, Inventory({PROGRAM: FILE, LEFT: FILE, runs: FILE}), Inventory({}), (), ())
     assert judged.scope is Scope.REBOOTED
     assert [(item.domain, item.key) for item in judged.comparison.findings] == [PROGRAM]
+
+
+def test_libvirt_may_note_what_other_emulators_can_do_and_change_nothing_of_ours() -> None:
+    """`virsh capabilities` probes all of them, and writes a file for each."""
+    lines = expected.load(expected.words_of(TOPOLOGY, NODE))
+    at = "/var/cache/libvirt/qemu/capabilities"
+    folder = {"entries": "7dbd46f8a09ba8fa", "mode": "0755", "newer": True, "owner": "0:0", "type": "folder"}
+    file = {"keyed sha256": "56", "mode": "0600", "names": 1, "newer": True, "owner": "0:0", "type": "file"}
+    ours, other = ("file", f"{at}/{'9' * 64}.xml"), ("file", f"{at}/{'f' * 64}.xml")
+    golden = {("file", at): folder, ours: file}
+    noted = {("file", at): folder | {"entries": "131fb967910906b5"}, ours: file, other: file}
+    assert _found(lines, golden, noted) == []
+    assert _found(lines, golden, noted | {other: file | {"mode": "0666"}}) == [" ".join(other)]
+    assert _found(lines, golden, noted | {ours: file | {"keyed sha256": "57"}}) == [
+        f"file {ours[1]} keyed sha256"
+    ]
