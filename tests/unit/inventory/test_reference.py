@@ -293,3 +293,12 @@ def test_libvirt_may_note_what_other_emulators_can_do_and_change_nothing_of_ours
     assert _found(lines, golden, noted | {ours: file | {"keyed sha256": "57"}}) == [
         f"file {ours[1]} keyed sha256"
     ]
+
+
+@pytest.mark.parametrize("key", ["(the only row)", "706bc57dbe5cc354", "706bc57dbe5cc354 #2"])
+def test_limits_of_connections_are_expected_whatever_their_number(key: str) -> None:
+    """A row that is alone in its table has no digest for a name."""
+    lines = expected.load(expected.words_of(TOPOLOGY, NODE))
+    row = {"external_ids": {}, "limit": 256, "timeout_policy": []}
+    assert _found(lines, {}, {("switch CT_Zone", key): row}) == []
+    assert _found(lines, {}, {("switch CT_Zone", key): row | {"limit": 0}}) == [f"switch CT_Zone {key}"]
