@@ -21,7 +21,7 @@ from testbed.report.columns import Line
 from testbed.report.reach import matrices
 from testbed.report.result import content_of, exit_code
 from testbed.report.screen import verdicts
-from testbed.verify.runner.proof_cache import WHOLE, Part, Proving
+from testbed.verify.runner.proof_cache import ALL_CASES, Part, Proving
 
 _SUMMARY = 200_000  # octets; GitHub takes 1 MiB for a step, and other programs of the step may write as well
 
@@ -32,7 +32,7 @@ def check_walls(
     prove: Proving,
     only: list[str],
     as_json: bool,
-    part: Part = WHOLE,
+    part: Part = ALL_CASES,
     slow: bool = False,
     whole: bool = False,
 ) -> None:
@@ -43,7 +43,7 @@ def check_walls(
     Raises:
         UsageError: a part of the proofs is asked for, and no proof.
     """
-    if part != WHOLE and prove is Proving.NOTHING:
+    if part != ALL_CASES and prove is Proving.NOTHING:
         raise UsageError(
             f"--part {part} chooses breaches, and none is tried",
             fact="--prove was not given",

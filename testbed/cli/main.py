@@ -34,7 +34,7 @@ from testbed.plan import render
 from testbed.plan.diff import Action, diff
 from testbed.plan.resources import OUTER, desired, places
 from testbed.untrusted.text import line
-from testbed.verify.runner.proof_cache import WHOLE, Proving
+from testbed.verify.runner.proof_cache import ALL_CASES, Proving
 
 _EPILOG = """\b
 Folders (TESTBED_STATE_DIR, TESTBED_CACHE_DIR; else below XDG_STATE_HOME, XDG_CACHE_HOME):
@@ -107,7 +107,7 @@ def doctor(as_json: Json = False) -> None:
 def check(
     name: Name,
     prove: Prove = Proving.NOTHING,
-    part: ProofPart = WHOLE,
+    part: ProofPart = ALL_CASES,
     only: Only = None,
     slow: Annotated[
         bool, typer.Option("--slow", help="run what takes minutes as well", envvar="TESTBED_SLOW")

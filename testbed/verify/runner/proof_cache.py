@@ -62,7 +62,7 @@ class Part:
         return place % self.of == self.number - 1
 
 
-WHOLE = Part()
+ALL_CASES = Part()
 
 
 class ProofCache:
@@ -77,7 +77,7 @@ class ProofCache:
     """
 
     def __init__(
-        self, file: Path, root: Path, configuration: Sequence[str], way: Proving, part: Part = WHOLE
+        self, file: Path, root: Path, configuration: Sequence[str], way: Proving, part: Part = ALL_CASES
     ) -> None:
         self.part = part
         self._file, self._root, self._way = file, root, way

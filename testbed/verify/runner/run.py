@@ -34,7 +34,7 @@ from testbed.verify.probe.client import end_all, start_all
 from testbed.verify.runner import leftovers
 from testbed.verify.runner.execution import Revive
 from testbed.verify.runner.plugin import Checks, require, run_checks
-from testbed.verify.runner.proof_cache import WHOLE, Part, ProofCache, Proving
+from testbed.verify.runner.proof_cache import ALL_CASES, Part, ProofCache, Proving
 from testbed.verify.runner.trouble import Trouble
 
 _PATIENCE = timeouts.CHECK_LOGIN
@@ -46,7 +46,7 @@ def examine(
     prove: Proving,
     only: tuple[str, ...],
     progress: Callable[[str], None],
-    part: Part = WHOLE,
+    part: Part = ALL_CASES,
     slow: bool = False,
     whole: bool = False,
     revive: Revive = tuple,

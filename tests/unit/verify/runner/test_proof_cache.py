@@ -25,7 +25,7 @@ from testbed.report.result import Run, exit_code, to_json
 from testbed.topology_file.loader import read
 from testbed.verify.evidence import Evidence
 from testbed.verify.runner.plugin import Checks, run_checks
-from testbed.verify.runner.proof_cache import WHOLE, Part, ProofCache, Proving, code_digest
+from testbed.verify.runner.proof_cache import ALL_CASES, Part, ProofCache, Proving, code_digest
 
 ROOT = Path(__file__).parents[4]
 NAMES = ("NET-01.fleet", "it holds", "a hole")
@@ -55,7 +55,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def _proven(
-    root: Path, *configuration: str, way: Proving = Proving.CHANGED, part: Part = WHOLE
+    root: Path, *configuration: str, way: Proving = Proving.CHANGED, part: Part = ALL_CASES
 ) -> ProofCache:
     code_digest.cache_clear()
     return ProofCache(root / "proven.json", root, configuration, way, part)
@@ -240,7 +240,8 @@ def test_each_place_is_in_one_part(of: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"), [("2/3", Part(2, 3)), ("1/1", WHOLE), (WHOLE, WHOLE), ("1000/1000", Part(1000, 1000))]
+    ("text", "wanted"),
+    [("2/3", Part(2, 3)), ("1/1", ALL_CASES), (ALL_CASES, ALL_CASES), ("1000/1000", Part(1000, 1000))],
 )
 def test_a_part_is_two_numbers(text: object, wanted: Part) -> None:
     assert part(text) == wanted
