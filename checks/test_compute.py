@@ -1,4 +1,4 @@
-"""Compute walls: one confined identity per worker, no shared pages, one owner per object."""
+"""Compute walls: one confined identity per worker, no merged pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from checks.support.breaches import load, needs_guest, needs_other_tenants, profile, rules, shell_breach
+from checks.support.breaches import load, needs_guest, profile, rules, shell_breach
 from checks.support.lodger import lodger, start_lodger, stop_lodger
 from testbed.errors import InstrumentError
 from testbed.model.topology import POOLS
@@ -255,61 +255,3 @@ def test_no_page_is_shared(fleet: Fleet, node: MachineView) -> None:
                 remedy="repeat the check",
             )
         assert not mergeable, f"{mergeable} of {areas} memory areas of {domain}'s worker may be merged"
-
-
-def _foreign(context: BreachContext) -> str:
-    """Return the pool of another tenant than the first guest's.
-
-    It is that of a tenant on the node if there is one; else the breach creates the pool.
-    """
-    own, names = context.guest.tenant, [tenant.name for tenant in context.topology.tenants]
-    here = [guest.tenant for guest in context.guests]
-    return f"{POOLS}/{next(name for name in (*here, *names) if name != own)}"
-
-
-@check(
-    id="DEV-02",
-    objective="Every file behind a guest belongs to exactly one tenant",
-    severity="critical",
-    effect=Effect.OBSERVES,
-    local=True,
-    applies=needs_other_tenants,
-    breaches=(
-        shell_breach(
-            "one tenant's volume is linked into another tenant's pool",
-            opens=lambda context: (
-                f"mkdir -p {_foreign(context)} && "
-                f"ln {context.guest.root_disk} {_foreign(context)}/linked.qcow2"
-            ),
-            closes=lambda context: (
-                f"rm -f {_foreign(context)}/linked.qcow2; rmdir --ignore-fail-on-non-empty "
-                f"{_foreign(context)} || true"
-            ),
-            shows=lambda context: f"[ -e {_foreign(context)}/linked.qcow2 ]",
-        ),
-    ),
-)
-def test_every_file_has_one_owner(fleet: Fleet, node: MachineView) -> None:
-    owners: dict[str, set[str]] = {}
-    # The lowest two bits of an open file's flags, in octal, are the access mode; 0 is O_RDONLY (proc(5)).
-    writable = "[ $((0$(awk '/^flags:/{print $2}' /proc/$p/fdinfo/${fd##*/}) & 3)) -ne 0 ]"
-    for domain, worker in processes(node, fleet.topology.guests_on(node.name)).items():
-        script = (
-            f"p={worker}; for fd in /proc/$p/fd/*; do [ -f $fd ] && {writable} && stat -L -c '%d:%i' $fd; "
-            "done; true"
-        )
-        opened = node.read(script).split()
-        if not opened:
-            what = f"the worker of {domain} has no file open for writing"
-            raise InstrumentError(what, fact="not even its own disk was seen", remedy="run `testbed up`")
-        for identity in opened:
-            owners.setdefault(identity, set()).add(domain.partition(".")[0])
-    for line in node.read(f"find {POOLS} -mindepth 2 -type f -printf '%D:%i %P\\n'").splitlines():
-        identity, _, path = line.partition(" ")
-        owners.setdefault(identity, set()).add(path.partition("/")[0])
-    shared = [
-        f"{identity} of {' and '.join(sorted(tenants))}"
-        for identity, tenants in owners.items()
-        if len(tenants) > 1
-    ]
-    assert not shared, f"files (device:inode) with owners in several tenants: {', '.join(shared[:6])}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from checks.support.breaches import needs_guest, shell_breach, worker_pid
+from checks.support.foreign_worker import IN_PLACE, SANDBOX, foreign_worker
 from checks.support.judging import judging
 from testbed.hosts import rules
 from testbed.verify.breach_context import BreachContext
-from testbed.verify.check import Breach, Effect, check
+from testbed.verify.check import Effect, check
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses.worker_processes import observed
 
@@ -23,32 +24,6 @@ _DEVICES = frozenset(
         "c 10:232 kvm",
     }
 )
-_QEMU = "/usr/bin/qemu-system-x86_64"
-_UNIT = "foreign-worker"
-_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-_IN_PLACE = "-p PrivateMounts=yes -p PrivateDevices=yes -p NoNewPrivileges=yes"
-
-
-def _foreign(name: str, qemu: str, properties: str = _IN_PLACE) -> Breach:
-    """Return a breach: a QEMU that libvirt has not started, under the account of the first guest's worker.
-
-    Args:
-        name: the breach.
-        qemu: its options.
-        properties: options of systemd-run(1).
-    """
-    process = f"/proc/$(systemctl show -P MainPID {_UNIT})/exe"
-    return shell_breach(
-        name,
-        opens=lambda context: (
-            f"systemd-run -q --collect --unit={_UNIT} --uid={context.guest.uid} {properties} {_QEMU} "
-            f"-machine none -nodefaults -display none -S {qemu}; "
-            f"for look in $(seq 60); do [ $(readlink {process}) = {_QEMU} ] && sleep 3 && exit 0; "
-            "sleep 0.5; done; exit 1"
-        ),
-        closes=lambda _: f"systemctl stop {_UNIT} 2>/dev/null; ! systemctl is-active -q {_UNIT}",
-        shows=lambda _: f"systemctl is-active -q {_UNIT}",
-    )
 
 
 @check(
@@ -59,12 +34,12 @@ def _foreign(name: str, qemu: str, properties: str = _IN_PLACE) -> Breach:
     local=True,
     applies=needs_guest,
     breaches=(
-        _foreign("a worker has no system-call filter", ""),
-        _foreign(
+        foreign_worker("a worker has no system-call filter", ""),
+        foreign_worker(
             "a worker's filter lets it start programs",
             "-sandbox on,obsolete=deny,elevateprivileges=deny,resourcecontrol=deny",
         ),
-        _foreign(
+        foreign_worker(
             "a worker's filter lets it change its identity",
             "-sandbox on,obsolete=deny,spawn=deny,resourcecontrol=deny",
         ),
@@ -96,19 +71,19 @@ def _worker_device(context: BreachContext) -> str:
             closes=lambda context: f"{_worker_device(context)} rm -f /dev/breach",
             shows=lambda context: f"{_worker_device(context)} test -b /dev/breach",
         ),
-        _foreign(
+        foreign_worker(
             "a worker has a capability",
-            f"-sandbox {_SANDBOX}",
-            f"{_IN_PLACE} -p AmbientCapabilities=CAP_NET_ADMIN",
+            SANDBOX,
+            f"{IN_PLACE} -p AmbientCapabilities=CAP_NET_ADMIN",
         ),
-        _foreign(
+        foreign_worker(
             "a worker runs in the mount namespace of the node",
-            f"-sandbox {_SANDBOX}",
+            SANDBOX,
             "-p NoNewPrivileges=yes",
         ),
-        _foreign(
+        foreign_worker(
             "a worker listens on an address of the node",
-            f"-sandbox {_SANDBOX} -chardev socket,id=open,host=127.0.0.1,port=4555,server=on,wait=off",
+            f"{SANDBOX} -chardev socket,id=open,host=127.0.0.1,port=4555,server=on,wait=off",
         ),
     ),
 )

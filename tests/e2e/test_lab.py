@@ -197,6 +197,7 @@ def test_3_every_check_passes_and_a_part_of_them_is_proven(environment: dict[str
         "PRC-05",
         "PRC-06",
         "BND-02",
+        "CMP-01",
         "CMP-02",
         "CMP-04",
         "DEV-01",
