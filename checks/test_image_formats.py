@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from uuid import uuid4
 from xml.etree import ElementTree as ET
 
 from checks.support.breaches import needs_guest, shell_breach, where
 from checks.support.device_breaches import NAME, lodger_breach
+from checks.support.hostile_volumes import overwritten
 from checks.support.judging import judging
 from testbed import payload
 from testbed.model.topology import POOLS, Guest
@@ -24,19 +23,6 @@ from testbed.verify.devices import images, observe
 from testbed.verify.fleet import Fleet, MachineView
 
 _PROGRAM = Path(payload.__file__).parent / "image_probe.py"
-_VOLUME = "/dev/vdb"  # in a guest: the first of its volumes
-_SAVED, _TIMER = "/run/testbed.head", "/run/testbed.head.timer"  # octets, and a process id
-_KILLED_AFTER = 600  # seconds
-_WRITE = f"dd of={_VOLUME} bs={images.HEAD} conv=notrunc,fsync"
-_BACK = f"[ ! -e {_SAVED} ] || {{ {_WRITE} <{_SAVED} && rm -f {_SAVED}; }}"
-_STOP = f"p=$(cat {_TIMER}); grep -q {_TIMER} /proc/$p/cmdline && kill -- -$p; rm -f {_TIMER}"
-_SAVE = (
-    f"{_STOP}; [ -e {_SAVED} ] || "
-    f"{{ dd if={_VOLUME} of={_SAVED}.new bs={images.HEAD} count=1 && mv {_SAVED}.new {_SAVED}; }} || exit 1; "
-    f"setsid /bin/sh -c 'sleep {_KILLED_AFTER}; {_BACK}; rm -f {_TIMER}' </dev/null >/dev/null 2>&1 & "
-    f"echo $! >{_TIMER}"
-)
-_RESTORE = f"{{ {_BACK}; }} || exit 1; {_STOP}"
 _TIMEOUT = 240.0  # seconds
 _SHOWN = 6
 
@@ -155,28 +141,6 @@ def _attacked(fleet: Fleet, node: MachineView, guests: list[Guest], xml: Mapping
             for path, guest in volumes.items()
         ],
     }
-    with _hostile(fleet, guests, named):
+    with overwritten(fleet, guests, lambda guest: images.hostile_header(named, guest.volumes[0].size)):
         answer = node.python(_PROGRAM.read_text(), request, _TIMEOUT, function="collect")
     return images.probed(answer, named, list(volumes), sizes)
-
-
-@contextmanager
-def _hostile(fleet: Fleet, guests: list[Guest], named: str) -> Iterator[None]:
-    """Let guests write a hostile header into their first volume for the duration of the block.
-
-    A program in each guest writes the old octets back if this process is killed.
-    """
-    with ExitStack() as stack:
-        for guest in guests:
-            _run(fleet, guest, _SAVE)  # before anything is registered: it fails in a guest that is silent
-            stack.enter_context(
-                fleet.leavings.made(
-                    f"the header in the volume of {guest.label}", partial(_run, fleet, guest, _RESTORE)
-                )
-            )
-            _run(fleet, guest, _WRITE, images.hostile_header(named, guest.volumes[0].size))
-        yield
-
-
-def _run(fleet: Fleet, guest: Guest, commands: str, stdin: bytes = b"") -> None:
-    fleet.in_guest(guest, ["/bin/sh", "-c", f"exec 2>/dev/null; {commands}"], stdin)

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from testbed.hosts.rules import UnseenError
 from testbed.untrusted.text import line
 
-HEAD = 4096  # octets at the beginning of a volume that are overwritten
 _MAGIC, _VERSION, _CLUSTER_BITS = b"QFI\xfb", 2, 16
 _HEADER = ">4sIQIIQIIQQIIQ"  # of version 2 (QEMU, "QCow2 file format")
 _TABLES = {"refcount": 1 << 16, "l1": 2 << 16}  # where they would begin
@@ -64,7 +63,7 @@ def hostile_header(path: str, size: int) -> bytes:
     name = path.encode()
     at = struct.calcsize(_HEADER)
     fields = (at, len(name), _CLUSTER_BITS, size, 0, 1, _TABLES["l1"], _TABLES["refcount"], 1, 0, 0)
-    return (struct.pack(_HEADER, _MAGIC, _VERSION, *fields) + name).ljust(HEAD, b"\0")
+    return struct.pack(_HEADER, _MAGIC, _VERSION, *fields) + name
 
 
 def declared(root: ET.Element) -> dict[str, tuple[Image, ...]]:
