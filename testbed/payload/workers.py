@@ -11,6 +11,10 @@ import os
 import stat
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _SEIZE, _INTERRUPT, _DETACH, _GET_FILTER = 0x4206, 0x4207, 17, 0x420C  # ptrace(2)
 _WALL = 0x40000000  # waitpid(2): children and threads of any kind
 _STOP = 5.0  # seconds in which the kernel stops a thread
@@ -92,13 +96,12 @@ def _workers(request: dict[str, object]) -> dict[int, str]:
 def _described(pid: int, name: str) -> Facts | None:
     """Return the facts about one process, or None if it has ended."""
     try:
-        threads = sorted({_thread(f"/proc/{pid}/task/{thread}/status") for thread in _listed(pid)})
         facts: Facts = {
             "name": name,
             "pid": pid,
             "label": _label(pid),
             "accounts": [int(word) for word in _fields(_text(f"/proc/{pid}/status"))["Uid"].split()],
-            "threads": threads,
+            "threads": sorted(set(_threads(pid))),
             "mounts": os.readlink(f"/proc/{pid}/ns/mnt"),
             "devices": sorted(_devices(f"/proc/{pid}/root/dev")),
             "sockets": sorted(_sockets(pid)),
@@ -122,8 +125,14 @@ def _label(pid: int) -> str:
         return ""
 
 
-def _listed(pid: int) -> list[str]:
-    return os.listdir(f"/proc/{pid}/task")
+def _threads(pid: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield `_thread` of each thread of a process; QEMU's helpers of input and output come and go."""
+    for number in os.listdir(f"/proc/{pid}/task"):
+        try:
+            yield _thread(f"/proc/{pid}/task/{number}/status")
+        except (FileNotFoundError, ProcessLookupError):
+            if int(number) == pid:
+                raise
 
 
 def _thread(path: str) -> tuple[int, int, int, int]:

@@ -16,11 +16,13 @@ from testbed.errors import InstrumentError
 from testbed.model.topology import IMAGES, Guest
 from testbed.verify.fleet import MachineView
 
-# Shell functions of built-ins. A redirection alone opens a file; `exec` in a subshell returns status 126 or
-# 127 if the program could not be started; signal 0 only checks the permission (kill(2)).
+# Shell functions of built-ins. A redirection alone opens a file; one to a socket ends with ENXIO where a
+# connection would be allowed, since permissions are looked at first (open(2)); `exec` in a subshell returns
+# status 126 or 127 if the program could not be started; signal 0 only checks the permission (kill(2)).
 _BUILTINS = """\
 r() { if { :; } 2>/dev/null <"$1"; then echo "read yes $1"; else echo "read no $1"; fi; }
 w() { if { :; } 2>/dev/null >>"$1"; then echo "write yes $1"; else echo "write no $1"; fi; }
+c() { case $(LC_ALL=C; { :; } 2>&1 >>"$1") in *"No such device or address"*) echo "connect yes $1" ;; *) echo "connect no $1" ;; esac; }
 l() { found=no; for entry in "$1"/*; do if [ "$entry" != "$1/*" ]; then found=yes; fi; done; echo "list $found $1"; }
 e() { (exec "$1") >/dev/null 2>&1 </dev/null; case $? in 126|127) echo "execute no $1" ;; *) echo "execute yes $1" ;; esac; }
 k() { if kill -0 "$1" 2>/dev/null; then echo "signal yes $1"; else echo "signal no $1"; fi; }
@@ -31,7 +33,7 @@ _PUT_ON = 'echo "changeprofile $0" > /proc/$$/attr/current || exit 1\n'
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt: ``read``, ``write``, ``list`` or ``execute`` a path, or ``signal`` a process."""
+    """An attempt: ``read``, ``write``, ``list``, ``execute``, ``connect`` to a path; ``signal`` a process."""
 
     verb: str
     target: str
