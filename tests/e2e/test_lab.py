@@ -198,6 +198,7 @@ def test_3_every_check_passes_and_a_part_of_them_is_proven(environment: dict[str
         "PRC-04",
         "PRC-05",
         "PRC-06",
+        "BND-01",
         "BND-02",
         "CMP-01",
         "CMP-02",

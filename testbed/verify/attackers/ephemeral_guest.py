@@ -42,6 +42,7 @@ for module in $(/bin/busybox cat /modules/order); do /bin/busybox insmod /module
 while [ ! -b /dev/vda ]; do /bin/busybox usleep 20000; done
 /bin/busybox mount -t ext4 -o ro,noload /dev/vda /root
 /bin/busybox mount -t sysfs sysfs /root/sys
+/bin/busybox mount -t devtmpfs dev /root/dev
 /bin/busybox chroot /root /usr/bin/python3 -I -S - < /attack.py
 /bin/busybox poweroff -f
 """
@@ -121,13 +122,21 @@ class Throwaway:
             yield
 
     def start(self, frames: Sequence[bytes]) -> None:
-        """Start the guest; OVN does not know its port.
+        """Start the guest; it sends frames in rounds, from its first moment on.
+
+        Raises:
+            ProvisioningError: it does not start.
+        """
+        self.start_program(f"{_PROGRAM.read_text()}\nattack({list(frames)!r}, {_LIFE})\n")
+
+    def start_program(self, program: str) -> None:
+        """Start the guest with a program in Python, its only one; OVN does not know its port.
 
         Raises:
             ProvisioningError: it does not start.
         """
         self.node.hypervisor.destroy(self.guest.domain)
-        archive = cpio({"init": _INIT.encode(), "attack.py": _program(frames)})
+        archive = cpio({"init": _INIT.encode(), "attack.py": program.encode()})
         self.node.host.must(
             f"rm -rf {_FOLDER} && mkdir {_FOLDER} && cat {IMAGES}/guest/initrd - > {_FOLDER}/initrd",
             stdin=archive,
@@ -162,10 +171,6 @@ class Throwaway:
             InstrumentError: too few frames in time.
         """
         await_frames(self.machine, [tap], _FLOWING, patience)
-
-
-def _program(frames: Sequence[bytes]) -> bytes:
-    return f"{_PROGRAM.read_text()}\nattack({list(frames)!r}, {_LIFE})\n".encode()
 
 
 def _xml(node: Node, guest: Guest) -> str:
