@@ -10,12 +10,13 @@ from checks.support.breaches import load, needs_guest, profile, rules, shell_bre
 from checks.support.lodger import lodger, start_lodger, stop_lodger
 from testbed.errors import InstrumentError
 from testbed.model.topology import POOLS
-from testbed.verify.attackers.worker import Attempt, pid, processes, succeeded
+from testbed.verify.attackers.worker import Attempt, Job, all_succeeded, processes, told
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses import confinement
 
+_SHOWN = 6
 _KSM = "/sys/kernel/mm/ksm"
 # Counts the memory areas of a process, and those with the flag "mg", which the kernel may merge (proc(5)).
 _COUNT_AREAS = (
@@ -127,9 +128,9 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: MachineView) -> 
         int(node.read("getent group kvm | cut -d: -f3")),
     )
     assert not mixed, f"{len(mixed)} workers have no account of their own: {'; '.join(mixed[:6])}"
+    jobs = []
     for attacker in guests:
-        own = pid(node, attacker)
-        others = [str(worker) for worker in workers.values() if worker != own]
+        others = [str(worker) for domain, worker in workers.items() if domain != attacker.domain]
         attempts = [Attempt("signal", other) for other in others]
         attempts += [
             Attempt("read", f"/proc/{other}/{file}")
@@ -137,8 +138,9 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: MachineView) -> 
             for file in ("environ", "maps", "mem")
         ]
         attempts += [Attempt("write", f"/proc/{other}/mem") for other in others]
-        reached = succeeded(node, attacker, attempts)
-        assert not reached, f"the worker of {attacker.label} reached: {', '.join(sorted(map(str, reached)))}"
+        jobs.append(Job(attacker, tuple(attempts)))
+    reached = told(jobs, all_succeeded(node, jobs))
+    assert not reached, f"{len(reached)} workers reached others: {'; '.join(reached[:_SHOWN])}"
 
 
 @check(
@@ -187,34 +189,31 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: MachineView) -> 
     ),
 )
 def test_workers_are_confined(fleet: Fleet, node: MachineView) -> None:
-    forbidden = [
-        Attempt("read", "/etc/shadow"),
-        Attempt("read", "/etc/libvirt/qemu.conf"),
-        Attempt("read", "/etc/sudoers"),
-    ]
-    forbidden += [Attempt("write", "/etc/hostname"), Attempt("write", "/etc/passwd"), Attempt("list", POOLS)]
-    forbidden += [
+    forbidden = (
+        *(Attempt("read", f"/etc/{name}") for name in ("shadow", "libvirt/qemu.conf", "sudoers")),
+        *(Attempt("write", f"/etc/{name}") for name in ("hostname", "passwd")),
+        Attempt("list", POOLS),
         Attempt("read", "/proc/1/cmdline"),
         *(Attempt("execute", f"/usr/bin/{name}") for name in ("dash", "bash", "cat", "dd")),
-    ]
-    for guest in fleet.topology.guests_on(node.name):
-        found = node.read(f"cat /proc/{pid(node, guest)}/attr/current")
-        assert found == f"libvirt-{guest.uuid} (enforce)", f"the worker of {guest.label} runs under '{found}'"
-        reached = succeeded(node, guest, forbidden, uid=0)
-        assert not reached, (
-            f"the profile of {guest.label} alone would allow: {', '.join(sorted(map(str, reached)))}"
-        )
+    )
+    guests = fleet.topology.guests_on(node.name)
+    jobs = [Job(guest, forbidden, uid=0) for guest in guests]
+    allowed = told(jobs, all_succeeded(node, jobs))
+    assert not allowed, f"{len(allowed)} profiles allow too much: {'; '.join(allowed[:_SHOWN])}"
     labels = {
         domain: node.read(f"cat /proc/{worker}/attr/current")
-        for domain, worker in processes(node, fleet.topology.guests_on(node.name)).items()
+        for domain, worker in processes(node, guests).items()
     }
+    for guest in guests:
+        found = labels.get(guest.domain, "")
+        assert found == f"libvirt-{guest.uuid} (enforce)", f"the worker of {guest.label} runs under '{found}'"
     loose = [
         domain
         for domain, label in labels.items()
         if not _ENFORCED.fullmatch(label) or [*labels.values()].count(label) > 1
     ]
-    told = ", ".join(f"{domain} runs under '{labels[domain]}'" for domain in sorted(loose))
-    assert not loose, f"workers without an enforced profile of their own: {told}"
+    texts = ", ".join(f"{domain} runs under '{labels[domain]}'" for domain in sorted(loose))
+    assert not loose, f"workers without an enforced profile of their own: {texts}"
     unconfigured = confinement.unconfigured(node)
     assert not unconfigured, f"libvirt will start guests without a profile: {'; '.join(unconfigured)}"
     unconfined = confinement.starts_unconfined(fleet, fleet.topology.guests_on(node.name)[0])

@@ -1,6 +1,6 @@
 """Tries, in the place of helpers of guests, what one that was taken over would try (PRC-06).
 
-It runs as root on nodes: one file, standard library only. Helpers are processes of known programs, which are
+It runs as root on nodes. Helpers are processes of known programs, which are
 recognised by device and inode of the program and not by a name, and all that hold a pipe of a worker. Each
 layer that confines a helper is worn by a child of its own: its profile alone; its capabilities, system-call
 filters, mounts and network; and everything. The child waits until it was looked at, so that what it wears is
@@ -16,37 +16,23 @@ import errno
 import json
 import os
 import socket
-import time
+
+from testbed.payload import confinement
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SEIZE, _INTERRUPT, _DETACH, _GET_FILTER = 0x4206, 0x4207, 17, 0x420C  # ptrace(2)
-_WALL = 0x40000000  # waitpid(2): children and threads of any kind
-_STOP = 5.0  # seconds in which the kernel stops a thread
-_INSTRUCTION = 8  # octets of a struct sock_filter
-_SET_SECCOMP, _DROP_BOUND, _NO_NEW_PRIVILEGES = 22, 24, 38  # prctl(2)
-_FILTER = 2  # SECCOMP_MODE_FILTER
-_CAPABILITIES = 64
-_CAPSET, _INIT_MODULE = 126, 175  # system calls of x86-64
-_CAPSET_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3, capset(2)
-_NEW_MOUNTS, _NEW_USERS, _NEW_NETWORK = 0x20000, 0x10000000, 0x40000000  # clone(2)
+_SEIZE = 0x4206  # ptrace(2)
+_INIT_MODULE = 175  # system call of x86-64
+_NEW_USERS = 0x10000000  # clone(2)
 _OCTETS = 16  # that are read of a worker's memory
 _SETS = ("CapInh", "CapPrm", "CapEff", "CapAmb")
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-_LIBC.ptrace.restype = ctypes.c_long
+_LIBC = confinement.LIBC
 
 Facts = dict[str, object]
 Outcomes = dict[str, str]
 Attempt = tuple[str, "Callable[..., object]", tuple[object, ...]]
-
-
-class _Program(ctypes.Structure):
-    """A struct sock_fprog (linux/filter.h)."""
-
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
 class _Vector(ctypes.Structure):
@@ -65,7 +51,7 @@ def collect(request: dict[str, object]) -> Facts:
     before = _tried(attempts)
     helpers = []
     for pid, program in _helpers(request["programs"], workers).items():  # type: ignore[arg-type]
-        filters = _filters(pid)
+        filters = confinement.filters(pid)
         facts = {**_described(pid), "program": program, "serves": sorted(_served(pid, workers))}
         layers = {
             "profile": _tried(attempts, pid, profile=True),
@@ -123,7 +109,7 @@ def _described(pid: int) -> Facts:
     """Return what the kernel holds against a process, thread by thread."""
     threads = set()
     for thread in os.listdir(f"/proc/{pid}/task"):
-        fields = _fields(_text(f"/proc/{pid}/task/{thread}/status"))
+        fields = confinement.fields(confinement.text(f"/proc/{pid}/task/{thread}/status"))
         capabilities = 0
         for name in _SETS:
             capabilities |= int(fields[name], 16)
@@ -131,22 +117,12 @@ def _described(pid: int) -> Facts:
         threads.add((int(fields["Seccomp"]), int(fields["NoNewPrivs"]), capabilities, bound))
     return {
         "pid": pid,
-        "label": _label(pid),
-        "account": int(_fields(_text(f"/proc/{pid}/status"))["Uid"].split()[1]),
+        "label": confinement.label(pid),
+        "account": int(confinement.fields(confinement.text(f"/proc/{pid}/status"))["Uid"].split()[1]),
         "threads": sorted(threads),
         "mounts": os.readlink(f"/proc/{pid}/ns/mnt"),
         "network": os.readlink(f"/proc/{pid}/ns/net"),
     }
-
-
-def _label(pid: int) -> str:
-    """Return the label of AppArmor; empty if the kernel has none."""
-    try:
-        return _text(f"/proc/{pid}/attr/current").strip("\n\0")
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return ""
 
 
 def _tried(
@@ -196,37 +172,16 @@ def _tried(
 
 def _wear(pid: int, filters: tuple[bytes, ...] | None, *, profile: bool) -> None:
     """Take on the profile of a process, or all that else confines it, or both."""
-    label = _label(pid).partition(" ")[0] if profile else ""
+    label = confinement.label(pid).partition(" ")[0] if profile else ""
     if filters is not None:
-        fields = _fields(_text(f"/proc/{pid}/status"))
-        for name, kind in (("net", _NEW_NETWORK), ("mnt", _NEW_MOUNTS)):
-            descriptor = os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY)
-            _require(_LIBC.setns(descriptor, kind))
-            os.close(descriptor)
-        bound = int(fields["CapBnd"], 16)
-        for capability in range(_CAPABILITIES):
-            if not bound >> capability & 1:
-                _LIBC.prctl(_DROP_BOUND, capability, 0, 0, 0)
-        _limit(*(int(fields[name], 16) for name in ("CapEff", "CapPrm", "CapInh")))
+        fields = confinement.fields(confinement.text(f"/proc/{pid}/status"))
+        confinement.enter(pid, "net", "mnt")
+        confinement.limit_bounding_set(int(fields["CapBnd"], 16))
+        confinement.set_capabilities(*(int(fields[name], 16) for name in ("CapEff", "CapPrm", "CapInh")))
     if profile and label != "unconfined":
-        with open("/proc/self/attr/current", "w", encoding="ascii") as file:
-            file.write(f"changeprofile {label}")
-    if filters is not None:
-        if fields["NoNewPrivs"] == "1" or filters:
-            _require(_LIBC.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
-        for instructions in reversed(filters):  # the kernel lists the last one first
-            room = ctypes.create_string_buffer(instructions, len(instructions))
-            program = _Program(len(instructions) // _INSTRUCTION, ctypes.addressof(room))
-            _require(_LIBC.prctl(_SET_SECCOMP, _FILTER, ctypes.byref(program), 0, 0))
-
-
-def _limit(effective: int, permitted: int, inheritable: int) -> None:
-    """Set the capabilities of this process (capset(2))."""
-    words = []
-    for shift in (0, 32):
-        words += [mask >> shift & 0xFFFFFFFF for mask in (effective, permitted, inheritable)]
-    head, sets = (ctypes.c_uint32 * 2)(_CAPSET_VERSION, 0), (ctypes.c_uint32 * 6)(*words)
-    _require(_LIBC.syscall(_CAPSET, head, sets))
+        confinement.put_on_profile(label)
+    if filters is not None and (fields["NoNewPrivs"] == "1" or filters):
+        confinement.put_on_filters(filters)
 
 
 def _attempts(request: dict[str, object], targets: dict[str, tuple[int, int]]) -> list[Attempt]:
@@ -281,12 +236,12 @@ def _memory(pid: int) -> int:
 def _copy(pid: int, address: int) -> None:
     room = ctypes.create_string_buffer(_OCTETS)
     own, other = _Vector(ctypes.addressof(room), _OCTETS), _Vector(address, _OCTETS)
-    _require(_LIBC.process_vm_readv(pid, ctypes.byref(own), 1, ctypes.byref(other), 1, 0))
+    confinement.required(_LIBC.process_vm_readv(pid, ctypes.byref(own), 1, ctypes.byref(other), 1, 0))
 
 
 def _trace(pid: int) -> None:
     """Seize a process without stopping it; the kernel lets it go when the child ends."""
-    _forked(lambda: _require(_LIBC.ptrace(_SEIZE, pid, None, None)))
+    _forked(lambda: confinement.required(_LIBC.ptrace(_SEIZE, pid, None, None)))
 
 
 def _start(path: str) -> None:
@@ -312,7 +267,7 @@ def _socket(kind: int, protocol: int) -> None:
 
 
 def _unshare() -> None:
-    _require(_LIBC.unshare(_NEW_USERS))
+    confinement.required(_LIBC.unshare(_NEW_USERS))
 
 
 def _take_on() -> None:
@@ -342,59 +297,9 @@ def _expect(number: int, result: int) -> None:
         raise OSError(ctypes.get_errno(), "refused")
 
 
-def _require(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
-
-
 def _outcome(attempt: Callable[..., object], arguments: tuple[object, ...]) -> str:
     try:
         attempt(*arguments)
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, "unknown")
     return "done"
-
-
-def _filters(pid: int) -> tuple[bytes, ...]:
-    """Return the system-call filters of a process's first thread: the last installed one first.
-
-    The thread is stopped for that (ptrace(2), PTRACE_SECCOMP_GET_FILTER).
-    """
-    _require(_LIBC.ptrace(_SEIZE, pid, None, None))
-    _require(_LIBC.ptrace(_INTERRUPT, pid, None, None))
-    _await_stop(pid)
-    found: list[bytes] = []
-    try:
-        while True:
-            count = _require(_LIBC.ptrace(_GET_FILTER, pid, len(found), None))
-            room = (ctypes.c_ubyte * (count * _INSTRUCTION))()
-            _require(_LIBC.ptrace(_GET_FILTER, pid, len(found), room))
-            found.append(bytes(room))
-    except FileNotFoundError:  # there is no further filter
-        return tuple(found)
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # it has none
-            return ()
-        raise
-    finally:
-        _LIBC.ptrace(_DETACH, pid, None, None)
-
-
-def _await_stop(pid: int) -> None:
-    end = time.monotonic() + _STOP
-    while time.monotonic() < end:
-        if os.waitpid(pid, os.WNOHANG | _WALL)[0]:
-            return
-        time.sleep(0.01)
-    raise TimeoutError(f"process {pid} does not stop")
-
-
-def _fields(status: str) -> dict[str, str]:
-    return dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-
-
-def _text(path: str) -> str:
-    with open(path, encoding="utf-8", errors="replace") as stream:
-        return stream.read()

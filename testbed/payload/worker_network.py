@@ -1,6 +1,6 @@
 """Tries to open sockets and to send, in the place of workers: with a worker's account, and its profile.
 
-It runs as root on nodes: one file, standard library only. Each layer is tried in a child of its own. A child
+It runs as root on nodes. Each layer is tried in a child of its own. A child
 in the place of a worker joins its mount namespace and control group and takes its account; if asked for, it
 also takes its AppArmor profile (aa_change_profile(2)). It does not wear the worker's system-call filter,
 which refuses no socket. Everything that a child needs is loaded before, since the profile lets it open
@@ -9,20 +9,18 @@ little.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
 import socket
+
+from testbed.payload import confinement
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _WAIT = 3.0  # seconds for a connection
-_DROP_BOUND = 24  # PR_CAPBSET_DROP, prctl(2)
-_CAPABILITIES = 64
-_NEW_MOUNTS = 0x20000  # CLONE_NEWNS, setns(2)
 
 Outcomes = dict[str, str]
 Attempt = tuple[str, "Callable[..., None]", tuple[object, ...]]
@@ -80,26 +78,18 @@ def _tried(attempts: list[Attempt], wear: Callable[[], None] = lambda: None) -> 
 
 def _wear(pid: int, *, profile: bool) -> None:
     """Take the place of a process; without root's number, every capability is gone (capabilities(7))."""
-    fields = dict(line.split(":\t", 1) for line in _text(f"/proc/{pid}/status").splitlines() if ":\t" in line)
+    fields = confinement.fields(confinement.text(f"/proc/{pid}/status"))
     user, group = (int(fields[name].split()[0]) for name in ("Uid", "Gid"))
     groups = [int(number) for number in fields["Groups"].split()]
-    label = _text(f"/proc/{pid}/attr/current").split()[0] if profile else ""
-    folder = _text(f"/proc/{pid}/cgroup").strip().rpartition(":")[2]
-    with open(f"/sys/fs/cgroup{folder}/cgroup.procs", "w", encoding="ascii") as file:
-        file.write(str(os.getpid()))
-    libc = ctypes.CDLL(None, use_errno=True)
-    mounts = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
-    if libc.setns(mounts, _NEW_MOUNTS):
-        raise OSError(ctypes.get_errno(), "setns")
-    os.close(mounts)
-    for capability in range(_CAPABILITIES):
-        libc.prctl(_DROP_BOUND, capability, 0, 0, 0)
+    label = confinement.label(pid).partition(" ")[0]
+    confinement.join_group(pid)
+    confinement.enter(pid, "mnt")
+    confinement.limit_bounding_set(0)
     os.setgroups(groups)
     os.setresgid(group, group, group)
     os.setresuid(user, user, user)
     if profile:
-        with open("/proc/self/attr/current", "w", encoding="ascii") as file:
-            file.write(f"changeprofile {label}")
+        confinement.put_on_profile(label)
 
 
 def _open(family: int, kind: int, protocol: int) -> None:
@@ -124,8 +114,3 @@ def _outcome(attempt: Callable[..., None], arguments: tuple[object, ...]) -> str
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, "unknown")
     return "done"
-
-
-def _text(path: str) -> str:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.read()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host as InfraHost
 
+from testbed import payload
 from testbed.drivers.ssh.client import USER, Host
 from testbed.drivers.ssh.command_session import LIMIT, Completed
 from testbed.errors import InstrumentError
@@ -24,6 +26,16 @@ from testbed.verify.evidence import Evidence
 from testbed.verify.guest_agent import Files, run_in_guest
 
 ADMINISTRATOR = USER  # the account of machines that the administrator logs in with
+_LIBRARIES = """\
+import sys, types
+for name, text in {sources!r}:
+    module = sys.modules[name] = types.ModuleType(name)
+    above, _, last = name.rpartition(".")
+    if above:
+        setattr(sys.modules[above], last, module)
+    exec(compile(text, name, "exec"), module.__dict__)
+exec(compile({program!r}, "<program>", "exec"), {{"__name__": "__main__"}})
+"""
 _Value = TypeVar("_Value")
 Shown = Callable[[bytes], str]
 
@@ -104,13 +116,22 @@ class MachineView:
             )
         return done.text.strip()
 
-    def python(self, program: str, request: object, timeout: float = 120, *, function: str = "") -> Any:  # noqa: ANN401 - JSON
+    def python(
+        self,
+        program: str,
+        request: object,
+        timeout: float = 120,
+        *,
+        function: str = "",
+        libraries: Sequence[str] = (),
+    ) -> Any:  # noqa: ANN401 - JSON
         """Run a Python program on the machine and return the JSON that it prints.
 
         The program finds the request in its variable ``REQUEST``.
 
         Args:
             function: a function of the program that takes the request and returns the answer instead.
+            libraries: modules of `testbed.payload` that the program imports, each after those that it needs.
 
         Raises:
             InstrumentError: it failed, or printed something else.
@@ -118,6 +139,8 @@ class MachineView:
         whole = f"REQUEST = {request!r}\n{program}"
         if function:
             whole = f"{program}\nimport json\nprint(json.dumps({function}({request!r})))\n"
+        if libraries:
+            whole = _with_libraries(whole, libraries)
         text = self.read("python3 -", stdin=whole.encode(), timeout=timeout)
         try:
             return bounded_json.read(text)
@@ -126,6 +149,16 @@ class MachineView:
             raise InstrumentError(
                 f"a probe on {self.name} answered garbage", fact=fact, remedy="repeat the check"
             ) from error
+
+
+def _with_libraries(program: str, names: Sequence[str]) -> str:
+    """Return a program that makes modules of `testbed.payload` before it runs another one."""
+    package = payload.__name__
+    sources = [(name, "") for name in (package.partition(".")[0], package)]
+    sources += [
+        (f"{package}.{name}", (Path(payload.__file__).parent / f"{name}.py").read_text()) for name in names
+    ]
+    return _LIBRARIES.format(sources=sources, program=program)
 
 
 @dataclass

@@ -171,7 +171,9 @@ def findings(fleet: Fleet, node: MachineView) -> Findings:
         "programs to start": [_SHELL],
     }
     configured = node.read(_ASKED)
-    answer = node.python(_PROGRAM.read_text(), request, _TIMEOUT, function="collect")
+    answer = node.python(
+        _PROGRAM.read_text(), request, _TIMEOUT, function="collect", libraries=("confinement",)
+    )
     loose, reached = judged(answer, workers)
     return Findings((*misconfigured(configured), *loose), reached)
 

@@ -1,34 +1,30 @@
 """A probe with a worker's identity: the powers of an attacker who controls one QEMU process.
 
-The probe joins the worker's mount namespace, takes its uid, groups and AppArmor profile, drops every
-capability, and then uses shell built-ins only. The shell itself changes to the profile, since the profile
-allows it to start nothing. Its positive control is the worker's own volume: it must open before and after
-all attempts, or nothing was observed.
+The probe wears the worker's control group, namespaces, account, groups, AppArmor profile and system-call
+filters, and has no capability; what it wears is read from the kernel and compared with the worker. Its
+positive control is the worker's own volume: it must open before and after all attempts, or nothing was
+observed.
 """
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from testbed import payload
 from testbed.errors import InstrumentError
 from testbed.model.topology import IMAGES, Guest
+from testbed.untrusted.text import line
 from testbed.verify.fleet import MachineView
 
-# Shell functions of built-ins. A redirection alone opens a file; one to a socket ends with ENXIO where a
-# connection would be allowed, since permissions are looked at first (open(2)); `exec` in a subshell returns
-# status 126 or 127 if the program could not be started; signal 0 only checks the permission (kill(2)).
-_BUILTINS = """\
-r() { if { :; } 2>/dev/null <"$1"; then echo "read yes $1"; else echo "read no $1"; fi; }
-w() { if { :; } 2>/dev/null >>"$1"; then echo "write yes $1"; else echo "write no $1"; fi; }
-c() { case $(LC_ALL=C; { :; } 2>&1 >>"$1") in *"No such device or address"*) echo "connect yes $1" ;; *) echo "connect no $1" ;; esac; }
-l() { found=no; for entry in "$1"/*; do if [ "$entry" != "$1/*" ]; then found=yes; fi; done; echo "list $found $1"; }
-e() { (exec "$1") >/dev/null 2>&1 </dev/null; case $? in 126|127) echo "execute no $1" ;; *) echo "execute yes $1" ;; esac; }
-k() { if kill -0 "$1" 2>/dev/null; then echo "signal yes $1"; else echo "signal no $1"; fi; }
-"""  # noqa: E501 - lines of a program
-# $0 is the profile's name; the kernel changes the profile of the process that writes (aa_change_profile(2)).
-_PUT_ON = 'echo "changeprofile $0" > /proc/$$/attr/current || exit 1\n'
+_PROGRAM = Path(payload.__file__).parent / "worker_attacks.py"
+_TIMEOUT = 120.0  # seconds
+_DONE = "done"
+_SHOWN = 2  # mistakes of an answer that an error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +37,96 @@ class Attempt:
     def __str__(self) -> str:
         return f"{self.verb} {self.target}"
 
-    @property
-    def shell(self) -> str:
-        """The attempt as a call of a shell function."""
-        return f"{self.verb[0] if self.verb != 'signal' else 'k'} {shlex.quote(self.target)}"
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Attempts in the place of one guest's worker.
 
-def pid(machine: MachineView, guest: Guest) -> int:
-    """Return the process id of a guest's worker.
-
-    Raises:
-        InstrumentError: it does not run.
-
+    Args:
+        uid: account to take instead of the worker's; it has the permissions for all attempts, so that only
+            the AppArmor profile can refuse them (PRC-02). The positive control is then the base image,
+            which every profile allows.
     """
-    text = machine.read(f"cat /run/libvirt/qemu/{guest.domain}.pid")
-    if not text.isdigit():
-        raise InstrumentError(f"{guest.label} has no worker", fact=repr(text[:80]), remedy="run `testbed up`")
-    return int(text)
+
+    guest: Guest
+    attempts: tuple[Attempt, ...]
+    uid: int | None = None
+
+    @property
+    def subject(self) -> str:
+        """The beginning of a sentence about attempts that succeeded."""
+        if self.uid is None:
+            return f"the worker of {self.guest.label} reached"
+        return f"the profile of {self.guest.label} alone would allow"
+
+    @property
+    def controlled(self) -> tuple[Attempt, ...]:
+        """The attempts between two positive controls."""
+        own = Attempt("read", self.guest.root_disk if self.uid is None else f"{IMAGES}/guest/root.raw")
+        return own, *self.attempts, own
+
+
+def jobs_of(
+    attacker: Guest, attempts: Mapping[int, Sequence[Attempt]], own_account: Sequence[Attempt] = ()
+) -> list[Job]:
+    """Return the jobs of one attacker: with everything that its worker wears, and with its profile alone.
+
+    Args:
+        attempts: by the account that may do them, so that only the profile can refuse.
+        own_account: further ones, which are not tried with the profile alone.
+    """
+    together = [attempt for some in attempts.values() for attempt in some]
+    alone = [Job(attacker, tuple(some), uid) for uid, some in attempts.items()]
+    return [Job(attacker, (*together, *own_account)), *alone]
+
+
+def told(jobs: Sequence[Job], found: Sequence[Collection[Attempt]]) -> list[str]:
+    """Return what succeeded, in words."""
+    return [
+        f"{job.subject}: {', '.join(sorted(map(str, attempts)))}"
+        for job, attempts in zip(jobs, found, strict=True)
+        if attempts
+    ]
+
+
+class Layers(BaseModel):
+    """What a process wears.
+
+    Args:
+        accounts: real, effective, saved and file system's user id; ``groups`` likewise.
+        others: its further groups.
+        capabilities: inheritable, permitted, effective, ambient and bounding set.
+        bound: 1 if no program that it starts gains privileges.
+        filters: mode of seccomp, and number of its filters.
+        group: its control group.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    label: str
+    accounts: tuple[int, ...]
+    groups: tuple[int, ...]
+    others: tuple[int, ...]
+    capabilities: tuple[int, ...]
+    bound: int
+    filters: tuple[int, ...]
+    namespaces: dict[str, str]
+    group: str
+
+
+class _Missing(BaseModel):
+    """The answer about a guest that has no worker."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Ended(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    worker: Layers
+    worn: Layers
+    outcomes: tuple[Annotated[str, Field(max_length=40)], ...]
+
+
+_ANSWER = TypeAdapter(list[Annotated[_Ended | _Missing, Field(union_mode="left_to_right")]])
 
 
 def processes(machine: MachineView, guests: Sequence[Guest]) -> dict[str, int]:
@@ -89,47 +158,80 @@ def processes(machine: MachineView, guests: Sequence[Guest]) -> dict[str, int]:
 def succeeded(
     machine: MachineView, guest: Guest, attempts: Sequence[Attempt], *, uid: int | None = None
 ) -> set[Attempt]:
-    """Make attempts as a guest's worker and return those that succeeded.
+    """Make attempts as a guest's worker and return those that succeeded; see `all_succeeded`."""
+    (found,) = all_succeeded(machine, [Job(guest, tuple(attempts), uid)])
+    return found
 
-    Args:
-        uid: account to take instead of the worker's; it has the permissions for all attempts, so that only
-            the AppArmor profile can refuse them (PRC-02). The positive control is then the base image,
-            which every profile allows.
+
+def all_succeeded(machine: MachineView, jobs: Sequence[Job]) -> list[set[Attempt]]:
+    """Make attempts in the place of workers, and return for each job those that succeeded.
 
     Raises:
-        InstrumentError: the probe did not run to its end, or its positive control did not open before and
-            after.
+        InstrumentError: a guest has no worker, the probe did not run to its end or did not wear what it must,
+            or its positive control did not open before and after.
     """
-    own = Attempt("read", guest.root_disk if uid is None else f"{IMAGES}/guest/root.raw")
-    script = _BUILTINS + "\n".join(item.shell for item in (own, *attempts, own))
-    lines = machine.read(_wear(pid(machine, guest), uid, script), timeout=60).splitlines()
-    found = [tuple(line.split(" ", 2)) for line in lines]
-    expected = [(item.verb, item.target) for item in (own, *attempts, own)]
-    if [(entry[0], entry[-1]) for entry in found] != expected:
-        fact = f"{len(lines)} answers to {len(expected)} attempts"
-        raise InstrumentError(
-            f"the probe in {guest.label}'s worker broke off", fact=fact, remedy="repeat the check"
-        )
-    if found[0][1] != "yes" or found[-1][1] != "yes":
-        fact = f"{own.target} opened before: {found[0][1]}, after: {found[-1][1]}"
-        raise InstrumentError(
-            f"the probe in {guest.label}'s worker is blind", fact=fact, remedy="run `testbed up`"
-        )
-    return {item for item, entry in zip(attempts, found[1:-1], strict=True) if entry[1] == "yes"}
-
-
-def _wear(worker: int, uid: int | None, script: str) -> str:
-    # The profile's name is read, and the worker's cgroup joined, before nsenter changes the mount namespace.
-    account = (
-        "--reuid $(awk '/^Uid:/{print $2}' /proc/$p/status) --regid $(awk '/^Gid:/{print $2}' "
-        "/proc/$p/status) "
-        "--groups $(awk '/^Groups:/{$1=\"\"; print $0}' /proc/$p/status | tr ' ' '\\n' | grep . | paste -sd,)"
+    request = {
+        "jobs": [
+            [job.guest.domain, job.uid, [[item.verb, item.target] for item in job.controlled]] for job in jobs
+        ]
+    }
+    answer = machine.python(
+        _PROGRAM.read_text(), request, _TIMEOUT, function="collect", libraries=("confinement",)
     )
-    if uid is not None:
-        account = f"--reuid {uid} --regid {uid} --clear-groups"
-    wearing = f"setpriv {account} --bounding-set=-all --inh-caps=-all"
-    return (
-        f"p={worker}; profile=$(cut -d' ' -f1 /proc/$p/attr/current); "
-        "echo $$ > /sys/fs/cgroup$(cut -d: -f3 /proc/$p/cgroup)/cgroup.procs 2>/dev/null; "
-        f"exec nsenter -t $p -m -- {wearing} /bin/bash -c {shlex.quote(_PUT_ON + script)} $profile"
+    try:
+        ended = _ANSWER.validate_python(answer)
+    except ValidationError as error:
+        raise InstrumentError(
+            f"the probe in workers of {machine.name} answered in another form",
+            fact=line(str(error.errors(include_url=False, include_input=False)[:_SHOWN])),
+            remedy="repeat the check; report it as a bug if that does not help",
+        ) from error
+    if len(ended) != len(jobs):
+        raise _broken(jobs[len(ended) :][0] if len(ended) < len(jobs) else jobs[0], len(ended), len(jobs))
+    return [_judged(job, found) for job, found in zip(jobs, ended, strict=True)]
+
+
+def _judged(job: Job, found: _Ended | _Missing) -> set[Attempt]:
+    attempts = job.controlled
+    if isinstance(found, _Missing):
+        raise InstrumentError(
+            f"{job.guest.label} has no worker", fact="it has no process", remedy="run `testbed up`"
+        )
+    if len(found.outcomes) != len(attempts):
+        raise _broken(job, len(found.outcomes), len(attempts))
+    if bare := bare_layers(found.worker, found.worn, job.uid):
+        raise InstrumentError(
+            f"the probe does not wear what {job.guest.label}'s worker wears",
+            fact=", ".join(bare),
+            remedy="repeat the check; report it as a bug if that does not help",
+        )
+    opened = [outcome == _DONE for outcome in found.outcomes]
+    if not (opened[0] and opened[-1]):
+        fact = f"{attempts[0].target} opened before: {found.outcomes[0]}, after: {found.outcomes[-1]}"
+        raise InstrumentError(
+            f"the probe in {job.guest.label}'s worker is blind", fact=fact, remedy="run `testbed up`"
+        )
+    return {item for item, done in zip(job.attempts, opened[1:-1], strict=True) if done}
+
+
+def bare_layers(worker: Layers, worn: Layers, uid: int | None) -> list[str]:
+    """Return the layers of a worker that its probe does not wear.
+
+    Args:
+        uid: account that it takes instead of the worker's, without filters; None if it wears everything.
+    """
+    same = ["label", "namespaces", "group"]
+    if uid is None:
+        same += ["accounts", "groups", "others", "bound", "filters"]
+    bare = [name for name in same if getattr(worker, name) != getattr(worn, name)]
+    if uid is not None and (set(worn.accounts) != {uid} or worn.others):
+        bare.append("accounts")
+    return [*bare, *(["capabilities"] if any(worn.capabilities) else [])]
+
+
+def _broken(job: Job, count: int, wanted: int) -> InstrumentError:
+    return InstrumentError(
+        f"the probe in {job.guest.label}'s worker broke off",
+        fact=f"{count} answers to {wanted} attempts",
+        remedy="repeat the check",
     )

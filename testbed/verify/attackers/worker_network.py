@@ -88,7 +88,9 @@ def reached(fleet: Fleet, node: MachineView) -> list[str]:
         "workers": workers, "families": FAMILIES, "confined": CONFINED,
         "targets": targets(fleet.topology, node.name),
     }  # fmt: skip
-    return judged(node.python(_PROGRAM.read_text(), request, function="collect"), request)
+    return judged(
+        node.python(_PROGRAM.read_text(), request, function="collect", libraries=("confinement",)), request
+    )
 
 
 def judged(answer: object, request: Mapping[str, object]) -> list[str]:

@@ -19,6 +19,7 @@ from testbed.errors import InstrumentError
 from testbed.model.resolve import resolve
 from testbed.model.topology import Plane
 from testbed.topology_file.loader import load
+from testbed.verify.attackers.worker import Job
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import ATTRIBUTE
 from tests.shapes import lab_of
@@ -90,10 +91,12 @@ def test_a_volume_that_a_worker_opens_is_a_fail(
     """Under its own account, or under that which may open the file, so that only its profile is left."""
     opened = False
 
-    def succeeded(_: object, __: object, attempts: list[Any], uid: int | None = None) -> set[Any]:
-        return set(attempts) if opened and (uid is None) == (account == "own") else set()
+    def all_succeeded(_: object, jobs: list[Job]) -> list[set[Any]]:
+        return [
+            set(job.attempts) if opened and (job.uid is None) == (account == "own") else set() for job in jobs
+        ]
 
-    monkeypatch.setattr(test_storage, "succeeded", succeeded)
+    monkeypatch.setattr(test_storage, "all_succeeded", all_succeeded)
     monkeypatch.setattr(test_storage, "_require_own_pool", lambda *_: None)
     fleet: Any = SimpleNamespace(topology=LAB)
     owners = {disk: guest.uid for guest in LAB.guests for disk in guest.disks}

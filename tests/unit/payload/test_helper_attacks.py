@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from testbed.payload import helper_attacks
+from testbed.payload import confinement, helper_attacks
 from testbed.payload.helper_attacks import _outcome
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="traces a process, and gives capabilities up")
@@ -118,7 +118,7 @@ def test_a_child_that_breaks_off_has_no_outcomes(monkeypatch: pytest.MonkeyPatch
 def test_a_childs_filters_capabilities_and_flags_are_those_of_the_process(
     filtered: int, tmp_path: Path
 ) -> None:
-    filters = helper_attacks._filters(filtered)
+    filters = confinement.filters(filtered)
     assert [len(text) for text in filters] == [32]
     attempts: Any = [("make", os.mkdir, (tmp_path / "made",))]
     bare = helper_attacks._tried(attempts, filtered)
@@ -133,7 +133,7 @@ def test_a_childs_filters_capabilities_and_flags_are_those_of_the_process(
 @root_only
 def test_capabilities_are_given_up() -> None:
     def limited() -> None:
-        helper_attacks._limit(0, 0, 0)
+        confinement.set_capabilities(0, 0, 0)
         os.setgroups([])
 
     assert _outcome(helper_attacks._forked, (lambda: os.setgroups([]),)) == "done"
@@ -144,7 +144,7 @@ def test_capabilities_are_given_up() -> None:
 def test_a_process_without_filters_has_none() -> None:
     process = subprocess.Popen(["/usr/bin/sleep", "60"])
     try:
-        assert helper_attacks._filters(process.pid) == ()
+        assert confinement.filters(process.pid) == ()
     finally:
         process.kill()
         process.wait()
