@@ -131,7 +131,8 @@ class MachineView:
 
         Args:
             function: a function of the program that takes the request and returns the answer instead.
-            libraries: modules of `testbed.payload` that the program imports, each after those that it needs.
+            libraries: modules below `testbed.payload` that the program imports, in an order in which each
+                imports only earlier ones.
 
         Raises:
             InstrumentError: it failed, or printed something else.
@@ -151,12 +152,21 @@ class MachineView:
             ) from error
 
 
+def _packages(module: str) -> list[str]:
+    """Return the packages above a module, the outermost one first."""
+    parts = module.split(".")[:-1]
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
 def _with_libraries(program: str, names: Sequence[str]) -> str:
     """Return a program that makes modules of `testbed.payload` before it runs another one."""
-    package = payload.__name__
-    sources = [(name, "") for name in (package.partition(".")[0], package)]
+    modules = [f"{payload.__name__}.{name}" for name in names]
+    packages = dict.fromkeys(above for name in modules for above in _packages(name))
+    root = Path(payload.__file__).parent
+    sources = [(name, "") for name in packages]
     sources += [
-        (f"{package}.{name}", (Path(payload.__file__).parent / f"{name}.py").read_text()) for name in names
+        (module, (root / f"{name.replace('.', '/')}.py").read_text())
+        for module, name in zip(modules, names, strict=True)
     ]
     return _LIBRARIES.format(sources=sources, program=program)
 

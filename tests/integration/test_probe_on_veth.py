@@ -351,7 +351,9 @@ def test_a_throwaway_guest_sends_from_every_interface(wire: Wire) -> None:
     web, db = endpoints(wire.topology)
     raw = Cell(web, db, "raw", None, allowed=False, reason="-")
     program = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom testbed.payload.first_frame import attack\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from testbed.payload.attacks import first_frame\n"
+        "attack = first_frame.attack\n"
     )
 
     def attacks(tokens: Tokens) -> None:

@@ -27,7 +27,7 @@ pytestmark = [
 PROGRAM = """
 import json, socket, subprocess, sys
 from types import SimpleNamespace
-from testbed.payload import worker_network
+from testbed.payload.attacks import worker_network
 from tests.integration.test_worker_firewall import BREACHES
 def sudo(commands):
     return SimpleNamespace(status=subprocess.run(["sh", "-c", commands], capture_output=True).returncode)

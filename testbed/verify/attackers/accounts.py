@@ -20,7 +20,7 @@ from testbed.topology_file.validation import WORKERS_PER_NODE
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses.worker_processes import observed
 
-_PROGRAM = Path(payload.__file__).parent / "account_attacks.py"
+_PROGRAM = Path(payload.__file__).parent / "attacks/account_attacks.py"
 _TIMEOUT = 120.0  # seconds
 RANGE = (FIRST_WORKER_UID, FIRST_WORKER_UID + WORKERS_PER_NODE - 1)
 _HYPERVISOR = "/dev/kvm"
@@ -78,7 +78,7 @@ def judged(answer: object, workers: Mapping[str, int], owners: Mapping[str, int]
     """Return what accounts reached.
 
     Args:
-        answer: of `testbed.payload.account_attacks`.
+        answer: of `testbed.payload.attacks.account_attacks`.
         workers: the number of each worker's account, by guest.
         owners: the number of each path's owner.
 

@@ -10,9 +10,10 @@ from testbed import payload, timeouts
 from testbed.errors import InstrumentError
 from testbed.verify.attackers.ephemeral_guest import Throwaway
 
-WRITES = 300  # that an attack must reach; a guest may die of a few hundred
-_PROGRAM = Path(payload.__file__).parent / "device_fuzz.py"
-_SECONDS = 25.0  # of an attack, and of the wait for its end after it was large enough
+WRITES = 200  # that an attack must reach; a guest may die of a few hundred
+_PROGRAM = Path(payload.__file__).parent / "attacks/device_fuzz.py"
+_SECONDS = 25.0  # of an attack
+_STILL = 15.0  # seconds without a further write, after which a guest that has begun is dead
 _PAUSE = 1.0  # seconds between two looks at the console
 _LINES = 2000  # of the console, at most
 _OVER = "attack over."
@@ -22,6 +23,8 @@ _TOLD = re.compile(r"(seed|writes)=(\d{1,10})\.")
 def attack(stranger: Throwaway) -> int:
     """Let a guest attack its devices, and return how many writes its console has shown.
 
+    One that dies before its attack was large enough is reset, and attacks again.
+
     Args:
         stranger: a guest that is present and does not run.
 
@@ -30,16 +33,22 @@ def attack(stranger: Throwaway) -> int:
         ProvisioningError: it does not start.
     """
     stranger.start_program(f"{_PROGRAM.read_text()}\nattack({_SECONDS})\nprint({_OVER!r}, flush=True)\n")
-    end = time.monotonic() + timeouts.EPHEMERAL_BOOT + _SECONDS
+    end = time.monotonic() + 2 * timeouts.EPHEMERAL_BOOT + _SECONDS
     look = f"grep -aoE '(seed|writes)=[0-9]+[.]|{_OVER}' {stranger.guest.console} | tail -n {_LINES}"
-    count, over = 0, False
-    while not over and time.monotonic() < end:
+    text, seen = "", time.monotonic()
+    while time.monotonic() < end:
         time.sleep(_PAUSE)
-        text = stranger.machine.read(look)
-        over = _OVER in text or not stranger.node.hypervisor.runs(stranger.guest.domain)
-        if count < WRITES <= written(text):
-            end = min(end, time.monotonic() + _SECONDS)
-        count = written(text)
+        last, text = text, stranger.machine.read(look)
+        if _OVER in text or not stranger.node.hypervisor.runs(stranger.guest.domain):
+            break
+        if text != last or not text:
+            seen = time.monotonic()
+        elif time.monotonic() > seen + _STILL:
+            if written(text) >= WRITES:
+                break
+            stranger.node.hypervisor.reset(stranger.guest.domain)
+            seen = time.monotonic() + timeouts.EPHEMERAL_BOOT
+    count = written(text)
     if count < WRITES:
         raise InstrumentError(
             "the attack on virtual devices was too small",

@@ -32,7 +32,7 @@ _LIFE = timeouts.EPHEMERAL_LIFE
 _MEMORY = 160 * 2**20
 _FLOWING = 20  # frames
 _SLOTS = 2  # one for its disk, one for the interface that is plugged in
-_PROGRAM = Path(__file__).parents[2] / "payload/first_frame.py"
+_PROGRAM = Path(__file__).parents[2] / "payload/attacks/first_frame.py"
 # Runs as process 1, from an initramfs over the guest image's own: loads modules in that image's order, waits
 # for the disk, and starts the attack without systemd, so that the guest sends no other frame before it.
 _INIT = """#!/bin/busybox sh

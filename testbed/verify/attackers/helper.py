@@ -22,7 +22,7 @@ from testbed.untrusted.text import line
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses.worker_processes import observed
 
-_PROGRAM = Path(payload.__file__).parent / "helper_attacks.py"
+_PROGRAM = Path(payload.__file__).parent / "attacks/helper_attacks.py"
 _TIMEOUT = 120.0  # seconds
 # Programs of Debian's packages that serve guests beside their workers. One that is not declared may not run.
 _PROGRAMS = (
@@ -172,7 +172,7 @@ def findings(fleet: Fleet, node: MachineView) -> Findings:
     }
     configured = node.read(_ASKED)
     answer = node.python(
-        _PROGRAM.read_text(), request, _TIMEOUT, function="collect", libraries=("confinement",)
+        _PROGRAM.read_text(), request, _TIMEOUT, function="collect", libraries=("attacks.confinement",)
     )
     loose, reached = judged(answer, workers)
     return Findings((*misconfigured(configured), *loose), reached)
@@ -198,7 +198,7 @@ def judged(answer: object, workers: Mapping[str, int]) -> tuple[tuple[str, ...],
     """Return which helpers are not confined as declared, and what they reach.
 
     Args:
-        answer: of `testbed.payload.helper_attacks`.
+        answer: of `testbed.payload.attacks.helper_attacks`.
         workers: process ids by guest.
 
     Raises:

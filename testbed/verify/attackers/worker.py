@@ -21,7 +21,7 @@ from testbed.model.topology import IMAGES, Guest
 from testbed.untrusted.text import line
 from testbed.verify.fleet import MachineView
 
-_PROGRAM = Path(payload.__file__).parent / "worker_attacks.py"
+_PROGRAM = Path(payload.__file__).parent / "attacks/worker_attacks.py"
 _TIMEOUT = 120.0  # seconds
 _DONE = "done"
 _SHOWN = 2  # mistakes of an answer that an error names
@@ -176,7 +176,7 @@ def all_succeeded(machine: MachineView, jobs: Sequence[Job]) -> list[set[Attempt
         ]
     }
     answer = machine.python(
-        _PROGRAM.read_text(), request, _TIMEOUT, function="collect", libraries=("confinement",)
+        _PROGRAM.read_text(), request, _TIMEOUT, function="collect", libraries=("attacks.confinement",)
     )
     try:
         ended = _ANSWER.validate_python(answer)

@@ -19,7 +19,7 @@ from testbed.model.topology import Plane, Topology
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses.worker_processes import observed
 
-_PROGRAM = Path(payload.__file__).parent / "worker_network.py"
+_PROGRAM = Path(payload.__file__).parent / "attacks/worker_network.py"
 _SSH, _SOUTHBOUND, _DISCARD = 22, 6642, 9
 _OWN = "open a socket of its own"  # which the profile allows: the probe's control
 # Families of sockets with their type and protocol, as numbers of Linux (socket(2), packet(7), netlink(7)).
@@ -88,16 +88,17 @@ def reached(fleet: Fleet, node: MachineView) -> list[str]:
         "workers": workers, "families": FAMILIES, "confined": CONFINED,
         "targets": targets(fleet.topology, node.name),
     }  # fmt: skip
-    return judged(
-        node.python(_PROGRAM.read_text(), request, function="collect", libraries=("confinement",)), request
+    answer = node.python(
+        _PROGRAM.read_text(), request, function="collect", libraries=("attacks.confinement",)
     )
+    return judged(answer, request)
 
 
 def judged(answer: object, request: Mapping[str, object]) -> list[str]:
     """Return what workers reached.
 
     Args:
-        answer: of `testbed.payload.worker_network`.
+        answer: of `testbed.payload.attacks.worker_network`.
         request: its request.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.payload import account_attacks, worker_network
+from testbed.payload.attacks import account_attacks, worker_network
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from testbed.payload import confinement, helper_attacks
-from testbed.payload.helper_attacks import _outcome
+from testbed.payload.attacks import confinement, helper_attacks
+from testbed.payload.attacks.helper_attacks import _outcome
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="traces a process, and gives capabilities up")
 # Installs a filter that refuses mkdir(2) with EPERM, then waits.

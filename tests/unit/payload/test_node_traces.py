@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed.payload import device_fuzz, node_traces
+from testbed.payload import node_traces
+from testbed.payload.attacks import device_fuzz
 
 
 def test_a_changed_inode_is_found_whatever_its_times_say(
@@ -60,5 +61,5 @@ def test_the_machine_code_of_the_attack_is_that_of_the_instructions() -> None:
 
 def test_the_console_is_not_among_the_ports() -> None:
     console = set(range(0x3F8, 0x400))
-    for first, count in (*device_fuzz._PORTS, *device_fuzz._LAST):
+    for first, count in (*device_fuzz._PORTS, *device_fuzz._DEADLY_PORTS):
         assert not console & set(range(first, first + count))

@@ -6,13 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from testbed.payload import confinement, worker_attacks
+from testbed.payload.attacks import confinement, worker_attacks
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes on other accounts and traces a process")
 ACCOUNT = 64199
@@ -51,14 +52,11 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """Return a folder that every account may enter, for the files of a test."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o011)
-    made = tmp_path / "place"
-    made.mkdir(mode=0o755)
-    return made
+def place() -> Iterator[Path]:
+    """Make a folder that every account may enter, for the files of a test."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def tried(account: int | None, *attempts: tuple[str, object]) -> dict[str, Any]:

@@ -20,7 +20,14 @@ class Guest:
         self.machine = SimpleNamespace(
             read=lambda _: self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
         )
-        self.node = SimpleNamespace(hypervisor=SimpleNamespace(runs=lambda _: not self.dies))
+        self.resets = 0
+        self.node = SimpleNamespace(
+            hypervisor=SimpleNamespace(runs=lambda _: not self.dies, reset=self.reset)
+        )
+
+    def reset(self, _: str) -> None:
+        self.resets += 1
+        self.texts = ["seed=7.\nwrites=40.\nseed=8.\nwrites=180.\nattack over."]
 
     def start_program(self, program: str) -> None:
         self.program = program
@@ -62,4 +69,16 @@ def test_an_attack_ends_with_its_guest() -> None:
 
 def test_a_small_attack_is_no_pass() -> None:
     with pytest.raises(InstrumentError, match="too small"):
-        attacked("seed=7.\nwrites=250.\nattack over.")
+        attacked("seed=7.\nwrites=180.\nattack over.")
+
+
+def test_a_guest_that_hangs_is_reset_until_its_attack_is_large_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device_attack, "_STILL", 0.05)
+    hanging: Any = Guest("seed=7.\nwrites=40.")
+    assert device_attack.attack(hanging) == 220
+    assert hanging.resets == 1
+    enough: Any = Guest("seed=7.\nwrites=240.")
+    assert device_attack.attack(enough) == 240
+    assert enough.resets == 0

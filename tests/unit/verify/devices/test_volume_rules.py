@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -128,6 +129,9 @@ def _reading(path: Path) -> Iterator[int]:
     with path.open("rb") as file:
         process = subprocess.Popen(["sleep", "60"], stdin=file)
     try:
+        end = time.monotonic() + 10  # the kernel maps a program after it has closed what execve(2) closes
+        while "sleep" not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < end:
+            time.sleep(0.01)
         yield process.pid
     finally:
         process.kill()

@@ -14,7 +14,7 @@ import json
 import os
 import socket
 
-from testbed.payload import confinement
+from testbed.payload.attacks import confinement
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import os
 import signal
 import time
 
-from testbed.payload import confinement
+from testbed.payload.attacks import confinement
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
