@@ -180,11 +180,28 @@ def test_values_of_every_type_are_read_and_skipped() -> None:
     for kind in kinds:
         skipping.skip(kind)
     assert skipping.at == reader.at == len(data)
-    listed = settings(Skipped=["a", "b"], Kept=2**40, Flag=True)
-    assert manager.properties(bus.Reader(listed), lambda name: name != "Skipped") == {
-        "Kept": 2**40,
-        "Flag": True,
-    }
+
+
+def test_properties_that_are_as_in_the_last_object_are_not_parsed_again() -> None:
+    parsed: list[str] = []
+
+    def shown(name: str, value: object) -> object:
+        parsed.append(name)
+        return value or None
+
+    properties = manager.Properties(lambda name: name != "Skipped", shown)
+    first = settings(Skipped=["a", "b"], Kept=2**40, Words="x", Flag=True, Off=False)
+    assert properties.read(first) == {"Kept": 2**40, "Words": "x", "Flag": True}
+    assert parsed == ["Kept", "Words", "Flag", "Off"]
+    parsed.clear()
+    longer = settings(Skipped=["a", "b", "c"], Kept=2**40, Words="xy", Flag=True, Off=False, More=["z"])
+    assert properties.read(longer) == {"Kept": 2**40, "Words": "xy", "Flag": True, "More": ["z"]}
+    assert parsed == ["Words", "More"]
+    parsed.clear()
+    assert properties.read(first) == {"Kept": 2**40, "Words": "x", "Flag": True}
+    assert parsed == ["Words"]
+    with pytest.raises(Unread, match="cut off"):
+        properties.read(first[:-4])
 
 
 def recorded(

@@ -71,18 +71,9 @@ class Manager:
         ]
         return [bus.Reader(body).value("v") for body in self._asked(calls)]
 
-    def all_properties(
-        self, objects: list[tuple[str, str]], wanted: Callable[[str], bool]
-    ) -> Iterator[dict[str, Any]]:
-        """Yield the properties of objects, each given by its path and an interface.
-
-        Args:
-            wanted: whether a property of this name is returned.
-
-        """
-        calls = [bus.message(path, _PROPERTIES, "GetAll", interface) for path, interface in objects]
-        for body in self._asked(calls):
-            yield properties(bus.Reader(body), wanted)
+    def all_properties(self, paths: list[str], interface: str) -> Iterator[bytes]:
+        """Yield the properties that each object has by an interface, for `Properties`."""
+        return self._asked([bus.message(path, _PROPERTIES, "GetAll", interface) for path in paths])
 
     def _asked(self, calls: list[bytes]) -> Iterator[bytes]:
         """Yield the body of the answer to each call, in the order of the calls."""
@@ -99,17 +90,20 @@ class Manager:
 
     def _answers(self) -> Iterator[tuple[int, bytes]]:
         """Yield the answers that have come whole: serial number of the call, and body."""
-        while len(self._data) >= 16:
-            size, _, fields = struct.unpack_from("<III", self._data, 4)
+        data, at = self._data, 0
+        while len(data) - at >= 16:
+            size, _, fields = struct.unpack_from("<III", data, at + 4)
             start = 16 + fields + -fields % 8
-            if len(self._data) < start + size:
+            if len(data) - at < start + size:
                 break
-            kind, whole, self._data = self._data[1], self._data[: start + size], self._data[start + size :]
+            kind, whole = data[at + 1], data[at : at + start + size]
+            at += len(whole)
             told = bus.head(whole, 16 + fields)
             if kind == bus.ERROR:
                 raise Unread(f"the manager answers: {bus.Reader(whole[start:]).text()[:200]}")
             if kind == bus.RETURN:
                 yield told, whole[start:]
+        self._data = data[at:]
 
     def _send(self, data: bytes) -> None:
         try:
@@ -130,15 +124,44 @@ class Manager:
         self._data += piece
 
 
-def properties(answer: bus.Reader, wanted: Callable[[str], bool]) -> dict[str, Any]:
-    """Return those properties of an answer whose name is wanted."""
-    found: dict[str, Any] = {}
-    end = answer.end("{sv}")
-    while answer.at < end:
-        answer.align(8)
+class Properties:
+    """Reads the properties of objects, one after the other; what is as in the last object is not parsed again.
+
+    All objects of an interface have the same properties in the same order, and most values are the same too.
+    A property begins at a multiple of 8 octets, so its octets mean the same wherever they are.
+
+    Args:
+        wanted: whether a property of this name is looked at.
+        shown: what is kept of a property, by its name and value; None to leave it out.
+
+    """
+
+    def __init__(self, wanted: Callable[[str], bool], shown: Callable[[str, Any], object]) -> None:
+        self._wanted, self._shown = wanted, shown
+        self._last: list[tuple[bytes, str, object]] = []  # octets, name, what is kept
+
+    def read(self, body: bytes) -> dict[str, object]:
+        """Return what is kept of the properties in an answer, by their names."""
+        found: dict[str, object] = {}
+        answer, number, last = bus.Reader(body), 0, self._last
+        end = answer.end("{sv}")
+        while answer.at < end:
+            answer.align(8)
+            if number < len(last) and body.startswith(last[number][0], answer.at):
+                octets, name, kept = last[number]
+                answer.at += len(octets)
+            else:
+                start = answer.at
+                name, kept = self._parsed(answer)
+                last[number : number + 1] = [(body[start : answer.at], name, kept)]
+            number += 1
+            if kept is not None:
+                found[name] = kept
+        return found
+
+    def _parsed(self, answer: bus.Reader) -> tuple[str, object]:
         name, kind = answer.text(), answer.text(1)
-        if wanted(name):
-            found[name] = answer.value(kind)
-        else:
-            answer.skip(kind)
-    return found
+        if self._wanted(name):
+            return name, self._shown(name, answer.value(kind))
+        answer.skip(kind)
+        return name, None

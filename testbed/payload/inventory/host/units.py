@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from testbed.payload.inventory.base.collect import Records, Unread, masked, read
-from testbed.payload.inventory.host.manager import NAME, PATH, Manager
+from testbed.payload.inventory.host.manager import NAME, PATH, Manager, Properties
 from testbed.payload.inventory.host.processes import NUMBERS
 
 _UNIT = f"{NAME}.Unit"
@@ -99,14 +99,16 @@ def _settings(manager: Manager, units: list[tuple[str, str]]) -> dict[str, dict[
     asked = [unit for unit in units if not unit[0].endswith(_PLAIN)]
     found: dict[str, dict[str, object]] = {}
     for kind in sorted({name.rpartition(".")[2] for name, _ in asked}):
-        own = [(name, path) for name, path in asked if name.endswith(f".{kind}")]
-        objects = [(path, f"{NAME}.{kind.capitalize()}") for _, path in own]
-        answers = manager.all_properties(objects, _wanted if kind == "service" else _lasts)
-        for (name, _), properties in zip(own, answers, strict=True):
-            found[name] = {
-                title: words(title, value) for title, value in properties.items() if not _is_usual(value)
-            }
+        own = {name: path for name, path in asked if name.endswith(f".{kind}")}
+        properties = Properties(_wanted if kind == "service" else _lasts, _shown)
+        answers = manager.all_properties(list(own.values()), f"{NAME}.{kind.capitalize()}")
+        for name, body in zip(own, answers, strict=True):
+            found[name] = properties.read(body)
     return found
+
+
+def _shown(name: str, value: Any) -> object:
+    return None if _is_usual(value) else words(name, value)
 
 
 def _is_usual(value: Any) -> bool:
