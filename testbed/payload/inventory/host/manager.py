@@ -125,7 +125,7 @@ class Manager:
 
 
 class Properties:
-    """Reads the properties of objects, one after the other; what is as in the last object is not parsed again.
+    """Reads the properties of objects; one that is as in the last object is not parsed again.
 
     All objects of an interface have the same properties in the same order, and most values are the same too.
     A property begins at a multiple of 8 octets, so its octets mean the same wherever they are.

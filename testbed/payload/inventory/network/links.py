@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -59,12 +58,19 @@ def enter(path: str) -> None:
         try:
             if hasattr(os, "setns"):
                 os.setns(file, _NEWNET)
-            elif ctypes.CDLL(None, use_errno=True).setns(file, _NEWNET):
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            else:
+                _setns(file)
         finally:
             os.close(file)
     except OSError as error:
         raise Unread(f"it cannot be entered: {error.strerror}") from error
+
+
+def _setns(file: int) -> None:
+    import ctypes  # noqa: PLC0415 - it loads slowly, and is needed before Python 3.12 only
+
+    if ctypes.CDLL(None, use_errno=True).setns(file, _NEWNET):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def collect(records: Records, place: str, path: str, holders: Mapping[str, set[str]]) -> None:
