@@ -48,7 +48,7 @@ _SHOWN = (
 )
 _FILE = 8 * 2**20  # octets of one file that are read
 _ALL = 128 * 2**20  # octets of all files that are read
-_PIECE = 2**20
+_BUFFER = memoryview(bytearray(2**16))  # used again and again, since each new page costs a fault
 # Files to which a service appends with each login of ours: `allowed.toml` lets their content differ.
 LOGS = re.compile(r"/var/log/journal/[0-9a-f]{32}/(system|user-1000)\.journal|/var/log/audit/audit\.log")
 _SECONDS = 80.0  # that a walk may take
@@ -202,9 +202,9 @@ class Walk:
             file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC)
             try:
                 size = 0
-                while size <= _FILE and (piece := os.read(file, _PIECE)):
-                    digest.update(piece)
-                    size += len(piece)
+                while size <= _FILE and (length := os.readv(file, [_BUFFER])):
+                    digest.update(_BUFFER[:length])
+                    size += length
             finally:
                 os.close(file)
         except OSError as error:
