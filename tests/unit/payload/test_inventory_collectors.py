@@ -13,7 +13,7 @@ import pytest
 
 from testbed.drivers.host.inventory_program import compose
 from testbed.payload.inventory.base import programs
-from testbed.payload.inventory.base.collect import Records, Unread, masked, read, side_by_side
+from testbed.payload.inventory.base.collect import Records, Unread, masked, read, setting, side_by_side
 from testbed.payload.inventory.host import accounts, confinement, files, guests, kernel
 from testbed.payload.inventory.network import databases, filters, sockets, switch
 
@@ -142,6 +142,60 @@ def test_a_file_that_goes_during_the_walk_is_no_failure(
     records = Records()
     files.Walk(records, 0, b"key").run([str(tmp_path)])
     assert records.lines == []
+
+
+def test_of_old_files_only_those_that_give_rights_are_recorded(tmp_path: Path) -> None:
+    for name, mode in (("data", 0o644), ("program", 0o755), ("setuid", 0o4755), ("plain setgid", 0o2644)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    later = time.time() + 3600
+    records = Records()
+    files.Walk(records, later, b"key").run([str(tmp_path)])
+    assert {key for _, key, _ in records.lines} == {f"{tmp_path}/setuid", f"{tmp_path}/plain setgid"}
+    records = Records()
+    files.Walk(records, 0, b"key").run([str(tmp_path)])
+    assert len(records.lines) == 5  # the folder too
+
+
+@pytest.mark.parametrize(
+    ("names", "recorded"), [(["security.capability"], 1), (["user.x"], 0), ([], 0), (None, 0)]
+)
+def test_an_old_program_with_capabilities_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str] | None, recorded: int
+) -> None:
+    def listed(_: str, *, follow_symlinks: bool) -> list[str]:
+        assert not follow_symlinks
+        if names is None:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        return names
+
+    monkeypatch.setattr(os, "listxattr", listed)
+    monkeypatch.setattr(os, "getxattr", lambda *_, **__: b"\1")
+    (tmp_path / "program").touch(0o755)
+    records = Records()
+    files.Walk(records, time.time() + 3600, b"key").run([str(tmp_path)])
+    assert len(records.lines) == recorded
+
+
+def test_a_setting_is_read_whole_whatever_its_length(tmp_path: Path) -> None:
+    for length in (0, 4095, 4096, 65535):
+        (tmp_path / "setting").write_text("x" * length)
+        assert setting(str(tmp_path / "setting")) == "x" * length
+    (tmp_path / "setting").write_text("x" * 65536)
+    with pytest.raises(Unread, match="more than 65536"):
+        setting(str(tmp_path / "setting"))
+    with pytest.raises(Unread, match="No such file"):
+        setting(str(tmp_path / "absent"))
+
+
+def test_values_are_written_as_json_writes_them() -> None:
+    values = ["\N{SNOWMAN} \ud800 \n", 2**60, 0.5, None, True, {"b": [1, {}], "a": '"'}, [], float("inf")]
+    records = Records()
+    for value in values:
+        records.add("unit", "x", value)
+    assert [text for *_, text in records.lines] == [
+        json.dumps(value, sort_keys=True, separators=(",", ":")) for value in values
+    ]
 
 
 def test_attributes_that_cannot_be_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

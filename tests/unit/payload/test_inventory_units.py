@@ -204,6 +204,26 @@ def test_properties_that_are_as_in_the_last_object_are_not_parsed_again() -> Non
         properties.read(first[:-4])
 
 
+def test_a_number_that_is_not_wanted_decides_on_nothing() -> None:
+    asked: list[str] = []
+
+    def wanted(name: str) -> bool:
+        asked.append(name)
+        return name == "Kept"
+
+    properties = manager.Properties(wanted, lambda _, value: value)
+    assert properties.read(settings(Time=1, On=True, Text="x", Kept=2)) == {"Kept": 2}
+    asked.clear()
+    assert properties.read(settings(Time=2, On=False, Text="xyz", Kept=3)) == {"Kept": 3}
+    assert asked == ["Text", "Kept"]
+    whole = settings(Kept=4, Time=1)
+    assert manager.Properties(wanted, lambda _, value: value).read(whole) == {"Kept": 4}
+    cut = struct.pack("<II", len(whole) - 16, 0) + whole[8:-8]  # the length says so too
+    properties.read(whole)
+    with pytest.raises(Unread, match="cut off"):
+        properties.read(cut)
+
+
 def recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, bytes]
 ) -> dict[tuple[str, str], object]:

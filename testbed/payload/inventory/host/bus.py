@@ -10,7 +10,7 @@ from testbed.payload.inventory.base.collect import Unread
 
 CALL, RETURN, ERROR = 1, 2, 3  # types of messages
 _OBJECT, _INTERFACE, _MEMBER, _REPLY_TO, _SIGNATURE = 1, 2, 3, 5, 8  # fields of a message's head
-_SIZES = {"y": 1, "n": 2, "q": 2, "b": 4, "i": 4, "u": 4, "h": 4, "x": 8, "t": 8, "d": 8}
+SIZES = {"y": 1, "n": 2, "q": 2, "b": 4, "i": 4, "u": 4, "h": 4, "x": 8, "t": 8, "d": 8}
 _STRUCTURES = ("(", "{")
 
 
@@ -63,8 +63,8 @@ class Reader:
             while self.at < end:
                 found.append(self.value(kind[1:]))
             return found
-        if first in _SIZES:
-            number = self.number(_SIZES[first], signed=first in "nix")
+        if first in SIZES:
+            number = self.number(SIZES[first], signed=first in "nix")
             return bool(number) if first == "b" else number
         if first in ("v", "g"):
             text = self.text(1)
@@ -84,7 +84,7 @@ class Reader:
 
 
 def _alignment(kind: str) -> int:
-    return 8 if kind[:1] in _STRUCTURES else 1 if kind[:1] in ("v", "g") else _SIZES.get(kind[:1], 4)
+    return 8 if kind[:1] in _STRUCTURES else 1 if kind[:1] in ("v", "g") else SIZES.get(kind[:1], 4)
 
 
 @cache

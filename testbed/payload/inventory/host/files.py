@@ -117,28 +117,24 @@ class Walk:
         self._devices: set[int] = set()
 
     def run(self, roots: list[str] | None = None) -> None:
-        """Walk; the program find does what would take Python several times as long."""
+        """Walk; the program find does what would take Python several times as long.
+
+        It marks old programs without a bit for another account, of which only the capabilities matter.
+        """
         places = roots or list(self._roots())
         self._devices = {os.lstat(place).st_dev for place in places if os.path.lexists(place)}
-        wanted = [
-            "(",
-            "-newerct",
-            f"@{self._since:.3f}",
-            "-o",
-            "-type",
-            "f",
-            "-perm",
-            "/6111",
-            *(["-o", "-type", "d"] if self._whole else []),
-            ")",
-            "-print0",
-        ]
+        program = ["-type", "f", "-perm"]
+        wanted = ["-newerct", f"@{self._since:.3f}", "-o", *program, "/6000"]
+        wanted += ["-o", "-type", "d"] if self._whole else []
+        found = ["(", *wanted, ")", "-printf", r"+%p\0", "-o", *program, "/111", "-printf", r"-%p\0"]
         try:
-            text = programs.run(["find", *places, "-ignore_readdir_race", "-xdev", *wanted], seconds=_SECONDS)
+            text = programs.run(["find", *places, "-ignore_readdir_race", "-xdev", *found], seconds=_SECONDS)
         except Unread as error:
             self._records.unread("file", "", error)
             text = error.output
-        for path in sorted(set(text.split("\0")).union(PROGRAMS if self._whole else ()) - {""}):
+        marked = [name for name in text.split("\0") if name]
+        chosen = {name[1:] for name in marked if name[0] == "+" or _has_rights(name[1:])}
+        for path in sorted(chosen.union(PROGRAMS if self._whole else ())):
             try:
                 self._one(path, os.lstat(path))
             except FileNotFoundError:
@@ -225,6 +221,14 @@ def _target(path: str) -> str:
         return os.readlink(path)
     except OSError as error:
         return f"unread: {error.strerror}"
+
+
+def _has_rights(path: str) -> bool:
+    """Return whether an old program has capabilities, or hides whether it has."""
+    try:
+        return "security.capability" in os.listxattr(path, follow_symlinks=False)
+    except OSError:
+        return True
 
 
 def _attributes(path: str) -> dict[str, str]:

@@ -138,30 +138,35 @@ class Properties:
 
     def __init__(self, wanted: Callable[[str], bool], shown: Callable[[str, Any], object]) -> None:
         self._wanted, self._shown = wanted, shown
-        self._last: list[tuple[bytes, str, object]] = []  # octets, name, what is kept
+        self._last: list[tuple[bytes, int, str, object]] = []  # octets to compare, length, name, what is kept
 
     def read(self, body: bytes) -> dict[str, object]:
         """Return what is kept of the properties in an answer, by their names."""
         found: dict[str, object] = {}
         answer, number, last = bus.Reader(body), 0, self._last
-        end = answer.end("{sv}")
-        while answer.at < end:
-            answer.align(8)
-            if number < len(last) and body.startswith(last[number][0], answer.at):
-                octets, name, kept = last[number]
-                answer.at += len(octets)
+        end, at = answer.end("{sv}"), answer.at
+        while at < end:
+            at += -at % 8
+            if number < len(last) and body.startswith(last[number][0], at):
+                _, length, name, kept = last[number]
+                at += length
             else:
-                start = answer.at
-                name, kept = self._parsed(answer)
-                last[number : number + 1] = [(body[start : answer.at], name, kept)]
+                answer.at = start = at
+                name, kept, compared = self._parsed(answer)
+                at = answer.at
+                last[number : number + 1] = [(body[start:compared], at - start, name, kept)]
             number += 1
             if kept is not None:
                 found[name] = kept
+        if at > len(body):
+            raise Unread("the manager's answer is cut off")
         return found
 
-    def _parsed(self, answer: bus.Reader) -> tuple[str, object]:
+    def _parsed(self, answer: bus.Reader) -> tuple[str, object, int]:
+        """Return name, what is kept, and where the octets end that decide on both."""
         name, kind = answer.text(), answer.text(1)
         if self._wanted(name):
-            return name, self._shown(name, answer.value(kind))
+            return name, self._shown(name, answer.value(kind)), answer.at
+        value = answer.at
         answer.skip(kind)
-        return name, None
+        return name, None, value if kind in bus.SIZES else answer.at

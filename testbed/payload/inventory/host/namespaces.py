@@ -6,6 +6,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 
 from testbed.payload.inventory.base.collect import Records, Unread, read
 from testbed.payload.inventory.host.processes import KINDS, Process
@@ -128,6 +129,7 @@ def _stable(options: str) -> str:
     return ",".join(word for word in options.split(",") if not word.startswith(("fd=", "pgrp=", "pipe_ino=")))
 
 
+@cache  # most namespaces have the same mounts
 def _plain(text: str) -> str:
     plain = _OCTAL.sub(lambda found: chr(int(found[1], 8)), text)
     return _RUN.sub(lambda found: "".join(part for part in found.groups() if part) + "N", plain)
