@@ -102,13 +102,13 @@ def parts(signature: str) -> tuple[str, ...]:
 def head(whole: bytes, end: int) -> int:
     """Return the serial number of the call that a message answers; 0 if it answers none."""
     reader = Reader(whole, 16)
-    found = 0
     while reader.at < end:
         reader.align(8)
         code, kind = reader.number(1), reader.text(1)
         value = reader.value(kind)
-        found = value if code == _REPLY_TO and isinstance(value, int) else found
-    return found
+        if code == _REPLY_TO and isinstance(value, int):
+            return value
+    return 0
 
 
 def message(path: str, interface: str, member: str, *texts: str) -> bytes:
