@@ -12,25 +12,22 @@ from testbed.verify.attackers import device_attack
 
 
 class Guest:
-    """A guest whose console shows one text more at each look."""
+    """A guest whose console shows the next text at each look; one that is started anew ends its attack."""
 
     def __init__(self, *texts: str, dies: bool = False) -> None:
-        self.texts, self.program, self.dies = list(texts), "", dies
+        self.texts, self.program, self.starts = list(texts), "", 0
         self.guest = SimpleNamespace(console="/console", domain="red.first.frame", label="red/first.frame")
-        self.machine = SimpleNamespace(
-            read=lambda _: self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
-        )
-        self.resets = 0
-        self.node = SimpleNamespace(
-            hypervisor=SimpleNamespace(runs=lambda _: not self.dies, reset=self.reset)
-        )
+        self.machine = SimpleNamespace(read=self.read)
+        self.node = SimpleNamespace(hypervisor=SimpleNamespace(runs=lambda _: not dies))
 
-    def reset(self, _: str) -> None:
-        self.resets += 1
-        self.texts = ["seed=7.\nwrites=40.\nseed=8.\nwrites=180.\nattack over."]
+    def read(self, _: str) -> str:
+        return self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
 
     def start_program(self, program: str) -> None:
         self.program = program
+        self.starts += 1
+        if self.starts > 1:
+            self.texts = ["seed=8.\nwrites=180.\nattack over."]
 
 
 @pytest.fixture(autouse=True)
@@ -67,18 +64,21 @@ def test_an_attack_ends_with_its_guest() -> None:
     assert attacked("seed=7.\nwrites=1200.", dies=True) == 1200
 
 
-def test_a_small_attack_is_no_pass() -> None:
+def test_a_small_attack_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_attack, "_SECONDS", 0.2)
+    monkeypatch.setattr(device_attack.timeouts, "EPHEMERAL_BOOT", 0.0)
     with pytest.raises(InstrumentError, match="too small"):
-        attacked("seed=7.\nwrites=180.\nattack over.")
+        attacked("seed=7.\nwrites=20.")
 
 
-def test_a_guest_that_hangs_is_reset_until_its_attack_is_large_enough(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("first", "starts"),
+    [("seed=7.\nwrites=40.", 2), ("seed=7.\nwrites=180.\nattack over.", 2), ("seed=7.\nwrites=240.", 1)],
+)
+def test_a_guest_that_dies_too_early_is_started_anew(
+    first: str, starts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_attack, "_STILL", 0.05)
-    hanging: Any = Guest("seed=7.\nwrites=40.")
-    assert device_attack.attack(hanging) == 220
-    assert hanging.resets == 1
-    enough: Any = Guest("seed=7.\nwrites=240.")
-    assert device_attack.attack(enough) == 240
-    assert enough.resets == 0
+    guest: Any = Guest(first)
+    assert device_attack.attack(guest) == device_attack.written(first) + 180 * (starts - 1)
+    assert guest.starts == starts
