@@ -42,15 +42,16 @@ _WORDS = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 63, (1 <<
 _KEPT: list[mmap.mmap] = []  # mappings that functions point into
 
 
-def attack(seconds: float) -> int:
+def attack(seconds: float, seed: int | None = None) -> int:
     """Attack devices and ports, later also those that the guest lives from; return the number of writes.
 
     A guest that has died boots and attacks again, with another seed, which its console shows.
 
     Args:
         seconds: for the whole attack.
+        seed: of an attack that is to be repeated.
     """
-    seed = int.from_bytes(os.urandom(4), "little")
+    seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
     print(f"seed={seed}.", flush=True)
     ctypes.CDLL(None).mlockall(_ALL)  # the disk with this program may be gone soon
     chance = random.Random(seed)
