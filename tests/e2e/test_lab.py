@@ -336,14 +336,14 @@ Hypervisor.embed(workspace.libvirt, workspace.account).suspend("two-tenants.node
 @DAMAGE
 def test_5_a_paused_node_too_and_up_resumes_it(environment: dict[str, str]) -> None:
     subprocess.run([sys.executable, "-c", PAUSE, environment["TESTBED_STATE_DIR"]], check=True, timeout=120)
-    done = run(environment, "check", LAB, "--only", "CMP", "--only", "NET-01", "--json")
+    done = run(environment, "check", LAB, "--only", "CMP-02", "--only", "NET-01", "--json")
     assert done.returncode == 3
     assert "node-b does not answer: it is paused" in done.stderr
     data = json.loads(done.stdout)
     assert _verdicts(data, "fleet", "node-b") == {"inconclusive"}
     assert _verdicts(data, "node-a") == {"pass"}
     output_of(environment, "up", TOPOLOGY)
-    output_of(environment, "check", LAB, "--only", "CMP")
+    output_of(environment, "check", LAB, "--only", "CMP-02")
 
 
 @PEOPLE
