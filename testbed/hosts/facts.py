@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from testbed.hosts.syscall_filter import Filter
-from testbed.untrusted.text import line
-
-_SHOWN = 2  # mistakes of an answer that an error names
+from testbed.untrusted.answers import formed
 
 
 class Thread(NamedTuple):
@@ -92,7 +90,4 @@ def parsed(answer: object) -> HostFacts:
     Raises:
         ValueError: it has another form.
     """
-    try:
-        return _ANSWER.validate_python(answer)
-    except ValidationError as error:
-        raise ValueError(line(str(error.errors(include_url=False, include_input=False)[:_SHOWN]))) from error
+    return formed(_ANSWER, answer)

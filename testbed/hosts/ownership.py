@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from testbed.hosts.rules import UnseenError
+from testbed.untrusted.answers import formed
 from testbed.untrusted.text import line
 
 _CONTROL = 16  # pages that the program shares with its child
@@ -21,7 +22,6 @@ _KERNEL = "anon_inode:"  # objects of the kernel without a file, as those of KVM
 # Devices without contents, or with new ones for each opener (Linux, admin-guide/devices.txt): null, zero,
 # full, random, urandom, kvm, vhost-net.
 _EMPTY = frozenset({"1:3", "1:5", "1:7", "1:8", "1:9", "10:232", "10:238"})
-_SHOWN = 2  # mistakes of an answer that an error names
 
 
 class Mapped(NamedTuple):
@@ -96,10 +96,7 @@ def parsed(answer: object) -> Ownership:
     Raises:
         ValueError: the answer has another form.
     """
-    try:
-        return _ANSWER.validate_python(answer)
-    except ValidationError as error:
-        raise ValueError(line(str(error.errors(include_url=False, include_input=False)[:_SHOWN]))) from error
+    return formed(_ANSWER, answer)
 
 
 def not_private(found: Ownership, common: Collection[str]) -> list[str]:

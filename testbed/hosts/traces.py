@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Annotated, NamedTuple
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from testbed.hosts.rules import UnseenError
+from testbed.untrusted.answers import formed
 from testbed.untrusted.text import line
 
-_SHOWN = 2  # mistakes of an answer that an error names
 _Text = Annotated[str, Field(max_length=4096)]
 _LONGEST = 2000  # entries of a list that the program sends
 _SESSION = re.compile(r"session-\w+\.scope")
@@ -25,7 +25,7 @@ _LOGINS, _DAEMON = "/system.slice/ssh.service", "/usr/sbin/sshd"  # its other pr
 _IDLE = re.compile(r"/systemd-(hostnamed|timedated|localed|importd|tmpfiles-clean|networkd-persistent)\S*$")
 # What the node itself writes while a guest comes and goes: records of what happens, and the states of
 # libvirt, the switch and udev. No program is started from there.
-EXPECTED_FILES = (
+_EXPECTED_FILES = (
     r"/var/log/(audit/audit\.log(\.\d+)?|journal/\w{32}/\S+\.journal~?|libvirt/qemu/[\w.-]+\.log(\.\d+)?)",
     r"/var/log/(wtmp|btmp|lastlog)(\.db)?|/var/lib/lastlog/\S+|/run/utmp",
     r"/var/log/(openvswitch|ovn)/[\w-]+\.log",
@@ -98,19 +98,16 @@ def parsed(answer: object) -> Traces:
         UnseenError: the answer has another form, or no process in it.
     """
     try:
-        found = _ANSWER.validate_python(answer)
-    except ValidationError as error:
-        raise UnseenError(line(str(error.errors(include_url=False, include_input=False)[:_SHOWN]))) from error
+        found = formed(_ANSWER, answer)
+    except ValueError as error:
+        raise UnseenError(str(error)) from error
     if not found.processes or not found.sockets or not found.modules:
         raise UnseenError("the node shows no processes, sockets or modules")
     return found
 
 
-def left_behind(before: Traces, after: Traces, expected: Collection[str] = EXPECTED_FILES) -> list[str]:
+def left_behind(before: Traces, after: Traces) -> list[str]:
     """Return what is different after an attack.
-
-    Args:
-        expected: regular expressions of files that change without an attack; each matches a whole path.
 
     Raises:
         UnseenError: the node's clock went back, so changed files would not be seen.
@@ -119,9 +116,6 @@ def left_behind(before: Traces, after: Traces, expected: Collection[str] = EXPEC
         raise UnseenError("the node's clock went back")
     kinds = {_kind(process) for process in before.processes}
     still = {(process.pid, process.start) for process in after.processes}
-    files, reports = (
-        re.compile("|".join(f"(?:{pattern})" for pattern in some)) for some in (expected, _EXPECTED_REPORTS)
-    )
     known = {number for number, _ in before.reports}
     return [
         *sorted(
@@ -146,10 +140,18 @@ def left_behind(before: Traces, after: Traces, expected: Collection[str] = EXPEC
         *(
             f"the kernel warns: {line(text)}"
             for number, text in after.reports
-            if number not in known and not reports.fullmatch(text)
+            if number not in known and not _is_expected(text, _EXPECTED_REPORTS)
         ),
-        *(f"{kind} {line(path)} has changed" for kind, path in after.files if not files.fullmatch(path)),
+        *(
+            f"{kind} {line(path)} has changed"
+            for kind, path in after.files
+            if not _is_expected(path, _EXPECTED_FILES)
+        ),
     ]
+
+
+def _is_expected(text: str, patterns: Iterable[str]) -> bool:
+    return any(re.fullmatch(pattern, text) for pattern in patterns)
 
 
 def _lasts(process: Process) -> bool:

@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from testbed import payload
 from testbed.errors import InstrumentError
 from testbed.model.topology import IMAGES, Guest
-from testbed.untrusted.text import line
+from testbed.untrusted.answers import formed
 from testbed.verify.fleet import MachineView
 
 _PROGRAM = Path(payload.__file__).parent / "attacks/worker_attacks.py"
 _TIMEOUT = 120.0  # seconds
 _DONE = "done"
-_SHOWN = 2  # mistakes of an answer that an error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +178,11 @@ def all_succeeded(machine: MachineView, jobs: Sequence[Job]) -> list[set[Attempt
         _PROGRAM.read_text(), request, _TIMEOUT, function="collect", libraries=("attacks.confinement",)
     )
     try:
-        ended = _ANSWER.validate_python(answer)
-    except ValidationError as error:
+        ended = formed(_ANSWER, answer)
+    except ValueError as error:
         raise InstrumentError(
             f"the probe in workers of {machine.name} answered in another form",
-            fact=line(str(error.errors(include_url=False, include_input=False)[:_SHOWN])),
+            fact=str(error),
             remedy="repeat the check; report it as a bug if that does not help",
         ) from error
     if len(ended) != len(jobs):

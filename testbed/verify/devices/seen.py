@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from testbed.untrusted.answers import mistakes
 from testbed.untrusted.text import line
 from testbed.verify.devices import declared
 from testbed.verify.devices.declared import Entries, Entry
@@ -30,7 +31,6 @@ OPTIONS = frozenset(
         "-watchdog-action", "-sandbox", "-msg", "-incoming",
     }
 )  # fmt: skip
-_SHOWN = 2
 
 _Short = Annotated[str, Field(max_length=4096)]
 
@@ -200,5 +200,5 @@ def _networks(text: str) -> list[Entry]:
 
 def _told(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return line(str(error.errors(include_url=False, include_input=False)[:_SHOWN]))
+        return mistakes(error)
     return line(repr(error))

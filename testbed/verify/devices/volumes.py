@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping
 from hashlib import sha256
 from typing import Annotated, NamedTuple
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from testbed.hosts.rules import UnseenError
+from testbed.untrusted.answers import formed
 from testbed.untrusted.text import line
 
 _STACKED = ("dm-", "md", "nbd")  # names of devices that are built over others
-_SHOWN = 2  # mistakes of an answer that an error names
 _Text = Annotated[str, Field(max_length=4096)]
 
 
@@ -88,9 +88,9 @@ def interpreted(answer: object, written: Mapping[str, bytes], workers: Collectio
         UnseenError: the answer is not complete, or the rescan or the writing failed.
     """
     try:
-        found = _ANSWER.validate_python(answer)
-    except ValidationError as error:
-        raise UnseenError(line(str(error.errors(include_url=False, include_input=False)[:_SHOWN]))) from error
+        found = formed(_ANSWER, answer)
+    except ValueError as error:
+        raise UnseenError(str(error)) from error
     if found.scan:
         raise UnseenError(f"the rescan ended with status {found.scan}")
     if found.heads != {path: sha256(octets).hexdigest() for path, octets in written.items()}:
