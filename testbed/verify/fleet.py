@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host as InfraHost
 
-from testbed import payload
+from testbed.drivers.host.payload_program import with_modules
 from testbed.drivers.ssh.client import USER, Host
 from testbed.drivers.ssh.command_session import LIMIT, Completed
 from testbed.errors import InstrumentError
@@ -26,16 +25,6 @@ from testbed.verify.evidence import Evidence
 from testbed.verify.guest_agent import Files, run_in_guest
 
 ADMINISTRATOR = USER  # the account of machines that the administrator logs in with
-_LIBRARIES = """\
-import sys, types
-for name, text in {sources!r}:
-    module = sys.modules[name] = types.ModuleType(name)
-    above, _, last = name.rpartition(".")
-    if above:
-        setattr(sys.modules[above], last, module)
-    exec(compile(text, name, "exec"), module.__dict__)
-exec(compile({program!r}, "<program>", "exec"), {{"__name__": "__main__"}})
-"""
 _Value = TypeVar("_Value")
 Shown = Callable[[bytes], str]
 
@@ -141,7 +130,7 @@ class MachineView:
         if function:
             whole = f"{program}\nimport json\nprint(json.dumps({function}({request!r})))\n"
         if libraries:
-            whole = _with_libraries(whole, libraries)
+            whole = with_modules(whole, libraries)
         text = self.read("python3 -", stdin=whole.encode(), timeout=timeout)
         try:
             return bounded_json.read(text)
@@ -150,25 +139,6 @@ class MachineView:
             raise InstrumentError(
                 f"a probe on {self.name} answered garbage", fact=fact, remedy="repeat the check"
             ) from error
-
-
-def _packages(module: str) -> list[str]:
-    """Return the packages above a module, the outermost one first."""
-    parts = module.split(".")[:-1]
-    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-
-
-def _with_libraries(program: str, names: Sequence[str]) -> str:
-    """Return a program that makes modules of `testbed.payload` before it runs another one."""
-    modules = [f"{payload.__name__}.{name}" for name in names]
-    packages = dict.fromkeys(above for name in modules for above in _packages(name))
-    root = Path(payload.__file__).parent
-    sources = [(name, "") for name in packages]
-    sources += [
-        (module, (root / f"{name.replace('.', '/')}.py").read_text())
-        for module, name in zip(modules, names, strict=True)
-    ]
-    return _LIBRARIES.format(sources=sources, program=program)
 
 
 @dataclass

@@ -16,7 +16,7 @@ def test_an_answer_in_its_form_is_returned() -> None:
 
 def test_an_error_names_the_first_mistakes_and_nothing_of_the_answer() -> None:
     with pytest.raises(ValueError, match="int_parsing") as caught:
-        formed(FORM, {name: "\n::error::secret" for name in "abc"})
+        formed(FORM, dict.fromkeys("abc", "\n::error::secret"))
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).count("int_parsing") == 2
