@@ -28,6 +28,7 @@ PROGRAM = """
 import json, socket, subprocess, sys
 from types import SimpleNamespace
 from testbed.payload.attacks import worker_network
+from testbed.payload.attacks.attempts import tried
 from tests.integration.test_worker_firewall import BREACHES
 def sudo(commands):
     return SimpleNamespace(status=subprocess.run(["sh", "-c", commands], capture_output=True).returncode)
@@ -44,9 +45,9 @@ context = SimpleNamespace(host=SimpleNamespace(sudo=sudo, must=must), guest=Simp
 own = "its node", "127.0.0.1"
 attempts = worker_network._sendings([(own[0], "tcp", own[1], 22), (own[0], "udp", own[1], 9)])
 def look(breach):
-    found = worker_network._tried(attempts, lambda: worker_network._wear(worker.pid, profile=False))
+    found = tried(attempts, lambda: worker_network._wear(worker.pid, profile=False))
     return [breach.in_force(context), *found.values()]
-states = [("root", *worker_network._tried(attempts).values())]
+states = [("root", *tried(attempts).values())]
 for breach in BREACHES:
     for step in (breach.close, breach.open, breach.close, breach.close):
         step(context)

@@ -1,7 +1,7 @@
 """Tries, as the accounts of a node, to reach guests' memory, their files and the hypervisor.
 
-It runs as root on nodes: one file, standard library only. For each account a child takes the account's
-number and groups, and nothing else: it has no profile and no filter. Root makes every attempt first, since
+It runs as root on nodes. For each account a child takes the account's number and groups, and nothing
+else: it has no profile and no filter. Root makes every attempt first, since
 an attempt that fails as root shows nothing. Accounts of workers that are in the same groups and have no
 process are alike: one of them is tried. An attempt reads a few octets and changes nothing. Sockets are
 not connected to, since QEMU's monitor has one client: the kernel is asked for the permission (access(2)).
@@ -9,31 +9,20 @@ not connected to, since QEMU's monitor has one client: the kernel is asked for t
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
-import json
 import os
 import pwd
 import stat
+from functools import partial
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from testbed.payload.attacks import attempts
+from testbed.payload.attacks.confinement import LIBC, required
 
 _OCTETS = 16  # that are read of a guest's memory
 _VERSION = 0xAE00  # KVM_GET_API_VERSION (linux/kvm.h)
 _SEIZE = 0x4206  # PTRACE_SEIZE, ptrace(2)
 _PIDFD_OPEN, _PIDFD_GETFD = 434, 438  # system calls of x86-64
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-
-Outcomes = dict[str, str]
-Attempt = tuple[str, "Callable[..., None]", tuple[object, ...]]
-
-
-class _Vector(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
 def collect(request: dict[str, object]) -> dict[str, object]:
@@ -44,10 +33,13 @@ def collect(request: dict[str, object]) -> dict[str, object]:
             ``devices``, ``files`` and ``sockets``: paths; ``hypervisor``: a device.
     """
     workers: dict[str, int] = request["workers"]  # type: ignore[assignment]
-    attempts = _attempts(request, {guest: (pid, _memory(pid)) for guest, pid in workers.items()})
+    tries = _attempts(request, {guest: (pid, attempts.memory(pid)) for guest, pid in workers.items()})
     owners = {os.stat(f"/proc/{pid}").st_uid for pid in workers.values()}
     accounts = _chosen(pwd.getpwall(), request["range"], owners)  # type: ignore[arg-type]
-    return {entry.pw_name: {"uid": entry.pw_uid, "outcomes": _tried(entry, attempts)} for entry in accounts}
+    return {
+        entry.pw_name: {"uid": entry.pw_uid, "outcomes": attempts.tried(tries, partial(_become, entry))}
+        for entry in accounts
+    }
 
 
 def _chosen(
@@ -65,52 +57,25 @@ def _chosen(
     return found
 
 
-def _memory(pid: int) -> int:
-    """Return the address of a process's largest writable mapping: the memory of its guest."""
-    largest, address = 0, 0
-    with open(f"/proc/{pid}/maps", encoding="ascii", errors="replace") as file:
-        for line in file:
-            words = line.split()
-            start, end = (int(number, 16) for number in words[0].split("-"))
-            if words[1].startswith("rw") and end - start > largest:
-                largest, address = end - start, start
-    return address
+def _become(entry: pwd.struct_passwd) -> None:
+    """Take number and groups of an account."""
+    os.initgroups(entry.pw_name, entry.pw_gid)
+    os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
 
 
-def _tried(entry: pwd.struct_passwd, attempts: list[Attempt]) -> Outcomes:
-    """Make all attempts in a child with an account; return {} if the child broke off."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            os.close(reader)
-            os.initgroups(entry.pw_name, entry.pw_gid)
-            os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
-            os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
-            outcomes = {name: _outcome(attempt, arguments) for name, attempt, arguments in attempts}
-            with open(writer, "w", encoding="utf-8") as pipe:
-                json.dump(outcomes, pipe)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with open(reader, encoding="utf-8") as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    found: Outcomes = json.loads(text) if text else {}
-    return found
-
-
-def _attempts(request: dict[str, object], targets: dict[str, tuple[int, int]]) -> list[Attempt]:
-    found: list[Attempt] = [("use the hypervisor", _ask, (request["hypervisor"],))]
+def _attempts(request: dict[str, object], targets: dict[str, tuple[int, int]]) -> list[attempts.Attempt]:
+    found: list[attempts.Attempt] = [("use the hypervisor", _ask, (request["hypervisor"],))]
     for path in (*request["devices"], *request["files"]):  # type: ignore[misc]
-        found += [(f"read {path}", _open, (path, os.O_RDONLY)), (f"write {path}", _open, (path, os.O_WRONLY))]
+        found += [
+            (f"read {path}", attempts.open_path, (path, os.O_RDONLY)),
+            (f"write {path}", attempts.open_path, (path, os.O_WRONLY)),
+        ]
     found += [(f"connect to {path}", _connect, (path,)) for path in request["sockets"]]  # type: ignore[attr-defined]
     for guest, (pid, address) in targets.items():
         found += [
             (f"read the memory of {guest}", _read, (pid, address)),
-            (f"copy the memory of {guest}", _copy, (pid, address)),
+            (f"copy the memory of {guest}", attempts.copy_memory, (pid, address)),
             (f"trace {guest}", _trace, (pid,)),
             (f"take a descriptor of {guest}", _take, (pid,)),
         ]
@@ -123,10 +88,6 @@ def _ask(path: str) -> None:
         fcntl.ioctl(descriptor, _VERSION)
     finally:
         os.close(descriptor)
-
-
-def _open(path: str, way: int) -> None:
-    os.close(os.open(path, way | os.O_NONBLOCK | os.O_NOCTTY))
 
 
 def _connect(path: str) -> None:
@@ -144,35 +105,14 @@ def _read(pid: int, address: int) -> None:
         os.close(descriptor)
 
 
-def _copy(pid: int, address: int) -> None:
-    room = ctypes.create_string_buffer(_OCTETS)
-    own, other = _Vector(ctypes.addressof(room), _OCTETS), _Vector(address, _OCTETS)
-    _require(_LIBC.process_vm_readv(pid, ctypes.byref(own), 1, ctypes.byref(other), 1, 0))
-
-
 def _trace(pid: int) -> None:
     """Seize a process without stopping it; the kernel lets it go when this child ends."""
-    _require(_LIBC.ptrace(_SEIZE, pid, None, None))
+    required(LIBC.ptrace(_SEIZE, pid, None, None))
 
 
 def _take(pid: int) -> None:
-    handle = _require(_LIBC.syscall(_PIDFD_OPEN, pid, 0))
+    handle = required(LIBC.syscall(_PIDFD_OPEN, pid, 0))
     try:
-        os.close(_require(_LIBC.syscall(_PIDFD_GETFD, handle, 0, 0)))
+        os.close(required(LIBC.syscall(_PIDFD_GETFD, handle, 0, 0)))
     finally:
         os.close(handle)
-
-
-def _require(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
-
-
-def _outcome(attempt: Callable[..., None], arguments: tuple[object, ...]) -> str:
-    try:
-        attempt(*arguments)
-    except OSError as error:
-        return errno.errorcode.get(error.errno or 0, "unknown")
-    return "done"

@@ -32,7 +32,7 @@ def attack(frames: list[bytes], seconds: float, spacing: float = 0.005) -> dict[
     sockets: dict[str, socket.socket] = {}
     try:
         while time.monotonic() < end:
-            for name in sorted(set(os.listdir("/sys/class/net")) - {"lo"}):  # noqa: PTH208 - see above
+            for name in sorted(set(os.listdir("/sys/class/net")) - {"lo"}):
                 if name not in sockets:
                     sockets[name] = _opened(name)
             for frame in frames:

@@ -1,12 +1,12 @@
 """Tries, in the place of helpers of guests, what one that was taken over would try (PRC-06).
 
-It runs as root on nodes. Helpers are processes of known programs, which are
-recognised by device and inode of the program and not by a name, and all that hold a pipe of a worker. Each
-layer that confines a helper is worn by a child of its own: its profile alone; its capabilities, system-call
-filters, mounts and network; and everything. The child waits until it was looked at, so that what it wears is
-read by another process. Root makes every attempt first and last. An attempt opens, and changes nothing: a
-datagram socket is connected to a stream socket, which the kernel refuses after it has granted the permission
-(unix(7), EPROTOTYPE); a module and an option of a file system do not exist.
+It runs as root on nodes. Helpers are processes of known programs, which are recognised by device and inode of
+the program and not by a name, and all that hold a pipe of a worker. Each layer that confines a helper is worn
+by a child of its own: its profile alone; its capabilities, system-call filters, mounts and network; and
+everything. The child waits until it was looked at, so that what it wears is read by another process. Root
+makes every attempt first and last. An attempt opens, and changes nothing: a datagram socket is connected to a
+stream socket, which the kernel refuses after it has granted the permission (unix(7), EPROTOTYPE); a module
+and an option of a file system do not exist.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import os
 import socket
 
-from testbed.payload.attacks import confinement
+from testbed.payload.attacks import attempts, confinement
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,17 +26,11 @@ if TYPE_CHECKING:
 _SEIZE = 0x4206  # ptrace(2)
 _INIT_MODULE = 175  # system call of x86-64
 _NEW_USERS = 0x10000000  # clone(2)
-_OCTETS = 16  # that are read of a worker's memory
+_OCTETS = 16  # of a module without content
 _SETS = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 _LIBC = confinement.LIBC
 
 Facts = dict[str, object]
-Outcomes = dict[str, str]
-Attempt = tuple[str, "Callable[..., object]", tuple[object, ...]]
-
-
-class _Vector(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
 def collect(request: dict[str, object]) -> Facts:
@@ -47,19 +41,19 @@ def collect(request: dict[str, object]) -> Facts:
             the helper writes; ``read``, ``write``, ``folders``, ``sockets`` and ``programs to start``: paths.
     """
     workers: dict[str, int] = request["workers"]  # type: ignore[assignment]
-    attempts = _attempts(request, {guest: (pid, _memory(pid)) for guest, pid in workers.items()})
-    before = _tried(attempts)
+    tries = _attempts(request, {guest: (pid, attempts.memory(pid)) for guest, pid in workers.items()})
+    before = _tried(tries)
     helpers = []
     for pid, program in _helpers(request["programs"], workers).items():  # type: ignore[arg-type]
         filters = confinement.filters(pid)
         facts = {**_described(pid), "program": program, "serves": sorted(_served(pid, workers))}
         layers = {
-            "profile": _tried(attempts, pid, profile=True),
-            "privileges": _tried(attempts, pid, filters=filters),
-            "everything": _tried(attempts, pid, filters=filters, profile=True),
+            "profile": _tried(tries, pid, profile=True),
+            "privileges": _tried(tries, pid, filters=filters),
+            "everything": _tried(tries, pid, filters=filters, profile=True),
         }
         helpers.append({**facts, "filters": len(filters), "layers": layers})
-    return {"before": before, "helpers": helpers, "after": _tried(attempts)}
+    return {"before": before, "helpers": helpers, "after": _tried(tries)}
 
 
 def _helpers(programs: list[str], workers: dict[str, int]) -> dict[int, str]:
@@ -126,7 +120,7 @@ def _described(pid: int) -> Facts:
 
 
 def _tried(
-    attempts: list[Attempt],
+    tries: list[attempts.Attempt],
     pid: int = 0,
     *,
     filters: tuple[bytes, ...] | None = None,
@@ -139,34 +133,11 @@ def _tried(
         filters: its system-call filters, which are worn with all its privileges; not worn if None.
         profile: whether its profile is worn.
     """
-    reader, writer = os.pipe()
-    waits, goes = os.pipe()
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            os.close(reader)
-            os.close(goes)
-            _wear(pid, filters, profile=profile)
-            os.write(writer, b"w")
-            os.read(waits, 1)
-            outcomes = {name: _outcome(attempt, arguments) for name, attempt, arguments in attempts}
-            os.write(writer, json.dumps(outcomes).encode())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writer)
-    os.close(waits)
-    try:
-        with open(reader, "rb") as pipe:
-            if not pipe.read(1):
-                return {}
-            worn = _described(child)
-            os.write(goes, b"g")
-            text = pipe.read()
-    finally:
-        os.close(goes)  # else a child that waits would wait for ever
-        os.waitpid(child, 0)
+    worn, text, _ = attempts.watched(
+        lambda: _wear(pid, filters, profile=profile),
+        lambda writer: os.write(writer, json.dumps(attempts.outcomes(tries)).encode()),
+        _described,
+    )
     return {"worn": worn, "outcomes": json.loads(text)} if text else {}
 
 
@@ -184,15 +155,15 @@ def _wear(pid: int, filters: tuple[bytes, ...] | None, *, profile: bool) -> None
         confinement.put_on_filters(filters)
 
 
-def _attempts(request: dict[str, object], targets: dict[str, tuple[int, int]]) -> list[Attempt]:
-    found: list[Attempt] = [("write its own log", _open, (request["own"], os.O_WRONLY))]
-    found += [(f"read {path}", _open, (path, os.O_RDONLY)) for path in request["read"]]  # type: ignore[attr-defined]
-    found += [(f"write {path}", _open, (path, os.O_WRONLY)) for path in request["write"]]  # type: ignore[attr-defined]
+def _attempts(request: dict[str, object], targets: dict[str, tuple[int, int]]) -> list[attempts.Attempt]:
+    found: list[attempts.Attempt] = [("write its own log", attempts.open_path, (request["own"], os.O_WRONLY))]
+    found += [(f"read {path}", attempts.open_path, (path, os.O_RDONLY)) for path in request["read"]]  # type: ignore[attr-defined]
+    found += [(f"write {path}", attempts.open_path, (path, os.O_WRONLY)) for path in request["write"]]  # type: ignore[attr-defined]
     found += [(f"list {path}", os.listdir, (path,)) for path in request["folders"]]  # type: ignore[attr-defined]
     found += [(f"connect to {path}", _connect, (path,)) for path in request["sockets"]]  # type: ignore[attr-defined]
     for guest, (pid, address) in targets.items():
         found += [
-            (f"copy the memory of {guest}", _copy, (pid, address)),
+            (f"copy the memory of {guest}", attempts.copy_memory, (pid, address)),
             (f"trace {guest}", _trace, (pid,)),
             (f"signal {guest}", os.kill, (pid, 0)),
         ]
@@ -208,10 +179,6 @@ def _attempts(request: dict[str, object], targets: dict[str, tuple[int, int]]) -
     ]
 
 
-def _open(path: str, way: int) -> None:
-    os.close(os.open(path, way | os.O_NONBLOCK | os.O_NOCTTY))
-
-
 def _connect(path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
         try:
@@ -219,24 +186,6 @@ def _connect(path: str) -> None:
         except OSError as error:
             if error.errno != errno.EPROTOTYPE:
                 raise
-
-
-def _memory(pid: int) -> int:
-    """Return the address of a process's largest writable mapping: the memory of its guest."""
-    largest, address = 0, 0
-    with open(f"/proc/{pid}/maps", encoding="ascii", errors="replace") as file:
-        for line in file:
-            words = line.split()
-            start, end = (int(number, 16) for number in words[0].split("-"))
-            if words[1].startswith("rw") and end - start > largest:
-                largest, address = end - start, start
-    return address
-
-
-def _copy(pid: int, address: int) -> None:
-    room = ctypes.create_string_buffer(_OCTETS)
-    own, other = _Vector(ctypes.addressof(room), _OCTETS), _Vector(address, _OCTETS)
-    confinement.required(_LIBC.process_vm_readv(pid, ctypes.byref(own), 1, ctypes.byref(other), 1, 0))
 
 
 def _trace(pid: int) -> None:
@@ -295,11 +244,3 @@ def _expect(number: int, result: int) -> None:
     """Raise the error of a system call, unless it is the one that shows that it was permitted."""
     if result < 0 and ctypes.get_errno() != number:
         raise OSError(ctypes.get_errno(), "refused")
-
-
-def _outcome(attempt: Callable[..., object], arguments: tuple[object, ...]) -> str:
-    try:
-        attempt(*arguments)
-    except OSError as error:
-        return errno.errorcode.get(error.errno or 0, "unknown")
-    return "done"

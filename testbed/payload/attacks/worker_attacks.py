@@ -13,9 +13,9 @@ import errno
 import json
 import os
 import signal
-import time
 
 from testbed.payload.attacks import confinement
+from testbed.payload.attacks.attempts import Facts, open_path, outcome, watched
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 _RUN = "/run/libvirt/qemu"
 _SETS = ("CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd")
 _NOTHING, _EXECUTE = "/dev/null", "execute"
-_PATIENCE = 5.0  # seconds until a started program is ended
-
-Facts = dict[str, object]
 
 
 def collect(request: dict[str, object]) -> list[Facts]:
@@ -110,54 +107,23 @@ def _wear(pid: int, account: int | None, filters: tuple[bytes, ...]) -> None:
         confinement.put_on_filters(filters)
 
 
-def _tried(attempts: list[tuple[str, str]], wear: Callable[[], None]) -> tuple[Facts, list[str]]:
+def _tried(tries: list[tuple[str, str]], wear: Callable[[], None]) -> tuple[Facts, list[str]]:
     """Make attempts in a child; return what it wears, and the outcomes, as many as it came to."""
-    reader, writer = os.pipe()
-    waits, goes = os.pipe()
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            _silence()
-            wear()
-            os.write(writer, b"w")
-            os.read(waits, 1)
-            for verb, target in attempts:
-                os.write(writer, f"{json.dumps(_outcome(verb, target))}\n".encode())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writer)
-    os.close(waits)
-    worn: Facts = {}
-    text = b""
-    try:
-        with open(reader, "rb") as pipe:
-            if pipe.read(1):
-                worn = _described(child)
-                os.write(goes, b"g")
-                text = pipe.read()
-    finally:
-        os.close(goes)
-        status = _ended(child)
+
+    def begin() -> None:
+        _silence()
+        wear()
+
+    def act(writer: int) -> None:
+        for verb, target in tries:
+            os.write(writer, f"{json.dumps(outcome(_VERBS[verb], target))}\n".encode())
+
+    worn, text, status = watched(begin, act, _described)
     found = [str(json.loads(line)) for line in text.decode().splitlines()]
-    if worn and not found and attempts[0][0] == _EXECUTE:
+    if worn and not found and tries[0][0] == _EXECUTE:
         # A filter has ended the child by a signal; or a program was started, and with it the pipe was closed.
         found = [signal.Signals(-status).name if status < 0 else "done"]
     return worn, found
-
-
-def _ended(child: int) -> int:
-    """Return the status of a child; 0 for one that does not end by itself: a program that was started."""
-    end = time.monotonic() + _PATIENCE
-    while time.monotonic() < end:
-        number, status = os.waitpid(child, os.WNOHANG)
-        if number:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return 0
 
 
 def _silence() -> None:
@@ -167,21 +133,9 @@ def _silence() -> None:
         os.dup2(nothing, number)
 
 
-def _outcome(verb: str, target: str) -> str:
-    try:
-        _VERBS[verb](target)
-    except OSError as error:
-        return errno.errorcode.get(error.errno or 0, "unknown")
-    return "done"
-
-
-def _open(path: str, way: int) -> None:
-    os.close(os.open(path, way | os.O_NONBLOCK | os.O_NOCTTY))
-
-
 def _connect(path: str) -> None:
     try:
-        _open(path, os.O_WRONLY)
+        open_path(path, os.O_WRONLY)
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
@@ -193,8 +147,8 @@ def _list(path: str) -> None:
 
 
 _VERBS: dict[str, Callable[[str], None]] = {
-    "read": lambda path: _open(path, os.O_RDONLY),
-    "write": lambda path: _open(path, os.O_WRONLY | os.O_APPEND),
+    "read": lambda path: open_path(path, os.O_RDONLY),
+    "write": lambda path: open_path(path, os.O_WRONLY | os.O_APPEND),
     "list": _list,
     "connect": _connect,
     _EXECUTE: lambda path: os.execv(path, [path]),  # noqa: S606 - the path is the request's

@@ -1,29 +1,20 @@
 """Tries to open sockets and to send, in the place of workers: with a worker's account, and its profile.
 
-It runs as root on nodes. Each layer is tried in a child of its own. A child
-in the place of a worker joins its mount namespace and control group and takes its account; if asked for, it
-also takes its AppArmor profile (aa_change_profile(2)). It does not wear the worker's system-call filter,
-which refuses no socket. Everything that a child needs is loaded before, since the profile lets it open
-little.
+It runs as root on nodes. Each layer is tried in a child of its own. A child in the place of a worker joins
+its mount namespace and control group and takes its account; if asked for, it also takes its AppArmor profile
+(aa_change_profile(2)). It does not wear the worker's system-call filter, which refuses no socket. Everything
+that a child needs is loaded before, since the profile lets it open little.
 """
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import socket
 
 from testbed.payload.attacks import confinement
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from testbed.payload.attacks.attempts import Attempt, tried
 
 _WAIT = 3.0  # seconds for a connection
-
-Outcomes = dict[str, str]
-Attempt = tuple[str, "Callable[..., None]", tuple[object, ...]]
 
 
 def collect(request: dict[str, object]) -> dict[str, object]:
@@ -37,13 +28,13 @@ def collect(request: dict[str, object]) -> dict[str, object]:
     opening, sending = _openings(request["families"]), _sendings(request["targets"])
     confined = _openings(request["confined"])
     workers = {}
-    control = _tried([*opening, *sending])
+    control = tried([*opening, *sending])
     for name, pid in request["workers"].items():  # type: ignore[attr-defined]
         workers[name] = {
-            "account": _tried([*opening, *sending], lambda pid=pid: _wear(pid, profile=False)),  # type: ignore[misc]
-            "profile": _tried([*opening, *confined, *sending], lambda pid=pid: _wear(pid, profile=True)),  # type: ignore[misc]
+            "account": tried([*opening, *sending], lambda pid=pid: _wear(pid, profile=False)),  # type: ignore[misc]
+            "profile": tried([*opening, *confined, *sending], lambda pid=pid: _wear(pid, profile=True)),  # type: ignore[misc]
         }
-    return {"before": control, "workers": workers, "after": _tried([*opening, *sending])}
+    return {"before": control, "workers": workers, "after": tried([*opening, *sending])}
 
 
 def _openings(families: object) -> list[Attempt]:
@@ -52,28 +43,6 @@ def _openings(families: object) -> list[Attempt]:
 
 def _sendings(targets: object) -> list[Attempt]:
     return [(f"send {kind} to {name}", _send, (kind, *place)) for name, kind, *place in targets]  # type: ignore[attr-defined]
-
-
-def _tried(attempts: list[Attempt], wear: Callable[[], None] = lambda: None) -> Outcomes:
-    """Make all attempts in a child; return {} if it broke off."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            os.close(reader)
-            wear()
-            outcomes = {name: _outcome(attempt, arguments) for name, attempt, arguments in attempts}
-            os.write(writer, json.dumps(outcomes).encode())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with open(reader, encoding="utf-8") as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    found: Outcomes = json.loads(text) if text else {}
-    return found
 
 
 def _wear(pid: int, *, profile: bool) -> None:
@@ -104,13 +73,3 @@ def _send(kind: str, address: str, port: int) -> None:
             sender.connect((address, port))
         else:
             sender.sendto(b"worker", (address, port))
-
-
-def _outcome(attempt: Callable[..., None], arguments: tuple[object, ...]) -> str:
-    try:
-        attempt(*arguments)
-    except TimeoutError:
-        return "ETIMEDOUT"
-    except OSError as error:
-        return errno.errorcode.get(error.errno or 0, "unknown")
-    return "done"

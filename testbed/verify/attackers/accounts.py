@@ -8,19 +8,17 @@ guest, and accounts of workers use the hypervisor: these are their purpose.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from testbed import payload
 from testbed.hosts.rules import UnseenError
 from testbed.model.topology import FIRST_WORKER_UID, POOLS
 from testbed.topology_file.validation import WORKERS_PER_NODE
+from testbed.verify.attackers import programs
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses.worker_processes import observed
 
-_PROGRAM = Path(payload.__file__).parent / "attacks/account_attacks.py"
 _TIMEOUT = 120.0  # seconds
 RANGE = (FIRST_WORKER_UID, FIRST_WORKER_UID + WORKERS_PER_NODE - 1)
 _HYPERVISOR = "/dev/kvm"
@@ -69,7 +67,7 @@ def reached(fleet: Fleet, node: MachineView) -> list[str]:
         "files": [path for path, (_, kind) in paths.items() if kind == "file"],
         "sockets": [path for path, (_, kind) in paths.items() if kind == "socket"],
     }
-    answer = node.python(_PROGRAM.read_text(), request, _TIMEOUT, function="collect")
+    answer = programs.collect(node, "account_attacks", request, _TIMEOUT)
     owners = {worker.name: worker.accounts[0] for worker in workers}
     return judged(answer, owners, {path: owner for path, (owner, _) in paths.items()})
 

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from testbed import payload
 from testbed.hosts.rules import UnseenError
 from testbed.model.topology import POOLS
 from testbed.plan.host_config.helper import PROFILE, PROGRAM, UNIT
 from testbed.untrusted.text import line
+from testbed.verify.attackers import programs
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses.worker_processes import observed
 
-_PROGRAM = Path(payload.__file__).parent / "attacks/helper_attacks.py"
 _TIMEOUT = 120.0  # seconds
 # Programs of Debian's packages that serve guests beside their workers. One that is not declared may not run.
 _PROGRAMS = (
@@ -171,9 +169,7 @@ def findings(fleet: Fleet, node: MachineView) -> Findings:
         "programs to start": [_SHELL],
     }
     configured = node.read(_ASKED)
-    answer = node.python(
-        _PROGRAM.read_text(), request, _TIMEOUT, function="collect", libraries=("attacks.confinement",)
-    )
+    answer = programs.collect(node, "helper_attacks", request, _TIMEOUT)
     loose, reached = judged(answer, workers)
     return Findings((*misconfigured(configured), *loose), reached)
 

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from testbed import payload
 from testbed.errors import InstrumentError
 from testbed.model.topology import IMAGES, Guest
 from testbed.untrusted.answers import formed
+from testbed.verify.attackers import programs
 from testbed.verify.fleet import MachineView
 
-_PROGRAM = Path(payload.__file__).parent / "attacks/worker_attacks.py"
 _TIMEOUT = 120.0  # seconds
 _DONE = "done"
 
@@ -174,9 +172,7 @@ def all_succeeded(machine: MachineView, jobs: Sequence[Job]) -> list[set[Attempt
             [job.guest.domain, job.uid, [[item.verb, item.target] for item in job.controlled]] for job in jobs
         ]
     }
-    answer = machine.python(
-        _PROGRAM.read_text(), request, _TIMEOUT, function="collect", libraries=("attacks.confinement",)
-    )
+    answer = programs.collect(machine, "worker_attacks", request, _TIMEOUT)
     try:
         ended = formed(_ANSWER, answer)
     except ValueError as error:

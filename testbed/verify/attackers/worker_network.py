@@ -8,18 +8,16 @@ Each wall is tried alone: the profile by attempts to open, the firewall by a pro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from testbed import payload
 from testbed.hosts.rules import UnseenError
 from testbed.model.topology import Plane, Topology
+from testbed.verify.attackers import programs
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses.worker_processes import observed
 
-_PROGRAM = Path(payload.__file__).parent / "attacks/worker_network.py"
 _SSH, _SOUTHBOUND, _DISCARD = 22, 6642, 9
 _OWN = "open a socket of its own"  # which the profile allows: the probe's control
 # Families of sockets with their type and protocol, as numbers of Linux (socket(2), packet(7), netlink(7)).
@@ -88,9 +86,7 @@ def reached(fleet: Fleet, node: MachineView) -> list[str]:
         "workers": workers, "families": FAMILIES, "confined": CONFINED,
         "targets": targets(fleet.topology, node.name),
     }  # fmt: skip
-    answer = node.python(
-        _PROGRAM.read_text(), request, function="collect", libraries=("attacks.confinement",)
-    )
+    answer = programs.collect(node, "worker_network", request)
     return judged(answer, request)
 
 

@@ -6,11 +6,13 @@ import errno
 import os
 import pwd
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from testbed.payload.attacks import account_attacks, worker_network
+from testbed.payload.attacks.attempts import copy_memory, memory, outcome, tried
 
 
 @pytest.fixture
@@ -24,14 +26,14 @@ def test_sending_is_told_by_its_outcome(listener: socket.socket) -> None:
     attempts = worker_network._sendings(
         [("one", "tcp", "127.0.0.1", port), ("other", "udp", "127.0.0.1", 9), ("none", "tcp", "127.0.0.1", 1)]
     )
-    assert worker_network._tried(attempts) == {
+    assert tried(attempts) == {
         "send tcp to one": "done", "send udp to other": "done", "send tcp to none": "ECONNREFUSED",
     }  # fmt: skip
 
 
 def test_opening_is_told_by_its_outcome() -> None:
     attempts = worker_network._openings([("TCP", 2, 1, 0), ("nothing", 2, 99, 0)])
-    found = worker_network._tried(attempts)
+    found = tried(attempts)
     assert found["open TCP"] == "done"
     assert found["open nothing"] != "done"
 
@@ -40,11 +42,11 @@ def test_a_child_that_breaks_off_has_no_outcomes() -> None:
     def broken() -> None:
         raise RuntimeError
 
-    assert worker_network._tried(worker_network._openings([("TCP", 2, 1, 0)]), broken) == {}
+    assert tried(worker_network._openings([("TCP", 2, 1, 0)]), broken) == {}
 
 
 def test_memory_of_an_own_process_is_reached(tmp_path: Path) -> None:
-    address = account_attacks._memory(os.getpid())
+    address = memory(os.getpid())
     (tmp_path / "file").touch()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
@@ -55,7 +57,7 @@ def test_memory_of_an_own_process_is_reached(tmp_path: Path) -> None:
             "sockets": [str(tmp_path / "socket"), str(tmp_path / "file")],
         }
         attempts = account_attacks._attempts(request, {"guest": (os.getpid(), address)})
-        found = {name: account_attacks._outcome(attempt, given) for name, attempt, given in attempts}
+        found = {name: outcome(attempt, *given) for name, attempt, given in attempts}
     assert found["use the hypervisor"] == "ENOENT"
     assert found[f"read {tmp_path}/file"] == found[f"write {tmp_path}/file"] == "done"
     assert found[f"connect to {tmp_path}/socket"] == "done"
@@ -66,7 +68,7 @@ def test_memory_of_an_own_process_is_reached(tmp_path: Path) -> None:
 
 
 def test_an_address_that_is_not_mapped_is_an_error() -> None:
-    assert account_attacks._outcome(account_attacks._copy, (os.getpid(), 1)) == "EFAULT"
+    assert outcome(copy_memory, os.getpid(), 1) == "EFAULT"
 
 
 def test_idle_workers_in_the_same_groups_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,8 +91,10 @@ def test_idle_workers_in_the_same_groups_are_alike(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes another account")
 def test_another_account_does_not_reach_memory_of_root() -> None:
-    address = account_attacks._memory(os.getpid())
-    attempts = [("copy", account_attacks._copy, (os.getpid(), address))]
+    address = memory(os.getpid())
+    attempts = [("copy", copy_memory, (os.getpid(), address))]
     nobody = pwd.getpwnam("nobody")
-    assert account_attacks._tried(nobody, attempts) == {"copy": errno.errorcode[errno.EPERM]}  # type: ignore[arg-type]
-    assert account_attacks._tried(pwd.getpwuid(0), attempts) == {"copy": "done"}  # type: ignore[arg-type]
+    denied = tried(attempts, partial(account_attacks._become, nobody))  # type: ignore[arg-type]
+    assert denied == {"copy": errno.errorcode[errno.EPERM]}
+    allowed = tried(attempts, partial(account_attacks._become, pwd.getpwuid(0)))  # type: ignore[arg-type]
+    assert allowed == {"copy": "done"}

@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,34 +14,17 @@ from typing import Any
 import pytest
 
 from testbed.payload.attacks import confinement, helper_attacks
-from testbed.payload.attacks.helper_attacks import _outcome
+from testbed.payload.attacks.attempts import memory, outcome
+from tests.filtered_process import REFUSED, filtered
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="traces a process, and gives capabilities up")
-# Installs a filter that refuses mkdir(2) with EPERM, then waits.
-_FILTERED = """
-import ctypes, struct, sys
-libc = ctypes.CDLL(None)
-code = b"".join(struct.pack("=HBBI", *line) for line in (
-    (0x20, 0, 0, 0), (0x15, 0, 1, 83), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7fff0000)))
-room = ctypes.create_string_buffer(code, len(code))
-class Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
-assert libc.prctl(38, 1, 0, 0, 0) == 0
-assert libc.prctl(22, 2, ctypes.byref(Program(4, ctypes.addressof(room))), 0, 0) == 0
-print("ready", flush=True)
-sys.stdin.read()
-"""
+_MKDIR = 83
 
 
 @pytest.fixture
-def filtered() -> Iterator[int]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _FILTERED], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    yield process.pid
-    process.communicate()
+def refusing() -> Iterator[int]:
+    with filtered(_MKDIR, REFUSED) as pid:
+        yield pid
 
 
 def _request(folder: Path, **changed: Any) -> dict[str, Any]:
@@ -62,12 +44,12 @@ def test_outcomes_tell_what_was_permitted(tmp_path: Path) -> None:
             sockets=[str(tmp_path / "socket"), str(tmp_path / "none")],
             **{"programs to start": ["/usr/bin/true", str(tmp_path / "none")]},
         )
-        attempts = helper_attacks._attempts(
-            request, {"guest": (os.getpid(), helper_attacks._memory(os.getpid()))}
-        )
+        attempts = helper_attacks._attempts(request, {"guest": (os.getpid(), memory(os.getpid()))})
         server.settimeout(0)
         found = {
-            name: _outcome(*rest) for name, *rest in attempts if "module" not in name and "mount" not in name
+            name: outcome(rest[0], *rest[1])
+            for name, *rest in attempts
+            if "module" not in name and "mount" not in name
         }
         with pytest.raises(BlockingIOError):
             server.accept()  # the question has made no connection
@@ -81,7 +63,7 @@ def test_outcomes_tell_what_was_permitted(tmp_path: Path) -> None:
 def test_an_expected_error_shows_that_the_call_was_permitted() -> None:
     for number, expected in ((errno.EPERM, "EPERM"), (errno.ENODEV, "done")):
         helper_attacks.ctypes.set_errno(number)
-        assert _outcome(helper_attacks._expect, (errno.ENODEV, -1)) == expected
+        assert outcome(helper_attacks._expect, errno.ENODEV, -1) == expected
 
 
 def test_helpers_are_known_by_inode_and_by_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,16 +98,16 @@ def test_a_child_that_breaks_off_has_no_outcomes(monkeypatch: pytest.MonkeyPatch
 
 @root_only
 def test_a_childs_filters_capabilities_and_flags_are_those_of_the_process(
-    filtered: int, tmp_path: Path
+    refusing: int, tmp_path: Path
 ) -> None:
-    filters = confinement.filters(filtered)
+    filters = confinement.filters(refusing)
     assert [len(text) for text in filters] == [32]
     attempts: Any = [("make", os.mkdir, (tmp_path / "made",))]
-    bare = helper_attacks._tried(attempts, filtered)
-    worn = helper_attacks._tried(attempts, filtered, filters=filters)
+    bare = helper_attacks._tried(attempts, refusing)
+    worn = helper_attacks._tried(attempts, refusing, filters=filters)
     assert bare["outcomes"]["make"] == "done"  # type: ignore[index]
     assert worn["outcomes"]["make"] == "EPERM"  # type: ignore[index]
-    described = helper_attacks._described(filtered)
+    described = helper_attacks._described(refusing)
     assert {*worn["worn"]["threads"]} == {*described["threads"]}  # type: ignore[index,misc]
     assert worn["worn"]["mounts"] == described["mounts"]  # type: ignore[index]
 
@@ -136,8 +118,8 @@ def test_capabilities_are_given_up() -> None:
         confinement.set_capabilities(0, 0, 0)
         os.setgroups([])
 
-    assert _outcome(helper_attacks._forked, (lambda: os.setgroups([]),)) == "done"
-    assert _outcome(helper_attacks._forked, (limited,)) == "EPERM"
+    assert outcome(helper_attacks._forked, lambda: os.setgroups([])) == "done"
+    assert outcome(helper_attacks._forked, limited) == "EPERM"
 
 
 @root_only

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,42 +12,28 @@ from typing import Any
 
 import pytest
 
-from testbed.payload.attacks import confinement, worker_attacks
+from testbed.payload.attacks import attempts, confinement, worker_attacks
+from tests.filtered_process import KILLED, filtered
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes on other accounts and traces a process")
 ACCOUNT = 64199
-# A process under its own account, whose filter ends it when it starts a program (59 is execve), and which
-# then waits. PR_SET_NO_NEW_PRIVS is 38, PR_SET_SECCOMP 22.
-_WORKER = f"""
-import ctypes, os, struct, sys
+_EXECVE = 59
+_ACCOUNT = f"""
 os.setgroups([{ACCOUNT}, 104])
 os.setresgid(*[{ACCOUNT}] * 3)
 os.setresuid(*[{ACCOUNT}] * 3)
-libc = ctypes.CDLL(None)
-code = b"".join(struct.pack("=HBBI", *line) for line in (
-    (0x20, 0, 0, 0), (0x15, 0, 1, 59), (0x06, 0, 0, 0x80000000), (0x06, 0, 0, 0x7fff0000)))
-room = ctypes.create_string_buffer(code, len(code))
-class Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
-assert libc.prctl(38, 1, 0, 0, 0) == 0
-assert libc.prctl(22, 2, ctypes.byref(Program(4, ctypes.addressof(room))), 0, 0) == 0
-print("ready", flush=True)
-sys.stdin.read()
 """
 
 
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Start a process in the place of the worker of red.web; this machine may have no AppArmor."""
-    process = subprocess.Popen([sys.executable, "-c", _WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    (tmp_path / "red.web.pid").write_text(f"{process.pid}")
-    monkeypatch.setattr(worker_attacks, "_RUN", str(tmp_path))
-    monkeypatch.setattr(confinement, "put_on_profile", lambda _: None)
-    monkeypatch.setattr(confinement, "join_group", lambda _: None)
-    yield process.pid
-    process.communicate()
+    with filtered(_EXECVE, KILLED, _ACCOUNT) as pid:
+        (tmp_path / "red.web.pid").write_text(f"{pid}")
+        monkeypatch.setattr(worker_attacks, "_RUN", str(tmp_path))
+        monkeypatch.setattr(confinement, "put_on_profile", lambda _: None)
+        monkeypatch.setattr(confinement, "join_group", lambda _: None)
+        yield pid
 
 
 @pytest.fixture
@@ -125,7 +110,7 @@ def test_a_program_that_a_filter_refuses_ends_its_own_child_only(worker: int) ->
 
 
 def test_a_program_that_does_not_end_is_ended(worker: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_attacks, "_PATIENCE", 0.3)
+    monkeypatch.setattr(attempts, "_PATIENCE", 0.3)
     assert tried(ACCOUNT, ("execute", "/usr/bin/yes"))["outcomes"] == ["done"]
     found = subprocess.run(["pgrep", "-x", "-U", f"{ACCOUNT}", "yes"], capture_output=True, check=False)
     assert found.stdout == b""

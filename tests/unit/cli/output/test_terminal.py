@@ -272,7 +272,7 @@ def test_nothing_is_printed_another_way() -> None:
         "testbed/payload/attacks/device_fuzz.py",
         "testbed/payload/attacks/helper_attacks.py",
         "testbed/payload/attacks/worker_attacks.py",
-        "testbed/payload/attacks/worker_network.py",
+        "testbed/payload/attacks/attempts.py",
         "testbed/payload/worker_objects.py",
     }  # these write to files by descriptors, or to a pipe that the tool reads
     for path in sorted((ROOT / "testbed").rglob("*.py")) + sorted((ROOT / "checks").rglob("*.py")):
