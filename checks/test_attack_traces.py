@@ -58,7 +58,7 @@ def _reacting(name: str, command: str) -> Breach:
     breaches=(
         _reacting("a program of the node writes a file when a guest sends", f"echo x > {_FILE}"),
         _reacting("a program of the node starts another one when a guest sends", "exec sleep 900"),
-        _reacting("a service of the node starts anew when a guest sends", "systemctl restart systemd-udevd"),
+        _reacting("a service of the node restarts when a guest sends", "systemctl restart systemd-udevd"),
         _reacting("the kernel of the node warns when a guest sends", "echo '<4>breach' > /dev/kmsg"),
     ),
 )

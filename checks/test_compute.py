@@ -10,7 +10,7 @@ from checks.support.breaches import load, needs_guest, profile, rules, shell_bre
 from checks.support.lodger import lodger, start_lodger, stop_lodger
 from testbed.errors import InstrumentError
 from testbed.model.topology import POOLS
-from testbed.verify.attackers.worker import Attempt, Job, all_succeeded, processes, told
+from testbed.verify.attackers.worker import Attempt, Job, all_succeeded, in_words, processes
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet, MachineView
@@ -139,7 +139,7 @@ def test_workers_have_accounts_of_their_own(fleet: Fleet, node: MachineView) -> 
         ]
         attempts += [Attempt("write", f"/proc/{other}/mem") for other in others]
         jobs.append(Job(attacker, tuple(attempts)))
-    reached = told(jobs, all_succeeded(node, jobs))
+    reached = in_words(jobs, all_succeeded(node, jobs))
     assert not reached, f"{len(reached)} workers reached others: {'; '.join(reached[:_SHOWN])}"
 
 
@@ -198,7 +198,7 @@ def test_workers_are_confined(fleet: Fleet, node: MachineView) -> None:
     )
     guests = fleet.topology.guests_on(node.name)
     jobs = [Job(guest, forbidden, uid=0) for guest in guests]
-    allowed = told(jobs, all_succeeded(node, jobs))
+    allowed = in_words(jobs, all_succeeded(node, jobs))
     assert not allowed, f"{len(allowed)} profiles allow too much: {'; '.join(allowed[:_SHOWN])}"
     labels = {
         domain: node.read(f"cat /proc/{worker}/attr/current")

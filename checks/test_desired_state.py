@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checks.support.breaches import controller, shell_breach, where
+from checks.support.breaches import controller, mode_breach, shell_breach, where
 from testbed.errors import InstrumentError
 from testbed.model.topology import Guest
 from testbed.plan import policing
@@ -84,11 +84,11 @@ def _limit(context: BreachContext, packets: int) -> str:
         ),
         *where(
             _has_guest,
-            shell_breach(
+            mode_breach(
                 "every account may read a guest's disk",
-                opens=lambda context: f"chmod 0644 {_guest(context).root_disk}",
-                closes=lambda context: f"chmod 0600 {_guest(context).root_disk}",
-                shows=lambda context: f"[ $(stat -c %a {_guest(context).root_disk}) = 644 ]",
+                lambda context: _guest(context).root_disk,
+                opened="644",
+                shut="600",
                 where=_node,
             ),
             shell_breach(

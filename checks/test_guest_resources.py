@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from checks.support.breaches import load, needs_guest, rules, shell_breach, where
+from checks.support.breaches import load, mode_breach, needs_guest, rules, shell_breach, where
 from testbed.errors import InstrumentError
 from testbed.model.topology import Guest
-from testbed.verify.attackers.worker import Attempt, all_succeeded, jobs_of, told
+from testbed.verify.attackers.worker import Attempt, all_succeeded, in_words, jobs_of
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Effect, check
 from testbed.verify.fleet import Fleet, MachineView
@@ -99,10 +99,6 @@ def _named(context: BreachContext) -> str:
     return f"{_LOGS}/{context.guests[1].domain}.log"
 
 
-def _shut(folder: str) -> str:
-    return f"[ $(stat -c %a {folder}) = 750 ]"
-
-
 @check(
     id="RES-01",
     objective="No worker reaches console, terminal, agent, monitor, key or logs of another guest",
@@ -111,17 +107,17 @@ def _shut(folder: str) -> str:
     local=True,
     applies=needs_guest,
     breaches=(
-        shell_breach(
+        mode_breach(
             "a guest's console is readable to all accounts",
-            opens=lambda context: f"chmod 0644 {context.guest.console}",
-            closes=lambda context: f"chmod 0600 {context.guest.console}",
-            shows=lambda context: f"[ $(stat -c %a {context.guest.console}) = 644 ]",
+            lambda context: context.guest.console,
+            opened="644",
+            shut="600",
         ),
-        shell_breach(
+        mode_breach(
             "the folder of a guest's monitor and key is open to all accounts",
-            opens=lambda context: f"chmod 0755 {_folder(context, f'{_STATE}/domain-')}",
-            closes=lambda context: f"chmod 0750 {_folder(context, f'{_STATE}/domain-')}",
-            shows=lambda context: f"! {_shut(_folder(context, f'{_STATE}/domain-'))}",
+            lambda context: _folder(context, f"{_STATE}/domain-"),
+            opened="755",
+            shut="750",
         ),
         shell_breach(
             "the folder of a guest's agent belongs to a group of others",
@@ -160,5 +156,5 @@ def test_resources_of_guests_are_their_own(fleet: Fleet, node: MachineView) -> N
                 terminals += [Attempt(verb, terminal) for verb in ("read", "write")]
         # Every profile allows all terminals, which QEMU makes itself: accounts alone keep them apart.
         jobs += jobs_of(attacker, attempts, terminals)
-    reached = told(jobs, all_succeeded(node, jobs))
+    reached = in_words(jobs, all_succeeded(node, jobs))
     assert not reached, f"{len(reached)} attempts succeeded: {'; '.join(reached[:_SHOWN])}"

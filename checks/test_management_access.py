@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from checks.support.breaches import shell_breach
+from checks.support.breaches import mode_breach
 from testbed.errors import InstrumentError
 from testbed.model.topology import Role
 from testbed.plan.host_config.settings import SOCKETS
@@ -180,12 +180,7 @@ def _listeners(node: MachineView) -> list[str]:
         None if context.topology.machine(context.case).role is Role.NODE else "no hypervisor here"
     ),
     breaches=(
-        shell_breach(
-            "libvirt's socket is open to everybody",
-            opens=lambda _: f"chmod 0666 {SOCKETS[0]}",
-            closes=lambda _: f"chmod 0600 {SOCKETS[0]}",
-            shows=lambda _: f"[ $(stat -c %a {SOCKETS[0]}) = 666 ]",
-        ),
+        mode_breach("libvirt's socket is open to everybody", lambda _: SOCKETS[0], opened="666", shut="600"),
     ),
 )
 def test_only_root_reaches_libvirt(fleet: Fleet, node: MachineView) -> None:

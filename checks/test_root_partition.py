@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checks.support.breaches import needs_guest, shell_breach, worker_pid
+from checks.support.breaches import mode_breach, needs_guest, shell_breach, worker_pid
 from checks.support.judging import judging
 from testbed.verify.attackers import accounts
 from testbed.verify.breach_context import BreachContext
@@ -41,12 +41,7 @@ def _monitor(context: BreachContext) -> str:
             closes=lambda _: f"echo 2 > {_TRACING}",
             shows=lambda _: f"[ $(cat {_TRACING}) = 0 ]",
         ),
-        shell_breach(
-            "every account may use the hypervisor",
-            opens=lambda _: "chmod 0666 /dev/kvm",
-            closes=lambda _: "chmod 0660 /dev/kvm",
-            shows=lambda _: "[ $(stat -c %a /dev/kvm) = 666 ]",
-        ),
+        mode_breach("every account may use the hypervisor", lambda _: "/dev/kvm", opened="666", shut="660"),
         shell_breach(
             "an ordinary account is in the hypervisor's group",
             opens=lambda _: f"gpasswd -a {_ACCOUNT} kvm",

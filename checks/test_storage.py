@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from checks.support.breaches import has_strangers, load, needs_guest, rules, shell_breach, where
+from checks.support.breaches import has_strangers, load, mode_breach, needs_guest, rules, shell_breach, where
 from testbed.model.topology import FIRST_WORKER_UID, IMAGES, POOLS, Guest
-from testbed.verify.attackers.worker import Attempt, all_succeeded, jobs_of, succeeded, told
+from testbed.verify.attackers.worker import Attempt, Job, all_succeeded, in_words, jobs_of
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Effect, check
 from testbed.verify.fleet import Fleet, MachineView
@@ -56,11 +56,11 @@ def _named(context: BreachContext) -> str:
     local=True,
     applies=needs_guest,
     breaches=(
-        shell_breach(
+        mode_breach(
             "a volume's mode is 0666",
-            opens=lambda context: f"chmod 0666 {context.guests[-1].disks[-1]}",
-            closes=lambda context: f"chmod 0600 {context.guests[-1].disks[-1]}",
-            shows=lambda context: f"[ $(stat -c %a {context.guests[-1].disks[-1]}) = 666 ]",
+            lambda context: context.guests[-1].disks[-1],
+            opened="666",
+            shut="600",
         ),
         shell_breach(
             "a pool's access list lets another tenant's worker in",
@@ -106,7 +106,7 @@ def test_no_worker_reaches_another_tenants_volumes(fleet: Fleet, node: MachineVi
         }
         attempts[0] = [Attempt("list", pool) for pool in (*sorted({guest.pool for guest in others}), POOLS)]
         jobs += jobs_of(attacker, attempts)
-    reached = told(jobs, all_succeeded(node, jobs))
+    reached = in_words(jobs, all_succeeded(node, jobs))
     assert not reached, f"{len(reached)} attempts succeeded: {'; '.join(reached[:_SHOWN])}"
     for tenant in sorted({guest.tenant for guest in guests}):
         _require_own_pool(node, [guest for guest in guests if guest.tenant == tenant])
@@ -177,11 +177,9 @@ def test_base_images_are_immutable(fleet: Fleet, node: MachineView) -> None:
         Attempt("write", f"{IMAGES}/guest/vmlinux"),
         Attempt("write", f"{IMAGES}/guest/initrd"),
     ]
-    for attacker in fleet.topology.guests_on(node.name):
-        reached = succeeded(node, attacker, [readable, *attacks])
-        assert reached <= {readable}, (
-            f"the worker of {attacker.label} could: {', '.join(sorted(map(str, reached - {readable})))}"
-        )
+    jobs = [Job(attacker, (readable, *attacks)) for attacker in fleet.topology.guests_on(node.name)]
+    changed = in_words(jobs, [reached - {readable} for reached in all_succeeded(node, jobs)])
+    assert not changed, f"{len(changed)} workers change images: {'; '.join(changed[:_SHOWN])}"
     mounts = node.read(
         f"findmnt -no OPTIONS {IMAGES}"
     ).splitlines()  # several lines, if one mount covers another

@@ -56,6 +56,31 @@ def shell_breach(
     )
 
 
+def mode_breach(
+    name: str,
+    path: Callable[[BreachContext], str],
+    *,
+    opened: str,
+    shut: str,
+    where: Callable[[BreachContext], Host] = here,
+) -> Breach:
+    """Return a breach by the permissions of a file, folder, device or socket.
+
+    Args:
+        path: its place, as the word of a shell.
+        opened: permissions while the wall is open (octal).
+        shut: those that it must have.
+        where: the machine.
+    """
+    return shell_breach(
+        name,
+        opens=lambda context: f"chmod {opened} {path(context)}",
+        closes=lambda context: f"chmod {shut} {path(context)}",
+        shows=lambda context: f"[ $(stat -c %a {path(context)}) = {opened} ]",
+        where=where,
+    )
+
+
 def worker_pid(context: BreachContext) -> str:
     """Return the word of a shell that is the process id of the first guest's worker."""
     return f"$(cat /run/libvirt/qemu/{context.guest.domain}.pid)"

@@ -126,7 +126,7 @@ def left_behind(before: Traces, after: Traces) -> list[str]:
             }
         ),
         *(
-            f"{line(item.program)} of {line(item.group)} has ended or started anew"
+            f"{line(item.program)} of {line(item.group)} has ended or restarted"
             for item in before.processes
             if _lasts(item) and (item.pid, item.start) not in still
         ),

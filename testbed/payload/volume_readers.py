@@ -1,4 +1,4 @@
-"""Lets a node look at its block devices anew, and sees whether it reads or interprets the volumes of guests.
+"""Lets a node scan its block devices once more, and sees whether it reads the volumes of guests.
 
 It runs as root on a node: one file, standard library only.
 """
@@ -30,7 +30,7 @@ def collect(request: dict[str, object]) -> Facts:
     """
     pools = str(request["pools"])
     if not os.path.ismount(pools):
-        raise ValueError(f"{pools} is no file system of its own, so its readers cannot be told")
+        raise ValueError(f"{pools} is no file system of its own, so its readers are not known")
     before = _state(pools)
     done = subprocess.run(
         ("udevadm", "trigger", "--subsystem-match=block", "--action=change", "--settle"),

@@ -192,13 +192,13 @@ def _control() -> int:
     with mmap.mmap(-1, _CONTROL * _PAGE) as room:
         for page in range(_CONTROL):
             room[page * _PAGE] = 1
-        ready, told = os.pipe()
+        ready, report = os.pipe()
         waiting, end = os.pipe()
         child = os.fork()
         if not child:
             try:
                 os.close(end)
-                os.write(told, bytes(room[page * _PAGE] for page in range(_CONTROL)))
+                os.write(report, bytes(room[page * _PAGE] for page in range(_CONTROL)))
                 os.read(waiting, 1)
             finally:
                 os._exit(0)
@@ -209,7 +209,7 @@ def _control() -> int:
                 for pid in (os.getpid(), child)
             }
         finally:
-            for number in (told, end, ready, waiting):
+            for number in (report, end, ready, waiting):
                 os.close(number)
             os.waitpid(child, 0)
     return sum(count for _, _, count, _ in _common(frames))

@@ -23,8 +23,8 @@ _TOLD = re.compile(r"(seed|writes)=(\d{1,10})\.")
 def attack(stranger: Throwaway) -> int:
     """Let a guest attack its devices, and return how many writes its console has shown.
 
-    One that dies before its attack was large enough is started anew. It is not reset, since a reset waits for
-    an emulator that the guest may have stopped as well.
+    One that dies before its attack was large enough is started again. It is not reset, since a reset waits
+    for an emulator that the guest may have stopped as well.
 
     Args:
         stranger: a guest that is present and does not run.
@@ -46,7 +46,7 @@ def attack(stranger: Throwaway) -> int:
         still = bool(text) and time.monotonic() > seen + _STILL
         if not still and _OVER not in text and stranger.node.hypervisor.runs(stranger.guest.domain):
             continue
-        earlier, text = earlier + written(text), ""  # a console begins anew with its guest
+        earlier, text = earlier + written(text), ""  # a guest that starts empties its console
         if earlier >= WRITES:
             break
         stranger.start_program(program)

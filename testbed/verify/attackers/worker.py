@@ -77,7 +77,7 @@ def jobs_of(
     return [Job(attacker, (*together, *own_account)), *alone]
 
 
-def told(jobs: Sequence[Job], found: Sequence[Collection[Attempt]]) -> list[str]:
+def in_words(jobs: Sequence[Job], found: Sequence[Collection[Attempt]]) -> list[str]:
     """Return what succeeded, in words."""
     return [
         f"{job.subject}: {', '.join(sorted(map(str, attempts)))}"
@@ -150,14 +150,6 @@ def processes(machine: MachineView, guests: Sequence[Guest]) -> dict[str, int]:
             f"the workers of {machine.name} cannot be told", fact=fact, remedy="run `testbed up`"
         )
     return {domain: int(number) for domain, number in lines}
-
-
-def succeeded(
-    machine: MachineView, guest: Guest, attempts: Sequence[Attempt], *, uid: int | None = None
-) -> set[Attempt]:
-    """Make attempts as a guest's worker and return those that succeeded; see `all_succeeded`."""
-    (found,) = all_succeeded(machine, [Job(guest, tuple(attempts), uid)])
-    return found
 
 
 def all_succeeded(machine: MachineView, jobs: Sequence[Job]) -> list[set[Attempt]]:

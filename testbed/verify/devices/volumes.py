@@ -77,7 +77,7 @@ _ANSWER = TypeAdapter(Rescan)
 
 
 def interpreted(answer: object, written: Mapping[str, bytes], workers: Collection[int]) -> list[str]:
-    """Return what a node has made of volumes, before and after it looked at its devices anew.
+    """Return what a node has made of volumes, before and after it scanned its devices once more.
 
     Args:
         answer: of `testbed.payload.volume_readers`.

@@ -88,7 +88,7 @@ def test_frames_are_not_left_out_of_an_attack() -> None:
 @pytest.mark.parametrize("mounts", ["rw,relatime", "ro,relatime\nrw,relatime", "rw\nro", ""])
 def test_a_mount_over_another_hides_none(mounts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where images are mounted twice, each of the mounts is read-only."""
-    monkeypatch.setattr(test_storage, "succeeded", lambda *_: set())
+    monkeypatch.setattr(test_storage, "all_succeeded", lambda _, jobs: [set() for _ in jobs])
 
     def read(command: str) -> str:
         if command.startswith("findmnt"):

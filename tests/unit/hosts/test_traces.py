@@ -65,14 +65,14 @@ def test_a_new_program_group_or_account_is_a_trace(process: Process, fault: str)
 
 
 @pytest.mark.parametrize("process", [WORKER, SWITCH, DAEMON])
-def test_a_worker_or_service_that_ends_or_starts_anew_is_a_trace(process: Process) -> None:
+def test_a_worker_or_service_that_ends_or_restarts_is_a_trace(process: Process) -> None:
     others = tuple(item for item in BEFORE.processes if item != process)
     for some in (
         others,
         (*others, process._replace(pid=process.pid + 1)),
         (*others, process._replace(start=9)),
     ):
-        assert f"{process.program} of {process.group} has ended or started anew" in changed(processes=some)
+        assert f"{process.program} of {process.group} has ended or restarted" in changed(processes=some)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from testbed.verify.attackers import device_attack
 
 
 class Guest:
-    """A guest whose console shows the next text at each look; one that is started anew ends its attack."""
+    """A guest whose console shows the next text at each look; one that is started again ends its attack."""
 
     def __init__(self, *texts: str, dies: bool = False) -> None:
         self.texts, self.program, self.starts = list(texts), "", 0
@@ -75,7 +75,7 @@ def test_a_small_attack_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     ("first", "starts"),
     [("seed=7.\nwrites=40.", 2), ("seed=7.\nwrites=180.\nattack over.", 2), ("seed=7.\nwrites=240.", 1)],
 )
-def test_a_guest_that_dies_too_early_is_started_anew(
+def test_a_guest_that_dies_too_early_is_started_again(
     first: str, starts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_attack, "_STILL", 0.05)

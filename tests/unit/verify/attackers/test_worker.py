@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from testbed.errors import InstrumentError
-from testbed.verify.attackers.worker import Attempt, Job, all_succeeded, jobs_of, processes, succeeded, told
+from testbed.verify.attackers.worker import Attempt, Job, all_succeeded, in_words, jobs_of, processes
 from tests.shapes import lab_of
 
 GUEST, OTHER = lab_of("one-node").guests[:2]
@@ -38,6 +38,14 @@ def _answer(*outcomes: str, **worn: Any) -> dict[str, Any]:
     return {"worker": WORKER, "worn": {**WORKER, **worn}, "outcomes": list(outcomes or OUTCOMES)}
 
 
+def succeeded(
+    machine: Any, guest: Any, attempts: tuple[Attempt, ...], *, uid: int | None = None
+) -> set[Attempt]:
+    """Make the attempts of one job."""
+    (found,) = all_succeeded(machine, [Job(guest, attempts, uid)])
+    return found
+
+
 def test_what_succeeded_is_what_the_probe_says() -> None:
     assert succeeded(_machine(_answer()), GUEST, ATTEMPTS) == {ATTEMPTS[1]}
 
@@ -48,7 +56,7 @@ def test_each_job_has_its_own_answer_and_its_own_words() -> None:
     none = {**_answer("done", "EPERM", "EPERM", "EPERM", "done"), "worn": ALONE}
     found = all_succeeded(_machine(_answer(), one, none), jobs)
     assert found == [{ATTEMPTS[1]}, {ATTEMPTS[0]}, set()]
-    assert told(jobs, found) == [
+    assert in_words(jobs, found) == [
         f"the worker of {GUEST.label} reached: list /var/lib/a b",
         f"the profile of {OTHER.label} alone would allow: read /etc/shadow",
     ]
