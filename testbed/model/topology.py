@@ -320,6 +320,14 @@ class Topology:
             tenants.append(replace(tenant, guests=guests, flows=flows))
         return replace(self, tenants=tuple(tenants))
 
+    def with_guest(self, guest: Guest) -> Topology:
+        """Return the same lab with one more guest of one of its tenants."""
+        tenants = (
+            replace(tenant, guests=(*tenant.guests, guest)) if tenant.name == guest.tenant else tenant
+            for tenant in self.tenants
+        )
+        return replace(self, tenants=tuple(tenants))
+
     def lab_network(self, plane: Plane) -> LabNetwork:
         """Return an infrastructure network."""
         return next(network for network in self.networks if network.plane is plane)

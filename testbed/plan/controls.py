@@ -47,6 +47,7 @@ SEVERITY = {
     "PRC-02": "critical",
     "PRC-05": "high",
     "PRC-06": "medium",
+    "RES-02": "medium",
     "STO-01": "critical",
     "STO-02": "critical",
     "STO-05": "high",

@@ -192,6 +192,7 @@ def test_3_every_check_passes_and_a_part_of_them_is_proven(environment: dict[str
         "STO-07",
         "STO-08",
         "RES-01",
+        "RES-02",
         "PRC-01",
         "PRC-02",
         "PRC-03",

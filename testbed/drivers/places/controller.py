@@ -35,6 +35,10 @@ class Controller:
         self._northbound: Northbound | None = None
         self._limits = {nic.port: guest.limits for guest in topology.guests for nic in guest.nics}
 
+    def in_topology(self, topology: Topology) -> Controller:
+        """Return the same controller, over the same login, as a place of another topology of its lab."""
+        return Controller(topology, self._workspace, self.host, self._slowness)
+
     @property
     def northbound(self) -> Northbound:
         """The northbound database; connected on first use."""
@@ -171,10 +175,14 @@ class Controller:
 
     def close(self) -> None:
         """Close the connections; they are opened again on the next use."""
+        self.close_northbound()
+        self.host.close()
+
+    def close_northbound(self) -> None:
+        """Close the connection to the northbound database; it is opened again on the next use."""
         if self._northbound is not None:
             self._northbound.close()
             self._northbound = None
-        self.host.close()
 
 
 def write_client(workspace: Workspace, key: bytes, certificate: bytes) -> None:

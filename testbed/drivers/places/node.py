@@ -23,7 +23,7 @@ from testbed.model.environment import Environment
 from testbed.model.topology import IMAGES, POOLS, Guest, Machine, Topology
 from testbed.plan import policing
 from testbed.plan.diff import Action, Verb
-from testbed.plan.host_config.settings import FILTERS, SOCKETS, settings
+from testbed.plan.host_config.settings import FILTERS, GUEST_RECORDS, SOCKETS, settings
 from testbed.plan.libvirt_xml.machine import parsed, waits
 from testbed.plan.resources import Key, Kind, Properties
 from testbed.topology_file.quantities import GIB
@@ -49,13 +49,18 @@ class Node:
         self.host = host
         self._blank: set[str] = set()  # root disks copied for saved memory, not started yet
         self._socket, self._uri = socket, f"qemu+unix:///system?socket={quote(str(socket))}"
-        self._slowness = environment.slowness
+        self._environment, self._slowness = environment, environment.slowness
         # Guests that start at the same time share the node's CPUs.
         sharing = max(1.0, len(topology.guests_on(machine.name)) / environment.vcpus(machine.vcpus))
         patience = _GUEST * environment.slowness * (1 + (sharing - 1) / 2)
         self._starter = GuestStarter(topology, host, lambda: self.hypervisor, self._renew, patience)
         self._hypervisor: Hypervisor | None = None
         self._lock = threading.Lock()
+
+    def in_topology(self, topology: Topology) -> Node:
+        """Return the same node, over the same login, as a place of another topology of its lab."""
+        socket = self._socket.with_name(f"other-{self._socket.name}")
+        return Node(topology, self.machine, self.host, socket, self._environment)
 
     @property
     def retried(self) -> list[str]:
@@ -214,12 +219,17 @@ class Node:
         elif key.kind is Kind.LIMIT:
             self._limit(action)
         elif action.resource is None:
-            tenant, _, name = key.name.partition("/")
-            self.hypervisor.destroy(f"{tenant}.{name}")
+            self._remove(key.name)
         elif action.verb is Verb.RESUME:
             self._starter.resume(self._guest(key.name))
         else:
             self._start(self._guest(key.name), action)
+
+    def _remove(self, label: str) -> None:
+        """Stop a guest, and remove what libvirt keeps of it (RES-02)."""
+        tenant, _, name = label.partition("/")
+        self.hypervisor.destroy(f"{tenant}.{name}")
+        settings_io.repair_setting(self.host, settings(self.topology, self.machine), GUEST_RECORDS)
 
     def _limit(self, action: Action) -> None:
         """Set the limits of an interface; the start of its guest has set that of a new one's packets."""
@@ -344,10 +354,14 @@ class Node:
 
     def close(self) -> None:
         """Close the connections; they are opened again on the next use."""
+        self.close_hypervisor()
+        self.host.close()
+
+    def close_hypervisor(self) -> None:
+        """Close the connection to the node's libvirt; it is opened again on the next use."""
         if self._hypervisor is not None:
             self._hypervisor.close()
             self._hypervisor = None
-        self.host.close()
         self._socket.unlink(missing_ok=True)
 
 

@@ -229,6 +229,11 @@ def beneath(files: str, folder: str) -> str:
     return "\n".join(sorted(line for line in files.splitlines() if line.startswith(f"{folder}/")))
 
 
+def unmatched(files: str, known: str) -> str:
+    """Return the files whose whole path does not match a regular expression, sorted."""
+    return "\n".join(sorted(line for line in files.splitlines() if not re.fullmatch(known, line)))
+
+
 def called(files: str, start: str) -> str:
     """Return the files whose names have this beginning, sorted."""
     return "\n".join(sorted(line for line in files.splitlines() if line.rpartition("/")[2].startswith(start)))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from testbed.model.topology import IMAGES, Machine, Plane, Role, Topology
+from testbed.model.topology import IMAGES, LOGS, Machine, Plane, Role, Topology
 from testbed.plan.host_config import helper, parsers, trust
 from testbed.plan.host_config.identity import address_sets
 from testbed.plan.host_config.nd_guard import ATTACH, GUARDS, RULES, allowed, guarded, links
@@ -51,6 +51,8 @@ _KVM = "/dev/kvm"
 _MAY_USE_KVM = ",".join(f"worker{slot:02d}" for slot in range(WORKERS_PER_NODE))
 SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/libvirt-sock-ro", "/run/libvirt/libvirt-admin-sock")
 _MODES = f"stat -c '%n %a %U:%G' {' '.join(SOCKETS)} {_KVM} {IMAGES}/guest/*"
+_PROFILES = "/etc/apparmor.d/libvirt"
+GUEST_RECORDS = "guest-records"
 _LOGINS = "find /root/.ssh /home/*/.ssh /etc/ssh -maxdepth 2 2>/dev/null"
 _TABLE, _NEIGHBOURS = "inet testbed", "netdev neighbours"
 
@@ -93,7 +95,8 @@ def settings(topology: Topology, machine: Machine) -> tuple[Setting, ...]:
     identity = Setting("identity", "ACC-02 NET-08", *trust.identity(topology, machine))
     common = (*_firewall(topology, machine), *_protection(topology, machine), *_NETWORK, *_ACCESS, identity)
     profiles = Setting("worker-profiles", "PRC-02 STO-01 STO-07", *trust.profiles(topology, machine))
-    node = (*_ROOT_PARTITION, *_neighbours(topology, machine), _claims(topology, machine), profiles)
+    guests = (_claims(topology, machine), _records(topology, machine))
+    node = (*_ROOT_PARTITION, *_neighbours(topology, machine), *guests, profiles)
     return (*common, *(node if machine.role is Role.NODE else _CENTRAL))
 
 
@@ -116,6 +119,23 @@ def _claims(topology: Topology, machine: Machine) -> Setting:
     )
     ours = frozenset((nic.tap, nic.port) for nic in own)
     return Setting("port-claims", "NET-13", (_SWITCH,), "", repair, partial(parsers.claims, own=ours))
+
+
+def _records(topology: Topology, machine: Machine) -> Setting:
+    """Return the setting that no profile and no log of a removed guest stays (RES-02).
+
+    libvirt keeps these files when a guest ends, and a console is the guest's data.
+    """
+    guests = topology.guests_on(machine.name)
+    uuids = "|".join(guest.uuid for guest in guests) or "none"
+    domains = "|".join(guest.domain for guest in guests).replace(".", "[.]") or "none"
+    known = (
+        rf"{_PROFILES}/(TEMPLATE\.qemu|libvirt-({uuids})(\.files)?)|"
+        rf"{LOGS}/(\.placeholder|({domains})(\.console)?\.log(\.[0-9]+)?)"
+    )
+    listed = f"find {_PROFILES} {LOGS} -mindepth 1"
+    repair = f"{listed} -print0 | grep -zvxE '{known}' | xargs -0r rm -rf --"
+    return Setting(GUEST_RECORDS, "RES-02", (listed,), "", repair, partial(parsers.unmatched, known=known))
 
 
 def _firewall(topology: Topology, machine: Machine) -> tuple[Setting, ...]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from testbed.model.topology import LOGS, Guest
 from testbed.plan.host_config import parsers
-from testbed.plan.host_config.settings import KERNEL, Setting
+from testbed.plan.host_config.settings import KERNEL, Setting, settings
+from tests.shapes import lab_of
 
 SETS = """\tset peers {{
 \t\ttype ipv4_addr
@@ -299,3 +303,41 @@ def test_services_are_told_by_name() -> None:
 def test_a_firewall_that_is_not_its_file_says_which_rules_differ() -> None:
     told = firewall(LIVE.replace("\t\tcounter drop\n", "\t\tip saddr 192.0.2.1 accept\n")).splitlines()[0]
     assert told == "not as in the file; too many: ip saddr 192.0.2.1 accept; missing: counter drop"
+
+
+def test_files_that_belong_to_no_guest_of_a_node_are_its_records() -> None:
+    """RES-02: logs of each kind and profiles are known by domain and UUID; rotated logs count as logs."""
+    lab = lab_of("two-tenants")
+    setting = {item.name: item for item in settings(lab, lab.nodes[0])}["guest-records"]
+    here, elsewhere = (lab.guests_on(node.name)[0] for node in lab.nodes)
+
+    def kept(guest: Guest) -> list[str]:
+        logs = (f"{LOGS}/{guest.domain}{end}" for end in (".log", ".console.log", ".console.log.0"))
+        profile = f"/etc/apparmor.d/libvirt/libvirt-{guest.uuid}"
+        return sorted((*logs, profile, f"{profile}.files"))
+
+    always = [f"{LOGS}/.placeholder", "/etc/apparmor.d/libvirt/TEMPLATE.qemu"]
+    (listing,) = setting.observe
+    assert setting.reading({listing: "\n".join((*always, *kept(here)))}) == ""
+    assert setting.reading({listing: "\n".join((*always, *kept(elsewhere)))}).split() == kept(elsewhere)
+    assert setting.reading({listing: f"{LOGS}/{here.domain.replace('.', 'x')}.log"}) != ""
+
+
+def test_the_repair_of_records_removes_files_of_strangers_only(tmp_path: Path) -> None:
+    lab = lab_of("one-node")
+    setting = {item.name: item for item in settings(lab, lab.nodes[0])}["guest-records"]
+    kept = (".placeholder", f"{lab.guests[0].domain}.log", f"{lab.guests[0].domain}.console.log.1")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "profiles").mkdir()
+    victim = tmp_path / "victim"
+    victim.touch()
+    for name in (*kept, "red.gone.log", f"x\n{victim}"):
+        path = tmp_path / "logs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    repair = setting.repair.replace(LOGS, f"{tmp_path}/logs").replace(
+        "/etc/apparmor.d/libvirt", f"{tmp_path}/profiles"
+    )
+    subprocess.run(["sh", "-c", repair], check=True)
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == sorted(kept)
+    assert victim.exists()

@@ -1,0 +1,103 @@
+"""A guest that comes and goes by the actions of `up`, as one that a topology gains and loses (RES-02)."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+from testbed import payload
+from testbed.hosts.remnants import RECORDS
+from testbed.lab.guest_changes import change_guests
+from testbed.model import subjects
+from testbed.model.topology import FIRST_WORKER_UID, Guest, GuestNic, Topology
+from testbed.topology_file.validation import WORKERS_PER_NODE
+from testbed.verify.fleet import Fleet, MachineView
+
+NAME = "departing"  # followed by a dot, which no name of a topology can have
+_PROGRAM = Path(payload.__file__).parent / "guest_remnants.py"
+_LISTINGS = {
+    "node": {
+        "switch": ["ovsdb-client", "dump", "unix:/run/openvswitch/db.sock"],
+        "flow": ["ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-int"],
+        "rule": ["nft", "list", "ruleset"],
+        "neighbour": ["ip", "neighbour", "show"],
+        "domain": ["virsh", "-q", "list", "--all", "--name", "--uuid"],
+    },
+    "controller": {
+        "northbound": ["ovsdb-client", "dump", "unix:/run/ovn/ovnnb_db.sock"],
+        "southbound": ["ovsdb-client", "dump", "unix:/run/ovn/ovnsb_db.sock"],
+    },
+}
+
+
+class Departing:
+    """The guest, on the first node that has guests, and of the tenant of its first guest."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self.node = fleet.machines[subjects.host(fleet.topology)]
+        self.controller = fleet.machines[fleet.topology.controller.name]
+        self.guest = _guest(fleet.topology, self.node.name)
+        self._with = fleet.topology.with_guest(self.guest)
+
+    def arrive(self) -> None:
+        """Create the guest and everything that belongs to it, and wait until it runs.
+
+        Raises:
+            ProvisioningError: an action fails.
+        """
+        change_guests(self._fleet.lab, self.node.name, self._fleet.topology, self._with)
+
+    def leave(self) -> None:
+        """Remove the guest as `up` does, after it is taken out of the topology.
+
+        Raises:
+            ProvisioningError: an action fails.
+        """
+        change_guests(self._fleet.lab, self.node.name, self._with, self._fleet.topology)
+
+    def look(self, machine: MachineView) -> object:
+        """Return what names the guest on a machine or belongs to its account: see `testbed.hosts.remnants`.
+
+        Raises:
+            InstrumentError: the machine could not be read.
+        """
+        role = "node" if machine is self.node else "controller"
+        request = {
+            "names": self._names,
+            "account": self.guest.uid,
+            "records": RECORDS,
+            "commands": _LISTINGS[role],
+        }
+        return machine.python(_PROGRAM.read_text(), request, function="collect")
+
+    @property
+    def _names(self) -> list[str]:
+        """What names the guest and no other one."""
+        nic = self.guest.nics[0]
+        return [self.guest.uuid, self.guest.domain, self.guest.label, nic.tap, nic.mac, nic.port]
+
+
+def _guest(topology: Topology, node: str) -> Guest:
+    """Return a guest that is like the first one of a node, with names, account and addresses of its own."""
+    model = topology.guests_on(node)[0]
+    used = {guest.uid for guest in topology.guests_on(node)}
+    slot = next(number for number in range(WORKERS_PER_NODE) if FIRST_WORKER_UID + number not in used)
+    own = uuid.uuid4()
+    taken = {nic.address for guest in topology.guests for nic in guest.nics if guest.tenant == model.tenant}
+    network = topology.tenant(model.tenant).network(model.nics[0].network)
+    address = next(item for item in network.network.hosts() if item not in {*taken, network.server})
+    name = f"{NAME}.{own.hex[:4]}"
+    nic = GuestNic(
+        network.name, f"0e:{own.bytes[:5].hex(':')}", address, str(uuid.uuid4()), f"tap{own.hex[4:12]}"
+    )
+    return replace(
+        model,
+        name=name,
+        uuid=str(own),
+        worker=f"worker{slot:02d}",
+        uid=FIRST_WORKER_UID + slot,
+        nics=(nic,),
+        volumes=tuple(replace(volume, file=f"{name}.{volume.name}.raw") for volume in model.volumes),
+    )
