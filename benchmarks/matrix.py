@@ -33,7 +33,7 @@ from testbed.verify.probe.client import end_all
 LAB = "matrix"
 NODES = ("node-a", "node-b")
 TIMES = 3  # observations of each size; the median is used, since other work disturbs
-RESERVE, EACH = 800, 224  # MiB
+RESERVE, EACH = 800, 320  # MiB
 
 
 def topology(guests: int) -> str:

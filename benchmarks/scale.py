@@ -39,7 +39,7 @@ def topology_text(nodes: int, guests: int) -> str:
         "infrastructure: {management: 10.64.0.0/16, fabric: 10.65.0.0/16, storage: 10.66.0.0/16}",
         "nodes:",
     ]
-    lines += [f"  n{number}: {{memory: 16 GiB}}" for number in range(nodes)]
+    lines += [f"  n{number}: {{memory: 32 GiB}}" for number in range(nodes)]
     lines.append("tenants:")
     for tenant in range(guests // PER_TENANT):
         lines += [f"  t{tenant}:", "    networks: {app: 10.0.0.0/24}", "    guests:"]

@@ -182,7 +182,15 @@ def _default(model: type[BaseModel], name: str, field: FieldInfo, kind: str) -> 
 
 def _limit(name: str) -> str:
     given = rules.DEFAULT_LIMITS[name]
-    return {"bandwidth": f"{given // 10**6} Mbit/s", "packets": f"{given}/s"}.get(name, str(given))
+    shown = {
+        "bandwidth": f"{given // 10**6} Mbit/s",
+        "packets": f"{given}/s",
+        "cpu": f"{given}%",
+        "memory_overhead": format_size(given),
+        "disk_operations": f"{given}/s",
+        "disk_bandwidth": f"{format_size(given)}/s",
+    }
+    return shown.get(name, str(given))
 
 
 def _shown(value: object, kind: str) -> str:
@@ -229,6 +237,9 @@ def _rules() -> list[str]:
         "## Rules between keys",
         "",
         f"- A node keeps {format_size(rules.NODE_RESERVE)} of its memory for its root partition.",
+        "- Memory of guests and `memory_overhead` must fit what is left of it.",
+        f"- The volumes of a node's guests must fit nine tenths of {format_size(rules.POOL)}. Root disks, of "
+        f"{format_size(rules.ROOT_DISK)} each, are there as well: DOS-04 fails where they may not fit.",
         f"- The outer machine keeps {format_size(rules.MACHINE_RESERVE)} for itself.",
         f"- A node runs at most {rules.WORKERS_PER_NODE} guests.",
         f"- A node tracks {rules.TRACKED_CONNECTIONS} connections.",

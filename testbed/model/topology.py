@@ -150,18 +150,30 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of an interface of a guest on resources shared with other guests (NET-12).
+    """Limits of a guest on resources shared with other guests (NET-12, DOS-02 to DOS-04).
+
+    The first three are those of each of its interfaces. Others are of the whole guest; 0 is no limit.
 
     Args:
         bandwidth: bits per second that it may send.
         packets: packets per second that it may send; whole thousands.
         connections: connections that its node tracks for it.
+        cpu: percentage of the time of each of its virtual CPUs that its worker may use, all threads together.
+        cpu_weight: its share of the CPU where guests compete.
+        memory_overhead: bytes of memory that its worker may use beside the guest's RAM.
+        disk_operations: operations per second on all of its disks together.
+        disk_bandwidth: bytes per second from and to all of its disks together.
 
     """
 
     bandwidth: int
     packets: int
     connections: int
+    cpu: int = 0
+    cpu_weight: int = 0
+    memory_overhead: int = 0
+    disk_operations: int = 0
+    disk_bandwidth: int = 0
 
     @property
     def burst(self) -> int:
@@ -212,6 +224,16 @@ class Guest:
     def disks(self) -> tuple[str, ...]:
         """Paths of everything the guest writes to, on the node: the root overlay, then the volumes."""
         return (self.root_disk, *(f"{self.pool}/{volume.file}" for volume in self.volumes))
+
+    @property
+    def most_memory(self) -> int:
+        """Bytes of memory that its worker may use: the guest's RAM, and what QEMU needs beside it."""
+        return self.memory + self.limits.memory_overhead
+
+    @property
+    def most_cpu(self) -> int:
+        """Percentage of one CPU that its worker may use, all virtual CPUs and other threads together."""
+        return self.vcpus * self.limits.cpu
 
     @property
     def console(self) -> str:

@@ -43,6 +43,7 @@ SEVERITY = {
     "DOS-02": "high",
     "DOS-03": "high",
     "DOS-04": "high",
+    "DOS-05": "medium",
     "PRC-01": "critical",
     "PRC-02": "critical",
     "PRC-05": "high",
@@ -102,6 +103,15 @@ BY_PROPERTY: Mapping[Kind, Mapping[str, str]] = {
         STATE: NOTHING,
     },
     Kind.LIMIT: {"packets": "NET-12", "connections": "NET-12"},
+    Kind.COMPUTE: {
+        "cpu": "DOS-02",
+        "cpu_weight": "DOS-02",
+        "memory": "DOS-03",
+        "swap": "DOS-03",
+        "threads": "DOS-05",
+        "disk_operations": "DOS-04",
+        "disk_bandwidth": "DOS-04",
+    },
 }
 _SERVICES = {
     "ovs-vswitchd": "NET-01 NET-13",

@@ -24,6 +24,10 @@ _NOUNS = {
     "dhcp": "what DHCP tells",
     "dhcp6": "what DHCPv6 tells",
     "names": "names told",
+    "cpu": "percentage of a CPU",
+    "cpu_weight": "weight on the CPU",
+    "disk_operations": "operations on disks per second",
+    "disk_bandwidth": "bytes from and to disks per second",
 }
 _KINDS = {
     Kind.NETWORK: "network",
@@ -31,6 +35,7 @@ _KINDS = {
     Kind.SWITCH: "network",
     Kind.PORT: "interface",
     Kind.LIMIT: "limit of interface",
+    Kind.COMPUTE: "limits of",
 }
 
 

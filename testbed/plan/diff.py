@@ -21,6 +21,7 @@ _IN_PLACE = {
     Kind.VOLUME,
     Kind.TAP,
     Kind.LIMIT,
+    Kind.COMPUTE,
     Kind.DATABASE,
 }
 # What a guest gets with another start, and its root disk stays.

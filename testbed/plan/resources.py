@@ -9,7 +9,7 @@ from enum import StrEnum
 from testbed.gc_pause import gc_disabled
 from testbed.model.environment import Environment
 from testbed.model.topology import Guest, Machine, Plane, Role, TenantNetwork, Topology
-from testbed.plan import ovn_northbound
+from testbed.plan import compute_limits, ovn_northbound
 from testbed.plan.host_config.nd_guard import GUARDS
 from testbed.plan.host_config.settings import settings
 from testbed.plan.ovn_acls import acls
@@ -33,6 +33,7 @@ class Kind(StrEnum):
     GUEST = "guest"
     SETTING = "setting"
     LIMIT = "limit"
+    COMPUTE = "compute-limits"
     DATABASE = "database"
 
 
@@ -234,6 +235,7 @@ def _node(node: Machine, guests: Sequence[Guest], inputs: Inputs) -> Iterator[Re
         walls = [Key(node.name, Kind.SETTING, name) for name in ("services", *guards)]
         key = Key(node.name, Kind.GUEST, guest.label)
         yield Resource(key, guest_properties(guest, inputs), (*volumes, *walls))
+        yield Resource(Key(node.name, Kind.COMPUTE, guest.label), compute_limits.wanted(guest), (key,))
         for nic in guest.nics:
             yield Resource(
                 Key(node.name, Kind.LIMIT, f"{guest.label}/{nic.network}"),

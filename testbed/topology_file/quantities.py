@@ -15,6 +15,9 @@ _SIZE = re.compile(r"^([1-9][0-9]*)\s*(KiB|MiB|GiB)$")
 _BITS = {"kbit": 10**3, "Mbit": 10**6, "Gbit": 10**9}
 _BANDWIDTH = re.compile(r"^([1-9][0-9]{0,5})\s*(kbit|Mbit|Gbit)/s$")
 _PACKETS = re.compile(r"^([1-9][0-9]{0,6})000/s$")
+_OPERATIONS = re.compile(r"^([1-9][0-9]{0,6})/s$")
+_DISK_BANDWIDTH = re.compile(r"^([1-9][0-9]{0,5})\s*(KiB|MiB|GiB)/s$")
+_PERCENTAGE = re.compile(r"^([1-9][0-9]?|100)\s*%$")
 
 
 def parse_size(value: object) -> int:
@@ -75,6 +78,51 @@ def parse_packets(value: object) -> int:
     return int(match[1]) * 1000
 
 
+def parse_operations(value: object) -> int:
+    """Return operations per second from text such as ``500/s``.
+
+    Raises:
+        ValueError: the text is no such rate.
+
+    """
+    match = _OPERATIONS.match(value) if isinstance(value, str) else None
+    if not match:
+        msg = f"{shown(value)} is not a rate of operations; write a whole number above zero, as in '500/s'"
+        raise ValueError(msg)
+    return int(match[1])
+
+
+def parse_disk_bandwidth(value: object) -> int:
+    """Return bytes per second from text such as ``8 MiB/s``.
+
+    Raises:
+        ValueError: the text has no unit, or is no bandwidth of a disk.
+
+    """
+    match = _DISK_BANDWIDTH.match(value) if isinstance(value, str) else None
+    if not match:
+        msg = (
+            f"{shown(value)} is not a bandwidth of a disk; write a whole number above zero and KiB/s, MiB/s "
+            "or GiB/s, as in '8 MiB/s'"
+        )
+        raise ValueError(msg)
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def parse_percentage(value: object) -> int:
+    """Return a percentage from text such as ``90%``.
+
+    Raises:
+        ValueError: the text is no percentage from 1 to 100.
+
+    """
+    match = _PERCENTAGE.match(value) if isinstance(value, str) else None
+    if not match:
+        msg = f"{shown(value)} is not a percentage; write a whole number from 1 to 100 and %, as in '90%'"
+        raise ValueError(msg)
+    return int(match[1])
+
+
 def _within(least: int, most: int) -> AfterValidator:
     """Return a validator of sizes, with both bounds in bytes."""
 
@@ -108,3 +156,19 @@ PacketRate = Annotated[
     BeforeValidator(parse_packets),
     WithJsonSchema({"type": "string", "pattern": _PACKETS.pattern, "examples": ["2000/s"]}),
 ]
+DiskOperations = Annotated[
+    int,
+    BeforeValidator(parse_operations),
+    WithJsonSchema({"type": "string", "pattern": _OPERATIONS.pattern, "examples": ["500/s"]}),
+]
+DiskBandwidth = Annotated[
+    int,
+    BeforeValidator(parse_disk_bandwidth),
+    WithJsonSchema({"type": "string", "pattern": _DISK_BANDWIDTH.pattern, "examples": ["8 MiB/s"]}),
+]
+Percentage = Annotated[
+    int,
+    BeforeValidator(parse_percentage),
+    WithJsonSchema({"type": "string", "pattern": _PERCENTAGE.pattern, "examples": ["90%"]}),
+]
+MemoryOverhead = Annotated[Size, _within(64 * MIB, 16 * GIB)]

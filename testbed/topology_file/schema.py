@@ -25,9 +25,13 @@ from testbed.topology_file.quantities import (
     GIB,
     MIB,
     Bandwidth,
+    DiskBandwidth,
+    DiskOperations,
     GuestMemory,
     MachineMemory,
+    MemoryOverhead,
     PacketRate,
+    Percentage,
     VolumeSize,
 )
 from testbed.topology_file.yaml_source import shown
@@ -150,7 +154,7 @@ class InfrastructureSpec(_Strict):
 
 
 class LimitsSpec(_Strict):
-    """Limits of each guest's interface on resources shared with other guests (NET-12)."""
+    """Limits of a guest on resources shared with other guests: of each interface, and of the whole guest."""
 
     bandwidth: Bandwidth | None = Field(default=None, description="what the guest may send, with unit")
     packets: PacketRate | None = Field(
@@ -158,6 +162,21 @@ class LimitsSpec(_Strict):
     )
     connections: int | None = Field(
         default=None, strict=True, ge=16, le=65536, description="connections that the node tracks for it"
+    )
+    cpu: Percentage | None = Field(
+        default=None, description="time of each virtual CPU that the guest may use, all of QEMU included"
+    )
+    cpu_weight: int | None = Field(
+        default=None, strict=True, ge=1, le=10000, description="share of the CPU where guests compete"
+    )
+    memory_overhead: MemoryOverhead | None = Field(
+        default=None, description="memory that QEMU may use beside the guest's RAM, with unit"
+    )
+    disk_operations: DiskOperations | None = Field(
+        default=None, description="operations per second on all disks of the guest together"
+    )
+    disk_bandwidth: DiskBandwidth | None = Field(
+        default=None, description="what the guest may read and write, all disks together, with unit"
     )
 
 
@@ -181,9 +200,7 @@ class GuestSpec(_Strict):
     volumes: dict[Name, VolumeSize] = Field(
         default_factory=dict, max_length=15, description="extra volumes: name and size with unit"
     )
-    limits: LimitsSpec = Field(
-        default=LimitsSpec(), description="of each interface; what is missing comes from the tenant"
-    )
+    limits: LimitsSpec = Field(default=LimitsSpec(), description="what is missing comes from the tenant")
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -207,7 +224,7 @@ class TenantSpec(_Strict):
         description="flows allowed inside the tenant; all else is denied",
     )
     limits: LimitsSpec = Field(
-        default=LimitsSpec(), description="of each guest's interfaces, where the guest has none of its own"
+        default=LimitsSpec(), description="of each guest, where the guest has none of its own"
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import combinations, product
 
-from testbed.topology_file.quantities import MIB, format_size
+from testbed.topology_file.quantities import GIB, MIB, format_size
 from testbed.topology_file.schema import Flow, GuestSpec, Spec, TenantSpec
 from testbed.topology_file.yaml_source import Path, Value
 
@@ -20,7 +20,19 @@ NODE_RESERVE = 640 * MIB
 MACHINE_RESERVE = 1024 * MIB
 WORKERS_PER_NODE = 64
 TRACKED_CONNECTIONS = 65536
-DEFAULT_LIMITS = {"bandwidth": 5_000_000, "packets": 1000, "connections": 256}
+DEFAULT_LIMITS = {
+    "bandwidth": 5_000_000,
+    "packets": 1000,
+    "connections": 256,
+    "cpu": 80,
+    "cpu_weight": 100,
+    "memory_overhead": 96 * MIB,
+    "disk_operations": 500,
+    "disk_bandwidth": 4 * MIB,
+}
+POOL = 32 * GIB  # file system of a node's volumes
+ROOT_DISK = 2 * GIB  # of each guest
+_POOL_SHARE = 0.9  # of the file system, for content; the rest is for its own structures and those of qcow2
 _COMPARED = 500  # names; above that, the search for the nearest one takes milliseconds for each mistake
 CUT_FLOW = "- -> - icmp"
 RESERVED_NAMES = (CONTROLLER, "outer")
@@ -62,7 +74,7 @@ def among(name: str, allowed: Iterable[str]) -> str:
 
 
 def limits(tenant: TenantSpec, guest: GuestSpec) -> dict[str, int]:
-    """Return a guest's limits: its own, else its tenant's, else the defaults (NET-12)."""
+    """Return a guest's limits: its own, else its tenant's, else the defaults."""
     given = (item.model_dump(exclude_none=True) for item in (tenant.limits, guest.limits))
     return {**DEFAULT_LIMITS, **next(given), **next(given)}
 
@@ -219,13 +231,16 @@ def _addresses(tenant_name: str, tenant: TenantSpec) -> Iterator[Finding]:
 def _node_load(spec: Spec) -> Iterator[Finding]:
     placed: dict[str, list[GuestSpec]] = {}
     tracked: dict[str, int] = {}
+    needed: dict[str, int] = {}
     for tenant in spec.tenants.values():
         for guest in tenant.guests.values():
             only = next(iter(spec.nodes)) if guest.node is None and len(spec.nodes) == 1 else ""
             node_name = guest.node or only
             placed.setdefault(node_name, []).append(guest)
+            own = limits(tenant, guest)
+            needed[node_name] = needed.get(node_name, 0) + guest.memory + own["memory_overhead"]
             interfaces = len(guest.networks or tenant.networks)
-            tracked[node_name] = tracked.get(node_name, 0) + interfaces * limits(tenant, guest)["connections"]
+            tracked[node_name] = tracked.get(node_name, 0) + interfaces * own["connections"]
     for name, node in spec.nodes.items():
         guests = placed.get(name, [])
         if tracked.get(name, 0) > TRACKED_CONNECTIONS:
@@ -237,13 +252,15 @@ def _node_load(spec: Spec) -> Iterator[Finding]:
                 ),
                 "lower their limits, or move a guest to another node",
             )
-        wanted = sum(guest.memory for guest in guests)
+        yield from _pool(name, guests)
+        wanted = needed.get(name, 0)
         available = node.memory - NODE_RESERVE
         if wanted > available:
             yield (
                 ("nodes", name),
-                f"its guests want {format_size(wanted)}, and of its {format_size(node.memory)} only "
-                f"{format_size(max(available, 0))} are left beside the root partition",
+                f"its guests may use {format_size(wanted)}, QEMU's overhead included, and of its "
+                f"{format_size(node.memory)} only {format_size(max(available, 0))} are left beside the root "
+                "partition",
                 "raise the node's memory, lower the guests', or move a guest to another node",
             )
         if len(guests) > WORKERS_PER_NODE:
@@ -252,6 +269,19 @@ def _node_load(spec: Spec) -> Iterator[Finding]:
                 f"{len(guests)} guests are placed on it",
                 f"a node has {WORKERS_PER_NODE} worker accounts; add nodes",
             )
+
+
+def _pool(name: str, guests: Iterable[GuestSpec]) -> Iterator[Finding]:
+    """Yield a finding if the volumes of a node's guests, filled, do not fit the file system (DOS-04)."""
+    wanted = sum(sum(guest.volumes.values()) for guest in guests)
+    available = int(POOL * _POOL_SHARE) // MIB * MIB
+    if wanted > available:
+        yield (
+            ("nodes", name),
+            f"the volumes of its guests take up to {format_size(wanted)}, and its file system for them has "
+            f"{format_size(available)}",
+            "lower their sizes, or move a guest to another node",
+        )
 
 
 def _machine_memory(spec: Spec, machine_memory: int) -> Iterator[Finding]:

@@ -278,6 +278,43 @@ class Hypervisor:
         with _said(f"cannot change the disk {target} of {name}"):
             self._find(name).blockResize(target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
 
+    def set_limits(self, name: str, *, memory: int, weight: int, quota: tuple[int, int]) -> None:
+        """Set the limits of memory and CPU of a running domain.
+
+        Args:
+            name: name of the domain.
+            memory: bytes.
+            weight: its share of the CPU.
+            quota: microseconds of a period that it may use, and the period.
+
+        """
+        scheduler = {"cpu_shares": weight, "global_period": quota[1], "global_quota": quota[0]}
+        with _said(f"cannot limit {name}"), closing_after(_LONGEST, self._cut):
+            domain = self._find(name)
+            domain.setMemoryParameters({"hard_limit": memory // 1024}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            domain.setSchedulerParametersFlags(scheduler, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def throttle_disk(self, name: str, target: str, group: str, *, operations: int, octets: int) -> None:
+        """Set the limits of a running domain's disk, which it shares with others of its group.
+
+        Args:
+            name: name of the domain.
+            target: name of the disk in the guest.
+            group: name of the group.
+            operations: per second; 0 is no limit.
+            octets: likewise, bytes per second.
+
+        """
+        limits = {
+            "total_iops_sec": operations,
+            "total_bytes_sec": octets,
+            "total_iops_sec_max": 0,
+            "total_bytes_sec_max": 0,
+            "group_name": group,
+        }
+        with _said(f"cannot limit the disk {target} of {name}"), closing_after(_LONGEST, self._cut):
+            self._find(name).setBlockIoTune(target, limits, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
     def destroy(self, name: str) -> None:
         """Stop a domain at once; a missing domain is no error."""
         try:

@@ -21,18 +21,18 @@ from testbed.drivers.ssh.client import BOOT, Host
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.environment import Environment
 from testbed.model.topology import IMAGES, POOLS, Guest, Machine, Topology
-from testbed.plan import policing
+from testbed.plan import compute_limits, policing
 from testbed.plan.diff import Action, Verb
 from testbed.plan.host_config.settings import FILTERS, GUEST_RECORDS, SOCKETS, settings
+from testbed.plan.libvirt_xml.limits import PERIOD, quota
 from testbed.plan.libvirt_xml.machine import parsed, waits
 from testbed.plan.resources import Key, Kind, Properties
-from testbed.topology_file.quantities import GIB
+from testbed.topology_file.validation import ROOT_DISK
 
 _GUEST = timeouts.GUEST_BOOT
 _PING = int(timeouts.GUEST_PING)
 _SIDE_BY_SIDE = 4
 _TIMED_OUT = 124  # status of timeout(1)
-_ROOT_SIZE = 2 * GIB
 _FILES = f"find {POOLS} -mindepth 2 -maxdepth 2 -printf '%m %U %n %s %P\\0'"  # names may contain newlines
 _FOLDERS = f"cd {POOLS} && getfacl -pn -- */"
 
@@ -132,18 +132,30 @@ class Node:
             self.host,
             self.name,
             settings(self.topology, self.machine),
-            (_FILES, _FOLDERS, FILTERS, policing.TRACKING),
+            (_FILES, _FOLDERS, FILTERS, policing.TRACKING, compute_limits.GROUPS),
         )
-        files, folders, filters, tracking = printed
+        files, folders, filters, tracking, groups = printed
         found.update(self._pools(folders))
         found.update(self._volumes(files))
         found.update(policing.observed(self.name, self.topology.guests_on(self.name), filters, tracking))
         guests = list(self.hypervisor.owned(self.topology.name))
         with ThreadPoolExecutor(max_workers=_SIDE_BY_SIDE) as pool:
             states = list(pool.map(lambda guest: self._state(guest[0]), guests))
+            throttles = list(pool.map(lambda guest: self.throttles(guest[0].name), guests))
+        workers = compute_limits.of_workers(groups)
+        for (domain, label, _), disks in zip(guests, throttles, strict=True):
+            key = Key(self.name, Kind.COMPUTE, label)
+            found[key] = compute_limits.observed(workers, disks, domain.name)
         for (domain, label, properties), state in zip(guests, states, strict=True):
             found[Key(self.name, Kind.GUEST, label)] = {**properties, **_live(domain), "state": state}  # type: ignore[dict-item]
         return found
+
+    def throttles(self, domain: str) -> list[compute_limits.DiskThrottle]:
+        """Return the limits of the disks of a guest, from its QEMU; none if that does not tell."""
+        try:
+            return compute_limits.throttles(self.hypervisor.ask_monitor(domain, "query-block", {}))
+        except (InstrumentError, ValueError):
+            return []
 
     def _state(self, domain: Domain) -> str:
         """Return a guest's state: libvirt's, "waiting" or "silent".
@@ -218,6 +230,8 @@ class Node:
             self._volume(action)
         elif key.kind is Kind.LIMIT:
             self._limit(action)
+        elif key.kind is Kind.COMPUTE:
+            self._limit_compute(action)
         elif action.resource is None:
             self._remove(key.name)
         elif action.verb is Verb.RESUME:
@@ -241,6 +255,25 @@ class Node:
                 unlimited, limited = (policing.limit([nic.tap], rate) for rate in (0, guest.limits.packets))
                 self.host.must(f"{unlimited} && {limited}")
             self.host.must(policing.settle(nic.port, guest.limits.connections))
+
+    def _limit_compute(self, action: Action) -> None:
+        """Set the limits of a running guest again; a new one has them from its start on."""
+        if action.resource is None or action.verb is Verb.CREATE:
+            return
+        guest = self._guest(action.key.name)
+        own = guest.limits
+        self.hypervisor.set_limits(
+            guest.domain, memory=guest.most_memory, weight=own.cpu_weight, quota=(quota(guest), PERIOD)
+        )
+        for letter in "abcdefghijklmnop"[: len(guest.disks)]:
+            self.hypervisor.throttle_disk(
+                guest.domain,
+                f"vd{letter}",
+                guest.domain,
+                operations=own.disk_operations,
+                octets=own.disk_bandwidth,
+            )
+        self.host.must(compute_limits.repair(guest.domain))
 
     def _guest(self, label: str) -> Guest:
         return next(guest for guest in self.topology.guests if guest.label == label)
@@ -318,7 +351,7 @@ class Node:
         made = shlex.quote(f"{path}.new")
         make = f"truncate -s {size} {made}"
         if not size:
-            make = f"qemu-img create -q -f qcow2 -F raw -b {IMAGES}/guest/root.raw {made} {_ROOT_SIZE}"
+            make = f"qemu-img create -q -f qcow2 -F raw -b {IMAGES}/guest/root.raw {made} {ROOT_DISK}"
         self.host.must(
             f"rm -f {made} && (umask 077 && {make}) && chown {owner}:{owner} {made} && "
             f"mv {made} {shlex.quote(path)}"

@@ -7,6 +7,7 @@ once; their output is parsed here (`testbed.plan.host_config.parsers`).
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from testbed.model.topology import IMAGES, LOGS, Machine, Plane, Role, Topology
 from testbed.plan.host_config import helper, parsers, trust
 from testbed.plan.host_config.identity import address_sets
 from testbed.plan.host_config.nd_guard import ATTACH, GUARDS, RULES, allowed, guarded, links
+from testbed.plan.libvirt_xml.limits import SLICE, SLICE_WEIGHT, UNITS
 from testbed.topology_file.validation import WORKERS_PER_NODE
 
 # A machine answers for an address on that address's network only, forwards nothing and speaks no IPv6
@@ -38,12 +40,23 @@ _SWITCH = (
 )
 _IGNORED = "/sys/module/kvm/parameters/ignore_msrs"
 _TRACING = "/proc/sys/kernel/yama/ptrace_scope"
+_UNITS = " ".join(f"{path.rpartition('/')[0]}/*" for path in UNITS)
+_CONSOLES = "/etc/libvirt/virtlogd.conf"
+# Bytes of a file of a guest's console, and older files beside it (DOS-04).
+CONSOLE_SIZE, OLDER_CONSOLES = 2**20, 1
+_BOUNDED = (
+    "# DOS-04: a guest's console takes up to 2 MiB of the root file system: the present file, and one before "
+    f"it.\nmax_size = {CONSOLE_SIZE}\nmax_backups = {OLDER_CONSOLES}"
+)
+# The weight of all guests together: that of the running slice, else that of its unit.
+_WEIGHT = f"cat /sys/fs/cgroup/{SLICE}/cpu.weight 2>/dev/null || systemctl show -P CPUWeight {SLICE}"
 # Every line of small files, behind the name of its file: an emulated machine needs 30 ms to start a program.
 TEXTS = (
     "grep -asH '' /etc/nftables.conf /etc/group /etc/ssh/principals/* "
     "/etc/systemd/system/ovs-vswitchd.service.d/* "
     "/etc/systemd/system/ovn-controller.service.d/* /etc/apparmor.d/local/abstractions/libvirt-qemu "
-    f"/etc/apparmor.d/abstractions/libvirt-qemu.d/* {helper.FILES} /proc/self/mounts /sys/kernel/mm/ksm/run "
+    f"/etc/apparmor.d/abstractions/libvirt-qemu.d/* {helper.FILES} {_CONSOLES} {_UNITS} "
+    "/proc/self/mounts /sys/kernel/mm/ksm/run "
     f"/sys/class/net/br-int/flags {_IGNORED} {_TRACING} "
     f"{' '.join(f'/proc/sys/{name}' for name in KERNEL)}"
 )
@@ -336,6 +349,36 @@ _ROOT_PARTITION = (
         "",
         'virsh -q pool-list --all --name | grep . | while read -r name; do virsh -q pool-destroy "$name"; '
         'virsh -q pool-undefine "$name"; done; true',
+    ),
+    Setting(
+        "guest-units",
+        "DOS-02 DOS-03 DOS-05",
+        (TEXTS,),
+        "".join(UNITS.values()).strip(),
+        "; ".join(
+            (
+                *(f"rm -rf {path.rpartition('/')[0]}; mkdir {path.rpartition('/')[0]}" for path in UNITS),
+                *(f"printf %s {shlex.quote(text)} > {path}" for path, text in UNITS.items()),
+                "systemctl daemon-reload",
+            )
+        ),
+        partial(parsers.lines, start="/etc/systemd/system/machine"),
+    ),
+    Setting(
+        "guests-weight",
+        "DOS-02",
+        (_WEIGHT,),
+        str(SLICE_WEIGHT),
+        f"[ ! -e /sys/fs/cgroup/{SLICE} ] || echo {SLICE_WEIGHT} > /sys/fs/cgroup/{SLICE}/cpu.weight",
+    ),
+    Setting(
+        "console-logs",
+        "DOS-04",
+        (TEXTS,),
+        _BOUNDED,
+        # virtlogd keeps its pipes when it starts itself again, and reads the file then
+        f"echo {shlex.quote(_BOUNDED)} > {_CONSOLES}; systemctl reload virtlogd",
+        partial(parsers.lines, start=f"{_CONSOLES}:"),
     ),
     Setting("swap", "STO-05", ("tail -n +2 /proc/swaps",), "", "swapoff -a"),
     Setting(

@@ -19,6 +19,7 @@ from testbed.plan.libvirt_xml.elements import (
     sub,
     text_of,
 )
+from testbed.plan.libvirt_xml.limits import add_disk_limits, add_limits
 from testbed.plan.libvirt_xml.machine import ANONYMOUS, machine_id
 from testbed.topology_file.quantities import MIB
 from testbed.topology_file.schema import GUEST_MEMORY
@@ -84,6 +85,7 @@ def is_usual(guest: Guest) -> bool:
 
 def _guest(root: ET.Element, guest: Guest, words: Sequence[str]) -> None:
     """Add a guest's kernel, hardware and confinement to a domain."""
+    add_limits(root, guest)
     sub(sub(root, "memoryBacking"), "nosharepages")
     add_boot(root, f"{IMAGES}/guest/vmlinux", f"{IMAGES}/guest/initrd", (*words, ONE_BUS), firmware=_FIRMWARE)
     features = sub(root, "features")
@@ -119,6 +121,7 @@ def _guest(root: ET.Element, guest: Guest, words: Sequence[str]) -> None:
     sub(serial, "log", file=guest.console, append="off")  # virtlogd writes it, and keeps it short
     add_common_devices(devices)
     _on_the_root_bus(devices)
+    add_disk_limits(devices, guest)
     label = sub(root, "seclabel", type="static", model="dac", relabel="yes")
     sub(label, "label", f"{guest.worker}:{guest.worker}")
     sub(root, "seclabel", type="dynamic", model="apparmor", relabel="yes")

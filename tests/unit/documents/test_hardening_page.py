@@ -32,6 +32,11 @@ def _inner(file: str) -> list[str]:
     return [line.strip() for line in _lines(file) if not line.endswith(("{", "}", "]"))]
 
 
+def _values(file: str) -> list[str]:
+    """Return the lines of a file of a unit but the names of its sections."""
+    return [line for line in _lines(file) if not line.startswith("[")]
+
+
 def _mounts() -> list[str]:
     words = " ".join(machine._NODE).split()
     return [word.partition(":")[2] for word in words if word.startswith("testbed.mount=")]
@@ -44,6 +49,9 @@ SOURCES: Mapping[str, Callable[[], list[str]]] = {
     "AppArmor rules of virtlogd": lambda: _inner("hypervisor/files/virtlogd.apparmor"),
     "Unit of virtlogd": lambda: _inner("hypervisor/files/virtlogd.conf"),
     "Mounts of a node": _mounts,
+    "Logs of consoles": lambda: _lines("hypervisor/files/virtlogd-limits.conf"),
+    "Slice of all guests": lambda: _values("hypervisor/files/machine-slice.conf"),
+    "Control group of each guest": lambda: _values("hypervisor/files/machine-scope.conf"),
     "sshd of every machine": lambda: _lines("access/files/sshd_config"),
 }
 
