@@ -63,6 +63,7 @@ ALLOWED = {
     "verify.observation": VERIFY | {"verify.probe"},
     "verify.witnesses": VERIFY | {"verify.probe"},
     "verify.attackers": VERIFY | {"payload.probe", "verify.observation", "verify.probe", "verify.witnesses"},
+    "verify.exhaustion": VERIFY | {"verify.attackers"},
     "verify.devices": VERIFY | {"verify.witnesses"},
     "verify.processor": VERIFY,
     "verify.openflow": VERIFY | {"verify.witnesses"},

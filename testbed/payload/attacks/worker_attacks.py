@@ -42,13 +42,13 @@ def collect(request: dict[str, object]) -> list[Facts]:
 def _job(domain: str, account: int | None, attempts: list[tuple[str, str]]) -> Facts:
     try:
         pid = int(confinement.text(f"{_RUN}/{domain}.pid"))
-        worker = _described(pid)
+        worker = described(pid)
     except (FileNotFoundError, ProcessLookupError, ValueError):
         return {}
     filters = confinement.filters(pid) if account is None else ()
 
     def wear() -> None:
-        _wear(pid, account, filters)
+        wear_worker(pid, account, filters)
 
     worn: Facts = {}
     outcomes: list[str] = []
@@ -71,7 +71,7 @@ def _batches(attempts: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
     return found
 
 
-def _described(pid: int) -> Facts:
+def described(pid: int) -> Facts:
     """Return what the kernel holds against a process."""
     fields = confinement.fields(confinement.text(f"/proc/{pid}/status"))
     return {
@@ -87,7 +87,7 @@ def _described(pid: int) -> Facts:
     }
 
 
-def _wear(pid: int, account: int | None, filters: tuple[bytes, ...]) -> None:
+def wear_worker(pid: int, account: int | None, filters: tuple[bytes, ...]) -> None:
     """Take the place of a worker."""
     fields = confinement.fields(confinement.text(f"/proc/{pid}/status"))
     profile = confinement.label(pid).partition(" ")[0]
@@ -118,7 +118,7 @@ def _tried(tries: list[tuple[str, str]], wear: Callable[[], None]) -> tuple[Fact
         for verb, target in tries:
             os.write(writer, f"{json.dumps(outcome(_VERBS[verb], target))}\n".encode())
 
-    worn, text, status = watched(begin, act, _described)
+    worn, text, status = watched(begin, act, described)
     found = [str(json.loads(line)) for line in text.decode().splitlines()]
     if worn and not found and tries[0][0] == _EXECUTE:
         # A filter has ended the child by a signal; or a program was started, and with it the pipe was closed.

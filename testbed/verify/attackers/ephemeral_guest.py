@@ -129,8 +129,19 @@ class Throwaway:
         """
         self.start_program(f"{_PROGRAM.read_text()}\nattack({list(frames)!r}, {_LIFE})\n")
 
-    def start_program(self, program: str) -> None:
+    def start_paused(self) -> None:
+        """Start the guest's worker; the guest itself does not run.
+
+        Raises:
+            ProvisioningError: it does not start.
+        """
+        self.start_program("", paused=True)
+
+    def start_program(self, program: str, *, paused: bool = False) -> None:
         """Start the guest with a program in Python, its only one; OVN does not know its port.
+
+        Args:
+            paused: its processors do not run.
 
         Raises:
             ProvisioningError: it does not start.
@@ -141,7 +152,7 @@ class Throwaway:
             f"rm -rf {_FOLDER} && mkdir {_FOLDER} && cat {IMAGES}/guest/initrd - > {_FOLDER}/initrd",
             stdin=archive,
         )
-        self.node.hypervisor.create(_xml(self.node, self.guest))
+        self.node.hypervisor.create(_xml(self.node, self.guest), paused=paused)
 
     def reset_attacking(self) -> None:
         """Reset the guest, and return when it has booted and attacks again.

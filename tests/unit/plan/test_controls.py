@@ -23,7 +23,7 @@ from tests.sim.simulator import INPUTS
 ROOT = Path(__file__).parents[3]
 TOPOLOGIES = sorted((ROOT / "topologies").glob("*.yaml"))
 # Controls of the catalogue that resources hold and no check of this repository declares.
-NO_CHECK = {"AUD-01", "DOS-02", "DOS-03", "DOS-04", "VMM-05"}
+NO_CHECK = {"AUD-01", "VMM-05"}
 
 
 def _lab(path: Path) -> Topology:

@@ -202,6 +202,7 @@ PRINTERS = {
     "testbed/drivers/snapshots/capture.py": (
         "a program of its own; what it says is a fact of an error of ours"
     ),
+    "testbed/payload/attacks/exhaustion.py": "runs on nodes; writes to its parent, and fills logs",
     "testbed/payload/probe/main.py": "runs in guests and on machines; its answer is its output",
 }
 
