@@ -93,13 +93,12 @@ def _attached(context: BreachContext) -> str:
 def test_no_disk_is_interpreted(fleet: Fleet, node: MachineView) -> None:
     guests = [guest for guest in fleet.topology.guests_on(node.name) if guest.volumes]
     octets = signatures.disguise(*_pool(node))
-    written = {guest.disks[1]: octets.ljust(hostile_volumes.HEAD, b"\0") for guest in guests}
-    request = {"pools": POOLS, "volumes": [*written], "head": hostile_volumes.HEAD}
     workers = {worker.pid for worker in observed(fleet, node).workers}
     with hostile_volumes.overwritten(fleet, guests, lambda _: octets):
-        answer = node.python(_PROGRAM.read_text(), request, _TIMEOUT, function="collect")
+        answer = node.python(_PROGRAM.read_text(), {"pools": POOLS}, _TIMEOUT, function="collect")
+        hostile_volumes.require_written(fleet, node, dict.fromkeys(guests, octets))
     with judging(f"the disks of guests on {node.name}"):
-        faults = volumes.interpreted(answer, written, workers)
+        faults = volumes.interpreted(answer, workers)
     assert not faults, f"{len(faults)} faults: {'; '.join(faults[:_SHOWN])}"
 
 

@@ -44,6 +44,11 @@ def _probing(context: BreachContext, command: str) -> str:
     return f"virsh -q qemu-monitor-command --hmp {guest.domain} {shlex.quote(command)}"
 
 
+def _secret_of(context: BreachContext) -> str:
+    """Return libvirt's name for the key of the victim's first volume, in QEMU; disks are named last first."""
+    return f"libvirt-{len(_victim(context).volumes)}-format-encryption-secret0"
+
+
 def _foreign_image(root: ET.Element) -> None:
     devices = root.find("devices")
     assert devices is not None
@@ -90,8 +95,9 @@ def _of_lodger() -> Breach:
                 "QEMU opens a volume without knowing its format",
                 opens=lambda context: _probing(
                     context,
-                    f"drive_add 0 if=none,id={NAME},file={_victim(context).disks[1]},"
-                    "file.locking=off,read-only=on",
+                    f"drive_add 0 if=none,id={NAME},file.driver=luks,file.key-secret={_secret_of(context)},"
+                    f"file.file.driver=file,file.file.filename={_victim(context).disks[1]},"
+                    "file.file.locking=off,read-only=on",
                 ),
                 closes=lambda context: f"{_probing(context, f'drive_del {NAME}')}; true",
                 shows=lambda context: f"{_probing(context, 'info block')} | grep -q ^{NAME}",
@@ -134,10 +140,11 @@ def _attacked(fleet: Fleet, node: MachineView, guests: list[Guest], xml: Mapping
     named = f"/run/{uuid4()}"
     volumes = {guest.disks[1]: guest for guest in guests}
     sizes = {path: guest.volumes[0].size for path, guest in volumes.items()}
+    keys = {guest: fleet.volume_key(guest).decode() for guest in guests}
     request = {
         "named": named,
         "volumes": [
-            [guest.domain, guest.uuid, "vdb", path, str(sizes[path]), xml[guest.domain]]
+            [guest.domain, guest.uuid, "vdb", path, str(sizes[path]), xml[guest.domain], keys[guest]]
             for path, guest in volumes.items()
         ],
     }

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 
+from checks.support.judging import judging
+from testbed import payload
 from testbed.model.topology import Guest
-from testbed.verify.fleet import Fleet
+from testbed.verify.devices import encryption
+from testbed.verify.fleet import Fleet, MachineView
+
+PROGRAM = Path(payload.__file__).parent / "volume_encryption.py"
+_TIMEOUT = 180.0  # seconds
 
 HEAD = 8192  # octets at the beginning of a volume that are overwritten
 VOLUME = "/dev/vdb"  # in a guest: the first of its volumes
@@ -45,6 +52,26 @@ def overwritten(fleet: Fleet, guests: Sequence[Guest], content: Callable[[Guest]
             )
             _run(fleet, guest, WRITE, content(guest).ljust(HEAD, b"\0"))
         yield
+
+
+def require_written(fleet: Fleet, node: MachineView, written: Mapping[Guest, bytes]) -> None:
+    """Require that volumes begin with what their guests have written, as the node reads them with their keys.
+
+    Args:
+        written: at most `HEAD` octets of each guest; zeros follow.
+
+    Raises:
+        InstrumentError: a volume begins with something else.
+    """
+    if not written:
+        return
+    volumes = [[guest.disks[1], {encryption.OWN: fleet.volume_key(guest).decode()}] for guest in written]
+    request = {"volumes": volumes, "head": HEAD, "texts": {}, "places": []}
+    answer = node.python(PROGRAM.read_text(), request, _TIMEOUT, function="collect")
+    with judging(f"the volumes on {node.name}"):
+        encryption.require_readable(
+            answer, {guest.disks[1]: octets.ljust(HEAD, b"\0").hex() for guest, octets in written.items()}
+        )
 
 
 def _run(fleet: Fleet, guest: Guest, commands: str, stdin: bytes = b"") -> None:

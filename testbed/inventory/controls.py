@@ -110,7 +110,7 @@ _DOMAINS: Mapping[str, str] = {
     "libvirt filter": "NET-09",
     "libvirt hook": "ACC-05",
     "libvirt network": "NET-09",
-    "libvirt secret": "STO-01",
+    "libvirt secret": "STO-06",
     "link": "NET-09",
     "listener": "NET-09",
     "login file": "ACC-02",

@@ -9,7 +9,7 @@ from testbed.engine.timing import Trace
 from testbed.lab.session import Lab
 from testbed.model.topology import Topology
 from testbed.plan.diff import diff
-from testbed.plan.resources import Key, Kind, Resource, desired
+from testbed.plan.resources import Key, Resource, desired
 
 
 def change_guests(lab: Lab, node: str, old: Topology, new: Topology) -> None:
@@ -29,11 +29,7 @@ def change_guests(lab: Lab, node: str, old: Topology, new: Topology) -> None:
     controller, root = lab.central.in_topology(new), lab.nodes[node].in_topology(new)
     try:
         for place in (controller, root):
-            found = {
-                key: resource.properties
-                for key, resource in _at(place.name, known).items()
-                if key in wanted or key.kind is not Kind.LIMIT  # it ends with its guest
-            }
+            found = {key: resource.properties for key, resource in _at(place.name, known).items()}
             perform(diff(_at(place.name, wanted), found), place, lambda _: None, Trace(), "")
     finally:
         controller.close_northbound()

@@ -22,6 +22,7 @@ from testbed.drivers.pki import Authority
 from testbed.drivers.places.controller import Controller, write_client
 from testbed.drivers.places.node import Node
 from testbed.drivers.places.outer_host import OuterHost, destroy_machines
+from testbed.drivers.places.volume_keys import VolumeKeys
 from testbed.drivers.snapshots.checkpoint import read_numbers
 from testbed.drivers.ssh.client import Host
 from testbed.engine.place import Place, Progress
@@ -244,6 +245,7 @@ def open_lab(
         host(topology.controller),
         inputs.environment.slowness,
     )
+    keys = VolumeKeys(workspace.pki)
     nodes = {
         node.name: Node(
             topology,
@@ -251,6 +253,7 @@ def open_lab(
             host(node),
             workspace.machine(node.name) / "libvirt.sock",
             inputs.environment,
+            keys,
         )
         for node in topology.nodes
     }

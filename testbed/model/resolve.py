@@ -18,6 +18,7 @@ from testbed.gc_pause import gc_disabled
 from testbed.model import numbers
 from testbed.model.numbers import Numbers, hashed
 from testbed.model.topology import (
+    ENCRYPTED,
     FIRST_WORKER_UID,
     AllowedFlow,
     Guest,
@@ -214,7 +215,7 @@ def _guest(
         )
         for network, host in hosts
     )
-    volumes = tuple(Volume(label, size, f"{name}.{label}.raw") for label, size in item.volumes.items())
+    volumes = tuple(Volume(label, size, f"{name}.{label}{ENCRYPTED}") for label, size in item.volumes.items())
     return Guest(
         tenant=tenant,
         name=name,

@@ -11,12 +11,23 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from uuid import UUID, uuid5
 
 IMAGES = "/var/lib/testbed/images"
 POOLS = "/var/lib/testbed/pools"
 LOGS = "/var/log/libvirt/qemu"
 FIRST_WORKER_UID = 64100
+ENCRYPTED = ".luks"  # end of the file names of encrypted volumes
+# Octets before the data of such a file: the header of LUKS1 and eight slots for keys of AES-256-XTS, as QEMU
+# lays them out (QEMU, crypto/block-luks.c).
+LUKS_HEADER = 2_068_480
+_SECRET_NAMES = UUID("6f6b1d0e-5c0b-5a5e-9f0c-7a2f3f1c0b56")  # namespace of the names of libvirt's secrets
 _LARGEST = 640_000  # bits
+
+
+def volume_secret(tenant: str) -> str:
+    """Return the UUID of the libvirt secret that holds the key of a tenant's volumes on a node (STO-06)."""
+    return str(uuid5(_SECRET_NAMES, tenant))
 
 
 class Role(StrEnum):
@@ -146,6 +157,11 @@ class Volume:
     name: str
     size: int
     file: str
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether its file is a LUKS container, by the name that this tool has given it."""
+        return self.file.endswith(ENCRYPTED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,12 @@ _HELPER = "/usr/lib/libvirt/virt-aa-helper"
 def collect(request: dict[str, object]) -> dict[str, object]:
     """Return which tools have opened the named file, and what libvirt makes of each volume.
 
-    Two looks must open it: reading it, and a tool that finds out formats by content.
+    Two looks must open it: reading it, and a tool that finds out the format of what a volume's key decrypts.
 
     Args:
         request: ``named``, the file that hostile headers name, which is made and removed; and ``volumes``:
-            domain, its UUID, target, path, size in bytes, and the domain's live XML, of each hostile volume.
+            domain, its UUID, target, path, size in bytes, the domain's live XML, and the key, of each
+            hostile volume. The key goes on to qemu-img's standard input.
     """
     path = str(request["named"])
     with open(path, "w", encoding="utf-8") as file:
@@ -58,10 +59,16 @@ def _looked(path: str, volumes: list[list[str]]) -> dict[str, object]:
     for pool in pools:
         run("pools", "virsh", "-q", "pool-refresh", pool)
     sizes = [f"domblkinfo {domain} {target}" for domain, _, target, *_ in volumes]
-    resizes = [f"blockresize {domain} {target} {size}B" for domain, _, target, _, size, _ in volumes]
+    resizes = [f"blockresize {domain} {target} {size}B" for domain, _, target, _, size, *_ in volumes]
     texts["sizes"] = run("sizes", "virsh", "-q", "; ".join([*resizes, *sizes]))
-    for _, uuid, _, volume, _, xml in volumes:
-        run(f"probing {volume}", "qemu-img", "info", "-U", "--backing-chain", volume)
+    for _, uuid, _, volume, _, xml, key in volumes:
+        run(f"looking at {volume} without its key", "qemu-img", "info", "-U", "--backing-chain", volume)
+        inner = f"file.driver=luks,file.key-secret=key,file.file.driver=file,file.file.filename={volume}"
+        secret = ("--object", "secret,id=key,file=/dev/stdin")
+        run(  # "qemu-img info" would not decrypt anything
+            f"probing {volume}", "qemu-io", "-r", "-U", *secret, "--image-opts", inner, "-c", "read 0 512",
+            text=key,
+        )  # fmt: skip
         texts[f"profile {volume}"] = run(
             "profile", _HELPER, "--dryrun", "-r", "-u", f"libvirt-{uuid}", text=xml
         )

@@ -36,6 +36,7 @@ _KINDS = {
     Kind.PORT: "interface",
     Kind.LIMIT: "limit of interface",
     Kind.COMPUTE: "limits of",
+    Kind.VOLUME_KEY: "key of volumes of",
 }
 
 
@@ -56,7 +57,7 @@ def volume(name: str) -> str:
     label, dot, kind = rest.partition(".")
     if guest and rest == "qcow2":
         return f"root disk of {_plain(tenant)}/{_plain(guest)}"
-    if guest and label and dot and kind == "raw":
+    if guest and label and dot and kind in ("raw", "luks"):
         return f"volume {_plain(label)} of {_plain(tenant)}/{_plain(guest)}"
     return f"file {_plain(name)}"
 

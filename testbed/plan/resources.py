@@ -18,6 +18,9 @@ OUTER = "outer"
 
 Value = str | int | list[str]
 Properties = Mapping[str, Value]
+# Of the secret with the key of a tenant's volumes on a node: libvirt writes it to no disk and gives it to no
+# client (STO-06).
+HELD_KEY: Properties = {"key": "the tenant's", "ephemeral": "yes", "private": "yes"}
 
 
 class Kind(StrEnum):
@@ -30,6 +33,7 @@ class Kind(StrEnum):
     PORT = "logical-port"
     POOL = "pool"
     VOLUME = "volume"
+    VOLUME_KEY = "volume-key"
     GUEST = "guest"
     SETTING = "setting"
     LIMIT = "limit"
@@ -223,6 +227,8 @@ def _node(node: Machine, guests: Sequence[Guest], inputs: Inputs) -> Iterator[Re
         uids = sorted(guest.uid for guest in guests if guest.tenant == tenant)
         access = ["user::rwx", "group::---", "mask::--x", "other::---", *(f"user:{uid}:--x" for uid in uids)]
         yield Resource(Key(node.name, Kind.POOL, tenant), {"owner": "root", "access": sorted(access)})
+        if any(guest.volumes for guest in guests if guest.tenant == tenant):
+            yield Resource(Key(node.name, Kind.VOLUME_KEY, tenant), HELD_KEY)
     for guest in guests:
         pool = Key(node.name, Kind.POOL, guest.tenant)
         volumes = []
@@ -231,6 +237,8 @@ def _node(node: Machine, guests: Sequence[Guest], inputs: Inputs) -> Iterator[Re
             volumes.append(key)
             shape: dict[str, Value] = {"owner": guest.uid, "mode": "600", "links": 1}
             yield Resource(key, {**shape, "size": size} if size else shape, (pool,))
+        if guest.volumes:
+            volumes.append(Key(node.name, Kind.VOLUME_KEY, guest.tenant))
         guards = GUARDS if any(nic.address6 for nic in guest.nics) else ()
         walls = [Key(node.name, Kind.SETTING, name) for name in ("services", *guards)]
         key = Key(node.name, Kind.GUEST, guest.label)

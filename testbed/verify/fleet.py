@@ -237,6 +237,10 @@ class Fleet:
         """Return whether this phase needs the observations of a control's check."""
         return self.focus in ("", control)
 
+    def volume_key(self, guest: Guest) -> bytes:
+        """Return the key of a guest's volumes; it must go to standard inputs only, which are no evidence."""
+        return self.lab.nodes[guest.node].keys.key(guest.node, guest.tenant)
+
     def files_of(self, guest: Guest) -> Files:
         """Return access to a guest's files; their content is untrusted."""
         return Files(self.lab.nodes[guest.node], guest)

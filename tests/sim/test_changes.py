@@ -128,7 +128,9 @@ def _places(world: World, lab: Topology) -> list[Any]:
     """Return the places of a lab; machines report settings and limits only when asked."""
     wanted = _wanted(lab)
     for key in [
-        key for key in world.resources if key.kind in (Kind.SETTING, Kind.LIMIT) and key not in wanted
+        key
+        for key in world.resources
+        if key.kind in (Kind.SETTING, Kind.LIMIT, Kind.COMPUTE) and key not in wanted
     ]:
         del world.resources[key]
     return [world.place(name) for name in places(lab)]

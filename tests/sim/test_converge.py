@@ -74,7 +74,8 @@ def test_a_failure_is_told_and_the_rest_is_done_first() -> None:
     assert Key("node-b", Kind.GUEST, "red/db") in world.resources
     assert Key("node-a", Kind.GUEST, "blue/db") in world.resources
     world.failing.clear()
-    assert _up(world, lab) == [guest, Key("node-a", Kind.LIMIT, "red/web/app")]
+    limits = [Key("node-a", Kind.COMPUTE, "red/web"), Key("node-a", Kind.LIMIT, "red/web/app")]
+    assert _up(world, lab) == [guest, *limits]
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -88,9 +89,8 @@ def test_a_display_can_count_what_is_planned_and_what_has_ended(fails: bool) -> 
         assert isinstance(step, Step)
         board.take(step)
     assert board.planned == len(_wanted(lab)) + len(places(lab))
-    assert board.done == board.planned - (
-        1 if fails else 0
-    )  # a limit of the guest that was not made waits for it
+    # limits of the guest that was not made wait for it
+    assert board.done == board.planned - (2 if fails else 0)
     assert board.running == []
     assert board.wrong == fails
     assert len([step for step in told if step]) == board.done - len(places(lab)) + fails
@@ -128,9 +128,10 @@ def test_a_changed_file_changes_only_what_differs() -> None:
     )
     _up(world, lab)
     done = {(str(action.verb), action.key.name) for action in _done(world, grown)}
-    assert ("delete", "red/db.data.raw") in done
+    assert ("delete", "red/db.data.luks") in done
     assert ("restart", "red/db") in done
-    assert {name for _, name in done} == {"red/db.data.raw", "red/db"}
+    assert ("delete", "red") in done  # its key: the tenant has no other volume on the node
+    assert {name for _, name in done} == {"red/db.data.luks", "red/db", "red"}
 
 
 def test_a_new_guest_leaves_the_others_in_place() -> None:
@@ -145,6 +146,7 @@ def test_a_new_guest_leaves_the_others_in_place() -> None:
         ("create", "volume", "red/aaa.qcow2"),
         ("create", "guest", "red/aaa"),
         ("create", "limit", "red/aaa/app"),
+        ("create", "compute-limits", "red/aaa"),
         ("update", "pool", "red"),
     }
 

@@ -80,6 +80,7 @@ ONE_FILE = {
         "payload/guest_remnants.py",
         "payload/image_probe.py",
         "payload/inventory/base/programs.py",
+        "payload/volume_encryption.py",
         "payload/volume_readers.py",
         "payload/vsock_sockets.py",
     },

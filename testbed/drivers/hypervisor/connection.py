@@ -364,6 +364,42 @@ class Hypervisor:
                 libvirt.VIR_DOMAIN_METADATA_TITLE, title or None, None, None, libvirt.VIR_DOMAIN_AFFECT_LIVE
             )
 
+    def secrets(self) -> dict[str, str]:
+        """Return the XML of every secret, by its UUID; it does not hold the value."""
+        with _said("cannot list secrets"), closing_after(_LONGEST, self._cut):
+            found = self._connection.listAllSecrets()
+        if len(found) > _DOMAINS:
+            raise ProvisioningError(
+                "secrets cannot be listed", fact=f"there are {len(found)}", remedy="rebuild the node"
+            )
+        result = {}
+        for secret in found:
+            with suppress(libvirt.libvirtError):
+                result[secret.UUIDString()] = _bounded(secret.XMLDesc())
+        return result
+
+    def define_secret(self, xml: str, value: bytes, marked: str) -> None:
+        """Define a secret, give it its value, then its mark: a mark stands for a value that is set.
+
+        Args:
+            xml: description of the secret without the mark.
+            value: its value.
+            marked: description with the mark.
+
+        """
+        with _said("cannot define a secret"):
+            self._connection.secretDefineXML(xml).setValue(value)
+            self._connection.secretDefineXML(marked)
+
+    def undefine_secret(self, uuid: str) -> None:
+        """Remove a secret and its value; a missing one is no error."""
+        with _said("cannot remove a secret"):
+            try:
+                self._connection.secretLookupByUUIDString(uuid).undefine()
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_SECRET:
+                    raise
+
     def suspend(self, name: str) -> None:
         """Pause a domain."""
         with _said(f"cannot pause {name}"):

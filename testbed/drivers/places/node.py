@@ -14,13 +14,14 @@ from urllib.parse import quote
 from testbed import timeouts
 from testbed.deadline import ProgressDeadline
 from testbed.drivers.hypervisor.connection import Domain, Hypervisor
-from testbed.drivers.places import clock, settings_io
+from testbed.drivers.places import clock, luks_volumes, settings_io
 from testbed.drivers.places.guest_start import GuestStarter
+from testbed.drivers.places.volume_keys import VolumeKeys
 from testbed.drivers.snapshots import guest_memory
 from testbed.drivers.ssh.client import BOOT, Host
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.environment import Environment
-from testbed.model.topology import IMAGES, POOLS, Guest, Machine, Topology
+from testbed.model.topology import ENCRYPTED, IMAGES, POOLS, Guest, Machine, Topology
 from testbed.plan import compute_limits, policing
 from testbed.plan.diff import Action, Verb
 from testbed.plan.host_config.settings import FILTERS, GUEST_RECORDS, SOCKETS, settings
@@ -41,12 +42,19 @@ class Node:
     """One node."""
 
     def __init__(
-        self, topology: Topology, machine: Machine, host: Host, socket: Path, environment: Environment
+        self,
+        topology: Topology,
+        machine: Machine,
+        host: Host,
+        socket: Path,
+        environment: Environment,
+        keys: VolumeKeys,
     ) -> None:
         self.topology = topology
         self.machine = machine
         self.name = machine.name
         self.host = host
+        self.keys = keys
         self._blank: set[str] = set()  # root disks copied for saved memory, not started yet
         self._socket, self._uri = socket, f"qemu+unix:///system?socket={quote(str(socket))}"
         self._environment, self._slowness = environment, environment.slowness
@@ -60,7 +68,7 @@ class Node:
     def in_topology(self, topology: Topology) -> Node:
         """Return the same node, over the same login, as a place of another topology of its lab."""
         socket = self._socket.with_name(f"other-{self._socket.name}")
-        return Node(topology, self.machine, self.host, socket, self._environment)
+        return Node(topology, self.machine, self.host, socket, self._environment, self.keys)
 
     @property
     def retried(self) -> list[str]:
@@ -137,6 +145,7 @@ class Node:
         files, folders, filters, tracking, groups = printed
         found.update(self._pools(folders))
         found.update(self._volumes(files))
+        found.update(luks_volumes.observed(self.name, self.hypervisor, self.keys, self.topology))
         found.update(policing.observed(self.name, self.topology.guests_on(self.name), filters, tracking))
         guests = list(self.hypervisor.owned(self.topology.name))
         with ThreadPoolExecutor(max_workers=_SIDE_BY_SIDE) as pool:
@@ -214,7 +223,7 @@ class Node:
                     "mode": mode,
                     "owner": int(owner),
                     "links": int(links),
-                    "size": int(size),
+                    "size": luks_volumes.capacity(path, int(size)),
                 }
                 found[Key(self.name, Kind.VOLUME, path)] = shape
         return found
@@ -228,6 +237,8 @@ class Node:
             self._pool(action)
         elif key.kind is Kind.VOLUME:
             self._volume(action)
+        elif key.kind is Kind.VOLUME_KEY:
+            luks_volumes.repair(action, self.hypervisor, self.keys)
         elif key.kind is Kind.LIMIT:
             self._limit(action)
         elif key.kind is Kind.COMPUTE:
@@ -245,6 +256,12 @@ class Node:
         self.hypervisor.destroy(f"{tenant}.{name}")
         settings_io.repair_setting(self.host, settings(self.topology, self.machine), GUEST_RECORDS)
 
+    def define_key(self, tenant: str, *, ephemeral: str = "yes", private: str = "yes") -> None:
+        """Define the secret with the key of a tenant's volumes, as it must be or as a breach wants it."""
+        luks_volumes.define(
+            self.name, tenant, self.hypervisor, self.keys, ephemeral=ephemeral, private=private
+        )
+
     def _limit(self, action: Action) -> None:
         """Set the limits of an interface; the start of its guest has set that of a new one's packets."""
         label, _, network = action.key.name.rpartition("/")
@@ -258,7 +275,7 @@ class Node:
 
     def _limit_compute(self, action: Action) -> None:
         """Set the limits of a running guest again; a new one has them from its start on."""
-        if action.resource is None or action.verb is Verb.CREATE:
+        if action.verb is Verb.CREATE:
             return
         guest = self._guest(action.key.name)
         own = guest.limits
@@ -314,13 +331,13 @@ class Node:
                 self.hypervisor.destroy(guest.domain)
 
     def _grow(self, pool: str, file: str, size: int) -> None:
-        """Make a raw volume larger, in bytes; the worker of a guest that runs does it."""
+        """Make a volume larger, in bytes; the worker of a guest that runs does it."""
         path = f"{POOLS}/{pool}/{file}"
         for guest in self.topology.guests_on(self.name):
             if path in guest.disks and self.hypervisor.runs(guest.domain):
                 self.hypervisor.resize_disk(guest.domain, path, size)
                 return
-        self.host.must(f"truncate -s {size} {shlex.quote(path)}")
+        self.host.must(f"truncate -s {luks_volumes.length(file, size)} {shlex.quote(path)}")
 
     def _create_volume(self, pool: str, file: str, size: int, owner: int) -> None:
         """Make a new volume.
@@ -342,19 +359,22 @@ class Node:
             self._make_volume(pool, file, size, owner)
 
     def _make_volume(self, pool: str, file: str, size: int, owner: int) -> None:
-        """Make a raw volume of a size (bytes) or, for size 0, a root overlay on the base image.
+        """Make a volume of a size (bytes) or, for size 0, a root overlay on the base image.
 
         libvirt's storage pools are not used: they read the format of each volume, and the files that it
         names, from its content, which a guest writes (STO-02).
         """
         path = f"{POOLS}/{pool}/{file}"
         made = shlex.quote(f"{path}.new")
-        make = f"truncate -s {size} {made}"
-        if not size:
+        key, make = b"", f"truncate -s {size} {made}"
+        if file.endswith(ENCRYPTED):
+            key, make = self.keys.key(self.name, pool), luks_volumes.make(made, size)
+        elif not size:
             make = f"qemu-img create -q -f qcow2 -F raw -b {IMAGES}/guest/root.raw {made} {ROOT_DISK}"
         self.host.must(
             f"rm -f {made} && (umask 077 && {make}) && chown {owner}:{owner} {made} && "
-            f"mv {made} {shlex.quote(path)}"
+            f"mv {made} {shlex.quote(path)}",
+            stdin=key,
         )
 
     def _start(self, guest: Guest, action: Action) -> None:
@@ -383,7 +403,7 @@ class Node:
         self._make_volume(guest.tenant, guest.root_file, 0, guest.uid)
 
     def _remove_file(self, path: str) -> None:
-        self.host.must(f"rm -f -- {shlex.quote(path)}")
+        self.host.must(luks_volumes.wipe(path))
 
     def close(self) -> None:
         """Close the connections; they are opened again on the next use."""

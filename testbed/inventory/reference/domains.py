@@ -38,7 +38,7 @@ JUDGED: Mapping[str, str] = {
     "libvirt hook": "the golden reading",
     "libvirt network": "the golden reading",
     "libvirt filter": "the golden reading",
-    "libvirt secret": "the golden reading",
+    "libvirt secret": "the golden reading, and the keys of tenants' volumes",
     "guest kept": "the golden reading",
     "host device": "the golden reading",
     "xfrm setting": "the golden reading, and strongSwan's setting",

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from testbed.inventory.records import Records
-from testbed.model.topology import Machine, Plane, Role, Topology
+from testbed.model.topology import POOLS, Machine, Plane, Role, Topology, volume_secret
 from testbed.plan.libvirt_xml.machine import machine_id
 
 FILE = Path(__file__).with_name("expected.toml")
@@ -30,6 +30,7 @@ _WORDS = (
     "scope",
     "uuid",
     "tenant",
+    "secret",
     "volume",
     "uid",
     "machine-id",
@@ -119,6 +120,10 @@ def words_of(topology: Topology, machine: Machine) -> dict[str, str]:
         "scope": [guest.domain.replace("-", "\\x2d") for guest in guests],
         "uuid": [guest.uuid for guest in guests],
         "tenant": sorted({guest.tenant for guest in guests}),
+        "secret": [
+            f"{volume_secret(tenant)} volume {POOLS}/{tenant}"
+            for tenant in sorted({guest.tenant for guest in guests if guest.volumes})
+        ],
         "volume": [disk.rpartition("/pools/")[2] for guest in guests for disk in guest.disks],
         "uid": sorted({str(guest.uid) for guest in guests}),
         "machine-id": [machine_id(machine.uuid)],

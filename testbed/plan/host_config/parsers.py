@@ -245,6 +245,12 @@ def additions(files: str) -> str:
     return "\n".join(line for line in added.splitlines() if not line.startswith("#")).strip()
 
 
+def mounted(files: str, folder: str) -> str:
+    """Return the type of the file system that is mounted on a folder; of several mounts the last counts."""
+    mounts = [line.split() for line in lines(files, "/proc/self/mounts:").splitlines()]
+    return next((words[2] for words in reversed(mounts) if len(words) > 2 and words[1] == folder), "none")
+
+
 def read_only(files: str, printed: str, folder: str) -> str:
     """Return the first option of the mount on a folder, and the modes and owners of its files.
 

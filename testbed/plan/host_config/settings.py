@@ -380,6 +380,14 @@ _ROOT_PARTITION = (
         f"echo {shlex.quote(_BOUNDED)} > {_CONSOLES}; systemctl reload virtlogd",
         partial(parsers.lines, start=f"{_CONSOLES}:"),
     ),
+    Setting(
+        "domain-folders",
+        "STO-06",  # libvirt writes the keys that wrap its workers' secrets there
+        (TEXTS,),
+        "tmpfs",
+        "systemctl start var-lib-libvirt-qemu.mount",
+        partial(parsers.mounted, folder="/var/lib/libvirt/qemu"),
+    ),
     Setting("swap", "STO-05", ("tail -n +2 /proc/swaps",), "", "swapoff -a"),
     Setting(
         "integration-bridge",

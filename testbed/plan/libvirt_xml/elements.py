@@ -53,12 +53,20 @@ def add_boot(root: ET.Element, kernel: str, initrd: str, words: Iterable[str], *
     sub(boot, "cmdline", " ".join(("console=ttyS0 root=/dev/vda rw", _QUIET, *words)))
 
 
-def add_disk(devices: ET.Element, path: str, target: str, form: str, **driver: str) -> None:
-    """Add a virtio disk that is a file of the host."""
+def add_disk(devices: ET.Element, path: str, target: str, form: str, **driver: str) -> ET.Element:
+    """Add a virtio disk that is a file of the host, and return it."""
     disk = sub(devices, "disk", type="file", device="disk")
     sub(disk, "driver", name="qemu", type=form, **driver)
     sub(disk, "source", file=path)
     sub(disk, "target", dev=target, bus="virtio")
+    return disk
+
+
+def add_encryption(disk: ET.Element, secret: str) -> None:
+    """Let QEMU open a disk's file as LUKS with the key in a libvirt secret, given by its UUID (STO-06)."""
+    source = disk.find("source")
+    assert source is not None
+    sub(sub(source, "encryption", format="luks", engine="qemu"), "secret", type="passphrase", uuid=secret)
 
 
 def add_common_devices(devices: ET.Element) -> None:

@@ -7,12 +7,22 @@ from ipaddress import IPv4Address
 from uuid import UUID
 from xml.etree import ElementTree as ET
 
-from testbed.model.topology import FIRST_WORKER_UID, IMAGES, Guest, GuestNic, Limits, Topology, Volume
+from testbed.model.topology import (
+    FIRST_WORKER_UID,
+    IMAGES,
+    Guest,
+    GuestNic,
+    Limits,
+    Topology,
+    Volume,
+    volume_secret,
+)
 from testbed.plan.libvirt_xml.elements import (
     QEMU,
     add_boot,
     add_common_devices,
     add_disk,
+    add_encryption,
     add_mark,
     domain_of,
     mark_waiting,
@@ -106,7 +116,9 @@ def _guest(root: ET.Element, guest: Guest, words: Sequence[str]) -> None:
     sub(backing, "source", file=f"{IMAGES}/guest/root.raw")
     sub(disk, "target", dev="vda", bus="virtio")
     for letter, volume in zip("bcdefghijklmnop", guest.volumes, strict=False):
-        add_disk(devices, f"{guest.pool}/{volume.file}", f"vd{letter}", "raw", cache="none")
+        disk = add_disk(devices, f"{guest.pool}/{volume.file}", f"vd{letter}", "raw", cache="none")
+        if volume.encrypted:
+            add_encryption(disk, volume_secret(guest.tenant))
     for nic in guest.nics:
         interface = sub(devices, "interface", type="bridge")
         sub(interface, "mac", address=nic.mac)

@@ -10,7 +10,7 @@ from testbed import payload
 from testbed.hosts.remnants import RECORDS
 from testbed.lab.guest_changes import change_guests
 from testbed.model import subjects
-from testbed.model.topology import FIRST_WORKER_UID, Guest, GuestNic, Topology
+from testbed.model.topology import ENCRYPTED, FIRST_WORKER_UID, Guest, GuestNic, Topology
 from testbed.topology_file.validation import WORKERS_PER_NODE
 from testbed.verify.fleet import Fleet, MachineView
 
@@ -99,5 +99,5 @@ def _guest(topology: Topology, node: str) -> Guest:
         worker=f"worker{slot:02d}",
         uid=FIRST_WORKER_UID + slot,
         nics=(nic,),
-        volumes=tuple(replace(volume, file=f"{name}.{volume.name}.raw") for volume in model.volumes),
+        volumes=tuple(replace(volume, file=f"{name}.{volume.name}{ENCRYPTED}") for volume in model.volumes),
     )

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 from xml.etree import ElementTree as ET
 
+from testbed.untrusted import bounded_json
+
 Entry = tuple[str, str]
 Entries = dict[str, Counter[Entry]]  # by source
 
@@ -95,6 +97,7 @@ def entries(xml: str) -> Entries:
         [
             ("memory-backend-ram", "pc.ram"),
             ("secret", "masterKey0"),
+            *(("secret", name) for name in secret_names(root)),
             *(("rng-random", f"objrng{number}") for number, _ in enumerate(root.iterfind("devices/rng"))),
         ]
     )
@@ -109,6 +112,35 @@ def entries(xml: str) -> Entries:
     found[IMAGES] = Counter(("file", source.get("file", "")) for source in _sources(root))
     found[OPTIONS] = Counter()
     return found
+
+
+def file_of(name: str) -> str:
+    """Return the file of an image by QEMU's name for it; for a LUKS container, what the name has as its file.
+
+    Any other name is returned as it is.
+    """
+    try:
+        outer = bounded_json.read(name.removeprefix("json:")) if name.startswith("json:") else None
+    except ValueError:
+        return name
+    if not isinstance(outer, dict) or outer.keys() != {"driver", "key-secret", "file"}:
+        return name
+    inner = outer["file"]
+    plain = isinstance(inner, dict) and inner.keys() == {"driver", "filename"} and inner["driver"] == "file"
+    return str(inner["filename"]) if plain and outer["driver"] == "luks" else name
+
+
+def secret_names(root: ET.Element) -> list[str]:
+    """Return libvirt's names for the keys of a domain's disks in its QEMU.
+
+    libvirt numbers images, beginning with those of the last disk (libvirt, src/qemu/qemu_process.c).
+    """
+    names, number = [], 0
+    for disk in reversed(root.findall("devices/disk")):
+        if disk.find("source/encryption") is not None:
+            names.append(f"libvirt-{number + 1}-format-encryption-secret0")
+        number += len([*disk.iter("source")])
+    return names
 
 
 def of_domain(root: ET.Element) -> Counter[Entry]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from testbed.hosts.rules import UnseenError
 from testbed.untrusted.text import line
+from testbed.verify.devices.declared import file_of
 
 _MAGIC, _VERSION, _CLUSTER_BITS = b"QFI\xfb", 2, 16
 _HEADER = ">4sIQIIQIIQQIIQ"  # of version 2 (QEMU, "QCow2 file format")
@@ -69,12 +70,16 @@ def hostile_header(path: str, size: int) -> bytes:
 def declared(root: ET.Element) -> dict[str, tuple[Image, ...]]:
     """Return the chain of images of each disk of a domain, by its target: libvirt's format and the path.
 
-    A format that is not named is the empty string.
+    A format that is not named is the empty string; that of an encrypted disk is the encryption's.
     """
     found = {}
     for disk in root.iterfind("devices/disk"):
         driver, source, target = disk.find("driver"), disk.find("source"), disk.find("target")
-        chain = [(_value(driver, "type"), _value(source, "file"))]
+        encryption = disk.find("source/encryption")
+        form = _value(driver, "type")
+        if form == "raw" and encryption is not None:
+            form = _value(encryption, "format")
+        chain = [(form, _value(source, "file"))]
         store = disk.find("backingStore")
         while store is not None and len(store):
             chain.append((_value(store.find("format"), "type"), _value(store.find("source"), "file")))
@@ -120,7 +125,7 @@ def opened(wanted: str, disks: object, nodes: object) -> list[str]:
     chains = [*declared(ET.fromstring(wanted)).values()]
     if not parts:
         raise UnseenError("QEMU shows no image")
-    seen = Counter((node.drv, str(node.image.get("filename", ""))) for node in parts)
+    seen = Counter((node.drv, file_of(str(node.image.get("filename", "")))) for node in parts)
     layers = Counter(layer for chain in chains for image in chain for layer in _layers(image))
     found = [f"QEMU has {path} open as {driver}, which is not declared" for driver, path in (seen - layers)]
     found += [f"QEMU does not have {path} open as {driver}" for driver, path in (layers - seen)]
@@ -139,7 +144,7 @@ def _of_disk(disk: _Disk, chains: Sequence[tuple[Image, ...]]) -> list[str]:
     if disk.inserted is None:
         return []
     shown = disk.inserted
-    chain = next((chain for chain in chains if chain[0][1] == shown.file), ())
+    chain = next((chain for chain in chains if chain[0][1] == file_of(shown.file)), ())
     base = chain[1] if len(chain) > 1 else ("", "")
     specific = shown.image.get("format-specific")
     data = specific.get("data") if isinstance(specific, dict) else None

@@ -129,7 +129,7 @@ def of_qemu(answers: Mapping[str, object]) -> Entries:
         declared.IMAGES: Counter(
             ("file" if item.image.filename.startswith("/") else "other", item.image.filename)
             for item in images
-            if item.drv == "file" or not item.image.filename.startswith("/")
+            if item.drv == "file" or not declared.file_of(item.image.filename).startswith("/")
         ),
     }
 

@@ -42,8 +42,8 @@ class FakeHost:
         self.commands.append(commands + stdin.decode())
         return ""
 
-    def sudo(self, commands: str) -> Any:
-        self.commands.append(commands)
+    def sudo(self, commands: str, stdin: bytes = b"") -> Any:
+        self.commands.append(commands + stdin.decode())
         return SimpleNamespace(status=0, text="")
 
 
@@ -54,7 +54,25 @@ def _agent(*_: object) -> dict[str, object]:
 
 def _hypervisor() -> Any:
     """Return a hypervisor that takes every command and shows an empty domain."""
-    return MagicMock(**{"live_xml.return_value": "<domain/>"})
+    return MagicMock(**{"live_xml.return_value": "<domain/>", "ask_monitor.side_effect": _monitor})
+
+
+class _AnyFile(str):
+    """The name of an image that may be any file's."""
+
+    __slots__ = ()
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def _monitor(_: str, command: str, __: dict[str, object]) -> object:
+    """Answer as a QEMU that has one container open, and has ended the job of a breach."""
+    answers: dict[str, object] = {
+        "query-named-block-nodes": [{"node-name": "container", "drv": "luks", "file": _AnyFile()}],
+        "query-jobs": [{"id": "breach", "status": "concluded"}],
+    }
+    return answers.get(command, {})
 
 
 def _lab(topology: Topology) -> Any:
@@ -62,7 +80,13 @@ def _lab(topology: Topology) -> Any:
     hosts = {machine.name: FakeHost() for machine in topology.machines}
     nodes = {
         node.name: SimpleNamespace(
-            name=node.name, host=hosts[node.name], hypervisor=_hypervisor(), agent=_agent, boot=MagicMock()
+            name=node.name,
+            host=hosts[node.name],
+            hypervisor=_hypervisor(),
+            agent=_agent,
+            boot=MagicMock(),
+            keys=SimpleNamespace(key=lambda node, tenant: f"key of {tenant} on {node}".encode()),
+            define_key=MagicMock(),
         )
         for node in topology.nodes
     }

@@ -341,3 +341,14 @@ def test_the_repair_of_records_removes_files_of_strangers_only(tmp_path: Path) -
     subprocess.run(["sh", "-c", repair], check=True)
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == sorted(kept)
     assert victim.exists()
+
+
+def test_the_last_mount_on_a_folder_counts() -> None:
+    lines = (
+        "/proc/self/mounts:tmpfs /var/lib/libvirt/qemu tmpfs rw 0 0",
+        "/proc/self/mounts:/dev/vda /var/lib/libvirt/qemu ext4 rw 0 0",
+    )
+    folder = "/var/lib/libvirt/qemu"
+    assert parsers.mounted(lines[0], folder) == "tmpfs"
+    assert parsers.mounted("\n".join(lines), folder) == "ext4"
+    assert parsers.mounted(lines[0], "/var/lib/libvirt") == "none"

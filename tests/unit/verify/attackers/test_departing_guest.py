@@ -66,12 +66,12 @@ def test_what_is_created_is_removed() -> None:
     made, log, _ = departing()
     made.arrive()
     created = {action.key for action in log if action and action.verb is Verb.CREATE}
-    assert {key.kind for key in created} == {Kind.PORT, Kind.VOLUME, Kind.GUEST, Kind.LIMIT}
+    assert {key.kind for key in created} == {Kind.PORT, Kind.VOLUME, Kind.GUEST, Kind.LIMIT, Kind.COMPUTE}
     assert log[-2:] == [None, None]
     log.clear()
     made.leave()
     removed = {action.key for action in log if action and action.verb is Verb.DELETE}
-    assert removed == {key for key in created if key.kind is not Kind.LIMIT}
+    assert removed == {key for key in created if key.kind not in (Kind.LIMIT, Kind.COMPUTE)}
     order = [action.key.kind for action in log if action and action.verb is Verb.DELETE]
     assert order.index(Kind.GUEST) < order.index(Kind.VOLUME)
 

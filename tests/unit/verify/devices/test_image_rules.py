@@ -24,9 +24,10 @@ WANTED = guest_xml(LAB, GUEST, {})
 DISKS, NODES = (RECORDED["answers"][name] for name in ("disks", "images"))
 ROOT, VOLUME = GUEST.disks
 NAMED = "/run/named"
+UNKEYED = f"looking at {VOLUME} without its key"
 SIZES = {VOLUME: GUEST.volumes[0].size}
 GOOD: dict[str, Any] = {
-    "opened": {"control": 1, f"probing {VOLUME}": 1, "pools": 0, "sizes": 0, "profile": 0},
+    "opened": {"control": 1, f"probing {VOLUME}": 1, UNKEYED: 0, "pools": 0, "sizes": 0, "profile": 0},
     "pools": [],
     "texts": {
         "sizes": f"Capacity:   {SIZES[VOLUME]}\nAllocation: 0",
@@ -46,13 +47,14 @@ def test_a_real_guests_images_are_as_declared() -> None:
         (
             "name='qemu' type='raw'",
             "name='qemu' type='qcow2'",
-            f"opens vdb as qcow2 {VOLUME}, and not as raw",
+            f"opens vdb as qcow2 {VOLUME}, and not as luks",
         ),
         ("name='qemu' type='raw'", "name='qemu'", f"opens vdb as any format {VOLUME}"),
         ("<format type='raw'/>", "<format type='qcow2'/>", "on qcow2 /var/lib/testbed/images/guest/root.raw"),
         ("images/guest/root.raw", "images/other", "on raw /var/lib/testbed/images/other"),
-        ("web.data.raw", "db.data.raw", "vdb as raw"),
-        ("dev='vdb'", "dev='vdc'", "opens vdc as raw"),
+        ("web.data.luks", "db.data.luks", "vdb as luks"),
+        ("dev='vdb'", "dev='vdc'", "opens vdc as luks"),
+        ("<encryption format='luks'", "<encryption format='qcow'", "opens vdb as qcow /"),
     ],
 )
 def test_every_format_and_chain_of_libvirt_is_compared(old: str, new: str, told: str) -> None:
@@ -158,6 +160,7 @@ def test_openings_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name, text in {
         "virsh": "",
         "qemu-img": f"cat {named}",
+        "qemu-io": f"cat {named}",
         "helper": f"cat {named}",
     }.items():
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -165,9 +168,10 @@ def test_openings_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     monkeypatch.setattr(image_probe, "_HELPER", str(tools / "helper"))
     answer: Any = image_probe.collect(
-        {"named": str(named), "volumes": [["red.web", "uuid", "vdb", str(volume), "64", "<domain/>"]]}
+        {"named": str(named), "volumes": [["red.web", "uuid", "vdb", str(volume), "64", "<a/>", "key"]]}
     )
+    unkeyed = f"looking at {volume} without its key"
     assert answer["opened"] == {
-        "control": 1, "pools": 0, f"probing {volume}": 1, "sizes": 0, "profile": 1,
+        "control": 1, "pools": 0, unkeyed: 1, f"probing {volume}": 1, "sizes": 0, "profile": 1,
     }  # fmt: skip
     assert not named.exists()
