@@ -316,7 +316,7 @@ def _space(fleet: Fleet, node: MachineView) -> list[str]:
     """Return what disks of guests may take beyond their file system, or have beyond their size."""
     guests = fleet.topology.guests_on(node.name)
     most = {guest.root_disk: ROOT_DISK + ROOT_DISK // 64 for guest in guests}  # with qcow2's own structures
-    most |= {f"{guest.pool}/{item.file}": item.size for guest in guests for item in guest.volumes}
+    most |= {f"{guest.pool}/{item.file}": item.octets for guest in guests for item in guest.volumes}
     whole = int(node.read(f"stat -f -c '%b %S' {POOLS}").split()[0])
     block = int(node.read(f"stat -f -c %S {POOLS}"))
     faults = []
@@ -344,7 +344,7 @@ def _space(fleet: Fleet, node: MachineView) -> list[str]:
             shell_breach(
                 "a volume is larger than its file system",
                 opens=lambda context: f"truncate -s 40G {_volume(context)}",
-                closes=lambda context: f"truncate -s {context.guest.volumes[0].size} {_volume(context)}",
+                closes=lambda context: f"truncate -s {context.guest.volumes[0].octets} {_volume(context)}",
                 shows=lambda context: f"[ $(stat -c %s {_volume(context)}) -gt 40000000000 ]",
             ),
         ),

@@ -163,6 +163,11 @@ class Volume:
         """Whether its file is a LUKS container, by the name that this tool has given it."""
         return self.file.endswith(ENCRYPTED)
 
+    @property
+    def octets(self) -> int:
+        """Length of its file."""
+        return self.size + LUKS_HEADER if self.encrypted else self.size
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
