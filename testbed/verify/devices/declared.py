@@ -57,7 +57,7 @@ _ADDED = (
 # and terminals. A path with a "@" is an attribute.
 _DECIDED = {
     "*": ("alias",),
-    "disk": ("source@index", "backingStore@index"),
+    "disk": ("source@index", "backingStore@index", "iotune"),  # DOS-04 judges limits, as QEMU has them
     "controller": ("@index",),
     "channel": ("source", "address", "target@state"),
     "serial": ("source", "target"),
@@ -66,7 +66,7 @@ _DECIDED = {
 _ELSEWHERE = frozenset(
     {
         "name", "uuid", "title", "metadata", "memory", "currentMemory", "vcpu", "resource", "cpu", "clock",
-        "on_poweroff", "on_reboot", "on_crash", "seclabel", "os", "devices",
+        "on_poweroff", "on_reboot", "on_crash", "seclabel", "os", "devices", "memtune", "cputune",
         "{http://libvirt.org/schemas/domain/qemu/1.0}capabilities",
     }
 )  # fmt: skip
