@@ -79,7 +79,7 @@ class World:
         )
         return self.step("remove interfaces", lambda: self._gone("interfaces"))
 
-    def create(self, _: str) -> None:
+    def create(self, _: str, *, paused: bool = False) -> None:
         self.step("create", lambda: self.there.update({"domain", "interfaces"}))
 
     def attach(self, *_: str) -> None:

@@ -15,6 +15,8 @@ from testbed.verify.attackers.departing_guest import Departing
 from tests.shapes import lab_of
 from tests.sim.simulator import INPUTS
 
+LIMITS = (Kind.LIMIT, Kind.COMPUTE)  # they end with their guest
+
 
 class Place:
     """Records its actions."""
@@ -66,12 +68,12 @@ def test_what_is_created_is_removed() -> None:
     made, log, _ = departing()
     made.arrive()
     created = {action.key for action in log if action and action.verb is Verb.CREATE}
-    assert {key.kind for key in created} == {Kind.PORT, Kind.VOLUME, Kind.GUEST, Kind.LIMIT, Kind.COMPUTE}
+    assert {key.kind for key in created} == {Kind.PORT, Kind.VOLUME, Kind.GUEST, *LIMITS}
     assert log[-2:] == [None, None]
     log.clear()
     made.leave()
     removed = {action.key for action in log if action and action.verb is Verb.DELETE}
-    assert removed == {key for key in created if key.kind not in (Kind.LIMIT, Kind.COMPUTE)}
+    assert removed == {key for key in created if key.kind not in LIMITS}
     order = [action.key.kind for action in log if action and action.verb is Verb.DELETE]
     assert order.index(Kind.GUEST) < order.index(Kind.VOLUME)
 
