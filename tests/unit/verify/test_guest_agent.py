@@ -12,6 +12,7 @@ import pytest
 
 from testbed.drivers.hypervisor.connection import _ask_agent
 from testbed.drivers.places.node import Node
+from testbed.drivers.places.volume_keys import VolumeKeys
 from testbed.drivers.ssh.client import Host
 from testbed.errors import InstrumentError
 from testbed.model.environment import Accelerator, Environment
@@ -161,7 +162,8 @@ def test_an_agent_that_has_not_been_asked_is_asked_anew(monkeypatch: pytest.Monk
 
 def test_a_way_to_a_guest_outlives_a_boot_of_its_node() -> None:
     environment = Environment(Accelerator.TCG, Accelerator.KVM, 4.0, "/usr/bin/qemu-system-x86_64")
-    node: Any = Node(LAB, LAB.nodes[0], cast(Host, None), Path("/nowhere"), environment)
+    nowhere = Path("/nowhere")
+    node: Any = Node(LAB, LAB.nodes[0], cast(Host, None), nowhere, environment, VolumeKeys(nowhere))
     before, after = (
         Puppet(HANDLE, {"buf-b64": _text(word), "eof": True}, {}) for word in (b"before", b"after")
     )

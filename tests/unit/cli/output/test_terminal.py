@@ -267,6 +267,7 @@ def test_nothing_is_printed_another_way() -> None:
     far = {
         "testbed/payload/exec_server.py",
         "testbed/drivers/host/private_files.py",
+        "testbed/drivers/places/volume_keys.py",
         "testbed/payload/inventory/base/collect.py",
         "testbed/payload/inventory/main.py",
         "testbed/payload/attacks/confinement.py",
