@@ -81,9 +81,9 @@ _HEAVY = _unlimited(
 )
 _HEAVY_SLICE = shell_breach(
     "guests outweigh the root partition",
-    opens=lambda _: f"echo 10000 > /sys/fs/cgroup/{SLICE}/cpu.weight",
+    opens=lambda _: f"echo 500 > /sys/fs/cgroup/{SLICE}/cpu.weight",
     closes=lambda _: f"echo {SLICE_WEIGHT} > /sys/fs/cgroup/{SLICE}/cpu.weight",
-    shows=lambda _: f"grep -qx 10000 /sys/fs/cgroup/{SLICE}/cpu.weight",
+    shows=lambda _: f"grep -qx 500 /sys/fs/cgroup/{SLICE}/cpu.weight",
 )
 _NO_MEMORY_LIMIT = _unlimited(
     "a worker may use all memory", "memory.max", "max", lambda guest: guest.most_memory
