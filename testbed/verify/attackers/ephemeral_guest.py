@@ -105,7 +105,7 @@ class Throwaway:
         domain, port, place = self.guest.domain, self.guest.nics[0].port, self.guest.node
         interfaces = " ".join(f"-- --if-exists del-port {tap}" for tap in (TAP, SECOND_TAP))
         profile = f"{_PROFILES}/libvirt-{self.guest.uuid}"
-        files = (_FOLDER, profile, f"{profile}.files", f"{_LOGS}/{domain}.log*", self.guest.console)
+        files = (_FOLDER, profile, f"{profile}.files", f"{_LOGS}/{domain}.log*", f"{self.guest.console}*")
         removals: dict[str, Callable[[], object]] = {
             f"the files of {domain} on {place}": lambda: self.node.host.must(f"rm -rf {' '.join(files)}"),
             f"the interfaces {TAP} and {SECOND_TAP} in the switch of {place}": lambda: self.node.host.must(
