@@ -17,7 +17,6 @@ from testbed.topology_file.quantities import KIB
 PERIOD = 100_000  # microseconds of the CPU's quota
 # Slice of all guests; its weight against a hundred of each slice of the root partition.
 SLICE, SLICE_WEIGHT = "machine.slice", 10
-DEFAULT_WEIGHT = 100  # of a control group (cgroup-v2, cpu.weight)
 THREADS = 128  # of a worker; QEMU's pool for disk operations has 64 at most
 UNITS = {  # drop-in files for the units of guests, as playbooks/roles/hypervisor/files has them
     "/etc/systemd/system/machine-.scope.d/testbed.conf": (
@@ -46,8 +45,7 @@ def add_limits(root: ET.Element, guest: Guest) -> None:
         sub(sub(root, "memtune"), "hard_limit", str(guest.most_memory // KIB), unit="KiB")
     if limits.cpu:
         tune = sub(root, "cputune")
-        if limits.cpu_weight != DEFAULT_WEIGHT:  # libvirt lets systemd write a file for each weight
-            sub(tune, "shares", str(limits.cpu_weight))
+        sub(tune, "shares", str(limits.cpu_weight))
         sub(tune, "global_period", str(PERIOD))
         sub(tune, "global_quota", str(quota(guest)))
 
