@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
-from checks.support.breaches import needs_guest, shell_breach
+from checks.support.breaches import needs_guest, unit_breach
 from checks.support.judging import judging
 from testbed import payload
 from testbed.errors import InstrumentError
@@ -19,7 +18,7 @@ from testbed.verify.fleet import Fleet
 
 _PROGRAM = Path(payload.__file__).parent / "node_traces.py"
 _SKIPPED = (IMAGES, POOLS, "/dev/pts", "/dev/shm")  # noqa: S108 - not written to
-_UNIT, _FILE = "breach-reaction", "/run/breach.trace"
+_FILE = "/run/breach.trace"
 # Waits for the first frame of the attacker's interface; packet(7), all protocols.
 _REACTION = f"""
 import socket, subprocess, time
@@ -39,14 +38,7 @@ def _reacting(name: str, command: str) -> Breach:
         command: what it does, once.
     """
     program = _REACTION.format(command=command)
-    return shell_breach(
-        name,
-        opens=lambda _: f"systemd-run -q --collect --unit={_UNIT} /usr/bin/python3 -c {shlex.quote(program)}",
-        closes=lambda _: (
-            f"systemctl stop {_UNIT} 2>/dev/null; rm -f {_FILE}; ! systemctl is-active -q {_UNIT}"
-        ),
-        shows=lambda _: f"systemctl is-active -q {_UNIT}",
-    )
+    return unit_breach(name, ("/usr/bin/python3", "-c", program), f"rm -f {_FILE}")
 
 
 @check(

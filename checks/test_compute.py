@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from checks.support.breaches import load, needs_guest, profile, rules, shell_breach
 from checks.support.lodger import lodger, start_lodger, stop_lodger
 from testbed.errors import InstrumentError
+from testbed.model.subjects import spare_worker
 from testbed.model.topology import POOLS
 from testbed.verify.attackers.worker import Attempt, Job, all_succeeded, in_words, processes
 from testbed.verify.breach_context import BreachContext
@@ -35,14 +36,6 @@ def _owners(context: BreachContext, form: str) -> list[str]:
     return context.host.must(
         f"for file in {files}; do [ -e $file ] && stat -c {form} /proc/$(cat $file); done; true"
     ).split()
-
-
-def _free_account(context: BreachContext) -> str:
-    return next(
-        f"worker{slot:02d}"
-        for slot in range(64)
-        if f"worker{slot:02d}" not in {guest.worker for guest in context.guests}
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +105,9 @@ def _mixed(identities: Mapping[str, _Identity], wanted: Mapping[str, int], kvm: 
         ),
         Breach(
             "a worker is in the group of another worker",
-            open=lambda context: start_lodger(context, account=_free_account(context)),
+            open=lambda context: start_lodger(
+                context, account=spare_worker(context.topology, context.node.name)[0]
+            ),
             close=stop_lodger,
             in_force=lambda context: _owners(context, "%g") == [str(lodger(context).uid)] * 2,
         ),

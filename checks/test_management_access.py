@@ -180,7 +180,9 @@ def _listeners(node: MachineView) -> list[str]:
         None if context.topology.machine(context.case).role is Role.NODE else "no hypervisor here"
     ),
     breaches=(
-        mode_breach("libvirt's socket is open to everybody", lambda _: SOCKETS[0], opened="666", shut="600"),
+        mode_breach(
+            "libvirt's socket is open to all accounts", lambda _: SOCKETS[0], opened="666", shut="600"
+        ),
     ),
 )
 def test_only_root_reaches_libvirt(fleet: Fleet, node: MachineView) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 
-from checks.support.breaches import controller, here, shell_breach
+from checks.support.breaches import controller, unit_breach
 from checks.support.judging import judging
 from testbed.hosts import remnants
 from testbed.model import subjects
@@ -17,7 +16,7 @@ from testbed.verify.fleet import Fleet
 
 _SETTLED, _PAUSE = 30.0, 2.0  # seconds that OVN may take to follow its database, and between two looks
 _SHOWN = 6
-_UNIT, _KEPT = "breach-keeping", "/var/lib/breach-kept"
+_KEPT = "/var/lib/breach-kept"
 # Waits for the guest's domain $d, with its process $p, and for its end.
 _ON_NODE = f"""
 until f=$(ls /run/libvirt/qemu/*.{NAME}.*.xml 2>/dev/null); do sleep 0.3; done
@@ -36,27 +35,16 @@ exec sleep 900
 """
 
 
-def _keeping(
-    name: str, present: str, gone: str = ":", undone: str = ":", *, kept: str, program: str = _ON_NODE
-) -> Breach:
-    """Return a breach: a program of a machine keeps something of a guest beyond its removal.
+def _keeping(name: str, present: str, gone: str = ":", undone: str = ":") -> Breach:
+    """Return a breach: a program of the node keeps something of a guest beyond its removal.
 
     Args:
         present: what it does while the guest is there.
         gone: what it does after that.
         undone: takes away what it has made.
-        kept: name of its unit.
     """
-    script = program.format(present=present, gone=gone)
-    return shell_breach(
-        name,
-        opens=lambda _: f"systemd-run -q --collect --unit={kept} /bin/sh -c {shlex.quote(script)}",
-        closes=lambda _: (
-            f"systemctl stop {kept} 2>/dev/null; rm -rf {_KEPT}*; {undone}; ! systemctl is-active -q {kept}"
-        ),
-        shows=lambda _: f"systemctl is-active -q {kept}",
-        where=controller if program is _IN_OVN else here,
-    )
+    script = _ON_NODE.format(present=present, gone=gone)
+    return unit_breach(name, ("/bin/sh", "-c", script), f"rm -rf {_KEPT}*; {undone}")
 
 
 def _has_room(context: BreachContext) -> str | None:
@@ -79,12 +67,10 @@ def _has_room(context: BreachContext) -> str | None:
         _keeping(
             "the console of a removed guest is kept",
             f'ln "/var/log/libvirt/qemu/$d.console.log" "{_KEPT}.$d"',
-            kept=_UNIT,
         ),
         _keeping(
             "a process of a removed guest's account stays",
             'setpriv --reuid="$(stat -c %u "/proc/$p")" --clear-groups sleep 900 &',
-            kept=_UNIT,
         ),
         _keeping(
             "the profile of a removed guest stays loaded",
@@ -93,21 +79,18 @@ def _has_room(context: BreachContext) -> str | None:
             f"sleep 3; apparmor_parser -r {_KEPT}; mv {_KEPT} /usr/local/kept-profile",
             "[ ! -e /usr/local/kept-profile ] || apparmor_parser -R /usr/local/kept-profile; "
             "rm -f /usr/local/kept-profile",
-            kept=_UNIT,
         ),
         _keeping(
             "an interface of a removed guest stays in the switch",
             'u=$(virsh -q domuuid "$d")',
             'ovs-vsctl add-port br-int tapkept -- set interface tapkept type=internal "external_ids:kept=$u"',
             "ovs-vsctl --if-exists del-port br-int tapkept",
-            kept=_UNIT,
         ),
-        _keeping(
+        unit_breach(
             "an address of a removed guest stays in OVN",
-            "",
-            undone="ovn-nbctl --if-exists destroy address_set kept",
-            kept=_UNIT,
-            program=_IN_OVN,
+            ("/bin/sh", "-c", _IN_OVN),
+            "ovn-nbctl --if-exists destroy address_set kept",
+            where=controller,
         ),
     ),
 )

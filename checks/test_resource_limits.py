@@ -90,22 +90,11 @@ _NO_MEMORY_LIMIT = _unlimited(
 )
 
 
-def _set_throttle(context: BreachContext, operations: int, octets: int) -> None:
-    for letter in "abcdefghijklmnop"[: len(context.guest.disks)]:
-        context.node.hypervisor.throttle_disk(
-            context.guest.domain,
-            f"vd{letter}",
-            context.guest.domain,
-            operations=operations,
-            octets=octets,
-        )
-
-
 _NO_THROTTLE = Breach(
     "the disks of a guest are not limited",
-    open=lambda context: _set_throttle(context, 0, 0),
-    close=lambda context: _set_throttle(
-        context, context.guest.limits.disk_operations, context.guest.limits.disk_bandwidth
+    open=lambda context: context.node.throttle(context.guest, 0, 0),
+    close=lambda context: context.node.throttle(
+        context.guest, context.guest.limits.disk_operations, context.guest.limits.disk_bandwidth
     ),
     in_force=lambda context: any(not item.octets for item in context.node.throttles(context.guest.domain)),
 )

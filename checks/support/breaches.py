@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations
 from typing import Any
@@ -16,6 +17,7 @@ from testbed.plan.ovn_acls import Acl
 from testbed.verify.breach_context import BreachContext, Host
 from testbed.verify.check import Breach
 
+_UNIT = "breach-program"
 TABLE = "ovs-ofctl -O OpenFlow15"
 
 
@@ -77,6 +79,28 @@ def mode_breach(
         opens=lambda context: f"chmod {opened} {path(context)}",
         closes=lambda context: f"chmod {shut} {path(context)}",
         shows=lambda context: f"[ $(stat -c %a {path(context)}) = {opened} ]",
+        where=where,
+    )
+
+
+def unit_breach(
+    name: str,
+    program: Sequence[str],
+    undone: str,
+    where: Callable[[BreachContext], Host] = here,
+) -> Breach:
+    """Return a breach by a program of a machine, which runs until the breach is closed.
+
+    Args:
+        program: its argument list.
+        undone: shell commands that take away what it has made, after it was stopped.
+        where: the machine.
+    """
+    return shell_breach(
+        name,
+        opens=lambda _: f"systemd-run -q --collect --unit={_UNIT} {shlex.join(program)}",
+        closes=lambda _: f"systemctl stop {_UNIT} 2>/dev/null; {undone}; ! systemctl is-active -q {_UNIT}",
+        shows=lambda _: f"systemctl is-active -q {_UNIT}",
         where=where,
     )
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from checks.support.breaches import has_strangers
+from checks.support.breaches import has_strangers, shell_breach
 from checks.support.device_breaches import booted_breach
 from testbed.errors import InstrumentError
 from testbed.model.topology import Guest, volume_secret
@@ -165,32 +165,24 @@ def _on_disk() -> Breach:
     def open_(context: BreachContext) -> None:
         context.host.must(f"umask 077; cat > {_KEY_FILE}", stdin=_key(context))
 
-    return Breach(
+    breach = shell_breach(
         "the key of a tenant is in a file of the node",
-        open=open_,
-        close=lambda context: _discard(context, f"shred -uf {_KEY_FILE} 2>/dev/null; [ ! -e {_KEY_FILE} ]"),
-        in_force=lambda context: context.host.sudo(f"test -s {_KEY_FILE}").status == 0,
-        applies=has_volume,
+        opens=lambda _: "",
+        closes=lambda _: f"shred -uf {_KEY_FILE} 2>/dev/null; [ ! -e {_KEY_FILE} ]",
+        shows=lambda _: f"test -s {_KEY_FILE}",
     )
+    return replace(breach, open=open_, applies=has_volume)
 
 
 def _folders_on_disk() -> Breach:
     place, other = "/var/lib/libvirt/qemu", "/var/lib/breach.qemu"
-    return Breach(
+    kind = f"$(findmnt -no FSTYPE {place} | tail -n 1)"
+    return shell_breach(
         "libvirt's folders of domains are on a disk",
-        open=lambda context: _discard(context, f"install -d -m 0711 {other} && mount --bind {other} {place}"),
-        close=lambda context: _discard(
-            context,
-            f"[ $(findmnt -no FSTYPE {place} | tail -n 1) = tmpfs ] || umount {place}; rm -rf {other}",
-        ),
-        in_force=lambda context: (
-            context.host.sudo(f"[ $(findmnt -no FSTYPE {place} | tail -n 1) != tmpfs ]").status == 0
-        ),
+        opens=lambda _: f"install -d -m 0711 {other} && mount --bind {other} {place}",
+        closes=lambda _: f"[ {kind} = tmpfs ] || umount {place}; rm -rf {other}",
+        shows=lambda _: f"[ {kind} != tmpfs ]",
     )
-
-
-def _discard(context: BreachContext, commands: str) -> None:
-    context.host.must(commands)
 
 
 BREACHES = (

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from testbed.model.reachability import Endpoint, joined
-from testbed.model.topology import AllowedFlow, Guest, GuestNic, Topology
+from testbed.model.topology import FIRST_WORKER_UID, AllowedFlow, Guest, GuestNic, Topology
+from testbed.topology_file.validation import WORKERS_PER_NODE
 
 _PREFERRED = ("tcp", "udp", "icmp")  # the protocol whose connections show most comes first
 
@@ -106,6 +107,17 @@ def sharers(topology: Topology, node: str) -> tuple[Guest, Guest] | None:
     """Return two guests on a node: of different tenants, if there are such."""
     guests = topology.guests_on(node)
     return strangers(topology, node) or (guests[:2] if len(guests) > 1 else None)  # type: ignore[return-value] # two of them
+
+
+def spare_worker(topology: Topology, node: str) -> tuple[str, int]:
+    """Return name and user id of the first account for workers that no guest of a node has.
+
+    Raises:
+        StopIteration: every account is in use.
+    """
+    used = {guest.uid for guest in topology.guests_on(node)}
+    slot = next(number for number in range(WORKERS_PER_NODE) if FIRST_WORKER_UID + number not in used)
+    return f"worker{slot:02d}", FIRST_WORKER_UID + slot
 
 
 def strangers(topology: Topology, node: str) -> tuple[Guest, Guest] | None:

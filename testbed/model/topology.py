@@ -25,6 +25,11 @@ _SECRET_NAMES = UUID("6f6b1d0e-5c0b-5a5e-9f0c-7a2f3f1c0b56")  # namespace of the
 _LARGEST = 640_000  # bits
 
 
+def file_length(file: str, size: int) -> int:
+    """Return the length of the file of a volume, both in bytes."""
+    return size + LUKS_HEADER if file.endswith(ENCRYPTED) else size
+
+
 def volume_secret(tenant: str) -> str:
     """Return the UUID of the libvirt secret that holds the key of a tenant's volumes on a node (STO-06)."""
     return str(uuid5(_SECRET_NAMES, tenant))
@@ -166,7 +171,7 @@ class Volume:
     @property
     def octets(self) -> int:
         """Length of its file."""
-        return self.size + LUKS_HEADER if self.encrypted else self.size
+        return file_length(self.file, self.size)
 
 
 @dataclass(frozen=True, slots=True)

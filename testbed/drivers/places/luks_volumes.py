@@ -25,11 +25,6 @@ _FORM = "cipher-alg=aes-256,cipher-mode=xts,ivgen-alg=plain64,hash-alg=sha256,it
 _HEAD = -(-LUKS_HEADER // 2**20)  # MiB of a container that are overwritten when it is removed
 
 
-def length(file: str, size: int) -> int:
-    """Return the length of the file of a volume, both in bytes."""
-    return size + LUKS_HEADER if file.endswith(ENCRYPTED) else size
-
-
 def capacity(file: str, octets: int) -> int:
     """Return the size of the volume in a file of a length, both in bytes."""
     return octets - LUKS_HEADER if file.endswith(ENCRYPTED) else octets

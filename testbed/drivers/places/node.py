@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +22,7 @@ from testbed.drivers.snapshots import guest_memory
 from testbed.drivers.ssh.client import BOOT, Host
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.environment import Environment
-from testbed.model.topology import ENCRYPTED, IMAGES, POOLS, Guest, Machine, Topology
+from testbed.model.topology import ENCRYPTED, IMAGES, POOLS, Guest, Machine, Topology, file_length
 from testbed.plan import compute_limits, policing
 from testbed.plan.diff import Action, Verb
 from testbed.plan.host_config.settings import FILTERS, GUEST_RECORDS, SOCKETS, settings
@@ -282,15 +283,15 @@ class Node:
         self.hypervisor.set_limits(
             guest.domain, memory=guest.most_memory, weight=own.cpu_weight, quota=(quota(guest), PERIOD)
         )
-        for letter in "abcdefghijklmnop"[: len(guest.disks)]:
-            self.hypervisor.throttle_disk(
-                guest.domain,
-                f"vd{letter}",
-                guest.domain,
-                operations=own.disk_operations,
-                octets=own.disk_bandwidth,
-            )
+        self.throttle(guest, own.disk_operations, own.disk_bandwidth)
         self.host.must(compute_limits.repair(guest.domain))
+
+    def throttle(self, guest: Guest, operations: int, octets: int) -> None:
+        """Limit what all disks of a running guest may do together: operations and bytes per second."""
+        for letter in ascii_lowercase[: len(guest.disks)]:
+            self.hypervisor.throttle_disk(
+                guest.domain, f"vd{letter}", guest.domain, operations=operations, octets=octets
+            )
 
     def _guest(self, label: str) -> Guest:
         return next(guest for guest in self.topology.guests if guest.label == label)
@@ -337,7 +338,7 @@ class Node:
             if path in guest.disks and self.hypervisor.runs(guest.domain):
                 self.hypervisor.resize_disk(guest.domain, path, size)
                 return
-        self.host.must(f"truncate -s {luks_volumes.length(file, size)} {shlex.quote(path)}")
+        self.host.must(f"truncate -s {file_length(file, size)} {shlex.quote(path)}")
 
     def _create_volume(self, pool: str, file: str, size: int, owner: int) -> None:
         """Make a new volume.

@@ -10,8 +10,7 @@ from testbed import payload
 from testbed.hosts.remnants import RECORDS
 from testbed.lab.guest_changes import change_guests
 from testbed.model import subjects
-from testbed.model.topology import ENCRYPTED, FIRST_WORKER_UID, Guest, GuestNic, Topology
-from testbed.topology_file.validation import WORKERS_PER_NODE
+from testbed.model.topology import ENCRYPTED, Guest, GuestNic, Topology
 from testbed.verify.fleet import Fleet, MachineView
 
 NAME = "departing"  # followed by a dot, which no name of a topology can have
@@ -82,8 +81,7 @@ class Departing:
 def _guest(topology: Topology, node: str) -> Guest:
     """Return a guest that is like the first one of a node, with names, account and addresses of its own."""
     model = topology.guests_on(node)[0]
-    used = {guest.uid for guest in topology.guests_on(node)}
-    slot = next(number for number in range(WORKERS_PER_NODE) if FIRST_WORKER_UID + number not in used)
+    worker, uid = subjects.spare_worker(topology, node)
     own = uuid.uuid4()
     taken = {nic.address for guest in topology.guests for nic in guest.nics if guest.tenant == model.tenant}
     network = topology.tenant(model.tenant).network(model.nics[0].network)
@@ -96,8 +94,8 @@ def _guest(topology: Topology, node: str) -> Guest:
         model,
         name=name,
         uuid=str(own),
-        worker=f"worker{slot:02d}",
-        uid=FIRST_WORKER_UID + slot,
+        worker=worker,
+        uid=uid,
         nics=(nic,),
         volumes=tuple(replace(volume, file=f"{name}.{volume.name}{ENCRYPTED}") for volume in model.volumes),
     )

@@ -17,8 +17,9 @@ from xml.etree import ElementTree as ET
 
 from testbed import timeouts
 from testbed.drivers.places.node import Node
+from testbed.model import subjects
 from testbed.model.reachability import Endpoint
-from testbed.model.topology import FIRST_WORKER_UID, IMAGES, Guest, GuestNic
+from testbed.model.topology import IMAGES, Guest, GuestNic
 from testbed.plan.libvirt_xml.guest import ONE_BUS, guest_xml
 from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.observation.port_counters import await_frames
@@ -65,8 +66,7 @@ class Throwaway:
             network: one of the guest's networks; its first one if empty.
         """
         node = fleet.lab.nodes[guest.node]
-        used = {item.uid for item in node.topology.guests_on(node.name)}
-        slot = next(number for number in range(64) if FIRST_WORKER_UID + number not in used)
+        worker, uid = subjects.spare_worker(node.topology, node.name)
         own = str(
             uuid.uuid5(uuid.UUID(guest.uuid), NAME)
         )  # always the same, since libvirt leaves a file for each UUID on the node
@@ -83,8 +83,8 @@ class Throwaway:
                 uuid=own,
                 memory=_MEMORY,
                 vcpus=1,
-                worker=f"worker{slot:02d}",
-                uid=FIRST_WORKER_UID + slot,
+                worker=worker,
+                uid=uid,
                 nics=(nic,),
                 volumes=(),
             ),

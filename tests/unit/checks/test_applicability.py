@@ -87,6 +87,7 @@ def _lab(topology: Topology) -> Any:
             boot=MagicMock(),
             keys=SimpleNamespace(key=lambda node, tenant: f"key of {tenant} on {node}".encode()),
             define_key=MagicMock(),
+            throttle=MagicMock(),
         )
         for node in topology.nodes
     }

@@ -15,28 +15,25 @@ print(__name__, confinement.fields("Uid:\\t7"), traces._LISTENS)
 """
 
 
-def test_modules_of_several_packages_are_imported_from_one_text(tmp_path: Path) -> None:
-    program = with_modules(_PROGRAM, ["node_traces", "attacks.confinement"])
-    done = subprocess.run(
+def _run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-I", "-S", "-"],
         input=program,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "__main__ {'Uid': '7'} 0A\n"
-
-
-def test_a_module_that_is_not_sent_is_not_there(tmp_path: Path) -> None:
-    program = with_modules(_PROGRAM, ["node_traces"])
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-"],
-        input=program,
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_modules_of_several_packages_are_imported_from_one_text(tmp_path: Path) -> None:
+    program = with_modules(_PROGRAM, ["node_traces", "attacks.confinement"])
+    done = _run(program, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "__main__ {'Uid': '7'} 0A\n"), done.stderr
+
+
+def test_a_module_that_is_not_sent_is_not_there(tmp_path: Path) -> None:
+    program = with_modules(_PROGRAM, ["node_traces"])
+    done = _run(program, tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "ModuleNotFoundError" in done.stderr or "ImportError" in done.stderr

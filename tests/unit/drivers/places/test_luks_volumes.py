@@ -14,7 +14,7 @@ from testbed.drivers.places import luks_volumes
 from testbed.drivers.places.volume_keys import VolumeKeys, fingerprint
 from testbed.errors import ProvisioningError
 from testbed.model.resolve import resolve
-from testbed.model.topology import LUKS_HEADER, volume_secret
+from testbed.model.topology import LUKS_HEADER, file_length, volume_secret
 from testbed.plan.diff import Action, Verb
 from testbed.plan.resources import HELD_KEY, Key, Kind, Resource
 from testbed.topology_file.loader import read
@@ -127,5 +127,5 @@ def test_a_container_is_made_as_long_as_is_expected(tmp_path: Path) -> None:
         capture_output=True,
     )
     assert made.returncode == 0, made.stderr
-    assert path.stat().st_size == luks_volumes.length(path.name, 2**20)
+    assert path.stat().st_size == file_length(path.name, 2**20)
     assert luks_volumes.capacity(path.name, path.stat().st_size) == 2**20
