@@ -49,10 +49,11 @@ class MachineState:
     """The result of one reading of a machine.
 
     Args:
-        found: what was read: at least files, networks and processes, or None.
+        found: what was read, or None.
         judgement: how it differs from its reference; None if it was not compared.
         blind: why it could not be read or compared; empty if it was.
         without: why it has no reference; empty if it has one.
+        began: start of the reading, in seconds since 1970.
         seconds: duration.
 
     """
@@ -61,6 +62,7 @@ class MachineState:
     judgement: Judgement | None = None
     blind: str = ""
     without: str = ""
+    began: float = 0.0
     seconds: float = 0.0
 
     @property
@@ -102,14 +104,14 @@ def look(
 
 
 def _timed(lab: Lab, machine: Machine, scope: Scope, only: tuple[str, ...]) -> MachineState:
-    started = time.monotonic()
+    began, started = time.time(), time.monotonic()
     try:
         found = _look(lab, machine, scope, only)
     except TestbedError as error:
         found = MachineState(blind=f"{error.what}: {error.fact}")
     except Exception as error:  # noqa: BLE001 - a hostile node must neither end the run nor pass
         found = MachineState(blind=f"{type(error).__name__}: {error}"[:400])
-    return replace(found, seconds=round(time.monotonic() - started, 2))
+    return replace(found, began=began, seconds=round(time.monotonic() - started, 2))
 
 
 def _look(lab: Lab, machine: Machine, scope: Scope, only: tuple[str, ...]) -> MachineState:
@@ -126,7 +128,7 @@ def _look(lab: Lab, machine: Machine, scope: Scope, only: tuple[str, ...]) -> Ma
     golden = golden_inventory.load(saved.folder)
     lines = expected.load(expected.words_of(lab.topology, machine))
     judgement = judge(origin, found, golden, lines, allowed.load(), scope=scope)
-    return MachineState(found if only == SURFACE_COLLECTORS else None, judgement)
+    return MachineState(found, judgement)
 
 
 def reading(fleet: Fleet, name: str) -> Inventory | None:

@@ -1,15 +1,19 @@
-"""Fixtures of the tests with real packets."""
+"""Fixtures of the tests with real packets and real emulators."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from testbed.drivers.host import accounts
+from testbed.drivers.host.process import as_root
+from testbed.drivers.host.workspace import Workspace
 from testbed.model.reachability import endpoints
 from testbed.model.resolve import resolve
 from testbed.topology_file.schema import Spec
@@ -72,3 +76,22 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
         for holder in holders:
             holder.kill()
             holder.communicate()  # which closes its pipe as well
+
+
+@pytest.fixture
+def lab_of_red(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+    """A lab with one machine, in a folder that other accounts can traverse, unlike pytest's own."""
+    if subprocess.run([*as_root(), "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("this user has no subordinate ids, or may make no user namespaces")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        Path(name).chmod(0o711)
+        monkeypatch.setattr(accounts, "registry_folder", lambda: Path(name) / "registry")
+        found = Workspace(Path(name) / "s", "red")
+        found.claim()
+        assert found.assign_account(Path(name), kvm=False) == ""
+        found.create()
+        found.make(found.machine("node"))
+        yield found
+        with found.locked():
+            found.remove()
+        assert not found.folder.exists()

@@ -11,13 +11,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from testbed.drivers.host import accounts, process
+from testbed.drivers.host import process
 from testbed.drivers.host.accounts import NUMBERS, WITHIN, privileged
 from testbed.drivers.host.process import as_root
 from testbed.drivers.host.workspace import Workspace
@@ -67,30 +65,12 @@ XML = """
 """  # noqa: E501 - lines of a program
 
 
-@pytest.fixture
-def workspace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
-    """A lab with one disk, in a folder that other accounts can traverse, unlike pytest's own."""
-    if subprocess.run([*as_root(), "true"], check=False, capture_output=True).returncode != 0:
-        pytest.skip("this user has no subordinate ids, or may make no user namespaces")
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
-        Path(name).chmod(0o711)
-        monkeypatch.setattr(accounts, "registry_folder", lambda: Path(name) / "registry")
-        found = Workspace(Path(name) / "s", "red")
-        found.claim()
-        assert found.assign_account(Path(name), kvm=False) == ""
-        found.create()
-        found.make(found.machine("node"))
-        yield found
-        with found.locked():
-            found.remove()
-        assert not found.folder.exists()
-
-
 def _owner(path: Path) -> tuple[int, int]:
     return path.stat().st_uid, path.stat().st_mode & 0o777
 
 
-def test_an_emulator_runs_as_its_labs_account_and_owns_its_own_disks_only(workspace: Workspace) -> None:
+def test_an_emulator_runs_as_its_labs_account_and_owns_its_own_disks_only(lab_of_red: Workspace) -> None:
+    workspace = lab_of_red
     base, disk = workspace.root / "base.qcow2", workspace.machine("node") / "vda.qcow2"
     console = disk.with_name("console.log")
     process.run(["qemu-img", "create", "-q", "-f", "qcow2", str(base), "1M"], what="no base", timeout=60)

@@ -24,6 +24,7 @@ from testbed.errors import MachineError
 # "Unused" in systemd's table (systemd.io/UIDS-GIDS), beyond useradd's subordinate ids and SSSD's usual range.
 FREEZER = 2_100_000_000  # of machines whose memory is saved for all labs; they belong to no lab
 NUMBERS = range(FREEZER + 1, FREEZER + 2**16)
+READER = FREEZER + 2**16  # of the program that reads file systems of machines
 WITHIN = range(
     60_001, 65_000
 )  # subordinate ids, as a user namespace counts them; containers seldom get that far
@@ -62,6 +63,16 @@ def privileged() -> bool:
 def freezer() -> Account:
     """Return the account of machines whose memory is saved; in a user namespace, our own."""
     return Account(FREEZER, FREEZER) if privileged() else ourselves()
+
+
+def reader(lab: Account) -> int:
+    """Return the number of the account that reads a machine's file system on the outer machine.
+
+    Args:
+        lab: the account of the lab's emulators, which reads it where we are not root outside.
+
+    """
+    return READER if privileged() else lab.uid
 
 
 def ourselves() -> Account:

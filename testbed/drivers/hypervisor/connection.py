@@ -405,6 +405,28 @@ class Hypervisor:
         with _said(f"cannot pause {name}"):
             self._find(name).suspend()
 
+    @contextmanager
+    def backup(self, name: str, description: str) -> Iterator[None]:
+        """Let a domain's QEMU offer disks as they are now, for the duration of the block.
+
+        A backup that a killed process has left is ended first.
+
+        Args:
+            name: of the domain, which runs on meanwhile.
+            description: a ``domainbackup`` of mode pull, whose scratch files exist.
+
+        """
+        domain = self._find(name)
+        with _said(f"the disks of {name} cannot be read"):
+            if domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
+                domain.abortJob()
+            domain.backupBegin(description, None, libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL)
+        try:
+            yield
+        finally:
+            with _said(f"a backup of {name} does not end"):
+                domain.abortJob()
+
     def monitor(self, name: str) -> Monitor:
         """Return the monitor of a domain's QEMU."""
         domain = self._find(name)

@@ -19,12 +19,22 @@ def started_from(overlay: Path) -> MemorySnapshot | None:
         OSError: the disk cannot be read, or the state has been removed.
 
     """
-    with overlay.open("rb") as disk:
-        head = disk.read(20)
-        at, size = struct.unpack(">QI", head[8:20])  # of the backing file's name (qcow2.txt, "Header")
-        disk.seek(at)
-        folder = Path(os.fsdecode(disk.read(min(size, 1023)))).parent
+    folder = base_of(overlay).parent
     found = next((saved for saved in stored(folder.parent) if saved.folder == folder), None)
     if found is None and folder.name.startswith(GOLDEN):
         raise FileNotFoundError(f"the saved memory that the machine started from is gone: {folder}")
     return found
+
+
+def base_of(overlay: Path) -> Path:
+    """Return the disk under an overlay.
+
+    Raises:
+        OSError: the overlay cannot be read.
+
+    """
+    with overlay.open("rb") as disk:
+        head = disk.read(20)
+        at, size = struct.unpack(">QI", head[8:20])  # of the backing file's name (qcow2.txt, "Header")
+        disk.seek(at)
+        return Path(os.fsdecode(disk.read(min(size, 1023))))

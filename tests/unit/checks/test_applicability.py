@@ -98,7 +98,7 @@ def _lab(topology: Topology) -> Any:
         host=hosts.__getitem__,
         central=MagicMock(),
         desired=desired,
-        workspace=SimpleNamespace(machine=lambda name: Path("/nowhere") / name),
+        workspace=SimpleNamespace(machine=lambda name: Path("/nowhere") / name, connection=""),
     )
 
 
