@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from testbed.inventory.reference import expected
 from testbed.inventory.reference.mounts import parts
 from testbed.inventory.reference.network import network, settings
 from testbed.inventory.reference.units import idle
 from testbed.model.resolve import resolve
+from testbed.model.topology import Plane
 from testbed.topology_file.loader import read
 
 ROOT = Path(__file__).parents[3]
@@ -111,3 +113,50 @@ def test_a_namespace_shows_the_size_of_tables_that_depend_on_memory_as_a_negativ
     own, path = f"net of system.slice/virtlogd.service {table}", f"first {table}"
     golden, found = {("setting", path): size}, {("setting", own): f"-{size}"}
     assert settings(TOPOLOGY, NODE, golden, found)["setting", own] == f"-{size}"
+
+
+ENDS = [str(node.address(Plane.FABRIC)) for node in TOPOLOGY.nodes]
+SHAPE = (
+    "proto esp mode transport; replay-window 32; aead rfc4106(gcm(aes)) <<Keys hidden>> 128; "
+    "sel src {}/32 dst {}/32"
+)
+TAP = next(guest for guest in TOPOLOGY.guests if guest.node == NODE.name).nics[0].tap
+INTERFACE = {
+    "flags": ["BROADCAST", "LOWER_UP", "MULTICAST", "UP"],
+    "allmulti": 0,
+    "mtu": 1500,
+    "txqlen": 1000,
+    "group": "default",
+    "linkinfo": {"info_data": {"type": "tap"}, "info_kind": "tun", "info_slave_kind": "openvswitch"},
+    "master": "ovs-system",
+}
+
+
+def _expected(domain: str, key: str, value: Any) -> bool:
+    lines = expected.load(expected.words_of(TOPOLOGY, NODE))
+    granted, _ = expected.grant({(domain, key): value}, {}, lines, NODE.role)
+    return (domain, key) in granted
+
+
+def test_keys_between_the_ends_of_tunnels_are_expected_and_no_others() -> None:
+    key, shape = f"first {ENDS[0]} {ENDS[1]}", SHAPE.format(*ENDS)
+    assert _expected("xfrm state", key, [shape])
+    selector = f"sel src {ENDS[0]}/32 dst {ENDS[1]}/32 proto udp sport 9 dport 6081"
+    asked = f"proto esp mode transport; replay-window 0; {selector}"
+    assert _expected("xfrm state", key, [asked, shape])
+    assert not _expected("xfrm state", f"first {ENDS[0]} 203.0.113.9", [shape])
+    assert not _expected("xfrm state", f"net of system.slice/x.service {ENDS[0]} {ENDS[1]}", [shape])
+    for part, other in (
+        ("aead rfc4106(gcm(aes))", "enc ecb(cipher_null)"),
+        ("transport", "tunnel"),
+        (ENDS[1], "0.0.0.0"),
+    ):
+        assert not _expected("xfrm state", key, [shape.replace(part, other)])
+        assert not _expected("xfrm state", key, [shape, shape.replace(part, other)])
+
+
+def test_an_interface_of_a_guest_has_the_usual_properties() -> None:
+    assert _expected("link", f"first {TAP}", INTERFACE)
+    for name, other in (("txqlen", 1007), ("mtu", 9000), ("group", "7"), ("allmulti", 1), ("master", "br0")):
+        assert not _expected("link", f"first {TAP}", INTERFACE | {name: other})
+    assert not _expected("link", "first tapdeadbeef", INTERFACE)

@@ -127,7 +127,7 @@ def transforms(records: Records, place: str) -> None:
         "" if netlink.empty(netlink.STATES) else programs.run(["ip", "-o", "xfrm", "state", "list", "nokeys"])
     )
     for text in kept.splitlines():
-        ends = _STATE.match(text)
+        ends = _STATE.match(text.replace("\\", " "))
         states[" ".join(ends.groups()) if ends else "?"].add(shape(text))
     for between, shapes in states.items():
         records.add("xfrm state", f"{place} {between}", sorted(shapes))
