@@ -135,7 +135,7 @@ def test_machines_show_what_their_disks_hold(fleet: Fleet, machine: MachineView)
     for last in (False, True):
         require_read(machine.name, state.gaps)
         assert state.found is not None  # a reading without gaps has been compared
-        disk, now, ahead = machine_disk.read_disk(fleet, machine)
+        disk, now, ahead = machine_disk.read_disks(fleet, machine)
         found = machine_disk.compare(state.found, disk, state.began + ahead, now)
         assert not found.hidden, "\n".join((f"{len(found.hidden)} files are hidden:", *found.hidden[:_SHOWN]))
         unknown = [path for path in found.later if ("file", path) not in state.found.records]

@@ -44,7 +44,7 @@ hypervisor = Hypervisor.embed(workspace.libvirt, account)
 hypervisor.create((workspace.root / "domain.xml").read_text())
 for _ in range(2):  # the second time shows that the first one has left nothing
     try:
-        found = dataclasses.asdict(read_changes(hypervisor, workspace, "node", "red", sys.argv[2]))
+        found = dataclasses.asdict(read_changes(hypervisor, workspace, "node", "red", "vda", sys.argv[2]))
     except TestbedError as error:
         found = {"error": f"{error.what}: {error.fact}"}
 left = sorted(path.name for path in machine.iterdir())

@@ -1,4 +1,4 @@
-"""What a machine's root disk holds, read from outside while the machine runs.
+"""What a machine's disk holds, read from outside while the machine runs.
 
 QEMU offers the disk as it was at one moment. A program without rights (`testbed.untrusted.disk_changes`)
 compares it with the disk from which the machine started, since the machine may have written anything.
@@ -23,13 +23,12 @@ from testbed.errors import InstrumentError
 from testbed.plan.libvirt_xml.machine import backup_xml
 from testbed.untrusted import bounded_json
 
-_DISK = "vda"
 _ANSWER = 16 * 2**20  # octets
 
 
 @dataclass(frozen=True, slots=True)
 class DiskChanges:
-    """How a machine's root disk differs from the one that it started from.
+    """How a machine's disk differs from the one that it started from.
 
     Args:
         changed: by path, what is at each inode that is new or differs: type, mode, owner, and ``changed``, in
@@ -47,15 +46,16 @@ class DiskChanges:
 
 
 def read_changes(
-    hypervisor: Hypervisor, workspace: Workspace, machine: str, domain: str, key: str
+    hypervisor: Hypervisor, workspace: Workspace, machine: str, domain: str, disk: str, key: str
 ) -> DiskChanges:
-    """Return how a running machine's root disk differs from the one that it started from.
+    """Return how a running machine's disk differs from the one that it started from.
 
     Args:
         hypervisor: libvirt that runs it, with folders of ours.
         workspace: folders of its lab.
         machine: its name.
         domain: name of its domain.
+        disk: target of the disk, such as vda.
         key: for digests of files that not every account may read.
 
     Raises:
@@ -67,29 +67,29 @@ def read_changes(
     remove_tree(*([folder] if folder.exists() else []))  # of a process that was killed
     workspace.make(folder)
     try:
-        disk = _copy(hypervisor, workspace, domain, folder)
+        copy = _copy(hypervisor, workspace, domain, disk, folder)
         base = folder / "base.raw"
-        _convert("qcow2", str(base_of(folder.parent / f"{_DISK}.qcow2")), base)
-        return _compared(machine, (base, disk), folder, accounts.reader(workspace.account), key)
+        _convert("qcow2", str(base_of(folder.parent / f"{disk}.qcow2")), base)
+        return _compared(machine, (base, copy), folder, accounts.reader(workspace.account), key)
     finally:
         remove_tree(folder)
 
 
-def _copy(hypervisor: Hypervisor, workspace: Workspace, domain: str, folder: Path) -> Path:
-    """Copy the disk as it is now to a raw file."""
-    offered, disk = folder / "offered", folder / "disk.raw"
+def _copy(hypervisor: Hypervisor, workspace: Workspace, domain: str, disk: str, folder: Path) -> Path:
+    """Copy a disk as it is now to a raw file, and return its path."""
+    offered, copy = folder / "offered", folder / "disk.raw"
     make_folder(offered, OWNER)
     scratch, socket = offered / "scratch.qcow2", offered / "socket"
     tool = process.require("qemu-img", package="qemu-utils")
-    base = base_of(folder.parent / f"{_DISK}.qcow2")
+    base = base_of(folder.parent / f"{disk}.qcow2")
     size = bounded_json.read(_run([tool, "info", "--output=json", "-f", "qcow2", str(base)]))["virtual-size"]
     _run([tool, "create", "-q", "-f", "qcow2", str(scratch), str(size)])
     for path in (offered, scratch):
         workspace.account.give(path)
     inside = [str(within_namespaces(path, workspace.folder)) for path in (socket, scratch)]
-    with hypervisor.backup(domain, backup_xml(_DISK, *inside)):
-        _convert("raw", f"nbd+unix:///{_DISK}?socket={inside[0]}", disk)
-    return disk
+    with hypervisor.backup(domain, backup_xml(disk, *inside)):
+        _convert("raw", f"nbd+unix:///{disk}?socket={inside[0]}", copy)
+    return copy
 
 
 def _convert(form: str, source: str, target: Path) -> None:

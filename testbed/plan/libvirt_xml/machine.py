@@ -230,19 +230,16 @@ def backup_xml(disk: str, socket: str, scratch: str) -> str:
     """Return a backup of mode pull: QEMU offers a disk as it is now by NBD, under the disk's own name.
 
     Args:
-        disk: target of the disk, such as vda; a machine has the three of `MachineFiles`.
+        disk: target of the disk, such as vda; others take no part.
         socket: path of the UNIX socket that QEMU makes.
         scratch: path of a qcow2 file, which receives what the machine overwrites meanwhile.
 
     """
     root = ET.Element("domainbackup", mode="pull")
     sub(root, "server", transport="unix", socket=socket)
-    disks = sub(root, "disks")
-    for target in ("vda", "vdb", "vdc"):
-        if target == disk:
-            chosen = sub(disks, "disk", name=disk, backup="yes", type="file", exportname=disk)
-            sub(chosen, "driver", type="qcow2")
-            sub(chosen, "scratch", file=scratch)
+    chosen = sub(sub(root, "disks"), "disk", name=disk, backup="yes", type="file", exportname=disk)
+    sub(chosen, "driver", type="qcow2")
+    sub(chosen, "scratch", file=scratch)
     return text_of(root)
 
 

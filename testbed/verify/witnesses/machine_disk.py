@@ -1,4 +1,4 @@
-"""A second witness of a machine's files: its disk, read from the outer machine (VMM-01).
+"""A second witness of a machine's files: its disks, read from the outer machine (VMM-01).
 
 A reading is what a machine says of itself. An intruder who is root there can make its programs lie, or set
 its clock back so that a new file looks older than the image. The disk shows each inode as it is. What has
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from testbed import payload
@@ -18,9 +18,12 @@ from testbed.drivers.snapshots.disk_view import DiskChanges
 from testbed.drivers.snapshots.origin import started_from
 from testbed.errors import InstrumentError
 from testbed.inventory.records import Inventory
+from testbed.model.topology import POOLS, Role
 from testbed.verify.fleet import Fleet, MachineView
 
 _PROGRAM = Path(payload.__file__).parent / "flush_disk.py"
+_DISKS = (("vda", "/"), ("vdc", POOLS))  # target and place; the second is a node's
+_WRONG = 15.0  # seconds by which a machine's clock may differ from ours
 _SLACK = 5.0  # seconds; a reading takes longer than one answer, and clocks differ
 _AHEAD = 60.0  # seconds by which a time on the disk may be later than the machine's clock
 _TOLD = ("type", "mode", "owner", "size", "sha256", "keyed sha256", "to")
@@ -79,35 +82,62 @@ def _difference(path: str, said: object, inode: Mapping[str, str | int]) -> str:
     return f"the machine says of {path}: {told}" if told else ""
 
 
-def read_disk(fleet: Fleet, machine: MachineView) -> tuple[DiskChanges, float, float]:
-    """Write out a machine's root file system, and read its disk from outside.
+def read_disks(fleet: Fleet, machine: MachineView) -> tuple[DiskChanges, float, float]:
+    """Write out a machine's file systems, and read their disks from outside.
 
     Returns:
-        The changes of the disk; the machine's clock, in seconds since 1970; and by how many seconds it is
+        The changes of the disks; the machine's clock, in seconds since 1970; and by how many seconds it is
         ahead of ours.
 
     Raises:
-        InstrumentError: one of them fails, or the disk is older than the request to write it out.
+        InstrumentError: one of them fails, a disk is older than the request to write it out, or the machine's
+            clock is wrong, so that the order of changes is unknown.
 
     """
+    role = fleet.topology.machine(machine.name).role
+    found = [_read(fleet, machine, *place) for place in _DISKS[: 2 if role is Role.NODE else 1]]
+    _, now, _ = found[-1]
+    whole = DiskChanges(
+        {path: inode for disk, _, _ in found for path, inode in disk.changed.items()},
+        tuple(path for disk, _, _ in found for path in disk.altered),
+        sum(disk.inodes for disk, _, _ in found),
+        min(disk.written for disk, _, _ in found),
+    )
+    return whole, now, found[0][2]
+
+
+def _read(fleet: Fleet, machine: MachineView, target: str, folder: str) -> tuple[DiskChanges, float, float]:
     asked = time.time()
-    clock = machine.python(_PROGRAM.read_text(), {"folder": "/"}, function="written_out")
-    ahead = float(clock["before"]) - (asked + time.time()) / 2
+    clock = machine.python(_PROGRAM.read_text(), {"folder": folder}, function="written_out")
     started = time.time()
+    ahead = float(clock["before"]) - (asked + started) / 2
+    if abs(ahead) > _WRONG + (started - asked) / 2:
+        fact = f"it differs from ours by {abs(ahead):.0f} s"
+        raise InstrumentError(f"the clock of {machine.name} is wrong", fact=fact, remedy="run `testbed up`")
     workspace = fleet.lab.workspace
-    saved = started_from(workspace.machine(machine.name) / "vda.qcow2")
+    saved = started_from(workspace.machine(machine.name) / f"{target}.qcow2")
     assert saved is not None  # the check does not apply otherwise
     disk = disk_view.read_changes(
         fleet.lab.outer.hypervisor,
         workspace,
         machine.name,
         fleet.topology.machine(machine.name).domain(fleet.topology.name),
+        target,
         golden_inventory.digest_key(saved.key),
     )
     told = {"inodes": disk.inodes, "changed": len(disk.changed), "altered": disk.altered}
-    fleet.evidence.record(machine.name, "disk", "its root disk, read from outside", told, started)
+    fleet.evidence.record(machine.name, "disk", f"{target}, read from outside", told, started)
     if disk.written < int(clock["before"]):
-        fact = f"its superblock was last written {clock['before'] - disk.written:.0f} s before that"
+        fact = f"the superblock of {folder} was last written {clock['before'] - disk.written:.0f} s before"
         remedy = "repeat the check; if that does not help, treat the machine as fallen"
         raise InstrumentError(f"{machine.name} has not written out its disk", fact=fact, remedy=remedy)
-    return disk, float(clock["after"]), ahead
+    return _at(folder.rstrip("/"), disk), float(clock["after"]), ahead
+
+
+def _at(folder: str, disk: DiskChanges) -> DiskChanges:
+    """Return the changes with paths as the machine has them."""
+    return replace(
+        disk,
+        changed={f"{folder}{path}": inode for path, inode in disk.changed.items()},
+        altered=tuple(f"{folder}{path}" for path in disk.altered),
+    )

@@ -94,7 +94,7 @@ def _check(monkeypatch: pytest.MonkeyPatch, readings: list[Inventory], disks: li
     looks = Looks(readings, disks)
     for name in ("state", "look"):
         monkeypatch.setattr(machine_reference, name, looks.state)
-    monkeypatch.setattr(machine_disk, "read_disk", looks.disk)
+    monkeypatch.setattr(machine_disk, "read_disks", looks.disk)
     machine: Any = SimpleNamespace(name="node")
     fleet: Any = looks
     test_machine_integrity.test_machines_show_what_their_disks_hold(fleet, machine)
