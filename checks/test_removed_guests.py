@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 
-from checks.support.breaches import controller, unit_breach
+from checks.support.breaches import controller, needs_room, unit_breach
 from checks.support.judging import judging
 from testbed.hosts import remnants
-from testbed.model import subjects
-from testbed.topology_file.validation import WORKERS_PER_NODE
 from testbed.verify.attackers.departing_guest import NAME, Departing
-from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Effect, check
 from testbed.verify.fleet import Fleet
 
@@ -47,22 +44,12 @@ def _keeping(name: str, present: str, gone: str = ":", undone: str = ":") -> Bre
     return unit_breach(name, ("/bin/sh", "-c", script), f"rm -rf {_KEPT}*; {undone}")
 
 
-def _has_room(context: BreachContext) -> str | None:
-    """Return why no further guest can come, or None."""
-    if not context.topology.guests:
-        return "the topology has no guest"
-    node = subjects.host(context.topology)
-    if len(context.topology.guests_on(node)) >= WORKERS_PER_NODE:
-        return f"every account for workers is in use on {node}"
-    return None
-
-
 @check(
     id="RES-02",
     objective="Nothing of a removed guest stays on its node or in OVN, and a new guest inherits nothing",
     severity="medium",
     effect=Effect.DISTURBS,
-    applies=_has_room,
+    applies=needs_room,
     breaches=(
         _keeping(
             "the console of a removed guest is kept",

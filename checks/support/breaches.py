@@ -14,6 +14,7 @@ from testbed.model.reachability import endpoints
 from testbed.model.topology import Guest, GuestNic
 from testbed.plan.host_config import nd_guard
 from testbed.plan.ovn_acls import Acl
+from testbed.topology_file.validation import WORKERS_PER_NODE
 from testbed.verify.breach_context import BreachContext, Host
 from testbed.verify.check import Breach
 
@@ -117,6 +118,16 @@ def needs_guest(context: BreachContext) -> str | None:
         if context.guests
         else f"no guest runs on {context.node.name}, so no worker, volume or frame of a guest is there"
     )
+
+
+def needs_room(context: BreachContext) -> str | None:
+    """Return why no further guest can come to the first node that has guests, or None."""
+    if not context.topology.guests:
+        return "the topology has no guest"
+    node = subjects.host(context.topology)
+    if len(context.topology.guests_on(node)) >= WORKERS_PER_NODE:
+        return f"every account for workers is in use on {node}"
+    return None
 
 
 def needs_other_tenants(context: BreachContext) -> str | None:

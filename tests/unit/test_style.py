@@ -31,6 +31,7 @@ ALLOWED = {
     "data_files": {"errors"},
     "payload": set(),
     "payload.attacks": set(),
+    "payload.residues": set(),
     "payload.inventory.base": set(),
     "payload.inventory.host": {"payload.inventory.base"},
     "payload.inventory.network": {"payload.inventory.base", "payload.inventory.host"},

@@ -1,4 +1,4 @@
-"""A guest that comes and goes by the actions of `up`, as one that a topology gains and loses (RES-02)."""
+"""Guests that come and go by the actions of `up`, as those of a topology do (RES-02, STO-04)."""
 
 from __future__ import annotations
 
@@ -30,15 +30,19 @@ _LISTINGS = {
 }
 
 
-class Departing:
-    """The guest, on the first node that has guests, and of the tenant of its first guest."""
+class Passing:
+    """A guest on a node, which is not in the topology of the lab.
 
-    def __init__(self, fleet: Fleet) -> None:
+    Args:
+        guest: see `guest_like`.
+    """
+
+    def __init__(self, fleet: Fleet, guest: Guest) -> None:
         self._fleet = fleet
-        self.node = fleet.machines[subjects.host(fleet.topology)]
-        self.controller = fleet.machines[fleet.topology.controller.name]
-        self.guest = _guest(fleet.topology, self.node.name)
-        self._with = fleet.topology.with_guest(self.guest)
+        self.node = fleet.machines[guest.node]
+        self.guest = guest
+        self._with = fleet.topology.with_guest(guest)
+        self._there = False
 
     def arrive(self) -> None:
         """Create the guest and everything that belongs to it, and wait until it runs.
@@ -46,15 +50,41 @@ class Departing:
         Raises:
             ProvisioningError: an action fails.
         """
+        self._there = True
         change_guests(self._fleet.lab, self.node.name, self._fleet.topology, self._with)
 
-    def leave(self) -> None:
-        """Remove the guest as `up` does, after it is taken out of the topology.
+    def grow(self, size: int) -> None:
+        """Make the volumes of the running guest larger.
+
+        Args:
+            size: of each in bytes.
 
         Raises:
             ProvisioningError: an action fails.
         """
-        change_guests(self._fleet.lab, self.node.name, self._with, self._fleet.topology)
+        volumes = tuple(replace(volume, size=size) for volume in self.guest.volumes)
+        before, self.guest = self._with, replace(self.guest, volumes=volumes)
+        self._with = self._fleet.topology.with_guest(self.guest)
+        change_guests(self._fleet.lab, self.node.name, before, self._with)
+
+    def leave(self) -> None:
+        """Remove the guest as `up` does, after it is taken out of the topology; it may have left already.
+
+        Raises:
+            ProvisioningError: an action fails.
+        """
+        if self._there:
+            change_guests(self._fleet.lab, self.node.name, self._with, self._fleet.topology)
+            self._there = False
+
+
+class Departing(Passing):
+    """The guest, on the first node that has guests, and of the tenant of its first guest."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        node = subjects.host(fleet.topology)
+        super().__init__(fleet, guest_like(fleet.topology, fleet.topology.guests_on(node)[0]))
+        self.controller = fleet.machines[fleet.topology.controller.name]
 
     def look(self, machine: MachineView) -> object:
         """Return what names the guest on a machine or belongs to its account: see `testbed.hosts.remnants`.
@@ -78,10 +108,9 @@ class Departing:
         return [self.guest.uuid, self.guest.domain, self.guest.label, nic.tap, nic.mac, nic.port]
 
 
-def _guest(topology: Topology, node: str) -> Guest:
-    """Return a guest that is like the first one of a node, with names, account and addresses of its own."""
-    model = topology.guests_on(node)[0]
-    worker, uid = subjects.spare_worker(topology, node)
+def guest_like(topology: Topology, model: Guest) -> Guest:
+    """Return a guest that is like one of the topology, with names, account and addresses of its own."""
+    worker, uid = subjects.spare_worker(topology, model.node)
     own = uuid.uuid4()
     taken = {nic.address for guest in topology.guests for nic in guest.nics if guest.tenant == model.tenant}
     network = topology.tenant(model.tenant).network(model.nics[0].network)

@@ -67,8 +67,10 @@ class _AnyFile(str):
 
 
 def _monitor(_: str, command: str, __: dict[str, object]) -> object:
-    """Answer as a QEMU that has one container open, and has ended the job of a breach."""
+    """Answer as a QEMU that has one image open, and has ended the job of a breach."""
+    image = {"file": _AnyFile(), "node-name": "image", "image": {}}
     answers: dict[str, object] = {
+        "query-block": [{"inserted": image}],
         "query-named-block-nodes": [{"node-name": "container", "drv": "luks", "file": _AnyFile()}],
         "query-jobs": [{"id": "breach", "status": "concluded"}],
     }

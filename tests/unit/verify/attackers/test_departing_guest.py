@@ -78,6 +78,33 @@ def test_what_is_created_is_removed() -> None:
     assert order.index(Kind.GUEST) < order.index(Kind.VOLUME)
 
 
+def test_a_volume_grows_and_its_guest_stays() -> None:
+    made, log, _ = departing()
+    made.arrive()
+    before = made.guest
+    log.clear()
+    made.grow(2 * before.volumes[0].size)
+    assert [(action.verb, action.key.kind, action.changes) for action in log if action] == [
+        (Verb.UPDATE, Kind.VOLUME, ("size",))
+    ] * len(before.volumes)
+    log.clear()
+    made.leave()
+    assert {action.key.name for action in log if action and action.key.kind is Kind.VOLUME} == {
+        f"{made.guest.tenant}/{path.rpartition('/')[2]}" for path in before.disks
+    }
+
+
+def test_a_guest_leaves_once() -> None:
+    made, log, _ = departing()
+    made.leave()
+    assert log == []
+    made.arrive()
+    made.leave()
+    log.clear()
+    made.leave()
+    assert log == []
+
+
 def test_connections_are_closed_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     made, log, _ = departing()
 
