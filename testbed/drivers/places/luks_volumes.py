@@ -22,6 +22,7 @@ _MARK = "testbed key "  # of a secret's description, before the fingerprint
 # The key has 256 random bits, so that its derivation need not be slow (RFC 8018, 4.2). The time is in
 # milliseconds; QEMU makes at least 1000 rounds.
 _FORM = "cipher-alg=aes-256,cipher-mode=xts,ivgen-alg=plain64,hash-alg=sha256,iter-time=10"
+TRIES = 5  # to make a container
 _HEAD = -(-LUKS_HEADER // 2**20)  # MiB of a container that are overwritten when it is removed
 
 
@@ -31,18 +32,23 @@ def capacity(file: str, octets: int) -> int:
 
 
 def make(path: str, size: int) -> str:
-    """Return the command that makes a container; its standard input is the key.
+    """Return the commands that make a container; their standard input is the key.
 
-    It fails if the data do not begin where they are expected.
+    QEMU measures how long a key takes, and gives up on a busy node ("Unable to get accurate CPU usage"), so
+    it is asked again. The commands fail if the data do not begin where they are expected.
 
     Args:
         path: a word of a shell.
         size: bytes of the volume.
 
     """
-    return (
+    create = (
         f"qemu-img create -q -f luks --object secret,id=key,file=/dev/stdin -o key-secret=key,{_FORM} "
-        f"{path} {size} && [ $(stat -c %s {path}) = {size + LUKS_HEADER} ]"
+        f"{path} {size}"
+    )
+    return (
+        f'key=$(cat); tries={TRIES}; until printf %s "$key" | {create}; do tries=$((tries - 1)); '
+        f"[ $tries -gt 0 ] || exit 1; sleep 1; done; [ $(stat -c %s {path}) = {size + LUKS_HEADER} ]"
     )
 
 

@@ -129,3 +129,27 @@ def test_a_container_is_made_as_long_as_is_expected(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     assert path.stat().st_size == file_length(path.name, 2**20)
     assert luks_volumes.capacity(path.name, path.stat().st_size) == 2**20
+
+
+@pytest.mark.parametrize(("failures", "status"), [(2, 0), (luks_volumes.TRIES, 1)])
+def test_a_container_that_a_busy_node_did_not_make_is_made_again(
+    tmp_path: Path, failures: int, status: int
+) -> None:
+    """The first calls of qemu-img fail after they have read the key; each gets the whole key."""
+    program, keys, path = tmp_path / "qemu-img", tmp_path / "keys", tmp_path / "volume"
+    program.write_text(
+        f"#!/bin/sh\ncat >> {keys}; echo >> {keys}\n"
+        f"[ $(wc -l < {keys}) -gt {failures} ] && truncate -s {2**20 + LUKS_HEADER} {path}\n"
+    )
+    program.chmod(0o755)
+    command = luks_volumes.make(str(path), 2**20).replace("sleep 1", ":")
+    done = subprocess.run(
+        ["/bin/sh", "-c", command],
+        input=b"5eed",
+        check=False,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    assert done.returncode == status
+    tried = min(failures + 1, luks_volumes.TRIES)
+    assert keys.read_text().split() == ["5eed"] * tried
+    assert path.exists() == (status == 0)
