@@ -1,6 +1,6 @@
 """Rules about remnants: what names a guest, or belongs to its account, after its removal (RES-02). Pure.
 
-`testbed.payload.guest_remnants` finds them on a machine.
+`testbed.payload.residues.guest_remnants` finds them on a machine.
 """
 
 from __future__ import annotations

@@ -212,6 +212,7 @@ def test_3_every_check_passes_and_a_part_of_them_is_proven(environment: dict[str
         "CMP-04",
         "DEV-01",
         "DEV-02",
+        "DEV-03",
         "DEV-04",
         "ACC-02",
         "ACC-05",

@@ -78,7 +78,7 @@ WHOLE = ("drivers", "engine", "lab")  # where these are allowed, all of their su
 ONE_FILE = {
     "subprocess": {
         "drivers/host/process.py",
-        "payload/guest_remnants.py",
+        "payload/residues/guest_remnants.py",
         "payload/image_probe.py",
         "payload/inventory/base/programs.py",
         "payload/volume_encryption.py",

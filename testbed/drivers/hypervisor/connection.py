@@ -107,6 +107,15 @@ def _said(what: str, error: type[TestbedError] = ProvisioningError) -> Iterator[
         raise error(
             what, fact=fact, remedy="run `testbed status`; `testbed up` repairs what it can"
         ) from failure
+    except (
+        SystemError,
+        UnicodeDecodeError,
+    ) as failure:  # libvirt passes on octets of a guest in its messages
+        if not isinstance(failure.__cause__ or failure, UnicodeDecodeError):
+            raise
+        raise error(
+            what, fact="libvirt passes on text that is not UTF-8", remedy="rebuild the guest"
+        ) from failure
 
 
 def _bounded(xml: str) -> str:

@@ -14,7 +14,7 @@ from testbed.model.topology import ENCRYPTED, Guest, GuestNic, Topology
 from testbed.verify.fleet import Fleet, MachineView
 
 NAME = "departing"  # followed by a dot, which no name of a topology can have
-_PROGRAM = Path(payload.__file__).parent / "guest_remnants.py"
+_PROGRAM = Path(payload.__file__).parent / "residues/guest_remnants.py"
 _LISTINGS = {
     "node": {
         "switch": ["ovsdb-client", "dump", "unix:/run/openvswitch/db.sock"],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.payload import guest_remnants
+from testbed.payload.residues import guest_remnants
 
 NAME = "red.departing.5e1f"
 FREE = 64163  # an account that this machine does not use

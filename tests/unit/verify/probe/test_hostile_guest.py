@@ -339,6 +339,41 @@ def test_an_agents_answer_is_read_within_bounds(text: str, monkeypatch: pytest.M
         hypervisor.agent("red.web", "guest-info", {}, 5)
 
 
+def _undecodable(*_: object) -> str:
+    return b"\xff".decode()
+
+
+def _undecodable_message(*_: object) -> str:
+    """Fail as libvirt-python does when its handler of errors meets a message that is not UTF-8."""
+    try:
+        return b"\xff".decode()
+    except UnicodeDecodeError as error:
+        raise SystemError("returned a result with an exception set") from error
+
+
+@pytest.mark.parametrize("answer", [_undecodable, _undecodable_message])
+def test_an_agents_text_that_is_not_utf8_is_an_error_of_its_guest(
+    answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", answer)
+    hypervisor: Any = Hypervisor.__new__(Hypervisor)
+    hypervisor._asked, hypervisor._cut = {"red.web": object()}, lambda: None
+    with pytest.raises(InstrumentError, match=r"red\.web") as failure:
+        hypervisor.agent("red.web", "guest-info", {}, 5)
+    assert failure.value.fact == "libvirt passes on text that is not UTF-8"
+
+
+def test_another_error_of_the_library_is_no_text_of_a_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        raise SystemError("bad call")
+
+    monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", fail)
+    hypervisor: Any = Hypervisor.__new__(Hypervisor)
+    hypervisor._asked, hypervisor._cut = {"red.web": object()}, lambda: None
+    with pytest.raises(SystemError, match="bad call"):
+        hypervisor.agent("red.web", "guest-info", {}, 5)
+
+
 def test_a_libvirt_that_lives_and_does_not_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
     monkeypatch.setattr("testbed.drivers.hypervisor.connection._LONGEST", -4.8)
