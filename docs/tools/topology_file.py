@@ -23,6 +23,8 @@ _READ_BY = {
     "parse_size": ("size", "KiB, MiB, GiB"),
     "parse_bandwidth": ("bandwidth", "kbit/s, Mbit/s, Gbit/s"),
     "parse_packets": ("packet rate", "packets per second"),
+    "_volume": ("size, or a mapping", "KiB, MiB, GiB"),
+    "_file_name": ("file", ""),
     "_network_text": ("IPv4 range", ""),
     "parse": ("IPv4 range, or a list of it and an IPv6 range", ""),
 }
@@ -92,6 +94,7 @@ def _nested(annotation: Any) -> Iterator[tuple[type[BaseModel], bool]]:
         yield annotation, False
     elif get_origin(annotation) is dict:
         value = get_args(annotation)[1]
+        value = get_args(value)[0] if get_origin(value) is Annotated else value
         if inspect.isclass(value) and issubclass(value, BaseModel):
             yield value, True
 
@@ -119,6 +122,8 @@ _EXAMPLES = {
     "node": "node-a",
     "network": "[app, back]",
     "connections": "64",
+    "image": "disk.qcow2",
+    "format": "qcow2",
 }
 
 
@@ -163,7 +168,7 @@ def _composed(annotation: Any) -> Kind:
     if origin is list:
         return Kind("list of flows", inner=get_args(arguments[0])[1:])
     if origin is Literal:
-        return Kind(f"`{arguments[0]}`")
+        return Kind(" or ".join(f"`{value}`" for value in arguments))
     if type(None) in arguments:
         return kind_of(arguments[0], ())
     msg = f"no words for {annotation}"
@@ -240,6 +245,9 @@ def _rules() -> list[str]:
         "- Memory of guests and `memory_overhead` must fit what is left of it.",
         f"- The volumes of a node's guests must fit nine tenths of {format_size(rules.POOL)}. Root disks, of "
         f"{format_size(rules.ROOT_DISK)} each, are there as well: DOS-04 fails where they may not fit.",
+        f"- A volume with an image has at most {format_size(rules.IMPORTED)}. The image is a regular file, "
+        "raw or qcow2 (version 2 or 3, compressed with zlib or not) without backing file, data file, "
+        "encryption, snapshots and bitmaps, and its disk fits the volume. The rest of the volume is zeros.",
         f"- The outer machine keeps {format_size(rules.MACHINE_RESERVE)} for itself.",
         f"- A node runs at most {rules.WORKERS_PER_NODE} guests.",
         f"- A node tracks {rules.TRACKED_CONNECTIONS} connections.",

@@ -67,6 +67,11 @@ def spec_of(name: str | Path) -> tuple[Spec, str]:
     return found.spec, found.text
 
 
+def folder_of(name: str | Path) -> Path | None:
+    """Return the folder of a topology file, or None for the name of a lab."""
+    return None if str(name) in labs(state_root()) else (_file(str(name)) or Path(name)).parent
+
+
 def workspace_of(name: str | Path) -> Workspace:
     """Return the workspace of a lab, by its name or its topology file.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from testbed import data_files
 from testbed.cli import consent
-from testbed.cli.context import spec_of
+from testbed.cli.context import folder_of, spec_of
 from testbed.cli.invocation.interrupts import ended_at_once, interruptible
 from testbed.cli.output.terminal import displayed, say, undisplay, warn
 from testbed.drivers.capabilities import doctor
@@ -24,6 +24,7 @@ from testbed.drivers.host.workspace import Workspace, cache_root, state_root
 from testbed.drivers.hypervisor import external_daemon
 from testbed.drivers.hypervisor.connection import started
 from testbed.drivers.namespaces import lab_namespaces
+from testbed.drivers.places import image_import
 from testbed.drivers.snapshots.checkpoint import Checkpoint
 from testbed.drivers.snapshots.checkpoint_store import CheckpointStore
 from testbed.engine import apply
@@ -101,6 +102,9 @@ def bring_up(
         running = lab_namespaces.find(topology.name, workspace.root) is not None
         _require_connection(workspace, way.connect, running=running)
         topology, inputs = _going_on(spec, topology, inputs, workspace, way)
+        beside = folder_of(source)
+        if beside:
+            image_import.copy(topology, beside, workspace.images)
         if not running:
             _store(topology, text, workspace)
             _begin(inputs, workspace, way)

@@ -254,6 +254,7 @@ def open_lab(
             workspace.machine(node.name) / "libvirt.sock",
             inputs.environment,
             keys,
+            workspace.images,
         )
         for node in topology.nodes
     }

@@ -23,6 +23,7 @@ from testbed.model.topology import (
     AllowedFlow,
     Guest,
     GuestNic,
+    Image,
     LabNetwork,
     Limits,
     Machine,
@@ -215,7 +216,15 @@ def _guest(
         )
         for network, host in hosts
     )
-    volumes = tuple(Volume(label, size, f"{name}.{label}{ENCRYPTED}") for label, size in item.volumes.items())
+    volumes = tuple(
+        Volume(
+            label,
+            volume.size,
+            f"{name}.{label}{ENCRYPTED}",
+            Image(volume.image, volume.form) if volume.image else None,
+        )
+        for label, volume in item.volumes.items()
+    )
     return Guest(
         tenant=tenant,
         name=name,
@@ -249,5 +258,9 @@ def _digest(
 
 
 def _present(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Leave out the IPv6 fields of a network without IPv6, so that its lab keeps its digest."""
-    return {name: value for name, value in pairs if value is not None or not name.endswith("6")}
+    """Leave out IPv6 fields of a network without IPv6, and images that are none: a lab keeps its digest."""
+    return {
+        name: value
+        for name, value in pairs
+        if value is not None or not (name.endswith("6") or name == "image")
+    }

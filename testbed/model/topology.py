@@ -156,12 +156,21 @@ class GuestNic:
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """A file whose content a new volume begins with, as the topology names it, and its declared format."""
+
+    file: str
+    form: str
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """A guest's extra disk, in bytes."""
 
     name: str
     size: int
     file: str
+    image: Image | None = None
 
     @property
     def encrypted(self) -> bool:

@@ -51,6 +51,7 @@ SEVERITY = {
     "RES-02": "medium",
     "STO-01": "critical",
     "STO-02": "critical",
+    "STO-03": "high",
     "STO-05": "high",
     "STO-06": "high",
     "STO-07": "high",

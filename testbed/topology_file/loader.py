@@ -30,6 +30,7 @@ from testbed.topology_file.schema import (
     NodeSpec,
     Spec,
     TenantSpec,
+    VolumeSpec,
 )
 from testbed.topology_file.yaml_source import Document, Limit, Path, Value, at, dotted, parse, shown
 
@@ -42,6 +43,7 @@ _PLACES: tuple[tuple[tuple[str | None, ...], type[BaseModel]], ...] = (
     (("nodes", None), NodeSpec),
     (("tenants", None), TenantSpec),
     (("tenants", None, "guests", None), GuestSpec),
+    (("tenants", None, "guests", None, "volumes", None), VolumeSpec),
     (("tenants", None, "limits"), LimitsSpec),
     (("tenants", None, "guests", None, "limits"), LimitsSpec),
 )

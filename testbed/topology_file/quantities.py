@@ -127,15 +127,29 @@ def _within(least: int, most: int) -> AfterValidator:
     """Return a validator of sizes, with both bounds in bytes."""
 
     def bounded(size: int) -> int:
-        if not least <= size <= most:
-            msg = (
-                f"{format_size(size)} is not possible here; write a size from {format_size(least)} to "
-                f"{format_size(most)}"
-            )
-            raise ValueError(msg)
-        return size
+        return _bounded(size, least, most)
 
     return AfterValidator(bounded)
+
+
+def _bounded(size: int, least: int, most: int) -> int:
+    if not least <= size <= most:
+        msg = (
+            f"{format_size(size)} is not possible here; write a size from {format_size(least)} to "
+            f"{format_size(most)}"
+        )
+        raise ValueError(msg)
+    return size
+
+
+def parse_volume_size(value: object) -> int:
+    """Return the size of a volume in bytes from text such as ``64 MiB``.
+
+    Raises:
+        ValueError: the text is no size, or the size is not possible.
+
+    """
+    return _bounded(parse_size(value), MIB, 16 * TIB)
 
 
 Size = Annotated[

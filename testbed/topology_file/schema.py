@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     WithJsonSchema,
     model_validator,
 )
@@ -33,6 +34,7 @@ from testbed.topology_file.quantities import (
     PacketRate,
     Percentage,
     VolumeSize,
+    parse_volume_size,
 )
 from testbed.topology_file.yaml_source import shown
 
@@ -180,6 +182,76 @@ class LimitsSpec(_Strict):
     )
 
 
+def _file_name(value: object) -> object:
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST or not value.isprintable():
+        msg = f"{shown(value)} is not the name of a file; write up to {_LONGEST} printable characters"
+        raise ValueError(msg)
+    return value
+
+
+_LONGEST = 255  # characters of a file's name
+FileName = Annotated[
+    str,
+    BeforeValidator(_file_name),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": _LONGEST}),
+]
+
+
+class VolumeSpec(_Strict):
+    """An extra disk of a guest. A size alone, such as ``64 MiB``, stands for a volume without an image."""
+
+    size: VolumeSize = Field(description="size of the volume, with unit")
+    image: FileName | None = Field(
+        default=None,
+        description="file whose content the new volume begins with, relative to the topology file",
+    )
+    format: Literal["raw", "qcow2"] | None = Field(
+        default=None, description="format of the image; it follows from the ends `.raw` and `.qcow2`"
+    )
+
+    @property
+    def form(self) -> str:
+        """Format of the image as it is declared; it is never found out from the content (STO-02)."""
+        return self.format or _FORMS.get((self.image or "").rpartition(".")[2], "")
+
+
+_FORMS = {"raw": "raw", "qcow2": "qcow2"}
+
+
+def _volume(value: object) -> object:
+    """Read a size alone as a volume without an image."""
+    return value if isinstance(value, dict | VolumeSpec) else VolumeSpec(size=_text(value))
+
+
+def _text(value: object) -> int:
+    """Return a size that has the form of a volume's; `VolumeSpec` reads it once more."""
+    parse_volume_size(value)
+    return value  # type: ignore[return-value]
+
+
+VolumeEntry = Annotated[
+    VolumeSpec,
+    BeforeValidator(_volume),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                TypeAdapter(VolumeSize).json_schema(),
+                {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["size"],
+                    "properties": {
+                        "size": TypeAdapter(VolumeSize).json_schema(),
+                        "image": TypeAdapter(FileName).json_schema(),
+                        "format": {"enum": ["raw", "qcow2"]},
+                    },
+                },
+            ]
+        }
+    ),
+]
+
+
 class GuestSpec(_Strict):
     """A tenant's virtual machine, nested in a node."""
 
@@ -197,8 +269,10 @@ class GuestSpec(_Strict):
         le=16,
         description="virtual CPUs of the guest, at most those of its node",
     )
-    volumes: dict[Name, VolumeSize] = Field(
-        default_factory=dict, max_length=15, description="extra volumes: name and size with unit"
+    volumes: dict[Name, VolumeEntry] = Field(
+        default_factory=dict,
+        max_length=15,
+        description="extra volumes: name and size with unit, or a mapping with an image",
     )
     limits: LimitsSpec = Field(default=LimitsSpec(), description="what is missing comes from the tenant")
 

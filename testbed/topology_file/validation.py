@@ -30,6 +30,7 @@ DEFAULT_LIMITS = {
     "disk_operations": 500,
     "disk_bandwidth": 4 * MIB,
 }
+IMPORTED = 128 * MIB  # of a volume that begins with an image
 POOL = 32 * GIB  # file system of a node's volumes
 ROOT_DISK = 2 * GIB  # of each guest
 _POOL_SHARE = 0.9  # of the file system, for content; the rest is for its own structures and those of qcow2
@@ -150,6 +151,7 @@ def _guests(spec: Spec, declared: Declared, tenant_name: str, tenant: TenantSpec
     for name, guest in tenant.guests.items():
         place: Path = ("tenants", tenant_name, "guests", name)
         yield from _placement(spec, declared, place, guest)
+        yield from _images(tenant_name, name, guest)
         known = declared.networks.get(tenant_name, frozenset())
         if not guest.networks and len(known) > 1:
             yield (
@@ -271,9 +273,29 @@ def _node_load(spec: Spec) -> Iterator[Finding]:
             )
 
 
+def _images(tenant: str, name: str, guest: GuestSpec) -> Iterator[Finding]:
+    """Yield a finding for each volume whose image cannot be imported (docs/decisions/0042)."""
+    for label, volume in guest.volumes.items():
+        place: Path = ("tenants", tenant, "guests", name, "volumes", label)
+        if volume.format and not volume.image:
+            yield place, "it has the format of an image, and no image", "add 'image:', or remove 'format:'"
+        if volume.image and not volume.form:
+            yield (
+                (*place, "image"),
+                f"the name {volume.image!r} does not declare a format",
+                "add 'format: raw' or 'format: qcow2': it is never found out from the content",
+            )
+        if volume.image and volume.size > IMPORTED:
+            yield (
+                (*place, "size"),
+                f"a volume of {format_size(volume.size)} cannot begin with an image",
+                f"use at most {format_size(IMPORTED)}: the node holds it in memory while it is imported",
+            )
+
+
 def _pool(name: str, guests: Iterable[GuestSpec]) -> Iterator[Finding]:
     """Yield a finding if the volumes of a node's guests, filled, do not fit the file system (DOS-04)."""
-    wanted = sum(sum(guest.volumes.values()) for guest in guests)
+    wanted = sum(volume.size for guest in guests for volume in guest.volumes.values())
     available = int(POOL * _POOL_SHARE) // MIB * MIB
     if wanted > available:
         yield (

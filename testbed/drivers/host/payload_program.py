@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _FOLDER = Path(__file__).parents[2] / "payload"
@@ -36,3 +36,12 @@ def _packages(module: str) -> list[str]:
     """Return the packages above a module, the outermost one first."""
     parts = module.split(".")[:-1]
     return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def import_gate(change: Callable[[str], str] = str) -> str:
+    """Return the gate of imported images (STO-03) as one text.
+
+    Args:
+        change: of its main module; for a breach.
+    """
+    return with_modules(change((_FOLDER / "images/image_gate.py").read_text()), ["images.image_header"])

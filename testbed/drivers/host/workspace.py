@@ -100,6 +100,11 @@ class Workspace:
         return self.folder / "pki"
 
     @property
+    def images(self) -> Path:
+        """Folder of the copies of images that volumes begin with."""
+        return self.folder / "imported"
+
+    @property
     def libvirt(self) -> Path:
         """Root of the embedded libvirt."""
         return self.folder / "v"

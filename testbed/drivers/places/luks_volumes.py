@@ -52,6 +52,15 @@ def make(path: str, size: int) -> str:
     )
 
 
+def filled(source: str, path: str) -> list[str]:
+    """Return the command that makes a container with the octets of a raw file; its standard input is the key.
+
+    Every octet is written, since a hole of a container reads as random octets.
+    """
+    key = ["--object", "secret,id=key,file=/dev/stdin", "-o", f"key-secret=key,{_FORM}"]
+    return ["qemu-img", "convert", "-q", "-f", "raw", "-O", "luks", *key, source, path]
+
+
 def wipe(path: str) -> str:
     """Return the commands that remove a disk of a guest and leave none of its content on the node (STO-04).
 

@@ -15,14 +15,14 @@ from urllib.parse import quote
 from testbed import timeouts
 from testbed.deadline import ProgressDeadline
 from testbed.drivers.hypervisor.connection import Domain, Hypervisor
-from testbed.drivers.places import clock, luks_volumes, settings_io
+from testbed.drivers.places import clock, image_import, luks_volumes, settings_io
 from testbed.drivers.places.guest_start import GuestStarter
 from testbed.drivers.places.volume_keys import VolumeKeys
 from testbed.drivers.snapshots import guest_memory
 from testbed.drivers.ssh.client import BOOT, Host
 from testbed.errors import InstrumentError, ProvisioningError
 from testbed.model.environment import Environment
-from testbed.model.topology import ENCRYPTED, IMAGES, POOLS, Guest, Machine, Topology, file_length
+from testbed.model.topology import ENCRYPTED, IMAGES, POOLS, Guest, Image, Machine, Topology, file_length
 from testbed.plan import compute_limits, policing
 from testbed.plan.diff import Action, Verb
 from testbed.plan.host_config.settings import FILTERS, GUEST_RECORDS, SOCKETS, settings
@@ -50,12 +50,14 @@ class Node:
         socket: Path,
         environment: Environment,
         keys: VolumeKeys,
+        images: Path = Path(),
     ) -> None:
         self.topology = topology
         self.machine = machine
         self.name = machine.name
         self.host = host
         self.keys = keys
+        self._images = images  # copies of the images of the topology
         self._blank: set[str] = set()  # root disks copied for saved memory, not started yet
         self._socket, self._uri = socket, f"qemu+unix:///system?socket={quote(str(socket))}"
         self._environment, self._slowness = environment, environment.slowness
@@ -69,7 +71,7 @@ class Node:
     def in_topology(self, topology: Topology) -> Node:
         """Return the same node, over the same login, as a place of another topology of its lab."""
         socket = self._socket.with_name(f"other-{self._socket.name}")
-        return Node(topology, self.machine, self.host, socket, self._environment, self.keys)
+        return Node(topology, self.machine, self.host, socket, self._environment, self.keys, self._images)
 
     @property
     def retried(self) -> list[str]:
@@ -368,14 +370,34 @@ class Node:
         path = f"{POOLS}/{pool}/{file}"
         made = shlex.quote(f"{path}.new")
         key, make = b"", f"truncate -s {size} {made}"
-        if file.endswith(ENCRYPTED):
+        image = self._image(pool, file)
+        if image:
+            octets = image_import.stored(self._images, image)
+            image_import.make_volume(
+                self.host, image, octets, size, f"{path}.new", self.keys.key(self.name, pool)
+            )
+            make = f"[ $(stat -c %s {made}) = {file_length(file, size)} ]"
+        elif file.endswith(ENCRYPTED):
             key, make = self.keys.key(self.name, pool), luks_volumes.make(made, size)
         elif not size:
             make = f"qemu-img create -q -f qcow2 -F raw -b {IMAGES}/guest/root.raw {made} {ROOT_DISK}"
+        clear = "true" if image else f"rm -f {made}"
         self.host.must(
-            f"rm -f {made} && (umask 077 && {make}) && chown {owner}:{owner} {made} && "
+            f"{clear} && (umask 077 && {make}) && chown {owner}:{owner} {made} && "
             f"mv {made} {shlex.quote(path)}",
             stdin=key,
+        )
+
+    def _image(self, pool: str, file: str) -> Image | None:
+        """Return the image that a volume begins with, if it has any."""
+        return next(
+            (
+                volume.image
+                for guest in self.topology.guests_on(self.name)
+                for volume in guest.volumes
+                if (guest.tenant, volume.file) == (pool, file)
+            ),
+            None,
         )
 
     def _start(self, guest: Guest, action: Action) -> None:

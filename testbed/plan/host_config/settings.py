@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from testbed.model.topology import IMAGES, LOGS, Machine, Plane, Role, Topology
-from testbed.plan.host_config import helper, parsers, trust
+from testbed.plan.host_config import helper, image_import, parsers, trust
 from testbed.plan.host_config.identity import address_sets
 from testbed.plan.host_config.nd_guard import ATTACH, GUARDS, RULES, allowed, guarded, links
 from testbed.plan.libvirt_xml.limits import SLICE, SLICE_WEIGHT, UNITS
@@ -317,6 +317,7 @@ _ROOT_PARTITION = (
         "sleep 0.5; done; echo br-int does not appear >&2; exit 1",
         partial(parsers.services, names=tuple(_SERVICES.split())),
     ),
+    Setting("image-gate", "STO-03", (image_import.LIST,), "", image_import.REMOVE),
     Setting(
         "memory-deduplication",
         "CMP-02",

@@ -88,8 +88,10 @@ def anonymous_guest_xml() -> str:
 def is_usual(guest: Guest) -> bool:
     """Return whether a guest's hardware equals that of the guest whose memory is saved.
 
-    The size of its volume may differ.
+    The size of its volume may differ. An image in a volume is read by a kernel that boots.
     """
+    if any(volume.image for volume in guest.volumes):
+        return False
     return (guest.memory, guest.vcpus, len(guest.nics), len(guest.volumes)) == (GUEST_MEMORY, 1, 1, 1)
 
 
