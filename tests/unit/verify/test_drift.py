@@ -159,7 +159,7 @@ def test_a_machine_that_cannot_be_looked_at_makes_its_controls_inconclusive(lab,
     rows = run(only=("STO", "NET-09"))
     assert [row[:3] for row in rows] == [
         (control, "node-b", "inconclusive")
-        for control in ("NET-09", "STO-01", "STO-02", "STO-05", "STO-06", "STO-07")
+        for control in ("NET-09", "STO-01", "STO-02", "STO-03", "STO-05", "STO-06", "STO-07")
     ]
     assert "node-b could not be looked at (at the beginning)" in rows[0][3]
 
@@ -170,7 +170,9 @@ def test_one_that_falls_silent_later_takes_nothing_back(lab, run) -> None:
         row[:3]: row[3]
         for row in run(lambda: lab.silent.update({"node-b": ValueError("gone")}), only=("STO",))
     }
-    unseen = {(control, "node-b", "inconclusive") for control in ("STO-02", "STO-05", "STO-06", "STO-07")}
+    unseen = {
+        (control, "node-b", "inconclusive") for control in ("STO-02", "STO-03", "STO-05", "STO-06", "STO-07")
+    }
     assert set(rows) == {("STO-01", "node-b", "fail")} | unseen
     assert rows["STO-01", "node-b", "fail"].endswith("(at the beginning)")
 
