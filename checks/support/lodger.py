@@ -59,9 +59,8 @@ def start_lodger(
 
 
 def stop_lodger(context: BreachContext) -> None:
-    """Stop the lodger, and remove its profile and its log, whose files libvirt keeps."""
+    """Stop the lodger, and remove its profile, its log and its console, whose files libvirt keeps."""
     guest = lodger(context)
     context.node.hypervisor.destroy(guest.domain)
-    context.host.must(
-        f"rm -f {profile(guest)} {profile(guest)}.files /var/log/libvirt/qemu/{guest.domain}.log*"
-    )
+    log = f"/var/log/libvirt/qemu/{guest.domain}.log*"
+    context.host.must(f"rm -f {profile(guest)} {profile(guest)}.files {log} {guest.console}*")

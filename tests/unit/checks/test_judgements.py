@@ -14,7 +14,7 @@ from checks import test_compute, test_overlay, test_reachability, test_spoofing,
 from checks.support import disruptions, network_observation
 from checks.support.breaches import address_breach
 from checks.support.flow_shortcuts import shortcut
-from checks.support.lodger import lodger, start_lodger
+from checks.support.lodger import lodger, start_lodger, stop_lodger
 from testbed.errors import InstrumentError
 from testbed.model.resolve import resolve
 from testbed.model.topology import Plane
@@ -71,6 +71,25 @@ def test_a_lodger_has_no_disk_and_the_account_that_a_breach_gives_it() -> None:
     root = ElementTree.fromstring(made[0])
     assert root.findall("devices/disk") == []
     assert root.findtext("seclabel[@model='dac']/label") == f"root:{lodger(context).worker}"
+
+
+def test_a_lodger_that_stops_leaves_no_file_of_its_domain() -> None:
+    """Its domain names a console; libvirt keeps a log and a profile as well."""
+    made: list[str] = []
+    commands: list[str] = []
+    hypervisor = SimpleNamespace(create=lambda text, paused: made.append(text), destroy=lambda _: None)
+    node = SimpleNamespace(name="node-a", hypervisor=hypervisor)
+    context: Any = SimpleNamespace(
+        topology=LAB,
+        node=node,
+        guest=LAB.guests_on("node-a")[0],
+        host=SimpleNamespace(must=commands.append),
+    )
+    start_lodger(context)
+    stop_lodger(context)
+    logs = {item.attrib["file"] for item in ElementTree.fromstring(made[0]).iter("log")}
+    assert logs
+    assert {f"{log}*" for log in logs} <= {*commands[0].split()}
 
 
 @pytest.mark.parametrize("told", ["1 0 0", "0 1 0", "0 0 1", "2 0 0"])
