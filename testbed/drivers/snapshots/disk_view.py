@@ -67,23 +67,20 @@ def read_changes(
     remove_tree(*([folder] if folder.exists() else []))  # of a process that was killed
     workspace.make(folder)
     try:
-        copy = _copy(hypervisor, workspace, domain, disk, folder)
         base = folder / "base.raw"
         _convert("qcow2", str(base_of(folder.parent / f"{disk}.qcow2")), base)
+        copy = _copy(hypervisor, workspace, domain, disk, base)
         return _compared(machine, (base, copy), folder, accounts.reader(workspace.account), key)
     finally:
         remove_tree(folder)
 
 
-def _copy(hypervisor: Hypervisor, workspace: Workspace, domain: str, disk: str, folder: Path) -> Path:
-    """Copy a disk as it is now to a raw file, and return its path."""
-    offered, copy = folder / "offered", folder / "disk.raw"
+def _copy(hypervisor: Hypervisor, workspace: Workspace, domain: str, disk: str, base: Path) -> Path:
+    """Copy a disk as it is now to a raw file beside its base, which has its size; return the file's path."""
+    offered, copy = base.with_name("offered"), base.with_name("disk.raw")
     make_folder(offered, OWNER)
     scratch, socket = offered / "scratch.qcow2", offered / "socket"
-    tool = process.require("qemu-img", package="qemu-utils")
-    base = base_of(folder.parent / f"{disk}.qcow2")
-    size = bounded_json.read(_run([tool, "info", "--output=json", "-f", "qcow2", str(base)]))["virtual-size"]
-    _run([tool, "create", "-q", "-f", "qcow2", str(scratch), str(size)])
+    _image("create", "-q", "-f", "qcow2", str(scratch), str(base.stat().st_size))
     for path in (offered, scratch):
         workspace.account.give(path)
     inside = [str(within_namespaces(path, workspace.folder)) for path in (socket, scratch)]
@@ -93,14 +90,12 @@ def _copy(hypervisor: Hypervisor, workspace: Workspace, domain: str, disk: str, 
 
 
 def _convert(form: str, source: str, target: Path) -> None:
-    tool = process.require("qemu-img", package="qemu-utils")
-    _run([tool, "convert", "-f", form, "-O", "raw", source, str(target)])
+    _image("convert", "-f", form, "-O", "raw", source, str(target))
 
 
-def _run(argv: list[str]) -> str:
-    return process.run(
-        argv, what="a machine's disk cannot be read", timeout=timeouts.DISK, error=InstrumentError
-    )
+def _image(*words: str) -> None:
+    tool, what = process.require("qemu-img", package="qemu-utils"), "a machine's disk cannot be read"
+    process.run([tool, *words], what=what, timeout=timeouts.DISK, error=InstrumentError)
 
 
 def _compared(name: str, disks: tuple[Path, Path], folder: Path, account: int, key: str) -> DiskChanges:
