@@ -148,6 +148,7 @@ def test_2_a_saved_lab_goes_on_where_it_was(environment: dict[str, str]) -> None
         assert _leftovers(environment) == []
         done = run(environment, "up", TOPOLOGY, check=True)
         assert f"going on from the checkpoint {CHECKPOINT}" in done.stderr
+        assert "does not go on from" not in done.stderr, done.stderr
         before = time.time()
         again = output_of(environment, "ssh", LAB, "node-a", f"{look}; date +%s").splitlines()
         assert again[:2] == [boot, missing]
