@@ -9,12 +9,11 @@ from checks.support.judging import judging
 from testbed import payload
 from testbed.errors import InstrumentError
 from testbed.hosts import traces
-from testbed.model import subjects
 from testbed.model.topology import IMAGES, POOLS
 from testbed.verify.attackers.device_attack import attack
 from testbed.verify.attackers.ephemeral_guest import TAP, Throwaway
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import Fleet
+from testbed.verify.fleet import Fleet, MachineView
 
 _PROGRAM = Path(payload.__file__).parent / "node_traces.py"
 _SKIPPED = (IMAGES, POOLS, "/dev/pts", "/dev/shm")  # noqa: S108 - not written to
@@ -46,6 +45,7 @@ def _reacting(name: str, command: str) -> Breach:
     objective="An attack from a guest on its devices leaves no trace on its node, and harms no other guest",
     severity="critical",
     effect=Effect.DISTURBS,
+    local=True,
     applies=needs_guest,
     breaches=(
         _reacting("a program of the node writes a file when a guest sends", f"echo x > {_FILE}"),
@@ -54,8 +54,8 @@ def _reacting(name: str, command: str) -> Breach:
         _reacting("the kernel of the node warns when a guest sends", "echo '<4>breach' > /dev/kmsg"),
     ),
 )
-def test_an_attack_leaves_no_trace(fleet: Fleet) -> None:
-    node = fleet.machines[subjects.host(fleet.topology)]
+def test_an_attack_leaves_no_trace(fleet: Fleet, last_host: MachineView) -> None:
+    node = last_host
     guests = fleet.topology.guests_on(node.name)
     program = _PROGRAM.read_text()
 

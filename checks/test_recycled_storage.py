@@ -46,11 +46,12 @@ _SHOWN = 6
     objective="Storage that is used again has nothing of its former owner, and no removed container opens",
     severity="critical",
     effect=Effect.DISTURBS,
+    local=True,
     applies=needs_room,
     breaches=BREACHES,
 )
-def test_recycled_storage_is_clean(fleet: Fleet) -> None:
-    node = fleet.machines[subjects.host(fleet.topology)]
+def test_recycled_storage_is_clean(fleet: Fleet, first_host: MachineView) -> None:
+    node = first_host
     faults = _at_rest(fleet, node)
     assert not faults, f"{len(faults)} faults at rest: {'; '.join(faults[:_SHOWN])}"
     texts = {name: secrets.token_hex(_CANARY) for name in (_ROOT, _ROOT_TRIMMED, _VOLUME, _TRIMMED, _LATER)}

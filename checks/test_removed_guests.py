@@ -9,7 +9,7 @@ from checks.support.judging import judging
 from testbed.hosts import remnants
 from testbed.verify.attackers.departing_guest import NAME, Departing
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.fleet import Fleet
+from testbed.verify.fleet import Fleet, MachineView
 
 _SETTLED, _PAUSE = 30.0, 2.0  # seconds that OVN may take to follow its database, and between two looks
 _SHOWN = 6
@@ -49,6 +49,7 @@ def _keeping(name: str, present: str, gone: str = ":", undone: str = ":") -> Bre
     objective="Nothing of a removed guest stays on its node or in OVN, and a new guest inherits nothing",
     severity="medium",
     effect=Effect.DISTURBS,
+    local=True,
     applies=needs_room,
     breaches=(
         _keeping(
@@ -81,8 +82,8 @@ def _keeping(name: str, present: str, gone: str = ":", undone: str = ":") -> Bre
         ),
     ),
 )
-def test_nothing_of_a_removed_guest_stays(fleet: Fleet) -> None:
-    departing = Departing(fleet)
+def test_nothing_of_a_removed_guest_stays(fleet: Fleet, first_host: MachineView) -> None:
+    departing = Departing(fleet, first_host.name)
     node, center = departing.node, departing.controller
     with judging(f"the remnants of {departing.guest.label}"):
         inherited = remnants.parsed(departing.look(node))

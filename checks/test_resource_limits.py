@@ -252,6 +252,7 @@ def test_memory_runs_out_in_one_group(fleet: Fleet, node: MachineView) -> None:
     objective="A worker that starts threads without end is stopped at its limit",
     severity="medium",
     effect=Effect.DISTURBS,
+    local=True,
     applies=needs_guest,
     breaches=(
         shell_breach(
@@ -267,8 +268,8 @@ def test_memory_runs_out_in_one_group(fleet: Fleet, node: MachineView) -> None:
         ),
     ),
 )
-def test_threads_are_bounded(fleet: Fleet) -> None:
-    guest = fleet.topology.guests_on(subjects.host(fleet.topology))[0]
+def test_threads_are_bounded(fleet: Fleet, last_host: MachineView) -> None:
+    guest = fleet.topology.guests_on(last_host.name)[0]
     stranger = Throwaway.beside(fleet, guest, guest.nics[0].address)
     with stranger.present(fleet):
         stranger.start_paused()
@@ -399,6 +400,7 @@ def test_disk_bandwidth_is_bounded(fleet: Fleet) -> None:
     objective="A guest that writes to its console without end fills a bounded log, and no more",
     severity="high",
     effect=Effect.DISTURBS,
+    local=True,
     applies=needs_guest,
     breaches=(
         shell_breach(
@@ -411,8 +413,8 @@ def test_disk_bandwidth_is_bounded(fleet: Fleet) -> None:
         ),
     ),
 )
-def test_logs_are_bounded(fleet: Fleet) -> None:
-    guest = fleet.topology.guests_on(subjects.host(fleet.topology))[0]
+def test_logs_are_bounded(fleet: Fleet, last_host: MachineView) -> None:
+    guest = fleet.topology.guests_on(last_host.name)[0]
     stranger = Throwaway.beside(fleet, guest, guest.nics[0].address)
     most = CONSOLE_SIZE * (1 + OLDER_CONSOLES)
     with stranger.present(fleet):

@@ -75,12 +75,18 @@ def checks_of(folder: Path, body: str) -> Path:
 
 
 def run_body(
-    folder: Path, body: str, *, prove: bool = False, only: tuple[str, ...] = (), **given: Any
+    folder: Path,
+    body: str,
+    *,
+    prove: bool = False,
+    only: tuple[str, ...] = (),
+    topology: Path = TOPOLOGY,
+    **given: Any,
 ) -> Checks:
     """Run the checks of one file."""
     given.setdefault("progress", lambda _: None)
     proven = ProofCache(folder / "proven.json", folder, [], Proving.EVERYTHING) if prove else None
-    fleet: Any = fake_fleet(folder)
+    fleet: Any = fake_fleet(folder, topology)
     return run_checks(fleet, checks_of(folder, body), prove=proven, only=only, **given)
 
 

@@ -121,12 +121,11 @@ def needs_guest(context: BreachContext) -> str | None:
 
 
 def needs_room(context: BreachContext) -> str | None:
-    """Return why no further guest can come to the first node that has guests, or None."""
+    """Return why no further guest can come to the node of a case, or None."""
     if not context.topology.guests:
         return "the topology has no guest"
-    node = subjects.host(context.topology)
-    if len(context.topology.guests_on(node)) >= WORKERS_PER_NODE:
-        return f"every account for workers is in use on {node}"
+    if len(context.guests) >= WORKERS_PER_NODE:
+        return f"every account for workers is in use on {context.node.name}"
     return None
 
 

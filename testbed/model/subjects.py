@@ -148,11 +148,14 @@ def neighbour(topology: Topology, one: Attachment) -> Attachment | None:
     return found or next(others, None)
 
 
+def hosts(topology: Topology) -> list[str]:
+    """Return the nodes that have guests, else the first one."""
+    return [node.name for node in topology.nodes if topology.guests_on(node.name)] or [topology.nodes[0].name]
+
+
 def host(topology: Topology) -> str:
     """Return the first node that has guests, else the first one."""
-    return next(
-        (node.name for node in topology.nodes if topology.guests_on(node.name)), topology.nodes[0].name
-    )
+    return hosts(topology)[0]
 
 
 def leaver(topology: Topology) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import UsageError
+from testbed.model import subjects
 from testbed.model.topology import Topology
 
 WHOLE = "fleet"  # label of a case that is about the whole fleet
@@ -21,10 +22,17 @@ CaseKey = tuple[str, str, str]  # file below the folder, function, label
 
 
 def members(topology: Topology) -> dict[str, list[str]]:
-    """Return the names of the machines that cases are about, by fixture."""
+    """Return the names of the machines that cases are about, by fixture.
+
+    A check that looks at one node asks for the first or the last one that has guests, so that two such checks
+    can run at the same time.
+    """
+    hosts = subjects.hosts(topology)
     return {
         "node": [item.name for item in topology.nodes],
         "machine": [item.name for item in topology.machines],
+        "first_host": hosts[:1],
+        "last_host": hosts[-1:],
     }
 
 

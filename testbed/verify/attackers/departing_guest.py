@@ -79,10 +79,9 @@ class Passing:
 
 
 class Departing(Passing):
-    """The guest, on the first node that has guests, and of the tenant of its first guest."""
+    """The guest, on a node that has guests, and of the tenant of its first guest."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        node = subjects.host(fleet.topology)
+    def __init__(self, fleet: Fleet, node: str) -> None:
         super().__init__(fleet, guest_like(fleet.topology, fleet.topology.guests_on(node)[0]))
         self.controller = fleet.machines[fleet.topology.controller.name]
 

@@ -14,7 +14,8 @@ from testbed.verify.fleet import Fleet
 from testbed.verify.inventory import WHOLE
 from testbed.verify.runner.proof import CheckOutcome, Trial
 
-FIXTURES = frozenset({"fleet", "node", "machine", "request"})  # fixtures that a local check may request
+MACHINES = ("node", "machine", "first_host", "last_host")  # fixtures that are the machine of a case
+FIXTURES = frozenset({"fleet", *MACHINES, "request"})  # fixtures that a local check may request
 
 
 @dataclass

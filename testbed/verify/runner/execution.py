@@ -13,7 +13,7 @@ from _pytest.runner import runtestprotocol
 
 from testbed.report.result import Verdict
 from testbed.verify.fleet import Fleet
-from testbed.verify.runner.cases import Case
+from testbed.verify.runner.cases import MACHINES, Case
 from testbed.verify.runner.proof import CheckOutcome
 from testbed.verify.runner.trouble import LONGEST, Trouble, told
 
@@ -115,11 +115,7 @@ class Looker:
 
 
 def _apart(case: Case) -> tuple[Verdict, str]:
-    given = {
-        "fleet": case.fleet,
-        "node": case.fleet.machines[case.label],
-        "machine": case.fleet.machines[case.label],
-    }
+    given = {"fleet": case.fleet, **dict.fromkeys(MACHINES, case.fleet.machines[case.label])}
     try:
         function: pytest.Function = case.item  # type: ignore[assignment] # only functions have a declaration
         function.obj(**{name: given[name] for name in function.fixturenames if name in given})

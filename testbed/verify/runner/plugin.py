@@ -94,6 +94,16 @@ class Checks:
         """The node that a case is about."""
         return self.fleet.machines[request.param]
 
+    @pytest.fixture(name="first_host")
+    def first_host_fixture(self, request: pytest.FixtureRequest) -> MachineView:
+        """The first node that has guests."""
+        return self.fleet.machines[request.param]
+
+    @pytest.fixture(name="last_host")
+    def last_host_fixture(self, request: pytest.FixtureRequest) -> MachineView:
+        """The last node that has guests."""
+        return self.fleet.machines[request.param]
+
     @pytest.fixture(name="machine")
     def machine_fixture(self, request: pytest.FixtureRequest) -> MachineView:
         """The node or controller that a case is about."""
@@ -148,7 +158,7 @@ class Checks:
                 if declared.local and odd:
                     more = ", ".join(odd)
                     self.trouble.add(
-                        f"{item.nodeid} is local, and asks for {more} besides fleet, node and machine"
+                        f"{item.nodeid} is local, and asks for {more} besides fleet and its machine"
                     )
                 else:
                     file = item.path.relative_to(item.config.rootpath).as_posix()

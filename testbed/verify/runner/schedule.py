@@ -42,6 +42,8 @@ class Schedule:
             lanes = self._lanes(level)
             if lanes:
                 self._side_by_side(lanes, do, prepare=shared and effect > Effect.OBSERVES)
+                if effect > Effect.PROBES:
+                    self._fleet.new_phase(self._fleet.focus)  # earlier observations may no longer hold
             for case in level:
                 if case.fleet is self._fleet and not self._stopped():
                     do(case)

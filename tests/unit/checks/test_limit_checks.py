@@ -20,6 +20,7 @@ from tests.shapes import lab_of
 
 LAB = lab_of("one-node")
 WEB, DB, BLUE = LAB.guests
+HOST: Any = SimpleNamespace(name=WEB.node)
 STRANGER = "red.first.frame"
 LAYERS = Layers(
     label="",
@@ -123,7 +124,7 @@ def test_a_node_without_free_memory_is_not_attacked(fleet: Any) -> None:
 
 def threads(fleet: Any, monkeypatch: pytest.MonkeyPatch, reached: int, event: str = "") -> None:
     monkeypatch.setattr(limits, "exhaust", lambda *_: spent(STRANGER, reached=reached, event=event))
-    limits.test_threads_are_bounded(fleet)
+    limits.test_threads_are_bounded(fleet, HOST)
 
 
 def test_threads_are_judged_by_number_and_refusals(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +139,7 @@ def test_threads_are_judged_by_number_and_refusals(fleet: Any, monkeypatch: pyte
 def logs(fleet: Any, monkeypatch: pytest.MonkeyPatch, reached: int, sizes: str) -> None:
     fleet.stranger.machine.read = lambda _: sizes
     monkeypatch.setattr(limits, "exhaust", lambda *_: spent(STRANGER, reached=reached))
-    limits.test_logs_are_bounded(fleet)
+    limits.test_logs_are_bounded(fleet, HOST)
 
 
 def test_logs_are_judged_by_what_is_kept(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Any:
                 world.here = None
 
         monkeypatch.setattr(checked, "Passing", Passing)
-        checked.test_recycled_storage_is_clean(world.fleet)
+        checked.test_recycled_storage_is_clean(world.fleet, world)  # type: ignore[arg-type]
         return world
 
     return run

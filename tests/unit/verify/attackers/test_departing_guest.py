@@ -48,7 +48,7 @@ def departing() -> tuple[Departing, list[Any], Any]:
     )
     machines = {machine.name: SimpleNamespace(name=machine.name) for machine in topology.machines}
     fleet: Any = SimpleNamespace(topology=topology, lab=lab, machines=machines)
-    return Departing(fleet), log, topology
+    return Departing(fleet, "node-a"), log, topology
 
 
 def test_it_shares_nothing_with_a_guest_of_the_lab() -> None:

@@ -14,7 +14,7 @@ from testbed.engine.place import Step
 from testbed.errors import Exit
 from testbed.report.result import Verdict
 from testbed.verify.runner.plugin import Checks
-from tests.fake_checks import code, declare
+from tests.fake_checks import TOPOLOGY, code, declare
 
 
 def _verdicts(plugin: Checks) -> list[tuple[str, str]]:
@@ -268,6 +268,24 @@ def test_local_checks_of_several_machines_run_side_by_side(judge, tmp_path: Path
     for result in done.results:
         (line,) = (tmp_path / result.evidence[0]).read_text().splitlines()
         assert json.loads(line)["host"] == result.case
+
+
+@pytest.mark.parametrize(
+    ("name", "hosts"), [("two-tenants", ("node-a", "node-b")), ("one-node", ("node",) * 2)]
+)
+def test_checks_of_the_first_and_the_last_host_run_side_by_side(
+    judge, name: str, hosts: tuple[str, str]
+) -> None:
+    """A topology with one host has one check after the other."""
+    body = LOCAL if len({*hosts}) > 1 else LOCAL.replace("MEETING.wait(5)", "pass")
+    for check, fixture in (("first", "first_host"), ("second", "last_host")):
+        body += declare(f"local=True, breaches=(breach({hosts!r}),)", objective=check)
+        body += f"def test_{check}(fleet, {fixture}):\n    assert not look_at(fleet, {fixture}, {check!r})\n"
+    done = judge(body, prove=True, topology=TOPOLOGY.with_stem(name))
+    assert [(result.case, result.verdict) for result in done.results] == [
+        (host, Verdict.PASS) for host in hosts
+    ]
+    assert [str(proof.verdict) for result in done.results for proof in result.proofs] == ["proven"] * 2
 
 
 WHEN = "def test_it(fleet):\n    fleet.evidence.record('fleet', 'test', str(time.time()), 'seen', 0.0)\n"
