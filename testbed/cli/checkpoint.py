@@ -57,8 +57,14 @@ def save(
                 fact=fact,
                 remedy=f"run `testbed up {name}`, then save it",
             )
-        opened.log_out()
-        saved = store.save(topology, workspace, opened.outer.hypervisor, called or topology.name, say)
+        saved = store.save(
+            topology,
+            workspace,
+            opened.outer.hypervisor,
+            called or topology.name,
+            say,
+            guests_paused=opened.guests_paused(),
+        )
         for place in opened.places:  # their clocks have stood still
             place.recover()
     out(

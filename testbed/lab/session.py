@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -83,6 +83,22 @@ class Lab:
         """
         require_member("machine", name, [machine.name for machine in self.topology.machines])
         return self.central.host if name == self.central.name else self.nodes[name].host
+
+    @contextmanager
+    def guests_paused(self) -> Iterator[None]:
+        """Pause the guests of all nodes for a block, which begins without a login on any machine.
+
+        Raises:
+            InstrumentError, ProvisioningError: a node's libvirt cannot be asked, or refuses; guests that stay
+                paused are drift, which `up` repairs.
+
+        """
+        with ExitStack() as resumed:
+            for node in self.nodes.values():
+                resumed.callback(node.resume_guests)
+                node.pause_guests()
+            self.log_out()
+            yield
 
     def log_out(self) -> None:
         """Close all connections to the lab's machines; they are opened again on the next use."""

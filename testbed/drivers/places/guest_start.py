@@ -8,10 +8,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from shlex import quote
 from typing import Any
 
+from testbed import timeouts
 from testbed.deadline import ProgressDeadline
 from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.drivers.snapshots import guest_memory
@@ -23,6 +25,7 @@ from testbed.plan.libvirt_xml.guest import SAVED_VOLUME, guest_xml, is_usual
 from testbed.plan.resources import Properties
 from testbed.untrusted.text import line
 
+_ANSWER = int(timeouts.GUEST_PING)
 _LOOK = 0.5  # seconds between looks at whether a guest has its addresses
 
 
@@ -73,7 +76,9 @@ class GuestStarter:
             self.boot(guest, guest_xml(self._topology, guest, properties))
 
     def resume(self, guest: Guest) -> None:
-        """Resume a paused guest, whose start may have been killed, and wait as for a start.
+        """Resume a paused guest, wait as for a start, and set its clock.
+
+        Its start was killed, or it is of a checkpoint.
 
         Raises:
             ProvisioningError: the guest is not ready in time.
@@ -82,8 +87,18 @@ class GuestStarter:
         self._let_go(guest)
         try:
             self._wait(guest)
+            self.set_clock(guest)
         except InstrumentError as error:
             raise ProvisioningError(error.what, fact=error.fact, remedy=error.remedy) from error
+
+    def set_clock(self, guest: Guest) -> None:
+        """Set the clock of a running guest, which stands still while the guest is paused.
+
+        The answer is ignored: after the clock, the agent sets a hardware clock, and a guest has none.
+        `Node.observe` reports a guest whose agent does not answer.
+        """
+        with suppress(InstrumentError):
+            self._hypervisor().agent(guest.domain, "guest-set-time", {"time": time.time_ns()}, _ANSWER)
 
     def keeps(self, guest: Guest) -> bool:
         """Return whether the node keeps memory from which a guest can start."""

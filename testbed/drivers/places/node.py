@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import shlex
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -133,9 +131,25 @@ class Node:
         told = clock.sync_clock(self.host)
         if told:
             for guest in self.topology.guests_on(self.name):
-                with suppress(InstrumentError):  # `observe` reports a guest that does not answer
-                    self.hypervisor.agent(guest.domain, "guest-set-time", {"time": time.time_ns()}, _PING)
+                self._starter.set_clock(guest)
         return (told,) if told else ()
+
+    def pause_guests(self) -> None:
+        """Pause all guests of the lab on the node.
+
+        Raises:
+            InstrumentError, ProvisioningError: libvirt cannot be asked, or refuses.
+
+        """
+        for domain, _, _ in self.hypervisor.owned(self.topology.name):
+            if domain.state == "running":
+                self.hypervisor.suspend(domain.name)
+
+    def resume_guests(self) -> None:
+        """Resume all paused guests of the lab on the node; raises like `pause_guests`."""
+        for domain, _, _ in self.hypervisor.owned(self.topology.name):
+            if domain.state == "paused":
+                self.hypervisor.resume(domain.name)
 
     def observe(self) -> dict[Key, Properties]:
         """Return this lab's resources on the node, and the root partition's settings."""

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from testbed.model.environment import Accelerator, Environment
 from testbed.model.numbers import Numbers
 from testbed.model.topology import Machine, Topology
 
-FORMAT = 2
+FORMAT = 3
 _PREFIX = "checkpoint-"
 _NEEDED = 2**30  # bytes of free space for each machine
 _SAVE = timeouts.MEMORY_SAVE
@@ -110,11 +110,27 @@ class CheckpointStore:
         )
 
     def save(
-        self, topology: Topology, workspace: Workspace, hypervisor: Hypervisor, name: str, progress: Progress
+        self,
+        topology: Topology,
+        workspace: Workspace,
+        hypervisor: Hypervisor,
+        name: str,
+        progress: Progress,
+        *,
+        guests_paused: AbstractContextManager[object],
     ) -> Checkpoint:
         """Save a running lab; a checkpoint of the same name is replaced.
 
         All machines are paused while they are saved, and resumed afterwards.
+
+        Args:
+            topology: topology of the lab.
+            workspace: folder of the lab.
+            hypervisor: libvirt that runs its machines.
+            name: name of the checkpoint.
+            progress: learns how long it took.
+            guests_paused: pauses the guests of all nodes for a block. QEMU does not load the memory of a node
+                whose processor was running a nested guest (docs/decisions/0018).
 
         Raises:
             UsageError: the name is not valid, or another file in the cache has it.
@@ -145,7 +161,7 @@ class CheckpointStore:
         made, start = self.made(topology, workspace), time.monotonic()
         try:
             with caches.written(partial):
-                stood = _write(partial, topology, workspace, hypervisor)
+                stood = _write(partial, topology, workspace, hypervisor, guests_paused)
                 names = [machine.name for machine in topology.machines]
                 with ThreadPoolExecutor(max_workers=2) as pool:
                     digests = dict(
@@ -175,13 +191,19 @@ class CheckpointStore:
         return named(self._cache, name)
 
 
-def _write(partial: Path, topology: Topology, workspace: Workspace, hypervisor: Hypervisor) -> float:
+def _write(
+    partial: Path,
+    topology: Topology,
+    workspace: Workspace,
+    hypervisor: Hypervisor,
+    guests_paused: AbstractContextManager[object],
+) -> float:
     """Write all files of a lab but the manifest; return the seconds for which the lab stood still."""
     copy_secret(workspace.topology_file, partial / "topology.yaml")
     write_secret(partial / NUMBERS, Numbers.of(topology).text().encode())
     copy_secrets(workspace.pki, partial / "pki")
     start = time.monotonic()
-    with _standing_still(hypervisor, topology):
+    with guests_paused, _standing_still(hypervisor, topology):
         with ThreadPoolExecutor(max_workers=2) as pool:
             list(
                 pool.map(

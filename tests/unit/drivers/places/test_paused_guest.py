@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +37,11 @@ class Libvirt:
     def wait_for_agent(self, domain: str, _timeout: float) -> None:
         self._steps.append(f"agent of {domain}")
 
-    def agent(self, *_: object) -> dict[str, object]:
+    def agent(self, _: str, command: str, given: dict[str, int], _timeout: int) -> dict[str, object]:
+        if command == "guest-set-time":
+            assert abs(given["time"] / 1e9 - time.time()) < 60
+            self._steps.append("clock")
+            raise InstrumentError("the agent does not answer", fact="it finds no hardware clock", remedy="-")
         self._steps.append("addresses?")
         self._answers += 1
         kinds = ("ipv4", "ipv6") if self._answers > 1 else ()
@@ -55,7 +61,26 @@ def test_a_paused_guest_has_its_limits_before_it_goes_on_and_is_waited_for() -> 
     steps: list[str] = []
     _resume(Libvirt(steps), steps)
     name = GUEST.domain
-    assert steps == ["ovs-vsctl", f"resume {name}", f"agent of {name}", "addresses?", "addresses?"]
+    assert steps == ["ovs-vsctl", f"resume {name}", f"agent of {name}", "addresses?", "addresses?", "clock"]
+
+
+def test_a_node_pauses_the_guests_of_its_lab_and_resumes_those_that_are_paused() -> None:
+    """A checkpoint is saved in between, without a connection."""
+    names = {"one": "running", "two": "running", "gone": "shut off"}
+    paused: list[str] = []
+
+    def owned(lab: str) -> list[tuple[Any, str, dict[str, object]]]:
+        assert lab == LAB.name
+        return [(SimpleNamespace(name=name, state=state), name, {}) for name, state in names.items()]
+
+    node = Node.__new__(Node)
+    node.topology, node._lock = LAB, threading.Lock()
+    node._hypervisor = SimpleNamespace(owned=owned, suspend=paused.append, resume=paused.remove)  # type: ignore[assignment]
+    node.pause_guests()
+    assert paused == ["one", "two"]
+    names["one"] = "paused"
+    node.resume_guests()
+    assert paused == ["two"]
 
 
 def test_a_guest_that_does_not_go_on_is_an_error_of_the_command() -> None:
@@ -77,10 +102,10 @@ class Slow(Libvirt):
     def disk_reads(self, _domain: str) -> str:
         return f"{min(self._clock.now, self._reads_until):.0f} reads of its disks"
 
-    def agent(self, *_: object) -> dict[str, object]:
+    def agent(self, domain: str, command: str, given: dict[str, int], timeout: int) -> dict[str, object]:
         self._clock.sleep(1)
         self._answers = int(self._clock.now >= self._ready)
-        return super().agent()
+        return super().agent(domain, command, given, timeout)
 
 
 def _await(monkeypatch: pytest.MonkeyPatch, reads_until: float, ready: float) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,11 +46,20 @@ class Machines:
         self.paused: list[str] = []
         self.order: list[str] = []
         self.failing = ""
+        self.guests = "running"
+
+    @contextmanager
+    def guests_paused(self) -> Iterator[None]:
+        self.guests = "paused"
+        yield
+        self.guests = "running"
 
     def suspend(self, name: str) -> None:
+        assert self.guests == "paused"
         self.paused.append(name)
 
     def resume(self, name: str) -> None:
+        assert self.guests == "paused"
         self.paused.remove(name)
 
     def live_xml(self, name: str) -> str:
@@ -101,7 +111,14 @@ def machines() -> Machines:
 def save(
     tmp_path: Path, topology: Topology, workspace: Workspace, machines: Machines
 ) -> Callable[[str], Checkpoint]:
-    return lambda name: _store(tmp_path).save(topology, workspace, machines, name, lambda _: None)  # type: ignore[arg-type]
+    return lambda name: _store(tmp_path).save(
+        topology,
+        workspace,
+        machines,  # type: ignore[arg-type]
+        name,
+        lambda _: None,
+        guests_paused=machines.guests_paused(),
+    )
 
 
 def _store(folder: Path, environment: Environment = TCG) -> CheckpointStore:
@@ -116,7 +133,7 @@ def test_what_was_saved_is_what_comes_back(
     save: Callable[[str], Checkpoint],
 ) -> None:
     saved = save("fresh")
-    assert machines.paused == []
+    assert (machines.paused, machines.guests) == ([], "running")
     assert _store(tmp_path).find(lambda _: topology, workspace) == (saved, topology)
     assert saved.folder.stat().st_mode & 0o077 == 0
     workspace.remove()
@@ -359,6 +376,7 @@ def test_one_machine_that_cannot_go_on_keeps_no_other_machine_paused(topology: T
     machines.resume = broken  # type: ignore[method-assign]
     with (
         pytest.raises(ProvisioningError, match="cannot go on"),
+        machines.guests_paused(),
         checkpoint_store._standing_still(machines, topology),
     ):  # type: ignore[arg-type]
         assert machines.paused == names
