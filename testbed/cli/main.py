@@ -18,7 +18,7 @@ from testbed.cli.invocation.error_exit import status_of
 from testbed.cli.invocation.interrupts import interruptible
 from testbed.cli.invocation.options import Accel, Anew, Cold, Connect, Only, ProofPart, Prove, Yes
 from testbed.cli.invocation.shell import Verbs, arranged
-from testbed.cli.machines import audit
+from testbed.cli.machines import audit, undeclared
 from testbed.cli.output.terminal import Json, elapsed, out, out_json, say, set_loudness
 from testbed.cli.up import UpOptions, bring_up
 from testbed.drivers.capabilities import doctor as doctors
@@ -27,13 +27,14 @@ from testbed.drivers.host.workspace import Workspace, cache_root, state_root
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.engine import observe
 from testbed.engine.timing import chart
-from testbed.errors import Exit
+from testbed.errors import Exit, UsageError
 from testbed.lab import build_inputs, session
 from testbed.lab.breach_journal import Journal
 from testbed.plan import render
 from testbed.plan.diff import Action, diff
 from testbed.plan.resources import OUTER, desired, places
 from testbed.untrusted.text import line
+from testbed.verify.machine_reference import MachineState, looks
 from testbed.verify.runner.proof_cache import ALL_CASES, Proving
 
 _EPILOG = """\b
@@ -52,7 +53,8 @@ Exit codes:
     3  nothing failed, but something was inconclusive or not looked at
     4  this machine cannot do it; the message says what to do
     5  the command did not finish; the message says why
-    6  `plan --detailed-exitcode` found something to do
+    6  `plan --detailed-exitcode` found something to do, with --whole also
+       something on a machine that nothing declares
   130  interrupted
 """
 app = typer.Typer(
@@ -143,13 +145,28 @@ def plan(
             help=f"exit with {int(Exit.CHANGES)} if there is something to do",
         ),
     ] = False,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole",
+            envvar="TESTBED_WHOLE",
+            help="also compare whole machines of a running lab with their saved memory, which takes longer",
+        ),
+    ] = False,
 ) -> None:
     """Show what `up` would do, why, and the data that is lost; change nothing."""
     topology, _ = topology_of(source)
     inputs = build_inputs.outlook(want=accelerator)
     workspace = Workspace(state_root(), topology.name)
     found = lab_namespaces.find(topology.name, workspace.root)
+    states: dict[str, MachineState] = {}
     if found is None:
+        if whole:
+            raise UsageError(
+                "no machine can be read",
+                fact=f"the lab {topology.name} does not run",
+                remedy="run `testbed up` first, or leave --whole out",
+            )
         result, left = (
             diff(desired(topology, inputs.plan_inputs), {}, frozenset(places(topology)) - {OUTER}),
             Journal(workspace).entries(),
@@ -160,16 +177,25 @@ def plan(
                 observe.plan(opened.desired, opened.places, consent.held(workspace, inputs.plan_inputs)),
                 Journal(workspace).entries(),
             )
+            states = looks(opened, topology.machines) if whole else {}
     if as_json:
         data = render.data(result)
         out_json(
-            {**data, "empty": data["empty"] and not left, "breaches": [entry.data() for entry in left]},
+            {
+                **data,
+                "empty": data["empty"] and not left,
+                "breaches": [entry.data() for entry in left],
+                **({"machines": undeclared.data(states)} if whole else {}),
+            },
             indent=1,
         )
     else:
         out("\n".join((*to_close(left), *([] if left and not result else [render.text(result)]))))
-    if detailed and (result or left):
-        raise typer.Exit(Exit.CHANGES)
+        if whole:
+            out("\n".join(undeclared.text(topology.name, states)))
+    code = Exit.CHANGES if result or left else undeclared.exit_code(states)
+    if detailed or code is Exit.INCONCLUSIVE:
+        raise typer.Exit(code)
 
 
 def up(

@@ -103,6 +103,18 @@ def look(
     return again if len(again.gaps) < len(found.gaps) or again.findings else found
 
 
+def looks(lab: Lab, machines: Sequence[Machine]) -> dict[str, MachineState]:
+    """Return how machines differ from their references, by name; they are read side by side.
+
+    Where breaches were tried, only programs and what starts them are compared: breaches leave what no revert
+    takes back (docs/decisions/0036).
+    """
+    scope = Scope.PROGRAMS if Journal(lab.workspace).used else Scope.WHOLE
+    with ThreadPoolExecutor(max_workers=max(1, len(machines))) as pool:
+        found = pool.map(lambda item: look(lab, item, scope), machines)
+        return {item.name: state for item, state in zip(machines, found, strict=True)}
+
+
 def _timed(lab: Lab, machine: Machine, scope: Scope, only: tuple[str, ...]) -> MachineState:
     began, started = time.time(), time.monotonic()
     try:
@@ -165,17 +177,7 @@ def state(fleet: Fleet, name: str) -> MachineState:
 def states(fleet: Fleet) -> dict[str, MachineState]:
     """Return how each machine differs from its reference in this phase; they are read side by side."""
     missing = [item for item in fleet.topology.machines if fleet.observed(_title(item.name)) is None]
-    # Breaches leave what no revert takes back (docs/decisions/0036).
-    scope = Scope.PROGRAMS if Journal(fleet.lab.workspace).used else Scope.WHOLE
-    with ThreadPoolExecutor(max_workers=max(1, len(missing))) as pool:
-        read = dict(
-            zip(
-                [item.name for item in missing],
-                pool.map(lambda item: look(fleet.lab, item, scope), missing),
-                strict=True,
-            )
-        )
-    for name, found in read.items():
+    for name, found in looks(fleet.lab, missing).items():
         fleet.observe_once(_title(name), partial(_recorded, fleet, name, found))
     return {item.name: state(fleet, item.name) for item in fleet.topology.machines}
 

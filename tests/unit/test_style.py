@@ -72,7 +72,7 @@ ALLOWED = {
     "verify.runner": VERIFY | {"data_files", "engine", "report", "verify.probe"},
     "cli.output": BASE | {"engine.place", "report"},
     "cli.invocation": CLI | {"cli.output", "verify.runner"},
-    "cli.machines": CLI | {"cli.output"},
+    "cli.machines": CLI | {"cli.output", "verify"},
     "cli": CLI | {"cli.invocation", "cli.machines", "cli.output", "verify", "verify.runner"},
 }
 WHOLE = ("drivers", "engine", "lab")  # where these are allowed, all of their sub-packages are

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,10 +21,12 @@ from testbed.drivers.host.workspace import Workspace
 from testbed.drivers.hypervisor.connection import Hypervisor
 from testbed.drivers.namespaces import lab_namespaces
 from testbed.errors import Exit, ProvisioningError, UsageError
+from testbed.inventory.compare import Finding
 from testbed.lab import session
 from testbed.model.environment import Accelerator
 from testbed.model.numbers import KEYS, Numbers
 from testbed.plan.diff import Plan
+from testbed.verify.machine_reference import MachineState
 
 TOPOLOGY = str(Path(__file__).parents[3] / "topologies/one-node.yaml")
 
@@ -130,6 +133,48 @@ def test_numbers_that_cannot_be_read_are_an_error_with_a_remedy(lab: Workspace) 
         session.load_applied(lab)
     assert "testbed down one-node" in caught.value.remedy
     assert _run("plan", TOPOLOGY) == Exit.PROVISIONING
+
+
+FINDING = Finding("node", "files", "/etc/\n::error::x", "", "present", "absent", frozenset({"VMM-01"}))
+
+
+@pytest.mark.parametrize(
+    ("findings", "unread", "code"),
+    [((), (), Exit.OK), ((FINDING,), (), Exit.CHANGES), ((), ("/etc: it hangs",), Exit.INCONCLUSIVE)],
+)
+def test_plan_shows_what_is_on_a_machine_and_follows_from_nothing(
+    lab: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    findings: tuple[Finding, ...],
+    unread: tuple[str, ...],
+    code: Exit,
+) -> None:
+    assert lab
+    judged = SimpleNamespace(
+        comparison=SimpleNamespace(findings=findings, unread=unread),
+        skipped=Counter(), scope="whole", judged=9, expected=Counter(),
+    )  # fmt: skip
+    state = MachineState(judgement=judged)  # type: ignore[arg-type]
+    monkeypatch.setattr(command_line, "looks", lambda _, machines: {machines[-1].name: state})
+    monkeypatch.setattr(lab_namespaces, "find", lambda *_: object())
+    monkeypatch.setattr(
+        command_line, "entered", lambda *_: nullcontext(SimpleNamespace(desired={}, places=[]))
+    )
+    monkeypatch.setattr(command_line.observe, "plan", lambda *_: Plan(()))
+    assert _run("plan", TOPOLOGY, "--whole", "--detailed-exitcode") == code
+    shown = capsys.readouterr().out
+    assert ("testbed up one-node --rebuild node" in shown) == bool(findings)
+    assert ("it hangs" in shown) == bool(unread)
+    assert "\n::" not in shown
+    _run("plan", TOPOLOGY, "--whole", "--json")
+    (told,) = json.loads(capsys.readouterr().out)["machines"]
+    assert (told["machine"], len(told["findings"]), told["not_read"]) == ("node", len(findings), [*unread])
+
+
+def test_a_lab_that_does_not_run_has_nothing_to_read(lab: Workspace) -> None:
+    assert lab
+    assert _run("plan", TOPOLOGY, "--whole") == Exit.USAGE
 
 
 def test_yes_is_an_option_of_up_and_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
