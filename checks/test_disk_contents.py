@@ -13,8 +13,8 @@ from testbed.errors import InstrumentError
 from testbed.model.topology import POOLS
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Effect, check
-from testbed.verify.devices import signatures, volumes
 from testbed.verify.fleet import Fleet, MachineView
+from testbed.verify.storage import signatures, volumes
 from testbed.verify.witnesses.worker_processes import observed
 
 _PROGRAM = Path(payload.__file__).parent / "volume_readers.py"

@@ -12,8 +12,9 @@ from testbed.errors import InstrumentError
 from testbed.model.topology import POOLS, Guest
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Effect, check
-from testbed.verify.devices import encryption, observe
+from testbed.verify.devices import observe
 from testbed.verify.fleet import Fleet, MachineView
+from testbed.verify.storage import encryption
 
 _TIMEOUT = 240.0  # seconds
 _CANARY = 32  # octets, repeated

@@ -19,8 +19,9 @@ from testbed.plan.libvirt_xml.elements import add_disk
 from testbed.plan.libvirt_xml.guest import guest_xml
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.devices import images, observe
+from testbed.verify.devices import observe
 from testbed.verify.fleet import Fleet, MachineView
+from testbed.verify.storage import images
 
 _PROGRAM = Path(payload.__file__).parent / "image_probe.py"
 _TIMEOUT = 240.0  # seconds

@@ -13,8 +13,8 @@ from testbed.payload.images.hostile_images import MOST
 from testbed.payload.images.node_import import HERE
 from testbed.plan.host_config import image_import
 from testbed.verify.check import Breach, Effect, check
-from testbed.verify.devices import imports
 from testbed.verify.fleet import Fleet, MachineView
+from testbed.verify.storage import imports
 
 _TIMEOUT = 400.0  # seconds
 _SEED = 20261130

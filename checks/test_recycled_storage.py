@@ -18,8 +18,8 @@ from testbed.payload import residues
 from testbed.untrusted import bounded_json
 from testbed.verify.attackers.departing_guest import Passing, guest_like
 from testbed.verify.check import Effect, check
-from testbed.verify.devices import recycled
 from testbed.verify.fleet import Fleet, MachineView
+from testbed.verify.storage import recycled
 
 _ON_NODE, _IN_GUEST = (
     (Path(residues.__file__).parent / name).read_text() for name in ("pool_residues.py", "guest_canaries.py")

@@ -10,8 +10,8 @@ from pathlib import Path
 from checks.support.judging import judging
 from testbed import payload
 from testbed.model.topology import Guest
-from testbed.verify.devices import encryption
 from testbed.verify.fleet import Fleet, MachineView
+from testbed.verify.storage import encryption
 
 PROGRAM = Path(payload.__file__).parent / "volume_encryption.py"
 _TIMEOUT = 180.0  # seconds

@@ -67,6 +67,7 @@ ALLOWED = {
     "verify.attackers": VERIFY | {"payload.probe", "verify.observation", "verify.probe", "verify.witnesses"},
     "verify.exhaustion": VERIFY | {"verify.attackers"},
     "verify.devices": VERIFY | {"verify.witnesses"},
+    "verify.storage": VERIFY | {"verify.devices"},
     "verify.processor": VERIFY,
     "verify.openflow": VERIFY | {"verify.witnesses"},
     "verify.runner": VERIFY | {"data_files", "engine", "report", "verify.probe"},

@@ -18,7 +18,7 @@ from tests.shapes import lab_of
 
 LAB = lab_of("one-node")
 KEYS = {"the header": "ab" * 52, "the salt of slot 0": "cd" * 32}
-DISKS = [{"inserted": {"detect_zeroes": "off", "image": {"filename": "x"}}}]
+DISKS = [{"inserted": {"drv": "luks", "file": "x", "detect_zeroes": "off", "image": {"filename": "x"}}}]
 XML = "<domain><devices><disk><driver name='qemu'/></disk></devices></domain>"
 
 

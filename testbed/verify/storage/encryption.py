@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 from xml.etree import ElementTree as ET
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from testbed.hosts.rules import UnseenError
 from testbed.model.topology import Guest, volume_secret
 from testbed.untrusted.answers import mistakes
 from testbed.untrusted.text import line
 from testbed.verify.devices.declared import file_of
+from testbed.verify.storage import open_disks
+from testbed.verify.storage.open_disks import OpenDisk
 
 OWN = "its tenant's key"
 _KEYS = 2  # that are tried on each volume, at least: its own and another
@@ -39,32 +41,6 @@ class _Luks(BaseModel):
     slots: list[_Slot]
 
 
-class _Specific(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    data: dict[str, object] = {}
-
-
-class _Image(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
-    filename: _Text
-    specific: _Specific = Field(_Specific(), alias="format-specific")
-
-
-class _Inserted(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    drv: _Text
-    file: _Text
-    image: _Image
-
-
-class _Disk(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    inserted: _Inserted | None = None
-
-
-_DISKS = TypeAdapter(list[_Disk])
-
-
 def forms(key: bytes) -> dict[str, bytes]:
     """Return the octets by which a key may appear in a file: its digits, its bits, and both in base64."""
     bits = bytes.fromhex(key.decode())
@@ -87,10 +63,10 @@ def graph(guest: Guest, xml: str, disks: object) -> list[str]:
         UnseenError: an answer has another form.
     """
     try:
-        shown = [disk.inserted for disk in _DISKS.validate_python(disks) if disk.inserted]
         root = ET.fromstring(xml)
-    except (ValidationError, ET.ParseError) as error:
+    except ET.ParseError as error:
         raise UnseenError(f"the disks of {guest.domain}: {line(str(error))[:200]}") from error
+    shown = [disk for _, disk in open_disks.parsed(disks, guest.domain)]
     faults = []
     for path in guest.disks[1:]:
         faults += [f"{path}: {text}" for text in (*_described(root, path, guest), *_opened(shown, path))]
@@ -111,7 +87,7 @@ def _described(root: ET.Element, path: str, guest: Guest) -> list[str]:
     )
 
 
-def _opened(shown: Sequence[_Inserted], path: str) -> list[str]:
+def _opened(shown: Sequence[OpenDisk], path: str) -> list[str]:
     found = [item for item in shown if file_of(item.file) == path]
     if not found:
         return ["QEMU does not have it open"]

@@ -9,8 +9,8 @@ import pytest
 
 from testbed.hosts.rules import UnseenError
 from testbed.plan.host_config import image_import
-from testbed.verify.devices import imports
-from testbed.verify.devices.imports import judged
+from testbed.verify.storage import imports
+from testbed.verify.storage.imports import judged
 
 SIZE = 2 << 20
 PASSED = ["", 0.1, 20_000]

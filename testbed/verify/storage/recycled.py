@@ -12,6 +12,7 @@ from testbed.hosts.rules import UnseenError
 from testbed.model.topology import LUKS_HEADER, POOLS, Guest
 from testbed.untrusted.answers import formed, mistakes
 from testbed.untrusted.text import line
+from testbed.verify.storage import open_disks
 
 OWN = ""  # name of the text that a search writes itself
 _KINDS = frozenset({"ext4"})  # file systems that overwrite blocks in place
@@ -67,31 +68,6 @@ class _Mount(BaseModel):
 
 class _Mounts(_Form):
     filesystems: Annotated[list[_Mount], Field(min_length=1)]
-
-
-class _Snapshot(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    name: _Text
-
-
-class _Image(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    filename: _Text
-    snapshots: list[_Snapshot] = []
-
-
-class _Inserted(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    image: _Image
-    detect_zeroes: _Text
-
-
-class _Disk(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    inserted: _Inserted | None = None
-
-
-_DISKS = TypeAdapter(list[_Disk])
 
 
 def identity(answer: object) -> dict[str, str]:
@@ -162,10 +138,10 @@ def kept_whole(domain: str, xml: str, disks: object) -> list[str]:
         UnseenError: an answer has another form.
     """
     try:
-        shown = [disk.inserted for disk in _DISKS.validate_python(disks) if disk.inserted]
         drivers = ET.fromstring(xml).findall("devices/disk/driver")
-    except (ValidationError, ET.ParseError) as error:
+    except ET.ParseError as error:
         raise UnseenError(f"the disks of {domain}: {line(str(error))[:200]}") from error
+    shown = [disk for _, disk in open_disks.parsed(disks, domain)]
     if not shown or not drivers:
         raise UnseenError(f"{domain} shows no disk")
     faults = []

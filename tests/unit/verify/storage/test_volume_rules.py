@@ -18,8 +18,8 @@ import pytest
 
 from testbed.hosts.rules import UnseenError
 from testbed.payload import volume_readers
-from testbed.verify.devices import signatures
-from testbed.verify.devices.volumes import Device, Mount, Reader, Rescan, State, interpreted
+from testbed.verify.storage import signatures
+from testbed.verify.storage.volumes import Device, Mount, Reader, Rescan, State, interpreted
 
 ID = UUID("0f2a54cc-6f63-4a0c-9a94-1f4d90f3a001")
 PATH = "/pools/red/web.data.luks"

@@ -14,12 +14,12 @@ import pytest
 from testbed.hosts.rules import UnseenError
 from testbed.payload import image_probe
 from testbed.plan.libvirt_xml.guest import guest_xml
-from testbed.verify.devices import images
+from testbed.verify.storage import images
 from tests.shapes import lab_of
 
 LAB = lab_of("one-node")
 GUEST = LAB.guests[0]
-RECORDED = json.loads((Path(__file__).parent / "recorded.json").read_text())
+RECORDED = json.loads((Path(__file__).parents[1] / "devices/recorded.json").read_text())
 WANTED = guest_xml(LAB, GUEST, {})
 DISKS, NODES = (RECORDED["answers"][name] for name in ("disks", "images"))
 ROOT, VOLUME = GUEST.disks

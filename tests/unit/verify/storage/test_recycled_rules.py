@@ -9,7 +9,7 @@ import pytest
 
 from testbed.hosts.rules import UnseenError
 from testbed.model.topology import LUKS_HEADER, POOLS
-from testbed.verify.devices import recycled
+from testbed.verify.storage import recycled
 from tests.shapes import lab_of
 
 GUESTS = lab_of("one-node").guests
@@ -53,7 +53,8 @@ def test_every_file_belongs_to_a_guest_and_has_one_name() -> None:
 
 
 def _disks(zeroes: str = "off", **image: Any) -> list[dict[str, Any]]:
-    return [{"inserted": {"detect_zeroes": zeroes, "image": {"filename": "x", **image}}}, {"device": "empty"}]
+    disk = {"drv": "luks", "file": "x", "detect_zeroes": zeroes, "image": {"filename": "x", **image}}
+    return [{"inserted": disk}, {"device": "empty"}]
 
 
 @pytest.mark.parametrize(

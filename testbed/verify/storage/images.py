@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from testbed.hosts.rules import UnseenError
 from testbed.untrusted.text import line
 from testbed.verify.devices.declared import file_of
+from testbed.verify.storage import open_disks
+from testbed.verify.storage.open_disks import OpenDisk
 
 _MAGIC, _VERSION, _CLUSTER_BITS = b"QFI\xfb", 2, 16
 _HEADER = ">4sIQIIQIIQQIIQ"  # of version 2 (QEMU, "QCow2 file format")
@@ -23,22 +25,6 @@ _CAPACITY = re.compile(r"^Capacity:\s+(\d{1,18})$", re.MULTILINE)  # virsh(1), d
 _SHOWN = 6
 
 Image = tuple[str, str]  # QEMU's driver and the path
-
-
-class Chain(BaseModel):
-    """One disk of a running QEMU (query-block)."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    drv: str
-    file: str
-    backing_file: str = ""
-    image: dict[str, object]
-
-
-class _Disk(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    qdev: str = ""
-    inserted: Chain | None = None
 
 
 class _Node(BaseModel):
@@ -56,7 +42,7 @@ class Probed(BaseModel):
     texts: dict[str, str]
 
 
-_DISKS, _NODES = TypeAdapter(list[_Disk]), TypeAdapter(list[_Node])
+_NODES = TypeAdapter(list[_Node])
 
 
 def hostile_header(path: str, size: int) -> bytes:
@@ -119,7 +105,7 @@ def opened(wanted: str, disks: object, nodes: object) -> list[str]:
         UnseenError: an answer has another form, or shows no disk.
     """
     try:
-        shown, parts = _DISKS.validate_python(disks), _NODES.validate_python(nodes)
+        parts = _NODES.validate_python(nodes)
     except ValidationError as error:
         raise UnseenError(f"QEMU's images: {line(error.errors(include_url=False)[0]['msg'])}") from error
     chains = [*declared(ET.fromstring(wanted)).values()]
@@ -129,8 +115,8 @@ def opened(wanted: str, disks: object, nodes: object) -> list[str]:
     layers = Counter(layer for chain in chains for image in chain for layer in _layers(image))
     found = [f"QEMU has {path} open as {driver}, which is not declared" for driver, path in (seen - layers)]
     found += [f"QEMU does not have {path} open as {driver}" for driver, path in (layers - seen)]
-    for disk in shown:
-        found += _of_disk(disk, chains)
+    for device, disk in open_disks.parsed(disks, "the guest"):
+        found += _of_disk(device, disk, chains)
     return found
 
 
@@ -140,18 +126,13 @@ def _layers(image: Image) -> list[Image]:
     return [("file", path)] if form == "raw" else [("file", path), (form, path)]
 
 
-def _of_disk(disk: _Disk, chains: Sequence[tuple[Image, ...]]) -> list[str]:
-    if disk.inserted is None:
-        return []
-    shown = disk.inserted
+def _of_disk(device: str, shown: OpenDisk, chains: Sequence[tuple[Image, ...]]) -> list[str]:
     chain = next((chain for chain in chains if chain[0][1] == file_of(shown.file)), ())
     base = chain[1] if len(chain) > 1 else ("", "")
-    specific = shown.image.get("format-specific")
-    data = specific.get("data") if isinstance(specific, dict) else None
-    elsewhere = sorted({*data} & {*_FOREIGN_DATA}) if isinstance(data, dict) else []
-    recorded = (str(shown.image.get("backing-filename-format", "")), shown.backing_file)
+    elsewhere = sorted({*shown.image.specific.data} & {*_FOREIGN_DATA})
+    recorded = (shown.image.backing_format, shown.backing_file)
     found = [f"{shown.file} has its data in another file: {', '.join(elsewhere)}"] if elsewhere else []
-    if not chain or not disk.qdev:
+    if not chain or not device:
         found.append(f"QEMU has {shown.file} open for no disk of the topology")
     elif recorded != base:
         found.append(f"{shown.file} rests on {_told((recorded,))}, and not on {_told((base,))}")

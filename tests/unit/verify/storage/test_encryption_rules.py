@@ -20,13 +20,13 @@ from testbed.hosts.rules import UnseenError
 from testbed.model.topology import volume_secret
 from testbed.payload import volume_encryption
 from testbed.plan.libvirt_xml.guest import anonymous_guest_xml, guest_xml
-from testbed.verify.devices import encryption
 from testbed.verify.devices.declared import file_of, secret_names
+from testbed.verify.storage import encryption
 from tests.shapes import lab_of
 
 LAB = lab_of("one-node")
 GUEST = LAB.guests[0]
-RECORDED = json.loads((Path(__file__).parent / "recorded.json").read_text())
+RECORDED = json.loads((Path(__file__).parents[1] / "devices/recorded.json").read_text())
 XML, DISKS = RECORDED["xml"], RECORDED["answers"]["disks"]
 PATH = GUEST.disks[1]
 UUID = volume_secret("red")
