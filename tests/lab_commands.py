@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+LOOKS: list[tuple[float, str]] = []  # seconds and name of each case that was checked in this run of tests
 
 
 def command(*words: str) -> list[str]:
@@ -68,6 +69,7 @@ def checked(environment: dict[str, str], *words: str, expect: int = 0) -> Any:
     """
     done = run(environment, "check", *words, "--json", timeout=3000)
     data = json.loads(done.stdout) if done.stdout else {"checks": [], "trouble": []}
+    LOOKS.extend((check["duration_s"], f"{check['id']}.{check['case']}") for check in data["checks"])
     wrong = [
         (check["id"], check["case"], check["verdict"], check["reason"])
         for check in data["checks"]
