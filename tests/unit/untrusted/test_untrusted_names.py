@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from testbed.cli.output import terminal
-from testbed.engine import apply, observe
+from testbed.engine import observe
 from testbed.engine.timing import Span, chart
 from testbed.lab import guest_recovery
 from testbed.model.resolve import resolve
@@ -84,7 +84,6 @@ def test_the_last_words_of_a_silent_guest_stand_behind_a_bar(monkeypatch: pytest
     words = f"{WORDS}\r\nends in \\[/x]".encode()
     silent = Action(Verb.RESTART, Key(guest.node, Kind.GUEST, guest.label), "-", None, (), ("state",))
     monkeypatch.setattr(observe, "plan", lambda *_: Plan((silent,)))
-    monkeypatch.setattr(apply, "converge", lambda *_: [])
     lab: Any = SimpleNamespace(
         topology=LAB, desired={}, places=[], nodes={guest.node: SimpleNamespace(console=lambda *_: words)}
     )
