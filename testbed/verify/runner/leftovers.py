@@ -29,7 +29,7 @@ _LOOK_AT_NODE = f"""{_LOOK}
 ovs-vsctl list-ports br-int | while read -r port; do echo "the interface $port in the switch"; done
 for file in /etc/apparmor.d/libvirt/libvirt-*; do echo "the file $file"; done
 """
-_TRIES, _PAUSE = 10, 0.5  # looks at a guest's probe that is about to end; seconds between them
+_TRIES, _PAUSE = 60, 0.5  # looks at a probe that is about to end, on a busy machine; seconds between them
 _KEYS = ("strangers", "planted-key")
 
 Look = Mapping[str, frozenset[str] | str]
