@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import io
+import re
 import tarfile
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from testbed.inventory.records import UNREAD, Records
 from testbed.inventory.reference.network import network, settings
 from testbed.model.topology import Machine, Topology
 
+_WATCHES = "/run/udev/watch/"
+_WATCHED = re.compile(rf"{_WATCHES}[bc]\d+:\d+")  # udev's name of a device
 # File systems in memory: all files there are recorded, so a folder's digest of names says nothing more.
 _IN_MEMORY = ("/dev", "/run", "/tmp", "/sys")  # noqa: S108 - places to look at, none to write
 
@@ -34,13 +37,26 @@ class Origin:
 
 
 def normal(records: Records) -> dict[tuple[str, str], Any]:
-    """Return records without what other records say more exactly."""
-    return {
+    """Return records without what other records say more exactly, and without numbers that have no meaning.
+
+    udev watches block devices: two links name each other, one after the device and one after the number of
+    the watch (inotify(7)), which is another one after each event of the device.
+    """
+    found = {
         (domain, key): {name: item for name, item in value.items() if name != "entries"}
         if domain == "file" and in_memory(key) and isinstance(value, dict)
         else value
         for (domain, key), value in records.items()
     }
+    for at, value in list(found.items()):
+        number = value.get("to", "") if at[0] == "file" and _WATCHED.fullmatch(at[1]) else ""
+        back = ("file", f"{_WATCHES}{number}")
+        if isinstance(number, str) and number.isdecimal() and back in found:
+            device = at[1].removeprefix(_WATCHES)
+            if found[back] == {**value, "to": device}:
+                del found[back]
+                found[at] = {**value, "to": "its watch"}
+    return found
 
 
 def unchanged(found: Records, golden: Records) -> dict[tuple[str, str], Any]:

@@ -176,6 +176,26 @@ def test_the_digest_of_names_says_nothing_more_in_memory_and_counts_on_disks() -
     assert found["file", "/running"] == folder
 
 
+def _watch(*pairs: tuple[str, str]) -> dict[tuple[str, str], object]:
+    """Return records of links of udev's folder of watches, each with its target."""
+    return {("file", f"/run/udev/watch/{name}"): {"type": "link", "to": to} for name, to in pairs}
+
+
+def test_the_number_of_a_watch_of_udev_says_nothing_and_everything_else_of_it_does() -> None:
+    """An event of the device gives it another number; STO-08 lets the node look at its devices."""
+    golden = normal(_watch(("b254:0", "1"), ("1", "b254:0"), ("b254:16", "2"), ("2", "b254:16")))
+    assert normal(_watch(("b254:16", "7"), ("7", "b254:16"), ("b254:0", "9"), ("9", "b254:0"))) == golden
+    for other in (
+        (("b254:0", "1"), ("1", "b254:16")),
+        (("b254:0", "/etc/passwd"), ("1", "b254:0")),
+        (("b254:0", "1"), ("1", "b254:0"), ("3", "b254:0")),
+        (("x", "1"), ("1", "x")),
+    ):
+        found = normal(_watch(*other, ("b254:16", "2"), ("2", "b254:16")))
+        assert found != golden
+        assert any(key.endswith(("/1", "/3")) for _, key in found)
+
+
 def test_a_change_that_was_taken_back_is_no_finding_and_another_is(
     lines: tuple[expected.Expected, ...],
 ) -> None:

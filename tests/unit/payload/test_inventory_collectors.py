@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import time
@@ -142,6 +143,23 @@ def test_a_file_that_goes_during_the_walk_is_no_failure(
     records = Records()
     files.Walk(records, 0, b"key").run([str(tmp_path)])
     assert records.lines == []
+
+
+def test_the_order_of_lines_counts_but_where_udev_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digest(text: str) -> object:
+        (tmp_path / "b254:0").write_text(text)
+        (tmp_path / "b254:0").chmod(0o644)
+        records = Records()
+        files.Walk(records, 0, b"key").run([str(tmp_path)])
+        return taken(records)["file", str(tmp_path / "b254:0")]["sha256"]
+
+    assert digest("S:one\nE:two\n") != digest("E:two\nS:one\n")
+    monkeypatch.setattr(files, "_UNORDERED", f"{tmp_path}/")
+    assert digest("S:one\nE:two\n") == digest("E:two\nS:one\n")
+    assert digest("S:one\nE:two\n") != digest("E:two\nS:three\n")
+    assert digest("") == hashlib.sha256(b"").hexdigest()
 
 
 def test_of_old_files_only_those_that_give_rights_are_recorded(tmp_path: Path) -> None:
