@@ -18,7 +18,7 @@ from testbed.cli.invocation.error_exit import status_of
 from testbed.cli.invocation.interrupts import interruptible
 from testbed.cli.invocation.options import Accel, Anew, Cold, Connect, Only, ProofPart, Prove, Yes
 from testbed.cli.invocation.shell import Verbs, arranged
-from testbed.cli.machines import audit, undeclared
+from testbed.cli.machines import audit, host, undeclared
 from testbed.cli.output.terminal import Json, elapsed, out, out_json, say, set_loudness
 from testbed.cli.up import UpOptions, bring_up
 from testbed.drivers.capabilities import doctor as doctors
@@ -67,6 +67,7 @@ app.add_typer(inventory.app)
 app.add_typer(audit.app)
 app.add_typer(image.app, name="image")
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(host.app, name="host")
 
 
 def _version(wanted: bool) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from testbed import timeouts
 from testbed.drivers.host import process
-from testbed.errors import InstrumentError, TestbedError, UsageError
+from testbed.errors import InstrumentError, TestbedError
+from testbed.hosts import openssh
 from testbed.hosts.facts import HostFacts, parsed
 from testbed.untrusted import bounded_json
 
@@ -24,9 +25,6 @@ _REQUEST = {
 }
 _AT_ONCE = 16  # hosts that are looked at side by side
 _LIMIT = 16 * 2**20  # octets that a host may answer
-_CONNECT = 10  # seconds until a host has answered a connection
-# Root reads other accounts' processes. Python's -I leaves out everything that the environment could add.
-_COMMAND = 'if [ "$(id -u)" = 0 ]; then exec python3 -I -; else exec sudo -n python3 -I -; fi'
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +49,19 @@ def look(hosts: Sequence[str], configuration: Path | None = None) -> list[Looked
         UsageError: a host's name is an option.
         MachineError: OpenSSH's client is missing.
     """
-    odd = [host for host in hosts if host.startswith("-") or not host.strip()]
-    if odd:
-        raise UsageError(f"{odd[0]!r} is no host", fact="it is empty or an option", remedy="name hosts")
-    client = process.require("ssh", package="openssh-client")
+    for host in hosts:
+        openssh.require_host(host)
+    process.require("ssh", package="openssh-client")
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        return list(pool.map(lambda host: _one(client, host, configuration), hosts))
+        return list(pool.map(lambda host: _one(host, configuration), hosts))
 
 
-def _one(client: str, host: str, configuration: Path | None) -> Looked:
+def _one(host: str, configuration: Path | None) -> Looked:
     program = f"{_PROGRAM.read_text()}\nimport json\nprint(json.dumps(host({_REQUEST!r})))\n"
-    argv = [client, "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT}"]
-    argv += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
-    argv += ["-F", str(configuration)] if configuration else []
     what = f"{host} cannot be looked at"
     try:
         text = process.run_bounded(
-            [*argv, "--", host, _COMMAND],
+            openssh.argv(host, openssh.as_root("python3 -I -"), configuration),
             what=what,
             timeout=timeouts.HOST_LOOK,
             limit=_LIMIT,

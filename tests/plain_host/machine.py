@@ -75,8 +75,13 @@ def _run(program: str, *words: str, stdin: Path | None = None) -> None:
     process.run([program, *words], what="the plain host cannot be made", timeout=_STEP_S, stdin=given)
 
 
-def start(folder: Path, console: Path) -> tuple[PlainHost, subprocess.Popen[bytes]]:
+def start(folder: Path, console: Path, *, outward: bool = False) -> tuple[PlainHost, subprocess.Popen[bytes]]:
     """Start the machine of a folder, and return it when it takes logins.
+
+    Args:
+        folder: of its disk.
+        console: file that receives its serial console.
+        outward: whether it reaches package archives.
 
     Raises:
         TimeoutError: it takes none after 900 s.
@@ -92,7 +97,10 @@ def start(folder: Path, console: Path) -> tuple[PlainHost, subprocess.Popen[byte
             process.require("qemu-system-x86_64", package="qemu-system-x86"),
             *("-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "2048", "-display", "none"),
             *("-drive", f"file={folder}/disk,format=raw,if=virtio,snapshot=on"),
-            *("-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"),
+            *(
+                "-netdev",
+                f"user,id=net,restrict={'off' if outward else 'on'},hostfwd=tcp:127.0.0.1:{port}-:22",
+            ),
             *("-device", "virtio-net,netdev=net", "-device", "virtio-rng"),
             *("-kernel", f"{folder}/vmlinuz", "-initrd", f"{folder}/initrd.img"),
             *("-append", "root=/dev/vda rw console=ttyS0", "-serial", f"file:{console}"),

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from .machine import PlainHost, make_disk, start
+from .machine import PlainHost, start
 
 # What a Debian with stock libvirt must be found to be, written down before the first look at one.
 EXPECTED = {
@@ -67,10 +67,8 @@ LOGIN = re.compile(
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainHost]:
-    folder = tmp_path_factory.mktemp("plain")
-    make_disk(folder)
-    machine, emulator = start(folder, folder / "console")
+def host(disk: Path) -> Iterator[PlainHost]:
+    machine, emulator = start(disk, disk / "console")
     try:
         for name in ("one", "two"):
             machine.root(START_GUEST.format(name=name, xml=GUEST.format(name=name)), timeout=600)

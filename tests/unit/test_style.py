@@ -21,7 +21,7 @@ BASE = {"deadline", "errors", "gc_pause", "timeouts", "untrusted"}
 PURE = BASE | {"topology_file", "model", "plan", "plan.host_config", "plan.libvirt_xml"}
 HOST = PURE | {"drivers.host"}
 VERIFY = PURE | {"drivers", "engine.place", "hosts", "inventory", "lab", "verify"}
-CLI = PURE | {"data_files", "drivers", "engine", "hosts", "inventory", "lab", "report"}
+CLI = PURE | {"adoption", "data_files", "drivers", "engine", "hosts", "inventory", "lab", "report"}
 ALLOWED = {
     "untrusted": set(),
     "errors": {"untrusted"},
@@ -30,6 +30,7 @@ ALLOWED = {
     "timeouts": set(),
     "data_files": {"errors"},
     "payload": set(),
+    "payload.adoption": set(),
     "payload.attacks": set(),
     "payload.images": set(),
     "payload.residues": set(),
@@ -46,6 +47,7 @@ ALLOWED = {
     "inventory": PURE,
     "inventory.reference": PURE | {"inventory"},
     "hosts": PURE | {"drivers.host", "report"},
+    "adoption": HOST | {"hosts"},
     "report": BASE | {"model", "topology_file"},
     "engine": PURE,
     "drivers.host": BASE | {"topology_file"},
@@ -80,6 +82,8 @@ WHOLE = ("drivers", "engine", "lab")  # where these are allowed, all of their su
 ONE_FILE = {
     "subprocess": {
         "drivers/host/process.py",
+        "payload/adoption/host_restore.py",
+        "payload/adoption/host_state.py",
         "payload/residues/guest_remnants.py",
         "payload/image_probe.py",
         "payload/images/import_attack.py",

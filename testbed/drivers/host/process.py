@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import IO
 
 from testbed.drivers.host.private_files import USUAL_UMASK
 from testbed.errors import MachineError, ProvisioningError, TestbedError
@@ -128,8 +129,39 @@ def run_bounded(
         TestbedError: of the class given, when the program is missing, fails, or exceeds time or limit.
 
     """
+    with TemporaryFile() as output:
+        run_into(output, argv, what=what, timeout=timeout, limit=limit, error=error, stdin=stdin)
+        output.seek(0)
+        return output.read(limit).decode(errors="replace")
+
+
+def run_into(
+    output: IO[bytes],
+    argv: Sequence[str],
+    *,
+    what: str,
+    timeout: float,
+    limit: int,
+    error: type[TestbedError] = ProvisioningError,
+    stdin: bytes = b"",
+) -> None:
+    """Run a program whose output another machine decides; a file receives its standard output.
+
+    Args:
+        output: the file.
+        argv: program and arguments; no shell.
+        what: summary of the error.
+        timeout: seconds after which it is killed.
+        limit: octets that it may write; a signal ends it when it writes more (setrlimit(2), RLIMIT_FSIZE).
+        error: class to raise.
+        stdin: standard input of the program.
+
+    Raises:
+        TestbedError: of the class given, when the program is missing, fails, or exceeds time or limit.
+
+    """
     bounded = [require("prlimit", package="util-linux"), f"--fsize={limit}", *argv]
-    with TemporaryFile() as output, TemporaryFile() as errors:
+    with TemporaryFile() as errors:
         try:
             done = subprocess.run(
                 bounded, stdout=output, stderr=errors, timeout=timeout, check=False, input=stdin,
@@ -138,14 +170,11 @@ def run_bounded(
         except subprocess.TimeoutExpired as failure:
             fact = f"{argv[0]} took longer than {timeout:.0f} s"
             raise error(what, fact=fact, remedy=_repeat(argv)) from failure
-        output.seek(0)
         errors.seek(0)
-        text = output.read(limit).decode(errors="replace")
         if done.returncode != 0:
             told = errors.read(limit)[-_TAIL:].decode(errors="replace").strip() or "no output"
             fact = f"{argv[0]} ended with status {done.returncode}: {told}"
             raise error(what, fact=fact, remedy=_repeat(argv))
-    return text
 
 
 def _tail(log: Path) -> str:
