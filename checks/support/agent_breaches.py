@@ -1,9 +1,16 @@
-"""Breaches of channels between guests and their root partition (DEV-03)."""
+"""Breaches of channels between guests and their root partition, and of the tool's own bounds (DEV-03)."""
 
 from __future__ import annotations
 
-from checks.support.breaches import shell_breach
+from typing import Any
+
+from checks.support.breaches import shell_breach, unit_breach
+from testbed.untrusted import bounded_json, text
 from testbed.verify.breach_context import BreachContext
+from testbed.verify.check import Breach
+
+_LONG = 100  # seconds, instead of the time-out of a question
+_LOG = "/var/log/breach-agent.log"
 
 
 def _socket(context: BreachContext) -> str:
@@ -18,3 +25,55 @@ OPEN_SOCKET = shell_breach(
     closes=lambda context: f"{_socket(context)} chmod 750 $d && chmod 775 $s",
     shows=lambda context: f"{_socket(context)} [ $(stat -c %a $d)$(stat -c %a $s) = 755777 ]",
 )
+TEXT_IN_LOG = unit_breach(
+    "a program writes what agents answer to a log of the node",
+    ("/bin/sh", "-c", f"exec journalctl -f -n 0 -o cat -u libvirtd > {_LOG}"),
+    f"rm -f {_LOG}",
+)
+
+
+def _patched(name: str, module: object, attribute: str, value: object) -> Breach:
+    """Return a breach by another value of one of the tool's own limits; it ends with this process."""
+    own = getattr(module, attribute)
+    return Breach(
+        name,
+        open=lambda _: setattr(module, attribute, value),
+        close=lambda _: setattr(module, attribute, own),
+        in_force=lambda _: getattr(module, attribute) is value,
+    )
+
+
+def _unescaped(words: object, limit: int = text.SIZE) -> str:
+    return str(words)[:limit]
+
+
+NO_BOUND = _patched("the tool reads integers of any size", bounded_json, "WHOLE", 2**80)
+NO_ESCAPING = _patched("the tool shows texts of guests as they are", text, "clean", _unescaped)
+
+
+class _Unlimited:
+    """Asks agents as a node does, and lets libvirt wait for minutes for the answer."""
+
+    def __init__(self, node: Any) -> None:  # noqa: ANN401 - checks import no driver
+        self._node, self.kept = node, vars(node).get("agent")
+
+    def __call__(self, name: str, command: str, arguments: dict[str, object], _: int) -> dict[str, Any]:
+        answer: dict[str, Any] = self._node.hypervisor.agent(name, command, arguments, _LONG)
+        return answer
+
+
+def _lift(context: BreachContext) -> None:
+    vars(context.node)["agent"] = _Unlimited(context.node)
+
+
+def _lifted(context: BreachContext) -> bool:
+    return isinstance(vars(context.node).get("agent"), _Unlimited)
+
+
+def _limit(context: BreachContext) -> None:
+    if _lifted(context):
+        kept = vars(context.node).pop("agent").kept
+        vars(context.node).update({"agent": kept} if kept else {})
+
+
+NO_TIMEOUT = Breach("the tool waits for agents for minutes", open=_lift, close=_limit, in_force=_lifted)

@@ -1,4 +1,4 @@
-"""Reads the sockets of the channels from guests into a node (DEV-03).
+"""Reads the channels from guests into a node: sockets, and texts in logs (DEV-03).
 
 It runs as root on nodes: one file, standard library only.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 _CHANNELS = "/run/libvirt/qemu/channel"
 _LISTENS = 0x10000  # flag of a socket in /proc/net/unix: it accepts connections (Linux, net/unix/af_unix.c)
+_LOGS = "/var/log"
+_SIZE = 64 * 2**20  # octets of a log that are read, at most, from its end
+_LINE, _MOST = 400, 50  # characters of a line, and lines
+_SECONDS = 60
 
 Facts = dict[str, object]
 
@@ -48,3 +53,44 @@ def _listening() -> Iterator[str]:
             columns = row.split(maxsplit=7)
             if len(columns) > 7 and int(columns[3], 16) & _LISTENS:
                 yield columns[7].strip()
+
+
+def search(request: dict[str, object]) -> Facts:
+    """Return the lines of a node's logs that have a text: of files written since, and of the journal.
+
+    Args:
+        request: ``text``; ``since``, seconds since the epoch; ``skipped``: files that are not the node's.
+    """
+    text, since = str(request["text"]), int(str(request["since"]))
+    skipped = request["skipped"]
+    assert isinstance(skipped, list)
+    files = []
+    for folder, _, names in os.walk(_LOGS):
+        if "/journal" in folder:
+            continue
+        for name in names:
+            path = f"{folder}/{name}"
+            if not any(path.startswith(other) for other in skipped):
+                files += [[path, row] for row in _rows(path, since) if text in row]
+    argv = ["journalctl", "--no-pager", "-q", f"--since=@{since}"]
+    done = subprocess.run(argv, capture_output=True, timeout=_SECONDS, check=True)
+    rows = done.stdout.decode(errors="surrogateescape").split("\n")
+    journal = [row for row in rows if text in row]
+    return {
+        "files": [[path, ascii(row[:_LINE])] for path, row in files[:_MOST]],
+        "journal": [ascii(row[:_LINE]) for row in journal[:_MOST]],
+        "libvirt": sum(" libvirtd[" in row for row in rows),
+    }
+
+
+def _rows(path: str, since: int) -> list[str]:
+    """Return the last lines of a file; none of one that was not written since then."""
+    try:
+        with open(path, "rb") as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode) or facts.st_mtime < since:
+                return []
+            file.seek(max(0, facts.st_size - _SIZE))
+            return file.read().decode(errors="surrogateescape").split("\n")
+    except FileNotFoundError:  # a log that was rotated
+        return []

@@ -61,6 +61,23 @@ class Channels:
 _CHANNELS = TypeAdapter(Channels)
 
 
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+class Logs:
+    """Lines of a node's logs that have a text, as ASCII literals.
+
+    Args:
+        files: path and line.
+        libvirt: lines of libvirt's log in that time.
+    """
+
+    files: Annotated[tuple[tuple[_Short, str], ...], Field(max_length=1000)]
+    journal: Annotated[tuple[str, ...], Field(max_length=1000)]
+    libvirt: int
+
+
+_LOGS = TypeAdapter(Logs)
+
+
 def parsed(answer: object) -> Channels:
     """Return the channels of a node.
 
@@ -69,6 +86,18 @@ def parsed(answer: object) -> Channels:
     """
     try:
         return formed(_CHANNELS, answer)
+    except ValueError as error:
+        raise UnseenError(str(error)) from error
+
+
+def parsed_logs(answer: object) -> Logs:
+    """Return the lines of a node's logs.
+
+    Raises:
+        UnseenError: the answer has another form.
+    """
+    try:
+        return formed(_LOGS, answer)
     except ValueError as error:
         raise UnseenError(str(error)) from error
 
@@ -156,3 +185,15 @@ def _others(rights: _Rights, account: int) -> bool:
     """Return whether other accounts have any right; a worker's group has its account's number."""
     _, group, mode = rights
     return bool(mode & 0o007 or (mode & 0o070 and group not in (0, account)))
+
+
+def obeyed(logs: Logs) -> list[str]:
+    """Return where a node's logs have characters of a guest that a terminal would obey.
+
+    Raises:
+        UnseenError: libvirt has written nothing, so that its log was not seen.
+    """
+    if not logs.libvirt:
+        raise UnseenError("the log of libvirt is empty")
+    rows = [*((path, row) for path, row in logs.files), *(("the journal", row) for row in logs.journal)]
+    return sorted({f"{place} has {line(row, 160)}" for place, row in rows if "\\" in row})

@@ -273,6 +273,7 @@ def test_nothing_is_printed_another_way() -> None:
         "testbed/payload/attacks/confinement.py",
         "testbed/payload/attacks/device_fuzz.py",
         "testbed/payload/attacks/helper_attacks.py",
+        "testbed/payload/attacks/hostile_agent.py",
         "testbed/payload/attacks/worker_attacks.py",
         "testbed/payload/attacks/attempts.py",
         "testbed/payload/worker_objects.py",

@@ -11,7 +11,7 @@ import pytest
 
 from testbed.hosts.rules import UnseenError
 from testbed.verify.devices import channels
-from testbed.verify.devices.channels import Channels, Socket
+from testbed.verify.devices.channels import Channels, Logs, Socket
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "recorded.json").read_text())
 PATH = "/run/libvirt/qemu/channel/3-red.web/org.qemu.guest_agent.0"
@@ -108,6 +108,15 @@ def test_a_second_socket_and_one_of_a_guest_that_is_gone() -> None:
     assert channels.exposed(Channels((OWN,)), {}, ()) == ["a channel of red.web is there, which does not run"]
 
 
-def test_answers_of_another_form() -> None:
+def test_logs_with_characters_that_a_terminal_obeys() -> None:
+    assert channels.obeyed(Logs((("/var/log/a", ascii("token plain")),), (ascii("token"),), 3)) == []
+    found = channels.obeyed(Logs((("/var/log/a", ascii("token\x1b[31m")),), (ascii("token\x07"),), 3))
+    assert [text.split(" has ")[0] for text in found] == ["/var/log/a", "the journal"]
     with pytest.raises(UnseenError):
-        channels.parsed({"sockets": 1})
+        channels.obeyed(Logs((), (), 0))
+
+
+def test_answers_of_another_form() -> None:
+    for read in (channels.parsed, channels.parsed_logs):
+        with pytest.raises(UnseenError):
+            read({"sockets": 1})
