@@ -24,7 +24,7 @@ PREFIX = "/play/"  # of a path that chooses an answer: the prefix, its name, a s
 FALSE, TRUE = 4242, 7  # process ids: of an answer that comes too late, and of a right one
 DEPTH = 5000  # lists within one another
 _PORTS = "/sys/class/virtio-ports"
-_PIECE = 2**16  # octets of a write
+_PIECE, _DROP = 2**16, 2**12  # octets of a write, and of one of a flood, which may wait long
 _BLOCKED = 1.0  # seconds without progress after which a write is given up
 _FLOODING = 2.0  # seconds of a line without end; libvirt searches all of it with each KiB that comes
 _SPACING = 1.0  # seconds between two octets of a slow answer
@@ -216,7 +216,7 @@ class Liar:
         sent, end = 0, time.monotonic() + _FLOODING
         self._raw(b'{"return": {"pid": "')
         while time.monotonic() < end:
-            sent += self._raw(b"a" * _PIECE)
+            sent += self._raw(b"a" * _DROP)
         report(f"sent {sent}")
 
     def _send(self, answer: Request, before: bytes = b"") -> None:

@@ -32,6 +32,7 @@ _SLACK = 20.0  # seconds beside the deadline of a question: libvirt waits for wh
 _DONE = 30.0  # seconds in which the agent connects again, or has given its last answer
 _AGAIN = 60.0  # seconds in which an agent answers again after an answer that libvirt gives it up for
 _PAUSE, _CALM = 0.2, 3.0  # seconds between two pings of a hostile agent, and two rounds of pings of others
+_LOOK = 1.0  # seconds between two looks at the console
 _WORDS = 400  # of the console, at most
 _UNFORESEEN = (
     ArithmeticError,
@@ -89,7 +90,7 @@ class HostileAgent:
                     fact=f"its console does not show {min(missing)!r}, and ends with {text[-60:]!r}",
                     remedy="repeat the check",
                 )
-            time.sleep(_PAUSE)
+            time.sleep(_LOOK)
 
     def _await_answer(self) -> None:
         """Wait until the agent answers pings again, after an answer that libvirt may have given it up for.
