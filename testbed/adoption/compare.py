@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from testbed.adoption.scope import COPIED, MADE_BY_ROLES, NOTED, OWN_LINKS, OWN_TABLES
+from testbed.adoption.scope import MADE_BY_ROLES, OWN_LINKS, OWN_TABLES, Scope
 from testbed.adoption.state import Entry, HostState, Unit
 
 _KERNEL = re.compile(r"(linux-(image|modules|headers|kbuild)|kernel)-?.*")
@@ -73,7 +73,7 @@ def differences(before: HostState, now: HostState) -> list[Difference]:
         *_units(before.units, now.units),
         *_links(before.links, now.links),
         *_packages(before.packages, now.packages),
-        *_files(before.files, now.files),
+        *_files(before.files, now.files, before.scope),
         *_tables(tables(before.rules), tables(now.rules)),
         *_sysctls(before.sysctls, now.sysctls),
         *_modules(before.modules, now.modules),
@@ -156,33 +156,33 @@ def _below(path: str, trees: tuple[str, ...]) -> bool:
     return any(path == tree or path.startswith(f"{tree}/") for tree in trees)
 
 
-def _files(before: Mapping[str, Entry], now: Mapping[str, Entry]) -> Iterator[Difference]:
+def _files(before: Mapping[str, Entry], now: Mapping[str, Entry], scope: Scope) -> Iterator[Difference]:
     for path in sorted(before.keys() | now.keys()):
         was, is_ = before.get(path), now.get(path)
         if was == is_:
             continue
-        step, reason = _file_step(path, was, is_)
+        step, reason = _file_step(path, was, is_, scope)
         yield Difference("file", path, described(was), described(is_), step, reason)
 
 
-def _file_step(path: str, was: Entry | None, is_: Entry | None) -> tuple[Step | None, str]:
+def _file_step(path: str, was: Entry | None, is_: Entry | None, scope: Scope) -> tuple[Step | None, str]:
     if was is None:
-        return _deletion(path)
+        return _deletion(path, scope)
     if was.kind == "o":
         return None, "devices, sockets and pipes are not made"
-    if _below(path, COPIED) or was.kind == "l":
+    if _below(path, scope.copied) or was.kind == "l":
         return Step.WRITE, ""
     if is_ is not None and (was.kind, was.size, was.time) == (is_.kind, is_.size, is_.time):
         return Step.MODE, ""
-    if was.kind == "d" and is_ is None and _below(path, NOTED):
+    if was.kind == "d" and is_ is None and _below(path, scope.noted):
         return Step.WRITE, ""
     return None, "its content was not copied; install its package again"
 
 
-def _deletion(path: str) -> tuple[Step | None, str]:
+def _deletion(path: str, scope: Scope) -> tuple[Step | None, str]:
     if path.startswith(_NEVER_DELETED):
         return None, "files of the boot loader are not deleted"
-    if _below(path, COPIED + NOTED + MADE_BY_ROLES):
+    if _below(path, scope.copied + scope.noted + MADE_BY_ROLES):
         return Step.DELETE, ""
     return None, "it may be data of others"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from testbed.adoption import remote
-from testbed.adoption.compare import Difference, differences, orders, restarted, same_host
+from testbed.adoption.compare import Difference, Orders, differences, orders, restarted, same_host
 from testbed.adoption.state import HostState
 from testbed.adoption.store import Record
 from testbed.errors import ProvisioningError, UsageError
@@ -54,7 +54,7 @@ def compare(made: Record, configuration: Path | None) -> Compared:
     made.require()
     with made.archive.open("rb") as archive:
         before = remote.state_of(made.host, archive)
-    now = remote.look(made.host, configuration)
+    now = remote.look(made.host, configuration, before.scope)
     if not same_host(before, now):
         fact = f"recorded {before.machine.get('board', '')!r}, now {now.machine.get('board', '')!r}"
         remedy = "check the host's name and address in your ssh configuration"
@@ -88,6 +88,8 @@ def give_back(
             settled = {}
         else:
             say(f"going on with the restore of {made.host} that has begun")
+            remote.restore(made.host, configuration, Orders(), {})  # waits for one that runs on without us
+            compared = compare(made, configuration)
         made.settle(settled)
         for number in range(1, _ROUNDS + 1):
             before, now, found = compared.before, compared.now, compared.found

@@ -12,8 +12,8 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from testbed import timeouts
-from testbed.adoption import scope
 from testbed.adoption.compare import Orders
+from testbed.adoption.scope import SCOPE, Scope, request
 from testbed.adoption.state import HostState, parsed
 from testbed.drivers.host import process
 from testbed.errors import InstrumentError, ProvisioningError
@@ -32,7 +32,14 @@ _LOADER = (
 )
 
 
-def fetch(host: str, configuration: Path | None, output: IO[bytes], *, contents: bool) -> None:
+def fetch(
+    host: str,
+    configuration: Path | None,
+    output: IO[bytes],
+    *,
+    contents: bool,
+    scope: Scope = SCOPE,
+) -> None:
     """Write what a host is into a file: an archive of contents and a state.
 
     Args:
@@ -40,13 +47,14 @@ def fetch(host: str, configuration: Path | None, output: IO[bytes], *, contents:
         configuration: file for ``ssh -F``; None for the user's own.
         output: the file.
         contents: whether files are copied.
+        scope: the parts that are looked at.
 
     Raises:
         InstrumentError: the host does not answer, or is beyond bounds.
     """
     openssh.require_host(host)
     program = (_PROGRAMS / "host_state.py").read_text()
-    program += f"\nsys.exit(main({scope.request(contents=contents)!r}))\n"
+    program += f"\nsys.exit(main({request(scope, contents=contents)!r}))\n"
     process.run_into(
         output,
         openssh.argv(host, openssh.as_root(_LOADER), configuration),
@@ -58,14 +66,14 @@ def fetch(host: str, configuration: Path | None, output: IO[bytes], *, contents:
     )
 
 
-def look(host: str, configuration: Path | None) -> HostState:
-    """Return what a host is now.
+def look(host: str, configuration: Path | None, scope: Scope) -> HostState:
+    """Return what the parts of a host are now.
 
     Raises:
         InstrumentError: see `fetch` and `state_of`.
     """
     with TemporaryFile() as output:
-        fetch(host, configuration, output, contents=False)
+        fetch(host, configuration, output, contents=False, scope=scope)
         output.seek(0)
         return state_of(host, output)
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from testbed.adoption.scope import Scope
 from testbed.untrusted import bounded_json
 
 _ENTRY = re.compile(
@@ -65,6 +66,7 @@ class HostState:
     """A host at one moment.
 
     Args:
+        scope: the recorded parts.
         machine: facts that tell hosts and boots apart.
         packages: version of each installed package.
         files: entries by path; octets of paths are characters of Latin-1.
@@ -76,6 +78,7 @@ class HostState:
         rules: of the packet filter, as nft prints them; empty without nft.
     """
 
+    scope: Scope
     machine: dict[str, str]
     packages: dict[str, str]
     files: dict[str, Entry]
@@ -97,6 +100,7 @@ def parsed(text: bytes) -> HostState:
     if not isinstance(told, dict) or told.get("version") != _VERSION:
         raise ValueError("no state of a host of this version")
     return HostState(
+        scope=_scope(told.get("scope")),
         machine=_texts(told.get("machine")),
         packages=dict(_packages(told.get("packages"))),
         files=dict(_entry(item) for item in _list(told.get("files"))),
@@ -107,6 +111,16 @@ def parsed(text: bytes) -> HostState:
         mounts=frozenset(_text(item) for item in _list(told.get("mounts"))),
         rules=_text(told.get("rules"), _LONG),
     )
+
+
+def _scope(told: object) -> Scope:
+    trees = {
+        name: tuple(_text(tree) for tree in _list(_dict(told).get(name)))
+        for name in ("copied", "noted", "listed", "left")
+    }
+    if not all(tree.startswith("/") for part in trees.values() for tree in part):
+        raise ValueError("a tree of its scope has no absolute path")
+    return Scope(**trees)
 
 
 def _packages(told: object) -> list[tuple[str, str]]:

@@ -75,7 +75,7 @@ modprobe dummy
 """
 # Times of changes of inodes, and what dpkg, systemd and logs keep for themselves, cannot be given back.
 STATE = """\
-find / -xdev \\( -path /var/log -o -path /var/cache -o -path /var/lib/dpkg -o -path /var/lib/systemd \\
+find / -xdev \\( -path /var/log -o -path /var/cache -o -path /var/lib/dpkg -o -path /var/lib/apt -o -path /var/lib/systemd \\
   -o -path /var/tmp -o -path /tmp -o -path /var/backups \\) -prune -o -type d -printf '%p %y %m %u %g\\n' \\
   -o -printf '%p %y %m %u %g %s %T@ %l\\n'
 find /etc /usr/local -xdev -type f -exec sha256sum '{}' +
@@ -130,7 +130,7 @@ def test_a_changed_host_is_given_back(host: PlainHost, tmp_path: Path) -> None:
     before = state(host)
     status, output, errors = done(command(host, folder, "record"))
     assert status == 0, errors
-    assert re.search(r"plain: \d{3} packages, \d{5} files", output)
+    assert re.search(r"plain: \d{3} packages, \d{4,5} files", output)
     assert sorted(before ^ state(host)) == []  # a record changes nothing
     status, output, _ = done(command(host, folder, "diff", "--json", "--detailed-exitcode"))
     assert (status, json.loads(output)) == (0, [])
@@ -167,8 +167,6 @@ def test_a_changed_host_is_given_back(host: PlainHost, tmp_path: Path) -> None:
     time.sleep(3.0)  # the program on the host works
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    host.root("while [ -e /run/testbed-restore.lock ]; do sleep 1; done", timeout=900)
-
     status, output, errors = done(command(host, folder, "restore"))  # goes on; consent was given
     assert "going on with the restore" in errors
     assert status == 0, output + errors

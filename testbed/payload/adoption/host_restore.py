@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _LOCK = "/run/testbed-restore.lock"
 _SECONDS = 120.0  # for one program
 _PACKAGE_SECONDS = 1500.0  # for the programs that remove and install packages, on an emulated machine
 _REMOVED = re.compile(r"^(?:Remv|Purg) (\S+)", re.MULTILINE)
+_PAUSE = 0.5  # seconds between two tries to get the lock
 _SUFFIX = ".testbed-restore"
 _ATTRIBUTES = ("security.capability", "system.posix_acl_access", "system.posix_acl_default")
 _FAILED: list[str] = []
@@ -68,6 +70,26 @@ def restore(orders: dict[str, Any], contents: IO[bytes]) -> None:
     for module in orders["load"]:
         _try("modprobe", module)
     _unload(orders["unload"])
+
+
+def _lock(end: float) -> None:
+    """Wait until an earlier call has ended, whose connection was lost.
+
+    Raises:
+        TimeoutError: it has not, at a time of the monotonic clock.
+    """
+    while True:
+        lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        os.set_inheritable(lock, True)  # see `_run`
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_nlink:
+                return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise TimeoutError("an earlier restore still runs on the host") from None
+        os.close(lock)
+        time.sleep(_PAUSE)
 
 
 def _received(contents: IO[bytes]) -> dict[str, bytes]:
@@ -172,6 +194,8 @@ def _write(item: dict[str, Any], files: dict[str, bytes]) -> None:
             if kind == "l":
                 os.symlink(_path(item["target"]), fresh)
                 os.lchown(fresh, item["owner"], item["group"])
+                if item["time"]:
+                    os.utime(fresh, ns=(item["time"], item["time"]), follow_symlinks=False)
             else:
                 descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
                 with os.fdopen(descriptor, "wb") as stream:
@@ -236,14 +260,10 @@ def _unload(modules: list[str]) -> None:
 def main(stream: IO[bytes]) -> int:
     """Carry out the orders on standard input; 0, or 1 if some could not be carried out."""
     orders = json.loads(stream.readline())
-    lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # inheritable: see `_run`
-    os.set_inheritable(lock, True)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(time.monotonic() + _PACKAGE_SECONDS)
         restore(orders, stream)
         os.unlink(_LOCK)
-    except BlockingIOError:
-        _FAILED.append("an earlier restore still runs on the host")
     except (OSError, PackageError, subprocess.SubprocessError) as error:
         _FAILED.append(f"stopped: {error}")
     for text in _FAILED:

@@ -53,6 +53,7 @@ def record(request: dict[str, list[str]], output: IO[bytes]) -> None:
         files = list(_files(request, archive if request["contents"] else None))
         state = {
             "version": 1,
+            "scope": {name: trees for name, trees in request.items() if name != "contents"},
             "machine": _machine(),
             "packages": _rows(["dpkg-query", "--show", "--showformat=" + _PACKAGES]),
             "files": files,
@@ -129,7 +130,8 @@ def _entry(path: str, about: os.stat_result, digest: str, *, precise: bool) -> s
     """
     kind = stat.S_IFMT(about.st_mode)
     letter = {stat.S_IFREG: "f", stat.S_IFDIR: "d", stat.S_IFLNK: "l"}.get(kind, "o")
-    size, when = (about.st_size, about.st_mtime_ns) if precise and letter == "f" else (0, 0)
+    size = about.st_size if precise and letter == "f" else 0
+    when = about.st_mtime_ns if precise and letter in "fl" else 0
     words = [letter, f"{stat.S_IMODE(about.st_mode):o}", about.st_uid, about.st_gid, size, when, digest]
     attributes = "-" if letter == "l" else ",".join(_attributes(path)) or "-"
     name = f"{path}\0{os.readlink(path)}" if letter == "l" else path

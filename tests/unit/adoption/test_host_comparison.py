@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from testbed.adoption.compare import Difference, Step, differences, orders, restarted, same_host, tables
+from testbed.adoption.scope import SCOPE
 from testbed.adoption.state import Entry, HostState, Unit
 
 FILE = Entry("f", "644", 0, 0, 3, 5, "d" * 64, "", "")
@@ -18,6 +19,7 @@ RUNNING = Unit("active", "running", "1")
 STOPPED = Unit("inactive", "dead", "")
 TABLE = "table inet host {\n\tchain input {\n\t}\n}\n"
 BEFORE = HostState(
+    scope=SCOPE,
     machine={"board": "b", "boot": "1", "command line": "quiet", "kernel": "6"},
     packages={"acl": "1", "sudo": "2"},
     files={"/etc": FOLDER, "/etc/a": FILE, "/usr/bin/su": NOTED, "/var/lib/x": FOLDER, "/etc/link": LINK},
@@ -87,6 +89,12 @@ def test_each_difference_has_its_step(field: str, change: dict[str, Any], step: 
     found = _one(_changed(field, change))
     assert found.step == step
     assert bool(found.reason) == (step is None)
+
+
+def test_a_record_is_compared_by_its_own_scope() -> None:
+    narrow = replace(BEFORE, scope=replace(SCOPE, copied=("/root/.ssh",), noted=()))
+    (found,) = differences(narrow, _changed("files", {"/etc/new": FILE}))
+    assert found.step is None
 
 
 def test_modules_and_tables_are_compared() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import tarfile
 from dataclasses import asdict
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 
-from testbed.adoption import compare, remote
+from testbed.adoption import remote
 from testbed.adoption.compare import Orders, Step, differences, orders
 from testbed.adoption.state import HostState
 from testbed.errors import InstrumentError
@@ -36,7 +38,6 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "deep/link").symlink_to("../plain")
     (folder / "empty").touch()
     Path(os.fsdecode(bytes(folder) + b"/odd \xff\n")).write_text("three\n")
-    monkeypatch.setattr(compare, "COPIED", (str(folder),))
     return folder
 
 
@@ -175,3 +176,21 @@ def test_files_stay_while_packages_cannot_be_removed(
     assert host_restore.main(stream) == 1
     assert (tree / "plain").exists()
     assert "stopped: apt-get would remove as well: sudo" in capfd.readouterr().err
+
+
+def test_a_call_waits_for_an_earlier_one(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    monkeypatch.setattr(host_restore, "_LOCK", str(path))
+    earlier = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(earlier, fcntl.LOCK_EX)
+    with pytest.raises(TimeoutError, match="still runs"):
+        host_restore._lock(0.0)
+    ending = Timer(0.3, lambda: (path.unlink(), os.close(earlier)))
+    ending.start()
+    stream = io.BytesIO(
+        json.dumps(asdict(Orders(delete=[f"{tree}/plain"]))).encode() + b"\n" + packed({}).getvalue()
+    )
+    assert host_restore.main(stream) == 0
+    ending.join()
+    assert not (tree / "plain").exists()
+    assert not path.exists()

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from testbed.adoption.scope import Scope
 from testbed.adoption.state import Entry, Unit, parsed
 
 DIGEST = "a" * 64
 STATE: dict[str, Any] = {
     "version": 1,
+    "scope": {"copied": ["/etc"], "noted": ["/usr"], "listed": [], "left": []},
     "machine": {"board": "b", "boot": "1"},
     "packages": ["acl\t2.3\tinstalled", "gone:amd64\t1:1.0-1~x+b1\tconfig-files"],
     "files": [
@@ -31,6 +33,7 @@ STATE: dict[str, Any] = {
 
 def test_a_state_is_read() -> None:
     state = parsed(json.dumps(STATE).encode())
+    assert state.scope == Scope(("/etc",), ("/usr",), (), ())
     assert state.packages == {"acl": "2.3"}
     assert state.files["/etc/a b"] == Entry("f", "644", 0, 0, 12, 1700000000000000000, DIGEST, "", "")
     assert state.files["/etc/link"].target == "/dev/null"
@@ -42,6 +45,8 @@ def test_a_state_is_read() -> None:
     "change",
     [
         {"version": 2},
+        {"scope": {"copied": ["/etc"], "noted": [], "listed": []}},
+        {"scope": {"copied": ["etc"], "noted": [], "listed": [], "left": []}},
         {"files": ["f 644 0 0 1 1 - - /etc/../root/.ssh/authorized_keys"]},
         {"files": ["f 644 0 0 1 1 - - etc/relative"]},
         {"files": ["f 644 0 0 1 1 - - /etc//double"]},
