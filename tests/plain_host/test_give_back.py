@@ -75,7 +75,8 @@ modprobe dummy
 """
 # Times of changes of inodes, and what dpkg, systemd and logs keep for themselves, cannot be given back.
 STATE = """\
-find / -xdev \\( -path /var/log -o -path /var/cache -o -path /var/lib/dpkg -o -path /var/lib/apt -o -path /var/lib/systemd \\
+find / -xdev \\( -path /var/log -o -path /var/cache -o -path /var/lib/dpkg -o -path /var/lib/apt \\
+  -o -path /var/lib/systemd \\
   -o -path /var/tmp -o -path /tmp -o -path /var/backups \\) -prune -o -type d -printf '%p %y %m %u %g\\n' \\
   -o -printf '%p %y %m %u %g %s %T@ %l\\n'
 find /etc /usr/local -xdev -type f -exec sha256sum '{}' +
