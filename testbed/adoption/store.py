@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,10 +121,9 @@ class Record:
     def keep(self, fetched: IO[bytes]) -> None:
         """Store a complete archive."""
         fetched.seek(0)
-        with written(self.archive) as descriptor:
-            while chunk := memoryview(fetched.read(_COPY)):
-                while chunk:
-                    chunk = chunk[os.write(descriptor, chunk) :]
+        with written(self.archive) as descriptor, os.fdopen(os.dup(descriptor), "wb") as stream:
+            shutil.copyfileobj(fetched, stream, _COPY)
+            stream.flush()
             os.fsync(descriptor)
 
     def settled(self) -> dict[str, str] | None:

@@ -30,6 +30,10 @@ _PACKAGES = "${binary:Package}\t${Version}\t${db:Status-Status}\n"
 _UNITS = "Id,ActiveState,SubState,Transient,TriggeredBy,InvocationID"
 # Reading or writing these does something, or their value changes by itself.
 _LIVELY = ("kernel/ns_last_pid", "kernel/random/", "vm/compact_memory", "vm/drop_caches")
+_OLD = (
+    "/base_reachable_time",
+    "/retrans_time",
+)  # the kernel warns of who reads them; in milliseconds it has them too
 _SETTING = 4096  # octets of a kernel setting
 _ATTRIBUTES = ("security.capability", "system.posix_acl_access", "system.posix_acl_default")
 
@@ -202,11 +206,15 @@ def _sysctls() -> dict[str, str]:
             path = os.path.join(folder, name)
             setting = path[len(root) :]
             try:
-                if os.stat(path).st_mode & stat.S_IWUSR and not setting.startswith(_LIVELY):
+                if os.stat(path).st_mode & stat.S_IWUSR and not _left_out(setting):
                     found[setting] = _read(path)
             except (OSError, UnicodeDecodeError):
                 continue  # it can be written only, or has gone with its link
     return found
+
+
+def _left_out(setting: str) -> bool:
+    return setting.startswith(_LIVELY) or setting.endswith(_OLD)
 
 
 def _links() -> dict[str, str]:
