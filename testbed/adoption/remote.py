@@ -58,7 +58,7 @@ def fetch(
     process.run_into(
         output,
         openssh.argv(host, openssh.as_root(_LOADER), configuration),
-        what=f"{host} cannot be recorded",
+        what=f"{host} cannot be read",
         timeout=timeouts.HOST_RECORD,
         limit=_ARCHIVE,
         error=InstrumentError,
