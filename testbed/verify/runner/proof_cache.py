@@ -142,13 +142,19 @@ def code_digest(file: Path, root: Path) -> str:
 
 
 def _imported(path: Path, root: Path) -> Iterator[Path]:
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        names: list[str] = []
+    for name in _names(path.read_bytes()):
+        module = root.joinpath(*name.split(".")).with_suffix(".py")
+        if module.is_file():
+            yield module
+
+
+@cache  # to parse all modules takes a second, and every check asks for most of them
+def _names(source: bytes) -> tuple[str, ...]:
+    """Return the names in our packages that a module imports; some are no modules."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            module = root.joinpath(*name.split(".")).with_suffix(".py")
-            if name.split(".")[0] in _PACKAGES and module.is_file():
-                yield module
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(name for name in found if name.split(".")[0] in _PACKAGES)
