@@ -18,24 +18,26 @@ from testbed.untrusted.text import line
 
 app = typer.Typer(rich_markup_mode=None)
 
+Configuration = Annotated[
+    Path | None,
+    typer.Option(
+        "--ssh-config",
+        "-F",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="configuration for ssh instead of your own",
+        envvar="TESTBED_SSH_CONFIG",
+    ),
+]
+
 
 @app.command()
 def audit(
     hosts: Annotated[
         list[str], typer.Argument(help="hosts as ssh takes them", metavar="HOST", show_default=False)
     ],
-    configuration: Annotated[
-        Path | None,
-        typer.Option(
-            "--ssh-config",
-            "-F",
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            help="configuration for ssh instead of your own",
-            envvar="TESTBED_SSH_CONFIG",
-        ),
-    ] = None,
+    configuration: Configuration = None,
     as_json: Json = False,
 ) -> None:
     """Look at KVM hosts that others have set up, over ssh; change nothing on them."""

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +14,7 @@ from testbed.adoption import giving_back
 from testbed.adoption.compare import Difference
 from testbed.adoption.giving_back import Compared
 from testbed.adoption.store import Record, recorded
+from testbed.cli.machines.audit import Configuration
 from testbed.cli.output.terminal import Json, agreed, attended, out, out_json, say, show, warn
 from testbed.drivers.host.workspace import state_root
 from testbed.errors import Exit, ProvisioningError, TestbedError, UsageError
@@ -28,18 +28,6 @@ app = typer.Typer(
 )
 
 Host = Annotated[str, typer.Argument(metavar="HOST", help="a host as ssh takes it", show_default=False)]
-Configuration = Annotated[
-    Path | None,
-    typer.Option(
-        "--ssh-config",
-        "-F",
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        help="configuration for ssh instead of your own",
-        envvar="TESTBED_SSH_CONFIG",
-    ),
-]
 Consent = Annotated[bool, typer.Option("--yes", help="go on without a question", envvar="TESTBED_YES")]
 
 _SHOWN = 40  # differences of one kind that people see; --json has all
