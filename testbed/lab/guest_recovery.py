@@ -9,12 +9,11 @@ from testbed.engine.place import Progress
 from testbed.engine.timing import Trace
 from testbed.errors import TestbedError
 from testbed.lab.session import Lab
-from testbed.plan.diff import Plan, Verb
+from testbed.plan.diff import WITH_THEIR_GUEST, Plan, Verb
 from testbed.plan.resources import Key, Kind
 from testbed.untrusted.text import clean
 
 _LAST = 600  # octets of a console
-_LIMITS = (Kind.LIMIT, Kind.COMPUTE)
 
 
 def restart_crashed_guests(lab: Lab, progress: Progress) -> tuple[str, ...]:
@@ -34,7 +33,9 @@ def restart_crashed_guests(lab: Lab, progress: Progress) -> tuple[str, ...]:
         ]
         silent = tuple(action.key.name for action in restarts)
         others = [
-            action for action in plan.actions if action not in restarts and action.key.kind not in _LIMITS
+            action
+            for action in plan.actions
+            if action not in restarts and action.key.kind not in WITH_THEIR_GUEST
         ]
         if not silent or others:
             return ()
@@ -60,4 +61,4 @@ def _perform(lab: Lab, plan: Plan, labels: Collection[str], progress: Progress) 
 
 def _about(key: Key, labels: Collection[str]) -> bool:
     guest = key.name if key.kind is not Kind.LIMIT else key.name.rpartition("/")[0]
-    return key.kind in (Kind.GUEST, *_LIMITS) and guest in labels
+    return key.kind in (Kind.GUEST, *WITH_THEIR_GUEST) and guest in labels

@@ -30,7 +30,7 @@ _AT_START = frozenset({"memory", "vcpus", "interfaces", "addresses", "volumes"})
 REBUILD = "to be rebuilt"  # state of a machine that a person wants to have replaced
 # What brings an object back whose only difference is its state, and nothing of it is lost.
 _REVIVAL = {"paused": "resume", "silent": "restart"}
-_WITH_THEIR_GUEST = frozenset({Kind.LIMIT, Kind.COMPUTE})  # they end when it does
+WITH_THEIR_GUEST = frozenset({Kind.LIMIT, Kind.COMPUTE})  # they end when it does
 _REMOVAL_ORDER = (
     Kind.GUEST,
     Kind.VOLUME,
@@ -159,7 +159,7 @@ def diff(
         if action is not None:
             actions[key] = action
     elsewhere = {(key.kind, key.name): key.place for key in desired}
-    doomed = [key for key in observed if key not in desired and key.kind not in _WITH_THEIR_GUEST]
+    doomed = [key for key in observed if key not in desired and key.kind not in WITH_THEIR_GUEST]
     doomed.sort(key=lambda key: (_REMOVAL_ORDER.index(key.kind) if key.kind in _REMOVAL_ORDER else 0, key))
     removals: list[Action] = []
     for key in doomed:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,22 +18,20 @@ from testbed.model.topology import Topology
 WHOLE = "fleet"  # label of a case that is about the whole fleet
 _NAMED = 6  # most cases that a message names
 
+# Fixtures that are the machine of a case, each with the machines that get one. A check that looks at one node
+# asks for the first or the last one that has guests, so that two such checks can run at the same time.
+MACHINES: Mapping[str, Callable[[Topology], list[str]]] = {
+    "node": lambda topology: [item.name for item in topology.nodes],
+    "machine": lambda topology: [item.name for item in topology.machines],
+    "first_host": lambda topology: subjects.hosts(topology)[:1],
+    "last_host": lambda topology: subjects.hosts(topology)[-1:],
+}
 CaseKey = tuple[str, str, str]  # file below the folder, function, label
 
 
 def members(topology: Topology) -> dict[str, list[str]]:
-    """Return the names of the machines that cases are about, by fixture.
-
-    A check that looks at one node asks for the first or the last one that has guests, so that two such checks
-    can run at the same time.
-    """
-    hosts = subjects.hosts(topology)
-    return {
-        "node": [item.name for item in topology.nodes],
-        "machine": [item.name for item in topology.machines],
-        "first_host": hosts[:1],
-        "last_host": hosts[-1:],
-    }
+    """Return the names of the machines that cases are about, by fixture."""
+    return {fixture: chosen(topology) for fixture, chosen in MACHINES.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated
+from typing import Annotated, TypeVar
 from xml.etree import ElementTree as ET
 
 from pydantic import ConfigDict, Field, TypeAdapter
@@ -59,6 +59,7 @@ class Channels:
 
 
 _CHANNELS = TypeAdapter(Channels)
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -84,10 +85,7 @@ def parsed(answer: object) -> Channels:
     Raises:
         UnseenError: the answer has another form.
     """
-    try:
-        return formed(_CHANNELS, answer)
-    except ValueError as error:
-        raise UnseenError(str(error)) from error
+    return _formed(_CHANNELS, answer)
 
 
 def parsed_logs(answer: object) -> Logs:
@@ -96,8 +94,12 @@ def parsed_logs(answer: object) -> Logs:
     Raises:
         UnseenError: the answer has another form.
     """
+    return _formed(_LOGS, answer)
+
+
+def _formed(form: TypeAdapter[_Value], answer: object) -> _Value:
     try:
-        return formed(_LOGS, answer)
+        return formed(form, answer)
     except ValueError as error:
         raise UnseenError(str(error)) from error
 

@@ -11,10 +11,9 @@ from testbed.report.result import CheckResult, Verdict
 from testbed.verify.breach_context import BreachContext
 from testbed.verify.check import Declaration
 from testbed.verify.fleet import Fleet
-from testbed.verify.inventory import WHOLE
+from testbed.verify.inventory import MACHINES, WHOLE
 from testbed.verify.runner.proof import CheckOutcome, Trial
 
-MACHINES = ("node", "machine", "first_host", "last_host")  # fixtures that are the machine of a case
 FIXTURES = frozenset({"fleet", *MACHINES, "request"})  # fixtures that a local check may request
 
 

@@ -13,7 +13,8 @@ from _pytest.runner import runtestprotocol
 
 from testbed.report.result import Verdict
 from testbed.verify.fleet import Fleet
-from testbed.verify.runner.cases import MACHINES, Case
+from testbed.verify.inventory import MACHINES
+from testbed.verify.runner.cases import Case
 from testbed.verify.runner.proof import CheckOutcome
 from testbed.verify.runner.trouble import LONGEST, Trouble, told
 

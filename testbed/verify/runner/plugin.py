@@ -30,6 +30,16 @@ from testbed.verify.runner.schedule import Prepare, Schedule
 from testbed.verify.runner.trouble import LONGEST, Trouble, told
 
 
+def _machine_fixture(name: str) -> Callable[..., MachineView]:
+    """Return the fixture that is the machine of a case: see `testbed.verify.inventory.MACHINES`."""
+
+    @pytest.fixture(name=name)
+    def machine(self: Checks, request: pytest.FixtureRequest) -> MachineView:
+        return self.fleet.machines[request.param]
+
+    return machine
+
+
 class Checks:
     """A pytest plug-in: gives checks their fixtures, runs them, and keeps their results."""
 
@@ -89,25 +99,10 @@ class Checks:
         """The whole lab, read-only."""
         return self.fleet
 
-    @pytest.fixture(name="node")
-    def node_fixture(self, request: pytest.FixtureRequest) -> MachineView:
-        """The node that a case is about."""
-        return self.fleet.machines[request.param]
-
-    @pytest.fixture(name="first_host")
-    def first_host_fixture(self, request: pytest.FixtureRequest) -> MachineView:
-        """The first node that has guests."""
-        return self.fleet.machines[request.param]
-
-    @pytest.fixture(name="last_host")
-    def last_host_fixture(self, request: pytest.FixtureRequest) -> MachineView:
-        """The last node that has guests."""
-        return self.fleet.machines[request.param]
-
-    @pytest.fixture(name="machine")
-    def machine_fixture(self, request: pytest.FixtureRequest) -> MachineView:
-        """The node or controller that a case is about."""
-        return self.fleet.machines[request.param]
+    node_fixture = _machine_fixture("node")
+    machine_fixture = _machine_fixture("machine")
+    first_host_fixture = _machine_fixture("first_host")
+    last_host_fixture = _machine_fixture("last_host")
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Derive the cases from the topology (D10)."""
