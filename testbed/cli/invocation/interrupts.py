@@ -6,9 +6,10 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
-_Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
+from testbed.cli.output.deferral import Handler, deferred
+
+_Before = Handler | int | signal.Handlers | None
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # seconds within which several signals are one: timeout(1) sends two, and a terminal one to each process of a
@@ -49,11 +50,14 @@ def ended_at_once(end: Callable[[], object]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _handle(handler: Callable[[int, FrameType | None], object]) -> dict[signal.Signals, _Handler]:
-    """Set a handler, and return those that were there; SIGHUP stays ignored where it is."""
+def _handle(handler: Handler) -> dict[signal.Signals, _Before]:
+    """Set a handler, and return those that were there; SIGHUP stays ignored where it is.
+
+    It waits for a line that is being written.
+    """
     ending = [
         number
         for number in _ENDING
         if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
     ]
-    return {number: signal.signal(number, handler) for number in ending}
+    return {number: signal.signal(number, deferred(handler)) for number in ending}

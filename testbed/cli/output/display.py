@@ -25,6 +25,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from testbed.cli.output.deferral import deferred, deferring
 from testbed.engine.place import Step, StepKind
 from testbed.report.columns import WIDTH, cells, shorten
 from testbed.untrusted.text import line
@@ -247,6 +248,7 @@ class Display:
         self._lock, self._over = threading.RLock(), threading.Event()
         self._thread: threading.Thread | None = None
         self._before: dict[int, object] = {}
+        self._ending = deferred(self._end)
 
     def open(self) -> None:
         """Begin; handlers of signals that end the process at once remove the picture first."""
@@ -257,7 +259,7 @@ class Display:
                 if signal.getsignal(number) is signal.SIG_DFL
             }
             for number in self._before:
-                signal.signal(number, self._end)
+                signal.signal(number, self._ending)
         if watched(self._stream):
             self._thread = threading.Thread(target=self._redraw, name="display", daemon=True)
             self._thread.start()
@@ -276,7 +278,7 @@ class Display:
 
     def print(self, text: Text) -> None:
         """Print a text, above the picture."""
-        with self._lock:
+        with deferring(), self._lock:
             self._console.print(text, soft_wrap=True)
 
     def _redraw(self) -> None:
@@ -323,7 +325,7 @@ class Display:
             yield
 
     def _clear(self) -> None:
-        with self._lock:
+        with deferring(), self._lock:
             if self._live is not None:
                 self._live.stop()
                 self._live = None
@@ -338,7 +340,7 @@ class Display:
             self._stream.write(_CURSOR)
             self._stream.flush()
         for number, handler in self._before.items():
-            if signal.getsignal(number) == self._end:
+            if signal.getsignal(number) is self._ending:
                 signal.signal(number, handler)  # type: ignore[arg-type]
         self._before = {}
         self._stream.close()

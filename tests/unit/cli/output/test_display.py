@@ -221,7 +221,7 @@ def test_a_signal_leaves_no_picture(
     assert time.monotonic() - began < 60
 
 
-@pytest.mark.parametrize("where", ["picture", "Patient.flush"])
+@pytest.mark.parametrize("where", ["picture", "Console.render", "Patient.flush"])
 def test_a_signal_while_something_is_drawn_or_printed_ends_the_process(where: str) -> None:
     body = f"""
 where, inner = {where!r}, display.{where}
