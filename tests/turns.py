@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TURNS = ("damage", "people", "judges", "separated", "udp-and-icmp")
-_PARTS = 4
+_PARTS = 8
 _ALL = "all"
 _ROOT = Path(__file__).parents[1]
 

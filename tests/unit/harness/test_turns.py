@@ -5,10 +5,10 @@ import pytest
 from tests.turns import TURNS, choose
 
 
-def test_twenty_commits_run_every_test_and_prove_every_part_of_each() -> None:
-    found = {choose("", f"{number:x}") for number in range(20)}
+def test_forty_commits_run_every_test_and_prove_every_part_of_each() -> None:
+    found = {choose("", f"{number:x}") for number in range(40)}
     assert {(choice.turns, choice.part) for choice in found} == {
-        ((turn,), f"{part}/4") for turn in TURNS for part in (1, 2, 3, 4)
+        ((turn,), f"{part}/8") for turn in TURNS for part in range(1, 9)
     }
 
 
