@@ -124,7 +124,7 @@ _DOMAINS: Mapping[str, str] = {
     "old packet filter": "NET-09",
     "password": "ACC-02",
     "pool": "STO-02",
-    "process": DEFAULT,
+    "process": INTEGRITY,
     "profile": "PRC-02",
     "profile namespace": "PRC-02",
     "queue": "NET-12",

@@ -55,6 +55,7 @@ class MachineState:
         without: why it has no reference; empty if it has one.
         began: start of the reading, in seconds since 1970.
         seconds: duration.
+        ended: number of findings of a first reading that were processes and nothing else.
 
     """
 
@@ -64,6 +65,7 @@ class MachineState:
     without: str = ""
     began: float = 0.0
     seconds: float = 0.0
+    ended: int = 0
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -85,7 +87,7 @@ class MachineState:
             f"judged is {self.judgement.scope}: "
             f"{self.judgement.judged} records are judged, {skipped.total()} in {len(skipped)} domains "
             f"are not yet; {self.judgement.expected.total()} follow from the list of what a lab adds"
-        )
+        ) + (f"; {self.ended} processes of a first reading had ended at the second" if self.ended else "")
 
 
 def look(
@@ -93,12 +95,17 @@ def look(
 ) -> MachineState:
     """Return how a machine differs from its reference; it is read again if a place could not be read.
 
-    A busy machine may answer late.
+    A busy machine may answer late. It is also read again if processes are the only findings: services start
+    programs that end soon, and the second reading counts.
 
     Args:
         only: collectors that read, unless the scope is everything.
     """
     found = _timed(lab, machine, scope, only)
+    if found.findings and not found.gaps and all(item.domain == "process" for item in found.findings):
+        again = _timed(lab, machine, scope, only)
+        ended = {str(item) for item in found.findings} - {str(item) for item in again.findings}
+        return replace(again, ended=len(ended))
     again = _timed(lab, machine, scope, only) if found.gaps and not found.findings else found
     return again if len(again.gaps) < len(found.gaps) or again.findings else found
 

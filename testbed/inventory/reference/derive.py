@@ -12,6 +12,7 @@ from typing import Any
 
 from testbed.inventory.records import UNREAD, Records
 from testbed.inventory.reference.network import network, settings
+from testbed.inventory.reference.processes import peculiar
 from testbed.model.topology import Machine, Topology
 
 _WATCHES = "/run/udev/watch/"
@@ -47,7 +48,10 @@ def normal(records: Records) -> dict[tuple[str, str], Any]:
         if domain == "file" and in_memory(key) and isinstance(value, dict)
         else value
         for (domain, key), value in records.items()
+        if domain != "process"
     }
+    processes = {key: value for (domain, key), value in records.items() if domain == "process"}
+    found |= {("process", key): value for key, value in peculiar(processes).items()}
     for at, value in list(found.items()):
         number = value.get("to", "") if at[0] == "file" and _WATCHED.fullmatch(at[1]) else ""
         back = ("file", f"{_WATCHES}{number}")

@@ -76,13 +76,13 @@ JUDGED: Mapping[str, str] = {
     "switch Port": "interfaces of guests and ends of tunnels, without VLANs and bonds",
     "switch Interface": "interfaces of guests and ends of tunnels, with their options",
     "link": "the golden reading, and the interfaces of the topology",
+    "process": "the golden reading, and processes of services, of workers and of our own logins",
 }
 # Not judged yet, with the reason.
 NOT_JUDGED: Mapping[str, str] = {
     "image file": "only golden readings have it: with it a change that was taken back is no finding",
     "unread": "it is a gap, not a state; a gap in a judged domain makes the control inconclusive",
     "kernel thread": "their names come and go with work that the kernel has, and say little",
-    "process": "programs that the manager, libvirt and checks start for a moment are not told apart yet",
     "sshd": "sshd cannot be asked before it has a key; the files that it reads are judged, ACC-02 logs in",
     "sshd file": "sshd cannot be asked before it has a key; its files are judged as files",
     "guest": "DEV-01 compares each guest's live XML, QEMU's answers and the guest's own view",

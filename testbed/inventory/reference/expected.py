@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from testbed.inventory.records import Records
+from testbed.inventory.reference.processes import ORDINARY
 from testbed.model.topology import POOLS, Machine, Plane, Role, Topology, volume_secret
 from testbed.plan.libvirt_xml.machine import machine_id
 
@@ -45,6 +46,8 @@ _WORDS = (
     "central",
 )
 _BRACES = re.compile(r"\{[a-z][a-z-]*\}")
+# Properties that a record of a domain must not have unless its line names them.
+_UNNAMED: Mapping[str, Mapping[str, str]] = {"process": dict.fromkeys(ORDINARY, "")}
 NOTHING = "(?!)"  # a pattern that matches nothing
 VALUE = "value"  # name of the whole value among the patterns of a line
 
@@ -148,7 +151,10 @@ def _line(line: Mapping[str, Any], words: Mapping[str, str]) -> Expected:
         raise ValueError(f"{line} has other fields than {', '.join(sorted(_FIELDS))}")
     try:
         key = _pattern(line["key"], words)
-        has = {name: _pattern(text, words) for name, text in line.get("has", {}).items()}
+        has = {
+            name: _pattern(text, words)
+            for name, text in {**_UNNAMED.get(line["domain"], {}), **line.get("has", {})}.items()
+        }
     except re.error as error:
         raise ValueError(f"{line['key']} is no pattern: {error}") from error
     return Expected(

@@ -211,7 +211,7 @@ def test_a_change_that_was_taken_back_is_no_finding_and_another_is(
 
 
 def test_a_gap_counts_only_in_a_judged_domain(lines: tuple[expected.Expected, ...]) -> None:
-    gap = {("unread", "account "): "hangs", ("unread", "process "): "hangs"}
+    gap = {("unread", "account "): "hangs", ("unread", "northbound "): "hangs"}
     judged = judge(
         ORIGIN, Inventory({**derived(ORIGIN, {}, {}), AWAKE: AWAKE_FILE, **gap}), Inventory({}), lines, ()
     )

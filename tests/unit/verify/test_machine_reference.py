@@ -178,6 +178,28 @@ def test_a_machine_that_answers_late_is_read_again(lab: Lab, fleet: Any) -> None
     assert len(lab.requests) == 2
 
 
+_SLEEP = ("process", "/system.slice/ssh.service /usr/bin/sleep")
+
+
+def test_a_process_that_has_ended_at_a_second_reading_is_no_finding(lab: Lab, fleet: Any) -> None:
+    lab.more = Late([{_SLEEP: {"arguments": "sleep 1"}}, {}])
+    found = machine_reference.look(fleet.lab, TOPOLOGY.machine("node-a"), Scope.WHOLE)
+    assert (found.findings, found.ended) == ((), 1)
+    assert found.counted.endswith("; 1 processes of a first reading had ended at the second")
+
+
+def test_a_process_that_starts_again_under_another_name_is_a_finding(lab: Lab, fleet: Any) -> None:
+    lab.more = Late([{_SLEEP: {"arguments": "sleep 1"}}, {_SLEEP: {"arguments": "sleep 2"}}])
+    found = machine_reference.look(fleet.lab, TOPOLOGY.machine("node-a"), Scope.WHOLE)
+    assert [item.key for item in found.findings] == [f"{_SLEEP[1]}: sleep 2"]
+
+
+def test_a_process_beside_another_finding_counts_at_once(lab: Lab, fleet: Any) -> None:
+    lab.more = Late([{_SLEEP: {"arguments": "sleep 1"}, ACCOUNT: ["0"]}])
+    found = machine_reference.look(fleet.lab, TOPOLOGY.machine("node-a"), Scope.WHOLE)
+    assert [item.domain for item in found.findings] == ["account", "process"]
+
+
 @pytest.mark.parametrize(
     ("only", "whole", "reads"),
     [((), False, [3, 3]), ((), True, [3, 6]), (("NET",), False, [0, 0]), (("NET",), True, [3, 6])],
