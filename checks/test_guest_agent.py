@@ -11,9 +11,11 @@ from checks.support.breaches import needs_guest
 from checks.support.judging import judging
 from testbed import payload
 from testbed.model import subjects
+from testbed.plan.host_config.daemon_limits import MEMORY
 from testbed.verify.agents import answers as agent_answers
+from testbed.verify.agents import daemon_memory
 from testbed.verify.agents.memory_peaks import PeakOfNode, PeakOfProcess
-from testbed.verify.agents.questions import HostileAgent, pinged
+from testbed.verify.agents.questions import HostileAgent, pinged, silent
 from testbed.verify.attackers.ephemeral_guest import Throwaway
 from testbed.verify.check import Effect, check
 from testbed.verify.devices import channels, observe
@@ -91,4 +93,33 @@ def test_a_hostile_agent_is_stood(fleet: Fleet) -> None:
             request = {"text": agent.token, "since": since, "skipped": own_files}
             logs = channels.parsed_logs(node.python(_PROGRAM.read_text(), request, function="search"))
             faults += channels.obeyed(logs)
+    assert not faults, f"{len(faults)} faults: {'; '.join(faults[:_SHOWN])}"
+
+
+@check(
+    id="DEV-03",
+    objective="An agent that fills libvirtd's memory meets a limit; libvirtd comes back, and guests run on",
+    severity="high",
+    effect=Effect.RESTARTS,
+    applies=needs_guest,
+    breaches=(agent_breaches.NO_LIMIT,),
+)
+def test_the_memory_of_libvirtd_is_bounded(fleet: Fleet) -> None:
+    name = subjects.host(fleet.topology)
+    node, place = fleet.machines[name], fleet.lab.nodes[name]
+    own = fleet.topology.guests_on(name)[0]
+    stranger = Throwaway.beside(fleet, own, own.nics[0].address)
+    with judging(f"libvirtd of {name}"), stranger.present(fleet):
+        agent = HostileAgent(fleet, stranger)
+        agent.start()
+        before = daemon_memory.look(node)
+        daemon_memory.require_room(node, before)
+        try:
+            agent.fill(MEMORY + daemon_memory.BEYOND)
+            after = daemon_memory.settled(node, before)
+        finally:
+            daemon_memory.recover(node)
+            place.reconnect()
+        faults = daemon_memory.faults(f"libvirtd of {name}", before, after)
+        faults += silent(fleet, fleet.topology.guests)
     assert not faults, f"{len(faults)} faults: {'; '.join(faults[:_SHOWN])}"

@@ -40,6 +40,7 @@ SEVERITY = {
     "CMP-02": "high",
     "CMP-04": "medium",
     "DEV-02": "critical",
+    "DEV-03": "high",
     "DOS-02": "high",
     "DOS-03": "high",
     "DOS-04": "high",

@@ -26,6 +26,8 @@ DEPTH = 5000  # lists within one another
 _PORTS = "/sys/class/virtio-ports"
 _PIECE, _DROP = 2**16, 2**12  # octets of a write, and of one of a flood, which may wait long
 _BLOCKED = 1.0  # seconds without progress after which a write is given up
+OBJECTS = 800  # octets that libvirt needs for each empty object of an answer, at least
+_HEARING = 20.0  # seconds without progress, of an answer that must become whole on a busy node
 _FLOODING = 2.0  # seconds of a line without end; libvirt searches all of it with each KiB that comes
 _SPACING = 1.0  # seconds between two octets of a slow answer
 _NO_TEXT = b"\xff\xfe\xc0\x80"  # never in UTF-8 (RFC 3629, 3)
@@ -156,6 +158,7 @@ class Liar:
             "flood": self._flood,
             "slow": self._slow,
             "events": self._events,
+            "objects": self._objects,
             "wide": lambda: self._send({"return": {"pid": 2**60}}),
             "deep": lambda: self._raw(b'{"return": ' + b"[" * DEPTH + b"]" * DEPTH + b"}\n"),
             "line": lambda: self._raw(_NO_TEXT + words(self._token).encode() + b"\n"),
@@ -219,12 +222,22 @@ class Liar:
             sent += self._raw(b"a" * _DROP)
         report(f"sent {sent}")
 
+    def _objects(self) -> None:
+        """Answer with a number of objects, which is the token; libvirt needs `OBJECTS` octets for each."""
+        number = int(self._token)
+        self._raw(b'{"return": [' + b",".join([b"{}"] * number) + b"]}\n", _HEARING)
+
     def _send(self, answer: Request, before: bytes = b"") -> None:
         self._raw(before + json.dumps(answer).encode() + b"\n")
 
-    def _raw(self, data: bytes) -> int:
-        """Write octets; return how many were taken before the other side took none for a while."""
-        view, end = memoryview(data), time.monotonic() + _BLOCKED
+    def _raw(self, data: bytes, patience: float = 0.0) -> int:
+        """Write octets; return how many were taken before the other side took none for a while.
+
+        Args:
+            patience: seconds of that while, at least.
+        """
+        patience = patience or _BLOCKED
+        view, end = memoryview(data), time.monotonic() + patience
         poll = select.poll()
         poll.register(self._port, select.POLLOUT)
         while view and time.monotonic() < end:
@@ -235,7 +248,7 @@ class Liar:
             except OSError:  # the other side has closed
                 time.sleep(0.1)
             else:
-                end = time.monotonic() + _BLOCKED
+                end = time.monotonic() + patience
         return len(data) - len(view)
 
     def _reopen(self) -> None:

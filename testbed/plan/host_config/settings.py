@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from testbed.model.topology import IMAGES, LOGS, Machine, Plane, Role, Topology
-from testbed.plan.host_config import helper, image_import, parsers, trust
+from testbed.plan.host_config import daemon_limits, helper, image_import, parsers, trust
 from testbed.plan.host_config.identity import address_sets
 from testbed.plan.host_config.nd_guard import ATTACH, GUARDS, RULES, allowed, guarded, links
 from testbed.plan.libvirt_xml.limits import SLICE, SLICE_WEIGHT, UNITS
@@ -56,6 +56,7 @@ TEXTS = (
     "/etc/systemd/system/ovs-vswitchd.service.d/* "
     "/etc/systemd/system/ovn-controller.service.d/* /etc/apparmor.d/local/abstractions/libvirt-qemu "
     f"/etc/apparmor.d/abstractions/libvirt-qemu.d/* {helper.FILES} {_CONSOLES} {_UNITS} "
+    f"{daemon_limits.FILES} "
     "/proc/self/mounts /sys/kernel/mm/ksm/run "
     f"/sys/class/net/br-int/flags {_IGNORED} {_TRACING} "
     f"{' '.join(f'/proc/sys/{name}' for name in KERNEL)}"
@@ -474,6 +475,7 @@ _ROOT_PARTITION = (
         parsers.unconfined,
     ),
     Setting("helper-confinement", "PRC-06", *helper.confinement(TEXTS)),
+    Setting("libvirt-limits", "DEV-03", *daemon_limits.bounds(TEXTS)),
     Setting(
         "profile-additions",
         "STO-01",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from testbed.deadline import ProgressDeadline
 from testbed.drivers.snapshots.guest_memory import require_identity
 from testbed.errors import InstrumentError, TestbedError
 from testbed.model.topology import Guest
-from testbed.payload.attacks.hostile_agent import DOUBTFUL, ENDLESS, LAST, PREFIX, TRUE
+from testbed.payload.attacks.hostile_agent import DOUBTFUL, ENDLESS, LAST, OBJECTS, PREFIX, TRUE
+from testbed.untrusted.text import line
 from testbed.verify.agents.answers import Answered, Pings
 from testbed.verify.attackers.ephemeral_guest import Throwaway
 from testbed.verify.fleet import Fleet
@@ -33,6 +34,8 @@ _DONE = 30.0  # seconds in which the agent connects again, or has given its last
 _AGAIN = 60.0  # seconds in which an agent answers again after an answer that libvirt gives it up for
 _PAUSE, _CALM = 0.2, 3.0  # seconds between two pings of a hostile agent, and two rounds of pings of others
 _LOOK = 1.0  # seconds between two looks at the console
+FILLING = "objects"
+_FILLING = 60  # seconds of the answer that fills libvirtd's memory
 _WORDS = 400  # of the console, at most
 _UNFORESEEN = (
     ArithmeticError,
@@ -74,14 +77,36 @@ class HostileAgent:
             if name in (*DOUBTFUL, *ENDLESS) and name != LAST:
                 self._await_answer()
 
+    def fill(self, octets: int) -> None:
+        """Let the agent give an answer for which libvirtd needs memory; whether it comes does not matter.
+
+        Args:
+            octets: of memory, at least.
+
+        Raises:
+            InstrumentError: the agent has not given the answer in time.
+        """
+        path = f"{PREFIX}{FILLING}/{-(-octets // OBJECTS)}"
+        self._answered(
+            FILLING,
+            partial(self._node.agent, self._guest.domain, "guest-exec", {"path": path}, _FILLING),
+            _FILLING,
+            None,
+        )
+        self._await_words([f"<{word} {FILLING}>" for word in ("heard", "done")])
+
     def require_heard(self) -> None:
         """Wait until the guest's console shows that it has heard every question and given every answer.
 
         Raises:
             InstrumentError: it does not in time.
         """
+        self._await_words(
+            [f"<{word} {name}>" for name, *_ in self._questions() for word in ("heard", "done")]
+        )
+
+    def _await_words(self, words: Sequence[str]) -> None:
         look = f"grep -aoE '<[a-z0-9 -]+>' {self._guest.console} | tail -n {_WORDS}"
-        words = [f"<{word} {name}>" for name, *_ in self._questions() for word in ("heard", "done")]
         end = time.monotonic() + _DONE
         while missing := set(words) - set((text := self._stranger.machine.read(look)).splitlines()):
             if time.monotonic() > end:
@@ -189,3 +214,20 @@ def pinged(fleet: Fleet, guests: tuple[Guest, ...]) -> Iterator[Pings]:
     finally:
         over.set()
         thread.join()
+
+
+def silent(fleet: Fleet, guests: tuple[Guest, ...]) -> list[str]:
+    """Return which guests' agents do not answer, although libvirt has had time to reach them again."""
+    found, end = [], time.monotonic() + _AGAIN
+    for guest in guests:
+        while True:
+            try:
+                fleet.lab.nodes[guest.node].agent(guest.domain, "guest-ping", {}, _PING)
+            except TestbedError as error:
+                if time.monotonic() > end:
+                    found.append(f"{guest.label} does not answer: {line(error.fact, 120)}")
+                    break
+                time.sleep(_LOOK)
+            else:
+                break
+    return found

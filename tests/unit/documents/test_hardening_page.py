@@ -48,6 +48,7 @@ SOURCES: Mapping[str, Callable[[], list[str]]] = {
     "AppArmor rules that all workers share": lambda: _lines("hypervisor/files/libvirt-qemu"),
     "AppArmor rules of virtlogd": lambda: _inner("hypervisor/files/virtlogd.apparmor"),
     "Unit of virtlogd": lambda: _inner("hypervisor/files/virtlogd.conf"),
+    "Unit of libvirtd": lambda: _values("hypervisor/files/libvirtd.conf"),
     "Mounts of a node": _mounts,
     "Logs of consoles": lambda: _lines("hypervisor/files/virtlogd-limits.conf"),
     "Slice of all guests": lambda: _values("hypervisor/files/machine-slice.conf"),

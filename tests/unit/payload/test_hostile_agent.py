@@ -115,6 +115,11 @@ def test_an_answer_that_is_no_json(peer: Peer, name: str, begins: bytes) -> None
     assert peer.octets().startswith(begins)
 
 
+def test_an_answer_has_as_many_objects_as_are_asked_for(peer: Peer) -> None:
+    peer.say("guest-exec", path=f"{PREFIX}objects/30000")
+    assert peer.answer() == {"return": [{}] * 30000}
+
+
 def test_a_late_answer_has_another_number(peer: Peer) -> None:
     began = time.monotonic()
     peer.play("late")

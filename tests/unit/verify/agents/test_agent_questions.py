@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from testbed.errors import InstrumentError
-from testbed.payload.attacks.hostile_agent import PREFIX, TRUE
+from testbed.payload.attacks.hostile_agent import OBJECTS, PREFIX, TRUE
 from testbed.verify.agents import questions
 from testbed.verify.agents.answers import Pings
-from testbed.verify.agents.questions import HostileAgent, pinged
+from testbed.verify.agents.questions import HostileAgent, pinged, silent
 
 GUEST: Any = SimpleNamespace(domain="red.first", label="red/first", console="/console", node="node", name="f")
 
@@ -23,6 +23,7 @@ class Node:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
+        self.paths: list[str] = []
         self.hypervisor = SimpleNamespace(wait_for_agent=lambda *_: None)
         self.console: list[str] = []
 
@@ -30,6 +31,7 @@ class Node:
         path = str(arguments.get("path", ""))
         chosen = path.removeprefix(PREFIX).partition("/")[0]
         self.asked.append((command, chosen))
+        self.paths.append(path)
         for done in (chosen, "host-name" if command == "guest-get-host-name" else "guest-sync"):
             self.console += [f"<heard {done}>", f"<done {done}>"]
         if chosen in ("right", "next"):
@@ -111,3 +113,26 @@ def test_other_guests_are_pinged_until_the_block_ends(monkeypatch: pytest.Monkey
         silent.set()
         assert enough.wait(5)
     assert pings.faults(Pings()) == ["red/first does not answer meanwhile: gone"]
+
+
+def test_the_agent_is_asked_for_enough_objects_and_must_have_given_them() -> None:
+    node = Node()
+    agent, recorded = _agent(node)
+    agent.fill(10 * OBJECTS + 1)
+    assert node.paths == [f"{PREFIX}objects/11"]
+    assert [args[2] for args in recorded] == ["objects"]
+
+
+def test_agents_have_time_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(questions, "_LOOK", 0.001)
+    tries = iter([False, False, True])
+
+    def agent(name: str, *_: object) -> dict[str, Any]:
+        if not next(tries, False):
+            raise InstrumentError(f"the guest agent of {name} does not answer", fact="gone", remedy="-")
+        return {}
+
+    fleet: Any = SimpleNamespace(lab=SimpleNamespace(nodes={"node": SimpleNamespace(agent=agent)}))
+    assert silent(fleet, (GUEST,)) == []
+    monkeypatch.setattr(questions, "_AGAIN", 0.0)
+    assert silent(fleet, (GUEST,)) == ["red/first does not answer: gone"]
