@@ -62,6 +62,7 @@ def test_channels_are_declared(fleet: Fleet, node: MachineView) -> None:
     applies=needs_guest,
     breaches=(
         agent_breaches.TEXT_IN_LOG,
+        agent_breaches.TEXT_IN_JOURNAL,
         agent_breaches.NO_ESCAPING,
         agent_breaches.NO_BOUND,
         agent_breaches.NO_TIMEOUT,

@@ -31,7 +31,11 @@ TEXT_IN_LOG = unit_breach(
     ("/bin/sh", "-c", f"exec journalctl -f -n 0 -o cat -u libvirtd > {_LOG}"),
     f"rm -f {_LOG}",
 )
-
+TEXT_IN_JOURNAL = unit_breach(
+    "a program writes what agents answer to the journal, line by line",
+    ("/bin/sh", "-c", "journalctl -f -n 0 -o cat -u libvirtd | systemd-cat"),
+    "true",
+)
 NO_LIMIT = shell_breach(
     "libvirtd may use all memory of its node",
     opens=lambda _: f"systemctl set-property --runtime {UNIT} MemoryMax=infinity",
