@@ -110,17 +110,21 @@ def test_the_memory_of_libvirtd_is_bounded(fleet: Fleet) -> None:
     node, place = fleet.machines[name], fleet.lab.nodes[name]
     own = fleet.topology.guests_on(name)[0]
     stranger = Throwaway.beside(fleet, own, own.nics[0].address)
+
+    def restore() -> None:
+        daemon_memory.recover(node)
+        place.reconnect()
+        for tenant in sorted({guest.tenant for guest in fleet.topology.guests_on(name) if guest.volumes}):
+            place.define_key(tenant)
+
     with judging(f"libvirtd of {name}"), stranger.present(fleet):
         agent = HostileAgent(fleet, stranger)
         agent.start()
         before = daemon_memory.look(node)
         daemon_memory.require_room(node, before)
-        try:
+        with fleet.leavings.made(f"libvirtd of {name} without the keys of volumes", restore):
             agent.fill(MEMORY + daemon_memory.BEYOND)
             after = daemon_memory.settled(node, before)
-        finally:
-            daemon_memory.recover(node)
-            place.reconnect()
         faults = daemon_memory.faults(f"libvirtd of {name}", before, after)
         faults += silent(fleet, fleet.topology.guests)
     assert not faults, f"{len(faults)} faults: {'; '.join(faults[:_SHOWN])}"
