@@ -31,6 +31,7 @@ RestartSec=1
 LIMITS = {"memory.max": MEMORY, "memory.swap.max": 0, "pids.max": TASKS}
 CONTROL = "/run/systemd/system.control"  # of `systemctl set-property --runtime`
 # Every place in which systemd.unit(5) finds the unit or an addition to it before Debian's.
+_OWN = f"/etc/systemd/system/{UNIT}"
 _PLACES = tuple(
     f"{folder}/{UNIT}"
     for folder in ("/etc/systemd/system", "/etc/systemd/system.control", "/run/systemd/system", CONTROL)
@@ -52,10 +53,13 @@ LIMIT = (
     f"echo $pid > {GROUP}/cgroup.procs; "
     f"{'; '.join(f'echo {value} > {GROUP}/{name}' for name, value in LIMITS.items())}; }}; true"
 )
+# A file that is right stays: one that was written again counts as another (docs/decisions/0036).
 _REPAIR = (
-    f"rm -rf {' '.join(f'{place} {place}.d' for place in _PLACES)}; rmdir {CONTROL} 2>/dev/null; "
-    f"mkdir -p {UNIT_FILE.rpartition('/')[0]} && "
-    f"printf %s {shlex.quote(UNIT_TEXT)} > {UNIT_FILE} && systemctl daemon-reload && {{ {LIMIT}; }}"
+    f"rm -rf {' '.join(f'{place} {place}.d' for place in _PLACES if place != _OWN)} {_OWN}; "
+    f"rmdir {CONTROL} 2>/dev/null; mkdir -p {_OWN}.d; "
+    f'for file in {_OWN}.d/*; do [ "$file" = {UNIT_FILE} ] && [ ! -L "$file" ] || rm -rf "$file"; done; '
+    f'text={shlex.quote(UNIT_TEXT)}; printf %s "$text" | cmp -s - {UNIT_FILE} || '
+    f'printf %s "$text" > {UNIT_FILE} && systemctl daemon-reload && {{ {LIMIT}; }}'
 )
 
 

@@ -99,6 +99,26 @@ def test_a_daemon_that_does_not_run_is_seen_and_needs_no_repair_of_its_group(mac
     assert (machine / GROUP.lstrip("/") / "memory.max").read_text() == "max\n"
 
 
+@pytest.mark.parametrize(("text", "stays"), [(UNIT_TEXT, True), ("[Service]\n", False), ("", False)])
+def test_the_repair_leaves_the_addition_alone_if_it_is_right(tmp_path: Path, text: str, stays: bool) -> None:
+    lab = lab_of("one-node")
+    (item,) = [found for found in settings(lab, lab.nodes[0]) if found.name == "libvirt-limits"]
+    own, control = tmp_path / UNIT_FILE.lstrip("/"), tmp_path / CONTROL.lstrip("/")
+    foreign = control / "libvirtd.service.d/50-MemoryMax.conf"
+    for file in (foreign, own.with_name("other.conf"), *([own] if text else [])):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    inode = own.stat().st_mtime_ns if text else 0
+    command = item.repair.replace("systemctl daemon-reload", "true")
+    for place in ("/etc/systemd", "/run/", "/proc/", "/sys/fs/cgroup"):
+        command = command.replace(place, f"{tmp_path}{place}")
+    subprocess.run(["/bin/sh", "-c", command], check=True)
+    assert own.read_text() == UNIT_TEXT
+    assert (own.stat().st_mtime_ns == inode) is stays
+    assert [path.name for path in own.parent.iterdir()] == [own.name]
+    assert not control.exists()
+
+
 def test_a_node_that_differs_fails_the_control_and_is_repaired_without_a_restart() -> None:
     lab = lab_of("one-node")
     (item,) = [found for found in settings(lab, lab.nodes[0]) if found.name == "libvirt-limits"]
