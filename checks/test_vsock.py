@@ -44,6 +44,8 @@ def _listens(port: int) -> str:
         shell_breach(
             "a program of the root partition listens over vsock",
             opens=lambda _: (
+                # an intruder loads it by name: no socket makes the kernel load it (ACC-10)
+                f"modprobe -a vsock vsock_loopback vsock_diag && "
                 f'systemd-run -q --collect --unit={_UNIT} python3 -c "{_LISTENER}"; '
                 f"for look in $(seq 40); do {_listens(_PORT)} && exit 0; sleep 0.5; done; exit 1"
             ),

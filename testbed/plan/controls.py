@@ -35,6 +35,7 @@ SEVERITY = {
     "NET-13": "high",
     "ACC-02": "critical",
     "ACC-05": "critical",
+    "ACC-10": "medium",
     "AUD-01": "high",
     "BND-02": "high",
     "CMP-02": "high",

@@ -33,6 +33,7 @@ ALLOWED = {
     "payload.adoption": set(),
     "payload.attacks": set(),
     "payload.images": set(),
+    "payload.kernel": {"payload.attacks"},
     "payload.residues": set(),
     "payload.inventory.base": set(),
     "payload.inventory.host": {"payload.inventory.base"},

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from testbed.model.topology import IMAGES, LOGS, Machine, Plane, Role, Topology
-from testbed.plan.host_config import daemon_limits, helper, image_import, parsers, trust
+from testbed.plan.host_config import daemon_limits, helper, image_import, kernel_modules, parsers, trust
 from testbed.plan.host_config.identity import address_sets
 from testbed.plan.host_config.nd_guard import ATTACH, GUARDS, RULES, allowed, guarded, links
 from testbed.plan.libvirt_xml.limits import SLICE, SLICE_WEIGHT, UNITS
@@ -56,7 +56,7 @@ TEXTS = (
     "/etc/systemd/system/ovs-vswitchd.service.d/* "
     "/etc/systemd/system/ovn-controller.service.d/* /etc/apparmor.d/local/abstractions/libvirt-qemu "
     f"/etc/apparmor.d/abstractions/libvirt-qemu.d/* {helper.FILES} {_CONSOLES} {_UNITS} "
-    f"{daemon_limits.FILES} "
+    f"{daemon_limits.FILES} {kernel_modules.FILES} "
     "/proc/self/mounts /sys/kernel/mm/ksm/run "
     f"/sys/class/net/br-int/flags {_IGNORED} {_TRACING} "
     f"{' '.join(f'/proc/sys/{name}' for name in KERNEL)}"
@@ -107,7 +107,9 @@ class Setting:
 def settings(topology: Topology, machine: Machine) -> tuple[Setting, ...]:
     """Return every setting of a machine."""
     identity = Setting("identity", "ACC-02 NET-08", *trust.identity(topology, machine))
-    common = (*_firewall(topology, machine), *_protection(topology, machine), *_NETWORK, *_ACCESS, identity)
+    modules = Setting("module-requests", "ACC-10", *kernel_modules.requests(TEXTS, machine.role))
+    network = (*_firewall(topology, machine), *_protection(topology, machine), *_NETWORK)
+    common = (*network, *_ACCESS, modules, identity)
     profiles = Setting("worker-profiles", "PRC-02 STO-01 STO-07", *trust.profiles(topology, machine))
     guests = (_claims(topology, machine), _records(topology, machine))
     node = (*_ROOT_PARTITION, *_neighbours(topology, machine), *guests, profiles)

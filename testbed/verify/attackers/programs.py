@@ -1,26 +1,28 @@
-"""Programs of ``payload/attacks`` that run on nodes, with the libraries that they share."""
+"""Programs of the payload that attack on machines, with the libraries that they share."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from testbed.payload import attacks
+from testbed import payload
 from testbed.verify.fleet import MachineView
 
-_FOLDER = Path(attacks.__file__).parent
+_FOLDER = Path(payload.__file__).parent
 _LIBRARIES = ("attacks.confinement", "attacks.attempts")
 
 
-def collect(machine: MachineView, program: str, request: object, timeout: float = 120) -> Any:  # noqa: ANN401 - JSON
+def collect(
+    machine: MachineView, program: str, request: object, timeout: float = 120, package: str = "attacks"
+) -> Any:  # noqa: ANN401 - JSON
     """Run a program and return the answer of its function ``collect``.
 
     Args:
-        program: name of a module of `testbed.payload.attacks`.
+        program: name of a module of that package of `testbed.payload`.
         timeout: seconds.
 
     Raises:
         InstrumentError: see `MachineView.python`.
     """
-    text = (_FOLDER / f"{program}.py").read_text()
+    text = (_FOLDER / package / f"{program}.py").read_text()
     return machine.python(text, request, timeout, function="collect", libraries=_LIBRARIES)

@@ -44,6 +44,9 @@ def _mounts() -> list[str]:
 
 SOURCES: Mapping[str, Callable[[], list[str]]] = {
     "Kernel of every machine": lambda: _lines("base/files/sysctl.conf"),
+    "Modules that accounts can ask for": lambda: (
+        _lines("base/files/modprobe.conf") + _lines("switch/files/modprobe.conf")
+    ),
     "QEMU under libvirt": lambda: _lines("hypervisor/files/qemu.conf"),
     "AppArmor rules that all workers share": lambda: _lines("hypervisor/files/libvirt-qemu"),
     "AppArmor rules of virtlogd": lambda: _inner("hypervisor/files/virtlogd.apparmor"),

@@ -197,7 +197,14 @@ def test_listeners_of_vsock_are_asked_for_where_the_kernel_has_them(
     monkeypatch: pytest.MonkeyPatch, protocols: str, listeners: list[str]
 ) -> None:
     monkeypatch.setattr(links, "read", lambda _: protocols)
-    monkeypatch.setattr(programs, "run", lambda _: "v_str LISTEN 0 3:22 *:*\n")
+    asked: list[str] = []
+
+    def run(argv: list[str], **_: object) -> str:
+        asked.append(argv[0])
+        return "v_str LISTEN 0 3:22 *:*\n" if argv[0] == "ss" else ""
+
+    monkeypatch.setattr(programs, "run", run)
     records = Records()
     links._vsock(records, "first")
     assert [key for _, key, _ in records.lines] == listeners
+    assert asked == (["modprobe", "ss"] if listeners else [])
