@@ -207,6 +207,7 @@ def test_3_every_check_passes_and_a_part_of_them_is_proven(environment: dict[str
         "PRC-05",
         "PRC-06",
         "BND-01",
+        "DOS-01",
         "DOS-02",
         "DOS-03",
         "DOS-04",
