@@ -8,7 +8,7 @@ from testbed.verify.check import Breach
 
 _PER_SECOND = 1  # operation, or byte, of a disk whose writes are held
 _LOSS = "loss 30%"
-_DAEMON = "$(systemctl show -p MainPID --value libvirtd)"
+_DAEMON = "pid=$(systemctl show -p MainPID --value libvirtd)"  # 0 if it does not run
 
 
 def _tap(context: BreachContext) -> str:
@@ -47,7 +47,7 @@ HELD_WRITES = Breach(
 )
 HELD_API = shell_breach(
     "libvirt's API is held",
-    opens=lambda _: f"kill -STOP {_DAEMON}",
-    closes=lambda _: f"kill -CONT {_DAEMON}",
-    shows=lambda _: f"grep -q '^State:.T' /proc/{_DAEMON}/status",
+    opens=lambda _: f'{_DAEMON}; [ "$pid" -gt 0 ] && kill -STOP "$pid"',
+    closes=lambda _: f'{_DAEMON}; [ "$pid" = 0 ] || kill -CONT "$pid"',
+    shows=lambda _: f"{_DAEMON}; grep -q '^State:.T' /proc/$pid/status",
 )

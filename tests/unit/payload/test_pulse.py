@@ -114,17 +114,18 @@ def test_a_worker_without_threads_of_processors_did_not_run(
 def test_threads_that_run_a_processor_are_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tap: socket.socket
 ) -> None:
-    over = threading.Event()
+    over, named = threading.Event(), threading.Event()
 
     def run() -> None:
         Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("CPU 0/KVM")
+        named.set()
         while not over.wait(0.001):
             pass
 
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        time.sleep(0.05)
+        assert named.wait(30)
         found = collected(tmp_path, monkeypatch, beats=3)["guests"]["red.web"]
     finally:
         over.set()
