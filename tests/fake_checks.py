@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from testbed.model.resolve import resolve
 from testbed.report.result import Run, exit_code, to_json
 from testbed.topology_file.loader import read
 from testbed.verify.evidence import Evidence
+from testbed.verify.interruptions import Interruptions
 from testbed.verify.runner.plugin import Checks, run_checks
 from testbed.verify.runner.proof_cache import ProofCache, Proving
 
@@ -47,6 +48,7 @@ class FakeFleet:
     lab: Any
     phases: int = 0
     focus: str = ""
+    interruptions: Interruptions = field(default_factory=Interruptions)
 
     def new_phase(self, focus: str = "") -> None:
         self.phases += 1

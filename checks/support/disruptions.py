@@ -169,7 +169,10 @@ def node_reboot(fleet: Fleet) -> DisruptionResult:
         node.reconnect()
         converge_place(fleet.lab.desired, node, lambda _: None)
 
-    with fleet.leavings.made(f"{name}, which was rebooted without its guests", repair):
+    with (
+        fleet.interruptions.during("the node reboots", name),
+        fleet.leavings.made(f"{name}, which was rebooted without its guests", repair),
+    ):
         return _besieged(others, _attacks(others), lambda _: _reboot(fleet.machines[name]))
 
 

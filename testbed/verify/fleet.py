@@ -23,6 +23,7 @@ from testbed.untrusted import bounded_json
 from testbed.verify.cleanup import Leavings
 from testbed.verify.evidence import Evidence
 from testbed.verify.guest_agent import Files, run_in_guest
+from testbed.verify.interruptions import Interruptions
 
 ADMINISTRATOR = USER  # the account of machines that the administrator logs in with
 _Value = TypeVar("_Value")
@@ -153,6 +154,7 @@ class Fleet:
             the cell's text.
         focus: id of the one check that this phase is about; empty if it is about all.
         leavings: things that checks have created on the lab and must remove; all views of a lab share it.
+        interruptions: times in which no heartbeat counts; all views of a lab share them.
     """
 
     lab: Lab
@@ -164,6 +166,7 @@ class Fleet:
     reach: dict[str, dict[str, object]] = field(default_factory=dict)
     focus: str = ""
     leavings: Leavings = field(default_factory=Leavings)
+    interruptions: Interruptions = field(default_factory=Interruptions)
 
     @classmethod
     def of(cls, lab: Lab, evidence: Evidence) -> Fleet:

@@ -76,7 +76,7 @@ ALLOWED = {
     "verify.storage": VERIFY | {"verify.devices"},
     "verify.processor": VERIFY,
     "verify.openflow": VERIFY | {"verify.witnesses"},
-    "verify.runner": VERIFY | {"data_files", "engine", "report", "verify.probe"},
+    "verify.runner": VERIFY | {"data_files", "engine", "report", "verify.heartbeats", "verify.probe"},
     "cli.output": BASE | {"engine.place", "report"},
     "cli.invocation": CLI | {"cli.output", "verify.runner"},
     "cli.machines": CLI | {"cli.output", "verify"},

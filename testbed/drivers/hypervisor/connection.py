@@ -244,6 +244,16 @@ class Hypervisor:
                 continue
         return result
 
+    def count(self) -> int:
+        """Return how many domains run; the least that libvirt can be asked for.
+
+        Raises:
+            InstrumentError: it does not answer.
+
+        """
+        with _said("cannot count domains", InstrumentError):
+            return int(self._connection.numOfDomains())
+
     def owned(self, lab: str) -> Iterator[tuple[Domain, str, dict[str, object]]]:
         """Yield the domains with a lab's mark, each with its resource's name and properties."""
         for domain in self.domains():

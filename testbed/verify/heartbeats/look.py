@@ -78,8 +78,11 @@ def withheld(found: Management, guests: Sequence[Guest]) -> list[str]:
     return [f"libvirt does not list {guest.label}" for guest in guests if guest.domain not in found.domains]
 
 
-def faults(fleet: Fleet, machine: MachineView, guests: Sequence[Guest]) -> list[str]:
+def faults(fleet: Fleet, machine: MachineView, guests: Sequence[Guest], beats: int = BEATS) -> list[str]:
     """Return what quiet guests of a node do not do, or its management.
+
+    Args:
+        beats: questions on each interface.
 
     Raises:
         InstrumentError: it cannot be asked.
@@ -88,7 +91,7 @@ def faults(fleet: Fleet, machine: MachineView, guests: Sequence[Guest]) -> list[
     if found := withheld(management(machine), guests):
         return found  # without libvirt, no guest can be asked
     with ThreadPoolExecutor(max_workers=1 + len(guests)) as pool:
-        beating = pool.submit(_pulse, machine, guests)
+        beating = pool.submit(_pulse, machine, guests, beats)
         writes = [pool.submit(_written, fleet, guest) for guest in guests]
         pulse = beating.result()
         found = lost(pulse, {guest.domain: guest.label for guest in guests})
@@ -96,8 +99,8 @@ def faults(fleet: Fleet, machine: MachineView, guests: Sequence[Guest]) -> list[
         return found or unwritten([future.result() for future in writes], pulse.stood)
 
 
-def _pulse(machine: MachineView, guests: Sequence[Guest]) -> NodePulse:
-    asked = request(guests, BEATS, PAUSE, PATIENCE)
+def _pulse(machine: MachineView, guests: Sequence[Guest], beats: int) -> NodePulse:
+    asked = request(guests, beats, PAUSE, PATIENCE)
     return parsed(machine.python(PROGRAM.read_text(), asked, _TIMEOUT, function="collect"))
 
 

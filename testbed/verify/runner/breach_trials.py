@@ -96,9 +96,12 @@ class Prover:
         trial, trouble, left_open = Trial(breach.name, list(before)), "", ""
         case.trials.append(trial)
         try:
-            with self._journal.holding(
-                case.declared.id, case.label, breach.name, case.fleet.evidence.run
-            ) as entry:
+            with (
+                case.fleet.interruptions.during("breaches"),
+                self._journal.holding(
+                    case.declared.id, case.label, breach.name, case.fleet.evidence.run
+                ) as entry,
+            ):
                 try:
                     red = self._opened(case, breach, trial)
                 finally:

@@ -29,6 +29,7 @@ from testbed.report.result import Run, to_json
 from testbed.verify.drift import DriftWatch
 from testbed.verify.evidence import Evidence
 from testbed.verify.fleet import Fleet
+from testbed.verify.heartbeats.watch import HeartWatch
 from testbed.verify.machine_reference import BEGINNING, END, ReferenceWatch
 from testbed.verify.probe.client import end_all, start_all
 from testbed.verify.runner import leftovers
@@ -74,19 +75,31 @@ def examine(
     _await_all(lab, trouble)
     # Phase before the cases: nothing has been sent or changed yet.
     watch, reference = DriftWatch(fleet, only), ReferenceWatch(fleet, only, whole)
+    hearts = HeartWatch(fleet, only)
+    with trouble.kept("taking the first heartbeats"):
+        hearts.begin()
     with trouble.kept("looking at the configuration before the checks"):
         watch.begin()
     with trouble.kept("reading the machines before the checks"):
         reference.look(BEGINNING)
-    plugin = _attack(fleet, _proven(lab, environment, prove, part), only, trouble, slow=slow, revive=revive)
+    try:
+        hearts.attacked()
+        plugin = _attack(
+            fleet, _proven(lab, environment, prove, part), only, trouble, slow=slow, revive=revive
+        )
+    finally:
+        with trouble.kept("taking the last heartbeats"):
+            hearts.stop()
     # Phase after the cases: every breach has been reverted, or is reported.
     trouble.items += plugin.errors
+    with trouble.kept("judging the heartbeats"):
+        hearts.judge(last_look=not plugin.interrupted)
     if not plugin.interrupted:
         with trouble.kept("looking at the configuration after the checks"):
             watch.end()
         with trouble.kept("reading the machines after the checks"):
             reference.look(END)
-    for told in reference.told:
+    for told in (*reference.told, *hearts.told):
         trouble.tell(told)
     if watch.interrupted or prove is not Proving.NOTHING:
         trouble.items += watch.trouble
@@ -101,7 +114,7 @@ def examine(
             environment,
             started.isoformat(timespec="seconds"),
             round(time.monotonic() - clock, 1),
-            (*plugin.results, *watch.results, *reference.results),
+            (*hearts.among(plugin.results), *watch.results, *reference.results),
             (*lab.retried, *plugin.revived),
             tuple(trouble.items),
             controls,

@@ -69,6 +69,7 @@ from testbed.cli.invocation.interrupts import interruptible
 from testbed.model.resolve import resolve
 from testbed.topology_file.loader import read
 from testbed.verify.evidence import Evidence
+from testbed.verify.interruptions import Interruptions
 from testbed.verify.runner.plugin import run_checks
 from testbed.verify.runner.proof_cache import ProofCache, Proving
 
@@ -81,7 +82,7 @@ class Fleet(SimpleNamespace):
     def new_phase(self, focus=""): self.focus = focus
     def separate(self): return self
 lab = SimpleNamespace(topology=topology, workspace=workspace)
-fleet = Fleet(topology=topology, lab=lab, machines=machines, focus="",
+fleet = Fleet(topology=topology, lab=lab, machines=machines, focus="", interruptions=Interruptions(),
               evidence=Evidence(workspace.runs / "a-run/evidence"))
 proven = ProofCache(state / "proven.json", state, [], Proving.EVERYTHING)
 done = run_checks(fleet, state / "checks", prove=proven, only=(), progress=lambda _: None)

@@ -283,6 +283,8 @@ def test_a_run_looks_before_and_after_its_checks(lab, tmp_path, monkeypatch) -> 
         "ReferenceWatch",
         lambda *_: SimpleNamespace(look=looks.append, results=[row], told=["node-a: judged"]),
     )
+    still = {"begin": list, "attacked": list, "stop": list, "judge": lambda **_: None, "told": []}
+    monkeypatch.setattr(runs, "HeartWatch", lambda *_: SimpleNamespace(**still, among=list))
     lab.set(KERNEL, "value", "")
     folder = runs.examine(lab, prove=Proving.NOTHING, only=(), progress=lambda _: None)
     data = json.loads((folder / "result.json").read_text())

@@ -24,6 +24,7 @@ from testbed.model.resolve import resolve
 from testbed.report.result import Run, exit_code, to_json
 from testbed.topology_file.loader import read
 from testbed.verify.evidence import Evidence
+from testbed.verify.interruptions import Interruptions
 from testbed.verify.runner.plugin import Checks, run_checks
 from testbed.verify.runner.proof_cache import ALL_CASES, Part, ProofCache, Proving, code_digest
 
@@ -180,7 +181,12 @@ def test_it(fleet):
         (root / "lab").mkdir(exist_ok=True)
         opened = SimpleNamespace(topology=topology, workspace=Workspace(root, "lab"))
         fleet: Any = SimpleNamespace(
-            topology=topology, lab=opened, evidence=evidence, new_phase=lambda *_: None, focus=""
+            topology=topology,
+            lab=opened,
+            evidence=evidence,
+            new_phase=lambda *_: None,
+            focus="",
+            interruptions=Interruptions(),
         )
         return run_checks(fleet, root / "checks", prove=proven, only=(), progress=lambda _: None)
 

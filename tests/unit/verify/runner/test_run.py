@@ -20,7 +20,7 @@ from testbed.drivers.host.run_order import new_folder, place
 from testbed.drivers.host.workspace import Workspace
 from testbed.errors import Exit, ProvisioningError, UsageError
 from testbed.model.resolve import resolve
-from testbed.report.result import content_of, exit_code
+from testbed.report.result import CheckResult, Verdict, content_of, exit_code
 from testbed.topology_file.loader import read
 from testbed.verify.runner import run
 from testbed.verify.runner.proof_cache import Proving
@@ -48,6 +48,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(run, "cache_root", lambda: tmp_path)
     monkeypatch.setattr(run, "DriftWatch", lambda *_: _Watch())
     monkeypatch.setattr(run, "ReferenceWatch", lambda *_: _Watch())
+    monkeypatch.setattr(run, "HeartWatch", lambda *_: _Hearts())
     monkeypatch.setattr(run, "leftovers", SimpleNamespace(look=lambda _: {}, left_behind=lambda *_: []))
     return SimpleNamespace(
         topology=topology,
@@ -75,6 +76,20 @@ class _Watch:
 
     def end(self) -> None:
         pass
+
+
+class _Hearts:
+    """Heartbeats of no node."""
+
+    told = ()
+
+    def begin(self, **_: object) -> None:
+        pass
+
+    attacked = stop = judge = begin
+
+    def among(self, results: Any) -> Any:
+        return results
 
 
 def _examine(
@@ -124,6 +139,39 @@ def test_a_look_at_the_configuration_that_breaks_off_is_trouble(
     data = _examine(lab)
     assert data["trouble"] == [f"looking at the configuration {words} the checks: RuntimeError: a bug"]
     assert exit_code(data) is Exit.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("when", "told"),
+    [
+        ("begin", "taking the first heartbeats"),
+        ("stop", "taking the last heartbeats"),
+        ("judge", "judging the heartbeats"),
+    ],
+)
+def test_heartbeats_that_break_off_are_trouble(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, when: str, told: str
+) -> None:
+    monkeypatch.setattr(_Hearts, when, _bug)
+    data = _examine(lab)
+    assert data["trouble"] == [f"{told}: RuntimeError: a bug"]
+    assert exit_code(data) is Exit.INCONCLUSIVE
+
+
+def test_what_heartbeats_show_is_among_the_results(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = CheckResult(
+        id="DOS-01",
+        case="node",
+        objective="alive",
+        severity="high",
+        verdict=Verdict.FAIL,
+        reason="a guest was lost",
+        simulated=False,
+        duration_s=1.0,
+        evidence=(),
+    )
+    monkeypatch.setattr(_Hearts, "among", lambda _, results: [*results, row])
+    assert exit_code(_examine(lab)) is Exit.FAIL
 
 
 def test_progress_that_cannot_be_shown_is_trouble_of_the_run(lab: Any) -> None:
