@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import timeouts
 from testbed.errors import InstrumentError
 from testbed.model.topology import Guest
 from testbed.payload import heartbeats
@@ -21,12 +20,12 @@ PROGRAM = Path(heartbeats.__file__).parent / "pulse.py"
 BEATS, PAUSE, PATIENCE = 60, 0.1, 3.0  # of a look: questions, and seconds
 _FILE = "/var/tmp/heartbeat"  # noqa: S108 - in a guest, where it is ours alone
 _WRITE = ("/bin/sh", "-c", f"dd if=/dev/zero of={_FILE} bs=512 count=1 conv=fsync && rm {_FILE}")
-_WRITING = 6.0  # seconds in which a write ends
+_WRITING = 12.0  # seconds in which a write ends
+_STATISTICS, _DISK, _WAITING = "/proc/diskstats", "vda", 11  # column of operations in progress
 _LATER = 2.0  # seconds in which one of its operations ends, if it is only slow
 _API = 8  # seconds in which libvirt lists its domains
 _TIMED_OUT = 124  # status of timeout(1)
 _TIMEOUT = 90.0
-_PING = int(timeouts.GUEST_PING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +103,19 @@ def _pulse(machine: MachineView, guests: Sequence[Guest], beats: int) -> NodePul
     return parsed(machine.python(PROGRAM.read_text(), asked, _TIMEOUT, function="collect"))
 
 
+def _in_progress(fleet: Fleet, guest: Guest) -> bool:
+    """Return whether a guest waits for its root disk; a busy one may not have begun to write.
+
+    Raises:
+        InstrumentError: its agent does not answer: it does not run.
+    """
+    text = (fleet.files_of(guest).read(_STATISTICS) or b"").decode("ascii", "replace")
+    rows = [line.split() for line in text.splitlines()]
+    return any(
+        len(row) > _WAITING and row[2] == _DISK and row[_WAITING].lstrip("0").isdecimal() for row in rows
+    )
+
+
 def _written(fleet: Fleet, guest: Guest) -> Written:
     """Let a guest write to its root disk, past its caches, and count what arrives at its QEMU.
 
@@ -120,13 +132,14 @@ def _written(fleet: Fleet, guest: Guest) -> Written:
         fact = error.fact
         if time.monotonic() - began < _WRITING:
             raise
-        node.agent(guest.domain, "guest-ping", {}, _PING)  # it runs: the write alone does not end
     seconds = time.monotonic() - began
     _, over = counters(fleet, guest)
-    later = over
+    later, waits = over, False
     if status is None:
+        waits = _in_progress(fleet, guest)
         time.sleep(_LATER)
+        waits = waits and _in_progress(fleet, guest)
         _, later = counters(fleet, guest)
-    found = Written(guest.label, status, fact, (before, over, later), seconds)
+    found = Written(guest.label, status, fact, (before, over, later), waits, seconds)
     fleet.evidence.record(guest.label, "guest", " ".join(_WRITE), str(found), started)
     return found

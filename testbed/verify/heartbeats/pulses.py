@@ -126,6 +126,7 @@ class Written:
         status: of the guest's program; None if it did not end in time.
         fact: why not.
         operations: of all disks before the write, when its time was over, and some seconds later.
+        waits: whether the guest had operations in progress then, at both times.
         seconds: that the write took.
     """
 
@@ -133,6 +134,7 @@ class Written:
     status: int | None
     fact: str
     operations: tuple[int, int, int]
+    waits: bool
     seconds: float
 
 
@@ -150,7 +152,7 @@ def unwritten(writes: list[Written], stood: float) -> list[str]:
         before, over, later = write.operations
         if write.status == 0 and over > before:
             continue
-        if write.status is None and over == later and stood <= STOOD:
+        if write.status is None and write.waits and over == later and stood <= STOOD:
             found.append(f"a write of {write.name} is held: none of its operations ends ({write.fact})")
         else:
             ended = f"status {write.status}" if write.status is not None else write.fact

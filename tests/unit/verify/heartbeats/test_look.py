@@ -59,9 +59,9 @@ class Fleet:
     """A fleet whose guests write at once, or do what a test says."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, writes: Any = None, step: int = 1) -> None:
-        self.topology, self.operations, self.pings = LAB, 0, 0
+        self.topology, self.operations, self.looks, self.waiting = LAB, 0, 0, "2"
         self.evidence = SimpleNamespace(record=lambda *_: None)
-        self.lab = SimpleNamespace(nodes={"node": SimpleNamespace(agent=self.agent)})
+        self.lab = SimpleNamespace(nodes={"node": None})
 
         def counters(*_: object) -> tuple[int, int]:
             self.operations += step
@@ -76,9 +76,15 @@ class Fleet:
         monkeypatch.setattr(look, "run_in_guest", run)
         monkeypatch.setattr(look, "_LATER", 0.0)
 
-    def agent(self, *_: object) -> dict[str, Any]:
-        self.pings += 1
-        return {}
+    def files_of(self, _: object) -> Any:
+        return SimpleNamespace(read=self.statistics)
+
+    def statistics(self, path: str) -> bytes:
+        assert path == "/proc/diskstats"
+        self.looks += 1
+        return (
+            f" 254 0 vdb 1 2 3 4 5 6 7 8 9 10 11\n 254 0 vda 1 2 3 4 5 6 7 8 {self.waiting} 10 11\n".encode()
+        )
 
 
 HELD = InstrumentError("takes too long", fact="no end within 6 s", remedy="-")
@@ -130,7 +136,7 @@ def test_an_agent_that_does_not_answer_is_no_held_write(monkeypatch: pytest.Monk
     fleet = Fleet(monkeypatch, writes=HELD, step=0)
     with pytest.raises(InstrumentError, match="takes too long"):
         faults(fleet, Machine())
-    assert fleet.pings == 0
+    assert fleet.looks == 0
 
 
 def test_a_write_is_held_only_by_a_guest_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +146,19 @@ def test_a_write_is_held_only_by_a_guest_that_runs(monkeypatch: pytest.MonkeyPat
     assert [text.partition(" is held")[0] for text in found] == [
         f"a write of {guest.label}" for guest in GUESTS
     ]
-    assert fleet.pings == len(GUESTS)
+    assert fleet.looks == 2 * len(GUESTS)
+
+
+@pytest.mark.parametrize("waiting", ["0", "-1", "many"])
+def test_a_guest_that_waits_for_no_disk_has_not_begun_to_write(
+    waiting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processor is busy: its node's disks are not to blame."""
+    monkeypatch.setattr(look, "_WRITING", 0.0)
+    fleet = Fleet(monkeypatch, writes=HELD, step=0)
+    fleet.waiting = waiting
+    with pytest.raises(UnseenError, match="red/web"):
+        faults(fleet, Machine())
 
 
 def test_a_write_that_goes_on_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,9 +66,9 @@ def test_an_answer_of_another_form_is_no_observation(change: dict[str, Any]) -> 
         parsed({**pulse().model_dump(), **change})
 
 
-def written(status: int | None, *operations: int) -> Written:
+def written(status: int | None, *operations: int, waits: bool = True) -> Written:
     before, over, later = operations
-    return Written("red/web", status, "no end within 6 s", (before, over, later), 6.0)
+    return Written("red/web", status, "no end within 6 s", (before, over, later), waits, 6.0)
 
 
 def test_a_write_that_arrives_is_alive() -> None:
@@ -85,10 +85,11 @@ def test_a_write_of_which_nothing_ends_is_held() -> None:
     [
         (written(None, 3, 4, 5), 0.0),
         (written(None, 3, 4, 4), STOOD + 1),
+        (written(None, 3, 3, 3, waits=False), 0.0),
         (written(1, 3, 5, 5), 0.0),
         (written(0, 3, 3, 3), 0.0),
     ],
-    ids=["slow", "the node stood still", "failed", "not counted"],
+    ids=["slow", "the node stood still", "not begun", "failed", "not counted"],
 )
 def test_a_write_that_is_slow_or_fails_is_not_seen(write: Written, stood: float) -> None:
     with pytest.raises(UnseenError, match="red/web"):
