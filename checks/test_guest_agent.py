@@ -122,7 +122,10 @@ def test_the_memory_of_libvirtd_is_bounded(fleet: Fleet) -> None:
         agent.start()
         before = daemon_memory.look(node)
         daemon_memory.require_room(node, before)
-        with fleet.leavings.made(f"libvirtd of {name} without the keys of volumes", restore):
+        with (
+            fleet.interruptions.during("libvirtd meets its limit", name),
+            fleet.leavings.made(f"libvirtd of {name} without the keys of volumes", restore),
+        ):
             agent.fill(MEMORY + daemon_memory.BEYOND)
             after = daemon_memory.settled(node, before)
         faults = daemon_memory.faults(f"libvirtd of {name}", before, after)
