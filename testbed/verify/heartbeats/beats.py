@@ -103,12 +103,22 @@ class Series:
         """Begin again after a time that does not count."""
         self._without = 0.0
 
-    def faults(self, name: str, calm: Series) -> list[str]:
+    @property
+    def calm(self) -> bool:
+        """Whether most of the beats were seen."""
+        return self.missed * 2 < self.beats
+
+    def gone(self, calm: Series) -> bool:
+        """Return whether nothing was seen for too long, compared with the calm beats, or ever."""
+        return self.gap > GAP + calm.gap or self.missed == self.beats
+
+    def rare(self, calm: Series) -> bool:
         """Return whether too many beats are missed, compared with the calm ones."""
-        allowed = SHARE + (calm.missed / calm.beats if calm.beats else 0.0)
-        if self.gap <= GAP + calm.gap and self.missed <= allowed * self.beats:
-            return []
-        return [f"{name}: {self.missed} of {self.beats} beats are missed, for up to {self.gap:.0f} s"]
+        return self.missed > (SHARE + (calm.missed / calm.beats if calm.beats else 0.0)) * self.beats
+
+    def told(self, name: str) -> str:
+        """Return in words what is missed."""
+        return f"{name}: {self.missed} of {self.beats} beats are missed, for up to {self.gap:.0f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,18 +169,25 @@ def judged(
     before, found = _counted(calm, names, ()), _counted([*calm[-1:], *run], names, breaks)
     awaited = [*_MANAGEMENT, *names.values()]
     told = _told(found)
-    rough = [name for name in awaited if before.of(name).missed or not before.of(name).beats]
+    rough = [name for name in awaited if not before.of(name).calm]
     if rough:
         return Judgement(
             Verdict.INCONCLUSIVE, f"not calm before the checks: {', '.join(rough)}", found.series
         )
     faults = [f"the worker of {name} has ended or restarted" for name in sorted(found.restarted)]
-    faults += [text for name, one in found.series.items() for text in one.faults(name, before.of(name))]
+    rare = {name for name, one in found.series.items() if one.rare(before.of(name))}
+    lost = {name for name, one in found.series.items() if one.gone(before.of(name))}
+    # A management that answers between late answers is slow; a guest whose processors do not run is not.
+    lost |= rare - {*_MANAGEMENT}
+    faults += [found.of(name).told(name) for name in sorted(lost)]
     few = [name for name in awaited if found.of(name).beats < _LEAST]
     if faults:
         return Judgement(Verdict.FAIL, f"{'; '.join(faults)} ({told})", found.series)
     if few:
         return Judgement(Verdict.INCONCLUSIVE, f"too few beats: {', '.join(few)} ({told})", found.series)
+    if rare:
+        late = "; ".join(found.of(name).told(name) for name in sorted(rare))
+        return Judgement(Verdict.INCONCLUSIVE, f"{late} ({told})", found.series)
     for what, calm_times, times in (
         ("a login", before.logins, found.logins),
         ("libvirt", before.calls, found.calls),

@@ -142,13 +142,20 @@ class HeartWatch:
         return [f"heartbeats of {row.case}: {row.verdict}: {row.reason}" for row in self.results]
 
     def _last(self, name: str, heart: _Heart) -> tuple[Verdict, str]:
-        """Return whether all guests of a node still answer and write, after the checks."""
+        """Return whether all guests of a node still answer and write, after the checks.
+
+        As a check is, it is repeated if it observes nothing.
+        """
         machine = MachineView(self._fleet.lab.host(name), self._fleet.evidence)
-        try:
-            found = look.faults(self._fleet, machine, heart.guests, _LAST)
-        except (TestbedError, UnseenError) as error:
-            return Verdict.INCONCLUSIVE, f"at the end: {error}"
-        return (Verdict.FAIL, f"at the end: {'; '.join(found)}") if found else (Verdict.PASS, "")
+        reason = ""
+        for _ in range(2):
+            try:
+                found = look.faults(self._fleet, machine, heart.guests, _LAST)
+            except (TestbedError, UnseenError) as error:
+                reason = f"at the end: {error}"
+            else:
+                return (Verdict.FAIL, f"at the end: {'; '.join(found)}") if found else (Verdict.PASS, "")
+        return Verdict.INCONCLUSIVE, reason
 
     def _beat(self, name: str) -> None:
         """Take beats of one node until the run is over."""

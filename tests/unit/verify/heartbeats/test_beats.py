@@ -107,7 +107,7 @@ def test_too_few_beats_or_a_lab_that_was_not_calm_is_inconclusive() -> None:
     found, reason = verdict(run(3))
     assert (found, "too few beats" in reason) == (Verdict.INCONCLUSIVE, True)
     assert judged([], run(30), NAMES, ()).verdict is Verdict.INCONCLUSIVE
-    rough = [reading(number * CALM, alive=number < 2) for number in range(4)]
+    rough = [reading(number * CALM, alive=number < 1) for number in range(4)]
     found = judged(rough, run(30), NAMES, ()).verdict
     assert found is Verdict.INCONCLUSIVE
 
@@ -116,6 +116,28 @@ def test_slow_management_is_inconclusive() -> None:
     found, reason = verdict([reading(item.asked, api=9.0) for item in run(30)])
     assert found is Verdict.INCONCLUSIVE
     assert "libvirt usually answers after 9.0 s" in reason
+
+
+def test_management_that_often_answers_too_late_is_inconclusive() -> None:
+    late = {f"at{number}": {"api": None} for number in range(0, 30, 3)}
+    found, reason = verdict(run(30, **late))
+    assert found is Verdict.INCONCLUSIVE
+    assert "libvirt: 10 of 30 beats are missed, for up to 15 s" in reason
+
+
+def test_a_guest_that_often_does_not_run_is_a_fail() -> None:
+    now, readings = 0, []
+    for number in range(40):
+        now += number % 4 > 0
+        readings.append(reading(20 + number * PERIOD, guests={"red.web": Life((5, 100), now + 10**6)}))
+    found, reason = verdict(readings)
+    assert found is Verdict.FAIL
+    assert "red/web: 9 of 40 beats are missed" in reason
+
+
+def test_one_late_answer_before_the_checks_is_calm_enough() -> None:
+    first = [*calm()[:2], reading(2 * CALM, api=None), reading(3 * CALM)]
+    assert judged(first, run(30), NAMES, ()).verdict is Verdict.PASS
 
 
 def test_a_fail_comes_before_what_is_slow() -> None:
