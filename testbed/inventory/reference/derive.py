@@ -93,14 +93,15 @@ def derived(origin: Origin, golden: Records, found: Records) -> dict[tuple[str, 
     """Return what should be on a machine, as far as the tool knows values.
 
     Args:
-        found: what is there; settings that the kernel brings along are only asked for if they are there.
+        found: what is there; settings that the kernel brings along are only asked for if they are there, and
+            processes too: that a service does not run is told by its unit, and programs end.
 
     """
     topology, machine = origin.topology, origin.machine
     names = [line for line in _file(origin, "testbed/hosts").decode().splitlines() if line]
     # libvirt does not run before a machine has its identity, so that its objects cannot be asked for then.
     gap = (UNREAD, "guests ")
-    before = {at: value for at, value in golden.items() if at != gap or gap in found}
+    before = {at: value for at, value in golden.items() if at in found or (at != gap and at[0] != "process")}
     return {
         **before,
         **_identity(origin),
