@@ -221,6 +221,7 @@ def test_3_every_check_passes_and_a_part_of_them_is_proven(environment: dict[str
         "DEV-03",
         "DEV-04",
         "ACC-02",
+        "ACC-03",
         "ACC-05",
         "ACC-10",
         "VMM-01",
