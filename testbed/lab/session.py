@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ from testbed.model.resolve import resolve
 from testbed.model.topology import Machine, Topology
 from testbed.plan.resources import Key, Resource, desired
 from testbed.topology_file.loader import read
+
+_SESSION_ENDS = 3.0  # seconds in which a machine has noticed that a client is gone
 
 
 @dataclass
@@ -98,6 +101,8 @@ class Lab:
                 resumed.callback(node.resume_guests)
                 node.pause_guests()
             self.log_out()
+            # What is in memory goes on later: a session would wait for its client until sshd asks for it.
+            time.sleep(_SESSION_ENDS)
             yield
 
     def log_out(self) -> None:

@@ -54,6 +54,15 @@ class Interruptions:
             with self._lock:
                 self._all[number] = Interruption(reason, place, began, self.clock())
 
+    def add(self, reason: str, began: float) -> None:
+        """Declare that the time until now does not count, on any node.
+
+        Args:
+            began: on our clock, in seconds.
+        """
+        with self._lock:
+            self._all[len(self._all)] = Interruption(reason, "", began, self.clock())
+
     def of(self, place: str) -> list[Interruption]:
         """Return the times that do not count on a node."""
         with self._lock:

@@ -88,6 +88,7 @@ class Looker:
         """
         with self.shared:
             found: Sequence[str] = ()
+            began = time.monotonic()
             with self._trouble.kept("starting guests again that are silent"):
                 found = self._revive() if self._revive else ()
             if not found:
@@ -95,6 +96,7 @@ class Looker:
                 return False
             self._trouble.tell(f"started again, since their agents were silent: {', '.join(found)}")
             self.revived += found
+            self._fleet.interruptions.add(f"{', '.join(found)} started again", began)
             self._fleet.new_phase(self._fleet.focus)
             return True
 

@@ -165,3 +165,9 @@ def test_an_interruption_lasts_until_its_block_ends_and_holds_for_its_node() -> 
         assert found.of("node-a") == [Interruption("a reboot", "node-a", 1.0)]
         assert found.of("node-b") == []
     assert found.of("node-a") == [Interruption("a reboot", "node-a", 1.0, 2.0)]
+
+
+def test_a_time_can_be_declared_afterwards() -> None:
+    found = Interruptions(clock=lambda: 9.0)
+    found.add("red/web started again", 4.0)
+    assert found.of("node-a") == [Interruption("red/web started again", "", 4.0, 9.0)]
