@@ -76,7 +76,7 @@ JUDGED: Mapping[str, str] = {
     "switch Port": "interfaces of guests and ends of tunnels, without VLANs and bonds",
     "switch Interface": "interfaces of guests and ends of tunnels, with their options",
     "link": "the golden reading, and the interfaces of the topology",
-    "process": "the golden reading, and processes of services, of workers and of our own logins",
+    "process": "the golden reading, and processes of services and of workers",
 }
 # Not judged yet, with the reason.
 NOT_JUDGED: Mapping[str, str] = {
