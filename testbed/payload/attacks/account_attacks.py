@@ -37,7 +37,10 @@ def collect(request: dict[str, object]) -> dict[str, object]:
     owners = {os.stat(f"/proc/{pid}").st_uid for pid in workers.values()}
     accounts = _chosen(pwd.getpwall(), request["range"], owners)  # type: ignore[arg-type]
     return {
-        entry.pw_name: {"uid": entry.pw_uid, "outcomes": attempts.tried(tries, partial(_become, entry))}
+        entry.pw_name: {
+            "uid": entry.pw_uid,
+            "outcomes": attempts.tried(tries, partial(attempts.become, entry)),
+        }
         for entry in accounts
     }
 
@@ -55,13 +58,6 @@ def _chosen(
             known.add(groups)
         found.append(entry)
     return found
-
-
-def _become(entry: pwd.struct_passwd) -> None:
-    """Take number and groups of an account."""
-    os.initgroups(entry.pw_name, entry.pw_gid)
-    os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
-    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
 
 
 def _attempts(request: dict[str, object], targets: dict[str, tuple[int, int]]) -> list[attempts.Attempt]:

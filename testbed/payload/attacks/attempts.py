@@ -16,6 +16,7 @@ from testbed.payload.attacks.confinement import LIBC, required
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import pwd
     from collections.abc import Callable
 
 _OCTETS = 16  # that are read of a process's memory
@@ -128,6 +129,13 @@ def _ended(child: int) -> int:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return 0
+
+
+def become(entry: pwd.struct_passwd) -> None:
+    """Take number and groups of an account."""
+    os.initgroups(entry.pw_name, entry.pw_gid)
+    os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
 
 
 def open_path(path: str, way: int) -> None:

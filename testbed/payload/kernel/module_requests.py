@@ -48,10 +48,10 @@ def collect(_: object) -> dict[str, object]:
     entry = pwd.getpwnam(_ACCOUNT)
     control = attempts.tried(
         [("a socket of TCP", _open, (socket.AF_INET, socket.SOCK_STREAM, 0)), ("root's file", _shadow, ())],
-        partial(_become, entry),
+        partial(attempts.become, entry),
     )
     asked = [(alias, _ask, (alias,)) for alias in wanted]
-    outcomes = attempts.tried(asked, partial(_become, entry))  # type: ignore[arg-type]
+    outcomes = attempts.tried(asked, partial(attempts.become, entry))  # type: ignore[arg-type]
     loaded = sorted((_modules() - before) & {*wanted.values()})
     for _round in range(2):  # some need others
         for module in loaded:
@@ -74,12 +74,6 @@ def _aliases(file: str) -> dict[str, str]:
 def _modules() -> set[str]:
     with open("/proc/modules", encoding="utf-8") as lines:
         return {line.split(" ", 1)[0] for line in lines}
-
-
-def _become(entry: pwd.struct_passwd) -> None:
-    os.setgroups([])
-    os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
-    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
 
 
 def _shadow() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from testbed.payload.attacks import account_attacks, worker_network
-from testbed.payload.attacks.attempts import copy_memory, memory, outcome, tried
+from testbed.payload.attacks.attempts import become, copy_memory, memory, outcome, tried
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_another_account_does_not_reach_memory_of_root() -> None:
     address = memory(os.getpid())
     attempts = [("copy", copy_memory, (os.getpid(), address))]
     nobody = pwd.getpwnam("nobody")
-    denied = tried(attempts, partial(account_attacks._become, nobody))  # type: ignore[arg-type]
+    denied = tried(attempts, partial(become, nobody))  # type: ignore[arg-type]
     assert denied == {"copy": errno.errorcode[errno.EPERM]}
-    allowed = tried(attempts, partial(account_attacks._become, pwd.getpwuid(0)))  # type: ignore[arg-type]
+    allowed = tried(attempts, partial(become, pwd.getpwuid(0)))  # type: ignore[arg-type]
     assert allowed == {"copy": "done"}
