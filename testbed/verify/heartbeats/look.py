@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import InstrumentError
@@ -28,53 +27,39 @@ _TIMED_OUT = 124  # status of timeout(1)
 _TIMEOUT = 90.0
 
 
-@dataclass(frozen=True, slots=True)
-class Management:
-    """How soon a node's management answers.
-
-    Args:
-        login: seconds of a command over ssh.
-        domains: that libvirt lists; None if it does not answer in its time.
-        seconds: until then.
-    """
-
-    login: float
-    domains: frozenset[str] | None
-    seconds: float
-
-
 def request(guests: Sequence[Guest], beats: int, pause: float, patience: float) -> object:
     """Return the request of `testbed.payload.heartbeats.pulse` for some guests."""
     own = {guest.domain: {nic.tap: str(nic.address) for nic in guest.nics} for guest in guests}
     return {"beats": beats, "pause": pause, "patience": patience, "guests": own}
 
 
-def management(machine: MachineView) -> Management:
-    """Return how soon a node's management answers.
+def listed(machine: MachineView) -> frozenset[str] | None:
+    """Return the domains that a node's libvirt lists; None if it does not answer in its time.
 
     Raises:
         InstrumentError: the node cannot be asked, or libvirt refuses to answer.
     """
-    began = time.monotonic()
-    machine.read("true")
-    login, began = time.monotonic() - began, time.monotonic()
+    machine.read("true")  # a login works
     done = machine.run(f"timeout {_API} virsh -q list --name")
-    seconds = time.monotonic() - began
     if done.status == _TIMED_OUT:
-        return Management(login, None, seconds)
+        return None
     if done.status:
         fact = f"status {done.status}: {done.stderr[-200:].decode(errors='replace').strip()}"
         raise InstrumentError(
             f"libvirt of {machine.name} does not answer", fact=fact, remedy="run `testbed status`"
         )
-    return Management(login, frozenset(done.text.split()), seconds)
+    return frozenset(done.text.split())
 
 
-def withheld(found: Management, guests: Sequence[Guest]) -> list[str]:
-    """Return what the management of a node does not do."""
-    if found.domains is None:
+def withheld(domains: frozenset[str] | None, guests: Sequence[Guest]) -> list[str]:
+    """Return what the management of a node does not do.
+
+    Args:
+        domains: see `listed`.
+    """
+    if domains is None:
         return [f"libvirt's API does not answer within {_API} s"]
-    return [f"libvirt does not list {guest.label}" for guest in guests if guest.domain not in found.domains]
+    return [f"libvirt does not list {guest.label}" for guest in guests if guest.domain not in domains]
 
 
 def faults(fleet: Fleet, machine: MachineView, guests: Sequence[Guest], beats: int = BEATS) -> list[str]:
@@ -87,7 +72,7 @@ def faults(fleet: Fleet, machine: MachineView, guests: Sequence[Guest], beats: i
         InstrumentError: it cannot be asked.
         UnseenError: too little was observed, or something is slow.
     """
-    if found := withheld(management(machine), guests):
+    if found := withheld(listed(machine), guests):
         return found  # without libvirt, no guest can be asked
     with ThreadPoolExecutor(max_workers=1 + len(guests)) as pool:
         beating = pool.submit(_pulse, machine, guests, beats)
