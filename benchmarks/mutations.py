@@ -572,7 +572,7 @@ def _environment(rng: random.Random, _: Ask) -> Drawn:
     return f"systemctl set-environment {name}={_word(rng)}", f"systemctl unset-environment {name}"
 
 
-@_kind("a probe of the kernel", "VMM-01")
+@_kind("a probe of the kernel", "VMM-03")
 def _probe(rng: random.Random, _: Ask) -> Drawn:
     folder, name = "/sys/kernel/tracing", _word(rng)
     function = rng.choice(("vfs_read", "vfs_write", "do_sys_openat2", "tcp_v4_connect"))

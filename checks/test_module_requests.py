@@ -11,6 +11,7 @@ from testbed.verify.fleet import Fleet, MachineView
 from testbed.verify.witnesses import module_requests
 
 _SHOWN = 12
+_NAMESPACES = "/proc/sys/kernel/unprivileged_userns_clone"
 
 
 @check(
@@ -31,6 +32,12 @@ _SHOWN = 12
             opens=lambda _: f"echo 1 > {DISCIPLINES}",
             closes=lambda _: f"echo 0 > {DISCIPLINES}",
             shows=lambda _: f"[ $(cat {DISCIPLINES}) = 1 ]",
+        ),
+        shell_breach(
+            "every account gets a user namespace, where it is root",
+            opens=lambda _: f"echo 1 > {_NAMESPACES}",
+            closes=lambda _: f"echo 0 > {_NAMESPACES}",
+            shows=lambda _: f"[ $(cat {_NAMESPACES}) = 1 ]",
         ),
         shell_breach(
             "a file in memory names a module for a family of sockets",

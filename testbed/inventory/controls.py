@@ -12,6 +12,7 @@ from testbed.model.topology import IMAGES, POOLS
 
 DEFAULT = "VMM-04"  # the live configuration equals the desired state
 INTEGRITY = "VMM-01"  # the software is what the image holds
+KERNEL_CODE = "kernel code"  # a domain
 # The first pattern that is found in a key decides; without one, the domain's own.
 _PLACES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "file": (
@@ -23,7 +24,8 @@ _PLACES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ),
         (r"^/(etc|run|var/lib|usr/share)/polkit|^/run/(ssh|sudo)", "ACC-02"),
         (r"^/etc/apparmor|^/var/cache/apparmor|^/var/lib/apparmor", "PRC-02"),
-        (r"^/etc/(nftables|sysctl|modprobe|modules)", "NET-09"),
+        (r"^/(etc|run)/(modprobe|modules)", f"{INTEGRITY} ACC-10"),
+        (r"^/etc/(nftables|sysctl)", "NET-09"),
         (r"^/(etc|var/lib|run)/(openvswitch|ovn)", "NET-08"),
         (r"^/(etc|run|var/lib)/(ipsec|swanctl|strongswan|charon)", "NET-08"),
         (r"^/(etc|run|var/lib|var/run)/libvirt/", "ACC-05"),
@@ -53,8 +55,9 @@ _PLACES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "kernel": (
         (r"/mm/ksm", "CMP-02"),
         (r"vulnerabilities", "SCH-02"),
-        (r"command line|lockdown|kernel$|probes|tracer|filter|binfmt_misc", INTEGRITY),
+        (r"command line|binfmt_misc", INTEGRITY),
     ),
+    KERNEL_CODE: ((r"^bpf at /machine\.slice", "PRC-04"),),
     "mount": ((re.escape(IMAGES), "STO-07"), (re.escape(POOLS), "STO-01"), (r"^mnt of machine", "PRC-01")),
     "process": ((r"^/machine\.slice", "PRC-01"), (r"^\S*/(ovs|ovn)", "NET-01"), (r"^\S*auditd", "AUD-01")),
     "control group": ((r"machine\.slice", "DOS-02"),),
@@ -104,6 +107,7 @@ _DOMAINS: Mapping[str, str] = {
     "image": INTEGRITY,
     "image file": INTEGRITY,
     "kernel": DEFAULT,
+    KERNEL_CODE: "VMM-03",
     "kernel key": INTEGRITY,
     "kernel report": INTEGRITY,
     "kernel thread": INTEGRITY,

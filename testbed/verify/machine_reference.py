@@ -37,6 +37,7 @@ from testbed.verify.inventory import selects
 
 BEGINNING, END = "at the beginning", "at the end"  # of a run
 FILES = ("files",)  # collectors that VMM-01 needs
+CODE = ("code",)  # and those that VMM-03 needs
 SURFACE_COLLECTORS = ("files", "network", "processes")  # and those that PRO-01 needs
 OBJECTIVE = "Nothing is on the machine but its image, its identity and what the topology asks for"
 _SHOWN = 6
@@ -178,6 +179,15 @@ def state(fleet: Fleet, name: str) -> MachineState:
     only = FILES if fleet.focus == INTEGRITY else SURFACE_COLLECTORS
     return fleet.observe_once(
         _title(name), lambda: _recorded(fleet, name, look(fleet.lab, machine, Scope.PROGRAMS, only))
+    )
+
+
+def kernel_code(fleet: Fleet, name: str) -> MachineState:
+    """Return how the code in a machine's kernel differs from its reference in this phase."""
+    machine = fleet.topology.machine(name)
+    return fleet.observe_once(
+        f"kernel code of {name}",
+        lambda: _recorded(fleet, name, look(fleet.lab, machine, Scope.CODE, CODE)),
     )
 
 

@@ -225,6 +225,7 @@ def test_3_every_check_passes_and_a_part_of_them_is_proven(environment: dict[str
         "ACC-05",
         "ACC-10",
         "VMM-01",
+        "VMM-03",
         "VMM-04",
         "PRO-01",
     }

@@ -16,6 +16,8 @@ MODULES = (
     "host.namespaces",
     "host.files",
     "host.kernel",
+    "host.bpf",
+    "host.kernel_code",
     "host.bus",
     "host.manager",
     "host.units",

@@ -18,6 +18,7 @@ JUDGED: Mapping[str, str] = {
     "access file": "the golden reading, and names of the machine",
     "authority": "the golden reading",
     "kernel": "the golden reading",
+    "kernel code": "the golden reading, and what the manager and libvirt load for services and guests",
     "kernel key": "the golden reading",
     "kernel report": "the golden reading, and a known report at the first tunnelled frame",
     "module": "the golden reading, and modules that services load",

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from testbed.inventory.allowed import Allowed
 from testbed.inventory.compare import Comparison, Finding, compare, domains_of
-from testbed.inventory.controls import INTEGRITY
+from testbed.inventory.controls import INTEGRITY, KERNEL_CODE
 from testbed.inventory.records import UNREAD, Inventory, Records
 from testbed.inventory.reference.derive import Origin, derived, in_memory, normal, unchanged
 from testbed.inventory.reference.domains import judged
@@ -24,6 +24,7 @@ class Scope(StrEnum):
     """How much of a machine is judged."""
 
     WHOLE = "everything in judged domains"
+    CODE = "code in the kernel"
     PROGRAMS = "programs and what starts them"
     REBOOTED = "programs on disk and what starts them, since the machine has booted"
 
@@ -61,10 +62,11 @@ def judge(
         origin: the machine, its lab and the identity that was handed over.
         found: what is on it.
         golden: what was on it when its memory was saved.
-        scope: how much is judged; less if the machine has booted since it started from saved memory.
+        scope: how much is judged; less of its files if the machine has booted since it started from saved
+            memory. Code in the kernel is the same after a boot.
 
     """
-    scope = scope if AWAKE in found.records else Scope.REBOOTED
+    scope = scope if scope is Scope.CODE or AWAKE in found.records else Scope.REBOOTED
     skipped = Counter(domain for domain, _ in found.records if not _counts(domain, scope))
     seen, before = _judged(found, scope), _judged(golden, scope)
     is_ = normal(unchanged(seen.records, golden.records))
@@ -80,12 +82,14 @@ def judge(
 
 
 def _counts(domain: str, scope: Scope) -> bool:
-    return judged(domain) if scope is Scope.WHOLE else domain in ("file", "image")
+    if scope is Scope.WHOLE:
+        return judged(domain)
+    return domain in (("image", KERNEL_CODE) if scope is Scope.CODE else ("image", "file"))
 
 
 def _matters(finding: Finding, scope: Scope) -> bool:
     """Return whether a finding is in scope: what breaches and boots leave behind is elsewhere."""
-    if scope is Scope.WHOLE:
+    if scope in (Scope.WHOLE, Scope.CODE):
         return True
     return INTEGRITY in finding.controls and not (scope is Scope.REBOOTED and in_memory(finding.key))
 

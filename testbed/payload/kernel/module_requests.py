@@ -2,7 +2,8 @@
 
 It runs as root on machines. The kernel names what it has modules for in its own list of aliases; a child that
 is the account "nobody" asks for each family and protocol of sockets, each service of netlink and each line
-discipline of terminals. Modules that were loaded are removed again.
+discipline of terminals; and it asks for each kind of interface in a namespace of its own, where it would be
+root (user_namespaces(7)). Modules that were loaded are removed again.
 """
 
 from __future__ import annotations
@@ -17,17 +18,21 @@ import struct
 from functools import partial
 
 from testbed.payload.attacks import attempts
+from testbed.payload.attacks.confinement import LIBC, required
 
 _ALIAS = re.compile(
     r"alias (net-pf-(\d+)(?:-proto-(\d+))?(?:-(?:type|family)-(\S+))?|tty-ldisc-(\d+)) (\S+)\s*"
 )
-_ALIASES = 400  # that are asked for, at most
+_LINK = re.compile(r"alias rtnl-link-(\S+) (\S+)\s*")
+_ALIASES = 400  # of each of the two that are asked for, at most
 _ACCOUNT = "nobody"
 _SETD = 0x5423  # TIOCSETD, asm-generic/ioctls.h
 _GENERIC, _DIAGNOSIS = 16, 4  # NETLINK_GENERIC and NETLINK_SOCK_DIAG, linux/netlink.h
 _REQUEST, _DUMP = 0x1, 0x301  # NLM_F_REQUEST, and with NLM_F_DUMP (linux/netlink.h)
 _CONTROLLER, _GET_FAMILY, _FAMILY_NAME = 16, 3, 2  # linux/genetlink.h
 _BY_FAMILY = 20  # SOCK_DIAG_BY_FAMILY, linux/sock_diag.h
+_NEW_LINK, _CREATE, _INFO, _KIND = 16, 0x405, 18, 1  # RTM_NEWLINK, linux/rtnetlink.h and linux/if_link.h
+_NAMESPACES = 0x10000000 | 0x40000000  # CLONE_NEWUSER and CLONE_NEWNET, linux/sched.h
 _INET = 6  # IPPROTO_TCP, which is built in
 _DIAGNOSED = 56  # octets of the longest request for sockets (struct inet_diag_req_v2, linux/inet_diag.h)
 _PROTOCOL = 3  # INET_DIAG_REQ_PROTOCOL, an attribute for numbers that an octet does not hold
@@ -43,7 +48,8 @@ def collect(_: object) -> dict[str, object]:
         account.
     """
     before = _modules()
-    listed = _aliases(f"/lib/modules/{os.uname().release}/modules.alias")
+    file = f"/lib/modules/{os.uname().release}/modules.alias"
+    listed, kinds = _aliases(file, _ALIAS), _aliases(file, _LINK)
     wanted = {alias: module for alias, module in listed.items() if module not in before}
     entry = pwd.getpwnam(_ACCOUNT)
     control = attempts.tried(
@@ -51,8 +57,9 @@ def collect(_: object) -> dict[str, object]:
         partial(attempts.become, entry),
     )
     asked = [(alias, _ask, (alias,)) for alias in wanted]
+    asked.append(("interfaces in a namespace", _links, (list(kinds),)))  # type: ignore[arg-type]
     outcomes = attempts.tried(asked, partial(attempts.become, entry))  # type: ignore[arg-type]
-    loaded = sorted((_modules() - before) & {*wanted.values()})
+    loaded = sorted((_modules() - before) & {*wanted.values(), *kinds.values()})
     for _round in range(2):  # some need others
         for module in loaded:
             if module in _modules():
@@ -60,14 +67,14 @@ def collect(_: object) -> dict[str, object]:
     return {"outcomes": outcomes, "loaded": loaded, "control": control}
 
 
-def _aliases(file: str) -> dict[str, str]:
-    """Return the module of each alias that an account can ask for."""
+def _aliases(file: str, pattern: re.Pattern[str]) -> dict[str, str]:
+    """Return the module of each alias that matches."""
     found: dict[str, str] = {}
     with open(file, encoding="utf-8") as lines:
         for line in lines:
-            named = _ALIAS.fullmatch(line)
+            named = pattern.fullmatch(line)
             if named and len(found) < _ALIASES:
-                found[named[1]] = named[6].replace("-", "_")
+                found[named[1]] = named[pattern.groups].replace("-", "_")
     return found
 
 
@@ -129,6 +136,20 @@ def _diagnosis(family: int, protocol: int) -> None:
     payload = struct.pack("BB", family, min(protocol, 255)).ljust(_DIAGNOSED, b"\0")
     attribute = struct.pack("HHI", 8, _PROTOCOL, protocol) if protocol > 255 else b""
     _send(_DIAGNOSIS, _BY_FAMILY, _DUMP, payload + attribute)
+
+
+def _links(kinds: list[str]) -> None:
+    """Ask for interfaces of all kinds, in a network of the account's own.
+
+    Raises:
+        OSError: the account gets no namespaces.
+    """
+    required(LIBC.unshare(_NAMESPACES))
+    for kind in kinds:
+        text = kind.encode()
+        told = struct.pack("HH", 4 + len(text), _KIND) + text + bytes(-len(text) % 4)
+        request = struct.pack("BxHiII", 0, 0, 0, 0, 0) + struct.pack("HH", 4 + len(told), _INFO) + told
+        attempts.outcome(_send, socket.NETLINK_ROUTE, _NEW_LINK, _CREATE, request)
 
 
 def _send(protocol: int, kind: int, flags: int, payload: bytes) -> None:

@@ -40,6 +40,8 @@ _MISTRANSLATED = ("cx16",)
 # A busy emulator reads clocks late; the kernel's watchdog then replaces the TSC by a clock that traps on each
 # read.
 _CLOCK = ("tsc=nowatchdog",)
+# The kernel takes no unsigned module, and root cannot write to its memory (VMM-03; kernel_lockdown(7)).
+_LOCKED = ("lockdown=integrity",)
 _NODE = (
     "apparmor=1 security=apparmor audit=1",
     f"testbed.mount=/dev/vdb:{IMAGES}:ro,nodev,nosuid,noexec",
@@ -252,9 +254,8 @@ def _machine(
     interfaces: Sequence[ET.Element],
 ) -> ET.Element:  # fmt: skip
     """Add a machine's kernel and hardware to a domain; return its devices."""
-    add_boot(
-        root, files.kernel, files.initrd, (*words, *_CLOCK, *(_NODE if hardware.role is Role.NODE else ()))
-    )
+    own = _NODE if hardware.role is Role.NODE else ()
+    add_boot(root, files.kernel, files.initrd, (*words, *_CLOCK, *_LOCKED, *own))
     features = sub(root, "features")
     sub(features, "acpi")
     if environment.outer is Accelerator.KVM:

@@ -10,6 +10,7 @@ from testbed.hosts.rules import UnseenError
 
 _Word = Annotated[str, Field(max_length=120)]
 _CONTROL = {"a socket of TCP": "done", "root's file": "EACCES"}  # so the child was an ordinary account
+_NAMESPACE = "interfaces in a namespace"  # one of the requests
 _LEAST = 10  # requests; the kernel of the images has modules for some fifty
 
 
@@ -34,6 +35,6 @@ def loaded(answer: object) -> list[str]:
         raise UnseenError(f"requests for modules: {error.error_count()} mistakes in the answer") from error
     if found.control != _CONTROL:
         raise UnseenError(f"the account that asks is no ordinary one: {found.control}")
-    if len(found.outcomes) < _LEAST:
+    if len(found.outcomes) < _LEAST or _NAMESPACE not in found.outcomes:
         raise UnseenError(f"only {len(found.outcomes)} requests for modules were made")
     return found.loaded

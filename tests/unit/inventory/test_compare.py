@@ -20,7 +20,7 @@ from testbed.plan.controls import SEVERITY
 
 ROOT = Path(__file__).parents[3]
 PAYLOAD = ROOT / "testbed/payload/inventory"
-CONTROLS = {*SEVERITY, "VMM-01", "ACC-10", "PRO-01", "BND-01", "XPL-01", "SCH-02"}
+CONTROLS = {*SEVERITY, "VMM-01", "VMM-03", "ACC-10", "PRO-01", "BND-01", "XPL-01", "SCH-02"}
 # A key that no line of the list may cover, for each domain: a stranger that runs, is trusted or listens.
 STRANGERS = {
     "file": [
@@ -319,6 +319,8 @@ def test_every_domain_endangers_a_control_by_an_entry_of_its_own() -> None:
         ("unit", "auditd.service", "AUD-01"),
         ("southbound Chassis", "x", "NET-08"),
         ("nft rules", "x", "NET-09"),
+        ("kernel code", "bpf lsm x", "VMM-03"),
+        ("kernel code", "bpf at /machine.slice/machine-qemu device", "PRC-04"),
         ("nothing that is known", "x", "VMM-04"),
     ],
 )

@@ -281,6 +281,8 @@ LEFT = ("file", "/var/lib/undeclared")
         (Scope.PROGRAMS, PROGRAM, True),
         (Scope.PROGRAMS, ("file", "/run/systemd/system/undeclared.service"), True),
         (Scope.PROGRAMS, LEFT, False),
+        (Scope.CODE, PROGRAM, False),
+        (Scope.CODE, ("kernel code", "bpf lsm undeclared"), True),
         (Scope.PROGRAMS, ("module", "undeclared"), False),
     ],
 )

@@ -23,6 +23,8 @@ alias net-pf-16-proto-4-type-2-6 tcp_diag
 alias tty-ldisc-18 pps-ldisc
 alias pci:v00001AF4d00001000sv*sd*bc*sc*i* virtio_pci
 alias net-pf-21x evil
+alias rtnl-link-dummy dummy
+alias rtnl-link-nlmon nl-mon
 """
 # One of each form that Linux 6.12 has.
 LISTED_BY_A_KERNEL = (
@@ -38,7 +40,10 @@ LISTED_BY_A_KERNEL = (
     "net-pf-43",
 )
 ANSWER: dict[str, Any] = {
-    "outcomes": {f"net-pf-{number}": "EAFNOSUPPORT" for number in range(20, 40)},
+    "outcomes": {
+        **{f"net-pf-{number}": "EAFNOSUPPORT" for number in range(20, 40)},
+        "interfaces in a namespace": "EPERM",
+    },
     "loaded": [],
     "control": {"a socket of TCP": "done", "root's file": "EACCES"},
 }
@@ -47,7 +52,11 @@ ANSWER: dict[str, Any] = {
 def test_the_kernel_names_what_can_be_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "modules.alias"
     file.write_text(LISTED)
-    assert program._aliases(str(file)) == {
+    assert program._aliases(str(file), program._LINK) == {
+        "dummy": "dummy",
+        "nlmon": "nl_mon",
+    }
+    assert program._aliases(str(file), program._ALIAS) == {
         "net-pf-21": "rds",
         "net-pf-2-proto-132": "sctp",
         "net-pf-2-proto-256-type-1": "smc",
@@ -90,6 +99,12 @@ def test_no_request_breaks_the_others_off(alias: str) -> None:
     assert attempts.outcome(program._ask, alias)
 
 
+def test_interfaces_are_asked_for_in_a_namespace_of_the_child() -> None:
+    before = Path("/proc/self/ns/net").readlink()
+    assert attempts.tried([("links", program._links, (["undeclared"],))]) == {"links": "done"}
+    assert Path("/proc/self/ns/net").readlink() == before
+
+
 def test_an_answer_of_the_kernel_that_is_an_error_is_raised() -> None:
     with pytest.raises(OSError, match="No such file") as raised:
         program._generic("undeclared")
@@ -109,6 +124,7 @@ def test_modules_that_were_loaded_are_the_result() -> None:
         {"control": {}},
         {"outcomes": {}},  # the child broke off
         {"outcomes": {"net-pf-21": "done"}},
+        {"outcomes": {f"net-pf-{number}": "EAFNOSUPPORT" for number in range(20, 40)}},  # no namespace
         {"loaded": "rds"},
         {"more": 1},
     ],

@@ -13,17 +13,10 @@ _SECRETS = ("tcp_fastopen_key", "stable_secret")
 _ROUTES = ("route/flush",)
 _FILES = {
     "command line": "/proc/cmdline",
-    "lockdown": "/sys/kernel/security/lockdown",
     "security modules": "/sys/kernel/security/lsm",
     "swap": "/proc/swaps",
     "version": "/proc/version",
     "huge pages": "/sys/kernel/mm/transparent_hugepage/enabled",
-    "tracer": "/sys/kernel/tracing/current_tracer",
-    "kernel probes": "/sys/kernel/tracing/kprobe_events",
-    "program probes": "/sys/kernel/tracing/uprobe_events",
-    "function filter": "/sys/kernel/tracing/set_ftrace_filter",
-    "crash kernel": "/sys/kernel/kexec_crash_loaded",
-    "new kernel": "/sys/kernel/kexec_loaded",
     "clock source": "/sys/devices/system/clocksource/clocksource0/current_clocksource",
     "integrity policy": "/sys/kernel/security/ima/policy",
     "hibernation": "/sys/power/resume",
