@@ -92,10 +92,10 @@ NOT_JUDGED: Mapping[str, str] = {
     "class": "plan compares the limits of guests' interfaces",
     "nft": "plan compares the rules and sets of the firewall with its files",
     "datapath": "limits and ports follow from the switch's database",
-    "flow": "NET-01 walks over all tables of the switch",
-    "flow meter": "NET-12 measures limits",
+    "flow": "NET-01 walks over all tables, and compares them with those of a second ovn-controller",
+    "flow meter": "NET-01 compares meters with those that a second ovn-controller makes",
     "switch": "tables that no lab has rows in",
-    "switch port": "ports follow from the switch's database",
+    "switch port": "NET-01 compares settings of ports with those of a second switch",
     "northbound": "plan compares every table, row and column",
     "southbound": "northd and the nodes write it; NET-01 walks over the flows that follow from it",
 }

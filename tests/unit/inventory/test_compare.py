@@ -20,7 +20,7 @@ from testbed.plan.controls import SEVERITY
 
 ROOT = Path(__file__).parents[3]
 PAYLOAD = ROOT / "testbed/payload/inventory"
-CONTROLS = {*SEVERITY, "VMM-01", "VMM-03", "ACC-10", "PRO-01", "BND-01", "XPL-01", "SCH-02"}
+CONTROLS = {*SEVERITY, "VMM-01", "VMM-03", "PRC-04", "ACC-10", "PRO-01", "BND-01", "XPL-01", "SCH-02"}
 # A key that no line of the list may cover, for each domain: a stranger that runs, is trusted or listens.
 STRANGERS = {
     "file": [
